@@ -1,0 +1,1 @@
+"""MM1: multimodal LLM pre-training in JAX. Imports nothing, so that `--help` is instant."""

@@ -1,0 +1,253 @@
+"""Mesh axes, the rules that map logical names to them, and the shardings of whole trees.
+
+Speaks of an *axis* where a mesh axis is meant and of a *dim* where a tensor dimension is. A
+parameter carries one logical name per dim; `AxisRules` says which mesh axes each name is split
+over. The same model runs without any mesh: `constrain` is the identity then.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mm1_jax.batch import Batch
+from mm1_jax.config import Configurable, config_class
+
+# From the least to the most communication: neighbours on the last axes are neighbours on the torus.
+MESH_AXES = ("pipeline", "data", "expert", "fsdp", "seq", "model")
+
+# One logical name (or None) per dim of an array.
+LogicalAxes = tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisRules:
+    """Logical name -> the mesh axes that it is split over; an empty tuple keeps the dim whole.
+
+    The first block names dims of activations, the second dims of parameters. Axes that a mesh lacks
+    are left out, so one table serves many meshes.
+    """
+
+    batch: tuple[str, ...] = ("data", "expert", "fsdp")
+    images: tuple[str, ...] = ("data", "expert", "fsdp")
+    sequence: tuple[str, ...] = ("seq",)
+    activation_heads: tuple[str, ...] = ("model",)
+    activation_kv_heads: tuple[str, ...] = ("model",)
+    activation_mlp: tuple[str, ...] = ("model",)
+    activation_vocab: tuple[str, ...] = ("model",)
+    activation_expert: tuple[str, ...] = ("expert",)
+    expert_batch: tuple[str, ...] = ("data", "fsdp")
+
+    layers: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ("model",)
+    embed: tuple[str, ...] = ("fsdp",)
+    mlp: tuple[str, ...] = ("model",)
+    heads: tuple[str, ...] = ("model",)
+    kv_heads: tuple[str, ...] = ("model",)
+    expert: tuple[str, ...] = ("expert",)
+
+    def spec(self, names: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+        """The partition of an array whose dims have these logical `names`.
+
+        Raises:
+            ValueError: A name without a rule, or two dims that land on one mesh axis.
+        """
+        used: dict[str, str] = {}
+        dims: list[Any] = []
+        for name in names:
+            if name is None:
+                dims.append(None)
+                continue
+            if not hasattr(self, name):
+                known = ", ".join(field.name for field in dataclasses.fields(self))
+                raise ValueError(
+                    f"no axis rule for the logical name {name!r}; the rules have {known}"
+                )
+            axes = tuple(axis for axis in getattr(self, name) if mesh.shape.get(axis, 1) > 1)
+            for axis in axes:
+                if axis in used:
+                    raise ValueError(
+                        f"logical names {used[axis]!r} and {name!r} of {tuple(names)} are both "
+                        f"split over the mesh axis {axis!r}; change the axis rules so that one of "
+                        "them is not"
+                    )
+                used[axis] = name
+            dims.append(axes[0] if len(axes) == 1 else axes or None)
+        return PartitionSpec(*dims)
+
+
+class Parallelism(Configurable):
+    """How many ways each mesh axis splits the work; makes the mesh."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # Sizes of the mesh axes; at most one is -1, "all remaining devices". Axes of size 1 are
+        # not created.
+        pipeline: int = 1
+        data: int = -1
+        expert: int = 1
+        fsdp: int = 1
+        seq: int = 1
+        model: int = 1
+        rules: AxisRules = AxisRules()
+
+    def mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh over `devices` (default: all), only with the axes that are in use.
+
+        Axis types are `Auto`: under explicit axes, the default of `jax.make_mesh`, plain maths
+        raises.
+        """
+        devices = jax.devices() if devices is None else devices
+        shape = mesh_shape(self.config, len(devices))
+        if math.prod(shape.values()) == 1:
+            shape = {"data": 1}
+        grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices=devices)
+        return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
+    """Sizes of the mesh axes larger than 1, with -1 worked out from the number of devices."""
+    sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1:
+        raise ValueError(f"parallelism: only one axis may be -1, got {' and '.join(free)}")
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"parallelism: axis sizes are positive or -1, got {sizes}")
+    if (free and num_devices % fixed) or (not free and fixed != num_devices):
+        raise ValueError(
+            f"parallelism: the axes {sizes} do not fit {num_devices} devices; "
+            f"their product must be {num_devices}, or divide it where one axis is -1"
+        )
+    if free:
+        sizes[free[0]] = num_devices // fixed
+    return {axis: size for axis, size in sizes.items() if size > 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placement:
+    mesh: Mesh
+    rules: AxisRules
+
+
+_placement: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
+    "placement", default=None
+)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh | None, rules: AxisRules | None = None) -> Iterator[None]:
+    """Makes `constrain` place activations on `mesh` while tracing inside this context."""
+    token = _placement.set(None if mesh is None else _Placement(mesh, rules or AxisRules()))
+    try:
+        yield
+    finally:
+        _placement.reset(token)
+
+
+def current_mesh() -> Mesh | None:
+    """The mesh of the surrounding `use_mesh`, or None."""
+    placement = _placement.get()
+    return None if placement is None else placement.mesh
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Splits an activation as the rules say for its logical `names`; the identity without a mesh.
+
+    A dim that its axes do not divide (a batch of one prompt, say) is left to the compiler.
+    """
+    placement = _placement.get()
+    if placement is None:
+        return x
+    mesh = placement.mesh
+    spec = placement.rules.spec(names, mesh)
+    dims = [
+        axes if size % _num_shards(axes, mesh) == 0 else PartitionSpec.UNCONSTRAINED
+        for size, axes in zip(x.shape, spec, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*dims)))
+
+
+def _num_shards(axes: Any, mesh: Mesh) -> int:
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def parameter_shardings(params: nnx.State, mesh: Mesh, rules: AxisRules) -> nnx.State:
+    """The sharding of every parameter: a tree of the structure of `params` (values or shapes).
+
+    Raises:
+        ValueError: A parameter without logical names, or whose dims the mesh does not divide; it
+            is named.
+    """
+
+    def sharding(path: Any, variable: nnx.Variable) -> nnx.Variable:
+        name = "/".join(str(part) for part in path)
+        shape = variable.get_value().shape
+        names = variable.get_metadata("out_sharding", None)
+        if names is None or len(names) != len(shape):
+            raise ValueError(
+                f"parameter {name} of shape {shape} has the logical names {names}; "
+                "give one for each dim"
+            )
+        try:
+            spec = rules.spec(names, mesh)
+        except ValueError as error:
+            raise ValueError(f"parameter {name}: {error}") from None
+        for dim, (size, axes) in enumerate(zip(shape, spec, strict=True)):
+            if size % _num_shards(axes, mesh):
+                raise ValueError(
+                    f"parameter {name}: dim {dim} ({names[dim]!r}, size {size}) is not divisible "
+                    f"by the mesh axes {axes} of {_num_shards(axes, mesh)} devices; change the "
+                    "size, the mesh or the axis rules"
+                )
+        return variable.replace(NamedSharding(mesh, spec))
+
+    flat = [(path, sharding(path, variable)) for path, variable in nnx.to_flat_state(params)]
+    return nnx.from_flat_state(flat)
+
+
+def batch_shardings(mesh: Mesh, rules: AxisRules) -> Batch:
+    """The sharding of every `Batch` field: rows and pictures over the batch axes."""
+    rows = NamedSharding(mesh, rules.spec(("batch", None), mesh))
+    images = NamedSharding(mesh, rules.spec(("images", None, None, None), mesh))
+    return _make_batch({name: images if name == "images" else rows for name in _BATCH_FIELDS})
+
+
+def device_batch(batch: Batch, shardings: Batch) -> Batch:
+    """This process's rows of a global batch, as global arrays on the devices."""
+    return jax.tree.map(
+        lambda x, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+        batch,
+        shardings,
+    )
+
+
+_BATCH_FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
+
+
+def _make_batch(fields: dict[str, Any]) -> Batch:
+    # Past the constructor: trees of shardings, shapes or None have no array fields to check.
+    batch = object.__new__(Batch)
+    for name, value in fields.items():
+        object.__setattr__(batch, name, value)
+    return batch
+
+
+jax.tree_util.register_pytree_with_keys(
+    Batch,
+    flatten_with_keys=lambda batch: (
+        [(jax.tree_util.GetAttrKey(name), getattr(batch, name)) for name in _BATCH_FIELDS],
+        None,
+    ),
+    unflatten_func=lambda _, values: _make_batch(dict(zip(_BATCH_FIELDS, values, strict=True))),
+    flatten_func=lambda batch: ([getattr(batch, name) for name in _BATCH_FIELDS], None),
+)
