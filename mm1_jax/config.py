@@ -1,4 +1,4 @@
-"""Configs in AXLearn's idiom: nested, typed, copied by value, and instantiated into the objects that they describe.
+"""Configs in AXLearn's idiom: nested, typed, by value, instantiated into what they describe.
 
     class Connector(Configurable):
         @config_class
@@ -10,12 +10,13 @@
 
     connector = Connector.default_config().set(input_dim=1024).instantiate(rngs=rngs)
 
-Names and behaviour are those of `axlearn.common.config`, so code written for it works after a change of its import
-line. Three additions: all missing required fields are listed at once, `instantiate` hands the constructor its own deep
-copy, and a runtime argument may not have the name of a config field.
+Names and behaviour are those of `axlearn.common.config`, so code written for it works after a
+change of its import line. Three additions: all missing required fields are listed at once,
+`instantiate` hands the constructor its own deep copy, and a runtime argument may not have the name
+of a config field.
 
-Values are copied when they are assigned, defaults too: a mutable default needs no factory, and a config never shares
-a child with another config.
+Values are copied when they are assigned, defaults too: a mutable default needs no factory, and a
+config never shares a child with another config.
 """
 
 import copy
@@ -27,7 +28,7 @@ import re
 import types
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Union, dataclass_transform
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, dataclass_transform
 
 import attrs
 
@@ -71,7 +72,8 @@ class FrozenConfigError(RuntimeError):
 class _MissingAttributeError(AttributeError, KeyError):
     """What reading an unknown field raises.
 
-    An AttributeError for `hasattr`, and a KeyError for config classes that override `__getattr__` as AXLearn's do.
+    An AttributeError for `hasattr`, and a KeyError for config classes written for AXLearn that
+    override `__getattr__`.
     """
 
     __str__ = AttributeError.__str__
@@ -80,10 +82,10 @@ class _MissingAttributeError(AttributeError, KeyError):
 class RequiredFieldValue:
     """The type of REQUIRED: a value that has to be set before the config is instantiated."""
 
-    def __copy__(self) -> Self:
+    def __copy__(self) -> "RequiredFieldValue":
         return self
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self, memo: Any) -> "RequiredFieldValue":
         return self
 
     def __reduce__(self) -> str:
@@ -113,7 +115,7 @@ def is_attrs(x: Any) -> bool:
 
 
 def similar_names(name: str, candidates: Iterable[str]) -> list[str]:
-    """The candidates that contain more than half of the three-letter pieces of `name`, most similar first."""
+    """The candidates that hold more than half of the three-letter pieces of `name`, best first."""
     pieces = [name[i : i + 3] for i in range(len(name) - 2)]
     scores = {
         key: sum(piece in key for piece in pieces) / max(len(pieces), 1) for key in candidates
@@ -129,7 +131,8 @@ def register_validator(
 ) -> None:
     """Admits a new type of field value.
 
-    `validate_fn` is called on the values for which `match_fn` holds and raises InvalidConfigValueError on a bad one.
+    `validate_fn` is called on the values for which `match_fn` holds, and raises
+    InvalidConfigValueError on a bad one.
     """
     _validators[match_fn] = validate_fn
 
@@ -137,7 +140,8 @@ def register_validator(
 def validate_config_field_name(name: str) -> None:
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise InvalidConfigNameError(
-            f'Invalid config field name "{name}": use lower-case letters, digits and underscores, and start with a letter'
+            f'Invalid config field name "{name}": use lower-case letters, digits and underscores, '
+            "and start with a letter."
         )
 
 
@@ -263,8 +267,8 @@ def _plain(value: Any) -> Any:
 class ConfigBase:
     """A set of named fields whose values are checked and copied when they are assigned."""
 
-    # Names of fields that hold a class or a function and are kept by reference: decorators such as wrapt's make
-    # proxies that cannot be copied.
+    # Names of fields that hold a class or a function and are kept by reference: decorators such as
+    # wrapt's make proxies that cannot be copied.
     __by_reference__ = frozenset()
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -295,7 +299,7 @@ class ConfigBase:
             raise AttributeError(name)
         raise _MissingAttributeError(self._unknown_field_message(name))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self: ConfigT, memo: dict[int, Any]) -> ConfigT:
         new = object.__new__(type(self))
         memo[id(self)] = new
         for name, value in self.__dict__.items():
@@ -322,12 +326,12 @@ class ConfigBase:
         """(name, value) pairs sorted by name."""
         return [(name, getattr(self, name)) for name in self.keys()]
 
-    def set(self, **kwargs: Any) -> Self:
+    def set(self: ConfigT, **kwargs: Any) -> ConfigT:
         for name, value in kwargs.items():
             setattr(self, name, value)
         return self
 
-    def clone(self, **kwargs: Any) -> Self:
+    def clone(self: ConfigT, **kwargs: Any) -> ConfigT:
         """A copy with some fields changed."""
         return copy.deepcopy(self).set(**kwargs)
 
@@ -352,13 +356,14 @@ class ConfigBase:
     ) -> None:
         """Walks over this config and all that is inside it.
 
-        Paths are spelled `field.child` inside configs, `field[1]` inside lists, tuples and ranges, and
-        `field['name']` inside dicts, dataclasses, attrs objects and named tuples.
+        Paths are spelled `field.child` inside configs, `field[1]` inside lists, tuples and ranges,
+        and `field['name']` inside dicts, dataclasses, attrs objects and named tuples.
 
         Args:
             visit_fn: Called with (path, value) on every leaf.
-            enter_fn: Called with (path, value, children) on every value, where `children` is the list of (path, value)
-                pairs that would be walked over, or None for a leaf; what it returns is used instead.
+            enter_fn: Called with (path, value, children) on every value, where `children` is the
+                list of (path, value) pairs that would be walked over, or None for a leaf; what it
+                returns is used instead.
             exit_fn: Called with (path, value) after the children of a value.
         """
 
@@ -384,7 +389,8 @@ class ConfigBase:
         """A dict from path to leaf value.
 
         Args:
-            omit_default_values: A field is left out if it still has its default and the default is one of these.
+            omit_default_values: A field is left out if it still has its default and the default is
+                one of these.
         """
         result = {}
 
@@ -425,7 +431,7 @@ class ConfigBase:
         field_separator: str = "\n",
         omit_default_values: Collection[Any] = (None, REQUIRED),
     ) -> str:
-        """One `path: value` for every leaf, in the order of `to_flat_dict`; the text of golden files."""
+        """One `path: value` per leaf, in the order of `to_flat_dict`; the text of golden files."""
 
         def text(value: Any) -> str:
             named = isinstance(value, (type, types.FunctionType, types.MethodType))
@@ -461,8 +467,8 @@ def config_class(cls: type[T], **kwargs: Any) -> type[T]:
     """Makes `cls`, a subclass of ConfigBase with annotated fields, a config class."""
     if not issubclass(cls, ConfigBase):
         raise InvalidConfigClassError(f"A config class must be a subclass of ConfigBase: {cls}")
-    # An attribute without an annotation would silently not be a field; methods that were defined in the class body
-    # (rather than assigned) are told by their qualified names.
+    # An attribute without an annotation would silently not be a field; methods that were defined in
+    # the class body (rather than assigned) are told by their qualified names.
     annotations = cls.__dict__.get("__annotations__", {})
     for name, value in cls.__dict__.items():
         is_method = inspect.isfunction(value) and any(
@@ -508,7 +514,7 @@ def maybe_set_config(cfg: ConfigT, **kwargs: Any) -> ConfigT:
 def _raise_if_required_fields_are_missing(cfg: ConfigBase, given: Collection[str] = ()) -> None:
     """Raises on a missing field of `cfg` itself.
 
-    Fields further below may be filled in by a constructor, so alone they are no error; they are only listed.
+    Fields further below may be filled in by a constructor, so they are listed but no error alone.
     """
     required = []
     cfg.visit(
@@ -517,7 +523,10 @@ def _raise_if_required_fields_are_missing(cfg: ConfigBase, given: Collection[str
     missing = [key for key in required if key in cfg and key not in given]
     if not missing:
         return
-    message = f"Missing value for required field when instantiating {type(cfg).__name__}: {', '.join(missing)}"
+    message = (
+        f"Missing value for required field when instantiating {type(cfg).__name__}: "
+        f"{', '.join(missing)}"
+    )
     below = [key for key in required if key not in cfg]
     if below:
         message += f". Not set either, unless the constructor sets them: {', '.join(below)}"
@@ -525,9 +534,10 @@ def _raise_if_required_fields_are_missing(cfg: ConfigBase, given: Collection[str
 
 
 class Configurable:
-    """An object that is made from a config: the field set `Config` inside it, and a constructor that takes one.
+    """An object that is made from a config: a class with a `Config` inside, which it is built from.
 
-    What is not configuration (meshes, random keys, other objects) is passed to `instantiate` by name.
+    What is not configuration (meshes, random keys, other objects) is passed to `instantiate` by
+    name.
     """
 
     @config_class
@@ -541,8 +551,8 @@ class Configurable:
             clashes = sorted(name for name in kwargs if name in self)
             if clashes:
                 raise ValueError(
-                    f"{', '.join(clashes)}: runtime argument of {self.klass.__name__} with the name of a config field; "
-                    "set the field instead, or rename the argument"
+                    f"{', '.join(clashes)}: runtime argument of {self.klass.__name__} with the "
+                    "name of a config field; set the field instead, or rename the argument"
                 )
             return self.klass(copy.deepcopy(self), **kwargs)
 
@@ -563,7 +573,7 @@ class Configurable:
 
 
 class ConfigModifier(Configurable):
-    """A function from config to config that is itself configured; for code that was written for AXLearn."""
+    """A configured function from config to config; for code that was written for AXLearn."""
 
     def __call__(self, cfg: InstantiableConfig[T]) -> InstantiableConfig[T]:
         return cfg
@@ -631,7 +641,7 @@ def _parameter_fields(
 
 
 def _default_factories(cls: type) -> dict[str, Callable[[], Any]]:
-    """The default factories of a dataclass or an attrs class; in the constructor's signature they cannot be seen."""
+    """The default factories of a dataclass or attrs class, which the signature does not show."""
     if dataclasses.is_dataclass(cls):
         factories = {field.name: field.default_factory for field in dataclasses.fields(cls)}
         return {k: v for k, v in factories.items() if v is not dataclasses.MISSING}
@@ -646,7 +656,7 @@ def _default_factories(cls: type) -> dict[str, Callable[[], Any]]:
 
 
 def config_for_function(fn: Callable[..., T]) -> Any:
-    """A config of a call of `fn`: `config_for_function(pow).set(base=2, exp=3).instantiate() == 8`."""
+    """A config of a call: `config_for_function(pow).set(base=2, exp=3).instantiate() == 8`."""
     signature = inspect.signature(fn)
     for name in ("fn", "_"):
         if name in signature.parameters:
