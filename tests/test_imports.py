@@ -1,0 +1,103 @@
+"""The import direction: every arrow between parts points the allowed way, and light modules stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Part -> the parts of the project that it may import; a part may always import itself.
+ALLOWED = {
+    "config": set(),
+    "batch": set(),
+    "sharding": {"config", "batch"},
+    "data": {"config", "batch"},
+    "layers": {"config", "sharding"},
+    "models": {"config", "batch", "sharding", "layers"},
+    "generate": {"config", "batch", "sharding", "layers", "models"},
+    "evals": {"config", "batch", "sharding", "data", "models", "generate"},
+    "train": {"config", "batch", "sharding", "models", "evals.evaluator"},
+    "run_folder": {"config"},
+    # The composition root: puts data, model, trainer and evaluators together.
+    "experiment": {"config", "models", "data", "train", "evals", "run_folder"},
+    "launch": {"config", "experiment", "run_folder"},
+}
+# Libraries that a part may not import, directly.
+FORBIDDEN = {
+    "": {"torch", "tensorflow", "seqio", "tensorflow_datasets", "pickle"},
+    "config": {"jax", "flax", "numpy", "ml_collections"},
+    "batch": {"jax", "flax", "grain"},
+    "data": {"jax", "flax", "optax", "orbax"},
+    "layers": {"optax", "orbax", "grain"},
+    "models": {"optax", "orbax", "grain"},
+}
+
+
+def _modules() -> list[Path]:
+    return sorted((ROOT / "mm1_jax").rglob("*.py"))
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def _part(path: Path) -> str:
+    parts = path.relative_to(ROOT / "mm1_jax").with_suffix("").parts
+    return parts[0]
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_the_allowed_way(path):
+    part = _part(path)
+    if part == "__init__":
+        assert _imports(path) == []
+        return
+    assert part in ALLOWED, f"{path}: give the new part {part!r} its place in ALLOWED"
+    for name in _imports(path):
+        top, _, rest = name.partition(".")
+        assert top not in {"experiments", "tools", "tests"}, f"{path} imports {name}"
+        assert top not in FORBIDDEN[""] | FORBIDDEN.get(part, set()), f"{path} imports {name}"
+        if top == "mm1_jax":
+            target = rest.split(".")[0]
+            allowed = any(rest == to or rest.startswith(to + ".") for to in ALLOWED[part] | {part})
+            assert allowed, f"{path}: {part} may not import {target} ({name})"
+
+
+def test_no_import_stands_inside_a_function():
+    """A cycle means a misplaced noun. Only the launcher delays imports, so that --help is instant."""
+    inside = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _modules()
+        if path.name != "launch.py"
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert inside == []
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("mm1_jax.launch", {"jax", "flax", "grain", "numpy"}),
+        ("mm1_jax.config", {"jax", "flax", "numpy", "ml_collections"}),
+        ("mm1_jax.experiment", {"torch", "tensorflow"}),
+    ],
+)
+def test_importing_does_not_load(module, absent):
+    code = f"import {module}, sys; print(sorted({absent!r} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
