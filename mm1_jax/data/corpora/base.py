@@ -1,0 +1,53 @@
+"""A corpus: a source of records and the function that makes documents of them."""
+
+from collections.abc import Callable
+
+from mm1_jax.batch import Document, Record
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigOr,
+    Configurable,
+    InstantiableConfig,
+    Required,
+    config_class,
+    maybe_instantiate,
+)
+from mm1_jax.data.images import Augmentation
+from mm1_jax.data.sources import BadRecord, Source
+
+__all__ = ["BadRecord", "Corpus"]
+
+
+class Corpus(Configurable):
+    """Documents by number, under a name by which losses are reported."""
+
+    @config_class
+    class Config(Configurable.Config):
+        name: Required[str] = REQUIRED
+        source: Required[InstantiableConfig] = REQUIRED
+        to_document: Required[ConfigOr[Callable[[Record], Document]]] = REQUIRED
+        # What happens to the pictures of the training split.
+        augmentation: Augmentation.Config | None = None
+
+    def __init__(self, cfg: Config, *, split: str):
+        super().__init__(cfg)
+        self.name: str = cfg.name
+        self.source: Source = cfg.source.instantiate(split=split)
+        self.augmentation: Augmentation | None = (
+            maybe_instantiate(cfg.augmentation) if split == "train" else None
+        )
+        self._to_document: Callable[[Record], Document] = maybe_instantiate(cfg.to_document)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def document(self, index: int) -> Document:
+        """Raises BadRecord where record `index` has no document."""
+        record = self.source[index]
+        try:
+            return self._to_document(record)
+        except (KeyError, TypeError) as error:
+            fields = ", ".join(sorted(record))
+            raise BadRecord(
+                f"{self.name}, record {index}: {type(error).__name__} {error}; fields: {fields}"
+            ) from error

@@ -1,0 +1,17 @@
+"""Captioned pictures: `{"image", "caption"}`, or `captions`, a list of `{"text"}` by preference."""
+
+from mm1_jax.batch import Document, Image, Record, Text
+from mm1_jax.data.sources import BadRecord
+
+
+def caption_document(record: Record) -> Document:
+    """The picture, then its caption; of several captions the first that is not blank."""
+    captions = (
+        [record["caption"]]
+        if "caption" in record
+        else [caption["text"] for caption in record["captions"]]
+    )
+    for caption in captions:
+        if caption.strip():
+            return Document((Image(record["image"]), Text(caption.strip())))
+    raise BadRecord("no caption that is not blank")

@@ -1,0 +1,11 @@
+"""Plain text: `{"text"}`."""
+
+from mm1_jax.batch import Document, Record, Text
+from mm1_jax.data.sources import BadRecord
+
+
+def text_document(record: Record) -> Document:
+    """One run of text."""
+    if not record["text"].strip():
+        raise BadRecord("blank text")
+    return Document((Text(record["text"]),))

@@ -1,0 +1,118 @@
+"""Document -> Example: tokenise, reserve the image tokens, shift the targets, mask the loss.
+
+    document   Image                          Text "two circles"
+    sequence   bos   image image image image  two     circles  eos
+    tokens     bos   image image image image  two     circles
+    targets    0     0     0     0     two    circles eos
+    loss_mask  .     .     .     .     x      x       x
+
+The sequence is one longer than the example: `tokens` lacks its last entry, `targets` its first.
+Image placeholders are never targets; the first text token after an image is one, although its
+input is an image token. A document that is too long is cut at a token, never inside an image, and
+then has no end-of-sequence token, because it does not end there.
+"""
+
+import numpy as np
+
+from mm1_jax.batch import Document, Example, Image
+from mm1_jax.data.tokenizer import Tokenizer
+
+
+class ExampleBuilder:
+    """Turns documents into examples for a model whose images take `num_image_tokens` positions."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        num_image_tokens: int,
+        max_sequence_length: int,
+        max_images: int,
+    ):
+        if num_image_tokens < 1 or max_images < 0 or max_sequence_length <= num_image_tokens:
+            raise ValueError(
+                f"max_sequence_length={max_sequence_length}, num_image_tokens={num_image_tokens}, "
+                f"max_images={max_images}: a row must have room for one image and a text token. "
+                "Make input.max_sequence_length longer, or let the connector emit fewer tokens."
+            )
+        self.tokenizer = tokenizer
+        self.num_image_tokens = num_image_tokens
+        self.max_sequence_length = max_sequence_length
+        self.max_images = max_images
+        # How many of the documents that `lengths` has seen are cut.
+        self.num_truncated = 0
+
+    def example(self, document: Document) -> Example:
+        """The example to train on."""
+        sequence, scored, images = self._cut(*self._tokenise(document))
+        tokens = np.array(sequence, np.int32)
+        is_image = tokens == self.tokenizer.image_token
+        return Example(
+            tokens=tokens[:-1],
+            targets=np.where(is_image, 0, tokens)[1:],
+            loss_mask=np.array(scored, bool)[1:],
+            images=tuple(images),
+        )
+
+    def lengths(self, document: Document) -> tuple[int, int]:
+        """Positions and images of `example(document)`, without looking at any picture."""
+        whole = self._tokenise(document)
+        sequence, _, images = self._cut(*whole)
+        self.num_truncated += sequence is not whole[0]
+        return len(sequence) - 1, len(images)
+
+    def prompt(self, document: Document) -> Example:
+        """The example to generate from: every token is an input, nothing is a target.
+
+        A prompt is never cut, because that would lose the question at its end.
+        """
+        sequence, _, images = self._tokenise(document)
+        length = len(sequence) - 1
+        if length > self.max_sequence_length or len(images) > self.max_images:
+            raise ValueError(
+                f"The prompt takes {length} positions and {len(images)} images; "
+                f"max_sequence_length={self.max_sequence_length} and max_images={self.max_images} "
+                "is all there is. Use fewer shots, or raise these fields of the input."
+            )
+        return Example(
+            tokens=np.array(sequence[:-1], np.int32),
+            targets=np.zeros(length, np.int32),
+            loss_mask=np.zeros(length, bool),
+            images=tuple(images),
+        )
+
+    def _tokenise(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
+        """The whole sequence from bos to eos, which of it is scored, and the images."""
+        sequence, scored, images = [self.tokenizer.bos], [False], []
+        for segment in document.segments:
+            if isinstance(segment, Image):
+                sequence += [self.tokenizer.image_token] * self.num_image_tokens
+                scored += [False] * self.num_image_tokens
+                images.append(segment)
+            else:
+                ids = self.tokenizer.encode(segment.text)
+                sequence += ids
+                scored += [segment.scored] * len(ids)
+        return sequence + [self.tokenizer.eos], scored + [scored[-1]], images
+
+    def _cut(
+        self, sequence: list[int], scored: list[bool], images: list[Image]
+    ) -> tuple[list[int], list[bool], list[Image]]:
+        """What fits, ending with a text token: the same objects if all of the sequence does."""
+        room = self.max_sequence_length + 1
+        if len(sequence) <= room and len(images) <= self.max_images:
+            return sequence, scored, images
+        end = num_images = 0
+        kept = (0, 0)
+        while True:
+            is_image = sequence[end] == self.tokenizer.image_token
+            end += self.num_image_tokens if is_image else 1
+            num_images += is_image
+            if end > room or num_images > self.max_images:
+                break
+            if not is_image:
+                kept = (end, num_images)
+        if kept[0] == 1:
+            # Nothing but images that no text could follow. An example has at least one position.
+            return [sequence[0], sequence[-1]], [False, False], []
+        return sequence[: kept[0]], scored[: kept[0]], images[: kept[1]]

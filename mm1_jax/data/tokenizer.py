@@ -1,0 +1,112 @@
+"""Text to token ids and back: a sentencepiece model and the special tokens.
+
+`tools/train_tokenizer.py` trains such models; a tiny one, trained on the embedded corpora, ships
+with the package. Models use byte fallback, so every text can be encoded and none needs an
+unknown token.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from mm1_jax.config import Configurable, config_class
+
+SHIPPED_MODEL = Path(__file__).parent / "assets" / "tiny.model"
+
+# Where models trained by `train` keep them. Control symbols never match text: a document that
+# spells "<image>" or "<s>" is encoded as those characters.
+PAD, BOS, EOS = 0, 1, 2
+IMAGE_PIECE = "<image>"
+
+
+class Tokenizer(Configurable):
+    """A sentencepiece model with the special tokens of documents."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # A sentencepiece model file; None means the one that ships with the package.
+        model_path: str | None = None
+        # The vocabulary size is rounded up to a multiple of this, so that it shards evenly.
+        vocab_multiple: int = 64
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        self._model = _load(Path(cfg.model_path) if cfg.model_path else SHIPPED_MODEL)
+        self.pad, self.bos, self.eos = PAD, BOS, EOS
+        self.image_token = self._model.piece_to_id(IMAGE_PIECE)
+        pieces = self._model.get_piece_size()
+        self.vocab_size = -(-pieces // cfg.vocab_multiple) * cfg.vocab_multiple
+
+    @property
+    def not_text(self) -> tuple[int, ...]:
+        """The ids that no answer contains: all but text and eos, the vocabulary's padding too."""
+        return tuple(i for i in range(self.vocab_size) if i != self.eos and not self._is_text(i))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens. Empty text has no ids."""
+        # JSON can hold halves of surrogate pairs, which no byte sequence spells.
+        return self._model.encode(text.encode("utf-8", "replace").decode("utf-8"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
+        return self._model.decode([int(i) for i in ids if self._is_text(int(i))])
+
+    def _is_text(self, i: int) -> bool:
+        model = self._model
+        return 0 <= i < model.get_piece_size() and not (model.is_control(i) or model.is_unknown(i))
+
+
+def train(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Trains a model and returns the content of its file.
+
+    Whitespace is kept as it is and Unicode is not normalised, so that `decode(encode(text))` is
+    `text` (but for U+2581, sentencepiece's own sign for a space). One thread: with more, the
+    result depends on their timing.
+    """
+    chunks: list[bytes] = []
+
+    class Writer:
+        def write(self, chunk: bytes) -> None:
+            chunks.append(chunk)
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=Writer(),
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        pad_id=PAD,
+        bos_id=BOS,
+        eos_id=EOS,
+        unk_id=3,
+        pad_piece="<pad>",
+        control_symbols=[IMAGE_PIECE],
+        # Apart from the words, so that a word is one token at the end of a sentence too.
+        user_defined_symbols=list(".,:;?!"),
+        num_threads=1,
+        minloglevel=2,
+    )
+    return b"".join(chunks)
+
+
+def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+    if not path.is_file():
+        raise ValueError(
+            f"tokenizer.model_path={str(path)!r} is not a file. Train one with "
+            "tools/train_tokenizer.py, or leave the field unset to use the shipped model."
+        )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    specials = (model.pad_id(), model.bos_id(), model.eos_id())
+    if specials != (PAD, BOS, EOS) or not model.is_control(model.piece_to_id(IMAGE_PIECE)):
+        raise ValueError(
+            f"tokenizer.model_path={str(path)!r} has pad, bos, eos = {specials}; expected "
+            f"{(PAD, BOS, EOS)} and a control symbol {IMAGE_PIECE!r}. Train it with "
+            "tools/train_tokenizer.py."
+        )
+    return model
