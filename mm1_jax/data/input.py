@@ -1,0 +1,526 @@
+"""The Input: plans rows, materialises them ahead of the training loop, and hands out batches.
+
+A batch is a function of (config, seed, step) alone: whichever rows of it a host asks for, with
+however many workers, and after whatever restarts. The workers are grain's; they hold no state
+worth saving. The state is the plan's, as of the last batch that was handed out, and a few kB.
+"""
+
+import copy
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import ThreadPrefetchIterDataset
+from jaxtyping import Int
+
+from mm1_jax.batch import Batch
+from mm1_jax.config import (
+    REQUIRED,
+    Configurable,
+    InstantiableConfig,
+    Required,
+    config_class,
+)
+from mm1_jax.data.corpora.base import BadRecord, Corpus
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.images import ImageTransform
+from mm1_jax.data.mixture import CorpusShare, MixedStream, Stream
+from mm1_jax.data.packing import Packing, PlannedRow
+from mm1_jax.data.quarantine import Quarantine, Quarantined, check_bad_fraction
+from mm1_jax.data.rows import RowLoader, RowShape, concatenate
+from mm1_jax.data.tokenizer import Tokenizer
+
+# So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
+_LEAST_DOCUMENTS = 1000
+
+
+class Lengths(NamedTuple):
+    """Positions and images of every record of a corpus (0, 0 is unusable), and what was found."""
+
+    table: Int[np.ndarray, "n 2"]
+    unusable: list[Quarantined]
+    num_truncated: int
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What a corpus has given so far. Bad documents are among the documents."""
+
+    documents: int
+    tokens: int
+    images: int
+    bad_documents: int
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What goes with a batch from where it is made to where it is handed out.
+
+    `consumed` holds a row per corpus, its columns are the fields of `Consumed`.
+    """
+
+    next_index: Int[np.ndarray, "v k"]
+    consumed: Int[np.ndarray, "c 4"]
+    quarantined: tuple[Quarantined, ...]
+
+
+def compute_lengths(corpus: Corpus, example_builder: ExampleBuilder) -> Lengths:
+    """Looks at every document of a corpus, and at none of its pictures.
+
+    The only place where tables come from: right for corpora that are small or drawn; a corpus of
+    web size brings a table that was made beside its records.
+    """
+    table = np.zeros((len(corpus), 2), np.int32)
+    unusable, truncated_before = [], example_builder.num_truncated
+    for index in range(len(corpus)):
+        try:
+            table[index] = example_builder.lengths(corpus.document(index))
+        except BadRecord as error:
+            unusable.append(Quarantined(corpus.name, index, 0, str(error)))
+    return Lengths(table, unusable, example_builder.num_truncated - truncated_before)
+
+
+class Input(Configurable):
+    """Batches of packed rows, mixed from the streams' corpora."""
+
+    @config_class
+    class Config(Configurable.Config):
+        streams: Required[list[Stream.Config]] = REQUIRED
+        tokenizer: InstantiableConfig = Tokenizer.default_config()
+        image_transform: InstantiableConfig = ImageTransform.default_config()
+        batch_size: Required[int] = REQUIRED  # Rows, over all hosts.
+        max_sequence_length: Required[int] = REQUIRED
+        max_images: Required[int] = REQUIRED  # Per row.
+        # None: set by the experiment from the connector and the vision encoder.
+        num_image_tokens: int | None = None
+        image_size: int | None = None
+        packing: Packing.Config = Packing.default_config()
+        seed: int = 0
+        # Processes that read and decode; 0 is one thread of this process.
+        num_workers: int = 0
+        # Batches made ahead: per worker, or by the thread. 0 without workers makes none ahead.
+        prefetch: int = 2
+        # Of a corpus, before its documents are too often bad to go on.
+        max_bad_fraction: float = 0.01
+
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        split: str = "train",
+        quarantine_path: Path | str | None = None,
+    ):
+        super().__init__(cfg)
+        _check_sizes(cfg)
+        self.split = split
+        self.batch_size: int = cfg.batch_size
+        self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, cfg.image_size)
+        self.num_image_tokens: int = cfg.num_image_tokens
+        self.num_workers = cfg.num_workers
+        self.prefetch = cfg.prefetch
+        self.max_bad_fraction = cfg.max_bad_fraction
+        self.tokenizer: Tokenizer = cfg.tokenizer.instantiate()
+        self.image_transform: ImageTransform = cfg.image_transform.set(
+            image_size=cfg.image_size
+        ).instantiate()
+        self.example_builder = ExampleBuilder(
+            self.tokenizer,
+            num_image_tokens=cfg.num_image_tokens,
+            max_sequence_length=cfg.max_sequence_length,
+            max_images=cfg.max_images,
+        )
+        # A stream of weight 0 is never built, so it need not even exist.
+        streams = [stream.instantiate(split=split) for stream in cfg.streams if stream.weight]
+        self.corpora: list[Corpus] = [corpus for stream in streams for corpus in stream.corpora]
+        # A batch's `corpus_ids` are indices into this list.
+        self.corpus_names: list[str] = [corpus.name for corpus in self.corpora]
+        _check_unique("stream", [stream.name for stream in streams])
+        _check_unique("corpus", self.corpus_names)
+        self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
+        self.lengths = [self._lengths(corpus) for corpus in self.corpora]
+        self.packing: Packing = cfg.packing.instantiate(
+            streams=_mixed(streams),
+            lengths={i: lengths.table for i, lengths in enumerate(self.lengths)},
+            batch_size=cfg.batch_size,
+            max_sequence_length=cfg.max_sequence_length,
+            max_images=cfg.max_images,
+            seed=cfg.seed,
+        )
+        self.row_loader = RowLoader(
+            self.corpora,
+            example_builder=self.example_builder,
+            image_transform=self.image_transform,
+            seed=cfg.seed,
+        )
+
+    @property
+    def max_sequence_length(self) -> int:
+        return self.shape.max_sequence_length
+
+    @property
+    def max_images(self) -> int:
+        return self.shape.max_images
+
+    @property
+    def image_size(self) -> int:
+        return self.shape.image_size
+
+    def iterator(self, rows: range | None = None) -> "InputIterator":
+        """Batches from step 0 on, of which only the given rows are made (None: all)."""
+        return InputIterator(self, range(self.batch_size) if rows is None else rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the batches and that a saved state relies on."""
+        return {
+            "split": self.split,
+            "num_image_tokens": self.num_image_tokens,
+            "image_size": self.image_size,
+        } | self.packing.fingerprint()
+
+    def describe(self) -> str:
+        """A few lines that say what each stream holds."""
+        streams = self.packing.mixture.streams
+        total = sum(stream.weight for stream in streams)
+        lines = [
+            f"{self.split}: {self.batch_size} rows of {self.max_sequence_length} positions and "
+            f"{self.max_images} images a step, {self.num_image_tokens} positions an image"
+        ]
+        for stream in streams:
+            lines.append(f"  {stream.name}: {stream.weight / total:.1%} of the rows")
+            examples = sum(share.weight for share in stream.corpora)
+            for share in stream.corpora:
+                lines.append(
+                    f"    {share.name}: {share.weight / examples:.1%} of the examples, "
+                    + self._describe_lengths(self.lengths[share.corpus])
+                )
+        return "\n".join(lines)
+
+    def _lengths(self, corpus: Corpus) -> Lengths:
+        if not len(corpus):
+            raise ValueError(
+                f"Corpus {corpus.name!r} has no records in split {self.split!r}; "
+                "give it weight 0, or mend its source."
+            )
+        lengths = compute_lengths(corpus, self.example_builder)
+        Quarantine(self.quarantine_path).add(lengths.unusable)
+        check_bad_fraction(
+            corpus.name,
+            bad=len(lengths.unusable),
+            documents=len(corpus),
+            limit=self.max_bad_fraction,
+        )
+        return lengths
+
+    def _describe_lengths(self, lengths: Lengths) -> str:
+        usable = lengths.table[lengths.table[:, 0] > 0]
+        tokens, images = usable.mean(axis=0)
+        text = f"{len(usable):,} documents of {tokens:.1f} positions and {images:.1f} images"
+        if lengths.num_truncated:
+            text += f", {lengths.num_truncated:,} cut to fit a row"
+        if lengths.unusable:
+            text += f", {len(lengths.unusable):,} unusable"
+        return text
+
+
+class InputIterator(Iterator[Batch]):
+    """Some rows of batch after batch.
+
+    `image_index` counts in the buffer of the global batch; of that buffer, a batch of some rows
+    holds the part that belongs to them.
+    """
+
+    def __init__(self, input: Input, rows: range):
+        planner = input.packing.planner(rows)
+        self.input = input
+        self.rows = rows
+        self._step = planner.step
+        self._next_index = planner.next_index
+        # Over all hosts until the last restart on other rows, and in this iterator since.
+        self._consumed_before = np.zeros((len(input.corpora), len(fields(Consumed))), np.int64)
+        self._consumed = np.zeros_like(self._consumed_before)
+        self._fingerprint = input.fingerprint()
+        self._quarantine = Quarantine(input.quarantine_path)
+        # Empty, or the one grain iterator in use. It is closed and forgotten at the latest when the
+        # interpreter exits: a thread that is inside of a C++ library then would abort the process.
+        self._batches: list[grain.DatasetIterator] = []
+        weakref.finalize(self, _close, self._batches)
+
+    def __next__(self) -> Batch:
+        if not self._batches:
+            self._batches.append(self._start())
+        batch = dict(next(self._batches[0]))
+        report: _Report = batch.pop("report")
+        self._step += 1
+        self._next_index = report.next_index
+        self._consumed = self._consumed + report.consumed
+        self._quarantine.add(report.quarantined)
+        self._check_bad_fractions()
+        return Batch(**batch)
+
+    @property
+    def step(self) -> int:
+        """The step of the batch that comes next."""
+        return self._step
+
+    def accounting(self) -> dict[str, dict[str, int | float]]:
+        """Documents, tokens, images, bad documents and epochs by corpus, as of the last batch.
+
+        Counts are of this iterator's rows; sum them over hosts, epochs included.
+        """
+        totals = self._consumed_before + self._consumed
+        return {
+            corpus.name: {
+                "documents": int(total[0]),
+                "tokens": int(total[1]),
+                "images": int(total[2]),
+                "bad_documents": int(total[3]),
+                "epochs": int(total[0]) / self._num_usable(i),
+            }
+            for i, (corpus, total) in enumerate(zip(self.input.corpora, totals, strict=True))
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """The state as of the last batch handed out, in JSON types."""
+        return {
+            "step": self._step,
+            "rows": [self.rows.start, self.rows.stop],
+            "next_index": self._next_index.tolist(),
+            "consumed_before": self._by_corpus(self._consumed_before),
+            "consumed": self._by_corpus(self._consumed),
+            "fingerprint": copy.deepcopy(self._fingerprint),
+        }
+
+    def set_state(self, state: Mapping[str, Any]):
+        """Goes to a saved state, of this or any other Input that makes the same batches."""
+        _check_fingerprint(state["fingerprint"], self._fingerprint)
+        planner = self.input.packing.planner(self.rows)
+        planner.restore(state["step"], np.array(state["next_index"], np.int64))
+        self.close()
+        self._step = planner.step
+        self._next_index = planner.next_index
+        names = self.input.corpus_names
+        before = np.array([state["consumed_before"][name] for name in names], np.int64)
+        own = np.array([state["consumed"][name] for name in names], np.int64)
+        if list(state["rows"]) != [self.rows.start, self.rows.stop]:
+            before, own = before + own, np.zeros_like(own)
+        self._consumed_before, self._consumed = before, own
+
+    def close(self):
+        """Ends the workers and drops what they made ahead; the next batch starts them again."""
+        _close(self._batches)
+
+    def _start(self) -> grain.DatasetIterator:
+        num_workers, prefetch = self.input.num_workers, self.input.prefetch
+        batches = _Batches(self.input, self.rows, self._step, self._next_index)
+        if num_workers:
+            if not flags.FLAGS.is_parsed():
+                # grain hands its own flags to the workers, and fails outside absl's app.run.
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(
+                num_workers=num_workers, per_worker_buffer_size=max(1, prefetch)
+            )
+            return iter(batches.mp_prefetch(options))
+        if prefetch:
+            return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch))
+        return iter(batches)
+
+    def _check_bad_fractions(self):
+        totals = self._consumed_before + self._consumed
+        for i in np.flatnonzero(totals[:, -1]).tolist():
+            check_bad_fraction(
+                self.input.corpus_names[i],
+                bad=int(totals[i, -1]),
+                documents=int(totals[i, 0]),
+                least=min(_LEAST_DOCUMENTS, self._num_usable(i)),
+                limit=self.input.max_bad_fraction,
+            )
+
+    def _num_usable(self, corpus: int) -> int:
+        lengths = self.input.lengths[corpus]
+        return len(lengths.table) - len(lengths.unusable)
+
+    def _by_corpus(self, counts: np.ndarray) -> dict[str, list[int]]:
+        return dict(zip(self.input.corpus_names, counts.tolist(), strict=True))
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state of the whole batch from the states of iterators that made parts of it.
+
+    Iterators of the same rows, on hosts that share them, count once.
+    """
+    first = states[0]
+    for state in states[1:]:
+        _check_fingerprint(state["fingerprint"], first["fingerprint"])
+        for name in ("step", "consumed_before"):
+            if state[name] != first[name]:
+                raise ValueError(
+                    f"States of one moment must agree in {name!r}: {state[name]} against "
+                    f"{first[name]}. Save on all hosts after the same step, from iterators that "
+                    "were restored from the same state."
+                )
+    parts = sorted({tuple(state["rows"]): state for state in states}.items())
+    for (a, _), (b, _) in zip(parts, parts[1:], strict=False):
+        if a[1] != b[0]:
+            raise ValueError(f"States of rows {a} and {b} overlap or leave a gap.")
+    totals = {
+        name: np.sum([before] + [state["consumed"][name] for _, state in parts], axis=0).tolist()
+        for name, before in first["consumed_before"].items()
+    }
+    return {
+        "step": first["step"],
+        "rows": [parts[0][0][0], parts[-1][0][1]],
+        "next_index": np.max([state["next_index"] for state in states], axis=0).tolist(),
+        "consumed_before": totals,
+        "consumed": {name: [0] * len(counts) for name, counts in totals.items()},
+        "fingerprint": copy.deepcopy(dict(first["fingerprint"])),
+    }
+
+
+class _Batches(grain.IterDataset):
+    """Batches as a grain dataset, which a pool of workers can share: each takes every n-th step.
+
+    Every worker plans every step, which costs next to nothing, and makes only its own.
+    """
+
+    def __init__(self, input: Input, rows: range, step: int, next_index: np.ndarray):
+        super().__init__()
+        self.packing = input.packing
+        self.row_loader = input.row_loader
+        self.shape = input.shape
+        self.rows = rows
+        self.step = step
+        self.next_index = next_index
+        self.turns = slice(0, None, 1)
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False):
+        assert not sequential_slice
+        self.turns = sl
+
+    def __iter__(self) -> "_BatchesIterator":
+        return _BatchesIterator(self)
+
+
+class _BatchesIterator(grain.DatasetIterator):
+    def __init__(self, batches: _Batches):
+        super().__init__()
+        self._batches = batches
+        self._planner = batches.packing.planner(batches.rows)
+        self._planner.restore(batches.step, batches.next_index)
+        self._num_corpora = len(batches.row_loader.corpora)
+
+    def __next__(self) -> dict[str, Any]:
+        turns = self._batches.turns
+        while (self._planner.step - self._batches.step - turns.start) % turns.step:
+            self._planner.next_rows()
+        planned = self._planner.next_rows()
+        next_index = self._planner.next_index.copy()
+        loaded, quarantined = [], []
+        for row in planned:
+            examples, bad = self._batches.row_loader.load(row)
+            loaded.append(examples)
+            quarantined += bad
+        batch = concatenate(loaded, self._batches.shape, first_row=self._batches.rows.start)
+        report = _Report(next_index, self._count(planned, quarantined), tuple(quarantined))
+        return {field.name: getattr(batch, field.name) for field in fields(batch)} | {
+            "report": report
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        # Never used: a restart makes a new dataset from the state of the InputIterator.
+        return {}
+
+    def set_state(self, state: dict[str, Any]):
+        raise NotImplementedError
+
+    def _count(self, planned: list[PlannedRow], quarantined: list[Quarantined]) -> np.ndarray:
+        counts = np.zeros((self._num_corpora, len(fields(Consumed))), np.int64)
+        for row in planned:
+            for record in row.records:
+                counts[record.corpus, :3] += (1, record.num_tokens, record.num_images)
+        names = [corpus.name for corpus in self._batches.row_loader.corpora]
+        for entry in quarantined:
+            counts[names.index(entry.corpus), 3] += 1
+        return counts
+
+
+def _close(batches: list[grain.DatasetIterator]):
+    while batches:
+        batches.pop().close()
+
+
+def _mixed(streams: Sequence[Stream]) -> list[MixedStream]:
+    mixed, corpus = [], 0
+    for stream in streams:
+        shares = []
+        for source, weight in zip(stream.corpora, stream.corpus_weights, strict=True):
+            shares.append(CorpusShare(corpus, source.name, weight, len(source)))
+            corpus += 1
+        mixed.append(MixedStream(stream.name, stream.weight, tuple(shares)))
+    return mixed
+
+
+def _check_sizes(cfg: Input.Config):
+    for name in ("num_image_tokens", "image_size"):
+        if getattr(cfg, name) is None:
+            raise ValueError(
+                f"input.{name} is None; the experiment sets it from the model. Outside of an "
+                f"experiment, set it to the model's {name}."
+            )
+    for name in ("batch_size", "max_sequence_length", "num_image_tokens", "image_size"):
+        if getattr(cfg, name) < 1:
+            raise ValueError(f"input.{name}={getattr(cfg, name)} must be at least 1.")
+    for name in ("max_images", "num_workers", "prefetch", "seed"):
+        if getattr(cfg, name) < 0:
+            raise ValueError(f"input.{name}={getattr(cfg, name)} must not be negative.")
+    positions = cfg.max_images * cfg.num_image_tokens
+    if positions >= cfg.max_sequence_length:
+        raise ValueError(
+            f"input.max_images={cfg.max_images} images of {cfg.num_image_tokens} positions take "
+            f"{positions}, which leaves no text in input.max_sequence_length="
+            f"{cfg.max_sequence_length}. Lower max_images, raise max_sequence_length, or let the "
+            "connector emit fewer tokens."
+        )
+    size = cfg.image_transform.image_size
+    if size not in (None, cfg.image_size):
+        raise ValueError(
+            f"input.image_transform.image_size={size} disagrees with input.image_size="
+            f"{cfg.image_size}; leave the former None."
+        )
+    weights = [("input.streams", stream.name, stream.weight) for stream in cfg.streams] + [
+        (f"input.streams ({stream.name}).corpora", entry.corpus.name, entry.weight)
+        for stream in cfg.streams
+        for entry in stream.corpora
+    ]
+    for path, name, weight in weights:
+        if not isinstance(weight, int) or weight < 0:
+            raise ValueError(
+                f"{path}: weight {weight} of {name!r} must be a non-negative integer "
+                "(45%, 45% and 10% are 9, 9 and 2)."
+            )
+    if not any(stream.weight for stream in cfg.streams):
+        raise ValueError("input.streams has no stream with a weight above 0.")
+
+
+def _check_unique(what: str, names: Sequence[str]):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"input.streams: the {what} names {twice} occur more than once.")
+
+
+def _check_fingerprint(saved: Mapping[str, Any], here: Mapping[str, Any]):
+    differing = [
+        f"  {name}: {saved.get(name, 'absent')} in the state, {here.get(name, 'absent')} here"
+        for name in sorted(saved.keys() | here.keys())
+        if saved.get(name) != here.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            "The state belongs to an input that makes other batches:\n"
+            + "\n".join(differing)
+            + "\nUse the config that the state was saved with, or start without it."
+        )

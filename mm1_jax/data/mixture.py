@@ -1,0 +1,195 @@
+"""Streams mixed by row, corpora of a stream mixed by example: which row or record is what, in O(1).
+
+A stream is packed apart from the others: a row is captions, or interleaved, or text. Weights are
+integers, so 45/45/10 is 9:9:2 exactly, and no random draw decides what comes next. In any run of
+rows a stream's count is within one row of its share for two streams and for 9:9:2; no order does
+so for all weights (29:57:14 errs by 1.26 at worst).
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from grain.experimental import index_shuffle
+from jaxtyping import Int
+
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigBase,
+    Configurable,
+    InstantiableConfig,
+    Required,
+    config_class,
+)
+
+# A period longer than this (the sum of the weights after division by their common divisor) would
+# need a table of that many entries; nobody means such weights.
+_MAX_PERIOD = 1 << 20
+
+# grain's index_shuffle walks cycles of a 16-bit cipher: 4 us a call from 65536 indices on, 20 us
+# for a thousand, a millisecond for sixteen. Below this size a table is faster, and small.
+_MAX_TABLE = 1 << 12
+
+
+@config_class
+class CorpusWeight(ConfigBase):
+    """A corpus and its share of the examples of a stream."""
+
+    corpus: Required[InstantiableConfig] = REQUIRED
+    weight: int = 1
+
+
+class Stream(Configurable):
+    """A kind of row, its share of the rows, and the corpora whose examples fill it."""
+
+    @config_class
+    class Config(Configurable.Config):
+        name: Required[str] = REQUIRED
+        weight: int = 1
+        corpora: Required[list[CorpusWeight]] = REQUIRED
+
+    def __init__(self, cfg: Config, *, split: str):
+        super().__init__(cfg)
+        self.name = cfg.name
+        self.weight = cfg.weight
+        # A corpus of weight 0 is never built, so it need not even exist.
+        chosen = [entry for entry in cfg.corpora if entry.weight]
+        if not chosen:
+            raise ValueError(
+                f"Stream {cfg.name!r} has weight {cfg.weight} but no corpus with a weight above 0; "
+                "give one of its corpora a weight, or the stream the weight 0."
+            )
+        self.corpora = [entry.corpus.instantiate(split=split) for entry in chosen]
+        self.corpus_weights = [entry.weight for entry in chosen]
+
+
+class CorpusShare(NamedTuple):
+    """What a mixture knows of a corpus: which one, its name, its weight and its size."""
+
+    corpus: int
+    name: str
+    weight: int
+    num_records: int
+
+
+class MixedStream(NamedTuple):
+    """A stream of a mixture, without configs and without data."""
+
+    name: str
+    weight: int
+    corpora: tuple[CorpusShare, ...]
+
+
+class _Period(NamedTuple):
+    """One period of an interleaving: the choice at each place, its rank, the places of each."""
+
+    length: int
+    choices: list[int]
+    ranks: list[int]
+    places: tuple[np.ndarray, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _period(weights: tuple[int, ...]) -> _Period:
+    if any(weight < 0 for weight in weights) or not sum(weights):
+        raise ValueError(f"Weights {weights} must be non-negative integers, not all zero.")
+    reduced = np.array(weights, np.int64) // np.gcd.reduce(weights)
+    length = int(reduced.sum())
+    if length > _MAX_PERIOD:
+        raise ValueError(
+            f"Weights {weights} repeat only after {length} draws; round them to smaller integers "
+            f"(a period of at most {_MAX_PERIOD})."
+        )
+    # The j-th of n draws belongs at (j + 1/2) / n of the period. Division is correctly rounded, so
+    # equal fractions are equal floats, and ties go to the lower choice on every machine.
+    choices = np.repeat(np.arange(len(reduced)), reduced)
+    ranks = np.concatenate([np.arange(n) for n in reduced])
+    order = np.lexsort((choices, (2 * ranks + 1) / reduced[choices]))
+    choices, ranks = choices[order], ranks[order]
+    places = tuple(np.flatnonzero(choices == k) for k in range(len(reduced)))
+    return _Period(length, choices.tolist(), ranks.tolist(), places)
+
+
+def select(i: int, weights: tuple[int, ...]) -> tuple[int, int]:
+    """The choice at place i of an endless interleaving, and how often it was chosen before.
+
+    >>> [select(i, (2, 1)) for i in range(4)]
+    [(0, 0), (1, 0), (0, 1), (0, 2)]
+    """
+    period = _period(weights)
+    rounds, place = divmod(i, period.length)
+    choice = period.choices[place]
+    return choice, rounds * len(period.places[choice]) + period.ranks[place]
+
+
+def count(i: int, choice: int, weights: tuple[int, ...]) -> int:
+    """How often `choice` is chosen before place i."""
+    period = _period(weights)
+    rounds, place = divmod(i, period.length)
+    places = period.places[choice]
+    return rounds * len(places) + int(np.searchsorted(places, place))
+
+
+def hash_seed(*parts: int | str) -> int:
+    """A 32-bit seed from numbers and names, the same on every machine and in every process."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
+def permutation(size: int, seed: int) -> Int[np.ndarray, "n"]:
+    """A shuffle of range(size) in integer arithmetic only, so that no NumPy release changes it."""
+    x = np.arange(size, dtype=np.uint64) + np.uint64(seed << 32)
+    # The output function of splitmix64: every bit of the input moves half the bits of the output.
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
+
+
+@functools.lru_cache(maxsize=256)
+def _shuffle_table(size: int, seed: int) -> np.ndarray:
+    return permutation(size, seed).astype(np.uint16)
+
+
+def shuffle_index(position: int, size: int, seed: int) -> int:
+    """What a shuffle of range(size) has at a position, in constant memory; a bijection."""
+    if size <= _MAX_TABLE:
+        return int(_shuffle_table(size, seed)[position])
+    return index_shuffle(position, max_index=size - 1, seed=seed, rounds=4)
+
+
+class Mixture:
+    """Which record is the n-th of a stream, for `num_shards` packers that share the stream.
+
+    The records of a corpus, epoch after epoch, each epoch shuffled anew, are dealt to the shards in
+    turn; a shard draws from the corpora of a stream by their weights, on its own. So every record
+    comes once per epoch, a corpus smaller than the number of shards included, and no shard needs to
+    know how far the others are.
+    """
+
+    def __init__(self, streams: Sequence[MixedStream], *, seed: int, num_shards: int):
+        self.streams = tuple(streams)
+        self.num_shards = num_shards
+        self.weights = tuple(stream.weight for stream in self.streams)
+        self._corpus_weights = [
+            tuple(share.weight for share in stream.corpora) for stream in self.streams
+        ]
+        self._seeds = {
+            share.corpus: hash_seed(seed, share.name)
+            for stream in self.streams
+            for share in stream.corpora
+        }
+
+    def record(self, stream: int, shard: int, number: int) -> tuple[int, int, int]:
+        """Corpus, epoch and index of the record that a shard draws as its `number`-th."""
+        weights = self._corpus_weights[stream]
+        # Shards begin at different places of the interleaving, or all would draw the same corpus
+        # in the same step.
+        choice, rank = select(shard + number, weights)
+        share = self.streams[stream].corpora[choice]
+        drawn = rank - count(shard, choice, weights)
+        epoch, position = divmod(shard + drawn * self.num_shards, share.num_records)
+        # The seed of a corpus is a hash: seed + epoch would repeat the shuffles of seed + 1.
+        seed = (self._seeds[share.corpus] + epoch) % 2**32
+        return share.corpus, epoch, shuffle_index(position, share.num_records, seed)

@@ -1,0 +1,258 @@
+"""Plans of rows from lengths: two integers per example in, rows of record ids out.
+
+A packer that carried examples would tie rows to hosts, workers and restarts. This one sees lengths
+only, so planning is cheap enough to repeat wherever a row is needed, and reading, decoding and
+concatenating follow it without state. `num_shards` packing shards each emit `batch_size /
+num_shards` rows a step; a host plans the shards that hold its rows and no others. Within a shard,
+each stream is packed by first-fit into groups of `num_bins` rows: a group ends when an example fits
+nowhere, and the next begins with that example. All that is saved is the step and, per shard and
+stream, the first record of the group that is being emitted; a restart fills that group again.
+
+More bins fill better and hold more epochs apart less: at 4096 tokens and 16 images 1 bin fills .77
+of the binding budget, 16 fill .93 to .945, 64 fill .96 to .98.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+from jaxtyping import Int
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.mixture import MixedStream, Mixture, count, hash_seed, permutation, select
+
+
+class PlannedRecord(NamedTuple):
+    """A record's place in a plan: which one, and the budget that it takes."""
+
+    corpus: int
+    epoch: int
+    index: int
+    num_tokens: int
+    num_images: int
+
+
+class PlannedRow(NamedTuple):
+    """The records of a row, in order, all of one stream."""
+
+    stream: int
+    records: tuple[PlannedRecord, ...]
+
+
+class _Group(NamedTuple):
+    """Rows that were packed together, in order of emission, and the record that comes after."""
+
+    rows: tuple[tuple[PlannedRecord, ...], ...]
+    end: int
+
+
+def first_fit(
+    records: Iterable[PlannedRecord], *, num_bins: int, max_tokens: int, max_images: int
+) -> tuple[list[list[PlannedRecord]], int]:
+    """Puts each record into the first bin with room for it, until one fits nowhere.
+
+    Records without tokens are unusable and are passed over.
+
+    Returns:
+        The bins, and how many records were drawn for them, unusable ones included.
+    """
+    bins: list[list[PlannedRecord]] = [[] for _ in range(num_bins)]
+    tokens, images = [max_tokens] * num_bins, [max_images] * num_bins
+    drawn = 0
+    for record in records:
+        if record.num_tokens:
+            for b in range(num_bins):
+                if record.num_tokens <= tokens[b] and record.num_images <= images[b]:
+                    bins[b].append(record)
+                    tokens[b] -= record.num_tokens
+                    images[b] -= record.num_images
+                    break
+            else:
+                break
+        drawn += 1
+    return bins, drawn
+
+
+class Packing(Configurable):
+    """The plan of all rows of all steps, as a function of the lengths and the seed."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # Must divide the batch size, and be divisible by the number of hosts; part of what decides
+        # the rows, so it cannot change during a run. None is one shard per row of the batch.
+        num_shards: Optional[int] = None  # noqa: UP045
+        num_bins: int = 16
+
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        streams: Sequence[MixedStream],
+        lengths: Mapping[int, Int[np.ndarray, "_ 2"]],
+        batch_size: int,
+        max_sequence_length: int,
+        max_images: int,
+        seed: int,
+    ):
+        """`lengths` holds tokens and images of every record, by corpus; 0 tokens is unusable."""
+        super().__init__(cfg)
+        self.num_shards = batch_size if cfg.num_shards is None else cfg.num_shards
+        if self.num_shards < 1 or batch_size % self.num_shards:
+            raise ValueError(
+                f"input.packing.num_shards={cfg.num_shards} must divide "
+                f"input.batch_size={batch_size}; take a divisor, or None for one shard per row."
+            )
+        if cfg.num_bins < 1:
+            raise ValueError(f"input.packing.num_bins={cfg.num_bins} must be at least 1.")
+        self.num_bins = cfg.num_bins
+        self.batch_size = batch_size
+        self.rows_per_shard = batch_size // self.num_shards
+        self.max_sequence_length = max_sequence_length
+        self.max_images = max_images
+        self.seed = seed
+        self.mixture = Mixture(streams, seed=seed, num_shards=self.num_shards)
+        self.lengths = lengths
+        for stream in streams:
+            self._check_lengths(stream)
+
+    def planner(self, rows: range) -> "Planner":
+        """Plans the given rows of every batch, from step 0."""
+        return Planner(self, rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the rows, under names that a reader of a difference understands."""
+        return {
+            "packing.num_shards": self.num_shards,
+            "packing.num_bins": self.num_bins,
+            "batch_size": self.batch_size,
+            "max_sequence_length": self.max_sequence_length,
+            "max_images": self.max_images,
+            "seed": self.seed,
+        } | {
+            name: value
+            for stream in self.mixture.streams
+            for name, value in self._stream_fingerprint(stream).items()
+        }
+
+    def fill(self, stream: int, shard: int, group: int, start: int) -> _Group:
+        """Packs a group of rows of a shard, from its record number `start` on."""
+        num_bins = self.num_bins - (self._phase(stream, shard) if group == 0 else 0)
+        bins, drawn = first_fit(
+            self._records(stream, shard, start),
+            num_bins=num_bins,
+            max_tokens=self.max_sequence_length,
+            max_images=self.max_images,
+        )
+        # Early bins are the fullest; shuffled, their rows come at any time.
+        name = self.mixture.streams[stream].name
+        seed = hash_seed(self.seed, "rows", name, shard, group)
+        rows = tuple(tuple(bins[b]) for b in permutation(num_bins, seed))
+        return _Group(rows, start + drawn)
+
+    def locate(self, stream: int, shard: int, number: int) -> tuple[int, int]:
+        """Group, and row in it, of the `number`-th row that a shard emits of a stream."""
+        phase = self._phase(stream, shard)
+        group, row = divmod(number + phase, self.num_bins)
+        return group, row - phase if group == 0 else row
+
+    def _phase(self, stream: int, shard: int) -> int:
+        """How many rows the first group lacks: shards that all refill at once stall the step."""
+        name = self.mixture.streams[stream].name
+        return hash_seed(self.seed, "phase", name, shard) % self.num_bins
+
+    def _records(self, stream: int, shard: int, number: int) -> Iterator[PlannedRecord]:
+        while True:
+            corpus, epoch, index = self.mixture.record(stream, shard, number)
+            num_tokens, num_images = self.lengths[corpus][index].tolist()
+            yield PlannedRecord(corpus, epoch, index, num_tokens, num_images)
+            number += 1
+
+    def _check_lengths(self, stream: MixedStream):
+        for share in stream.corpora:
+            lengths = self.lengths[share.corpus]
+            if not np.any(lengths[:, 0] > 0):
+                raise ValueError(
+                    f"Corpus {share.name!r} of stream {stream.name!r} has {share.num_records} "
+                    "records, none of them usable; give it weight 0, or mend its source."
+                )
+            longest = lengths.max(axis=0).tolist()
+            if longest[0] > self.max_sequence_length or longest[1] > self.max_images:
+                raise ValueError(
+                    f"Corpus {share.name!r} has examples of up to {longest[0]} tokens and "
+                    f"{longest[1]} images, above max_sequence_length={self.max_sequence_length} "
+                    f"or max_images={self.max_images}; compute its lengths with these budgets."
+                )
+
+    def _stream_fingerprint(self, stream: MixedStream) -> dict[str, Any]:
+        fields: dict[str, Any] = {f"{stream.name}.weight": stream.weight}
+        for share in stream.corpora:
+            table = np.ascontiguousarray(self.lengths[share.corpus], "<i4")
+            digest = hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()
+            fields |= {
+                f"{stream.name}.{share.name}.weight": share.weight,
+                f"{stream.name}.{share.name}.records": share.num_records,
+                f"{stream.name}.{share.name}.lengths": digest,
+            }
+        return fields
+
+
+class Planner:
+    """Plans some rows of one batch after the other; its state is `step` and `next_index`.
+
+    `next_index[v, k]` is the record with which the group begins that holds the next row of stream k
+    in shard v; -1 in shards that hold none of the rows.
+    """
+
+    def __init__(self, packing: Packing, rows: range):
+        if rows.step != 1 or not 0 <= rows.start < rows.stop <= packing.batch_size:
+            raise ValueError(
+                f"rows={rows} must be a run of rows of a batch of {packing.batch_size}."
+            )
+        self.packing = packing
+        self.rows = rows
+        self.step = 0
+        size = packing.rows_per_shard
+        self.shards = range(rows.start // size, (rows.stop - 1) // size + 1)
+        shape = (packing.num_shards, len(packing.mixture.streams))
+        self.next_index = np.full(shape, -1, np.int64)
+        self.next_index[self.shards] = 0
+        self._groups: dict[tuple[int, int], _Group] = {}
+
+    def next_rows(self) -> list[PlannedRow]:
+        """The rows of the current step; moves on to the next."""
+        size = self.packing.rows_per_shard
+        planned = [self._row(shard, turn) for shard in self.shards for turn in range(size)]
+        self.step += 1
+        first = self.shards.start * size
+        return planned[self.rows.start - first : self.rows.stop - first]
+
+    def restore(self, step: int, next_index: Int[np.ndarray, "v k"]):
+        """Goes to a step; the shards of other rows may be absent (-1)."""
+        owned = next_index[self.shards]
+        if next_index.shape != self.next_index.shape or np.any(owned < 0):
+            missing = [shard for shard in self.shards if np.any(next_index[shard : shard + 1] < 0)]
+            raise ValueError(
+                f"The state of shape {next_index.shape} does not cover rows {self.rows}: expected "
+                f"{self.next_index.shape}, missing packing shards {missing}. Merge the states of "
+                "all hosts with merge_states before restoring on others."
+            )
+        self.step = step
+        self.next_index[self.shards] = owned
+        self._groups.clear()
+
+    def _row(self, shard: int, turn: int) -> PlannedRow:
+        packing, weights = self.packing, self.packing.mixture.weights
+        # Shifting a shard by its rows makes the rows of a step a run of the interleaving, which is
+        # what keeps every batch on the weights; unshifted, all shards would draw the same stream.
+        shift = shard * packing.rows_per_shard
+        stream, rank = select(shift + self.step * packing.rows_per_shard + turn, weights)
+        group, row = packing.locate(stream, shard, rank - count(shift, stream, weights))
+        if (shard, stream) not in self._groups:
+            start = int(self.next_index[shard, stream])
+            self._groups[shard, stream] = packing.fill(stream, shard, group, start)
+        rows, end = self._groups[shard, stream]
+        if row == len(rows) - 1:
+            self.next_index[shard, stream] = end
+            del self._groups[shard, stream]
+        return PlannedRow(stream, rows[row])
