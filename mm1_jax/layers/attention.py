@@ -1,0 +1,187 @@
+"""Grouped-query attention: over packed rows, with a cache for decoding, or over other features.
+
+Legend: B batch, T query positions, S key positions, D model dim, N query heads, K kv heads,
+G query heads per kv head, H head dim, L layers.
+"""
+
+import enum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.layers.attention_mask import Visibility
+from mm1_jax.layers.linear import JoinHeads, SplitHeads
+from mm1_jax.layers.module import Module
+from mm1_jax.sharding import constrain
+
+# Finite, so that a position that sees nothing (padding) gets an average and no NaN, and far enough
+# below any logit that exp() of the difference is exactly zero.
+MASKED = -1e30
+
+
+class Pattern(enum.Enum):
+    """What a position sees of its document: what does not come after it, or everything."""
+
+    CAUSAL = "causal"
+    BIDIRECTIONAL = "bidirectional"
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens read so far: of one layer or, with a leading L, of a stack.
+
+    All rows share the next free slot, `length`. Rows whose prompts are shorter are padded (segment
+    id 0) and continue after their padding: the mask goes by the stored positions and segment ids,
+    so the gap is never seen. Writing past S slots is not detected; allocate enough.
+    """
+
+    keys: Float[Array, "*L B S K H"]
+    values: Float[Array, "*L B S K H"]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    length: Int[Array, ""]
+
+    def note(self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> "Cache":
+        """Stores where the next T tokens belong, so that every layer's mask includes them."""
+        start = (0, self.length)
+        return self._replace(
+            positions=jax.lax.dynamic_update_slice(self.positions, positions, start),
+            segment_ids=jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, start),
+        )
+
+    def write(self, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]) -> "Cache":
+        """Stores the keys and values of the next T tokens of one layer."""
+        start = (0, self.length, 0, 0)
+        keys, values = keys.astype(self.keys.dtype), values.astype(self.values.dtype)
+        return self._replace(
+            keys=jax.lax.dynamic_update_slice(self.keys, keys, start),
+            values=jax.lax.dynamic_update_slice(self.values, values, start),
+        )
+
+
+class Attention(Module):
+    """softmax(q k / sqrt(H)) v, where each kv head serves G = N / K query heads."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[int] = REQUIRED
+        source_dim: int | None = None  # of what cross-attention reads; None is input_dim
+        num_heads: Required[int] = REQUIRED
+        num_kv_heads: int | None = None  # None is num_heads
+        head_dim: int | None = None  # None is input_dim / num_heads
+        pattern: Pattern = Pattern.BIDIRECTIONAL
+        bias: bool = False
+        rotary: InstantiableConfig | None = None
+        qk_norm: InstantiableConfig | None = None  # of each head's queries and keys, before rotary
+        query: InstantiableConfig = SplitHeads.default_config()
+        key: InstantiableConfig = SplitHeads.default_config().set(axis="kv_heads")
+        value: InstantiableConfig = SplitHeads.default_config().set(axis="kv_heads")
+        output: InstantiableConfig = JoinHeads.default_config()
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        num_heads, num_kv_heads, head_dim = head_sizes(cfg)
+        source_dim = cfg.source_dim or cfg.input_dim
+        heads = {"head_dim": head_dim, "bias": cfg.bias}
+        self.query = cfg.query.set(
+            input_dim=cfg.input_dim, num_heads=num_heads, **heads
+        ).instantiate(rngs=rngs)
+        self.key = cfg.key.set(input_dim=source_dim, num_heads=num_kv_heads, **heads).instantiate(
+            rngs=rngs
+        )
+        self.value = cfg.value.set(
+            input_dim=source_dim, num_heads=num_kv_heads, **heads
+        ).instantiate(rngs=rngs)
+        self.output = cfg.output.set(
+            output_dim=cfg.input_dim, num_heads=num_heads, **heads
+        ).instantiate(rngs=rngs)
+        self.rotary = cfg.rotary.instantiate(rngs=rngs) if cfg.rotary else None
+        self.query_norm, self.key_norm = (
+            cfg.qk_norm.clone(input_dim=head_dim).instantiate(rngs=rngs) if cfg.qk_norm else None
+            for _ in range(2)
+        )
+        self.pattern = Pattern(cfg.pattern)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        source: Float[Array, "B S Ds"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Attends over x itself, over `source` (all of it), or over the cache extended by x.
+
+        Args:
+            positions: Needed by causal and by rotary attention.
+            segment_ids: Needed by causal attention. None lets every position see every other one
+                (images, which have no padding).
+            cache: One layer's, in which the places of x are noted already.
+        """
+        source = x if source is None else source
+        query, key, value = self.query(x), self.key(source), self.value(source)
+        query = constrain(query, "batch", "sequence", "activation_heads", None)
+        key = constrain(key, "batch", None, "activation_kv_heads", None)
+        value = constrain(value, "batch", None, "activation_kv_heads", None)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.rotary is not None:
+            query, key = self.rotary(query, positions), self.rotary(key, positions)
+        visibility = None
+        if cache is not None:
+            cache = cache.write(key, value)
+            key, value = cache.keys.astype(key.dtype), cache.values.astype(value.dtype)
+        if source is x and segment_ids is not None:
+            places = (positions, segment_ids)
+            seen = places if cache is None else (cache.positions, cache.segment_ids)
+            visibility = Visibility(*places, *seen, causal=self.pattern is Pattern.CAUSAL)
+        elif self.pattern is Pattern.CAUSAL:
+            raise ValueError("causal attention needs positions and segment_ids, and no source")
+        return self.output(attend(query, key, value, visibility)), cache
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    visibility: Visibility | None,
+) -> Float[Array, "B T N H"]:
+    """The values that each query attends to. The choice of a kernel belongs here.
+
+    Args:
+        visibility: None is all to all. A query that sees no key gets a finite, meaningless result.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    logits_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    logits_BKGTS *= H**-0.5
+    if visibility is not None:
+        mask_BTS = visibility.mask()
+        logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
+    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+def head_sizes(cfg: Attention.Config) -> tuple[int, int, int]:
+    """num_heads, num_kv_heads and head_dim, with the ones left open worked out.
+
+    Raises:
+        ValueError: They do not divide.
+    """
+    num_heads, num_kv_heads = cfg.num_heads, cfg.num_kv_heads or cfg.num_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"attention: num_heads is {num_heads}, which num_kv_heads {num_kv_heads} must divide"
+        )
+    if cfg.head_dim is None and cfg.input_dim % num_heads:
+        raise ValueError(
+            f"attention: the model dim {cfg.input_dim} is not divisible by num_heads {num_heads}; "
+            "set head_dim or change one of them"
+        )
+    return num_heads, num_kv_heads, cfg.head_dim or cfg.input_dim // num_heads

@@ -1,0 +1,52 @@
+"""Which positions may attend to which; the only file that knows the rule.
+
+A position sees those of its own document (equal segment id), under causal attention only the ones
+that do not come after it, and never padding (segment id 0). Because the rule reads nothing but
+positions and segment ids, packed training and cached decoding share it: the cache stores both.
+
+Legend: B batch, T query positions, S key positions.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Int
+
+
+def attention_mask(
+    query_positions_BT: Int[Array, "B T"],
+    query_segment_ids_BT: Int[Array, "B T"],
+    key_positions_BS: Int[Array, "B S"],
+    key_segment_ids_BS: Int[Array, "B S"],
+    causal: bool,
+) -> Bool[Array, "B T S"]:
+    """True where the query at T may attend to the key at S.
+
+    Two documents and a padded position, causal:
+
+        segment_ids  1 1 2 2 0
+        positions    0 1 0 1 0
+
+        1 . . . .
+        1 1 . . .
+        . . 1 . .
+        . . 1 1 .
+        . . . . .
+    """
+    query_segments, key_segments = query_segment_ids_BT[:, :, None], key_segment_ids_BS[:, None, :]
+    mask_BTS = (query_segments == key_segments) & (key_segments > 0)
+    if causal:
+        mask_BTS &= key_positions_BS[:, None, :] <= query_positions_BT[:, :, None]
+    return mask_BTS
+
+
+class Visibility(NamedTuple):
+    """The arguments of `attention_mask`: a fused kernel reads them and makes no T x S mask."""
+
+    query_positions: Int[Array, "B T"]
+    query_segment_ids: Int[Array, "B T"]
+    key_positions: Int[Array, "B S"]
+    key_segment_ids: Int[Array, "B S"]
+    causal: bool
+
+    def mask(self) -> Bool[Array, "B T S"]:
+        return attention_mask(*self)

@@ -1,0 +1,37 @@
+"""Token embedding, and the same table read backwards as the output layer.
+
+Legend: B batch, T positions, V vocabulary, D model dim.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal
+from jaxtyping import Array, Float, Int
+
+from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.layers.module import Module, param
+
+
+class Embedding(Module):
+    """A vector for every token."""
+
+    @config_class
+    class Config(Module.Config):
+        vocab_size: Required[int] = REQUIRED
+        model_dim: Required[int] = REQUIRED
+        # Standard deviation of the entries; None is 1 / sqrt(model_dim), for logits of unit size.
+        init_std: float | None = None
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        std = cfg.model_dim**-0.5 if cfg.init_std is None else cfg.init_std
+        shape = (cfg.vocab_size, cfg.model_dim)
+        self.weight = param(rngs, shape, ("vocab", "embed"), normal(std))
+
+    def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return jnp.take(self.weight[...], tokens_BT, axis=0, mode="clip")
+
+    def attend(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits in float32: the product of each hidden state with every token's vector."""
+        return jnp.einsum(
+            "BTD,VD->BTV", hidden_BTD, self.weight[...], preferred_element_type=jnp.float32
+        )

@@ -1,0 +1,81 @@
+"""Position-wise feed-forward layers: gated, as in the decoder, and plain, as in vision encoders."""
+
+import enum
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.layers.linear import Linear
+from mm1_jax.layers.module import Module
+from mm1_jax.sharding import constrain
+
+
+class Activation(enum.Enum):
+    """The non-linearities in use; call a member like a function."""
+
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
+    SILU = "silu"
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        match self:
+            case Activation.GELU:
+                return jax.nn.gelu(x, approximate=False)
+            case Activation.GELU_TANH:
+                return jax.nn.gelu(x, approximate=True)
+            case Activation.QUICK_GELU:
+                # The approximation that OpenAI's and DFN's CLIP encoders were trained with.
+                return x * jax.nn.sigmoid(1.702 * x)
+            case Activation.SILU:
+                return jax.nn.silu(x)
+
+
+class GatedFeedForward(Module):
+    """y = (silu(x gate) * (x up)) down."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[int] = REQUIRED
+        hidden_dim: Required[int] = REQUIRED
+        activation: Activation = Activation.SILU
+        gate: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
+        up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
+        down: InstantiableConfig = Linear.default_config().set(axes=("mlp", "embed"))
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        into = {"input_dim": cfg.input_dim, "output_dim": cfg.hidden_dim}
+        out = {"input_dim": cfg.hidden_dim, "output_dim": cfg.input_dim}
+        self.gate = cfg.gate.set(**into).instantiate(rngs=rngs)
+        self.up = cfg.up.set(**into).instantiate(rngs=rngs)
+        self.down = cfg.down.set(**out).instantiate(rngs=rngs)
+        self.activation = Activation(cfg.activation)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        hidden = self.activation(self.gate(x)) * self.up(x)
+        return self.down(constrain(hidden, "batch", "sequence", "activation_mlp"))
+
+
+class FeedForward(Module):
+    """y = activation(x up) down."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[int] = REQUIRED
+        hidden_dim: Required[int] = REQUIRED
+        activation: Activation = Activation.GELU
+        up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"), bias=True)
+        down: InstantiableConfig = Linear.default_config().set(axes=("mlp", "embed"), bias=True)
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        into = {"input_dim": cfg.input_dim, "output_dim": cfg.hidden_dim}
+        out = {"input_dim": cfg.hidden_dim, "output_dim": cfg.input_dim}
+        self.up = cfg.up.set(**into).instantiate(rngs=rngs)
+        self.down = cfg.down.set(**out).instantiate(rngs=rngs)
+        self.activation = Activation(cfg.activation)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        hidden = self.activation(self.up(x))
+        return self.down(constrain(hidden, "batch", "sequence", "activation_mlp"))

@@ -1,0 +1,52 @@
+"""Normalisation over the last dim: computed in float32, returned in the dtype of the input."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import ones, zeros
+from jaxtyping import Array, Float
+
+from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.layers.module import Module, param
+
+
+class RMSNorm(Module):
+    """y = x / sqrt(mean(x^2) + eps) * scale."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[int] = REQUIRED
+        eps: float = 1e-5
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        # Whole on every device: gathering so few numbers costs more than keeping them.
+        self.scale = param(rngs, (cfg.input_dim,), (None,), ones)
+        self.eps = cfg.eps
+
+    def __call__(self, x: Float[Array, "*dims D"]) -> Float[Array, "*dims D"]:
+        x32 = x.astype(jnp.float32)
+        y = x32 / jnp.sqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return (y * _row(self.scale, y)).astype(x.dtype)
+
+
+class LayerNorm(Module):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * scale + bias."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[int] = REQUIRED
+        eps: float = 1e-6
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.scale = param(rngs, (cfg.input_dim,), (None,), ones)
+        self.bias = param(rngs, (cfg.input_dim,), (None,), zeros)
+        self.eps = cfg.eps
+
+    def __call__(self, x: Float[Array, "*dims D"]) -> Float[Array, "*dims D"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        y = x32 / jnp.sqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return (y * _row(self.scale, y) + _row(self.bias, y)).astype(x.dtype)
+
+
+def _row(values: nnx.Param, y: Array) -> Array:
+    return jnp.expand_dims(values[...].astype(jnp.float32), tuple(range(y.ndim - 1)))

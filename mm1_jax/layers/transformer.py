@@ -1,0 +1,55 @@
+"""The pre-norm transformer block of decoder and vision encoder.
+
+x + attention(norm(x)), then x + feed_forward(norm(x)).
+"""
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.layers.attention import Attention, Cache
+from mm1_jax.layers.feed_forward import GatedFeedForward
+from mm1_jax.layers.module import Module
+from mm1_jax.layers.moe import MoE, RouterStatistics
+from mm1_jax.layers.norm import RMSNorm
+from mm1_jax.sharding import constrain
+
+
+class TransformerBlock(Module):
+    """Attention and a feed-forward layer, dense or sparse, each on its normalised input."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[int] = REQUIRED
+        attention: InstantiableConfig = Attention.default_config()
+        feed_forward: InstantiableConfig = GatedFeedForward.default_config()  # or FeedForward, MoE
+        norm: InstantiableConfig = RMSNorm.default_config()  # of both
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        dim = cfg.input_dim
+        self.attention_norm = cfg.norm.clone(input_dim=dim).instantiate(rngs=rngs)
+        self.attention = cfg.attention.set(input_dim=dim).instantiate(rngs=rngs)
+        self.feed_forward_norm = cfg.norm.clone(input_dim=dim).instantiate(rngs=rngs)
+        self.feed_forward = cfg.feed_forward.set(input_dim=dim).instantiate(rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+        dropless: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Cache | None, RouterStatistics | None]:
+        """Returns the new x, the cache extended by it, and what the router did (None if dense)."""
+        x = constrain(x, "batch", "sequence", None)
+        attended, cache = self.attention(
+            self.attention_norm(x), positions=positions, segment_ids=segment_ids, cache=cache
+        )
+        x = x + attended
+        normed = self.feed_forward_norm(x)
+        if isinstance(self.feed_forward, MoE):
+            y, statistics = self.feed_forward(normed, segment_ids, dropless=dropless)
+        else:
+            y, statistics = self.feed_forward(normed), None
+        return constrain(x + y, "batch", "sequence", None), cache, statistics
