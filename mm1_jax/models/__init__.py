@@ -1,0 +1,1 @@
+"""The parts of MM1 and the whole: vision encoder, connector, merge, decoder."""
