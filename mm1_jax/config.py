@@ -21,6 +21,7 @@ config never shares a child with another config.
 
 import copy
 import dataclasses
+import difflib
 import enum
 import functools
 import inspect
@@ -121,6 +122,13 @@ def similar_names(name: str, candidates: Iterable[str]) -> list[str]:
         key: sum(piece in key for piece in pieces) / max(len(pieces), 1) for key in candidates
     }
     return sorted((key for key in scores if scores[key] > 0.5), key=lambda key: (-scores[key], key))
+
+
+def close_names(name: str, candidates: Iterable[str]) -> list[str]:
+    """The few candidates that a misspelt `name` may stand for, swapped letters included."""
+    candidates = list(candidates)
+    close = difflib.get_close_matches(name, candidates, n=3)
+    return close + [key for key in similar_names(name, candidates) if key not in close][:3]
 
 
 _validators: dict[Callable[[Any], bool], Callable[[Any], None]] = {}

@@ -1,0 +1,81 @@
+"""The root config of every run, and what it builds: input, evaluators and trainer.
+
+`resolve` fills the fields that must agree between the parts, so that each is set in one place:
+
+    input.tokenizer                     -> model.decoder.vocab_size, model.image_token
+    model.connector.num_image_tokens    -> input.num_image_tokens
+    model.vision_encoder.image_size     -> input.image_size
+    size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
+    trainer.max_steps                   -> trainer.optimizer.decay_steps
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.data.input import Input
+from mm1_jax.evals.evaluator import Evaluator
+from mm1_jax.models.decoder import num_non_embedding_parameters
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.train.optimizer import mm1_learning_rate
+from mm1_jax.train.trainer import Trainer
+
+
+class Experiment(Configurable):
+    """One training run: a model, its data, how it is trained and how it is judged."""
+
+    @config_class
+    class Config(Configurable.Config):
+        model: Required[MM1.Config] = REQUIRED
+        input: Required[Input.Config] = REQUIRED
+        trainer: Required[Trainer.Config] = REQUIRED
+        evals: dict[str, Evaluator.Config] = {}
+
+    @staticmethod
+    def resolve(cfg: Any) -> Any:
+        """A copy of `cfg` in which the fields that must agree are filled in."""
+        cfg = cfg.clone()
+        tokenizer = cfg.input.tokenizer.instantiate()
+        _agree(cfg, "model.decoder.vocab_size", tokenizer.vocab_size, "input.tokenizer")
+        _agree(cfg, "model.image_token", tokenizer.image_token, "input.tokenizer")
+        for path, source in (
+            ("input.num_image_tokens", "model.connector.num_image_tokens"),
+            ("input.image_size", "model.vision_encoder.image_size"),
+        ):
+            _agree(cfg, path, cfg.get_recursively(source.split(".")), source)
+        optimizer = cfg.trainer.optimizer
+        if optimizer.learning_rate is None:
+            num_parameters = num_non_embedding_parameters(cfg.model.decoder)
+            optimizer.learning_rate = mm1_learning_rate(num_parameters)
+        if optimizer.decay_steps is None:
+            optimizer.decay_steps = cfg.trainer.max_steps
+        return cfg
+
+    def __init__(self, cfg: Config, *, output_dir: Path):
+        super().__init__(cfg)
+        cfg = self.resolve(cfg)
+        self.input = cfg.input.instantiate(
+            split="train", quarantine_path=output_dir / "quarantine.jsonl"
+        )
+        evaluators = {
+            name: evaluator.instantiate(input=self.input) for name, evaluator in cfg.evals.items()
+        }
+        self.trainer = cfg.trainer.instantiate(
+            model=cfg.model, input=self.input, evaluators=evaluators, output_dir=output_dir
+        )
+
+    def run(self) -> Any:
+        """Trains, evaluates and reports; resumes if `output_dir` holds a checkpoint."""
+        return self.trainer.run()
+
+
+def _agree(cfg: Any, path: str, value: Any, source: str) -> None:
+    """Sets `path`, or raises if something else than `value` was set there."""
+    present = cfg.get_recursively(path.split("."))
+    if present is None or present is REQUIRED:
+        cfg.set_recursively(path.split("."), value=value)
+    elif present != value:
+        raise ValueError(
+            f"{path} is {present!r}, but {source} makes it {value!r}: "
+            f"leave {path} unset and change only {source}"
+        )

@@ -1,0 +1,140 @@
+"""Entry point: finds a named config, applies overrides, builds the experiment and runs it.
+
+    python -m mm1_jax.launch --config=mm1_tiny --config.trainer.max_steps=100
+
+Nothing heavy is imported here: experiments are imported when the command line is understood.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags, logging
+
+from mm1_jax.named_configs import find_named_config, named_configs
+from mm1_jax.run_folder import MAY_CHANGE, Launch, RunFolder
+
+USER_ERROR = 2
+
+_DESCRIPTION = """\
+Trains a named config and writes checkpoints, metrics and a report into a folder.
+A second launch into the same folder resumes the run, and SIGTERM saves before it ends.
+"""
+
+_EPILOG = f"""\
+fields of the config:
+  --config.PATH=VALUE   sets any field, e.g. --config.trainer.max_steps=100
+                        or --config.evals.digits_vqa.num_examples=10 or
+                        --config.input.streams.0.weight=3; --print_config shows the
+                        paths. What must agree follows: the input takes the number
+                        of tokens per image from the model's connector.
+
+resuming:
+  A run goes on in its folder with the same config. These fields may change:
+  {", ".join(MAY_CHANGE[:4])},
+  {", ".join(MAY_CHANGE[4:])}
+  (max_steps where it leaves optimizer.decay_steps, which follows it unless set, as it was).
+
+examples:
+  python -m mm1_jax.launch --list
+  python -m mm1_jax.launch --config=mm1_tiny
+  python -m mm1_jax.launch --config=mm1_tiny --config.model.connector.num_image_tokens=9 \\
+      --output_dir=runs/nine_tokens
+  python -m mm1_jax.launch --module=my.module --config=my_config --print_config
+"""
+
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Separates `--config.PATH=VALUE` from the other arguments; `--[no]config.PATH` is a bool."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        match = _OVERRIDE.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        negated, path, value = match.groups()
+        if value is None and not negated and arguments and not arguments[0].startswith("--"):
+            value = arguments.pop(0)
+        if value is None:
+            value = "false" if negated else "true"
+        # The last one counts, in its place.
+        overrides.pop(path, None)
+        overrides[path] = value
+    return rest, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mm1_jax.launch",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="NAME", help="the config to launch; --list shows all")
+    parser.add_argument(
+        "--module",
+        metavar="MODULE",
+        help="the module whose named_configs() has NAME (default: all modules of `experiments`)",
+    )
+    parser.add_argument(
+        "--output_dir", metavar="DIR", type=Path, help="where outputs go (default: ./runs/NAME)"
+    )
+    parser.add_argument("--list", action="store_true", help="show all named configs and exit")
+    parser.add_argument(
+        "--print_config", action="store_true", help="show the resolved config and exit"
+    )
+    parser.add_argument("--verbosity", type=int, default=0, help="1 shows tracebacks of errors too")
+    return parser
+
+
+def list_configs(module: str | None) -> str:
+    configs = named_configs(module)
+    width = max(map(len, configs), default=0)
+    return "\n".join(
+        f"{name:{width}}  {configs[name].summary}".rstrip() for name in sorted(configs)
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the result is the exit status."""
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    options = parser.parse_args(rest)
+    logging.set_verbosity(options.verbosity)
+    # Libraries may read flags of absl, which this parser stands in for.
+    flags.FLAGS.mark_as_parsed()
+    try:
+        if options.list:
+            print(list_configs(options.module))
+            return 0
+        if options.config is None:
+            parser.error("--config=NAME is needed; --list shows all names")
+        named = find_named_config(options.config, options.module)
+        launch = Launch(named.name, named.module, overrides)
+        cfg = launch.resolved_config()
+        if options.print_config:
+            print(cfg.debug_string())
+            return 0
+        folder = RunFolder(options.output_dir or Path("runs") / options.config)
+        folder.claim(launch, cfg)
+        experiment = cfg.instantiate(output_dir=folder.path)
+    except (ValueError, FileNotFoundError) as error:
+        logging.debug("Traceback of the error below:", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    print(f"Outputs: {folder.path}", flush=True)
+    experiment.run()
+    print(f"Outputs: {folder.path}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Experiments by name: a module has `named_configs() -> {name: function that makes the config}`.
+
+Modules are found by their names when they are asked for: this package imports none of them.
+"""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from mm1_jax.config import close_names
+
+EXPERIMENTS = "experiments"
+
+
+@dataclass(frozen=True)
+class NamedConfig:
+    """A config that can be launched: where it is, and the function that makes it."""
+
+    name: str
+    module: str
+    make: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        return self.make()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring of the function."""
+        make = self.make
+        while isinstance(make, functools.partial):
+            make = make.func
+        return (inspect.getdoc(make) or "").partition("\n")[0]
+
+
+def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
+    """All named configs of one module, or of all modules of the `experiments` package."""
+    modules = _experiments() if module is None else [_import(module, "--module")]
+    found: dict[str, NamedConfig] = {}
+    for each in modules:
+        if module is not None and not hasattr(each, "named_configs"):
+            raise ValueError(
+                f"--module={module}: it has no function named_configs(); "
+                "give a module that maps names to functions that make configs"
+            )
+        configs = each.named_configs() if hasattr(each, "named_configs") else {}
+        for name, make in configs.items():
+            if name in found:
+                raise ValueError(
+                    f"Two configs are named {name!r}, in {found[name].module} and {each.__name__}: "
+                    "rename one, or say which by --module"
+                )
+            found[name] = NamedConfig(name, each.__name__, make)
+    return found
+
+
+def find_named_config(name: str, module: str | None = None) -> NamedConfig:
+    configs = named_configs(module)
+    if name not in configs:
+        close = close_names(name, configs)
+        hint = f"did you mean {' or '.join(close)}?" if close else "--list describes them."
+        known = ", ".join(sorted(configs)) or "none"
+        raise ValueError(f"--config={name}: there is no such config; {hint} Known: {known}")
+    return configs[name]
+
+
+def _experiments() -> list[ModuleType]:
+    package = _import(EXPERIMENTS, "the package of experiments")
+    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+    return [importlib.import_module(f"{EXPERIMENTS}.{name}") for name in names]
+
+
+def _import(module: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that exists and misses something itself is a different error.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"{what}: cannot import {module!r}; launch from the folder that holds it, "
+            "or name another module by --module"
+        ) from error

@@ -1,0 +1,157 @@
+"""The output folder of a run: how it was launched, and whether a second launch may go on there.
+
+    launch.json   the name of the config, its module and the overrides of the command line
+    config.txt    the resolved config, one `path: value` a line
+
+A launch into a folder that holds a run resumes it, if the config is the same up to MAY_CHANGE.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.named_configs import find_named_config
+from mm1_jax.overrides import apply_overrides
+
+# Fields that may differ between launches into one folder, with all that is inside them: what is
+# evaluated, logged and kept, and how fast the input is read. None of them changes what is learnt.
+# A new `trainer.max_steps` passes only where it does not stretch the schedule: the resolved
+# `trainer.optimizer.decay_steps` follows it unless it is set, and may not change.
+MAY_CHANGE = (
+    "evals",
+    "input.max_bad_fraction",
+    "input.num_workers",
+    "input.prefetch",
+    "trainer.checkpointer",
+    "trainer.max_steps",
+    "trainer.progress",
+    "trainer.summary_every_n_steps",
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What names a config: its name, the module that holds it, overrides as text by path."""
+
+    config: str
+    module: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def resolved_config(self) -> Any:
+        """Makes the config, applies the overrides, and fills in what must agree."""
+        cfg = find_named_config(self.config, self.module)()
+        resolve = cfg.klass.resolve
+        # Overrides go into the config as it was written, so that what follows from them follows.
+        return resolve(apply_overrides(cfg, self.overrides, types_from=resolve(cfg)))
+
+
+class RunFolder:
+    """A folder with the outputs of one run."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    @property
+    def holds_a_run(self) -> bool:
+        return self._config_path.exists()
+
+    @property
+    def holds_checkpoints(self) -> bool:
+        return any(self.path.glob("checkpoints/*"))
+
+    def claim(self, launch: Launch, cfg: Any) -> None:
+        """Makes the folder one of this launch, or raises ValueError if it cannot be.
+
+        A run that ended before its first checkpoint leaves nothing to go on from, so it binds
+        nobody to its config.
+        """
+        if self.holds_a_run and self.holds_checkpoints:
+            self._raise_if_changed(cfg, "Launch into a new --output_dir, or undo the change.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
+            # The last file written: a folder without it holds no run.
+            self._write(self._config_path, cfg.debug_string() + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"--output_dir={self.path}: cannot write there ({error.strerror}); "
+                "choose a folder that can be written to"
+            ) from error
+
+    def load_experiment(self) -> Any:
+        """The resolved config of the run, made anew from its name and overrides."""
+        if not self.holds_a_run:
+            raise ValueError(
+                f"{self.path}: no run there ({self._config_path.name} is missing); "
+                "give the output folder of a launch"
+            )
+        cfg = Launch(**json.loads(self._launch_path.read_text())).resolved_config()
+        self._raise_if_changed(cfg, "Use the code that the run was launched with.")
+        return cfg
+
+    @property
+    def _launch_path(self) -> Path:
+        return self.path / "launch.json"
+
+    @property
+    def _config_path(self) -> Path:
+        return self.path / "config.txt"
+
+    def _write(self, path: Path, text: str) -> None:
+        # Whole or not at all, also when the process is killed.
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(path)
+
+    def _raise_if_changed(self, cfg: Any, advice: str) -> None:
+        differences = config_differences(self._config_path.read_text(), cfg.debug_string())
+        fixed = [each for each in differences if not _may_change(each.path)]
+        if not fixed:
+            return
+        lines = "".join(f"\n  {each}" for each in fixed)
+        hint = ""
+        decay = next((each for each in fixed if each.path.endswith(".decay_steps")), None)
+        if decay and decay.stored:
+            hint = (
+                f" (decay_steps follows max_steps; --config.{decay.path}={decay.stored} "
+                "keeps the schedule of the run.)"
+            )
+        raise ValueError(
+            f"The run in {self.path} has another config (stored -> now):{lines}\n{advice}{hint}"
+        )
+
+
+def load_experiment(folder: str | os.PathLike) -> Any:
+    """The resolved config of the run in `folder`."""
+    return RunFolder(folder).load_experiment()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that two configs do not agree on; None where it has its unset default."""
+
+    path: str
+    stored: str | None
+    now: str | None
+
+    def __str__(self) -> str:
+        stored, now = ("not set" if text is None else text for text in (self.stored, self.now))
+        return f"{self.path}: {stored} -> {now}"
+
+
+def config_differences(stored: str, now: str) -> list[Difference]:
+    """The differences between two texts of configs, by path."""
+    old, new = (_by_path(text) for text in (stored, now))
+    paths = sorted(old.keys() | new.keys())
+    return [Difference(p, old.get(p), new.get(p)) for p in paths if old.get(p) != new.get(p)]
+
+
+def _by_path(text: str) -> dict[str, str]:
+    return {path: value for path, _, value in (line.partition(": ") for line in text.splitlines())}
+
+
+def _may_change(path: str) -> bool:
+    return any(path == p or path.startswith((f"{p}.", f"{p}[")) for p in MAY_CHANGE)
