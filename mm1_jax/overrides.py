@@ -151,12 +151,16 @@ def _parse(path: str, parts: list[str], text: str, cfg: Any, fields: Any) -> Any
         return None
     field_type = _type_of_field(value, annotation)
     if field_type is None:
-        kind = "a part with fields of its own" if _names(value) else f"a {type(value).__name__}"
-        inner = f" (such as {path}.{_names(value)[0]})" if _names(value) else ""
+        inner = [f"{path}.{name}" for name in _names(value) if name not in ("klass", "fn")]
+        kind = "a part with fields of its own" if inner else f"{value!r}"
+        advice = f"set one of {', '.join(inner)}, or " if inner else ""
         raise ValueError(
             f"{flag}: {path} is {kind}, which cannot be set on the command line; "
-            f"set a field inside it{inner}, or write an experiment that sets it"
+            f"{advice}write an experiment that sets it"
         )
+    if isinstance(holder, (list, tuple)):
+        whole = ".".join(parts[:-1])
+        raise ValueError(f"{flag}: set the whole {type(holder).__name__}, --config.{whole}=...")
     spelling = "".join(f"[{p}]" if p.isdecimal() else f".{p}" for p in parts)[1:]
     flag_values = flags.FlagValues()
     argv = ["launch", f"--config.{spelling}={text}"]
@@ -203,11 +207,6 @@ def _set(cfg: Any, parts: list[str], value: Any) -> None:
         holder = _child(holder, part)
     if isinstance(holder, ConfigBase):
         setattr(holder, parts[-1], value)
-    elif isinstance(holder, dict):
+    else:
         key = next(key for key in holder if str(key) == parts[-1])
         holder[key] = value
-    elif isinstance(holder, list):
-        holder[int(parts[-1])] = value
-    else:
-        whole = ".".join(parts[:-1])
-        raise ValueError(f"--config.{'.'.join(parts)}: set the whole tuple, --config.{whole}=...")
