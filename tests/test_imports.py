@@ -20,10 +20,12 @@ ALLOWED = {
     "generate": {"config", "batch", "sharding", "layers", "models"},
     "evals": {"config", "batch", "sharding", "data", "models", "generate"},
     "train": {"config", "batch", "sharding", "models", "evals.evaluator"},
-    "run_folder": {"config"},
+    "named_configs": {"config"},
+    "overrides": {"config"},
+    "run_folder": {"config", "named_configs", "overrides"},
     # The composition root: puts data, model, trainer and evaluators together.
-    "experiment": {"config", "models", "data", "train", "evals", "run_folder"},
-    "launch": {"config", "experiment", "run_folder"},
+    "experiment": {"config", "models", "data", "train", "evals"},
+    "launch": {"config", "named_configs", "run_folder"},
 }
 # Libraries that a part may not import, directly.
 FORBIDDEN = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mm1_jax.experiment import resolve
-from mm1_jax.launch import named_configs
+from mm1_jax.experiment import Experiment
+from mm1_jax.named_configs import named_configs
 
 GOLDEN = Path(__file__).parent.parent.parent / "experiments" / "golden"
 NAMES = sorted(named_configs())
@@ -17,7 +17,7 @@ NAMES = sorted(named_configs())
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resolved_config_is_the_golden_text(name):
-    text = resolve(named_configs()[name]()).debug_string() + "\n"
+    text = Experiment.resolve(named_configs()[name]()).debug_string() + "\n"
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("MM1_UPDATE_GOLDEN"):
         path.write_text(text)
