@@ -6,6 +6,7 @@ A source is built for one split, "train" or "test"; the two never share a record
 import abc
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,17 +84,21 @@ class JsonlSource(Source):
         if "image" in record:
             record["image"] = self._read(record["image"])
         if "images" in record:
+            if not isinstance(record["images"], list):
+                raise BadRecord(f"{self._path.name}, record {index}: images is not a list")
             record["images"] = [self._read(name) for name in record["images"]]
         return record
 
-    def _read(self, name: str | None) -> bytes | None:
+    def _read(self, name: Any) -> bytes | None:
         """The content of an image file, which must lie under the folder of the JSONL file."""
         if name is None:
             return None
-        path = (self._folder / str(name)).resolve()
-        if not path.is_relative_to(self._folder):
-            raise BadRecord(f"image {name!r} lies outside the folder of {self._path.name}")
+        if not isinstance(name, str) or "\0" in name:
+            raise BadRecord(f"image {name!r} is not the name of a file")
         try:
+            path = (self._folder / name).resolve()
+            if not path.is_relative_to(self._folder):
+                raise BadRecord(f"image {name!r} lies outside the folder of {self._path.name}")
             return path.read_bytes()
         except OSError as error:
             raise BadRecord(f"image {name!r} cannot be read: {error.strerror}") from error

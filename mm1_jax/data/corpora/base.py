@@ -46,7 +46,8 @@ class Corpus(Configurable):
         record = self.source[index]
         try:
             return self._to_document(record)
-        except (KeyError, TypeError) as error:
+        # What a function over fields meets when one is missing or of another type.
+        except (LookupError, TypeError, AttributeError) as error:
             fields = ", ".join(sorted(record))
             raise BadRecord(
                 f"{self.name}, record {index}: {type(error).__name__} {error}; fields: {fields}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from sklearn.datasets import load_digits
 
 from mm1_jax.batch import Record
 from mm1_jax.config import REQUIRED, Required, config_class
@@ -21,6 +22,7 @@ from mm1_jax.data.corpora.embedded import (
     Kind,
     Page,
     enumeration,
+    num_drawn,
     page_record,
     text_record,
 )
@@ -39,8 +41,8 @@ class DigitsSource(Source):
     @config_class
     class Config(Source.Config):
         kind: Required[Kind] = REQUIRED
-        # How many interleaved pages and texts. Captions have one record a scan, questions as
-        # many as there are turns of kinds.
+        # How many interleaved pages or texts the training split has. Captions have one record a
+        # scan, questions as many as there are turns of kinds.
         num_records: int = 8192
         seed: int = 0
 
@@ -48,14 +50,15 @@ class DigitsSource(Source):
         super().__init__(cfg, split=split)
         pixels, labels = _scans()
         mine = split_indices(len(labels), split, TEST_EVERY)
-        self.pixels, self.labels = pixels[mine], labels[mine]
+        self.pixels = pixels[mine]
+        self.labels: list[int] = labels[mine].tolist()
 
     def __len__(self) -> int:
         num_scans = len(self.labels)
         return {
             Kind.CAPTIONS: num_scans,
             Kind.QUESTIONS: num_scans * len(QUESTION_KINDS),
-        }.get(self.config.kind, self.config.num_records)
+        }.get(self.config.kind, num_drawn(self.config.num_records, self.split))
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
@@ -73,7 +76,7 @@ class DigitsSource(Source):
         return page_record(self._page(rng))
 
     def _question(self, rng: random.Random, kind: str, scan: int) -> dict[str, Any]:
-        digit = int(self.labels[scan])
+        digit = self.labels[scan]
         question, answer = _ask(rng, kind, digit)
         return {
             "images": [self.pixels[scan]],
@@ -119,7 +122,7 @@ class DigitsSource(Source):
 
     def _draw(self, rng: random.Random, num_scans: int) -> list[tuple[np.ndarray, int]]:
         scans = [rng.randrange(len(self.labels)) for _ in range(num_scans)]
-        return [(self.pixels[scan], int(self.labels[scan])) for scan in scans]
+        return [(self.pixels[scan], self.labels[scan]) for scan in scans]
 
 
 def corpus(kind: Kind, **source: Any) -> Corpus.Config:
@@ -195,9 +198,6 @@ def _fact(rng: random.Random) -> str:
 
 @functools.cache
 def _scans() -> tuple[UInt8[np.ndarray, "n 8 8 3"], Int[np.ndarray, "n"]]:
-    # scikit-learn takes a second to import, so only those who read scans pay for it.
-    from sklearn.datasets import load_digits
-
     scans = load_digits()
     gray = np.rint(scans.images * (255 / 16)).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1), scans.target

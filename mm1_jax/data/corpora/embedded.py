@@ -34,6 +34,12 @@ NUMBERS = (
 )  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
+
+def num_drawn(num_records: int, split: str) -> int:
+    """How many records are drawn: the test split has a quarter of the training split's."""
+    return num_records if split == "train" else -(-num_records // 4)
+
+
 # A page before it is a record: its texts and pictures in reading order.
 Page = list[str | np.ndarray]
 

@@ -26,6 +26,7 @@ from mm1_jax.data.corpora.embedded import (
     TO_DOCUMENT,
     Kind,
     Page,
+    num_drawn,
     page_record,
     text_record,
 )
@@ -102,11 +103,11 @@ class ScenesSource(Source):
     @config_class
     class Config(Source.Config):
         kind: Required[Kind] = REQUIRED
-        num_records: int = 8192
+        num_records: int = 8192  # Of the training split.
         seed: int = 0
 
     def __len__(self) -> int:
-        return self.config.num_records
+        return num_drawn(self.config.num_records, self.split)
 
     def __getitem__(self, index: int) -> Record:
         """Records about pictures carry their scenes as `scenes`."""
