@@ -91,7 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--print_config", action="store_true", help="show the resolved config and exit"
     )
-    parser.add_argument("--verbosity", type=int, default=0, help="1 shows tracebacks of errors too")
+    parser.add_argument(
+        "--verbosity",
+        metavar="N",
+        type=int,
+        default=-1,
+        help="what libraries log: -1 warnings (default), 0 information, 1 tracebacks of errors too",
+    )
     return parser
 
 
