@@ -1,0 +1,1 @@
+"""One file for each benchmark: its records, its prompts, when an answer is right, its metrics."""

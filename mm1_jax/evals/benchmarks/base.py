@@ -1,0 +1,231 @@
+"""A benchmark: records of a corpus put to the model as zero- or few-shot prompts (MM1, section 4).
+
+Answers are greedy, and end at eos or at a stop string. What is asked, and after which exemplars, is
+a function of the config alone.
+"""
+
+import abc
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mm1_jax.batch import Batch, Document, Image, Record
+from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.input import Input
+from mm1_jax.data.rows import RowShape, assemble
+from mm1_jax.evals.evaluator import EvalResult, Evaluator, Sample
+from mm1_jax.evals.metrics import exact_match, truncate
+from mm1_jax.evals.prompts import (
+    exemplar_indices,
+    few_shot,
+    reference,
+    subset,
+    text_of,
+    without_answer,
+)
+from mm1_jax.generate import bucket, generate
+from mm1_jax.models.mm1 import MM1
+
+# The pixels of a blanked picture: mid-grey, the ground of no embedded picture.
+BLANK = 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """A record that is asked, its document with the answer, and the exemplars before it."""
+
+    record: Record
+    document: Document
+    exemplars: tuple[Document, ...]
+
+    @property
+    def prompt(self) -> Document:
+        return few_shot(self.exemplars, self.document)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model answered to a task."""
+
+    task: Task
+    answer: str
+    reference: str
+    correct: bool
+
+
+class Benchmark(Evaluator):
+    """Asks the test split of a corpus, with exemplars from its train split or the others asked.
+
+    A subclass says what to report (`score`), and where it differs from the default, which records
+    to ask (`indices`) and when an answer is right (`is_correct`).
+    """
+
+    @config_class
+    class Config(Evaluator.Config):
+        name: Required[str] = REQUIRED
+        # Its documents end with the answer.
+        corpus: Required[Corpus.Config] = REQUIRED
+        # Where exemplars come from; "test" where there is no train split, and then never the query.
+        exemplar_split: str = "train"
+        shots: tuple[int, ...] = (0, 4, 8)
+        # Shots at which all is repeated with every picture blank, under the name `<name>_blank`.
+        blank_shots: tuple[int, ...] = (0,)
+        # How many records are asked without and with exemplars, a random subset; None: all.
+        num_examples: int | None = None
+        num_few_shot_examples: int | None = 120
+        batch_size: int = 64
+        max_new_tokens: int = 24
+        # An answer ends before the first of these.
+        stop_strings: tuple[str, ...] = ("\n",)
+        # Of the random choice of records and exemplars.
+        seed: int = 0
+        num_samples: int = 8
+
+    def __init__(self, cfg: Config, *, input: Input):
+        super().__init__(cfg, input=input)
+        for name in ("shots", "blank_shots"):
+            if min(getattr(cfg, name), default=0) < 0:
+                raise ValueError(f"{cfg.name}: {name}={getattr(cfg, name)} must not be negative")
+        for name in ("num_examples", "num_few_shot_examples", "batch_size", "max_new_tokens"):
+            value = getattr(cfg, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{cfg.name}: {name}={value} must be at least 1")
+        self._tokenizer = input.tokenizer
+        self._image_transform = input.image_transform
+        self._num_image_tokens = input.example_builder.num_image_tokens
+        self._max_sequence_length = input.example_builder.max_sequence_length
+        self._queries: Corpus = cfg.corpus.instantiate(split="test")
+        self._support: Corpus = cfg.corpus.instantiate(split=cfg.exemplar_split)
+
+    def run(self, model: MM1) -> EvalResult:
+        cfg = self.config
+        metrics: dict[str, float] = {}
+        samples: list[Sample] = []
+        for shots in cfg.shots:
+            verdicts = self._judge(model, shots)
+            metrics |= self._named(cfg.name, shots, verdicts)
+            samples = samples or self._samples(verdicts)
+        for shots in cfg.blank_shots:
+            verdicts = self._judge(model, shots, blank=True)
+            metrics |= self._named(f"{cfg.name}_blank", shots, verdicts)
+        return EvalResult(metrics, samples)
+
+    def tasks(self, shots: int) -> list[Task]:
+        """What is put to the model; the same in every run and on every host."""
+        cfg = self.config
+        limit = cfg.num_few_shot_examples if shots else cfg.num_examples
+        tasks = []
+        for place in subset(len(self._query_indices), limit, seed=cfg.seed, benchmark=cfg.name):
+            query = self._query_indices[place]
+            drawn = exemplar_indices(
+                len(self._support_indices),
+                shots,
+                seed=cfg.seed,
+                benchmark=cfg.name,
+                query=query,
+                exclude=place if cfg.exemplar_split == "test" else None,
+            )
+            exemplars = [self._support.document(self._support_indices[i]) for i in drawn]
+            record = self._queries.source[query]
+            tasks.append(Task(record, self._queries.document(query), tuple(exemplars)))
+        return tasks
+
+    def indices(self, corpus: Corpus) -> Sequence[int]:
+        """Which records of a split belong to the benchmark."""
+        return range(len(corpus))
+
+    def is_correct(self, answer: str, reference: str) -> bool:
+        return exact_match(answer, reference)
+
+    @abc.abstractmethod
+    def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
+        """The metrics, under their own names."""
+
+    @functools.cached_property
+    def _query_indices(self) -> Sequence[int]:
+        return self.indices(self._queries)
+
+    @functools.cached_property
+    def _support_indices(self) -> Sequence[int]:
+        return self.indices(self._support)
+
+    def _judge(self, model: MM1, shots: int, *, blank: bool = False) -> list[Verdict]:
+        tasks = self.tasks(shots)
+        # All are dispatched before the first is fetched, so that batches are made meanwhile.
+        generated = [
+            generate(
+                model,
+                batch,
+                max_new_tokens=self.config.max_new_tokens,
+                eos=self._tokenizer.eos,
+                pad=self._tokenizer.pad,
+                forbidden=self._tokenizer.not_text,
+            )
+            for batch in self._batches(tasks, blank)
+        ]
+        rows = np.concatenate([np.asarray(tokens) for tokens in generated])
+        return [
+            self._verdict(task, row) for task, row in zip(tasks, rows[: len(tasks)], strict=True)
+        ]
+
+    def _verdict(self, task: Task, tokens: np.ndarray) -> Verdict:
+        answer = truncate(self._tokenizer.decode(tokens.tolist()), self.config.stop_strings)
+        right = reference(task.document)
+        return Verdict(task, answer, right, self.is_correct(answer, right))
+
+    def _batches(self, tasks: Sequence[Task], blank: bool) -> Iterator[Batch]:
+        """The prompts in order, all batches of one shape, so that one program serves them."""
+        cfg = self.config
+        prompts = [task.prompt for task in tasks]
+        # A builder of its own: a prompt may have more images than training packs into a row, and
+        # the model has no form without a slot for one.
+        builder = ExampleBuilder(
+            self._tokenizer,
+            num_image_tokens=self._num_image_tokens,
+            max_sequence_length=self._max_sequence_length,
+            max_images=max(1, *(len(prompt.images) for prompt in prompts)),
+        )
+        examples = [builder.prompt(prompt) for prompt in prompts]
+        longest = max(len(example.tokens) for example in examples)
+        if longest + cfg.max_new_tokens > self._max_sequence_length:
+            raise ValueError(
+                f"{cfg.name}: a prompt of {len(tasks[0].exemplars)} shots has {longest} positions "
+                f"and max_new_tokens={cfg.max_new_tokens} more, above input.max_sequence_length="
+                f"{self._max_sequence_length}; use fewer shots or longer sequences"
+            )
+        shape = RowShape(bucket(longest), builder.max_images, self._image_transform.image_size)
+        for start in range(0, len(examples), cfg.batch_size):
+            chunk = examples[start : start + cfg.batch_size]
+            batch = assemble(chunk, self._image_transform, shape, num_rows=cfg.batch_size)
+            yield replace(batch, images=np.full_like(batch.images, BLANK)) if blank else batch
+
+    def _named(self, name: str, shots: int, verdicts: Sequence[Verdict]) -> dict[str, float]:
+        return {f"{name}/{shots}/{key}": value for key, value in self.score(verdicts).items()}
+
+    def _samples(self, verdicts: Sequence[Verdict]) -> list[Sample]:
+        """Some wrong and some right answers, half of each where there are enough."""
+        limit = self.config.num_samples
+        wrong = [verdict for verdict in verdicts if not verdict.correct]
+        right = [verdict for verdict in verdicts if verdict.correct]
+        num_wrong = max(limit // 2, limit - len(right))
+        chosen = wrong[:num_wrong]
+        chosen += right[: limit - len(chosen)]
+        return [
+            Sample(
+                image=self._picture(verdict.task.document.images),
+                prompt=text_of(without_answer(verdict.task.document)),
+                reference=verdict.reference,
+                answer=verdict.answer,
+                correct=verdict.correct,
+                benchmark=self.config.name,
+            )
+            for verdict in chosen
+        ]
+
+    def _picture(self, images: Sequence[Image]) -> np.ndarray | None:
+        pixels = [self._image_transform(image) for image in images]
+        return np.concatenate(pixels, axis=1) if pixels else None

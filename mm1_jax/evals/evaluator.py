@@ -1,0 +1,81 @@
+"""What an evaluator is: a model in, named numbers and samples out, at chosen steps of a run."""
+
+import abc
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.input import Input
+from mm1_jax.models.mm1 import MM1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question and what the model said, for people to look at.
+
+    Attributes:
+        image: The pictures that were asked about, side by side; None for a question without any.
+        prompt: The text that the model was to continue.
+        reference: The right answer.
+        answer: The model's answer.
+        correct: Whether the benchmark accepts the answer.
+        benchmark: The name under which the metrics of this sample stand.
+    """
+
+    image: np.ndarray | None
+    prompt: str
+    reference: str
+    answer: str
+    correct: bool | None = None
+    benchmark: str = ""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Numbers under the keys `name/shots/metric`, and samples."""
+
+    metrics: dict[str, float]
+    samples: list[Sample] = field(default_factory=list)
+
+
+class EveryNSteps(Configurable):
+    """Every `n` steps and after the last one; `n=0`: only after the last one."""
+
+    @config_class
+    class Config(Configurable.Config):
+        n: int = 0
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        if cfg.n < 0:
+            raise ValueError(f"run.n={cfg.n}: must be positive, or 0 for only after the last step")
+        self._n = cfg.n
+
+    def due(self, step: int, max_steps: int) -> bool:
+        """Whether to run after `step` of `max_steps` steps."""
+        return step >= max_steps or (self._n > 0 and step > 0 and step % self._n == 0)
+
+
+class Evaluator(Configurable, abc.ABC):
+    """Judges a model; the interface of everything in this package.
+
+    Built once with the train input, whose tokenizer, sizes and image transform it shares, and run
+    on many states of the model. Every process runs it alike and gets the same result.
+    """
+
+    @config_class
+    class Config(Configurable.Config):
+        # When to run in the course of a training.
+        run: EveryNSteps.Config = EveryNSteps.default_config()
+
+    def __init__(self, cfg: Config, *, input: Input):
+        super().__init__(cfg)
+        self._schedule = cfg.run.instantiate()
+
+    def due(self, step: int, max_steps: int) -> bool:
+        """Whether to run after `step` of `max_steps` steps."""
+        return self._schedule.due(step, max_steps)
+
+    @abc.abstractmethod
+    def run(self, model: MM1) -> EvalResult: ...

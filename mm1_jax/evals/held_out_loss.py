@@ -1,0 +1,74 @@
+"""The training loss on held-out documents, for each corpus."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from mm1_jax.batch import Batch
+from mm1_jax.config import config_class
+from mm1_jax.data.input import Input
+from mm1_jax.evals.evaluator import EvalResult, Evaluator
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.sharding import current_mesh
+
+
+class HeldOutLoss(Evaluator):
+    """Mean cross-entropy of the scored targets over the first batches of the test split.
+
+    The batches are packed as those of training are, and the same in every run. A corpus that does
+    not occur in them has no number.
+    """
+
+    @config_class
+    class Config(Evaluator.Config):
+        name: str = "held_out_loss"
+        num_batches: int = 8
+
+    def __init__(self, cfg: Config, *, input: Input):
+        super().__init__(cfg, input=input)
+        if cfg.num_batches < 1:
+            raise ValueError(f"{cfg.name}: num_batches={cfg.num_batches} must be at least 1")
+        self._input_cfg = input.config
+        self._input: Input | None = None
+
+    def run(self, model: MM1) -> EvalResult:
+        # Not in the constructor: the test split need not be read before there is a model to judge.
+        if self._input is None:
+            self._input = self._input_cfg.instantiate(split="test")
+        names = self._input.corpus_names
+        iterator = self._input.iterator()
+        try:
+            sums = [
+                loss_sums(model, next(iterator), num_corpora=len(names), mesh=current_mesh())
+                for _ in range(self.config.num_batches)
+            ]
+        finally:
+            iterator.close()
+        total, weight = np.sum([np.asarray(pair, np.float64) for pair in sums], axis=0)
+        return EvalResult(
+            {
+                f"{self.config.name}/0/{corpus}": float(total[i] / weight[i])
+                for i, corpus in enumerate(names)
+                if weight[i]
+            }
+        )
+
+
+# The mesh is an argument only to be part of the key: activations are placed while tracing.
+@functools.partial(jax.jit, static_argnames=("num_corpora", "mesh"))
+def loss_sums(
+    model: MM1, batch: Batch, *, num_corpora: int, mesh: Mesh | None = None
+) -> tuple[Float[Array, "corpora"], Float[Array, "corpora"]]:
+    """Summed cross-entropy of the scored targets of each corpus, and their number; dropless."""
+    logits_BTV = model.logits(model(batch, dropless=True).hidden).astype(jnp.float32)
+    picked_BT1 = jnp.take_along_axis(logits_BTV, batch.targets[..., None], axis=-1)
+    loss_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT1[..., 0]
+    corpus_BT = jnp.where(batch.loss_mask, batch.corpus_ids, num_corpora)
+    return tuple(
+        jnp.zeros(num_corpora + 1).at[corpus_BT].add(value_BT)[:num_corpora]
+        for value_BT in (loss_BT, jnp.ones_like(loss_BT))
+    )

@@ -1,0 +1,32 @@
+"""How answers are scored against references."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no full stop at the end."""
+    return " ".join(text.lower().split()).rstrip(" .")
+
+
+def exact_match(answer: str, reference: str) -> bool:
+    """Whether answer and reference agree up to case, spacing and a final full stop."""
+    return normalise(answer) == normalise(reference)
+
+
+def mean(values: Sequence[bool | float]) -> float:
+    """The mean, as a share of 1 for truth values."""
+    if not values:
+        raise ValueError("the mean of no values: a benchmark needs at least one example")
+    return float(sum(values) / len(values))
+
+
+def majority_count(references: Sequence[str]) -> int:
+    """How often the most frequent reference occurs: what always giving it gets right."""
+    return Counter(map(normalise, references)).most_common(1)[0][1]
+
+
+def truncate(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first stop string, without surrounding space."""
+    ends = [end for stop in stop_strings if (end := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))].strip()

@@ -1,0 +1,241 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from mm1_jax.batch import Image
+from mm1_jax.config import config_class
+from mm1_jax.data.corpora import digits, scenes
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.evals.benchmarks import base
+from mm1_jax.evals.benchmarks.base import BLANK, Benchmark, Verdict
+from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
+from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
+from mm1_jax.models.mm1 import MM1
+
+
+class Spy:
+    """In the place of `generate`: keeps the batches, and says whatever it was told to."""
+
+    def __init__(self, tokenizer, says=""):
+        self.tokenizer, self.says = tokenizer, says
+        self.batches, self.options = [], []
+
+    def __call__(self, model, batch, **options):
+        self.batches.append(batch)
+        self.options.append(options)
+        says = self.says if isinstance(self.says, str) else next(self.says)
+        ids = [*self.tokenizer.encode(says), self.tokenizer.eos]
+        row = np.array((ids + [0] * options["max_new_tokens"])[: options["max_new_tokens"]])
+        return np.tile(row[None], (len(batch.tokens), 1))
+
+    def rows(self):
+        """Tokens and pictures of every prompt."""
+        for batch in self.batches:
+            for tokens, segments, slots in zip(
+                batch.tokens, batch.segment_ids, batch.image_index, strict=True
+            ):
+                if segments.any():
+                    yield tokens[segments > 0], [batch.images[slot] for slot in slots if slot >= 0]
+
+
+@pytest.fixture
+def spy(input, monkeypatch) -> Spy:
+    spy = Spy(input.tokenizer)
+    monkeypatch.setattr(base, "generate", spy)
+    return spy
+
+
+@pytest.fixture
+def model() -> MM1:
+    return object.__new__(MM1)
+
+
+BENCHMARKS = [DigitsVQA, DigitsCaption, ScenesVQA, ScenesCaption]
+
+
+def benchmark(cls, input, **fields) -> Benchmark:
+    sizes = {"num_examples": 10, "num_few_shot_examples": 10, "batch_size": 4}
+    return cls.default_config().set(**(sizes | fields)).instantiate(input=input)
+
+
+@pytest.mark.parametrize("cls", BENCHMARKS)
+def test_k_shots_show_the_exemplars_pictures_in_order_and_then_the_query(cls, input, model, spy):
+    asking = benchmark(cls, input, shots=(2,), blank_shots=(), max_new_tokens=8)
+    asking.run(model)
+    tasks, rows = asking.tasks(2), list(spy.rows())
+    assert len(tasks) == len(rows) == 10
+    for task, (tokens, pictures) in zip(tasks, rows, strict=True):
+        documents = [*task.exemplars, task.document]
+        shown = [image for document in documents for image in document.images]
+        assert len(task.exemplars) == 2 and len(shown) >= 3
+        expected = [input.image_transform(image) for image in shown]
+        np.testing.assert_array_equal(pictures, expected)
+        num_placeholders = np.sum(tokens == input.tokenizer.image_token)
+        assert num_placeholders == len(shown) * input.num_image_tokens
+        assert len({id(image) for image in shown}) == len(shown)
+
+
+@pytest.mark.parametrize("cls", [DigitsVQA, DigitsCaption])
+def test_exemplars_are_training_scans(cls, input):
+    asking = benchmark(cls, input)
+    train = {
+        scan.tobytes()
+        for scan in digits.corpus(Kind.CAPTIONS).source.instantiate(split="train").pixels
+    }
+    for task in asking.tasks(4):
+        shown = [image.data.tobytes() for document in task.exemplars for image in document.images]
+        assert len(set(shown)) == 4 and train.issuperset(shown)
+        assert task.document.images[0].data.tobytes() not in train
+
+
+def test_exemplars_from_the_split_that_is_asked_are_never_the_query(input):
+    asking = benchmark(
+        DigitsCaption, input, exemplar_split="test", num_few_shot_examples=3, shots=(300,)
+    )
+    for task in asking.tasks(300):
+        shown = {document.images[0].data.tobytes() for document in task.exemplars}
+        assert len(shown) == 300 and task.document.images[0].data.tobytes() not in shown
+
+
+def test_tasks_are_the_same_for_the_same_seed_and_others_for_another(input):
+    def asked(**fields):
+        tasks = benchmark(DigitsCaption, input, **fields).tasks(2)
+        return [[image.data.tobytes() for image in task.prompt.images] for task in tasks]
+
+    assert asked() == asked() == asked(batch_size=7)
+    assert asked() != asked(seed=1)
+
+
+def test_all_held_out_scans_are_asked_once_without_exemplars(input):
+    asking = DigitsVQA.default_config().instantiate(input=input)
+    tasks = asking.tasks(0)
+    assert len(tasks) == 359 or len(tasks) == 360
+    assert len({task.document.images[0].data.tobytes() for task in tasks}) == len(tasks)
+    assert {task.record["kind"] for task in tasks} == {"digit"}
+    assert len(asking.tasks(4)) == 120
+
+
+def test_blanking_leaves_the_prompts_and_takes_every_pixel(input, model, spy):
+    asking = benchmark(DigitsVQA, input, shots=(0,), blank_shots=(0, 1))
+    asking.run(model)
+    asked, blank, blank_shot = spy.batches[:3], spy.batches[3:6], spy.batches[6:]
+    for batch, blanked in zip(asked, blank, strict=True):
+        np.testing.assert_array_equal(batch.tokens, blanked.tokens)
+        np.testing.assert_array_equal(batch.image_index, blanked.image_index)
+        assert np.ptp(batch.images) > 100
+    assert all(np.all(batch.images == BLANK) for batch in (*blank, *blank_shot))
+
+
+def test_keys_name_benchmark_shots_and_metric(input, model, spy):
+    def keys(cls):
+        asking = benchmark(cls, input, shots=(0, 2), max_new_tokens=8)
+        return set(asking.run(model).metrics)
+
+    assert keys(DigitsVQA) == {
+        "digits_vqa/0/accuracy",
+        "digits_vqa/2/accuracy",
+        "digits_vqa_blank/0/accuracy",
+    }
+    assert keys(DigitsCaption) == {
+        "digits_caption/0/exact_match",
+        "digits_caption/2/exact_match",
+        "digits_caption_blank/0/exact_match",
+    }
+    assert keys(ScenesVQA) >= {
+        "scenes_vqa/0/accuracy",
+        "scenes_vqa/0/majority_accuracy",
+        "scenes_vqa/0/accuracy_color",
+        "scenes_vqa_blank/0/accuracy",
+    }
+    assert "scenes_caption/2/exact_match" in keys(ScenesCaption)
+
+
+def test_right_answers_score_one_and_wrong_ones_nothing(input, model, spy):
+    asking = benchmark(DigitsCaption, input, shots=(0,), blank_shots=(), batch_size=1)
+    references = [task.record["caption"] for task in asking.tasks(0)]
+    spy.says = iter([*references, *references[:4], *["a handwritten digit 11"] * 6])
+    assert asking.run(model).metrics == {"digits_caption/0/exact_match": 1.0}
+    result = asking.run(model)
+    assert result.metrics == {"digits_caption/0/exact_match": 0.4}
+    # Half of the samples are wrong ones, where there are enough of both.
+    assert [sample.correct for sample in result.samples] == [False] * 4 + [True] * 4
+    sample = result.samples[-1]
+    assert sample.answer == sample.reference == references[3]
+    assert sample.image.shape == (8, 8, 3) and sample.benchmark == "digits_caption"
+
+
+def test_the_answer_ends_at_a_stop_string(input, model, spy):
+    asking = benchmark(DigitsVQA, input, shots=(0,), blank_shots=())
+    spy.says = "7 Question: what digit is this?"
+    assert {sample.answer for sample in asking.run(model).samples} == {"7"}
+
+
+def test_the_majority_answer_is_scored_by_kind_of_question():
+    asking = object.__new__(ScenesVQA)
+    verdicts = [
+        _verdict("a", "red", True),
+        _verdict("a", "red", False),
+        _verdict("a", "blue", True),
+        _verdict("b", "one", False),
+    ]
+    assert asking.score(verdicts) == {
+        "accuracy": 0.5,
+        "majority_accuracy": 0.75,
+        "accuracy_a": pytest.approx(2 / 3),
+        "accuracy_b": 0.0,
+    }
+
+
+def _verdict(kind: str, reference: str, correct: bool) -> Verdict:
+    document = scenes.corpus(Kind.CAPTIONS).instantiate(split="test").document(0)
+    return Verdict(base.Task({"kind": kind}, document, ()), "", reference, correct)
+
+
+def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(input, model, spy):
+    benchmark(ScenesVQA, input, shots=(2,), blank_shots=(), max_new_tokens=8).run(model)
+    assert len({batch.tokens.shape for batch in spy.batches}) == 1
+    assert len({batch.images.shape for batch in spy.batches}) == 1
+    tokenizer = input.tokenizer
+    for options in spy.options:
+        forbidden = set(options["forbidden"])
+        assert forbidden >= {tokenizer.pad, tokenizer.bos, tokenizer.image_token}
+        assert tokenizer.eos not in forbidden
+        assert not forbidden.intersection(tokenizer.encode("a handwritten digit 7, two circles"))
+        assert all(tokenizer.decode([i]) == "" for i in forbidden - {3})
+
+
+def test_a_prompt_that_does_not_fit_is_refused(input, model, spy):
+    asking = benchmark(DigitsVQA, input, shots=(20,))
+    with pytest.raises(ValueError, match=r"digits_vqa.*max_sequence_length=160.*fewer shots"):
+        asking.run(model)
+    asking = benchmark(DigitsVQA, input, shots=(0,), max_new_tokens=150)
+    with pytest.raises(ValueError, match="max_new_tokens=150 more, above"):
+        asking.run(model)
+
+
+@pytest.mark.parametrize("fields", [{"shots": (-1,)}, {"batch_size": 0}, {"num_examples": 0}])
+def test_sizes_that_make_no_sense_are_refused(fields, input):
+    with pytest.raises(ValueError, match=f"digits_vqa: {next(iter(fields))}="):
+        benchmark(DigitsVQA, input, **fields)
+
+
+def test_a_benchmark_is_a_corpus_and_a_score(input, model, spy):
+    class Parity(Benchmark):
+        @config_class
+        class Config(Benchmark.Config):
+            name: str = "parity"
+            corpus: Corpus.Config = digits.corpus(Kind.QUESTIONS)
+
+        def indices(self, corpus):
+            return [i for i in range(40) if corpus.source[i]["kind"] == "parity"]
+
+        def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
+            return {"even": float(sum(verdict.reference == "even" for verdict in verdicts))}
+
+    asking = benchmark(Parity, input, shots=(0,), blank_shots=())
+    labels = [task.record["answer"] for task in asking.tasks(0)]
+    assert len(labels) == 8
+    assert asking.run(model).metrics == {"parity/0/even": labels.count("even")}
+    assert all(isinstance(s, Image) for task in asking.tasks(0) for s in task.document.images)

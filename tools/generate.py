@@ -1,0 +1,178 @@
+"""Asks a trained model about pictures.
+
+    python tools/generate.py --checkpoint=runs/mm1_tiny --image=FILE --prompt="what digit is this?"
+
+The answer goes to standard output.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from mm1_jax.data.corpora.questions import question_prompt
+
+IMAGE_MARK = "<image>"
+EPILOG = """\
+formats:
+  question  the prompt is a question; it is asked in the words of training,
+            "Question: PROMPT Short answer:" (the default where there is a prompt)
+  caption   the model describes the picture, going on from the prompt
+            (the default where there is none)
+  raw       the model reads the prompt as it is and goes on; for few-shot prompts such as
+            --image=a.png --image=b.png --format=raw \\
+              --prompt="<image> Question: what digit is this? Short answer: 3
+                        <image> Question: what digit is this? Short answer:"
+
+examples:
+  python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png --prompt="what digit is this?"
+  python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png
+  python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png --image=b.png \\
+      --prompt="which picture has more shapes?"
+"""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tools/generate.py",
+        description="Asks a trained model about pictures; prints its answer.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="FOLDER", help="a run's output folder"
+    )
+    parser.add_argument("--step", type=int, help="which of its checkpoints; default: the newest")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated"
+    )
+    parser.add_argument(
+        "--prompt",
+        help=f"what to ask; {IMAGE_MARK} marks the place of each picture; without, they come first",
+    )
+    parser.add_argument("--format", choices=("question", "caption", "raw"), help="see below")
+    parser.add_argument("--max_new_tokens", type=int, default=32, help="default: %(default)s")
+    flags = parser.parse_args(arguments)
+    if flags.prompt is None and not flags.image:
+        parser.error("give a --prompt, or an --image to describe")
+    flags.format = flags.format or ("caption" if flags.prompt is None else "question")
+    return flags
+
+
+def parts(prompt: str, format: str, num_images: int) -> list[str | None]:
+    """The prompt in reading order: texts, and None for each picture.
+
+    `parts("is it odd?", "question", 1) == [None, "Question: is it odd? Short answer:"]`
+    """
+    marks = prompt.count(IMAGE_MARK)
+    if not marks:
+        prompt = IMAGE_MARK * num_images + prompt
+    elif marks != num_images:
+        raise ValueError(
+            f"--prompt has {marks} {IMAGE_MARK} marks and there are {num_images} pictures; give an "
+            "--image for each mark, or no marks to have the pictures first"
+        )
+    before, text = re.fullmatch(rf"((?:\s*{IMAGE_MARK})*)(.*)", prompt, re.DOTALL).groups()
+    text = text.strip()
+    if format == "question":
+        text = question_prompt(text)
+    pieces = [before.count(IMAGE_MARK) * [None]]
+    for i, piece in enumerate(text.split(IMAGE_MARK)):
+        pieces.append(([None] if i else []) + ([piece.strip()] if piece.strip() else []))
+    return [part for piece in pieces for part in piece]
+
+
+def answer(flags: argparse.Namespace) -> str:
+    """The model's answer. Raises ValueError on whatever the user can mend."""
+    # Not at the top, so that --help and mistakes in the flags are answered at once.
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from mm1_jax.batch import Document, Image, Text
+    from mm1_jax.data.examples import ExampleBuilder
+    from mm1_jax.data.images import BadImage
+    from mm1_jax.data.rows import RowShape, assemble
+    from mm1_jax.generate import bucket, generate
+    from mm1_jax.run_folder import load_experiment
+    from mm1_jax.train.train_state import abstract_model
+
+    if flags.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens={flags.max_new_tokens} must be at least 1")
+    folder = Path(flags.checkpoint)
+    if not folder.is_dir():
+        raise ValueError(
+            f"--checkpoint={flags.checkpoint}: no such folder; give a run's output folder"
+        )
+    cfg = load_experiment(folder)
+    tokenizer = cfg.input.tokenizer.instantiate()
+    image_size = cfg.input.image_size
+    image_transform = cfg.input.image_transform.set(image_size=image_size).instantiate()
+
+    def picture(name: str) -> Image:
+        try:
+            # Decoded here already, so that the message can name the file.
+            return Image(np.asarray(image_transform(Image(Path(name).read_bytes()))))
+        except OSError as error:
+            raise ValueError(f"--image={name}: cannot be read ({error.strerror})") from error
+        except BadImage as error:
+            raise ValueError(
+                f"--image={name}: not a picture that can be decoded ({error})"
+            ) from error
+
+    pictures = iter([picture(name) for name in flags.image])
+    reading_order = parts(flags.prompt or "", flags.format, len(flags.image))
+    document = Document(
+        tuple(next(pictures) if part is None else Text(part) for part in reading_order)
+    )
+    builder = ExampleBuilder(
+        tokenizer,
+        num_image_tokens=cfg.input.num_image_tokens,
+        max_sequence_length=cfg.input.max_sequence_length,
+        max_images=max(1, len(flags.image)),
+    )
+    example = builder.prompt(document)
+    length = len(example.tokens)
+    if length + flags.max_new_tokens > builder.max_sequence_length:
+        raise ValueError(
+            f"the prompt has {length} positions and --max_new_tokens={flags.max_new_tokens} more, "
+            f"above the {builder.max_sequence_length} of the model; shorten one of them"
+        )
+    shape = RowShape(bucket(length), builder.max_images, image_size)
+    batch = assemble([example], image_transform, shape)
+
+    graphdef, shapes = abstract_model(
+        lambda prng_key: cfg.model.instantiate(rngs=nnx.Rngs(params=prng_key))
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), nnx.to_pure_dict(shapes)
+    )
+    checkpointer = cfg.trainer.checkpointer.instantiate(
+        directory=folder / "checkpoints", read_only=True
+    )
+    try:
+        params = checkpointer.restore_params(shapes, step=flags.step)
+    finally:
+        checkpointer.close()
+    tokens = generate(
+        nnx.merge(graphdef, params),
+        batch,
+        max_new_tokens=flags.max_new_tokens,
+        eos=tokenizer.eos,
+        pad=tokenizer.pad,
+        forbidden=tokenizer.not_text,
+    )
+    return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
+
+
+def main() -> None:
+    flags = parse(sys.argv[1:])
+    try:
+        print(answer(flags))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
