@@ -1,0 +1,260 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from drawn_corpus import corpus
+
+from mm1_jax.batch import Document, Image, Text
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.images import ImageTransform
+from mm1_jax.data.packing import PlannedRecord, PlannedRow
+from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
+
+M = 4
+SHAPE = RowShape(max_sequence_length=128, max_images=8, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def example_builder(tokenizer):
+    return ExampleBuilder(tokenizer, num_image_tokens=M, max_sequence_length=128, max_images=8)
+
+
+@pytest.fixture(scope="module")
+def image_transform():
+    return ImageTransform.default_config().set(image_size=16).instantiate()
+
+
+@pytest.fixture
+def make_loader(example_builder, image_transform):
+    def make(split="train", seed=0, **source):
+        config = corpus("drawn", max_images=3, **source)
+        return RowLoader(
+            [config.instantiate(split=split)],
+            example_builder=example_builder,
+            image_transform=image_transform,
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture
+def plan(example_builder):
+    """A plan of the given records of a corpus without defects."""
+    drawn = corpus("drawn", max_images=3).instantiate(split="train")
+
+    def make(*indices, epoch=0):
+        return PlannedRow(
+            0,
+            tuple(
+                PlannedRecord(0, epoch, index, *example_builder.lengths(drawn.document(index)))
+                for index in indices
+            ),
+        )
+
+    return make
+
+
+def _batch(loader, *rows, **kwargs):
+    return concatenate([loader.load(row)[0] for row in rows], SHAPE, **kwargs)
+
+
+def _equal(a, b):
+    for field in dataclasses.fields(a):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), field.name)
+
+
+def test_a_row_is_its_examples_one_after_the_other(make_loader, plan, example_builder):
+    loader, row = make_loader(), plan(3, 1, 4)
+    batch = _batch(loader, row)
+    start = 0
+    for number, record in enumerate(row.records, start=1):
+        example = example_builder.example(loader.corpora[0].document(record.index))
+        span = slice(start, start + record.num_tokens)
+        np.testing.assert_array_equal(batch.tokens[0, span], example.tokens)
+        np.testing.assert_array_equal(batch.targets[0, span], example.targets)
+        np.testing.assert_array_equal(batch.loss_mask[0, span], example.loss_mask)
+        np.testing.assert_array_equal(batch.positions[0, span], np.arange(record.num_tokens))
+        assert (batch.segment_ids[0, span] == number).all()
+        assert (batch.corpus_ids[0, span] == 0).all()
+        assert example.loss_mask.any() and not example.loss_mask.all()
+        start = span.stop
+    padding = slice(start, None)
+    assert start < SHAPE.max_sequence_length
+    assert (batch.corpus_ids[0, padding] == -1).all()
+    for name in ("tokens", "targets", "loss_mask", "positions", "segment_ids"):
+        assert not getattr(batch, name)[0, padding].any(), name
+
+
+def test_every_slot_has_its_run_of_image_tokens(make_loader, plan, tokenizer):
+    rows = [plan(0, 1, 2), plan(5), plan(7, 8)]
+    batch = _batch(make_loader(), *rows)
+    for b, row in enumerate(rows):
+        num_images = sum(record.num_images for record in row.records)
+        assert num_images
+        assert np.sum(batch.tokens[b] == tokenizer.image_token) == M * num_images
+        used = np.arange(b * SHAPE.max_images, b * SHAPE.max_images + num_images)
+        np.testing.assert_array_equal(batch.image_index[b, :num_images], used)
+        assert (batch.image_index[b, num_images:] == -1).all()
+
+
+def test_the_buffer_holds_the_pictures_in_order(make_loader, plan, image_transform):
+    loader = make_loader(split="test")
+    drawn = loader.corpora[0]
+    # Held-out pictures are not augmented, so they are what the transform alone makes of them.
+    row = PlannedRow(0, tuple(
+        PlannedRecord(0, 0, i, *loader.example_builder.lengths(drawn.document(i))) for i in (2, 6)
+    ))  # fmt: skip
+    batch = _batch(loader, row)
+    pictures = [image_transform(image) for i in (2, 6) for image in drawn.document(i).images]
+    np.testing.assert_array_equal(batch.images[: len(pictures)], pictures)
+    assert not batch.images[len(pictures) :].any()
+
+
+def test_a_corrupt_picture_changes_nothing_but_itself_and_its_loss(make_loader, plan):
+    rows = [plan(0, 1, 2), plan(3, 4)]
+    clean = _batch(make_loader(), *rows)
+    broken = _batch(make_loader(bad_images=[1]), *rows)
+    first = rows[0].records[0].num_images
+    document = clean.segment_ids[0] == 2
+    assert broken.image_index[0, first] == -1
+    assert not broken.loss_mask[0, document].any()
+    assert clean.loss_mask[0, document].any()
+
+    expected = dataclasses.replace(
+        clean,
+        image_index=clean.image_index.copy(),
+        loss_mask=clean.loss_mask.copy(),
+        images=clean.images.copy(),
+    )
+    expected.image_index[0, first] = -1
+    expected.images[first] = 0
+    expected.loss_mask[0, document] = False
+    _equal(broken, expected)
+
+
+def test_a_corrupt_picture_is_reported_with_its_reason(make_loader, plan):
+    _, bad = make_loader(bad_images=[1]).load(plan(0, 1, 2, epoch=3))
+    ((name, index, epoch, reason),) = bad
+    assert (name, index, epoch) == ("drawn", 1, 3)
+    assert reason.startswith("image 0: not an image")
+
+
+def test_a_record_that_fails_after_planning_keeps_its_place(make_loader, plan, tokenizer):
+    row = plan(0, 1, 2)
+    clean = _batch(make_loader(), row)
+    loader = make_loader(bad_records=[1])
+    broken = _batch(loader, row)
+    others = clean.segment_ids[0] != 2
+    for name in ("tokens", "targets", "loss_mask"):
+        np.testing.assert_array_equal(
+            getattr(broken, name)[0, others], getattr(clean, name)[0, others]
+        )
+    for name in ("positions", "segment_ids", "corpus_ids"):
+        np.testing.assert_array_equal(getattr(broken, name), getattr(clean, name))
+    assert not broken.loss_mask[0, ~others].any()
+    # As many placeholders, so that later documents keep their slots.
+    placeholders = [np.sum(x.tokens[0] == tokenizer.image_token) for x in (clean, broken)]
+    assert placeholders[0] == placeholders[1]
+    first, second = (record.num_images for record in row.records[:2])
+    expected = clean.image_index[0].copy()
+    expected[first : first + second] = -1
+    np.testing.assert_array_equal(broken.image_index[0], expected)
+    assert loader.load(row)[1][0].reason == "drawn as bad"
+
+
+def test_lengths_that_no_longer_hold_are_an_error(make_loader, plan):
+    row = plan(0)
+    stale = PlannedRow(0, (row.records[0]._replace(num_tokens=99),))
+    with pytest.raises(ValueError, match="'drawn', record 0: .* lengths table says 99"):
+        make_loader().load(stale)
+
+
+def test_augmentation_depends_on_the_record_and_its_epoch_alone(make_loader, plan):
+    loader = make_loader()
+
+    def pictures(row, document=0, seed=0):
+        return make_loader(seed=seed).load(row)[0][document].images
+
+    np.testing.assert_array_equal(pictures(plan(4)), pictures(plan(0, 1, 4), document=2))
+    np.testing.assert_array_equal(pictures(plan(4)), loader.load(plan(4))[0][0].images)
+    assert not np.array_equal(pictures(plan(4)), pictures(plan(4, epoch=1)))
+    assert not np.array_equal(pictures(plan(4)), pictures(plan(4), seed=1))
+
+
+def test_pictures_of_one_document_are_augmented_each_in_its_own_way(
+    example_builder, image_transform
+):
+    class Twins:
+        name = "twins"
+        augmentation = corpus("twins").augmentation.instantiate()
+
+        def document(self, index):
+            picture = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+            return Document((Image(picture), Image(picture), Text("twins")))
+
+    loader = RowLoader.__new__(RowLoader)
+    vars(loader).update(
+        corpora=[Twins()],
+        example_builder=example_builder,
+        image_transform=image_transform,
+        seed=0,
+        _corpus_seeds=[0],
+    )
+    lengths = example_builder.lengths(Twins().document(0))
+    ((loaded,), _) = loader.load(PlannedRow(0, (PlannedRecord(0, 0, 0, *lengths),)))
+    assert not np.array_equal(loaded.images[0], loaded.images[1])
+
+
+def test_part_of_a_batch_is_a_slice_of_the_whole(make_loader, plan):
+    rows = [plan(0, 1), plan(2), plan(3, 4)]
+    whole = _batch(make_loader(), *rows)
+    part = _batch(make_loader(), *rows[1:], first_row=1)
+    pictures = slice(SHAPE.max_images, None)
+    for field in dataclasses.fields(whole):
+        expected = getattr(whole, field.name)[pictures if field.name == "images" else slice(1, 3)]
+        np.testing.assert_array_equal(getattr(part, field.name), expected, field.name)
+
+
+def test_prompts_stand_one_in_a_row_padded_on_the_right(example_builder, image_transform):
+    picture = np.full((8, 8, 3), 200, np.uint8)
+    prompts = [
+        example_builder.prompt(Document((Image(picture), Text("what is this?")))),
+        example_builder.prompt(Document((Text("no picture here"),))),
+        example_builder.prompt(Document((Image(picture), Text("x"), Image(picture), Text("y")))),
+    ]
+    shape = RowShape(max_sequence_length=40, max_images=2, image_size=16)
+    batch = assemble(prompts, image_transform, shape, num_rows=4)
+    assert batch.tokens.shape == (4, 40)
+    assert batch.images.shape == (8, 16, 16, 3)
+    for b, prompt in enumerate(prompts):
+        length = len(prompt.tokens)
+        np.testing.assert_array_equal(batch.tokens[b, :length], prompt.tokens)
+        np.testing.assert_array_equal(batch.segment_ids[b], np.arange(40) < length)
+    assert not batch.segment_ids[3].any()
+    np.testing.assert_array_equal(batch.image_index, [[0, -1], [-1, -1], [4, 5], [-1, -1]])
+
+    dense = assemble(prompts, image_transform, shape, num_rows=4, image_buffer=3)
+    assert dense.images.shape == (3, 16, 16, 3)
+    np.testing.assert_array_equal(dense.image_index, [[0, -1], [-1, -1], [1, 2], [-1, -1]])
+    assert (dense.images == 200).all()
+
+
+def test_an_unreadable_picture_of_a_prompt_leaves_its_slot_empty(example_builder, image_transform):
+    prompt = example_builder.prompt(Document((Image(b"no picture"), Text("what is this?"))))
+    batch = assemble([prompt], image_transform, SHAPE)
+    assert (batch.image_index == -1).all()
+    assert np.sum(batch.tokens[0, : len(prompt.tokens)] != 0) == len(prompt.tokens)
+
+
+def test_what_does_not_fit_is_refused(example_builder, image_transform):
+    picture = Image(np.zeros((8, 8, 3), np.uint8))
+    prompt = example_builder.prompt(Document((picture, picture, Text("two pictures"))))
+    with pytest.raises(ValueError, match="does not fit max_sequence_length=8"):
+        assemble([prompt], image_transform, SHAPE._replace(max_sequence_length=8))
+    with pytest.raises(ValueError, match="max_images=1"):
+        assemble([prompt], image_transform, SHAPE._replace(max_images=1))
+    with pytest.raises(ValueError, match="image_buffer=1 is too small"):
+        assemble([prompt], image_transform, SHAPE, image_buffer=1)
+    with pytest.raises(ValueError, match="num_rows=0 is too small for 1 examples"):
+        assemble([prompt], image_transform, SHAPE, num_rows=0)
