@@ -198,6 +198,6 @@ def _fact(rng: random.Random) -> str:
 
 @functools.cache
 def _scans() -> tuple[UInt8[np.ndarray, "n 8 8 3"], Int[np.ndarray, "n"]]:
-    scans = load_digits()
-    gray = np.rint(scans.images * (255 / 16)).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1), scans.target
+    values, labels = load_digits(return_X_y=True)
+    gray = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1), labels

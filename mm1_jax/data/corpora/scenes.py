@@ -8,7 +8,7 @@ on, whatever the seed and the kind of corpus.
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,7 +275,7 @@ def _alike(rng: random.Random, count: int, color: str, shape: str) -> Scene:
     return Scene(shapes, ground)
 
 
-def _pair(rng: random.Random, colors: list[str], shapes: list[str], is_row: bool) -> Scene:
+def _pair(rng: random.Random, colors: Sequence[str], shapes: Sequence[str], is_row: bool) -> Scene:
     """Two shapes of different colours and forms, clearly in a row or clearly in a column."""
     ground, base = rng.randint(8, 48), rng.randint(18, 46)
     pair = []

@@ -105,6 +105,29 @@ def test_no_picture_of_the_test_split_is_in_the_training_split(family):
     assert not drawn["train"] & drawn["test"]
 
 
+@pytest.mark.parametrize("kind", [Kind.CAPTIONS, Kind.QUESTIONS, Kind.INTERLEAVED])
+def test_the_scene_alone_decides_its_split(kind, monkeypatch):
+    """So a scene of one split cannot be drawn in the other, whatever the seed and the kind."""
+    rendered = []
+    render = scenes.Scene.render
+
+    def spy(scene):
+        rendered.append(scene)
+        return render(scene)
+
+    monkeypatch.setattr(scenes.Scene, "render", spy)
+    for split in ("train", "test"):
+        rendered.clear()
+        records("scenes", kind, split, count=100)
+        assert len(rendered) >= 100
+        assert all(scene.is_test == (split == "test") for scene in rendered)
+
+
+def test_different_scenes_are_different_pictures():
+    drawn = [record["scenes"][0] for record in records("scenes", Kind.CAPTIONS, count=500)]
+    assert len({scene.render().tobytes() for scene in drawn}) == len(set(drawn)) > 450
+
+
 def test_every_scan_is_in_one_split_and_every_fifth_is_held_out():
     train, test = (corpus("digits", Kind.CAPTIONS, split).source for split in ("train", "test"))
     assert (len(train), len(test)) == (1438, 359)
