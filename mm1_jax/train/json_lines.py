@@ -1,0 +1,58 @@
+"""A file with one JSON object per line, each with the number of its step: `metrics.jsonl`, say."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """Appends records; numbers keep all their digits, what is not finite is written as null.
+
+    A record is in the file, as far as the operating system goes, when `write` returns.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps({name: _finite(value) for name, value in record.items()}, allow_nan=False)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records in order, up to the half line that a killed process may leave."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    return
+                if not line.endswith(b"\n") or not isinstance(record, dict):
+                    return
+                yield record
+
+    def rewind(self, step: int) -> bool:
+        """Keeps the records up to `step` only; whether anything was taken away."""
+        if not self.path.exists():
+            return False
+        kept = [json.dumps(record) for record in self.records() if record["step"] <= step]
+        text = "".join(line + "\n" for line in kept)
+        if text == self.path.read_text(errors="replace"):
+            return False
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text(text)
+        os.replace(partial, self.path)
+        return True
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,67 @@
+"""What a person sees of a run: a bar on a terminal; in a file, a line now and then."""
+
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from tqdm import tqdm
+
+from mm1_jax.config import Configurable, config_class
+
+# Without a bar, these steps have a line whatever the time: enough to see that it works.
+_FIRST_STEPS = (1, 2, 5, 10)
+
+
+class Progress(Configurable):
+    """Shows loss, tokens/s, images/s and the time that remains."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # Between two lines, where there is no terminal.
+        every_n_seconds: float = 5.0
+
+    def __init__(self, cfg: Config, *, max_steps: int, first_step: int):
+        super().__init__(cfg)
+        self._every_n_seconds = cfg.every_n_seconds
+        self._max_steps = max_steps
+        self._first_step = first_step
+        self._seconds = 0.0
+        self._last_line = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True)
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Shows a step that is done, from its record in `metrics.jsonl`."""
+        self._seconds += metrics["step_seconds"]
+        text = {
+            "loss": f"{metrics['loss']:.4f}",
+            "tokens/s": f"{metrics['tokens_per_second']:,.0f}",
+            "images/s": f"{metrics['images_per_second']:,.0f}",
+        }
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix(text)
+            return
+        now = time.monotonic()
+        number = step - self._first_step
+        is_due = now - self._last_line >= self._every_n_seconds
+        if is_due or number in _FIRST_STEPS or step == self._max_steps:
+            self._last_line = now
+            remaining = self._seconds / number * (self._max_steps - step)
+            values = "  ".join(f"{name} {value}" for name, value in text.items())
+            eta = timedelta(seconds=round(remaining))
+            self.message(f"step {step}/{self._max_steps}  {values}  remaining {eta}")
+
+    def message(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,156 @@
+"""What a run writes down: JSON lines, TensorBoard summaries, and progress on the screen."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mm1_jax.train.json_lines import JsonLines
+from mm1_jax.train.metrics import Metrics, divide
+from mm1_jax.train.progress import Progress
+from mm1_jax.train.summaries import Summaries
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or the gradient of a step is infinite or not a number."""
+
+
+class _Step(NamedTuple):
+    """A step that the device may still be busy with."""
+
+    step: int
+    metrics: Metrics
+    data_wait_seconds: float
+
+
+class RunLog:
+    """Logs every step when the next one has been dispatched, so that the device never waits for it.
+
+    Records of steps after `first_step`, which an earlier launch made and did not save, are removed.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        first_step: int,
+        corpus_names: Sequence[str],
+        progress: Progress,
+        summary_every_n_steps: int,
+    ):
+        self._corpus_names = corpus_names
+        self._progress = progress
+        self._summary_every_n_steps = summary_every_n_steps
+        self._metrics = JsonLines(output_dir / "metrics.jsonl")
+        self._evaluations = JsonLines(output_dir / "evaluations.jsonl")
+        has_earlier_steps = self._metrics.rewind(first_step) or first_step > 0
+        self._evaluations.rewind(first_step)
+        self._evaluated = {(r["step"], r["evaluator"]) for r in self._evaluations.records()}
+        self._summaries = Summaries(output_dir / "tensorboard", first_step=first_step)
+        # Fields of the next record only.
+        self._once: dict[str, Any] = {"resumed_from": first_step} if has_earlier_steps else {}
+        self._pending: _Step | None = None
+        self._clock = time.perf_counter()
+
+    def message(self, text: str) -> None:
+        self._progress.message(text)
+
+    def step(self, step: int, metrics: Metrics, *, data_wait_seconds: float) -> None:
+        """Takes the metrics of a step that was just dispatched, and logs the one before it."""
+        self.flush()
+        self._pending = _Step(step, metrics, data_wait_seconds)
+
+    def flush(self) -> None:
+        """Waits for the last step and logs it.
+
+        Raises:
+            NonFiniteLoss: Its loss or gradient is not finite; it is not logged.
+        """
+        if self._pending is None:
+            return
+        step, metrics, data_wait_seconds = self._pending
+        self._pending = None
+        record = step_record(step, jax.device_get(metrics), self._corpus_names)
+        _raise_if_not_finite(record)
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        record |= {
+            "tokens_per_second": record["tokens"] / seconds,
+            "images_per_second": record["images"] / seconds,
+            "step_seconds": seconds,
+            "data_wait_seconds": data_wait_seconds,
+            **self._once,
+        }
+        self._once = {}
+        self._metrics.write(record)
+        self._progress.step(step, record)
+        if step % self._summary_every_n_steps == 0:
+            self._summaries.scalars(step, record)
+
+    def save(self, seconds: float) -> None:
+        """Takes the time that a save held up training; the next record carries it."""
+        self._once["save_seconds"] = seconds
+
+    def start_clock(self) -> None:
+        """Times the next step from now: the save or the evaluation before it is not in it."""
+        self._clock = time.perf_counter()
+
+    def is_evaluated(self, step: int, evaluator: str) -> bool:
+        return (step, evaluator) in self._evaluated
+
+    def evaluation(self, step: int, evaluator: str, result: Any) -> None:
+        """Takes an `evals.evaluator.EvalResult`."""
+        if not self.is_evaluated(step, evaluator):
+            self._evaluated.add((step, evaluator))
+            self._evaluations.write({"step": step, "evaluator": evaluator, **result.metrics})
+        self._summaries.scalars(step, result.metrics)
+        self._summaries.samples(step, evaluator, result.samples)
+        self._summaries.flush()
+        values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        self.message(f"step {step}  {values}")
+
+    def step_records(self) -> Iterator[dict[str, Any]]:
+        """The records of all steps up to now, earlier launches included."""
+        return self._metrics.records()
+
+    def close(self) -> None:
+        self._summaries.close()
+        self._progress.close()
+
+
+def step_record(step: int, metrics: Metrics, corpus_names: Sequence[str]) -> dict[str, Any]:
+    """The metrics of a step under the names of `metrics.jsonl`, as plain numbers and lists.
+
+    A corpus without a scored target in the batch has no loss.
+    """
+    values = divide(metrics)
+    record: dict[str, Any] = {"step": step, "loss": float(values["loss"])}
+    for i, name in enumerate(corpus_names):
+        if metrics["corpus_loss"].weight[i]:
+            record[f"loss/{name}"] = float(values["corpus_loss"][i])
+    for name, value in values.items():
+        if name not in ("loss", "corpus_loss", "expert_load"):
+            record[name] = value.item()
+    if "expert_load" in values:
+        load = values["expert_load"].astype(np.float64)
+        record["expert_load"] = (load / np.maximum(load.sum(axis=-1, keepdims=True), 1)).tolist()
+    return record
+
+
+def _raise_if_not_finite(record: Mapping[str, Any]) -> None:
+    if np.isfinite([record["total_loss"], record["grad_norm"]]).all():
+        return
+    losses = ", ".join(
+        f"{name.removeprefix('loss/')} {value}"
+        for name, value in record.items()
+        if name.startswith("loss/")
+    )
+    raise NonFiniteLoss(
+        f"step {record['step']}: loss {record['total_loss']}, gradient norm {record['grad_norm']} "
+        f"at learning rate {record['learning_rate']:.3g}; cross entropy by corpus: "
+        f"{losses or 'none scored'}. Training stops, and this step is not saved; continue from the "
+        "last checkpoint with a lower learning rate, or without the corpus at fault"
+    )

@@ -1,0 +1,89 @@
+"""Pictures of what the model said: each sample a tile, tiles side by side a grid."""
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+TILE_WIDTH = 208
+_PICTURE_HEIGHT = 112
+_MARGIN = 8
+_FONT_SIZE = 13
+_LINE_HEIGHT = 17
+_LETTERS_PER_LINE = 28
+_PROMPT_LINES = 3
+_ANSWER_LINES = 4
+TILE_HEIGHT = _PICTURE_HEIGHT + (_PROMPT_LINES + _ANSWER_LINES) * _LINE_HEIGHT + 4 * _MARGIN
+
+_GREY, _GREEN, _RED, _WHITE = (90, 90, 90), (0, 120, 40), (190, 20, 20), (255, 255, 255)
+
+
+def sample_tile(sample: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """The pictures of a sample over its prompt and the answer.
+
+    The frame is green for a right answer, red for a wrong one, which is followed by the right one.
+
+    Args:
+        sample: An `evals.evaluator.Sample` with an image.
+    """
+    colour = {True: _GREEN, False: _RED, None: _GREY}[sample.correct]
+    tile = Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT), _WHITE)
+    draw = ImageDraw.Draw(tile)
+    font = ImageFont.load_default(_FONT_SIZE)
+    draw.rectangle((2, 2, TILE_WIDTH - 3, TILE_HEIGHT - 3), outline=colour, width=2)
+
+    picture = _fit(Image.fromarray(sample.image))
+    tile.paste(picture, ((TILE_WIDTH - picture.width) // 2, _MARGIN))
+
+    top = _PICTURE_HEIGHT + 2 * _MARGIN
+    for line in _lines(sample.prompt, _PROMPT_LINES):
+        draw.text((_MARGIN, top), line, fill=_GREY, font=font)
+        top += _LINE_HEIGHT
+    answer = sample.answer.strip() or "(nothing)"
+    if sample.correct is False:
+        half = _ANSWER_LINES // 2
+        lines = [*_lines(answer, half), *_lines(f"not: {sample.reference.strip()}", half)]
+    else:
+        lines = _lines(answer, _ANSWER_LINES)
+    for line in lines:
+        draw.text((_MARGIN, top), line, fill=colour, font=font)
+        top += _LINE_HEIGHT
+    return np.asarray(tile)
+
+
+def sample_grid(samples: Sequence[Any], num_columns: int = 4) -> UInt8[np.ndarray, "h w 3"]:
+    """The tiles of the samples in rows; the last row is filled up with white."""
+    tiles = [sample_tile(sample) for sample in samples]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % num_columns)
+    starts = range(0, len(tiles), num_columns)
+    rows = [np.concatenate(tiles[start : start + num_columns], axis=1) for start in starts]
+    return np.concatenate(rows, axis=0)
+
+
+def choose_samples(samples: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` samples with images, evenly from all benchmarks, in their order."""
+    by_benchmark = defaultdict(list)
+    for sample in samples:
+        if sample.image is not None:
+            by_benchmark[sample.benchmark].append(sample)
+    longest = max(map(len, by_benchmark.values()), default=0)
+    turns = [group[i] for i in range(longest) for group in by_benchmark.values() if i < len(group)]
+    chosen = {id(sample) for sample in turns[:count]}
+    return [sample for group in by_benchmark.values() for sample in group if id(sample) in chosen]
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    """Scaled to the height or the width that there is; enlarged pictures keep their hard pixels."""
+    scale = min(_PICTURE_HEIGHT / picture.height, (TILE_WIDTH - 2 * _MARGIN) / picture.width)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
+
+
+def _lines(text: str, limit: int) -> list[str]:
+    """The text in at most `limit` lines; of a longer one the end, where the question stands."""
+    lines = textwrap.wrap(" ".join(text.split()), _LETTERS_PER_LINE)
+    return lines if len(lines) <= limit else ["...", *lines[len(lines) - limit + 1 :]]

@@ -1,0 +1,42 @@
+"""TensorBoard summaries: the numbers of a run, and what the model says under held-out pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from mm1_jax.train.sample_pictures import choose_samples, sample_grid
+
+_NUM_PICTURES = 16
+
+
+class Summaries:
+    """Writes event files; of those of earlier launches, what follows `first_step` is void."""
+
+    def __init__(self, directory: Path, *, first_step: int):
+        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Numbers under their names; a list becomes one number per item."""
+        for name, value in values.items():
+            self._scalar(step, name, value)
+
+    def samples(self, step: int, name: str, samples: Sequence[Any]) -> None:
+        """A grid of pictures with the model's answers."""
+        chosen = choose_samples(samples, _NUM_PICTURES)
+        if chosen:
+            self._writer.add_image(f"samples/{name}", sample_grid(chosen), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _scalar(self, step: int, name: str, value: Any) -> None:
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                self._scalar(step, f"{name}/{i}", item)
+        elif isinstance(value, (int, float)):
+            self._writer.add_scalar(name, value, step)

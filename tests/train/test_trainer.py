@@ -1,0 +1,171 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from mm1_jax.train.run_log import NonFiniteLoss
+
+
+def records(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def losses(folder):
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in records(folder)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def unstopped(make_trainer, tmp_path):
+    make_trainer(output_dir=tmp_path / "unstopped").run()
+    return losses(tmp_path / "unstopped")
+
+
+def killer(fakes, step):
+    """An input whose batch number `step` cannot be made: the process ends without any notice."""
+
+    def on_batch(number, batch):
+        if number == step:
+            raise KeyboardInterrupt
+        return batch
+
+    return fakes.Input(on_batch)
+
+
+def test_a_run_logs_every_step_saves_and_reports(make_trainer, fakes, run):
+    make_trainer(evaluators={"quiz": fakes.Evaluator(n=3)}).run()
+    lines = records(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all("loss/captions" in line or "loss/text" in line for line in lines)
+    for line in lines:
+        assert line["tokens_per_second"] == line["tokens"] / line["step_seconds"]
+        assert line["images_per_second"] == line["images"] / line["step_seconds"]
+        assert {"learning_rate", "grad_norm", "data_wait_seconds"} <= line.keys()
+        assert "resumed_from" not in line
+    assert lines[0]["images"] == 8
+    assert [e["step"] for e in records(run, "evaluations.jsonl")] == [3, 6]
+    assert sorted(int(p.name) for p in (run / "checkpoints").glob("[0-9]*")) == [2, 4, 6]
+    assert {"report.md", "report.json", "samples.png", "tensorboard"} <= {
+        p.name for p in run.iterdir()
+    }
+    assert list((run / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 4, 6])
+def test_a_killed_run_continues_with_bit_equal_losses(
+    make_trainer, fakes, run, unstopped, killed_at
+):
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(input=killer(fakes, killed_at)).run()
+    # What a kill in the middle of a write leaves.
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "los')
+    make_trainer().run()
+    assert losses(run) == unstopped
+    saved = (killed_at - 1) // 2 * 2
+    resumed = [line for line in records(run) if "resumed_from" in line]
+    assert [(line["step"], line["resumed_from"]) for line in resumed] == [(saved + 1, saved)]
+
+
+def test_sigterm_saves_the_step_that_is_being_made_and_exits_with_143(
+    make_trainer, fakes, run, unstopped, capsys
+):
+    def terminate(number, batch):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        make_trainer(input=fakes.Input(terminate)).run()
+    assert exit.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert "SIGTERM: stopped after step 3" in capsys.readouterr().out
+    assert losses(run) == unstopped[:3]
+    assert (run / "checkpoints" / "3").is_dir()
+
+    make_trainer().run()
+    assert losses(run) == unstopped
+    assert records(run)[3]["resumed_from"] == 3
+
+
+def test_a_finished_run_is_left_as_it_is(make_trainer, fakes, run, capsys):
+    make_trainer().run()
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    evaluator = fakes.Evaluator()
+    make_trainer(evaluators={"quiz": evaluator}).run()
+    assert evaluator.runs == 0
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_run_without_a_report_is_only_evaluated_again(make_trainer, fakes, run):
+    make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
+    report, lines = (run / "report.json").read_text(), records(run)
+    (run / "report.json").unlink()
+
+    def no_batch(number, batch):
+        raise AssertionError("a finished run reads no batch")
+
+    make_trainer(evaluators={"quiz": fakes.Evaluator()}, input=fakes.Input(no_batch)).run()
+    assert (run / "report.json").read_text() == report
+    assert records(run) == lines
+    assert len(records(run, "evaluations.jsonl")) == 1
+
+
+def test_more_steps_continue_a_finished_run(make_trainer, run):
+    make_trainer(max_steps=2).run()
+    make_trainer(max_steps=4).run()
+    assert [line["step"] for line in records(run)] == [1, 2, 3, 4]
+    assert json.loads((run / "report.json").read_text())["training/steps"] == 4
+
+
+def test_an_evaluation_that_was_made_before_a_restart_is_not_repeated(make_trainer, fakes, run):
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(
+            evaluators={"quiz": fakes.Evaluator(n=2)}, input=killer(fakes, 6), save_every=4
+        ).run()
+    assert [e["step"] for e in records(run, "evaluations.jsonl")] == [2, 4]
+    evaluator = fakes.Evaluator(n=2)
+    make_trainer(evaluators={"quiz": evaluator}, save_every=4).run()
+    assert evaluator.runs == 1
+    assert [e["step"] for e in records(run, "evaluations.jsonl")] == [2, 4, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make_trainer, run):
+    with pytest.raises(NonFiniteLoss) as error:
+        make_trainer(learning_rate=1e30).run()
+    message = str(error.value)
+    step = int(message.split(":")[0].removeprefix("step "))
+    assert "captions" in message and "text" in message and "learning rate" in message
+    assert [line["step"] for line in records(run)] == list(range(1, step))
+    saved = [int(p.name) for p in (run / "checkpoints").glob("[0-9]*")]
+    assert all(number < step for number in saved)
+
+
+def test_the_evaluated_model_is_the_one_after_the_last_step(make_trainer, fakes, run):
+    trainer = make_trainer(evaluators={"quiz": fakes.Evaluator()})
+    trainer.run()
+    checkpointer = trainer.config.checkpointer.instantiate(
+        directory=run / "checkpoints", read_only=True
+    )
+    params = checkpointer.restore_params(trainer.abstract_state.params)
+    checkpointer.close()
+    evaluated = json.loads((run / "report.json").read_text())["quiz/0/sum"]
+    np.testing.assert_allclose(np.sum(jax.device_get(params["head"])), evaluated, rtol=1e-5)
+
+
+def test_rows_that_the_devices_cannot_share_are_an_error(make_trainer, fakes):
+    def odd(number, batch):
+        return dataclasses.replace(fakes.batch(number, rows=3), images=batch.images)
+
+    with pytest.raises(ValueError, match="input.batch_size=3 .* 4 devices .*trainer.parallelism"):
+        make_trainer(input=fakes.Input(odd), num_devices=8).run()
