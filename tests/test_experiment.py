@@ -1,0 +1,97 @@
+import pytest
+
+from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.data.input import Input
+from mm1_jax.experiment import Experiment
+from mm1_jax.models.decoder import num_non_embedding_parameters
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.train.optimizer import mm1_learning_rate
+from mm1_jax.train.trainer import Trainer
+
+
+@pytest.fixture
+def cfg():
+    model = MM1.default_config()
+    model.vision_encoder.image_size = 24
+    model.connector.num_image_tokens = 9
+    model.decoder.set(model_dim=8, num_layers=2, num_heads=2, hidden_dim=16)
+    return Experiment.default_config().set(
+        model=model,
+        input=Input.default_config(),
+        trainer=Trainer.default_config().set(max_steps=30),
+    )
+
+
+def test_what_must_agree_is_filled_in(cfg):
+    resolved = Experiment.resolve(cfg)
+    tokenizer = cfg.input.tokenizer.instantiate()
+    assert resolved.model.decoder.vocab_size == tokenizer.vocab_size
+    assert resolved.model.image_token == tokenizer.image_token
+    assert (resolved.input.num_image_tokens, resolved.input.image_size) == (9, 24)
+    optimizer = resolved.trainer.optimizer
+    num_parameters = num_non_embedding_parameters(cfg.model.decoder)
+    assert optimizer.learning_rate == mm1_learning_rate(num_parameters)
+    assert optimizer.decay_steps == 30
+
+
+def test_resolving_changes_nothing_that_was_set_and_not_its_argument(cfg):
+    cfg.trainer.optimizer.set(learning_rate=0.5, decay_steps=7)
+    before = cfg.clone()
+    resolved = Experiment.resolve(cfg)
+    assert cfg == before != resolved
+    optimizer = resolved.trainer.optimizer
+    assert (optimizer.learning_rate, optimizer.decay_steps) == (0.5, 7)
+    assert Experiment.resolve(resolved) == resolved
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "source"),
+    [
+        ("input.num_image_tokens", 4, "model.connector.num_image_tokens"),
+        ("input.image_size", 32, "model.vision_encoder.image_size"),
+        ("model.decoder.vocab_size", 10, "input.tokenizer"),
+        ("model.image_token", 1, "input.tokenizer"),
+    ],
+)
+def test_values_that_disagree_name_both_paths(cfg, path, value, source):
+    cfg.set_recursively(path.split("."), value=value)
+    with pytest.raises(ValueError, match=f"{path} is {value}, but {source} makes it"):
+        Experiment.resolve(cfg)
+
+
+class FakePart(Configurable):
+    """Keeps the arguments that an input, an evaluator or a trainer is built with."""
+
+    @config_class
+    class Config(Configurable.Config):
+        name: Required[str] = REQUIRED
+
+    def __init__(self, cfg: Config, **runtime):
+        super().__init__(cfg)
+        self.runtime = runtime
+
+    def run(self):
+        return self.config.name
+
+
+def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "resolve", staticmethod(lambda cfg: cfg))
+    part = FakePart.default_config()
+    cfg.set(
+        input=part.clone(name="input"),
+        evals={"digits": part.clone(name="digits")},
+        trainer=part.clone(name="trainer"),
+    )
+    experiment = cfg.instantiate(output_dir=tmp_path)
+    trainer = experiment.trainer.runtime
+    assert trainer["input"] is experiment.input and trainer["output_dir"] == tmp_path
+    assert trainer["model"] == cfg.model and list(trainer["evaluators"]) == ["digits"]
+    assert trainer["evaluators"]["digits"].runtime == {"input": experiment.input}
+    assert experiment.input.runtime["split"] == "train"
+    assert experiment.input.runtime["quarantine_path"].parent == tmp_path
+    assert experiment.run() == "trainer"
+
+
+def test_an_experiment_without_a_model_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="input, model, trainer"):
+        Experiment.default_config().instantiate(output_dir=tmp_path)
