@@ -3,20 +3,27 @@
 Legend: B batch, T positions, D model dim, N heads, H head dim.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import variance_scaling, zeros
+from jax.nn.initializers import zeros
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.layers.module import Initializer, Module, param
 
 
-def fan_in(scale: float, in_axis: int | tuple[int, ...] = 0) -> Initializer:
-    """Normal values of standard deviation `scale / sqrt(inputs)`; `in_axis` are the input dims."""
-    init = variance_scaling(1.0, "fan_in", "normal", in_axis=in_axis, out_axis=-1)
-    return lambda key, shape, dtype: scale * init(key, shape, dtype)
+def fan_in(scale: float, num_input_dims: int = 1) -> Initializer:
+    """Normal values of standard deviation `scale / sqrt(inputs)`; the first dims are the inputs."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        std = scale / math.sqrt(math.prod(shape[:num_input_dims]))
+        return std * jax.random.normal(key, shape, dtype)
+
+    return init
 
 
 class Linear(Module):
@@ -76,7 +83,7 @@ class JoinHeads(Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         shape = (cfg.num_heads, cfg.head_dim, cfg.output_dim)
-        init = fan_in(cfg.init_scale, in_axis=(0, 1))
+        init = fan_in(cfg.init_scale, num_input_dims=2)
         self.kernel = param(rngs, shape, (cfg.axis, None, "embed"), init)
         self.bias = param(rngs, shape[2:], ("embed",), zeros) if cfg.bias else None
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
@@ -65,9 +66,9 @@ class Experts(Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         E, D, F = cfg.num_experts, cfg.input_dim, cfg.hidden_dim
         into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-        self.gate = param(rngs, (E, D, F), into, _each_expert(cfg.init_scale))
-        self.up = param(rngs, (E, D, F), into, _each_expert(cfg.init_scale))
-        self.down = param(rngs, (E, F, D), out, _each_expert(cfg.init_scale))
+        self.gate = param(rngs, (E, D, F), into, normal(cfg.init_scale * D**-0.5))
+        self.up = param(rngs, (E, D, F), into, normal(cfg.init_scale * D**-0.5))
+        self.down = param(rngs, (E, F, D), out, normal(cfg.init_scale * F**-0.5))
         self.activation = Activation(cfg.activation)
 
 
@@ -293,9 +294,3 @@ def router_statistics(
         expert_load=jnp.sum(chosen_BTXE, axis=(0, 1, 2)),
         dropped=dropped,
     )
-
-
-def _each_expert(scale: float):
-    # Only dim 1 is an input; the experts of dim 0 are drawn alike.
-    init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", 1, 2, batch_axis=0)
-    return lambda key, shape, dtype: scale * init(key, shape, dtype)

@@ -1,0 +1,50 @@
+"""Linear maps and their forms for attention heads."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mm1_jax.layers.linear import JoinHeads, Linear, SplitHeads
+
+
+def test_linear_is_a_matrix_product_plus_a_bias(prng_key):
+    linear = Linear.default_config().set(input_dim=3, output_dim=5, bias=True)
+    linear = linear.instantiate(rngs=nnx.Rngs(params=prng_key))
+    linear.bias[...] = np.arange(5.0)
+    x = jax.random.normal(prng_key, (2, 4, 3))
+    expected = np.asarray(x) @ np.asarray(linear.kernel[...]) + np.arange(5.0)
+    np.testing.assert_allclose(linear(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_heads_split_and_join_like_the_reshaped_matrix(prng_key):
+    split = SplitHeads.default_config().set(input_dim=6, num_heads=2, head_dim=3)
+    split = split.instantiate(rngs=nnx.Rngs(params=prng_key))
+    join = JoinHeads.default_config().set(num_heads=2, head_dim=3, output_dim=6, bias=True)
+    join = join.instantiate(rngs=nnx.Rngs(params=jax.random.key(1)))
+    x = jax.random.normal(prng_key, (2, 4, 6))
+    matrix = np.asarray(split.kernel[...]).reshape(6, 6) @ np.asarray(join.kernel[...]).reshape(
+        6, 6
+    )
+    np.testing.assert_allclose(join(split(x)), np.asarray(x) @ matrix, rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_have_unit_variance_at_initialisation(prng_key):
+    x = jax.random.normal(prng_key, (4, 64, 256))
+    rngs = nnx.Rngs(params=jax.random.key(1))
+    linear = Linear.default_config().set(input_dim=256, output_dim=64).instantiate(rngs=rngs)
+    split = SplitHeads.default_config().set(input_dim=256, num_heads=4, head_dim=16)
+    join = JoinHeads.default_config().set(num_heads=4, head_dim=64, output_dim=64)
+    for y in (
+        linear(x),
+        split.instantiate(rngs=rngs)(x),
+        join.instantiate(rngs=rngs)(x.reshape(4, 64, 4, 64)),
+    ):
+        np.testing.assert_allclose(np.std(y), 1.0, atol=0.05)
+
+
+def test_every_parameter_has_a_logical_name_for_each_dim(prng_key):
+    rngs = nnx.Rngs(params=prng_key)
+    cfg = Linear.default_config().set(input_dim=2, output_dim=3, bias=True, axes=("mlp", "embed"))
+    linear = cfg.instantiate(rngs=rngs)
+    assert linear.kernel.get_metadata("out_sharding") == ("mlp", "embed")
+    assert linear.bias.get_metadata("out_sharding") == ("embed",)

@@ -1,0 +1,198 @@
+"""Sparse layers: routing, both forms of dispatch, statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mm1_jax.layers.feed_forward import GatedFeedForward
+from mm1_jax.layers.moe import Capacity, MoE, Routes, combine_weights, group_by_expert
+
+B, T, D, E = 2, 12, 8, 4
+SEGMENT_IDS = jnp.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
+
+
+def _moe(seed: int = 0, **fields) -> MoE:
+    cfg = MoE.default_config().set(input_dim=D, hidden_dim=6, num_experts=E)
+    return cfg.set(**fields).instantiate(rngs=nnx.Rngs(params=jax.random.key(seed)))
+
+
+def _capacity(factor: float, min_capacity: int = 1) -> Capacity.Config:
+    return Capacity.default_config().set(capacity_factor=factor, min_capacity=min_capacity)
+
+
+@jax.jit
+def _run(moe, x, segment_ids):
+    return moe(x, segment_ids)
+
+
+@jax.jit
+def _run_dropless(moe, x, segment_ids):
+    return moe(x, segment_ids, dropless=True)
+
+
+def _x(seed: int = 1) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (B, T, D))
+
+
+def _plain_moe(moe: MoE, x: np.ndarray, is_real: np.ndarray) -> np.ndarray:
+    """The definition, token by token."""
+    y = np.zeros_like(x)
+    gate, up, down = (np.asarray(getattr(moe.experts, k)[...]) for k in ("gate", "up", "down"))
+    for b, t in np.argwhere(is_real):
+        logits = x[b, t] @ np.asarray(moe.router[...])
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        best = np.argsort(-probabilities)[: moe.experts_per_token]
+        for e in best:
+            g = x[b, t] @ gate[e]
+            output = (g / (1 + np.exp(-g)) * (x[b, t] @ up[e])) @ down[e]
+            y[b, t] += probabilities[e] / probabilities[best].sum() * output
+    return y
+
+
+@pytest.mark.parametrize("experts_per_token", [1, 2, 3])
+def test_dropless_equals_the_definition(experts_per_token):
+    moe = _moe(experts_per_token=experts_per_token)
+    y, statistics = _run(moe, _x(), SEGMENT_IDS)
+    expected = _plain_moe(moe, np.asarray(_x()), np.asarray(SEGMENT_IDS) > 0)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert statistics.dropped == 0
+
+
+def test_dropless_is_exact_when_all_tokens_choose_the_same_experts():
+    moe = _moe()
+    moe.router[...] = jnp.zeros((D, E)).at[0].set(jnp.array([0.0, 3.0, 0.0, 2.0]))
+    x = _x().at[:, :, 0].set(1.0)
+    y, statistics = _run(moe, x, SEGMENT_IDS)
+    np.testing.assert_array_equal(statistics.expert_load, [0, 21, 0, 21])
+    expected = _plain_moe(moe, np.asarray(x), np.asarray(SEGMENT_IDS) > 0)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_identical_experts_equal_the_dense_layer():
+    moe = _moe()
+    cfg = GatedFeedForward.default_config().set(input_dim=D, hidden_dim=6)
+    dense = cfg.instantiate(rngs=nnx.Rngs(params=jax.random.key(7)))
+    for name in ("gate", "up", "down"):
+        kernel = getattr(dense, name).kernel[...]
+        getattr(moe.experts, name)[...] = jnp.broadcast_to(kernel[None], (E, *kernel.shape))
+    y, _ = _run(moe, _x(), jnp.ones((B, T), jnp.int32))
+    np.testing.assert_allclose(y, dense(_x()), rtol=1e-4, atol=1e-5)
+
+
+def test_ample_capacity_equals_dropless_in_values_and_gradients():
+    dropless, capacity = _moe(), _moe(dispatch=_capacity(float(E)))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(moe_and_x):
+        moe, x = moe_and_x
+        return jnp.sum(moe(x, SEGMENT_IDS)[0] ** 2)
+
+    (value, (moe_grads, x_grads)) = loss((dropless, _x()))
+    (capacity_value, (capacity_moe_grads, capacity_x_grads)) = loss((capacity, _x()))
+    np.testing.assert_allclose(capacity_value, value, rtol=1e-5)
+    np.testing.assert_allclose(capacity_x_grads, x_grads, rtol=1e-3, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(capacity_moe_grads), jax.tree.leaves(moe_grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_dropped_choices_are_counted_and_the_override_drops_none():
+    moe = _moe(dispatch=_capacity(1.0))
+    moe.router[...] = jnp.zeros((D, E)).at[0].set(jnp.array([0.0, 3.0, 0.0, 2.0]))
+    x = _x().at[:, :, 0].set(1.0)
+    y, statistics = _run(moe, x, SEGMENT_IDS)
+    # Experts 1 and 3 take T / E = 3 tokens of each row; 9 and 12 tokens came, to each of the two.
+    assert statistics.dropped == 2 * (9 - 3) + 2 * (12 - 3)
+    assert bool(jnp.all(y[:, 3:] == 0)) and bool(jnp.all(jnp.any(y[:, :3] != 0, axis=-1)))
+    y, statistics = _run_dropless(moe, x, SEGMENT_IDS)
+    assert statistics.dropped == 0
+    expected = _plain_moe(moe, np.asarray(x), np.asarray(SEGMENT_IDS) > 0)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_first_choices_take_places_before_second_ones():
+    # Expert 0 has two places. Token 0 wants it second, tokens 1 and 2 first: the latter get it.
+    experts = jnp.array([[[1, 0], [0, 1], [0, 2]]])
+    routes = Routes(experts, jnp.full((1, 3, 2), 0.5), jnp.ones((1, 3), bool))
+    combine_BTEC, dropped = combine_weights(routes, num_experts=3, capacity=2)
+    np.testing.assert_array_equal(jnp.sum(combine_BTEC, axis=3)[0, :, 0], [0, 0.5, 0.5])
+    assert dropped == 1
+    # No place is given twice.
+    assert bool(jnp.all(jnp.sum(combine_BTEC > 0, axis=1) <= 1))
+
+
+def test_padding_takes_no_place():
+    moe = _moe(dispatch=_capacity(1.0))
+    moe.router[...] = jnp.zeros((D, E)).at[0].set(jnp.array([0.0, 3.0, 0.0, 2.0]))
+    x = _x().at[:, :, 0].set(1.0)
+    padded_first = jnp.where(jnp.arange(T)[None] < 9, 0, jnp.ones((B, T), jnp.int32))
+    y, statistics = _run(moe, x, padded_first)
+    # 3 real tokens a row, and 3 places in each expert.
+    assert statistics.dropped == 0
+    assert bool(jnp.all(y[:, :9] == 0)) and bool(jnp.all(jnp.any(y[:, 9:] != 0, axis=-1)))
+
+
+def test_capacity_is_not_shared_between_rows():
+    moe = _moe(dispatch=_capacity(0.7))
+    y, _ = _run(moe, _x(), SEGMENT_IDS)
+    alone, _ = _run(moe, _x()[1:], SEGMENT_IDS[1:])
+    np.testing.assert_allclose(y[1:], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dispatch", [None, 0.7])
+def test_statistics_ignore_padding(dispatch):
+    moe = _moe() if dispatch is None else _moe(dispatch=_capacity(dispatch))
+    x = _x()
+    _, statistics = _run(moe, x, SEGMENT_IDS)
+    _, other = _run(moe, jnp.where(SEGMENT_IDS[:, :, None] > 0, x, 100.0), SEGMENT_IDS)
+    for a, b in zip(statistics, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert statistics.weight == 21
+    assert jnp.sum(statistics.expert_load) == 2 * 21
+
+
+def test_a_row_of_padding_has_zero_statistics_and_finite_gradients():
+    @jax.jit
+    @jax.value_and_grad
+    def loss(moe):
+        y, statistics = moe(_x(), jnp.zeros((B, T), jnp.int32))
+        return jnp.sum(y) + statistics.load_balance + statistics.z
+
+    value, grads = loss(_moe())
+    assert value == 0
+    assert all(bool(jnp.all(g == 0)) for g in jax.tree.leaves(grads))
+
+
+def test_statistics_equal_their_definitions():
+    moe = _moe()
+    _, statistics = _run(moe, _x(), SEGMENT_IDS)
+    logits = np.asarray(_x()) @ np.asarray(moe.router[...])
+    balance = z = 0.0
+    for row, segment_ids in zip(logits, np.asarray(SEGMENT_IDS), strict=True):
+        row = row[segment_ids > 0]
+        probabilities = np.exp(row) / np.exp(row).sum(axis=1, keepdims=True)
+        first = np.bincount(row.argmax(axis=1), minlength=E) / len(row)
+        balance += len(row) * E * np.sum(first * probabilities.mean(axis=0))
+        z += np.sum(np.log(np.exp(row).sum(axis=1)) ** 2)
+    np.testing.assert_allclose(statistics.load_balance, balance, rtol=1e-5)
+    np.testing.assert_allclose(statistics.z, z, rtol=1e-5)
+
+
+def test_groups_are_a_permutation_in_blocks_of_one_expert():
+    experts = jax.random.randint(jax.random.key(0), (2, 50, 2), 0, 3)
+    is_real = jax.random.uniform(jax.random.key(1), (2, 50)) < 0.8
+    groups = group_by_expert(Routes(experts, jnp.ones((2, 50, 2)), is_real), num_experts=3)
+    slots, source, expert = np.asarray(groups.slot_R), np.asarray(groups.source_Q), experts.ravel()
+    size = len(source) // len(groups.block_experts)
+    routed = np.flatnonzero(np.repeat(np.asarray(is_real).ravel(), 2))
+    assert len(set(slots[routed])) == len(routed)
+    np.testing.assert_array_equal(source[slots[routed]], routed)
+    assert np.sum(source < 200) == len(routed)
+    np.testing.assert_array_equal(groups.block_experts[slots[routed] // size], expert[routed])
+
+
+def test_more_experts_per_token_than_experts_is_an_error():
+    with pytest.raises(ValueError, match="experts_per_token is 5"):
+        _moe(experts_per_token=5)

@@ -1,0 +1,104 @@
+"""The scanned stack against a Python loop, and its remat policies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mm1_jax.layers.attention import Attention
+from mm1_jax.layers.feed_forward import FeedForward
+from mm1_jax.layers.moe import MoE
+from mm1_jax.layers.norm import LayerNorm
+from mm1_jax.layers.stack import Remat, Stack
+from mm1_jax.layers.transformer import TransformerBlock
+
+X = jax.random.normal(jax.random.key(1), (2, 5, 8))
+
+
+def _config(grouped: bool, **fields) -> Stack.Config:
+    """4 layers as of a vision encoder, every second one sparse where `grouped`."""
+    layer = TransformerBlock.default_config().set(
+        attention=Attention.default_config().set(num_heads=2, bias=True),
+        feed_forward=FeedForward.default_config().set(hidden_dim=6),
+        norm=LayerNorm.default_config(),
+    )
+    cfg = Stack.default_config().set(input_dim=8, num_layers=4, layer=layer)
+    if grouped:
+        moe = MoE.default_config().set(hidden_dim=6, num_experts=3)
+        cfg.set(last_layer=layer.clone(feed_forward=moe), group_size=2)
+    return cfg.set(**fields)
+
+
+def _stack(grouped: bool, **fields) -> Stack:
+    rngs = nnx.Rngs(params=jax.random.key(0))
+    return _config(grouped, **fields).instantiate(rngs=rngs)
+
+
+@jax.jit
+@jax.value_and_grad
+def _loss(stack):
+    y, _, statistics = stack(X)
+    return jnp.sum(y**2) + (0 if statistics is None else jnp.sum(statistics.z))
+
+
+def _assert_equal_values_and_gradients(a: Stack, b: Stack) -> None:
+    (value, grads), (other_value, other_grads) = _loss(a), _loss(b)
+    np.testing.assert_allclose(value, other_value, rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_scan_equals_a_python_loop(grouped):
+    _assert_equal_values_and_gradients(_stack(grouped), _stack(grouped, unroll=True))
+
+
+@pytest.mark.parametrize("remat", [Remat.FULL, "dots"])
+def test_remat_changes_nothing(remat):
+    _assert_equal_values_and_gradients(_stack(True, remat=Remat.NONE), _stack(True, remat=remat))
+
+
+def test_full_remat_saves_only_layer_inputs():
+    def num_saved(remat):
+        stack = _stack(False, remat=remat)
+        _, pullback = jax.vjp(lambda stack: stack(X)[0], stack)
+        return sum(x.size for x in jax.tree.leaves(pullback))
+
+    assert num_saved(Remat.FULL) < num_saved(Remat.DOTS) < num_saved(Remat.NONE)
+
+
+def test_layers_are_drawn_independently_and_run_in_order():
+    stack = _stack(False)
+    kernels = stack.layer.feed_forward.up.kernel[...]
+    assert len({float(k) for k in kernels[:, 0, 0]}) == 4
+    x = X
+    for i in range(4):
+        x, _, _ = jax.tree.map(lambda p, i=i: p[i], stack.layer)(x)
+    np.testing.assert_allclose(stack(X)[0], x, rtol=1e-4, atol=1e-5)
+
+
+def test_stacked_parameters_carry_the_layers_name_for_each_leading_dim():
+    stack = _stack(True)
+    up, router = stack.layer.feed_forward.up.kernel, stack.last_layer.feed_forward.router
+    assert up.get_metadata("out_sharding") == ("layers", "layers", "embed", "mlp")
+    assert up[...].shape == (2, 1, 8, 6)
+    assert router.get_metadata("out_sharding") == ("layers", "embed", None)
+    assert router[...].shape == (2, 8, 3)
+
+
+def test_statistics_have_an_entry_for_each_sparse_layer():
+    _, _, statistics = jax.jit(lambda stack: stack(X))(_stack(True))
+    assert statistics.expert_load.shape == (2, 3)
+    np.testing.assert_array_equal(statistics.weight, [10, 10])
+
+
+def test_layers_that_do_not_divide_into_groups_are_errors():
+    with pytest.raises(ValueError, match="num_layers is 5, which group_size 2"):
+        _stack(True, num_layers=5)
+    with pytest.raises(ValueError, match="group_size is 1; with a last_layer"):
+        _stack(True, group_size=1)
+    with pytest.raises(ValueError, match="there is no last_layer"):
+        _stack(False, group_size=2)
+    with pytest.raises(ValueError, match="'everything' is not a valid Remat"):
+        _stack(False, remat="everything")
