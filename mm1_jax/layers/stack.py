@@ -144,8 +144,12 @@ def stacked(cfg: InstantiableConfig, shape: tuple[int, ...], *, rngs: nnx.Rngs) 
     return make(jax.random.split(rngs.params(), shape))
 
 
-def rematerialise(function: Callable, remat: Remat) -> Callable:
-    """`function`, recomputed in the backward pass except for what `remat` keeps."""
+def rematerialise(function: Callable, remat: Remat, *, prevent_cse: bool = False) -> Callable:
+    """`function`, recomputed in the backward pass except for what `remat` keeps.
+
+    Args:
+        prevent_cse: Needed outside a scan, where the compiler could undo the recomputation.
+    """
     if remat is Remat.NONE:
         return function
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable

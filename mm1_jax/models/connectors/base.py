@@ -1,0 +1,90 @@
+"""What every connector has in common, and the adaptive pooling that two of them use.
+
+Legend: J images, P patches/image, h w rows and columns of patches, M image tokens/image,
+r c rows and columns of tokens, Dv vision dim, D model dim.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.layers.module import Module
+
+
+class Connector(Module):
+    """Maps an image's features to `num_image_tokens` embeddings that the decoder reads as tokens.
+
+    `num_image_tokens` is the one place that says how many positions an image occupies: the data
+    side, the merge and the report read it here.
+    """
+
+    @config_class
+    class Config(Module.Config):
+        num_image_tokens: Required[int] = REQUIRED
+        # Set by the parent: the dims of the vision encoder and of the decoder.
+        input_dim: Required[int] = REQUIRED
+        output_dim: Required[int] = REQUIRED
+
+    def __call__(self, image_features: Float[Array, "J P Dv"]) -> Float[Array, "J M D"]:
+        raise NotImplementedError(type(self))
+
+
+def square_side(count: int, field: str) -> int:
+    """The side of a square of `count` cells.
+
+    Raises:
+        ValueError: `count` is no square; names `field` and the nearest squares.
+    """
+    side = math.isqrt(max(count, 0))
+    if count < 1 or side**2 != count:
+        nearest = f"{side**2} or {(side + 1) ** 2}" if count > 1 else "1"
+        raise ValueError(
+            f"{field}={count}: must be a square number, because the cells form a square grid; "
+            f"the nearest are {nearest}"
+        )
+    return side
+
+
+def to_grid(image_features: Float[Array, "J P Dv"]) -> Float[Array, "J h w Dv"]:
+    """Patches as the square grid that they come from, row by row."""
+    num_images, num_patches, input_dim = image_features.shape
+    side = square_side(num_patches, "patches per image")
+    return image_features.reshape(num_images, side, side, input_dim)
+
+
+def adaptive_pool(x_JhwD: Float[Array, "J h w D"], side: int) -> Float[Array, "J r c D"]:
+    """Averages over a `side` x `side` grid of bins that cover the features, whatever their grid.
+
+    Separable: a matrix for the rows and one for the columns. Their zeros and ones are exact in any
+    dtype, so the sums are too up to accumulation; the sizes of the bins divide afterwards.
+    """
+    rows_rh = adaptive_bins(x_JhwD.shape[1], side)
+    columns_cw = adaptive_bins(x_JhwD.shape[2], side)
+    sizes_rc = rows_rh.sum(1)[:, None] * columns_cw.sum(1)[None]
+    sums_JrcD = jnp.einsum(
+        "rh,cw,JhwD->JrcD",
+        jnp.asarray(rows_rh, x_JhwD.dtype),
+        jnp.asarray(columns_cw, x_JhwD.dtype),
+        x_JhwD,
+    )
+    return sums_JrcD / jnp.asarray(sizes_rc, x_JhwD.dtype)[None, :, :, None]
+
+
+def adaptive_bins(size: int, num_bins: int) -> np.ndarray:
+    """Which of `size` cells each bin averages over: `[num_bins, size]` of zeros and ones.
+
+    Bin i reaches from floor(i size / num_bins) to ceil((i + 1) size / num_bins), so neighbours
+    share a cell where the division is not exact, and there may be more bins than cells. Three bins
+    of four cells:
+
+        1 1 0 0
+        0 1 1 0
+        0 0 1 1
+    """
+    bins = np.zeros((num_bins, size), np.float32)
+    for i in range(num_bins):
+        bins[i, i * size // num_bins : -(-(i + 1) * size // num_bins)] = 1
+    return bins

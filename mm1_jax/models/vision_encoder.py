@@ -1,0 +1,146 @@
+"""Vision transformer: pixels in, a feature vector per patch out (MM1, section 3.1; CLIP's towers).
+
+Whatever the tower is pre-trained for, only the patch features of its last block leave it: a class
+token, if there is one, takes part in attention and is dropped.
+
+Legend: J images, h w pixels, P patches/image, Dv vision dim.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.layers.attention import Attention
+from mm1_jax.layers.feed_forward import FeedForward
+from mm1_jax.layers.linear import Linear
+from mm1_jax.layers.module import Module, param
+from mm1_jax.layers.norm import LayerNorm
+from mm1_jax.layers.position_embedding import PositionEmbedding
+from mm1_jax.layers.stack import Stack
+from mm1_jax.layers.transformer import TransformerBlock
+from mm1_jax.sharding import constrain
+
+
+class ClassToken(Module):
+    """A learned token before the patches; its position is part of its value."""
+
+    @config_class
+    class Config(Module.Config):
+        model_dim: Required[int] = REQUIRED
+        init_std: float = 0.02
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        init = jax.nn.initializers.truncated_normal(cfg.init_std)
+        self.token = param(rngs, (cfg.model_dim,), ("embed",), init)
+
+    def __call__(self, x: Float[Array, "J P Dv"]) -> Float[Array, "J P+1 Dv"]:
+        num_images, _, model_dim = x.shape
+        token = self.token[...].astype(x.dtype)
+        first = jnp.broadcast_to(token[None, None], (num_images, 1, model_dim))
+        return jnp.concatenate([first, x], axis=1)
+
+
+class VisionEncoder(Module):
+    """Patches are projected, get their positions, and pass bidirectional pre-norm blocks."""
+
+    @config_class
+    class Config(Module.Config):
+        # Side of the square images that positions are stored for; others resize the positions.
+        image_size: Required[int] = REQUIRED
+        patch_size: Required[int] = REQUIRED
+        model_dim: Required[int] = REQUIRED
+        num_layers: Required[int] = REQUIRED
+        num_heads: Required[int] = REQUIRED
+        hidden_dim: Required[int] = REQUIRED
+        # Mean and standard deviation of the colours, of pixels in 0..1; the figures are CLIP's.
+        pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+        pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+        patch_embedding: InstantiableConfig = Linear.default_config().set(axes=(None, "embed"))
+        positions: InstantiableConfig = PositionEmbedding.default_config()
+        class_token: InstantiableConfig | None = None
+        # A norm between positions and blocks, as CLIP's towers have it.
+        pre_norm: InstantiableConfig | None = None
+        # A norm after the last block; None for CLIP's towers, which normalise only the class token.
+        final_norm: InstantiableConfig | None = LayerNorm.default_config()
+        stack: InstantiableConfig = Stack.default_config().set(
+            layer=TransformerBlock.default_config().set(
+                attention=Attention.default_config().set(bias=True),
+                feed_forward=FeedForward.default_config(),
+                norm=LayerNorm.default_config(),
+            )
+        )
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        if cfg.image_size % cfg.patch_size:
+            raise ValueError(
+                f"vision_encoder.image_size={cfg.image_size}: must be a multiple of "
+                f"vision_encoder.patch_size={cfg.patch_size}"
+            )
+
+        def optional(child: InstantiableConfig | None, **dims: int) -> Module | None:
+            return None if child is None else child.set(**dims).instantiate(rngs=rngs)
+
+        self.patch_size = cfg.patch_size
+        self.pixel_mean, self.pixel_std = tuple(cfg.pixel_mean), tuple(cfg.pixel_std)
+        self.patch_embedding = cfg.patch_embedding.set(
+            input_dim=3 * cfg.patch_size**2, output_dim=cfg.model_dim
+        ).instantiate(rngs=rngs)
+        self.positions = cfg.positions.set(
+            grid_size=cfg.image_size // cfg.patch_size, model_dim=cfg.model_dim
+        ).instantiate(rngs=rngs)
+        self.class_token = optional(cfg.class_token, model_dim=cfg.model_dim)
+        self.pre_norm = optional(cfg.pre_norm, input_dim=cfg.model_dim)
+        cfg.stack.layer.attention.set(num_heads=cfg.num_heads)
+        cfg.stack.layer.feed_forward.set(hidden_dim=cfg.hidden_dim)
+        self.stack = cfg.stack.set(input_dim=cfg.model_dim, num_layers=cfg.num_layers).instantiate(
+            rngs=rngs
+        )
+        self.final_norm = optional(cfg.final_norm, input_dim=cfg.model_dim)
+
+    def __call__(
+        self, images: UInt8[Array, "J h w 3"] | Float[Array, "J h w 3"]
+    ) -> Float[Array, "J P Dv"]:
+        """The features of the patches, row by row.
+
+        Args:
+            images: 0..255 in either type; floats are for gradients.
+        """
+        pixels = normalise(images, self.pixel_mean, self.pixel_std)
+        pixels = pixels.astype(self.patch_embedding.kernel[...].dtype)
+        x = self.positions(self.patch_embedding(to_patches(pixels, self.patch_size)))
+        x = x.reshape(len(x), -1, x.shape[-1])
+        if self.class_token is not None:
+            x = self.class_token(x)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
+        x, _, _ = self.stack(constrain(x, "images", None, None))
+        if self.class_token is not None:
+            x = x[:, 1:]
+        return x if self.final_norm is None else self.final_norm(x)
+
+
+def normalise(
+    images: UInt8[Array, "J h w 3"] | Float[Array, "J h w 3"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Array, "J h w 3"]:
+    """Pixels 0..255 as float32, scaled to 0..1, then by the `mean` and `std` of each colour."""
+    mean, std = jnp.asarray(mean)[None, None, None], jnp.asarray(std)[None, None, None]
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def to_patches(
+    pixels: Float[Array, "J h w 3"], patch_size: int
+) -> Float[Array, "J rows columns patch"]:
+    """Images cut into squares, each flattened row by row with the colour innermost."""
+    num_images, height, width, _ = pixels.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"images of {height} x {width} pixels: both must be multiples of "
+            f"vision_encoder.patch_size={patch_size}"
+        )
+    rows, columns = height // patch_size, width // patch_size
+    x = pixels.reshape(num_images, rows, patch_size, columns, patch_size, 3)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(num_images, rows, columns, -1)

@@ -1,0 +1,181 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+
+from mm1_jax.config import maybe_set_config
+from mm1_jax.models.connectors.attention_pooling import AttentionPooling
+from mm1_jax.models.connectors.average_pooling import AveragePooling
+from mm1_jax.models.connectors.base import adaptive_pool
+from mm1_jax.models.connectors.c_abstractor import CAbstractor
+
+INPUT_DIM, OUTPUT_DIM, GRID = 12, 10, 5
+
+CONNECTORS = {
+    "average_pooling": AveragePooling.default_config(),
+    "attention_pooling": AttentionPooling.default_config().set(
+        num_layers=2, num_heads=2, model_dim=8, hidden_dim=16
+    ),
+    "c_abstractor": CAbstractor.default_config().set(depth=2, hidden_dim=8),
+}
+
+
+def build(cfg, num_image_tokens, key):
+    """A connector with random parameters: no zero bias and no unit scale hides a mistake."""
+    maybe_set_config(
+        cfg,
+        num_image_tokens=num_image_tokens,
+        input_dim=INPUT_DIM,
+        output_dim=OUTPUT_DIM,
+        grid_size=GRID,
+    )
+    return randomized(cfg.instantiate(rngs=nnx.Rngs(params=key)), key)
+
+
+def randomized(module, key):
+    graphdef, params = nnx.split(module)
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    leaves = [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+
+
+@pytest.fixture(params=CONNECTORS.values(), ids=CONNECTORS.keys())
+def cfg(request):
+    return request.param.clone()
+
+
+@pytest.fixture
+def image_features(prng_key):
+    return jax.random.normal(prng_key, (2, GRID**2, INPUT_DIM))
+
+
+def test_a_connector_gives_the_tokens_that_its_config_says(cfg, image_features, prng_key):
+    for num_image_tokens in (1, 4, 9, 36):
+        connector = build(cfg, num_image_tokens, prng_key)
+        assert connector(image_features).shape == (2, num_image_tokens, OUTPUT_DIM)
+
+
+def test_a_connector_takes_any_square_grid(cfg, prng_key):
+    connector = build(cfg, 4, prng_key)
+    for grid in (2, 3, 8):
+        features = jax.random.normal(prng_key, (1, grid**2, INPUT_DIM))
+        assert connector(features).shape == (1, 4, OUTPUT_DIM)
+
+
+def test_images_do_not_see_each_other(cfg, image_features, prng_key):
+    connector = build(cfg, 4, prng_key)
+    together, alone = connector(image_features), connector(image_features[1:])
+    np.testing.assert_allclose(together[1:], alone, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        connector(image_features[::-1]), together[::-1], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_connector_computes_in_the_dtype_of_its_parameters(cfg, image_features, prng_key):
+    connector = build(cfg, 4, prng_key)
+    graphdef, params = nnx.split(connector)
+    low = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    result = low(image_features.astype(jnp.bfloat16))
+    assert result.dtype == jnp.bfloat16
+    expected = connector(image_features)
+    assert jnp.abs(result - expected).max() < 0.1 * jnp.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["average_pooling", "c_abstractor"])
+def test_a_count_that_is_no_square_is_refused_with_the_nearest(name, prng_key):
+    with pytest.raises(ValueError, match=r"connector\.num_image_tokens=140.*121 or 144"):
+        build(CONNECTORS[name].clone(), 140, prng_key)
+
+
+@pytest.mark.parametrize("name", ["average_pooling", "c_abstractor"])
+def test_patches_that_form_no_square_are_refused(name, prng_key):
+    connector = build(CONNECTORS[name].clone(), 4, prng_key)
+    with pytest.raises(ValueError, match=r"patches per image=24.*16 or 25"):
+        connector(jnp.zeros((1, 24, INPUT_DIM)))
+
+
+def test_attention_pooling_takes_any_count_and_any_order_of_patches(image_features, prng_key):
+    connector = build(CONNECTORS["attention_pooling"].clone(), 7, prng_key)
+    shuffled = jax.random.permutation(prng_key, image_features, axis=1)
+    np.testing.assert_allclose(connector(shuffled), connector(image_features), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "bins"), [(27, 12), (24, 12), (16, 12), (27, 8), (5, 5), (3, 4), (4, 1)]
+)
+def test_adaptive_pooling_equals_torch(size, bins, prng_key):
+    x = jax.random.normal(prng_key, (2, size, size, 3))
+    expected = F.adaptive_avg_pool2d(to_torch(x).permute(0, 3, 1, 2), bins).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(adaptive_pool(x, bins), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("depth", "mlp_depth", "hidden_dim"), [(3, 2, 8), (2, 1, INPUT_DIM), (0, 2, 8)]
+)
+def test_c_abstractor_equals_torch(depth, mlp_depth, hidden_dim, image_features, prng_key):
+    cfg = CAbstractor.default_config().set(depth=depth, mlp_depth=mlp_depth, hidden_dim=hidden_dim)
+    connector = build(cfg, 9, prng_key)
+    np.testing.assert_allclose(
+        connector(image_features),
+        torch_c_abstractor(connector, image_features),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def to_torch(x):
+    return torch.from_numpy(np.array(x))
+
+
+def torch_c_abstractor(connector, image_features):
+    """Honeybee's C-Abstractor in torch's own operations, on the weights of `connector`."""
+
+    def channel_norm(norm, x):
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, x.shape[-1:], to_torch(norm.scale), to_torch(norm.bias), eps=1e-6)
+        return x.permute(0, 3, 1, 2)
+
+    def conv1x1(linear, x):
+        bias = None if linear.bias is None else to_torch(linear.bias)
+        return F.conv2d(x, to_torch(linear.kernel).T[:, :, None, None], bias)
+
+    def squeeze_excite(module, x):
+        gate = x.mean((2, 3), keepdim=True)
+        gate = conv1x1(module.excite, F.silu(conv1x1(module.squeeze, gate)))
+        return x * torch.sigmoid(gate)
+
+    def bottleneck(block, x):
+        shortcut = x
+        if block.conv_shortcut is not None:
+            shortcut = channel_norm(block.norm_shortcut, conv1x1(block.conv_shortcut, x))
+        x = F.silu(channel_norm(block.norm_in, conv1x1(block.conv_in, x)))
+        kernel = to_torch(block.conv_depthwise).permute(2, 0, 1)[:, None]
+        x = F.conv2d(x, kernel, padding="same", groups=len(kernel))
+        x = F.silu(channel_norm(block.norm_depthwise, x))
+        x = squeeze_excite(block.squeeze_excite, x)
+        return F.silu(channel_norm(block.norm_out, conv1x1(block.conv_out, x)) + shortcut)
+
+    x = to_torch(image_features) + to_torch(connector.positions.positions)[None]
+    x = x.transpose(1, 2).unflatten(2, (GRID, GRID))
+    for block in connector.stage_1:
+        x = bottleneck(block, x)
+    x = F.adaptive_avg_pool2d(x, connector.side)
+    for block in connector.stage_2:
+        x = bottleneck(block, x)
+    x = x.flatten(2).transpose(1, 2)
+    first, *rest = connector.read_out
+    x = F.linear(x, to_torch(first.kernel).T, to_torch(first.bias))
+    for linear in rest:
+        x = F.linear(F.silu(x), to_torch(linear.kernel).T, to_torch(linear.bias))
+    return x
+
+
+def test_squeeze_is_a_quarter_of_the_channels_that_enter_the_block(prng_key):
+    connector = build(CONNECTORS["c_abstractor"].clone(), 4, prng_key)
+    first, second = connector.stage_1
+    assert first.squeeze_excite.squeeze.kernel.shape == (8, INPUT_DIM // 4)
+    assert second.squeeze_excite.squeeze.kernel.shape == (8, 2)

@@ -1,0 +1,250 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mm1_jax.batch import Batch
+from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.moe import MoE
+from mm1_jax.layers.norm import LayerNorm
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.models.vision_encoder import ClassToken
+from mm1_jax.sharding import Parallelism, use_mesh
+
+IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS, LENGTH, SLOTS = 3, 8, 4, 20, 4
+
+# Documents as tokens; IMAGE stands for a whole image.
+FIRST, SECOND, THIRD = [1, IMAGE, 5, 6], [1, 7, IMAGE, 8], [1, 9, 10, 11, 12]
+
+
+@pytest.fixture
+def cfg():
+    cfg = MM1.default_config().set(image_token=IMAGE)
+    cfg.vision_encoder.set(
+        image_size=IMAGE_SIZE, patch_size=2, model_dim=8, num_layers=1, num_heads=2, hidden_dim=8
+    )
+    cfg.connector.set(num_image_tokens=NUM_IMAGE_TOKENS, depth=1, hidden_dim=8)
+    cfg.decoder.set(
+        vocab_size=16, model_dim=8, num_layers=2, num_heads=2, num_kv_heads=1, hidden_dim=16
+    )
+    return cfg
+
+
+@pytest.fixture
+def sparse_cfg(cfg):
+    cfg.decoder.set(moe=MoE.default_config().set(num_experts=4), moe_every=2)
+    return cfg
+
+
+@pytest.fixture
+def build(prng_key):
+    return lambda cfg: cfg.instantiate(rngs=nnx.Rngs(params=prng_key))
+
+
+@jax.jit
+def forward(model, batch):
+    output = model(batch, dropless=True)
+    return model.logits(output.hidden), output.router
+
+
+def make_batch(rows, images, *, num_images=None):
+    """Packed rows; a document is (tokens, images of the buffer for its image places)."""
+    shape = (len(rows), LENGTH)
+    fields = {
+        name: np.zeros(shape, np.int32)
+        for name in ("tokens", "targets", "positions", "segment_ids", "corpus_ids")
+    }
+    image_index = np.full((len(rows), SLOTS), -1, np.int32)
+    for row, documents in enumerate(rows):
+        start = slot = 0
+        for segment, (places, numbers) in enumerate(documents, start=1):
+            tokens = np.concatenate(
+                [[t] * (NUM_IMAGE_TOKENS if t == IMAGE else 1) for t in places]
+            ).astype(np.int32)
+            span = slice(start, start + len(tokens))
+            fields["tokens"][row, span] = tokens
+            fields["targets"][row, span] = np.append(tokens[1:], 2)
+            fields["positions"][row, span] = np.arange(len(tokens))
+            fields["segment_ids"][row, span] = segment
+            image_index[row, slot : slot + len(numbers)] = numbers
+            start, slot = span.stop, slot + len(numbers)
+    loss_mask = (fields["segment_ids"] > 0) & (fields["targets"] != IMAGE)
+    batch = Batch(loss_mask=loss_mask, images=images, image_index=image_index, **fields)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+@pytest.fixture
+def images():
+    shape = (4, IMAGE_SIZE, IMAGE_SIZE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def packed(images):
+    """One row of three documents, then padding; the first has image 2, the second image 0."""
+    return make_batch([[(FIRST, [2]), (SECOND, [0]), (THIRD, [])]], images)
+
+
+def document_loss(model, batch, pixels, shift, segment):
+    """The cross-entropy of one document, as a function of all pixels and all embeddings."""
+    leaves, treedef = jax.tree.flatten(batch)
+    leaves = [pixels if leaf is batch.images else leaf for leaf in leaves]
+    embeddings = model.embed(jax.tree.unflatten(treedef, leaves)) + shift
+    hidden = model.decoder(
+        embeddings, positions=batch.positions, segment_ids=batch.segment_ids, dropless=True
+    ).hidden
+    loss = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), batch.targets)
+    return jnp.sum(loss * (batch.loss_mask & (batch.segment_ids == segment)))
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_no_document_of_a_packed_row_learns_from_another(kind, build, packed, request):
+    model = build(request.getfixturevalue("cfg" if kind == "dense" else "sparse_cfg"))
+    gradients = jax.jit(jax.grad(document_loss, argnums=(2, 3)))
+    pixels = packed.images.astype(jnp.float32)
+    shift = jnp.zeros((1, LENGTH, 8))
+    own_image = {1: 2, 2: 0, 3: None}
+    for segment, image in own_image.items():
+        pixel_gradient, embedding_gradient = gradients(model, packed, pixels, shift, segment)
+        inside = packed.segment_ids == segment
+        assert jnp.all(jnp.where(inside[:, :, None], 0, embedding_gradient) == 0)
+        assert jnp.any(embedding_gradient[inside] != 0)
+        touched = {i for i in range(4) if jnp.any(pixel_gradient[i] != 0)}
+        assert touched == ({image} if image is not None else set())
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_packed_logits_equal_unpacked_logits(kind, build, images, packed, request):
+    model = build(request.getfixturevalue("cfg" if kind == "dense" else "sparse_cfg"))
+    documents = [(FIRST, [2]), (SECOND, [0]), (THIRD, [])]
+    logits, _ = forward(model, packed)
+    alone, _ = forward(model, make_batch([[document] for document in documents], images))
+    for row, segment in enumerate((1, 2, 3)):
+        inside = packed.segment_ids[0] == segment
+        np.testing.assert_allclose(
+            logits[0, inside], alone[row, : inside.sum()], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_rows_and_batches_without_images_run_through_the_same_program(build, cfg, images):
+    model = build(cfg)
+    full = [([IMAGE] * SLOTS, range(SLOTS))]
+    batches = [
+        make_batch([[(FIRST, [1])], [(THIRD, [])]], images),
+        make_batch([full, [(THIRD, [])]], images),
+        make_batch([[(THIRD, [])], [(THIRD, []), (THIRD, [])]], np.zeros_like(images)),
+    ]
+    step = jax.jit(lambda model, batch: model(batch).hidden)
+    assert all(jnp.isfinite(step(model, batch)).all() for batch in batches)
+    assert step._cache_size() == 1
+
+
+def test_the_order_of_the_image_buffer_does_not_matter(build, cfg, images):
+    model = build(cfg)
+    rows = [(FIRST, [2]), (SECOND, [0])]
+    order = np.array([3, 2, 0, 1])
+    moved = [(tokens, [np.flatnonzero(order == i)[0] for i in places]) for tokens, places in rows]
+    logits, _ = forward(model, make_batch([rows], images))
+    reordered, _ = forward(model, make_batch([moved], images[order]))
+    np.testing.assert_allclose(logits, reordered, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_that_is_missing_is_not_seen(build, cfg, images):
+    model = build(cfg)
+    missing = make_batch([[(FIRST, [-1])]], images)
+    darkened = make_batch([[(FIRST, [-1])]], images // 2)
+    np.testing.assert_array_equal(forward(model, missing)[0], forward(model, darkened)[0])
+
+
+def test_embed_is_what_the_decoder_reads(build, cfg, packed):
+    model = build(cfg)
+    hidden = model.decoder(
+        model.embed(packed), positions=packed.positions, segment_ids=packed.segment_ids
+    ).hidden
+    np.testing.assert_allclose(model(packed).hidden, hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_cached_decoding_equals_the_full_forward_pass(build, sparse_cfg, images):
+    model = build(sparse_cfg)
+    documents = [([1, IMAGE, 5], [3]), ([1, 7, IMAGE, 8, 9], [1])]
+    text = np.array([[6, 7, 8], [10, 11, 12]], np.int32)
+    prompts = make_batch([[document] for document in documents], images)
+    whole = make_batch(
+        [
+            [([*tokens, *more], numbers)]
+            for (tokens, numbers), more in zip(documents, text, strict=True)
+        ],
+        images,
+    )
+    expected, _ = forward(model, whole)
+    lengths = np.asarray(prompts.segment_ids.sum(1))
+
+    hidden, cache = model.prefill(prompts, model.init_cache(2, LENGTH + 3))
+    states = [np.asarray(model.logits(hidden))[[0, 1], lengths - 1]]
+    for step in range(3):
+        tokens, positions = text[:, step : step + 1], (lengths + step)[:, None]
+        hidden, cache = model.decode_step(jnp.asarray(tokens), jnp.asarray(positions), cache)
+        states.append(np.asarray(model.logits(hidden))[:, 0])
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(
+            np.stack(states)[:, row], expected[row, length - 1 : length + 3], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_bfloat16_is_near_float32_and_leaves_the_parameters_alone(build, cfg, packed):
+    model, low = build(cfg), build(cfg.set(dtype="bfloat16"))
+    output = low(packed)
+    assert output.hidden.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(low))} == {jnp.dtype("float32")}
+    expected, _ = forward(model, packed)
+    logits = low.logits(output.hidden)
+    assert logits.dtype == jnp.float32
+    real = packed.segment_ids > 0
+    assert jnp.abs(logits - expected)[real].max() < 0.1 * jnp.abs(expected[real]).max()
+
+
+def test_eight_devices_compute_what_one_does(build, cfg, images):
+    model = build(cfg)
+    rows = [[(FIRST, [i % 4]), (THIRD, [])] for i in range(4)]
+    batch = make_batch(rows, images)
+    mesh = Parallelism.default_config().set(data=2, fsdp=2, model=2).instantiate().mesh()
+    with use_mesh(mesh):
+        logits = jax.jit(lambda model, batch: model.logits(model(batch).hidden))(model, batch)
+    np.testing.assert_allclose(logits, forward(model, batch)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):
+    with pytest.raises(ValueError, match="dtype='float16': must be 'float32' or 'bfloat16'"):
+        build(cfg.set(dtype="float16"))
+    with pytest.raises(ValueError, match="image_token=None: set it to the tokenizer's"):
+        build(cfg.set(image_token=None))
+
+
+def test_full_size_model_has_the_parameters_of_its_parts():
+    """ViT-H/14 at 378 px, C-Abstractor with 144 tokens, and a decoder of the 3B's shape."""
+    cfg = MM1.default_config().set(image_token=IMAGE)
+    cfg.vision_encoder.set(
+        image_size=378,
+        patch_size=14,
+        model_dim=1280,
+        num_layers=32,
+        num_heads=16,
+        hidden_dim=5120,
+        class_token=ClassToken.default_config(),
+        pre_norm=LayerNorm.default_config(),
+        final_norm=None,
+    )
+    cfg.vision_encoder.stack.layer.feed_forward.activation = Activation.QUICK_GELU
+    cfg.connector.num_image_tokens = 144
+    cfg.decoder.set(vocab_size=32000, model_dim=3072, num_layers=26, num_heads=24, hidden_dim=8192)
+    model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
+
+    def millions(part):
+        return sum(x.size for x in jax.tree.leaves(nnx.state(part))) / 1e6
+
+    assert model.connector.positions.positions.shape == (27 * 27, 1280)
+    assert 630 < millions(model.vision_encoder) < 634
+    assert 20 < millions(model.connector) < 40
+    assert 2940 < millions(model.decoder) - 2 * 32000 * 3072 / 1e6 < 2947
