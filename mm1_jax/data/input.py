@@ -116,21 +116,24 @@ class Input(Configurable):
         quarantine_path: Path | str | None = None,
     ):
         super().__init__(cfg)
-        _check_sizes(cfg)
+        num_image_tokens = _set_by_experiment(cfg, "num_image_tokens")
+        image_size = _set_by_experiment(cfg, "image_size")
+        _check_sizes(cfg, num_image_tokens, image_size)
+        _check_weights(cfg.streams)
         self.split = split
         self.batch_size: int = cfg.batch_size
-        self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, cfg.image_size)
-        self.num_image_tokens: int = cfg.num_image_tokens
+        self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, image_size)
+        self.num_image_tokens = num_image_tokens
         self.num_workers = cfg.num_workers
         self.prefetch = cfg.prefetch
         self.max_bad_fraction = cfg.max_bad_fraction
         self.tokenizer: Tokenizer = cfg.tokenizer.instantiate()
         self.image_transform: ImageTransform = cfg.image_transform.set(
-            image_size=cfg.image_size
+            image_size=image_size
         ).instantiate()
         self.example_builder = ExampleBuilder(
             self.tokenizer,
-            num_image_tokens=cfg.num_image_tokens,
+            num_image_tokens=num_image_tokens,
             max_sequence_length=cfg.max_sequence_length,
             max_images=cfg.max_images,
         )
@@ -260,6 +263,9 @@ class InputIterator(Iterator[Batch]):
         self._consumed = self._consumed + report.consumed
         self._quarantine.add(report.quarantined)
         self._check_bad_fractions()
+        if self.input.num_workers:
+            # A worker's arrays lie in shared memory, which must not outlive this process.
+            batch = {name: np.array(array) for name, array in batch.items()}
         return Batch(**batch)
 
     @property
@@ -464,36 +470,43 @@ def _mixed(streams: Sequence[Stream]) -> list[MixedStream]:
     return mixed
 
 
-def _check_sizes(cfg: Input.Config):
-    for name in ("num_image_tokens", "image_size"):
-        if getattr(cfg, name) is None:
-            raise ValueError(
-                f"input.{name} is None; the experiment sets it from the model. Outside of an "
-                f"experiment, set it to the model's {name}."
-            )
+def _set_by_experiment(cfg: Input.Config, name: str) -> int:
+    value = getattr(cfg, name)
+    if value is None:
+        raise ValueError(
+            f"input.{name} is None; the experiment sets it from the model. Outside of an "
+            f"experiment, set it to the model's {name}."
+        )
+    return value
+
+
+def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
     for name in ("batch_size", "max_sequence_length", "num_image_tokens", "image_size"):
         if getattr(cfg, name) < 1:
             raise ValueError(f"input.{name}={getattr(cfg, name)} must be at least 1.")
     for name in ("max_images", "num_workers", "prefetch", "seed"):
         if getattr(cfg, name) < 0:
             raise ValueError(f"input.{name}={getattr(cfg, name)} must not be negative.")
-    positions = cfg.max_images * cfg.num_image_tokens
+    positions = cfg.max_images * num_image_tokens
     if positions >= cfg.max_sequence_length:
         raise ValueError(
-            f"input.max_images={cfg.max_images} images of {cfg.num_image_tokens} positions take "
+            f"input.max_images={cfg.max_images} images of {num_image_tokens} positions take "
             f"{positions}, which leaves no text in input.max_sequence_length="
             f"{cfg.max_sequence_length}. Lower max_images, raise max_sequence_length, or let the "
             "connector emit fewer tokens."
         )
     size = cfg.image_transform.image_size
-    if size not in (None, cfg.image_size):
+    if size not in (None, image_size):
         raise ValueError(
             f"input.image_transform.image_size={size} disagrees with input.image_size="
-            f"{cfg.image_size}; leave the former None."
+            f"{image_size}; leave the former None."
         )
-    weights = [("input.streams", stream.name, stream.weight) for stream in cfg.streams] + [
+
+
+def _check_weights(streams: Sequence[Stream.Config]):
+    weights = [("input.streams", stream.name, stream.weight) for stream in streams] + [
         (f"input.streams ({stream.name}).corpora", entry.corpus.name, entry.weight)
-        for stream in cfg.streams
+        for stream in streams
         for entry in stream.corpora
     ]
     for path, name, weight in weights:
@@ -502,7 +515,7 @@ def _check_sizes(cfg: Input.Config):
                 f"{path}: weight {weight} of {name!r} must be a non-negative integer "
                 "(45%, 45% and 10% are 9, 9 and 2)."
             )
-    if not any(stream.weight for stream in cfg.streams):
+    if not any(stream.weight for stream in streams):
         raise ValueError("input.streams has no stream with a weight above 0.")
 
 
