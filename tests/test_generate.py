@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,9 @@ def test_options_that_cannot_work_are_refused():
         answer(chain({}), prompts([BOS]), forbidden=(EOS,))
 
 
+@functools.cache
 def tiny(moe: bool, dtype: str = "float32") -> MM1:
+    """Random parameters from NumPy: building the model for real would compile every initialiser."""
     decoder = Decoder.default_config().set(
         vocab_size=VOCAB, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_dim=24
     )
@@ -158,7 +161,12 @@ def tiny(moe: bool, dtype: str = "float32") -> MM1:
         image_token=IMAGE,
         dtype=dtype,
     )
-    return cfg.instantiate(rngs=nnx.Rngs(params=jax.random.key(0)))
+    model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=jax.random.key(0))))
+    graphdef, shapes = nnx.split(model, nnx.Param)
+    rng = np.random.default_rng(0)
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), shapes)
+    )
 
 
 def shown(*text: int) -> list[int]:
@@ -168,11 +176,11 @@ def shown(*text: int) -> list[int]:
 @pytest.mark.parametrize("moe", [False, True])
 def test_cached_decoding_equals_the_argmax_of_full_forward_passes(moe):
     model, rng = tiny(moe), np.random.default_rng(0)
-    batch = prompts(shown(5, 6, 7), [BOS, 9], shown(8), length=16, rng=rng)
+    batch = prompts(shown(5, 6, 7), [BOS, 9], shown(8), shown(11, 5), length=16, rng=rng)
     answers = np.asarray(answer(model, batch))
     lengths = (batch.segment_ids > 0).sum(axis=1)
     forward = jax.jit(lambda model, batch: model.logits(model(batch, dropless=True).hidden))
-    rows, compared = np.arange(3), 0
+    rows, compared = np.arange(4), 0
     for step in range(6):
         logits = np.array(forward(model, batch))[rows, lengths - 1]
         logits[:, [PAD, BOS, IMAGE]] = -np.inf
@@ -187,17 +195,18 @@ def test_cached_decoding_equals_the_argmax_of_full_forward_passes(moe):
         )
         lengths = lengths + 1
     assert compared >= 8
-    assert len({tuple(row) for row in answers}) == 3
+    assert len({tuple(row) for row in answers}) >= 3
 
 
 def test_unequal_prompts_are_answered_as_if_each_were_alone():
     model, rng = tiny(moe=True), np.random.default_rng(1)
-    rows = [shown(5, 6, 7), shown(8), shown(9, 10, 11, 12, 13, 14, 15, 5)]
+    rows = [shown(5, 6, 7), shown(8), shown(9, 10, 11, 12, 13, 14, 15, 5), [BOS, 6]]
     together = prompts(*rows, length=16, rng=rng)
     answers = answer(model, together)
     for b, row in enumerate(rows):
-        alone = dataclasses.replace(prompts(row, length=16), images=together.images[b : b + 1])
-        assert answer(model, alone) == [answers[b]]
+        others = [row if i == b else [] for i in range(4)]
+        alone = dataclasses.replace(prompts(*others, length=16), images=together.images)
+        assert answer(model, alone)[b] == answers[b]
     # Neither does it matter how far a prompt is padded.
     wider = dataclasses.replace(prompts(*rows, length=32), images=together.images)
     assert answer(model, wider) == answers
@@ -205,7 +214,7 @@ def test_unequal_prompts_are_answered_as_if_each_were_alone():
 
 def test_the_answer_depends_on_the_picture_that_stands_in_the_prompt():
     model, rng = tiny(moe=False), np.random.default_rng(2)
-    rows = [shown(5, 6)] * 8
+    rows = [shown(5, 6)] * 4
     answers = answer(model, prompts(*rows, length=16, rng=rng))
     assert len({tuple(row) for row in answers}) > 1
 
@@ -222,6 +231,6 @@ def test_the_answers_on_a_mesh_are_those_of_one_device():
 
 
 def test_bfloat16_decodes_to_allowed_tokens():
-    model, rng = tiny(moe=True, dtype="bfloat16"), np.random.default_rng(4)
-    answers = answer(model, prompts(shown(5), shown(6), length=16, rng=rng))
+    model, rng = tiny(moe=False, dtype="bfloat16"), np.random.default_rng(4)
+    answers = answer(model, prompts(shown(5), shown(6), length=8, rng=rng))
     assert all(0 <= token < VOCAB and token not in (BOS, IMAGE) for row in answers for token in row)

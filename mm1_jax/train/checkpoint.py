@@ -75,15 +75,21 @@ class Checkpointer(Configurable):
         )
         return restored.state, restored.input
 
-    def restore_params(self, params: Any) -> Any:
-        """Only the parameters of the newest checkpoint, onto the shardings of these shapes."""
-        if self.latest_step() is None:
+    def restore_params(self, params: Any, *, step: int | None = None) -> Any:
+        """Only the parameters, of the newest checkpoint or a given one, onto these shardings."""
+        steps = self._manager.all_steps()
+        if not steps:
             raise ValueError(
                 f"no complete checkpoint in {self._manager.directory}; train the model first, "
                 "or name the output folder of a run"
             )
+        if step is not None and step not in steps:
+            raise ValueError(
+                f"no checkpoint of step {step} in {self._manager.directory}; "
+                f"there are those of steps {', '.join(map(str, sorted(steps)))}"
+            )
         restored = self._manager.restore(
-            self.latest_step(),
+            max(steps) if step is None else step,
             args=ocp.args.Composite(state=_restore_args({"params": params}, partial=True)),
         )
         return restored.state["params"]

@@ -6,6 +6,7 @@ a function of the config alone.
 
 import abc
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -181,12 +182,12 @@ class Benchmark(Evaluator):
         """The prompts in order, all batches of one shape, so that one program serves them."""
         cfg = self.config
         prompts = [task.prompt for task in tasks]
-        # A builder of its own: a prompt may have more images than training packs into a row, and
-        # the model has no form without a slot for one.
+        # A builder of its own: a prompt may have more images than training packs into a row, its
+        # length is checked below, and the model has no form without a slot for an image.
         builder = ExampleBuilder(
             self._tokenizer,
             num_image_tokens=self._num_image_tokens,
-            max_sequence_length=self._max_sequence_length,
+            max_sequence_length=sys.maxsize,
             max_images=max(1, *(len(prompt.images) for prompt in prompts)),
         )
         examples = [builder.prompt(prompt) for prompt in prompts]
