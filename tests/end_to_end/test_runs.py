@@ -1,0 +1,168 @@
+"""Whole runs of the launcher, as processes of their own: stopped, killed, resumed, sharded."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+MAX_STEPS = 30
+
+# The real experiments with less of everything.
+SMALL = [
+    f"--config.trainer.max_steps={MAX_STEPS}",
+    "--config.trainer.optimizer.warmup_steps=3",
+    "--config.trainer.checkpointer.every_n_steps=4",
+    "--config.input.max_sequence_length=96",
+    "--config.input.max_images=4",
+    "--config.model.vision_encoder.num_layers=2",
+    "--config.evals.held_out_loss.num_batches=1",
+    *(
+        f"--config.input.streams.{stream}.corpora.{corpus}.corpus.source.num_records=64"
+        for stream, corpora in enumerate((4, 2, 2))
+        for corpus in range(corpora)
+    ),
+    *(
+        f"--config.evals.{name}.{field}"
+        for name in ("digits_vqa", "digits_caption", "scenes_vqa", "scenes_caption")
+        for field in (
+            "num_examples=4",
+            "num_few_shot_examples=2",
+            "shots=(0,1)",
+            "max_new_tokens=4",
+            "batch_size=4",
+            "corpus.source.num_records=64",
+        )
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def start(workspace: Path, folder: str, *arguments: str, config="mm1_tiny", devices=1):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # Programs are compiled once for all runs; a loaded program is the same program.
+        "JAX_COMPILATION_CACHE_DIR": str(workspace / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mm1_jax.launch", f"--config={config}"),
+            f"--output_dir={workspace / folder}",
+            *(SMALL + list(arguments)),
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == status, output
+    return output
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    steps = records(folder)
+    assert [record["step"] for record in steps] == list(range(1, MAX_STEPS + 1))
+    return [record["loss"] for record in steps]
+
+
+def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    path = folder / "metrics.jsonl"
+    while not path.exists() or path.read_text().count("\n") < step:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workspace) -> Path:
+    finish(start(workspace, "undisturbed"))
+    return workspace / "undisturbed"
+
+
+@pytest.fixture(scope="module")
+def undisturbed_moe(workspace) -> Path:
+    finish(start(workspace, "undisturbed_moe", config="mm1_tiny_moe"))
+    return workspace / "undisturbed_moe"
+
+
+def test_a_run_learns_and_leaves_its_outputs(undisturbed):
+    values = losses(undisturbed)
+    assert sum(values[-5:]) < 0.8 * sum(values[:5])
+    report = json.loads((undisturbed / "report.json").read_text())
+    for key in ("digits_vqa/0/accuracy", "digits_caption/1/exact_match", "scenes_vqa/0/accuracy"):
+        assert 0 <= report[key] <= 1
+    assert "digits_vqa_blank/0/accuracy" in report
+    assert any(key.startswith("held_out_loss/0/") for key in report)
+    for name in ("report.md", "samples.png", "config.txt", "launch.json"):
+        assert (undisturbed / name).stat().st_size > 0
+    assert list((undisturbed / "tensorboard").iterdir())
+
+
+def test_a_second_launch_into_a_finished_run_says_so(undisturbed, workspace):
+    before = (undisturbed / "report.json").read_bytes()
+    output = finish(start(workspace, "undisturbed"))
+    assert "finished already" in output
+    assert (undisturbed / "report.json").read_bytes() == before
+
+
+def test_another_config_in_the_folder_is_refused_with_the_difference(undisturbed, workspace):
+    output = finish(start(workspace, "undisturbed", "--config.trainer.seed=5"), status=2)
+    assert "trainer.seed" in output and "5" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["sigterm", "sigkill"]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(undisturbed, workspace, number, status):
+    folder = workspace / f"stopped_{number.name}"
+    process = start(workspace, folder.name)
+    wait_for_step(process, folder, 10)
+    process.send_signal(number)
+    finish(process, status)
+    finish(start(workspace, folder.name))
+    assert losses(folder) == losses(undisturbed)
+    resumed = [r["resumed_from"] for r in records(folder) if "resumed_from" in r]
+    assert len(resumed) == 1 and 4 <= resumed[0] < MAX_STEPS
+    ours, theirs = (
+        json.loads((path / "report.json").read_text()) for path in (folder, undisturbed)
+    )
+    scores = [key for key in theirs if key.startswith(("digits", "scenes", "held_out"))]
+    assert scores and {k: ours[k] for k in scores} == {k: theirs[k] for k in scores}
+
+
+def test_on_eight_devices_the_losses_are_those_of_one(undisturbed, workspace):
+    mesh = [f"--config.trainer.parallelism.{axis}=2" for axis in ("data", "fsdp", "model")]
+    finish(start(workspace, "sharded", *mesh, devices=8))
+    assert losses(workspace / "sharded")[:5] == pytest.approx(losses(undisturbed)[:5], rel=1e-5)
+
+
+def test_with_experts_on_four_devices_the_losses_are_those_of_one(undisturbed_moe, workspace):
+    mesh = ["--config.trainer.parallelism.expert=4", "--config.trainer.parallelism.data=2"]
+    finish(start(workspace, "sharded_moe", *mesh, config="mm1_tiny_moe", devices=8))
+    ours, theirs = losses(workspace / "sharded_moe"), losses(undisturbed_moe)
+    assert ours[:5] == pytest.approx(theirs[:5], rel=1e-5)
+
+
+def test_the_report_of_a_sparse_model_has_the_load_of_each_expert(undisturbed_moe):
+    assert "expert" in (undisturbed_moe / "report.md").read_text().lower()
+    first = records(undisturbed_moe)[0]
+    assert any("expert" in key for key in first)
