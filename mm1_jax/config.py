@@ -232,12 +232,12 @@ def _children(key: str, value: Any) -> list[tuple[str, Any]] | None:
     """The (path, value) pairs below `value`, or None for a leaf."""
     if isinstance(value, ConfigBase):
         return [(f"{key}.{k}" if key else k, v) for k, v in value.items()]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if is_named_tuple(value):
+        value = value._asdict()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     elif is_attrs(value) and not isinstance(value, type):
         value = attrs.asdict(value, recurse=False)
-    elif is_named_tuple(value):
-        value = value._asdict()
     if isinstance(value, dict):
         return [(f"{key}[{k!r}]", v) for k, v in value.items()]
     if isinstance(value, (list, tuple, range)):
@@ -253,14 +253,14 @@ def _plain(value: Any) -> Any:
     """`value` with configs as dicts, and classes and functions as their names."""
     if isinstance(value, ConfigBase):
         return value.to_dict()
-    if isinstance(value, (type, types.FunctionType)):
+    if isinstance(value, type) or isinstance(value, types.FunctionType):
         return _qualified_name(value)
+    if is_named_tuple(value):
+        return _plain(value._asdict())
     if dataclasses.is_dataclass(value):
         return _plain(dataclasses.asdict(value))
     if is_attrs(value):
         return _plain(attrs.asdict(value, recurse=False))
-    if is_named_tuple(value):
-        return _plain(value._asdict())
     if isinstance(value, dict):
         # The constructor of a defaultdict takes a factory first.
         cls = dict if isinstance(value, defaultdict) else type(value)
@@ -508,7 +508,8 @@ ConfigOr = Union[T, InstantiableConfig[T]]  # noqa: UP007
 
 def maybe_instantiate(x: ConfigOr[T], **kwargs: Any) -> T:
     """Instantiates `x` if it is a config; anything else is returned as it is."""
-    return x.instantiate(**kwargs) if isinstance(x, InstantiableConfig) else x
+    value: Any = x
+    return value.instantiate(**kwargs) if isinstance(x, InstantiableConfig) else value
 
 
 def maybe_set_config(cfg: ConfigT, **kwargs: Any) -> ConfigT:
@@ -654,11 +655,11 @@ def _default_factories(cls: type) -> dict[str, Callable[[], Any]]:
         factories = {field.name: field.default_factory for field in dataclasses.fields(cls)}
         return {k: v for k, v in factories.items() if v is not dataclasses.MISSING}
     if is_attrs(cls):
-        defaults = {field.alias: field.default for field in attrs.fields(cls)}
+        defaults: dict[str, Any] = {field.alias: field.default for field in attrs.fields(cls)}
         return {
             k: (lambda: REQUIRED) if v.takes_self else v.factory
             for k, v in defaults.items()
-            if isinstance(v, attrs.Factory)
+            if isinstance(v, type(attrs.Factory(list)))
         }
     return {}
 

@@ -167,7 +167,8 @@ def _parse(path: str, parts: list[str], text: str, cfg: Any, fields: Any) -> Any
     try:
         config_flags.DEFINE_config_dict("config", fields, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
-        parsed = flag_values["config"].override_values[spelling]
+        config_flag: Any = flag_values["config"]
+        parsed = config_flag.override_values[spelling]
     except (flags.Error, ValueError, TypeError) as error:
         expected = "a value" if field_type is object else _described(field_type)
         raise ValueError(f"{flag}: expected {expected} ({error})") from None

@@ -88,7 +88,7 @@ class Augmentation(Configurable):
     def __call__(
         self, pixels: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w 3"]:
-        cfg = self.config
+        cfg = self._config
         draw = rng.uniform(-1, 1, 5)
         height, width, _ = pixels.shape
         angle, factor = draw[0] * cfg.rotate, 1 + draw[1] * cfg.scale
@@ -135,8 +135,8 @@ class ImageTransform(Configurable):
         rng: np.random.Generator | None = None,
     ) -> UInt8[np.ndarray, "s s 3"]:
         """Raises BadImage where the picture cannot be decoded."""
-        pixels = decode(image, max_pixels=self.config.max_pixels)
-        pixels = resize(pixels, self.image_size, self.config.fit)
+        pixels = decode(image, max_pixels=self._config.max_pixels)
+        pixels = resize(pixels, self.image_size, self._config.fit)
         if augmentation is None:
             return pixels
         assert rng is not None, "an augmentation needs a generator"

@@ -105,8 +105,8 @@ def _raise_if_indivisible(batch: Batch, shardings: Batch) -> None:
     num_rows = batch.tokens.shape[0]
     if num_rows % num_shards:
         raise ValueError(
-            f"input.batch_size={num_rows} is not divisible by the {num_shards} devices that share the "
-            f"rows in the mesh {dict(sharding.mesh.shape)}; change it, or trainer.parallelism"
+            f"input.batch_size={num_rows} is not divisible by the {num_shards} devices that share "
+            f"the rows in the mesh {dict(sharding.mesh.shape)}; change it, or trainer.parallelism"
         )
 
 

@@ -123,7 +123,7 @@ def make_sample(correct: bool | None, benchmark: str = "quiz") -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_are_kept(tmp_path_factory: Any) -> Any:
-    """Every launch makes its programs anew, as in a new process; here they are compiled only once."""
+    """Every launch makes its programs anew, as a new process does; here they are compiled once."""
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0,

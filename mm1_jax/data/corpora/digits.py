@@ -58,13 +58,13 @@ class DigitsSource(Source):
         return {
             Kind.CAPTIONS: num_scans,
             Kind.QUESTIONS: num_scans * len(QUESTION_KINDS),
-        }.get(self.config.kind, num_drawn(self.config.num_records, self.split))
+        }.get(self._config.kind, num_drawn(self.config.num_records, self.split))
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        kind = self.config.kind
-        rng = random.Random(f"digits/{kind.value}/{self.split}/{self.config.seed}/{index}")
+        kind = self._config.kind
+        rng = random.Random(f"digits/{kind.value}/{self.split}/{self._config.seed}/{index}")
         if kind is Kind.CAPTIONS:
             return {"image": self.pixels[index], "caption": caption(self.labels[index])}
         if kind is Kind.QUESTIONS:

@@ -107,14 +107,14 @@ class ScenesSource(Source):
         seed: int = 0
 
     def __len__(self) -> int:
-        return num_drawn(self.config.num_records, self.split)
+        return num_drawn(self._config.num_records, self.split)
 
     def __getitem__(self, index: int) -> Record:
         """Records about pictures carry their scenes as `scenes`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        kind = self.config.kind
-        rng = random.Random(f"scenes/{kind.value}/{self.split}/{self.config.seed}/{index}")
+        kind = self._config.kind
+        rng = random.Random(f"scenes/{kind.value}/{self.split}/{self._config.seed}/{index}")
         if kind is Kind.CAPTIONS:
             scene = self._pair(rng) if rng.random() < 0.5 else self._alike(rng)
             return {"image": scene.render(), "caption": scene.caption, "scenes": [scene]}
