@@ -253,11 +253,11 @@ def _plain(value: Any) -> Any:
     """`value` with configs as dicts, and classes and functions as their names."""
     if isinstance(value, ConfigBase):
         return value.to_dict()
-    if isinstance(value, type) or isinstance(value, types.FunctionType):
+    if isinstance(value, (type, types.FunctionType)):
         return _qualified_name(value)
     if is_named_tuple(value):
         return _plain(value._asdict())
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
     if is_attrs(value):
         return _plain(attrs.asdict(value, recurse=False))
@@ -655,11 +655,11 @@ def _default_factories(cls: type) -> dict[str, Callable[[], Any]]:
         factories = {field.name: field.default_factory for field in dataclasses.fields(cls)}
         return {k: v for k, v in factories.items() if v is not dataclasses.MISSING}
     if is_attrs(cls):
-        defaults: dict[str, Any] = {field.alias: field.default for field in attrs.fields(cls)}
+        # A factory that looks at the object has nothing to look at yet.
         return {
-            k: (lambda: REQUIRED) if v.takes_self else v.factory
-            for k, v in defaults.items()
-            if isinstance(v, type(attrs.Factory(list)))
+            field.alias: (lambda: REQUIRED) if field.default.takes_self else field.default.factory
+            for field in attrs.fields(cls)
+            if hasattr(field.default, "takes_self")
         }
     return {}
 

@@ -136,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.debug("Traceback of the error below:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    print(f"Outputs: {folder.path}", flush=True)
     experiment.run()
     print(f"Outputs: {folder.path}", flush=True)
     return 0
