@@ -128,15 +128,16 @@ def answer(flags: argparse.Namespace) -> str:
     builder = ExampleBuilder(
         tokenizer,
         num_image_tokens=cfg.input.num_image_tokens,
-        max_sequence_length=cfg.input.max_sequence_length,
+        # Checked below, with the new tokens.
+        max_sequence_length=sys.maxsize,
         max_images=max(1, len(flags.image)),
     )
     example = builder.prompt(document)
-    length = len(example.tokens)
-    if length + flags.max_new_tokens > builder.max_sequence_length:
+    length, limit = len(example.tokens), cfg.input.max_sequence_length
+    if length + flags.max_new_tokens > limit:
         raise ValueError(
             f"the prompt has {length} positions and --max_new_tokens={flags.max_new_tokens} more, "
-            f"above the {builder.max_sequence_length} of the model; shorten one of them"
+            f"above the {limit} of the model; shorten one of them"
         )
     shape = RowShape(bucket(length), builder.max_images, image_size)
     batch = assemble([example], image_transform, shape)

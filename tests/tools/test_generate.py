@@ -1,0 +1,199 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from flax import nnx
+
+from mm1_jax.data.corpora import digits
+from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.input import Input
+from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.rows import RowShape, assemble
+from mm1_jax.evals.prompts import without_answer
+from mm1_jax.experiment import Experiment
+from mm1_jax.generate import generate
+from mm1_jax.models.connectors.average_pooling import AveragePooling
+from mm1_jax.models.decoder import Decoder
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.models.vision_encoder import VisionEncoder
+from mm1_jax.run_folder import Launch, RunFolder
+from mm1_jax.train.train_state import TrainState
+from mm1_jax.train.trainer import Trainer
+
+TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
+_spec = importlib.util.spec_from_file_location("generate_tool", TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+
+def experiment() -> Experiment.Config:
+    """One layer of everything, 8 pixels, 4 positions an image."""
+    corpus = CorpusWeight(corpus=digits.corpus(Kind.QUESTIONS), weight=1)
+    model = MM1.default_config().set(
+        vision_encoder=VisionEncoder.default_config().set(
+            image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
+        ),
+        connector=AveragePooling.default_config().set(num_image_tokens=4),
+        decoder=Decoder.default_config().set(
+            model_dim=16, num_layers=1, num_heads=2, hidden_dim=24
+        ),
+    )
+    input = Input.default_config().set(
+        streams=[Stream.default_config().set(name="questions", corpora=[corpus])],
+        batch_size=2,
+        max_sequence_length=64,
+        max_images=2,
+    )
+    return Experiment.default_config().set(
+        model=model, input=input, trainer=Trainer.default_config().set(max_steps=10)
+    )
+
+
+def parameters(model: MM1.Config, seed: int):
+    abstract = nnx.eval_shape(lambda: model.instantiate(rngs=nnx.Rngs(params=jax.random.key(0))))
+    graphdef, shapes = nnx.split(abstract, nnx.Param)
+    rng = np.random.default_rng(seed)
+    return graphdef, jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), nnx.to_pure_dict(shapes)
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run with checkpoints of steps 3 and 7, their models, and its config."""
+    module = ModuleType("experiment_of_the_tool_test")
+    module.named_configs = lambda: {"minute": experiment}
+    sys.modules[module.__name__] = module
+    folder = tmp_path_factory.mktemp("minute")
+    launch = Launch("minute", module.__name__)
+    cfg = launch.resolved_config()
+    RunFolder(folder).claim(launch, cfg)
+    checkpointer = cfg.trainer.checkpointer.instantiate(directory=folder / "checkpoints")
+    models = {}
+    for step in (3, 7):
+        graphdef, params = parameters(cfg.model, step)
+        models[step] = nnx.merge(graphdef, params)
+        checkpointer.save(step, TrainState(jnp.int32(step), params, ()), {"step": step})
+    checkpointer.wait()
+    checkpointer.close()
+    yield folder, models, cfg
+    del sys.modules[module.__name__]
+
+
+@pytest.fixture
+def scan() -> tuple[np.ndarray, object]:
+    corpus = digits.corpus(Kind.QUESTIONS).instantiate(split="test")
+    return corpus.source[0]["images"][0], corpus.document(0)
+
+
+@pytest.fixture
+def picture(tmp_path, scan) -> Path:
+    path = tmp_path / "digit.png"
+    PIL.Image.fromarray(scan[0]).save(path)
+    return path
+
+
+def ask(folder, *flags: str) -> str:
+    return tool.answer(tool.parse([f"--checkpoint={folder}", "--max_new_tokens=5", *flags]))
+
+
+def expected(cfg, model, document) -> str:
+    tokenizer = cfg.input.tokenizer.instantiate()
+    builder = ExampleBuilder(tokenizer, num_image_tokens=4, max_sequence_length=64, max_images=2)
+    transform = cfg.input.image_transform.set(image_size=8).instantiate()
+    batch = assemble([builder.prompt(document)], transform, RowShape(32, 1, 8))
+    tokens = generate(
+        model, batch, max_new_tokens=5, eos=tokenizer.eos, forbidden=tokenizer.not_text
+    )
+    return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
+
+
+def test_a_question_is_asked_of_the_newest_checkpoint_as_training_asks_it(run, scan, picture):
+    folder, models, cfg = run
+    question = scan[1].segments[1].text.removeprefix("Question: ").removesuffix(" Short answer:")
+    answers = {
+        step: expected(cfg, model, without_answer(scan[1])) for step, model in models.items()
+    }
+    assert answers[3] != answers[7]
+    assert ask(folder, f"--image={picture}", f"--prompt={question}") == answers[7]
+    assert ask(folder, f"--image={picture}", f"--prompt={question}", "--step=3") == answers[3]
+
+
+def test_formats_say_what_the_model_reads():
+    def parts(prompt, format, num_images=1):
+        return tool.parts(prompt, format, num_images)
+
+    assert parts("is it odd?", "question") == [None, "Question: is it odd? Short answer:"]
+    assert parts("", "caption") == [None]
+    assert parts("a picture of", "caption") == [None, "a picture of"]
+    assert parts("is it odd?", "raw", 0) == ["is it odd?"]
+    assert parts("<image> is it odd?", "question") == parts("is it odd?", "question")
+    assert parts("is <image> odd?", "question") == ["Question: is", None, "odd? Short answer:"]
+    few_shot = "<image> Question: a? Short answer: b <image> Question: c? Short answer:"
+    assert parts(few_shot, "raw", 2) == [
+        *(None, "Question: a? Short answer: b"),
+        *(None, "Question: c? Short answer:"),
+    ]
+    assert parts("same?", "question", 2) == [None, None, "Question: same? Short answer:"]
+
+
+def test_the_format_follows_from_the_prompt():
+    def format(*flags):
+        return tool.parse(["--checkpoint=a", *flags]).format
+
+    assert format("--prompt=what?") == "question"
+    assert format("--image=a.png") == "caption"
+    assert format("--image=a.png", "--prompt=a", "--format=raw") == "raw"
+
+
+def test_marks_and_pictures_must_agree():
+    with pytest.raises(ValueError, match="2 <image> marks and there are 1 pictures"):
+        tool.parts("<image> and <image>", "question", 1)
+
+
+def test_mistakes_are_named(run, picture, tmp_path):
+    folder, _, _ = run
+    question = "--prompt=what digit is this?"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:40])
+    for flags, message in (
+        ((f"--image={tmp_path / 'none.png'}", question), "none.png: cannot be read"),
+        ((f"--image={broken}", question), "broken.png: not a picture that can be decoded"),
+        (
+            ("--prompt=" + 100 * "what ",),
+            "the prompt has .* positions .* above the 64 of the model",
+        ),
+        ((question, "--step=4"), "no checkpoint of step 4 .* there are those of steps 3, 7"),
+        ((question, "--max_new_tokens=0"), "--max_new_tokens=0 must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(folder, *flags)
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        ask(tmp_path / "nowhere", question)
+    with pytest.raises(ValueError, match="no run there"):
+        ask(tmp_path, question)
+
+
+def test_help_explains_the_formats_and_loads_no_jax():
+    code = (
+        "import runpy, sys; sys.argv = ['generate.py', '--help']\n"
+        f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "except SystemExit: print('loaded:', sorted({'jax', 'flax', 'grain'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TOOL.parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "loaded: []" in result.stdout
+    assert "Question: PROMPT Short answer:" in result.stdout
