@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from flax import nnx
 
 from mm1_jax.config import maybe_set_config
+from mm1_jax.layers.stack import Remat
 from mm1_jax.models.connectors.attention_pooling import AttentionPooling
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.connectors.base import adaptive_pool
@@ -23,24 +24,9 @@ CONNECTORS = {
 }
 
 
-def build(cfg, num_image_tokens, key):
-    """A connector with random parameters: no zero bias and no unit scale hides a mistake."""
-    maybe_set_config(
-        cfg,
-        num_image_tokens=num_image_tokens,
-        input_dim=INPUT_DIM,
-        output_dim=OUTPUT_DIM,
-        grid_size=GRID,
-    )
-    return randomized(cfg.instantiate(rngs=nnx.Rngs(params=key)), key)
-
-
-def randomized(module, key):
-    graphdef, params = nnx.split(module)
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    leaves = [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+def sized(cfg, num_image_tokens):
+    sizes = {"input_dim": INPUT_DIM, "output_dim": OUTPUT_DIM, "grid_size": GRID}
+    return maybe_set_config(cfg.clone(num_image_tokens=num_image_tokens), **sizes)
 
 
 @pytest.fixture(params=CONNECTORS.values(), ids=CONNECTORS.keys())
@@ -48,67 +34,83 @@ def cfg(request):
     return request.param.clone()
 
 
+def draw(*shape):
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+
+
 @pytest.fixture
-def image_features(prng_key):
-    return jax.random.normal(prng_key, (2, GRID**2, INPUT_DIM))
+def image_features():
+    return draw(2, GRID**2, INPUT_DIM)
 
 
-def test_a_connector_gives_the_tokens_that_its_config_says(cfg, image_features, prng_key):
+def test_a_connector_gives_the_tokens_that_its_config_says(cfg, build, image_features):
     for num_image_tokens in (1, 4, 9, 36):
-        connector = build(cfg, num_image_tokens, prng_key)
-        assert connector(image_features).shape == (2, num_image_tokens, OUTPUT_DIM)
+        connector = build(sized(cfg, num_image_tokens))
+        result = jax.eval_shape(connector, image_features)
+        assert result.shape == (2, num_image_tokens, OUTPUT_DIM)
 
 
-def test_a_connector_takes_any_square_grid(cfg, prng_key):
-    connector = build(cfg, 4, prng_key)
-    for grid in (2, 3, 8):
-        features = jax.random.normal(prng_key, (1, grid**2, INPUT_DIM))
-        assert connector(features).shape == (1, 4, OUTPUT_DIM)
+def test_a_connector_takes_any_square_grid(cfg, build, call):
+    connector = build(sized(cfg, 4))
+    for grid in (2, 8):
+        features = jnp.ones((1, grid**2, INPUT_DIM))
+        assert jnp.isfinite(call(connector, features)).all()
 
 
-def test_images_do_not_see_each_other(cfg, image_features, prng_key):
-    connector = build(cfg, 4, prng_key)
-    together, alone = connector(image_features), connector(image_features[1:])
+def test_images_do_not_see_each_other(cfg, build, call, image_features):
+    connector = build(sized(cfg, 4))
+    alone, together = call(connector, image_features[1:]), call(connector, image_features)
     np.testing.assert_allclose(together[1:], alone, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        connector(image_features[::-1]), together[::-1], rtol=1e-5, atol=1e-5
-    )
 
 
-def test_a_connector_computes_in_the_dtype_of_its_parameters(cfg, image_features, prng_key):
-    connector = build(cfg, 4, prng_key)
+def test_a_connector_computes_in_the_dtype_of_its_parameters(cfg, build, call, image_features):
+    connector = build(sized(cfg, 4))
     graphdef, params = nnx.split(connector)
     low = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
-    result = low(image_features.astype(jnp.bfloat16))
+    result = call(low, image_features.astype(jnp.bfloat16))
     assert result.dtype == jnp.bfloat16
-    expected = connector(image_features)
+    expected = call(connector, image_features)
     assert jnp.abs(result - expected).max() < 0.1 * jnp.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ["average_pooling", "c_abstractor"])
-def test_a_count_that_is_no_square_is_refused_with_the_nearest(name, prng_key):
+def test_a_count_that_is_no_square_is_refused_with_the_nearest(name, build):
     with pytest.raises(ValueError, match=r"connector\.num_image_tokens=140.*121 or 144"):
-        build(CONNECTORS[name].clone(), 140, prng_key)
+        build(sized(CONNECTORS[name], 140))
 
 
 @pytest.mark.parametrize("name", ["average_pooling", "c_abstractor"])
-def test_patches_that_form_no_square_are_refused(name, prng_key):
-    connector = build(CONNECTORS[name].clone(), 4, prng_key)
+def test_patches_that_form_no_square_are_refused(name, build):
+    connector = build(sized(CONNECTORS[name], 4))
     with pytest.raises(ValueError, match=r"patches per image=24.*16 or 25"):
         connector(jnp.zeros((1, 24, INPUT_DIM)))
 
 
-def test_attention_pooling_takes_any_count_and_any_order_of_patches(image_features, prng_key):
-    connector = build(CONNECTORS["attention_pooling"].clone(), 7, prng_key)
-    shuffled = jax.random.permutation(prng_key, image_features, axis=1)
-    np.testing.assert_allclose(connector(shuffled), connector(image_features), rtol=1e-4, atol=1e-5)
+def test_attention_pooling_takes_any_count_and_any_order_of_patches(build, call, image_features):
+    connector = build(sized(CONNECTORS["attention_pooling"], 7))
+    expected = call(connector, image_features)
+    assert expected.shape == (2, 7, OUTPUT_DIM)
+    backwards = call(connector, image_features[:, ::-1])
+    np.testing.assert_allclose(backwards, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rematerialised_convolutions_have_the_same_gradient(build, image_features):
+    cfg = sized(CONNECTORS["c_abstractor"], 4)
+
+    def gradient(remat):
+        connector = build(cfg.set(remat=remat))
+        return jax.jit(jax.grad(lambda x: jnp.sum(connector(x) ** 2)))(image_features)
+
+    expected = gradient(Remat.NONE)
+    assert jnp.any(expected != 0)
+    np.testing.assert_allclose(gradient(Remat.FULL), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("size", "bins"), [(27, 12), (24, 12), (16, 12), (27, 8), (5, 5), (3, 4), (4, 1)]
 )
-def test_adaptive_pooling_equals_torch(size, bins, prng_key):
-    x = jax.random.normal(prng_key, (2, size, size, 3))
+def test_adaptive_pooling_equals_torch(size, bins):
+    x = draw(2, size, size, 3)
     expected = F.adaptive_avg_pool2d(to_torch(x).permute(0, 3, 1, 2), bins).permute(0, 2, 3, 1)
     np.testing.assert_allclose(adaptive_pool(x, bins), expected, rtol=1e-5, atol=1e-6)
 
@@ -116,15 +118,11 @@ def test_adaptive_pooling_equals_torch(size, bins, prng_key):
 @pytest.mark.parametrize(
     ("depth", "mlp_depth", "hidden_dim"), [(3, 2, 8), (2, 1, INPUT_DIM), (0, 2, 8)]
 )
-def test_c_abstractor_equals_torch(depth, mlp_depth, hidden_dim, image_features, prng_key):
+def test_c_abstractor_equals_torch(depth, mlp_depth, hidden_dim, build, call, image_features):
     cfg = CAbstractor.default_config().set(depth=depth, mlp_depth=mlp_depth, hidden_dim=hidden_dim)
-    connector = build(cfg, 9, prng_key)
-    np.testing.assert_allclose(
-        connector(image_features),
-        torch_c_abstractor(connector, image_features),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    connector = build(sized(cfg, 9))
+    expected = torch_c_abstractor(connector, image_features)
+    np.testing.assert_allclose(call(connector, image_features), expected, rtol=1e-4, atol=1e-4)
 
 
 def to_torch(x):
@@ -174,8 +172,7 @@ def torch_c_abstractor(connector, image_features):
     return x
 
 
-def test_squeeze_is_a_quarter_of_the_channels_that_enter_the_block(prng_key):
-    connector = build(CONNECTORS["c_abstractor"].clone(), 4, prng_key)
-    first, second = connector.stage_1
+def test_squeeze_is_a_quarter_of_the_channels_that_enter_the_block(build):
+    first, second = build(sized(CONNECTORS["c_abstractor"], 4)).stage_1
     assert first.squeeze_excite.squeeze.kernel.shape == (8, INPUT_DIM // 4)
     assert second.squeeze_excite.squeeze.kernel.shape == (8, 2)

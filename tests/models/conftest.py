@@ -1,0 +1,33 @@
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+
+@pytest.fixture
+def build() -> Callable:
+    """Makes a module with random parameters: no zero bias and no unit scale hides a mistake.
+
+    They are drawn by NumPy, because compiling the initialisers takes longer than most tests.
+    """
+
+    def build(cfg, scale=0.4):
+        module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
+        generator = np.random.default_rng(0)
+
+        def draw(x):
+            return jnp.asarray(scale * generator.standard_normal(x.shape), x.dtype)
+
+        graphdef, shapes = nnx.split(module)
+        return nnx.merge(graphdef, jax.tree.map(draw, shapes))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable:
+    """Calls a module as one compiled program."""
+    return jax.jit(lambda module, *args: module(*args))
