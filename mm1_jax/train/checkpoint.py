@@ -73,7 +73,7 @@ class Checkpointer(Configurable):
                 state=_restore_args(state, partial=False), input=ocp.args.JsonRestore()
             ),
         )
-        return restored.state, restored.input
+        return restored["state"], restored["input"]
 
     def restore_params(self, params: Any, *, step: int | None = None) -> Any:
         """Only the parameters, of the newest checkpoint or a given one, onto these shardings."""
@@ -92,7 +92,7 @@ class Checkpointer(Configurable):
             max(steps) if step is None else step,
             args=ocp.args.Composite(state=_restore_args({"params": params}, partial=True)),
         )
-        return restored.state["params"]
+        return restored["state"]["params"]
 
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises what went wrong in the background."""

@@ -62,7 +62,7 @@ class Optimizer(Configurable):
                 )
         if cfg.decayed not in ("all", "matrices"):
             raise ValueError(f"optimizer.decayed={cfg.decayed!r}: expected 'all' or 'matrices'")
-        if not 0 <= cfg.warmup_steps <= cfg.decay_steps:
+        if not 0 <= cfg.warmup_steps <= (cfg.decay_steps or 0):
             raise ValueError(
                 f"optimizer.warmup_steps={cfg.warmup_steps}: expected 0 to "
                 f"decay_steps={cfg.decay_steps}; warm up for fewer steps, or train longer"

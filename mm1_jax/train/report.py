@@ -14,7 +14,7 @@ from PIL import Image
 
 from mm1_jax.train.sample_pictures import choose_samples, sample_grid
 
-_NUM_PICTURES = 24
+_NUM_PICTURES = 32
 # Expert load is a mean over this many of the last steps.
 _LOAD_STEPS = 100
 
@@ -101,6 +101,24 @@ def reported_step(directory: Path) -> int | None:
     return json.loads(path.read_text()).get("training/steps")
 
 
+def split_metrics(
+    evaluation: Mapping[str, float | int],
+) -> tuple[dict[tuple[str, str], dict[int, float]], dict[str, float], dict[str, float]]:
+    """Metrics by benchmark, metric and shots; held-out losses by corpus; whatever else there is."""
+    by_shots: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    held_out: dict[str, float] = {}
+    others: dict[str, float] = {}
+    for key, value in evaluation.items():
+        name, shots, metric = (*key.split("/", 2), "", "")[:3]
+        if name == "held_out_loss":
+            held_out[metric] = value
+        elif shots.isdigit() and metric:
+            by_shots[name, metric][int(shots)] = value
+        else:
+            others[key] = value
+    return by_shots, held_out, others
+
+
 def _training_values(training: TrainingSummary) -> dict[str, float | int]:
     values = {
         f"training/{field.name}": getattr(training, field.name)
@@ -126,7 +144,7 @@ def _sections(
     yield "## Training"
     yield _table(("", ""), _training_rows(training))
 
-    by_shots, held_out, others = _split(evaluation)
+    by_shots, held_out, others = split_metrics(evaluation)
     if by_shots:
         yield "## Evaluation"
         shots = sorted({number for numbers in by_shots.values() for number in numbers})
@@ -182,24 +200,6 @@ def _training_rows(training: TrainingSummary) -> list[tuple[str, Any]]:
         ("images per second", round(training.images * rate)),
         ("final loss", training.final_loss),
     ]
-
-
-def _split(
-    evaluation: Mapping[str, float | int],
-) -> tuple[dict[tuple[str, str], dict[int, float]], dict[str, float], dict[str, float]]:
-    """Metrics by benchmark, metric and shots; held-out losses by corpus; whatever else there is."""
-    by_shots: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    held_out: dict[str, float] = {}
-    others: dict[str, float] = {}
-    for key, value in evaluation.items():
-        name, shots, metric = (*key.split("/", 2), "", "")[:3]
-        if name == "held_out_loss":
-            held_out[metric] = value
-        elif shots.isdigit() and metric:
-            by_shots[name, metric][int(shots)] = value
-        else:
-            others[key] = value
-    return by_shots, held_out, others
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

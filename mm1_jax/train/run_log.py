@@ -11,6 +11,7 @@ import numpy as np
 from mm1_jax.train.json_lines import JsonLines
 from mm1_jax.train.metrics import Metrics, divide
 from mm1_jax.train.progress import Progress
+from mm1_jax.train.report import split_metrics
 from mm1_jax.train.summaries import Summaries
 
 
@@ -109,8 +110,7 @@ class RunLog:
         self._summaries.scalars(step, result.metrics)
         self._summaries.samples(step, evaluator, result.samples)
         self._summaries.flush()
-        values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-        self.message(f"step {step}  {values}")
+        self.message("\n".join(f"step {step}  {line}" for line in _metric_lines(result.metrics)))
 
     def step_records(self) -> Iterator[dict[str, Any]]:
         """The records of all steps up to now, earlier launches included."""
@@ -138,6 +138,18 @@ def step_record(step: int, metrics: Metrics, corpus_names: Sequence[str]) -> dic
         load = values["expert_load"].astype(np.float64)
         record["expert_load"] = (load / np.maximum(load.sum(axis=-1, keepdims=True), 1)).tolist()
     return record
+
+
+def _metric_lines(metrics: Mapping[str, float | int]) -> Iterator[str]:
+    """One line for each benchmark and metric, with its values at all shots."""
+    by_shots, held_out, others = split_metrics(metrics)
+    for (name, metric), values in by_shots.items():
+        shots = "  ".join(f"{value:.4f} at {number} shots" for number, value in values.items())
+        yield f"{name} {metric}: {shots}"
+    for name, value in held_out.items():
+        yield f"held-out loss {name}: {value:.4f}"
+    for name, value in others.items():
+        yield f"{name}: {value:.4f}"
 
 
 def _raise_if_not_finite(record: Mapping[str, Any]) -> None:

@@ -17,7 +17,9 @@ _LINE_HEIGHT = 17
 _LETTERS_PER_LINE = 28
 _PROMPT_LINES = 3
 _ANSWER_LINES = 4
-TILE_HEIGHT = _PICTURE_HEIGHT + (_PROMPT_LINES + _ANSWER_LINES) * _LINE_HEIGHT + 4 * _MARGIN
+# The longest prompt and the longest answer hardly ever meet; where they do, the answer is cut.
+_TEXT_LINES = 6
+TILE_HEIGHT = _PICTURE_HEIGHT + _TEXT_LINES * _LINE_HEIGHT + 4 * _MARGIN
 
 _GREY, _GREEN, _RED, _WHITE = (90, 90, 90), (0, 120, 40), (190, 20, 20), (255, 255, 255)
 
@@ -39,23 +41,20 @@ def sample_tile(sample: Any) -> UInt8[np.ndarray, "h w 3"]:
     picture = _fit(Image.fromarray(sample.image))
     tile.paste(picture, ((TILE_WIDTH - picture.width) // 2, _MARGIN))
 
-    top = _PICTURE_HEIGHT + 2 * _MARGIN
-    for line in _lines(sample.prompt, _PROMPT_LINES):
-        draw.text((_MARGIN, top), line, fill=_GREY, font=font)
-        top += _LINE_HEIGHT
     answer = sample.answer.strip() or "(nothing)"
+    answer_lines = _lines(answer, _ANSWER_LINES)
     if sample.correct is False:
         half = _ANSWER_LINES // 2
-        lines = [*_lines(answer, half), *_lines(f"not: {sample.reference.strip()}", half)]
-    else:
-        lines = _lines(answer, _ANSWER_LINES)
-    for line in lines:
-        draw.text((_MARGIN, top), line, fill=colour, font=font)
-        top += _LINE_HEIGHT
+        answer_lines = [*_lines(answer, half), *_lines(f"not: {sample.reference.strip()}", half)]
+    lines = [(line, _GREY) for line in _lines(sample.prompt, _PROMPT_LINES)]
+    lines += [(line, colour) for line in answer_lines]
+    for i, (line, fill) in enumerate(lines[:_TEXT_LINES]):
+        top = _PICTURE_HEIGHT + 2 * _MARGIN + i * _LINE_HEIGHT
+        draw.text((_MARGIN, top), line, fill=fill, font=font)
     return np.asarray(tile)
 
 
-def sample_grid(samples: Sequence[Any], num_columns: int = 4) -> UInt8[np.ndarray, "h w 3"]:
+def sample_grid(samples: Sequence[Any], num_columns: int = 8) -> UInt8[np.ndarray, "h w 3"]:
     """The tiles of the samples in rows; the last row is filled up with white."""
     tiles = [sample_tile(sample) for sample in samples]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % num_columns)

@@ -50,16 +50,6 @@ def make_train_step(
     return train_step
 
 
-def eval_step(
-    graphdef: nnx.GraphDef, loss: Loss, params: Any, batch: Batch, num_corpora: int
-) -> Metrics:
-    """The loss terms of one batch, without an update; MoE layers drop nothing."""
-    model = nnx.merge(graphdef, params)
-    output = model(batch, dropless=True)
-    _, metrics = loss(model.logits(output.hidden), batch, output.router, num_corpora=num_corpora)
-    return metrics
-
-
 def compile_train_step(
     train_step: TrainStep,
     state: TrainState,

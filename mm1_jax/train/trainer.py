@@ -101,10 +101,10 @@ class Trainer(Configurable):
         self._num_parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
         optimizer = cfg.optimizer.instantiate()
         transformation = optimizer.transformation(params)
-        self._initialize = make_initialize(make_model, transformation)
-        shapes = jax.eval_shape(self._initialize, self._prng_key)
+        self.initialize = make_initialize(make_model, transformation)
+        shapes = jax.eval_shape(self.initialize, self._prng_key)
         shardings = state_shardings(shapes, params, transformation, self._mesh, self._rules)
-        # Shapes and shardings of the state.
+        # What can be compiled or restored without a run: pure functions, and shapes with shardings.
         self.abstract_state = with_shardings(shapes, shardings)
         self.train_step = make_train_step(
             self._graphdef,
@@ -159,14 +159,13 @@ class Trainer(Configurable):
     def _restore_or_initialize(self) -> TrainState:
         if self._checkpointer.latest_step() is None:
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-            state = jax.jit(self._initialize, out_shardings=shardings)(self._prng_key)
+            state = jax.jit(self.initialize, out_shardings=shardings)(self._prng_key)
             start = "starts"
         else:
             state, input_state = self._checkpointer.restore(self.abstract_state)
             self._batches.set_state(input_state)
             start = f"continues after step {int(state.step)}"
         self._log.message(
-            f"outputs go to {self._output_dir}\n"
             f"{self._num_parameters:,} parameters, {jax.devices()[0].device_kind} mesh "
             f"{dict(self._mesh.shape)}; training {start}, up to step {self._max_steps}"
         )

@@ -1,0 +1,80 @@
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from mm1_jax.sharding import batch_shardings, device_batch
+from mm1_jax.train.metrics import Mean, divide
+from mm1_jax.train.run_log import step_record
+from mm1_jax.train.train_step import compile_train_step
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_on_eight_devices_the_losses_are_those_of_one(make_trainer, tmp_path):
+    for num_devices in (1, 8):
+        make_trainer(num_devices=num_devices, output_dir=tmp_path / str(num_devices)).run()
+    assert losses(tmp_path / "8") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
+@pytest.fixture
+def compiled(make_trainer):
+    """The compiled step of a trainer on eight devices, its first state, and the batch placement."""
+    trainer = make_trainer(num_devices=8)
+    mesh = trainer.abstract_state.step.sharding.mesh
+    rules = trainer.config.parallelism.rules
+    shardings = jax.tree.map(lambda x: x.sharding, trainer.abstract_state)
+    state = jax.jit(trainer.initialize, out_shardings=shardings)(jax.random.key(0))
+
+    def step(batch):
+        return compile_train_step(trainer.train_step, trainer.abstract_state, batch, mesh, rules)
+
+    return SimpleNamespace(
+        step=step, state=state, place=lambda x: device_batch(x, batch_shardings(mesh, rules))
+    )
+
+
+def test_a_step_keeps_every_leaf_in_its_place_and_counts(compiled, batch):
+    before = jax.tree.map(lambda x: (x.sharding, x.dtype, x.weak_type), compiled.state)
+    state, metrics = compiled.step(batch)(compiled.state, compiled.place(batch))
+    assert jax.tree.map(lambda x: (x.sharding, x.dtype, x.weak_type), state) == before
+    assert state.step == 1
+    # The state before is donated.
+    assert all(x.is_deleted() for x in jax.tree.leaves(compiled.state.params))
+    values = divide(metrics)
+    assert values["tokens"] == (batch.segment_ids > 0).sum()
+    assert values["images"] == (batch.image_index >= 0).sum()
+
+
+def test_a_batch_without_images_and_one_full_of_them_go_through_one_program(compiled, batch):
+    step = compiled.step(batch)
+    empty = dataclasses.replace(
+        batch, image_index=np.full_like(batch.image_index, -1), images=np.zeros_like(batch.images)
+    )
+    state, metrics = step(compiled.state, compiled.place(batch))
+    assert divide(metrics)["images"] == 8
+    _, metrics = step(state, compiled.place(empty))
+    assert divide(metrics)["images"] == 0
+    assert np.isfinite(divide(metrics)["loss"])
+
+
+def test_the_record_of_a_sparse_model_has_shares_of_each_layer():
+    metrics = {
+        "loss": Mean(np.float32(6), np.float32(4)),
+        "corpus_loss": Mean(np.float32([6, 0]), np.float32([4, 0])),
+        "expert_load": np.float32([[3, 1], [2, 2]]),
+        "tokens": np.int32(4),
+    }
+    assert step_record(7, metrics, ["captions", "text"]) == {
+        "step": 7,
+        "loss": 1.5,
+        "loss/captions": 1.5,
+        "tokens": 4,
+        "expert_load": [[0.75, 0.25], [0.5, 0.5]],
+    }
