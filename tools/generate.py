@@ -9,6 +9,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from mm1_jax.data.corpora.questions import question_prompt
 
@@ -55,6 +56,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(arguments)
     if flags.prompt is None and not flags.image:
         parser.error("give a --prompt, or an --image to describe")
+    if flags.prompt is None and flags.format == "question":
+        parser.error("--format=question needs a --prompt")
     flags.format = flags.format or ("caption" if flags.prompt is None else "question")
     return flags
 
@@ -72,30 +75,22 @@ def parts(prompt: str, format: str, num_images: int) -> list[str | None]:
             f"--prompt has {marks} {IMAGE_MARK} marks and there are {num_images} pictures; give an "
             "--image for each mark, or no marks to have the pictures first"
         )
-    before, text = re.fullmatch(rf"((?:\s*{IMAGE_MARK})*)(.*)", prompt, re.DOTALL).groups()
-    text = text.strip()
     if format == "question":
-        text = question_prompt(text)
-    pieces = [before.count(IMAGE_MARK) * [None]]
-    for i, piece in enumerate(text.split(IMAGE_MARK)):
-        pieces.append(([None] if i else []) + ([piece.strip()] if piece.strip() else []))
-    return [part for piece in pieces for part in piece]
+        # Behind the pictures that come first.
+        start = max((m.end() for m in re.finditer(rf"\A(\s*{IMAGE_MARK})+", prompt)), default=0)
+        prompt = prompt[:start] + question_prompt(prompt[start:].strip())
+    pieces = re.split(f"({IMAGE_MARK})", prompt)
+    return [None if piece == IMAGE_MARK else piece.strip() for piece in pieces if piece.strip()]
 
 
 def answer(flags: argparse.Namespace) -> str:
     """The model's answer. Raises ValueError on whatever the user can mend."""
-    # Not at the top, so that --help and mistakes in the flags are answered at once.
-    import jax
+    # Imported here, so that --help and mistakes in the flags are answered at once.
     import numpy as np
-    from flax import nnx
 
-    from mm1_jax.batch import Document, Image, Text
-    from mm1_jax.data.examples import ExampleBuilder
-    from mm1_jax.data.images import BadImage
     from mm1_jax.data.rows import RowShape, assemble
     from mm1_jax.generate import bucket, generate
     from mm1_jax.run_folder import load_experiment
-    from mm1_jax.train.train_state import abstract_model
 
     if flags.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens={flags.max_new_tokens} must be at least 1")
@@ -108,11 +103,35 @@ def answer(flags: argparse.Namespace) -> str:
     tokenizer = cfg.input.tokenizer.instantiate()
     image_size = cfg.input.image_size
     image_transform = cfg.input.image_transform.set(image_size=image_size).instantiate()
+    example = _prompt(flags, cfg, tokenizer, image_transform)
+    length, limit = len(example.tokens), cfg.input.max_sequence_length
+    if length + flags.max_new_tokens > limit:
+        raise ValueError(
+            f"the prompt has {length} positions and --max_new_tokens={flags.max_new_tokens} more, "
+            f"above the {limit} of the model; shorten one of them"
+        )
+    shape = RowShape(bucket(length), max(1, len(example.images)), image_size)
+    tokens = generate(
+        _model(folder, cfg, flags.step),
+        assemble([example], image_transform, shape),
+        max_new_tokens=flags.max_new_tokens,
+        eos=tokenizer.eos,
+        pad=tokenizer.pad,
+        forbidden=tokenizer.not_text,
+    )
+    return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
+
+
+def _prompt(flags: argparse.Namespace, cfg: Any, tokenizer: Any, image_transform: Any) -> Any:
+    """The Example that the model continues, its pictures decoded."""
+    from mm1_jax.batch import Document, Image, Text
+    from mm1_jax.data.examples import ExampleBuilder
+    from mm1_jax.data.images import BadImage
 
     def picture(name: str) -> Image:
+        # Decoded here already, so that the message can name the file.
         try:
-            # Decoded here already, so that the message can name the file.
-            return Image(np.asarray(image_transform(Image(Path(name).read_bytes()))))
+            return Image(image_transform(Image(Path(name).read_bytes())))
         except OSError as error:
             raise ValueError(f"--image={name}: cannot be read ({error.strerror})") from error
         except BadImage as error:
@@ -122,49 +141,39 @@ def answer(flags: argparse.Namespace) -> str:
 
     pictures = iter([picture(name) for name in flags.image])
     reading_order = parts(flags.prompt or "", flags.format, len(flags.image))
-    document = Document(
-        tuple(next(pictures) if part is None else Text(part) for part in reading_order)
-    )
     builder = ExampleBuilder(
         tokenizer,
         num_image_tokens=cfg.input.num_image_tokens,
-        # Checked below, with the new tokens.
+        # The caller checks the length, with the new tokens.
         max_sequence_length=sys.maxsize,
-        max_images=max(1, len(flags.image)),
+        max_images=len(flags.image),
     )
-    example = builder.prompt(document)
-    length, limit = len(example.tokens), cfg.input.max_sequence_length
-    if length + flags.max_new_tokens > limit:
-        raise ValueError(
-            f"the prompt has {length} positions and --max_new_tokens={flags.max_new_tokens} more, "
-            f"above the {limit} of the model; shorten one of them"
-        )
-    shape = RowShape(bucket(length), builder.max_images, image_size)
-    batch = assemble([example], image_transform, shape)
+    return builder.prompt(
+        Document(tuple(next(pictures) if part is None else Text(part) for part in reading_order))
+    )
 
-    graphdef, shapes = abstract_model(
+
+def _model(folder: Path, cfg: Any, step: int | None) -> Any:
+    """The model with the parameters of a checkpoint, on the first device."""
+    import jax
+    from flax import nnx
+
+    from mm1_jax.train.train_state import abstract_model
+
+    graphdef, params = abstract_model(
         lambda prng_key: cfg.model.instantiate(rngs=nnx.Rngs(params=prng_key))
     )
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), nnx.to_pure_dict(shapes)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), nnx.to_pure_dict(params)
     )
     checkpointer = cfg.trainer.checkpointer.instantiate(
         directory=folder / "checkpoints", read_only=True
     )
     try:
-        params = checkpointer.restore_params(shapes, step=flags.step)
+        return nnx.merge(graphdef, checkpointer.restore_params(shapes, step=step))
     finally:
         checkpointer.close()
-    tokens = generate(
-        nnx.merge(graphdef, params),
-        batch,
-        max_new_tokens=flags.max_new_tokens,
-        eos=tokenizer.eos,
-        pad=tokenizer.pad,
-        forbidden=tokenizer.not_text,
-    )
-    return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
 
 
 def main() -> None:

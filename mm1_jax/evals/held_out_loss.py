@@ -32,13 +32,14 @@ class HeldOutLoss(Evaluator):
         super().__init__(cfg, input=input)
         if cfg.num_batches < 1:
             raise ValueError(f"{cfg.name}: num_batches={cfg.num_batches} must be at least 1")
-        self._input_cfg = input.config
-        self._input: Input | None = None
+        self._train_input = input
+
+    @functools.cached_property
+    def _input(self) -> Input:
+        # Not in the constructor: nobody need read the test split before there is a model to judge.
+        return self._train_input.config.instantiate(split="test")
 
     def run(self, model: MM1) -> EvalResult:
-        # Not in the constructor: the test split need not be read before there is a model to judge.
-        if self._input is None:
-            self._input = self._input_cfg.instantiate(split="test")
         names = self._input.corpus_names
         iterator = self._input.iterator()
         try:
@@ -68,7 +69,7 @@ def loss_sums(
     picked_BT1 = jnp.take_along_axis(logits_BTV, batch.targets[..., None], axis=-1)
     loss_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT1[..., 0]
     corpus_BT = jnp.where(batch.loss_mask, batch.corpus_ids, num_corpora)
-    return tuple(
-        jnp.zeros(num_corpora + 1).at[corpus_BT].add(value_BT)[:num_corpora]
-        for value_BT in (loss_BT, jnp.ones_like(loss_BT))
-    )
+    # The place after the last corpus takes what is not scored.
+    zeros = jnp.zeros(num_corpora + 1)
+    sums, weights = zeros.at[corpus_BT].add(loss_BT), zeros.at[corpus_BT].add(1.0)
+    return sums[:num_corpora], weights[:num_corpora]

@@ -207,7 +207,7 @@ def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(inpu
 
 
 def test_a_prompt_that_does_not_fit_is_refused(input, model, spy):
-    asking = benchmark(DigitsCaption, input, shots=(20,))
+    asking = benchmark(DigitsCaption, input, shots=(40,))
     with pytest.raises(ValueError, match=r"digits_caption.*max_sequence_length=160.*fewer shots"):
         asking.run(model)
     asking = benchmark(DigitsCaption, input, shots=(0,), max_new_tokens=155)
