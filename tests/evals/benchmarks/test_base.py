@@ -210,8 +210,8 @@ def test_a_prompt_that_does_not_fit_is_refused(input, model, spy):
     asking = benchmark(DigitsCaption, input, shots=(40,))
     with pytest.raises(ValueError, match=r"digits_caption.*max_sequence_length=160.*fewer shots"):
         asking.run(model)
-    asking = benchmark(DigitsCaption, input, shots=(0,), max_new_tokens=155)
-    with pytest.raises(ValueError, match="max_new_tokens=155 more, above"):
+    asking = benchmark(DigitsCaption, input, shots=(0,), max_new_tokens=158)
+    with pytest.raises(ValueError, match="max_new_tokens=158 more, above"):
         asking.run(model)
 
 
