@@ -76,20 +76,27 @@ class Checkpointer(Configurable):
         return restored["state"], restored["input"]
 
     def restore_params(self, params: Any, *, step: int | None = None) -> Any:
-        """Only the parameters, of the newest checkpoint or a given one, onto these shardings."""
-        steps = self._manager.all_steps()
+        """Only the parameters, onto the shardings of these shapes.
+
+        Args:
+            step: Which checkpoint; the newest if None.
+
+        Raises:
+            ValueError: There is no such checkpoint.
+        """
+        steps = sorted(self._manager.all_steps())
         if not steps:
             raise ValueError(
                 f"no complete checkpoint in {self._manager.directory}; train the model first, "
                 "or name the output folder of a run"
             )
-        if step is not None and step not in steps:
+        if step not in (None, *steps):
             raise ValueError(
-                f"no checkpoint of step {step} in {self._manager.directory}; "
-                f"there are those of steps {', '.join(map(str, sorted(steps)))}"
+                f"step={step}: no complete checkpoint in {self._manager.directory}; "
+                f"those of the steps {steps} are there"
             )
         restored = self._manager.restore(
-            max(steps) if step is None else step,
+            steps[-1] if step is None else step,
             args=ocp.args.Composite(state=_restore_args({"params": params}, partial=True)),
         )
         return restored["state"]["params"]

@@ -117,9 +117,16 @@ def test_the_last_few_are_kept(state, open_checkpointer, tmp_path):
 def test_parameters_come_back_alone(trainer, state, open_checkpointer):
     checkpointer = open_checkpointer()
     checkpointer.save(2, state, {})
+    zeros = jax.tree.map(jax.numpy.zeros_like, state)
+    checkpointer.save(4, zeros, {})
     checkpointer.wait()
-    params = open_checkpointer(read_only=True).restore_params(trainer.abstract_state.params)
-    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+    reader = open_checkpointer(read_only=True)
+    shapes = trainer.abstract_state.params
+    newest, older = (reader.restore_params(shapes, step=step) for step in (None, 2))
+    jax.tree.map(np.testing.assert_array_equal, newest, zeros.params)
+    jax.tree.map(np.testing.assert_array_equal, older, state.params)
+    with pytest.raises(ValueError, match=r"step=3: .*steps \[2, 4\]"):
+        reader.restore_params(shapes, step=3)
 
 
 def test_a_folder_without_a_checkpoint_is_named(trainer, open_checkpointer):
