@@ -127,8 +127,8 @@ def normalise(
     std: tuple[float, ...],
 ) -> Float[Array, "J h w 3"]:
     """Pixels 0..255 as float32, scaled to 0..1, then by the `mean` and `std` of each colour."""
-    mean, std = jnp.asarray(mean)[None, None, None], jnp.asarray(std)[None, None, None]
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    shift, scale = (jnp.asarray(colours)[None, None, None] for colours in (mean, std))
+    return (images.astype(jnp.float32) / 255 - shift) / scale
 
 
 def to_patches(

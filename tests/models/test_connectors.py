@@ -146,16 +146,17 @@ def torch_c_abstractor(connector, image_features):
         gate = conv1x1(module.excite, F.silu(conv1x1(module.squeeze, gate)))
         return x * torch.sigmoid(gate)
 
+    def pointwise(module, x):
+        return channel_norm(module.norm, conv1x1(module.linear, x))
+
     def bottleneck(block, x):
-        shortcut = x
-        if block.conv_shortcut is not None:
-            shortcut = channel_norm(block.norm_shortcut, conv1x1(block.conv_shortcut, x))
-        x = F.silu(channel_norm(block.norm_in, conv1x1(block.conv_in, x)))
-        kernel = to_torch(block.conv_depthwise).permute(2, 0, 1)[:, None]
+        shortcut = x if block.shortcut is None else pointwise(block.shortcut, x)
+        x = F.silu(pointwise(block.pointwise_in, x))
+        kernel = to_torch(block.depthwise).permute(2, 0, 1)[:, None]
         x = F.conv2d(x, kernel, padding="same", groups=len(kernel))
-        x = F.silu(channel_norm(block.norm_depthwise, x))
+        x = F.silu(channel_norm(block.depthwise_norm, x))
         x = squeeze_excite(block.squeeze_excite, x)
-        return F.silu(channel_norm(block.norm_out, conv1x1(block.conv_out, x)) + shortcut)
+        return F.silu(pointwise(block.pointwise_out, x) + shortcut)
 
     x = to_torch(image_features) + to_torch(connector.positions.positions)[None]
     x = x.transpose(1, 2).unflatten(2, (GRID, GRID))

@@ -11,7 +11,7 @@ from mm1_jax.layers.moe import MoE
 from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import ClassToken
-from mm1_jax.sharding import Parallelism, use_mesh
+from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings, use_mesh
 
 IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS, LENGTH, SLOTS = 3, 8, 4, 20, 4
 
@@ -234,7 +234,7 @@ def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):
         build(cfg.set(image_token=None))
 
 
-def test_full_size_model_has_the_parameters_of_its_parts():
+def test_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
     """ViT-H/14 at 378 px, C-Abstractor with 144 tokens, and a decoder of the 3B's shape."""
     cfg = MM1.default_config().set(image_token=IMAGE)
     cfg.vision_encoder.set(
@@ -260,3 +260,7 @@ def test_full_size_model_has_the_parameters_of_its_parts():
     assert 630 < millions(model.vision_encoder) < 634
     assert 20 < millions(model.connector) < 40
     assert 2940 < millions(model.decoder) - 2 * 32000 * 3072 / 1e6 < 2947
+
+    # Raises where a parameter has no logical names or the mesh does not divide it.
+    mesh = Parallelism.default_config().set(data=1, fsdp=4, model=2).instantiate().mesh()
+    parameter_shardings(nnx.state(model), mesh, AxisRules())

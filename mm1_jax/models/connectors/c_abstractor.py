@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
-from mm1_jax.layers.linear import Linear
+from mm1_jax.layers.linear import Linear, fan_in
 from mm1_jax.layers.module import Module, param
 from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.layers.position_embedding import PositionEmbedding
@@ -91,43 +91,48 @@ class BottleneckBlock(Module):
         squeeze_ratio: float = 0.25
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        def pointwise(input_dim: int) -> Linear:
-            linear = Linear.default_config().set(axes=("embed", "mlp"))
-            return linear.set(input_dim=input_dim, output_dim=cfg.output_dim).instantiate(rngs=rngs)
+        def pointwise(input_dim: int) -> PointwiseNorm:
+            child = PointwiseNorm.default_config().set(norm=cfg.norm)
+            return child.set(input_dim=input_dim, output_dim=cfg.output_dim).instantiate(rngs=rngs)
 
-        def norm() -> Module:
-            return cfg.norm.clone(input_dim=cfg.output_dim).instantiate(rngs=rngs)
-
-        self.conv_in, self.norm_in = pointwise(cfg.input_dim), norm()
-        self.conv_depthwise = param(
-            rngs,
-            (3, 3, cfg.output_dim),
-            (None, None, "mlp"),
-            jax.nn.initializers.variance_scaling(
-                1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2
-            ),
-        )
-        self.norm_depthwise = norm()
+        self.pointwise_in = pointwise(cfg.input_dim)
+        shape, init = (3, 3, cfg.output_dim), fan_in(1.0, num_input_dims=2)
+        self.depthwise = param(rngs, shape, (None, None, "mlp"), init)
+        self.depthwise_norm = cfg.norm.set(input_dim=cfg.output_dim).instantiate(rngs=rngs)
         self.squeeze_excite = (
             SqueezeExcite.default_config()
             .set(input_dim=cfg.output_dim, hidden_dim=round(cfg.squeeze_ratio * cfg.input_dim))
             .instantiate(rngs=rngs)
         )
-        self.conv_out, self.norm_out = pointwise(cfg.output_dim), norm()
-        if cfg.input_dim == cfg.output_dim:
-            self.conv_shortcut = self.norm_shortcut = None
-        else:
-            self.conv_shortcut, self.norm_shortcut = pointwise(cfg.input_dim), norm()
+        self.pointwise_out = pointwise(cfg.output_dim)
+        self.shortcut = None if cfg.input_dim == cfg.output_dim else pointwise(cfg.input_dim)
 
     def __call__(self, x: Float[Array, "J h w _"]) -> Float[Array, "J h w F"]:
-        shortcut = x
-        if self.conv_shortcut is not None:
-            shortcut = self.norm_shortcut(self.conv_shortcut(x))
-        x = jax.nn.silu(self.norm_in(self.conv_in(x)))
-        x = jax.nn.silu(self.norm_depthwise(depthwise(x, self.conv_depthwise[...])))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        x = jax.nn.silu(self.pointwise_in(x))
+        x = jax.nn.silu(self.depthwise_norm(depthwise(x, self.depthwise[...])))
         x = self.squeeze_excite(x)
-        x = self.norm_out(self.conv_out(x))
-        return jax.nn.silu(x + shortcut)
+        return jax.nn.silu(self.pointwise_out(x) + shortcut)
+
+
+class PointwiseNorm(Module):
+    """A 1x1 convolution, which is a linear map of the channels, and a norm over them."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[int] = REQUIRED
+        output_dim: Required[int] = REQUIRED
+        linear: InstantiableConfig = Linear.default_config()
+        norm: InstantiableConfig = LayerNorm.default_config()
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.linear = cfg.linear.set(
+            input_dim=cfg.input_dim, output_dim=cfg.output_dim
+        ).instantiate(rngs=rngs)
+        self.norm = cfg.norm.set(input_dim=cfg.output_dim).instantiate(rngs=rngs)
+
+    def __call__(self, x: Float[Array, "J h w _"]) -> Float[Array, "J h w F"]:
+        return self.norm(self.linear(x))
 
 
 class SqueezeExcite(Module):
@@ -165,8 +170,9 @@ def depthwise(
     rows, columns = kernel_abF.shape[:2]
     padding = ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0))
     padded = jnp.pad(x_JhwF, padding)
-    return sum(
+    shifted = (
         padded[:, a : a + height, b : b + width] * kernel_abF[a, b][None, None, None]
         for a in range(rows)
         for b in range(columns)
     )
+    return sum(shifted, start=jnp.zeros_like(x_JhwF))
