@@ -6,6 +6,7 @@ The answer goes to standard output.
 """
 
 import argparse
+import logging
 import re
 import sys
 from pathlib import Path
@@ -178,6 +179,8 @@ def _model(folder: Path, cfg: Any, step: int | None) -> Any:
 
 def main() -> None:
     flags = parse(sys.argv[1:])
+    # orbax warns that a folder which is only read is only read.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         print(answer(flags))
     except ValueError as error:

@@ -171,7 +171,7 @@ def test_mistakes_are_named(run, picture, tmp_path):
             ("--prompt=" + 100 * "what ",),
             "the prompt has .* positions .* above the 64 of the model",
         ),
-        ((question, "--step=4"), "no checkpoint of step 4 .* there are those of steps 3, 7"),
+        ((question, "--step=4"), r"step=4: no complete checkpoint .* \[3, 7\] are there"),
         ((question, "--max_new_tokens=0"), "--max_new_tokens=0 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
