@@ -13,9 +13,9 @@ from mm1_jax.layers.norm import LayerNorm, RMSNorm
 def test_rms_norm_equals_torch(prng_key):
     norm = RMSNorm.default_config().set(input_dim=6, eps=1e-2).instantiate(rngs=nnx.Rngs(params=0))
     norm.scale[...] = jnp.arange(6.0)
-    x = np.asarray(jax.random.normal(prng_key, (2, 3, 6)))
+    x = jax.random.normal(prng_key, (2, 3, 6))
     expected = torch.nn.functional.rms_norm(
-        torch.tensor(x), (6,), weight=torch.arange(6.0), eps=1e-2
+        torch.tensor(np.asarray(x)), (6,), weight=torch.arange(6.0), eps=1e-2
     )
     np.testing.assert_allclose(norm(x), expected, rtol=1e-5, atol=1e-6)
 
@@ -24,9 +24,9 @@ def test_layer_norm_equals_torch(prng_key):
     cfg = LayerNorm.default_config().set(input_dim=6, eps=1e-2)
     norm = cfg.instantiate(rngs=nnx.Rngs(params=0))
     norm.scale[...], norm.bias[...] = jnp.arange(6.0), jnp.arange(6.0) - 3
-    x = np.asarray(jax.random.normal(prng_key, (2, 3, 6))) + 5
+    x = jax.random.normal(prng_key, (2, 3, 6)) + 5
     expected = torch.nn.functional.layer_norm(
-        torch.tensor(x), (6,), torch.arange(6.0), torch.arange(6.0) - 3, eps=1e-2
+        torch.tensor(np.asarray(x)), (6,), torch.arange(6.0), torch.arange(6.0) - 3, eps=1e-2
     )
     np.testing.assert_allclose(norm(x), expected, rtol=1e-5, atol=1e-5)
 
