@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def _tree() -> set[str]:
-    """The paths in the README's tree: one a line, folders end in a slash, two spaces a level."""
+    """The paths in the README's tree: names, then a description of several words."""
     text = (ROOT / "README.md").read_text()
     block = re.search(r"<!-- tree -->\n+```text\n(.*?)```", text, re.DOTALL)
     assert block, "README.md has no tree"
@@ -18,7 +18,8 @@ def _tree() -> set[str]:
             continue
         indent = (len(line) - len(line.lstrip())) // 2
         folders = folders[:indent]
-        for name in re.split(r"\s{2,}", line.strip())[0].split():
+        names = [part for part in re.split(r"\s{2,}", line.strip()) if " " not in part]
+        for name in names:
             if name.endswith("/"):
                 folders.append(name)
             else:
