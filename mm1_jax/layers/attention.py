@@ -97,11 +97,10 @@ class Attention(Module):
         self.output = cfg.output.set(
             output_dim=cfg.input_dim, num_heads=num_heads, **heads
         ).instantiate(rngs=rngs)
-        self.rotary = cfg.rotary.instantiate(rngs=rngs) if cfg.rotary else None
-        self.query_norm, self.key_norm = (
-            cfg.qk_norm.clone(input_dim=head_dim).instantiate(rngs=rngs) if cfg.qk_norm else None
-            for _ in range(2)
-        )
+        self.rotary = cfg.rotary.instantiate(rngs=rngs) if cfg.rotary is not None else None
+        norm = None if cfg.qk_norm is None else cfg.qk_norm.set(input_dim=head_dim)
+        self.query_norm = None if norm is None else norm.instantiate(rngs=rngs)
+        self.key_norm = None if norm is None else norm.instantiate(rngs=rngs)
         self.pattern = Pattern(cfg.pattern)
 
     def __call__(
@@ -126,15 +125,17 @@ class Attention(Module):
         query = constrain(query, "batch", "sequence", "activation_heads", None)
         key = constrain(key, "batch", None, "activation_kv_heads", None)
         value = constrain(value, "batch", None, "activation_kv_heads", None)
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        if positions is None and (self.rotary is not None or segment_ids is not None):
+            raise ValueError("attention with rotary positions or segment_ids needs positions")
         if self.rotary is not None:
             query, key = self.rotary(query, positions), self.rotary(key, positions)
         visibility = None
         if cache is not None:
             cache = cache.write(key, value)
             key, value = cache.keys.astype(key.dtype), cache.values.astype(value.dtype)
-        if source is x and segment_ids is not None:
+        if source is x and positions is not None and segment_ids is not None:
             places = (positions, segment_ids)
             seen = places if cache is None else (cache.positions, cache.segment_ids)
             visibility = Visibility(*places, *seen, causal=self.pattern is Pattern.CAUSAL)

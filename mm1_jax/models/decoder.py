@@ -57,7 +57,7 @@ class Decoder(Module):
         tied_embeddings: bool = False  # the token embedding is the output layer too
         embedding: InstantiableConfig = Embedding.default_config().set(init_std=1.0)
         head: InstantiableConfig = Embedding.default_config()  # not used with tied_embeddings
-        stack: InstantiableConfig = Stack.default_config().set(layer=_block())
+        stack: Stack.Config = Stack.default_config().set(layer=_block())
         norm: InstantiableConfig = RMSNorm.default_config()
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):

@@ -83,6 +83,17 @@ def test_only_bidirectional_attention_reads_what_comes_later(pattern):
     np.testing.assert_array_equal(depends_TT, expected)
 
 
+def test_rotary_attention_depends_on_differences_of_positions():
+    attention, x = _attention(rotary=Rotary.default_config()), _normal(1, 1, T, 8)
+
+    @jax.jit
+    def output(positions):
+        return attention(x, positions=positions, segment_ids=ONE_DOCUMENT)[0]
+
+    np.testing.assert_allclose(output(POSITIONS + 50), output(POSITIONS), rtol=1e-3, atol=1e-4)
+    assert not np.allclose(output(2 * POSITIONS), output(POSITIONS), atol=1e-2)
+
+
 def test_one_segment_without_padding_is_the_same_as_no_segment_ids():
     attention, x = _attention(bias=True), _normal(1, 1, T, 8)
     y, _ = attention(x, positions=POSITIONS, segment_ids=ONE_DOCUMENT)
@@ -108,6 +119,8 @@ def test_query_key_norm_makes_the_scale_of_queries_irrelevant():
 def test_causal_attention_without_segment_ids_is_an_error():
     with pytest.raises(ValueError, match="causal attention needs positions"):
         _attention(pattern=Pattern.CAUSAL)(_normal(1, 1, T, 8))
+    with pytest.raises(ValueError, match="needs positions"):
+        _attention(rotary=Rotary.default_config())(_normal(1, 1, T, 8))
 
 
 def test_heads_that_do_not_divide_are_errors():
