@@ -45,7 +45,7 @@ class RouterStatistics(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """The experts of every token, best first, and their weights (zero for padding)."""
+    """The experts of every token, best first, and their weights; no dispatch sends padding there."""
 
     experts: Int[Array, "B T X"]
     weights: Float[Array, "B T X"]
@@ -272,7 +272,7 @@ def route(
     """The most probable experts of each token, weighted by probabilities scaled to sum to one."""
     weights_BTX, experts_BTX = jax.lax.top_k(jax.nn.softmax(logits_BTE, axis=-1), experts_per_token)
     weights_BTX /= jnp.sum(weights_BTX, axis=-1, keepdims=True)
-    return Routes(experts_BTX, weights_BTX * is_real_BT[:, :, None], is_real_BT)
+    return Routes(experts_BTX, weights_BTX, is_real_BT)
 
 
 def router_statistics(
