@@ -45,7 +45,7 @@ class RouterStatistics(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """The experts of every token, best first, and their weights; no dispatch sends padding there."""
+    """The experts of every token, best first, and their weights; padding is sent to none."""
 
     experts: Int[Array, "B T X"]
     weights: Float[Array, "B T X"]
