@@ -13,7 +13,7 @@ Shape letters, everywhere in the project:
     M image tokens/image                           Dv vision dim             h w pixels
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """A reference to one picture: an encoded file (`bytes`), or pixels `uint8 [h, w, 3]`."""
+    """A reference to one picture: an encoded file (`bytes`), or pixels `uint8 [h, w, 3]`.
 
-    data: bytes | np.ndarray
+    Pictures that are drawn are a function that draws the pixels: most documents are looked at for
+    their length only.
+    """
+
+    data: bytes | np.ndarray | Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)

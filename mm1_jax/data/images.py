@@ -34,15 +34,16 @@ class Fit(enum.Enum):
 
 def decode(image: Image, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     """The picture as RGB: first frame, EXIF orientation applied, transparency put on white."""
-    if isinstance(image.data, np.ndarray):
-        pixels = image.data
+    data = image.data() if callable(image.data) else image.data
+    if isinstance(data, np.ndarray):
+        pixels = data
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
             raise BadImage(f"pixels are {pixels.dtype}{list(pixels.shape)}, not uint8 [h, w, 3]")
         return pixels
-    if not image.data:
+    if not data:
         raise BadImage("empty file")
     try:
-        with PIL.Image.open(io.BytesIO(image.data), formats=_FORMATS) as picture:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             width, height = picture.size
             # The size stands in the header: refuse before the pixels take memory.
             if width * height > max_pixels:
@@ -51,7 +52,7 @@ def decode(image: Image, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     except BadImage:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise BadImage(f"not an image: starts with {image.data[:16]!r}") from error
+        raise BadImage(f"not an image: starts with {data[:16]!r}") from error
     # Pillow's decoders raise nearly anything on a damaged file.
     except Exception as error:
         raise BadImage(f"{type(error).__name__}: {error}") from error

@@ -197,3 +197,12 @@ def test_augmentation_is_a_function_of_the_generator():
 def test_a_transform_without_a_size_says_who_sets_it():
     with pytest.raises(ValueError, match="image_size=None.*vision encoder"):
         ImageTransform.default_config().instantiate()
+
+
+def test_a_picture_that_is_drawn_is_drawn_when_it_is_decoded():
+    pixels, drawn = noise(), []
+    picture = Image(lambda: drawn.append(1) or pixels)
+    assert not drawn
+    np.testing.assert_array_equal(decode(picture, max_pixels=1), pixels)
+    with pytest.raises(BadImage, match="pixels are float64"):
+        decode(Image(lambda: np.zeros((4, 4, 3))), max_pixels=1)

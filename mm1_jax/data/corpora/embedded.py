@@ -41,7 +41,7 @@ def num_drawn(num_records: int, split: str) -> int:
 
 
 # A page before it is a record: its texts and pictures in reading order.
-Page = list[str | np.ndarray]
+Page = list[str | np.ndarray | Callable[[], np.ndarray]]
 
 
 def page_record(page: Page) -> Record:

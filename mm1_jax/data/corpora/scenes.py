@@ -110,14 +110,14 @@ class ScenesSource(Source):
         return num_drawn(self._config.num_records, self.split)
 
     def __getitem__(self, index: int) -> Record:
-        """Records about pictures carry their scenes as `scenes`."""
+        """Pictures are functions that draw; records about them carry the scenes as `scenes`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         kind = self._config.kind
         rng = random.Random(f"scenes/{kind.value}/{self.split}/{self._config.seed}/{index}")
         if kind is Kind.CAPTIONS:
             scene = self._pair(rng) if rng.random() < 0.5 else self._alike(rng)
-            return {"image": scene.render(), "caption": scene.caption, "scenes": [scene]}
+            return {"image": scene.render, "caption": scene.caption, "scenes": [scene]}
         if kind is Kind.QUESTIONS:
             return self._question(rng, QUESTION_KINDS[index % len(QUESTION_KINDS)])
         if kind is Kind.TEXT:
@@ -155,7 +155,7 @@ class ScenesSource(Source):
             "comparison": self._ask_comparison,
         }[kind](rng)
         return {
-            "images": [scene.render() for scene in scenes],
+            "images": [scene.render for scene in scenes],
             "question": question,
             "answer": answer,
             "kind": kind,
@@ -223,7 +223,7 @@ class ScenesSource(Source):
             for count in counts:
                 verb = "Here is" if count == 1 else "Now there are"
                 page += [
-                    self._alike(rng, count, color, shape).render(),
+                    self._alike(rng, count, color, shape).render,
                     f"{verb} {_several(count, color, shape)}.",
                 ]
             return page
@@ -234,10 +234,10 @@ class ScenesSource(Source):
             for _ in range(rng.randint(2, 8 if form == "captions" else len(ORDINALS)))
         ]
         if form == "captions":
-            return [part for scene in scenes for part in (scene.render(), scene.caption)]
+            return [part for scene in scenes for part in (scene.render, scene.caption)]
         page = [f"Here are {NUMBERS[len(scenes)]} pictures."]
         for ordinal, scene in zip(ORDINALS, scenes, strict=False):
-            page += [scene.render(), f"The {ordinal} picture shows {scene.caption}."]
+            page += [scene.render, f"The {ordinal} picture shows {scene.caption}."]
         return page
 
     def _question_run(self, rng: random.Random) -> Page:
@@ -340,7 +340,7 @@ def _comparison(rng: random.Random, first: Scene, second: Scene) -> Page:
             else f"The {more} picture has more shapes.",
         )
     )
-    return [first.render(), second.render(), told]
+    return [first.render, second.render, told]
 
 
 def _fact(rng: random.Random) -> str:
