@@ -488,10 +488,11 @@ def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
         if getattr(cfg, name) < 0:
             raise ValueError(f"input.{name}={getattr(cfg, name)} must not be negative.")
     positions = cfg.max_images * num_image_tokens
-    if positions >= cfg.max_sequence_length:
+    # A row has text too, so it may never have all of its images; it need not, to be a row.
+    if positions > cfg.max_sequence_length:
         raise ValueError(
             f"input.max_images={cfg.max_images} images of {num_image_tokens} positions take "
-            f"{positions}, which leaves no text in input.max_sequence_length="
+            f"{positions}, more than a row has: input.max_sequence_length="
             f"{cfg.max_sequence_length}. Lower max_images, raise max_sequence_length, or let the "
             "connector emit fewer tokens."
         )

@@ -119,24 +119,19 @@ def concatenate(
     shape: RowShape,
     *,
     first_row: int = 0,
-    image_buffer: int | None = None,
 ) -> Batch:
-    """Lays examples one after the other into rows.
+    """Lays examples one after the other into rows; picture k of row b is `b * max_images + k`.
 
     Args:
         first_row: Number of the first row in the global batch: `image_index` counts pictures in the
             buffer of the global batch, of which this batch holds a part.
-        image_buffer: Number of pictures in the buffer, filled from its beginning. None is one for
-            every slot: picture k of row b is number `b * max_images + k`.
     """
     num_rows, length, size = len(rows), shape.max_sequence_length, shape.image_size
     tokens, targets, positions, segment_ids = np.zeros((4, num_rows, length), np.int32)
     corpus_ids = np.full((num_rows, length), -1, np.int32)
     loss_mask = np.zeros((num_rows, length), bool)
-    num_pictures = num_rows * shape.max_images if image_buffer is None else image_buffer
-    pictures = np.zeros((num_pictures, size, size, 3), np.uint8)
+    pictures = np.zeros((num_rows * shape.max_images, size, size, 3), np.uint8)
     image_index = np.full((num_rows, shape.max_images), -1, np.int32)
-    stored = 0
     for b, examples in enumerate(rows):
         start, slot = 0, 0
         for number, example in enumerate(examples, start=1):
@@ -151,15 +146,9 @@ def concatenate(
             corpus_ids[b, span] = example.corpus
             for picture in example.images:
                 if picture is not None:
-                    place = b * shape.max_images + slot if image_buffer is None else stored
-                    if place >= num_pictures:
-                        raise ValueError(
-                            f"image_buffer={image_buffer} is too small for the pictures of "
-                            f"{num_rows} rows; pass None for one place per slot."
-                        )
+                    place = b * shape.max_images + slot
                     pictures[place] = picture
                     image_index[b, slot] = first_row * shape.max_images + place
-                    stored += 1
                 slot += 1
     return Batch(
         tokens=tokens,
@@ -175,34 +164,26 @@ def concatenate(
 
 def assemble(
     examples: Sequence[Example],
-    image_transform: Callable[[Image], UInt8[np.ndarray, "s s 3"]],
+    image_transform: Callable[[Image], UInt8[np.ndarray, "s s 3"] | None],
     shape: RowShape,
     *,
     num_rows: int | None = None,
-    image_buffer: int | None = None,
     corpus: int = 0,
 ) -> Batch:
     """One example per row, padded on the right: prompts, or documents to score on their own.
 
     Args:
+        image_transform: Its result None leaves the slot of a picture empty.
         num_rows: Rows of the batch, when more than there are examples; the rest is padding.
-        image_buffer: As in `concatenate`.
         corpus: The corpus id that all examples get.
     """
-
-    def picture(image: Image) -> np.ndarray | None:
-        try:
-            return image_transform(image)
-        except BadImage:
-            return None
-
     rows = [
         [
             LoadedExample(
                 example.tokens,
                 example.targets,
                 example.loss_mask,
-                [picture(image) for image in example.images],
+                [image_transform(image) for image in example.images],
                 corpus,
             )
         ]
@@ -211,7 +192,7 @@ def assemble(
     num_rows = len(rows) if num_rows is None else num_rows
     if num_rows < len(rows):
         raise ValueError(f"num_rows={num_rows} is too small for {len(rows)} examples.")
-    return concatenate(rows + [[]] * (num_rows - len(rows)), shape, image_buffer=image_buffer)
+    return concatenate(rows + [[]] * (num_rows - len(rows)), shape)
 
 
 def _check_budget(num_tokens: int, num_images: int, shape: RowShape):

@@ -378,8 +378,8 @@ def test_too_many_bad_pictures_stop_the_run(fields):
     ("fields", "message"),
     [
         (
-            {"max_images": 24},
-            "input.max_images=24 images of 4 positions take 96, .* input.max_sequence_length=96",
+            {"max_images": 25},
+            "input.max_images=25 images of 4 positions take 100, .* input.max_sequence_length=96",
         ),
         ({"num_image_tokens": None}, "input.num_image_tokens is None; the experiment sets it"),
         ({"image_size": None}, "input.image_size is None; the experiment sets it"),

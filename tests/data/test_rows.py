@@ -6,7 +6,7 @@ from drawn_corpus import corpus
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.images import ImageTransform
+from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
 
@@ -234,15 +234,12 @@ def test_prompts_stand_one_in_a_row_padded_on_the_right(example_builder, image_t
     assert not batch.segment_ids[3].any()
     np.testing.assert_array_equal(batch.image_index, [[0, -1], [-1, -1], [4, 5], [-1, -1]])
 
-    dense = assemble(prompts, image_transform, shape, num_rows=4, image_buffer=3)
-    assert dense.images.shape == (3, 16, 16, 3)
-    np.testing.assert_array_equal(dense.image_index, [[0, -1], [-1, -1], [1, 2], [-1, -1]])
-    assert (dense.images == 200).all()
 
-
-def test_an_unreadable_picture_of_a_prompt_leaves_its_slot_empty(example_builder, image_transform):
+def test_an_unreadable_picture_of_a_prompt_is_never_passed_over(example_builder, image_transform):
     prompt = example_builder.prompt(Document((Image(b"no picture"), Text("what is this?"))))
-    batch = assemble([prompt], image_transform, SHAPE)
+    with pytest.raises(BadImage, match="not an image"):
+        assemble([prompt], image_transform, SHAPE)
+    batch = assemble([prompt], lambda image: None, SHAPE)
     assert (batch.image_index == -1).all()
     assert np.sum(batch.tokens[0, : len(prompt.tokens)] != 0) == len(prompt.tokens)
 
@@ -254,7 +251,5 @@ def test_what_does_not_fit_is_refused(example_builder, image_transform):
         assemble([prompt], image_transform, SHAPE._replace(max_sequence_length=8))
     with pytest.raises(ValueError, match="max_images=1"):
         assemble([prompt], image_transform, SHAPE._replace(max_images=1))
-    with pytest.raises(ValueError, match="image_buffer=1 is too small"):
-        assemble([prompt], image_transform, SHAPE, image_buffer=1)
     with pytest.raises(ValueError, match="num_rows=0 is too small for 1 examples"):
         assemble([prompt], image_transform, SHAPE, num_rows=0)

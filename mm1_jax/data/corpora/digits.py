@@ -58,7 +58,7 @@ class DigitsSource(Source):
         return {
             Kind.CAPTIONS: num_scans,
             Kind.QUESTIONS: num_scans * len(QUESTION_KINDS),
-        }.get(self._config.kind, num_drawn(self.config.num_records, self.split))
+        }.get(self._config.kind, num_drawn(self._config.num_records, self.split))
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):

@@ -5,17 +5,20 @@ a function of the config alone.
 """
 
 import abc
+import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from absl import logging
 
-from mm1_jax.batch import Batch, Document, Image, Record
+from mm1_jax.batch import Batch, Document, Example, Image, Record
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.images import BadImage
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.evals.evaluator import EvalResult, Evaluator, Sample
@@ -61,6 +64,10 @@ class Verdict:
 class Benchmark(Evaluator):
     """Asks the test split of a corpus, with exemplars from its train split or the others asked.
 
+    A prompt may be longer than a row of training: rotary positions go on, and the model reads it.
+    Where prompts are, the metric `positions_beyond_training` says by how much; where pictures could
+    not be shown, `undecodable_images` says how many.
+
     A subclass says what to report (`score`), and where it differs from the default, which records
     to ask (`indices`) and when an answer is right (`is_correct`).
     """
@@ -101,18 +108,19 @@ class Benchmark(Evaluator):
         self._max_sequence_length = input.example_builder.max_sequence_length
         self._queries: Corpus = cfg.corpus.instantiate(split="test")
         self._support: Corpus = cfg.corpus.instantiate(split=cfg.exemplar_split)
+        self._check_records()
 
     def run(self, model: MM1) -> EvalResult:
         cfg = self.config
         metrics: dict[str, float] = {}
         samples: list[Sample] = []
         for shots in cfg.shots:
-            verdicts = self._judge(model, shots)
-            metrics |= self._named(cfg.name, shots, verdicts)
+            verdicts, remarks = self._judge(model, shots)
+            metrics |= _named(cfg.name, shots, self.score(verdicts) | remarks)
             samples = samples or self._samples(verdicts)
         for shots in cfg.blank_shots:
-            verdicts = self._judge(model, shots, blank=True)
-            metrics |= self._named(f"{cfg.name}_blank", shots, verdicts)
+            verdicts, remarks = self._judge(model, shots, blank=True)
+            metrics |= _named(f"{cfg.name}_blank", shots, self.score(verdicts) | remarks)
         return EvalResult(metrics, samples)
 
     def tasks(self, shots: int) -> list[Task]:
@@ -154,8 +162,27 @@ class Benchmark(Evaluator):
     def _support_indices(self) -> Sequence[int]:
         return self.indices(self._support)
 
-    def _judge(self, model: MM1, shots: int, *, blank: bool = False) -> list[Verdict]:
+    def _check_records(self) -> None:
+        """What would otherwise come out after the training."""
+        cfg = self.config
+        if not self._query_indices:
+            raise ValueError(f"{cfg.name}: corpus {cfg.corpus.name!r} has no test record to ask")
+        exemplar_indices(
+            len(self._support_indices),
+            max((*cfg.shots, *cfg.blank_shots), default=0),
+            seed=cfg.seed,
+            benchmark=cfg.name,
+            query=0,
+            exclude=0 if cfg.exemplar_split == "test" else None,
+        )
+
+    def _judge(
+        self, model: MM1, shots: int, *, blank: bool = False
+    ) -> tuple[list[Verdict], dict[str, float]]:
+        """Verdicts on all tasks, and what is remarkable about the prompts, as metrics."""
         tasks = self.tasks(shots)
+        examples = self._examples(tasks)
+        bad_images: list[str] = []
         # All are dispatched before the first is fetched, so that batches are made meanwhile.
         generated = [
             generate(
@@ -166,46 +193,80 @@ class Benchmark(Evaluator):
                 pad=self._tokenizer.pad,
                 forbidden=self._tokenizer.not_text,
             )
-            for batch in self._batches(tasks, blank)
+            for batch in self._batches(examples, blank, bad_images)
         ]
         rows = np.concatenate([np.asarray(tokens) for tokens in generated])
-        return [
+        verdicts = [
             self._verdict(task, row) for task, row in zip(tasks, rows[: len(tasks)], strict=True)
         ]
+        return verdicts, self._remarks(shots, examples, bad_images)
 
     def _verdict(self, task: Task, tokens: np.ndarray) -> Verdict:
         answer = truncate(self._tokenizer.decode(tokens.tolist()), self.config.stop_strings)
         right = reference(task.document)
         return Verdict(task, answer, right, self.is_correct(answer, right))
 
-    def _batches(self, tasks: Sequence[Task], blank: bool) -> Iterator[Batch]:
-        """The prompts in order, all batches of one shape, so that one program serves them."""
-        cfg = self.config
-        prompts = [task.prompt for task in tasks]
-        # A builder of its own: a prompt may have more images than training packs into a row, its
-        # length is checked below, and the model has no form without a slot for an image.
+    def _examples(self, tasks: Sequence[Task]) -> list[Example]:
+        # A builder of its own: the limits of a row of training are not those of a prompt.
         builder = ExampleBuilder(
             self._tokenizer,
             num_image_tokens=self._num_image_tokens,
             max_sequence_length=sys.maxsize,
-            max_images=max(1, *(len(prompt.images) for prompt in prompts)),
+            max_images=sys.maxsize,
         )
-        examples = [builder.prompt(prompt) for prompt in prompts]
-        longest = max(len(example.tokens) for example in examples)
-        if longest + cfg.max_new_tokens > self._max_sequence_length:
-            raise ValueError(
-                f"{cfg.name}: a prompt of {len(tasks[0].exemplars)} shots has {longest} positions "
-                f"and max_new_tokens={cfg.max_new_tokens} more, above input.max_sequence_length="
-                f"{self._max_sequence_length}; use fewer shots or longer sequences"
-            )
-        shape = RowShape(bucket(longest), builder.max_images, self._image_transform.image_size)
-        for start in range(0, len(examples), cfg.batch_size):
-            chunk = examples[start : start + cfg.batch_size]
-            batch = assemble(chunk, self._image_transform, shape, num_rows=cfg.batch_size)
+        return [builder.prompt(task.prompt) for task in tasks]
+
+    def _batches(
+        self, examples: Sequence[Example], blank: bool, bad_images: list[str]
+    ) -> Iterator[Batch]:
+        """The prompts in order, all batches of one shape, so that one program serves them.
+
+        Args:
+            bad_images: Takes the reasons of pictures that cannot be decoded; their slots are empty.
+        """
+
+        def pixels(image: Image) -> np.ndarray | None:
+            try:
+                return self._image_transform(image)
+            except BadImage as error:
+                bad_images.append(str(error))
+                return None
+
+        num_rows = self.config.batch_size
+        shape = RowShape(
+            bucket(max(len(example.tokens) for example in examples)),
+            # The model has no form without a slot for an image.
+            max(1, *(len(example.images) for example in examples)),
+            self._image_transform.image_size,
+        )
+        for start in range(0, len(examples), num_rows):
+            batch = assemble(examples[start : start + num_rows], pixels, shape, num_rows=num_rows)
             yield replace(batch, images=np.full_like(batch.images, BLANK)) if blank else batch
 
-    def _named(self, name: str, shots: int, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        return {f"{name}/{shots}/{key}": value for key, value in self.score(verdicts).items()}
+    def _remarks(
+        self, shots: int, examples: Sequence[Example], bad_images: Sequence[str]
+    ) -> dict[str, float]:
+        remarks = {}
+        name, limit = f"{self.config.name} with {shots} shots", self._max_sequence_length
+        longest = max(len(example.tokens) for example in examples) + self.config.max_new_tokens
+        if longest > limit:
+            logging.warning(
+                "%s: prompt and answer take up to %d positions, and the rows of training, "
+                "input.max_sequence_length, had %d",
+                name,
+                longest,
+                limit,
+            )
+            remarks["positions_beyond_training"] = float(longest - limit)
+        if bad_images:
+            logging.warning(
+                "%s: %d pictures cannot be decoded and were not shown; the first: %s",
+                name,
+                len(bad_images),
+                bad_images[0],
+            )
+            remarks["undecodable_images"] = float(len(bad_images))
+        return remarks
 
     def _samples(self, verdicts: Sequence[Verdict]) -> list[Sample]:
         """Some wrong and some right answers, half of each where there are enough."""
@@ -228,5 +289,12 @@ class Benchmark(Evaluator):
         ]
 
     def _picture(self, images: Sequence[Image]) -> np.ndarray | None:
-        pixels = [self._image_transform(image) for image in images]
+        pixels = []
+        for image in images:
+            with contextlib.suppress(BadImage):
+                pixels.append(self._image_transform(image))
         return np.concatenate(pixels, axis=1) if pixels else None
+
+
+def _named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name}/{shots}/{key}": value for key, value in values.items()}

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mm1_jax.batch import Image
+from mm1_jax.batch import Document, Image
 from mm1_jax.config import config_class
 from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.base import Corpus
@@ -12,6 +12,7 @@ from mm1_jax.evals.benchmarks import base
 from mm1_jax.evals.benchmarks.base import BLANK, Benchmark, Verdict
 from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
+from mm1_jax.evals.prompts import subset
 from mm1_jax.models.mm1 import MM1
 
 
@@ -206,13 +207,41 @@ def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(inpu
         assert all(tokenizer.decode([i]) == "" for i in forbidden - {3})
 
 
-def test_a_prompt_that_does_not_fit_is_refused(input, model, spy):
-    asking = benchmark(DigitsCaption, input, shots=(40,))
-    with pytest.raises(ValueError, match=r"digits_caption.*max_sequence_length=160.*fewer shots"):
-        asking.run(model)
-    asking = benchmark(DigitsCaption, input, shots=(0,), max_new_tokens=158)
-    with pytest.raises(ValueError, match="max_new_tokens=158 more, above"):
-        asking.run(model)
+def test_a_prompt_longer_than_the_rows_of_training_is_asked_and_remarked(input, model, spy):
+    asking = benchmark(DigitsCaption, input, shots=(2, 40), blank_shots=(), max_new_tokens=8)
+    metrics = asking.run(model).metrics
+    longest = max(len(tokens) for tokens, _ in spy.rows())
+    assert longest > input.max_sequence_length
+    assert metrics == {
+        "digits_caption/2/exact_match": 0.0,
+        "digits_caption/40/exact_match": 0.0,
+        "digits_caption/40/positions_beyond_training": longest + 8 - input.max_sequence_length,
+    }
+    assert {len(pictures) for _, pictures in spy.rows()} == {3, 41}
+
+
+def test_a_picture_that_cannot_be_decoded_is_counted(input, model, spy, monkeypatch):
+    asking = benchmark(DigitsCaption, input, shots=(0,), blank_shots=())
+    assert "digits_caption/0/undecodable_images" not in asking.run(model).metrics
+    document = asking._queries.document
+    broken = subset(359, 10, seed=0, benchmark="digits_caption")[2]
+
+    def broken_document(index):
+        first, *rest = document(index).segments
+        return Document((Image(b"no picture") if index == broken else first, *rest))
+
+    monkeypatch.setattr(asking._queries, "document", broken_document)
+    spy.batches.clear()
+    result = asking.run(model)
+    assert result.metrics["digits_caption/0/undecodable_images"] == 1.0
+    assert [len(pictures) for _, pictures in spy.rows()] == [1, 1, 0] + [1] * 7
+    assert any(sample.image is None for sample in result.samples)
+
+
+def test_too_many_shots_for_the_records_are_refused_before_there_is_a_model(input):
+    with pytest.raises(ValueError, match="digits_caption: shots=359.* only 358 records"):
+        benchmark(DigitsCaption, input, exemplar_split="test", blank_shots=(359,))
+    benchmark(DigitsCaption, input, exemplar_split="test", shots=(358,))
 
 
 @pytest.mark.parametrize("fields", [{"shots": (-1,)}, {"batch_size": 0}, {"num_examples": 0}])
