@@ -84,7 +84,7 @@ class Stack(Module):
             )
             return x, (layer_cache and (layer_cache.keys, layer_cache.values), statistics)
 
-        run_layer = rematerialise(run_layer, self.remat)
+        run_layer = rematerialise(run_layer, self.remat, prevent_cse=self.unroll)
 
         def run_group(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
             layers, last_layer, keys_values = inputs
@@ -154,8 +154,7 @@ def rematerialise(function: Callable, remat: Remat, *, prevent_cse: bool = False
         return function
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     policy = dots if remat is Remat.DOTS else None
-    # Inside a scan the compiler cannot undo the recomputation, so no barriers against that.
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+    return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 
 def _loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -106,6 +106,16 @@ def test_rematerialised_convolutions_have_the_same_gradient(build, image_feature
     np.testing.assert_allclose(gradient(Remat.FULL), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_compiler_may_not_undo_the_rematerialisation_of_convolutions(build, image_features):
+    def equations(remat):
+        connector = build(sized(CONNECTORS["c_abstractor"], 4).set(remat=remat))
+        return jax.make_jaxpr(connector)(image_features).eqns
+
+    barriers = [e.params["prevent_cse"] for e in equations(Remat.FULL) if "prevent_cse" in e.params]
+    assert barriers == [True] * 4
+    assert not any("prevent_cse" in e.params for e in equations(Remat.NONE))
+
+
 @pytest.mark.parametrize(
     ("size", "bins"), [(27, 12), (24, 12), (16, 12), (27, 8), (5, 5), (3, 4), (4, 1)]
 )
