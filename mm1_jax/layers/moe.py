@@ -10,7 +10,7 @@ Legend: B batch, T positions, D model dim, F feed-forward dim, E experts, X expe
 C expert capacity, R pairs of token and chosen expert, Q slots of the buffer of sorted pairs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.linear import fan_in
 from mm1_jax.layers.module import Module, param
 from mm1_jax.sharding import constrain
+
+# Gathered kernels hold at most as many numbers: 64 MiB in float32.
+MAX_GATHERED = 1 << 24
 
 
 class RouterStatistics(NamedTuple):
@@ -142,13 +145,51 @@ def grouped_matmul(
 ) -> Float[Array, "Q F"]:
     """Multiplies each block of rows by its expert's kernel. The choice of a kernel belongs here.
 
-    Batched products over gathered kernels: several times faster on CPU than `jax.lax.ragged_dot`,
-    which lowers to a dense product with every expert there.
+    Small kernels are gathered, one for each block, into one batched product; large ones are taken
+    block by block. `jax.lax.ragged_dot` is neither: but for TPU it lowers to a dense product with
+    every expert, several times slower here, on E copies of the rows.
     """
-    num_blocks = block_experts.shape[0]
-    x_blocks = x_QD.reshape(num_blocks, -1, x_QD.shape[-1])
-    y_blocks = jnp.einsum("nud,ndf->nuf", x_blocks, kernel_EDF[block_experts])
-    return y_blocks.reshape(x_QD.shape[0], -1)
+    num_blocks, (_, D, F) = len(block_experts), kernel_EDF.shape
+    x_blocks = x_QD.reshape(num_blocks, -1, D)
+    if num_blocks * D * F <= MAX_GATHERED:
+        y_blocks = jnp.einsum("nud,ndf->nuf", x_blocks, kernel_EDF[block_experts])
+    else:
+        y_blocks = block_by_block(x_blocks, kernel_EDF, block_experts)
+    return y_blocks.reshape(-1, F)
+
+
+@jax.custom_vjp
+def block_by_block(
+    x_blocks: Float[Array, "blocks u D"],
+    kernel_EDF: Float[Array, "E D F"],
+    block_experts: Int[Array, "blocks"],
+) -> Float[Array, "blocks u F"]:
+    """Products that read one kernel at a time. So does the gradient, which is written out here:
+    the one derived from the scan adds to the kernels of all experts in every block.
+    """
+    return jax.lax.map(lambda block: block[0] @ kernel_EDF[block[1]], (x_blocks, block_experts))
+
+
+def _block_by_block_forward(x_blocks: Array, kernel_EDF: Array, block_experts: Array) -> Any:
+    inputs = (x_blocks, kernel_EDF, block_experts)
+    return block_by_block(*inputs), inputs
+
+
+def _block_by_block_backward(inputs: Any, y_grads: Array) -> tuple[Array, Array, None]:
+    x_blocks, kernel_EDF, block_experts = inputs
+
+    def add_block(grad_EDF: Array, block: Any) -> tuple[Array, Array]:
+        x, y_grad, e = block
+        grad_DF = jnp.matmul(x.T, y_grad, preferred_element_type=jnp.float32)
+        return grad_EDF.at[e].add(grad_DF), y_grad @ kernel_EDF[e].T
+
+    # In float32, in which one product over all rows of an expert would be summed too.
+    zeros_EDF = jnp.zeros(kernel_EDF.shape, jnp.float32)
+    grad_EDF, x_grads = jax.lax.scan(add_block, zeros_EDF, (x_blocks, y_grads, block_experts))
+    return x_grads, grad_EDF.astype(kernel_EDF.dtype), None
+
+
+block_by_block.defvjp(_block_by_block_forward, _block_by_block_backward)
 
 
 class Capacity(Module):
@@ -224,7 +265,7 @@ class MoE(Module):
                 f"num_experts, which is {cfg.num_experts}"
             )
         shape = (cfg.input_dim, cfg.num_experts)
-        self.router = param(rngs, shape, ("embed", None), fan_in(1.0))
+        self.router = param(rngs, shape, ("embed", None), fan_in(1.0), keep_float32=True)
         self.experts = cfg.experts.set(
             input_dim=cfg.input_dim, hidden_dim=cfg.hidden_dim, num_experts=cfg.num_experts
         ).instantiate(rngs=rngs)

@@ -19,7 +19,7 @@ class RMSNorm(Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         # Whole on every device: gathering so few numbers costs more than keeping them.
-        self.scale = param(rngs, (cfg.input_dim,), (None,), ones)
+        self.scale = param(rngs, (cfg.input_dim,), (None,), ones, keep_float32=True)
         self.eps = cfg.eps
 
     def __call__(self, x: Float[Array, "*dims D"]) -> Float[Array, "*dims D"]:
@@ -37,8 +37,8 @@ class LayerNorm(Module):
         eps: float = 1e-6
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.scale = param(rngs, (cfg.input_dim,), (None,), ones)
-        self.bias = param(rngs, (cfg.input_dim,), (None,), zeros)
+        self.scale = param(rngs, (cfg.input_dim,), (None,), ones, keep_float32=True)
+        self.bias = param(rngs, (cfg.input_dim,), (None,), zeros, keep_float32=True)
         self.eps = cfg.eps
 
     def __call__(self, x: Float[Array, "*dims D"]) -> Float[Array, "*dims D"]:

@@ -2,14 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig, config_class, maybe_set_config
-from mm1_jax.layers.module import Module
+from mm1_jax.layers.module import Module, cast
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.decoder import Cache, Decoder
@@ -28,7 +27,8 @@ class MM1Output(NamedTuple):
 class MM1(Module):
     """Images become `connector.num_image_tokens` embeddings each, where the image token stands.
 
-    Parameters are float32; each public method first casts them to the dtype that it computes in.
+    Parameters are float32; each public method first casts them to the dtype that it computes in,
+    all but those of norms and routers, which are used in float32.
     """
 
     @config_class
@@ -118,12 +118,12 @@ class MM1(Module):
         return output.hidden, output.cache
 
     def cast(self) -> "MM1":
-        """This model with its parameters in its compute dtype; casting twice changes nothing.
+        """This model as it computes: its parameters cast; casting twice changes nothing.
 
         A loop over `logits` or `decode_step` gains by calling it once, outside.
         """
         graphdef, params = nnx.split(self)
-        return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(self.dtype), params))
+        return nnx.merge(graphdef, cast(params, self.dtype))
 
     def _merge(
         self, batch: Batch, image_embeddings: Float[Array, "J M D"]

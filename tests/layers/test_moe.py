@@ -5,9 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
+from mm1_jax.layers import moe as moe_file
 from mm1_jax.layers.feed_forward import GatedFeedForward
-from mm1_jax.layers.moe import Capacity, MoE, Routes, combine_weights, group_by_expert
+from mm1_jax.layers.moe import (
+    Capacity,
+    MoE,
+    Routes,
+    combine_weights,
+    group_by_expert,
+    grouped_matmul,
+)
 
 B, T, D, E = 2, 12, 8, 4
 SEGMENT_IDS = jnp.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
@@ -191,6 +200,56 @@ def test_groups_are_a_permutation_in_blocks_of_one_expert():
     np.testing.assert_array_equal(source[slots[routed]], routed)
     assert np.sum(source < 200) == len(routed)
     np.testing.assert_array_equal(groups.block_experts[slots[routed] // size], expert[routed])
+
+
+def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monkeypatch):
+    generator = np.random.default_rng(0)
+    x_QD, kernel_EDF, weights_QF = (
+        jnp.asarray(generator.standard_normal(shape), jnp.float32)
+        for shape in ((40, D), (E, D, 6), (40, 6))
+    )
+    # An expert with two blocks apart, and one without any.
+    block_experts = jnp.array([1, 3, 0, 1, 1])
+
+    def products_and_gradients():
+        def loss(x_QD, kernel_EDF):
+            y_QF = grouped_matmul(x_QD, kernel_EDF, block_experts)
+            return jnp.sum(weights_QF * y_QF), y_QF
+
+        step = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        return jax.jit(step)(x_QD, kernel_EDF)
+
+    expected = products_and_gradients()
+    monkeypatch.setattr(moe_file, "MAX_GATHERED", 0)
+    for a, b in zip(
+        jax.tree.leaves(products_and_gradients()), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_at_full_size_nothing_is_larger_than_twice_the_kernels():
+    """Rows of 32k tokens, in bfloat16, and the experts of a 7B's shape; kernels' gradients are
+    summed in float32, which is twice their size.
+    """
+    cfg = MoE.default_config().set(input_dim=4096, hidden_dim=11_008, num_experts=32)
+    moe = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
+    low = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), moe)
+    x = jax.ShapeDtypeStruct((8, 4096, 4096), jnp.bfloat16)
+
+    def loss(moe, x):
+        return jnp.sum(moe(x)[0].astype(jnp.float32))
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(low, x).jaxpr
+    kernels = 2 * 32 * 4096 * 11_008
+    largest = max(x.size * x.dtype.itemsize for x in _intermediates(jaxpr))
+    assert kernels <= largest <= 2 * kernels
+
+
+def _intermediates(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (x.aval for x in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from _intermediates(inner)
 
 
 def test_more_experts_per_token_than_experts_is_an_error():

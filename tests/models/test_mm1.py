@@ -217,6 +217,38 @@ def test_bfloat16_is_near_float32_and_leaves_the_parameters_alone(build, cfg, pa
     assert jnp.abs(logits - expected)[real].max() < 0.1 * jnp.abs(expected[real]).max()
 
 
+def test_norms_and_routers_stay_float32_when_the_model_is_cast(build, sparse_cfg):
+    model = build(sparse_cfg.set(dtype="bfloat16"))
+    stays = {
+        path: str(variable[...].dtype) == "float32"
+        for path, variable in nnx.to_flat_state(nnx.state(model.cast()))
+    }
+    assert stays == {
+        path: "router" in path or any("norm" in str(name) for name in path) for path in stays
+    }
+    router = model.cast().decoder.stack.last_layer.feed_forward.router
+    np.testing.assert_array_equal(router, model.decoder.stack.last_layer.feed_forward.router)
+
+
+def test_a_step_of_a_sparse_model_in_bfloat16_is_near_the_one_in_float32(sparse_cfg, build, packed):
+    @jax.jit
+    @jax.value_and_grad
+    def step(model):
+        output = model(packed)
+        loss = optax.softmax_cross_entropy_with_integer_labels(
+            model.logits(output.hidden), packed.targets
+        )
+        return jnp.sum(loss * packed.loss_mask) + output.router.load_balance.sum()
+
+    loss, gradient = step(build(sparse_cfg))
+    low_loss, low_gradient = step(build(sparse_cfg.set(dtype="bfloat16")))
+    np.testing.assert_allclose(low_loss, loss, rtol=0.02)
+    assert {x.dtype for x in jax.tree.leaves(low_gradient)} == {jnp.dtype("float32")}
+    difference = jax.tree.map(jnp.subtract, nnx.state(low_gradient), nnx.state(gradient))
+    norm = optax.tree_utils.tree_norm
+    assert norm(difference) < 0.1 * norm(nnx.state(gradient))
+
+
 def test_eight_devices_compute_what_one_does(build, cfg, images):
     model = build(cfg)
     rows = [[(FIRST, [i % 4]), (THIRD, [])] for i in range(4)]
