@@ -12,12 +12,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import constrain, current_mesh
+from mm1_jax.sharding import Placement, constrain, current_placement
 
 
 def generate(
@@ -49,7 +48,7 @@ def generate(
         eos=eos,
         pad=pad,
         forbidden=tuple(sorted({pad, *forbidden})),
-        mesh=current_mesh(),
+        placement=current_placement(),
     )
 
 
@@ -58,8 +57,10 @@ def bucket(length: int) -> int:
     return max(32, 1 << (length - 1).bit_length())
 
 
-# The mesh is an argument only to be part of the key: activations are placed while tracing.
-@functools.partial(jax.jit, static_argnames=("max_new_tokens", "eos", "pad", "forbidden", "mesh"))
+# The placement is an argument only to be part of the key: activations are placed while tracing.
+@functools.partial(
+    jax.jit, static_argnames=("max_new_tokens", "eos", "pad", "forbidden", "placement")
+)
 def _generate(
     model: MM1,
     batch: Batch,
@@ -68,7 +69,7 @@ def _generate(
     eos: int,
     pad: int,
     forbidden: tuple[int, ...],
-    mesh: Mesh | None,
+    placement: Placement | None,
 ) -> Int[Array, "B _"]:
     model = model.cast()
     num_rows, prompt_length = batch.tokens.shape

@@ -99,7 +99,7 @@ class Parallelism(Configurable):
         model: int = 1
         rules: AxisRules = AxisRules()
 
-    def mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (default: all), only with the axes that are in use.
 
         Axis types are `Auto`: under explicit axes, the default of `jax.make_mesh`, plain maths
@@ -133,12 +133,14 @@ def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Placement:
+class Placement:
+    """Where activations are placed: the mesh, and which of its axes each name is split over."""
+
     mesh: Mesh
     rules: AxisRules
 
 
-_placement: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
+_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
     "placement", default=None
 )
 
@@ -146,17 +148,20 @@ _placement: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | None, rules: AxisRules | None = None) -> Iterator[None]:
     """Makes `constrain` place activations on `mesh` while tracing inside this context."""
-    token = _placement.set(None if mesh is None else _Placement(mesh, rules or AxisRules()))
+    token = _placement.set(None if mesh is None else Placement(mesh, rules or AxisRules()))
     try:
         yield
     finally:
         _placement.reset(token)
 
 
-def current_mesh() -> Mesh | None:
-    """The mesh of the surrounding `use_mesh`, or None."""
-    placement = _placement.get()
-    return None if placement is None else placement.mesh
+def current_placement() -> Placement | None:
+    """That of the surrounding `use_mesh`, or None.
+
+    A jitted function that is called on several meshes takes it as a static argument, which makes it
+    part of the key of what is compiled: `constrain` looks at it while tracing only.
+    """
+    return _placement.get()
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -133,6 +133,24 @@ def test_equal_shapes_are_compiled_once():
     assert traces == [(1, 8)]
 
 
+def test_another_mesh_or_other_axis_rules_are_compiled_anew():
+    traces = []
+
+    class Counted(Chain):
+        def prefill(self, batch, cache):
+            traces.append(batch.tokens.shape)
+            return super().prefill(batch, cache)
+
+    model, batch = Counted(np.eye(VOCAB)), prompts([BOS, 5])
+    mesh = Parallelism.default_config().set(data=8).instantiate().mesh()
+    for rules in (AxisRules(), AxisRules(batch=()), AxisRules()):
+        with use_mesh(mesh, rules):
+            answer(model, batch)
+    assert len(traces) == 2
+    answer(model, batch)
+    assert len(traces) == 3
+
+
 def test_options_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="max_new_tokens=0"):
         answer(chain({}), prompts([BOS]), max_new_tokens=0)

@@ -11,8 +11,9 @@ from mm1_jax.layers.linear import Linear
 from mm1_jax.sharding import (
     AxisRules,
     Parallelism,
+    Placement,
     constrain,
-    current_mesh,
+    current_placement,
     mesh_shape,
     parameter_shardings,
     use_mesh,
@@ -110,15 +111,15 @@ def test_a_parameter_without_a_name_for_each_dim_is_named():
 def test_constrain_is_the_identity_without_a_mesh():
     x = jnp.ones((3, 5))
     assert constrain(x, "batch", None) is x
-    assert current_mesh() is None
+    assert current_placement() is None
 
 
 def test_constrain_places_activations_and_leaves_indivisible_dims_alone():
     mesh = _mesh(data=4, model=2)
     with use_mesh(mesh):
-        assert current_mesh() is mesh
+        assert current_placement() == Placement(mesh, AxisRules())
         x = jax.jit(lambda x: constrain(2 * x, "batch", "activation_mlp"))(jnp.ones((8, 6)))
         y = jax.jit(lambda x: constrain(2 * x, "batch", "activation_mlp"))(jnp.ones((1, 6)))
     assert x.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data", "model")), 2)
     np.testing.assert_array_equal(y, np.full((1, 6), 2.0))
-    assert current_mesh() is None
+    assert current_placement() is None

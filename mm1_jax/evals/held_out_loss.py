@@ -3,17 +3,16 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import config_class
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import EvalResult, Evaluator
+from mm1_jax.models.cross_entropy import corpus_sums, token_losses
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import current_mesh
+from mm1_jax.sharding import Placement, current_placement
 
 
 class HeldOutLoss(Evaluator):
@@ -25,13 +24,12 @@ class HeldOutLoss(Evaluator):
 
     @config_class
     class Config(Evaluator.Config):
-        name: str = "held_out_loss"
         num_batches: int = 8
 
     def __init__(self, cfg: Config, *, input: Input):
         super().__init__(cfg, input=input)
         if cfg.num_batches < 1:
-            raise ValueError(f"{cfg.name}: num_batches={cfg.num_batches} must be at least 1")
+            raise ValueError(f"held_out_loss: num_batches={cfg.num_batches} must be at least 1")
         self._train_input = input
 
     @functools.cached_property
@@ -44,7 +42,12 @@ class HeldOutLoss(Evaluator):
         iterator = self._input.iterator()
         try:
             sums = [
-                loss_sums(model, next(iterator), num_corpora=len(names), mesh=current_mesh())
+                loss_sums(
+                    model,
+                    next(iterator),
+                    num_corpora=len(names),
+                    placement=current_placement(),
+                )
                 for _ in range(self.config.num_batches)
             ]
         finally:
@@ -52,24 +55,19 @@ class HeldOutLoss(Evaluator):
         total, weight = np.sum([np.asarray(pair, np.float64) for pair in sums], axis=0)
         return EvalResult(
             {
-                f"{self.config.name}/0/{corpus}": float(total[i] / weight[i])
+                f"held_out_loss/0/{corpus}": float(total[i] / weight[i])
                 for i, corpus in enumerate(names)
                 if weight[i]
             }
         )
 
 
-# The mesh is an argument only to be part of the key: activations are placed while tracing.
-@functools.partial(jax.jit, static_argnames=("num_corpora", "mesh"))
+# The placement is an argument only to be part of the key: activations are placed while tracing.
+@functools.partial(jax.jit, static_argnames=("num_corpora", "placement"))
 def loss_sums(
-    model: MM1, batch: Batch, *, num_corpora: int, mesh: Mesh | None = None
-) -> tuple[Float[Array, "corpora"], Float[Array, "corpora"]]:
+    model: MM1, batch: Batch, *, num_corpora: int, placement: Placement | None = None
+) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
     """Summed cross-entropy of the scored targets of each corpus, and their number; dropless."""
-    logits_BTV = model.logits(model(batch, dropless=True).hidden).astype(jnp.float32)
-    picked_BT1 = jnp.take_along_axis(logits_BTV, batch.targets[..., None], axis=-1)
-    loss_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT1[..., 0]
-    corpus_BT = jnp.where(batch.loss_mask, batch.corpus_ids, num_corpora)
-    # The place after the last corpus takes what is not scored.
-    zeros = jnp.zeros(num_corpora + 1)
-    sums, weights = zeros.at[corpus_BT].add(loss_BT), zeros.at[corpus_BT].add(1.0)
-    return sums[:num_corpora], weights[:num_corpora]
+    logits_BTV = model.logits(model(batch, dropless=True).hidden)
+    cross_entropy_BT, _ = token_losses(logits_BTV, batch.targets)
+    return corpus_sums(cross_entropy_BT, batch, num_corpora)

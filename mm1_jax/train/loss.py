@@ -1,7 +1,6 @@
 """Next-token cross entropy, its z-loss, and the auxiliary losses of MoE layers, as weighted sums.
 
     B batch rows   T target positions   V vocabulary
-    C corpora      L layers
 
 The denominators are those of the global batch: a document counts by its targets, wherever its row
 lands.
@@ -11,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.models.cross_entropy import corpus_sums, token_losses
 from mm1_jax.train.metrics import Mean, Metrics
 
 
@@ -51,7 +51,7 @@ class Loss(Configurable):
         num_scored = jnp.sum(scored_BT, dtype=jnp.float32)
         metrics = {
             "loss": Mean(_masked_sum(cross_entropy_BT, scored_BT), num_scored),
-            "corpus_loss": corpus_losses(cross_entropy_BT, batch, num_corpora),
+            "corpus_loss": Mean(*corpus_sums(cross_entropy_BT, batch, num_corpora)),
             "z_loss": Mean(_masked_sum(jnp.square(log_normalizer_BT), scored_BT), num_scored),
         }
         total = metrics["loss"].ratio() + cfg.z_loss * metrics["z_loss"].ratio()
@@ -64,26 +64,6 @@ class Loss(Configurable):
             total += cfg.load_balance_loss * metrics["load_balance_loss"].ratio()
             total += cfg.router_z_loss * metrics["router_z_loss"].ratio()
         return total, metrics
-
-
-def token_losses(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Cross entropy of every position, and the logarithm of its softmax normaliser, in float32."""
-    logits_BTV = logits.astype(jnp.float32)
-    log_normalizer_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    target_logit_BT = jnp.take_along_axis(logits_BTV, targets[..., None], axis=-1)[..., 0]
-    return log_normalizer_BT - target_logit_BT, log_normalizer_BT
-
-
-def corpus_losses(cross_entropy: Float[Array, "B T"], batch: Batch, num_corpora: int) -> Mean:
-    """Cross entropy of every corpus: a `Mean` of shape [C]."""
-    corpus_C = jnp.arange(num_corpora)
-    scored_CBT = batch.loss_mask[None] & (batch.corpus_ids[None] == corpus_C[:, None, None])
-    return Mean(
-        jnp.sum(jnp.where(scored_CBT, cross_entropy[None], 0.0), axis=(1, 2)),
-        jnp.sum(scored_CBT, axis=(1, 2), dtype=jnp.float32),
-    )
 
 
 def _masked_sum(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
