@@ -1,0 +1,144 @@
+"""The models of all named experiments at their full sizes, as shapes."""
+
+import functools
+import math
+
+import jax
+import pytest
+from flax import nnx
+
+from mm1_jax.experiment import Experiment
+from mm1_jax.layers.stack import Remat
+from mm1_jax.models.connectors.c_abstractor import CAbstractor
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.named_configs import named_configs
+from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings
+
+NAMES = sorted(named_configs())
+
+# Millions of parameters, at least and at most.
+SIZES = {"mm1_tiny": (0.8, 3), "mm1_tiny_moe": (1.2, 5)}
+
+# Checkpoints hold parameters by these names: module: parameters, a star for numbers.
+ENCODER_AND_CONNECTOR = """
+vision_encoder/patch_embedding: kernel
+vision_encoder/positions: positions
+vision_encoder/stack/layer/attention/key: bias kernel
+vision_encoder/stack/layer/attention/output: bias kernel
+vision_encoder/stack/layer/attention/query: bias kernel
+vision_encoder/stack/layer/attention/value: bias kernel
+vision_encoder/stack/layer/attention_norm: bias scale
+vision_encoder/stack/layer/feed_forward/down: bias kernel
+vision_encoder/stack/layer/feed_forward/up: bias kernel
+vision_encoder/stack/layer/feed_forward_norm: bias scale
+vision_encoder/final_norm: bias scale
+connector/positions: positions
+connector/stage_1/*/pointwise_in/linear: kernel
+connector/stage_1/*/pointwise_in/norm: bias scale
+connector/stage_1/*: depthwise
+connector/stage_1/*/depthwise_norm: bias scale
+connector/stage_1/*/squeeze_excite/squeeze: bias kernel
+connector/stage_1/*/squeeze_excite/excite: bias kernel
+connector/stage_1/*/pointwise_out/linear: kernel
+connector/stage_1/*/pointwise_out/norm: bias scale
+connector/stage_1/*/shortcut/linear: kernel
+connector/stage_1/*/shortcut/norm: bias scale
+connector/stage_2/*/pointwise_in/linear: kernel
+connector/stage_2/*/pointwise_in/norm: bias scale
+connector/stage_2/*: depthwise
+connector/stage_2/*/depthwise_norm: bias scale
+connector/stage_2/*/squeeze_excite/squeeze: bias kernel
+connector/stage_2/*/squeeze_excite/excite: bias kernel
+connector/stage_2/*/pointwise_out/linear: kernel
+connector/stage_2/*/pointwise_out/norm: bias scale
+connector/read_out/*: bias kernel
+"""
+DECODER = """
+decoder/embedding: weight
+decoder/stack/layer/attention/key: kernel
+decoder/stack/layer/attention/output: kernel
+decoder/stack/layer/attention/query: kernel
+decoder/stack/layer/attention/value: kernel
+decoder/stack/layer/attention_norm: scale
+decoder/stack/layer/feed_forward/down: kernel
+decoder/stack/layer/feed_forward/gate: kernel
+decoder/stack/layer/feed_forward/up: kernel
+decoder/stack/layer/feed_forward_norm: scale
+decoder/norm: scale
+decoder/head: weight
+"""
+SPARSE_LAYERS = """
+decoder/stack/last_layer/attention/key: kernel
+decoder/stack/last_layer/attention/output: kernel
+decoder/stack/last_layer/attention/query: kernel
+decoder/stack/last_layer/attention/value: kernel
+decoder/stack/last_layer/attention_norm: scale
+decoder/stack/last_layer/feed_forward: router
+decoder/stack/last_layer/feed_forward/experts: down gate up
+decoder/stack/last_layer/feed_forward_norm: scale
+"""
+
+
+def _config(name: str) -> MM1.Config:
+    return Experiment.resolve(named_configs()[name]()).model
+
+
+@functools.cache
+def _params(name: str) -> nnx.State:
+    cfg = _config(name)
+    return nnx.state(nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0))), nnx.Param)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_builds_and_has_its_size(name):
+    least, most = SIZES[name]
+    assert least < sum(x.size for x in jax.tree.leaves(_params(name))) / 1e6 < most
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "model": 2}, {"data": 2, "expert": 4}])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mesh_divides_every_parameter(name, axes):
+    if "expert" in axes and _config(name).decoder.moe is None:
+        axes = {"data": 2, "fsdp": 4}
+    mesh = Parallelism.default_config().set(**axes).instantiate().mesh()
+    params = _params(name)
+    shardings = parameter_shardings(params, mesh, AxisRules())
+    sizes = {"split": 0, "whole": 0}
+    for x, sharding in zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True):
+        shard = math.prod(sharding.shard_shape(x.shape))
+        sizes["split" if shard < x.size else "whole"] += x.size
+    assert sizes["split"] > sizes["whole"]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("mm1_tiny", ENCODER_AND_CONNECTOR + DECODER),
+        ("mm1_tiny_moe", ENCODER_AND_CONNECTOR + DECODER + SPARSE_LAYERS),
+    ],
+)
+def test_parameters_have_the_names_that_checkpoints_know(name, expected):
+    modules: dict[str, set[str]] = {}
+    for path, _ in nnx.to_flat_state(_params(name)):
+        *module, parameter = ("*" if isinstance(part, int) else part for part in path)
+        modules.setdefault("/".join(module), set()).add(parameter)
+    lines = [f"{module}: {' '.join(sorted(names))}" for module, names in modules.items()]
+    assert sorted(lines) == sorted(filter(None, expected.splitlines()))
+
+
+@pytest.mark.parametrize("name", ["mm1_tiny", "mm1_tiny_moe"])
+def test_tiny_models_have_every_part_of_the_large_ones(name):
+    cfg = _config(name)
+    assert isinstance(cfg.connector, CAbstractor.Config) and cfg.connector.depth >= 1
+    decoder = cfg.decoder
+    assert decoder.num_layers // decoder.moe_every >= 2
+    assert decoder.num_kv_heads < decoder.num_heads
+    stacks = (decoder.stack, cfg.vision_encoder.stack)
+    assert all(stack.remat is Remat.FULL and not stack.unroll for stack in stacks)
+
+
+def test_every_second_layer_of_the_sparse_model_chooses_two_experts_of_four_or_more():
+    decoder = _config("mm1_tiny_moe").decoder
+    assert _config("mm1_tiny").decoder.moe is None
+    assert decoder.moe_every == 2
+    assert decoder.moe.num_experts >= 4 and decoder.moe.experts_per_token == 2
