@@ -146,8 +146,8 @@ def grouped_matmul(
     """Multiplies each block of rows by its expert's kernel. The choice of a kernel belongs here.
 
     Small kernels are gathered, one for each block, into one batched product; large ones are taken
-    block by block. `jax.lax.ragged_dot` is neither: but for TPU it lowers to a dense product with
-    every expert, several times slower here, on E copies of the rows.
+    block by block. `jax.lax.ragged_dot` serves neither on CPU: it lowers to a dense product with
+    every expert there, which is several times slower and makes E copies of the rows.
     """
     num_blocks, (_, D, F) = len(block_experts), kernel_EDF.shape
     x_blocks = x_QD.reshape(num_blocks, -1, D)
@@ -164,8 +164,10 @@ def block_by_block(
     kernel_EDF: Float[Array, "E D F"],
     block_experts: Int[Array, "blocks"],
 ) -> Float[Array, "blocks u F"]:
-    """Products that read one kernel at a time. So does the gradient, which is written out here:
-    the one derived from the scan adds to the kernels of all experts in every block.
+    """Products that read one kernel at a time.
+
+    So does their gradient, which is written out: the one that JAX derives from the loop passes over
+    the kernels of all experts in every block.
     """
     return jax.lax.map(lambda block: block[0] @ kernel_EDF[block[1]], (x_blocks, block_experts))
 
