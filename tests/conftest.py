@@ -1,10 +1,18 @@
-"""Strict settings for every test: eight CPU devices, no rank promotion, shapes checked."""
+"""Strict settings for every test: eight CPU devices, no rank promotion, shapes checked.
+
+Test programs are small and run once, so they are compiled with few optimisations.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
 )
 
 from jaxtyping import install_import_hook
