@@ -179,11 +179,15 @@ class Input(Configurable):
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the batches and that a saved state relies on."""
+        sources = {f"{each.name}.source": each.source.fingerprint() for each in self.corpora}
         return {
             "split": self.split,
             "num_image_tokens": self.num_image_tokens,
             "image_size": self.image_size,
-        } | self.packing.fingerprint()
+            "tokenizer": self.tokenizer.fingerprint(),
+            **sources,
+            **self.packing.fingerprint(),
+        }
 
     def describe(self) -> str:
         """A few lines that say what each stream holds."""

@@ -4,6 +4,7 @@ A source is built for one split, "train" or "test"; the two never share a record
 """
 
 import abc
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ class Source(Configurable, abc.ABC):
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Record: ...
 
+    def fingerprint(self) -> str:
+        """What decides the records, to tell edited data from the data of a saved state.
+
+        The fields of the config, unless the records lie in files.
+        """
+        return self._config.debug_string(kv_separator="=", field_separator=" ")
+
 
 def split_indices(num_records: int, split: str, test_every: int) -> np.ndarray:
     """The records of a split: every `test_every`-th one, from the end of its group, is test."""
@@ -47,7 +55,8 @@ class JsonlSource(Source):
     """One JSON object a line; the fields `image` and `images` name files beside the JSONL file.
 
     A record has these names replaced by the content of the files. Lines are found through an
-    index of their offsets, built once.
+    index of their offsets, built once. The fingerprint is of the JSONL file, wherever it lies, and
+    does not see what the images hold.
     """
 
     @config_class
@@ -65,7 +74,7 @@ class JsonlSource(Source):
                 "line, with its images at paths relative to its folder."
             )
         self._folder = self._path.parent.resolve()
-        offsets = _line_offsets(self._path)
+        offsets, self._fingerprint = _scan(self._path)
         self._offsets = offsets[split_indices(len(offsets), split, cfg.test_every)]
 
     def __len__(self) -> int:
@@ -89,6 +98,9 @@ class JsonlSource(Source):
             record["images"] = [self._read(name) for name in record["images"]]
         return record
 
+    def fingerprint(self) -> str:
+        return f"{self._fingerprint} test_every={self._config.test_every}"
+
     def _read(self, name: Any) -> bytes | None:
         """The content of an image file, which must lie under the folder of the JSONL file."""
         if name is None:
@@ -104,12 +116,13 @@ class JsonlSource(Source):
             raise BadRecord(f"image {name!r} cannot be read: {error.strerror}") from error
 
 
-def _line_offsets(path: Path) -> np.ndarray:
-    """Where each line that is not blank starts."""
-    offsets, offset = [], 0
+def _scan(path: Path) -> tuple[np.ndarray, str]:
+    """Where each line that is not blank starts; size and digest of the file."""
+    offsets, offset, digest = [], 0, hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
         for line in file:
             if line.strip():
                 offsets.append(offset)
             offset += len(line)
-    return np.array(offsets, np.int64)
+            digest.update(line)
+    return np.array(offsets, np.int64), f"bytes={offset} digest={digest.hexdigest()}"

@@ -5,6 +5,7 @@ with the package. Models use byte fallback, so every text can be encoded and non
 unknown token.
 """
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +43,10 @@ class Tokenizer(Configurable):
     def not_text(self) -> tuple[int, ...]:
         """The ids that no answer contains: all but text and eos, the vocabulary's padding too."""
         return tuple(i for i in range(self.vocab_size) if i != self.eos and not self._is_text(i))
+
+    def fingerprint(self) -> str:
+        """A digest of the model."""
+        return hashlib.blake2b(self._model.serialized_model_proto(), digest_size=8).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens. Empty text has no ids."""

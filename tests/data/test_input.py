@@ -202,7 +202,8 @@ def test_a_state_of_another_pipeline_is_refused_with_the_difference(shared):
         "  text.weight: 2 in the state, 3 here",
     ):
         assert line in lines
-    assert len(lines) == 7  # These, the lengths of `questions`, and a sentence before and after.
+    # These, the lengths and the source of `questions`, and a sentence before and after.
+    assert len(lines) == 8
 
 
 def test_seeds_and_splits_give_other_batches(shared):

@@ -94,3 +94,13 @@ def test_training_twice_gives_the_shipped_model():
     first = tokenizer_module.train(texts, tool.VOCAB_SIZE)
     assert first == tokenizer_module.train(texts, tool.VOCAB_SIZE)
     assert first == SHIPPED_MODEL.read_bytes()
+
+
+def test_the_fingerprint_is_of_the_model_not_of_its_place(tokenizer, tmp_path):
+    def fingerprint(content):
+        path = tmp_path / "any.model"
+        path.write_bytes(content)
+        return Tokenizer.default_config().set(model_path=str(path)).instantiate().fingerprint()
+
+    assert fingerprint(SHIPPED_MODEL.read_bytes()) == tokenizer.fingerprint()
+    assert fingerprint(tokenizer_module.train(["one two three"], 300)) != tokenizer.fingerprint()

@@ -32,7 +32,10 @@ class Corpus(Configurable):
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg)
         self.name: str = cfg.name
-        self.source: Source = cfg.source.instantiate(split=split)
+        try:
+            self.source: Source = cfg.source.instantiate(split=split)
+        except ValueError as error:
+            raise ValueError(f"Corpus {cfg.name!r}: {error}") from error
         self.augmentation: Augmentation | None = (
             maybe_instantiate(cfg.augmentation) if split == "train" else None
         )
