@@ -7,6 +7,7 @@ The answer goes to standard output.
 
 import argparse
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -179,6 +180,8 @@ def _model(folder: Path, cfg: Any, step: int | None) -> Any:
 
 def main() -> None:
     flags = parse(sys.argv[1:])
+    # As `python -m` has it: the run's module may be one of the folder that it was launched from.
+    sys.path.insert(0, os.getcwd())
     # orbax warns that a folder which is only read is only read.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:

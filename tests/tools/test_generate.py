@@ -1,4 +1,6 @@
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +182,24 @@ def test_mistakes_are_named(run, picture, tmp_path):
         ask(tmp_path / "nowhere", question)
     with pytest.raises(ValueError, match="no run there"):
         ask(tmp_path, question)
+
+
+def test_the_module_of_a_run_is_found_in_the_current_folder(run, tmp_path, monkeypatch, capsys):
+    folder, _, _ = run
+    launched = tmp_path / "runs"
+    shutil.copytree(folder, launched)
+    launch = json.loads((launched / "launch.json").read_text())
+    (launched / "launch.json").write_text(json.dumps(launch | {"module": "module_of_mine"}))
+    code = f"from {launch['module']} import named_configs\n"
+    (tmp_path / "module_of_mine.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(sys, "argv", ["generate.py", f"--checkpoint={launched}", "--prompt=what?"])
+    with pytest.raises(SystemExit, match="cannot import 'module_of_mine'"):
+        tool.main()
+    monkeypatch.chdir(tmp_path)
+    tool.main()
+    assert capsys.readouterr().out.endswith("\n")
+    del sys.modules["module_of_mine"]
 
 
 def test_help_explains_the_formats_and_loads_no_jax():
