@@ -12,7 +12,13 @@
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.config import (
+    REQUIRED,
+    Configurable,
+    Required,
+    RequiredFieldMissingError,
+    config_class,
+)
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.models.decoder import num_non_embedding_parameters
@@ -33,8 +39,14 @@ class Experiment(Configurable):
 
     @staticmethod
     def resolve(cfg: Any) -> Any:
-        """A copy of `cfg` in which the fields that must agree are filled in."""
+        """A copy of `cfg` in which the fields that must agree are filled in.
+
+        Raises:
+            ValueError: A required field is not set, a size is not positive, or two fields disagree.
+        """
         cfg = cfg.clone()
+        _raise_if_incomplete(cfg)
+        _raise_if_a_size_is_not_positive(cfg.model)
         tokenizer = cfg.input.tokenizer.instantiate()
         _agree(cfg, "model.decoder.vocab_size", tokenizer.vocab_size, "input.tokenizer")
         _agree(cfg, "model.image_token", tokenizer.image_token, "input.tokenizer")
@@ -67,6 +79,52 @@ class Experiment(Configurable):
     def run(self) -> Any:
         """Trains, evaluates and reports; resumes if `output_dir` holds a checkpoint."""
         return self.trainer.run()
+
+
+# Required fields of the parts of a model that the model sets, from those of other parts.
+_SET_BY_MODEL = ("input_dim", "output_dim", "grid_size")
+
+
+def missing_fields(cfg: Any) -> list[str]:
+    """Paths of the required fields that are not set, and that no constructor fills in.
+
+    Inside the parts of a model, constructors pass sizes down; there, it is the fields of the parts
+    themselves that are missing, and the number of experts.
+    """
+    unset: list[str] = []
+    cfg.visit(lambda path, value: unset.append(path) if value is REQUIRED else None)
+
+    def is_missing(path: str) -> bool:
+        names = path.split(".")
+        if names[0] != "model" or len(names) <= 2:
+            return True
+        own = len(names) == 3 and names[-1] not in _SET_BY_MODEL
+        return own or path.endswith(".moe.num_experts")
+
+    return [path for path in unset if is_missing(path)]
+
+
+def _raise_if_incomplete(cfg: Any) -> None:
+    missing = missing_fields(cfg)
+    if missing:
+        raise RequiredFieldMissingError(
+            f"required fields are not set: {', '.join(missing)}; set each in the experiment, or "
+            "with --config.PATH=VALUE"
+        )
+
+
+def _raise_if_a_size_is_not_positive(model: Any) -> None:
+    wrong: list[str] = []
+
+    def check(path: str, value: Any) -> None:
+        name = path.rpartition(".")[2]
+        is_size = name.startswith("num_") or name.endswith(("_dim", "_size"))
+        if is_size and isinstance(value, int) and value < 1:
+            wrong.append(f"model.{path}={value}")
+
+    model.visit(check)
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: expected at least 1")
 
 
 def _agree(cfg: Any, path: str, value: Any, source: str) -> None:

@@ -16,6 +16,7 @@ from absl import flags, logging
 from mm1_jax.named_configs import find_named_config, named_configs
 from mm1_jax.run_folder import MAY_CHANGE, Launch, RunFolder
 
+# Exit codes; `train.trainer` has those of a run that was stopped or lacks an evaluation.
 USER_ERROR = 2
 
 _DESCRIPTION = """\
@@ -36,6 +37,14 @@ resuming:
   {", ".join(MAY_CHANGE[:4])},
   {", ".join(MAY_CHANGE[4:])}
   (max_steps where it leaves optimizer.decay_steps, which follows it unless set, as it was).
+
+exit codes:
+  0         done, or was done already
+  1         unexpected error
+  2         error that a change of the command line, config or data mends, e.g. an unknown
+            field, too many bad pictures, a loss that is not finite
+  3         trained and reported, but an evaluation failed; launch again to repeat it
+  130, 143  stopped by SIGINT or SIGTERM and saved; launch again to continue
 
 examples:
   python -m mm1_jax.launch --list
@@ -130,13 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(cfg.debug_string())
             return 0
         folder = RunFolder(options.output_dir or Path("runs") / options.config)
-        folder.claim(launch, cfg)
-        experiment = cfg.instantiate(output_dir=folder.path)
-    except (ValueError, FileNotFoundError) as error:
+        with folder.lock():
+            folder.claim(launch, cfg)
+            cfg.instantiate(output_dir=folder.path).run()
+    # FloatingPointError is a loss that is not finite.
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
         logging.debug("Traceback of the error below:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    experiment.run()
     print(f"Outputs: {folder.path}", flush=True)
     return 0
 

@@ -2,17 +2,24 @@
 
     launch.json   the name of the config, its module and the overrides of the command line
     config.txt    the resolved config, one `path: value` a line
+    launch.lock   the process that runs there, as long as it does
 
 A launch into a folder that holds a run resumes it, if the config is the same up to MAY_CHANGE.
 """
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
+from mm1_jax.config import RequiredFieldMissingError
 from mm1_jax.named_configs import find_named_config
 from mm1_jax.overrides import apply_overrides
 
@@ -44,8 +51,13 @@ class Launch:
         """Makes the config, applies the overrides, and fills in what must agree."""
         cfg = find_named_config(self.config, self.module)()
         resolve = cfg.klass.resolve
+        try:
+            types_from = resolve(cfg)
+        except RequiredFieldMissingError:
+            # The overrides may set it.
+            types_from = cfg
         # Overrides go into the config as it was written, so that what follows from them follows.
-        return resolve(apply_overrides(cfg, self.overrides, types_from=resolve(cfg)))
+        return resolve(apply_overrides(cfg, self.overrides, types_from=types_from))
 
 
 class RunFolder:
@@ -60,26 +72,52 @@ class RunFolder:
 
     @property
     def holds_checkpoints(self) -> bool:
-        return any(self.path.glob("checkpoints/*"))
+        return self._newest_checkpoint is not None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other launches out of the folder; the system lifts it when the process ends.
+
+        Raises:
+            ValueError: Another process runs there, or nothing can be written there.
+        """
+        with self._explained_errors():
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "launch.lock").open("a+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(
+                    f"--output_dir={self.path}: process {file.read().strip() or 'unknown'} runs "
+                    "there; wait for its end, stop it, or choose another folder"
+                ) from None
+            except OSError as error:
+                logging.warning("%s: launches are not kept apart (%s)", self.path, error)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
 
     def claim(self, launch: Launch, cfg: Any) -> None:
         """Makes the folder one of this launch, or raises ValueError if it cannot be.
 
         A run that ended before its first checkpoint leaves nothing to go on from, so it binds
-        nobody to its config.
+        nobody to its config; what it appended to is removed.
         """
-        if self.holds_a_run and self.holds_checkpoints:
+        resumes = self.holds_a_run and self.holds_checkpoints
+        if resumes:
             self._raise_if_changed(cfg, "Launch into a new --output_dir, or undo the change.")
-        try:
+            self._raise_if_beyond(cfg.trainer.max_steps)
+        with self._explained_errors():
+            if self.holds_a_run and not resumes:
+                (self.path / "quarantine.jsonl").unlink(missing_ok=True)
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
             self._write(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
             # The last file written: a folder without it holds no run.
             self._write(self._config_path, cfg.debug_string() + "\n")
-        except OSError as error:
-            raise ValueError(
-                f"--output_dir={self.path}: cannot write there ({error.strerror}); "
-                "choose a folder that can be written to"
-            ) from error
 
     def load_experiment(self) -> Any:
         """The resolved config of the run, made anew from its name and overrides."""
@@ -99,6 +137,30 @@ class RunFolder:
     @property
     def _config_path(self) -> Path:
         return self.path / "config.txt"
+
+    @property
+    def _newest_checkpoint(self) -> int | None:
+        # What is being written, or was when a process was killed, has another name than its step.
+        names = [path.name for path in self.path.glob("checkpoints/*")]
+        return max((int(name) for name in names if name.isdecimal()), default=None)
+
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"--output_dir={self.path}: cannot write there ({error.strerror}); "
+                "choose a folder that can be written to"
+            ) from error
+
+    def _raise_if_beyond(self, max_steps: int) -> None:
+        newest = self._newest_checkpoint
+        if newest is not None and max_steps < newest:
+            raise ValueError(
+                f"trainer.max_steps={max_steps}: the run in {self.path} has made {newest} steps; "
+                "give at least as many, or launch into a new --output_dir"
+            )
 
     def _write(self, path: Path, text: str) -> None:
         # Whole or not at all, also when the process is killed.

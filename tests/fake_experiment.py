@@ -4,7 +4,13 @@ import enum
 from pathlib import Path
 from typing import Literal
 
-from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.config import (
+    REQUIRED,
+    Configurable,
+    Required,
+    RequiredFieldMissingError,
+    config_class,
+)
 
 
 class Fit(enum.Enum):
@@ -81,6 +87,8 @@ class FakeExperiment(Configurable):
     @staticmethod
     def resolve(cfg):
         cfg = cfg.clone()
+        if cfg.trainer.max_steps is REQUIRED:
+            raise RequiredFieldMissingError("not set: trainer.max_steps")
         num_image_tokens = cfg.model.connector.num_image_tokens
         if cfg.input.num_image_tokens not in (None, num_image_tokens):
             raise ValueError("input.num_image_tokens disagrees with model.connector")
@@ -97,6 +105,8 @@ class FakeExperiment(Configurable):
 
     def run(self):
         """Trains nothing, and leaves what a run leaves."""
+        if self.config.trainer.seed == 13:
+            raise FloatingPointError("step 1: loss nan")
         checkpoint = self.output_dir / "checkpoints" / str(self.config.trainer.max_steps)
         checkpoint.mkdir(parents=True, exist_ok=True)
 

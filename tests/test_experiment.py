@@ -1,8 +1,15 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.data.input import Input
-from mm1_jax.experiment import Experiment
+from mm1_jax.data.mixture import Stream
+from mm1_jax.experiment import Experiment, missing_fields
+from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.train.optimizer import mm1_learning_rate
@@ -12,12 +19,16 @@ from mm1_jax.train.trainer import Trainer
 @pytest.fixture
 def cfg():
     model = MM1.default_config()
-    model.vision_encoder.image_size = 24
+    model.vision_encoder.set(
+        image_size=24, patch_size=8, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
+    )
     model.connector.num_image_tokens = 9
     model.decoder.set(model_dim=8, num_layers=2, num_heads=2, hidden_dim=16)
     return Experiment.default_config().set(
         model=model,
-        input=Input.default_config(),
+        input=Input.default_config().set(
+            streams=[], batch_size=2, max_sequence_length=32, max_images=2
+        ),
         trainer=Trainer.default_config().set(max_steps=30),
     )
 
@@ -57,6 +68,70 @@ def test_values_that_disagree_name_both_paths(cfg, path, value, source):
     cfg.set_recursively(path.split("."), value=value)
     with pytest.raises(ValueError, match=f"{path} is {value}, but {source} makes it"):
         Experiment.resolve(cfg)
+
+
+def test_all_missing_fields_are_named_at_once(cfg):
+    assert missing_fields(cfg) == []
+    cfg.model.decoder.set(num_heads=REQUIRED, hidden_dim=REQUIRED, moe=MoE.default_config())
+    cfg.model.vision_encoder.patch_size = REQUIRED
+    cfg.trainer.max_steps = REQUIRED
+    cfg.input.streams = [Stream.default_config()]
+    with pytest.raises(ValueError, match="required fields are not set") as error:
+        Experiment.resolve(cfg)
+    paths = str(error.value).partition(": ")[2].partition(";")[0].split(", ")
+    assert sorted(paths) == [
+        "input.streams[0].corpora",
+        "input.streams[0].name",
+        "model.decoder.hidden_dim",
+        "model.decoder.moe.num_experts",
+        "model.decoder.num_heads",
+        "model.vision_encoder.patch_size",
+        "trainer.max_steps",
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_heads", 0), ("num_kv_heads", -1)])
+def test_a_size_that_is_not_positive_is_named(cfg, name, value):
+    cfg.model.decoder.set(**{name: value})
+    with pytest.raises(ValueError, match=f"model.decoder.{name}={value}: expected at least 1"):
+        Experiment.resolve(cfg)
+
+
+# A small `mm1_tiny`: most of the corpora are left out, the others are short.
+SMALL = [
+    "--config.input.streams.0.weight=0",
+    "--config.input.streams.1.weight=0",
+    "--config.input.streams.2.corpora.0.corpus.source.num_records=8",
+    "--config.input.streams.2.corpora.1.corpus.source.num_records=8",
+]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.max_step=1", "did you mean trainer.max_steps?"),
+        ("model.decoder.num_heads=0", "model.decoder.num_heads=0: expected at least 1"),
+        ("model.connector.num_image_tokens=5", "num_image_tokens"),
+        ("model.vision_encoder.patch_size=7", "patch_size"),
+        ("model.vision_encoder.num_heads=5", "num_heads"),
+        ("trainer.optimizer.warmup_steps=9000", "optimizer.warmup_steps=9000"),
+    ],
+)
+def test_a_wrong_config_is_an_error_before_a_device_is_touched(tmp_path, override, said):
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "mm1_jax.launch", "--config=mm1_tiny"),
+            *(f"--output_dir={tmp_path}", *SMALL, f"--config.{override}"),
+        ],
+        cwd=Path(__file__).parent.parent,
+        # There is no such device: to touch any would be another error.
+        env=os.environ | {"JAX_PLATFORMS": "nonexistent"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ") and said in result.stderr
+    assert "nonexistent" not in result.stderr and "Traceback" not in result.stderr
 
 
 class FakePart(Configurable):

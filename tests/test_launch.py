@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mm1_jax.launch import main, split_overrides
+from mm1_jax.train.trainer import EVALUATION_FAILED
 
 TESTS = Path(__file__).parent
 MODULE = "--module=fake_experiment"
@@ -203,10 +204,79 @@ def test_an_error_while_building_is_explained(capsys, tmp_path):
     assert main([MODULE, *argv]) == 0
 
 
-def test_a_missing_required_field_is_named(capsys, tmp_path):
-    argv = (MODULE, "--config=fake_unfinished", f"--output_dir={tmp_path}")
-    main([*argv, "--config.trainer.max_steps=3"])
-    assert (tmp_path / "checkpoints/3").exists()
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("trainer.seed=13", "error: step 1: loss nan"), ("input.path=x", "error: input.path=x: no")],
+)
+def test_only_verbosity_shows_the_traceback_of_an_error(tmp_path, override, said):
+    argv = [MODULE, "--config=fake_small", f"--output_dir={tmp_path}", f"--config.{override}"]
+    for options, has_traceback in (([], False), (["--verbosity=1"], True)):
+        result = subprocess.run(
+            [sys.executable, "-m", "mm1_jax.launch", *argv, *options],
+            env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 2 and result.stdout == ""
+        assert said in result.stderr
+        assert ("Traceback (most recent call last)" in result.stderr) == has_traceback
+
+
+def test_help_says_what_the_exit_codes_mean(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out.partition("exit codes:")[2]
+    for code in ("0 ", "1 ", "2 ", f"{EVALUATION_FAILED} ", "130, 143"):
+        assert f"\n  {code}" in text
+
+
+def test_a_missing_required_field_is_named_and_can_be_given(capsys, tmp_path):
+    argv = ("--config=fake_unfinished", f"--output_dir={tmp_path / 'run'}")
+    assert "not set: trainer.max_steps" in _error(capsys, *argv)
+    assert not (tmp_path / "run").exists()
+    assert main([MODULE, *argv, "--config.trainer.max_steps=3"]) == 0
+    assert (tmp_path / "run/checkpoints/3").exists()
+
+
+# A second process that holds a folder until it is told, or killed.
+_HOLD = """
+import sys
+from mm1_jax.run_folder import RunFolder
+with RunFolder(sys.argv[1]).lock():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_launch(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path)],
+        cwd=TESTS.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_launch_at_the_same_time_is_refused(capsys, tmp_path, other_launch):
+    argv = ("--config=fake_small", f"--output_dir={tmp_path}")
+    error = _error(capsys, *argv)
+    assert f"--output_dir={tmp_path}: process {other_launch.pid} runs there" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"launch.lock"}
+    other_launch.communicate()
+    assert main([MODULE, *argv]) == 0
+
+
+def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path, other_launch):
+    other_launch.kill()
+    other_launch.wait()
+    assert (tmp_path / "launch.lock").read_text() == f"{other_launch.pid}\n"
+    assert main([MODULE, "--config=fake_small", f"--output_dir={tmp_path}"]) == 0
 
 
 def test_a_second_launch_resumes_and_a_changed_one_is_refused(capsys, tmp_path):

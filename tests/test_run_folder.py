@@ -89,6 +89,48 @@ def test_a_run_without_a_checkpoint_binds_nobody(tmp_path):
     assert load_experiment(tmp_path).trainer.seed == 1
 
 
+def test_half_a_checkpoint_is_none(tmp_path):
+    _claim(tmp_path)
+    (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp-3").mkdir(parents=True)
+    assert not RunFolder(tmp_path).holds_checkpoints
+    _claim(tmp_path, trainer__seed="1")
+    (tmp_path / "checkpoints" / "10").mkdir()
+    assert RunFolder(tmp_path).holds_checkpoints
+
+
+def _leave_logs(folder):
+    (folder / "quarantine.jsonl").write_text("{}\n")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events.out").touch()
+
+
+def test_a_run_without_a_checkpoint_leaves_no_logs_to_the_next(tmp_path):
+    _claim(tmp_path)
+    _leave_logs(tmp_path)
+    _claim(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"launch.json", "config.txt"}
+
+
+def test_a_run_that_goes_on_keeps_its_logs(run):
+    _leave_logs(run)
+    _claim(run)
+    assert (run / "quarantine.jsonl").exists() and (run / "tensorboard/events.out").exists()
+
+
+def test_a_folder_that_held_no_run_loses_nothing(tmp_path):
+    _leave_logs(tmp_path)
+    _claim(tmp_path)
+    assert (tmp_path / "quarantine.jsonl").exists() and (tmp_path / "tensorboard").exists()
+
+
+def test_fewer_steps_than_were_made_are_refused(run):
+    before = (run / "config.txt").read_text()
+    overrides = {"trainer__max_steps": "9", "trainer__optimizer__decay_steps": "10"}
+    with pytest.raises(ValueError, match="max_steps=9: the run in .* has made 10 steps"):
+        _claim(run, **overrides)
+    assert (run / "config.txt").read_text() == before
+
+
 def test_a_launch_killed_between_its_two_files_is_no_run(run):
     (run / "config.txt").unlink()
     _claim(run, trainer__seed="1")

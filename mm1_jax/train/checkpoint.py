@@ -48,7 +48,7 @@ class Checkpointer(Configurable):
         return step > 0 and step % self._every_n_steps == 0 and step != self.latest_step()
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, one that is being written included."""
+        """The newest checkpoint: complete, or being written by this process."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, input_state: dict[str, Any]) -> None:

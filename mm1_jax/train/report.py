@@ -1,4 +1,8 @@
-"""The report of a run: `report.md` to read, `report.json` to compare, `samples.png` to look at."""
+"""The report of a run: `report.md` to read, `report.json` to compare, `samples.png` to look at.
+
+Beside them, `report.evals.txt` has the configs of the evaluators, so that a later launch knows
+whether the report is still theirs.
+"""
 
 import dataclasses
 import json
@@ -14,6 +18,7 @@ from PIL import Image
 
 from mm1_jax.train.sample_pictures import choose_samples, sample_grid
 
+_EVALS_NAME = "report.evals.txt"
 _NUM_PICTURES = 32
 # Expert load is a mean over this many of the last steps.
 _LOAD_STEPS = 100
@@ -71,34 +76,46 @@ def write_report(
     title: str,
     training: TrainingSummary,
     evaluation: Mapping[str, float | int],
+    evaluators: str = "",
+    failures: Mapping[str, str] | None = None,
     samples: Sequence[Any] = (),
     accounting: Mapping[str, Mapping[str, float | int]] | None = None,
 ) -> None:
-    """Writes the three files; `report.json` last, so that its presence says that all are complete.
+    """Writes the files; `report.evals.txt` last, and only where no evaluation failed.
+
+    Its presence thus says that the report is complete.
 
     Args:
         evaluation: Metrics under `name/shots/metric`; with `training/...` they make `report.json`.
+        evaluators: The configs of the evaluators, as text.
+        failures: Why an evaluation has no metrics, by its name.
         samples: `evals.evaluator.Sample`s.
         accounting: What each corpus contributed: corpus -> name -> number.
     """
+    failures = failures or {}
+    evals_path = directory / _EVALS_NAME
+    evals_path.unlink(missing_ok=True)
     chosen = choose_samples(samples, _NUM_PICTURES)
     if chosen:
         Image.fromarray(sample_grid(chosen)).save(directory / "samples.png")
-    text = "\n\n".join(_sections(title, training, evaluation, bool(chosen), accounting))
-    (directory / "report.md").write_text(text + "\n")
+    sections = _sections(title, training, evaluation, failures, bool(chosen), accounting)
+    (directory / "report.md").write_text("\n\n".join(sections) + "\n")
 
     values = dict(evaluation) | _training_values(training)
-    partial = directory / "report.json.partial"
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, directory / "report.json")
+    _write_whole(directory / "report.json", json.dumps(values, indent=2) + "\n")
+    if not failures:
+        _write_whole(evals_path, evaluators)
 
 
-def reported_step(directory: Path) -> int | None:
-    """The number of steps that the report in `directory` is about; None without a report."""
-    path = directory / "report.json"
-    if not path.exists():
-        return None
-    return json.loads(path.read_text()).get("training/steps")
+def is_reported(directory: Path, step: int, evaluators: str) -> bool:
+    """Whether `directory` has the complete report after `step` steps, of these evaluators."""
+    report, evals = directory / "report.json", directory / _EVALS_NAME
+    return (
+        report.exists()
+        and json.loads(report.read_text()).get("training/steps") == step
+        and evals.exists()
+        and evals.read_text() == evaluators
+    )
 
 
 def split_metrics(
@@ -137,6 +154,7 @@ def _sections(
     title: str,
     training: TrainingSummary,
     evaluation: Mapping[str, float | int],
+    failures: Mapping[str, str],
     has_samples: bool,
     accounting: Mapping[str, Mapping[str, float | int]] | None,
 ) -> Iterable[str]:
@@ -144,6 +162,9 @@ def _sections(
     yield "## Training"
     yield _table(("", ""), _training_rows(training))
 
+    if failures:
+        yield "## Failed evaluations"
+        yield _table(("name", "error"), failures.items())
     by_shots, held_out, others = split_metrics(evaluation)
     if by_shots:
         yield "## Evaluation"
@@ -202,6 +223,12 @@ def _training_rows(training: TrainingSummary) -> list[tuple[str, Any]]:
     ]
 
 
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
@@ -212,4 +239,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    # A message may have lines and bars of its own.
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -15,7 +15,7 @@ from mm1_jax.train.report import split_metrics
 from mm1_jax.train.summaries import Summaries
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLoss(FloatingPointError):
     """The loss or the gradient of a step is infinite or not a number."""
 
 
@@ -49,7 +49,12 @@ class RunLog:
         self._evaluations = JsonLines(output_dir / "evaluations.jsonl")
         has_earlier_steps = self._metrics.rewind(first_step) or first_step > 0
         self._evaluations.rewind(first_step)
-        self._evaluated = {(r["step"], r["evaluator"]) for r in self._evaluations.records()}
+        # What is written already; a failed evaluation is none.
+        self._evaluated = {
+            (record["step"], record["evaluator"]): record
+            for record in self._evaluations.records()
+            if "error" not in record
+        }
         self._summaries = Summaries(output_dir / "tensorboard", first_step=first_step)
         # Fields of the next record only.
         self._once: dict[str, Any] = {"resumed_from": first_step} if has_earlier_steps else {}
@@ -104,13 +109,19 @@ class RunLog:
 
     def evaluation(self, step: int, evaluator: str, result: Any) -> None:
         """Takes an `evals.evaluator.EvalResult`."""
-        if not self.is_evaluated(step, evaluator):
-            self._evaluated.add((step, evaluator))
-            self._evaluations.write({"step": step, "evaluator": evaluator, **result.metrics})
+        record = {"step": step, "evaluator": evaluator, **result.metrics}
+        # Made again, after a restart, it is not written twice; with another config, it differs.
+        if self._evaluated.get((step, evaluator)) != record:
+            self._evaluated[step, evaluator] = record
+            self._evaluations.write(record)
         self._summaries.scalars(step, result.metrics)
         self._summaries.samples(step, evaluator, result.samples)
         self._summaries.flush()
         self.message("\n".join(f"step {step}  {line}" for line in _metric_lines(result.metrics)))
+
+    def failed_evaluation(self, step: int, evaluator: str, reason: str) -> None:
+        self._evaluations.write({"step": step, "evaluator": evaluator, "error": reason})
+        self.message(f"step {step}  evaluation {evaluator} failed: {reason}")
 
     def step_records(self) -> Iterator[dict[str, Any]]:
         """The records of all steps up to now, earlier launches included."""
@@ -163,6 +174,7 @@ def _raise_if_not_finite(record: Mapping[str, Any]) -> None:
     raise NonFiniteLoss(
         f"step {record['step']}: loss {record['total_loss']}, gradient norm {record['grad_norm']} "
         f"at learning rate {record['learning_rate']:.3g}; cross entropy by corpus: "
-        f"{losses or 'none scored'}. Training stops, and this step is not saved; continue from the "
-        "last checkpoint with a lower learning rate, or without the corpus at fault"
+        f"{losses or 'none scored'}. Training stops, and this step is not saved. Start again with "
+        "a lower learning rate, or without the corpus at fault, in a new --output_dir: this folder "
+        "goes on with no other config"
     )

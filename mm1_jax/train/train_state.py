@@ -25,8 +25,9 @@ class TrainState(NamedTuple):
 
 
 def abstract_model(make_model: Callable[[jax.Array], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph definition and parameter shapes, logical names included, without any array."""
-    return nnx.split(nnx.eval_shape(make_model, jax.random.key(0)), nnx.Param)
+    """Graph definition and parameter shapes, logical names included, without array or device."""
+    prng_key = jax.eval_shape(lambda: jax.random.key(0))
+    return nnx.split(nnx.eval_shape(make_model, prng_key), nnx.Param)
 
 
 def make_initialize(

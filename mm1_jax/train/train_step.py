@@ -75,7 +75,7 @@ def compile_train_step(
             return train_step(state, batch)
 
     rows = batch_shardings(mesh, rules)
-    _raise_if_indivisible(batch, rows)
+    raise_if_indivisible(batch.tokens.shape[0], rows)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(
         placed_step,
@@ -87,12 +87,12 @@ def compile_train_step(
     return jitted.lower(state, shapes).compile()
 
 
-def _raise_if_indivisible(batch: Batch, shardings: Batch) -> None:
+def raise_if_indivisible(num_rows: int, shardings: Batch) -> None:
+    """Raises ValueError if the rows of a batch cannot be dealt out evenly to the devices."""
     sharding = shardings.tokens
     num_shards = math.prod(
         sharding.mesh.shape[axis] for axis in jax.tree.leaves(tuple(sharding.spec))
     )
-    num_rows = batch.tokens.shape[0]
     if num_rows % num_shards:
         raise ValueError(
             f"input.batch_size={num_rows} is not divisible by the {num_shards} devices that share "

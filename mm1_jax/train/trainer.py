@@ -1,4 +1,4 @@
-"""The training loop: restore or initialise; evaluate, save, fetch and step until done; report.
+"""The training loop: restore or initialise; save, evaluate, fetch and step until done; report.
 
 Outputs, all in one folder:
 
@@ -6,12 +6,16 @@ Outputs, all in one folder:
     evaluations.jsonl    one object per evaluator and step at which it ran
     checkpoints/         training state and data state of the last few saves
     tensorboard/         the same numbers, and pictures with the model's answers
-    report.md  report.json  samples.png      at the end
+    report.md  report.json  samples.png      at the end, with report.evals.txt: what was evaluated
 
 A launch into the folder of an interrupted run continues it, with the same batches and the same
-losses, bit for bit. SIGTERM and SIGINT end a run after the step that is being made, with a
-checkpoint; the exit code is then 128 plus the number of the signal (143 or 130), so that a
+losses, bit for bit; into that of a finished run, it evaluates again if the evaluators have changed.
+SIGTERM and SIGINT end a run after the step that is being made, or in the middle of an evaluation,
+with a checkpoint; the exit code is then 128 plus the number of the signal (143 or 130), so that a
 supervisor knows that there is more to do.
+
+An evaluation that fails does not end a run. Where one of those at the end failed, the report has
+the others and says why, the exit code is `EVALUATION_FAILED`, and a new launch evaluates again.
 """
 
 import contextlib
@@ -19,13 +23,14 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+from absl import logging
 from flax import nnx
 
 from mm1_jax.batch import Batch
@@ -36,7 +41,7 @@ from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.optimizer import Optimizer
 from mm1_jax.train.progress import Progress
-from mm1_jax.train.report import reported_step, summarize_training, write_report
+from mm1_jax.train.report import is_reported, summarize_training, write_report
 from mm1_jax.train.run_log import RunLog
 from mm1_jax.train.train_state import (
     TrainState,
@@ -45,7 +50,10 @@ from mm1_jax.train.train_state import (
     state_shardings,
     with_shardings,
 )
-from mm1_jax.train.train_step import compile_train_step, make_train_step
+from mm1_jax.train.train_step import compile_train_step, make_train_step, raise_if_indivisible
+
+# Exit code of a run whose report lacks an evaluation.
+EVALUATION_FAILED = 3
 
 
 class Trainer(Configurable):
@@ -72,13 +80,14 @@ class Trainer(Configurable):
         input: Any,
         evaluators: Mapping[str, Any],
         output_dir: Path,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
-        """Works everything out that needs no array.
+        """Works everything out that needs no array, and touches no device for a wrong config.
 
         Args:
             model: Config of an `MM1`.
-            input: A `data.input.Input`; of it, `corpus_names` and `iterator()` are used.
+            input: A `data.input.Input`; of it, `batch_size`, `corpus_names` and `iterator()` are
+                used.
             evaluators: `evals.evaluator.Evaluator`s by name.
             devices: Those to train on; all of them if None.
         """
@@ -90,16 +99,21 @@ class Trainer(Configurable):
         self._input = input
         self._evaluators = evaluators
         self._output_dir = output_dir
-        self._mesh = cfg.parallelism.instantiate().mesh(devices)
         self._rules = cfg.parallelism.rules
-        self._prng_key = jax.random.key(cfg.seed)
+        parallelism = cfg.parallelism.instantiate()
+        loss, optimizer = cfg.loss.instantiate(), cfg.optimizer.instantiate()
 
         def make_model(prng_key: jax.Array) -> nnx.Module:
             return model.instantiate(rngs=nnx.Rngs(params=prng_key))
 
         self._graphdef, params = abstract_model(make_model)
         self._num_parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-        optimizer = cfg.optimizer.instantiate()
+
+        _raise_if_many_processes()
+        self._mesh = parallelism.mesh(devices)
+        self._prng_key = jax.random.key(cfg.seed)
+        self._batch_shardings = batch_shardings(self._mesh, self._rules)
+        raise_if_indivisible(input.batch_size, self._batch_shardings)
         transformation = optimizer.transformation(params)
         self.initialize = make_initialize(make_model, transformation)
         shapes = jax.eval_shape(self.initialize, self._prng_key)
@@ -108,26 +122,27 @@ class Trainer(Configurable):
         self.abstract_state = with_shardings(shapes, shardings)
         self.train_step = make_train_step(
             self._graphdef,
-            cfg.loss.instantiate(),
+            loss,
             transformation,
             optimizer.learning_rate,
             num_corpora=len(input.corpus_names),
         )
-        self._batch_shardings = batch_shardings(self._mesh, self._rules)
         self._compiled_step: jax.stages.Compiled | None = None
 
     def run(self) -> None:
         """Trains up to `max_steps`, from the newest checkpoint if there is one, and reports.
 
         Raises:
-            SystemExit: A signal asked to stop; everything is saved.
+            SystemExit: A signal asked to stop, or an evaluation at the end failed; everything else
+                is done and saved.
             NonFiniteLoss: Training cannot go on; the last checkpoint is from before.
         """
         self._output_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             self._checkpointer = stack.enter_context(closing(self._make_checkpointer()))
             first_step = self._checkpointer.latest_step() or 0
-            if first_step >= self._max_steps and reported_step(self._output_dir) == first_step:
+            is_done = first_step >= self._max_steps
+            if is_done and is_reported(self._output_dir, first_step, self._evaluators_text()):
                 print(f"finished already; report: {self._output_dir / 'report.md'}", flush=True)
                 return
             self._log = stack.enter_context(closing(self._make_log(first_step)))
@@ -136,9 +151,11 @@ class Trainer(Configurable):
 
             state = self._restore_or_initialize()
             for step in range(first_step, self._max_steps):
-                self._evaluate_if_due(step, state)
+                # Saved first: a failure of an evaluation, of whatever kind, then costs no step.
                 self._save_if_due(step, state)
-                batch, seconds = self._next_batch()
+                self._evaluate_if_due(step, state)
+                self._exit_if_asked(step, state)
+                batch, seconds = self._next_batch(step, state)
                 state, metrics = self._step(state, batch)
                 self._log.step(step + 1, metrics, data_wait_seconds=seconds)
             self._finish(state)
@@ -171,6 +188,10 @@ class Trainer(Configurable):
         )
         return state
 
+    def _save_if_due(self, step: int, state: TrainState) -> None:
+        if self._checkpointer.due(step):
+            self._save(step, state)
+
     def _evaluate_if_due(self, step: int, state: TrainState) -> None:
         for name, evaluator in self._evaluators.items():
             is_due = evaluator.due(step, self._max_steps) and not self._log.is_evaluated(step, name)
@@ -180,16 +201,21 @@ class Trainer(Configurable):
                 self._log.start_clock()
 
     def _evaluate(self, name: str, evaluator: Any, step: int, state: TrainState) -> Any:
-        with use_mesh(self._mesh, self._rules):
-            result = evaluator.run(nnx.merge(self._graphdef, state.params))
+        """The result; the exception where it failed, None where a signal ended it."""
+        try:
+            with self._stop.interrupting(), use_mesh(self._mesh, self._rules):
+                result = evaluator.run(nnx.merge(self._graphdef, state.params))
+        except _Interrupted:
+            return None
+        except Exception as error:
+            if self._stop.signal:
+                # The signal may have ended processes that read for the evaluator, too.
+                return None
+            logging.debug("Traceback of the failed evaluation %s:", name, exc_info=True)
+            self._log.failed_evaluation(step, name, _reason(error))
+            return error
         self._log.evaluation(step, name, result)
         return result
-
-    def _save_if_due(self, step: int, state: TrainState) -> None:
-        """Saves at the chosen steps, and when a signal has come; then it does not return."""
-        if self._checkpointer.due(step) or self._stop.signal:
-            self._save(step, state)
-        self._exit_if_asked(step)
 
     def _save(self, step: int, state: TrainState) -> None:
         # Flushed first: the log of a step is in the file before its checkpoint is, and a state that
@@ -202,9 +228,11 @@ class Trainer(Configurable):
         self._log.save(time.perf_counter() - start)
         self._log.start_clock()
 
-    def _exit_if_asked(self, step: int) -> None:
+    def _exit_if_asked(self, step: int, state: TrainState) -> None:
+        """Does not return when a signal has come: saves, and ends the run."""
         if self._stop.signal is None:
             return
+        self._save(step, state)
         self._checkpointer.wait()
         self._log.message(
             f"{self._stop.signal.name}: stopped after step {step}, saved in {self._output_dir}; "
@@ -212,9 +240,14 @@ class Trainer(Configurable):
         )
         raise SystemExit(128 + self._stop.signal)
 
-    def _next_batch(self) -> tuple[Batch, float]:
+    def _next_batch(self, step: int, state: TrainState) -> tuple[Batch, float]:
         start = time.perf_counter()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except Exception:
+            # A signal to the whole process group ends the data workers, too: no error then.
+            self._exit_if_asked(step, state)
+            raise
         return batch, time.perf_counter() - start
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -230,16 +263,23 @@ class Trainer(Configurable):
     def _finish(self, state: TrainState) -> None:
         step = int(state.step)
         self._save(step, state)
-        results = []
+        results, failures = [], {}
         for name, evaluator in self._evaluators.items():
-            self._exit_if_asked(step)
-            results.append(self._evaluate(name, evaluator, step, state))
+            self._exit_if_asked(step, state)
+            result = self._evaluate(name, evaluator, step, state)
+            self._exit_if_asked(step, state)
+            if isinstance(result, Exception):
+                failures[name] = _reason(result)
+            else:
+                results.append(result)
         self._checkpointer.wait()
         write_report(
             self._output_dir,
             title=self._output_dir.name,
             training=summarize_training(self._log.step_records(), self._num_parameters),
             evaluation={key: value for result in results for key, value in result.metrics.items()},
+            evaluators=self._evaluators_text(),
+            failures=failures,
             samples=[sample for result in results for sample in result.samples],
             accounting=self._batches.accounting(),
         )
@@ -247,6 +287,35 @@ class Trainer(Configurable):
             f"finished after step {step}; report: {self._output_dir / 'report.md'}; "
             f"TensorBoard: tensorboard --logdir {self._output_dir / 'tensorboard'}"
         )
+        if failures:
+            self._log.message(
+                f"error: the report is without the evaluations that failed: {', '.join(failures)}; "
+                "launch again to repeat the evaluation of the trained model"
+            )
+            raise SystemExit(EVALUATION_FAILED)
+
+    def _evaluators_text(self) -> str:
+        """The configs of the evaluators, as a text that tells different ones apart."""
+        return "".join(
+            f"[{name}]\n{evaluator.config.debug_string()}\n"
+            for name, evaluator in self._evaluators.items()
+        )
+
+
+def _raise_if_many_processes() -> None:
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} JAX processes: training runs in one process only, on all "
+            "devices of one machine; launch it without jax.distributed"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+class _Interrupted(BaseException):
+    """A signal came while something was done that may end anywhere."""
 
 
 class _StopSignals:
@@ -254,6 +323,7 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._interrupts = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "_StopSignals":
@@ -268,6 +338,18 @@ class _StopSignals:
             signal.signal(number, handler)
         self._previous = {}
 
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal does not wait: it raises `_Interrupted`."""
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self.__exit__()
+        if self._interrupts:
+            self._interrupts = False
+            raise _Interrupted

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from mm1_jax.batch import Batch
-from mm1_jax.config import config_class
+from mm1_jax.config import Configurable, config_class
 from mm1_jax.layers.module import Module, param
 from mm1_jax.train.trainer import Trainer
 
@@ -64,8 +64,9 @@ class FakeIterator:
         self._on_batch = on_batch
 
     def __next__(self) -> Batch:
+        batch = self._on_batch(self.step + 1, make_batch(self.step + 1))
         self.step += 1
-        return self._on_batch(self.step, make_batch(self.step))
+        return batch
 
     def get_state(self) -> dict:
         return {"step": self.step}
@@ -85,25 +86,36 @@ class FakeInput:
 
     corpus_names = CORPUS_NAMES
 
-    def __init__(self, on_batch: Any = lambda step, batch: batch):
+    def __init__(self, on_batch: Any = lambda step, batch: batch, batch_size: int = 4):
         self._on_batch = on_batch
+        self.batch_size = batch_size
 
     def iterator(self) -> FakeIterator:
         return FakeIterator(self._on_batch)
 
 
-class FakeEvaluator:
-    """Runs every `n` steps; its number is a sum over the parameters, its sample a picture."""
+class FakeEvaluator(Configurable):
+    """Runs every `n` steps; its number is a sum over the parameters, its sample a picture.
 
-    def __init__(self, n: int = 0):
+    `on_run(number)` may do something, or fail, in run `number` of this evaluator.
+    """
+
+    @config_class
+    class Config(Configurable.Config):
+        n: int = 0
+
+    def __init__(self, n: int = 0, on_run: Any = lambda number: None):
+        super().__init__(self.default_config().set(n=n))
         self.n = n
         self.runs = 0
+        self._on_run = on_run
 
     def due(self, step: int, max_steps: int) -> bool:
         return step >= max_steps or (self.n > 0 and step > 0 and step % self.n == 0)
 
     def run(self, model: BigramModel) -> Any:
         self.runs += 1
+        self._on_run(self.runs)
         return SimpleNamespace(
             metrics={"quiz/0/accuracy": 0.75, "quiz/0/sum": float(jnp.sum(model.head[...]))},
             samples=[make_sample(True), make_sample(False)],
@@ -155,6 +167,11 @@ def fakes() -> Any:
 @pytest.fixture
 def batch() -> Batch:
     return make_batch(0)
+
+
+@pytest.fixture(scope="session", name="make_batch")
+def _make_batch() -> Any:
+    return make_batch
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm1_jax.train.report import reported_step, summarize_training, write_report
+from mm1_jax.train.report import is_reported, summarize_training, write_report
 from mm1_jax.train.sample_pictures import (
     TILE_HEIGHT,
     TILE_WIDTH,
@@ -30,13 +30,15 @@ def step_records(num_steps, experts=False):
     return [{**record, "step": step + 1} for step in range(num_steps)]
 
 
-def write(folder, samples=(), experts=False):
+def write(folder, samples=(), experts=False, failures=None):
     training = summarize_training(step_records(4, experts), num_parameters=12345)
     write_report(
         folder,
         title="A run",
         training=training,
         evaluation=METRICS,
+        evaluators="[digits_vqa]\nshots: 4\n",
+        failures=failures,
         samples=samples,
         accounting=CORPORA,
     )
@@ -74,10 +76,21 @@ def test_the_load_of_every_expert_is_shown(tmp_path):
     assert "even would be 0.500" in text and "dropped: 0.1250" in text
 
 
-def test_the_reported_step_is_none_without_a_report(tmp_path):
-    assert reported_step(tmp_path) is None
+def test_a_report_is_of_one_step_and_of_its_evaluators(tmp_path):
+    evaluators = "[digits_vqa]\nshots: 4\n"
+    assert not is_reported(tmp_path, 4, evaluators)
     write(tmp_path)
-    assert reported_step(tmp_path) == 4
+    assert is_reported(tmp_path, 4, evaluators)
+    assert not is_reported(tmp_path, 5, evaluators)
+    assert not is_reported(tmp_path, 4, evaluators.replace("4", "8"))
+
+
+def test_a_report_with_a_failure_says_so_and_is_not_complete(tmp_path):
+    write(tmp_path)
+    text = write(tmp_path, failures={"scenes_vqa": "ValueError: no pictures"})
+    assert "| scenes_vqa | ValueError: no pictures |" in text
+    assert "| digits_vqa | accuracy | 0.9700 | 0.5000 |" in text
+    assert not is_reported(tmp_path, 4, "[digits_vqa]\nshots: 4\n")
 
 
 def test_a_report_needs_a_step():

@@ -1,7 +1,7 @@
-import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -98,7 +98,7 @@ def test_sigterm_saves_the_step_that_is_being_made_and_exits_with_143(
 
 
 def test_a_finished_run_is_left_as_it_is(make_trainer, fakes, run, capsys):
-    make_trainer().run()
+    make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     evaluator = fakes.Evaluator()
     make_trainer(evaluators={"quiz": evaluator}).run()
@@ -149,6 +149,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make_trainer
     assert [line["step"] for line in records(run)] == list(range(1, step))
     saved = [int(p.name) for p in (run / "checkpoints").glob("[0-9]*")]
     assert all(number < step for number in saved)
+    # The same folder refuses another learning rate.
+    assert "new --output_dir" in message
 
 
 def test_the_evaluated_model_is_the_one_after_the_last_step(make_trainer, fakes, run):
@@ -163,9 +165,123 @@ def test_the_evaluated_model_is_the_one_after_the_last_step(make_trainer, fakes,
     np.testing.assert_allclose(np.sum(jax.device_get(params["head"])), evaluated, rtol=1e-5)
 
 
-def test_rows_that_the_devices_cannot_share_are_an_error(make_trainer, fakes):
-    def odd(number, batch):
-        return dataclasses.replace(fakes.batch(number, rows=3), images=batch.images)
-
+def test_rows_that_the_devices_cannot_share_are_an_error_at_once(make_trainer, fakes):
     with pytest.raises(ValueError, match="input.batch_size=3 .* 4 devices .*trainer.parallelism"):
-        make_trainer(input=fakes.Input(odd), num_devices=8).run()
+        make_trainer(input=fakes.Input(batch_size=3), num_devices=8)
+
+
+def test_several_processes_are_refused_at_once(make_trainer, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="2 JAX processes: training runs in one process only"):
+        make_trainer()
+
+
+def fail(number):
+    raise ValueError("no | questions\nleft")
+
+
+def test_a_failed_evaluation_leaves_a_report_of_the_others(make_trainer, fakes, run, capsys):
+    evaluators = {"broken": fakes.Evaluator(on_run=fail), "quiz": fakes.Evaluator()}
+    with pytest.raises(SystemExit) as exit:
+        make_trainer(evaluators=evaluators).run()
+    assert exit.value.code == 3
+    text = (run / "report.md").read_text()
+    assert "| broken | ValueError: no \\| questions left |" in text
+    assert "| quiz | accuracy | 0.7500 |" in text
+    assert json.loads((run / "report.json").read_text())["quiz/0/accuracy"] == 0.75
+    output = capsys.readouterr().out
+    assert "error: the report is without the evaluations that failed: broken" in output
+
+    # It is no finished run: the next launch evaluates again, and trains no step.
+    lines = records(run)
+    make_trainer(evaluators={"broken": fakes.Evaluator(), "quiz": fakes.Evaluator()}).run()
+    assert "Failed evaluations" not in (run / "report.md").read_text()
+    assert records(run) == lines
+
+
+def test_a_failed_evaluation_does_not_end_training(make_trainer, fakes, run, unstopped):
+    def fail_first(number):
+        if number == 1:
+            fail(number)
+
+    make_trainer(evaluators={"quiz": fakes.Evaluator(n=3, on_run=fail_first)}).run()
+    assert losses(run) == unstopped
+    failed, made = records(run, "evaluations.jsonl")
+    assert failed == {
+        "step": 3,
+        "evaluator": "quiz",
+        "error": "ValueError: no | questions\nleft",
+    }
+    assert made["step"] == 6 and made["quiz/0/accuracy"] == 0.75
+
+
+def test_changed_evaluators_judge_a_finished_run_again(make_trainer, fakes, run, capsys):
+    make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
+    lines = records(run)
+    # Another field, another evaluator, one fewer: each makes another report.
+    for evaluators in ({"quiz": fakes.Evaluator(n=5)}, {"test": fakes.Evaluator(n=5)}, {}):
+        make_trainer(evaluators=evaluators).run()
+        assert all(evaluator.runs == 1 for evaluator in evaluators.values())
+        assert "finished already" not in capsys.readouterr().out
+    assert "quiz/0/accuracy" not in json.loads((run / "report.json").read_text())
+    make_trainer().run()
+    assert "finished already" in capsys.readouterr().out
+    assert records(run) == lines
+
+
+def test_a_state_is_saved_before_it_is_evaluated(make_trainer, fakes, run):
+    saved = []
+
+    def look(number):
+        saved.append(max(int(p.name.split(".")[0]) for p in (run / "checkpoints").iterdir()))
+
+    make_trainer(evaluators={"quiz": fakes.Evaluator(n=2, on_run=look)}).run()
+    assert saved == [2, 4, 6]
+
+
+@pytest.mark.parametrize("n", [3, 0], ids=["during training", "at the end"])
+def test_a_signal_ends_an_evaluation_in_the_middle(make_trainer, fakes, run, unstopped, n):
+    def terminate(number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    after = fakes.Evaluator(n=n)
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as exit:
+        make_trainer(evaluators={"quiz": fakes.Evaluator(n, terminate), "after": after}).run()
+    assert time.monotonic() - start < 25
+    assert exit.value.code == 143 and after.runs == 0
+    assert (run / "checkpoints" / str(n or 6)).is_dir()
+    assert not (run / "report.json").exists()
+
+    evaluator = fakes.Evaluator(n)
+    make_trainer(evaluators={"quiz": evaluator, "after": after}).run()
+    assert losses(run) == unstopped
+    # What was interrupted is made up for.
+    assert evaluator.runs == after.runs == (2 if n else 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_ends_the_data_workers_too_is_no_error(
+    make_trainer, fakes, run, unstopped, number
+):
+    def die(step, batch):
+        if step == 4:
+            os.kill(os.getpid(), number)
+            raise RuntimeError("Worker process was terminated unexpectedly")
+        return batch
+
+    with pytest.raises(SystemExit) as exit:
+        make_trainer(input=fakes.Input(die)).run()
+    assert exit.value.code == 128 + number
+    assert (run / "checkpoints" / "3").is_dir()
+    make_trainer().run()
+    assert losses(run) == unstopped
+
+
+def test_data_workers_that_die_without_a_signal_are_an_error(make_trainer, fakes):
+    def die(step, batch):
+        raise RuntimeError("Worker process was terminated unexpectedly")
+
+    with pytest.raises(RuntimeError, match="Worker process"):
+        make_trainer(input=fakes.Input(die)).run()
