@@ -1,4 +1,4 @@
-"""Corpora and weights of each training stage; weights are integers, so 45/45/10 is 9:9:2 exactly."""
+"""Corpora and weights of each training stage; integers, so that 45/45/10 is 9:9:2 exactly."""
 
 from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.embedded import Kind
@@ -17,7 +17,7 @@ def embedded() -> list[Stream.Config]:
             (digits.corpus(Kind.CAPTIONS), 1),
             (digits.corpus(Kind.QUESTIONS), 2),
             (scenes.corpus(Kind.CAPTIONS), 1),
-            (scenes.corpus(Kind.QUESTIONS), 3),
+            (scenes.corpus(Kind.QUESTIONS), 4),
         ),
         _stream(
             "interleaved",

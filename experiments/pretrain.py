@@ -26,7 +26,7 @@ def mm1_tiny() -> Experiment.Config:
             max_sequence_length=256,
             max_images=16,
         ),
-        trainer=Trainer.default_config().set(max_steps=800),
+        trainer=Trainer.default_config().set(max_steps=1500),
         evals={
             "held_out_loss": HeldOutLoss.default_config(),
             "digits_vqa": DigitsVQA.default_config(),
@@ -37,6 +37,7 @@ def mm1_tiny() -> Experiment.Config:
     )
     cfg.trainer.optimizer.set(warmup_steps=40)
     cfg.trainer.checkpointer.every_n_steps = 20
+    cfg.evals["held_out_loss"].run.n = 200
     return cfg
 
 

@@ -1,6 +1,7 @@
 """Model sizes, each a complete `MM1.Config`."""
 
 from mm1_jax.layers.moe import MoE
+from mm1_jax.layers.stack import Remat
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
@@ -11,17 +12,18 @@ def tiny() -> MM1.Config:
     """About 1M parameters, for two CPU cores: every part of the large models, at 32 pixels."""
     vision_encoder = VisionEncoder.default_config().set(
         image_size=32,
-        patch_size=8,
+        # Patches that are pooled into one token are averaged, and it takes a tiny encoder long to
+        # tell digits through that; four patches for four tokens leave nothing to average.
+        patch_size=16,
         model_dim=64,
         num_layers=3,
         num_heads=4,
         hidden_dim=256,
-        pixel_mean=(0.5, 0.5, 0.5),
-        pixel_std=(0.5, 0.5, 0.5),
+        # The embedded pictures are dark; around CLIP's mean, all would begin alike.
+        pixel_mean=(0.15, 0.15, 0.15),
+        pixel_std=(0.25, 0.25, 0.25),
     )
-    # Of the size of the patch embeddings: with CLIP's .02 so small a model stalls for hundreds of
-    # steps before it looks at the pictures.
-    vision_encoder.positions.init_std = 0.4
+    vision_encoder.positions.init_std = 0.1
     connector = CAbstractor.default_config().set(
         num_image_tokens=4, depth=1, hidden_dim=128, mlp_depth=2
     )
@@ -29,6 +31,8 @@ def tiny() -> MM1.Config:
         model_dim=128, num_layers=4, num_heads=4, num_kv_heads=2, hidden_dim=384
     )
     decoder.embedding.init_std = 0.5
+    for stack in (vision_encoder.stack, decoder.stack):
+        stack.remat = Remat.DOTS
     return MM1.default_config().set(
         vision_encoder=vision_encoder, connector=connector, decoder=decoder
     )

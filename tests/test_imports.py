@@ -1,4 +1,4 @@
-"""The import direction: every arrow between parts points the allowed way, and light modules stay light."""
+"""The import direction: every arrow points the allowed way, and light modules stay light."""
 
 import ast
 import subprocess
@@ -76,7 +76,7 @@ def test_imports_point_the_allowed_way(path):
 
 
 def test_no_import_stands_inside_a_function():
-    """A cycle means a misplaced noun. Only the launcher delays imports, so that --help is instant."""
+    """A cycle means a misplaced noun. Only the launcher delays imports, for an instant --help."""
     inside = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in _modules()
@@ -105,6 +105,6 @@ def test_importing_does_not_load(module, absent):
 
 
 def test_training_needs_neither_torch_nor_tensorflow():
-    """Where they are installed, tensorboardX imports torch itself; here the import of either fails."""
+    """tensorboardX imports torch where it is installed; here the import of either fails."""
     code = "import sys; sys.modules.update(torch=None, tensorflow=None); import mm1_jax.experiment"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -46,6 +46,7 @@ QUESTION_KINDS = ("color", "shape", "count", "relation", "comparison")
 MAX_COUNT = 4
 
 _CANVAS = 64  # Pixels of a side; coordinates below are in these.
+_CENTERS = (16, 48)  # Of the quarters, in each direction; a shape lies within one.
 _SUPERSAMPLING = 3
 _TEST_EVERY = 5
 
@@ -261,44 +262,41 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
 
 
 def _alike(rng: random.Random, count: int, color: str, shape: str) -> Scene:
-    """Shapes alike: one anywhere, several in different quarters of the picture."""
-    ground = rng.randint(8, 48)
-    if count == 1:
-        x, y, radius = rng.randint(14, 50), rng.randint(14, 50), rng.randint(10, 13)
-        return Scene((Shape(color, shape, x, y, radius),), ground)
-    radius = rng.randint(9, 11)
-    quarters = sorted(rng.sample([(16, 16), (48, 16), (16, 48), (48, 48)], count))
-    shapes = tuple(
-        Shape(color, shape, x + rng.randint(-3, 3), y + rng.randint(-3, 3), radius)
-        for x, y in quarters
-    )
+    """Shapes alike, in different quarters of the picture."""
+    ground, radius = rng.randint(8, 48), rng.randint(10, 13)
+    quarters = sorted(rng.sample([(x, y) for y in _CENTERS for x in _CENTERS], count))
+    shapes = tuple(Shape(color, shape, _near(rng, x), _near(rng, y), radius) for x, y in quarters)
     return Scene(shapes, ground)
 
 
 def _pair(rng: random.Random, colors: Sequence[str], shapes: Sequence[str], is_row: bool) -> Scene:
-    """Two shapes of different colours and forms, clearly in a row or clearly in a column."""
-    ground, base = rng.randint(8, 48), rng.randint(18, 46)
+    """Two shapes of different colours and forms, in neighbouring quarters of a row or column."""
+    ground, base = rng.randint(8, 48), rng.choice(_CENTERS)
     pair = []
-    for color, shape, center in zip(colors, shapes, (16, 48), strict=True):
-        along, across = center + rng.randint(-2, 2), base + rng.randint(-4, 4)
+    for color, shape, center in zip(colors, shapes, _CENTERS, strict=True):
+        along, across = _near(rng, center), _near(rng, base)
         x, y = (along, across) if is_row else (across, along)
-        pair.append(Shape(color, shape, x, y, rng.randint(10, 12)))
+        pair.append(Shape(color, shape, x, y, rng.randint(10, 13)))
     return Scene(tuple(pair), ground)
+
+
+def _near(rng: random.Random, center: int) -> int:
+    return center + rng.randint(-2, 2)
 
 
 def _draw(draw: PIL.ImageDraw.ImageDraw, shape: Shape) -> None:
     scale, color = _SUPERSAMPLING, COLORS[shape.color]
     x, y, r = shape.x * scale, shape.y * scale, shape.radius * scale
     if shape.shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
+        # A ring: at so few pixels a disc would differ from a square by its corners only.
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=color, width=r // 2)
     elif shape.shape == "square":
-        # Smaller than its radius, so that its area is nearly the circle's.
         r = r * 9 // 10
         draw.rectangle((x - r, y - r, x + r, y + r), fill=color)
     elif shape.shape == "triangle":
         draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=color)
     else:
-        arm = r * 3 // 8
+        arm = r // 4
         draw.rectangle((x - r, y - arm, x + r, y + arm), fill=color)
         draw.rectangle((x - arm, y - r, x + arm, y + r), fill=color)
 
