@@ -223,17 +223,19 @@ def test_norms_and_routers_stay_float32_when_the_model_is_cast(build, sparse_cfg
 
 
 def test_a_step_of_a_sparse_model_in_bfloat16_is_near_the_one_in_float32(sparse_cfg, build, packed):
-    def loss(model):
-        output = model(packed)
+    def loss(model, batch):
+        output = model(batch)
         logits = model.logits(output.hidden)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, packed.targets)
-        total = jnp.sum(losses * packed.loss_mask) + output.router.load_balance.sum()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        total = jnp.sum(losses * batch.loss_mask) + output.router.load_balance.sum()
         return total, (output.hidden, logits)
 
     sparse_cfg.connector.depth = 0
+    sparse_cfg.decoder.moe_every = 1
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, (_, logits)), gradient = step(build(sparse_cfg))
-    (low_value, (hidden, low_logits)), low_gradient = step(build(sparse_cfg.set(dtype="bfloat16")))
+    (value, (_, logits)), gradient = step(build(sparse_cfg), packed)
+    low_model = build(sparse_cfg.set(dtype="bfloat16"))
+    (low_value, (hidden, low_logits)), low_gradient = step(low_model, packed)
     assert hidden.dtype == jnp.bfloat16
     assert low_logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(low_gradient)} == {jnp.dtype("float32")}
