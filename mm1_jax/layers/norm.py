@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import ones, zeros
+from jax.nn.initializers import constant, ones, zeros
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, Required, config_class
@@ -35,9 +35,12 @@ class LayerNorm(Module):
     class Config(Module.Config):
         input_dim: Required[int] = REQUIRED
         eps: float = 1e-6
+        # All entries of `scale` at first; 0 starts the branch that ends here as nothing.
+        init_scale: float = 1.0
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.scale = param(rngs, (cfg.input_dim,), (None,), ones, keep_float32=True)
+        init = constant(cfg.init_scale)
+        self.scale = param(rngs, (cfg.input_dim,), (None,), init, keep_float32=True)
         self.bias = param(rngs, (cfg.input_dim,), (None,), zeros, keep_float32=True)
         self.eps = cfg.eps
 

@@ -263,7 +263,7 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
 
 def _alike(rng: random.Random, count: int, color: str, shape: str) -> Scene:
     """Shapes alike, in different quarters of the picture."""
-    ground, radius = rng.randint(8, 48), rng.randint(10, 13)
+    ground, radius = rng.randint(8, 48), rng.randint(12, 13)
     quarters = sorted(rng.sample([(x, y) for y in _CENTERS for x in _CENTERS], count))
     shapes = tuple(Shape(color, shape, _near(rng, x), _near(rng, y), radius) for x, y in quarters)
     return Scene(shapes, ground)
@@ -276,7 +276,7 @@ def _pair(rng: random.Random, colors: Sequence[str], shapes: Sequence[str], is_r
     for color, shape, center in zip(colors, shapes, _CENTERS, strict=True):
         along, across = _near(rng, center), _near(rng, base)
         x, y = (along, across) if is_row else (across, along)
-        pair.append(Shape(color, shape, x, y, rng.randint(10, 13)))
+        pair.append(Shape(color, shape, x, y, rng.randint(12, 13)))
     return Scene(tuple(pair), ground)
 
 
@@ -296,7 +296,7 @@ def _draw(draw: PIL.ImageDraw.ImageDraw, shape: Shape) -> None:
     elif shape.shape == "triangle":
         draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=color)
     else:
-        arm = r // 4
+        arm = r // 5
         draw.rectangle((x - r, y - arm, x + r, y + arm), fill=color)
         draw.rectangle((x - arm, y - r, x + arm, y + r), fill=color)
 

@@ -35,6 +35,9 @@ class CAbstractor(Connector):
         mlp_depth: int = 2
         positions: InstantiableConfig = PositionEmbedding.default_config()
         norm: InstantiableConfig = LayerNorm.default_config()
+        # What the norm at the end of each block's branch is scaled by at first. With 0 the blocks
+        # start as their shortcuts and features pass unmixed; Honeybee starts with 1.
+        branch_init_scale: float = 1.0
         remat: Remat = Remat.FULL
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -48,7 +51,12 @@ class CAbstractor(Connector):
             dims = [input_dim] + [cfg.hidden_dim] * cfg.depth
             return nnx.List(
                 BottleneckBlock.default_config()
-                .set(input_dim=before, output_dim=after, norm=cfg.norm)
+                .set(
+                    input_dim=before,
+                    output_dim=after,
+                    norm=cfg.norm,
+                    branch_init_scale=cfg.branch_init_scale,
+                )
                 .instantiate(rngs=rngs)
                 for before, after in zip(dims, dims[1:], strict=False)
             )
@@ -87,12 +95,13 @@ class BottleneckBlock(Module):
         input_dim: Required[int] = REQUIRED
         output_dim: Required[int] = REQUIRED
         norm: InstantiableConfig = LayerNorm.default_config()
+        branch_init_scale: float = 1.0
         # Channels of the squeeze, as a share of the channels that enter the block.
         squeeze_ratio: float = 0.25
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        def pointwise(input_dim: int) -> PointwiseNorm:
-            child = PointwiseNorm.default_config().set(norm=cfg.norm)
+        def pointwise(input_dim: int, norm: InstantiableConfig = cfg.norm) -> PointwiseNorm:
+            child = PointwiseNorm.default_config().set(norm=norm)
             return child.set(input_dim=input_dim, output_dim=cfg.output_dim).instantiate(rngs=rngs)
 
         self.pointwise_in = pointwise(cfg.input_dim)
@@ -104,7 +113,9 @@ class BottleneckBlock(Module):
             .set(input_dim=cfg.output_dim, hidden_dim=round(cfg.squeeze_ratio * cfg.input_dim))
             .instantiate(rngs=rngs)
         )
-        self.pointwise_out = pointwise(cfg.output_dim)
+        self.pointwise_out = pointwise(
+            cfg.output_dim, cfg.norm.clone(init_scale=cfg.branch_init_scale)
+        )
         self.shortcut = None if cfg.input_dim == cfg.output_dim else pointwise(cfg.input_dim)
 
     def __call__(self, x: Float[Array, "J h w _"]) -> Float[Array, "J h w F"]:
