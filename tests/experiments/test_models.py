@@ -41,8 +41,6 @@ connector/stage_1/*/squeeze_excite/squeeze: bias kernel
 connector/stage_1/*/squeeze_excite/excite: bias kernel
 connector/stage_1/*/pointwise_out/linear: kernel
 connector/stage_1/*/pointwise_out/norm: bias scale
-connector/stage_1/*/shortcut/linear: kernel
-connector/stage_1/*/shortcut/norm: bias scale
 connector/stage_2/*/pointwise_in/linear: kernel
 connector/stage_2/*/pointwise_in/norm: bias scale
 connector/stage_2/*: depthwise
