@@ -28,7 +28,7 @@ def tiny() -> MM1.Config:
         depth=1,
         hidden_dim=64,
         # A linear read-out after blocks that start as their shortcuts: with two layers after random
-        # blocks, shapes went unseen for 500 steps, instead of 200.
+        # blocks, shapes went unseen for twice as many steps.
         mlp_depth=1,
         branch_init_scale=0.0,
     )

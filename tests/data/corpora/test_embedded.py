@@ -263,7 +263,8 @@ def form(ys: np.ndarray, xs: np.ndarray) -> str:
         return "square"
     if filled[2] and filled[3]:
         return "triangle"
-    return "circle" if mask.mean() > 0.7 else "cross"
+    # A circle is drawn as a ring.
+    return "cross" if mask[len(mask) // 2, mask.shape[1] // 2] else "circle"
 
 
 def described(shapes: list[tuple[str, str, float, float]]) -> str:
