@@ -26,7 +26,7 @@ def mm1_tiny() -> Experiment.Config:
             max_sequence_length=256,
             max_images=16,
         ),
-        trainer=Trainer.default_config().set(max_steps=1900),
+        trainer=Trainer.default_config().set(max_steps=1650),
         evals={
             "held_out_loss": HeldOutLoss.default_config(),
             "digits_vqa": DigitsVQA.default_config(),
