@@ -24,10 +24,15 @@ MASKED = -1e30
 
 
 class Pattern(enum.Enum):
-    """What a position sees of its document: what does not come after it, or everything."""
+    """What a position sees of its document: what does not come after it, or everything.
+
+    PREFIX is causal, but every position sees the first ones, how many a row being an argument of
+    the call (AIM, arXiv 2401.08541, section 3.1).
+    """
 
     CAUSAL = "causal"
     BIDIRECTIONAL = "bidirectional"
+    PREFIX = "prefix"
 
 
 class Cache(NamedTuple):
@@ -111,14 +116,16 @@ class Attention(Module):
         segment_ids: Int[Array, "B T"] | None = None,
         source: Float[Array, "B S Ds"] | None = None,
         cache: Cache | None = None,
+        prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Attends over x itself, over `source` (all of it), or over the cache extended by x.
 
         Args:
-            positions: Needed by causal and by rotary attention.
-            segment_ids: Needed by causal attention. None lets every position see every other one
-                (images, which have no padding).
+            positions: Needed by causal, prefix and rotary attention.
+            segment_ids: Needed by causal and prefix attention. None lets every position see every
+                other one (images, which have no padding).
             cache: One layer's, in which the places of x are noted already.
+            prefix_lengths: Needed by prefix attention, and by no other.
         """
         source = x if source is None else source
         query, key, value = self.query(x), self.key(source), self.value(source)
@@ -131,6 +138,11 @@ class Attention(Module):
             raise ValueError("attention with rotary positions or segment_ids needs positions")
         if self.rotary is not None:
             query, key = self.rotary(query, positions), self.rotary(key, positions)
+        if (prefix_lengths is None) is (self.pattern is Pattern.PREFIX):
+            raise ValueError(
+                f"attention: pattern is {self.pattern.value!r}, and prefix_lengths are "
+                f"{'missing' if prefix_lengths is None else 'given'}; the two go together"
+            )
         visibility = None
         if cache is not None:
             cache = cache.write(key, value)
@@ -138,8 +150,9 @@ class Attention(Module):
         if source is x and positions is not None and segment_ids is not None:
             places = (positions, segment_ids)
             seen = places if cache is None else (cache.positions, cache.segment_ids)
-            visibility = Visibility(*places, *seen, causal=self.pattern is Pattern.CAUSAL)
-        elif self.pattern is Pattern.CAUSAL:
+            causal = self.pattern is not Pattern.BIDIRECTIONAL
+            visibility = Visibility(*places, *seen, causal, prefix_lengths)
+        elif self.pattern is not Pattern.BIDIRECTIONAL:
             raise ValueError("causal attention needs positions and segment_ids, and no source")
         return self.output(attend(query, key, value, visibility)), cache
 

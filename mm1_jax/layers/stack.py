@@ -69,6 +69,7 @@ class Stack(Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
         dropless: bool = False,
+        prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None, RouterStatistics | None]:
         """Runs all layers; caches and statistics carry a leading dim in layer order.
 
@@ -86,6 +87,7 @@ class Stack(Module):
                 segment_ids=segment_ids,
                 cache=layer_cache,
                 dropless=dropless,
+                prefix_lengths=prefix_lengths,
             )
             return x, (layer_cache and (layer_cache.keys, layer_cache.values), statistics)
 

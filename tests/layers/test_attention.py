@@ -70,16 +70,21 @@ def test_softmax_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("pattern", Pattern)
-def test_only_bidirectional_attention_reads_what_comes_later(pattern):
+def test_only_what_a_pattern_says_of_what_comes_later_is_read(pattern):
     attention = _attention(pattern=pattern, rotary=Rotary.default_config())
+    prefix_lengths = jnp.array([2]) if pattern is Pattern.PREFIX else None
+    places = {"positions": POSITIONS, "segment_ids": ONE_DOCUMENT}
 
     def output(x):
-        return attention(x, positions=POSITIONS, segment_ids=ONE_DOCUMENT)[0][0]
+        return attention(x, **places, prefix_lengths=prefix_lengths)[0][0]
 
     jacobian_TDTD = jax.jit(jax.jacobian(output))(_normal(1, 1, T, 8))[:, :, 0]
     depends_TT = jnp.any(jacobian_TDTD != 0, axis=(1, 3))
-    everything = np.ones((T, T), bool)
-    expected = np.tril(everything) if pattern is Pattern.CAUSAL else everything
+    expected = np.ones((T, T), bool)
+    if pattern is not Pattern.BIDIRECTIONAL:
+        expected = np.tril(expected)
+    if pattern is Pattern.PREFIX:
+        expected[:, :2] = True
     np.testing.assert_array_equal(depends_TT, expected)
 
 
@@ -121,6 +126,16 @@ def test_causal_attention_without_segment_ids_is_an_error():
         _attention(pattern=Pattern.CAUSAL)(_normal(1, 1, T, 8))
     with pytest.raises(ValueError, match="needs positions"):
         _attention(rotary=Rotary.default_config())(_normal(1, 1, T, 8))
+
+
+def test_a_prefix_without_its_pattern_and_the_pattern_without_a_prefix_are_errors():
+    x, prefix_lengths = _normal(1, 1, T, 8), jnp.array([2])
+    with pytest.raises(ValueError, match="pattern is 'prefix', and prefix_lengths are missing"):
+        _attention(pattern=Pattern.PREFIX)(x, positions=POSITIONS, segment_ids=ONE_DOCUMENT)
+    with pytest.raises(ValueError, match="'bidirectional', and prefix_lengths are given"):
+        _attention()(x, prefix_lengths=prefix_lengths)
+    with pytest.raises(ValueError, match="causal attention needs positions"):
+        _attention(pattern=Pattern.PREFIX)(x, prefix_lengths=prefix_lengths)
 
 
 def test_heads_that_do_not_divide_are_errors():
