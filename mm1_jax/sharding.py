@@ -89,6 +89,10 @@ class Placement:
     mesh: Mesh
     rules: AxisRules
 
+    def num_shards(self, axes: str | tuple[str, ...] | None) -> int:
+        """Into how many parts these mesh axes, one entry of a partition, cut a dim."""
+        return _num_shards(axes, self.mesh)
+
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
     "placement", default=None
@@ -129,6 +133,19 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         for size, axes in zip(x.shape, spec, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*dims)))
+
+
+def dividing_spec(
+    shape: Sequence[int], names: Sequence[str | None], placement: Placement
+) -> PartitionSpec:
+    """The partition of an activation by its logical `names`; what does not divide stays whole."""
+    spec = placement.rules.spec(names, placement.mesh)
+    return PartitionSpec(
+        *(
+            axes if size % placement.num_shards(axes) == 0 else None
+            for size, axes in zip(shape, spec, strict=True)
+        )
+    )
 
 
 def _num_shards(axes: Any, mesh: Mesh) -> int:
