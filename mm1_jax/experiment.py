@@ -47,9 +47,9 @@ class Experiment(Configurable):
         cfg = cfg.clone()
         _raise_if_incomplete(cfg)
         _raise_if_a_size_is_not_positive(cfg.model)
-        tokenizer = cfg.input.tokenizer.instantiate()
-        _agree(cfg, "model.decoder.vocab_size", tokenizer.vocab_size, "input.tokenizer")
-        _agree(cfg, "model.image_token", tokenizer.image_token, "input.tokenizer")
+        vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
+        _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
+        _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
         for path, source in (
             ("input.num_image_tokens", "model.connector.num_image_tokens"),
             ("input.image_size", "model.vision_encoder.image_size"),

@@ -1,19 +1,26 @@
 """How one step is spread over devices: mesh, axis rules, rematerialisation, accumulation.
 
-An experiment names one `Parallelism.Config` per kind and number of devices in `trainer.mesh_rules`;
-`choose` takes the first that matches, and puts on top what `trainer.parallelism` sets.
+The mesh rules of an experiment (`trainer.mesh_rules`) name one `Parallelism.Config` per kind and
+number of devices; `choose` takes the first that matches, and puts `trainer.parallelism` on top.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from mm1_jax.config import Configurable, InstantiableConfig, config_class
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigBase,
+    Configurable,
+    InstantiableConfig,
+    Required,
+    config_class,
+)
 from mm1_jax.layers.stack import Remat
 from mm1_jax.sharding import MESH_AXES, AxisRules
 
@@ -94,6 +101,17 @@ class Parallelism(Configurable):
         return model
 
 
+@config_class
+class MeshRule(ConfigBase):
+    """The parallelism for devices whose "kind-number" a regular expression matches in full.
+
+    The number is that of the devices as JAX counts them, two a chip on tpu7x: `v5p-(64|128)`.
+    """
+
+    devices: Required[str] = REQUIRED
+    parallelism: Required[Parallelism.Config] = REQUIRED
+
+
 def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
     """Sizes of the mesh axes larger than 1, with -1 worked out from the number of devices."""
     sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
@@ -125,19 +143,12 @@ def device_kind(device: Any) -> str:
 
 
 def choose(
-    mesh_rules: Mapping[str, Parallelism.Config],
-    parallelism: Parallelism.Config,
-    devices: Sequence[Any],
+    mesh_rules: Sequence[MeshRule], parallelism: Parallelism.Config, devices: Sequence[Any]
 ) -> Parallelism.Config:
-    """The first rule whose pattern matches "kind-number", with what `parallelism` sets on top.
-
-    Args:
-        mesh_rules: By regular expression, such as `v5p-(64|128)`: the number is that of the devices
-            as JAX counts them, two a chip on tpu7x.
-    """
+    """That of the first rule which matches the devices, with what `parallelism` sets on top."""
     name = f"{device_kind(devices[0])}-{len(devices)}"
-    for pattern, rule in mesh_rules.items():
-        if re.fullmatch(pattern, name):
+    for rule in mesh_rules:
+        if re.fullmatch(rule.devices, name):
             own = {field: value for field, value in parallelism.items() if value is not None}
-            return rule.clone(**own)
+            return rule.parallelism.clone(**own)
     return parallelism

@@ -34,7 +34,7 @@ from flax import nnx
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
-from mm1_jax.parallelism import Parallelism, choose
+from mm1_jax.parallelism import MeshRule, Parallelism, choose
 from mm1_jax.train.checkpoint import Checkpointer
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import Metrics
@@ -59,9 +59,9 @@ class Trainer(Configurable):
         seed: int = 0
         optimizer: Optimizer.Config = Optimizer.default_config()
         loss: Loss.Config = Loss.default_config()
-        # How the work is spread over devices, by their kind and number ("v5p-64"), as a regular
-        # expression; the first that matches. What `parallelism` sets goes before it.
-        mesh_rules: dict[str, Parallelism.Config] = {}
+        # How the work is spread over devices: the first rule that matches their kind and number,
+        # with what `parallelism` sets on top.
+        mesh_rules: list[MeshRule] = []
         parallelism: Parallelism.Config = Parallelism.default_config()
         checkpointer: Checkpointer.Config = Checkpointer.default_config()
         progress: Progress.Config = Progress.default_config()
