@@ -9,9 +9,15 @@
     trainer.max_steps                   -> trainer.optimizer.decay_steps
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from mm1_jax.batch import Batch
 from mm1_jax.config import (
     REQUIRED,
     Configurable,
@@ -79,6 +85,42 @@ class Experiment(Configurable):
     def run(self) -> Any:
         """Trains, evaluates and reports; resumes if `output_dir` holds a checkpoint."""
         return self.trainer.run()
+
+    @staticmethod
+    def trainer_without_data(cfg: Any, devices: Sequence[Any] | None = None) -> Trainer:
+        """The trainer of a run of the resolved `cfg`: not to run, but to lower its train step.
+
+        Needs neither corpora nor, with devices that are only described, any device.
+        """
+        streams = (stream for stream in cfg.input.streams if stream.weight)
+        corpora = [entry.corpus for stream in streams for entry in stream.corpora if entry.weight]
+        return cfg.trainer.instantiate(
+            model=cfg.model,
+            input=SimpleNamespace(
+                batch_size=cfg.input.batch_size,
+                corpus_names=[corpus.name for corpus in corpora],
+            ),
+            evaluators={},
+            output_dir=Path(),
+            devices=devices,
+        )
+
+    @staticmethod
+    def batch_shapes(cfg: Any) -> Batch:
+        """Shapes and types of the batches of a resolved `cfg`."""
+        B, T, I = cfg.input.batch_size, cfg.input.max_sequence_length, cfg.input.max_images
+        size = cfg.input.image_size
+        tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
+        return Batch(
+            tokens=tokens,
+            targets=tokens,
+            loss_mask=jax.ShapeDtypeStruct((B, T), jnp.bool_),
+            positions=tokens,
+            segment_ids=tokens,
+            corpus_ids=tokens,
+            images=jax.ShapeDtypeStruct((B * I, size, size, 3), jnp.uint8),
+            image_index=jax.ShapeDtypeStruct((B, I), jnp.int32),
+        )
 
 
 # Required fields of the parts of a model that the model sets, from those of other parts.

@@ -50,14 +50,14 @@ def make_train_step(
     return train_step
 
 
-def compile_train_step(
+def lower_train_step(
     train_step: TrainStep,
     state: TrainState,
     batch: Batch,
     mesh: Mesh,
     rules: AxisRules,
-) -> jax.stages.Compiled:
-    """Compiles `train_step` once for these shapes; the state is donated.
+) -> jax.stages.Lowered:
+    """Lowers `train_step` once for these shapes, ready to compile; the state is donated.
 
     One executable serves fresh and restored states alike: an array of other shape, type or
     placement is an error, never a second program with other rounding.
@@ -84,7 +84,7 @@ def compile_train_step(
         donate_argnums=0,
     )
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    return jitted.lower(state, shapes).compile()
+    return jitted.lower(state, shapes)
 
 
 def raise_if_indivisible(num_rows: int, shardings: Batch) -> None:

@@ -32,6 +32,7 @@ from typing import Any
 import jax
 from absl import logging
 from flax import nnx
+from jax.sharding import Mesh
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
@@ -50,7 +51,7 @@ from mm1_jax.train.train_state import (
     state_shardings,
     with_shardings,
 )
-from mm1_jax.train.train_step import compile_train_step, make_train_step, raise_if_indivisible
+from mm1_jax.train.train_step import lower_train_step, make_train_step, raise_if_indivisible
 
 # Exit code of a run whose report lacks an evaluation.
 EVALUATION_FAILED = 3
@@ -128,6 +129,16 @@ class Trainer(Configurable):
             num_corpora=len(input.corpus_names),
         )
         self._compiled_step: jax.stages.Compiled | None = None
+
+    @property
+    def mesh(self) -> Mesh:
+        return self._mesh
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """The train step of a run, for batches of the shapes of this one, ready to compile."""
+        return lower_train_step(
+            self.train_step, self.abstract_state, batch, self._mesh, self._rules
+        )
 
     def run(self) -> None:
         """Trains up to `max_steps`, from the newest checkpoint if there is one, and reports.
@@ -253,9 +264,7 @@ class Trainer(Configurable):
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if self._compiled_step is None:
             start = time.perf_counter()
-            self._compiled_step = compile_train_step(
-                self.train_step, self.abstract_state, batch, self._mesh, self._rules
-            )
+            self._compiled_step = self.lower(batch).compile()
             self._log.message(f"compiled the train step in {time.perf_counter() - start:.1f} s")
             self._log.start_clock()
         return self._compiled_step(state, device_batch(batch, self._batch_shardings))

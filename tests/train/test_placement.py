@@ -12,7 +12,6 @@ from experiments.pretrain import mm1_tiny_moe
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.sharding import batch_shardings, device_batch
 from mm1_jax.train.metrics import divide
-from mm1_jax.train.train_step import compile_train_step
 
 ROWS, LENGTH, IMAGES = 8, 16, 2
 
@@ -66,7 +65,7 @@ def placed(request, tmp_path_factory, make_batch):
         expected=EXPECTED[request.param],
         trainer=trainer,
         batch=batch,
-        step=compile_train_step(trainer.train_step, trainer.abstract_state, batch, mesh, rules),
+        step=trainer.lower(batch).compile(),
         place=lambda batch: device_batch(batch, batch_shardings(mesh, rules)),
         first_state=lambda: jax.jit(trainer.initialize, out_shardings=shardings)(jax.random.key(0)),
         checkpointer=lambda: cfg.trainer.checkpointer.instantiate(directory=folder / "checkpoints"),

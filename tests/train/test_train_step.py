@@ -9,7 +9,6 @@ import pytest
 from mm1_jax.sharding import batch_shardings, device_batch
 from mm1_jax.train.metrics import Mean, divide
 from mm1_jax.train.run_log import step_record
-from mm1_jax.train.train_step import compile_train_step
 
 
 def losses(folder):
@@ -33,7 +32,7 @@ def compiled(make_trainer):
     state = jax.jit(trainer.initialize, out_shardings=shardings)(jax.random.key(0))
 
     def step(batch):
-        return compile_train_step(trainer.train_step, trainer.abstract_state, batch, mesh, rules)
+        return trainer.lower(batch).compile()
 
     return SimpleNamespace(
         step=step, state=state, place=lambda x: device_batch(x, batch_shardings(mesh, rules))
