@@ -51,7 +51,7 @@ TOPOLOGIES = (
 
 # So that jax looks for no accelerator, libtpu for no machine that it might run on, and neither
 # keeps a second process from doing the same.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options = parser.parse_args(rest)
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     try:
         if options.all:
             return _rehearse_all(parser, options, overrides)

@@ -51,7 +51,9 @@ class Times:
 
 def predict(schedule: Schedule, topology: Topology) -> Times:
     """The times of one run of `schedule`."""
-    clock, link_is_free = 0.0, 0.0
+    clock = 0.0
+    # The links of the torus and the network are two ways to send; each sends one thing at a time.
+    is_free = {False: 0.0, True: 0.0}
     ends: dict[str, float] = {}
     total = Times()
     for item in schedule:
@@ -63,7 +65,8 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
             case Start(transfer):
                 seconds = transfer_seconds(transfer, topology)
                 total += Times(transfer=seconds)
-                link_is_free = ends[transfer.name] = max(clock, link_is_free) + seconds
+                end = max(clock, is_free[transfer.over_network]) + seconds
+                is_free[transfer.over_network] = ends[transfer.name] = end
             case Done(name):
                 waited = max(ends.pop(name, 0.0) - clock, 0.0)
                 total += Times(exposed=waited)
@@ -90,19 +93,9 @@ def work_seconds(work: Work, topology: Topology) -> float:
 
 
 def transfer_seconds(transfer: Transfer, topology: Topology) -> float:
-    """Inside a slice at the bandwidth of the links, else also at that of the network.
-
-    Across S slices, the parts of a group inside each of them do their share first: what goes over
-    the network is what one member of such a part has left to exchange with those of the others.
-    """
-    seconds = transfer.sent / topology.device_link_bandwidth
-    per_slice = topology.num_devices // topology.num_slices
-    slices = {device // per_slice for device in transfer.group}
-    if len(slices) > 1:
-        inside = len(transfer.group) / len(slices)
-        network = topology.chip.network_bandwidth / topology.chip.devices_per_chip
-        seconds = max(seconds, transfer.sent / inside / network)
-    return seconds
+    if transfer.over_network:
+        return transfer.sent * topology.chip.devices_per_chip / topology.chip.network_bandwidth
+    return transfer.sent / topology.device_link_bandwidth
 
 
 @dataclass

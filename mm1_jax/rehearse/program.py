@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 
@@ -47,7 +46,7 @@ _FREE = {
     "slice-start",
     "slice-done",
     "async-update",
-    "async-done",
+    "recv",
 }
 _FREE_CALLS = {
     "AllocateBuffer",
@@ -156,14 +155,16 @@ class Transfer:
     """One collective operation.
 
     Attributes:
-        group: Ids of the devices of one of its groups.
+        group_size: Devices that exchange something, or slices.
         sent: Bytes that a device sends, once.
+        over_network: Between slices, rather than over the links of the torus.
     """
 
     name: str
     kind: str
-    group: tuple[int, ...]
+    group_size: int
     sent: float
+    over_network: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Program:
     """All computations of a module, by name.
 
     Attributes:
-        num_devices: That it was compiled for.
+        num_devices: That it was compiled for, those of one slice.
         warnings: What had to be assumed; filled while it is read.
     """
 
@@ -242,6 +243,14 @@ class Program:
                     open_transfers.add(i.name)
                 if not transfers:
                     items += self._schedule(inner)
+            elif i.opcode == "send":
+                if (name := _rendezvous(i)) is not None:
+                    open_transfers.add(name)
+                    items.append(Start(_network_transfer(i, computation, name)))
+            elif i.opcode == "recv-done":
+                receive = computation.by_name.get(i.operands[0])
+                if receive is not None and (name := _rendezvous(receive)) in open_transfers:
+                    items.append(Done(name))
             elif i.opcode.endswith("-done") and i.opcode not in ("copy-done", "slice-done"):
                 start = self._start_of(i, computation)
                 if start in open_transfers:
@@ -303,13 +312,13 @@ class Program:
             # A fusion of an all-reduce and a slice, for which the hardware does the cheaper thing.
             kind = "reduce-scatter"
         if kind == "collective-permute":
-            group = _pairs_group(i.attributes)
+            group_size = _pairs_group_size(i.attributes)
         else:
-            group = _first_group(i.attributes, self.num_devices)
+            group_size = _group_size(i.attributes, self.num_devices)
         operands = i.operands[:1] if kind == "ragged-all-to-all" else i.operands
         held = sum(s.num_bytes for operand in operands for s in computation.shapes_of(operand))
-        sent = held * SENT[kind](len(group)) if len(group) > 1 else 0.0
-        return Transfer(name or i.name, kind, group, sent)
+        sent = held * SENT[kind](group_size) if group_size > 1 else 0.0
+        return Transfer(name or i.name, kind, group_size, sent)
 
     def _work(self, i: Instruction, computation: Computation) -> Work | None:
         if i.opcode in _FREE or i.call_target in _FREE_CALLS:
@@ -565,46 +574,43 @@ def _bits(dtype: str) -> int:
 # --- groups of devices
 
 
-def _first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
-    """One of the groups of a collective, from any of the notations."""
+def _group_size(attributes: str, num_devices: int) -> int:
+    """Members of one group of a collective, from any of the notations."""
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
     if mesh:
-        return _mesh_group(*mesh.groups())
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+        # Along whole axes of a mesh, 'a', or along a part of one, 'a':(1)2.
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh.group(1))}
+        axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", mesh.group(2))
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=", attributes)
     if iota:
-        groups, dims, order = (tuple(map(int, g.split(","))) if g else None for g in iota.groups())
-        assert groups is not None and dims is not None
-        ids = np.arange(math.prod(dims)).reshape(dims).transpose(order)
-        return tuple(ids.reshape(groups)[0].ravel().tolist())
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-    if listed and listed.group(1):
-        return tuple(map(int, listed.group(1).split(",")))
-    return tuple(range(num_devices))
+        return int(iota.group(1).split(",")[-1])
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    return len(listed.group(1).split(",")) if listed else num_devices
 
 
-def _mesh_group(mesh: str, axes: str) -> tuple[int, ...]:
-    """The group of the first device in `'a'=4,'b'=2`, along `'a'`, or along `'a':(1)2`, a part."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
-    strides = dict(zip(sizes, _strides(tuple(sizes.values())), strict=True))
-    ids = [0]
-    for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", axes):
-        count = int(size) if size else sizes[name]
-        stride = strides[name] * (sizes[name] // (int(before) * count) if size else 1)
-        ids = [i + stride * k for i in ids for k in range(count)]
-    return tuple(ids)
-
-
-def _strides(sizes: tuple[int, ...]) -> list[int]:
-    return [math.prod(sizes[place + 1 :]) for place in range(len(sizes))]
-
-
-def _pairs_group(attributes: str) -> tuple[int, ...]:
-    """The first two devices that exchange something; none if all send to themselves."""
+def _pairs_group_size(attributes: str) -> int:
+    """2 where some device sends to another one, 1 where all keep what they have."""
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
-    for source, target in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1) if pairs else ""):
-        if source != target:
-            return int(source), int(target)
-    return (0,)
+    found = re.findall(r"\{(\d+),(\d+)\}", pairs.group(1) if pairs else "")
+    return 2 if any(source != target for source, target in found) else 1
+
+
+def _rendezvous(i: Instruction) -> str | None:
+    """What a transfer between slices, which looks like one to the host, is called."""
+    match = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.attributes)
+    return match.group(1) if match and "_xla_megascale" in i.attributes else None
+
+
+def _network_transfer(i: Instruction, computation: Computation, name: str) -> Transfer:
+    kind_match = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.attributes)
+    kind = kind_match.group(1).lower().replace("_", "-") if kind_match else "collective-permute"
+    # Slices by number, {1,2}x{0:3}, or listed device by device, {{100000,200000},{100001,...
+    group = re.search(r'_xla_megascale_target="?\{+([\d,]+)\}', i.attributes)
+    group_size = len(group.group(1).split(",")) if group else 2
+    held = sum(s.num_bytes for s in computation.shapes_of(i.operands[0]))
+    sent = held * SENT.get(kind, SENT["collective-permute"])(group_size)
+    return Transfer(name, f"{kind} between slices", group_size, sent, over_network=True)
 
 
 # --- matrix products
@@ -678,12 +684,13 @@ def _num_products(
     """Pairs of an output and a tap of the window that meet an element of the input."""
     if num_taps == 1 and pad == 0 and lhs_dilate == 1:
         return num_outputs
-    places = (
-        out * stride + tap * rhs_dilate - pad
-        for out, tap in product(range(num_outputs), range(num_taps))
-    )
-    last = (num_inputs - 1) * lhs_dilate
-    return sum(0 <= place <= last and place % lhs_dilate == 0 for place in places)
+    outputs, last = np.arange(num_outputs) * stride, (num_inputs - 1) * lhs_dilate
+    met = 0
+    for tap in range(num_taps):
+        places = outputs + (tap * rhs_dilate - pad)
+        is_inside = (places >= 0) & (places <= last) & (places % lhs_dilate == 0)
+        met += int(np.count_nonzero(is_inside))
+    return met
 
 
 # --- kernels

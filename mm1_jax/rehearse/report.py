@@ -44,10 +44,12 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
         ValueError: It is not HLO text, or was compiled for more or fewer devices.
     """
     program = parse(text)
-    if program.num_devices != topology.num_devices:
+    # A program for several slices is that of one of them.
+    expected = topology.num_devices // topology.num_slices
+    if program.num_devices != expected:
         raise ValueError(
-            f"the program was compiled for {program.num_devices} devices, and {topology.name} has "
-            f"{topology.num_devices}; give the topology that it was compiled for"
+            f"the program was compiled for {program.num_devices} devices of a slice, and "
+            f"{topology.name} has {expected}; give the topology that it was compiled for"
         )
     schedule = program.schedule()
     times = predict(schedule, topology)
@@ -226,7 +228,8 @@ def _assumptions(report: Mapping[str, Any]) -> str:
     return (
         f"a model, not a measurement: {known['peak_flops'] / 1e12:g} TFLOP/s, {clock}"
         f"kernels at {known['kernel_efficiency']:g} of the peak, "
-        f"{known['axes']} x {known['link_bandwidth'] / 1e9:g} GB/s links ({known['source']}); "
+        f"{known['axes']} x {known['link_bandwidth'] / 1e9:g} GB/s links ({known['source']}), "
+        f"{known['network_bandwidth'] / 1e9:g} GB/s between slices (guessed); "
         "transfers are hidden only where the schedule shows it"
     )
 

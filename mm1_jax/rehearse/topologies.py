@@ -221,10 +221,10 @@ class Topology:
 
     @property
     def wrap(self) -> list[bool]:
-        """Which dims of a TPU slice are closed to rings: whole cubes, or a side of 16 in 2D."""
+        """Which of three dims of a TPU slice are rings: all of whole cubes, a side of 16 in 2D."""
         if self.chip.torus_dims == 3:
             return [all(dim % 4 == 0 for dim in self.shape)] * 3
-        return [dim == 16 for dim in self.shape]
+        return [*(dim == 16 for dim in self.shape), False]
 
 
 def parse_topology(name: str) -> Topology:
