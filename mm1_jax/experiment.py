@@ -9,9 +9,14 @@
     trainer.max_steps                   -> trainer.optimizer.decay_steps
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from mm1_jax.batch import Batch
 from mm1_jax.config import (
     REQUIRED,
     Configurable,
@@ -24,6 +29,7 @@ from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.train.optimizer import mm1_learning_rate
+from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer
 
 
@@ -79,6 +85,36 @@ class Experiment(Configurable):
     def run(self) -> Any:
         """Trains, evaluates and reports; resumes if `output_dir` holds a checkpoint."""
         return self.trainer.run()
+
+    @staticmethod
+    def program(cfg: Any, devices: Sequence[Any]) -> Program:
+        """What a run of the resolved `cfg` compiles for such devices, which need not be there."""
+        streams = [stream for stream in cfg.input.streams if stream.weight]
+        corpora = [entry for stream in streams for entry in stream.corpora if entry.weight]
+        return Trainer.program_of(
+            cfg.trainer,
+            model=cfg.model,
+            batch_size=cfg.input.batch_size,
+            num_corpora=len(corpora),
+            devices=devices,
+        )
+
+    @staticmethod
+    def batch_shapes(cfg: Any) -> Batch:
+        """Shapes and types of the batches of a resolved `cfg`."""
+        B, T, I = cfg.input.batch_size, cfg.input.max_sequence_length, cfg.input.max_images
+        size = cfg.input.image_size
+        tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
+        return Batch(
+            tokens=tokens,
+            targets=tokens,
+            loss_mask=jax.ShapeDtypeStruct((B, T), jnp.bool_),
+            positions=tokens,
+            segment_ids=tokens,
+            corpus_ids=tokens,
+            images=jax.ShapeDtypeStruct((B * I, size, size, 3), jnp.uint8),
+            image_index=jax.ShapeDtypeStruct((B, I), jnp.int32),
+        )
 
 
 # Required fields of the parts of a model that the model sets, from those of other parts.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -87,7 +88,7 @@ class Parallelism(Configurable):
         shape = mesh_shape(self.config, len(devices))
         if math.prod(shape.values()) == 1:
             shape = {"data": 1}
-        grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices=devices)
+        grid = _device_grid(shape, devices)
         return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
     def configure(self, model: InstantiableConfig) -> Any:
@@ -132,6 +133,32 @@ def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
     if free:
         sizes[free[0]] = num_devices // fixed
     return {axis: size for axis, size in sizes.items() if size > 1}
+
+
+def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices such that neighbours on the last axes are neighbours on the torus.
+
+    Of several slices, which only a network connects, the first axes that they divide are split
+    over them.
+    """
+    sizes = list(shape.values())
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    over_slices = []
+    left = num_slices
+    for size in sizes:
+        over_slices.append(math.gcd(size, left))
+        left //= over_slices[-1]
+    if left > 1:
+        raise ValueError(
+            f"parallelism: {num_slices} slices cannot share the axes {shape} evenly; make data a "
+            f"multiple of {num_slices}"
+        )
+    inside = [size // count for size, count in zip(sizes, over_slices, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, over_slices, devices=devices, allow_split_physical_axes=True
+    )
 
 
 def device_kind(device: Any) -> str:

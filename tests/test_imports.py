@@ -25,8 +25,10 @@ ALLOWED = {
     "overrides": {"config"},
     "run_folder": {"config", "named_configs", "overrides"},
     # The composition root: puts data, model, trainer and evaluators together.
-    "experiment": {"config", "models", "data", "train", "evals"},
+    "experiment": {"config", "batch", "models", "data", "train", "evals"},
     "launch": {"config", "named_configs", "run_folder"},
+    # Reaches the experiment by its config, as a launch does.
+    "rehearse": {"config", "named_configs", "run_folder", "launch", "models"},
 }
 # Libraries that a part may not import, directly.
 FORBIDDEN = {
@@ -93,6 +95,7 @@ def test_no_import_stands_inside_a_function():
     ("module", "absent"),
     [
         ("mm1_jax.launch", {"jax", "flax", "grain", "numpy"}),
+        ("mm1_jax.rehearse.__main__", {"jax", "flax", "grain"}),
         ("mm1_jax.config", {"jax", "flax", "numpy", "ml_collections"}),
     ],
 )

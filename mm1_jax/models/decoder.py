@@ -65,7 +65,7 @@ class Decoder(Module):
             raise ValueError("decoder: vocab_size is None; set it to the tokenizer's")
         table = {"vocab_size": cfg.vocab_size, "model_dim": cfg.model_dim}
         self.embedding = cfg.embedding.set(**table).instantiate(rngs=rngs)
-        stack = _stack(cfg)
+        stack = decoder_stack(cfg)
         self.stack = stack.instantiate(rngs=rngs)
         self.norm = cfg.norm.set(input_dim=cfg.model_dim).instantiate(rngs=rngs)
         self.head = None if cfg.tied_embeddings else cfg.head.set(**table).instantiate(rngs=rngs)
@@ -123,7 +123,7 @@ class Decoder(Module):
         )
 
 
-def _stack(cfg: Decoder.Config) -> Stack.Config:
+def decoder_stack(cfg: Decoder.Config) -> Stack.Config:
     layer = cfg.stack.layer.clone(input_dim=cfg.model_dim)
     layer.attention.set(
         input_dim=cfg.model_dim,
@@ -153,7 +153,7 @@ def num_non_embedding_parameters(cfg: Decoder.Config) -> int:
     Raises:
         ValueError: The layers are not those that the formula is about.
     """
-    layer = _stack(cfg.clone(moe=None)).layer
+    layer = decoder_stack(cfg.clone(moe=None)).layer
     num_heads, num_kv_heads, head_dim = head_sizes(layer.attention)
     if not isinstance(layer.feed_forward, GatedFeedForward.Config):
         raise ValueError(

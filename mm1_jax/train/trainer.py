@@ -99,17 +99,34 @@ class Trainer(Configurable):
         cfg.loss.instantiate(), cfg.optimizer.instantiate()
         abstract_model(lambda prng_key: model.instantiate(rngs=nnx.Rngs(params=prng_key)))
         _raise_if_many_processes()
-        devices = jax.devices() if devices is None else devices
-        self.program = Program(
+        self.program = self.program_of(
+            cfg,
+            model=model,
+            batch_size=input.batch_size,
+            num_corpora=len(input.corpus_names),
+            devices=jax.devices() if devices is None else devices,
+        )
+        self._compiled_step: Callable[..., Any] | None = None
+
+    @staticmethod
+    def program_of(
+        cfg: "Trainer.Config",
+        *,
+        model: InstantiableConfig,
+        batch_size: int,
+        num_corpora: int,
+        devices: Sequence[Any],
+    ) -> Program:
+        """What a trainer of this config compiles for the devices."""
+        return Program(
             model=model,
             loss=cfg.loss,
             optimizer=cfg.optimizer,
             parallelism=choose(cfg.mesh_rules, cfg.parallelism, devices),
-            batch_size=input.batch_size,
-            num_corpora=len(input.corpus_names),
+            batch_size=batch_size,
+            num_corpora=num_corpora,
             devices=devices,
         )
-        self._compiled_step: Callable[..., Any] | None = None
 
     def run(self) -> None:
         """Trains up to `max_steps`, from the newest checkpoint if there is one, and reports.

@@ -1,0 +1,138 @@
+"""Model FLOPs: what one training step has to compute, however it is compiled.
+
+The rule. A parameter of a matrix product costs 2 FLOPs for each position in the forward pass, and
+twice that in the backward pass, so 6 in all; recomputation is not counted. Attention costs its two
+products, of queries with keys and of weights with values: over all pairs in the vision encoder,
+over the half that a causal mask leaves in the decoder, as if each row were one document. A sparse
+layer counts the experts that a token is sent to, and its router. Looking up an embedding costs
+nothing; the output layer is counted, also where it shares the table. Every position of a row
+counts, padding too. Images count as often as they exist: an empty slot of the image buffer costs
+nothing, whatever the program spends on it. Norms, activations, rotations and the optimiser are not
+counted.
+
+Connectors count the matrix products of their forward pass, whichever connector it is.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mm1_jax.config import maybe_set_config
+from mm1_jax.layers.attention import head_sizes
+from mm1_jax.layers.feed_forward import FeedForward, GatedFeedForward
+from mm1_jax.layers.moe import MoE
+from mm1_jax.models.decoder import decoder_stack
+
+# The backward pass has two products for each one of the forward pass.
+TRAINING = 3
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Of a forward pass: of one packed row in the decoder, and of one image up to the merge."""
+
+    row: float
+    image: float
+
+    def of_training(self, num_rows: int, num_images: float) -> float:
+        """FLOPs of a training step on so many rows that hold so many images in all."""
+        return TRAINING * (num_rows * self.row + num_images * self.image)
+
+
+def forward_flops(cfg: Any, sequence_length: int) -> ForwardFlops:
+    """The FLOPs of an `MM1.Config` whose fields are filled in.
+
+    Raises:
+        ValueError: A feed-forward layer of a kind that is not known here.
+    """
+    image = vision_encoder_flops(cfg.vision_encoder) + connector_flops(cfg)
+    return ForwardFlops(decoder_flops(cfg.decoder, sequence_length), image)
+
+
+def decoder_flops(cfg: Any, sequence_length: int) -> float:
+    """Of one row of `sequence_length` positions, output layer included."""
+    T = sequence_length
+    stack = decoder_stack(cfg)
+    sparse = 0 if stack.last_layer is None else cfg.num_layers // stack.group_size
+    flops = (cfg.num_layers - sparse) * _layer_flops(stack.layer, T, causal=True)
+    if sparse:
+        flops += sparse * _layer_flops(stack.last_layer, T, causal=True)
+    return flops + 2.0 * T * cfg.model_dim * cfg.vocab_size
+
+
+def vision_encoder_flops(cfg: Any) -> float:
+    """Of one image of the size that the encoder is configured for."""
+    patches = (cfg.image_size // cfg.patch_size) ** 2
+    layer = cfg.stack.layer.clone(input_dim=cfg.model_dim)
+    layer.attention.set(input_dim=cfg.model_dim, num_heads=cfg.num_heads)
+    layer.feed_forward.set(input_dim=cfg.model_dim, hidden_dim=cfg.hidden_dim)
+    positions = patches + (cfg.class_token is not None)
+    patch_embedding = 2.0 * patches * 3 * cfg.patch_size**2 * cfg.model_dim
+    return patch_embedding + cfg.num_layers * _layer_flops(layer, positions, causal=False)
+
+
+def connector_flops(cfg: Any) -> float:
+    """Of one image, of an `MM1.Config`: the matrix products that the connector's call traces to."""
+    encoder = cfg.vision_encoder
+    grid_size = encoder.image_size // encoder.patch_size
+    connector = maybe_set_config(
+        cfg.connector.clone(),
+        input_dim=encoder.model_dim,
+        output_dim=cfg.decoder.model_dim,
+        grid_size=grid_size,
+    )
+    module = nnx.eval_shape(lambda: connector.instantiate(rngs=nnx.Rngs(params=0)))
+    features = jax.ShapeDtypeStruct((1, grid_size**2, encoder.model_dim), jnp.float32)
+    return product_flops(jax.make_jaxpr(lambda module, x: module(x))(module, features).jaxpr)
+
+
+def product_flops(jaxpr: Any) -> float:
+    """FLOPs of the matrix products of a jaxpr, each as often as its loops run it."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            summed = math.prod(left[dim] for dim in contracted)
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * summed
+        trips = equation.params.get("length", 1)
+        total += trips * sum(product_flops(inner) for inner in _inner_jaxprs(equation))
+    return total
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(each, "jaxpr", each)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def _layer_flops(layer: Any, positions: int, *, causal: bool) -> float:
+    num_heads, num_kv_heads, head_dim = head_sizes(layer.attention)
+    projections = layer.input_dim * head_dim * 2 * (num_heads + num_kv_heads)
+    feed_forward = _active_parameters(layer.feed_forward.clone(input_dim=layer.input_dim))
+    products = 2 * 2.0 * positions**2 * num_heads * head_dim * (0.5 if causal else 1.0)
+    return 2.0 * positions * (projections + feed_forward) + products
+
+
+def _active_parameters(cfg: Any) -> int:
+    """Parameters of the matrix products that a position passes through."""
+    D, F = cfg.input_dim, cfg.hidden_dim
+    match cfg:
+        case MoE.Config():
+            return D * cfg.num_experts + cfg.experts_per_token * 3 * D * F
+        case GatedFeedForward.Config():
+            return 3 * D * F
+        case FeedForward.Config():
+            return 2 * D * F
+        case _:
+            raise ValueError(
+                f"model FLOPs: no rule for the feed-forward layer {type(cfg).__qualname__}; add one"
+                " in mm1_jax/models/flops.py"
+            )

@@ -1,0 +1,351 @@
+"""Entry point: compiles the train step of a named config for a slice, and says if and how it runs.
+
+    python -m mm1_jax.rehearse --config=mm1_tiny --topology=v5e:2x2
+
+Nothing heavy is imported here: `--help`, wrong names and `--hlo` do without jax.
+"""
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.launch import USER_ERROR, split_overrides
+from mm1_jax.named_configs import find_named_config
+from mm1_jax.rehearse.report import (
+    ModelFlops,
+    advice,
+    memory_report,
+    program_report,
+    render,
+    render_table,
+)
+from mm1_jax.rehearse.topologies import Topology, parse_topology
+from mm1_jax.run_folder import Launch
+
+DOES_NOT_FIT = 3
+
+# What `--all` compiles for unless told otherwise: one slice or more of every generation.
+TOPOLOGIES = (
+    "v4:4x4x8",
+    "v5e:8x8",
+    "v5e:16x16",
+    "v5p:4x4x4",
+    "v5p:4x4x8",
+    "v5p:4x8x8",
+    "v6e:16x16",
+    "tpu7x:4x4x8",
+    "2xv5p:4x4x4",
+)
+
+# So that jax looks for no accelerator, libtpu for no machine that it might run on, and neither
+# keeps a second process from doing the same.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "4",
+    "TPU_STDERR_LOG_LEVEL": "4",
+}
+
+_DESCRIPTION = """\
+Compiles the train step that a launch of a config would run, for a TPU slice that need not
+exist, and reports memory per device, FLOPs, collectives, and the step time and MFU that
+follow from the compiled program. Runs on any CPU; no device is touched.
+"""
+
+_EPILOG = """\
+topologies:
+  v4:4x4x4  v5e:16x16  v5p:4x4x8  v6e:16x16  tpu7x:8x8x8   chips along each side
+  2xv5p:4x4x4                                              two such slices
+  v5p-128  v4-128  v5litepod-256  v6e-256                  Cloud's accelerator types
+  h100:8  h200:8                                           GPUs of one host, with --hlo only
+
+step time:
+  A model of the compiled program, never checked on the chips: good for comparing
+  programs. The compiler's cycles for all it estimates, FLOPs at 0.6 of the peak for
+  kernels, bytes over bandwidth for collectives, which count as waiting unless the
+  schedule shows that something is computed meanwhile.
+
+exit codes:
+  0  compiled, and fits
+  1  unexpected error
+  2  error that a change of the command line or config mends
+  3  compiled, and does not fit; the report says by how much and what to change
+
+examples:
+  python -m mm1_jax.rehearse --config=mm1_tiny --topology=v5e:2x2
+  python -m mm1_jax.rehearse --config=mm1_tiny --topology=v5p:2x2x2 \\
+      --config.trainer.parallelism.fsdp=4 --json=tiny.json --save_hlo=tiny.hlo.gz
+  python -m mm1_jax.rehearse --hlo=tiny.hlo.gz --topology=v5p:2x2x2
+  python -m mm1_jax.rehearse --all --configs=mm1_tiny,mm1_tiny_moe \\
+      --topologies=v5e:2x2,v5p:2x2x1 --json=table.json
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mm1_jax.rehearse",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def add(name: str, metavar: str, help: str, **options: Any) -> None:
+        parser.add_argument(name, metavar=metavar, help=help, **options)
+
+    add("--config", "NAME", "the config; --config.PATH=VALUE sets a field, as in a launch")
+    add("--module", "MODULE", "the module whose named_configs() has NAME (default: all)")
+    add("--topology", "NAME", "the slice, e.g. v5p:4x4x8")
+    add("--json", "FILE", "where to write the report, or with --all the reports", type=Path)
+    add("--save_hlo", "FILE", "where to write the compiled program (.gz: compressed)", type=Path)
+    add("--hlo", "FILE", "predict this optimised HLO text (or .gz) instead", type=Path)
+    add(
+        "--images_per_row",
+        "N",
+        "images in a row, averaged over all rows, which the model FLOPs count (default: by "
+        "stream: rows of captions are full, interleaved rows have 10, text has none)",
+        type=float,
+    )
+    add("--model_flops", "N", "of a step, of the program of --hlo, for its MFU", type=float)
+    parser.add_argument(
+        "--all", action="store_true", help="every config on every topology, each in a process"
+    )
+    add("--configs", "A,B", "those of --all (default: all named configs)")
+    add("--topologies", "A,B", f"those of --all (default: {','.join(TOPOLOGIES)})")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the result is the exit status."""
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    options = parser.parse_args(rest)
+    os.environ.update(ENVIRONMENT)
+    try:
+        if options.all:
+            return _rehearse_all(parser, options, overrides)
+        if options.topology is None:
+            parser.error("--topology=NAME is needed, e.g. --topology=v5p:4x4x8")
+        topology = parse_topology(options.topology)
+        if options.hlo is not None:
+            report = _predict_file(options, overrides, topology)
+        elif options.config is None:
+            parser.error("--config=NAME is needed, or --hlo=FILE")
+        else:
+            report = _rehearse(options, overrides, topology)
+        if options.json is not None:
+            _write(options.json, json.dumps(report, indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    print(render(report))
+    return 0 if report.get("memory", {"fits": True})["fits"] else DOES_NOT_FIT
+
+
+def _rehearse(
+    options: argparse.Namespace, overrides: Mapping[str, str], topology: Topology
+) -> dict[str, Any]:
+    with _progress(f"{options.config} on {topology.name}") as progress:
+        progress("resolving the config")
+        cfg = _resolved(options.config, options.module, overrides)
+        # jax reads the environment when it is first imported, so not before it is set.
+        compiler = importlib.import_module("mm1_jax.rehearse.compile")
+        num_images = compiler.expected_images(cfg, options.images_per_row)
+        model = ModelFlops(compiler.model_flops(cfg, num_images), num_images)
+        compiled = compiler.compile_train_step(cfg, topology, progress)
+        report = {
+            "config": options.config,
+            "overrides": dict(overrides),
+            "fingerprint": _fingerprint(cfg),
+            **_described(topology),
+            "mesh": compiled.mesh,
+            "tokens": cfg.input.batch_size * cfg.input.max_sequence_length,
+            "memory": memory_report(compiled.memory, compiled.needed, topology),
+            "flops": {"model": model.total, "images": num_images},
+            "compile": {
+                "lower_seconds": compiled.lower_seconds,
+                "compile_seconds": compiled.compile_seconds,
+            },
+            "versions": compiler.versions(),
+        }
+        if not report["memory"]["fits"]:
+            report["advice"] = advice(cfg, report)
+        if compiled.text is not None:
+            progress("predicting")
+            report |= program_report(compiled.text, topology, model)
+            if options.save_hlo is not None:
+                _write(options.save_hlo, compiled.text)
+    return report
+
+
+def _predict_file(
+    options: argparse.Namespace, overrides: Mapping[str, str], topology: Topology
+) -> dict[str, Any]:
+    text = _read(options.hlo)
+    model = None if options.model_flops is None else ModelFlops(options.model_flops)
+    if options.config is not None:
+        cfg = _resolved(options.config, options.module, overrides)
+        compiler = importlib.import_module("mm1_jax.rehearse.compile")
+        num_images = compiler.expected_images(cfg, options.images_per_row)
+        model = ModelFlops(compiler.model_flops(cfg, num_images), num_images)
+    try:
+        report = program_report(text, topology, model)
+    except ValueError as error:
+        raise ValueError(f"--hlo={options.hlo}: {error}") from error
+    return {"hlo": str(options.hlo), **_described(topology), **report}
+
+
+def _rehearse_all(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, overrides: Mapping[str, str]
+) -> int:
+    """Rehearses each pair in a process of its own; what `--json` holds already is not repeated."""
+    if options.json is None:
+        parser.error("--all needs --json=FILE, where it keeps the reports")
+    module = importlib.import_module("mm1_jax.named_configs")
+    names = (
+        options.configs.split(",")
+        if options.configs
+        else sorted(module.named_configs(options.module))
+    )
+    topologies = [
+        parse_topology(name) for name in (options.topologies or ",".join(TOPOLOGIES)).split(",")
+    ]
+    fingerprints = {
+        name: _fingerprint(_resolved(name, options.module, overrides)) for name in names
+    }
+    reports: dict[str, dict[str, Any]] = {}
+    if options.json.exists():
+        stored = json.loads(options.json.read_text())
+        reports = {_key(each): each for each in stored["reports"]}
+    pairs = [(name, topology) for name in names for topology in topologies]
+    for number, (name, topology) in enumerate(pairs, start=1):
+        key = f"{name} on {topology.name}"
+        present = reports.get(key)
+        is_known = present and present.get("fingerprint") == fingerprints[name]
+        if not is_known or "error" in present:
+            print(f"[{number}/{len(pairs)}] {key}", file=sys.stderr, flush=True)
+            report = _rehearse_in_a_process(name, topology, options, overrides)
+            reports[key] = {**report, "fingerprint": fingerprints[name]}
+            text = json.dumps({"reports": list(reports.values())}, indent=2)
+            _write(options.json, text + "\n")
+    chosen = [reports[f"{name} on {topology.name}"] for name, topology in pairs]
+    print(render_table(chosen))
+    return 1 if any("error" in report for report in chosen) else 0
+
+
+def _rehearse_in_a_process(
+    name: str, topology: Topology, options: argparse.Namespace, overrides: Mapping[str, str]
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        arguments = [f"--config={name}", f"--topology={topology.name}", f"--json={file}"]
+        arguments += [f"--config.{path}={text}" for path, text in overrides.items()]
+        for option in ("module", "images_per_row"):
+            if getattr(options, option) is not None:
+                arguments.append(f"--{option}={getattr(options, option)}")
+        result = subprocess.run(
+            [sys.executable, "-m", "mm1_jax.rehearse", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if file.exists():
+            return json.loads(file.read_text())
+    lines = result.stderr.strip().splitlines()
+    error = next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
+    print(f"  {error}", file=sys.stderr, flush=True)
+    return {
+        "config": name,
+        **_described(topology),
+        "error": error.removeprefix("error: ") or f"exit status {result.returncode}",
+    }
+
+
+def _key(report: Mapping[str, Any]) -> str:
+    return f"{report['config']} on {report['topology']}"
+
+
+def _described(topology: Topology) -> dict[str, Any]:
+    return {
+        "topology": topology.name,
+        "num_chips": topology.num_chips,
+        "num_devices": topology.num_devices,
+    }
+
+
+def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> Any:
+    named = find_named_config(name, module)
+    return Launch(named.name, named.module, overrides).resolved_config()
+
+
+def _fingerprint(cfg: Any) -> str:
+    return hashlib.sha256(cfg.debug_string().encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+
+
+def _write(path: Path, text: str) -> None:
+    # Whole or not at all: a table of hours is written after each of its lines.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode()
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[str], None]]:
+    """Says on stderr what is being done and for how long: every second, or half-minute in a log."""
+    is_terminal = sys.stderr.isatty()
+    start, over = time.monotonic(), threading.Event()
+    stage = ""
+
+    def line() -> str:
+        return f"{title}: {stage}, {time.monotonic() - start:.0f} s"
+
+    def repeat() -> None:
+        while not over.wait(1 if is_terminal else 30):
+            print(
+                f"\r{line()}\033[K" if is_terminal else line(),
+                end="" if is_terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def progress(name: str) -> None:
+        nonlocal stage
+        stage = name
+        if not is_terminal:
+            print(line(), file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield progress
+    finally:
+        over.set()
+        thread.join()
+        if is_terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Compiles the train step of a config for devices that are only described.
+
+The environment says that jax runs on the CPU and that libtpu looks for no TPU, so it has to be set
+before this module, which imports jax, is imported (`__main__` does).
+"""
+
+import importlib.metadata
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from mm1_jax.models.flops import forward_flops
+from mm1_jax.rehearse.topologies import GIB, Topology
+
+# Further arguments that describe a TPU slice, by kind of chip.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. A donated argument and the output in its place count once."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    aliased: int
+    code: int
+    peak: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries + self.outputs - self.aliased
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a train step.
+
+    Attributes:
+        text: The optimised, scheduled HLO; None where the program did not fit.
+        memory: None where the program did not fit.
+        needed: Bytes on a device that a program that does not fit would take, as far as known.
+    """
+
+    text: str | None
+    memory: Memory | None
+    needed: float | None
+    mesh: dict[str, int]
+    lower_seconds: float
+    compile_seconds: float
+
+
+def make_devices(topology: Topology) -> list[Any]:
+    """The devices of a slice that is not there, in the order in which it numbers them.
+
+    Raises:
+        ValueError: The compiler knows no such slice, or is not installed.
+    """
+    if not topology.is_tpu:
+        raise ValueError(
+            f"--topology={topology.name}: compiling for GPUs is not supported; --hlo=FILE predicts "
+            "a program that was compiled elsewhere"
+        )
+    if version("libtpu") is None:
+        raise ValueError(
+            "libtpu is not installed, which compiles for TPUs; pip install 'mm1_jax[rehearse]'"
+        )
+    options: dict[str, Any] = dict(_OPTIONS.get(topology.chip.name, {}))
+    if any(topology.wrap):
+        options["wrap"] = topology.wrap
+    if topology.num_slices > 1:
+        options["num_slices"] = topology.num_slices
+    shape = "x".join(map(str, topology.shape))
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{topology.chip.name}:{shape}", **options
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"--topology={topology.name}: libtpu has no such slice ({_first_line(error)})"
+        ) from error
+    return list(description.devices)
+
+
+def compile_train_step(
+    cfg: Any, topology: Topology, progress: Callable[[str], None] = lambda stage: None
+) -> Compiled:
+    """Compiles the train step that a launch of the resolved `cfg` would run on such a slice.
+
+    Args:
+        progress: Told what is being done, before it is.
+
+    Raises:
+        ValueError: The config and the slice do not go together.
+    """
+    progress("describing the slice")
+    devices = make_devices(topology)
+    progress("lowering the train step")
+    start = time.perf_counter()
+    try:
+        program = cfg.klass.program(cfg, devices)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"--topology={topology.name}: trainer.parallelism does not fit onto it: "
+            f"{_first_line(error)}"
+        ) from error
+    lowered = program.lower(cfg.klass.batch_shapes(cfg))
+    lowered_at = time.perf_counter()
+    progress("compiling")
+    text, memory, needed = None, None, None
+    try:
+        compiled = lowered.compile(program.parallelism.compiler_options or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed = bytes_needed(str(error))
+    else:
+        text, memory = compiled.as_text(), _memory(compiled)
+    return Compiled(
+        text=text,
+        memory=memory,
+        needed=needed,
+        mesh=dict(program.mesh.shape),
+        lower_seconds=lowered_at - start,
+        compile_seconds=time.perf_counter() - lowered_at,
+    )
+
+
+def _memory(compiled: jax.stages.Compiled) -> Memory:
+    analysis: Any = compiled.memory_analysis()
+    return Memory(
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        outputs=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        peak=analysis.peak_memory_in_bytes,
+    )
+
+
+def bytes_needed(message: str) -> float | None:
+    """What a program would take, from the compiler's words on one that does not fit.
+
+    >>> bytes_needed("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.") / GIB
+    20.5
+    """
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of|temporaries \(([\d.]+)([KMGT]?)\)", message)
+    if match is None:
+        return None
+    number, unit = (group for group in match.groups() if group is not None)
+    return float(number) * GIB * {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}.get(unit, 1 / GIB)
+
+
+# Images in a row of a stream, by its name: pages of the web as MM1 packs them, and nothing in text.
+# Rows of captions are full: images run out of places before text does.
+_IMAGES_PER_ROW = {"captions": math.inf, "interleaved": 10.0, "text": 0.0}
+
+
+def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
+    """Images in a batch of the resolved `cfg`, on average over its mixture of streams.
+
+    Args:
+        images_per_row: That average for a row, where it is known.
+
+    Raises:
+        ValueError: It is not known, and a stream has another name than those of MM1's mixture.
+    """
+    num_slots = cfg.klass.batch_shapes(cfg).images.shape[0]
+    streams = [stream for stream in cfg.input.streams if stream.weight]
+    if images_per_row is None:
+        unknown = [stream.name for stream in streams if stream.name not in _IMAGES_PER_ROW]
+        if unknown:
+            raise ValueError(
+                f"how many images a row of the stream {unknown[0]!r} holds is not known; "
+                "give the average over all rows by --images_per_row=N"
+            )
+        total = sum(
+            stream.weight * min(_IMAGES_PER_ROW[stream.name], cfg.input.max_images)
+            for stream in streams
+        )
+        images_per_row = total / max(sum(stream.weight for stream in streams), 1)
+    return min(images_per_row * cfg.input.batch_size, num_slots)
+
+
+def model_flops(cfg: Any, num_images: float) -> float:
+    """FLOPs of a training step of the resolved `cfg` with so many images in its batch."""
+    flops = forward_flops(cfg.model, cfg.input.max_sequence_length)
+    return flops.of_training(cfg.input.batch_size, num_images)
+
+
+def versions() -> dict[str, str | None]:
+    return {name: version(name) for name in ("jax", "jaxlib", "libtpu", "flax")}
+
+
+def version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

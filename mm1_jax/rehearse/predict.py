@@ -1,0 +1,139 @@
+"""A schedule and a chip -> how long a step takes, and of what.
+
+A model, never checked on the chips themselves; good for comparing programs. What it assumes:
+
+    work        the compiler's estimate of cycles over the clock, and no less than FLOPs over peak;
+                bytes over the bandwidth of the memory where there is no estimate
+    kernels     Pallas and the like: FLOPs at KERNEL_EFFICIENCY of the peak
+    transfers   bytes sent over the bandwidth of all axes of the torus, one transfer at a time;
+                between slices, over the network's
+    overlap     only what the schedule shows: a transfer is under way from where it starts to where
+                its result is needed, and the step waits for what is then left of it
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from mm1_jax.rehearse.program import Branch, Done, Kind, Loop, Schedule, Start, Transfer, Work
+from mm1_jax.rehearse.topologies import Topology
+
+# Of the peak, for kernels whose time no compiler estimates; what good attention kernels reach.
+KERNEL_EFFICIENCY = 0.6
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one step on one chip.
+
+    Attributes:
+        matrix, vector, kernel: Of computing, by kind of work.
+        transfer: Of sending, hidden or not.
+        exposed: Of waiting for what is sent.
+    """
+
+    matrix: float = 0.0
+    vector: float = 0.0
+    kernel: float = 0.0
+    transfer: float = 0.0
+    exposed: float = 0.0
+
+    @property
+    def step(self) -> float:
+        return self.matrix + self.vector + self.kernel + self.exposed
+
+    def __add__(self, other: "Times") -> "Times":
+        return Times(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, count: int) -> "Times":
+        return Times(*(getattr(self, f.name) * count for f in fields(self)))
+
+
+def predict(schedule: Schedule, topology: Topology) -> Times:
+    """The times of one run of `schedule`."""
+    clock = 0.0
+    # The links of the torus and the network are two ways to send; each sends one thing at a time.
+    is_free = {False: 0.0, True: 0.0}
+    ends: dict[str, float] = {}
+    total = Times()
+    for item in schedule:
+        match item:
+            case Work():
+                seconds = work_seconds(item, topology)
+                total += Times(**{item.kind.value: seconds})
+                clock += seconds
+            case Start(transfer):
+                seconds = transfer_seconds(transfer, topology)
+                total += Times(transfer=seconds)
+                end = max(clock, is_free[transfer.over_network]) + seconds
+                is_free[transfer.over_network] = ends[transfer.name] = end
+            case Done(name):
+                waited = max(ends.pop(name, 0.0) - clock, 0.0)
+                total += Times(exposed=waited)
+                clock += waited
+            case Loop(trips, body):
+                times = predict(body, topology) * trips
+                total, clock = total + times, clock + times.step
+            case Branch(bodies):
+                slowest = max((predict(b, topology) for b in bodies), key=lambda t: t.step)
+                total, clock = total + slowest, clock + slowest.step
+    # What nobody waited for must still end.
+    waited = max([end - clock for end in ends.values()], default=0.0)
+    return total + Times(exposed=max(waited, 0.0))
+
+
+def work_seconds(work: Work, topology: Topology) -> float:
+    peak = topology.device_peak_flops
+    by_bytes = work.hbm_bytes / topology.device_hbm_bandwidth
+    if work.kind is Kind.KERNEL:
+        return max(work.flops / (peak * KERNEL_EFFICIENCY), by_bytes)
+    if work.cycles is None or topology.chip.clock is None:
+        return max(by_bytes, work.flops / peak)
+    return max(work.cycles / topology.chip.clock, work.flops / peak)
+
+
+def transfer_seconds(transfer: Transfer, topology: Topology) -> float:
+    if transfer.over_network:
+        return transfer.sent * topology.chip.devices_per_chip / topology.chip.network_bandwidth
+    return transfer.sent / topology.device_link_bandwidth
+
+
+@dataclass
+class Traffic:
+    """All transfers of one kind: in the text, in a step, and bytes that a chip sends in a step."""
+
+    count: int = 0
+    executions: int = 0
+    sent: float = 0.0
+
+
+def traffic(schedule: Schedule) -> dict[str, Traffic]:
+    """Transfers by kind, those that send nothing left out."""
+    found: dict[str, Traffic] = defaultdict(Traffic)
+    for item, executions in executed(schedule):
+        if isinstance(item, Start) and item.transfer.sent:
+            entry = found[item.transfer.kind]
+            entry.count += 1
+            entry.executions += executions
+            entry.sent += executions * item.transfer.sent
+    return dict(sorted(found.items()))
+
+
+def flops(schedule: Schedule) -> float:
+    """Of matrix products and kernels, of one device in a step."""
+    return sum(
+        executions * item.flops for item, executions in executed(schedule) if isinstance(item, Work)
+    )
+
+
+def executed(schedule: Schedule, executions: int = 1) -> Iterator[tuple[Work | Start | Done, int]]:
+    """Everything in a schedule with how often it runs; of branches, all."""
+    for item in schedule:
+        match item:
+            case Loop(trips, body):
+                yield from executed(body, executions * trips)
+            case Branch(bodies):
+                for body in bodies:
+                    yield from executed(body, executions)
+            case _:
+                yield item, executions

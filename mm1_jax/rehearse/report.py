@@ -1,0 +1,294 @@
+"""What a rehearsal found, as plain data for JSON and as text for the terminal.
+
+A report is a dict of these parts, some of which are missing where they are not known (of HLO text
+alone, or of a program that does not fit); bytes and seconds are those of one device and one step:
+
+    config, overrides, topology, num_chips, num_devices, mesh
+    memory        arguments, temporaries, outputs, aliased, code, total, peak, hbm, free, fits
+    flops         model, executed, ratio; of all devices
+    collectives   kind -> count in the text, executions, bytes sent
+    step          seconds of matrix, vector, kernel, transfer (hidden or not), exposed, total
+    mfu           model FLOPs over what the chips could do at their peak in the predicted step
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mm1_jax.rehearse.predict import (
+    KERNEL_EFFICIENCY,
+    Traffic,
+    flops,
+    predict,
+    traffic,
+)
+from mm1_jax.rehearse.program import parse
+from mm1_jax.rehearse.topologies import GIB, Topology
+
+# Of the memory, that should stay free: fragments and what the runtime itself takes.
+FREE_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """What a step has to compute, and the images that it counts."""
+
+    total: float
+    num_images: float | None = None
+
+
+def program_report(text: str, topology: Topology, model: ModelFlops | None) -> dict[str, Any]:
+    """What follows from the HLO text of a program alone.
+
+    Raises:
+        ValueError: It is not HLO text, or was compiled for more or fewer devices.
+    """
+    program = parse(text)
+    # A program for several slices is that of one of them.
+    expected = topology.num_devices // topology.num_slices
+    if program.num_devices != expected:
+        raise ValueError(
+            f"the program was compiled for {program.num_devices} devices of a slice, and "
+            f"{topology.name} has {expected}; give the topology that it was compiled for"
+        )
+    schedule = program.schedule()
+    times = predict(schedule, topology)
+    executed = flops(schedule) * topology.num_devices
+    report: dict[str, Any] = {
+        "flops": {"executed": executed},
+        "collectives": {kind: asdict(each) for kind, each in traffic(schedule).items()},
+        "step": {**asdict(times), "total": times.step},
+        "warnings": list(program.warnings),
+        "assumptions": assumptions(topology),
+    }
+    if model is not None:
+        report["flops"] |= {"model": model.total, "ratio": executed / model.total}
+        if model.num_images is not None:
+            report["flops"]["images"] = model.num_images
+        peak = topology.num_chips * topology.chip.peak_flops
+        report["mfu"] = model.total / (times.step * peak) if times.step else 0.0
+    return report
+
+
+def memory_report(memory: Any, needed: float | None, topology: Topology) -> dict[str, Any]:
+    """Memory of a device against what it has.
+
+    Args:
+        memory: A `compile.Memory`; None where the program did not fit.
+        needed: Bytes that it takes then, as far as known.
+    """
+    hbm = topology.chip.hbm_bytes
+    if memory is None:
+        return {"hbm": hbm, "fits": False, **({} if needed is None else {"total": int(needed)})}
+    total = memory.total + memory.code
+    return {
+        **asdict(memory),
+        "total": memory.total,
+        "hbm": hbm,
+        "free": 1 - total / hbm,
+        "fits": total <= hbm,
+    }
+
+
+def assumptions(topology: Topology) -> dict[str, Any]:
+    chip = topology.chip
+    return {
+        "peak_flops": chip.peak_flops,
+        "clock": chip.clock,
+        "link_bandwidth": chip.link_bandwidth,
+        "axes": sum(dim > 1 for dim in topology.shape) if topology.is_tpu else 1,
+        "network_bandwidth": chip.network_bandwidth,
+        "kernel_efficiency": KERNEL_EFFICIENCY,
+        "source": chip.source,
+    }
+
+
+def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
+    """Fields to change where a program does not fit, those that cost least first."""
+    lines = []
+    parallelism, mesh = cfg.trainer.parallelism, report["mesh"]
+    copies = mesh.get("data", 1)
+    if copies > 1:
+        lines.append(
+            f"split parameters and optimiser state over the {copies} devices that hold copies of "
+            "them: --config.trainer.parallelism.data=1 --config.trainer.parallelism.fsdp=-1"
+        )
+    if "gradient_accumulation" in cfg.trainer:
+        twice = 2 * max(cfg.trainer.gradient_accumulation, 1)
+        lines.append(
+            "smaller micro-batches, which halve the activations: "
+            f"--config.trainer.gradient_accumulation={twice}"
+        )
+    for path in ("model.decoder.stack.remat", "model.vision_encoder.stack.remat"):
+        value = cfg.get_recursively(path.split("."))
+        if getattr(value, "name", "FULL") != "FULL":
+            lines.append(f"keep less for the backward pass: --config.{path}=FULL")
+    if "model" not in mesh and parallelism.model == 1:
+        lines.append("split matrices and their activations: --config.trainer.parallelism.model=2")
+    lines.append("more chips: a larger --topology")
+    return lines
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report as text."""
+    parts = [_title(report)]
+    if "memory" in report:
+        parts.append(_memory(report))
+    if "step" in report:
+        parts += [_step(report), _flops(report), _collectives(report), _assumptions(report)]
+    if report.get("warnings"):
+        parts.append("\n".join(f"warning: {each}" for each in report["warnings"]))
+    if "versions" in report:
+        known = ", ".join(f"{name} {v}" for name, v in report["versions"].items() if v)
+        compiled = report.get("compile")
+        seconds = (
+            f"lowered in {compiled['lower_seconds']:.0f} s, compiled in "
+            f"{compiled['compile_seconds']:.0f} s; "
+            if compiled
+            else ""
+        )
+        parts.append(f"{seconds}{known}")
+    return "\n\n".join(parts)
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    mesh = "".join(f" {axis}={size}" for axis, size in report.get("mesh", {}).items())
+    overrides = "".join(f"\n  {path}={text}" for path, text in report.get("overrides", {}).items())
+    return (
+        f"{report.get('config') or report.get('hlo')} on {report['topology']} "
+        f"({report['num_chips']} chips{', mesh' + mesh if mesh else ''}){overrides}"
+    )
+
+
+def _memory(report: Mapping[str, Any]) -> str:
+    memory = report["memory"]
+    hbm = memory["hbm"]
+    if memory["fits"]:
+        tight = f"; less than {FREE_SHARE:.0%} is tight" if memory["free"] < FREE_SHARE else ""
+        verdict = f"fits: {memory['free']:.1%} of {_gib(hbm)} free{tight}"
+    else:
+        total = memory.get("total")
+        excess = "" if total is None else f" by {_gib(total - hbm)}: {_gib(total)} of {_gib(hbm)}"
+        verdict = f"DOES NOT FIT{excess or ' in ' + _gib(hbm)}"
+    lines = [f"memory per device   {verdict}"]
+    names = ("arguments", "temporaries", "outputs", "aliased", "total", "peak", "code")
+    if "arguments" in memory:
+        lines.append("  " + "   ".join(f"{name} {_gib(memory[name])}" for name in names))
+    lines += [f"  to make it fit: {each}" for each in report.get("advice", ())]
+    return "\n".join(lines)
+
+
+def _step(report: Mapping[str, Any]) -> str:
+    step = report["step"]
+    lines = [f"predicted step      {_seconds(step['total'])}"]
+    if "mfu" in report:
+        lines[0] += f"   MFU {report['mfu']:.1%}"
+    if "tokens" in report:
+        rate = report["tokens"] / step["total"] if step["total"] else 0.0
+        lines[0] += f"   {rate:,.0f} tokens/s"
+    for name, title in (
+        ("matrix", "matrix products"),
+        ("vector", "everything else"),
+        ("kernel", "kernels"),
+        ("exposed", "waiting for transfers"),
+    ):
+        share = step[name] / step["total"] if step["total"] else 0.0
+        lines.append(f"  {title:22} {_seconds(step[name]):>10} {share:7.1%}")
+    lines[-1] += f"   of {_seconds(step['transfer'])} of transfers"
+    return "\n".join(lines)
+
+
+def _flops(report: Mapping[str, Any]) -> str:
+    numbers = report["flops"]
+    text = f"FLOPs               executed {numbers['executed']:.4g}"
+    if "model" in numbers:
+        text += f"   model {numbers['model']:.4g}   ratio {numbers['ratio']:.3f}"
+    if "images" in numbers:
+        text += f"   ({numbers['images']:,.0f} images a step)"
+    return text
+
+
+def _collectives(report: Mapping[str, Any]) -> str:
+    entries = {kind: Traffic(**each) for kind, each in report["collectives"].items()}
+    if not entries:
+        return "collectives         none"
+    lines = [f"{'collectives':25} {'in text':>8} {'a step':>8} {'GB sent a device':>17}"]
+    lines += [
+        f"  {kind:23} {each.count:8,} {each.executions:8,} {each.sent / 1e9:17.3f}"
+        for kind, each in entries.items()
+    ]
+    total = sum(each.sent for each in entries.values())
+    lines.append(f"  {'all':23} {'':8} {'':8} {total / 1e9:17.3f}")
+    return "\n".join(lines)
+
+
+def _assumptions(report: Mapping[str, Any]) -> str:
+    known = report["assumptions"]
+    clock = f"{known['clock'] / 1e9:g} GHz, " if known["clock"] else ""
+    return (
+        f"a model, not a measurement: {known['peak_flops'] / 1e12:g} TFLOP/s, {clock}"
+        f"kernels at {known['kernel_efficiency']:g} of the peak, "
+        f"{known['axes']} x {known['link_bandwidth'] / 1e9:g} GB/s links ({known['source']}), "
+        f"{known['network_bandwidth'] / 1e9:g} GB/s between slices (guessed); "
+        "transfers are hidden only where the schedule shows it"
+    )
+
+
+def render_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each report."""
+    header = (
+        "config",
+        "topology",
+        "GiB",
+        "free",
+        "exec/model",
+        "GB sent",
+        "matrix + vector + kernel + exposed s",
+        "step s",
+        "MFU",
+        "compile s",
+    )
+    rows = [header, *(_row(report) for report in reports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
+    names = (report["config"], report["topology"])
+    if "error" in report:
+        return (*names, "error: " + report["error"].partition("\n")[0][:60], *[""] * 7)
+    memory, compiled = report["memory"], f"{report['compile']['compile_seconds']:.0f}"
+    total = f"{memory['total'] / GIB:.1f}" if "total" in memory else "?"
+    free = f"{memory['free']:.1%}" if "free" in memory else "does not fit"
+    if "step" not in report:
+        return (*names, total, free, *[""] * 5, compiled)
+    step = report["step"]
+    sent = sum(each["sent"] for each in report["collectives"].values())
+    parts = " + ".join(f"{step[name]:.3g}" for name in ("matrix", "vector", "kernel", "exposed"))
+    return (
+        *names,
+        total,
+        free,
+        f"{report['flops']['ratio']:.2f}",
+        f"{sent / 1e9:.1f}",
+        parts,
+        f"{step['total']:.3g}",
+        f"{report['mfu']:.3f}",
+        compiled,
+    )
+
+
+def _gib(number: float) -> str:
+    if abs(number) >= 0.1 * GIB:
+        return f"{number / GIB:.2f} GiB"
+    return f"{number / 2**20:.2f} MiB"
+
+
+def _seconds(number: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number / 1e-6:.3g} us"

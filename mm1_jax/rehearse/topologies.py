@@ -1,0 +1,281 @@
+"""Slices and hosts by name, and what is known of their chips.
+
+    v5p:4x4x8   2xv5p:4x4x4 (two slices)   v5p-128, v5litepod-256 (Cloud's names)   h100:8
+
+Figures per chip come from three places, which `report` repeats:
+
+    published   Cloud's or NVIDIA's page of the chip
+    compiler    the memory that libtpu 0.0.42.1 lets a program use, as its error messages state it
+    inferred    clocks: what makes `estimated_cycles` of large matrix products plausible
+    guessed     nothing to check it against
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from mm1_jax.config import close_names
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One kind of chip, or of GPU.
+
+    Attributes:
+        peak_flops: Dense bfloat16 FLOP/s of a chip; published.
+        hbm_bytes: What a program may use of a device's memory; compiler for TPUs, published for
+            GPUs.
+        hbm_bandwidth: Bytes/s of a chip; published.
+        link_bandwidth: Bytes/s that a chip sends along one axis of the torus, both directions
+            together; of a GPU, all that it sends.
+        network_bandwidth: Bytes/s that a chip sends to other slices; guessed.
+        clock: Hz; None where the compiler gives no cycles.
+        torus_dims: Of the wiring; 0 where every device reaches every other one directly.
+        devices_per_chip: JAX devices.
+        source: Where clock and link bandwidth come from.
+    """
+
+    name: str
+    kind: str
+    peak_flops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    network_bandwidth: float
+    clock: float | None
+    torus_dims: int
+    devices_per_chip: int
+    source: str
+
+
+# Peaks and bandwidths of memory: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} and NVIDIA's data
+# sheets of the SXM modules. Links: what the same pages state for a chip, less the tenth that
+# protocols take. Between slices: a host's network interfaces, shared by its chips.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name="v4",
+            kind="TPU v4",
+            peak_flops=275e12,
+            hbm_bytes=30.75 * GIB,
+            hbm_bandwidth=1228e9,
+            link_bandwidth=90e9,
+            network_bandwidth=6.25e9,
+            clock=1.05e9,
+            torus_dims=3,
+            devices_per_chip=1,
+            source="clock inferred, links published",
+        ),
+        Chip(
+            name="v5e",
+            kind="TPU v5e",
+            peak_flops=197e12,
+            hbm_bytes=15.75 * GIB,
+            hbm_bandwidth=819e9,
+            link_bandwidth=90e9,
+            network_bandwidth=3.125e9,
+            clock=1.5e9,
+            torus_dims=2,
+            devices_per_chip=1,
+            source="clock inferred, links published",
+        ),
+        Chip(
+            name="v5p",
+            kind="TPU v5p",
+            peak_flops=459e12,
+            hbm_bytes=95.74 * GIB,
+            hbm_bandwidth=2765e9,
+            link_bandwidth=180e9,
+            network_bandwidth=6.25e9,
+            clock=1.75e9,
+            torus_dims=3,
+            devices_per_chip=1,
+            source="clock inferred, links published",
+        ),
+        Chip(
+            name="v6e",
+            kind="TPU v6e",
+            peak_flops=918e12,
+            hbm_bytes=31.25 * GIB,
+            hbm_bandwidth=1640e9,
+            link_bandwidth=180e9,
+            network_bandwidth=12.5e9,
+            clock=1.75e9,
+            torus_dims=2,
+            devices_per_chip=1,
+            source="clock guessed, links published",
+        ),
+        Chip(
+            name="tpu7x",
+            kind="TPU7x",
+            peak_flops=2307e12,
+            hbm_bytes=94.75 * GIB,
+            hbm_bandwidth=7380e9,
+            link_bandwidth=180e9,
+            network_bandwidth=12.5e9,
+            clock=2.2e9,
+            torus_dims=3,
+            devices_per_chip=2,
+            source="clock guessed, links published",
+        ),
+        Chip(
+            name="h100",
+            kind="NVIDIA H100 SXM",
+            peak_flops=989e12,
+            hbm_bytes=80e9,
+            hbm_bandwidth=3350e9,
+            link_bandwidth=450e9,
+            network_bandwidth=50e9,
+            clock=None,
+            torus_dims=0,
+            devices_per_chip=1,
+            source="no cycles, so a roofline; links published",
+        ),
+        Chip(
+            name="h200",
+            kind="NVIDIA H200 SXM",
+            peak_flops=989e12,
+            hbm_bytes=141e9,
+            hbm_bandwidth=4800e9,
+            link_bandwidth=450e9,
+            network_bandwidth=50e9,
+            clock=None,
+            torus_dims=0,
+            devices_per_chip=1,
+            source="no cycles, so a roofline; links published",
+        ),
+    )
+}
+
+# Cloud's accelerator types -> the chip, and how many the number counts for each chip.
+_CLOUD = {
+    "v4": ("v4", 2),
+    "v5litepod": ("v5e", 1),
+    "v5e": ("v5e", 1),
+    "v5p": ("v5p", 2),
+    "v6e": ("v6e", 1),
+}
+
+# The shapes that Cloud gives for so many chips.
+_SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SHAPES_3D = (
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+    "4x4x4",
+    "4x4x8",
+    "4x8x8",
+    "8x8x8",
+    "8x8x16",
+    "8x16x16",
+)
+
+_NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*?)(?::(\d+(?:x\d+)*)|-(\d+))")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """So many chips, wired as a torus of `shape`, in each of `num_slices` slices."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    num_slices: int = 1
+
+    @property
+    def name(self) -> str:
+        """The name that `parse_topology` reads, whatever it was called by."""
+        slices = f"{self.num_slices}x" if self.num_slices > 1 else ""
+        return f"{slices}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def num_chips(self) -> int:
+        return self.num_slices * math.prod(self.shape)
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * self.chip.devices_per_chip
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.chip.torus_dims > 0
+
+    @property
+    def device_peak_flops(self) -> float:
+        """Of a JAX device, FLOP/s."""
+        return self.chip.peak_flops / self.chip.devices_per_chip
+
+    @property
+    def device_hbm_bandwidth(self) -> float:
+        """Of a JAX device, bytes/s."""
+        return self.chip.hbm_bandwidth / self.chip.devices_per_chip
+
+    @property
+    def device_link_bandwidth(self) -> float:
+        """Bytes/s that a device sends along all axes of the torus that are longer than 1."""
+        axes = sum(dim > 1 for dim in self.shape) if self.is_tpu else 1
+        return max(axes, 1) * self.chip.link_bandwidth / self.chip.devices_per_chip
+
+    @property
+    def wrap(self) -> list[bool]:
+        """Which of three dims of a TPU slice are rings: all of whole cubes, a side of 16 in 2D."""
+        if self.chip.torus_dims == 3:
+            return [all(dim % 4 == 0 for dim in self.shape)] * 3
+        return [*(dim == 16 for dim in self.shape), False]
+
+
+def parse_topology(name: str) -> Topology:
+    """The topology of that name.
+
+    Raises:
+        ValueError: Nothing is called so; the message has close names.
+    """
+    match = _NAME.fullmatch(name)
+    slices, kind, shape, count = match.groups() if match else (None, name, None, None)
+    if count is not None and kind in _CLOUD:
+        chip, per_chip = _CLOUD[kind]
+        return Topology(CHIPS[chip], _cloud_shape(name, chip, int(count) / per_chip), _int(slices))
+    if kind not in CHIPS or shape is None:
+        raise ValueError(f"--topology={name}: there is no such topology; {_hint(name, kind)}")
+    chip = CHIPS[kind]
+    dims = tuple(map(int, shape.split("x")))
+    if len(dims) != max(chip.torus_dims, 1) or not all(dims):
+        example = {0: f"{kind}:8", 2: f"{kind}:16x16", 3: f"{kind}:4x4x4"}[chip.torus_dims]
+        raise ValueError(
+            f"--topology={name}: {chip.kind} has {max(chip.torus_dims, 1)} positive dims, "
+            f"e.g. {example}"
+        )
+    return Topology(chip, dims, _int(slices))
+
+
+def _int(slices: str | None) -> int:
+    return int(slices or 1) or 1
+
+
+def _cloud_shape(name: str, chip: str, num_chips: float) -> tuple[int, ...]:
+    shapes = _SHAPES_2D if CHIPS[chip].torus_dims == 2 else _SHAPES_3D
+    by_chips = {math.prod(dims): dims for dims in (_dims(shape) for shape in shapes)}
+    if num_chips not in by_chips:
+        known = ", ".join(f"{chip}:{shape}" for shape in shapes)
+        raise ValueError(
+            f"--topology={name}: no shape is known for {num_chips:g} chips; give one of {known}"
+        )
+    return by_chips[int(num_chips)]
+
+
+def _dims(shape: str) -> tuple[int, ...]:
+    return tuple(map(int, shape.split("x")))
+
+
+def _hint(name: str, kind: str) -> str:
+    examples = [f"{chip}:{shape}" for chip in CHIPS for shape in _shapes_of(chip)]
+    close = close_names(name, examples) or [f"{each}:..." for each in close_names(kind, CHIPS)]
+    known = "v4:4x4x4, v5e:16x16, v5p:4x4x8, 2xv5p:4x4x4, v6e:16x16, tpu7x:8x8x8, h100:8, v5p-128"
+    return f"did you mean {' or '.join(close)}?" if close else f"names look like {known}"
+
+
+def _shapes_of(chip: str) -> tuple[str, ...]:
+    return {0: ("8",), 2: _SHAPES_2D, 3: _SHAPES_3D}[CHIPS[chip].torus_dims]
