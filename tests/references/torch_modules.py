@@ -1,7 +1,7 @@
 """References that no installable package offers, written in torch's own modules.
 
-AIM's trunk (arXiv 2401.08541), and Honeybee's C-Abstractor (arXiv 2312.06742) from the RegNet block
-of timm 0.9: names of submodules are those of the originals, so their checkpoints would load.
+AIM's trunk (arXiv 2401.08541), and Honeybee's C-Abstractor (arXiv 2312.06742) from timm's RegNet
+block. Submodules have the names of the originals, without the levels that hold one child.
 """
 
 import numpy as np
