@@ -30,7 +30,7 @@ def mm1_tiny() -> Experiment.Config:
             max_sequence_length=256,
             max_images=16,
         ),
-        trainer=Trainer.default_config().set(max_steps=1650),
+        trainer=Trainer.default_config().set(max_steps=1750),
         evals={
             "held_out_loss": HeldOutLoss.default_config(),
             "digits_vqa": DigitsVQA.default_config(),
@@ -49,7 +49,7 @@ def mm1_tiny_moe() -> Experiment.Config:
     """`mm1_tiny` with four experts in every second layer, two for each token."""
     cfg = mm1_tiny().set(model=sizes.tiny_moe())
     # A step takes a fifth longer than the dense one's, and fewer are needed.
-    cfg.trainer.max_steps = 1100
+    cfg.trainer.max_steps = 1200
     return cfg
 
 

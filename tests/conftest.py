@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
+from collections.abc import Callable
+
 from jaxtyping import install_import_hook
 
 install_import_hook("mm1_jax", "beartype.beartype")
@@ -28,3 +30,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def prng_key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable:
+    """Calls a module as one compiled program."""
+    return jax.jit(lambda module, *args: module(*args))

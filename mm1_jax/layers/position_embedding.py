@@ -53,7 +53,8 @@ class SinCosPositions(Module):
         self.theta = cfg.theta
 
     def __call__(self, x: Float[Array, "J h w D"]) -> Float[Array, "J h w D"]:
-        return x + sin_cos_grid(*x.shape[1:], self.theta).astype(x.dtype)[None]
+        _, height, width, model_dim = x.shape
+        return x + sin_cos_grid(height, width, model_dim, self.theta).astype(x.dtype)[None]
 
 
 def sin_cos_grid(height: int, width: int, dim: int, theta: float) -> Float[Array, "h w D"]:

@@ -25,9 +25,3 @@ def build() -> Callable:
         return nnx.merge(graphdef, jax.tree.map(draw, shapes))
 
     return build
-
-
-@pytest.fixture(scope="session")
-def call() -> Callable:
-    """Calls a module as one compiled program."""
-    return jax.jit(lambda module, *args: module(*args))

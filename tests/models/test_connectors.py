@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
+from parity import assert_equal, randomise, with_weights
+from torch_modules import HoneybeeCAbstractor, c_abstractor_weights
 
 from mm1_jax.config import maybe_set_config
 from mm1_jax.layers.stack import Remat
@@ -126,61 +128,36 @@ def test_adaptive_pooling_equals_torch(size, bins):
 
 
 @pytest.mark.parametrize(
-    ("depth", "mlp_depth", "hidden_dim"), [(3, 2, 8), (2, 1, INPUT_DIM), (0, 2, 8)]
+    ("inputs", "hidden", "outputs", "grid", "side", "depth", "mlp_depth"),
+    [
+        (1280, 1024, 1536, 27, 12, 3, 2),
+        (INPUT_DIM, 8, OUTPUT_DIM, GRID, 3, 3, 2),
+        (INPUT_DIM, INPUT_DIM, OUTPUT_DIM, GRID, 3, 2, 1),
+        (INPUT_DIM, 8, OUTPUT_DIM, GRID, 3, 0, 2),
+    ],
+    ids=["full size", "small", "no change of channels", "no blocks"],
 )
-def test_c_abstractor_equals_torch(depth, mlp_depth, hidden_dim, build, call, image_features):
-    cfg = CAbstractor.default_config().set(depth=depth, mlp_depth=mlp_depth, hidden_dim=hidden_dim)
-    connector = build(sized(cfg, 9))
-    expected = torch_c_abstractor(connector, image_features)
-    np.testing.assert_allclose(call(connector, image_features), expected, rtol=1e-4, atol=1e-4)
+def test_c_abstractor_equals_honeybees(inputs, hidden, outputs, grid, side, depth, mlp_depth, call):
+    reference = HoneybeeCAbstractor(inputs, hidden, outputs, grid, side, depth, mlp_depth)
+    randomise(reference)
+    cfg = CAbstractor.default_config().set(
+        input_dim=inputs,
+        output_dim=outputs,
+        grid_size=grid,
+        num_image_tokens=side**2,
+        hidden_dim=hidden,
+        depth=depth,
+        mlp_depth=mlp_depth,
+    )
+    connector = with_weights(cfg, c_abstractor_weights(reference))
+    image_features = draw(1, grid**2, inputs)
+    with torch.no_grad():
+        expected = reference(to_torch(image_features))
+    assert_equal(call(connector, image_features), expected)
 
 
 def to_torch(x):
     return torch.from_numpy(np.array(x))
-
-
-def torch_c_abstractor(connector, image_features):
-    """Honeybee's C-Abstractor in torch's own operations, on the weights of `connector`."""
-
-    def channel_norm(norm, x):
-        x = x.permute(0, 2, 3, 1)
-        x = F.layer_norm(x, x.shape[-1:], to_torch(norm.scale), to_torch(norm.bias), eps=1e-6)
-        return x.permute(0, 3, 1, 2)
-
-    def conv1x1(linear, x):
-        bias = None if linear.bias is None else to_torch(linear.bias)
-        return F.conv2d(x, to_torch(linear.kernel).T[:, :, None, None], bias)
-
-    def squeeze_excite(module, x):
-        gate = x.mean((2, 3), keepdim=True)
-        gate = conv1x1(module.excite, F.silu(conv1x1(module.squeeze, gate)))
-        return x * torch.sigmoid(gate)
-
-    def pointwise(module, x):
-        return channel_norm(module.norm, conv1x1(module.linear, x))
-
-    def bottleneck(block, x):
-        shortcut = x if block.shortcut is None else pointwise(block.shortcut, x)
-        x = F.silu(pointwise(block.pointwise_in, x))
-        kernel = to_torch(block.depthwise).permute(2, 0, 1)[:, None]
-        x = F.conv2d(x, kernel, padding="same", groups=len(kernel))
-        x = F.silu(channel_norm(block.depthwise_norm, x))
-        x = squeeze_excite(block.squeeze_excite, x)
-        return F.silu(pointwise(block.pointwise_out, x) + shortcut)
-
-    x = to_torch(image_features) + to_torch(connector.positions.positions)[None]
-    x = x.transpose(1, 2).unflatten(2, (GRID, GRID))
-    for block in connector.stage_1:
-        x = bottleneck(block, x)
-    x = F.adaptive_avg_pool2d(x, connector.side)
-    for block in connector.stage_2:
-        x = bottleneck(block, x)
-    x = x.flatten(2).transpose(1, 2)
-    first, *rest = connector.read_out
-    x = F.linear(x, to_torch(first.kernel).T, to_torch(first.bias))
-    for linear in rest:
-        x = F.linear(F.silu(x), to_torch(linear.kernel).T, to_torch(linear.bias))
-    return x
 
 
 def test_squeeze_is_a_quarter_of_the_channels_that_enter_the_block(build):

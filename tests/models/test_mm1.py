@@ -5,12 +5,10 @@ import optax
 import pytest
 from flax import nnx
 
+from experiments.vision_encoders import vit_h14
 from mm1_jax.batch import Batch
-from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.moe import MoE
-from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.models.vision_encoder import ClassToken
 from mm1_jax.parallelism import Parallelism
 from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
 
@@ -267,19 +265,7 @@ def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):
 
 def test_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
     """ViT-H/14 at 378 px, C-Abstractor with 144 tokens, and a decoder of the 3B's shape."""
-    cfg = MM1.default_config().set(image_token=IMAGE)
-    cfg.vision_encoder.set(
-        image_size=378,
-        patch_size=14,
-        model_dim=1280,
-        num_layers=32,
-        num_heads=16,
-        hidden_dim=5120,
-        class_token=ClassToken.default_config(),
-        pre_norm=LayerNorm.default_config(),
-        final_norm=None,
-    )
-    cfg.vision_encoder.stack.layer.feed_forward.activation = Activation.QUICK_GELU
+    cfg = MM1.default_config().set(vision_encoder=vit_h14(), image_token=IMAGE)
     cfg.connector.num_image_tokens = 144
     cfg.decoder.set(vocab_size=32000, model_dim=3072, num_layers=26, num_heads=24, hidden_dim=8192)
     model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.norm import LayerNorm
-from mm1_jax.layers.position_embedding import resize_grid
+from mm1_jax.layers.position_embedding import SinCosPositions, resize_grid
 from mm1_jax.models.vision_encoder import ClassToken, VisionEncoder, normalise, to_patches
 
 PATCH, GRID, DIM, HEADS, HIDDEN, LAYERS = 4, 3, 8, 2, 12, 2
@@ -152,6 +152,12 @@ def test_positions_resize_in_float32_whatever_the_compute_dtype():
     grid = draw(4, 4, 3).astype(jnp.bfloat16)
     resized = resize_grid(grid, 7, 7)
     np.testing.assert_array_equal(resized, resize_grid(grid.astype(jnp.float32), 7, 7))
+
+
+def test_sines_and_cosines_need_a_dim_that_four_divides(cfg, build, images):
+    cfg.set(positions=SinCosPositions.default_config(), model_dim=6)
+    with pytest.raises(ValueError, match="model_dim is 6"):
+        build(cfg)(images)
 
 
 def test_larger_and_oblong_images_give_a_feature_per_patch(cfg, build, call):
