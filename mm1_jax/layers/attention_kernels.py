@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.layers.attention_mask import Visibility
-from mm1_jax.sharding import current_placement, dividing_spec
+from mm1_jax.sharding import current_placement, current_platform, dividing_spec
 
 # Names of what a rematerialisation policy may keep. The output's is also that of the logsumexp of a
 # fused kernel: with both kept (and query, key and value) the backward pass runs no forward kernel.
@@ -75,17 +75,7 @@ def chosen(kernel: Kernel) -> Kernel:
     """The kernel that AUTO stands for on the platform that is being compiled for."""
     if kernel is not Kernel.AUTO:
         return kernel
-    return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(_platform(), Kernel.XLA)
-
-
-def _platform() -> str:
-    # Ahead of time the mesh is of a topology's devices, whatever jax itself runs on.
-    placement = current_placement()
-    if placement is None:
-        platform = jax.default_backend()
-    else:
-        platform = placement.mesh.devices.flat[0].platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
+    return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(current_platform(), Kernel.XLA)
 
 
 def xla_attention(
@@ -124,7 +114,7 @@ def fused_attention(
     T, K = k_BTKH.shape[1:3]
     causal = visibility is not None and visibility.causal
     segment_ids = None if visibility is None else visibility.query_segment_ids
-    interpret = _platform() == "cpu"
+    interpret = current_platform() == "cpu"
 
     placement = current_placement()
     rows, sequence, heads, sequence_shards, head_shards = None, None, None, 1, 1
