@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax import export
 from jax.ad_checkpoint import checkpoint_policies
 from jax.sharding import Mesh
 
+from mm1_jax.layers import attention_kernels
 from mm1_jax.layers.attention import Attention, Pattern
 from mm1_jax.layers.attention_kernels import (
     ATTENTION_OUTPUT,
@@ -168,6 +170,24 @@ def test_the_gpu_kernel_refuses_split_queries():
     mesh = Parallelism.default_config().set(data=4, seq=2).instantiate().mesh()
     with use_mesh(mesh), pytest.raises(ValueError, match="cannot split queries"):
         attend(*_queries_keys_values(4, 256, 1, 1, 64), None, Kernel.TRITON)
+
+
+def test_the_gpu_kernel_lowers_for_cuda_forward_and_backward(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "current_platform", lambda: "gpu")
+    q, k = (jax.ShapeDtypeStruct((2, 256, heads, 80), jnp.bfloat16) for heads in (4, 2))
+    places = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+
+    def loss(q, k, v, positions, segment_ids):
+        visibility = Visibility(*(positions, segment_ids) * 2, causal=True)
+        return jnp.sum(attend(q, k, v, visibility, Kernel.AUTO).astype(jnp.float32))
+
+    exported = export.export(
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2))),
+        platforms=["cuda"],
+        disabled_checks=[export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
+    )(q, k, k, places, places)
+    kernels = ("mha_forward", "mha_preprocess_backward", "mha_backward")
+    assert all(f'"{name}"' in exported.mlir_module() for name in kernels)
 
 
 class _Device:
