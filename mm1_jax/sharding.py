@@ -118,6 +118,19 @@ def current_placement() -> Placement | None:
     return _placement.get()
 
 
+def current_platform() -> str:
+    """What is being compiled for: "tpu", "gpu" or "cpu".
+
+    Ahead of time the mesh is made of a topology's devices, whatever jax itself runs on.
+    """
+    placement = _placement.get()
+    if placement is None:
+        platform = jax.default_backend()
+    else:
+        platform = placement.mesh.devices.flat[0].platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Splits an activation as the rules say for its logical `names`; the identity without a mesh.
 

@@ -148,17 +148,18 @@ class Attention(Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if positions is None and (self.rotary is not None or segment_ids is not None):
             raise ValueError("attention with rotary positions or segment_ids needs positions")
-        # The scale of the logits, in float32 and fused with what makes the queries.
-        dtype = query.dtype
-        query = query.astype(jnp.float32) * self.scale
-        if self.rotary is not None:
-            query, key = self.rotary(query, positions), self.rotary(key, positions)
         if (prefix_lengths is None) is (self.pattern is Pattern.PREFIX):
             raise ValueError(
                 f"attention: pattern is {self.pattern.value!r}, and prefix_lengths are "
                 f"{'missing' if prefix_lengths is None else 'given'}; the two go together"
             )
-        query = checkpoint_name(query.astype(dtype), QUERY)
+        # The scale of the logits goes where the queries are in float32 anyway.
+        if self.rotary is None:
+            query = (query.astype(jnp.float32) * self.scale).astype(query.dtype)
+        else:
+            query = self.rotary(query, positions, scale=self.scale)
+            key = self.rotary(key, positions)
+        query = checkpoint_name(query, QUERY)
         key, value = checkpoint_name(key, KEY), checkpoint_name(value, VALUE)
         visibility = None
         if cache is not None:

@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.gpu import attention as gpu_attention
-from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.layers.attention_mask import Visibility
-from mm1_jax.sharding import current_placement, dividing_spec
+from mm1_jax.sharding import current_placement, current_platform, dividing_spec
 
 # Names of what a rematerialisation policy may keep. The output's is also that of the logsumexp of a
 # fused kernel: with both kept (and query, key and value) the backward pass runs no forward kernel.
@@ -75,17 +78,7 @@ def chosen(kernel: Kernel) -> Kernel:
     """The kernel that AUTO stands for on the platform that is being compiled for."""
     if kernel is not Kernel.AUTO:
         return kernel
-    return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(_platform(), Kernel.XLA)
-
-
-def _platform() -> str:
-    # Ahead of time the mesh is of a topology's devices, whatever jax itself runs on.
-    placement = current_placement()
-    if placement is None:
-        platform = jax.default_backend()
-    else:
-        platform = placement.mesh.devices.flat[0].platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
+    return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(current_platform(), Kernel.XLA)
 
 
 def xla_attention(
@@ -121,10 +114,11 @@ def fused_attention(
     the axes of heads, queries over the sequence axes while every shard holds all keys. What does
     not divide, a single prompt for instance, stays whole.
     """
+    assert visibility is None or visibility.prefix_lengths is None, "a prefix is masked by XLA only"
     T, K = k_BTKH.shape[1:3]
     causal = visibility is not None and visibility.causal
     segment_ids = None if visibility is None else visibility.query_segment_ids
-    interpret = _platform() == "cpu"
+    interpret = current_platform() == "cpu"
 
     placement = current_placement()
     rows, sequence, heads, sequence_shards, head_shards = None, None, None, 1, 1
@@ -196,12 +190,13 @@ def _splash_kernel(
     length: int, num_heads: int, causal: bool, sequence_shards: int, interpret: bool
 ) -> Any:
     """Splash attention of one shard's heads over rows of this (padded) length."""
-    masks = splash_attention.splash_attention_mask
     shape = (length, length)
-    mask = masks.CausalMask(shape, shard_count=sequence_shards) if causal else masks.FullMask(shape)
+    mask = splash_attention_mask.FullMask(shape)
+    if causal:
+        mask = splash_attention_mask.CausalMask(shape, shard_count=sequence_shards)
     query, key = _block(length // sequence_shards, 1024), _block(length, 1024)
     compute = _block(key, 512)
-    blocks = splash_attention.BlockSizes(
+    blocks = splash_attention_kernel.BlockSizes(
         block_q=query,
         block_kv=key,
         block_kv_compute=compute,
@@ -210,8 +205,8 @@ def _splash_kernel(
         block_kv_dkv_compute=compute,
         use_fused_bwd_kernel=True,
     )
-    return splash_attention.make_splash_mha(
-        masks.MultiHeadMask([mask] * num_heads),
+    return splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask] * num_heads),
         block_sizes=blocks,
         head_shards=1,
         q_seq_shards=sequence_shards,
@@ -229,8 +224,8 @@ def _splash(
     key_segment_ids: Int[Array, "B S"] | None,
 ) -> Float[Array, "B T N H"]:
     segment_ids = None
-    if query_segment_ids is not None:
-        segment_ids = splash_attention.SegmentIds(query_segment_ids, key_segment_ids)
+    if query_segment_ids is not None and key_segment_ids is not None:
+        segment_ids = splash_attention_kernel.SegmentIds(query_segment_ids, key_segment_ids)
     heads_first = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
     return jax.vmap(kernel)(*heads_first, segment_ids).swapaxes(1, 2)
 
@@ -260,14 +255,15 @@ def _triton_call(q, k, v, segment_ids, causal, interpret):
 
 def _triton_forward(q, k, v, segment_ids, causal, interpret):
     options = _triton_options(q, causal, interpret, True)
-    residuals = gpu_attention.mha(q, k, v, segment_ids, *options)
+    residuals: Any = gpu_attention.mha(q, k, v, segment_ids, *options)
     out, logsumexp = (checkpoint_name(x, ATTENTION_OUTPUT) for x in residuals)
     return out, (q, k, v, segment_ids, out, logsumexp)
 
 
 def _triton_backward(causal, interpret, residuals, gradient):
     options = _triton_options(gradient, causal, interpret, False)
-    return gpu_attention.mha.bwd(*options, residuals, gradient)
+    backward: Any = gpu_attention.mha.bwd
+    return backward(*options, residuals, gradient)
 
 
 _triton_call.defvjp(_triton_forward, _triton_backward)

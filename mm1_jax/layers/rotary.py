@@ -4,12 +4,16 @@ Pairs are (i, i + H/2), the convention of the Llama weights on Hugging Face.
 Legend: B batch, T positions, N heads, H head dim.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import config_class
 from mm1_jax.layers.module import Module
+from mm1_jax.sharding import current_platform
 
 
 class Rotary(Module):
@@ -23,20 +27,70 @@ class Rotary(Module):
         self.theta = cfg.theta
 
     def __call__(
-        self, x_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"]
+        self,
+        x_BTNH: Float[Array, "B T N H"],
+        positions_BT: Int[Array, "B T"],
+        *,
+        scale: float = 1.0,
     ) -> Float[Array, "B T N H"]:
-        return rotary(x_BTNH, positions_BT, self.theta)
+        return rotary(x_BTNH, positions_BT, self.theta, scale=scale)
 
 
 def rotary(
-    x_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], theta: float
+    x_BTNH: Float[Array, "B T N H"],
+    positions_BT: Int[Array, "B T"],
+    theta: float,
+    *,
+    scale: float = 1.0,
 ) -> Float[Array, "B T N H"]:
-    """Turns queries or keys; their products then depend on the difference of positions only."""
+    """Turns queries or keys; their products then depend on the difference of positions only.
+
+    Args:
+        scale: Multiplies the result, at no cost.
+    """
     half = x_BTNH.shape[-1] // 2
     frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     # float32 throughout: bfloat16 cannot hold positions above 256, let alone their angles.
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
+    cos, sin = scale * jnp.cos(angles), scale * jnp.sin(angles)
+    cos_BT1H, sin_BT1H = (jnp.concatenate(x, axis=-1) for x in ((cos, cos), (-sin, sin)))
+    return _turn(x_BTNH, cos_BT1H, sin_BT1H, current_platform() == "tpu")
+
+
+# Its own derivative, the turn back: it swaps the gradient as it came, not a float32 product of it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _turn(x: jax.Array, cos: jax.Array, sin: jax.Array, by_product: bool) -> jax.Array:
+    swapped = _swap_halves_by_product(x) if by_product else _swap_halves(x)
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
+
+
+def _turn_forward(x, cos, sin, by_product):
+    return _turn(x, cos, sin, by_product), (cos, sin)
+
+
+def _turn_backward(by_product, residuals, gradient):
+    cos, sin = residuals
+    return _turn(gradient, cos, -sin, by_product), None, None
+
+
+_turn.defvjp(_turn_forward, _turn_backward)
+
+
+def _swap_halves(x: jax.Array) -> jax.Array:
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate((second, first), axis=-1)
+
+
+def _swap_halves_by_product(x: jax.Array) -> jax.Array:
+    """The same, exactly, where moving parts of a vector register costs more than a small product.
+
+    A TPU's compiler writes the halves to memory, each padded to 128 lanes, and reads them back to
+    join them; a product with a permutation fuses with what is around it.
+    """
+    size = x.shape[-1]
+    permutation = jnp.roll(jnp.eye(size, dtype=x.dtype), size // 2, axis=0)
+    # float32 would be rounded to bfloat16 on its way into the matrix unit.
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        x, permutation, (((x.ndim - 1,), (0,)), ((), ())), precision=precision
+    )

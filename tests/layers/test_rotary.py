@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mm1_jax.layers.rotary import rotary
+from mm1_jax.layers.rotary import _swap_halves, _swap_halves_by_product, rotary
 
 
 def test_pairs_turn_as_complex_numbers(prng_key):
@@ -34,3 +35,27 @@ def test_bfloat16_keeps_large_positions_apart(prng_key):
     a, b = (rotary(x, jnp.array([[position]]), 10_000.0) for position in (4000, 4001))
     assert a.dtype == jnp.bfloat16
     assert float(jnp.max(jnp.abs(a - b))) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_halves_are_swapped_exactly_by_a_product(prng_key, dtype):
+    x = jax.random.normal(prng_key, (2, 3, 4, 16)).astype(dtype)
+    np.testing.assert_array_equal(_swap_halves_by_product(x), _swap_halves(x))
+
+
+def test_the_gradient_is_that_of_a_linear_map():
+    positions = jnp.array([[3, 40]])
+
+    def turn(x):
+        return rotary(x, positions, 100.0, scale=0.3)
+
+    basis = jnp.eye(16).reshape(16, 1, 2, 1, 8)
+    expected = jnp.stack([turn(x) for x in basis]).reshape(16, 16).T
+    jacobian = jax.jacrev(turn)(basis[0]).reshape(16, 16)
+    np.testing.assert_allclose(jacobian, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scale_multiplies(prng_key):
+    x, positions = jax.random.normal(prng_key, (1, 2, 1, 8)), jnp.array([[5, 6]])
+    scaled = rotary(x, positions, 100.0, scale=0.5)
+    np.testing.assert_allclose(scaled, 0.5 * rotary(x, positions, 100.0), rtol=1e-6)
