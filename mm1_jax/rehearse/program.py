@@ -700,15 +700,16 @@ def _splash_flops(num_products: Callable[[Instruction, int], int]):
     def flops(i: Instruction, computation: Computation) -> float:
         """Products of queries with keys: all of them, or the half that a causal mask leaves.
 
-        Causal masks are worked out inside the kernel from the numbers of the queries, a last
-        integer operand that other masks do not need.
+        Causal masks are worked out inside the kernel from the numbers of the queries. Those are
+        one more array of integers than the segment ids, which come in pairs or not at all.
         """
         operands = [s for name in i.operands for s in computation.shapes_of(name)]
-        arrays = [s for s in operands if s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3]
-        query, key = arrays[0], arrays[1]
-        pairs = math.prod(query.dims[:-1]) * key.dims[-2]
-        share = 0.5 if operands[-1].dtype == "s32" and len(operands[-1].dims) == 2 else 1.0
-        return 2.0 * pairs * query.dims[-1] * num_products(i, len(query.dims)) * share
+        is_array = [s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3 for s in operands]
+        first = is_array.index(True)
+        query, key = operands[first], operands[first + 1]
+        is_causal = sum(s.dtype == "s32" for s in operands[first:]) % 2
+        pairs = math.prod(query.dims[:-1]) * key.dims[-2] / (2 if is_causal else 1)
+        return 2.0 * pairs * query.dims[-1] * num_products(i, len(query.dims))
 
     return flops
 
