@@ -1,8 +1,15 @@
 """Corpora and weights of each training stage; integers, so that 45/45/10 is 9:9:2 exactly."""
 
+from typing import Any
+
 from mm1_jax.data.corpora import digits, scenes
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.data.corpora.interleaved import interleaved_document
+from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.sources import JsonlSource
 
 
 def embedded() -> list[Stream.Config]:
@@ -27,6 +34,20 @@ def embedded() -> list[Stream.Config]:
         ),
         _stream("text", 2, (digits.corpus(Kind.TEXT), 1), (scenes.corpus(Kind.TEXT), 1)),
     ]
+
+
+def pretraining() -> list[Stream.Config]:
+    """MM1's proportions of rows (section 3.2) over one corpus a stream, read from `./data`."""
+    return [
+        _stream("captions", 9, (_jsonl("captions", caption_document), 1)),
+        _stream("interleaved", 9, (_jsonl("interleaved", interleaved_document), 1)),
+        _stream("text", 2, (_jsonl("text", text_document), 1)),
+    ]
+
+
+def _jsonl(name: str, to_document: Any) -> Corpus.Config:
+    source = JsonlSource.default_config().set(path=f"data/{name}.jsonl")
+    return Corpus.default_config().set(name=name, source=source, to_document=to_document)
 
 
 def _stream(name: str, weight: int, *corpora: tuple) -> Stream.Config:

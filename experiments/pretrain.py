@@ -3,16 +3,20 @@
     python -m mm1_jax.launch --config=mm1_tiny
 
 trains on the embedded corpora in minutes on two CPU cores and ends with a report in runs/mm1_tiny.
+The models of the paper, `mm1_3b` to `mm1_30b` and the two sparse ones, read their data from ./data;
+`python -m mm1_jax.rehearse --config=mm1_7b --topology=v5p:4x4x4` compiles one without data or TPU.
 """
 
 from collections.abc import Callable
 
-from experiments import mixtures, sizes
+from experiments import mesh_rules, mixtures, sizes, vision_encoders
 from mm1_jax.data.input import Input
+from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
+from mm1_jax.models.mm1 import MM1
 from mm1_jax.train.trainer import Trainer
 
 
@@ -49,5 +53,100 @@ def mm1_tiny_moe() -> Experiment.Config:
     return cfg
 
 
+def paper(model: MM1.Config) -> Experiment.Config:
+    """MM1's pre-training (section 3.4): 200k steps of 512 rows of 4096 tokens and 16 images.
+
+    That is 419B positions. Warm-up over 2,000 steps to the peak of the learning-rate law, then a
+    cosine to a tenth of it.
+    """
+    cfg = Experiment.default_config().set(
+        model=model,
+        input=Input.default_config().set(
+            streams=mixtures.pretraining(),
+            tokenizer=Tokenizer.default_config().set(
+                model_path="data/tokenizer.model", num_pieces=32_000
+            ),
+            batch_size=512,
+            max_sequence_length=4096,
+            max_images=16,
+            num_workers=16,
+        ),
+        trainer=Trainer.default_config().set(max_steps=200_000),
+        evals={"held_out_loss": HeldOutLoss.default_config()},
+    )
+    cfg.trainer.loss.chunk_length = 512
+    cfg.trainer.mesh_rules = mesh_rules.by_device()
+    return cfg
+
+
+def mm1_3b() -> Experiment.Config:
+    """MM1-3B: 2.9B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
+    return paper(sizes.mm1_3b())
+
+
+def mm1_7b() -> Experiment.Config:
+    """MM1-7B: 6.5B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
+    return paper(sizes.mm1_7b())
+
+
+def mm1_30b() -> Experiment.Config:
+    """MM1-30B: 29.7B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
+    return paper(sizes.mm1_30b())
+
+
+def mm1_3b_moe() -> Experiment.Config:
+    """MM1-3B-MoE: 64 experts in every second layer, two for each token."""
+    return paper(sizes.mm1_3b_moe())
+
+
+def mm1_7b_moe() -> Experiment.Config:
+    """MM1-7B-MoE: 32 experts in every fourth layer, two for each token."""
+    return paper(sizes.mm1_7b_moe())
+
+
+def ablation(size: str) -> Experiment.Config:
+    """The base of the paper's ablations (section 3.1): ViT-L/14 at 336 px, 144 tokens an image."""
+    return paper(sizes.mm1(sizes.decoder(size), vision_encoders.vit_l14(336)))
+
+
+def mm1_1b() -> Experiment.Config:
+    """The ablation base: 1.2B decoder, ViT-L/14 at 336 px."""
+    return ablation("1b")
+
+
+def mm1_3b_encoder_ablation() -> Experiment.Config:
+    """The base of the encoder ablation: 2.9B decoder, ViT-L/14 at 336 px."""
+    return ablation("3b")
+
+
+def mm1_9m() -> Experiment.Config:
+    """The 9M decoder of the learning-rate sweep, ViT-L/14 at 336 px."""
+    return ablation("9m")
+
+
+def mm1_85m() -> Experiment.Config:
+    """The 85M decoder of the learning-rate sweep, ViT-L/14 at 336 px."""
+    return ablation("85m")
+
+
+def mm1_302m() -> Experiment.Config:
+    """The 302M decoder of the learning-rate sweep, ViT-L/14 at 336 px."""
+    return ablation("302m")
+
+
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"mm1_tiny": mm1_tiny, "mm1_tiny_moe": mm1_tiny_moe}
+    experiments = (
+        mm1_tiny,
+        mm1_tiny_moe,
+        mm1_3b,
+        mm1_7b,
+        mm1_30b,
+        mm1_3b_moe,
+        mm1_7b_moe,
+        mm1_1b,
+        mm1_3b_encoder_ablation,
+        mm1_9m,
+        mm1_85m,
+        mm1_302m,
+    )
+    return {make.__name__: make for make in experiments}

@@ -11,7 +11,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.train.optimizer import mm1_learning_rate
+from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer
 
 
@@ -53,9 +53,9 @@ class Experiment(Configurable):
         cfg = cfg.clone()
         _raise_if_incomplete(cfg)
         _raise_if_a_size_is_not_positive(cfg.model)
-        tokenizer = cfg.input.tokenizer.instantiate()
-        _agree(cfg, "model.decoder.vocab_size", tokenizer.vocab_size, "input.tokenizer")
-        _agree(cfg, "model.image_token", tokenizer.image_token, "input.tokenizer")
+        vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
+        _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
+        _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
         for path, source in (
             ("input.num_image_tokens", "model.connector.num_image_tokens"),
             ("input.image_size", "model.vision_encoder.image_size"),
@@ -87,21 +87,15 @@ class Experiment(Configurable):
         return self.trainer.run()
 
     @staticmethod
-    def trainer_without_data(cfg: Any, devices: Sequence[Any] | None = None) -> Trainer:
-        """The trainer of a run of the resolved `cfg`: not to run, but to lower its train step.
-
-        Needs neither corpora nor, with devices that are only described, any device.
-        """
-        streams = (stream for stream in cfg.input.streams if stream.weight)
-        corpora = [entry.corpus for stream in streams for entry in stream.corpora if entry.weight]
-        return cfg.trainer.instantiate(
+    def program(cfg: Any, devices: Sequence[Any]) -> Program:
+        """What a run of the resolved `cfg` compiles for such devices, which need not be there."""
+        streams = [stream for stream in cfg.input.streams if stream.weight]
+        corpora = [entry for stream in streams for entry in stream.corpora if entry.weight]
+        return Trainer.program_of(
+            cfg.trainer,
             model=cfg.model,
-            input=SimpleNamespace(
-                batch_size=cfg.input.batch_size,
-                corpus_names=[corpus.name for corpus in corpora],
-            ),
-            evaluators={},
-            output_dir=Path(),
+            batch_size=cfg.input.batch_size,
+            num_corpora=len(corpora),
             devices=devices,
         )
 

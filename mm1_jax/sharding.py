@@ -15,11 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
-from mm1_jax.config import Configurable, config_class
 
 # From the least to the most communication: neighbours on the last axes are neighbours on the torus.
 MESH_AXES = ("pipeline", "data", "expert", "fsdp", "seq", "model")
@@ -84,86 +82,16 @@ class AxisRules:
         return PartitionSpec(*dims)
 
 
-class Parallelism(Configurable):
-    """How many ways each mesh axis splits the work; makes the mesh."""
-
-    @config_class
-    class Config(Configurable.Config):
-        # Sizes of the mesh axes; at most one is -1, "all remaining devices". Axes of size 1 are
-        # not created.
-        pipeline: int = 1
-        data: int = -1
-        expert: int = 1
-        fsdp: int = 1
-        seq: int = 1
-        model: int = 1
-        rules: AxisRules = AxisRules()
-
-    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh over `devices` (default: all), only with the axes that are in use.
-
-        Axis types are `Auto`: under explicit axes, the default of `jax.make_mesh`, plain maths
-        raises.
-        """
-        devices = jax.devices() if devices is None else devices
-        shape = mesh_shape(self.config, len(devices))
-        if math.prod(shape.values()) == 1:
-            shape = {"data": 1}
-        grid = _device_grid(shape, devices)
-        return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
-
-
-def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """Devices such that neighbours on the last axes are neighbours on the torus.
-
-    Of several slices, which only a network connects, the first axes that they divide are split
-    over them.
-    """
-    sizes = list(shape.values())
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if num_slices == 1:
-        return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
-    over_slices = []
-    left = num_slices
-    for size in sizes:
-        over_slices.append(math.gcd(size, left))
-        left //= over_slices[-1]
-    if left > 1:
-        raise ValueError(
-            f"parallelism: {num_slices} slices cannot share the axes {shape} evenly; make data a "
-            f"multiple of {num_slices}"
-        )
-    inside = [size // count for size, count in zip(sizes, over_slices, strict=True)]
-    return mesh_utils.create_hybrid_device_mesh(
-        inside, over_slices, devices=devices, allow_split_physical_axes=True
-    )
-
-
-def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
-    """Sizes of the mesh axes larger than 1, with -1 worked out from the number of devices."""
-    sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
-    free = [axis for axis, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) > 1:
-        raise ValueError(f"parallelism: only one axis may be -1, got {' and '.join(free)}")
-    if any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"parallelism: axis sizes are positive or -1, got {sizes}")
-    if (free and num_devices % fixed) or (not free and fixed != num_devices):
-        raise ValueError(
-            f"parallelism: the axes {sizes} do not fit {num_devices} devices; "
-            f"their product must be {num_devices}, or divide it where one axis is -1"
-        )
-    if free:
-        sizes[free[0]] = num_devices // fixed
-    return {axis: size for axis, size in sizes.items() if size > 1}
-
-
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Where activations are placed: the mesh, and which of its axes each name is split over."""
 
     mesh: Mesh
     rules: AxisRules
+
+    def num_shards(self, axes: str | tuple[str, ...] | None) -> int:
+        """Into how many parts these mesh axes, one entry of a partition, cut a dim."""
+        return _num_shards(axes, self.mesh)
 
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
@@ -205,6 +133,19 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         for size, axes in zip(x.shape, spec, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*dims)))
+
+
+def dividing_spec(
+    shape: Sequence[int], names: Sequence[str | None], placement: Placement
+) -> PartitionSpec:
+    """The partition of an activation by its logical `names`; what does not divide stays whole."""
+    spec = placement.rules.spec(names, placement.mesh)
+    return PartitionSpec(
+        *(
+            axes if size % placement.num_shards(axes) == 0 else None
+            for size, axes in zip(shape, spec, strict=True)
+        )
+    )
 
 
 def _num_shards(axes: Any, mesh: Mesh) -> int:

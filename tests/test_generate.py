@@ -14,7 +14,8 @@ from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
-from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings, use_mesh
+from mm1_jax.parallelism import Parallelism
+from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
 
 PAD, BOS, EOS, IMAGE, VOCAB = 0, 1, 2, 3, 16
 

@@ -8,13 +8,12 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mm1_jax.layers.linear import Linear
+from mm1_jax.parallelism import Parallelism, mesh_shape
 from mm1_jax.sharding import (
     AxisRules,
-    Parallelism,
     Placement,
     constrain,
     current_placement,
-    mesh_shape,
     parameter_shardings,
     use_mesh,
 )
@@ -38,13 +37,14 @@ def test_a_mesh_has_only_the_axes_in_use_in_order_of_communication():
     assert mesh.axis_names == ("data", "fsdp", "model")
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
     assert mesh_shape(_parallelism(expert=4), num_devices=8) == {"data": 2, "expert": 4}
+    assert mesh_shape(_parallelism(fsdp=-1), num_devices=8) == {"fsdp": 8}
     assert mesh_shape(_parallelism(), num_devices=1) == {}
 
 
 @pytest.mark.parametrize(
     "axes, message",
     [
-        ({"fsdp": -1}, "only one axis may be -1, got data and fsdp"),
+        ({"data": -1, "fsdp": -1}, "only one axis may be -1, got data and fsdp"),
         ({"model": 0}, "positive or -1"),
         ({"model": 3}, "do not fit 8 devices"),
         ({"data": 2, "model": 2}, "do not fit 8 devices"),

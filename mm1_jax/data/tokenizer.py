@@ -8,6 +8,7 @@ unknown token.
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import sentencepiece
 
@@ -19,6 +20,14 @@ SHIPPED_MODEL = Path(__file__).parent / "assets" / "tiny.model"
 # spells "<image>" or "<s>" is encoded as those characters.
 PAD, BOS, EOS = 0, 1, 2
 IMAGE_PIECE = "<image>"
+IMAGE_TOKEN = 4
+
+
+class Vocabulary(NamedTuple):
+    """The size of the embedding table, and the id of the image placeholder."""
+
+    vocab_size: int
+    image_token: int
 
 
 class Tokenizer(Configurable):
@@ -30,14 +39,30 @@ class Tokenizer(Configurable):
         model_path: str | None = None
         # The vocabulary size is rounded up to a multiple of this, so that it shards evenly.
         vocab_multiple: int = 64
+        # Pieces of the model, if the file is not there yet: for configs that are looked at before
+        # there is data. The file must have as many.
+        num_pieces: int | None = None
+
+    @staticmethod
+    def vocabulary(cfg: Any) -> "Vocabulary":
+        """What the model has to know of the tokenizer; the file is read only if it must be."""
+        if cfg.num_pieces is None:
+            tokenizer = cfg.instantiate()
+            return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
+        return Vocabulary(_round_up(cfg.num_pieces, cfg.vocab_multiple), IMAGE_TOKEN)
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
         self._model = _load(Path(cfg.model_path) if cfg.model_path else SHIPPED_MODEL)
         self.pad, self.bos, self.eos = PAD, BOS, EOS
-        self.image_token = self._model.piece_to_id(IMAGE_PIECE)
+        self.image_token = IMAGE_TOKEN
         pieces = self._model.get_piece_size()
-        self.vocab_size = -(-pieces // cfg.vocab_multiple) * cfg.vocab_multiple
+        if cfg.num_pieces not in (None, pieces):
+            raise ValueError(
+                f"tokenizer.num_pieces={cfg.num_pieces}, but {cfg.model_path} has {pieces}; set "
+                "the field to that, or train a model of that size with tools/train_tokenizer.py"
+            )
+        self.vocab_size = _round_up(pieces, cfg.vocab_multiple)
 
     @property
     def not_text(self) -> tuple[int, ...]:
@@ -60,6 +85,10 @@ class Tokenizer(Configurable):
     def _is_text(self, i: int) -> bool:
         model = self._model
         return 0 <= i < model.get_piece_size() and not (model.is_control(i) or model.is_unknown(i))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -108,10 +137,13 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
         )
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     specials = (model.pad_id(), model.bos_id(), model.eos_id())
-    if specials != (PAD, BOS, EOS) or not model.is_control(model.piece_to_id(IMAGE_PIECE)):
+    image_token = model.piece_to_id(IMAGE_PIECE)
+    if (*specials, image_token) != (PAD, BOS, EOS, IMAGE_TOKEN) or not model.is_control(
+        image_token
+    ):
         raise ValueError(
             f"tokenizer.model_path={str(path)!r} has pad, bos, eos = {specials}; expected "
-            f"{(PAD, BOS, EOS)} and a control symbol {IMAGE_PIECE!r}. Train it with "
-            "tools/train_tokenizer.py."
+            f"{(PAD, BOS, EOS)} and a control symbol {IMAGE_PIECE!r} at {IMAGE_TOKEN}. Train it "
+            "with tools/train_tokenizer.py."
         )
     return model

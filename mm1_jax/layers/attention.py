@@ -10,24 +10,34 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.layers.attention_kernels import (
+    ATTENTION_PROJECTION,
+    KEY,
+    QUERY,
+    VALUE,
+    Kernel,
+    attend,
+)
 from mm1_jax.layers.attention_mask import Visibility
 from mm1_jax.layers.linear import JoinHeads, SplitHeads
 from mm1_jax.layers.module import Module
 from mm1_jax.sharding import constrain
 
-# Finite, so that a position that sees nothing (padding) gets an average and no NaN, and far enough
-# below any logit that exp() of the difference is exactly zero.
-MASKED = -1e30
-
 
 class Pattern(enum.Enum):
-    """What a position sees of its document: what does not come after it, or everything."""
+    """What a position sees of its document: what does not come after it, or everything.
+
+    PREFIX is causal, but every position sees the first ones, how many a row being an argument of
+    the call (AIM, arXiv 2401.08541, section 3.1).
+    """
 
     CAUSAL = "causal"
     BIDIRECTIONAL = "bidirectional"
+    PREFIX = "prefix"
 
 
 class Cache(NamedTuple):
@@ -73,6 +83,7 @@ class Attention(Module):
         num_kv_heads: int | None = None  # None is num_heads
         head_dim: int | None = None  # None is input_dim / num_heads
         pattern: Pattern = Pattern.BIDIRECTIONAL
+        kernel: Kernel = Kernel.AUTO  # of self-attention over whole rows; the rest is XLA's
         bias: bool = False
         rotary: InstantiableConfig | None = None
         qk_norm: InstantiableConfig | None = None  # of each head's queries and keys, before rotary
@@ -102,6 +113,8 @@ class Attention(Module):
         self.query_norm = None if norm is None else norm.instantiate(rngs=rngs)
         self.key_norm = None if norm is None else norm.instantiate(rngs=rngs)
         self.pattern = Pattern(cfg.pattern)
+        self.kernel = Kernel(cfg.kernel)
+        self.scale = head_dim**-0.5
 
     def __call__(
         self,
@@ -111,15 +124,21 @@ class Attention(Module):
         segment_ids: Int[Array, "B T"] | None = None,
         source: Float[Array, "B S Ds"] | None = None,
         cache: Cache | None = None,
+        prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Attends over x itself, over `source` (all of it), or over the cache extended by x.
 
         Args:
-            positions: Needed by causal and by rotary attention.
-            segment_ids: Needed by causal attention. None lets every position see every other one
-                (images, which have no padding).
+            positions: Needed by causal, prefix and rotary attention.
+            segment_ids: Needed by causal and prefix attention. None lets every position see every
+                other one (images, which have no padding).
             cache: One layer's, in which the places of x are noted already.
+            prefix_lengths: Needed by prefix attention, and by no other.
         """
+        # The fused kernels mask by index, so they need keys at the places of the queries, and know
+        # no prefix.
+        is_plain = source is None and cache is None and prefix_lengths is None
+        kernel = self.kernel if is_plain else Kernel.XLA
         source = x if source is None else source
         query, key, value = self.query(x), self.key(source), self.value(source)
         query = constrain(query, "batch", "sequence", "activation_heads", None)
@@ -129,8 +148,18 @@ class Attention(Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if positions is None and (self.rotary is not None or segment_ids is not None):
             raise ValueError("attention with rotary positions or segment_ids needs positions")
+        # The scale of the logits, in float32 and fused with what makes the queries.
+        dtype = query.dtype
+        query = query.astype(jnp.float32) * self.scale
         if self.rotary is not None:
             query, key = self.rotary(query, positions), self.rotary(key, positions)
+        if (prefix_lengths is None) is (self.pattern is Pattern.PREFIX):
+            raise ValueError(
+                f"attention: pattern is {self.pattern.value!r}, and prefix_lengths are "
+                f"{'missing' if prefix_lengths is None else 'given'}; the two go together"
+            )
+        query = checkpoint_name(query.astype(dtype), QUERY)
+        key, value = checkpoint_name(key, KEY), checkpoint_name(value, VALUE)
         visibility = None
         if cache is not None:
             cache = cache.write(key, value)
@@ -138,35 +167,12 @@ class Attention(Module):
         if source is x and positions is not None and segment_ids is not None:
             places = (positions, segment_ids)
             seen = places if cache is None else (cache.positions, cache.segment_ids)
-            visibility = Visibility(*places, *seen, causal=self.pattern is Pattern.CAUSAL)
-        elif self.pattern is Pattern.CAUSAL:
+            causal = self.pattern is not Pattern.BIDIRECTIONAL
+            visibility = Visibility(*places, *seen, causal, prefix_lengths)
+        elif self.pattern is not Pattern.BIDIRECTIONAL:
             raise ValueError("causal attention needs positions and segment_ids, and no source")
-        return self.output(attend(query, key, value, visibility)), cache
-
-
-def attend(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    visibility: Visibility | None,
-) -> Float[Array, "B T N H"]:
-    """The values that each query attends to. The choice of a kernel belongs here.
-
-    Args:
-        visibility: None is all to all. A query that sees no key gets a finite, meaningless result.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
-    logits_BKGTS *= H**-0.5
-    if visibility is not None:
-        mask_BTS = visibility.mask()
-        logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
-    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+        y = self.output(attend(query, key, value, visibility, kernel))
+        return checkpoint_name(y, ATTENTION_PROJECTION), cache
 
 
 def head_sizes(cfg: Attention.Config) -> tuple[int, int, int]:

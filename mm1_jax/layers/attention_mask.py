@@ -1,8 +1,9 @@
 """Which positions may attend to which; the only file that knows the rule.
 
 A position sees those of its own document (equal segment id), under causal attention only the ones
-that do not come after it, and never padding (segment id 0). Because the rule reads nothing but
-positions and segment ids, packed training and cached decoding share it: the cache stores both.
+that do not come after it or that lie in the prefix of its row, and never padding (segment id 0).
+Because the rule reads nothing but positions and segment ids, packed training and cached decoding
+share it: the cache stores both.
 
 Legend: B batch, T query positions, S key positions.
 """
@@ -18,6 +19,7 @@ def attention_mask(
     key_positions_BS: Int[Array, "B S"],
     key_segment_ids_BS: Int[Array, "B S"],
     causal: bool,
+    prefix_lengths_B: Int[Array, "B"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """True where the query at T may attend to the key at S.
 
@@ -31,11 +33,21 @@ def attention_mask(
         . . 1 . .
         . . 1 1 .
         . . . . .
+
+    One document of 4 positions, causal, with a prefix of 2:
+
+        1 1 . .
+        1 1 . .
+        1 1 1 .
+        1 1 1 1
     """
     query_segments, key_segments = query_segment_ids_BT[:, :, None], key_segment_ids_BS[:, None, :]
     mask_BTS = (query_segments == key_segments) & (key_segments > 0)
     if causal:
-        mask_BTS &= key_positions_BS[:, None, :] <= query_positions_BT[:, :, None]
+        allowed_BTS = key_positions_BS[:, None, :] <= query_positions_BT[:, :, None]
+        if prefix_lengths_B is not None:
+            allowed_BTS |= (key_positions_BS < prefix_lengths_B[:, None])[:, None, :]
+        mask_BTS &= allowed_BTS
     return mask_BTS
 
 
@@ -47,6 +59,7 @@ class Visibility(NamedTuple):
     key_positions: Int[Array, "B S"]
     key_segment_ids: Int[Array, "B S"]
     causal: bool
+    prefix_lengths: Int[Array, "B"] | None = None
 
     def mask(self) -> Bool[Array, "B T S"]:
         return attention_mask(*self)

@@ -1,4 +1,4 @@
-"""Learned positions of a square grid of features, resized when another grid comes in.
+"""Positions of a grid of features: learned and resized to the grid that comes in, or fixed.
 
 Legend: J images, h w rows and columns of the grid, D model dim.
 """
@@ -39,11 +39,45 @@ class PositionEmbedding(Module):
         return x + resize_grid(positions, height, width).astype(x.dtype)[None]
 
 
+class SinCosPositions(Module):
+    """Adds to each cell the sines and cosines of its column, then of its row, in cells.
+
+    The fixed positions of MAE and AIM: nothing is learned, and any grid has its own values.
+    """
+
+    @config_class
+    class Config(Module.Config):
+        theta: float = 10_000.0  # the slowest pair turns once in about 2 pi theta cells
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.theta = cfg.theta
+
+    def __call__(self, x: Float[Array, "J h w D"]) -> Float[Array, "J h w D"]:
+        return x + sin_cos_grid(*x.shape[1:], self.theta).astype(x.dtype)[None]
+
+
+def sin_cos_grid(height: int, width: int, dim: int, theta: float) -> Float[Array, "h w D"]:
+    """Per cell: sin and cos of its column at D/4 frequencies each, then of its row; float32."""
+    if dim % 4:
+        raise ValueError(f"positions: model_dim is {dim}, which sines and cosines split in four")
+    frequencies = theta ** -(jnp.arange(dim // 4, dtype=jnp.float32) / (dim // 4))
+
+    def along(length: int) -> Float[Array, "cells half"]:
+        angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None]
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+    shape = (height, width, dim // 2)
+    columns = jnp.broadcast_to(along(width)[None], shape)
+    rows = jnp.broadcast_to(along(height)[:, None], shape)
+    return jnp.concatenate([columns, rows], axis=2)
+
+
 def resize_grid(grid: Float[Array, "_ _ D"], height: int, width: int) -> Float[Array, "_ _ D"]:
     """A grid of vectors at another size: bicubic (Keys, a = -0.5), antialiased, in float32.
 
-    That is `bicubic` with `antialias=True` in torch and `BICUBIC` in Pillow. A grid of the right
-    size is returned as it is.
+    That is `bicubic` with `antialias=True` in torch, as open_clip loads positions at another size,
+    and `BICUBIC` in Pillow. `interpolate_pos_encoding` of transformers differs: a = -0.75, and no
+    antialiasing. A grid of the right size is returned as it is.
     """
     if grid.shape[:2] == (height, width):
         return grid

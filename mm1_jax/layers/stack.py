@@ -20,7 +20,10 @@ from mm1_jax.layers.moe import RouterStatistics
 
 
 class Remat(enum.Enum):
-    """What a layer keeps for the backward pass: everything, its input, or also matrix products."""
+    """What a layer keeps for the backward pass: everything, its input, or also matrix products.
+
+    Values that layers name (`jax.ad_checkpoint.checkpoint_name`) can be kept besides.
+    """
 
     NONE = "none"
     FULL = "full"
@@ -38,6 +41,7 @@ class Stack(Module):
         last_layer: InstantiableConfig | None = None
         group_size: int = 1
         remat: Remat = Remat.FULL
+        saved_names: tuple[str, ...] = ()  # named values that are kept too, with Remat.FULL
         unroll: bool = False  # a Python loop instead of the scan, for tests: compiles every layer
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -54,6 +58,7 @@ class Stack(Module):
             else stacked(cfg.last_layer.set(input_dim=cfg.input_dim), (num_groups,), rngs=rngs)
         )
         self.remat = Remat(cfg.remat)
+        self.saved_names = tuple(cfg.saved_names)
         self.unroll = cfg.unroll
 
     def __call__(
@@ -64,6 +69,7 @@ class Stack(Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
         dropless: bool = False,
+        prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None, RouterStatistics | None]:
         """Runs all layers; caches and statistics carry a leading dim in layer order.
 
@@ -81,10 +87,13 @@ class Stack(Module):
                 segment_ids=segment_ids,
                 cache=layer_cache,
                 dropless=dropless,
+                prefix_lengths=prefix_lengths,
             )
             return x, (layer_cache and (layer_cache.keys, layer_cache.values), statistics)
 
-        run_layer = rematerialise(run_layer, self.remat, prevent_cse=self.unroll)
+        run_layer = rematerialise(
+            run_layer, self.remat, saved_names=self.saved_names, prevent_cse=self.unroll
+        )
 
         def run_group(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
             layers, last_layer, keys_values = inputs
@@ -144,16 +153,27 @@ def stacked(cfg: InstantiableConfig, shape: tuple[int, ...], *, rngs: nnx.Rngs) 
     return make(jax.random.split(rngs.params(), shape))
 
 
-def rematerialise(function: Callable, remat: Remat, *, prevent_cse: bool = False) -> Callable:
+def rematerialise(
+    function: Callable,
+    remat: Remat,
+    *,
+    saved_names: tuple[str, ...] = (),
+    prevent_cse: bool = False,
+) -> Callable:
     """`function`, recomputed in the backward pass except for what `remat` keeps.
 
     Args:
+        saved_names: With `Remat.FULL`, values of these names are kept as well.
         prevent_cse: Needed outside a scan, where the compiler could undo the recomputation.
     """
+    if saved_names and remat is not Remat.FULL:
+        raise ValueError(f"saved_names={saved_names} need remat=full, got {remat.value}")
     if remat is Remat.NONE:
         return function
-    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    policy = dots if remat is Remat.DOTS else None
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if remat is Remat.DOTS else None
+    if saved_names:
+        policy = policies.save_only_these_names(*saved_names)
     return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 

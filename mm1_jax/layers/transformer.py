@@ -40,11 +40,16 @@ class TransformerBlock(Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
         dropless: bool = False,
+        prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None, RouterStatistics | None]:
         """Returns the new x, the cache extended by it, and what the router did (None if dense)."""
         x = constrain(x, "batch", "sequence", None)
         attended, cache = self.attention(
-            self.attention_norm(x), positions=positions, segment_ids=segment_ids, cache=cache
+            self.attention_norm(x),
+            positions=positions,
+            segment_ids=segment_ids,
+            cache=cache,
+            prefix_lengths=prefix_lengths,
         )
         x = x + attended
         normed = self.feed_forward_norm(x)

@@ -1,7 +1,8 @@
-"""Vision transformer: pixels in, a feature vector per patch out (MM1, section 3.1; CLIP's towers).
+"""Vision transformer: pixels in, a feature vector per patch out (MM1, section 3.1).
 
-Whatever the tower is pre-trained for, only the patch features of its last block leave it: a class
-token, if there is one, takes part in attention and is dropped.
+CLIP's towers and AIM's trunks are its configs. Whatever one is pre-trained for, only the patch
+features of the last block leave it: a class token, if there is one, takes part in attention and is
+dropped.
 
 Legend: J images, h w pixels, P patches/image, Dv vision dim.
 """
@@ -9,9 +10,9 @@ Legend: J images, h w pixels, P patches/image, Dv vision dim.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, maybe_set_config
 from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.feed_forward import FeedForward
 from mm1_jax.layers.linear import Linear
@@ -43,11 +44,11 @@ class ClassToken(Module):
 
 
 class VisionEncoder(Module):
-    """Patches are projected, get their positions, and pass bidirectional pre-norm blocks."""
+    """Patches are projected, get their positions, and pass pre-norm blocks."""
 
     @config_class
     class Config(Module.Config):
-        # Side of the square images that positions are stored for; others resize the positions.
+        # Side of the square images that positions are stored for; others resize learned positions.
         image_size: Required[int] = REQUIRED
         patch_size: Required[int] = REQUIRED
         model_dim: Required[int] = REQUIRED
@@ -58,7 +59,9 @@ class VisionEncoder(Module):
         pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
         pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
         patch_embedding: InstantiableConfig = Linear.default_config().set(axes=(None, "embed"))
-        positions: InstantiableConfig = PositionEmbedding.default_config()
+        # A norm between patch embedding and positions, as AIM's trunks have it.
+        patch_norm: InstantiableConfig | None = None
+        positions: InstantiableConfig = PositionEmbedding.default_config()  # or SinCosPositions
         class_token: InstantiableConfig | None = None
         # A norm between positions and blocks, as CLIP's towers have it.
         pre_norm: InstantiableConfig | None = None
@@ -87,8 +90,11 @@ class VisionEncoder(Module):
         self.patch_embedding = cfg.patch_embedding.set(
             input_dim=3 * cfg.patch_size**2, output_dim=cfg.model_dim
         ).instantiate(rngs=rngs)
-        self.positions = cfg.positions.set(
-            grid_size=cfg.image_size // cfg.patch_size, model_dim=cfg.model_dim
+        self.patch_norm = optional(cfg.patch_norm, input_dim=cfg.model_dim)
+        self.positions = maybe_set_config(
+            cfg.positions,
+            grid_size=cfg.image_size // cfg.patch_size,
+            model_dim=cfg.model_dim,
         ).instantiate(rngs=rngs)
         self.class_token = optional(cfg.class_token, model_dim=cfg.model_dim)
         self.pre_norm = optional(cfg.pre_norm, input_dim=cfg.model_dim)
@@ -100,22 +106,38 @@ class VisionEncoder(Module):
         self.final_norm = optional(cfg.final_norm, input_dim=cfg.model_dim)
 
     def __call__(
-        self, images: UInt8[Array, "J h w 3"] | Float[Array, "J h w 3"]
+        self,
+        images: UInt8[Array, "J h w 3"] | Float[Array, "J h w 3"],
+        prefix_lengths: Int[Array, "J"] | None = None,
     ) -> Float[Array, "J P Dv"]:
         """The features of the patches, row by row.
 
         Args:
             images: 0..255 in either type; floats are for gradients.
+            prefix_lengths: Needed where the pattern of attention is PREFIX, as AIM's pre-training
+                has it: how many of the first positions every position sees.
         """
         pixels = normalise(images, self.pixel_mean, self.pixel_std)
         pixels = pixels.astype(self.patch_embedding.kernel[...].dtype)
-        x = self.positions(self.patch_embedding(to_patches(pixels, self.patch_size)))
+        x = self.patch_embedding(to_patches(pixels, self.patch_size))
+        if self.patch_norm is not None:
+            x = self.patch_norm(x)
+        x = self.positions(x)
         x = x.reshape(len(x), -1, x.shape[-1])
         if self.class_token is not None:
             x = self.class_token(x)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        x, _, _ = self.stack(constrain(x, "images", None, None))
+        positions = segment_ids = None
+        if prefix_lengths is not None:
+            positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+            segment_ids = jnp.ones_like(positions)
+        x, _, _ = self.stack(
+            constrain(x, "images", None, None),
+            positions=positions,
+            segment_ids=segment_ids,
+            prefix_lengths=prefix_lengths,
+        )
         if self.class_token is not None:
             x = x[:, 1:]
         return x if self.final_norm is None else self.final_norm(x)

@@ -104,18 +104,18 @@ def compile_train_step(
     progress("lowering the train step")
     start = time.perf_counter()
     try:
-        trainer = cfg.klass.trainer_without_data(cfg, devices)
+        program = cfg.klass.program(cfg, devices)
     except NotImplementedError as error:
         raise ValueError(
             f"--topology={topology.name}: trainer.parallelism does not fit onto it: "
             f"{_first_line(error)}"
         ) from error
-    lowered = trainer.lower(cfg.klass.batch_shapes(cfg))
+    lowered = program.lower(cfg.klass.batch_shapes(cfg))
     lowered_at = time.perf_counter()
     progress("compiling")
     text, memory, needed = None, None, None
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(program.parallelism.compiler_options or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -126,7 +126,7 @@ def compile_train_step(
         text=text,
         memory=memory,
         needed=needed,
-        mesh=dict(trainer.mesh.shape),
+        mesh=dict(program.mesh.shape),
         lower_seconds=lowered_at - start,
         compile_seconds=time.perf_counter() - lowered_at,
     )

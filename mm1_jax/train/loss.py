@@ -1,12 +1,13 @@
 """Next-token cross entropy, its z-loss, and the auxiliary losses of MoE layers, as weighted sums.
 
-    B batch rows   T target positions   V vocabulary
+    B batch rows   T target positions   D model dim   V vocabulary
 
 The denominators are those of the global batch: a document counts by its targets, wherever its row
-lands.
+lands, on whichever device and in whichever micro-batch.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,23 @@ from jaxtyping import Array, Float
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.models.cross_entropy import corpus_sums, token_losses
+from mm1_jax.models.cross_entropy import chunked_token_losses, corpus_sums
 from mm1_jax.train.metrics import Mean, Metrics
+
+
+class Totals(NamedTuple):
+    """What a whole batch is divided by: its scored targets, and its real tokens."""
+
+    scored: Float[Array, ""]
+    real: Float[Array, ""]
+
+
+def totals(batch: Batch) -> Totals:
+    """The totals of a batch, for the losses of its micro-batches to add up to its own."""
+    return Totals(
+        jnp.sum(batch.loss_mask, dtype=jnp.float32),
+        jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
+    )
 
 
 class Loss(Configurable):
@@ -31,22 +47,29 @@ class Loss(Configurable):
         z_loss: float = 1e-4
         load_balance_loss: float = 0.01
         router_z_loss: float = 0.001
+        # Positions of a row whose logits are held at a time; None: all of them.
+        chunk_length: int | None = None
 
     def __call__(
         self,
-        logits: Float[Array, "B T V"],
+        hidden: Float[Array, "B T D"],
+        to_logits: Callable[[Float[Array, "B t D"]], Float[Array, "B t V"]],
         batch: Batch,
         router: Any | None = None,
         *,
         num_corpora: int,
+        totals: Totals | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss to differentiate, and its terms.
 
         Args:
             router: Statistics of the MoE layers, each stacked over them (`MM1Output.router`).
+            totals: Those of the batch that `batch` is a micro-batch of; None: it is the whole.
         """
         cfg = self._config
-        cross_entropy_BT, log_normalizer_BT = token_losses(logits, batch.targets)
+        cross_entropy_BT, log_normalizer_BT = chunked_token_losses(
+            to_logits, hidden, batch.targets, cfg.chunk_length
+        )
         scored_BT = batch.loss_mask
         num_scored = jnp.sum(scored_BT, dtype=jnp.float32)
         metrics = {
@@ -54,16 +77,23 @@ class Loss(Configurable):
             "corpus_loss": Mean(*corpus_sums(cross_entropy_BT, batch, num_corpora)),
             "z_loss": Mean(_masked_sum(jnp.square(log_normalizer_BT), scored_BT), num_scored),
         }
-        total = metrics["loss"].ratio() + cfg.z_loss * metrics["z_loss"].ratio()
+        scored = num_scored if totals is None else totals.scored
+        total = _over(metrics["loss"], scored) + cfg.z_loss * _over(metrics["z_loss"], scored)
         if router is not None:
             weight = jnp.sum(router.weight)
             metrics["load_balance_loss"] = Mean(jnp.sum(router.load_balance), weight)
             metrics["router_z_loss"] = Mean(jnp.sum(router.z), weight)
             metrics["expert_load"] = router.expert_load
             metrics["dropped_share"] = Mean(jnp.sum(router.dropped), jnp.sum(router.expert_load))
-            total += cfg.load_balance_loss * metrics["load_balance_loss"].ratio()
-            total += cfg.router_z_loss * metrics["router_z_loss"].ratio()
+            if totals is not None:
+                weight = totals.real * len(router.weight)
+            total += cfg.load_balance_loss * _over(metrics["load_balance_loss"], weight)
+            total += cfg.router_z_loss * _over(metrics["router_z_loss"], weight)
         return total, metrics
+
+
+def _over(mean: Mean, weight: jax.Array) -> jax.Array:
+    return Mean(mean.total, weight).ratio()
 
 
 def _masked_sum(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """One update, as a pure function of state and batch."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
 from mm1_jax.sharding import AxisRules, batch_shardings, use_mesh
-from mm1_jax.train.loss import Loss
+from mm1_jax.train.loss import Loss, Totals, totals
 from mm1_jax.train.metrics import Mean, Metrics
 from mm1_jax.train.train_state import TrainState
 
@@ -25,17 +26,48 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[Any], jax.Array],
     num_corpora: int,
+    gradient_accumulation: int = 1,
 ) -> TrainStep:
-    """The function (state, batch) -> (state, metrics) for one model, loss and optimiser."""
+    """The function (state, batch) -> (state, metrics) for one model, loss and optimiser.
 
-    def objective(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    Args:
+        gradient_accumulation: Micro-batches that the rows are cut into, one after the other. Their
+            gradients add up, in float32, to that of the batch: all losses are divided by its
+            totals.
+    """
+
+    def objective(
+        params: Any, batch: Batch, totals: Totals | None = None
+    ) -> tuple[jax.Array, Metrics]:
         model = nnx.merge(graphdef, params)
         output = model(batch)
-        return loss(model.logits(output.hidden), batch, output.router, num_corpora=num_corpora)
+        return loss(
+            output.hidden,
+            model.logits,
+            batch,
+            output.router,
+            num_corpora=num_corpora,
+            totals=totals,
+        )
+
+    value_and_gradient = jax.value_and_grad(objective, has_aux=True)
+
+    def accumulated(params: Any, batch: Batch) -> tuple[tuple[jax.Array, Metrics], Any]:
+        whole = totals(batch)
+
+        def add_micro_batch(gradient: Any, micro_batch: Batch) -> tuple[Any, Any]:
+            result, addend = value_and_gradient(params, micro_batch, whole)
+            return jax.tree.map(jnp.add, gradient, addend), result
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        gradient, results = jax.lax.scan(
+            add_micro_batch, zeros, micro_batches(batch, gradient_accumulation)
+        )
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), results), gradient
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient_function = jax.value_and_grad(objective, has_aux=True)
-        (total, metrics), gradient = gradient_function(state.params, batch)
+        differentiate = value_and_gradient if gradient_accumulation == 1 else accumulated
+        (total, metrics), gradient = differentiate(state.params, batch)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
@@ -50,17 +82,44 @@ def make_train_step(
     return train_step
 
 
-def lower_train_step(
+def micro_batches(batch: Batch, number: int) -> Batch:
+    """The rows, in order, as `number` batches that are stacked: fields get a leading dim.
+
+    The picture buffer is cut likewise, and `image_index` counts in the part that goes with a row.
+    """
+    num_images = len(batch.images) // number
+    starts = (jnp.arange(len(batch.tokens)) * number // len(batch.tokens) * num_images)[:, None]
+    index = jnp.where(batch.image_index < 0, batch.image_index, batch.image_index - starts)
+    batch = dataclasses.replace(batch, image_index=index)
+    return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
+
+
+def compile_train_step(
     train_step: TrainStep,
     state: TrainState,
     batch: Batch,
     mesh: Mesh,
     rules: AxisRules,
-) -> jax.stages.Lowered:
-    """Lowers `train_step` once for these shapes, ready to compile; the state is donated.
+    compiler_options: Mapping[str, str] | None = None,
+) -> jax.stages.Compiled:
+    """Compiles `train_step` once for these shapes; the state is donated.
 
     One executable serves fresh and restored states alike: an array of other shape, type or
     placement is an error, never a second program with other rounding.
+
+    Args:
+        compiler_options: Passed to XLA; which there are depends on the kind of device.
+
+    See `lower_train_step` for the others.
+    """
+    lowered = lower_train_step(train_step, state, batch, mesh, rules)
+    return lowered.compile(dict(compiler_options or {}) or None)
+
+
+def lower_train_step(
+    train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh, rules: AxisRules
+) -> jax.stages.Lowered:
+    """The program of `train_step` for these shapes, before XLA has compiled it.
 
     Args:
         state: Shapes with shardings.
@@ -87,16 +146,24 @@ def lower_train_step(
     return jitted.lower(state, shapes)
 
 
-def raise_if_indivisible(num_rows: int, shardings: Batch) -> None:
+def raise_if_indivisible(num_rows: int, shardings: Batch, gradient_accumulation: int = 1) -> None:
     """Raises ValueError if the rows of a batch cannot be dealt out evenly to the devices."""
+    if num_rows % gradient_accumulation:
+        raise ValueError(
+            f"input.batch_size={num_rows} is not divisible by gradient_accumulation="
+            f"{gradient_accumulation} of trainer.parallelism; change one of them"
+        )
+    num_rows //= gradient_accumulation
     sharding = shardings.tokens
     num_shards = math.prod(
         sharding.mesh.shape[axis] for axis in jax.tree.leaves(tuple(sharding.spec))
     )
     if num_rows % num_shards:
         raise ValueError(
-            f"input.batch_size={num_rows} is not divisible by the {num_shards} devices that share "
-            f"the rows in the mesh {dict(sharding.mesh.shape)}; change it, or trainer.parallelism"
+            f"input.batch_size={num_rows * gradient_accumulation} is not divisible by the "
+            f"{num_shards} devices that share the rows in the mesh {dict(sharding.mesh.shape)}, "
+            f"times gradient_accumulation={gradient_accumulation}; change it, or "
+            "trainer.parallelism"
         )
 
 

@@ -19,11 +19,10 @@ the others and says why, the exit code is `EVALUATION_FAILED`, and a new launch 
 """
 
 import contextlib
-import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -32,26 +31,19 @@ from typing import Any
 import jax
 from absl import logging
 from flax import nnx
-from jax.sharding import Mesh
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
-from mm1_jax.sharding import Parallelism, batch_shardings, device_batch, use_mesh
+from mm1_jax.parallelism import MeshRule, Parallelism, choose
 from mm1_jax.train.checkpoint import Checkpointer
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.optimizer import Optimizer
+from mm1_jax.train.program import Program
 from mm1_jax.train.progress import Progress
 from mm1_jax.train.report import is_reported, summarize_training, write_report
 from mm1_jax.train.run_log import RunLog
-from mm1_jax.train.train_state import (
-    TrainState,
-    abstract_model,
-    make_initialize,
-    state_shardings,
-    with_shardings,
-)
-from mm1_jax.train.train_step import lower_train_step, make_train_step, raise_if_indivisible
+from mm1_jax.train.train_state import TrainState, abstract_model
 
 # Exit code of a run whose report lacks an evaluation.
 EVALUATION_FAILED = 3
@@ -67,6 +59,9 @@ class Trainer(Configurable):
         seed: int = 0
         optimizer: Optimizer.Config = Optimizer.default_config()
         loss: Loss.Config = Loss.default_config()
+        # How the work is spread over devices: the first rule that matches their kind and number,
+        # with what `parallelism` sets on top.
+        mesh_rules: list[MeshRule] = []
         parallelism: Parallelism.Config = Parallelism.default_config()
         checkpointer: Checkpointer.Config = Checkpointer.default_config()
         progress: Progress.Config = Progress.default_config()
@@ -100,44 +95,37 @@ class Trainer(Configurable):
         self._input = input
         self._evaluators = evaluators
         self._output_dir = output_dir
-        self._rules = cfg.parallelism.rules
-        parallelism = cfg.parallelism.instantiate()
-        loss, optimizer = cfg.loss.instantiate(), cfg.optimizer.instantiate()
-
-        def make_model(prng_key: jax.Array) -> nnx.Module:
-            return model.instantiate(rngs=nnx.Rngs(params=prng_key))
-
-        self._graphdef, params = abstract_model(make_model)
-        self._num_parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-
+        # Before a device is touched, for a wrong config to end here.
+        cfg.loss.instantiate(), cfg.optimizer.instantiate()
+        abstract_model(lambda prng_key: model.instantiate(rngs=nnx.Rngs(params=prng_key)))
         _raise_if_many_processes()
-        self._mesh = parallelism.mesh(devices)
-        self._prng_key = jax.random.key(cfg.seed)
-        self._batch_shardings = batch_shardings(self._mesh, self._rules)
-        raise_if_indivisible(input.batch_size, self._batch_shardings)
-        transformation = optimizer.transformation(params)
-        self.initialize = make_initialize(make_model, transformation)
-        shapes = jax.eval_shape(self.initialize, self._prng_key)
-        shardings = state_shardings(shapes, params, transformation, self._mesh, self._rules)
-        # What can be compiled or restored without a run: pure functions, and shapes with shardings.
-        self.abstract_state = with_shardings(shapes, shardings)
-        self.train_step = make_train_step(
-            self._graphdef,
-            loss,
-            transformation,
-            optimizer.learning_rate,
+        self.program = self.program_of(
+            cfg,
+            model=model,
+            batch_size=input.batch_size,
             num_corpora=len(input.corpus_names),
+            devices=jax.devices() if devices is None else devices,
         )
-        self._compiled_step: jax.stages.Compiled | None = None
+        self._compiled_step: Callable[..., Any] | None = None
 
-    @property
-    def mesh(self) -> Mesh:
-        return self._mesh
-
-    def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """The train step of a run, for batches of the shapes of this one, ready to compile."""
-        return lower_train_step(
-            self.train_step, self.abstract_state, batch, self._mesh, self._rules
+    @staticmethod
+    def program_of(
+        cfg: "Trainer.Config",
+        *,
+        model: InstantiableConfig,
+        batch_size: int,
+        num_corpora: int,
+        devices: Sequence[Any],
+    ) -> Program:
+        """What a trainer of this config compiles for the devices."""
+        return Program(
+            model=model,
+            loss=cfg.loss,
+            optimizer=cfg.optimizer,
+            parallelism=choose(cfg.mesh_rules, cfg.parallelism, devices),
+            batch_size=batch_size,
+            num_corpora=num_corpora,
+            devices=devices,
         )
 
     def run(self) -> None:
@@ -186,16 +174,15 @@ class Trainer(Configurable):
 
     def _restore_or_initialize(self) -> TrainState:
         if self._checkpointer.latest_step() is None:
-            shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-            state = jax.jit(self.initialize, out_shardings=shardings)(self._prng_key)
+            state = self.program.first_state(jax.random.key(self._config.seed))
             start = "starts"
         else:
-            state, input_state = self._checkpointer.restore(self.abstract_state)
+            state, input_state = self._checkpointer.restore(self.program.abstract_state)
             self._batches.set_state(input_state)
             start = f"continues after step {int(state.step)}"
         self._log.message(
-            f"{self._num_parameters:,} parameters, {jax.devices()[0].device_kind} mesh "
-            f"{dict(self._mesh.shape)}; training {start}, up to step {self._max_steps}"
+            f"{self.program.num_parameters:,} parameters, {jax.devices()[0].device_kind} mesh "
+            f"{dict(self.program.mesh.shape)}; training {start}, up to step {self._max_steps}"
         )
         return state
 
@@ -214,8 +201,8 @@ class Trainer(Configurable):
     def _evaluate(self, name: str, evaluator: Any, step: int, state: TrainState) -> Any:
         """The result; the exception where it failed, None where a signal ended it."""
         try:
-            with self._stop.interrupting(), use_mesh(self._mesh, self._rules):
-                result = evaluator.run(nnx.merge(self._graphdef, state.params))
+            with self._stop.interrupting(), self.program.use_mesh():
+                result = evaluator.run(self.program.model(state.params))
         except _Interrupted:
             return None
         except Exception as error:
@@ -264,10 +251,10 @@ class Trainer(Configurable):
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if self._compiled_step is None:
             start = time.perf_counter()
-            self._compiled_step = self.lower(batch).compile()
+            self._compiled_step = self.program.compile(batch)
             self._log.message(f"compiled the train step in {time.perf_counter() - start:.1f} s")
             self._log.start_clock()
-        return self._compiled_step(state, device_batch(batch, self._batch_shardings))
+        return self._compiled_step(state, self.program.place(batch))
 
     def _finish(self, state: TrainState) -> None:
         step = int(state.step)
@@ -285,7 +272,7 @@ class Trainer(Configurable):
         write_report(
             self._output_dir,
             title=self._output_dir.name,
-            training=summarize_training(self._log.step_records(), self._num_parameters),
+            training=summarize_training(self._log.step_records(), self.program.num_parameters),
             evaluation={key: value for result in results for key, value in result.metrics.items()},
             evaluators=self._evaluators_text(),
             failures=failures,

@@ -12,7 +12,8 @@ from mm1_jax.layers.stack import Remat
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.named_configs import named_configs
-from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings
+from mm1_jax.parallelism import Parallelism
+from mm1_jax.sharding import AxisRules, parameter_shardings
 
 NAMES = sorted(named_configs())
 

@@ -1,14 +1,12 @@
-"""Attention: the function against torch, the module by its properties."""
+"""The attention module, by its properties."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
-from mm1_jax.layers.attention import Attention, Pattern, attend
-from mm1_jax.layers.attention_mask import Visibility
+from mm1_jax.layers.attention import Attention, Pattern
 from mm1_jax.layers.norm import RMSNorm
 from mm1_jax.layers.rotary import Rotary
 
@@ -26,60 +24,22 @@ def _attention(seed: int = 0, **fields) -> Attention:
     return cfg.set(**fields).instantiate(rngs=nnx.Rngs(params=jax.random.key(seed)))
 
 
-def _torch_attention(q, k, v, **kwargs) -> np.ndarray:
-    heads_first = [torch.tensor(np.asarray(x)).transpose(1, 2) for x in (q, k, v)]
-    y = torch.nn.functional.scaled_dot_product_attention(*heads_first, **kwargs)
-    return y.transpose(1, 2).numpy()
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_equal_numbers_of_heads_equal_torch(causal):
-    q, k, v = (_normal(i, 2, T, 4, 8) for i in range(3))
-    places = (jnp.tile(POSITIONS, (2, 1)), jnp.tile(ONE_DOCUMENT, (2, 1)))
-    visibility = Visibility(*places, *places, causal=True) if causal else None
-    expected = _torch_attention(q, k, v, is_causal=causal)
-    np.testing.assert_allclose(attend(q, k, v, visibility), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_grouped_heads_equal_torch():
-    q, k, v = _normal(0, 2, T, 6, 4), _normal(1, 2, 9, 2, 4), _normal(2, 2, 9, 2, 4)
-    expected = _torch_attention(q, k, v, enable_gqa=True)
-    np.testing.assert_allclose(attend(q, k, v, None), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_query_that_sees_nothing_is_finite_with_finite_gradients():
-    q, k, v = (_normal(i, 1, T, 2, 4) for i in range(3))
-    places = (POSITIONS, jnp.array([[1, 1, 1, 0, 0, 0]]))
-    visibility = Visibility(*places, *places, causal=True)
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(qkv):
-        return jnp.sum(attend(*qkv, visibility) ** 2)
-
-    value, grads = loss((q, k, v))
-    assert all(bool(jnp.all(jnp.isfinite(x))) for x in (value, *grads))
-
-
-def test_softmax_is_computed_in_float32():
-    q, k, v = (_normal(i, 1, 64, 2, 16).astype(jnp.bfloat16) for i in range(3))
-    y = attend(q, k, v, None)
-    expected = attend(*(x.astype(jnp.float32) for x in (q, k, v)), None)
-    assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(y, expected, atol=6e-3)
-
-
 @pytest.mark.parametrize("pattern", Pattern)
-def test_only_bidirectional_attention_reads_what_comes_later(pattern):
+def test_only_what_a_pattern_says_of_what_comes_later_is_read(pattern):
     attention = _attention(pattern=pattern, rotary=Rotary.default_config())
+    prefix_lengths = jnp.array([2]) if pattern is Pattern.PREFIX else None
+    places = {"positions": POSITIONS, "segment_ids": ONE_DOCUMENT}
 
     def output(x):
-        return attention(x, positions=POSITIONS, segment_ids=ONE_DOCUMENT)[0][0]
+        return attention(x, **places, prefix_lengths=prefix_lengths)[0][0]
 
     jacobian_TDTD = jax.jit(jax.jacobian(output))(_normal(1, 1, T, 8))[:, :, 0]
     depends_TT = jnp.any(jacobian_TDTD != 0, axis=(1, 3))
-    everything = np.ones((T, T), bool)
-    expected = np.tril(everything) if pattern is Pattern.CAUSAL else everything
+    expected = np.ones((T, T), bool)
+    if pattern is not Pattern.BIDIRECTIONAL:
+        expected = np.tril(expected)
+    if pattern is Pattern.PREFIX:
+        expected[:, :2] = True
     np.testing.assert_array_equal(depends_TT, expected)
 
 
@@ -121,6 +81,16 @@ def test_causal_attention_without_segment_ids_is_an_error():
         _attention(pattern=Pattern.CAUSAL)(_normal(1, 1, T, 8))
     with pytest.raises(ValueError, match="needs positions"):
         _attention(rotary=Rotary.default_config())(_normal(1, 1, T, 8))
+
+
+def test_a_prefix_without_its_pattern_and_the_pattern_without_a_prefix_are_errors():
+    x, prefix_lengths = _normal(1, 1, T, 8), jnp.array([2])
+    with pytest.raises(ValueError, match="pattern is 'prefix', and prefix_lengths are missing"):
+        _attention(pattern=Pattern.PREFIX)(x, positions=POSITIONS, segment_ids=ONE_DOCUMENT)
+    with pytest.raises(ValueError, match="'bidirectional', and prefix_lengths are given"):
+        _attention()(x, prefix_lengths=prefix_lengths)
+    with pytest.raises(ValueError, match="causal attention needs positions"):
+        _attention(pattern=Pattern.PREFIX)(x, prefix_lengths=prefix_lengths)
 
 
 def test_heads_that_do_not_divide_are_errors():

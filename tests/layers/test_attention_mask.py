@@ -28,6 +28,22 @@ def test_bidirectional_mask_stays_inside_documents():
     np.testing.assert_array_equal(mask[0], expected)
 
 
+def test_each_row_has_a_prefix_of_its_own_that_does_not_reach_into_padding():
+    positions = jnp.tile(jnp.arange(4)[None], (2, 1))
+    segment_ids = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+    visibility = Visibility(
+        positions, segment_ids, positions, segment_ids, True, prefix_lengths=jnp.array([2, 4])
+    )
+    expected = np.array(
+        [
+            [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]],
+            [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]],
+        ],
+        bool,
+    )
+    np.testing.assert_array_equal(visibility.mask(), expected)
+
+
 def test_keys_are_found_by_position_wherever_they_lie():
     # As in a cache: a prompt of 2 padded to 3, then the tokens at 2 and 3, then an empty slot.
     key_positions = jnp.array([[0, 1, 0, 2, 3, 0]])

@@ -11,7 +11,8 @@ from mm1_jax.layers.moe import MoE
 from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import ClassToken
-from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings, use_mesh
+from mm1_jax.parallelism import Parallelism
+from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
 
 IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS = 3, 8, 4
 

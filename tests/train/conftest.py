@@ -34,7 +34,8 @@ class BigramModel(Module):
         self.scale = param(rngs, (cfg.model_dim,), ("embed",), jax.nn.initializers.ones)
 
     def __call__(self, batch: Batch, *, dropless: bool = False) -> Any:
-        brightness = jnp.mean(batch.images.astype(jnp.float32)) / 255
+        images = batch.images.astype(jnp.float32)[jnp.maximum(batch.image_index, 0)] / 255
+        brightness = jnp.mean(images, axis=(1, 2, 3, 4))[:, None, None]
         hidden = self.embedding[...][batch.tokens] * self.scale[...][None, None] + brightness
         return SimpleNamespace(hidden=hidden, router=None)
 
@@ -187,10 +188,12 @@ def make_trainer(tmp_path: Any) -> Any:
         save_every: int = 2,
         learning_rate: float = 0.05,
         num_devices: int = 1,
+        gradient_accumulation: int = 1,
     ) -> Trainer:
         cfg = Trainer.default_config().set(max_steps=max_steps)
         cfg.optimizer.set(learning_rate=learning_rate, warmup_steps=2, decay_steps=6)
         cfg.checkpointer.set(every_n_steps=save_every)
+        cfg.parallelism.gradient_accumulation = gradient_accumulation
         if num_devices == 8:
             cfg.parallelism.set(data=2, fsdp=2, model=2)
         return cfg.instantiate(

@@ -14,7 +14,7 @@ def trainer(make_trainer):
 
 @pytest.fixture
 def shardings(trainer):
-    return jax.tree.map(lambda x: x.sharding, trainer.abstract_state)
+    return jax.tree.map(lambda x: x.sharding, trainer.program.abstract_state)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def state(trainer, shardings, prng_key):
             return np.asarray(7, x.dtype)
         return np.asarray(jax.random.normal(prng_key, x.shape, x.dtype))
 
-    return jax.device_put(jax.tree.map(draw, trainer.abstract_state), shardings)
+    return jax.device_put(jax.tree.map(draw, trainer.program.abstract_state), shardings)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_sharded_state_comes_back_bit_equal_in_its_place(trainer, state, open_
     checkpointer = open_checkpointer()
     checkpointer.save(4, state, {"next_index": [1, 2]})
     checkpointer.wait()
-    restored, input_state = open_checkpointer().restore(trainer.abstract_state)
+    restored, input_state = open_checkpointer().restore(trainer.program.abstract_state)
     assert input_state == {"next_index": [1, 2]}
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for (path, before), after in zip(
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_of_the_moment_of_saving(trainer, state, open_checkpoint
     for _ in range(20):
         state = advance(state)
     checkpointer.wait()
-    restored, _ = checkpointer.restore(trainer.abstract_state)
+    restored, _ = checkpointer.restore(trainer.program.abstract_state)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
@@ -98,7 +98,7 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(
     (half / "input" / "metadata").unlink()
     checkpointer = open_checkpointer()
     assert checkpointer.latest_step() == 2
-    assert checkpointer.restore(trainer.abstract_state)[1] == {"step": 2}
+    assert checkpointer.restore(trainer.program.abstract_state)[1] == {"step": 2}
     assert not half.exists()
 
 
@@ -121,7 +121,7 @@ def test_parameters_come_back_alone(trainer, state, open_checkpointer):
     checkpointer.save(4, zeros, {})
     checkpointer.wait()
     reader = open_checkpointer(read_only=True)
-    shapes = trainer.abstract_state.params
+    shapes = trainer.program.abstract_state.params
     newest, older = (reader.restore_params(shapes, step=step) for step in (None, 2))
     jax.tree.map(np.testing.assert_array_equal, newest, zeros.params)
     jax.tree.map(np.testing.assert_array_equal, older, state.params)
@@ -131,7 +131,7 @@ def test_parameters_come_back_alone(trainer, state, open_checkpointer):
 
 def test_a_folder_without_a_checkpoint_is_named(trainer, open_checkpointer):
     with pytest.raises(ValueError, match="no complete checkpoint in .*checkpoints"):
-        open_checkpointer().restore_params(trainer.abstract_state.params)
+        open_checkpointer().restore_params(trainer.program.abstract_state.params)
 
 
 @pytest.mark.parametrize("field", ["every_n_steps", "keep_last"])

@@ -21,7 +21,8 @@ def logits(prng_key, batch):
 def evaluate(logits, batch, router=None, **coefficients):
     coefficients = {"z_loss": 0.0, **coefficients}
     loss = Loss.default_config().set(**coefficients).instantiate()
-    return loss(logits, jax.tree.map(jnp.asarray, batch), router, num_corpora=2)
+    batch = jax.tree.map(jnp.asarray, batch)
+    return loss(logits, lambda hidden: hidden, batch, router, num_corpora=2)
 
 
 def test_cross_entropy_is_that_of_torch(logits, batch):
@@ -111,3 +112,16 @@ def test_router_losses_are_means_over_real_tokens_and_layers(logits, batch):
     total, metrics = evaluate(logits, batch, router, load_balance_loss=0.1, router_z_loss=0.01)
     np.testing.assert_allclose(total - plain, 0.1 * 1.5 + 0.01 * 0.6, rtol=1e-5)
     assert divide(metrics)["dropped_share"] == 0.1
+
+
+def test_logits_made_in_chunks_give_the_same_loss_and_gradient(logits, batch):
+    def value_and_gradient(**fields):
+        return jax.value_and_grad(lambda x: evaluate(x, batch, z_loss=0.1, **fields)[0])(logits)
+
+    value, gradient = value_and_gradient()
+    for chunk_length in (1, 2, 3, 6, 100):
+        chunked = value_and_gradient(chunk_length=chunk_length)
+        np.testing.assert_allclose(chunked[0], value, rtol=1e-6)
+        np.testing.assert_allclose(chunked[1], gradient, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match="chunk_length=4: must divide the 6 positions"):
+        value_and_gradient(chunk_length=4)

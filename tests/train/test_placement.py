@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.pretrain import mm1_tiny_moe
 from mm1_jax.data.tokenizer import Tokenizer
-from mm1_jax.sharding import batch_shardings, device_batch
 from mm1_jax.train.metrics import divide
 
 ROWS, LENGTH, IMAGES = 8, 16, 2
@@ -58,16 +57,15 @@ def placed(request, tmp_path_factory, make_batch):
         evaluators={},
         output_dir=folder,
     )
-    mesh, rules = trainer.abstract_state.step.sharding.mesh, cfg.trainer.parallelism.rules
+    program = trainer.program
     batch = with_images(make_batch, tokenizer.image_token)
-    shardings = jax.tree.map(lambda x: x.sharding, trainer.abstract_state)
     return SimpleNamespace(
         expected=EXPECTED[request.param],
-        trainer=trainer,
+        program=program,
         batch=batch,
-        step=trainer.lower(batch).compile(),
-        place=lambda batch: device_batch(batch, batch_shardings(mesh, rules)),
-        first_state=lambda: jax.jit(trainer.initialize, out_shardings=shardings)(jax.random.key(0)),
+        step=program.compile(batch),
+        place=program.place,
+        first_state=lambda: program.first_state(jax.random.key(0)),
         checkpointer=lambda: cfg.trainer.checkpointer.instantiate(directory=folder / "checkpoints"),
     )
 
@@ -128,7 +126,7 @@ def test_a_step_and_a_restore_leave_every_leaf_in_its_place(placed):
     checkpointer = placed.checkpointer()
     checkpointer.save(1, state, {})
     checkpointer.wait()
-    restored, _ = checkpointer.restore(placed.trainer.abstract_state)
+    restored, _ = checkpointer.restore(placed.program.abstract_state)
     checkpointer.close()
     check_places(restored, placed.expected)
     # The restored state goes through the same program.

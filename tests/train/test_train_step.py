@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from mm1_jax.sharding import batch_shardings, device_batch
 from mm1_jax.train.metrics import Mean, divide
 from mm1_jax.train.run_log import step_record
 
@@ -24,19 +23,10 @@ def test_on_eight_devices_the_losses_are_those_of_one(make_trainer, tmp_path):
 
 @pytest.fixture
 def compiled(make_trainer):
-    """The compiled step of a trainer on eight devices, its first state, and the batch placement."""
-    trainer = make_trainer(num_devices=8)
-    mesh = trainer.abstract_state.step.sharding.mesh
-    rules = trainer.config.parallelism.rules
-    shardings = jax.tree.map(lambda x: x.sharding, trainer.abstract_state)
-    state = jax.jit(trainer.initialize, out_shardings=shardings)(jax.random.key(0))
-
-    def step(batch):
-        return trainer.lower(batch).compile()
-
-    return SimpleNamespace(
-        step=step, state=state, place=lambda x: device_batch(x, batch_shardings(mesh, rules))
-    )
+    """The compiler of a step on eight devices, its first state, and the batch placement."""
+    program = make_trainer(num_devices=8).program
+    state = program.first_state(jax.random.key(0))
+    return SimpleNamespace(step=program.compile, state=state, place=program.place)
 
 
 def test_a_step_keeps_every_leaf_in_its_place_and_counts(compiled, batch):
@@ -49,6 +39,13 @@ def test_a_step_keeps_every_leaf_in_its_place_and_counts(compiled, batch):
     values = divide(metrics)
     assert values["tokens"] == (batch.segment_ids > 0).sum()
     assert values["images"] == (batch.image_index >= 0).sum()
+
+
+def test_micro_batches_add_up_to_the_batch(make_trainer, tmp_path):
+    for number in (1, 2, 4):
+        make_trainer(output_dir=tmp_path / str(number), gradient_accumulation=number).run()
+    for number in (2, 4):
+        assert losses(tmp_path / str(number)) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
 
 def test_a_batch_without_images_and_one_full_of_them_go_through_one_program(compiled, batch):

@@ -159,7 +159,7 @@ def test_the_evaluated_model_is_the_one_after_the_last_step(make_trainer, fakes,
     checkpointer = trainer.config.checkpointer.instantiate(
         directory=run / "checkpoints", read_only=True
     )
-    params = checkpointer.restore_params(trainer.abstract_state.params)
+    params = checkpointer.restore_params(trainer.program.abstract_state.params)
     checkpointer.close()
     evaluated = json.loads((run / "report.json").read_text())["quiz/0/sum"]
     np.testing.assert_allclose(np.sum(jax.device_get(params["head"])), evaluated, rtol=1e-5)

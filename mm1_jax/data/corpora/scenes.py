@@ -43,6 +43,9 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("left", "right", "above", "below")
 QUESTION_KINDS = ("color", "shape", "count", "relation", "comparison")
+# What is asked in training: more of what takes longest to learn, the colour of one of two shapes
+# and the comparison of pictures.
+TRAINING_KINDS = ("color", "comparison", "shape", "color", "relation", "comparison", "count")
 MAX_COUNT = 4
 
 _CANVAS = 64  # Pixels of a side; coordinates below are in these.
@@ -120,7 +123,8 @@ class ScenesSource(Source):
             scene = self._pair(rng) if rng.random() < 0.5 else self._alike(rng)
             return {"image": scene.render, "caption": scene.caption, "scenes": [scene]}
         if kind is Kind.QUESTIONS:
-            return self._question(rng, QUESTION_KINDS[index % len(QUESTION_KINDS)])
+            kinds = QUESTION_KINDS if self.split == "test" else TRAINING_KINDS
+            return self._question(rng, kinds[index % len(kinds)])
         if kind is Kind.TEXT:
             return text_record(_fact(rng) for _ in range(rng.randint(3, 7)))
         return page_record(self._page(rng))
@@ -165,7 +169,7 @@ class ScenesSource(Source):
         }
 
     def _ask_color(self, rng: random.Random) -> tuple[list[Scene], str, str]:
-        if rng.random() < 0.5:
+        if rng.random() < (0.5 if self.split == "test" else 0.75):
             scene = self._pair(rng)
             asked = rng.choice(scene.shapes)
             return [scene], f"what color is the {asked.shape}?", asked.color

@@ -1,0 +1,78 @@
+"""Vision encoders of MM1's ablation (section 3.1, table 1), each a complete `VisionEncoder.Config`.
+
+CLIP's towers at any multiple of 14 pixels (the paper's are 224, 336 and 378) and AIM's trunks. Use
+one in place of a model's own: `cfg.vision_encoder = vision_encoders.aim_600m()`.
+"""
+
+from mm1_jax.layers.attention import Pattern
+from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.norm import LayerNorm
+from mm1_jax.layers.position_embedding import SinCosPositions
+from mm1_jax.models.vision_encoder import ClassToken, VisionEncoder
+
+
+def vit_l14(
+    image_size: int = 336, activation: Activation = Activation.QUICK_GELU
+) -> VisionEncoder.Config:
+    """CLIP's ViT-L/14: 303M parameters."""
+    return _clip(image_size, activation).set(
+        model_dim=1024, num_layers=24, num_heads=16, hidden_dim=4096
+    )
+
+
+def vit_h14(
+    image_size: int = 378, activation: Activation = Activation.QUICK_GELU
+) -> VisionEncoder.Config:
+    """CLIP's ViT-H/14: 631M parameters; at 378 px the encoder of the final models."""
+    return _clip(image_size, activation).set(
+        model_dim=1280, num_layers=32, num_heads=16, hidden_dim=5120
+    )
+
+
+def aim_600m(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
+    """AIM's smallest trunk: 681M parameters."""
+    return _aim(pattern).set(model_dim=1536, num_layers=24, num_heads=12, hidden_dim=6144)
+
+
+def aim_1b(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
+    """AIM's 1B trunk: 1,210M parameters."""
+    return _aim(pattern).set(model_dim=2048, num_layers=24, num_heads=16, hidden_dim=8192)
+
+
+def aim_3b(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
+    """AIM's 3B trunk: 2,720M parameters."""
+    return _aim(pattern).set(model_dim=3072, num_layers=24, num_heads=24, hidden_dim=12288)
+
+
+def _clip(image_size: int, activation: Activation) -> VisionEncoder.Config:
+    # QuickGELU is what OpenAI's encoders and DFN-5B's at 378 px were trained with, GELU what
+    # open_clip's ViT-H/14 was.
+    cfg = VisionEncoder.default_config().set(
+        image_size=image_size,
+        patch_size=14,
+        class_token=ClassToken.default_config(),
+        pre_norm=LayerNorm.default_config().set(eps=1e-5),
+        final_norm=None,
+    )
+    cfg.stack.layer.norm.eps = 1e-5
+    cfg.stack.layer.feed_forward.activation = activation
+    return cfg
+
+
+def _aim(pattern: Pattern) -> VisionEncoder.Config:
+    # As in apple/ml-aim: blocks without biases after a patch embedding that has one, LayerNorm's
+    # own left, and ImageNet's colours. Pre-training has the pattern PREFIX; what comes after it
+    # lets every patch see every other one.
+    cfg = VisionEncoder.default_config().set(
+        image_size=224,
+        patch_size=14,
+        pixel_mean=(0.485, 0.456, 0.406),
+        pixel_std=(0.229, 0.224, 0.225),
+        patch_norm=LayerNorm.default_config(),
+        positions=SinCosPositions.default_config(),
+    )
+    cfg.patch_embedding.bias = True
+    cfg.stack.layer.attention.set(pattern=pattern, bias=False)
+    cfg.stack.layer.feed_forward.up.bias = False
+    cfg.stack.layer.feed_forward.down.bias = False
+    return cfg

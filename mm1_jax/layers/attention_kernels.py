@@ -1,0 +1,289 @@
+"""The programs that compute attention, and the choice among them.
+
+XLA's attention writes float32 logits of T x S per head to memory; the fused kernels never do. They
+take self-attention over whole rows, any number of them: packed documents, causal or not, or images
+without segment ids. That is all of training. Decoding with a cache and cross-attention are XLA's.
+
+A fused kernel masks by index instead of by position: documents are contiguous and positions
+increase inside each, so "not after it in the row, and of the same segment" is `attention_mask`'s
+rule. Padding (segment 0) sees padding there; what comes out at padding is meaningless either way.
+
+Legend: B batch, T query positions, S key positions, N query heads, K kv heads, G query heads per kv
+head, H head dim.
+"""
+
+import enum
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.gpu import attention as gpu_attention
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mm1_jax.layers.attention_mask import Visibility
+from mm1_jax.sharding import current_placement, dividing_spec
+
+# Names of what a rematerialisation policy may keep. The output's is also that of the logsumexp of a
+# fused kernel: with both kept (and query, key and value) the backward pass runs no forward kernel.
+QUERY = "query"
+KEY = "key"
+VALUE = "value"
+ATTENTION_OUTPUT = "attention_output"
+ATTENTION_PROJECTION = "attention_projection"
+
+# Finite, so that a position that sees nothing (padding) gets an average and no NaN, and far enough
+# below any logit that exp() of the difference is exactly zero.
+MASKED = -1e30
+
+
+class Kernel(enum.Enum):
+    """What computes attention. On a CPU the fused kernels are interpreted: for tests only."""
+
+    AUTO = "auto"  # the fused kernel of the platform, XLA where it has none
+    XLA = "xla"
+    SPLASH = "splash"  # TPU: jax's splash attention
+    TRITON = "triton"  # GPU: jax's Pallas flash attention
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    visibility: Visibility | None,
+    kernel: Kernel = Kernel.XLA,
+) -> Float[Array, "B T N H"]:
+    """The values that each query attends to; softmax in float32.
+
+    Args:
+        q_BTNH: Scaled already (by 1/sqrt(H)): no kernel has to pass over it again.
+        visibility: None is all to all. A query that sees no key gets a finite, meaningless result.
+        kernel: Other than XLA only where queries and keys are of the same places.
+    """
+    kernel = chosen(kernel)
+    if kernel is Kernel.XLA:
+        y_BTNH = xla_attention(q_BTNH, k_BSKH, v_BSKH, visibility)
+        return checkpoint_name(y_BTNH, ATTENTION_OUTPUT)
+    return fused_attention(q_BTNH, k_BSKH, v_BSKH, visibility, kernel)
+
+
+def chosen(kernel: Kernel) -> Kernel:
+    """The kernel that AUTO stands for on the platform that is being compiled for."""
+    if kernel is not Kernel.AUTO:
+        return kernel
+    return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(_platform(), Kernel.XLA)
+
+
+def _platform() -> str:
+    # Ahead of time the mesh is of a topology's devices, whatever jax itself runs on.
+    placement = current_placement()
+    if placement is None:
+        platform = jax.default_backend()
+    else:
+        platform = placement.mesh.devices.flat[0].platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def xla_attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    visibility: Visibility | None,
+) -> Float[Array, "B T N H"]:
+    """The definition, on any shapes and platform; makes T x S logits."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    logits_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    if visibility is not None:
+        mask_BTS = visibility.mask()
+        logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
+    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+def fused_attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    visibility: Visibility | None,
+    kernel: Kernel,
+) -> Float[Array, "B T N H"]:
+    """Runs a kernel on every shard: the compiler would replicate it, as it cannot look inside.
+
+    Rows are split over the batch axes (those of images where there is no visibility), heads over
+    the axes of heads, queries over the sequence axes while every shard holds all keys. What does
+    not divide, a single prompt for instance, stays whole.
+    """
+    T, K = k_BTKH.shape[1:3]
+    causal = visibility is not None and visibility.causal
+    segment_ids = None if visibility is None else visibility.query_segment_ids
+    interpret = _platform() == "cpu"
+
+    placement = current_placement()
+    rows, sequence, heads, sequence_shards, head_shards = None, None, None, 1, 1
+    if placement is not None:
+        names = ("images" if visibility is None else "batch", "sequence", "activation_heads", None)
+        rows, sequence, heads, _ = dividing_spec(q_BTNH.shape, names, placement)
+        sequence_shards = placement.num_shards(sequence)
+        head_shards = placement.num_shards(heads)
+
+    length = _padded_length(T, sequence_shards)
+    if length != T:
+        if segment_ids is None:
+            segment_ids = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+        q_BTNH, k_BTKH, v_BTKH, segment_ids = (
+            jnp.pad(x, [(0, 0), (0, length - T)] + [(0, 0)] * (x.ndim - 2))
+            for x in (q_BTNH, k_BTKH, v_BTKH, segment_ids)
+        )
+    # Each shard of query heads gets the kv heads that serve it, repeated where shards share one.
+    repeats = head_shards // math.gcd(head_shards, K)
+    if repeats > 1:
+        k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
+
+    if kernel is Kernel.SPLASH:
+        splash = _splash_kernel(
+            length, q_BTNH.shape[2] // head_shards, causal, sequence_shards, interpret
+        )
+        run: Any = _splash
+    else:
+        if sequence_shards > 1:
+            raise ValueError(
+                "attention: the GPU kernel cannot split queries over the sequence axes "
+                f"{sequence!r}; set parallelism.seq=1, or kernel=Kernel.XLA"
+            )
+        splash, run = None, functools.partial(_triton, causal=causal, interpret=interpret)
+
+    if placement is not None:
+        mesh = placement.mesh
+        splash_spec = splash and splash.manual_sharding_spec(
+            NamedSharding(mesh, PartitionSpec(None, sequence))
+        )
+        query, key = (PartitionSpec(rows, axes, heads, None) for axes in (sequence, None))
+        run = jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(
+                splash_spec,
+                *(query, key, key),
+                *(PartitionSpec(rows, sequence), PartitionSpec(rows, None)),
+            ),
+            out_specs=query,
+            # A Pallas call does not say over which axes its results vary.
+            check_vma=False,
+        )
+    return run(splash, q_BTNH, k_BTKH, v_BTKH, segment_ids, segment_ids)[:, :T]
+
+
+def _padded_length(length: int, shards: int) -> int:
+    """The next length that is cut into large blocks, on every shard."""
+    unit = shards * (128 if length <= 1024 * shards else 512)
+    return -(-length // unit) * unit
+
+
+def _block(length: int, limit: int) -> int:
+    # Of a padded length, so 128 at worst divides it.
+    return next(size for size in range(limit, 0, -128) if length % size == 0)
+
+
+def _splash_kernel(
+    length: int, num_heads: int, causal: bool, sequence_shards: int, interpret: bool
+) -> Any:
+    """Splash attention of one shard's heads over rows of this (padded) length."""
+    masks = splash_attention.splash_attention_mask
+    shape = (length, length)
+    mask = masks.CausalMask(shape, shard_count=sequence_shards) if causal else masks.FullMask(shape)
+    query, key = _block(length // sequence_shards, 1024), _block(length, 1024)
+    compute = _block(key, 512)
+    blocks = splash_attention.BlockSizes(
+        block_q=query,
+        block_kv=key,
+        block_kv_compute=compute,
+        block_q_dkv=query,
+        block_kv_dkv=key,
+        block_kv_dkv_compute=compute,
+        use_fused_bwd_kernel=True,
+    )
+    return splash_attention.make_splash_mha(
+        masks.MultiHeadMask([mask] * num_heads),
+        block_sizes=blocks,
+        head_shards=1,
+        q_seq_shards=sequence_shards,
+        residual_checkpoint_name=ATTENTION_OUTPUT,
+        interpret=interpret,
+    )
+
+
+def _splash(
+    kernel: Any,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    query_segment_ids: Int[Array, "B T"] | None,
+    key_segment_ids: Int[Array, "B S"] | None,
+) -> Float[Array, "B T N H"]:
+    segment_ids = None
+    if query_segment_ids is not None:
+        segment_ids = splash_attention.SegmentIds(query_segment_ids, key_segment_ids)
+    heads_first = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return jax.vmap(kernel)(*heads_first, segment_ids).swapaxes(1, 2)
+
+
+def _triton(
+    _: None,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"] | None,
+    key_segment_ids: Int[Array, "B T"] | None,
+    *,
+    causal: bool,
+    interpret: bool,
+) -> Float[Array, "B T N H"]:
+    # This kernel knows no groups.
+    groups = q_BTNH.shape[2] // k_BTKH.shape[2]
+    k_BTNH, v_BTNH = (jnp.repeat(x, groups, axis=2) for x in (k_BTKH, v_BTKH))
+    return _triton_call(q_BTNH, k_BTNH, v_BTNH, segment_ids, causal, interpret)
+
+
+# The kernel's own derivative, with names on what the forward pass leaves for it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _triton_call(q, k, v, segment_ids, causal, interpret):
+    return gpu_attention.mha(q, k, v, segment_ids, *_triton_options(q, causal, interpret, False))
+
+
+def _triton_forward(q, k, v, segment_ids, causal, interpret):
+    options = _triton_options(q, causal, interpret, True)
+    residuals = gpu_attention.mha(q, k, v, segment_ids, *options)
+    out, logsumexp = (checkpoint_name(x, ATTENTION_OUTPUT) for x in residuals)
+    return out, (q, k, v, segment_ids, out, logsumexp)
+
+
+def _triton_backward(causal, interpret, residuals, gradient):
+    options = _triton_options(gradient, causal, interpret, False)
+    return gpu_attention.mha.bwd(*options, residuals, gradient)
+
+
+_triton_call.defvjp(_triton_forward, _triton_backward)
+
+
+def _triton_options(q: jax.Array, causal: bool, interpret: bool, residuals: bool) -> tuple:
+    # The backward kernel holds four tiles at once: smaller ones in float32.
+    backward = 64 if q.dtype.itemsize == 2 else 32
+    blocks = gpu_attention.BlockSizes(
+        block_q=128,
+        block_k=_block(q.shape[1], 128),
+        block_q_dkv=backward,
+        block_kv_dkv=backward,
+        block_q_dq=backward,
+        block_kv_dq=backward,
+    )
+    scale, backward_pass, num_warps, num_stages, grid, debug = 1.0, "triton", None, 2, None, False
+    schedule = (num_warps, num_stages, grid)
+    return (scale, causal, blocks, backward_pass, *schedule, interpret, debug, residuals)

@@ -1,0 +1,181 @@
+"""How one step is spread over devices: mesh, axis rules, rematerialisation, accumulation.
+
+The mesh rules of an experiment (`trainer.mesh_rules`) name one `Parallelism.Config` per kind and
+number of devices; `choose` takes the first that matches, and puts `trainer.parallelism` on top.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigBase,
+    Configurable,
+    InstantiableConfig,
+    Required,
+    config_class,
+)
+from mm1_jax.layers.stack import Remat
+from mm1_jax.sharding import MESH_AXES, AxisRules
+
+# What JAX calls a device, as a pattern, and the short name of its kind.
+_DEVICE_KINDS = (
+    ("TPU v4.*", "v4"),
+    ("TPU v5 lite.*|TPU v5e.*", "v5e"),
+    ("TPU v5.*", "v5p"),
+    ("TPU v6 lite.*|TPU v6e.*", "v6e"),
+    ("TPU ?v?7x?.*", "tpu7x"),
+    (".*H100.*", "h100"),
+    (".*H200.*", "h200"),
+    ("cpu", "cpu"),
+)
+
+
+class Parallelism(Configurable):
+    """How many ways each mesh axis splits the work, and what a step keeps; makes the mesh.
+
+    None is "as the mesh rule says" and, without a rule, what the comment of the field says.
+    """
+
+    @config_class
+    class Config(Configurable.Config):
+        # Sizes of the mesh axes: 1, but `data` is -1, "all remaining devices", unless another is.
+        # Axes of size 1 are not created.
+        pipeline: int | None = None
+        data: int | None = None
+        expert: int | None = None
+        fsdp: int | None = None
+        seq: int | None = None
+        model: int | None = None
+        rules: AxisRules | None = None  # AxisRules()
+        # Micro-batches that one update adds up: 1.
+        gradient_accumulation: int | None = None
+        # What layers keep for the backward pass: what the model's config says.
+        decoder_remat: Remat | None = None
+        decoder_saved_names: tuple[str, ...] | None = None
+        vision_encoder_remat: Remat | None = None
+        vision_encoder_saved_names: tuple[str, ...] | None = None
+        # Passed to XLA when the step is compiled: none.
+        compiler_options: dict[str, str] | None = None
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        self.rules: AxisRules = cfg.rules or AxisRules()
+        self.gradient_accumulation: int = (
+            1 if cfg.gradient_accumulation is None else cfg.gradient_accumulation
+        )
+        if self.gradient_accumulation < 1:
+            raise ValueError(
+                f"parallelism.gradient_accumulation={cfg.gradient_accumulation}: "
+                "expected at least 1"
+            )
+        self.compiler_options: dict[str, str] = dict(cfg.compiler_options or {})
+
+    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """The mesh over `devices` (default: all), only with the axes that are in use.
+
+        Axis types are `Auto`: under explicit axes, the default of `jax.make_mesh`, plain maths
+        raises.
+        """
+        devices = jax.devices() if devices is None else devices
+        shape = mesh_shape(self.config, len(devices))
+        if math.prod(shape.values()) == 1:
+            shape = {"data": 1}
+        grid = _device_grid(shape, devices)
+        return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+    def configure(self, model: InstantiableConfig) -> Any:
+        """A copy of a model's config whose layers keep for the backward pass what this says."""
+        model = model.clone()
+        for part in ("decoder", "vision_encoder"):
+            for field in ("remat", "saved_names"):
+                value = getattr(self.config, f"{part}_{field}")
+                if value is not None:
+                    model.set_recursively((part, "stack", field), value=value)
+        return model
+
+
+@config_class
+class MeshRule(ConfigBase):
+    """The parallelism for devices whose "kind-number" a regular expression matches in full.
+
+    The number is that of the devices as JAX counts them, two a chip on tpu7x: `v5p-(64|128)`.
+    """
+
+    devices: Required[str] = REQUIRED
+    parallelism: Required[Parallelism.Config] = REQUIRED
+
+
+def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
+    """Sizes of the mesh axes larger than 1, with -1 worked out from the number of devices."""
+    sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
+    if sizes["data"] is None and -1 not in sizes.values():
+        sizes["data"] = -1
+    sizes = {axis: 1 if size is None else size for axis, size in sizes.items()}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1:
+        raise ValueError(f"parallelism: only one axis may be -1, got {' and '.join(free)}")
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"parallelism: axis sizes are positive or -1, got {sizes}")
+    if (free and num_devices % fixed) or (not free and fixed != num_devices):
+        raise ValueError(
+            f"parallelism: the axes {sizes} do not fit {num_devices} devices; "
+            f"their product must be {num_devices}, or divide it where one axis is -1"
+        )
+    if free:
+        sizes[free[0]] = num_devices // fixed
+    return {axis: size for axis, size in sizes.items() if size > 1}
+
+
+def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices such that neighbours on the last axes are neighbours on the torus.
+
+    Of several slices, which only a network connects, the first axes that they divide are split
+    over them.
+    """
+    sizes = list(shape.values())
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    over_slices = []
+    left = num_slices
+    for size in sizes:
+        over_slices.append(math.gcd(size, left))
+        left //= over_slices[-1]
+    if left > 1:
+        raise ValueError(
+            f"parallelism: {num_slices} slices cannot share the axes {shape} evenly; make data a "
+            f"multiple of {num_slices}"
+        )
+    inside = [size // count for size, count in zip(sizes, over_slices, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, over_slices, devices=devices, allow_split_physical_axes=True
+    )
+
+
+def device_kind(device: Any) -> str:
+    """The short name of a device's kind, "v5p" or "h100" say; what JAX calls it where unknown."""
+    for pattern, kind in _DEVICE_KINDS:
+        if re.fullmatch(pattern, device.device_kind):
+            return kind
+    return device.device_kind
+
+
+def choose(
+    mesh_rules: Sequence[MeshRule], parallelism: Parallelism.Config, devices: Sequence[Any]
+) -> Parallelism.Config:
+    """That of the first rule which matches the devices, with what `parallelism` sets on top."""
+    name = f"{device_kind(devices[0])}-{len(devices)}"
+    for rule in mesh_rules:
+        if re.fullmatch(rule.devices, name):
+            own = {field: value for field, value in parallelism.items() if value is not None}
+            return rule.parallelism.clone(**own)
+    return parallelism
