@@ -198,7 +198,7 @@ def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
             for stream in streams
         )
         images_per_row = total / max(sum(stream.weight for stream in streams), 1)
-    return min(images_per_row * cfg.input.batch_size, num_slots)
+    return float(min(images_per_row * cfg.input.batch_size, num_slots))
 
 
 def model_flops(cfg: Any, num_images: float) -> float:

@@ -289,7 +289,7 @@ def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _gib(number: float) -> str:
+def _gib(number: int | float) -> str:
     if abs(number) >= 0.1 * GIB:
         return f"{number / GIB:.2f} GiB"
     return f"{number / 2**20:.2f} MiB"
