@@ -243,8 +243,11 @@ def _rehearse_all(
     for number, (name, topology) in enumerate(pairs, start=1):
         key = f"{name} on {topology.name}"
         present = reports.get(key)
-        is_known = present and present.get("fingerprint") == fingerprints[name]
-        if not is_known or "error" in present:
+        if (
+            present is None
+            or "error" in present
+            or present.get("fingerprint") != fingerprints[name]
+        ):
             print(f"[{number}/{len(pairs)}] {key}", file=sys.stderr, flush=True)
             report = _rehearse_in_a_process(name, topology, options, overrides)
             reports[key] = {**report, "fingerprint": fingerprints[name]}
