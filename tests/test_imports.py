@@ -28,7 +28,7 @@ ALLOWED = {
     "experiment": {"config", "batch", "models", "data", "train", "evals"},
     "launch": {"config", "named_configs", "run_folder"},
     # Reaches the experiment by its config, as a launch does.
-    "rehearse": {"config", "named_configs", "run_folder", "launch", "models"},
+    "rehearse": {"config", "sharding", "models", "named_configs", "run_folder", "launch"},
 }
 # Libraries that a part may not import, directly.
 FORBIDDEN = {

@@ -39,7 +39,7 @@ class ForwardFlops:
     row: float
     image: float
 
-    def of_training(self, num_rows: int, num_images: float) -> float:
+    def of_training(self, num_rows: int, num_images: int | float) -> float:
         """FLOPs of a training step on so many rows that hold so many images in all."""
         return TRAINING * (num_rows * self.row + num_images * self.image)
 

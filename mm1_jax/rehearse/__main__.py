@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from mm1_jax.run_folder import Launch
 
 DOES_NOT_FIT = 3
 
-# What `--all` compiles for unless told otherwise: one slice or more of every generation.
+# What `--all` compiles for unless told otherwise, as far as the config has a mesh rule for it.
 TOPOLOGIES = (
     "v4:4x4x8",
     "v5e:8x8",
@@ -126,7 +127,11 @@ def _parser() -> argparse.ArgumentParser:
         "--all", action="store_true", help="every config on every topology, each in a process"
     )
     add("--configs", "A,B", "those of --all (default: all named configs)")
-    add("--topologies", "A,B", f"those of --all (default: {','.join(TOPOLOGIES)})")
+    add(
+        "--topologies",
+        "A,B",
+        f"those of --all (default: of {', '.join(TOPOLOGIES)} those that a mesh rule names)",
+    )
     return parser
 
 
@@ -174,6 +179,7 @@ def _rehearse(
             "fingerprint": _fingerprint(cfg),
             **_described(topology),
             "mesh": compiled.mesh,
+            "parallelism": compiled.parallelism,
             "tokens": cfg.input.batch_size * cfg.input.max_sequence_length,
             "memory": memory_report(compiled.memory, compiled.needed, topology),
             "flops": {"model": model.total, "images": num_images},
@@ -222,30 +228,39 @@ def _rehearse_all(
         if options.configs
         else sorted(module.named_configs(options.module))
     )
-    topologies = [
-        parse_topology(name) for name in (options.topologies or ",".join(TOPOLOGIES)).split(",")
-    ]
-    fingerprints = {
-        name: _fingerprint(_resolved(name, options.module, overrides)) for name in names
-    }
+    configs = {name: _resolved(name, options.module, overrides) for name in names}
+    fingerprints = {name: _fingerprint(cfg) for name, cfg in configs.items()}
     reports: dict[str, dict[str, Any]] = {}
     if options.json.exists():
         stored = json.loads(options.json.read_text())
         reports = {_key(each): each for each in stored["reports"]}
-    pairs = [(name, topology) for name in names for topology in topologies]
+    if options.topologies:
+        chosen = [parse_topology(name) for name in options.topologies.split(",")]
+        pairs = [(name, topology) for name in names for topology in chosen]
+    else:
+        known = [parse_topology(name) for name in TOPOLOGIES]
+        pairs = [(name, t) for name in names for t in known if _has_mesh_rule(configs[name], t)]
     for number, (name, topology) in enumerate(pairs, start=1):
         key = f"{name} on {topology.name}"
         present = reports.get(key)
-        is_known = present and present.get("fingerprint") == fingerprints[name]
-        if not is_known or "error" in present:
+        if (
+            present is None
+            or "error" in present
+            or present.get("fingerprint") != fingerprints[name]
+        ):
             print(f"[{number}/{len(pairs)}] {key}", file=sys.stderr, flush=True)
             report = _rehearse_in_a_process(name, topology, options, overrides)
             reports[key] = {**report, "fingerprint": fingerprints[name]}
             text = json.dumps({"reports": list(reports.values())}, indent=2)
             _write(options.json, text + "\n")
-    chosen = [reports[f"{name} on {topology.name}"] for name, topology in pairs]
-    print(render_table(chosen))
-    return 1 if any("error" in report for report in chosen) else 0
+    asked = [reports[f"{name} on {topology.name}"] for name, topology in pairs]
+    print(render_table(asked))
+    return 1 if any("error" in report for report in asked) else 0
+
+
+def _has_mesh_rule(cfg: Any, topology: Topology) -> bool:
+    devices = f"{topology.chip.name}-{topology.num_devices}"
+    return any(re.fullmatch(rule.devices, devices) for rule in cfg.trainer.mesh_rules)
 
 
 def _rehearse_in_a_process(

@@ -17,6 +17,7 @@ from jax.experimental import topologies
 
 from mm1_jax.models.flops import forward_flops
 from mm1_jax.rehearse.topologies import GIB, Topology
+from mm1_jax.sharding import MESH_AXES
 
 # Further arguments that describe a TPU slice, by kind of chip.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
@@ -46,12 +47,14 @@ class Compiled:
         text: The optimised, scheduled HLO; None where the program did not fit.
         memory: None where the program did not fit.
         needed: Bytes on a device that a program that does not fit would take, as far as known.
+        parallelism: What the mesh rule and the config chose, as text by field; axes are in `mesh`.
     """
 
     text: str | None
     memory: Memory | None
     needed: float | None
     mesh: dict[str, int]
+    parallelism: dict[str, str]
     lower_seconds: float
     compile_seconds: float
 
@@ -127,9 +130,19 @@ def compile_train_step(
         memory=memory,
         needed=needed,
         mesh=dict(program.mesh.shape),
+        parallelism=_chosen(program.parallelism.config),
         lower_seconds=lowered_at - start,
         compile_seconds=time.perf_counter() - lowered_at,
     )
+
+
+def _chosen(parallelism: Any) -> dict[str, str]:
+    chosen = {
+        name: value
+        for name, value in parallelism.items()
+        if value is not None and name not in (*MESH_AXES, "klass", "rules")
+    }
+    return {name: str(getattr(value, "value", value)) for name, value in chosen.items()}
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
@@ -185,7 +198,7 @@ def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
             for stream in streams
         )
         images_per_row = total / max(sum(stream.weight for stream in streams), 1)
-    return min(images_per_row * cfg.input.batch_size, num_slots)
+    return float(min(images_per_row * cfg.input.batch_size, num_slots))
 
 
 def model_flops(cfg: Any, num_images: float) -> float:

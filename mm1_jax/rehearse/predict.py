@@ -121,9 +121,8 @@ def traffic(schedule: Schedule) -> dict[str, Traffic]:
 
 def flops(schedule: Schedule) -> float:
     """Of matrix products and kernels, of one device in a step."""
-    return sum(
-        executions * item.flops for item, executions in executed(schedule) if isinstance(item, Work)
-    )
+    works = ((item, times) for item, times in executed(schedule) if isinstance(item, Work))
+    return sum((times * work.flops for work, times in works), 0.0)
 
 
 def executed(schedule: Schedule, executions: int = 1) -> Iterator[tuple[Work | Start | Done, int]]:

@@ -316,7 +316,7 @@ class Program:
         else:
             group_size = _group_size(i.attributes, self.num_devices)
         operands = i.operands[:1] if kind == "ragged-all-to-all" else i.operands
-        held = sum(s.num_bytes for operand in operands for s in computation.shapes_of(operand))
+        held = sum((s.num_bytes for name in operands for s in computation.shapes_of(name)), 0.0)
         sent = held * SENT[kind](group_size) if group_size > 1 else 0.0
         return Transfer(name or i.name, kind, group_size, sent)
 
@@ -341,7 +341,7 @@ class Program:
             return dot_flops(i, computation)
         if i.opcode == "fusion":
             inner = (self.computations[name] for name in i.called("calls"))
-            return sum(self._matmul_flops(each, c) for c in inner for each in c.instructions)
+            return sum((self._matmul_flops(each, c) for c in inner for each in c.instructions), 0.0)
         return 0.0
 
     def _kernel_flops(self, i: Instruction, computation: Computation) -> float:
@@ -608,7 +608,7 @@ def _network_transfer(i: Instruction, computation: Computation, name: str) -> Tr
     # Slices by number, {1,2}x{0:3}, or listed device by device, {{100000,200000},{100001,...
     group = re.search(r'_xla_megascale_target="?\{+([\d,]+)\}', i.attributes)
     group_size = len(group.group(1).split(",")) if group else 2
-    held = sum(s.num_bytes for s in computation.shapes_of(i.operands[0]))
+    held = sum((s.num_bytes for s in computation.shapes_of(i.operands[0])), 0.0)
     sent = held * SENT.get(kind, SENT["collective-permute"])(group_size)
     return Transfer(name, f"{kind} between slices", group_size, sent, over_network=True)
 
@@ -700,15 +700,16 @@ def _splash_flops(num_products: Callable[[Instruction, int], int]):
     def flops(i: Instruction, computation: Computation) -> float:
         """Products of queries with keys: all of them, or the half that a causal mask leaves.
 
-        Causal masks are worked out inside the kernel from the numbers of the queries, a last
-        integer operand that other masks do not need.
+        Causal masks are worked out inside the kernel from the numbers of the queries. Those are
+        one more array of integers than the segment ids, which come in pairs or not at all.
         """
         operands = [s for name in i.operands for s in computation.shapes_of(name)]
-        arrays = [s for s in operands if s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3]
-        query, key = arrays[0], arrays[1]
-        pairs = math.prod(query.dims[:-1]) * key.dims[-2]
-        share = 0.5 if operands[-1].dtype == "s32" and len(operands[-1].dims) == 2 else 1.0
-        return 2.0 * pairs * query.dims[-1] * num_products(i, len(query.dims)) * share
+        is_array = [s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3 for s in operands]
+        first = is_array.index(True)
+        query, key = operands[first], operands[first + 1]
+        is_causal = sum(s.dtype == "s32" for s in operands[first:]) % 2
+        pairs = math.prod(query.dims[:-1]) * key.dims[-2] / (2 if is_causal else 1)
+        return 2.0 * pairs * query.dims[-1] * num_products(i, len(query.dims))
 
     return flops
 
@@ -734,7 +735,7 @@ KERNEL_FLOPS: dict[str, Callable[[Instruction, Computation], float]] = {
 
 
 def _hbm(shapes: Sequence[Shape]) -> float:
-    return sum(shape.num_bytes for shape in shapes if shape.in_hbm)
+    return sum((shape.num_bytes for shape in shapes if shape.in_hbm), 0.0)
 
 
 def _read(inner: Computation, number: int) -> float:
@@ -749,7 +750,7 @@ def _read(inner: Computation, number: int) -> float:
             user.opcode in ("dynamic-slice", "gather", "slice")
             and user.operands[0] == parameter.name
         ):
-            total += sum(s.num_bytes for s in user.shapes)
+            total += sum((s.num_bytes for s in user.shapes), 0.0)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
             continue
         else:
@@ -761,14 +762,14 @@ def _written(inner: Computation, root: Instruction) -> float:
     """Bytes that a fusion writes."""
     if root.opcode == "tuple":
         values = [inner.by_name[name] for name in root.operands if name in inner.by_name]
-        return sum(_written(inner, value) for value in values)
+        return sum((_written(inner, value) for value in values), 0.0)
     if not _hbm(root.shapes) or root.opcode == "parameter":
         return 0.0
     value = root
     while value.opcode in ("bitcast", "copy", "convert") and value.operands[0] in inner.by_name:
         value = inner.by_name[value.operands[0]]
     if value.opcode == "dynamic-update-slice":
-        return sum(s.num_bytes for s in inner.shapes_of(value.operands[1]))
+        return sum((s.num_bytes for s in inner.shapes_of(value.operands[1])), 0.0)
     return _hbm(root.shapes)
 
 

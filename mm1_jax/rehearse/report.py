@@ -3,7 +3,7 @@
 A report is a dict of these parts, some of which are missing where they are not known (of HLO text
 alone, or of a program that does not fit); bytes and seconds are those of one device and one step:
 
-    config, overrides, topology, num_chips, num_devices, mesh
+    config, overrides, topology, num_chips, num_devices, mesh, parallelism
     memory        arguments, temporaries, outputs, aliased, code, total, peak, hbm, free, fits
     flops         model, executed, ratio; of all devices
     collectives   kind -> count in the text, executions, bytes sent
@@ -11,6 +11,7 @@ alone, or of a program that does not fit); bytes and seconds are those of one de
     mfu           model FLOPs over what the chips could do at their peak in the predicted step
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,27 +105,32 @@ def assumptions(topology: Topology) -> dict[str, Any]:
 
 
 def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
-    """Fields to change where a program does not fit, those that cost least first."""
+    """What to change where a program does not fit: first what costs least."""
     lines = []
-    parallelism, mesh = cfg.trainer.parallelism, report["mesh"]
+    mesh, chosen = report["mesh"], report["parallelism"]
     copies = mesh.get("data", 1)
     if copies > 1:
         lines.append(
             f"split parameters and optimiser state over the {copies} devices that hold copies of "
             "them: --config.trainer.parallelism.data=1 --config.trainer.parallelism.fsdp=-1"
         )
-    if "gradient_accumulation" in cfg.trainer:
-        twice = 2 * max(cfg.trainer.gradient_accumulation, 1)
+    for part in ("decoder", "vision_encoder"):
+        default = cfg.get_recursively(("model", part, "stack", "remat")).value
+        if chosen.get(f"{part}_remat", default) != "full":
+            lines.append(
+                f"keep less for the backward pass: --config.trainer.parallelism.{part}_remat=FULL"
+            )
+    batch_shards = math.prod(mesh.get(axis, 1) for axis in ("data", "expert", "fsdp"))
+    micro_batches = 2 * int(chosen.get("gradient_accumulation", 1))
+    if cfg.input.batch_size % (batch_shards * micro_batches) == 0:
         lines.append(
-            "smaller micro-batches, which halve the activations: "
-            f"--config.trainer.gradient_accumulation={twice}"
+            "smaller micro-batches, which halve what is kept: "
+            f"--config.trainer.parallelism.gradient_accumulation={micro_batches}"
         )
-    for path in ("model.decoder.stack.remat", "model.vision_encoder.stack.remat"):
-        value = cfg.get_recursively(path.split("."))
-        if getattr(value, "name", "FULL") != "FULL":
-            lines.append(f"keep less for the backward pass: --config.{path}=FULL")
-    if "model" not in mesh and parallelism.model == 1:
-        lines.append("split matrices and their activations: --config.trainer.parallelism.model=2")
+    lines.append(
+        "split matrices and activations: "
+        f"--config.trainer.parallelism.model={2 * mesh.get('model', 1)}"
+    )
     lines.append("more chips: a larger --topology")
     return lines
 
@@ -154,6 +160,8 @@ def render(report: Mapping[str, Any]) -> str:
 def _title(report: Mapping[str, Any]) -> str:
     mesh = "".join(f" {axis}={size}" for axis, size in report.get("mesh", {}).items())
     overrides = "".join(f"\n  {path}={text}" for path, text in report.get("overrides", {}).items())
+    chosen = ", ".join(f"{name} {text}" for name, text in report.get("parallelism", {}).items())
+    overrides += f"\n  parallelism: {chosen}" if chosen else ""
     return (
         f"{report.get('config') or report.get('hlo')} on {report['topology']} "
         f"({report['num_chips']} chips{', mesh' + mesh if mesh else ''}){overrides}"
@@ -281,7 +289,7 @@ def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _gib(number: float) -> str:
+def _gib(number: int | float) -> str:
     if abs(number) >= 0.1 * GIB:
         return f"{number / GIB:.2f} GiB"
     return f"{number / 2**20:.2f} MiB"

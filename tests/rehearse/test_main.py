@@ -1,0 +1,173 @@
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, main
+from mm1_jax.rehearse.compile import bytes_needed, expected_images
+from mm1_jax.rehearse.report import render, render_table
+from mm1_jax.rehearse.topologies import GIB
+from mm1_jax.run_folder import Launch
+
+ROOT = Path(__file__).parents[2]
+MODULE = "--module=small_experiment"
+
+
+@pytest.fixture(autouse=True)
+def _small_experiment(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+def _error(capsys, *argv) -> str:
+    assert main(argv) == 2
+    *progress, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and not any("rror" in line for line in progress)
+    return error
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    code = (
+        "import sys, mm1_jax.rehearse.__main__ as m\n"
+        "try:\n    m.main(['--help'])\n"
+        "finally:\n    print({'jax', 'flax', 'grain'} & set(sys.modules))"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and time.monotonic() - start < 2
+    assert result.stdout.strip().endswith("set()") and "--topology NAME" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config=mm1_tiny", "--topology=v5q:2x2x1"], "did you mean v5p:2x2x1"),
+        (["--config=mm1_tinny", "--topology=v5e:2x2"], "did you mean mm1_tiny"),
+        (["--config=mm1_tiny", "--topology=v5e:2x2", "--config.model.dtyp=x"], "model.dtype"),
+        (["--config=mm1_tiny", "--topology=h100:8"], "--hlo=FILE"),
+        (["--hlo=nothing.hlo", "--topology=v5e:2x2"], "nothing.hlo"),
+    ],
+)
+def test_wrong_command_lines_are_errors_of_one_line(capsys, argv, message):
+    assert message in _error(capsys, *argv)
+
+
+@pytest.mark.parametrize("argv", [["--topology=v5e:2x2"], ["--config=mm1_tiny"], ["--all"]])
+def test_missing_arguments_are_named(capsys, argv):
+    with pytest.raises(SystemExit) as error:
+        main(argv)
+    assert error.value.code == 2 and "needed" in capsys.readouterr().err.replace("needs", "needed")
+
+
+def test_a_program_for_other_devices_is_refused(capsys, tmp_path):
+    file = tmp_path / "program.hlo"
+    file.write_text(
+        "HloModule m, num_partitions=8\n\nENTRY %main () -> f32[] {\n"
+        "  ROOT %c = f32[] constant(0)\n}\n"
+    )
+    message = _error(capsys, f"--hlo={file}", "--topology=v5e:2x2")
+    assert "compiled for 8 devices" in message
+
+
+def test_images_are_counted_by_stream_and_never_beyond_their_slots():
+    cfg = Launch("small", "small_experiment").resolved_config()
+    # Rows 9:9:2 of captions, which are full, interleaved and text.
+    assert expected_images(cfg) == pytest.approx(8 * (9 * 16 + 9 * 10) / 20)
+    assert expected_images(cfg, 3.5) == 28
+    assert expected_images(cfg, 99.0) == 8 * 16
+    cfg.input.streams[0].name = "unheard"
+    with pytest.raises(ValueError, match="--images_per_row"):
+        expected_images(cfg)
+
+
+def test_words_of_the_compiler_on_what_does_not_fit():
+    used = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    total = "the total memory required for HLO temporaries (512.00M) exceeds available HBM"
+    assert bytes_needed(used) == 20.5 * GIB
+    assert bytes_needed(total) == 0.5 * GIB
+    assert bytes_needed("something else") is None
+
+
+@pytest.fixture(scope="module")
+def rehearsed(run_afresh, tmp_path_factory):
+    """The small experiment on four chips: report, its text, progress, and the program."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    result = run_afresh(
+        "-m",
+        "mm1_jax.rehearse",
+        MODULE,
+        "--config=small",
+        "--topology=v5e:2x2",
+        f"--json={folder / 'report.json'}",
+        f"--save_hlo={folder / 'step.hlo.gz'}",
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((folder / "report.json").read_text())
+    return report, result.stdout, result.stderr, folder / "step.hlo.gz"
+
+
+def test_a_rehearsal_reports_memory_flops_collectives_and_time(rehearsed):
+    report, text, progress, _ = rehearsed
+    assert text.strip() == render(report).strip()
+    assert report["mesh"] == {"fsdp": 4}
+    memory = report["memory"]
+    assert memory["fits"] and memory["arguments"] > 0 and 0 < memory["free"] < 1
+    # Nothing is recomputed; the slots without an image and the products of routing are executed.
+    assert 1 < report["flops"]["ratio"] < 1.6
+    assert "all-gather" in report["collectives"]
+    step = report["step"]
+    parts = sum(step[name] for name in ("matrix", "vector", "kernel", "exposed"))
+    assert step["total"] == pytest.approx(parts) and report["mfu"] > 0
+    assert "compiling" in progress
+    assert "fits:" in text and "predicted step" in text and "libtpu" in text
+
+
+def test_a_saved_program_gives_the_same_prediction(rehearsed, capsys):
+    report, _, _, program = rehearsed
+    model = report["flops"]["model"]
+    file = program.with_name("again.json")
+    arguments = [f"--hlo={program}", "--topology=v5e:2x2", f"--json={file}"]
+    assert main([*arguments, f"--model_flops={model}"]) == 0
+    again = json.loads(file.read_text())
+    for part in ("step", "collectives", "mfu"):
+        assert again[part] == report[part]
+    assert again["flops"]["ratio"] == report["flops"]["ratio"]
+    plain = program.with_suffix("")
+    plain.write_bytes(gzip.decompress(program.read_bytes()))
+    assert main([f"--hlo={plain}", "--topology=v5e:2x2"]) == 0
+    assert "predicted step" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_to_change(run_afresh, tmp_path):
+    file = tmp_path / "report.json"
+    result = run_afresh(
+        "-m",
+        "mm1_jax.rehearse",
+        MODULE,
+        "--config=too_large",
+        "--topology=v5e:2x2",
+        f"--json={file}",
+    )
+    assert result.returncode == DOES_NOT_FIT, result.stderr
+    assert "DOES NOT FIT by" in result.stdout and "of 15.75 GiB" in result.stdout
+    assert "--config.trainer.parallelism.fsdp=-1" in result.stdout
+    report = json.loads(file.read_text())
+    assert not report["memory"]["fits"] and report["memory"]["total"] > report["memory"]["hbm"]
+    assert "does not fit" in render_table([report])
+
+
+def test_a_table_is_resumed_and_keeps_errors(rehearsed, tmp_path, capsys):
+    """Only the pair that is not in the file yet is rehearsed, in a process of its own."""
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps({"reports": [rehearsed[0]]}))
+    arguments = ["--all", MODULE, "--configs=small", f"--json={file}"]
+    assert main([*arguments, "--topologies=v5e:2x2"]) == 0
+    captured = capsys.readouterr()
+    assert "small on" not in captured.err and "small" in captured.out and "MFU" in captured.out
+    assert main([*arguments, "--topologies=v5e:2x2,v5p:3x3x3"]) == 1
+    captured = capsys.readouterr()
+    assert "[2/2] small on v5p:3x3x3" in captured.err and "error: " in captured.out
+    assert len(json.loads(file.read_text())["reports"]) == 2

@@ -1,0 +1,140 @@
+import pytest
+
+from mm1_jax.rehearse.predict import KERNEL_EFFICIENCY, predict
+from mm1_jax.rehearse.program import (
+    Branch,
+    Done,
+    Kind,
+    Loop,
+    Start,
+    Transfer,
+    Work,
+    parse,
+)
+from mm1_jax.rehearse.topologies import parse_topology
+
+TOPOLOGY = parse_topology("v5e:2x2")
+CLOCK = 1.5e9
+LINKS = 2 * 90e9
+
+
+def work(seconds):
+    return Work("work", Kind.VECTOR, 0.0, seconds * CLOCK, 0.0)
+
+
+def transfer(seconds, name="gather", over_network=False):
+    bandwidth = TOPOLOGY.chip.network_bandwidth if over_network else LINKS
+    return Transfer(name, "all-gather", 4, seconds * bandwidth, over_network)
+
+
+def exposed(*schedule):
+    return predict(schedule, TOPOLOGY).exposed
+
+
+def test_a_transfer_is_waited_for_but_for_what_is_computed_meanwhile():
+    start, done = Start(transfer(3.0)), Done("gather")
+    assert exposed(start, done) == pytest.approx(3)
+    assert exposed(work(5), start, done, work(5)) == pytest.approx(3)
+    assert exposed(start, work(2), done) == pytest.approx(1)
+    assert exposed(start, work(4), done) == 0
+    assert exposed(start, Loop(4, (work(0.5),)), done) == pytest.approx(1)
+    # Nobody asks for the result, which must arrive all the same.
+    assert exposed(start, work(2)) == pytest.approx(1)
+
+
+def test_transfers_share_the_links_and_not_the_network():
+    first, second = transfer(2.0, "a"), transfer(2.0, "b")
+    both = (Start(first), Start(second), work(3), Done("a"), Done("b"))
+    assert exposed(*both) == pytest.approx(1)
+    elsewhere = (Start(first), Start(transfer(2.0, "b", over_network=True)), *both[2:])
+    assert exposed(*elsewhere) == 0
+
+
+def test_the_slowest_branch_counts():
+    assert predict((Branch(((work(1),), (work(3),))),), TOPOLOGY).step == pytest.approx(3)
+
+
+def test_work_takes_no_less_than_its_flops_at_the_peak():
+    peak = TOPOLOGY.device_peak_flops
+    product = Work("product", Kind.MATRIX, peak, 1.0, 0.0)
+    kernel = Work("kernel", Kind.KERNEL, peak, None, 0.0)
+    copy = Work("copy", Kind.VECTOR, 0.0, None, 819e9)
+    times = predict((product, kernel, copy), TOPOLOGY)
+    assert times.matrix == pytest.approx(1)
+    assert times.kernel == pytest.approx(1 / KERNEL_EFFICIENCY)
+    assert times.vector == pytest.approx(1)
+
+
+# One gather, spread over three fusions that repeat its channel, beside a product; and one that
+# the schedule starts and ends around a copy.
+OVERLAP = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%begin (x.1: bf16[64,32]) -> bf16[256,32] {
+  %x.1 = bf16[64,32]{1,0} parameter(0)
+  %gather.1 = bf16[256,32]{1,0} all-gather(%x.1), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %c.1 = bf16[256,32]{1,0} custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (x.2: bf16[64,32]) -> bf16[64,64] {
+  %x.2 = bf16[64,32]{1,0} parameter(0)
+  %gather.2 = bf16[256,32]{1,0} all-gather(%x.2), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %product = bf16[64,64]{1,0} dot(%x.2, %x.2), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+
+%end (x.3: bf16[64,32]) -> bf16[256,32] {
+  %x.3 = bf16[64,32]{1,0} parameter(0)
+  %gather.3 = bf16[256,32]{1,0} all-gather(%x.3), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %c.3 = bf16[256,32]{1,0} custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: bf16[64,32]) -> bf16[256,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %f1 = bf16[256,32]{1,0} fusion(%a), kind=kCustom, calls=%begin, backend_config={"estimated_cycles":"0"}
+  %f2 = bf16[64,64]{1,0} fusion(%a), kind=kOutput, calls=%beside, backend_config={"estimated_cycles":"FUSED"}
+  %f3 = bf16[256,32]{1,0} fusion(%a), kind=kCustom, calls=%end, backend_config={"estimated_cycles":"0"}
+  %start = (bf16[64,32]{1,0}, bf16[256,32]{1,0}) all-gather-start(%a), channel_id=8, replica_groups={{0,1,2,3}}, dimensions={0}
+  %copied = bf16[64,32]{1,0} copy(%a), backend_config={"estimated_cycles":"COPIED"}
+  ROOT %done = bf16[256,32]{1,0} all-gather-done(%start)
+}
+"""  # noqa: E501
+GATHER_SECONDS = 3 * 64 * 32 * 2 / LINKS
+
+
+@pytest.mark.parametrize(
+    ("fused", "copied", "waits"), [(0, 0, 2), (10**6, 0, 1), (0, 10**6, 1), (10**6, 10**6, 0)]
+)
+def test_overlap_is_read_off_the_schedule(fused, copied, waits):
+    text = OVERLAP.replace("FUSED", str(fused)).replace("COPIED", str(copied))
+    times = predict(parse(text).schedule(), TOPOLOGY)
+    assert times.transfer == pytest.approx(2 * GATHER_SECONDS)
+    least = 2 * 64 * 64 * 32 / TOPOLOGY.device_peak_flops if not fused else 0.0
+    assert times.exposed == pytest.approx(waits * GATHER_SECONDS, abs=1.01 * least + 1e-15)
+
+
+# The sum over slices of what each has: a send and a receive that look as if the host made them.
+SLICES = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %after = token[] after-all()
+  %send = (bf16[64,32]{1,0}, u32[], token[]) send(%a, %after), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="r_0",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[64,32]{1,0}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="r_0",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv-done = (bf16[64,32]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %result = bf16[64,32]{1,0} get-tuple-element(%recv-done), index=0
+}
+"""  # noqa: E501
+
+
+def test_transfers_between_slices_go_over_the_network():
+    topology = parse_topology("2xv5e:2x2")
+    times = predict(parse(SLICES).schedule(), topology)
+    sent = 2 * (1 / 2) * 64 * 32 * 2
+    assert times.exposed == pytest.approx(sent / topology.chip.network_bandwidth)
+
+
+def test_a_large_product_comes_near_the_peak(programs):
+    times = predict(parse((programs / "large.hlo").read_text()).schedule(), TOPOLOGY)
+    assert 0.85 < 2 * 8192**3 / TOPOLOGY.device_peak_flops / times.step < 0.95

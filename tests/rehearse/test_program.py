@@ -1,0 +1,158 @@
+import pytest
+
+from mm1_jax.rehearse.predict import executed, flops, traffic
+from mm1_jax.rehearse.program import Kind, Loop, Work, parse
+
+# A loop of seven, from 1 by 2 below 14, around a product and a gather of 4 x 64 rows; a kernel
+# whose attributes hold lines that begin with braces; a permutation that sends nothing.
+LOOP = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%body (p: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
+  %p = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %two)
+  %x = bf16[64,32]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %whole = bf16[256,32]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, replica_groups=GROUPS, dimensions={0}
+  %product = bf16[64,64]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  ROOT %out = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) tuple(%next, /*index=1*/%x)
+}
+
+%condition (p.1: (s32[], bf16[64,32])) -> pred[] {
+  %p.1 = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %bound = s32[]{:T(128)} constant(14)
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %bound), direction=LT
+}
+
+ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = s32[]{:T(128)} constant(1)
+  %copied = s32[]{:T(128)} copy(%start)
+  %initial = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) tuple(%copied, %a)
+  %while = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) while(%initial), condition=%condition, body=%body
+  %kernel = bf16[64,32]{1,0:T(8,128)(2,1)} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof": "{}"
+}}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000","bytes_accessed":"1"}}}
+  %still = bf16[64,32]{1,0} collective-permute(%a), channel_id=3, source_target_pairs={{0,0},{1,1}}
+  ROOT %result = bf16[64,32]{1,0:T(8,128)(2,1)} get-tuple-element(%while), index=1
+}
+"""  # noqa: E501
+
+
+def loop(groups: str = "{{0,1,2,3}}"):
+    return parse(LOOP.replace("GROUPS", groups))
+
+
+def test_counts_are_multiplied_by_trips():
+    program = loop()
+    schedule = program.schedule()
+    (trips,) = [item.trips for item in schedule if isinstance(item, Loop)]
+    assert trips == 7
+    assert flops(schedule) == 7 * 2 * 64 * 64 * 32 + 1000
+    gathers = traffic(schedule)["all-gather"]
+    assert (gathers.count, gathers.executions) == (1, 7)
+    assert gathers.sent == 7 * 3 * 64 * 32 * 2
+    assert program.warnings == []
+
+
+def test_what_sends_to_itself_only_is_no_traffic():
+    assert set(traffic(loop().schedule())) == {"all-gather"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1},{2,3}}", 2),
+        ("[2,2]<=[4]", 2),
+        ("[1,4]<=[2,2]T(1,0)", 4),
+        ("mesh['a'=2,'b'=2] {'b'}", 2),
+        ("mesh['a'=1,'b'=4] {'b'}", 4),
+        ("mesh['a'=4] {'a':(1)2}", 2),
+        ("{}", 4),
+    ],
+)
+def test_the_size_of_a_group_in_every_notation(groups, size):
+    assert traffic(loop(groups).schedule())["all-gather"].sent == 7 * (size - 1) * 64 * 32 * 2
+
+
+def test_an_annotation_of_the_trips_counts_more_than_the_condition():
+    text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
+    assert flops(parse(text).schedule()) == 5 * 2 * 64 * 64 * 32 + 1000
+
+
+def test_a_loop_of_unknown_length_is_warned_of():
+    program = parse(LOOP.replace("constant(14)", "constant(1e3)"))
+    program.schedule()
+    assert "loop while: how often it runs is not known" in program.warnings[0]
+
+
+def test_a_kernel_without_flops_is_warned_of():
+    program = parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
+    program.schedule()
+    assert "kernel kernel: its FLOPs are not known" in program.warnings[0]
+
+
+def test_text_that_is_not_hlo():
+    with pytest.raises(ValueError, match="not HLO text"):
+        parse("module {}")
+
+
+SPLASH = """\
+HloModule jit_step, is_scheduled=true, num_partitions=1
+
+ENTRY %main (q: bf16[2,8,64,128]) -> bf16[2,8,64,128] {
+  %q = bf16[2,8,64,128]{3,2,1,0} parameter(0)
+  %mask = s8[1,2,2]{2,1,0} constant({...})
+  %rows = s32[2,64,128]{2,1,0} broadcast(%mask)
+  %columns = s32[2,8,64]{2,1,0} broadcast(%mask)
+  %numbers = s32[64,128]{1,0} iota(), iota_dimension=0
+  ROOT %NAME.1 = RESULT custom-call(%mask, %mask, %q, %q, %q, OPERANDS), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+PIECES = "(bf16[3,2,8,64,128]{4,3,2,1,0}, bf16[2,8,64,128]{3,2,1,0})"
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "products"),
+    [
+        ("splash_mha_fwd_segmented_residuals", "bf16[2,8,64,128]{3,2,1,0}", 2),
+        ("splash_mha_dkv_segmented_no_residuals", PIECES, 5),
+        ("splash_mha_dkv_segmented_no_residuals", "bf16[2,8,64,128]{3,2,1,0}", 4),
+        ("splash_mha_dq_segmented_no_residuals", "bf16[2,8,64,128]{3,2,1,0}", 3),
+    ],
+)
+@pytest.mark.parametrize(
+    ("operands", "share"),
+    [
+        ("%rows, %columns, %numbers", 0.5),
+        ("%rows, %columns", 1.0),
+        ("%numbers", 0.5),
+    ],
+)
+def test_flops_of_splash_attention(name, result, products, operands, share):
+    text = SPLASH.replace("NAME", name).replace("RESULT", result).replace("OPERANDS", operands)
+    works = [item for item in parse(text).schedule() if isinstance(item, Work)]
+    (kernel,) = [work for work in works if work.kind is Kind.KERNEL]
+    assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 128
+
+
+def test_what_the_compiler_makes_of_a_loop_has_its_exact_flops(programs):
+    schedule = parse((programs / "looped.hlo").read_text()).schedule()
+    assert flops(schedule) == 3 * 2 * 512 * 256 * 256
+    assert 3 in [executions for _, executions in executed(schedule)]
+
+
+def test_batched_products_run_as_convolutions_have_their_exact_flops(programs):
+    schedule = parse((programs / "batched.hlo").read_text()).schedule()
+    assert flops(schedule) == 4 * 2 * 128 * 256 * 512
+
+
+def test_compiled_collectives_send_their_exact_bytes(programs):
+    schedule = parse((programs / "collectives.hlo").read_text()).schedule()
+    whole = 1024 * 512 * 2
+    assert {kind: each.sent for kind, each in traffic(schedule).items()} == {
+        "all-gather": whole * 3 / 4,
+        "reduce-scatter": whole * 3 / 4,
+    }
