@@ -10,19 +10,33 @@ Legend: B batch, T positions, D model dim, F feed-forward dim, E experts, X expe
 C expert capacity, R pairs of token and chosen expert, Q slots of the buffer of sorted pairs.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.layers.expert_dispatch import (
+    Routes,
+    capacity_slots,
+    from_slots,
+    to_slots,
+    weights_of_slots,
+)
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.linear import fan_in
 from mm1_jax.layers.module import Module, param
-from mm1_jax.sharding import constrain
+from mm1_jax.sharding import gather_shards, per_shard, shard_axes, sum_shards
+
+# Names of what a rematerialisation policy may keep: the experts' rows, and two products.
+EXPERT_INPUTS = "expert_inputs"
+EXPERT_GATE = "expert_gate"
+EXPERT_UP = "expert_up"
 
 # Gathered kernels hold at most as many numbers: 64 MiB in float32.
 MAX_GATHERED = 1 << 24
@@ -47,12 +61,8 @@ class RouterStatistics(NamedTuple):
     dropped: Float[Array, "*L"]
 
 
-class Routes(NamedTuple):
-    """The experts of every token, best first, and their weights; padding is sent to none."""
-
-    experts: Int[Array, "B T X"]
-    weights: Float[Array, "B T X"]
-    is_real: Bool[Array, "B T"]
+# Of the kernels `gate`, `up` and `down`.
+KERNEL_NAMES = (("expert", "embed", "mlp"), ("expert", "embed", "mlp"), ("expert", "mlp", "embed"))
 
 
 class Experts(Module):
@@ -68,11 +78,14 @@ class Experts(Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         E, D, F = cfg.num_experts, cfg.input_dim, cfg.hidden_dim
-        into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-        self.gate = param(rngs, (E, D, F), into, normal(cfg.init_scale * D**-0.5))
-        self.up = param(rngs, (E, D, F), into, normal(cfg.init_scale * D**-0.5))
-        self.down = param(rngs, (E, F, D), out, normal(cfg.init_scale * F**-0.5))
+        gate, up, down = KERNEL_NAMES
+        self.gate = param(rngs, (E, D, F), gate, normal(cfg.init_scale * D**-0.5))
+        self.up = param(rngs, (E, D, F), up, normal(cfg.init_scale * D**-0.5))
+        self.down = param(rngs, (E, F, D), down, normal(cfg.init_scale * F**-0.5))
         self.activation = Activation(cfg.activation)
+
+    def kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return self.gate[...], self.up[...], self.down[...]
 
 
 class Dropless(Module):
@@ -195,57 +208,102 @@ block_by_block.defvjp(_block_by_block_forward, _block_by_block_backward)
 
 
 class Capacity(Module):
-    """Each expert takes at most C tokens of a row, by one-hot products (GShard); drops the rest."""
+    """Each expert takes at most C tokens of a routing group and drops the rest (GShard).
+
+    Its products have fixed shapes: nothing but the drop share depends on the routing.
+    """
 
     @config_class
     class Config(Module.Config):
-        capacity_factor: float = 2.0  # C = capacity_factor T / E: 2.0 is enough for balanced top-2
+        # C = capacity_factor group_size / E: 2.0 is enough for balanced top-2.
+        capacity_factor: float = 2.0
         min_capacity: int = 4
+        # Tokens that compete for places, neighbours in a row; None is a row. Large groups drop less
+        # at the same cost; a row that is split over devices needs groups that are not.
+        group_size: int | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.capacity_factor = cfg.capacity_factor
         self.min_capacity = cfg.min_capacity
+        self.group_size = cfg.group_size
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], routes: Routes, experts: Experts
     ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
-        E, T = experts.gate.shape[0], x_BTD.shape[1]
-        C = min(max(int(self.capacity_factor * T / E), self.min_capacity), T)
-        combine_BTEC, dropped = combine_weights(routes, E, C)
-        combine_BTEC = combine_BTEC.astype(x_BTD.dtype)
-        dispatch_BTEC = (combine_BTEC > 0).astype(x_BTD.dtype)
-        x_EBCD = jnp.einsum("BTEC,BTD->EBCD", dispatch_BTEC, x_BTD)
-        x_EBCD = constrain(x_EBCD, "activation_expert", "expert_batch", None, None)
-        gate_EBCF = jnp.einsum("EBCD,EDF->EBCF", x_EBCD, experts.gate[...])
-        up_EBCF = jnp.einsum("EBCD,EDF->EBCF", x_EBCD, experts.up[...])
-        hidden_EBCF = experts.activation(gate_EBCF) * up_EBCF
-        y_EBCD = jnp.einsum("EBCF,EFD->EBCD", hidden_EBCF, experts.down[...])
-        y_EBCD = constrain(y_EBCD, "activation_expert", "expert_batch", None, None)
-        return jnp.einsum("BTEC,EBCD->BTD", combine_BTEC, y_EBCD), dropped
+        B, T, _ = x_BTD.shape
+        E, size = experts.gate.shape[0], self.group_size or T
+        if T % size:
+            raise ValueError(
+                f"moe: dispatch.group_size is {size}, which must divide the {T} tokens of a row"
+            )
+        C = min(max(int(self.capacity_factor * size / E), self.min_capacity), size)
+
+        def compute(x: Array, is_real: Array, choices: Array, weights: Array, *kernels: Array):
+            tokens = x.reshape(-1, x.shape[-1])
+            routes = Routes(*(a.reshape(-1, *a.shape[2:]) for a in (choices, weights, is_real)))
+            slots, dropped = capacity_slots(routes, E, C)
+            x_EQD = to_slots(tokens, slots).reshape(E, -1, x.shape[-1])
+            weights_EQ = weights_of_slots(weights.reshape(len(tokens), -1), slots).reshape(E, -1)
+            x_sEQD = checkpoint_name(to_experts(x_EQD), EXPERT_INPUTS)
+            weights_sEQ = to_experts(weights_EQ)
+            y_sEQD = gated(x_sEQD, weights_sEQ, kernels, experts.activation, every_expert)
+            y_QD = to_tokens(y_sEQD).reshape(-1, x.shape[-1])
+            y = from_slots(y_QD, slots).reshape(x.shape)
+            return sum_shards(y, "activation_mlp"), dropped.reshape(is_real.shape[:2])
+
+        rows = ("batch", "sequence", None)
+        names = ((*rows, None), rows, (*rows, None), (*rows, None), *KERNEL_NAMES)
+        grouped = (
+            a.reshape(B, T // size, size, *a.shape[2:])
+            for a in (x_BTD, routes.is_real, routes.experts, routes.weights)
+        )
+        compute = per_shard(compute, names, ((*rows, None), rows[:2]))
+        y, dropped = compute(*grouped, *experts.kernels())
+        return y.reshape(x_BTD.shape), jnp.sum(dropped, dtype=jnp.float32)
 
 
-def combine_weights(
-    routes: Routes, num_experts: int, capacity: int
-) -> tuple[Float[Array, "B T E C"], Float[Array, ""]]:
-    """The weight of each token in each place of each expert, and how many choices found no place.
+def to_experts(x_EQ: Float[Array, "E Q *D"]) -> Float[Array, "s E_s Q *D"]:
+    """What all s devices along the expert axis have for the experts of this one."""
+    axes = shard_axes("expert")
+    if not axes:
+        return x_EQ[None]
+    s = jax.lax.axis_size(axes)
+    x_sEQ = x_EQ.reshape(s, -1, *x_EQ.shape[1:])
+    return jax.lax.all_to_all(x_sEQ, axes, split_axis=0, concat_axis=0, tiled=True)
 
-    Places go to all first choices of the row in order, then to the second ones, and so on.
+
+def to_tokens(y_sEQ: Float[Array, "s E_s Q *D"]) -> Float[Array, "E Q *D"]:
+    """The way back of `to_experts`."""
+    axes = shard_axes("expert")
+    if axes:
+        y_sEQ = jax.lax.all_to_all(y_sEQ, axes, split_axis=0, concat_axis=0, tiled=True)
+    return y_sEQ.reshape(-1, *y_sEQ.shape[2:])
+
+
+def every_expert(x_sEQD: Float[Array, "s E Q D"], kernel_EDF: Float[Array, "E D F"]) -> Array:
+    """Each expert's rows by its kernel. Rows of different devices are never laid side by side."""
+    return jnp.einsum("sEQD,EDF->sEQF", x_sEQD, kernel_EDF)
+
+
+def gated(
+    x: Float[Array, "*Q D"],
+    weights: Float[Array, "*Q"],
+    kernels: tuple[Array, ...],
+    activation: Activation,
+    multiply: Callable[[Array, Array], Array],
+) -> Float[Array, "*Q D"]:
+    """The experts' layer: weight (activation(x gate) * (x up)) down.
+
+    The weight enters before the last product: then the gradient of the weight needs no output of
+    the experts, and a layer that is recomputed for the backward pass skips that product.
     """
-    B, T, X = routes.experts.shape
-    taken_BE = jnp.zeros((B, num_experts), jnp.int32)
-    combine_BTEC = jnp.zeros((B, T, num_experts, capacity), jnp.float32)
-    dropped = jnp.zeros((), jnp.float32)
-    for choice in range(X):
-        wanted_BTE = jax.nn.one_hot(routes.experts[:, :, choice], num_experts, dtype=jnp.int32)
-        wanted_BTE *= routes.is_real[:, :, None]
-        place_BTE = taken_BE[:, None] + jnp.cumsum(wanted_BTE, axis=1) - 1
-        kept_BTE = wanted_BTE * (place_BTE < capacity)
-        # one_hot of a place outside 0..C-1 is zero.
-        place_BTEC = jax.nn.one_hot(jnp.where(kept_BTE > 0, place_BTE, -1), capacity)
-        combine_BTEC += routes.weights[:, :, choice][:, :, None, None] * place_BTEC
-        taken_BE += jnp.sum(kept_BTE, axis=1)
-        dropped += jnp.sum(wanted_BTE - kept_BTE).astype(jnp.float32)
-    return combine_BTEC, dropped
+    gate, up, down = (
+        gather_shards(kernel, "embed", dim) for kernel, dim in zip(kernels, (1, 1, 2), strict=True)
+    )
+    gate_F = checkpoint_name(multiply(x, gate), EXPERT_GATE)
+    up_F = checkpoint_name(multiply(x, up), EXPERT_UP)
+    hidden = (activation(gate_F) * up_F).astype(jnp.float32) * weights[..., None]
+    return multiply(hidden.astype(x.dtype), down)
 
 
 class MoE(Module):
@@ -313,9 +371,19 @@ def route(
     logits_BTE: Float[Array, "B T E"], is_real_BT: Bool[Array, "B T"], experts_per_token: int
 ) -> Routes:
     """The most probable experts of each token, weighted by probabilities scaled to sum to one."""
-    weights_BTX, experts_BTX = jax.lax.top_k(jax.nn.softmax(logits_BTE, axis=-1), experts_per_token)
+    probabilities_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+    remaining_BTE = probabilities_BTE
+    experts, weights = [], []
+    # A maximum for each choice is cheaper than a sort of all experts.
+    for _ in range(experts_per_token):
+        best_BT = jnp.argmax(remaining_BTE, axis=-1)
+        is_best_BTE = jax.nn.one_hot(best_BT, logits_BTE.shape[-1], dtype=bool)
+        experts.append(best_BT)
+        weights.append(jnp.sum(jnp.where(is_best_BTE, probabilities_BTE, 0), axis=-1))
+        remaining_BTE = jnp.where(is_best_BTE, -1, remaining_BTE)
+    weights_BTX = jnp.stack(weights, axis=-1)
     weights_BTX /= jnp.sum(weights_BTX, axis=-1, keepdims=True)
-    return Routes(experts_BTX, weights_BTX, is_real_BT)
+    return Routes(jnp.stack(experts, axis=-1), weights_BTX, is_real_BT)
 
 
 def router_statistics(
