@@ -162,6 +162,14 @@ def current_placement() -> Placement | None:
     return _placement.get()
 
 
+def platform() -> str:
+    """The platform that the program is traced for: "tpu", "gpu" or "cpu"."""
+    placement = _placement.get()
+    if placement is None:
+        return jax.default_backend()
+    return placement.mesh.devices.flat[0].platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Splits an activation as the rules say for its logical `names`; the identity without a mesh.
 

@@ -2,16 +2,18 @@
 
 The router works in float32 without a bias: softmax over all experts, the X best, their weights
 scaled to sum to one. Two forms of dispatch: `Dropless` computes every choice; `Capacity` gives each
-expert a fixed number of places per row, first choices before second ones, and counts what it drops.
-Padding takes no place, adds nothing to the statistics and gets zero output; no routing group
-reaches beyond one row.
+expert a fixed number of places per routing group, first choices before second ones, and counts what
+it drops. Padding takes no place, adds nothing to the statistics and gets zero output; no routing
+group reaches beyond one row. Every device routes its own tokens; rows travel along the mesh axis
+that the experts are split over and come back.
 
-Legend: B batch, T positions, D model dim, F feed-forward dim, E experts, X experts per token,
-C expert capacity, R pairs of token and chosen expert, Q slots of the buffer of sorted pairs.
+Legend: B batch, T positions, N tokens, D model dim, F feed-forward dim, E experts, X experts per
+token, C expert capacity, R choices, Q slots, s devices along the expert axis.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,9 @@ from mm1_jax.layers.expert_dispatch import (
     to_slots,
     weights_of_slots,
 )
+from mm1_jax.layers.expert_exchange import arrivals, exchange, plan_exchange
 from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.grouped_matmul import group_by_expert, grouped_matmul, row_block
 from mm1_jax.layers.linear import fan_in
 from mm1_jax.layers.module import Module, param
 from mm1_jax.sharding import gather_shards, per_shard, shard_axes, sum_shards
@@ -37,9 +41,6 @@ from mm1_jax.sharding import gather_shards, per_shard, shard_axes, sum_shards
 EXPERT_INPUTS = "expert_inputs"
 EXPERT_GATE = "expert_gate"
 EXPERT_UP = "expert_up"
-
-# Gathered kernels hold at most as many numbers: 64 MiB in float32.
-MAX_GATHERED = 1 << 24
 
 
 class RouterStatistics(NamedTuple):
@@ -89,122 +90,105 @@ class Experts(Module):
 
 
 class Dropless(Module):
-    """Sorts the choices by expert and multiplies the groups as they come: exact for any routing."""
+    """Sorts the choices by expert and multiplies the groups as they come: exact for any routing.
 
-    def __init__(self, cfg: Module.Config, *, rngs: nnx.Rngs):
-        pass
+    With experts split over devices it sends each choice to its expert's device. Shapes are static,
+    so a device sets aside room for what it receives.
+    """
+
+    @config_class
+    class Config(Module.Config):
+        # Room for this many times a device's balanced share; choices beyond it are dropped, and
+        # counted. None is room for the worst case, in which nothing is ever dropped.
+        receive_factor: float | None = None
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.receive_factor = cfg.receive_factor
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], routes: Routes, experts: Experts
     ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
-        B, T, D = x_BTD.shape
-        E, X = experts.gate.shape[0], routes.experts.shape[-1]
-        groups = group_by_expert(routes, E)
-        # A slot without a choice reads past the end: zeros.
-        x_QD = x_BTD.reshape(B * T, D).at[groups.source_Q // X].get(mode="fill", fill_value=0)
-        gate_QF = grouped_matmul(x_QD, experts.gate[...], groups.block_experts)
-        up_QF = grouped_matmul(x_QD, experts.up[...], groups.block_experts)
-        hidden_QF = experts.activation(gate_QF) * up_QF
-        y_QD = grouped_matmul(hidden_QF, experts.down[...], groups.block_experts)
-        y_RD = y_QD.at[groups.slot_R].get(mode="fill", fill_value=0)
-        y_BTXD = y_RD.reshape(B, T, X, D)
-        y_BTD = jnp.einsum("BTXD,BTX->BTD", y_BTXD, routes.weights.astype(y_RD.dtype))
-        return y_BTD, jnp.zeros((), jnp.float32)
+        E = experts.gate.shape[0]
+
+        def compute(x: Array, is_real: Array, choices: Array, weights: Array, *kernels: Array):
+            x_ND, weights_NX = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
+            experts_NX = jnp.where(is_real[..., None], choices, E).reshape(weights_NX.shape)
+            args = x_ND, experts_NX, weights_NX, kernels, experts.activation
+            if shard_axes("expert"):
+                y_ND, is_dropped_NX = compute_elsewhere(*args, self.receive_factor)
+            else:
+                y_ND, is_dropped_NX = compute_here(*args), jnp.zeros(experts_NX.shape, bool)
+            dropped = jnp.sum(is_dropped_NX.reshape(choices.shape), axis=2)
+            return sum_shards(y_ND.reshape(x.shape), "activation_mlp"), dropped
+
+        row = ("batch", "sequence")
+        names = ((*row, None), row, (*row, None), (*row, None), *KERNEL_NAMES)
+        compute = per_shard(compute, names, ((*row, None), row))
+        tokens = x_BTD, routes.is_real, routes.experts, routes.weights
+        y_BTD, dropped_BT = compute(*tokens, *experts.kernels())
+        return y_BTD, jnp.sum(dropped_BT, dtype=jnp.float32)
 
 
-class Groups(NamedTuple):
-    """Where the routed pairs lie in a buffer of whole blocks, each block of one expert.
+def compute_here(
+    x_ND: Float[Array, "N D"],
+    experts_NX: Int[Array, "N X"],
+    weights_NX: Float[Array, "N X"],
+    kernels: tuple[Array, ...],
+    activation: Activation,
+) -> Float[Array, "N D"]:
+    """The experts' layer for tokens of this device's experts."""
+    E = kernels[0].shape[0]
+    block = row_block(experts_NX.size, E)
+    slots, sizes_E = group_by_expert(experts_NX, E, block)
+    x_QD = checkpoint_name(to_slots(x_ND, slots), EXPERT_INPUTS)
+    weights_Q = weights_of_slots(weights_NX, slots)
 
-    Attributes:
-        slot_R: Slot of each pair; one past the end for padding.
-        source_Q: Pair of each slot; one past the end for a slot without any.
-        block_experts: Expert of each block.
-    """
+    def multiply(x: Array, kernel: Array) -> Array:
+        return grouped_matmul(x, kernel, sizes_E, block)
 
-    slot_R: Int[Array, "R"]
-    source_Q: Int[Array, "Q"]
-    block_experts: Int[Array, "blocks"]
-
-
-def group_by_expert(routes: Routes, num_experts: int) -> Groups:
-    """Lays the pairs of one expert side by side, in order, each expert from a block's start."""
-    E, R = num_experts, routes.experts.size
-    is_routed_R = jnp.repeat(routes.is_real.reshape(-1), routes.experts.shape[-1])
-    expert_R = jnp.where(is_routed_R, routes.experts.reshape(-1), E)
-    block = _block_size(R, E)
-    num_blocks = -(-R // block) + E
-    one_hot_RE = jax.nn.one_hot(expert_R, E, dtype=jnp.int32)
-    counts_E = jnp.sum(one_hot_RE, axis=0)
-    ends_E = jnp.cumsum(-(-counts_E // block) * block)
-    starts_E = ends_E - -(-counts_E // block) * block
-    place_RE = starts_E[None] + jnp.cumsum(one_hot_RE, axis=0) - 1
-    slot_R = jnp.where(is_routed_R, jnp.sum(place_RE * one_hot_RE, axis=1), num_blocks * block)
-    source_Q = jnp.full(num_blocks * block, R).at[slot_R].set(jnp.arange(R), mode="drop")
-    block_starts = jnp.arange(num_blocks) * block
-    block_experts = jnp.sum(ends_E[None] <= block_starts[:, None], axis=1)
-    return Groups(slot_R, source_Q, jnp.minimum(block_experts, E - 1))
+    return from_slots(gated(x_QD, weights_Q, kernels, activation, multiply), slots)
 
 
-def _block_size(num_pairs: int, num_experts: int) -> int:
-    # Large blocks make large matrix products, but each expert wastes half a block on average.
-    share = max(num_pairs // num_experts, 1)
-    return min(max(1 << (share.bit_length() - 1), 8), 256)
+def compute_elsewhere(
+    x_ND: Float[Array, "N D"],
+    experts_NX: Int[Array, "N X"],
+    weights_NX: Float[Array, "N X"],
+    kernels: tuple[Array, ...],
+    activation: Activation,
+    receive_factor: float | None,
+) -> tuple[Float[Array, "N D"], Bool[Array, "N X"]]:
+    """The experts' layer on the devices that have the experts, and the choices without room."""
+    axes = shard_axes("expert")
+    me, s = jax.lax.axis_index(axes), jax.lax.axis_size(axes)
+    num_own = kernels[0].shape[0]
+    (N, X), E = experts_NX.shape, s * num_own
+    buffer = worst = s * N * min(X, num_own)
+    if receive_factor is not None:
+        buffer = min(worst, math.ceil(receive_factor * N * X))
 
+    # To each device, its experts' choices side by side.
+    slots, sizes_E = group_by_expert(experts_NX, E, block=1)
+    sizes_sse = jax.lax.all_gather(sizes_E, axes).reshape(s, s, num_own)
+    plan = plan_exchange(jnp.sum(sizes_sse, axis=2), buffer)
+    receiver_NX = jnp.minimum(experts_NX // num_own, s - 1)
+    is_sent_NX = slots.slot_NX - plan.starts[me][receiver_NX] < plan.sizes[me][receiver_NX]
+    is_routed_NX = experts_NX < E
+    slots = slots._replace(
+        slot_NX=jnp.where(is_routed_NX & is_sent_NX, slots.slot_NX, len(slots.choice_Q))
+    )
+    x_QD = exchange(to_slots(x_ND, slots), plan, buffer)
 
-def grouped_matmul(
-    x_QD: Float[Array, "Q D"],
-    kernel_EDF: Float[Array, "E D F"],
-    block_experts: Int[Array, "blocks"],
-) -> Float[Array, "Q F"]:
-    """Multiplies each block of rows by its expert's kernel. The choice of a kernel belongs here.
+    # What arrives is sorted by sender, then by expert. Weights are few: all go to every device.
+    sender_Q, row_Q = arrivals(plan, buffer)
+    ends_se = jnp.cumsum(sizes_sse[:, me], axis=1)
+    experts_Q = jnp.sum(ends_se[sender_Q] <= row_Q[:, None], axis=1)
+    experts_Q = jnp.where(row_Q < plan.sizes[sender_Q, me], experts_Q, num_own)
+    weights_sR = jax.lax.all_gather(weights_of_slots(weights_NX, slots), axes)
+    weights_Q = weights_sR.at[sender_Q, plan.starts[sender_Q, me] + row_Q].get(mode="clip")
 
-    Small kernels are gathered, one for each block, into one batched product; large ones are taken
-    block by block. `jax.lax.ragged_dot` serves neither on CPU: it lowers to a dense product with
-    every expert there, which is several times slower and makes E copies of the rows.
-    """
-    num_blocks, (_, D, F) = len(block_experts), kernel_EDF.shape
-    x_blocks = x_QD.reshape(num_blocks, -1, D)
-    if num_blocks * D * F <= MAX_GATHERED:
-        y_blocks = jnp.einsum("nud,ndf->nuf", x_blocks, kernel_EDF[block_experts])
-    else:
-        y_blocks = block_by_block(x_blocks, kernel_EDF, block_experts)
-    return y_blocks.reshape(-1, F)
-
-
-@jax.custom_vjp
-def block_by_block(
-    x_blocks: Float[Array, "blocks u D"],
-    kernel_EDF: Float[Array, "E D F"],
-    block_experts: Int[Array, "blocks"],
-) -> Float[Array, "blocks u F"]:
-    """Products that read one kernel at a time.
-
-    So does their gradient, which is written out: the one that JAX derives from the loop passes over
-    the kernels of all experts in every block.
-    """
-    return jax.lax.map(lambda block: block[0] @ kernel_EDF[block[1]], (x_blocks, block_experts))
-
-
-def _block_by_block_forward(x_blocks: Array, kernel_EDF: Array, block_experts: Array) -> Any:
-    inputs = (x_blocks, kernel_EDF, block_experts)
-    return block_by_block(*inputs), inputs
-
-
-def _block_by_block_backward(inputs: Any, y_grads: Array) -> tuple[Array, Array, None]:
-    x_blocks, kernel_EDF, block_experts = inputs
-
-    def add_block(grad_EDF: Array, block: Any) -> tuple[Array, Array]:
-        x, y_grad, e = block
-        grad_DF = jnp.matmul(x.T, y_grad, preferred_element_type=jnp.float32)
-        return grad_EDF.at[e].add(grad_DF), y_grad @ kernel_EDF[e].T
-
-    # In float32, in which one product over all rows of an expert would be summed too.
-    zeros_EDF = jnp.zeros(kernel_EDF.shape, jnp.float32)
-    grad_EDF, x_grads = jax.lax.scan(add_block, zeros_EDF, (x_blocks, y_grads, block_experts))
-    return x_grads, grad_EDF.astype(kernel_EDF.dtype), None
-
-
-block_by_block.defvjp(_block_by_block_forward, _block_by_block_backward)
+    y_QD = compute_here(x_QD, experts_Q[:, None], weights_Q[:, None], kernels, activation)
+    y_RD = exchange(y_QD, plan.back(), len(slots.choice_Q))
+    return from_slots(y_RD, slots), is_routed_NX & ~is_sent_NX
 
 
 class Capacity(Module):

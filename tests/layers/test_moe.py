@@ -11,17 +11,17 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding
 
-from mm1_jax.layers import moe as moe_file
+from mm1_jax.layers import grouped_matmul as grouped_matmul_file
 from mm1_jax.layers.expert_dispatch import Routes, capacity_slots, from_slots, to_slots
 from mm1_jax.layers.feed_forward import GatedFeedForward
+from mm1_jax.layers.grouped_matmul import expert_of, group_by_expert, grouped_matmul
 from mm1_jax.layers.moe import (
     EXPERT_GATE,
     EXPERT_INPUTS,
     EXPERT_UP,
     Capacity,
+    Dropless,
     MoE,
-    group_by_expert,
-    grouped_matmul,
 )
 from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings, use_mesh
 
@@ -227,17 +227,19 @@ def test_statistics_equal_their_definitions():
     np.testing.assert_allclose(statistics.z, z, rtol=1e-5)
 
 
-def test_groups_are_a_permutation_in_blocks_of_one_expert():
-    experts = jax.random.randint(jax.random.key(0), (2, 50, 2), 0, 3)
-    is_real = jax.random.uniform(jax.random.key(1), (2, 50)) < 0.8
-    groups = group_by_expert(Routes(experts, jnp.ones((2, 50, 2)), is_real), num_experts=3)
-    slots, source, expert = np.asarray(groups.slot_R), np.asarray(groups.source_Q), experts.ravel()
-    size = len(source) // len(groups.block_experts)
-    routed = np.flatnonzero(np.repeat(np.asarray(is_real).ravel(), 2))
-    assert len(set(slots[routed])) == len(routed)
-    np.testing.assert_array_equal(source[slots[routed]], routed)
-    assert np.sum(source < 200) == len(routed)
-    np.testing.assert_array_equal(groups.block_experts[slots[routed] // size], expert[routed])
+@pytest.mark.parametrize("block", [1, 8])
+def test_groups_are_a_permutation_in_blocks_of_one_expert(block):
+    experts = jax.random.randint(jax.random.key(0), (100, 2), 0, 4)
+    slots, sizes = group_by_expert(experts, num_experts=3, block=block)
+    slot, choice, expert = np.ravel(slots.slot_NX), np.asarray(slots.choice_Q), np.ravel(experts)
+    routed = np.flatnonzero(expert < 3)
+    assert len(set(slot[routed])) == len(routed)
+    np.testing.assert_array_equal(choice[slot[routed]], routed)
+    np.testing.assert_array_equal(slot[expert == 3], len(choice))
+    assert np.sum(choice < 200) == len(routed)
+    assert bool(jnp.all(sizes % block == 0))
+    expert_of_slot = expert_of(jnp.arange(len(choice)), jnp.cumsum(sizes))
+    np.testing.assert_array_equal(expert_of_slot[slot[routed]], expert[routed])
 
 
 def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monkeypatch):
@@ -246,19 +248,19 @@ def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monke
         jnp.asarray(generator.standard_normal(shape), jnp.float32)
         for shape in ((40, D), (E, D, 6), (40, 6))
     )
-    # An expert with two blocks apart, and one without any.
-    block_experts = jnp.array([1, 3, 0, 1, 1])
+    # An expert with three blocks, and one without any.
+    sizes_E = jnp.array([8, 24, 0, 8])
 
     def products_and_gradients():
         def loss(x_QD, kernel_EDF):
-            y_QF = grouped_matmul(x_QD, kernel_EDF, block_experts)
+            y_QF = grouped_matmul(x_QD, kernel_EDF, sizes_E, 8)
             return jnp.sum(weights_QF * y_QF), y_QF
 
         step = jax.grad(loss, argnums=(0, 1), has_aux=True)
         return jax.jit(step)(x_QD, kernel_EDF)
 
     expected = products_and_gradients()
-    monkeypatch.setattr(moe_file, "MAX_GATHERED", 0)
+    monkeypatch.setattr(grouped_matmul_file, "MAX_GATHERED", 0)
     for a, b in zip(
         jax.tree.leaves(products_and_gradients()), jax.tree.leaves(expected), strict=True
     ):
@@ -335,6 +337,38 @@ def _assert_equal_on_one_device(moe: MoE, axes: dict[str, int]) -> None:
 def test_capacity_on_eight_devices_equals_one(axes):
     moe = _moe(dispatch=_capacity(0.8).set(group_size=8))
     _assert_equal_on_one_device(moe, axes)
+
+
+@pytest.mark.parametrize("axes", MESHES)
+def test_dropless_on_eight_devices_equals_one(axes):
+    _assert_equal_on_one_device(_moe(), axes)
+
+
+def test_dropless_sends_all_tokens_to_one_device_where_they_want_it():
+    moe = _moe(experts_per_token=1)
+    moe.router[...] = jnp.zeros((D, E)).at[:, 2].set(100 * jnp.ones(D))
+    _assert_equal_on_one_device(moe, {"data": 2, "expert": 4})
+
+
+def test_choices_without_room_are_counted_and_give_nothing():
+    """All tokens want expert 2, whose device has room for one and a half times its share."""
+    cfg = Dropless.default_config().set(receive_factor=1.5)
+    moe = _moe(experts_per_token=1, dispatch=cfg)
+    moe.router[...] = jnp.zeros((D, E)).at[0, 2].set(3.0)
+    x = _rows().at[:, :, 0].set(1.0)
+    graphdef, params = nnx.split(moe)
+    mesh = Parallelism.default_config().set(data=2, expert=4).instantiate().mesh()
+    with use_mesh(mesh):
+        run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))
+        y, statistics = run(params, x)
+    one, _ = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))(params, x)
+    # A row a device, 24 slots for four devices: rows of 8, 9, 10, 11 and of 12, 13, 14, 15 tokens.
+    kept = np.array([8, 9, 7, 0, 12, 12, 0, 0])
+    is_kept = np.arange(LENGTH)[None, :, None] < kept[:, None, None]
+    expected = np.where(is_kept, one, 0)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert statistics.dropped == np.sum(PADDED) - kept.sum()
+    assert bool(jnp.all(jnp.any(y[0, :8] != 0, axis=-1)))
 
 
 def _collectives(text: str) -> dict[str, int]:
