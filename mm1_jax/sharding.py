@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
@@ -231,7 +232,11 @@ def shard_axes(name: str) -> tuple[str, ...]:
 def gather_shards(x: jax.Array, name: str, dim: int) -> jax.Array:
     """Inside `per_shard`, x with the whole of `dim`, called `name`; its gradient is scattered."""
     axes = shard_axes(name)
-    return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
+    if not axes:
+        return x
+    whole = jax.lax.all_gather(x, axes, axis=dim, tiled=True)
+    # Left to choose, the compiler may transpose large kernels, before the gather, for one product.
+    return with_layout_constraint(whole, Layout(tuple(range(x.ndim))))
 
 
 def sum_shards(x: jax.Array, name: str) -> jax.Array:
