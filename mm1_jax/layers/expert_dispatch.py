@@ -79,10 +79,9 @@ def to_slots(x_ND: Float[Array, "N D"], slots: Slots) -> Float[Array, "Q D"]:
 def from_slots(y_QD: Float[Array, "Q D"], slots: Slots) -> Float[Array, "N D"]:
     """The sum of each token's slots; zero without any."""
     # One gather for each choice: the pairs are never laid out side by side.
-    y_ND = sum(
-        jnp.where((slot_N < len(y_QD))[:, None], _take(y_QD, slot_N).astype(jnp.float32), 0)
-        for slot_N in slots.slot_NX.T
-    )
+    y_ND = jnp.zeros((len(slots.slot_NX), y_QD.shape[1]), jnp.float32)
+    for slot_N in slots.slot_NX.T:
+        y_ND += jnp.where((slot_N < len(y_QD))[:, None], _take(y_QD, slot_N), 0)
     return y_ND.astype(y_QD.dtype)
 
 

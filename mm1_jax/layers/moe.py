@@ -176,7 +176,7 @@ def compute_elsewhere(
     slots = slots._replace(
         slot_NX=jnp.where(is_routed_NX & is_sent_NX, slots.slot_NX, len(slots.choice_Q))
     )
-    x_QD = exchange(to_slots(x_ND, slots), plan, buffer)
+    x_QD: Array = exchange(to_slots(x_ND, slots), plan, buffer)
 
     # What arrives is sorted by sender, then by expert. Weights are few: all go to every device.
     sender_Q, row_Q = arrivals(plan, buffer)
