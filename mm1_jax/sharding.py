@@ -9,12 +9,13 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
@@ -41,8 +42,6 @@ class AxisRules:
     activation_kv_heads: tuple[str, ...] = ("model",)
     activation_mlp: tuple[str, ...] = ("model",)
     activation_vocab: tuple[str, ...] = ("model",)
-    activation_expert: tuple[str, ...] = ("expert",)
-    expert_batch: tuple[str, ...] = ("data", "fsdp")
 
     layers: tuple[str, ...] = ()
     vocab: tuple[str, ...] = ("model",)
@@ -159,6 +158,63 @@ def dividing_spec(
             for size, axes in zip(shape, spec, strict=True)
         )
     )
+
+
+def per_shard(
+    function: Callable[..., Any],
+    names: Sequence[LogicalAxes],
+    out_names: Sequence[LogicalAxes],
+) -> Callable[..., Any]:
+    """`function`, run by every device on its own shards of the arguments: collectives are explicit.
+
+    Without a mesh, or where the axes do not divide some argument, it sees whole arrays and the
+    rest is left to the compiler; `shard_axes` tells it which of the two.
+
+    Args:
+        names: The logical names of each argument's dims; `out_names`, of each result's.
+    """
+
+    def run(*args: jax.Array) -> Any:
+        placement = _placement.get()
+        if placement is None:
+            return function(*args)
+        mesh = placement.mesh
+        specs = [placement.rules.spec(dims, mesh) for dims in names]
+        for x, spec in zip(args, specs, strict=True):
+            if any(n % _num_shards(axes, mesh) for n, axes in zip(x.shape, spec, strict=True)):
+                return function(*args)
+        out_specs = tuple(placement.rules.spec(dims, mesh) for dims in out_names)
+        # What is whole on several devices is so by construction; the check knows no gathers.
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs, check_vma=False
+        )(*args)
+
+    return run
+
+
+def shard_axes(name: str) -> tuple[str, ...]:
+    """Inside `per_shard`, the mesh axes that split dims of this logical name; elsewhere none."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    placement = _placement.get()
+    if placement is None or not manual:
+        return ()
+    return tuple(axis for axis in getattr(placement.rules, name) if axis in manual)
+
+
+def gather_shards(x: jax.Array, name: str, dim: int) -> jax.Array:
+    """Inside `per_shard`, x with the whole of `dim`, called `name`; its gradient is scattered."""
+    axes = shard_axes(name)
+    if not axes:
+        return x
+    whole = jax.lax.all_gather(x, axes, axis=dim, tiled=True)
+    # Left to choose, the compiler may transpose large kernels, before the gather, for one product.
+    return with_layout_constraint(whole, Layout(tuple(range(x.ndim))))
+
+
+def sum_shards(x: jax.Array, name: str) -> jax.Array:
+    """Inside `per_shard`, the sum over the devices that dims called `name` are split over."""
+    axes = shard_axes(name)
+    return jax.lax.psum(x, axes) if axes else x
 
 
 def _num_shards(axes: Any, mesh: Mesh) -> int:

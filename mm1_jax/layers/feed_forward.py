@@ -4,12 +4,17 @@ import enum
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
 from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module
 from mm1_jax.sharding import constrain
+
+# Names of the products of the gated layer, which a rematerialisation policy may keep.
+MLP_GATE = "mlp_gate"
+MLP_UP = "mlp_up"
 
 
 class Activation(enum.Enum):
@@ -54,8 +59,10 @@ class GatedFeedForward(Module):
         self.activation = Activation(cfg.activation)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        hidden = self.activation(self.gate(x)) * self.up(x)
-        return self.down(constrain(hidden, "batch", "sequence", "activation_mlp"))
+        gate = checkpoint_name(self.gate(x), MLP_GATE)
+        up = checkpoint_name(self.up(x), MLP_UP)
+        hidden = constrain(self.activation(gate) * up, "batch", "sequence", "activation_mlp")
+        return self.down(hidden)
 
 
 class FeedForward(Module):

@@ -2,30 +2,45 @@
 
 The router works in float32 without a bias: softmax over all experts, the X best, their weights
 scaled to sum to one. Two forms of dispatch: `Dropless` computes every choice; `Capacity` gives each
-expert a fixed number of places per row, first choices before second ones, and counts what it drops.
-Padding takes no place, adds nothing to the statistics and gets zero output; no routing group
-reaches beyond one row.
+expert a fixed number of places per routing group, first choices before second ones, and counts what
+it drops. Padding takes no place, adds nothing to the statistics and gets zero output; no routing
+group reaches beyond one row. Every device routes its own tokens; rows travel along the mesh axis
+that the experts are split over and come back.
 
-Legend: B batch, T positions, D model dim, F feed-forward dim, E experts, X experts per token,
-C expert capacity, R pairs of token and chosen expert, Q slots of the buffer of sorted pairs.
+Legend: B batch, T positions, N tokens, D model dim, F feed-forward dim, E experts, X experts per
+token, C expert capacity, R choices, Q slots, s devices along the expert axis.
 """
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.layers.expert_dispatch import (
+    Routes,
+    capacity_slots,
+    from_slots,
+    to_slots,
+    weights_of_slots,
+)
+from mm1_jax.layers.expert_exchange import arrivals, exchange, plan_exchange
 from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.grouped_matmul import group_by_expert, grouped_matmul, row_block
 from mm1_jax.layers.linear import fan_in
 from mm1_jax.layers.module import Module, param
-from mm1_jax.sharding import constrain
+from mm1_jax.sharding import gather_shards, per_shard, shard_axes, sum_shards
 
-# Gathered kernels hold at most as many numbers: 64 MiB in float32.
-MAX_GATHERED = 1 << 24
+# Names of what a rematerialisation policy may keep: the experts' rows, and two products.
+EXPERT_INPUTS = "expert_inputs"
+EXPERT_GATE = "expert_gate"
+EXPERT_UP = "expert_up"
 
 
 class RouterStatistics(NamedTuple):
@@ -47,12 +62,8 @@ class RouterStatistics(NamedTuple):
     dropped: Float[Array, "*L"]
 
 
-class Routes(NamedTuple):
-    """The experts of every token, best first, and their weights; padding is sent to none."""
-
-    experts: Int[Array, "B T X"]
-    weights: Float[Array, "B T X"]
-    is_real: Bool[Array, "B T"]
+# Of the kernels `gate`, `up` and `down`.
+KERNEL_NAMES = (("expert", "embed", "mlp"), ("expert", "embed", "mlp"), ("expert", "mlp", "embed"))
 
 
 class Experts(Module):
@@ -68,184 +79,215 @@ class Experts(Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         E, D, F = cfg.num_experts, cfg.input_dim, cfg.hidden_dim
-        into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-        self.gate = param(rngs, (E, D, F), into, normal(cfg.init_scale * D**-0.5))
-        self.up = param(rngs, (E, D, F), into, normal(cfg.init_scale * D**-0.5))
-        self.down = param(rngs, (E, F, D), out, normal(cfg.init_scale * F**-0.5))
+        gate, up, down = KERNEL_NAMES
+        self.gate = param(rngs, (E, D, F), gate, normal(cfg.init_scale * D**-0.5))
+        self.up = param(rngs, (E, D, F), up, normal(cfg.init_scale * D**-0.5))
+        self.down = param(rngs, (E, F, D), down, normal(cfg.init_scale * F**-0.5))
         self.activation = Activation(cfg.activation)
+
+    def kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return self.gate[...], self.up[...], self.down[...]
 
 
 class Dropless(Module):
-    """Sorts the choices by expert and multiplies the groups as they come: exact for any routing."""
+    """Sorts the choices by expert and multiplies the groups as they come: exact for any routing.
 
-    def __init__(self, cfg: Module.Config, *, rngs: nnx.Rngs):
-        pass
+    With experts split over devices it sends each choice to its expert's device. Shapes are static,
+    so a device sets aside room for what it receives.
+    """
+
+    @config_class
+    class Config(Module.Config):
+        # Room for this many times a device's balanced share; choices beyond it are dropped, and
+        # counted. None is room for the worst case, in which nothing is ever dropped.
+        receive_factor: float | None = None
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.receive_factor = cfg.receive_factor
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], routes: Routes, experts: Experts
     ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
-        B, T, D = x_BTD.shape
-        E, X = experts.gate.shape[0], routes.experts.shape[-1]
-        groups = group_by_expert(routes, E)
-        # A slot without a choice reads past the end: zeros.
-        x_QD = x_BTD.reshape(B * T, D).at[groups.source_Q // X].get(mode="fill", fill_value=0)
-        gate_QF = grouped_matmul(x_QD, experts.gate[...], groups.block_experts)
-        up_QF = grouped_matmul(x_QD, experts.up[...], groups.block_experts)
-        hidden_QF = experts.activation(gate_QF) * up_QF
-        y_QD = grouped_matmul(hidden_QF, experts.down[...], groups.block_experts)
-        y_RD = y_QD.at[groups.slot_R].get(mode="fill", fill_value=0)
-        y_BTXD = y_RD.reshape(B, T, X, D)
-        y_BTD = jnp.einsum("BTXD,BTX->BTD", y_BTXD, routes.weights.astype(y_RD.dtype))
-        return y_BTD, jnp.zeros((), jnp.float32)
+        E = experts.gate.shape[0]
+
+        def compute(x: Array, is_real: Array, choices: Array, weights: Array, *kernels: Array):
+            x_ND, weights_NX = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
+            experts_NX = jnp.where(is_real[..., None], choices, E).reshape(weights_NX.shape)
+            args = x_ND, experts_NX, weights_NX, kernels, experts.activation
+            if shard_axes("expert"):
+                y_ND, is_dropped_NX = compute_elsewhere(*args, self.receive_factor)
+            else:
+                y_ND, is_dropped_NX = compute_here(*args), jnp.zeros(experts_NX.shape, bool)
+            dropped = jnp.sum(is_dropped_NX.reshape(choices.shape), axis=2)
+            return sum_shards(y_ND.reshape(x.shape), "activation_mlp"), dropped
+
+        row = ("batch", "sequence")
+        names = ((*row, None), row, (*row, None), (*row, None), *KERNEL_NAMES)
+        compute = per_shard(compute, names, ((*row, None), row))
+        tokens = x_BTD, routes.is_real, routes.experts, routes.weights
+        y_BTD, dropped_BT = compute(*tokens, *experts.kernels())
+        return y_BTD, jnp.sum(dropped_BT, dtype=jnp.float32)
 
 
-class Groups(NamedTuple):
-    """Where the routed pairs lie in a buffer of whole blocks, each block of one expert.
+def compute_here(
+    x_ND: Float[Array, "N D"],
+    experts_NX: Int[Array, "N X"],
+    weights_NX: Float[Array, "N X"],
+    kernels: tuple[Array, ...],
+    activation: Activation,
+) -> Float[Array, "N D"]:
+    """The experts' layer for tokens of this device's experts."""
+    E = kernels[0].shape[0]
+    block = row_block(experts_NX.size, E)
+    slots, sizes_E = group_by_expert(experts_NX, E, block)
+    x_QD = checkpoint_name(to_slots(x_ND, slots), EXPERT_INPUTS)
+    weights_Q = weights_of_slots(weights_NX, slots)
 
-    Attributes:
-        slot_R: Slot of each pair; one past the end for padding.
-        source_Q: Pair of each slot; one past the end for a slot without any.
-        block_experts: Expert of each block.
-    """
+    def multiply(x: Array, kernel: Array) -> Array:
+        return grouped_matmul(x, kernel, sizes_E, block)
 
-    slot_R: Int[Array, "R"]
-    source_Q: Int[Array, "Q"]
-    block_experts: Int[Array, "blocks"]
-
-
-def group_by_expert(routes: Routes, num_experts: int) -> Groups:
-    """Lays the pairs of one expert side by side, in order, each expert from a block's start."""
-    E, R = num_experts, routes.experts.size
-    is_routed_R = jnp.repeat(routes.is_real.reshape(-1), routes.experts.shape[-1])
-    expert_R = jnp.where(is_routed_R, routes.experts.reshape(-1), E)
-    block = _block_size(R, E)
-    num_blocks = -(-R // block) + E
-    one_hot_RE = jax.nn.one_hot(expert_R, E, dtype=jnp.int32)
-    counts_E = jnp.sum(one_hot_RE, axis=0)
-    ends_E = jnp.cumsum(-(-counts_E // block) * block)
-    starts_E = ends_E - -(-counts_E // block) * block
-    place_RE = starts_E[None] + jnp.cumsum(one_hot_RE, axis=0) - 1
-    slot_R = jnp.where(is_routed_R, jnp.sum(place_RE * one_hot_RE, axis=1), num_blocks * block)
-    source_Q = jnp.full(num_blocks * block, R).at[slot_R].set(jnp.arange(R), mode="drop")
-    block_starts = jnp.arange(num_blocks) * block
-    block_experts = jnp.sum(ends_E[None] <= block_starts[:, None], axis=1)
-    return Groups(slot_R, source_Q, jnp.minimum(block_experts, E - 1))
+    return from_slots(gated(x_QD, weights_Q, kernels, activation, multiply), slots)
 
 
-def _block_size(num_pairs: int, num_experts: int) -> int:
-    # Large blocks make large matrix products, but each expert wastes half a block on average.
-    share = max(num_pairs // num_experts, 1)
-    return min(max(1 << (share.bit_length() - 1), 8), 256)
+def compute_elsewhere(
+    x_ND: Float[Array, "N D"],
+    experts_NX: Int[Array, "N X"],
+    weights_NX: Float[Array, "N X"],
+    kernels: tuple[Array, ...],
+    activation: Activation,
+    receive_factor: float | None,
+) -> tuple[Float[Array, "N D"], Bool[Array, "N X"]]:
+    """The experts' layer on the devices that have the experts, and the choices without room."""
+    axes = shard_axes("expert")
+    me, s = jax.lax.axis_index(axes), jax.lax.axis_size(axes)
+    num_own = kernels[0].shape[0]
+    (N, X), E = experts_NX.shape, s * num_own
+    buffer = worst = s * N * min(X, num_own)
+    if receive_factor is not None:
+        buffer = min(worst, math.ceil(receive_factor * N * X))
 
+    # To each device, its experts' choices side by side.
+    slots, sizes_E = group_by_expert(experts_NX, E, block=1)
+    sizes_sse = jax.lax.all_gather(sizes_E, axes).reshape(s, s, num_own)
+    plan = plan_exchange(jnp.sum(sizes_sse, axis=2), buffer)
+    receiver_NX = jnp.minimum(experts_NX // num_own, s - 1)
+    is_sent_NX = slots.slot_NX - plan.starts[me][receiver_NX] < plan.sizes[me][receiver_NX]
+    is_routed_NX = experts_NX < E
+    slots = slots._replace(
+        slot_NX=jnp.where(is_routed_NX & is_sent_NX, slots.slot_NX, len(slots.choice_Q))
+    )
+    x_QD: Array = exchange(to_slots(x_ND, slots), plan, buffer)
 
-def grouped_matmul(
-    x_QD: Float[Array, "Q D"],
-    kernel_EDF: Float[Array, "E D F"],
-    block_experts: Int[Array, "blocks"],
-) -> Float[Array, "Q F"]:
-    """Multiplies each block of rows by its expert's kernel. The choice of a kernel belongs here.
+    # What arrives is sorted by sender, then by expert. Weights are few: all go to every device.
+    sender_Q, row_Q = arrivals(plan, buffer)
+    ends_se = jnp.cumsum(sizes_sse[:, me], axis=1)
+    experts_Q = jnp.sum(ends_se[sender_Q] <= row_Q[:, None], axis=1)
+    experts_Q = jnp.where(row_Q < plan.sizes[sender_Q, me], experts_Q, num_own)
+    weights_sR = jax.lax.all_gather(weights_of_slots(weights_NX, slots), axes)
+    weights_Q = weights_sR.at[sender_Q, plan.starts[sender_Q, me] + row_Q].get(mode="clip")
 
-    Small kernels are gathered, one for each block, into one batched product; large ones are taken
-    block by block. `jax.lax.ragged_dot` serves neither on CPU: it lowers to a dense product with
-    every expert there, which is several times slower and makes E copies of the rows.
-    """
-    num_blocks, (_, D, F) = len(block_experts), kernel_EDF.shape
-    x_blocks = x_QD.reshape(num_blocks, -1, D)
-    if num_blocks * D * F <= MAX_GATHERED:
-        y_blocks = jnp.einsum("nud,ndf->nuf", x_blocks, kernel_EDF[block_experts])
-    else:
-        y_blocks = block_by_block(x_blocks, kernel_EDF, block_experts)
-    return y_blocks.reshape(-1, F)
-
-
-@jax.custom_vjp
-def block_by_block(
-    x_blocks: Float[Array, "blocks u D"],
-    kernel_EDF: Float[Array, "E D F"],
-    block_experts: Int[Array, "blocks"],
-) -> Float[Array, "blocks u F"]:
-    """Products that read one kernel at a time.
-
-    So does their gradient, which is written out: the one that JAX derives from the loop passes over
-    the kernels of all experts in every block.
-    """
-    return jax.lax.map(lambda block: block[0] @ kernel_EDF[block[1]], (x_blocks, block_experts))
-
-
-def _block_by_block_forward(x_blocks: Array, kernel_EDF: Array, block_experts: Array) -> Any:
-    inputs = (x_blocks, kernel_EDF, block_experts)
-    return block_by_block(*inputs), inputs
-
-
-def _block_by_block_backward(inputs: Any, y_grads: Array) -> tuple[Array, Array, None]:
-    x_blocks, kernel_EDF, block_experts = inputs
-
-    def add_block(grad_EDF: Array, block: Any) -> tuple[Array, Array]:
-        x, y_grad, e = block
-        grad_DF = jnp.matmul(x.T, y_grad, preferred_element_type=jnp.float32)
-        return grad_EDF.at[e].add(grad_DF), y_grad @ kernel_EDF[e].T
-
-    # In float32, in which one product over all rows of an expert would be summed too.
-    zeros_EDF = jnp.zeros(kernel_EDF.shape, jnp.float32)
-    grad_EDF, x_grads = jax.lax.scan(add_block, zeros_EDF, (x_blocks, y_grads, block_experts))
-    return x_grads, grad_EDF.astype(kernel_EDF.dtype), None
-
-
-block_by_block.defvjp(_block_by_block_forward, _block_by_block_backward)
+    y_QD = compute_here(x_QD, experts_Q[:, None], weights_Q[:, None], kernels, activation)
+    y_RD = exchange(y_QD, plan.back(), len(slots.choice_Q))
+    return from_slots(y_RD, slots), is_routed_NX & ~is_sent_NX
 
 
 class Capacity(Module):
-    """Each expert takes at most C tokens of a row, by one-hot products (GShard); drops the rest."""
+    """Each expert takes at most C tokens of a routing group and drops the rest (GShard).
+
+    Its products have fixed shapes: nothing but the drop share depends on the routing.
+    """
 
     @config_class
     class Config(Module.Config):
-        capacity_factor: float = 2.0  # C = capacity_factor T / E: 2.0 is enough for balanced top-2
+        # C = capacity_factor group_size / E: 2.0 is enough for balanced top-2.
+        capacity_factor: float = 2.0
         min_capacity: int = 4
+        # Tokens that compete for places, neighbours in a row; None is a row. Large groups drop less
+        # at the same cost; a row that is split over devices needs groups that are not.
+        group_size: int | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.capacity_factor = cfg.capacity_factor
         self.min_capacity = cfg.min_capacity
+        self.group_size = cfg.group_size
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], routes: Routes, experts: Experts
     ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
-        E, T = experts.gate.shape[0], x_BTD.shape[1]
-        C = min(max(int(self.capacity_factor * T / E), self.min_capacity), T)
-        combine_BTEC, dropped = combine_weights(routes, E, C)
-        combine_BTEC = combine_BTEC.astype(x_BTD.dtype)
-        dispatch_BTEC = (combine_BTEC > 0).astype(x_BTD.dtype)
-        x_EBCD = jnp.einsum("BTEC,BTD->EBCD", dispatch_BTEC, x_BTD)
-        x_EBCD = constrain(x_EBCD, "activation_expert", "expert_batch", None, None)
-        gate_EBCF = jnp.einsum("EBCD,EDF->EBCF", x_EBCD, experts.gate[...])
-        up_EBCF = jnp.einsum("EBCD,EDF->EBCF", x_EBCD, experts.up[...])
-        hidden_EBCF = experts.activation(gate_EBCF) * up_EBCF
-        y_EBCD = jnp.einsum("EBCF,EFD->EBCD", hidden_EBCF, experts.down[...])
-        y_EBCD = constrain(y_EBCD, "activation_expert", "expert_batch", None, None)
-        return jnp.einsum("BTEC,EBCD->BTD", combine_BTEC, y_EBCD), dropped
+        B, T, _ = x_BTD.shape
+        E, size = experts.gate.shape[0], self.group_size or T
+        if T % size:
+            raise ValueError(
+                f"moe: dispatch.group_size is {size}, which must divide the {T} tokens of a row"
+            )
+        C = min(max(int(self.capacity_factor * size / E), self.min_capacity), size)
+
+        def compute(x: Array, is_real: Array, choices: Array, weights: Array, *kernels: Array):
+            tokens = x.reshape(-1, x.shape[-1])
+            routes = Routes(*(a.reshape(-1, *a.shape[2:]) for a in (choices, weights, is_real)))
+            slots, dropped = capacity_slots(routes, E, C)
+            x_EQD = to_slots(tokens, slots).reshape(E, -1, x.shape[-1])
+            weights_EQ = weights_of_slots(weights.reshape(len(tokens), -1), slots).reshape(E, -1)
+            x_sEQD = checkpoint_name(to_experts(x_EQD), EXPERT_INPUTS)
+            weights_sEQ = to_experts(weights_EQ)
+            y_sEQD = gated(x_sEQD, weights_sEQ, kernels, experts.activation, every_expert)
+            y_QD = to_tokens(y_sEQD).reshape(-1, x.shape[-1])
+            y = from_slots(y_QD, slots).reshape(x.shape)
+            return sum_shards(y, "activation_mlp"), dropped.reshape(is_real.shape[:2])
+
+        rows = ("batch", "sequence", None)
+        names = ((*rows, None), rows, (*rows, None), (*rows, None), *KERNEL_NAMES)
+        grouped = (
+            a.reshape(B, T // size, size, *a.shape[2:])
+            for a in (x_BTD, routes.is_real, routes.experts, routes.weights)
+        )
+        compute = per_shard(compute, names, ((*rows, None), rows[:2]))
+        y, dropped = compute(*grouped, *experts.kernels())
+        return y.reshape(x_BTD.shape), jnp.sum(dropped, dtype=jnp.float32)
 
 
-def combine_weights(
-    routes: Routes, num_experts: int, capacity: int
-) -> tuple[Float[Array, "B T E C"], Float[Array, ""]]:
-    """The weight of each token in each place of each expert, and how many choices found no place.
+def to_experts(x_EQ: Float[Array, "E Q *D"]) -> Float[Array, "s E_s Q *D"]:
+    """What all s devices along the expert axis have for the experts of this one."""
+    axes = shard_axes("expert")
+    if not axes:
+        return x_EQ[None]
+    s = jax.lax.axis_size(axes)
+    x_sEQ = x_EQ.reshape(s, -1, *x_EQ.shape[1:])
+    return jax.lax.all_to_all(x_sEQ, axes, split_axis=0, concat_axis=0, tiled=True)
 
-    Places go to all first choices of the row in order, then to the second ones, and so on.
+
+def to_tokens(y_sEQ: Float[Array, "s E_s Q *D"]) -> Float[Array, "E Q *D"]:
+    """The way back of `to_experts`."""
+    axes = shard_axes("expert")
+    if axes:
+        y_sEQ = jax.lax.all_to_all(y_sEQ, axes, split_axis=0, concat_axis=0, tiled=True)
+    return y_sEQ.reshape(-1, *y_sEQ.shape[2:])
+
+
+def every_expert(x_sEQD: Float[Array, "s E Q D"], kernel_EDF: Float[Array, "E D F"]) -> Array:
+    """Each expert's rows by its kernel. Rows of different devices are never laid side by side."""
+    return jnp.einsum("sEQD,EDF->sEQF", x_sEQD, kernel_EDF)
+
+
+def gated(
+    x: Float[Array, "*Q D"],
+    weights: Float[Array, "*Q"],
+    kernels: tuple[Array, ...],
+    activation: Activation,
+    multiply: Callable[[Array, Array], Array],
+) -> Float[Array, "*Q D"]:
+    """The experts' layer: weight (activation(x gate) * (x up)) down.
+
+    The weight enters before the last product: then the gradient of the weight needs no output of
+    the experts, and a layer that is recomputed for the backward pass skips that product.
     """
-    B, T, X = routes.experts.shape
-    taken_BE = jnp.zeros((B, num_experts), jnp.int32)
-    combine_BTEC = jnp.zeros((B, T, num_experts, capacity), jnp.float32)
-    dropped = jnp.zeros((), jnp.float32)
-    for choice in range(X):
-        wanted_BTE = jax.nn.one_hot(routes.experts[:, :, choice], num_experts, dtype=jnp.int32)
-        wanted_BTE *= routes.is_real[:, :, None]
-        place_BTE = taken_BE[:, None] + jnp.cumsum(wanted_BTE, axis=1) - 1
-        kept_BTE = wanted_BTE * (place_BTE < capacity)
-        # one_hot of a place outside 0..C-1 is zero.
-        place_BTEC = jax.nn.one_hot(jnp.where(kept_BTE > 0, place_BTE, -1), capacity)
-        combine_BTEC += routes.weights[:, :, choice][:, :, None, None] * place_BTEC
-        taken_BE += jnp.sum(kept_BTE, axis=1)
-        dropped += jnp.sum(wanted_BTE - kept_BTE).astype(jnp.float32)
-    return combine_BTEC, dropped
+    gate, up, down = (
+        gather_shards(kernel, "embed", dim) for kernel, dim in zip(kernels, (1, 1, 2), strict=True)
+    )
+    gate_F = checkpoint_name(multiply(x, gate), EXPERT_GATE)
+    up_F = checkpoint_name(multiply(x, up), EXPERT_UP)
+    hidden = (activation(gate_F) * up_F).astype(jnp.float32) * weights[..., None]
+    return multiply(hidden.astype(x.dtype), down)
 
 
 class MoE(Module):
@@ -313,9 +355,19 @@ def route(
     logits_BTE: Float[Array, "B T E"], is_real_BT: Bool[Array, "B T"], experts_per_token: int
 ) -> Routes:
     """The most probable experts of each token, weighted by probabilities scaled to sum to one."""
-    weights_BTX, experts_BTX = jax.lax.top_k(jax.nn.softmax(logits_BTE, axis=-1), experts_per_token)
+    probabilities_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+    remaining_BTE = probabilities_BTE
+    experts, weights = [], []
+    # A maximum for each choice is cheaper than a sort of all experts.
+    for _ in range(experts_per_token):
+        best_BT = jnp.argmax(remaining_BTE, axis=-1)
+        is_best_BTE = jax.nn.one_hot(best_BT, logits_BTE.shape[-1], dtype=bool)
+        experts.append(best_BT)
+        weights.append(jnp.sum(jnp.where(is_best_BTE, probabilities_BTE, 0), axis=-1))
+        remaining_BTE = jnp.where(is_best_BTE, -1, remaining_BTE)
+    weights_BTX = jnp.stack(weights, axis=-1)
     weights_BTX /= jnp.sum(weights_BTX, axis=-1, keepdims=True)
-    return Routes(experts_BTX, weights_BTX, is_real_BT)
+    return Routes(jnp.stack(experts, axis=-1), weights_BTX, is_real_BT)
 
 
 def router_statistics(

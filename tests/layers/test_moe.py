@@ -1,22 +1,29 @@
 """Sparse layers: routing, both forms of dispatch, statistics."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import NamedSharding
 
-from mm1_jax.layers import moe as moe_file
+from mm1_jax.layers import grouped_matmul as grouped_matmul_file
+from mm1_jax.layers.expert_dispatch import Routes, capacity_slots, from_slots, to_slots
 from mm1_jax.layers.feed_forward import GatedFeedForward
+from mm1_jax.layers.grouped_matmul import expert_of, group_by_expert, grouped_matmul
 from mm1_jax.layers.moe import (
+    EXPERT_GATE,
+    EXPERT_INPUTS,
+    EXPERT_UP,
     Capacity,
+    Dropless,
     MoE,
-    Routes,
-    combine_weights,
-    group_by_expert,
-    grouped_matmul,
 )
+from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings, use_mesh
 
 B, T, D, E = 2, 12, 8, 4
 SEGMENT_IDS = jnp.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
@@ -125,11 +132,10 @@ def test_first_choices_take_places_before_second_ones():
     # Expert 0 has two places. Token 0 wants it second, tokens 1 and 2 first: the latter get it.
     experts = jnp.array([[[1, 0], [0, 1], [0, 2]]])
     routes = Routes(experts, jnp.full((1, 3, 2), 0.5), jnp.ones((1, 3), bool))
-    combine_BTEC, dropped = combine_weights(routes, num_experts=3, capacity=2)
-    np.testing.assert_array_equal(jnp.sum(combine_BTEC, axis=3)[0, :, 0], [0, 0.5, 0.5])
-    assert dropped == 1
-    # No place is given twice.
-    assert bool(jnp.all(jnp.sum(combine_BTEC > 0, axis=1) <= 1))
+    slots, dropped = capacity_slots(routes, num_experts=3, capacity=2)
+    np.testing.assert_array_equal(slots.slot_NX, [[2, 6], [0, 3], [1, 4]])
+    np.testing.assert_array_equal(slots.choice_Q, [2, 4, 0, 3, 5, 6])
+    np.testing.assert_array_equal(dropped, [1])
 
 
 def test_padding_takes_no_place():
@@ -141,6 +147,38 @@ def test_padding_takes_no_place():
     # 3 real tokens a row, and 3 places in each expert.
     assert statistics.dropped == 0
     assert bool(jnp.all(y[:, :9] == 0)) and bool(jnp.all(jnp.any(y[:, 9:] != 0, axis=-1)))
+
+
+def test_groups_of_a_row_are_rows_of_their_own():
+    moe, of_rows = (_moe(dispatch=_capacity(1.0).set(group_size=n)) for n in (4, None))
+    y, statistics = _run(moe, _x(), SEGMENT_IDS)
+    expected, expected_statistics = _run(
+        of_rows, _x().reshape(-1, 4, D), SEGMENT_IDS.reshape(-1, 4)
+    )
+    np.testing.assert_allclose(y, expected.reshape(y.shape), rtol=1e-5, atol=1e-6)
+    assert statistics.dropped == expected_statistics.dropped > 0
+
+
+def test_groups_that_do_not_divide_a_row_are_an_error():
+    with pytest.raises(ValueError, match="group_size is 5, which must divide the 12 tokens"):
+        _moe(dispatch=_capacity(1.0).set(group_size=5))(_x())
+
+
+def test_slots_and_their_transposes_agree():
+    experts = jax.random.randint(jax.random.key(0), (3, 10, 2), 0, E)
+    is_real = jax.random.uniform(jax.random.key(1), (3, 10)) < 0.8
+    slots, _ = capacity_slots(Routes(experts, jnp.ones((3, 10, 2)), is_real), E, 4)
+    is_filled_Q1 = (slots.choice_Q < 60)[:, None]
+    x_ND = jax.random.normal(jax.random.key(2), (30, D))
+    y_QD = jax.random.normal(jax.random.key(3), (len(slots.choice_Q), D)) * is_filled_Q1
+    xs_QD, back = jax.vjp(lambda x: to_slots(x, slots), x_ND)
+    np.testing.assert_allclose(jnp.vdot(xs_QD, y_QD), jnp.vdot(x_ND, back(y_QD)[0]), rtol=1e-5)
+    ys_ND, back = jax.vjp(lambda y: from_slots(y, slots), y_QD)
+    np.testing.assert_allclose(jnp.vdot(ys_ND, x_ND), jnp.vdot(y_QD, back(x_ND)[0]), rtol=1e-5)
+    # Without drops, each real token is found once for each of its choices.
+    slots, _ = capacity_slots(Routes(experts, jnp.ones((3, 10, 2)), is_real), E, 20)
+    expected = 2 * x_ND * is_real.reshape(30, 1)
+    np.testing.assert_allclose(from_slots(to_slots(x_ND, slots), slots), expected, rtol=1e-6)
 
 
 def test_capacity_is_not_shared_between_rows():
@@ -189,17 +227,19 @@ def test_statistics_equal_their_definitions():
     np.testing.assert_allclose(statistics.z, z, rtol=1e-5)
 
 
-def test_groups_are_a_permutation_in_blocks_of_one_expert():
-    experts = jax.random.randint(jax.random.key(0), (2, 50, 2), 0, 3)
-    is_real = jax.random.uniform(jax.random.key(1), (2, 50)) < 0.8
-    groups = group_by_expert(Routes(experts, jnp.ones((2, 50, 2)), is_real), num_experts=3)
-    slots, source, expert = np.asarray(groups.slot_R), np.asarray(groups.source_Q), experts.ravel()
-    size = len(source) // len(groups.block_experts)
-    routed = np.flatnonzero(np.repeat(np.asarray(is_real).ravel(), 2))
-    assert len(set(slots[routed])) == len(routed)
-    np.testing.assert_array_equal(source[slots[routed]], routed)
-    assert np.sum(source < 200) == len(routed)
-    np.testing.assert_array_equal(groups.block_experts[slots[routed] // size], expert[routed])
+@pytest.mark.parametrize("block", [1, 8])
+def test_groups_are_a_permutation_in_blocks_of_one_expert(block):
+    experts = jax.random.randint(jax.random.key(0), (100, 2), 0, 4)
+    slots, sizes = group_by_expert(experts, num_experts=3, block=block)
+    slot, choice, expert = np.ravel(slots.slot_NX), np.asarray(slots.choice_Q), np.ravel(experts)
+    routed = np.flatnonzero(expert < 3)
+    assert len(set(slot[routed])) == len(routed)
+    np.testing.assert_array_equal(choice[slot[routed]], routed)
+    np.testing.assert_array_equal(slot[expert == 3], len(choice))
+    assert np.sum(choice < 200) == len(routed)
+    assert bool(jnp.all(sizes % block == 0))
+    expert_of_slot = expert_of(jnp.arange(len(choice)), jnp.cumsum(sizes))
+    np.testing.assert_array_equal(expert_of_slot[slot[routed]], expert[routed])
 
 
 def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monkeypatch):
@@ -208,19 +248,19 @@ def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monke
         jnp.asarray(generator.standard_normal(shape), jnp.float32)
         for shape in ((40, D), (E, D, 6), (40, 6))
     )
-    # An expert with two blocks apart, and one without any.
-    block_experts = jnp.array([1, 3, 0, 1, 1])
+    # An expert with three blocks, and one without any.
+    sizes_E = jnp.array([8, 24, 0, 8])
 
     def products_and_gradients():
         def loss(x_QD, kernel_EDF):
-            y_QF = grouped_matmul(x_QD, kernel_EDF, block_experts)
+            y_QF = grouped_matmul(x_QD, kernel_EDF, sizes_E, 8)
             return jnp.sum(weights_QF * y_QF), y_QF
 
         step = jax.grad(loss, argnums=(0, 1), has_aux=True)
         return jax.jit(step)(x_QD, kernel_EDF)
 
     expected = products_and_gradients()
-    monkeypatch.setattr(moe_file, "MAX_GATHERED", 0)
+    monkeypatch.setattr(grouped_matmul_file, "MAX_GATHERED", 0)
     for a, b in zip(
         jax.tree.leaves(products_and_gradients()), jax.tree.leaves(expected), strict=True
     ):
@@ -246,10 +286,138 @@ def test_at_full_size_nothing_is_larger_than_twice_the_kernels():
 
 
 def _intermediates(jaxpr):
+    return (x.aval for equation in _equations(jaxpr) for x in equation.outvars)
+
+
+MESHES = [
+    {"data": 2, "expert": 4},
+    {"expert": 2, "fsdp": 2, "model": 2},
+    {"data": 2, "expert": 2, "seq": 2},
+]
+ROWS, LENGTH = 8, 16
+PADDED = jnp.where(jnp.arange(LENGTH)[None] < jnp.arange(8, 16)[:, None], 1, 0)
+
+
+def _rows() -> jax.Array:
+    return jax.random.normal(jax.random.key(2), (ROWS, LENGTH, D))
+
+
+def _compiled_step(moe: MoE, axes: dict[str, int] | None):
+    """Compiled values, gradients and statistics of some loss, and its arguments."""
+    graphdef, params = nnx.split(moe)
+
+    def loss(params, x, segment_ids):
+        y, statistics = nnx.merge(graphdef, params)(x, segment_ids)
+        return jnp.sum(jnp.sin(y)) + statistics.load_balance + statistics.z, (y, statistics)
+
+    step = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    if axes is None:
+        args = (params, _rows(), PADDED)
+        return jax.jit(step).lower(*args).compile(), args
+    mesh = Parallelism.default_config().set(**{"data": 1, **axes}).instantiate().mesh()
+    rules = AxisRules()
+    shardings = parameter_shardings(params, mesh, rules)
+    x_sharding = NamedSharding(mesh, rules.spec(("batch", "sequence", None), mesh))
+    ids_sharding = NamedSharding(mesh, rules.spec(("batch", "sequence"), mesh))
+    args = jax.device_put((params, _rows(), PADDED), (shardings, x_sharding, ids_sharding))
+    out_shardings = (None, (shardings, x_sharding))
+    with use_mesh(mesh, rules):
+        return jax.jit(step, out_shardings=out_shardings).lower(*args).compile(), args
+
+
+def _assert_equal_on_one_device(moe: MoE, axes: dict[str, int]) -> None:
+    step, args = _compiled_step(moe, axes)
+    one_step, one_args = _compiled_step(moe, None)
+    ours, theirs = jax.tree.leaves(step(*args)), jax.tree.leaves(one_step(*one_args))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", MESHES)
+def test_capacity_on_eight_devices_equals_one(axes):
+    moe = _moe(dispatch=_capacity(0.8).set(group_size=8))
+    _assert_equal_on_one_device(moe, axes)
+
+
+@pytest.mark.parametrize("axes", MESHES)
+def test_dropless_on_eight_devices_equals_one(axes):
+    _assert_equal_on_one_device(_moe(), axes)
+
+
+def test_dropless_sends_all_tokens_to_one_device_where_they_want_it():
+    moe = _moe(experts_per_token=1)
+    moe.router[...] = jnp.zeros((D, E)).at[:, 2].set(100 * jnp.ones(D))
+    _assert_equal_on_one_device(moe, {"data": 2, "expert": 4})
+
+
+def test_choices_without_room_are_counted_and_give_nothing():
+    """All tokens want expert 2, whose device has room for one and a half times its share."""
+    cfg = Dropless.default_config().set(receive_factor=1.5)
+    moe = _moe(experts_per_token=1, dispatch=cfg)
+    moe.router[...] = jnp.zeros((D, E)).at[0, 2].set(3.0)
+    x = _rows().at[:, :, 0].set(1.0)
+    graphdef, params = nnx.split(moe)
+    mesh = Parallelism.default_config().set(data=2, expert=4).instantiate().mesh()
+    with use_mesh(mesh):
+        run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))
+        y, statistics = run(params, x)
+    one, _ = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))(params, x)
+    # A row a device, 24 slots for four devices: rows of 8, 9, 10, 11 and of 12, 13, 14, 15 tokens.
+    kept = np.array([8, 9, 7, 0, 12, 12, 0, 0])
+    is_kept = np.arange(LENGTH)[None, :, None] < kept[:, None, None]
+    expected = np.where(is_kept, one, 0)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert statistics.dropped == np.sum(PADDED) - kept.sum()
+    assert bool(jnp.all(jnp.any(y[0, :8] != 0, axis=-1)))
+
+
+def _collectives(text: str) -> dict[str, int]:
+    kinds = re.findall(r" (all-to-all|all-gather|reduce-scatter|collective-permute)\(", text)
+    return {kind: kinds.count(kind) for kind in set(kinds)}
+
+
+def test_capacity_exchanges_rows_over_the_expert_axis_and_nothing_else():
+    moe = _moe(dispatch=_capacity(1.0))
+    text = _compiled_step(moe, {"data": 2, "expert": 4})[0].as_text()
+    # Rows and their weights to the experts, rows back; and the gradients of these.
+    assert _collectives(text) == {"all-to-all": 6}
+    text = _compiled_step(moe, {"data": 1, "expert": 2, "fsdp": 4})[0].as_text()
+    # The three kernels and the router are whole while in use.
+    assert _collectives(text) == {"all-to-all": 6, "all-gather": 4, "reduce-scatter": 3}
+
+
+def test_kept_products_are_not_computed_again():
+    graphdef, params = nnx.split(_moe(dispatch=_capacity(1.0), hidden_dim=7))
+
+    def num_products(*names):
+        @functools.partial(
+            jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*names)
+        )
+        def layer(params, x):
+            return nnx.merge(graphdef, params)(x)[0]
+
+        def loss(params, x):
+            return jnp.sum(layer(params, x) ** 2)
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, _x()).jaxpr
+        kernel_sizes = {E * D * 7}
+        return sum(
+            1
+            for equation in _equations(jaxpr)
+            if equation.primitive.name == "dot_general"
+            and {x.aval.size for x in (*equation.invars, *equation.outvars)} & kernel_sizes
+        )
+
+    # Three forward, six backward; of the three, the last is never computed again.
+    assert num_products(EXPERT_INPUTS) == 3 + 6 + 2
+    assert num_products(EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP) == 3 + 6
+
+
+def _equations(jaxpr):
     for equation in jaxpr.eqns:
-        yield from (x.aval for x in equation.outvars)
+        yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from _intermediates(inner)
+            yield from _equations(inner)
 
 
 def test_more_experts_per_token_than_experts_is_an_error():

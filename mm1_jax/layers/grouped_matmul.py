@@ -1,0 +1,131 @@
+"""Rows sorted by expert, and their products with the experts' kernels.
+
+Legend: N tokens, X experts per token, R choices, Q slots, E experts, D and F dims of a kernel.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox import gmm
+from jaxtyping import Array, Float, Int
+
+from mm1_jax.layers.expert_dispatch import Slots
+from mm1_jax.sharding import current_platform
+
+# Gathered kernels hold at most as many numbers: 64 MiB in float32.
+MAX_GATHERED = 1 << 24
+# Rows, input and output dim of a tile of the TPU kernel.
+TILE = (512, 1024, 1024)
+
+
+def group_by_expert(
+    experts_NX: Int[Array, "N X"], num_experts: int, block: int
+) -> tuple[Slots, Int[Array, "E"]]:
+    """Slots in the order of experts, then of choices, and how many slots each expert has.
+
+    Args:
+        experts_NX: Choices of `num_experts` are of no expert.
+        block: Each expert's slots are a multiple of it; those of no choice are empty.
+    """
+    E, R = num_experts, experts_NX.size
+    expert_R = experts_NX.reshape(-1)
+    one_hot_RE = jax.nn.one_hot(expert_R, E, dtype=jnp.int32)
+    counts_E = jnp.sum(one_hot_RE, axis=0)
+    sizes_E = -(-counts_E // block) * block
+    ends_E = jnp.cumsum(sizes_E)
+    num_slots = num_rows(R, E, block)
+    place_RE = (ends_E - sizes_E)[None] + jnp.cumsum(one_hot_RE, axis=0) - 1
+    slot_R = jnp.where(expert_R < E, jnp.sum(place_RE * one_hot_RE, axis=1), num_slots)
+
+    # Sorted choices, moved on by the empty slots of all experts before.
+    slot_Q = jnp.arange(num_slots)
+    expert_Q = jnp.minimum(expert_of(slot_Q, ends_E), E - 1)
+    place_Q = slot_Q - (ends_E - sizes_E)[expert_Q]
+    rank_Q = place_Q + (jnp.cumsum(counts_E) - counts_E)[expert_Q]
+    choice_Q = jnp.argsort(slot_R)[jnp.clip(rank_Q, 0, R - 1)]
+    choice_Q = jnp.where(place_Q < counts_E[expert_Q], choice_Q, R)
+    return Slots(slot_R.reshape(experts_NX.shape), choice_Q), sizes_E
+
+
+def expert_of(slot_Q: Int[Array, "Q"], ends_E: Int[Array, "E"]) -> Int[Array, "Q"]:
+    """Which of the ranges that end at `ends_E` each slot lies in; E after all of them."""
+    return jnp.sum(ends_E[None] <= slot_Q[:, None], axis=1)
+
+
+def num_rows(num_choices: int, num_experts: int, block: int) -> int:
+    """Slots that are enough however the choices fall."""
+    if block == 1:
+        return -(-num_choices // TILE[0]) * TILE[0] if current_platform() == "tpu" else num_choices
+    return (-(-num_choices // block) + num_experts) * block
+
+
+def row_block(num_choices: int, num_experts: int) -> int:
+    """The block that `grouped_matmul` wants. On TPU, its kernel takes groups of any size."""
+    if current_platform() == "tpu":
+        return 1
+    # Large blocks make large matrix products, but each expert wastes half a block on average.
+    share = max(num_choices // num_experts, 1)
+    return min(max(1 << (share.bit_length() - 1), 8), 256)
+
+
+def grouped_matmul(
+    x_QD: Float[Array, "Q D"],
+    kernel_EDF: Float[Array, "E D F"],
+    sizes_E: Int[Array, "E"],
+    block: int,
+) -> Float[Array, "Q F"]:
+    """Multiplies the rows of each expert by its kernel. The choice of an implementation is here.
+
+    On TPU a Pallas kernel (megablox); what it leaves in rows after the last expert's is undefined.
+    Elsewhere blocks: small kernels are gathered, one for each block, into one batched product;
+    large ones are taken block by block. `jax.lax.ragged_dot` serves on neither: it lowers to a
+    dense product with every expert.
+    """
+    if current_platform() == "tpu":
+        return gmm(x_QD, kernel_EDF, sizes_E, x_QD.dtype, TILE)
+    (_, D, F), num_blocks = kernel_EDF.shape, len(x_QD) // block
+    block_experts = expert_of(jnp.arange(num_blocks) * block, jnp.cumsum(sizes_E))
+    block_experts = jnp.minimum(block_experts, len(sizes_E) - 1)
+    x_blocks = x_QD.reshape(num_blocks, -1, D)
+    if num_blocks * D * F <= MAX_GATHERED:
+        y_blocks = jnp.einsum("nud,ndf->nuf", x_blocks, kernel_EDF[block_experts])
+    else:
+        y_blocks = block_by_block(x_blocks, kernel_EDF, block_experts)
+    return y_blocks.reshape(-1, F)
+
+
+@jax.custom_vjp
+def block_by_block(
+    x_blocks: Float[Array, "blocks u D"],
+    kernel_EDF: Float[Array, "E D F"],
+    block_experts: Int[Array, "blocks"],
+) -> Float[Array, "blocks u F"]:
+    """Products that read one kernel at a time.
+
+    So does their gradient, which is written out: the one that JAX derives from the loop passes over
+    the kernels of all experts in every block.
+    """
+    return jax.lax.map(lambda block: block[0] @ kernel_EDF[block[1]], (x_blocks, block_experts))
+
+
+def _block_by_block_forward(x_blocks: Array, kernel_EDF: Array, block_experts: Array) -> Any:
+    inputs = (x_blocks, kernel_EDF, block_experts)
+    return block_by_block(*inputs), inputs
+
+
+def _block_by_block_backward(inputs: Any, y_grads: Array) -> tuple[Array, Array, None]:
+    x_blocks, kernel_EDF, block_experts = inputs
+
+    def add_block(grad_EDF: Array, block: Any) -> tuple[Array, Array]:
+        x, y_grad, e = block
+        grad_DF = jnp.matmul(x.T, y_grad, preferred_element_type=jnp.float32)
+        return grad_EDF.at[e].add(grad_DF), y_grad @ kernel_EDF[e].T
+
+    # In float32, in which one product over all rows of an expert would be summed too.
+    zeros_EDF = jnp.zeros(kernel_EDF.shape, jnp.float32)
+    grad_EDF, x_grads = jax.lax.scan(add_block, zeros_EDF, (x_blocks, y_grads, block_experts))
+    return x_grads, grad_EDF.astype(kernel_EDF.dtype), None
+
+
+block_by_block.defvjp(_block_by_block_forward, _block_by_block_backward)
