@@ -3,6 +3,7 @@
 `resolve` fills the fields that must agree between the parts, so that each is set in one place:
 
     input.tokenizer                     -> model.decoder.vocab_size, model.image_token
+    input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
     model.vision_encoder.image_size     -> input.image_size
     size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
@@ -51,6 +52,7 @@ class Experiment(Configurable):
         _agree(cfg, "model.decoder.vocab_size", tokenizer.vocab_size, "input.tokenizer")
         _agree(cfg, "model.image_token", tokenizer.image_token, "input.tokenizer")
         for path, source in (
+            ("model.image_group_rows", "input.image_group_rows"),
             ("input.num_image_tokens", "model.connector.num_image_tokens"),
             ("input.image_size", "model.vision_encoder.image_size"),
         ):

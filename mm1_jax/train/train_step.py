@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
+from mm1_jax.models.image_exchange import shards_per_group
 from mm1_jax.sharding import AxisRules, batch_shardings, use_mesh
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import Mean, Metrics
@@ -87,8 +88,14 @@ def compile_train_step(
     return jitted.lower(state, shapes).compile()
 
 
-def raise_if_indivisible(num_rows: int, shardings: Batch) -> None:
-    """Raises ValueError if the rows of a batch cannot be dealt out evenly to the devices."""
+def raise_if_indivisible(
+    num_rows: int, shardings: Batch, image_buffer: tuple[int, int] | None = None
+) -> None:
+    """Raises ValueError if the rows of a batch cannot be dealt out evenly to the devices.
+
+    Args:
+        image_buffer: How many rows share how many slots for images; these must be, too.
+    """
     sharding = shardings.tokens
     num_shards = math.prod(
         sharding.mesh.shape[axis] for axis in jax.tree.leaves(tuple(sharding.spec))
@@ -98,6 +105,9 @@ def raise_if_indivisible(num_rows: int, shardings: Batch) -> None:
             f"input.batch_size={num_rows} is not divisible by the {num_shards} devices that share "
             f"the rows in the mesh {dict(sharding.mesh.shape)}; change it, or trainer.parallelism"
         )
+    if image_buffer is not None:
+        group_rows, group_slots = image_buffer
+        shards_per_group(num_rows, num_rows * group_slots // group_rows, group_rows, num_shards)
 
 
 def _mean_of_one(value: jax.Array) -> Mean:

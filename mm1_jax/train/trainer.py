@@ -86,8 +86,8 @@ class Trainer(Configurable):
 
         Args:
             model: Config of an `MM1`.
-            input: A `data.input.Input`; of it, `batch_size`, `corpus_names` and `iterator()` are
-                used.
+            input: A `data.input.Input`; of it, `batch_size`, `image_buffer`, `corpus_names` and
+                `iterator()` are used.
             evaluators: `evals.evaluator.Evaluator`s by name.
             devices: Those to train on; all of them if None.
         """
@@ -113,7 +113,7 @@ class Trainer(Configurable):
         self._mesh = parallelism.mesh(devices)
         self._prng_key = jax.random.key(cfg.seed)
         self._batch_shardings = batch_shardings(self._mesh, self._rules)
-        raise_if_indivisible(input.batch_size, self._batch_shardings)
+        raise_if_indivisible(input.batch_size, self._batch_shardings, input.image_buffer)
         transformation = optimizer.transformation(params)
         self.initialize = make_initialize(make_model, transformation)
         shapes = jax.eval_shape(self.initialize, self._prng_key)

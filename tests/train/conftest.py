@@ -85,6 +85,7 @@ class FakeInput:
     """`on_batch(step, batch)` may change a batch, or do something when it is made."""
 
     corpus_names = CORPUS_NAMES
+    image_buffer = (1, 2)
 
     def __init__(self, on_batch: Any = lambda step, batch: batch, batch_size: int = 4):
         self._on_batch = on_batch
