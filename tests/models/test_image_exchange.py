@@ -71,6 +71,7 @@ def test_on_a_mesh_rows_and_gradients_are_those_of_one_device(name, group_rows, 
     mesh = make_mesh(name)
     for seed in range(2):
         arguments = make_rows(group_rows, group_slots, seed)
+        is_image, image_index = arguments[2:]
         step = compile_on(mesh, group_rows, arguments)
         (_, merged), gradients = step(*jax.device_put(arguments, step.input_shardings[0]))
         np.testing.assert_array_equal(merged, merge(*map(jnp.asarray, arguments)))
@@ -79,6 +80,11 @@ def test_on_a_mesh_rows_and_gradients_are_those_of_one_device(name, group_rows, 
         )
         for gradient, right in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(gradient, right, rtol=1e-6)
+    # The same program takes a batch without images.
+    arguments = (*arguments[:2], np.zeros_like(is_image), np.full_like(image_index, -1))
+    (_, merged), gradients = step(*jax.device_put(arguments, step.input_shardings[0]))
+    np.testing.assert_array_equal(merged, arguments[0])
+    assert not np.asarray(gradients[1]).any()
 
 
 def collectives(compiled):
