@@ -69,6 +69,10 @@ def paper(model: MM1.Config) -> Experiment.Config:
             batch_size=512,
             max_sequence_length=4096,
             max_images=16,
+            # A row has 11.7 pictures on average where one of pages has 10 (captions fill all 16,
+            # text has none); 64 rows need 13 slots each at most, nine tenths of which are used.
+            image_group_rows=64,
+            images_per_row=13,
             num_workers=16,
         ),
         trainer=Trainer.default_config().set(max_steps=200_000),

@@ -3,6 +3,7 @@
 `resolve` fills the fields that must agree between the parts, so that each is set in one place:
 
     input.tokenizer                     -> model.decoder.vocab_size, model.image_token
+    input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
     model.vision_encoder.image_size     -> input.image_size
     size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
@@ -24,6 +25,7 @@ from mm1_jax.config import (
     RequiredFieldMissingError,
     config_class,
 )
+from mm1_jax.data.image_buffer import ImageBuffer, image_buffer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.models.decoder import num_non_embedding_parameters
@@ -57,6 +59,7 @@ class Experiment(Configurable):
         _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
         _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
         for path, source in (
+            ("model.image_group_rows", "input.image_group_rows"),
             ("input.num_image_tokens", "model.connector.num_image_tokens"),
             ("input.image_size", "model.vision_encoder.image_size"),
         ):
@@ -95,6 +98,7 @@ class Experiment(Configurable):
             cfg.trainer,
             model=cfg.model,
             batch_size=cfg.input.batch_size,
+            image_buffer=_image_buffer(cfg.input),
             num_corpora=len(corpora),
             devices=devices,
         )
@@ -103,6 +107,7 @@ class Experiment(Configurable):
     def batch_shapes(cfg: Any) -> Batch:
         """Shapes and types of the batches of a resolved `cfg`."""
         B, T, I = cfg.input.batch_size, cfg.input.max_sequence_length, cfg.input.max_images
+        J = _image_buffer(cfg.input).num_slots(B)
         size = cfg.input.image_size
         tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
         return Batch(
@@ -112,9 +117,18 @@ class Experiment(Configurable):
             positions=tokens,
             segment_ids=tokens,
             corpus_ids=tokens,
-            images=jax.ShapeDtypeStruct((B * I, size, size, 3), jnp.uint8),
+            images=jax.ShapeDtypeStruct((J, size, size, 3), jnp.uint8),
             image_index=jax.ShapeDtypeStruct((B, I), jnp.int32),
         )
+
+
+def _image_buffer(cfg: Input.Config) -> ImageBuffer:
+    return image_buffer(
+        group_rows=cfg.image_group_rows,
+        images_per_row=cfg.images_per_row,
+        max_images=cfg.max_images,
+        batch_size=cfg.batch_size,
+    )
 
 
 # Required fields of the parts of a model that the model sets, from those of other parts.

@@ -28,6 +28,7 @@ from mm1_jax.config import (
 )
 from mm1_jax.data.corpora.base import BadRecord, Corpus
 from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.image_buffer import RowSlots, image_buffer, most_images
 from mm1_jax.data.images import ImageTransform
 from mm1_jax.data.mixture import CorpusShare, MixedStream, Stream
 from mm1_jax.data.packing import Packing, PlannedRow
@@ -49,12 +50,17 @@ class Lengths(NamedTuple):
 
 @dataclass(frozen=True)
 class Consumed:
-    """What a corpus has given so far. Bad documents are among the documents."""
+    """What a corpus has given so far.
+
+    Among the documents are the bad ones, and those that overflowed: the buffer of their rows had no
+    room for their images. Neither are scored.
+    """
 
     documents: int
     tokens: int
     images: int
     bad_documents: int
+    overflowed: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class _Report:
     """
 
     next_index: Int[np.ndarray, "v k"]
-    consumed: Int[np.ndarray, "c 4"]
+    consumed: Int[np.ndarray, "c 5"]
     quarantined: tuple[Quarantined, ...]
 
 
@@ -99,6 +105,11 @@ class Input(Configurable):
         # None: set by the experiment from the connector and the vision encoder.
         num_image_tokens: int | None = None
         image_size: int | None = None
+        # Consecutive rows of the batch that share a buffer of images, of so many slots a row: the
+        # vision encoder runs over slots, and rows alone would need `max_images` (None). Documents
+        # without room are counted and not scored. `describe` says how many slots are enough.
+        image_group_rows: int = 1
+        images_per_row: float | None = None
         packing: Packing.Config = Packing.default_config()
         seed: int = 0
         # Processes that read and decode; 0 is one thread of this process.
@@ -123,6 +134,12 @@ class Input(Configurable):
         self.split = split
         self.batch_size: int = cfg.batch_size
         self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, image_size)
+        self.image_buffer = image_buffer(
+            group_rows=cfg.image_group_rows,
+            images_per_row=cfg.images_per_row,
+            max_images=cfg.max_images,
+            batch_size=cfg.batch_size,
+        )
         self.num_image_tokens = num_image_tokens
         self.num_workers = cfg.num_workers
         self.prefetch = cfg.prefetch
@@ -184,6 +201,7 @@ class Input(Configurable):
             "split": self.split,
             "num_image_tokens": self.num_image_tokens,
             "image_size": self.image_size,
+            "image_buffer": list(self.image_buffer),
             "tokenizer": self.tokenizer.fingerprint(),
             **sources,
             **self.packing.fingerprint(),
@@ -205,7 +223,21 @@ class Input(Configurable):
                     f"    {share.name}: {share.weight / examples:.1%} of the examples, "
                     + self._describe_lengths(self.lengths[share.corpus])
                 )
-        return "\n".join(lines)
+        return "\n".join([*lines, self._describe_buffer()])
+
+    def _describe_buffer(self) -> str:
+        (group_rows, slots), packing = self.image_buffer, self.packing
+        weights = packing.mixture.weights
+        row_images = [packing.expected_images(k) for k in range(len(weights))]
+        rows = self.config.image_group_rows
+        expected = float(np.average(row_images, weights=weights))
+        most = [self.max_images if images else 0 for images in row_images]
+        enough = most_images(weights, most, rows)
+        return (
+            f"  images: {slots} slots for {group_rows} rows, {expected * group_rows / slots:.1%} "
+            f"of them used ({expected:.1f} images a row); {rows} rows never need more than "
+            f"{enough} ({enough / rows:g} a row, {expected * rows / enough:.1%} used)"
+        )
 
     def _lengths(self, corpus: Corpus) -> Lengths:
         if not len(corpus):
@@ -238,11 +270,13 @@ class InputIterator(Iterator[Batch]):
     """Some rows of batch after batch.
 
     `image_index` counts in the buffer of the global batch; of that buffer, a batch of some rows
-    holds the part that belongs to them.
+    holds the part that belongs to them. Where that cuts a group of rows, pictures of its other rows
+    may be in this part, and are read here too: about twice as many pictures are decoded.
     """
 
     def __init__(self, input: Input, rows: range):
-        planner = input.packing.planner(rows)
+        input.image_buffer.slots(rows)
+        planner = input.packing.planner(input.image_buffer.whole_groups(rows))
         self.input = input
         self.rows = rows
         self._step = planner.step
@@ -278,7 +312,7 @@ class InputIterator(Iterator[Batch]):
         return self._step
 
     def accounting(self) -> dict[str, dict[str, int | float]]:
-        """Documents, tokens, images, bad documents and epochs by corpus, as of the last batch.
+        """What each corpus has given, and in how many epochs, as of the last batch.
 
         Counts are of this iterator's rows; sum them over hosts, epochs included.
         """
@@ -289,6 +323,7 @@ class InputIterator(Iterator[Batch]):
                 "tokens": int(total[1]),
                 "images": int(total[2]),
                 "bad_documents": int(total[3]),
+                "overflowed": int(total[4]),
                 "epochs": int(total[0]) / self._num_usable(i),
             }
             for i, (corpus, total) in enumerate(zip(self.input.corpora, totals, strict=True))
@@ -308,7 +343,7 @@ class InputIterator(Iterator[Batch]):
     def set_state(self, state: Mapping[str, Any]):
         """Goes to a saved state, of this or any other Input that makes the same batches."""
         _check_fingerprint(state["fingerprint"], self._fingerprint)
-        planner = self.input.packing.planner(self.rows)
+        planner = self.input.packing.planner(self.input.image_buffer.whole_groups(self.rows))
         planner.restore(state["step"], np.array(state["next_index"], np.int64))
         self.close()
         self._step = planner.step
@@ -341,10 +376,10 @@ class InputIterator(Iterator[Batch]):
 
     def _check_bad_fractions(self):
         totals = self._consumed_before + self._consumed
-        for i in np.flatnonzero(totals[:, -1]).tolist():
+        for i in np.flatnonzero(totals[:, 3]).tolist():
             check_bad_fraction(
                 self.input.corpus_names[i],
-                bad=int(totals[i, -1]),
+                bad=int(totals[i, 3]),
                 documents=int(totals[i, 0]),
                 least=min(_LEAST_DOCUMENTS, self._num_usable(i)),
                 limit=self.input.max_bad_fraction,
@@ -402,6 +437,7 @@ class _Batches(grain.IterDataset):
         self.packing = input.packing
         self.row_loader = input.row_loader
         self.shape = input.shape
+        self.buffer = input.image_buffer
         self.rows = rows
         self.step = step
         self.next_index = next_index
@@ -419,7 +455,8 @@ class _BatchesIterator(grain.DatasetIterator):
     def __init__(self, batches: _Batches):
         super().__init__()
         self._batches = batches
-        self._planner = batches.packing.planner(batches.rows)
+        self._groups = batches.buffer.whole_groups(batches.rows)
+        self._planner = batches.packing.planner(self._groups)
         self._planner.restore(batches.step, batches.next_index)
         self._num_corpora = len(batches.row_loader.corpora)
 
@@ -429,13 +466,21 @@ class _BatchesIterator(grain.DatasetIterator):
             self._planner.next_rows()
         planned = self._planner.next_rows()
         next_index = self._planner.next_index.copy()
-        loaded, quarantined = [], []
-        for row in planned:
-            examples, bad = self._batches.row_loader.load(row)
-            loaded.append(examples)
-            quarantined += bad
-        batch = concatenate(loaded, self._batches.shape, first_row=self._batches.rows.start)
-        report = _Report(next_index, self._count(planned, quarantined), tuple(quarantined))
+        slots = self._batches.buffer.place(planned, first_row=self._groups.start)
+        loaded, others, quarantined = [], [], []
+        loader, rows = self._batches.row_loader, self._batches.rows
+        part = self._batches.buffer.slots(rows)
+        for number, row, row_slots in zip(self._groups, planned, slots, strict=True):
+            if number in rows:
+                examples, bad = loader.load(row, row_slots)
+                loaded.append(examples)
+                quarantined += bad
+            else:
+                others += loader.load_images(row, row_slots, part)
+        batch = concatenate(loaded, self._batches.shape, buffer=part, others=others)
+        own = slice(rows.start - self._groups.start, rows.stop - self._groups.start)
+        consumed = self._count(planned[own], slots[own], quarantined)
+        report = _Report(next_index, consumed, tuple(quarantined))
         return {field.name: getattr(batch, field.name) for field in fields(batch)} | {
             "report": report
         }
@@ -447,11 +492,17 @@ class _BatchesIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]):
         raise NotImplementedError
 
-    def _count(self, planned: list[PlannedRow], quarantined: list[Quarantined]) -> np.ndarray:
+    def _count(
+        self,
+        planned: Sequence[PlannedRow],
+        slots: Sequence[RowSlots],
+        quarantined: Sequence[Quarantined],
+    ) -> np.ndarray:
         counts = np.zeros((self._num_corpora, len(fields(Consumed))), np.int64)
-        for row in planned:
-            for record in row.records:
+        for row, row_slots in zip(planned, slots, strict=True):
+            for record, numbers in zip(row.records, row_slots, strict=True):
                 counts[record.corpus, :3] += (1, record.num_tokens, record.num_images)
+                counts[record.corpus, 4] += any(i < 0 for i in numbers)
         names = [corpus.name for corpus in self._batches.row_loader.corpora]
         for entry in quarantined:
             counts[names.index(entry.corpus), 3] += 1

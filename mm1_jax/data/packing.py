@@ -150,6 +150,12 @@ class Packing(Configurable):
         rows = tuple(tuple(bins[b]) for b in permutation(num_bins, seed))
         return _Group(rows, start + drawn)
 
+    def expected_images(self, stream: int) -> float:
+        """Images of a row of a stream, on average over a few groups of rows."""
+        shards = range(min(self.num_shards, 4))
+        rows = [row for shard in shards for row in self.fill(stream, shard, 1, 0).rows]
+        return sum(record.num_images for row in rows for record in row) / len(rows)
+
     def locate(self, stream: int, shard: int, number: int) -> tuple[int, int]:
         """Group, and row in it, of the `number`-th row that a shard emits of a stream."""
         phase = self._phase(stream, shard)

@@ -2,10 +2,12 @@
 
 Nothing here may change the shape of a row, because the plan is made. A picture that fails to decode
 keeps its image positions and its slot, which points at no picture, and its document is not scored;
-a record that cannot be read keeps its positions likewise. All other bits of the batch stay.
+a record that cannot be read keeps its positions likewise, and so does a document for whose pictures
+the buffer has no room. All other bits of the batch stay.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from jaxtyping import Bool, Int, UInt8
 from mm1_jax.batch import Batch, Example, Image
 from mm1_jax.data.corpora.base import BadRecord, Corpus
 from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.image_buffer import RowSlots
 from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.mixture import hash_seed
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
@@ -23,12 +26,16 @@ from mm1_jax.data.quarantine import Quarantined
 
 @dataclass(frozen=True)
 class LoadedExample:
-    """An example with its pictures decoded; None is a picture that could not be."""
+    """An example with its pictures decoded, and the slots in the batch's buffer that they take.
+
+    None is a picture that could not be decoded, or that has no slot.
+    """
 
     tokens: Int[np.ndarray, "t"]
     targets: Int[np.ndarray, "t"]
     loss_mask: Bool[np.ndarray, "t"]
     images: Sequence[UInt8[np.ndarray, "h w 3"] | None]
+    slots: Sequence[int]
     corpus: int
 
 
@@ -57,18 +64,39 @@ class RowLoader:
         self.seed = seed
         self._corpus_seeds = [hash_seed(seed, "augmentation", corpus.name) for corpus in corpora]
 
-    def load(self, row: PlannedRow) -> tuple[list[LoadedExample], list[Quarantined]]:
-        """The examples of a row, and those of its records that could not be used."""
+    def load(
+        self, row: PlannedRow, slots: RowSlots
+    ) -> tuple[list[LoadedExample], list[Quarantined]]:
+        """The examples of a row, and those of its records that could not be used.
+
+        Args:
+            slots: Of the pictures of each record; a document without room for them (-1) is not
+                scored.
+        """
         loaded, bad = [], []
-        for record in row.records:
-            example, reason = self._load(record)
+        for record, numbers in zip(row.records, slots, strict=True):
+            example, reason = self._load(record, numbers)
             loaded.append(example)
             if reason is not None:
                 name = self.corpora[record.corpus].name
                 bad.append(Quarantined(name, record.index, record.epoch, reason))
         return loaded, bad
 
-    def _load(self, record: PlannedRecord) -> tuple[LoadedExample, str | None]:
+    def load_images(self, row: PlannedRow, slots: RowSlots, buffer: range) -> list[LoadedExample]:
+        """Of the records of a row, those with a picture in this part of the batch's buffer.
+
+        Only such pictures are decoded.
+        """
+        wanted = [[i if i in buffer else -1 for i in numbers] for numbers in slots]
+        return [
+            self._load(record, numbers)[0]
+            for record, numbers in zip(row.records, wanted, strict=True)
+            if any(i >= 0 for i in numbers)
+        ]
+
+    def _load(
+        self, record: PlannedRecord, slots: Sequence[int]
+    ) -> tuple[LoadedExample, str | None]:
         corpus = self.corpora[record.corpus]
         try:
             example = self.example_builder.example(corpus.document(record.index))
@@ -82,14 +110,17 @@ class RowLoader:
                 "The data or the tokenizer changed after the table was made; make it again."
             )
         images, reasons = [], []
-        for number, image in enumerate(example.images):
+        for number, (image, slot) in enumerate(zip(example.images, slots, strict=True)):
             try:
-                images.append(self._transform(image, record, number))
+                images.append(None if slot < 0 else self._transform(image, record, number))
             except BadImage as error:
                 images.append(None)
                 reasons.append(f"image {number}: {error}")
-        loss_mask = np.zeros_like(example.loss_mask) if reasons else example.loss_mask
-        loaded = LoadedExample(example.tokens, example.targets, loss_mask, images, record.corpus)
+        is_scored = all(image is not None for image in images)
+        loss_mask = example.loss_mask if is_scored else np.zeros_like(example.loss_mask)
+        loaded = LoadedExample(
+            example.tokens, example.targets, loss_mask, images, slots, record.corpus
+        )
         return loaded, "; ".join(reasons) or None
 
     def _transform(self, image: Image, record: PlannedRecord, number: int) -> np.ndarray:
@@ -110,6 +141,7 @@ class RowLoader:
             targets=np.zeros_like(tokens),
             loss_mask=np.zeros(record.num_tokens, bool),
             images=[None] * record.num_images,
+            slots=[-1] * record.num_images,
             corpus=record.corpus,
         )
 
@@ -118,38 +150,41 @@ def concatenate(
     rows: Sequence[Sequence[LoadedExample]],
     shape: RowShape,
     *,
-    first_row: int = 0,
+    buffer: range,
+    others: Iterable[LoadedExample] = (),
 ) -> Batch:
-    """Lays examples one after the other into rows; picture k of row b is `b * max_images + k`.
+    """Lays examples one after the other into rows, and pictures into their slots.
 
     Args:
-        first_row: Number of the first row in the global batch: `image_index` counts pictures in the
-            buffer of the global batch, of which this batch holds a part.
+        buffer: The part of the global batch's buffer of pictures that this batch holds.
+        others: Examples of other rows, of which some pictures belong into that part.
     """
     num_rows, length, size = len(rows), shape.max_sequence_length, shape.image_size
     tokens, targets, positions, segment_ids = np.zeros((4, num_rows, length), np.int32)
     corpus_ids = np.full((num_rows, length), -1, np.int32)
     loss_mask = np.zeros((num_rows, length), bool)
-    pictures = np.zeros((num_rows * shape.max_images, size, size, 3), np.uint8)
+    pictures = np.zeros((len(buffer), size, size, 3), np.uint8)
     image_index = np.full((num_rows, shape.max_images), -1, np.int32)
     for b, examples in enumerate(rows):
-        start, slot = 0, 0
+        start, k = 0, 0
         for number, example in enumerate(examples, start=1):
             span = slice(start, start + len(example.tokens))
             start = span.stop
-            _check_budget(start, slot + len(example.images), shape)
+            _check_budget(start, k + len(example.images), shape)
             tokens[b, span] = example.tokens
             targets[b, span] = example.targets
             loss_mask[b, span] = example.loss_mask
             positions[b, span] = np.arange(len(example.tokens))
             segment_ids[b, span] = number
             corpus_ids[b, span] = example.corpus
-            for picture in example.images:
+            for picture, slot in zip(example.images, example.slots, strict=True):
                 if picture is not None:
-                    place = b * shape.max_images + slot
-                    pictures[place] = picture
-                    image_index[b, slot] = first_row * shape.max_images + place
-                slot += 1
+                    image_index[b, k] = slot
+                k += 1
+    for example in (*itertools.chain.from_iterable(rows), *others):
+        for picture, slot in zip(example.images, example.slots, strict=True):
+            if picture is not None and slot in buffer:
+                pictures[slot - buffer.start] = picture
     return Batch(
         tokens=tokens,
         targets=targets,
@@ -184,15 +219,17 @@ def assemble(
                 example.targets,
                 example.loss_mask,
                 [image_transform(image) for image in example.images],
+                range(b * shape.max_images, b * shape.max_images + len(example.images)),
                 corpus,
             )
         ]
-        for example in examples
+        for b, example in enumerate(examples)
     ]
     num_rows = len(rows) if num_rows is None else num_rows
     if num_rows < len(rows):
         raise ValueError(f"num_rows={num_rows} is too small for {len(rows)} examples.")
-    return concatenate(rows + [[]] * (num_rows - len(rows)), shape)
+    rows += [[]] * (num_rows - len(rows))
+    return concatenate(rows, shape, buffer=range(num_rows * shape.max_images))
 
 
 def _check_budget(num_tokens: int, num_images: int, shape: RowShape):

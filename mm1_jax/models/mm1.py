@@ -12,7 +12,7 @@ from mm1_jax.layers.module import Module, cast
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.decoder import Cache, Decoder
-from mm1_jax.models.merge import merge
+from mm1_jax.models.image_exchange import merge_images
 from mm1_jax.models.vision_encoder import VisionEncoder
 from mm1_jax.sharding import constrain
 
@@ -38,6 +38,9 @@ class MM1(Module):
         decoder: InstantiableConfig = Decoder.default_config()
         # Id of the placeholder token; None until the experiment sets the tokenizer's.
         image_token: int | None = None
+        # Consecutive rows that share a buffer of images; the experiment sets the input's. None:
+        # an image may be anywhere in the batch, which on a mesh is sent to all devices.
+        image_group_rows: int | None = None
         # What activations and matrix products are computed in: "float32" or "bfloat16".
         dtype: str = "float32"
 
@@ -57,6 +60,7 @@ class MM1(Module):
             grid_size=encoder.image_size // encoder.patch_size,
         )
         self.image_token = cfg.image_token
+        self.image_group_rows = cfg.image_group_rows
         self.dtype = cfg.dtype
         self.vision_encoder = encoder.instantiate(rngs=rngs)
         self.connector = cfg.connector.instantiate(rngs=rngs)
@@ -128,10 +132,11 @@ class MM1(Module):
     def _merge(
         self, batch: Batch, image_embeddings: Float[Array, "J M D"]
     ) -> Float[Array, "B T D"]:
-        embeddings = merge(
+        embeddings = merge_images(
             self.decoder.embed(batch.tokens),
             constrain(image_embeddings, "images", None, None),
             batch.tokens == self.image_token,
             batch.image_index,
+            group_rows=self.image_group_rows,
         )
         return constrain(embeddings, "batch", "sequence", None)

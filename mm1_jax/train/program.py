@@ -51,6 +51,7 @@ class Program:
         optimizer: Optimizer.Config,
         parallelism: Parallelism.Config,
         batch_size: int,
+        image_buffer: tuple[int, int],
         num_corpora: int,
         devices: Sequence[Any],
     ):
@@ -66,7 +67,10 @@ class Program:
         self.mesh, self.rules = self.parallelism.mesh(devices), self.parallelism.rules
         self.batch_shardings = batch_shardings(self.mesh, self.rules)
         raise_if_indivisible(
-            batch_size, self.batch_shardings, self.parallelism.gradient_accumulation
+            batch_size,
+            self.batch_shardings,
+            image_buffer,
+            self.parallelism.gradient_accumulation,
         )
         transformation = update.transformation(params)
         self.initialize = make_initialize(make_model, transformation)

@@ -1,6 +1,5 @@
 """One update, as a pure function of state and batch."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
+from mm1_jax.models.image_exchange import shards_per_group
 from mm1_jax.sharding import AxisRules, batch_shardings, use_mesh
 from mm1_jax.train.loss import Loss, Totals, totals
 from mm1_jax.train.metrics import Mean, Metrics
@@ -85,12 +85,8 @@ def make_train_step(
 def micro_batches(batch: Batch, number: int) -> Batch:
     """The rows, in order, as `number` batches that are stacked: fields get a leading dim.
 
-    The picture buffer is cut likewise, and `image_index` counts in the part that goes with a row.
+    The image buffer is cut likewise; `image_index` goes on counting in that of the whole batch.
     """
-    num_images = len(batch.images) // number
-    starts = (jnp.arange(len(batch.tokens)) * number // len(batch.tokens) * num_images)[:, None]
-    index = jnp.where(batch.image_index < 0, batch.image_index, batch.image_index - starts)
-    batch = dataclasses.replace(batch, image_index=index)
     return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
 
 
@@ -146,8 +142,18 @@ def lower_train_step(
     return jitted.lower(state, shapes)
 
 
-def raise_if_indivisible(num_rows: int, shardings: Batch, gradient_accumulation: int = 1) -> None:
-    """Raises ValueError if the rows of a batch cannot be dealt out evenly to the devices."""
+def raise_if_indivisible(
+    num_rows: int,
+    shardings: Batch,
+    image_buffer: tuple[int, int] | None = None,
+    gradient_accumulation: int = 1,
+) -> None:
+    """Raises ValueError if the rows of a batch cannot be dealt out evenly to the devices.
+
+    Args:
+        image_buffer: How many rows share how many slots for images; these must be, too.
+        gradient_accumulation: Micro-batches, each of which is dealt out on its own.
+    """
     if num_rows % gradient_accumulation:
         raise ValueError(
             f"input.batch_size={num_rows} is not divisible by gradient_accumulation="
@@ -165,6 +171,9 @@ def raise_if_indivisible(num_rows: int, shardings: Batch, gradient_accumulation:
             f"times gradient_accumulation={gradient_accumulation}; change it, or "
             "trainer.parallelism"
         )
+    if image_buffer is not None:
+        group_rows, group_slots = image_buffer
+        shards_per_group(num_rows, num_rows * group_slots // group_rows, group_rows, num_shards)
 
 
 def _mean_of_one(value: jax.Array) -> Mean:

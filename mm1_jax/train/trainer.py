@@ -82,8 +82,8 @@ class Trainer(Configurable):
 
         Args:
             model: Config of an `MM1`.
-            input: A `data.input.Input`; of it, `batch_size`, `corpus_names` and `iterator()` are
-                used.
+            input: A `data.input.Input`; of it, `batch_size`, `image_buffer`, `corpus_names` and
+                `iterator()` are used.
             evaluators: `evals.evaluator.Evaluator`s by name.
             devices: Those to train on; all of them if None.
         """
@@ -103,6 +103,7 @@ class Trainer(Configurable):
             cfg,
             model=model,
             batch_size=input.batch_size,
+            image_buffer=input.image_buffer,
             num_corpora=len(input.corpus_names),
             devices=jax.devices() if devices is None else devices,
         )
@@ -114,6 +115,7 @@ class Trainer(Configurable):
         *,
         model: InstantiableConfig,
         batch_size: int,
+        image_buffer: tuple[int, int],
         num_corpora: int,
         devices: Sequence[Any],
     ) -> Program:
@@ -124,6 +126,7 @@ class Trainer(Configurable):
             optimizer=cfg.optimizer,
             parallelism=choose(cfg.mesh_rules, cfg.parallelism, devices),
             batch_size=batch_size,
+            image_buffer=image_buffer,
             num_corpora=num_corpora,
             devices=devices,
         )

@@ -56,6 +56,15 @@ def _join(parts):
     )
 
 
+@pytest.fixture(scope="module")
+def grouped():
+    """An Input whose rows share buffers that are too small now and then, and what it gives."""
+    made = _make(image_group_rows=4, images_per_row=3.5)
+    iterator = made.iterator()
+    batches = _take(iterator)
+    return made, batches, iterator.accounting()
+
+
 def test_a_batch_has_the_shapes_and_types_that_the_model_expects(shared):
     made, (batch, *_), _ = shared
     assert batch.tokens.shape == (8, 96)
@@ -95,6 +104,74 @@ def test_hosts_together_make_the_same_batches_as_one(shared, cuts):
     _assert_equal([_join(row_parts) for row_parts in zip(*parts, strict=True)], batches)
 
 
+@pytest.mark.parametrize("cuts", [[0, 4, 8], [0, 2, 4, 6, 8], [0, 2, 8]])
+def test_hosts_that_share_groups_of_rows_make_the_same_batches_as_one(grouped, cuts):
+    made, batches, accounting = grouped
+    iterators = [made.iterator(range(lo, hi)) for lo, hi in zip(cuts, cuts[1:], strict=False)]
+    parts = [_take(iterator) for iterator in iterators]
+    _assert_equal([_join(row_parts) for row_parts in zip(*parts, strict=True)], batches)
+    # Every host counts its own rows.
+    for name, total in accounting.items():
+        for key, count in total.items():
+            counts = sum(iterator.accounting()[name][key] for iterator in iterators)
+            assert counts == pytest.approx(count)
+
+    merged = merge_states([iterator.get_state() for iterator in iterators])
+    again, whole = made.iterator(range(2, 8)), made.iterator()
+    again.set_state(merged)
+    whole.set_state(merged)
+    (part,), (batch,) = _take(again, 1), _take(whole, 1)
+    np.testing.assert_array_equal(part.tokens, batch.tokens[2:])
+    np.testing.assert_array_equal(part.images, batch.images[7:])
+
+
+def test_a_host_of_an_eighth_of_a_group_reads_its_part():
+    made = _make(image_group_rows=8, images_per_row=4)
+    parts = [_take(made.iterator(range(b, b + 1)), 2) for b in range(8)]
+    batches = [_join(row_parts) for row_parts in zip(*parts, strict=True)]
+    _assert_equal(batches, _take(made.iterator(), 2))
+    with pytest.raises(ValueError, match="1 rows have no whole number of slots"):
+        _make(image_group_rows=8, images_per_row=3.5).iterator(range(1, 2))
+
+
+def test_groups_make_the_same_rows_but_for_documents_without_room(shared, grouped):
+    made, batches, _ = shared
+    _, others, accounting = grouped
+    lost = np.zeros(4, int)
+    for batch, other in zip(batches, others, strict=True):
+        assert other.images.shape == (2 * 14, 16, 16, 3)
+        for name in ("tokens", "targets", "positions", "segment_ids", "corpus_ids"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(batch, name), name)
+        shown = other.image_index >= 0
+        np.testing.assert_array_equal(
+            other.images[other.image_index[shown]], batch.images[batch.image_index[shown]]
+        )
+        unused = np.setdiff1d(np.arange(28), other.image_index)
+        assert not other.images[unused].any()
+        scored = batch.loss_mask & ~other.loss_mask
+        assert not (other.loss_mask & ~batch.loss_mask).any()
+        for b, segment in {(b, batch.segment_ids[b, t]) for b, t in np.argwhere(scored)}:
+            document = batch.segment_ids[b] == segment
+            assert not other.loss_mask[b, document].any()
+            lost[batch.corpus_ids[b, document][0]] += 1
+            slots = np.cumsum(batch.tokens[b] == made.tokenizer.image_token) - 1
+            slots = slots[document & (batch.tokens[b] == made.tokenizer.image_token)]
+            assert (other.image_index[b, slots // made.num_image_tokens] == -1).all()
+    assert lost.any()
+    assert [counts["overflowed"] for counts in accounting.values()] == lost.tolist()
+    assert all(counts["bad_documents"] == 0 for counts in accounting.values())
+
+
+def test_corrupt_pictures_of_a_group_change_no_other_bit(grouped):
+    _, batches, _ = grouped
+    config = _with_bad_images([3, 5], image_group_rows=4, images_per_row=3.5)
+    for clean, batch in zip(batches, _take(config.instantiate().iterator()), strict=True):
+        kept = batch.image_index >= 0
+        np.testing.assert_array_equal(batch.image_index[kept], clean.image_index[kept])
+        index = batch.image_index[kept]
+        np.testing.assert_array_equal(batch.images[index], clean.images[index])
+
+
 def test_a_prefetching_thread_makes_the_same_batches(shared):
     _, batches, states = shared
     iterator = _make(prefetch=2).iterator()
@@ -110,6 +187,13 @@ def test_worker_processes_make_the_same_batches(shared, num_workers):
     # An odd step: worker 0 begins with it, whichever worker would have made it in the first run.
     iterator.set_state(states[1])
     _assert_equal(_take(iterator, STEPS - 1), batches[1:])
+
+
+def test_worker_processes_share_buffers_in_the_same_way(grouped):
+    made, batches, _ = grouped
+    config = made.config.clone()
+    config.num_workers = 2
+    _assert_equal(_take(config.instantiate().iterator()), batches)
 
 
 def test_the_state_is_of_the_last_batch_handed_out_not_of_those_made_ahead(shared):
@@ -255,6 +339,7 @@ def test_accounting_counts_what_the_batches_hold(shared):
             "tokens": tokens[i],
             "images": images[i],
             "bad_documents": 0,
+            "overflowed": 0,
             "epochs": documents[i] / len(made.corpora[i]),
         }
 
@@ -276,6 +361,9 @@ def test_describe_says_what_each_stream_holds(shared):
     assert "train: 8 rows of 96 positions and 6 images a step" in text
     assert "captions: 45.0% of the rows" in text
     assert "questions: 50.0% of the examples, 7 documents" in text
+    assert "images: 6 slots for 1 rows, " in text and "1 rows never need more than 6 (6 a" in text
+    text = _make(image_group_rows=4, images_per_row=4).describe()
+    assert "images: 16 slots for 4 rows, " in text and "4 rows never need more than 24 (6 a" in text
 
 
 def _with_bad_images(indices, **fields):

@@ -6,12 +6,15 @@ from drawn_corpus import corpus
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.image_buffer import ImageBuffer
 from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
 
 M = 4
 SHAPE = RowShape(max_sequence_length=128, max_images=8, image_size=16)
+# Every row has its own slots.
+OWN = ImageBuffer(1, 8)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,15 @@ def plan(example_builder):
     return make
 
 
-def _batch(loader, *rows, **kwargs):
-    return concatenate([loader.load(row)[0] for row in rows], SHAPE, **kwargs)
+def _load(loader, *rows, buffer=OWN, first_row=0):
+    slots = buffer.place(rows, first_row=first_row)
+    return [loader.load(row, numbers) for row, numbers in zip(rows, slots, strict=True)]
+
+
+def _batch(loader, *rows, buffer=OWN, first_row=0):
+    loaded = [examples for examples, _ in _load(loader, *rows, buffer=buffer, first_row=first_row)]
+    part = buffer.slots(range(first_row, first_row + len(rows)))
+    return concatenate(loaded, SHAPE, buffer=part)
 
 
 def _equal(a, b):
@@ -134,7 +144,7 @@ def test_a_corrupt_picture_changes_nothing_but_itself_and_its_loss(make_loader, 
 
 
 def test_a_corrupt_picture_is_reported_with_its_reason(make_loader, plan):
-    _, bad = make_loader(bad_images=[1]).load(plan(0, 1, 2, epoch=3))
+    ((_, bad),) = _load(make_loader(bad_images=[1]), plan(0, 1, 2, epoch=3))
     ((name, index, epoch, reason),) = bad
     assert (name, index, epoch) == ("drawn", 1, 3)
     assert reason.startswith("image 0: not an image")
@@ -160,24 +170,23 @@ def test_a_record_that_fails_after_planning_keeps_its_place(make_loader, plan, t
     expected = clean.image_index[0].copy()
     expected[first : first + second] = -1
     np.testing.assert_array_equal(broken.image_index[0], expected)
-    assert loader.load(row)[1][0].reason == "drawn as bad"
+    ((_, (bad,)),) = _load(loader, row)
+    assert bad.reason == "drawn as bad"
 
 
 def test_lengths_that_no_longer_hold_are_an_error(make_loader, plan):
     row = plan(0)
     stale = PlannedRow(0, (row.records[0]._replace(num_tokens=99),))
     with pytest.raises(ValueError, match="'drawn', record 0: .* lengths table says 99"):
-        make_loader().load(stale)
+        _load(make_loader(), stale)
 
 
 def test_augmentation_depends_on_the_record_and_its_epoch_alone(make_loader, plan):
-    loader = make_loader()
-
     def pictures(row, document=0, seed=0):
-        return make_loader(seed=seed).load(row)[0][document].images
+        return _load(make_loader(seed=seed), row)[0][0][document].images
 
     np.testing.assert_array_equal(pictures(plan(4)), pictures(plan(0, 1, 4), document=2))
-    np.testing.assert_array_equal(pictures(plan(4)), loader.load(plan(4))[0][0].images)
+    np.testing.assert_array_equal(pictures(plan(4)), pictures(plan(4)))
     assert not np.array_equal(pictures(plan(4)), pictures(plan(4, epoch=1)))
     assert not np.array_equal(pictures(plan(4)), pictures(plan(4), seed=1))
 
@@ -202,7 +211,7 @@ def test_pictures_of_one_document_are_augmented_each_in_its_own_way(
         _corpus_seeds=[0],
     )
     lengths = example_builder.lengths(Twins().document(0))
-    ((loaded,), _) = loader.load(PlannedRow(0, (PlannedRecord(0, 0, 0, *lengths),)))
+    (((loaded,), _),) = _load(loader, PlannedRow(0, (PlannedRecord(0, 0, 0, *lengths),)))
     assert not np.array_equal(loaded.images[0], loaded.images[1])
 
 
@@ -214,6 +223,52 @@ def test_part_of_a_batch_is_a_slice_of_the_whole(make_loader, plan):
     for field in dataclasses.fields(whole):
         expected = getattr(whole, field.name)[pictures if field.name == "images" else slice(1, 3)]
         np.testing.assert_array_equal(getattr(part, field.name), expected, field.name)
+
+
+def test_rows_of_a_group_share_a_buffer_and_a_document_without_room_is_not_scored(
+    make_loader, plan
+):
+    rows = [plan(0, 1), plan(2), plan(3, 4), plan(6, 7)]
+    whole = _batch(make_loader(), *rows)
+    counts = [[record.num_images for record in row.records] for row in rows]
+    buffer = ImageBuffer(group_rows=4, group_slots=sum(map(sum, counts)) - 1)
+    placed = buffer.place(rows)
+    lost = [(b, n) for b, row in enumerate(placed) for n, x in enumerate(row) if -1 in x]
+    # The last document has no room, even if there is some for one of its pictures.
+    assert lost == [(3, 1)] and placed[3][1] == [-1] * counts[3][1]
+
+    batch = _batch(make_loader(), *rows, buffer=buffer)
+    assert len(batch.images) == buffer.group_slots
+    document = whole.segment_ids[3] == 2
+    assert whole.loss_mask[3, document].any()
+    whole.loss_mask[3, document] = False
+    for name in ("tokens", "targets", "loss_mask", "positions", "segment_ids", "corpus_ids"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name), name)
+    shown = batch.image_index >= 0
+    assert shown.sum() == sum(map(sum, counts)) - counts[3][1]
+    np.testing.assert_array_equal(
+        batch.images[batch.image_index[shown]], whole.images[whole.image_index[shown]]
+    )
+
+
+def test_pictures_of_other_rows_are_read_where_the_buffer_is_shared(make_loader, plan):
+    loader, rows = make_loader(bad_images=[2]), [plan(0, 1), plan(2), plan(3, 4), plan(5)]
+    buffer = ImageBuffer(group_rows=4, group_slots=12)
+    whole = _batch(loader, *rows, buffer=buffer)
+    slots = buffer.place(rows)
+    for half in (range(0, 2), range(2, 4)):
+        part = buffer.slots(half)
+        own = [loader.load(rows[b], slots[b])[0] for b in half]
+        others = [
+            example
+            for b in set(range(4)) - set(half)
+            for example in loader.load_images(rows[b], slots[b], part)
+        ]
+        batch = concatenate(own, SHAPE, buffer=part, others=others)
+        for field in dataclasses.fields(whole):
+            kept = part if field.name == "images" else half
+            expected = getattr(whole, field.name)[kept.start : kept.stop]
+            np.testing.assert_array_equal(getattr(batch, field.name), expected, field.name)
 
 
 def test_prompts_stand_one_in_a_row_padded_on_the_right(example_builder, image_transform):

@@ -18,7 +18,21 @@ from mm1_jax.sharding import AxisRules, parameter_shardings
 NAMES = sorted(named_configs())
 
 # Millions of parameters, at least and at most.
-SIZES = {"mm1_tiny": (0.8, 3), "mm1_tiny_moe": (1.2, 5)}
+SIZES = {
+    "mm1_tiny": (0.8, 3),
+    "mm1_tiny_moe": (1.2, 5),
+    # The paper's decoders, two tables for a vocabulary of 32,000, encoder and connector.
+    "mm1_3b": (3_650, 3_900),
+    "mm1_7b": (7_250, 7_500),
+    "mm1_30b": (30_500, 31_000),
+    "mm1_3b_moe": (65_000, 66_000),
+    "mm1_7b_moe": (40_500, 41_500),
+    "mm1_3b_encoder_ablation": (3_350, 3_550),
+    "mm1_9m": (320, 360),
+    "mm1_85m": (420, 470),
+    "mm1_302m": (650, 720),
+    **{name: (1_600, 4_200) for name in NAMES if name.startswith("mm1_1b")},
+}
 
 # Checkpoints hold parameters by these names: module: parameters, a star for numbers.
 ENCODER_AND_CONNECTOR = """

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from experiments.vision_encoders import vit_h14
-from mm1_jax.batch import Batch
+from mm1_jax.batch import Batch, dealt_slots
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallelism import Parallelism
@@ -46,14 +46,14 @@ def forward(model, batch):
     return model.logits(output.hidden), output.router
 
 
-def make_batch(rows, images):
+def make_batch(rows, images, num_rows=ROWS):
     """Packed rows, then empty ones; a document is (tokens, images of the buffer for its places)."""
-    shape = (ROWS, LENGTH)
+    shape = (num_rows, LENGTH)
     fields = {
         name: np.zeros(shape, np.int32)
         for name in ("tokens", "targets", "positions", "segment_ids", "corpus_ids")
     }
-    image_index = np.full((ROWS, SLOTS), -1, np.int32)
+    image_index = np.full((num_rows, SLOTS), -1, np.int32)
     for row, documents in enumerate(rows):
         start = slot = 0
         for segment, (places, numbers) in enumerate(documents, start=1):
@@ -254,6 +254,76 @@ def test_eight_devices_compute_what_one_does(build, cfg, images):
     with use_mesh(mesh):
         logits = jax.jit(lambda model, batch: model.logits(model(batch).hidden))(model, batch)
     np.testing.assert_allclose(logits, forward(model, batch)[0], rtol=1e-4, atol=1e-5)
+
+
+MESHES = [{"data": 2, "fsdp": 2, "model": 2}, {"data": 2, "fsdp": 4}]
+
+
+def grouped(rows, pictures, group_rows, group_slots):
+    """Packed rows whose pictures stand in buffers of groups, and the place of each picture there.
+
+    The `pictures` of a row are numbers of it, in the order of its documents.
+    """
+    order = dealt_slots(group_slots, group_rows)
+    buffer = np.zeros((len(rows) // group_rows * group_slots, *pictures.shape[1:]), np.uint8)
+    places, moved, taken = {}, [], 0
+    for b, documents in enumerate(rows):
+        taken = 0 if b % group_rows == 0 else taken
+        moved.append([])
+        for tokens, numbers in documents:
+            own = order[taken : taken + len(numbers)] + b // group_rows * group_slots
+            taken += len(numbers)
+            places |= dict(zip(numbers, own.tolist(), strict=True))
+            moved[-1].append((tokens, own))
+    for number, place in places.items():
+        buffer[place] = pictures[number]
+    return make_batch(moved, buffer, num_rows=len(rows)), places
+
+
+@pytest.mark.parametrize(("group_rows", "group_slots"), [(1, 2), (4, 8), (8, 8)])
+def test_however_rows_share_a_buffer_logits_and_gradients_are_the_same(
+    build, cfg, group_rows, group_slots
+):
+    """On one device and on eight; each picture's gradient is its own."""
+    rows = [
+        [(FIRST, [0]), (SECOND, [1])],
+        [(THIRD, [])],
+        [(SECOND, [2])],
+        [(THIRD, []), (FIRST, [3])],
+        [(FIRST, [4])],
+        [(FIRST, [5]), (THIRD, [])],
+        [(THIRD, [])],
+        [(SECOND, [6]), (FIRST, [7])],
+    ]
+    shape = (8, IMAGE_SIZE, IMAGE_SIZE, 3)
+    pictures = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def step(model, batch, pixels, weights):
+        with_pixels = jax.tree.map(lambda leaf: pixels if leaf is batch.images else leaf, batch)
+        hidden = model.decoder(
+            model.embed(with_pixels), positions=batch.positions, segment_ids=batch.segment_ids
+        ).hidden
+        return jnp.sum(hidden * weights), model.logits(hidden)
+
+    def run(batch, places, mesh):
+        model = build(cfg)
+        weights = jnp.asarray(np.random.default_rng(1).normal(size=(8, LENGTH, 8)), jnp.float32)
+        pixels = batch.images.astype(jnp.float32)
+        with use_mesh(mesh):
+            compiled = jax.jit(jax.value_and_grad(step, argnums=2, has_aux=True))
+            (_, logits), gradient = compiled(model, batch, pixels, weights)
+        empty = np.setdiff1d(np.arange(len(pixels)), list(places.values()))
+        assert not np.asarray(gradient)[empty].any()
+        return logits, np.stack([gradient[places[number]] for number in range(8)])
+
+    expected = run(*grouped(rows, pictures, 1, 4), None)
+    assert all(gradient.any() for gradient in expected[1])
+    cfg.image_group_rows = group_rows
+    for axes in (None, *MESHES):
+        mesh = axes and Parallelism.default_config().set(**axes).instantiate().mesh()
+        found = run(*grouped(rows, pictures, group_rows, group_slots), mesh)
+        for actual, right in zip(found, expected, strict=True):
+            np.testing.assert_allclose(actual, right, rtol=1e-4, atol=2e-5)
 
 
 def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):

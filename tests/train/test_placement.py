@@ -53,7 +53,9 @@ def placed(request, tmp_path_factory, make_batch):
     folder = tmp_path_factory.mktemp("run")
     trainer = cfg.trainer.instantiate(
         model=cfg.model,
-        input=SimpleNamespace(batch_size=ROWS, corpus_names=["captions", "text"]),
+        input=SimpleNamespace(
+            batch_size=ROWS, image_buffer=(1, IMAGES), corpus_names=["captions", "text"]
+        ),
         evaluators={},
         output_dir=folder,
     )

@@ -170,6 +170,22 @@ def test_rows_that_the_devices_cannot_share_are_an_error_at_once(make_trainer, f
         make_trainer(input=fakes.Input(batch_size=3), num_devices=8)
 
 
+@pytest.mark.parametrize(
+    ("image_buffer", "message"),
+    [
+        ((3, 5), "input.image_group_rows=3: .* 4 devices"),
+        ((4, 6), "input.images_per_row: .* 2, for 8"),
+    ],
+)
+def test_groups_of_rows_that_the_devices_cannot_share_are_refused(
+    make_trainer, fakes, image_buffer, message
+):
+    input = fakes.Input()
+    input.image_buffer = image_buffer
+    with pytest.raises(ValueError, match=message):
+        make_trainer(input=input, num_devices=8)
+
+
 def test_several_processes_are_refused_at_once(make_trainer, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="2 JAX processes: training runs in one process only"):

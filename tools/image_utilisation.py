@@ -1,0 +1,151 @@
+"""How full the image buffer gets, by how many rows share it: what to set in an experiment.
+
+    python tools/image_utilisation.py --images_per_row 10 13
+
+Plans rows of captions, interleaved pages and text in MM1's proportions, from drawn lengths, through
+the packing that training uses. For each size of the group, prints the smallest buffer in which no
+document overflowed in the planned steps and the one that can never overflow, with the share of its
+slots that hold an image; against slots of its own for every row.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from mm1_jax.data.image_buffer import most_images
+from mm1_jax.data.mixture import CorpusShare, MixedStream
+from mm1_jax.data.packing import Packing
+
+WEIGHTS = {"captions": 9, "interleaved": 9, "text": 2}
+# Of each stream; more say nothing new.
+NUM_RECORDS = 20_000
+# Text of a caption, and of a document without images, in tokens.
+CAPTION_TOKENS, TEXT_TOKENS = 20, 1000
+
+
+def lengths(args: argparse.Namespace, tokens_per_image: float) -> dict[int, np.ndarray]:
+    """Positions and images of drawn captions, pages and texts.
+
+    A page has 1 image or more, 2.5 on average before those beyond a row are cut, and
+    `tokens_per_image` tokens of text by image, on average.
+    """
+    rng = np.random.default_rng(args.seed)
+
+    def text(mean: float | np.ndarray) -> np.ndarray:
+        return mean * np.exp(rng.normal(0, args.spread, NUM_RECORDS) - args.spread**2 / 2)
+
+    most = min(args.max_images, (args.max_sequence_length - 1) // args.num_image_tokens)
+    images = np.minimum(rng.geometric(1 / 2.5, NUM_RECORDS), most)
+    columns = [
+        (text(CAPTION_TOKENS), np.ones(NUM_RECORDS, int)),
+        (text(images * tokens_per_image), images),
+        (text(TEXT_TOKENS), np.zeros(NUM_RECORDS, int)),
+    ]
+    tables = {}
+    for corpus, (words, images) in enumerate(columns):
+        positions = 1 + words.astype(int) + images * args.num_image_tokens
+        positions = np.minimum(positions, args.max_sequence_length)
+        tables[corpus] = np.stack([positions, images], axis=1)
+    return tables
+
+
+def packing(args: argparse.Namespace, tables: dict[int, Int[np.ndarray, "_ 2"]]) -> Packing:
+    streams = [
+        MixedStream(name, weight, (CorpusShare(i, name, 1, NUM_RECORDS),))
+        for i, (name, weight) in enumerate(WEIGHTS.items())
+    ]
+    return Packing.default_config().instantiate(
+        streams=streams,
+        lengths=tables,
+        batch_size=args.batch_size,
+        max_sequence_length=args.max_sequence_length,
+        max_images=args.max_images,
+        seed=args.seed,
+    )
+
+
+def with_images_per_row(args: argparse.Namespace, target: float) -> Packing:
+    """A packing whose interleaved rows have `target` images on average: by the text between."""
+    low, high = 0.0, float(args.max_sequence_length)
+    for _ in range(20):
+        middle = (low + high) / 2
+        plan = packing(args, lengths(args, middle))
+        low, high = (middle, high) if plan.expected_images(1) > target else (low, middle)
+    return plan
+
+
+def images_of_rows(plan: Packing, num_steps: int) -> Int[np.ndarray, "steps rows"]:
+    planner = plan.planner(range(plan.batch_size))
+    return np.array(
+        [
+            [sum(record.num_images for record in row.records) for row in planner.next_rows()]
+            for _ in range(num_steps)
+        ]
+    )
+
+
+def table(args: argparse.Namespace, images: Int[np.ndarray, "steps rows"]) -> list[str]:
+    """A line for each size of the group: slots a row, and the share of them that is used."""
+    mean = images.mean()
+    weights = tuple(WEIGHTS.values())
+    most = (args.max_images, args.max_images, 0)
+    own = args.max_images
+    lines = [f"| 1 | {own} | {own} | {mean / own:.3f} | {own} | {own} | {mean / own:.3f} |"]
+    for rows in args.group_rows:
+        fullest = int(images.reshape(len(images), -1, rows).sum(axis=2).max())
+        # Devices share a group evenly, up to one row each.
+        slots = math.ceil(fullest / args.multiple) * args.multiple
+        safe = math.ceil(most_images(weights, most, rows) / args.multiple) * args.multiple
+        cells = [
+            cell
+            for n in (slots, safe)
+            for cell in (f"{n}", f"{n / rows:g}", f"{mean * rows / n:.3f}")
+        ]
+        lines.append(f"| {rows} | {' | '.join(cells)} |")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    summary, _, text = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images_per_row", type=float, nargs="+", default=[10, 13], help="of interleaved rows"
+    )
+    parser.add_argument("--group_rows", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument(
+        "--spread",
+        type=float,
+        default=0.6,
+        help="of the length of texts: the standard deviation of its logarithm",
+    )
+    parser.add_argument("--num_steps", type=int, default=200)
+    parser.add_argument("--batch_size", type=int, default=512)
+    parser.add_argument("--max_sequence_length", type=int, default=4096)
+    parser.add_argument("--max_images", type=int, default=16, help="of a row")
+    parser.add_argument("--num_image_tokens", type=int, default=144)
+    parser.add_argument(
+        "--multiple", type=int, default=8, help="of which the slots of a group are; by its devices"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    for rows in args.group_rows:
+        if rows < 1 or args.batch_size % rows:
+            parser.error(f"--group_rows={rows} must divide --batch_size={args.batch_size}")
+    for target in args.images_per_row:
+        images = images_of_rows(with_images_per_row(args, target), args.num_steps)
+        print(
+            f"{target:g} images per interleaved row, {images.mean():.2f} per row of "
+            f"{args.num_steps} steps of {args.batch_size} rows\n\n"
+            "| rows of a group | slots without overflow | per row | used "
+            "| slots for the worst case | per row | used |\n|---|---|---|---|---|---|---|"
+        )
+        print("\n".join(table(args, images)) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
