@@ -9,7 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from experiments.vision_encoders import aim_1b, aim_3b, aim_600m, vit_h14, vit_l14
 from mm1_jax.layers.attention import Pattern
-from mm1_jax.sharding import AxisRules, Parallelism, parameter_shardings
+from mm1_jax.parallelism import Parallelism
+from mm1_jax.sharding import AxisRules, parameter_shardings
 
 
 def params(cfg):
