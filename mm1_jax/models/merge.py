@@ -1,9 +1,10 @@
-"""Puts image embeddings where the image tokens are: a gather and a select, shapes fixed.
+"""Puts image embeddings where the image tokens are: gathers and a select, shapes fixed.
 
 Legend: B batch, T positions, D model dim, I image slots/row, J images in the buffer,
-M image tokens/image.
+M image tokens/image, R places for image tokens in a row (R = I M).
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,10 +24,41 @@ def merge(
         is_image   0      1     1     0      1   1
         result     token  4:0   4:1   token  0   0
     """
-    num_image_tokens = image_embeddings.shape[1]
-    rank_BT = jnp.cumsum(is_image, axis=1) - 1
-    k_BT, m_BT = jnp.divmod(rank_BT, num_image_tokens)
-    slot_BT = jnp.take_along_axis(image_index, k_BT, axis=1, mode="fill", fill_value=-1)
-    gathered_BTD = image_embeddings[jnp.maximum(slot_BT, 0), m_BT]
-    gathered_BTD = jnp.where((slot_BT >= 0)[:, :, None], gathered_BTD, 0)
-    return jnp.where(is_image[:, :, None], gathered_BTD, token_embeddings)
+    (num_rows, num_slots), (_, M, D) = image_index.shape, image_embeddings.shape
+    shown_BIMD = image_embeddings[jnp.maximum(image_index, 0)]
+    shown_BIMD = jnp.where((image_index >= 0)[:, :, None, None], shown_BIMD, 0)
+    spread_BTD = spread(shown_BIMD.reshape(num_rows, num_slots * M, D), is_image)
+    return jnp.where(is_image[:, :, None], spread_BTD, token_embeddings)
+
+
+@jax.custom_vjp
+def spread(x_BRD: Float[Array, "B R D"], is_image_BT: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The r-th row of x at the r-th image position; zeros at those beyond the last.
+
+    Its gradient is a gather too. The one that JAX derives adds row after row of T into R, which
+    accelerators do one at a time.
+    """
+    rank_BT = jnp.cumsum(is_image_BT, axis=1) - 1
+    return jnp.take_along_axis(x_BRD, rank_BT[:, :, None], axis=1, mode="fill", fill_value=0)
+
+
+def _spread_forward(x_BRD: Array, is_image_BT: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Of x, only the number of places matters.
+    return spread(x_BRD, is_image_BT), (is_image_BT, jnp.zeros(x_BRD.shape[1], bool))
+
+
+def _spread_backward(residuals: tuple[Array, Array], y_grad_BTD: Array) -> tuple[Array, None]:
+    is_image_BT, places_R = residuals
+    y_grad_BTD = jnp.where(is_image_BT[:, :, None], y_grad_BTD, 0)
+    count_BT = jnp.cumsum(is_image_BT, axis=1)
+    # Where the r-th image position is: after all positions that have seen at most r of them.
+    place_BR = jnp.sum(
+        count_BT[:, None] <= jnp.arange(len(places_R))[None, :, None], axis=2, dtype=jnp.int32
+    )
+    x_grad_BRD = jnp.take_along_axis(
+        y_grad_BTD, place_BR[:, :, None], axis=1, mode="fill", fill_value=0
+    )
+    return x_grad_BRD, None
+
+
+spread.defvjp(_spread_forward, _spread_backward)

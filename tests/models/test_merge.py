@@ -75,3 +75,25 @@ def test_an_image_position_passes_no_gradient_to_its_token(rows):
     np.testing.assert_array_equal(
         gradient, jnp.broadcast_to(~is_image[:, :, None], gradient.shape).astype(gradient.dtype)
     )
+
+
+def test_an_image_gets_the_gradient_of_the_positions_that_show_it(rows, prng_key):
+    token_embeddings, image_embeddings, is_image, image_index = rows
+    # One image in two rows; the last row has a position beyond its last slot.
+    image_index = image_index.at[0, 0].set(1)
+    is_image = is_image.at[0].set(True)
+    weights = jax.random.normal(prng_key, token_embeddings.shape)
+
+    def total(x):
+        return jnp.sum(weights * merge(token_embeddings, x, is_image, image_index[:, :2]))
+
+    # Merging is linear in the images, so its gradient is what each of their entries is worth.
+    nothing = np.zeros_like(image_embeddings)
+    base = merge_one_by_one(token_embeddings, nothing, is_image, image_index[:, :2])
+    expected = np.zeros_like(nothing)
+    for place in np.ndindex(nothing.shape):
+        one = nothing.copy()
+        one[place] = 1
+        merged = merge_one_by_one(token_embeddings, one, is_image, image_index[:, :2])
+        expected[place] = np.sum((merged - base) * weights)
+    np.testing.assert_allclose(jax.grad(total)(image_embeddings), expected, rtol=1e-5, atol=1e-6)
