@@ -62,8 +62,8 @@ class Parallelism(Configurable):
         decoder_saved_names: tuple[str, ...] | None = None
         vision_encoder_remat: Remat | None = None
         vision_encoder_saved_names: tuple[str, ...] | None = None
-        # Passed to XLA when the step is compiled: none.
-        compiler_options: dict[str, str] | None = None
+        # Passed to XLA when the step is compiled, each "name=value": none.
+        compiler_options: tuple[str, ...] | None = None
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
@@ -76,7 +76,7 @@ class Parallelism(Configurable):
                 f"parallelism.gradient_accumulation={cfg.gradient_accumulation}: "
                 "expected at least 1"
             )
-        self.compiler_options: dict[str, str] = dict(cfg.compiler_options or {})
+        self.compiler_options = _options(cfg.compiler_options or ())
 
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (default: all), only with the axes that are in use.
@@ -111,6 +111,19 @@ class MeshRule(ConfigBase):
 
     devices: Required[str] = REQUIRED
     parallelism: Required[Parallelism.Config] = REQUIRED
+
+
+def _options(texts: Sequence[str]) -> dict[str, str]:
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(
+                f"parallelism.compiler_options: {text!r} is not of the form name=value, such as "
+                "xla_tpu_scoped_vmem_limit_kib=65536"
+            )
+        options[name] = value
+    return options
 
 
 def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
