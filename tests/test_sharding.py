@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mm1_jax.layers.linear import Linear
-from mm1_jax.parallelism import Parallelism, mesh_shape
+from mm1_jax.parallelism import Parallelism
 from mm1_jax.sharding import (
     AxisRules,
     Placement,
@@ -30,29 +30,6 @@ def _mesh(**axes: int) -> jax.sharding.Mesh:
 def _linear_params(**fields) -> nnx.State:
     cfg = Linear.default_config().set(input_dim=4, output_dim=6, **fields)
     return nnx.state(cfg.instantiate(rngs=nnx.Rngs(params=0)), nnx.Param)
-
-
-def test_a_mesh_has_only_the_axes_in_use_in_order_of_communication():
-    mesh = _mesh(model=2, data=2, fsdp=2)
-    assert mesh.axis_names == ("data", "fsdp", "model")
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
-    assert mesh_shape(_parallelism(expert=4), num_devices=8) == {"data": 2, "expert": 4}
-    assert mesh_shape(_parallelism(fsdp=-1), num_devices=8) == {"fsdp": 8}
-    assert mesh_shape(_parallelism(), num_devices=1) == {}
-
-
-@pytest.mark.parametrize(
-    "axes, message",
-    [
-        ({"data": -1, "fsdp": -1}, "only one axis may be -1, got data and fsdp"),
-        ({"model": 0}, "positive or -1"),
-        ({"model": 3}, "do not fit 8 devices"),
-        ({"data": 2, "model": 2}, "do not fit 8 devices"),
-    ],
-)
-def test_axes_that_do_not_fit_the_devices_are_errors(axes, message):
-    with pytest.raises(ValueError, match=message):
-        mesh_shape(_parallelism(**axes), num_devices=8)
 
 
 def test_specs_follow_the_rules_and_leave_out_absent_axes():
