@@ -1,8 +1,40 @@
-"""How the models are spread over each kind and number of devices; the first match counts."""
+"""How the models are spread over each kind and number of devices; the first match counts.
 
+Parameters and rows are split over all devices (FSDP); experts over an axis of their own besides.
+Where memory allows it, layers keep what is dear to recompute. Choose others with a rule, or fields
+of `trainer.parallelism`; `python -m mm1_jax.rehearse` says what a choice takes and gives.
+"""
+
+from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT, KEY, QUERY, VALUE
 from mm1_jax.parallelism import MeshRule, Parallelism
 
+# With these, the backward pass runs no attention again: it needs all of them and nothing else.
+ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)
 
-def by_device() -> list[MeshRule]:
-    """All parameters and rows over all devices (FSDP)."""
-    return [MeshRule().set(devices=".*", parallelism=Parallelism.default_config().set(fsdp=-1))]
+
+def dense() -> list[MeshRule]:
+    return _rules(fsdp=-1)
+
+
+def sparse(num_experts: int) -> list[MeshRule]:
+    """As many groups of experts as fit eight devices evenly."""
+    return _rules(fsdp=-1, expert=min(8, num_experts))
+
+
+def _rules(**axes: int) -> list[MeshRule]:
+    def rule(devices: str, **fields: object) -> MeshRule:
+        return MeshRule().set(
+            devices=devices, parallelism=Parallelism.default_config().set(**axes, **fields)
+        )
+
+    return [
+        # 95 GB a device.
+        rule(
+            "v5p-(64|128|256)",
+            decoder_saved_names=ATTENTION,
+            vision_encoder_saved_names=(ATTENTION_OUTPUT,),
+        ),
+        # 16 GB a device, eight rows each.
+        rule("v5e-64", gradient_accumulation=4),
+        rule(".*"),
+    ]

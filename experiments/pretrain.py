@@ -79,7 +79,8 @@ def paper(model: MM1.Config) -> Experiment.Config:
         evals={"held_out_loss": HeldOutLoss.default_config()},
     )
     cfg.trainer.loss.chunk_length = 512
-    cfg.trainer.mesh_rules = mesh_rules.by_device()
+    moe = model.decoder.moe
+    cfg.trainer.mesh_rules = mesh_rules.sparse(moe.num_experts) if moe else mesh_rules.dense()
     return cfg
 
 
