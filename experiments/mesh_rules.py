@@ -17,7 +17,7 @@ def dense() -> list[MeshRule]:
 
 
 def sparse(num_experts: int) -> list[MeshRule]:
-    """As many groups of experts as fit eight devices evenly."""
+    """An expert axis of eight, or of all experts if they are fewer."""
     return _rules(fsdp=-1, expert=min(8, num_experts))
 
 
