@@ -138,23 +138,26 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     placement = _placement.get()
     if placement is None:
         return x
-    mesh = placement.mesh
-    spec = placement.rules.spec(names, mesh)
-    dims = [
-        axes if size % _num_shards(axes, mesh) == 0 else PartitionSpec.UNCONSTRAINED
-        for size, axes in zip(x.shape, spec, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*dims)))
+    spec = dividing_spec(x.shape, names, placement, otherwise=PartitionSpec.UNCONSTRAINED)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, spec))
 
 
 def dividing_spec(
-    shape: Sequence[int], names: Sequence[str | None], placement: Placement
+    shape: Sequence[int],
+    names: Sequence[str | None],
+    placement: Placement,
+    *,
+    otherwise: Any = None,
 ) -> PartitionSpec:
-    """The partition of an activation by its logical `names`; what does not divide stays whole."""
+    """The partition of an activation by its logical `names`.
+
+    Args:
+        otherwise: The entry of a dim that its axes do not divide; None keeps it whole.
+    """
     spec = placement.rules.spec(names, placement.mesh)
     return PartitionSpec(
         *(
-            axes if size % placement.num_shards(axes) == 0 else None
+            axes if size % placement.num_shards(axes) == 0 else otherwise
             for size, axes in zip(shape, spec, strict=True)
         )
     )

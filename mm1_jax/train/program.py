@@ -25,7 +25,6 @@ from mm1_jax.train.train_state import (
     with_shardings,
 )
 from mm1_jax.train.train_step import (
-    compile_train_step,
     lower_train_step,
     make_train_step,
     raise_if_indivisible,
@@ -97,14 +96,7 @@ class Program:
 
     def compile(self, batch: Batch) -> Callable[..., Any]:
         """The step for batches of these shapes; it takes placed batches (`place`)."""
-        return compile_train_step(
-            self.train_step,
-            self.abstract_state,
-            batch,
-            self.mesh,
-            self.rules,
-            self.parallelism.compiler_options,
-        )
+        return self.lower(batch).compile(self.parallelism.compiler_options or None)
 
     def place(self, batch: Batch) -> Batch:
         """This process's rows of a global batch, as global arrays on the devices."""

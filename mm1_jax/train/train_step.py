@@ -1,7 +1,7 @@
 """One update, as a pure function of state and batch."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,32 +90,13 @@ def micro_batches(batch: Batch, number: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
 
 
-def compile_train_step(
-    train_step: TrainStep,
-    state: TrainState,
-    batch: Batch,
-    mesh: Mesh,
-    rules: AxisRules,
-    compiler_options: Mapping[str, str] | None = None,
-) -> jax.stages.Compiled:
-    """Compiles `train_step` once for these shapes; the state is donated.
-
-    One executable serves fresh and restored states alike: an array of other shape, type or
-    placement is an error, never a second program with other rounding.
-
-    Args:
-        compiler_options: Passed to XLA; which there are depends on the kind of device.
-
-    See `lower_train_step` for the others.
-    """
-    lowered = lower_train_step(train_step, state, batch, mesh, rules)
-    return lowered.compile(dict(compiler_options or {}) or None)
-
-
 def lower_train_step(
     train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh, rules: AxisRules
 ) -> jax.stages.Lowered:
-    """The program of `train_step` for these shapes, before XLA has compiled it.
+    """The program of `train_step` for these shapes, before XLA has compiled it; donates the state.
+
+    One executable serves fresh and restored states alike: an array of other shape, type or
+    placement is an error, never a second program with other rounding.
 
     Args:
         state: Shapes with shardings.
