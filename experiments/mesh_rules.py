@@ -38,5 +38,7 @@ def _rules(**axes: int) -> list[MeshRule]:
         ),
         # 16 GB a device, eight rows each.
         rule("v5e-64", gradient_accumulation=4),
+        # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.
+        MeshRule().set(devices="cpu-.*", parallelism=Parallelism.default_config().set(fsdp=-1)),
         rule(".*"),
     ]

@@ -12,7 +12,7 @@ from mm1_jax.layers.stack import Remat
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.named_configs import named_configs
-from mm1_jax.parallelism import Parallelism
+from mm1_jax.parallelism import Parallelism, choose
 from mm1_jax.sharding import AxisRules, parameter_shardings
 
 NAMES = sorted(named_configs())
@@ -155,3 +155,12 @@ def test_every_second_layer_of_the_sparse_model_chooses_two_experts_of_four_or_m
     assert _config("mm1_tiny").decoder.moe is None
     assert decoder.moe_every == 2
     assert decoder.moe.num_experts >= 4 and decoder.moe.experts_per_token == 2
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_devices_of_a_laptop_make_a_mesh(name, num_devices):
+    trainer = named_configs()[name]().trainer
+    devices = jax.devices()[:num_devices]
+    parallelism = choose(trainer.mesh_rules, trainer.parallelism, devices)
+    assert parallelism.instantiate().mesh(devices).size == num_devices
