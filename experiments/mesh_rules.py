@@ -1,44 +1,86 @@
 """How the models are spread over each kind and number of devices; the first match counts.
 
-Parameters and rows are split over all devices (FSDP); experts over an axis of their own besides.
-Where memory allows it, layers keep what is dear to recompute. Choose others with a rule, or fields
-of `trainer.parallelism`; `python -m mm1_jax.rehearse` says what a choice takes and gives.
+Parameters, gradients and optimiser state are split over 32 devices (FSDP), of which there are
+copies; rows over all of them. That sends less than to split over all devices: the gradient of 32
+neighbours is reduced and scattered, of which each has a 32nd left to add to those of the copies,
+where a torus as a whole reduces all of it for everybody. Experts have an axis of their own besides.
+Where memory allows it, layers keep what is dear to recompute, for as many rows at a time as that
+leaves room for. Choose others with a rule, or fields of `trainer.parallelism`;
+`python -m mm1_jax.rehearse` says what a choice takes and gives.
 """
 
+from typing import Any
+
 from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT, KEY, QUERY, VALUE
+from mm1_jax.layers.feed_forward import MLP_GATE, MLP_UP
+from mm1_jax.layers.moe import EXPERT_GATE
 from mm1_jax.parallelism import MeshRule, Parallelism
 
 # With these, the backward pass runs no attention again: it needs all of them and nothing else.
 ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)
+# And with these, no product of a dense layer but those that lead back to the model dim.
+PRODUCTS = (*ATTENTION, MLP_GATE, MLP_UP)
+
+# The compiler's estimate for products that end in an activation is 97% of the peak with 64 MiB of
+# vector memory for a fusion, and 73% with its default.
+VECTOR_MEMORY = ("xla_tpu_scoped_vmem_limit_kib=65536",)
 
 
-def dense() -> list[MeshRule]:
-    return _rules(fsdp=-1)
+def dense(rows: int, *, keeps_images: bool = True) -> list[MeshRule]:
+    """Rules of a dense model.
+
+    Args:
+        rows: Of a batch of 512, that a device with 95 GB has room for at a time.
+        keeps_images: There is room for the products of the vision encoder too.
+    """
+    vision = PRODUCTS if keeps_images else (ATTENTION_OUTPUT,)
+    return _rules(rows, {"data": -1, "fsdp": 32}, PRODUCTS, vision)
 
 
-def sparse(num_experts: int) -> list[MeshRule]:
-    """An expert axis of eight, or of all experts if they are fewer."""
-    return _rules(fsdp=-1, expert=min(8, num_experts))
+def sparse(num_experts: int, rows: int) -> list[MeshRule]:
+    """Rules of a sparse model: an expert axis of eight, or of all experts if they are fewer."""
+    axes = {"data": -1, "expert": min(8, num_experts), "fsdp": 16}
+    # Experts leave less room.
+    return _rules(rows, axes, (*PRODUCTS, EXPERT_GATE), (ATTENTION_OUTPUT,))
 
 
-def _rules(**axes: int) -> list[MeshRule]:
-    def rule(devices: str, **fields: object) -> MeshRule:
-        return MeshRule().set(
-            devices=devices, parallelism=Parallelism.default_config().set(**axes, **fields)
-        )
-
+def full_recomputation() -> list[MeshRule]:
+    """Nothing is kept but the inputs of layers."""
     return [
-        # 95 GB a device. With 64 MiB of vector memory for a fusion, the compiler's estimate for
-        # matrix products that end in an activation is 97% of the peak; with its default, 73%.
-        rule(
-            "v5p-(64|128|256)",
-            decoder_saved_names=ATTENTION,
-            vision_encoder_saved_names=(ATTENTION_OUTPUT,),
-            compiler_options=("xla_tpu_scoped_vmem_limit_kib=65536",),
+        _rule("v5p-.*", data=-1, fsdp=32, compiler_options=VECTOR_MEMORY),
+        # Half a GB more, of 16, would be taken by copies of what 32 devices have split.
+        _rule("v5e-.*", fsdp=-1, compiler_options=VECTOR_MEMORY),
+        _rule(".*", fsdp=-1),
+    ]
+
+
+def _rules(
+    rows: int,
+    axes: dict[str, int],
+    decoder_saved_names: tuple[str, ...],
+    vision_encoder_saved_names: tuple[str, ...],
+) -> list[MeshRule]:
+    everywhere = {"fsdp": -1} | {name: size for name, size in axes.items() if name == "expert"}
+    return [
+        *(
+            _rule(
+                f"v5p-{devices}",
+                **axes,
+                gradient_accumulation=max(1, 512 // (devices * rows)),
+                decoder_saved_names=decoder_saved_names,
+                vision_encoder_saved_names=vision_encoder_saved_names,
+                compiler_options=VECTOR_MEMORY,
+            )
+            for devices in (64, 128, 256, 512)
         ),
         # 16 GB a device, eight rows each.
-        rule("v5e-64", gradient_accumulation=4),
+        _rule("v5e-64", **everywhere, gradient_accumulation=4, compiler_options=VECTOR_MEMORY),
+        _rule("v5e-.*", **everywhere, compiler_options=VECTOR_MEMORY),
         # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.
-        MeshRule().set(devices="cpu-.*", parallelism=Parallelism.default_config().set(fsdp=-1)),
-        rule(".*"),
+        _rule("cpu-.*", fsdp=-1),
+        _rule(".*", **everywhere),
     ]
+
+
+def _rule(devices: str, **fields: Any) -> MeshRule:
+    return MeshRule().set(devices=devices, parallelism=Parallelism.default_config().set(**fields))

@@ -45,6 +45,11 @@ def pretraining() -> list[Stream.Config]:
     ]
 
 
+def text() -> list[Stream.Config]:
+    """One corpus of text, read from `./data`."""
+    return [_stream("text", 1, (_jsonl("text", text_document), 1))]
+
+
 def _jsonl(name: str, to_document: Any) -> Corpus.Config:
     source = JsonlSource.default_config().set(path=f"data/{name}.jsonl")
     return Corpus.default_config().set(name=name, source=source, to_document=to_document)

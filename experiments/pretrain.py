@@ -7,7 +7,7 @@ The models of the paper, `mm1_3b` to `mm1_30b` and the two sparse ones, read the
 `python -m mm1_jax.rehearse --config=mm1_7b --topology=v5p:4x4x4` compiles one without data or TPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from experiments import mesh_rules, mixtures, sizes, vision_encoders
 from mm1_jax.data.input import Input
@@ -17,6 +17,7 @@ from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
 from mm1_jax.models.mm1 import MM1
+from mm1_jax.parallelism import MeshRule
 from mm1_jax.train.trainer import Trainer
 
 
@@ -53,7 +54,7 @@ def mm1_tiny_moe() -> Experiment.Config:
     return cfg
 
 
-def paper(model: MM1.Config) -> Experiment.Config:
+def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Config:
     """MM1's pre-training (section 3.4): 200k steps of 512 rows of 4096 tokens and 16 images.
 
     That is 419B positions. Warm-up over 2,000 steps to the peak of the learning-rate law, then a
@@ -79,39 +80,39 @@ def paper(model: MM1.Config) -> Experiment.Config:
         evals={"held_out_loss": HeldOutLoss.default_config()},
     )
     cfg.trainer.loss.chunk_length = 512
-    moe = model.decoder.moe
-    cfg.trainer.mesh_rules = mesh_rules.sparse(moe.num_experts) if moe else mesh_rules.dense()
+    cfg.trainer.mesh_rules = list(mesh_rules)
     return cfg
 
 
 def mm1_3b() -> Experiment.Config:
     """MM1-3B: 2.9B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_3b())
+    return paper(sizes.mm1_3b(), mesh_rules.dense(rows=8))
 
 
 def mm1_7b() -> Experiment.Config:
     """MM1-7B: 6.5B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_7b())
+    return paper(sizes.mm1_7b(), mesh_rules.dense(rows=2))
 
 
 def mm1_30b() -> Experiment.Config:
     """MM1-30B: 29.7B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_30b())
+    return paper(sizes.mm1_30b(), mesh_rules.dense(rows=2, keeps_images=False))
 
 
 def mm1_3b_moe() -> Experiment.Config:
     """MM1-3B-MoE: 64 experts in every second layer, two for each token."""
-    return paper(sizes.mm1_3b_moe())
+    return paper(sizes.mm1_3b_moe(), mesh_rules.sparse(num_experts=64, rows=4))
 
 
 def mm1_7b_moe() -> Experiment.Config:
     """MM1-7B-MoE: 32 experts in every fourth layer, two for each token."""
-    return paper(sizes.mm1_7b_moe())
+    return paper(sizes.mm1_7b_moe(), mesh_rules.sparse(num_experts=32, rows=4))
 
 
 def ablation(size: str) -> Experiment.Config:
     """The base of the paper's ablations (section 3.1): ViT-L/14 at 336 px, 144 tokens an image."""
-    return paper(sizes.mm1(sizes.decoder(size), vision_encoders.vit_l14(336)))
+    model = sizes.mm1(sizes.decoder(size), vision_encoders.vit_l14(336))
+    return paper(model, mesh_rules.dense(rows=8))
 
 
 def mm1_1b() -> Experiment.Config:

@@ -56,6 +56,13 @@ def mm1(decoder: Decoder.Config, vision_encoder: VisionEncoder.Config) -> MM1.Co
     )
 
 
+def language_model(decoder: Decoder.Config) -> MM1.Config:
+    """A decoder alone, which reads text; bfloat16 products."""
+    return MM1.default_config().set(
+        vision_encoder=None, connector=None, decoder=decoder, dtype="bfloat16"
+    )
+
+
 def mm1_3b() -> MM1.Config:
     """2.9B decoder."""
     return mm1(decoder("3b"), vision_encoders.vit_h14(378))

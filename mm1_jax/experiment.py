@@ -6,6 +6,7 @@
     input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
     model.vision_encoder.image_size     -> input.image_size
+    model.vision_encoder = None         -> no images in the input
     size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
     trainer.max_steps                   -> trainer.optimizer.decay_steps
 """
@@ -29,7 +30,7 @@ from mm1_jax.data.image_buffer import ImageBuffer, image_buffer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.models.decoder import num_non_embedding_parameters
-from mm1_jax.models.mm1 import MM1
+from mm1_jax.models.mm1 import MM1, reads_images
 from mm1_jax.train.optimizer import mm1_learning_rate
 from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer
@@ -58,12 +59,14 @@ class Experiment(Configurable):
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
         _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
-        for path, source in (
-            ("model.image_group_rows", "input.image_group_rows"),
-            ("input.num_image_tokens", "model.connector.num_image_tokens"),
-            ("input.image_size", "model.vision_encoder.image_size"),
-        ):
-            _agree(cfg, path, cfg.get_recursively(source.split(".")), source)
+        _agree(cfg, "model.image_group_rows", cfg.input.image_group_rows, "input.image_group_rows")
+        if reads_images(cfg.model):
+            tokens, size = cfg.model.connector.num_image_tokens, cfg.model.vision_encoder.image_size
+            _agree(cfg, "input.num_image_tokens", tokens, "model.connector.num_image_tokens")
+            _agree(cfg, "input.image_size", size, "model.vision_encoder.image_size")
+        else:
+            for name in ("max_images", "num_image_tokens", "image_size"):
+                _agree(cfg, f"input.{name}", 0, "model.vision_encoder=None")
         optimizer = cfg.trainer.optimizer
         if optimizer.learning_rate is None:
             num_parameters = num_non_embedding_parameters(cfg.model.decoder)

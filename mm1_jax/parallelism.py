@@ -97,7 +97,7 @@ class Parallelism(Configurable):
         for part in ("decoder", "vision_encoder"):
             for field in ("remat", "saved_names"):
                 value = getattr(self.config, f"{part}_{field}")
-                if value is not None:
+                if value is not None and getattr(model, part) is not None:
                     model.set_recursively((part, "stack", field), value=value)
         return model
 
@@ -182,13 +182,21 @@ def device_kind(device: Any) -> str:
     return device.device_kind
 
 
+def devices_name(devices: Sequence[Any]) -> str:
+    """What mesh rules call these devices: "v5p-64"."""
+    return f"{device_kind(devices[0])}-{len(devices)}"
+
+
 def choose(
-    mesh_rules: Sequence[MeshRule], parallelism: Parallelism.Config, devices: Sequence[Any]
+    mesh_rules: Sequence[MeshRule], parallelism: Parallelism.Config, devices: str
 ) -> Parallelism.Config:
-    """That of the first rule which matches the devices, with what `parallelism` sets on top."""
-    name = f"{device_kind(devices[0])}-{len(devices)}"
+    """That of the first rule which matches the devices, with what `parallelism` sets on top.
+
+    Args:
+        devices: Their `devices_name`.
+    """
     for rule in mesh_rules:
-        if re.fullmatch(rule.devices, name):
+        if re.fullmatch(rule.devices, devices):
             own = {field: value for field, value in parallelism.items() if value is not None}
             return rule.parallelism.clone(**own)
     return parallelism

@@ -167,6 +167,8 @@ def per_shard(
     function: Callable[..., Any],
     names: Sequence[LogicalAxes],
     out_names: Sequence[LogicalAxes],
+    *,
+    along: str | None = None,
 ) -> Callable[..., Any]:
     """`function`, run by every device on its own shards of the arguments: collectives are explicit.
 
@@ -175,24 +177,46 @@ def per_shard(
 
     Args:
         names: The logical names of each argument's dims; `out_names`, of each result's.
+        along: Only along the mesh axes of this logical name; the others stay the compiler's.
     """
 
     def run(*args: jax.Array) -> Any:
         placement = _placement.get()
         if placement is None:
             return function(*args)
-        mesh = placement.mesh
-        specs = [placement.rules.spec(dims, mesh) for dims in names]
-        for x, spec in zip(args, specs, strict=True):
-            if any(n % _num_shards(axes, mesh) for n, axes in zip(x.shape, spec, strict=True)):
+        mesh, rules = placement.mesh, placement.rules
+        manual = set(mesh.axis_names if along is None else _axes_of(along, rules, mesh))
+        if not manual:
+            return function(*args)
+
+        def spec(dims: LogicalAxes) -> PartitionSpec:
+            return _only(rules.spec(dims, mesh), manual)
+
+        specs = [spec(dims) for dims in names]
+        for x, axes in zip(args, specs, strict=True):
+            if any(n % _num_shards(a, mesh) for n, a in zip(x.shape, axes, strict=True)):
                 return function(*args)
-        out_specs = tuple(placement.rules.spec(dims, mesh) for dims in out_names)
         # What is whole on several devices is so by construction; the check knows no gathers.
         return jax.shard_map(
-            function, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs, check_vma=False
+            function,
+            mesh=mesh,
+            in_specs=tuple(specs),
+            out_specs=tuple(spec(dims) for dims in out_names),
+            axis_names=manual,
+            check_vma=False,
         )(*args)
 
     return run
+
+
+def _axes_of(name: str, rules: AxisRules, mesh: Mesh) -> tuple[str, ...]:
+    return tuple(jax.tree.leaves(tuple(rules.spec((name,), mesh))))
+
+
+def _only(spec: PartitionSpec, axes: set[str]) -> PartitionSpec:
+    """The partition of `spec` over these mesh axes alone."""
+    dims = ((dim,) if isinstance(dim, str) else dim or () for dim in spec)
+    return PartitionSpec(*(tuple(axis for axis in dim if axis in axes) or None for dim in dims))
 
 
 def shard_axes(name: str) -> tuple[str, ...]:
@@ -212,6 +236,13 @@ def gather_shards(x: jax.Array, name: str, dim: int) -> jax.Array:
     whole = jax.lax.all_gather(x, axes, axis=dim, tiled=True)
     # Left to choose, the compiler may transpose large kernels, before the gather, for one product.
     return with_layout_constraint(whole, Layout(tuple(range(x.ndim))))
+
+
+def gather_all_shards(x: jax.Array, names: LogicalAxes) -> jax.Array:
+    """Inside `per_shard`, the whole of x, whose dims have these logical names."""
+    for dim, name in enumerate(names):
+        x = x if name is None else gather_shards(x, name, dim)
+    return x
 
 
 def sum_shards(x: jax.Array, name: str) -> jax.Array:

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.mixtures import embedded
+from experiments.pretrain import mm1_tiny
+from experiments.sizes import language_model
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import Stream
@@ -170,3 +174,32 @@ def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
 def test_an_experiment_without_a_model_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="input, model, trainer"):
         Experiment.default_config().instantiate(output_dir=tmp_path)
+
+
+def test_a_model_without_an_encoder_is_trained_on_text(tmp_path):
+    """A language model is a launch like any other: batches without pictures, on eight devices."""
+    cfg = mm1_tiny()
+    cfg.model = language_model(cfg.model.decoder.set(num_layers=1))
+    cfg.input.set(streams=embedded()[2:], max_images=0, max_sequence_length=64)
+    cfg.trainer.set(max_steps=2)
+    cfg.trainer.optimizer.warmup_steps = 1
+    cfg.evals = {"held_out_loss": cfg.evals["held_out_loss"].clone()}
+    cfg.evals["held_out_loss"].run.n = 2
+    cfg.instantiate(output_dir=tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["images"] == 0 and line["loss"] > 0 for line in lines)
+
+
+def test_images_and_a_model_of_text_do_not_go_together(cfg, tmp_path):
+    cfg.model.set(vision_encoder=None, connector=None)
+    with pytest.raises(ValueError, match="input.max_images is 2.*model.vision_encoder=None"):
+        Experiment.resolve(cfg)
+    cfg.model.connector = mm1_tiny().model.connector
+    with pytest.raises(ValueError, match="model.vision_encoder is None and the other"):
+        Experiment.resolve(cfg)
+    cfg = mm1_tiny()
+    cfg.model = language_model(cfg.model.decoder)
+    cfg.input.set(streams=embedded()[2:], max_images=0)
+    with pytest.raises(ValueError, match="benchmark 'digits_vqa' shows images.*reads none"):
+        cfg.instantiate(output_dir=tmp_path)

@@ -28,7 +28,10 @@ ALLOWED = {
     "experiment": {"config", "batch", "models", "data", "train", "evals"},
     "launch": {"config", "named_configs", "run_folder"},
     # Reaches the experiment by its config, as a launch does.
-    "rehearse": {"config", "sharding", "models", "named_configs", "run_folder", "launch"},
+    "rehearse": {
+        *("config", "sharding", "parallelism", "models"),
+        *("named_configs", "run_folder", "launch"),
+    },
 }
 # Libraries that a part may not import, directly.
 FORBIDDEN = {

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.sizes import tiny
 from mm1_jax.layers.stack import Remat
-from mm1_jax.parallelism import MeshRule, Parallelism, choose, device_kind, mesh_shape
+from mm1_jax.parallelism import MeshRule, Parallelism, choose, device_kind, devices_name, mesh_shape
 
 
 def _parallelism(**axes: int) -> Parallelism.Config:
@@ -70,13 +70,14 @@ def test_the_first_rule_that_matches_counts_and_what_is_set_goes_on_top():
         MeshRule().set(devices="v5p-.*", parallelism=_parallelism(fsdp=-1)),
     ]
     nothing = Parallelism.default_config()
-    assert choose(rules, nothing, _devices("TPU v5", 64)) == _parallelism(fsdp=-1, model=2)
-    assert choose(rules, nothing, _devices("TPU v5", 32)) == _parallelism(fsdp=-1)
+    assert devices_name(_devices("TPU v5", 64)) == "v5p-64"
+    assert choose(rules, nothing, "v5p-64") == _parallelism(fsdp=-1, model=2)
+    assert choose(rules, nothing, "v5p-32") == _parallelism(fsdp=-1)
     # "v5p-640" is not "v5p-64".
-    assert choose(rules, nothing, _devices("TPU v5", 640)) == _parallelism(fsdp=-1)
-    chosen = choose(rules, _parallelism(model=4), _devices("TPU v5", 64))
+    assert choose(rules, nothing, "v5p-640") == _parallelism(fsdp=-1)
+    chosen = choose(rules, _parallelism(model=4), "v5p-64")
     assert chosen == _parallelism(fsdp=-1, model=4)
-    assert choose(rules, _parallelism(data=8), _devices("cpu", 8)) == _parallelism(data=8)
+    assert choose(rules, _parallelism(data=8), "cpu-8") == _parallelism(data=8)
 
 
 def test_a_model_keeps_for_the_backward_pass_what_the_parallelism_says():

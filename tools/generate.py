@@ -104,7 +104,11 @@ def answer(flags: argparse.Namespace) -> str:
     cfg = load_experiment(folder)
     tokenizer = cfg.input.tokenizer.instantiate()
     image_size = cfg.input.image_size
-    image_transform = cfg.input.image_transform.set(image_size=image_size).instantiate()
+    if flags.image and not image_size:
+        raise ValueError("--image: the model of this run reads text only; leave the images out")
+    image_transform = (
+        cfg.input.image_transform.set(image_size=image_size).instantiate() if image_size else None
+    )
     example = _prompt(flags, cfg, tokenizer, image_transform)
     length, limit = len(example.tokens), cfg.input.max_sequence_length
     if length + flags.max_new_tokens > limit:

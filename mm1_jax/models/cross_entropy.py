@@ -3,13 +3,13 @@
 B batch rows   T target positions   V vocabulary   C corpora
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
+from mm1_jax.sharding import gather_all_shards, per_shard
 
 
 def token_losses(
@@ -23,40 +23,61 @@ def token_losses(
 
 
 def chunked_token_losses(
-    to_logits: Callable[[Float[Array, "B t D"]], Float[Array, "B t V"]],
+    output_layer: nnx.Module,
     hidden: Float[Array, "B T D"],
     targets: Int[Array, "B T"],
     chunk_length: int | None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """`token_losses` of `to_logits(hidden)` with the logits of `chunk_length` positions at a time.
+    """`token_losses` of the logits of `chunk_length` positions at a time.
 
     At 32,000 entries the float32 logits of a row of 4096 take 0.5 GB, and as much again for their
     gradient; the logits of a chunk are made anew in the backward pass instead, which costs one more
     product with the output layer. None makes all logits at once.
+
+    On a mesh, every device loops over its own rows. It gathers the layer once, before the loop, and
+    adds up its own gradient; left to the compiler, each chunk gathers and reduces anew.
+
+    Args:
+        output_layer: Its `attend(hidden)` are the logits.
 
     Raises:
         ValueError: The chunks do not divide the row.
     """
     length = targets.shape[1]
     if chunk_length is None or chunk_length >= length:
-        return token_losses(to_logits(hidden), targets)
+        return token_losses(output_layer.attend(hidden), targets)
     if chunk_length < 1 or length % chunk_length:
         raise ValueError(
             f"loss.chunk_length={chunk_length}: must divide the {length} positions of a row"
         )
+    graphdef, state = nnx.split(output_layer)
+    variables, structure = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    names = [variable.get_metadata("out_sharding") for variable in variables]
 
-    @jax.checkpoint
-    def chunk_losses(start: Array) -> tuple[Array, Array]:
-        part = jax.lax.dynamic_slice_in_dim(hidden, start, chunk_length, axis=1)
-        part_targets = jax.lax.dynamic_slice_in_dim(targets, start, chunk_length, axis=1)
-        return token_losses(to_logits(part), part_targets)
+    def losses(
+        hidden: Array, targets: Array, *shards: Array
+    ) -> tuple[Float[Array, "b T"], Float[Array, "b T"]]:
+        whole = [
+            variable.replace(gather_all_shards(shard, dims))
+            for variable, shard, dims in zip(variables, shards, names, strict=True)
+        ]
+        layer = nnx.merge(graphdef, jax.tree.unflatten(structure, whole))
 
-    starts = jnp.arange(0, length, chunk_length)
-    chunks = jax.lax.map(chunk_losses, starts)
-    cross_entropy_BT, log_normalizer_BT = (
-        jnp.moveaxis(x, 0, 1).reshape(targets.shape) for x in chunks
-    )
-    return cross_entropy_BT, log_normalizer_BT
+        @jax.checkpoint
+        def chunk_losses(start: Array) -> tuple[Array, Array]:
+            part = jax.lax.dynamic_slice_in_dim(hidden, start, chunk_length, axis=1)
+            part_targets = jax.lax.dynamic_slice_in_dim(targets, start, chunk_length, axis=1)
+            return token_losses(layer.attend(part), part_targets)
+
+        chunks = jax.lax.map(chunk_losses, jnp.arange(0, length, chunk_length))
+        cross_entropy, log_normalizer = (
+            jnp.moveaxis(x, 0, 1).reshape(targets.shape) for x in chunks
+        )
+        return cross_entropy, log_normalizer
+
+    row = ("batch", None)
+    run = per_shard(losses, ((*row, None), row, *names), (row, row), along="batch")
+    return run(hidden, targets, *(variable.get_value() for variable in variables))
 
 
 def corpus_sums(

@@ -107,8 +107,11 @@ class Decoder(Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token, float32. Entries that pad the vocabulary are ordinary ones."""
-        output = self.embedding if self.head is None else self.head
-        return constrain(output.attend(hidden), "batch", "sequence", "activation_vocab")
+        return constrain(self.output_layer.attend(hidden), "batch", "sequence", "activation_vocab")
+
+    @property
+    def output_layer(self) -> Embedding:
+        return self.embedding if self.head is None else self.head
 
     def init_cache(self, batch_size: int, length: int, dtype: DTypeLike) -> Cache:
         """An empty cache of `length` slots a row."""

@@ -27,6 +27,7 @@ from mm1_jax.layers.attention import head_sizes
 from mm1_jax.layers.feed_forward import FeedForward, GatedFeedForward
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import decoder_stack
+from mm1_jax.models.mm1 import reads_images
 
 # The backward pass has two products for each one of the forward pass.
 TRAINING = 3
@@ -50,7 +51,9 @@ def forward_flops(cfg: Any, sequence_length: int) -> ForwardFlops:
     Raises:
         ValueError: A feed-forward layer of a kind that is not known here.
     """
-    image = vision_encoder_flops(cfg.vision_encoder) + connector_flops(cfg)
+    image = 0.0
+    if reads_images(cfg):
+        image = vision_encoder_flops(cfg.vision_encoder) + connector_flops(cfg)
     return ForwardFlops(decoder_flops(cfg.decoder, sequence_length), image)
 
 

@@ -1,6 +1,6 @@
 """The whole model: vision encoder, connector, decoder (MM1, section 3)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig, config_class, maybe_set_config
+from mm1_jax.layers.embedding import Embedding
 from mm1_jax.layers.module import Module, cast
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
@@ -27,14 +28,17 @@ class MM1Output(NamedTuple):
 class MM1(Module):
     """Images become `connector.num_image_tokens` embeddings each, where the image token stands.
 
+    Without encoder and connector it is the decoder alone, as it is pre-trained on text.
+
     Parameters are float32; each public method first casts them to the dtype that it computes in,
     all but those of norms and routers, which are used in float32.
     """
 
     @config_class
     class Config(Module.Config):
-        vision_encoder: InstantiableConfig = VisionEncoder.default_config()
-        connector: InstantiableConfig = CAbstractor.default_config()
+        # None, both of them: a language model, which reads text only.
+        vision_encoder: InstantiableConfig | None = VisionEncoder.default_config()
+        connector: InstantiableConfig | None = CAbstractor.default_config()
         decoder: InstantiableConfig = Decoder.default_config()
         # Id of the placeholder token; None until the experiment sets the tokenizer's.
         image_token: int | None = None
@@ -52,18 +56,21 @@ class MM1(Module):
             )
         if cfg.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={cfg.dtype!r}: must be 'float32' or 'bfloat16'")
-        encoder = cfg.vision_encoder
-        maybe_set_config(
-            cfg.connector,
-            input_dim=encoder.model_dim,
-            output_dim=cfg.decoder.model_dim,
-            grid_size=encoder.image_size // encoder.patch_size,
-        )
         self.image_token = cfg.image_token
         self.image_group_rows = cfg.image_group_rows
         self.dtype = cfg.dtype
-        self.vision_encoder = encoder.instantiate(rngs=rngs)
-        self.connector = cfg.connector.instantiate(rngs=rngs)
+        # Each attribute is set once: one that was None before may hold no parameters.
+        vision_encoder = connector = None
+        if reads_images(cfg):
+            maybe_set_config(
+                cfg.connector,
+                input_dim=cfg.vision_encoder.model_dim,
+                output_dim=cfg.decoder.model_dim,
+                grid_size=cfg.vision_encoder.image_size // cfg.vision_encoder.patch_size,
+            )
+            vision_encoder = cfg.vision_encoder.instantiate(rngs=rngs)
+            connector = cfg.connector.instantiate(rngs=rngs)
+        self.vision_encoder, self.connector = vision_encoder, connector
         self.decoder = cfg.decoder.instantiate(rngs=rngs)
 
     def __call__(self, batch: Batch, *, dropless: bool = False) -> MM1Output:
@@ -73,11 +80,8 @@ class MM1(Module):
             dropless: Experts take every token that is routed to them, whatever their capacity.
         """
         model = self.cast()
-        image_features = model.vision_encoder(batch.images)
-        image_embeddings = model.connector(image_features)
-        embeddings = model._merge(batch, image_embeddings)
         output = model.decoder(
-            embeddings,
+            model._embed(batch),
             positions=batch.positions,
             segment_ids=batch.segment_ids,
             dropless=dropless,
@@ -86,8 +90,11 @@ class MM1(Module):
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """What the decoder reads: embeddings of tokens, and of images at their positions."""
-        model = self.cast()
-        return model._merge(batch, model.connector(model.vision_encoder(batch.images)))
+        return self.cast()._embed(batch)
+
+    def output_layer(self) -> Embedding:
+        """What makes logits of states, for a loss that never holds them all."""
+        return self.cast().decoder.output_layer
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return self.cast().decoder.logits(hidden)
@@ -129,14 +136,32 @@ class MM1(Module):
         graphdef, params = nnx.split(self)
         return nnx.merge(graphdef, cast(params, self.dtype))
 
-    def _merge(
-        self, batch: Batch, image_embeddings: Float[Array, "J M D"]
-    ) -> Float[Array, "B T D"]:
-        embeddings = merge_images(
-            self.decoder.embed(batch.tokens),
-            constrain(image_embeddings, "images", None, None),
-            batch.tokens == self.image_token,
-            batch.image_index,
-            group_rows=self.image_group_rows,
-        )
+    def _embed(self, batch: Batch) -> Float[Array, "B T D"]:
+        embeddings = self.decoder.embed(batch.tokens)
+        if self.vision_encoder is not None and self.connector is not None:
+            image_features = self.vision_encoder(batch.images)
+            image_embeddings = self.connector(image_features)
+            embeddings = merge_images(
+                embeddings,
+                constrain(image_embeddings, "images", None, None),
+                batch.tokens == self.image_token,
+                batch.image_index,
+                group_rows=self.image_group_rows,
+            )
         return constrain(embeddings, "batch", "sequence", None)
+
+
+def reads_images(cfg: Any) -> bool:
+    """Whether an `MM1.Config` is one of a multimodal model.
+
+    Raises:
+        ValueError: It has an encoder and no connector, or the other way round.
+    """
+    parts = {name: getattr(cfg, name) for name in ("vision_encoder", "connector")}
+    missing = [name for name, part in parts.items() if part is None]
+    if len(missing) == 1:
+        raise ValueError(
+            f"model.{missing[0]} is None and the other of {' and '.join(parts)} is not; set both, "
+            "or none for a language model"
+        )
+    return not missing

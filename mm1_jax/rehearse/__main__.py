@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--all", action="store_true", help="every config on every topology, each in a process"
     )
+    add("--jobs", "N", "of --all, so many at a time (default: 1)", type=int, default=1)
     add("--configs", "A,B", "those of --all (default: all named configs)")
     add(
         "--topologies",
@@ -176,7 +178,7 @@ def _rehearse(
         report = {
             "config": options.config,
             "overrides": dict(overrides),
-            "fingerprint": _fingerprint(cfg),
+            "fingerprint": _fingerprint(cfg, topology),
             **_described(topology),
             "mesh": compiled.mesh,
             "parallelism": compiled.parallelism,
@@ -192,10 +194,11 @@ def _rehearse(
         if not report["memory"]["fits"]:
             report["advice"] = advice(cfg, report)
         if compiled.text is not None:
-            progress("predicting")
-            report |= program_report(compiled.text, topology, model)
+            # First: minutes of compilation are not to be lost to an error in what follows.
             if options.save_hlo is not None:
                 _write(options.save_hlo, compiled.text)
+            progress("predicting")
+            report |= program_report(compiled.text, topology, model)
     return report
 
 
@@ -229,7 +232,6 @@ def _rehearse_all(
         else sorted(module.named_configs(options.module))
     )
     configs = {name: _resolved(name, options.module, overrides) for name in names}
-    fingerprints = {name: _fingerprint(cfg) for name, cfg in configs.items()}
     reports: dict[str, dict[str, Any]] = {}
     if options.json.exists():
         stored = json.loads(options.json.read_text())
@@ -240,27 +242,37 @@ def _rehearse_all(
     else:
         known = [parse_topology(name) for name in TOPOLOGIES]
         pairs = [(name, t) for name in names for t in known if _has_mesh_rule(configs[name], t)]
-    for number, (name, topology) in enumerate(pairs, start=1):
-        key = f"{name} on {topology.name}"
-        present = reports.get(key)
-        if (
-            present is None
-            or "error" in present
-            or present.get("fingerprint") != fingerprints[name]
-        ):
-            print(f"[{number}/{len(pairs)}] {key}", file=sys.stderr, flush=True)
-            report = _rehearse_in_a_process(name, topology, options, overrides)
-            reports[key] = {**report, "fingerprint": fingerprints[name]}
-            text = json.dumps({"reports": list(reports.values())}, indent=2)
-            _write(options.json, text + "\n")
+    lock = threading.Lock()
+
+    def add(number: int, name: str, topology: Topology) -> None:
+        key, fingerprint = f"{name} on {topology.name}", _fingerprint(configs[name], topology)
+        present = reports.get(key, {"error": "not there yet"})
+        if "error" not in present and present.get("fingerprint") == fingerprint:
+            return
+        print(f"[{number}/{len(pairs)}] {key}", file=sys.stderr, flush=True)
+        report = _rehearse_in_a_process(name, topology, options, overrides)
+        with lock:
+            reports[key] = {**report, "fingerprint": fingerprint}
+            ordered = [reports[key] for key in sorted(reports)]
+            _write(options.json, json.dumps({"reports": ordered}, indent=2) + "\n")
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        started = [pool.submit(add, n, *pair) for n, pair in enumerate(pairs, start=1)]
+        for each in started:
+            each.result()
     asked = [reports[f"{name} on {topology.name}"] for name, topology in pairs]
     print(render_table(asked))
     return 1 if any("error" in report for report in asked) else 0
 
 
 def _has_mesh_rule(cfg: Any, topology: Topology) -> bool:
-    devices = f"{topology.chip.name}-{topology.num_devices}"
-    return any(re.fullmatch(rule.devices, devices) for rule in cfg.trainer.mesh_rules)
+    return any(
+        re.fullmatch(rule.devices, _devices_name(topology)) for rule in cfg.trainer.mesh_rules
+    )
+
+
+def _devices_name(topology: Topology) -> str:
+    return f"{topology.chip.name}-{topology.num_devices}"
 
 
 def _rehearse_in_a_process(
@@ -308,7 +320,12 @@ def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> An
     return Launch(named.name, named.module, overrides).resolved_config()
 
 
-def _fingerprint(cfg: Any) -> str:
+def _fingerprint(cfg: Any, topology: Topology) -> str:
+    """Of all that a config says of these devices: mesh rules for others may change."""
+    cfg, trainer = cfg.clone(), cfg.trainer
+    choose = importlib.import_module("mm1_jax.parallelism").choose
+    chosen = choose(trainer.mesh_rules, trainer.parallelism, _devices_name(topology))
+    cfg.trainer.set(mesh_rules=[], parallelism=chosen)
     return hashlib.sha256(cfg.debug_string().encode()).hexdigest()[:16]
 
 

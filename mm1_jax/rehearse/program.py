@@ -224,7 +224,8 @@ class Program:
             elif i.opcode == "conditional":
                 names = i.called("branch_computations", "true_computation", "false_computation")
                 items.append(Branch(tuple(self._schedule(self.computations[n]) for n in names)))
-            elif i.opcode == "call":
+            elif i.opcode in ("call", "call-start"):
+                # What another core of the chip does is counted as if this one waited for it.
                 for name in i.called("to_apply"):
                     items += self._schedule(self.computations[name])
             elif i.opcode in SENT:
@@ -328,9 +329,12 @@ class Program:
             flops = self._kernel_flops(i, computation)
             return Work(i.name, Kind.KERNEL, flops, None, hbm_bytes)
         flops = self._matmul_flops(i, computation)
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
+        cycles = float(estimate.group(1)) if estimate else None
+        # The largest integer stands for "no estimate" of what another core does.
+        cycles = cycles if cycles is None or cycles < 2**62 else None
         kind = Kind.MATRIX if flops else Kind.VECTOR
-        return Work(i.name, kind, flops, float(cycles.group(1)) if cycles else None, hbm_bytes)
+        return Work(i.name, kind, flops, cycles, hbm_bytes)
 
     def _matmul_flops(self, i: Instruction, computation: Computation) -> float:
         if i.opcode == "dot":
@@ -486,6 +490,7 @@ def parse(text: str) -> Program:
 
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*")
+_END = re.compile(r"\}(, execution_thread=\"\w+\")?")
 _STATEMENT = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 
 
@@ -493,7 +498,7 @@ def _computations(text: str) -> Iterator[tuple[str, bool, list[str]]]:
     """Name, whether it is the entry, and statements of each computation.
 
     JSON inside a statement may have lines of its own, some of which begin with `}`: only a line
-    that is nothing but a brace ends a computation.
+    that is nothing but a brace ends a computation. It may name the core that runs it.
     """
     statements: list[str] | None = None
     name, is_entry = "", False
@@ -502,7 +507,7 @@ def _computations(text: str) -> Iterator[tuple[str, bool, list[str]]]:
             match = _HEADER.fullmatch(line)
             if match and " = " not in line.partition("(")[0]:
                 name, is_entry, statements = match.group(2), bool(match.group(1)), []
-        elif line == "}":
+        elif _END.fullmatch(line):
             yield name, is_entry, statements
             statements = None
         elif _STATEMENT.match(line):
@@ -576,7 +581,9 @@ def _bits(dtype: str) -> int:
 
 def _group_size(attributes: str, num_devices: int) -> int:
     """Members of one group of a collective, from any of the notations."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*)?\s*\{([^}]*)\}", attributes
+    )
     if mesh:
         # Along whole axes of a mesh, 'a', or along a part of one, 'a':(1)2.
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh.group(1))}
@@ -586,7 +593,13 @@ def _group_size(attributes: str, num_devices: int) -> int:
     if iota:
         return int(iota.group(1).split(",")[-1])
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-    return len(listed.group(1).split(",")) if listed else num_devices
+    if listed:
+        return len(listed.group(1).split(","))
+    if re.search(r"replica_groups=(?!\{\})", attributes):
+        raise ValueError(
+            f"the groups of a collective are in an unknown notation: {attributes[:300]}"
+        )
+    return num_devices
 
 
 def _pairs_group_size(attributes: str) -> int:

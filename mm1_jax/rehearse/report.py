@@ -115,6 +115,8 @@ def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
             "them: --config.trainer.parallelism.data=1 --config.trainer.parallelism.fsdp=-1"
         )
     for part in ("decoder", "vision_encoder"):
+        if getattr(cfg.model, part) is None:
+            continue
         default = cfg.get_recursively(("model", part, "stack", "remat")).value
         if chosen.get(f"{part}_remat", default) != "full":
             lines.append(
@@ -242,24 +244,29 @@ def _assumptions(report: Mapping[str, Any]) -> str:
     )
 
 
+_COLUMNS = (
+    "config",
+    "topology",
+    "mesh",
+    "micro-batches",
+    "GiB (peak)",
+    "free",
+    "executed / model",
+    "GB sent",
+    "matrix + vector + kernel + waiting s",
+    "step s",
+    "MFU",
+    "compile s",
+)
+
+
 def render_table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each report."""
-    header = (
-        "config",
-        "topology",
-        "GiB",
-        "free",
-        "exec/model",
-        "GB sent",
-        "matrix + vector + kernel + exposed s",
-        "step s",
-        "MFU",
-        "compile s",
-    )
-    rows = [header, *(_row(report) for report in reports)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    """A line for each report, in Markdown."""
+    rows = [_COLUMNS, *(_row(report) for report in reports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    rows.insert(1, tuple("-" * width for width in widths))
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     )
 
@@ -267,23 +274,24 @@ def render_table(reports: Sequence[Mapping[str, Any]]) -> str:
 def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
     names = (report["config"], report["topology"])
     if "error" in report:
-        return (*names, "error: " + report["error"].partition("\n")[0][:60], *[""] * 7)
+        error = "error: " + report["error"].partition("\n")[0][:60].replace("|", "/")
+        return (*names, error, *[""] * (len(_COLUMNS) - 3))
     memory, compiled = report["memory"], f"{report['compile']['compile_seconds']:.0f}"
+    mesh = " ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     total = f"{memory['total'] / GIB:.1f}" if "total" in memory else "?"
-    free = f"{memory['free']:.1%}" if "free" in memory else "does not fit"
+    total += f" ({memory['peak'] / GIB:.1f})" if "peak" in memory else ""
+    free = f"{memory['free']:.1%}" if memory["fits"] else "does not fit"
+    first = (*names, mesh, report["parallelism"].get("gradient_accumulation", "1"), total, free)
     if "step" not in report:
-        return (*names, total, free, *[""] * 5, compiled)
+        return (*first, *[""] * 5, compiled)
     step = report["step"]
     sent = sum(each["sent"] for each in report["collectives"].values())
-    parts = " + ".join(f"{step[name]:.3g}" for name in ("matrix", "vector", "kernel", "exposed"))
     return (
-        *names,
-        total,
-        free,
+        *first,
         f"{report['flops']['ratio']:.2f}",
         f"{sent / 1e9:.1f}",
-        parts,
-        f"{step['total']:.3g}",
+        " + ".join(f"{step[name]:.2f}" for name in ("matrix", "vector", "kernel", "exposed")),
+        f"{step['total']:.2f}",
         f"{report['mfu']:.3f}",
         compiled,
     )

@@ -6,11 +6,11 @@ The denominators are those of the global batch: a document counts by its targets
 lands, on whichever device and in whichever micro-batch.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from mm1_jax.batch import Batch
@@ -53,7 +53,7 @@ class Loss(Configurable):
     def __call__(
         self,
         hidden: Float[Array, "B T D"],
-        to_logits: Callable[[Float[Array, "B t D"]], Float[Array, "B t V"]],
+        output_layer: nnx.Module,
         batch: Batch,
         router: Any | None = None,
         *,
@@ -63,12 +63,13 @@ class Loss(Configurable):
         """The loss to differentiate, and its terms.
 
         Args:
+            output_layer: Its `attend(hidden)` are the logits.
             router: Statistics of the MoE layers, each stacked over them (`MM1Output.router`).
             totals: Those of the batch that `batch` is a micro-batch of; None: it is the whole.
         """
         cfg = self._config
         cross_entropy_BT, log_normalizer_BT = chunked_token_losses(
-            to_logits, hidden, batch.targets, cfg.chunk_length
+            output_layer, hidden, batch.targets, cfg.chunk_length
         )
         scored_BT = batch.loss_mask
         num_scored = jnp.sum(scored_BT, dtype=jnp.float32)

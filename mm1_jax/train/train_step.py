@@ -43,7 +43,7 @@ def make_train_step(
         output = model(batch)
         return loss(
             output.hidden,
-            model.logits,
+            model.output_layer(),
             batch,
             output.router,
             num_corpora=num_corpora,

@@ -34,7 +34,7 @@ from flax import nnx
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
-from mm1_jax.parallelism import MeshRule, Parallelism, choose
+from mm1_jax.parallelism import MeshRule, Parallelism, choose, devices_name
 from mm1_jax.train.checkpoint import Checkpointer
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import Metrics
@@ -124,7 +124,7 @@ class Trainer(Configurable):
             model=model,
             loss=cfg.loss,
             optimizer=cfg.optimizer,
-            parallelism=choose(cfg.mesh_rules, cfg.parallelism, devices),
+            parallelism=choose(cfg.mesh_rules, cfg.parallelism, devices_name(devices)),
             batch_size=batch_size,
             image_buffer=image_buffer,
             num_corpora=num_corpora,

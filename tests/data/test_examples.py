@@ -5,6 +5,7 @@ import pytest
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.sources import BadRecord
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 WORDS = ("a", "red", "circle", "left", "of", "xyzzy", "7", "<image>", "\u00e9")
@@ -157,3 +158,14 @@ def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_fields(tokenizer)
 def test_a_row_without_room_for_an_image_is_an_error(tokenizer):
     with pytest.raises(ValueError, match=r"max_sequence_length=64.*num_image_tokens=64"):
         ExampleBuilder(tokenizer, num_image_tokens=64, max_sequence_length=64, max_images=1)
+
+
+def test_a_model_of_text_reads_text_and_refuses_images(tokenizer):
+    builder = ExampleBuilder(tokenizer, num_image_tokens=0, max_sequence_length=32, max_images=0)
+    example = builder.example(Document((Text("a red circle"),)))
+    expected = [tokenizer.bos, *tokenizer.encode("a red circle")]
+    assert example.tokens.tolist() == expected and example.images == ()
+    document = Document((Image(PIXELS), Text("a red circle")))
+    for read in (builder.example, builder.lengths, builder.prompt):
+        with pytest.raises(BadRecord, match="an image, and the model reads none"):
+            read(document)

@@ -31,6 +31,8 @@ SIZES = {
     "mm1_9m": (320, 360),
     "mm1_85m": (420, 470),
     "mm1_302m": (650, 720),
+    # Llama 2 7B has 6,738M.
+    "llama2_7b": (6_738, 6_739),
     **{name: (1_600, 4_200) for name in NAMES if name.startswith("mm1_1b")},
 }
 
@@ -162,5 +164,5 @@ def test_every_second_layer_of_the_sparse_model_chooses_two_experts_of_four_or_m
 def test_the_devices_of_a_laptop_make_a_mesh(name, num_devices):
     trainer = named_configs()[name]().trainer
     devices = jax.devices()[:num_devices]
-    parallelism = choose(trainer.mesh_rules, trainer.parallelism, devices)
+    parallelism = choose(trainer.mesh_rules, trainer.parallelism, f"cpu-{num_devices}")
     assert parallelism.instantiate().mesh(devices).size == num_devices

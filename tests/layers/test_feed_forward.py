@@ -29,7 +29,7 @@ def test_plain_layer_equals_torch(activation, prng_key):
     layer.down.bias[...] = jax.random.normal(prng_key, (4,))
     x = jax.random.normal(jax.random.key(1), (2, 3, 4))
     hidden = torch.tensor(np.asarray(x)) @ _torch(layer.up.kernel) + _torch(layer.up.bias)
-    expected = TORCH[activation](hidden) @ _torch(layer.down.kernel) + _torch(layer.down.bias)
+    expected = TORCH[activation](hidden) @ _torch(layer.down.kernel).T + _torch(layer.down.bias)
     np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -39,7 +39,7 @@ def test_gated_layer_equals_torch(prng_key):
     x = jax.random.normal(jax.random.key(1), (2, 3, 4))
     y = torch.tensor(np.asarray(x))
     hidden = functional.silu(y @ _torch(layer.gate.kernel)) * (y @ _torch(layer.up.kernel))
-    np.testing.assert_allclose(layer(x), hidden @ _torch(layer.down.kernel), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer(x), hidden @ _torch(layer.down.kernel).T, rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_activation_is_an_error(prng_key):

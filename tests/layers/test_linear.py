@@ -22,20 +22,20 @@ def test_heads_split_and_join_like_the_reshaped_matrix(prng_key):
     join = JoinHeads.default_config().set(num_heads=2, head_dim=3, output_dim=6, bias=True)
     join = join.instantiate(rngs=nnx.Rngs(params=jax.random.key(1)))
     x = jax.random.normal(prng_key, (2, 4, 6))
-    matrix = np.asarray(split.kernel[...]).reshape(6, 6) @ np.asarray(join.kernel[...]).reshape(
-        6, 6
-    )
+    into, out = (np.asarray(module.kernel[...]).reshape(6, 6) for module in (split, join))
+    matrix = into @ out.T
     np.testing.assert_allclose(join(split(x)), np.asarray(x) @ matrix, rtol=1e-4, atol=1e-5)
 
 
 def test_outputs_have_unit_variance_at_initialisation(prng_key):
     x = jax.random.normal(prng_key, (4, 64, 256))
     rngs = nnx.Rngs(params=jax.random.key(1))
-    linear = Linear.default_config().set(input_dim=256, output_dim=64).instantiate(rngs=rngs)
+    linear = Linear.default_config().set(input_dim=256, output_dim=64)
     split = SplitHeads.default_config().set(input_dim=256, num_heads=4, head_dim=16)
     join = JoinHeads.default_config().set(num_heads=4, head_dim=64, output_dim=64)
     for y in (
-        linear(x),
+        linear.clone().instantiate(rngs=rngs)(x),
+        linear.clone(output_first=True).instantiate(rngs=rngs)(x),
         split.instantiate(rngs=rngs)(x),
         join.instantiate(rngs=rngs)(x.reshape(4, 64, 4, 64)),
     ):
@@ -48,3 +48,18 @@ def test_every_parameter_has_a_logical_name_for_each_dim(prng_key):
     linear = cfg.instantiate(rngs=rngs)
     assert linear.kernel.get_metadata("out_sharding") == ("mlp", "embed")
     assert linear.bias.get_metadata("out_sharding") == ("embed",)
+    linear = cfg.clone(output_first=True).instantiate(rngs=rngs)
+    assert linear.kernel.get_metadata("out_sharding") == ("embed", "mlp")
+    assert linear.bias.get_metadata("out_sharding") == ("embed",)
+
+
+def test_either_order_of_the_kernel_is_the_same_map(prng_key):
+    cfg = Linear.default_config().set(input_dim=4, output_dim=5)
+    first, second = (
+        cfg.clone(output_first=order).instantiate(rngs=nnx.Rngs(params=prng_key))
+        for order in (False, True)
+    )
+    assert second.kernel.shape == (5, 4)
+    second.kernel[...] = first.kernel[...].T
+    x = jax.random.normal(prng_key, (2, 4))
+    np.testing.assert_allclose(first(x), second(x), rtol=1e-6)

@@ -92,3 +92,8 @@ def test_training_counts_the_images_that_there_are(cfg):
     flops = forward_flops(cfg, T)
     assert flops.of_training(2, 0) == 3 * 2 * flops.row
     assert flops.of_training(2, 5) == 3 * (2 * flops.row + 5 * flops.image)
+
+
+def test_a_model_of_text_has_the_flops_of_its_decoder(cfg):
+    flops = forward_flops(cfg.set(vision_encoder=None, connector=None), T)
+    assert (flops.row, flops.image) == (decoder_flops(cfg.decoder, T), 0)

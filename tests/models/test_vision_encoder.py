@@ -77,11 +77,11 @@ def torch_weights(weights):
     return {
         "self_attn.in_proj_weight": torch.cat([head["kernel"].flatten(1).T for head in heads]),
         "self_attn.in_proj_bias": torch.cat([head["bias"].flatten() for head in heads]),
-        "self_attn.out_proj.weight": attention["output"]["kernel"].flatten(0, 1).T,
+        "self_attn.out_proj.weight": attention["output"]["kernel"].flatten(1),
         "self_attn.out_proj.bias": attention["output"]["bias"],
         "linear1.weight": feed_forward["up"]["kernel"].T,
         "linear1.bias": feed_forward["up"]["bias"],
-        "linear2.weight": feed_forward["down"]["kernel"].T,
+        "linear2.weight": feed_forward["down"]["kernel"],
         "linear2.bias": feed_forward["down"]["bias"],
         "norm1.weight": weights["attention_norm"]["scale"],
         "norm1.bias": weights["attention_norm"]["bias"],

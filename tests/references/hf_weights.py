@@ -6,6 +6,7 @@ They are read from the state dict of a built model. Its rotary pairs are ours, (
 import torch
 from parity import (
     Weights,
+    down,
     flat,
     join_heads,
     layer_norm,
@@ -37,7 +38,7 @@ def clip_vision_weights(model: torch.nn.Module) -> Weights:
             "attention_norm": layer_norm(weights, f"{name}.layer_norm1"),
             "feed_forward": {
                 "up": linear(weights, f"{name}.mlp.fc1"),
-                "down": linear(weights, f"{name}.mlp.fc2"),
+                "down": down(weights, f"{name}.mlp.fc2"),
             },
             "feed_forward_norm": layer_norm(weights, f"{name}.layer_norm2"),
         }
@@ -62,7 +63,8 @@ def decoder_weights(model: torch.nn.Module) -> Weights:
 
     def feed_forward(name: str) -> dict:
         if f"{name}.gate.weight" not in weights:
-            return {ours: linear(weights, f"{name}.{ours}_proj") for ours in ("gate", "up", "down")}
+            into = {ours: linear(weights, f"{name}.{ours}_proj") for ours in ("gate", "up")}
+            return {**into, "down": down(weights, f"{name}.down_proj")}
         gate_up = weights[f"{name}.experts.gate_up_proj"].swapaxes(1, 2)
         experts = {
             "gate": gate_up[..., : config.intermediate_size],

@@ -70,6 +70,11 @@ def linear(weights: Weights, name: str) -> Weights:
     return result
 
 
+def down(weights: Weights, name: str) -> Weights:
+    """A torch Linear that leads back to the model dim: ours stores it as torch does."""
+    return {**linear(weights, name), "kernel": weights[f"{name}.weight"]}
+
+
 def pointwise(weights: Weights, name: str) -> Weights:
     """A 1x1 torch convolution, which is a Linear over the channels."""
     flat = {f"{name}.weight": weights[f"{name}.weight"][:, :, 0, 0]}
@@ -91,9 +96,9 @@ def split_heads(weights: Weights, name: str, head_dim: int) -> Weights:
 
 def join_heads(weights: Weights, name: str, head_dim: int) -> Weights:
     """A Linear whose inputs are heads."""
-    result = linear(weights, name)
+    result = down(weights, name)
     kernel = result["kernel"]
-    return {**result, "kernel": kernel.reshape(-1, head_dim, kernel.shape[-1])}
+    return {**result, "kernel": kernel.reshape(len(kernel), -1, head_dim)}
 
 
 def layer_norm(weights: Weights, name: str) -> Weights:

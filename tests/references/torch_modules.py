@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from parity import (
     Weights,
+    down,
     flat,
     join_heads,
     layer_norm,
@@ -96,7 +97,7 @@ def aim_weights(trunk: AimTrunk) -> Weights:
             "attention_norm": layer_norm(weights, f"{name}.norm_1"),
             "feed_forward": {
                 "up": linear(weights, f"{name}.fc1"),
-                "down": linear(weights, f"{name}.fc2"),
+                "down": down(weights, f"{name}.fc2"),
             },
             "feed_forward_norm": layer_norm(weights, f"{name}.norm_2"),
         }

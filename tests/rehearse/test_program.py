@@ -14,7 +14,7 @@ HloModule jit_step, is_scheduled=true, num_partitions=4
   %two = s32[]{:T(128)} constant(2)
   %next = s32[]{:T(128)} add(%i, %two)
   %x = bf16[64,32]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
-  %whole = bf16[256,32]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, replica_groups=GROUPS, dimensions={0}
+  %whole = bf16[256,32]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, replica_groups={}, dimensions={0}
   %product = bf16[64,64]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
   ROOT %out = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) tuple(%next, /*index=1*/%x)
 }
@@ -42,7 +42,7 @@ ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
 
 
 def loop(groups: str = "{{0,1,2,3}}"):
-    return parse(LOOP.replace("GROUPS", groups))
+    return parse(LOOP.replace("replica_groups={}", f"replica_groups={groups}"))
 
 
 def test_counts_are_multiplied_by_trips():
@@ -70,6 +70,7 @@ def test_what_sends_to_itself_only_is_no_traffic():
         ("mesh['a'=2,'b'=2] {'b'}", 2),
         ("mesh['a'=1,'b'=4] {'b'}", 4),
         ("mesh['a'=4] {'a':(1)2}", 2),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", 2),
         ("{}", 4),
     ],
 )
@@ -92,6 +93,34 @@ def test_a_kernel_without_flops_is_warned_of():
     program = parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
     program.schedule()
     assert "kernel kernel: its FLOPs are not known" in program.warnings[0]
+
+
+def test_groups_in_an_unknown_notation_are_an_error():
+    with pytest.raises(ValueError, match="unknown notation.*replica_groups=ring"):
+        loop("ring(4)").schedule()
+
+
+# A loop body is followed by what another core of the chip runs, which has no estimate of cycles.
+OFFLOADED = """\
+HloModule jit_step, is_scheduled=true, num_partitions=1
+
+%added (p: f32[64]) -> f32[64] {
+  %p = f32[64]{0:T(128)} parameter(0)
+  ROOT %sum = f32[64]{0:T(128)} add(%p, %p), backend_config={"estimated_cycles":"9223372036854775807"}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[64]) -> f32[64] {
+  %a = f32[64]{0:T(128)} parameter(0)
+  %start = ((f32[64]{0:T(128)}), f32[64]{0:T(128)}) call-start(%a), async_execution_thread="sparsecore", to_apply=%added
+  ROOT %done = f32[64]{0:T(128)} call-done(%start)
+}
+"""  # noqa: E501
+
+
+def test_what_another_core_runs_is_timed_by_its_bytes():
+    program = parse(OFFLOADED)
+    (work,) = [item for item in program.schedule() if isinstance(item, Work) and item.hbm_bytes]
+    assert (work.name, work.cycles, work.hbm_bytes) == ("sum", None, 3 * 64 * 4)
 
 
 def test_text_that_is_not_hlo():

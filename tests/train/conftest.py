@@ -39,7 +39,10 @@ class BigramModel(Module):
         hidden = self.embedding[...][batch.tokens] * self.scale[...][None, None] + brightness
         return SimpleNamespace(hidden=hidden, router=None)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def output_layer(self) -> Any:
+        return self
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
         return hidden @ self.head[...]
 
 

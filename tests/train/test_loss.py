@@ -6,11 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import add, divide
 
 VOCAB_SIZE = 32
+
+
+class Identity(nnx.Module):
+    """An output layer for states that are logits already."""
+
+    def attend(self, hidden):
+        return hidden
 
 
 @pytest.fixture
@@ -22,7 +30,7 @@ def evaluate(logits, batch, router=None, **coefficients):
     coefficients = {"z_loss": 0.0, **coefficients}
     loss = Loss.default_config().set(**coefficients).instantiate()
     batch = jax.tree.map(jnp.asarray, batch)
-    return loss(logits, lambda hidden: hidden, batch, router, num_corpora=2)
+    return loss(logits, Identity(), batch, router, num_corpora=2)
 
 
 def test_cross_entropy_is_that_of_torch(logits, batch):

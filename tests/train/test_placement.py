@@ -20,7 +20,7 @@ EXPECTED = {
     "data 2, fsdp 2, model 2": {
         "decoder/embedding/weight": P("model", "fsdp"),
         "decoder/stack/layer/attention/query/kernel": P(None, None, "fsdp", "model", None),
-        "decoder/stack/layer/feed_forward/down/kernel": P(None, None, "model", "fsdp"),
+        "decoder/stack/layer/feed_forward/down/kernel": P(None, None, "fsdp", "model"),
         "decoder/stack/last_layer/feed_forward/experts/up": P(None, None, "fsdp", "model"),
         "decoder/stack/last_layer/feed_forward/router": P(None, "fsdp", None),
         "decoder/norm/scale": P(None),

@@ -18,7 +18,7 @@ from mm1_jax.batch import Batch, Document, Example, Image, Record
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.images import BadImage
+from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.evals.evaluator import EvalResult, Evaluator, Sample
@@ -102,8 +102,13 @@ class Benchmark(Evaluator):
             value = getattr(cfg, name)
             if value is not None and value < 1:
                 raise ValueError(f"{cfg.name}: {name}={value} must be at least 1")
+        if input.image_transform is None:
+            raise ValueError(
+                f"evals: the benchmark {cfg.name!r} shows images, and the model reads none; take "
+                "it out, or give the model an encoder and a connector"
+            )
         self._tokenizer = input.tokenizer
-        self._image_transform = input.image_transform
+        self._image_transform: ImageTransform = input.image_transform
         self._num_image_tokens = input.example_builder.num_image_tokens
         self._max_sequence_length = input.example_builder.max_sequence_length
         self._queries: Corpus = cfg.corpus.instantiate(split="test")

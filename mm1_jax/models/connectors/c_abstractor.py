@@ -105,7 +105,7 @@ class BottleneckBlock(Module):
             return child.set(input_dim=input_dim, output_dim=cfg.output_dim).instantiate(rngs=rngs)
 
         self.pointwise_in = pointwise(cfg.input_dim)
-        shape, init = (3, 3, cfg.output_dim), fan_in(1.0, num_input_dims=2)
+        shape, init = (3, 3, cfg.output_dim), fan_in(1.0, input_dims=(0, 1))
         self.depthwise = param(rngs, shape, (None, None, "mlp"), init)
         self.depthwise_norm = cfg.norm.set(input_dim=cfg.output_dim).instantiate(rngs=rngs)
         self.squeeze_excite = (
