@@ -61,19 +61,47 @@ def _rules(
     vision_encoder_saved_names: tuple[str, ...],
 ) -> list[MeshRule]:
     everywhere = {"fsdp": -1} | {name: size for name, size in axes.items() if name == "expert"}
+
+    def micro_batches(devices: int, rows: int) -> int:
+        return max(1, 512 // (devices * rows))
+
     return [
+        # 95 GB a device.
         *(
             _rule(
-                f"v5p-{devices}",
+                f"{chip}-{devices}",
                 **axes,
-                gradient_accumulation=max(1, 512 // (devices * rows)),
+                gradient_accumulation=micro_batches(devices, rows),
                 decoder_saved_names=decoder_saved_names,
                 vision_encoder_saved_names=vision_encoder_saved_names,
-                compiler_options=VECTOR_MEMORY,
+                compiler_options=compiler_options,
+            )
+            for chip, compiler_options in (("v5p", VECTOR_MEMORY), ("tpu7x", None))
+            for devices in (64, 128, 256, 512)
+        ),
+        # 80 GB and more.
+        *(
+            _rule(
+                f"(h100|h200)-{devices}",
+                **everywhere,
+                gradient_accumulation=micro_batches(devices, rows),
+                decoder_saved_names=ATTENTION,
+                vision_encoder_saved_names=(ATTENTION_OUTPUT,),
+            )
+            for devices in (8, 16, 32, 64, 128, 256, 512)
+        ),
+        # 31 GB: a row.
+        *(
+            _rule(
+                f"(v4|v6e)-{devices}",
+                **everywhere,
+                gradient_accumulation=micro_batches(devices, 1),
+                decoder_saved_names=ATTENTION,
+                vision_encoder_saved_names=(ATTENTION_OUTPUT,),
             )
             for devices in (64, 128, 256, 512)
         ),
-        # 16 GB a device, eight rows each.
+        # 16 GB, eight rows each.
         _rule("v5e-64", **everywhere, gradient_accumulation=4, compiler_options=VECTOR_MEMORY),
         _rule("v5e-.*", **everywhere, compiler_options=VECTOR_MEMORY),
         # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.

@@ -29,15 +29,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.layers.attention_mask import Visibility
+from mm1_jax.layers.saved_names import saved_name
 from mm1_jax.sharding import current_placement, current_platform, dividing_spec
 
 # Names of what a rematerialisation policy may keep. The output's is also that of the logsumexp of a
 # fused kernel: with both kept (and query, key and value) the backward pass runs no forward kernel.
-QUERY = "query"
-KEY = "key"
-VALUE = "value"
-ATTENTION_OUTPUT = "attention_output"
-ATTENTION_PROJECTION = "attention_projection"
+QUERY = saved_name("query")
+KEY = saved_name("key")
+VALUE = saved_name("value")
+ATTENTION_OUTPUT = saved_name("attention_output")
+ATTENTION_PROJECTION = saved_name("attention_projection")
 
 # Finite, so that a position that sees nothing (padding) gets an average and no NaN, and far enough
 # below any logit that exp() of the difference is exactly zero.
@@ -250,12 +251,15 @@ def _triton(
 # The kernel's own derivative, with names on what the forward pass leaves for it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _triton_call(q, k, v, segment_ids, causal, interpret):
-    return gpu_attention.mha(q, k, v, segment_ids, *_triton_options(q, causal, interpret, False))
+    options = _triton_options(q, causal, interpret, False)
+    with _scope(causal):
+        return gpu_attention.mha(q, k, v, segment_ids, *options)
 
 
 def _triton_forward(q, k, v, segment_ids, causal, interpret):
     options = _triton_options(q, causal, interpret, True)
-    residuals: Any = gpu_attention.mha(q, k, v, segment_ids, *options)
+    with _scope(causal):
+        residuals: Any = gpu_attention.mha(q, k, v, segment_ids, *options)
     out, logsumexp = (checkpoint_name(x, ATTENTION_OUTPUT) for x in residuals)
     return out, (q, k, v, segment_ids, out, logsumexp)
 
@@ -263,10 +267,16 @@ def _triton_forward(q, k, v, segment_ids, causal, interpret):
 def _triton_backward(causal, interpret, residuals, gradient):
     options = _triton_options(gradient, causal, interpret, False)
     backward: Any = gpu_attention.mha.bwd
-    return backward(*options, residuals, gradient)
+    with _scope(causal):
+        return backward(*options, residuals, gradient)
 
 
 _triton_call.defvjp(_triton_forward, _triton_backward)
+
+
+def _scope(causal: bool):
+    # Half of the work or all: nothing else in the compiled program says which (`rehearse`).
+    return jax.named_scope("causal" if causal else "full")
 
 
 def _triton_options(q: jax.Array, causal: bool, interpret: bool, residuals: bool) -> tuple:

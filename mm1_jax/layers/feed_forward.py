@@ -10,11 +10,12 @@ from jaxtyping import Array, Float
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
 from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module
+from mm1_jax.layers.saved_names import saved_name
 from mm1_jax.sharding import constrain
 
 # Names of the products, which a rematerialisation policy may keep.
-MLP_GATE = "mlp_gate"
-MLP_UP = "mlp_up"
+MLP_GATE = saved_name("mlp_gate")
+MLP_UP = saved_name("mlp_up")
 
 
 class Activation(enum.Enum):

@@ -35,12 +35,13 @@ from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.grouped_matmul import group_by_expert, grouped_matmul, row_block
 from mm1_jax.layers.linear import fan_in
 from mm1_jax.layers.module import Module, param
+from mm1_jax.layers.saved_names import saved_name
 from mm1_jax.sharding import gather_shards, per_shard, shard_axes, sum_shards
 
 # Names of what a rematerialisation policy may keep: the experts' rows, and two products.
-EXPERT_INPUTS = "expert_inputs"
-EXPERT_GATE = "expert_gate"
-EXPERT_UP = "expert_up"
+EXPERT_INPUTS = saved_name("expert_inputs")
+EXPERT_GATE = saved_name("expert_gate")
+EXPERT_UP = saved_name("expert_up")
 
 
 class RouterStatistics(NamedTuple):

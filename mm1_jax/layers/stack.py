@@ -17,6 +17,7 @@ from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
 from mm1_jax.layers.attention import Cache
 from mm1_jax.layers.module import Module
 from mm1_jax.layers.moe import RouterStatistics
+from mm1_jax.layers.saved_names import check_saved_names
 
 
 class Remat(enum.Enum):
@@ -59,6 +60,7 @@ class Stack(Module):
         )
         self.remat = Remat(cfg.remat)
         self.saved_names = tuple(cfg.saved_names)
+        check_saved_names(self.saved_names)
         self.unroll = cfg.unroll
 
     def __call__(

@@ -25,6 +25,7 @@ from typing import Any
 
 from mm1_jax.launch import USER_ERROR, split_overrides
 from mm1_jax.named_configs import find_named_config
+from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
     ModelFlops,
     advice,
@@ -64,9 +65,9 @@ ENVIRONMENT = {
 }
 
 _DESCRIPTION = """\
-Compiles the train step that a launch of a config would run, for a TPU slice that need not
-exist, and reports memory per device, FLOPs, collectives, and the step time and MFU that
-follow from the compiled program. Runs on any CPU; no device is touched.
+Compiles the train step that a launch of a config would run, for a TPU slice or GPUs that
+need not exist, and reports memory per device, FLOPs, collectives, and the step time and MFU
+that follow from the compiled program. Runs on any CPU; no device is touched.
 """
 
 _EPILOG = """\
@@ -74,13 +75,14 @@ topologies:
   v4:4x4x4  v5e:16x16  v5p:4x4x8  v6e:16x16  tpu7x:8x8x8   chips along each side
   2xv5p:4x4x4                                              two such slices
   v5p-128  v4-128  v5litepod-256  v6e-256                  Cloud's accelerator types
-  h100:8  h200:8                                           GPUs of one host, with --hlo only
+  h100:8  h200:8                                           GPUs of one host
 
 step time:
   A model of the compiled program, never checked on the chips: good for comparing
   programs. The compiler's cycles for all it estimates, FLOPs at 0.6 of the peak for
   kernels, bytes over bandwidth for collectives, which count as waiting unless the
-  schedule shows that something is computed meanwhile.
+  schedule shows that something is computed meanwhile. For GPUs there are no cycles: a
+  roofline, each product at the peak or at the bandwidth of its memory.
 
 exit codes:
   0  compiled, and fits
@@ -149,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.topology is None:
             parser.error("--topology=NAME is needed, e.g. --topology=v5p:4x4x8")
         topology = parse_topology(options.topology)
+        if not topology.is_tpu:
+            os.environ.update(gpus.environment())
         if options.hlo is not None:
             report = _predict_file(options, overrides, topology)
         elif options.config is None:

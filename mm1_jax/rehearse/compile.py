@@ -16,8 +16,12 @@ import jax
 from jax.experimental import topologies
 
 from mm1_jax.models.flops import forward_flops
+from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.topologies import GIB, Topology
 from mm1_jax.sharding import MESH_AXES
+
+# What a compiled program depends on; one of the last two compiles it.
+_VERSIONS = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda13-plugin")
 
 # Further arguments that describe a TPU slice, by kind of chip.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
@@ -65,11 +69,17 @@ def make_devices(topology: Topology) -> list[Any]:
     Raises:
         ValueError: The compiler knows no such slice, or is not installed.
     """
-    if not topology.is_tpu:
+    options = _tpu_options(topology) if topology.is_tpu else gpus.topology_options(topology)
+    try:
+        description = topologies.get_topology_desc(**options)
+    except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"--topology={topology.name}: compiling for GPUs is not supported; --hlo=FILE predicts "
-            "a program that was compiled elsewhere"
-        )
+            f"--topology={topology.name}: the compiler has no such slice ({_first_line(error)})"
+        ) from error
+    return list(description.devices)
+
+
+def _tpu_options(topology: Topology) -> dict[str, Any]:
     if version("libtpu") is None:
         raise ValueError(
             "libtpu is not installed, which compiles for TPUs; pip install 'mm1_jax[rehearse]'"
@@ -80,15 +90,7 @@ def make_devices(topology: Topology) -> list[Any]:
     if topology.num_slices > 1:
         options["num_slices"] = topology.num_slices
     shape = "x".join(map(str, topology.shape))
-    try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{topology.chip.name}:{shape}", **options
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"--topology={topology.name}: libtpu has no such slice ({_first_line(error)})"
-        ) from error
-    return list(description.devices)
+    return {"platform": "tpu", "topology_name": f"{topology.chip.name}:{shape}", **options}
 
 
 def compile_train_step(
@@ -208,7 +210,7 @@ def model_flops(cfg: Any, num_images: float) -> float:
 
 
 def versions() -> dict[str, str | None]:
-    return {name: version(name) for name in ("jax", "jaxlib", "libtpu", "flax")}
+    return {name: version(name) for name in _VERSIONS}
 
 
 def version(distribution: str) -> str | None:

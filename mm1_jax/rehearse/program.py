@@ -733,6 +733,17 @@ def _products_backward(i: Instruction, query_rank: int) -> int:
     return 5 if any(len(s.dims) > query_rank for s in i.shapes) else 4
 
 
+def _mha_flops(num_products: int):
+    """Of jax's attention for GPUs, which `layers.attention_kernels` runs in a scope "causal"."""
+
+    def flops(i: Instruction, computation: Computation) -> float:
+        queries, keys = (s for name in i.operands[:2] for s in computation.shapes_of(name))
+        pairs = math.prod(queries.dims) * keys.dims[1]
+        return 2.0 * num_products * pairs / (2 if "/causal/" in i.attributes else 1)
+
+    return flops
+
+
 # Part of the name of a kernel -> its FLOPs, for kernels that bring no estimate of their own.
 KERNEL_FLOPS: dict[str, Callable[[Instruction, Computation], float]] = {
     "splash_mha_fwd": _splash_flops(lambda i, rank: 2),
@@ -741,6 +752,11 @@ KERNEL_FLOPS: dict[str, Callable[[Instruction, Computation], float]] = {
     "splash_mqa_dq": _splash_flops(lambda i, rank: 3),
     "splash_mha_dkv": _splash_flops(_products_backward),
     "splash_mqa_dkv": _splash_flops(_products_backward),
+    "mha_forward": _mha_flops(2),
+    # Two passes in one call: four products for keys and values, three for queries.
+    "mha_backward": _mha_flops(7),
+    # Sums over the head dim.
+    "mha_preprocess_backward": lambda i, computation: 0.0,
 }
 
 

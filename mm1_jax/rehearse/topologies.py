@@ -157,6 +157,7 @@ _CLOUD = {
     "v5e": ("v5e", 1),
     "v5p": ("v5p", 2),
     "v6e": ("v6e", 1),
+    "tpu7x": ("tpu7x", 2),
 }
 
 # The shapes that Cloud gives for so many chips.
@@ -248,6 +249,8 @@ def parse_topology(name: str) -> Topology:
             f"--topology={name}: {chip.kind} has {max(chip.torus_dims, 1)} positive dims, "
             f"e.g. {example}"
         )
+    if not chip.torus_dims and (dims[0] > 8 or slices):
+        raise ValueError(f"--topology={name}: the GPUs of one host, so {kind}:8 at most")
     return Topology(chip, dims, _int(slices))
 
 

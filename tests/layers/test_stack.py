@@ -109,3 +109,8 @@ def test_layers_that_do_not_divide_into_groups_are_errors():
         _stack(False, group_size=2)
     with pytest.raises(ValueError, match="'everything' is not a valid Remat"):
         _stack(False, remat="everything")
+
+
+def test_names_that_no_layer_has_are_errors():
+    with pytest.raises(ValueError, match="no layer has a value 'atention_output'.*attention_out"):
+        _stack(False, saved_names=("query", "atention_output"))

@@ -15,9 +15,9 @@ SLICE = "v5e:2x2"
 def run_afresh() -> Callable:
     """Runs Python in a process that no setting of these tests reaches: flags change programs."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        if find_spec("libtpu") is None:
-            pytest.skip("libtpu, which compiles for TPUs, is not installed; see extra [rehearse]")
+    def run(*arguments: str, requires: str = "libtpu") -> subprocess.CompletedProcess:
+        if find_spec(requires) is None:
+            pytest.skip(f"{requires}, a compiler, is not installed; see extra [rehearse]")
         environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
         environment["PYTHONPATH"] = f"{ROOT}:{Path(__file__).parent}"
         return subprocess.run(

@@ -47,7 +47,7 @@ def test_help_is_instant_and_imports_nothing_heavy():
         (["--config=mm1_tiny", "--topology=v5q:2x2x1"], "did you mean v5p:2x2x1"),
         (["--config=mm1_tinny", "--topology=v5e:2x2"], "did you mean mm1_tiny"),
         (["--config=mm1_tiny", "--topology=v5e:2x2", "--config.model.dtyp=x"], "model.dtype"),
-        (["--config=mm1_tiny", "--topology=h100:8"], "--hlo=FILE"),
+        (["--config=mm1_tiny", "--topology=h100:16"], "h100:8 at most"),
         (["--hlo=nothing.hlo", "--topology=v5e:2x2"], "nothing.hlo"),
     ],
 )

@@ -167,6 +167,28 @@ def test_flops_of_splash_attention(name, result, products, operands, share):
     assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 128
 
 
+MHA = """\
+HloModule jit_step, is_scheduled=true, num_partitions=1
+
+ENTRY %main (q: bf16[2,64,8,32]) -> bf16[2,64,8,32] {
+  %q = bf16[2,64,8,32]{3,2,1,0} parameter(0)
+  ROOT %call = bf16[2,64,8,32]{3,2,1,0} custom-call(%q, %q, %q), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/SCOPE/NAME/pallas_call"}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("name", "products"),
+    [("mha_forward", 2), ("mha_backward", 7), ("mha_preprocess_backward", 0)],
+)
+@pytest.mark.parametrize(("scope", "share"), [("causal", 0.5), ("full", 1.0)])
+def test_flops_of_attention_on_gpus(name, products, scope, share):
+    program = parse(MHA.replace("NAME", name).replace("SCOPE", scope))
+    (kernel,) = [item for item in program.schedule() if isinstance(item, Work)]
+    assert kernel.kind is Kind.KERNEL and not program.warnings
+    assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 32
+
+
 def test_what_the_compiler_makes_of_a_loop_has_its_exact_flops(programs):
     schedule = parse((programs / "looped.hlo").read_text()).schedule()
     assert flops(schedule) == 3 * 2 * 512 * 256 * 256

@@ -14,6 +14,7 @@ from mm1_jax.rehearse.topologies import CHIPS, parse_topology
         ("v4-128", "v4:4x4x4", 64, 64),
         ("v5litepod-256", "v5e:16x16", 256, 256),
         ("v6e-256", "v6e:16x16", 256, 256),
+        ("tpu7x-128", "tpu7x:4x4x4", 64, 128),
         ("2xv6e-64", "2xv6e:8x8", 128, 128),
         ("h100:8", "h100:8", 8, 8),
     ],
@@ -32,6 +33,8 @@ def test_names(name, same, chips, devices):
         ("v5p:4x4", "TPU v5p has 3 positive dims, e.g. v5p:4x4x4"),
         ("v5p:0x4x4", "3 positive dims"),
         ("v5p-100", "no shape is known for 50 chips"),
+        ("h100:16", "h100:8 at most"),
+        ("2xh100:8", "h100:8 at most"),
         ("pod", "names look like"),
     ],
 )

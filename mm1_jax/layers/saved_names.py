@@ -1,0 +1,31 @@
+"""Names of values that layers may keep for the backward pass (`saved_names` of a stack).
+
+A layer makes a name once, as a constant of its module, and marks a value with it:
+
+    QUERY = saved_name("query")
+    query = checkpoint_name(query, QUERY)
+
+A policy that names nothing of the sort would keep nothing and say nothing, so stacks check.
+"""
+
+from collections.abc import Iterable
+
+from mm1_jax.config import close_names
+
+_names: set[str] = set()
+
+
+def saved_name(name: str) -> str:
+    """The name, now one that a stack may be told to keep."""
+    _names.add(name)
+    return name
+
+
+def check_saved_names(names: Iterable[str]) -> None:
+    """Raises ValueError where a name is none that a layer has made."""
+    for name in names:
+        if name not in _names:
+            known = close_names(name, _names) or sorted(_names)
+            raise ValueError(
+                f"saved_names: no layer has a value {name!r}; expected some of {', '.join(known)}"
+            )
