@@ -9,11 +9,11 @@ leaves room for. Choose others with a rule, or fields of `trainer.parallelism`;
 `python -m mm1_jax.rehearse` says what a choice takes and gives.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT, KEY, QUERY, VALUE
 from mm1_jax.layers.feed_forward import MLP_GATE, MLP_UP
-from mm1_jax.layers.moe import EXPERT_GATE
 from mm1_jax.parallelism import MeshRule, Parallelism
 
 # With these, the backward pass runs no attention again: it needs all of them and nothing else.
@@ -34,14 +34,24 @@ def dense(rows: int, *, keeps_images: bool = True) -> list[MeshRule]:
         keeps_images: There is room for the products of the vision encoder too.
     """
     vision = PRODUCTS if keeps_images else (ATTENTION_OUTPUT,)
-    return _rules(rows, {"data": -1, "fsdp": 32}, PRODUCTS, vision)
+    return _rules(rows, {"data": -1, "fsdp": 32}, {"fsdp": -1}, PRODUCTS, vision)
 
 
-def sparse(num_experts: int, rows: int) -> list[MeshRule]:
-    """Rules of a sparse model: an expert axis of eight, or of all experts if they are fewer."""
-    axes = {"data": -1, "expert": min(8, num_experts), "fsdp": 16}
-    # Experts leave less room.
-    return _rules(rows, axes, (*PRODUCTS, EXPERT_GATE), (ATTENTION_OUTPUT,))
+def sparse(
+    rows: int, *, expert: int, saved_names: Sequence[str], keeps_images: bool = True
+) -> list[MeshRule]:
+    """Rules of a sparse model: an expert axis besides.
+
+    Args:
+        rows: Of a batch of 512, that a device with 95 GB has room for at a time.
+        expert: Devices that share the experts. The more they are, the fewer kernels each has to
+            gather, but what is not an expert's is split over the others alone.
+        saved_names: What of sparse layers there is room for.
+        keeps_images: There is room for the products of the vision encoder too.
+    """
+    vision = PRODUCTS if keeps_images else (ATTENTION_OUTPUT,)
+    axes = {"expert": expert, "fsdp": -1}
+    return _rules(rows, axes, {"expert": 8, "fsdp": -1}, (*PRODUCTS, *saved_names), vision)
 
 
 def full_recomputation() -> list[MeshRule]:
@@ -57,10 +67,10 @@ def full_recomputation() -> list[MeshRule]:
 def _rules(
     rows: int,
     axes: dict[str, int],
+    small_axes: dict[str, int],
     decoder_saved_names: tuple[str, ...],
     vision_encoder_saved_names: tuple[str, ...],
 ) -> list[MeshRule]:
-    everywhere = {"fsdp": -1} | {name: size for name, size in axes.items() if name == "expert"}
 
     def micro_batches(devices: int, rows: int) -> int:
         return max(1, 512 // (devices * rows))
@@ -83,7 +93,7 @@ def _rules(
         *(
             _rule(
                 f"(h100|h200)-{devices}",
-                **everywhere,
+                **small_axes,
                 gradient_accumulation=micro_batches(devices, rows),
                 decoder_saved_names=ATTENTION,
                 vision_encoder_saved_names=(ATTENTION_OUTPUT,),
@@ -94,7 +104,7 @@ def _rules(
         *(
             _rule(
                 f"(v4|v6e)-{devices}",
-                **everywhere,
+                **small_axes,
                 gradient_accumulation=micro_batches(devices, 1),
                 decoder_saved_names=ATTENTION,
                 vision_encoder_saved_names=(ATTENTION_OUTPUT,),
@@ -102,11 +112,11 @@ def _rules(
             for devices in (64, 128, 256, 512)
         ),
         # 16 GB, eight rows each.
-        _rule("v5e-64", **everywhere, gradient_accumulation=4, compiler_options=VECTOR_MEMORY),
-        _rule("v5e-.*", **everywhere, compiler_options=VECTOR_MEMORY),
+        _rule("v5e-64", **small_axes, gradient_accumulation=4, compiler_options=VECTOR_MEMORY),
+        _rule("v5e-.*", **small_axes, compiler_options=VECTOR_MEMORY),
         # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.
         _rule("cpu-.*", fsdp=-1),
-        _rule(".*", **everywhere),
+        _rule(".*", **small_axes),
     ]
 
 

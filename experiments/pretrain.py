@@ -16,6 +16,7 @@ from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
+from mm1_jax.layers.moe import EXPERT_GATE, EXPERT_INPUTS, EXPERT_UP
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallelism import MeshRule
 from mm1_jax.train.trainer import Trainer
@@ -101,12 +102,15 @@ def mm1_30b() -> Experiment.Config:
 
 def mm1_3b_moe() -> Experiment.Config:
     """MM1-3B-MoE: 64 experts in every second layer, two for each token."""
-    return paper(sizes.mm1_3b_moe(), mesh_rules.sparse(num_experts=64, rows=4))
+    saved_names = (EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP)
+    rules = mesh_rules.sparse(rows=2, expert=16, saved_names=saved_names)
+    return paper(sizes.mm1_3b_moe(), rules)
 
 
 def mm1_7b_moe() -> Experiment.Config:
     """MM1-7B-MoE: 32 experts in every fourth layer, two for each token."""
-    return paper(sizes.mm1_7b_moe(), mesh_rules.sparse(num_experts=32, rows=4))
+    rules = mesh_rules.sparse(rows=4, expert=8, saved_names=(EXPERT_GATE,), keeps_images=False)
+    return paper(sizes.mm1_7b_moe(), rules)
 
 
 def ablation(size: str) -> Experiment.Config:

@@ -292,9 +292,20 @@ def parameter_shardings(params: nnx.State, mesh: Mesh, rules: AxisRules) -> nnx.
 
 def batch_shardings(mesh: Mesh, rules: AxisRules) -> Batch:
     """The sharding of every `Batch` field: rows and pictures over the batch axes."""
-    rows = NamedSharding(mesh, rules.spec(("batch", None), mesh))
-    images = NamedSharding(mesh, rules.spec(("images", None, None, None), mesh))
-    return _make_batch({name: images if name == "images" else rows for name in _BATCH_FIELDS})
+    return _make_batch(
+        {name: NamedSharding(mesh, rules.spec(dims, mesh)) for name, dims in _BATCH_DIMS.items()}
+    )
+
+
+def constrain_batch(batch: Batch) -> Batch:
+    """Splits a batch as `batch_shardings` does; a dim before, of micro-batches, stays whole."""
+
+    def split(x: jax.Array, dims: tuple[str | None, ...]) -> jax.Array:
+        return constrain(x, *[None] * (x.ndim - len(dims)), *dims)
+
+    return _make_batch(
+        {name: split(getattr(batch, name), dims) for name, dims in _BATCH_DIMS.items()}
+    )
 
 
 def device_batch(batch: Batch, shardings: Batch) -> Batch:
@@ -307,6 +318,10 @@ def device_batch(batch: Batch, shardings: Batch) -> Batch:
 
 
 _BATCH_FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
+_BATCH_DIMS: dict[str, tuple[str | None, ...]] = {
+    name: ("images", None, None, None) if name == "images" else ("batch", None)
+    for name in _BATCH_FIELDS
+}
 
 
 def _make_batch(fields: dict[str, Any]) -> Batch:

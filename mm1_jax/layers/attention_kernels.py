@@ -82,6 +82,21 @@ def chosen(kernel: Kernel) -> Kernel:
     return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(current_platform(), Kernel.XLA)
 
 
+def row_length(length: int, kernel: Kernel) -> int:
+    """The length that a kernel computes rows of `length` positions at.
+
+    It pads them itself. Padded before, to be of another segment (0), they are not copied in every
+    layer.
+    """
+    if chosen(kernel) is Kernel.XLA:
+        return length
+    placement, shards = current_placement(), 1
+    if placement is not None:
+        (sequence,) = dividing_spec((length,), ("sequence",), placement)
+        shards = placement.num_shards(sequence)
+    return _padded_length(length, shards)
+
+
 def xla_attention(
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
@@ -111,7 +126,7 @@ def fused_attention(
 ) -> Float[Array, "B T N H"]:
     """Runs a kernel on every shard: the compiler would replicate it, as it cannot look inside.
 
-    Rows are split over the batch axes (those of images where there is no visibility), heads over
+    Rows are split over the batch axes (those of images where it is not causal), heads over
     the axes of heads, queries over the sequence axes while every shard holds all keys. What does
     not divide, a single prompt for instance, stays whole.
     """
@@ -124,7 +139,7 @@ def fused_attention(
     placement = current_placement()
     rows, sequence, heads, sequence_shards, head_shards = None, None, None, 1, 1
     if placement is not None:
-        names = ("images" if visibility is None else "batch", "sequence", "activation_heads", None)
+        names = ("batch" if causal else "images", "sequence", "activation_heads", None)
         rows, sequence, heads, _ = dividing_spec(q_BTNH.shape, names, placement)
         sequence_shards = placement.num_shards(sequence)
         head_shards = placement.num_shards(heads)

@@ -70,12 +70,15 @@ def row_block(num_choices: int, num_experts: int) -> int:
 
 
 def grouped_matmul(
-    x_QD: Float[Array, "Q D"],
+    x_Q: Float[Array, "Q _"],
     kernel_EDF: Float[Array, "E D F"],
     sizes_E: Int[Array, "E"],
     block: int,
-) -> Float[Array, "Q F"]:
+    output_first: bool = False,
+) -> Float[Array, "Q _"]:
     """Multiplies the rows of each expert by its kernel. The choice of an implementation is here.
+
+    Rows are of D and become of F; with `output_first`, of F and become of D.
 
     On TPU a Pallas kernel (megablox); what it leaves in rows after the last expert's is undefined.
     Elsewhere blocks: small kernels are gathered, one for each block, into one batched product;
@@ -83,16 +86,17 @@ def grouped_matmul(
     dense product with every expert.
     """
     if current_platform() == "tpu":
-        return gmm(x_QD, kernel_EDF, sizes_E, x_QD.dtype, TILE)
-    (_, D, F), num_blocks = kernel_EDF.shape, len(x_QD) // block
+        return gmm(x_Q, kernel_EDF, sizes_E, x_Q.dtype, TILE, transpose_rhs=output_first)
+    kernel_EIO = kernel_EDF.swapaxes(1, 2) if output_first else kernel_EDF
+    (_, I, O), num_blocks = kernel_EIO.shape, len(x_Q) // block
     block_experts = expert_of(jnp.arange(num_blocks) * block, jnp.cumsum(sizes_E))
     block_experts = jnp.minimum(block_experts, len(sizes_E) - 1)
-    x_blocks = x_QD.reshape(num_blocks, -1, D)
-    if num_blocks * D * F <= MAX_GATHERED:
-        y_blocks = jnp.einsum("nud,ndf->nuf", x_blocks, kernel_EDF[block_experts])
+    x_blocks = x_Q.reshape(num_blocks, -1, I)
+    if num_blocks * I * O <= MAX_GATHERED:
+        y_blocks = jnp.einsum("nui,nio->nuo", x_blocks, kernel_EIO[block_experts])
     else:
-        y_blocks = block_by_block(x_blocks, kernel_EDF, block_experts)
-    return y_blocks.reshape(-1, F)
+        y_blocks = block_by_block(x_blocks, kernel_EIO, block_experts)
+    return y_blocks.reshape(-1, O)
 
 
 @jax.custom_vjp

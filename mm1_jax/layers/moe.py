@@ -63,8 +63,8 @@ class RouterStatistics(NamedTuple):
     dropped: Float[Array, "*L"]
 
 
-# Of the kernels `gate`, `up` and `down`.
-KERNEL_NAMES = (("expert", "embed", "mlp"), ("expert", "embed", "mlp"), ("expert", "mlp", "embed"))
+# Of the kernels `gate`, `up` and `down`: the last with its output dim first, as in dense layers.
+KERNEL_NAMES = (("expert", "embed", "mlp"),) * 3
 
 
 class Experts(Module):
@@ -83,7 +83,7 @@ class Experts(Module):
         gate, up, down = KERNEL_NAMES
         self.gate = param(rngs, (E, D, F), gate, normal(cfg.init_scale * D**-0.5))
         self.up = param(rngs, (E, D, F), up, normal(cfg.init_scale * D**-0.5))
-        self.down = param(rngs, (E, F, D), down, normal(cfg.init_scale * F**-0.5))
+        self.down = param(rngs, (E, D, F), down, normal(cfg.init_scale * F**-0.5))
         self.activation = Activation(cfg.activation)
 
     def kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -144,8 +144,8 @@ def compute_here(
     x_QD = checkpoint_name(to_slots(x_ND, slots), EXPERT_INPUTS)
     weights_Q = weights_of_slots(weights_NX, slots)
 
-    def multiply(x: Array, kernel: Array) -> Array:
-        return grouped_matmul(x, kernel, sizes_E, block)
+    def multiply(x: Array, kernel: Array, output_first: bool = False) -> Array:
+        return grouped_matmul(x, kernel, sizes_E, block, output_first)
 
     return from_slots(gated(x_QD, weights_Q, kernels, activation, multiply), slots)
 
@@ -265,9 +265,12 @@ def to_tokens(y_sEQ: Float[Array, "s E_s Q *D"]) -> Float[Array, "E Q *D"]:
     return y_sEQ.reshape(-1, *y_sEQ.shape[2:])
 
 
-def every_expert(x_sEQD: Float[Array, "s E Q D"], kernel_EDF: Float[Array, "E D F"]) -> Array:
+def every_expert(
+    x_sEQ: Float[Array, "s E Q _"], kernel_EDF: Float[Array, "E D F"], output_first: bool = False
+) -> Array:
     """Each expert's rows by its kernel. Rows of different devices are never laid side by side."""
-    return jnp.einsum("sEQD,EDF->sEQF", x_sEQD, kernel_EDF)
+    subscripts = "sEQF,EDF->sEQD" if output_first else "sEQD,EDF->sEQF"
+    return jnp.einsum(subscripts, x_sEQ, kernel_EDF)
 
 
 def gated(
@@ -275,20 +278,18 @@ def gated(
     weights: Float[Array, "*Q"],
     kernels: tuple[Array, ...],
     activation: Activation,
-    multiply: Callable[[Array, Array], Array],
+    multiply: Callable[..., Array],
 ) -> Float[Array, "*Q D"]:
     """The experts' layer: weight (activation(x gate) * (x up)) down.
 
     The weight enters before the last product: then the gradient of the weight needs no output of
     the experts, and a layer that is recomputed for the backward pass skips that product.
     """
-    gate, up, down = (
-        gather_shards(kernel, "embed", dim) for kernel, dim in zip(kernels, (1, 1, 2), strict=True)
-    )
+    gate, up, down = (gather_shards(kernel, "embed", 1) for kernel in kernels)
     gate_F = checkpoint_name(multiply(x, gate), EXPERT_GATE)
     up_F = checkpoint_name(multiply(x, up), EXPERT_UP)
     hidden = (activation(gate_F) * up_F).astype(jnp.float32) * weights[..., None]
-    return multiply(hidden.astype(x.dtype), down)
+    return multiply(hidden.astype(x.dtype), down, output_first=True)
 
 
 class MoE(Module):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, maybe_set_config
 from mm1_jax.layers.attention import Attention
+from mm1_jax.layers.attention_kernels import row_length
 from mm1_jax.layers.feed_forward import FeedForward
 from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module, param
@@ -128,18 +129,23 @@ class VisionEncoder(Module):
             x = self.class_token(x)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
+        length = x.shape[1]
         positions = segment_ids = None
         if prefix_lengths is not None:
-            positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+            positions = jnp.broadcast_to(jnp.arange(length)[None], x.shape[:2])
             segment_ids = jnp.ones_like(positions)
+        elif (padding := row_length(length, self.stack.layer.attention.kernel) - length) > 0:
+            # A twentieth more to compute; in return no layer copies queries, keys and values.
+            x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+            positions = jnp.broadcast_to(jnp.arange(length + padding)[None], x.shape[:2])
+            segment_ids = (positions < length).astype(jnp.int32)
         x, _, _ = self.stack(
             constrain(x, "images", None, None),
             positions=positions,
             segment_ids=segment_ids,
             prefix_lengths=prefix_lengths,
         )
-        if self.class_token is not None:
-            x = x[:, 1:]
+        x = x[:, self.class_token is not None : length]
         return x if self.final_norm is None else self.final_norm(x)
 
 

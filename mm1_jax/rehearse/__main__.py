@@ -182,7 +182,7 @@ def _rehearse(
         report = {
             "config": options.config,
             "overrides": dict(overrides),
-            "fingerprint": _fingerprint(cfg, topology),
+            "fingerprint": fingerprint(cfg, topology),
             **_described(topology),
             "mesh": compiled.mesh,
             "parallelism": compiled.parallelism,
@@ -249,14 +249,14 @@ def _rehearse_all(
     lock = threading.Lock()
 
     def add(number: int, name: str, topology: Topology) -> None:
-        key, fingerprint = f"{name} on {topology.name}", _fingerprint(configs[name], topology)
+        key, current = f"{name} on {topology.name}", fingerprint(configs[name], topology)
         present = reports.get(key, {"error": "not there yet"})
-        if "error" not in present and present.get("fingerprint") == fingerprint:
+        if "error" not in present and present.get("fingerprint") == current:
             return
         print(f"[{number}/{len(pairs)}] {key}", file=sys.stderr, flush=True)
         report = _rehearse_in_a_process(name, topology, options, overrides)
         with lock:
-            reports[key] = {**report, "fingerprint": fingerprint}
+            reports[key] = {**report, "fingerprint": current}
             ordered = [reports[key] for key in sorted(reports)]
             _write(options.json, json.dumps({"reports": ordered}, indent=2) + "\n")
 
@@ -324,7 +324,7 @@ def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> An
     return Launch(named.name, named.module, overrides).resolved_config()
 
 
-def _fingerprint(cfg: Any, topology: Topology) -> str:
+def fingerprint(cfg: Any, topology: Topology) -> str:
     """Of all that a config says of these devices: mesh rules for others may change."""
     cfg, trainer = cfg.clone(), cfg.trainer
     choose = importlib.import_module("mm1_jax.parallelism").choose

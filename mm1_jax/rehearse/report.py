@@ -118,10 +118,13 @@ def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
         if getattr(cfg.model, part) is None:
             continue
         default = cfg.get_recursively(("model", part, "stack", "remat")).value
+        less = None
         if chosen.get(f"{part}_remat", default) != "full":
-            lines.append(
-                f"keep less for the backward pass: --config.trainer.parallelism.{part}_remat=FULL"
-            )
+            less = f"{part}_remat=FULL"
+        elif chosen.get(f"{part}_saved_names", "()") != "()":
+            less = f"{part}_saved_names=()"
+        if less is not None:
+            lines.append(f"keep less for the backward pass: '--config.trainer.parallelism.{less}'")
     batch_shards = math.prod(mesh.get(axis, 1) for axis in ("data", "expert", "fsdp"))
     micro_batches = 2 * int(chosen.get("gradient_accumulation", 1))
     if cfg.input.batch_size % (batch_shards * micro_batches) == 0:

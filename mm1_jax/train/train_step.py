@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
 from mm1_jax.models.image_exchange import shards_per_group
-from mm1_jax.sharding import AxisRules, batch_shardings, use_mesh
+from mm1_jax.sharding import AxisRules, batch_shardings, constrain_batch, use_mesh
 from mm1_jax.train.loss import Loss, Totals, totals
 from mm1_jax.train.metrics import Mean, Metrics
 from mm1_jax.train.train_state import TrainState
@@ -87,7 +87,9 @@ def micro_batches(batch: Batch, number: int) -> Batch:
 
     The image buffer is cut likewise; `image_index` goes on counting in that of the whole batch.
     """
-    return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
+    # The rows of a few devices go to all of them, once: left to itself, the compiler splits the
+    # leading dim, and then moves what the model makes of the rows.
+    return constrain_batch(jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch))
 
 
 def lower_train_step(

@@ -63,7 +63,7 @@ def _plain_moe(moe: MoE, x: np.ndarray, is_real: np.ndarray) -> np.ndarray:
         best = np.argsort(-probabilities)[: moe.experts_per_token]
         for e in best:
             g = x[b, t] @ gate[e]
-            output = (g / (1 + np.exp(-g)) * (x[b, t] @ up[e])) @ down[e]
+            output = (g / (1 + np.exp(-g)) * (x[b, t] @ up[e])) @ down[e].T
             y[b, t] += probabilities[e] / probabilities[best].sum() * output
     return y
 

@@ -69,7 +69,7 @@ def decoder_weights(model: torch.nn.Module) -> Weights:
         experts = {
             "gate": gate_up[..., : config.intermediate_size],
             "up": gate_up[..., config.intermediate_size :],
-            "down": weights[f"{name}.experts.down_proj"].swapaxes(1, 2),
+            "down": weights[f"{name}.experts.down_proj"],
         }
         return {"router": weights[f"{name}.gate.weight"].T, "experts": experts}
 

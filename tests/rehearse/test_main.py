@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments import pretrain
 from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, main
 from mm1_jax.rehearse.compile import bytes_needed, expected_images
-from mm1_jax.rehearse.report import render, render_table
+from mm1_jax.rehearse.report import advice, render, render_table
 from mm1_jax.rehearse.topologies import GIB
 from mm1_jax.run_folder import Launch
 
@@ -157,6 +158,27 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(run_afresh, tmp_p
     report = json.loads(file.read_text())
     assert not report["memory"]["fits"] and report["memory"]["total"] > report["memory"]["hbm"]
     assert "does not fit" in render_table([report])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fields"),
+    [
+        ({}, []),
+        ({"decoder_saved_names": "('query',)"}, ["decoder_saved_names=()"]),
+        (
+            {"decoder_remat": "none", "vision_encoder_saved_names": "('query',)"},
+            ["decoder_remat=FULL", "vision_encoder_saved_names=()"],
+        ),
+    ],
+)
+def test_advice_is_to_keep_less_where_something_is_kept(chosen, fields):
+    cfg = pretrain.mm1_tiny()
+    lines = advice(cfg, {"mesh": {"fsdp": 4}, "parallelism": chosen})
+    kept = [line for line in lines if line.startswith("keep less")]
+    assert kept == [
+        f"keep less for the backward pass: '--config.trainer.parallelism.{field}'"
+        for field in fields
+    ]
 
 
 def test_a_table_is_resumed_and_keeps_errors(rehearsed, tmp_path, capsys):
