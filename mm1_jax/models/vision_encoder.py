@@ -24,6 +24,10 @@ from mm1_jax.layers.stack import Stack
 from mm1_jax.layers.transformer import TransformerBlock
 from mm1_jax.sharding import constrain
 
+# Of the patches: as much more is computed, where attention wants longer rows, for layers that need
+# not pad and copy queries, keys and values each.
+MAX_PADDING = 1 / 16
+
 
 class ClassToken(Module):
     """A learned token before the patches; its position is part of its value."""
@@ -134,8 +138,8 @@ class VisionEncoder(Module):
         if prefix_lengths is not None:
             positions = jnp.broadcast_to(jnp.arange(length)[None], x.shape[:2])
             segment_ids = jnp.ones_like(positions)
-        elif (padding := row_length(length, self.stack.layer.attention.kernel) - length) > 0:
-            # A twentieth more to compute; in return no layer copies queries, keys and values.
+        padding = row_length(length, self.stack.layer.attention.kernel) - length
+        if prefix_lengths is None and 0 < padding <= MAX_PADDING * length:
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
             positions = jnp.broadcast_to(jnp.arange(length + padding)[None], x.shape[:2])
             segment_ids = (positions < length).astype(jnp.int32)

@@ -10,6 +10,7 @@ from mm1_jax.layers.attention_kernels import Kernel
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.layers.position_embedding import SinCosPositions, resize_grid
+from mm1_jax.models import vision_encoder
 from mm1_jax.models.vision_encoder import ClassToken, VisionEncoder, normalise, to_patches
 
 PATCH, GRID, DIM, HEADS, HIDDEN, LAYERS = 4, 3, 8, 2, 12, 2
@@ -97,9 +98,13 @@ def test_encoder_equals_torch(cfg, build, call, images):
     np.testing.assert_allclose(call(encoder, images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("max_padding", [0, 100])
 @pytest.mark.parametrize("kernel", [Kernel.XLA, Kernel.SPLASH, Kernel.TRITON])
-def test_encoder_in_the_style_of_clip_equals_torch(cfg, build, call, images, kernel):
+def test_encoder_in_the_style_of_clip_equals_torch(
+    cfg, build, call, images, kernel, max_padding, monkeypatch
+):
     # The fused kernels want whole blocks: rows are padded, and nothing of it may show.
+    monkeypatch.setattr(vision_encoder, "MAX_PADDING", max_padding)
     cfg.stack.layer.attention.kernel = kernel
     cfg.set(
         class_token=ClassToken.default_config(),
