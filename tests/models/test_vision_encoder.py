@@ -101,7 +101,7 @@ def test_encoder_equals_torch(cfg, build, call, images):
 @pytest.mark.parametrize("max_padding", [0, 100])
 @pytest.mark.parametrize("kernel", [Kernel.XLA, Kernel.SPLASH, Kernel.TRITON])
 def test_encoder_in_the_style_of_clip_equals_torch(
-    cfg, build, call, images, kernel, max_padding, monkeypatch
+    cfg, build, images, kernel, max_padding, monkeypatch
 ):
     # The fused kernels want whole blocks: rows are padded, and nothing of it may show.
     monkeypatch.setattr(vision_encoder, "MAX_PADDING", max_padding)
@@ -115,7 +115,9 @@ def test_encoder_in_the_style_of_clip_equals_torch(
     encoder = build(cfg)
     expected = torch_vit(encoder, images, lambda x: x * torch.sigmoid(1.702 * x))
     assert expected.shape == (2, GRID**2, DIM)
-    np.testing.assert_allclose(call(encoder, images), expected, rtol=1e-4, atol=1e-4)
+    # The limit is no part of what a compiled program is found by, so each gets its own.
+    features = jax.jit(lambda encoder, images: encoder(images))(encoder, images)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_patches_are_squares_of_the_image_row_by_row():
