@@ -103,7 +103,7 @@ def mm1_30b() -> Experiment.Config:
 def mm1_3b_moe() -> Experiment.Config:
     """MM1-3B-MoE: 64 experts in every second layer, two for each token."""
     saved_names = (EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP)
-    rules = mesh_rules.sparse(rows=2, expert=16, saved_names=saved_names)
+    rules = mesh_rules.sparse(rows=2, expert=32, saved_names=saved_names)
     return paper(sizes.mm1_3b_moe(), rules)
 
 
