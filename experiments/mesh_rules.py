@@ -20,8 +20,8 @@ from mm1_jax.parallelism import MeshRule, Parallelism
 ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)
 # And with these, no product of a dense layer but those that lead back to the model dim.
 PRODUCTS = (*ATTENTION, MLP_GATE, MLP_UP)
-# Of the image tower. Its heads of 80 are kept as if of 128, so queries, keys and values take longer
-# to write and read than to compute.
+# Of the image tower. Its heads of 80 are kept as if of 128, so queries, keys and values take as long
+# to write and read as to compute, and a lot of memory.
 VISION_PRODUCTS = (ATTENTION_OUTPUT, MLP_UP)
 
 # The compiler's estimate for products that end in an activation is 97% of the peak with 64 MiB of
