@@ -20,7 +20,7 @@ from mm1_jax.parallelism import MeshRule, Parallelism
 ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)
 # And with these, no product of a dense layer but those that lead back to the model dim.
 PRODUCTS = (*ATTENTION, MLP_GATE, MLP_UP)
-# Of the image tower. Its heads of 80 are kept as if of 128, so queries, keys and values take as long
+# Of the image tower. Its heads of 80 are kept as if of 128: queries, keys and values take as long
 # to write and read as to compute, and a lot of memory.
 VISION_PRODUCTS = (ATTENTION_OUTPUT, MLP_UP)
 
@@ -29,19 +29,18 @@ VISION_PRODUCTS = (ATTENTION_OUTPUT, MLP_UP)
 VECTOR_MEMORY = ("xla_tpu_scoped_vmem_limit_kib=65536",)
 
 
-def dense(rows: int, *, keeps_images: bool = True) -> list[MeshRule]:
+def dense(rows: int, *, vision: Sequence[str] = VISION_PRODUCTS) -> list[MeshRule]:
     """Rules of a dense model.
 
     Args:
         rows: Of a batch of 512, that a device with 95 GB has room for at a time.
-        keeps_images: There is room for the products of the vision encoder too.
+        vision: What of the vision encoder there is room for.
     """
-    vision = VISION_PRODUCTS if keeps_images else (ATTENTION_OUTPUT,)
     return _rules(rows, {"data": -1, "fsdp": 32}, {"fsdp": -1}, PRODUCTS, vision)
 
 
 def sparse(
-    rows: int, *, expert: int, saved_names: Sequence[str], keeps_images: bool = True
+    rows: int, *, expert: int, experts: Sequence[str], vision: Sequence[str]
 ) -> list[MeshRule]:
     """Rules of a sparse model: an expert axis besides.
 
@@ -49,12 +48,10 @@ def sparse(
         rows: Of a batch of 512, that a device with 95 GB has room for at a time.
         expert: Devices that share the experts. The more they are, the fewer kernels each has to
             gather, but what is not an expert's is split over the others alone.
-        saved_names: What of sparse layers there is room for.
-        keeps_images: There is room for the products of the vision encoder too.
+        experts, vision: What of sparse layers and of the vision encoder there is room for.
     """
-    vision = VISION_PRODUCTS if keeps_images else (ATTENTION_OUTPUT,)
     axes = {"expert": expert, "fsdp": -1}
-    return _rules(rows, axes, {"expert": 8, "fsdp": -1}, (*PRODUCTS, *saved_names), vision)
+    return _rules(rows, axes, {"expert": 8, "fsdp": -1}, (*PRODUCTS, *experts), vision)
 
 
 def full_recomputation() -> list[MeshRule]:
@@ -71,8 +68,8 @@ def _rules(
     rows: int,
     axes: dict[str, int],
     small_axes: dict[str, int],
-    decoder_saved_names: tuple[str, ...],
-    vision_encoder_saved_names: tuple[str, ...],
+    decoder: Sequence[str],
+    vision: Sequence[str],
 ) -> list[MeshRule]:
 
     def micro_batches(devices: int, rows: int) -> int:
@@ -85,8 +82,8 @@ def _rules(
                 f"{chip}-{devices}",
                 **axes,
                 gradient_accumulation=micro_batches(devices, rows),
-                decoder_saved_names=decoder_saved_names,
-                vision_encoder_saved_names=vision_encoder_saved_names,
+                decoder_saved_names=tuple(decoder),
+                vision_encoder_saved_names=tuple(vision),
                 compiler_options=compiler_options,
             )
             for chip, compiler_options in (("v5p", VECTOR_MEMORY), ("tpu7x", None))

@@ -16,6 +16,7 @@ from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
+from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT
 from mm1_jax.layers.moe import EXPERT_GATE, EXPERT_INPUTS, EXPERT_UP
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallelism import MeshRule
@@ -97,19 +98,23 @@ def mm1_7b() -> Experiment.Config:
 
 def mm1_30b() -> Experiment.Config:
     """MM1-30B: 29.7B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_30b(), mesh_rules.dense(rows=2, keeps_images=False))
+    return paper(sizes.mm1_30b(), mesh_rules.dense(rows=2, vision=(ATTENTION_OUTPUT,)))
 
 
 def mm1_3b_moe() -> Experiment.Config:
     """MM1-3B-MoE: 64 experts in every second layer, two for each token."""
-    saved_names = (EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP)
-    rules = mesh_rules.sparse(rows=2, expert=32, saved_names=saved_names)
+    rules = mesh_rules.sparse(
+        rows=2,
+        expert=32,
+        experts=(EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP),
+        vision=mesh_rules.PRODUCTS,
+    )
     return paper(sizes.mm1_3b_moe(), rules)
 
 
 def mm1_7b_moe() -> Experiment.Config:
     """MM1-7B-MoE: 32 experts in every fourth layer, two for each token."""
-    rules = mesh_rules.sparse(rows=4, expert=8, saved_names=(EXPERT_GATE,), keeps_images=False)
+    rules = mesh_rules.sparse(rows=4, expert=8, experts=(EXPERT_GATE,), vision=(ATTENTION_OUTPUT,))
     return paper(sizes.mm1_7b_moe(), rules)
 
 
