@@ -15,8 +15,8 @@ from mm1_jax.sharding import current_platform
 
 # Gathered kernels hold at most as many numbers: 64 MiB in float32.
 MAX_GATHERED = 1 << 24
-# Rows, input and output dim of a tile of the TPU kernel.
-TILE = (512, 1024, 1024)
+# Of a tile of the TPU kernel.
+TILE_ROWS = 512
 
 
 def group_by_expert(
@@ -56,7 +56,9 @@ def expert_of(slot_Q: Int[Array, "Q"], ends_E: Int[Array, "E"]) -> Int[Array, "Q
 def num_rows(num_choices: int, num_experts: int, block: int) -> int:
     """Slots that are enough however the choices fall."""
     if block == 1:
-        return -(-num_choices // TILE[0]) * TILE[0] if current_platform() == "tpu" else num_choices
+        return (
+            -(-num_choices // TILE_ROWS) * TILE_ROWS if current_platform() == "tpu" else num_choices
+        )
     return (-(-num_choices // block) + num_experts) * block
 
 
@@ -86,7 +88,10 @@ def grouped_matmul(
     dense product with every expert.
     """
     if current_platform() == "tpu":
-        return gmm(x_Q, kernel_EDF, sizes_E, x_Q.dtype, TILE, transpose_rhs=output_first)
+        # Tiles of both dims: 1024 of two bytes fill the vector memory, and no more than there is.
+        side = min(2048 // x_Q.dtype.itemsize, -(-max(kernel_EDF.shape[1:]) // 128) * 128)
+        tile = (TILE_ROWS, side, side)
+        return gmm(x_Q, kernel_EDF, sizes_E, x_Q.dtype, tile, transpose_rhs=output_first)
     kernel_EIO = kernel_EDF.swapaxes(1, 2) if output_first else kernel_EDF
     (_, I, O), num_blocks = kernel_EIO.shape, len(x_Q) // block
     block_experts = expert_of(jnp.arange(num_blocks) * block, jnp.cumsum(sizes_E))

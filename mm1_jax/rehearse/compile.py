@@ -124,6 +124,12 @@ def compile_train_step(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        if "memory space vmem" in str(error):
+            raise ValueError(
+                "a kernel takes more of the chip's vector memory than the compiler gives it; "
+                "smaller blocks, or --config.trainer.parallelism.compiler_options="
+                f"\"('xla_tpu_scoped_vmem_limit_kib=65536',)\" ({_first_line(error)})"
+            ) from error
         needed = bytes_needed(str(error))
     else:
         text, memory = compiled.as_text(), _memory(compiled)
