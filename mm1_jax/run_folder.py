@@ -20,6 +20,7 @@ from typing import Any
 from absl import logging
 
 from mm1_jax.config import RequiredFieldMissingError
+from mm1_jax.files import write_whole
 from mm1_jax.named_configs import find_named_config
 from mm1_jax.overrides import apply_overrides
 
@@ -115,9 +116,9 @@ class RunFolder:
                 (self.path / "quarantine.jsonl").unlink(missing_ok=True)
                 shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
+            write_whole(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
             # The last file written: a folder without it holds no run.
-            self._write(self._config_path, cfg.debug_string() + "\n")
+            write_whole(self._config_path, cfg.debug_string() + "\n")
 
     def load_experiment(self) -> Any:
         """The resolved config of the run, made anew from its name and overrides."""
@@ -161,12 +162,6 @@ class RunFolder:
                 f"trainer.max_steps={max_steps}: the run in {self.path} has made {newest} steps; "
                 "give at least as many, or launch into a new --output_dir"
             )
-
-    def _write(self, path: Path, text: str) -> None:
-        # Whole or not at all, also when the process is killed.
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(path)
 
     def _raise_if_changed(self, cfg: Any, advice: str) -> None:
         differences = config_differences(self._config_path.read_text(), cfg.debug_string())

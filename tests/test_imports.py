@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Part -> the parts of the project that it may import; a part may always import itself.
 ALLOWED = {
     "config": set(),
+    "files": set(),
     "batch": set(),
     "sharding": {"config", "batch"},
     "parallelism": {"config", "sharding", "layers"},
@@ -20,16 +21,16 @@ ALLOWED = {
     "models": {"config", "batch", "sharding", "layers"},
     "generate": {"config", "batch", "sharding", "layers", "models"},
     "evals": {"config", "batch", "sharding", "data", "models", "generate"},
-    "train": {"config", "batch", "sharding", "parallelism", "models", "evals.evaluator"},
+    "train": {"config", "files", "batch", "sharding", "parallelism", "models", "evals.evaluator"},
     "named_configs": {"config"},
     "overrides": {"config"},
-    "run_folder": {"config", "named_configs", "overrides"},
+    "run_folder": {"config", "files", "named_configs", "overrides"},
     # The composition root: puts data, model, trainer and evaluators together.
     "experiment": {"config", "batch", "models", "data", "train", "evals"},
     "launch": {"config", "named_configs", "run_folder"},
     # Reaches the experiment by its config, as a launch does.
     "rehearse": {
-        *("config", "sharding", "parallelism", "models"),
+        *("config", "files", "sharding", "parallelism", "models"),
         *("named_configs", "run_folder", "launch"),
     },
 }

@@ -18,8 +18,8 @@ import numpy as np
 
 from mm1_jax.batch import Batch
 from mm1_jax.data.input import Input, InputIterator, merge_states
+from mm1_jax.files import write_whole
 from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.named_configs import find_named_config
 from mm1_jax.run_folder import Launch
 
 EPILOG = """\
@@ -142,9 +142,7 @@ def hashes(
             step, digest = hosts.step, batch_hash(next(hosts))
             yield step, digest
             if state_path is not None:
-                partial = state_path.with_name(state_path.name + ".partial")
-                partial.write_text(json.dumps(hosts.state()))
-                partial.replace(state_path)
+                write_whole(state_path, json.dumps(hosts.state()))
     finally:
         hosts.close()
 
@@ -153,8 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
     try:
-        named = find_named_config(args.config, args.module)
-        cfg = Launch(named.name, named.module, overrides).resolved_config().input
+        cfg = Launch(args.config, args.module, overrides).resolved_config().input
         if args.workers is not None:
             cfg.num_workers = args.workers
         for step, digest in hashes(cfg.instantiate(), args.steps, args.hosts, args.state):

@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.files import write_whole
 from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.named_configs import find_named_config
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
     ModelFlops,
@@ -320,8 +320,7 @@ def _described(topology: Topology) -> dict[str, Any]:
 
 
 def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> Any:
-    named = find_named_config(name, module)
-    return Launch(named.name, named.module, overrides).resolved_config()
+    return Launch(name, module, overrides).resolved_config()
 
 
 def fingerprint(cfg: Any, topology: Topology) -> str:
@@ -339,12 +338,9 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    # Whole or not at all: a table of hours is written after each of its lines.
     path.parent.mkdir(parents=True, exist_ok=True)
     data = text.encode()
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    partial.replace(path)
+    write_whole(path, gzip.compress(data) if path.suffix == ".gz" else data)
 
 
 @contextlib.contextmanager

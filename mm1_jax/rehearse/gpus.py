@@ -62,7 +62,7 @@ def environment() -> dict[str, str]:
 
 
 def topology_options(topology: Topology) -> dict[str, Any]:
-    """Arguments of `get_topology_desc` for GPUs, eight to a host at most.
+    """Arguments of `get_topology_desc` for the GPUs of one host.
 
     Raises:
         ValueError: The CUDA plug-in is not installed.
@@ -76,6 +76,6 @@ def topology_options(topology: Topology) -> dict[str, Any]:
     return {
         "platform": "cuda",
         "topology_name": topology.chip.name,
-        "topology": f"1x{topology.num_slices}x{topology.shape[0]}",
+        "topology": f"1x1x{topology.shape[0]}",
         "target_config": _TARGET.format(memory=memory, bandwidth=bandwidth, name=name),
     }

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from mm1_jax.files import write_whole
 
 
 class JsonLines:
@@ -44,9 +45,7 @@ class JsonLines:
         text = "".join(line + "\n" for line in kept)
         if text == self.path.read_text(errors="replace"):
             return False
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(text)
-        os.replace(partial, self.path)
+        write_whole(self.path, text)
         return True
 
 

@@ -6,7 +6,6 @@ whether the report is still theirs.
 
 import dataclasses
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mm1_jax.files import write_whole
 from mm1_jax.train.sample_pictures import choose_samples, sample_grid
 
 _EVALS_NAME = "report.evals.txt"
@@ -102,9 +102,9 @@ def write_report(
     (directory / "report.md").write_text("\n\n".join(sections) + "\n")
 
     values = dict(evaluation) | _training_values(training)
-    _write_whole(directory / "report.json", json.dumps(values, indent=2) + "\n")
+    write_whole(directory / "report.json", json.dumps(values, indent=2) + "\n")
     if not failures:
-        _write_whole(evals_path, evaluators)
+        write_whole(evals_path, evaluators)
 
 
 def is_reported(directory: Path, step: int, evaluators: str) -> bool:
@@ -221,12 +221,6 @@ def _training_rows(training: TrainingSummary) -> list[tuple[str, Any]]:
         ("images per second", round(training.images * rate)),
         ("final loss", training.final_loss),
     ]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mm1_jax.named_configs import find_named_config
 from mm1_jax.rehearse.__main__ import fingerprint
 from mm1_jax.rehearse.report import render_table
 from mm1_jax.rehearse.topologies import parse_topology
@@ -39,8 +38,7 @@ def test_every_config_fits_where_it_is_meant_to_run(config, topology):
 
 @pytest.mark.parametrize(("config", "topology"), REPORTS)
 def test_the_table_is_of_the_configs_as_they_are(config, topology):
-    named = find_named_config(config, None)
-    cfg = Launch(named.name, named.module, {}).resolved_config()
+    cfg = Launch(config).resolved_config()
     current = fingerprint(cfg, parse_topology(topology))
     assert REPORTS[config, topology]["fingerprint"] == current, (
         f"{config} has changed for {topology}; make the table again (docs/performance.md)"
