@@ -100,20 +100,31 @@ def _rules(
             )
             for devices in (8, 16, 32, 64, 128, 256, 512)
         ),
-        # 31 GB: a row.
+        # 31 GB: a quarter of the rows, or attention of one.
         *(
             _rule(
-                f"(v4|v6e)-{devices}",
-                **small_axes,
-                gradient_accumulation=micro_batches(devices, 1),
-                decoder_saved_names=ATTENTION,
+                f"{chip}-{devices}",
+                **axes,
+                gradient_accumulation=micro_batches(devices, max(1, rows // 4)),
+                decoder_saved_names=tuple(decoder) if rows >= 4 else ATTENTION,
                 vision_encoder_saved_names=(ATTENTION_OUTPUT,),
+                compiler_options=compiler_options,
             )
+            for chip, compiler_options in (("v4", None), ("v6e", VECTOR_MEMORY))
             for devices in (64, 128, 256, 512)
         ),
-        # 16 GB, eight rows each.
-        _rule("v5e-64", **small_axes, gradient_accumulation=4, compiler_options=VECTOR_MEMORY),
-        _rule("v5e-.*", **small_axes, compiler_options=VECTOR_MEMORY),
+        # 16 GB, two rows.
+        *(
+            _rule(
+                f"v5e-{devices}",
+                **small_axes,
+                gradient_accumulation=micro_batches(devices, 2),
+                decoder_saved_names=(ATTENTION_OUTPUT,),
+                vision_encoder_saved_names=(ATTENTION_OUTPUT,),
+                compiler_options=VECTOR_MEMORY,
+            )
+            for devices in (64, 128, 256)
+        ),
         # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.
         _rule("cpu-.*", fsdp=-1),
         _rule(".*", **small_axes),

@@ -9,7 +9,8 @@ from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources import JsonlSource
+from mm1_jax.data.sources import ArrayRecordSource
+from mm1_jax.data.splitting import Splitter
 
 
 def embedded() -> list[Stream.Config]:
@@ -37,22 +38,27 @@ def embedded() -> list[Stream.Config]:
 
 
 def pretraining() -> list[Stream.Config]:
-    """MM1's proportions of rows (section 3.2) over one corpus a stream, read from `./data`."""
+    """MM1's proportions of rows (section 3.2) over one corpus a stream, read from `data_dir`."""
     return [
-        _stream("captions", 9, (_jsonl("captions", caption_document), 1)),
-        _stream("interleaved", 9, (_jsonl("interleaved", interleaved_document), 1)),
-        _stream("text", 2, (_jsonl("text", text_document), 1)),
+        _stream("captions", 9, (_records("captions", caption_document), 1)),
+        _stream("interleaved", 9, (_records("interleaved", interleaved_document, splits=True), 1)),
+        _stream("text", 2, (_records("text", text_document, splits=True), 1)),
     ]
 
 
 def text() -> list[Stream.Config]:
-    """One corpus of text, read from `./data`."""
-    return [_stream("text", 1, (_jsonl("text", text_document), 1))]
+    """One corpus of text, read from `data_dir`."""
+    return [_stream("text", 1, (_records("text", text_document, splits=True), 1))]
 
 
-def _jsonl(name: str, to_document: Any) -> Corpus.Config:
-    source = JsonlSource.default_config().set(path=f"data/{name}.jsonl")
-    return Corpus.default_config().set(name=name, source=source, to_document=to_document)
+def _records(name: str, to_document: Any, *, splits: bool = False) -> Corpus.Config:
+    """A folder of records; documents longer than a row are split if `splits`, and else cut."""
+    return Corpus.default_config().set(
+        name=name,
+        source=ArrayRecordSource.default_config().set(path=name),
+        to_document=to_document,
+        splitter=Splitter.default_config() if splits else None,
+    )
 
 
 def _stream(name: str, weight: int, *corpora: tuple) -> Stream.Config:

@@ -3,7 +3,7 @@
     python -m mm1_jax.launch --config=mm1_tiny
 
 trains on the embedded corpora in minutes on two CPU cores and ends with a report in runs/mm1_tiny.
-The models of the paper, `mm1_3b` to `mm1_30b` and the two sparse ones, read their data from ./data;
+The models of the paper, `mm1_3b` to `mm1_30b` and two sparse ones, read records from --data_dir;
 `python -m mm1_jax.rehearse --config=mm1_7b --topology=v5p:4x4x4` compiles one without data or TPU.
 """
 
@@ -67,7 +67,7 @@ def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Confi
         input=Input.default_config().set(
             streams=mixtures.pretraining(),
             tokenizer=Tokenizer.default_config().set(
-                model_path="data/tokenizer.model", num_pieces=32_000
+                model_path="tokenizer.model", num_pieces=32_000
             ),
             batch_size=512,
             max_sequence_length=4096,

@@ -49,14 +49,20 @@ class Document:
     """Text and images in reading order; the one type that every corpus is turned into.
 
     A caption pair is `(Image, Text)`, a text document `(Text,)`, a question
-    `(Image, Text(question, scored=False), Text(answer))`, an interleaved page any sequence.
+    `(Image, Text(question, scored=False), Text(answer))`, an interleaved page any sequence. `ends`:
+    whether it ends here, or is a part of a longer one that goes on.
     """
 
     segments: tuple[Text | Image, ...]
+    ends: bool = True
 
     @property
     def images(self) -> tuple[Image, ...]:
         return tuple(segment for segment in self.segments if isinstance(segment, Image))
+
+    def part(self, first: int, end: int) -> "Document":
+        """The segments from `first` on and before `end`."""
+        return Document(self.segments[first:end], self.ends and end == len(self.segments))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 `resolve` fills the fields that must agree between the parts, so that each is set in one place:
 
+    input.data_dir                      -> data_dir of the tokenizer and of all sources
     input.tokenizer                     -> model.decoder.vocab_size, model.image_token
     input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from mm1_jax.batch import Batch
 from mm1_jax.config import (
     REQUIRED,
+    ConfigBase,
     Configurable,
     Required,
     RequiredFieldMissingError,
@@ -56,6 +58,8 @@ class Experiment(Configurable):
         cfg = cfg.clone()
         _raise_if_incomplete(cfg)
         _raise_if_a_size_is_not_positive(cfg.model)
+        for part in (cfg.input, *cfg.evals.values()):
+            _set_data_dir(part, cfg.input.data_dir)
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
         _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
@@ -95,16 +99,20 @@ class Experiment(Configurable):
     @staticmethod
     def program(cfg: Any, devices: Sequence[Any]) -> Program:
         """What a run of the resolved `cfg` compiles for such devices, which need not be there."""
-        streams = [stream for stream in cfg.input.streams if stream.weight]
-        corpora = [entry for stream in streams for entry in stream.corpora if entry.weight]
         return Trainer.program_of(
             cfg.trainer,
             model=cfg.model,
             batch_size=cfg.input.batch_size,
             image_buffer=_image_buffer(cfg.input),
-            num_corpora=len(corpora),
+            num_corpora=Experiment.num_corpora(cfg),
             devices=devices,
         )
+
+    @staticmethod
+    def num_corpora(cfg: Any) -> int:
+        """How many corpora losses are reported of."""
+        streams = [stream for stream in cfg.input.streams if stream.weight]
+        return sum(entry.weight > 0 for stream in streams for entry in stream.corpora)
 
     @staticmethod
     def batch_shapes(cfg: Any) -> Batch:
@@ -178,6 +186,17 @@ def _raise_if_a_size_is_not_positive(model: Any) -> None:
     model.visit(check)
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: expected at least 1")
+
+
+def _set_data_dir(cfg: Any, data_dir: str) -> None:
+    """Tells everything in `cfg` that reads files, and was not told another folder."""
+
+    def enter(path: str, value: Any, children: list | None) -> list | None:
+        if isinstance(value, ConfigBase) and "data_dir" in value and value.data_dir is None:
+            value.data_dir = data_dir
+        return children
+
+    cfg.visit(lambda path, value: None, enter)
 
 
 def _agree(cfg: Any, path: str, value: Any, source: str) -> None:

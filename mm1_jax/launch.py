@@ -34,8 +34,8 @@ fields of the config:
 
 resuming:
   A run goes on in its folder with the same config. These fields may change:
-  {", ".join(MAY_CHANGE[:4])},
-  {", ".join(MAY_CHANGE[4:])}
+  {", ".join(MAY_CHANGE[:5])},
+  {", ".join(MAY_CHANGE[5:])}
   (max_steps where it leaves optimizer.decay_steps, which follows it unless set, as it was).
 
 exit codes:
@@ -96,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", metavar="DIR", type=Path, help="where outputs go (default: ./runs/NAME)"
     )
+    parser.add_argument(
+        "--data_dir",
+        metavar="DIR",
+        help="where records and tokenizer lie (short for --config.input.data_dir; default: ./data)",
+    )
     parser.add_argument("--list", action="store_true", help="show all named configs and exit")
     parser.add_argument(
         "--print_config", action="store_true", help="show the resolved config and exit"
@@ -133,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.config is None:
             parser.error("--config=NAME is needed; --list shows all names")
         named = find_named_config(options.config, options.module)
+        if options.data_dir is not None:
+            overrides["input.data_dir"] = options.data_dir
         launch = Launch(named.name, named.module, overrides)
         cfg = launch.resolved_config()
         if options.print_config:

@@ -25,11 +25,13 @@ from mm1_jax.named_configs import find_named_config
 from mm1_jax.overrides import apply_overrides
 
 # Fields that may differ between launches into one folder, with all that is inside them: what is
-# evaluated, logged and kept, and how fast the input is read. None of them changes what is learnt.
+# evaluated, logged and kept, where the data lies, which a checkpoint knows by its content, and how
+# fast it is read. None of them changes what is learnt.
 # A new `trainer.max_steps` passes only where it does not stretch the schedule: the resolved
 # `trainer.optimizer.decay_steps` follows it unless it is set, and may not change.
 MAY_CHANGE = (
     "evals",
+    "input.data_dir",
     "input.max_bad_fraction",
     "input.num_workers",
     "input.prefetch",
@@ -211,4 +213,7 @@ def _by_path(text: str) -> dict[str, str]:
 
 
 def _may_change(path: str) -> bool:
+    # Other fields of that name follow `input.data_dir`.
+    if path.rpartition(".")[2] == "data_dir":
+        return True
     return any(path == p or path.startswith((f"{p}.", f"{p}[")) for p in MAY_CHANGE)

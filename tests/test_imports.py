@@ -16,7 +16,7 @@ ALLOWED = {
     "batch": set(),
     "sharding": {"config", "batch"},
     "parallelism": {"config", "sharding", "layers"},
-    "data": {"config", "batch"},
+    "data": {"config", "files", "batch"},
     "layers": {"config", "sharding"},
     "models": {"config", "batch", "sharding", "layers"},
     "generate": {"config", "batch", "sharding", "layers", "models"},

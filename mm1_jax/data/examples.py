@@ -9,7 +9,7 @@
 The sequence is one longer than the example: `tokens` lacks its last entry, `targets` its first.
 Image placeholders are never targets; the first text token after an image is one, although its
 input is an image token. A document that is too long is cut at a token, never inside an image, and
-then has no end-of-sequence token, because it does not end there.
+then has no end-of-sequence token, because it does not end there; nor has a part that goes on.
 """
 
 import numpy as np
@@ -70,6 +70,27 @@ class ExampleBuilder:
         self.num_truncated += sequence is not whole[0]
         return len(sequence) - 1, len(images)
 
+    def fits(self, document: Document) -> bool:
+        """Whether `example(document)` has all of the document."""
+        positions = sum(self.sizes(document)) + document.ends
+        return positions <= self.max_sequence_length and len(document.images) <= self.max_images
+
+    def sizes(self, document: Document) -> list[int]:
+        """Positions that each segment takes."""
+        return [
+            self.num_image_tokens
+            if isinstance(segment, Image)
+            else len(self.tokenizer.encode(segment.text))
+            for segment in document.segments
+        ]
+
+    def fingerprint(self) -> str:
+        """All that decides the lengths of a document."""
+        return (
+            f"tokenizer={self.tokenizer.fingerprint()} num_image_tokens={self.num_image_tokens} "
+            f"max_sequence_length={self.max_sequence_length} max_images={self.max_images}"
+        )
+
     def prompt(self, document: Document) -> Example:
         """The example to generate from: every token is an input, nothing is a target.
 
@@ -91,7 +112,7 @@ class ExampleBuilder:
         )
 
     def _tokenise(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
-        """The whole sequence from bos to eos, which of it is scored, and the images."""
+        """The whole sequence from bos on, which of it is scored, and the images."""
         sequence, scored, images = [self.tokenizer.bos], [False], []
         for segment in document.segments:
             if isinstance(segment, Image):
@@ -104,7 +125,10 @@ class ExampleBuilder:
                 ids = self.tokenizer.encode(segment.text)
                 sequence += ids
                 scored += [segment.scored] * len(ids)
-        return sequence + [self.tokenizer.eos], scored + [scored[-1]], images
+        if document.ends:
+            sequence.append(self.tokenizer.eos)
+            scored.append(scored[-1])
+        return sequence, scored, images
 
     def _cut(
         self, sequence: list[int], scored: list[bool], images: list[Image]

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
@@ -26,26 +26,21 @@ from mm1_jax.config import (
     Required,
     config_class,
 )
-from mm1_jax.data.corpora.base import BadRecord, Corpus
+from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.image_buffer import RowSlots, image_buffer, most_images
 from mm1_jax.data.images import ImageTransform
+from mm1_jax.data.lengths import Lengths, corpus_lengths
 from mm1_jax.data.mixture import CorpusShare, MixedStream, Stream
 from mm1_jax.data.packing import Packing, PlannedRow
 from mm1_jax.data.quarantine import Quarantine, Quarantined, check_bad_fraction
+from mm1_jax.data.record_files import MANIFEST
 from mm1_jax.data.rows import RowLoader, RowShape, concatenate
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.sources import ArrayRecordSource, source_path
+from mm1_jax.data.tokenizer import Tokenizer, tokenizer_path
 
 # So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
 _LEAST_DOCUMENTS = 1000
-
-
-class Lengths(NamedTuple):
-    """Positions and images of every record of a corpus (0, 0 is unusable), and what was found."""
-
-    table: Int[np.ndarray, "n 2"]
-    unusable: list[Quarantined]
-    num_truncated: int
 
 
 @dataclass(frozen=True)
@@ -75,28 +70,14 @@ class _Report:
     quarantined: tuple[Quarantined, ...]
 
 
-def compute_lengths(corpus: Corpus, example_builder: ExampleBuilder) -> Lengths:
-    """Looks at every document of a corpus, and at none of its pictures.
-
-    The only place where tables come from: right for corpora that are small or drawn; a corpus of
-    web size brings a table that was made beside its records.
-    """
-    table = np.zeros((len(corpus), 2), np.int32)
-    unusable, truncated_before = [], example_builder.num_truncated
-    for index in range(len(corpus)):
-        try:
-            table[index] = example_builder.lengths(corpus.document(index))
-        except BadRecord as error:
-            unusable.append(Quarantined(corpus.name, index, 0, str(error)))
-    return Lengths(table, unusable, example_builder.num_truncated - truncated_before)
-
-
 class Input(Configurable):
     """Batches of packed rows, mixed from the streams' corpora."""
 
     @config_class
     class Config(Configurable.Config):
         streams: Required[list[Stream.Config]] = REQUIRED
+        # Where the paths of sources and tokenizer start.
+        data_dir: str = "data"
         tokenizer: InstantiableConfig = Tokenizer.default_config()
         image_transform: InstantiableConfig = ImageTransform.default_config()
         batch_size: Required[int] = REQUIRED  # Rows, over all hosts.
@@ -131,6 +112,7 @@ class Input(Configurable):
         image_size = _set_by_experiment(cfg, "image_size")
         _check_sizes(cfg, num_image_tokens, image_size)
         _check_weights(cfg.streams)
+        _check_files(cfg)
         self.split = split
         self.batch_size: int = cfg.batch_size
         self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, image_size)
@@ -163,10 +145,10 @@ class Input(Configurable):
         _check_unique("stream", [stream.name for stream in streams])
         _check_unique("corpus", self.corpus_names)
         self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
-        self.lengths = [self._lengths(corpus) for corpus in self.corpora]
+        self.lengths: list[Lengths] = [self._lengths(corpus) for corpus in self.corpora]
         self.packing: Packing = cfg.packing.instantiate(
-            streams=_mixed(streams),
-            lengths={i: lengths.table for i, lengths in enumerate(self.lengths)},
+            streams=_mixed(streams, self.lengths),
+            lengths=self.lengths,
             batch_size=cfg.batch_size,
             max_sequence_length=cfg.max_sequence_length,
             max_images=cfg.max_images,
@@ -174,6 +156,7 @@ class Input(Configurable):
         )
         self.row_loader = RowLoader(
             self.corpora,
+            self.lengths,
             example_builder=self.example_builder,
             image_transform=self.image_transform,
             seed=cfg.seed,
@@ -248,7 +231,7 @@ class Input(Configurable):
                 f"Corpus {corpus.name!r} has no records in split {self.split!r}; "
                 "give it weight 0, or mend its source."
             )
-        lengths = compute_lengths(corpus, self.example_builder)
+        lengths = corpus_lengths(corpus, self.example_builder, num_workers=self.num_workers)
         Quarantine(self.quarantine_path).add(lengths.unusable)
         check_bad_fraction(
             corpus.name,
@@ -259,9 +242,8 @@ class Input(Configurable):
         return lengths
 
     def _describe_lengths(self, lengths: Lengths) -> str:
-        usable = lengths.table[lengths.table[:, 0] > 0]
-        tokens, images = usable.mean(axis=0)
-        text = f"{len(usable):,} documents of {tokens:.1f} positions and {images:.1f} images"
+        tokens, images = lengths.means
+        text = f"{lengths.num_usable:,} documents of {tokens:.1f} positions and {images:.1f} images"
         if lengths.num_truncated:
             text += f", {lengths.num_truncated:,} cut to fit a row"
         if lengths.unusable:
@@ -327,7 +309,7 @@ class InputIterator(Iterator[Batch]):
                 "images": int(total[2]),
                 "bad_documents": int(total[3]),
                 "overflowed": int(total[4]),
-                "epochs": int(total[0]) / self._num_usable(i),
+                "epochs": int(total[0]) / self.input.lengths[i].num_usable,
             }
             for i, (corpus, total) in enumerate(zip(self.input.corpora, totals, strict=True))
         }
@@ -384,13 +366,9 @@ class InputIterator(Iterator[Batch]):
                 self.input.corpus_names[i],
                 bad=int(totals[i, 3]),
                 documents=int(totals[i, 0]),
-                least=min(_LEAST_DOCUMENTS, self._num_usable(i)),
+                least=min(_LEAST_DOCUMENTS, self.input.lengths[i].num_usable),
                 limit=self.input.max_bad_fraction,
             )
-
-    def _num_usable(self, corpus: int) -> int:
-        lengths = self.input.lengths[corpus]
-        return len(lengths.table) - len(lengths.unusable)
 
     def _by_corpus(self, counts: np.ndarray) -> dict[str, list[int]]:
         return dict(zip(self.input.corpus_names, counts.tolist(), strict=True))
@@ -517,13 +495,13 @@ def _close(batches: list[grain.DatasetIterator]):
         batches.pop().close()
 
 
-def _mixed(streams: Sequence[Stream]) -> list[MixedStream]:
-    mixed, corpus = [], 0
+def _mixed(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
+    mixed, i = [], 0
     for stream in streams:
         shares = []
-        for source, weight in zip(stream.corpora, stream.corpus_weights, strict=True):
-            shares.append(CorpusShare(corpus, source.name, weight, len(source)))
-            corpus += 1
+        for corpus, weight in zip(stream.corpora, stream.corpus_weights, strict=True):
+            shares.append(CorpusShare(i, corpus.name, weight, len(lengths[i])))
+            i += 1
         mixed.append(MixedStream(stream.name, stream.weight, tuple(shares)))
     return mixed
 
@@ -578,6 +556,38 @@ def _check_weights(streams: Sequence[Stream.Config]):
             )
     if not any(stream.weight for stream in streams):
         raise ValueError("input.streams has no stream with a weight above 0.")
+
+
+def _check_files(cfg: Input.Config):
+    """Says at once what is missing, with the commands that would make it."""
+    folders = []
+
+    def enter(path: str, value: Any, children: list | None) -> list | None:
+        if getattr(value, "weight", 1) == 0:
+            return []
+        if isinstance(value, ArrayRecordSource.Config) and value.klass is ArrayRecordSource:
+            folders.append(source_path(value))
+        return children
+
+    for stream in cfg.streams:
+        stream.visit(lambda path, value: None, enter)
+    missing = [folder for folder in dict.fromkeys(folders) if not (folder / MANIFEST).is_file()]
+    lines = [
+        f"  python tools/convert_records.py --format=FORMAT --input=PATH --output={folder}"
+        for folder in missing
+    ]
+    model = tokenizer_path(cfg.tokenizer)
+    if not model.is_file():
+        missing.append(model)
+        lines.append(
+            f"  python tools/train_tokenizer.py --data_dir={cfg.data_dir} --output={model}"
+            + (f" --vocab_size={cfg.tokenizer.num_pieces}" if cfg.tokenizer.num_pieces else "")
+        )
+    if missing:
+        raise ValueError(
+            f"no data at {', '.join(map(str, missing))}. Name its folder with --data_dir, or make "
+            "it (tools/convert_records.py --list shows the formats):\n" + "\n".join(lines)
+        )
 
 
 def _check_unique(what: str, names: Sequence[str]):

@@ -12,14 +12,14 @@ More bins fill better and hold more epochs apart less: at 4096 tokens and 16 ima
 of the binding budget, 16 fill .93 to .945, 64 fill .96 to .98.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from jaxtyping import Int
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import MixedStream, Mixture, count, hash_seed, permutation, select
 
 
@@ -89,13 +89,13 @@ class Packing(Configurable):
         cfg: Config,
         *,
         streams: Sequence[MixedStream],
-        lengths: Mapping[int, Int[np.ndarray, "_ 2"]],
+        lengths: Sequence[Lengths],
         batch_size: int,
         max_sequence_length: int,
         max_images: int,
         seed: int,
     ):
-        """`lengths` holds tokens and images of every record, by corpus; 0 tokens is unusable."""
+        """`lengths` are of the corpora, by their numbers."""
         super().__init__(cfg)
         self.num_shards = batch_size if cfg.num_shards is None else cfg.num_shards
         if self.num_shards < 1 or batch_size % self.num_shards:
@@ -170,19 +170,19 @@ class Packing(Configurable):
     def _records(self, stream: int, shard: int, number: int) -> Iterator[PlannedRecord]:
         while True:
             corpus, epoch, index = self.mixture.record(stream, shard, number)
-            num_tokens, num_images = self.lengths[corpus][index].tolist()
+            num_tokens, num_images = self.lengths[corpus].table[index].tolist()
             yield PlannedRecord(corpus, epoch, index, num_tokens, num_images)
             number += 1
 
     def _check_lengths(self, stream: MixedStream):
         for share in stream.corpora:
             lengths = self.lengths[share.corpus]
-            if not np.any(lengths[:, 0] > 0):
+            if not lengths.num_usable:
                 raise ValueError(
                     f"Corpus {share.name!r} of stream {stream.name!r} has {share.num_records} "
                     "records, none of them usable; give it weight 0, or mend its source."
                 )
-            longest = lengths.max(axis=0).tolist()
+            longest = lengths.longest
             if longest[0] > self.max_sequence_length or longest[1] > self.max_images:
                 raise ValueError(
                     f"Corpus {share.name!r} has examples of up to {longest[0]} tokens and "
@@ -193,12 +193,10 @@ class Packing(Configurable):
     def _stream_fingerprint(self, stream: MixedStream) -> dict[str, Any]:
         fields: dict[str, Any] = {f"{stream.name}.weight": stream.weight}
         for share in stream.corpora:
-            table = np.ascontiguousarray(self.lengths[share.corpus], "<i4")
-            digest = hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()
             fields |= {
                 f"{stream.name}.{share.name}.weight": share.weight,
                 f"{stream.name}.{share.name}.records": share.num_records,
-                f"{stream.name}.{share.name}.lengths": digest,
+                f"{stream.name}.{share.name}.lengths": self.lengths[share.corpus].digest,
             }
         return fields
 

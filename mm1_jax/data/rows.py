@@ -19,6 +19,7 @@ from mm1_jax.data.corpora.base import BadRecord, Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.image_buffer import RowSlots
 from mm1_jax.data.images import BadImage, ImageTransform
+from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import hash_seed
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.quarantine import Quarantined
@@ -53,12 +54,14 @@ class RowLoader:
     def __init__(
         self,
         corpora: Sequence[Corpus],
+        lengths: Sequence[Lengths],
         *,
         example_builder: ExampleBuilder,
         image_transform: ImageTransform | None,
         seed: int,
     ):
         self.corpora = corpora
+        self.lengths = lengths
         self.example_builder = example_builder
         self.image_transform = image_transform
         self.seed = seed
@@ -79,7 +82,8 @@ class RowLoader:
             loaded.append(example)
             if reason is not None:
                 name = self.corpora[record.corpus].name
-                bad.append(Quarantined(name, record.index, record.epoch, reason))
+                number = self.lengths[record.corpus].part(record.index).record
+                bad.append(Quarantined(name, number, record.epoch, reason))
         return loaded, bad
 
     def load_images(self, row: PlannedRow, slots: RowSlots, buffer: range) -> list[LoadedExample]:
@@ -99,13 +103,14 @@ class RowLoader:
     ) -> tuple[LoadedExample, str | None]:
         corpus = self.corpora[record.corpus]
         try:
-            example = self.example_builder.example(corpus.document(record.index))
+            part = self.lengths[record.corpus].part(record.index)
+            example = self.example_builder.example(corpus.part(part))
         except BadRecord as error:
             return self._blank(record), str(error)
         found = (len(example.tokens), len(example.images))
         if found != (record.num_tokens, record.num_images):
             raise ValueError(
-                f"Corpus {corpus.name!r}, record {record.index}: {found[0]} tokens and {found[1]} "
+                f"Corpus {corpus.name!r}, example {record.index}: {found[0]} tokens and {found[1]} "
                 f"images, but its lengths table says {record.num_tokens} and {record.num_images}. "
                 "The data or the tokenizer changed after the table was made; make it again."
             )

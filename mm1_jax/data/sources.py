@@ -13,16 +13,19 @@ import numpy as np
 
 from mm1_jax.batch import Record
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.data.record_files import BadRecord, RecordFiles
 
 SPLITS = ("train", "test")
 
 
-class BadRecord(ValueError):
-    """A record that cannot become a document; the message is the reason."""
-
-
 class Source(Configurable, abc.ABC):
-    """Records by number. Sources are pickled into workers, so they hold no open files."""
+    """Records by number. Sources are pickled into workers, so they hold no open files.
+
+    Attributes:
+        cache_dir: Where what is computed from the records may be kept; None: nowhere.
+    """
+
+    cache_dir: Path | None = None
 
     def __init__(self, cfg: Configurable.Config, *, split: str):
         super().__init__(cfg)
@@ -44,14 +47,72 @@ class Source(Configurable, abc.ABC):
         return self._config.debug_string(kv_separator="=", field_separator=" ")
 
 
-def split_indices(num_records: int, split: str, test_every: int) -> np.ndarray:
-    """The records of a split: every `test_every`-th one, from the end of its group, is test."""
-    indices = np.arange(num_records)
-    is_test = indices % test_every == test_every - 1
-    return indices[is_test if split == "test" else ~is_test]
+class SplitIndices:
+    """The records of a split: every `every`-th one, from the end of its group, is test.
+
+    In constant memory: a corpus may have billions of records.
+    """
+
+    def __init__(self, num_records: int, split: str, every: int):
+        self.every = every
+        self._is_test = split == "test"
+        num_test = num_records // every
+        self._len = num_test if self._is_test else num_records - num_test
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < self._len:
+            raise IndexError(f"record {index} of {self._len}")
+        if self._is_test:
+            return index * self.every + self.every - 1
+        return index + index // (self.every - 1)
 
 
-class JsonlSource(Source):
+class FileSource(Source):
+    """Records that lie in a file or a folder."""
+
+    @config_class
+    class Config(Source.Config):
+        # From `data_dir` on, unless it is absolute.
+        path: Required[str] = REQUIRED
+        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        # Every n-th record is kept for the test split.
+        test_every: int = 20
+
+    def __init__(self, cfg: Config, *, split: str):
+        super().__init__(cfg, split=split)
+        if cfg.test_every < 2:
+            raise ValueError(f"source.test_every={cfg.test_every} must be at least 2.")
+        self.path = source_path(cfg)
+
+
+def source_path(cfg: FileSource.Config) -> Path:
+    """The file or folder of a source."""
+    return Path(cfg.data_dir or ".", cfg.path)
+
+
+class ArrayRecordSource(FileSource):
+    """A folder of records as `tools/convert_records.py` writes them."""
+
+    def __init__(self, cfg: FileSource.Config, *, split: str):
+        super().__init__(cfg, split=split)
+        self._files = RecordFiles(self.path)
+        self._split = SplitIndices(len(self._files), split, cfg.test_every)
+        self.cache_dir = self.path
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._files[self._split[index]]
+
+    def fingerprint(self) -> str:
+        return f"{self._files.fingerprint()} split={self.split} test_every={self._split.every}"
+
+
+class JsonlSource(FileSource):
     """One JSON object a line; the fields `image` and `images` name files beside the JSONL file.
 
     A record has these names replaced by the content of the files. Lines are found through an
@@ -59,42 +120,36 @@ class JsonlSource(Source):
     does not see what the images hold.
     """
 
-    @config_class
-    class Config(Configurable.Config):
-        path: Required[str] = REQUIRED
-        # Every n-th record is kept for the test split.
-        test_every: int = 20
-
-    def __init__(self, cfg: Config, *, split: str):
+    def __init__(self, cfg: FileSource.Config, *, split: str):
         super().__init__(cfg, split=split)
-        self._path = Path(cfg.path)
-        if not self._path.is_file():
+        if not self.path.is_file():
             raise ValueError(
-                f"source.path={cfg.path!r} is not a file. Set it to a JSONL file, one record a "
-                "line, with its images at paths relative to its folder."
+                f"source.path={str(self.path)!r} is not a file. Set it to a JSONL file, one record "
+                "a line, with its images at paths relative to its folder."
             )
-        self._folder = self._path.parent.resolve()
-        offsets, self._fingerprint = _scan(self._path)
-        self._offsets = offsets[split_indices(len(offsets), split, cfg.test_every)]
+        self._folder = self.path.parent.resolve()
+        offsets, self._fingerprint = _scan(self.path)
+        self._offsets = offsets
+        self._split = SplitIndices(len(offsets), split, cfg.test_every)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._split)
 
     def __getitem__(self, index: int) -> Record:
-        with self._path.open("rb") as file:
-            file.seek(self._offsets[index])
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[self._split[index]])
             line = file.readline()
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise BadRecord(f"{self._path.name}, record {index}: not JSON: {error}") from error
+            raise BadRecord(f"{self.path.name}, record {index}: not JSON: {error}") from error
         if not isinstance(record, dict):
-            raise BadRecord(f"{self._path.name}, record {index}: not a JSON object")
+            raise BadRecord(f"{self.path.name}, record {index}: not a JSON object")
         if "image" in record:
             record["image"] = self._read(record["image"])
         if "images" in record:
             if not isinstance(record["images"], list):
-                raise BadRecord(f"{self._path.name}, record {index}: images is not a list")
+                raise BadRecord(f"{self.path.name}, record {index}: images is not a list")
             record["images"] = [self._read(name) for name in record["images"]]
         return record
 
@@ -110,7 +165,7 @@ class JsonlSource(Source):
         try:
             path = (self._folder / name).resolve()
             if not path.is_relative_to(self._folder):
-                raise BadRecord(f"image {name!r} lies outside the folder of {self._path.name}")
+                raise BadRecord(f"image {name!r} lies outside the folder of {self.path.name}")
             return path.read_bytes()
         except OSError as error:
             raise BadRecord(f"image {name!r} cannot be read: {error.strerror}") from error

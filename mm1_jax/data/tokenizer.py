@@ -1,8 +1,10 @@
 """Text to token ids and back: a sentencepiece model and the special tokens.
 
 `tools/train_tokenizer.py` trains such models; a tiny one, trained on the embedded corpora, ships
-with the package. Models use byte fallback, so every text can be encoded and none needs an
-unknown token.
+with the package. They use byte fallback, so every text can be encoded and none needs an unknown
+token. Any other sentencepiece model (of Llama, Mistral, T5, ...) serves as well: the image
+placeholder gets the first id after its pieces, and pad and bos stand in for one another where the
+model lacks one, as documents are never told apart by them.
 """
 
 import hashlib
@@ -16,8 +18,8 @@ from mm1_jax.config import Configurable, config_class
 
 SHIPPED_MODEL = Path(__file__).parent / "assets" / "tiny.model"
 
-# Where models trained by `train` keep them. Control symbols never match text: a document that
-# spells "<image>" or "<s>" is encoded as those characters.
+# Where models trained by `train` keep them; other models have no image piece. Control symbols never
+# match text: a document that spells "<image>" or "<s>" is encoded as those characters.
 PAD, BOS, EOS = 0, 1, 2
 IMAGE_PIECE = "<image>"
 IMAGE_TOKEN = 4
@@ -35,34 +37,46 @@ class Tokenizer(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        # A sentencepiece model file; None means the one that ships with the package.
+        # A sentencepiece model file, from `data_dir` on; None means the one that ships with the
+        # package.
         model_path: str | None = None
+        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
         # The vocabulary size is rounded up to a multiple of this, so that it shards evenly.
         vocab_multiple: int = 64
-        # Pieces of the model, if the file is not there yet: for configs that are looked at before
-        # there is data. The file must have as many.
+        # Pieces of the model, for configs that are looked at before there is a file. A file that is
+        # there must have as many.
         num_pieces: int | None = None
 
     @staticmethod
     def vocabulary(cfg: Any) -> "Vocabulary":
-        """What the model has to know of the tokenizer; the file is read only if it must be."""
-        if cfg.num_pieces is None:
+        """What the model has to know of the tokenizer; without a file, as `train` makes them."""
+        if cfg.num_pieces is None or tokenizer_path(cfg).is_file():
             tokenizer = cfg.instantiate()
             return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
         return Vocabulary(_round_up(cfg.num_pieces, cfg.vocab_multiple), IMAGE_TOKEN)
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self._model = _load(Path(cfg.model_path) if cfg.model_path else SHIPPED_MODEL)
-        self.pad, self.bos, self.eos = PAD, BOS, EOS
-        self.image_token = IMAGE_TOKEN
+        path = tokenizer_path(cfg)
+        self._model = _load(path)
         pieces = self._model.get_piece_size()
         if cfg.num_pieces not in (None, pieces):
             raise ValueError(
-                f"tokenizer.num_pieces={cfg.num_pieces}, but {cfg.model_path} has {pieces}; set "
-                "the field to that, or train a model of that size with tools/train_tokenizer.py"
+                f"tokenizer.num_pieces={cfg.num_pieces}, but {path} has {pieces}; set the field "
+                "to that, or train a model of that size with tools/train_tokenizer.py"
             )
-        self.vocab_size = _round_up(pieces, cfg.vocab_multiple)
+        pad, bos, eos = (self._model.pad_id(), self._model.bos_id(), self._model.eos_id())
+        if eos < 0:
+            raise ValueError(
+                f"tokenizer.model_path={str(path)!r} has no piece for the end of a text (eos_id "
+                "is -1); choose a model that has, or train one with tools/train_tokenizer.py"
+            )
+        self.eos = eos
+        self.pad = pad if pad >= 0 else 0
+        self.bos = next(i for i in (bos, pad, eos) if i >= 0)
+        image_token = self._model.piece_to_id(IMAGE_PIECE)
+        self.image_token = image_token if self._model.is_control(image_token) else pieces
+        self.vocab_size = _round_up(max(pieces, self.image_token + 1), cfg.vocab_multiple)
 
     @property
     def not_text(self) -> tuple[int, ...]:
@@ -129,21 +143,20 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     return b"".join(chunks)
 
 
+def tokenizer_path(cfg: Any) -> Path:
+    """The file of a tokenizer."""
+    return Path(cfg.data_dir or ".", cfg.model_path) if cfg.model_path else SHIPPED_MODEL
+
+
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     if not path.is_file():
         raise ValueError(
             f"tokenizer.model_path={str(path)!r} is not a file. Train one with "
             "tools/train_tokenizer.py, or leave the field unset to use the shipped model."
         )
-    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    specials = (model.pad_id(), model.bos_id(), model.eos_id())
-    image_token = model.piece_to_id(IMAGE_PIECE)
-    if (*specials, image_token) != (PAD, BOS, EOS, IMAGE_TOKEN) or not model.is_control(
-        image_token
-    ):
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
         raise ValueError(
-            f"tokenizer.model_path={str(path)!r} has pad, bos, eos = {specials}; expected "
-            f"{(PAD, BOS, EOS)} and a control symbol {IMAGE_PIECE!r} at {IMAGE_TOKEN}. Train it "
-            "with tools/train_tokenizer.py."
-        )
-    return model
+            f"tokenizer.model_path={str(path)!r} is not a sentencepiece model: {error}"
+        ) from error

@@ -324,12 +324,18 @@ def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> An
 
 
 def fingerprint(cfg: Any, topology: Topology) -> str:
-    """Of all that a config says of these devices: mesh rules for others may change."""
-    cfg, trainer = cfg.clone(), cfg.trainer
+    """Of all that is compiled for these devices: data may change, and mesh rules for others."""
     choose = importlib.import_module("mm1_jax.parallelism").choose
+    trainer = cfg.trainer.clone()
     chosen = choose(trainer.mesh_rules, trainer.parallelism, _devices_name(topology))
-    cfg.trainer.set(mesh_rules=[], parallelism=chosen)
-    return hashlib.sha256(cfg.debug_string().encode()).hexdigest()[:16]
+    trainer.set(mesh_rules=[], parallelism=chosen)
+    compiled = (
+        cfg.model.debug_string(),
+        trainer.debug_string(),
+        str(cfg.klass.batch_shapes(cfg)),
+        str(cfg.klass.num_corpora(cfg)),
+    )
+    return hashlib.sha256("\n".join(compiled).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> str:

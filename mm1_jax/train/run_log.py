@@ -25,6 +25,7 @@ class _Step(NamedTuple):
     step: int
     metrics: Metrics
     data_wait_seconds: float
+    accounting: Mapping[str, Mapping[str, int | float]]
 
 
 class RunLog:
@@ -64,10 +65,21 @@ class RunLog:
     def message(self, text: str) -> None:
         self._progress.message(text)
 
-    def step(self, step: int, metrics: Metrics, *, data_wait_seconds: float) -> None:
-        """Takes the metrics of a step that was just dispatched, and logs the one before it."""
+    def step(
+        self,
+        step: int,
+        metrics: Metrics,
+        *,
+        data_wait_seconds: float,
+        accounting: Mapping[str, Mapping[str, int | float]],
+    ) -> None:
+        """Takes the metrics of a step that was just dispatched, and logs the one before it.
+
+        Args:
+            accounting: What each corpus has given up to this step; it goes with the summaries.
+        """
         self.flush()
-        self._pending = _Step(step, metrics, data_wait_seconds)
+        self._pending = _Step(step, metrics, data_wait_seconds, accounting)
 
     def flush(self) -> None:
         """Waits for the last step and logs it.
@@ -77,7 +89,7 @@ class RunLog:
         """
         if self._pending is None:
             return
-        step, metrics, data_wait_seconds = self._pending
+        step, metrics, data_wait_seconds, accounting = self._pending
         self._pending = None
         record = step_record(step, jax.device_get(metrics), self._corpus_names)
         _raise_if_not_finite(record)
@@ -91,9 +103,16 @@ class RunLog:
             **self._once,
         }
         self._once = {}
+        is_summarised = step % self._summary_every_n_steps == 0
+        if is_summarised:
+            record |= {
+                f"corpora/{corpus}/{name}": value
+                for corpus, counts in accounting.items()
+                for name, value in counts.items()
+            }
         self._metrics.write(record)
         self._progress.step(step, record)
-        if step % self._summary_every_n_steps == 0:
+        if is_summarised:
             self._summaries.scalars(step, record)
 
     def save(self, seconds: float) -> None:

@@ -159,7 +159,12 @@ class Trainer(Configurable):
                 self._exit_if_asked(step, state)
                 batch, seconds = self._next_batch(step, state)
                 state, metrics = self._step(state, batch)
-                self._log.step(step + 1, metrics, data_wait_seconds=seconds)
+                self._log.step(
+                    step + 1,
+                    metrics,
+                    data_wait_seconds=seconds,
+                    accounting=self._batches.accounting(),
+                )
             self._finish(state)
 
     def _make_checkpointer(self) -> Checkpointer:
@@ -183,6 +188,7 @@ class Trainer(Configurable):
             state, input_state = self._checkpointer.restore(self.program.abstract_state)
             self._batches.set_state(input_state)
             start = f"continues after step {int(state.step)}"
+        self._log.message(self._input.describe())
         self._log.message(
             f"{self.program.num_parameters:,} parameters, {jax.devices()[0].device_kind} mesh "
             f"{dict(self.program.mesh.shape)}; training {start}, up to step {self._max_steps}"

@@ -117,7 +117,7 @@ def experiment() -> Experiment.Config:
     )
     return Experiment.default_config().set(
         model=model,
-        input=input_config("data/records.jsonl"),
+        input=input_config("records.jsonl"),
         trainer=Trainer.default_config().set(max_steps=1),
     )
 
@@ -134,6 +134,6 @@ def test_a_launch_without_its_data_names_the_field_and_the_file(
         argv.append(f"--config.input.streams.0.corpora.0.corpus.source.path={override}")
     assert main(argv) == 2
     captured = capsys.readouterr()
-    missing = override or "data/records.jsonl"
+    missing = f"data/{override or 'records.jsonl'}"
     assert captured.err.startswith(f"error: Corpus 'pairs': source.path='{missing}' is not a file")
     assert "Traceback" not in captured.err

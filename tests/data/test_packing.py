@@ -4,6 +4,7 @@ import grain
 import numpy as np
 import pytest
 
+from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import CorpusShare, MixedStream
 from mm1_jax.data.packing import Packing, PlannedRecord, first_fit
 
@@ -37,7 +38,7 @@ def _packing(*, batch_size=8, num_shards=None, num_bins=4, lengths=None, seed=0)
         .set(num_shards=num_shards, num_bins=num_bins)
         .instantiate(
             streams=_streams(),
-            lengths=_lengths() if lengths is None else lengths,
+            lengths=[Lengths(table) for _, table in sorted((lengths or _lengths()).items())],
             batch_size=batch_size,
             max_sequence_length=MAX_TOKENS,
             max_images=MAX_IMAGES,

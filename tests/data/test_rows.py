@@ -8,8 +8,10 @@ from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.image_buffer import ImageBuffer
 from mm1_jax.data.images import BadImage, ImageTransform
+from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
+from mm1_jax.data.splitting import Part
 
 M = 4
 SHAPE = RowShape(max_sequence_length=128, max_images=8, image_size=16)
@@ -31,8 +33,10 @@ def image_transform():
 def make_loader(example_builder, image_transform):
     def make(split="train", seed=0, **source):
         config = corpus("drawn", max_images=3, **source)
+        drawn = config.instantiate(split=split)
         return RowLoader(
-            [config.instantiate(split=split)],
+            [drawn],
+            [Lengths(np.ones((len(drawn), 2), np.int32))],
             example_builder=example_builder,
             image_transform=image_transform,
             seed=seed,
@@ -177,7 +181,7 @@ def test_a_record_that_fails_after_planning_keeps_its_place(make_loader, plan, t
 def test_lengths_that_no_longer_hold_are_an_error(make_loader, plan):
     row = plan(0)
     stale = PlannedRow(0, (row.records[0]._replace(num_tokens=99),))
-    with pytest.raises(ValueError, match="'drawn', record 0: .* lengths table says 99"):
+    with pytest.raises(ValueError, match="'drawn', example 0: .* lengths table says 99"):
         _load(make_loader(), stale)
 
 
@@ -198,19 +202,20 @@ def test_pictures_of_one_document_are_augmented_each_in_its_own_way(
         name = "twins"
         augmentation = corpus("twins").augmentation.instantiate()
 
-        def document(self, index):
+        def part(self, part):
             picture = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
             return Document((Image(picture), Image(picture), Text("twins")))
 
     loader = RowLoader.__new__(RowLoader)
     vars(loader).update(
         corpora=[Twins()],
+        lengths=[Lengths(np.ones((1, 2), np.int32))],
         example_builder=example_builder,
         image_transform=image_transform,
         seed=0,
         _corpus_seeds=[0],
     )
-    lengths = example_builder.lengths(Twins().document(0))
+    lengths = example_builder.lengths(Twins().part(Part(0)))
     (((loaded,), _),) = _load(loader, PlannedRow(0, (PlannedRecord(0, 0, 0, *lengths),)))
     assert not np.array_equal(loaded.images[0], loaded.images[1])
 

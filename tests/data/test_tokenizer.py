@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
+import sentencepiece
 
 from mm1_jax.data import tokenizer as tokenizer_module
 from mm1_jax.data.corpora.questions import question_prompt
@@ -77,6 +78,65 @@ def test_vocabulary_size_is_rounded_up(multiple):
 
 def test_a_tokenizer_can_be_sent_to_workers(tokenizer):
     assert pickle.loads(cloudpickle.dumps(tokenizer)).encode("a red") == tokenizer.encode("a red")
+
+
+def _trained(path, **fields):
+    """A model as other people train them: other special ids, no image piece, no byte fallback."""
+    texts = ["two red circles", "a blue square left of it", "what digit is this? seven"] * 20
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=file,
+            vocab_size=60,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            num_threads=1,
+            **fields,
+        )
+    return Tokenizer.default_config().set(model_path=str(path), vocab_multiple=8)
+
+
+# As in Llama, in T5, and with all of them.
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1), (0, 1, 2)),
+        (dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1), (0, 0, 1)),
+        (dict(pad_id=3, eos_id=1, unk_id=2, bos_id=0), (3, 0, 1)),
+    ],
+)
+def test_other_sentencepiece_models_serve_with_an_image_token_after_their_pieces(
+    tmp_path, ids, expected
+):
+    cfg = _trained(tmp_path / "other.model", **ids)
+    tokenizer = cfg.instantiate()
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos) == expected
+    pieces = sentencepiece.SentencePieceProcessor(model_file=cfg.model_path).get_piece_size()
+    assert tokenizer.image_token == pieces < tokenizer.vocab_size
+    assert tokenizer.vocab_size % 8 == 0
+    assert Tokenizer.vocabulary(cfg) == (tokenizer.vocab_size, pieces)
+    ids = tokenizer.encode("two red circles")
+    assert pieces not in ids
+    assert tokenizer.decode([tokenizer.bos, *ids, pieces, tokenizer.eos]) == "two red circles"
+
+
+def test_a_model_without_an_end_and_a_file_that_is_no_model_are_refused(tmp_path):
+    cfg = _trained(tmp_path / "endless.model", eos_id=-1)
+    with pytest.raises(ValueError, match=r"endless.model.*eos_id is -1"):
+        cfg.instantiate()
+    (tmp_path / "text.model").write_text("not a model")
+    with pytest.raises(ValueError, match="text.model.*is not a sentencepiece model"):
+        cfg.set(model_path=str(tmp_path / "text.model")).instantiate()
+
+
+def test_a_file_that_is_there_is_asked_for_its_vocabulary(tmp_path):
+    cfg = Tokenizer.default_config().set(
+        model_path="tokenizer.model", data_dir=str(tmp_path), num_pieces=300
+    )
+    assert Tokenizer.vocabulary(cfg) == (320, tokenizer_module.IMAGE_TOKEN)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_module.train(["one two three"], 300))
+    with pytest.raises(ValueError, match=r"num_pieces=300, but .*tokenizer.model has \d+; set"):
+        Tokenizer.vocabulary(cfg)
 
 
 def test_a_missing_model_names_path_and_remedy():

@@ -95,6 +95,9 @@ class FakeInput:
         self._on_batch = on_batch
         self.batch_size = batch_size
 
+    def describe(self) -> str:
+        return "what the streams hold"
+
     def iterator(self) -> FakeIterator:
         return FakeIterator(self._on_batch)
 
@@ -193,8 +196,11 @@ def make_trainer(tmp_path: Any) -> Any:
         learning_rate: float = 0.05,
         num_devices: int = 1,
         gradient_accumulation: int = 1,
+        summary_every_n_steps: int = 10,
     ) -> Trainer:
-        cfg = Trainer.default_config().set(max_steps=max_steps)
+        cfg = Trainer.default_config().set(
+            max_steps=max_steps, summary_every_n_steps=summary_every_n_steps
+        )
         cfg.optimizer.set(learning_rate=learning_rate, warmup_steps=2, decay_steps=6)
         cfg.checkpointer.set(every_n_steps=save_every)
         cfg.parallelism.gradient_accumulation = gradient_accumulation

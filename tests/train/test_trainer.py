@@ -40,8 +40,9 @@ def killer(fakes, step):
     return fakes.Input(on_batch)
 
 
-def test_a_run_logs_every_step_saves_and_reports(make_trainer, fakes, run):
+def test_a_run_logs_every_step_saves_and_reports(make_trainer, fakes, run, capsys):
     make_trainer(evaluators={"quiz": fakes.Evaluator(n=3)}).run()
+    assert "what the streams hold" in capsys.readouterr().out
     lines = records(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all("loss/captions" in line or "loss/text" in line for line in lines)
@@ -57,6 +58,12 @@ def test_a_run_logs_every_step_saves_and_reports(make_trainer, fakes, run):
         p.name for p in run.iterdir()
     }
     assert list((run / "tensorboard").iterdir())
+
+
+def test_summaries_say_what_each_corpus_has_given_up_to_their_step(make_trainer, run):
+    make_trainer(summary_every_n_steps=2).run()
+    given = {line["step"]: line.get("corpora/captions/documents") for line in records(run)}
+    assert given == {1: None, 2: 2, 3: None, 4: 4, 5: None, 6: 6}
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 4, 6])

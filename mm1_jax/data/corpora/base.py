@@ -14,6 +14,7 @@ from mm1_jax.config import (
 )
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.sources import BadRecord, Source
+from mm1_jax.data.splitting import Part, Splitter
 
 __all__ = ["BadRecord", "Corpus"]
 
@@ -26,6 +27,8 @@ class Corpus(Configurable):
         name: Required[str] = REQUIRED
         source: Required[InstantiableConfig] = REQUIRED
         to_document: Required[ConfigOr[Callable[[Record], Document]]] = REQUIRED
+        # Cuts documents that are longer than a row; None: what does not fit is left out.
+        splitter: Splitter.Config | None = None
         # What happens to the pictures of the training split.
         augmentation: Augmentation.Config | None = None
 
@@ -39,13 +42,14 @@ class Corpus(Configurable):
         self.augmentation: Augmentation | None = (
             maybe_instantiate(cfg.augmentation) if split == "train" else None
         )
+        self.splitter: Splitter | None = maybe_instantiate(cfg.splitter)
         self._to_document: Callable[[Record], Document] = maybe_instantiate(cfg.to_document)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def document(self, index: int) -> Document:
-        """Raises BadRecord where record `index` has no document."""
+        """All of record `index`; raises BadRecord where it has no document."""
         record = self.source[index]
         try:
             return self._to_document(record)
@@ -55,3 +59,20 @@ class Corpus(Configurable):
             raise BadRecord(
                 f"{self.name}, record {index}: {type(error).__name__} {error}; fields: {fields}"
             ) from error
+
+    def part(self, part: Part) -> Document:
+        """What a part of a record holds."""
+        document = self.document(part.record)
+        if part.end is None:
+            return document
+        assert self.splitter is not None, "only a splitter makes parts"
+        blocks = self.splitter.blocks(document)
+        if part.end > len(blocks.segments):
+            raise BadRecord(f"{len(blocks.segments)} blocks, expected {part.end} or more")
+        return blocks.part(part.first, part.end)
+
+    def fingerprint(self) -> str:
+        """All that decides the documents."""
+        fields = self._config.debug_string(kv_separator="=").splitlines()
+        making = [line for line in fields if line.startswith(("to_document", "splitter"))]
+        return " ".join([self.source.fingerprint(), *making])

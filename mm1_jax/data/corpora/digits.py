@@ -28,7 +28,7 @@ from mm1_jax.data.corpora.embedded import (
 )
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.images import Augmentation
-from mm1_jax.data.sources import Source, split_indices
+from mm1_jax.data.sources import Source, SplitIndices
 
 TEST_EVERY = 5
 # The kinds of questions, by turns: mostly which digit it is.
@@ -49,7 +49,7 @@ class DigitsSource(Source):
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
         pixels, labels = _scans()
-        mine = split_indices(len(labels), split, TEST_EVERY)
+        mine = list(SplitIndices(len(labels), split, TEST_EVERY))
         self.pixels = pixels[mine]
         self.labels: list[int] = labels[mine].tolist()
 

@@ -1,0 +1,45 @@
+"""Conversations about pictures: `{"images", "turns": [{"role", "text"}]}`; answers are scored.
+
+`<image>` in a text is the next picture. The words around a turn are Vicuna's, as in LLaVA.
+"""
+
+from collections.abc import Iterator
+
+from mm1_jax.batch import Document, Image, Record, Text
+from mm1_jax.data.sources import BadRecord
+
+IMAGE = "<image>"
+_PREFIX = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
+
+
+def conversation_document(record: Record) -> Document:
+    """The turns in order; pictures that no text names come first."""
+    images = iter(Image(image) for image in record["images"])
+    named = sum(turn["text"].count(IMAGE) for turn in record["turns"])
+    unnamed = len(record["images"]) - named
+    if unnamed < 0:
+        raise BadRecord(f"{named} times {IMAGE} for {len(record['images'])} images")
+    segments: list[Text | Image] = [next(images) for _ in range(unnamed)]
+    for turn in record["turns"]:
+        segments += _turn(turn["role"], turn["text"], images)
+    if not any(isinstance(segment, Text) and segment.scored for segment in segments):
+        raise BadRecord("no answer that is not blank")
+    return Document(tuple(segments))
+
+
+def _turn(role: str, text: str, images: Iterator[Image]) -> Iterator[Text | Image]:
+    if role not in _PREFIX:
+        raise BadRecord(f"role {role!r}; expected one of {', '.join(_PREFIX)}")
+    first, *others = text.split(IMAGE)
+    is_answer = role == "assistant"
+    if is_answer:
+        # The model writes what follows the name, and not the name.
+        yield Text(_PREFIX[role].rstrip(), scored=False)
+    elif first.strip() or _PREFIX[role]:
+        yield Text((_PREFIX[role] + first.strip()).rstrip(), scored=False)
+    if is_answer and first.strip():
+        yield Text(first.strip())
+    for other in others:
+        yield next(images)
+        if other.strip():
+            yield Text(other.strip(), scored=is_answer)

@@ -1,0 +1,286 @@
+"""Positions and images of every example of a corpus, which is all that packing looks at.
+
+An example is a record, or a part of one that is longer than a row. Tables of records on disk are
+made once, by as many processes as there are workers, and kept beside the records; a change of the
+records, the tokenizer or a size makes another table.
+"""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+import tqdm
+from absl import logging
+from jaxtyping import Int
+
+from mm1_jax.batch import Image
+from mm1_jax.data.corpora.base import BadRecord, Corpus
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.quarantine import Quarantined
+from mm1_jax.data.splitting import Part
+
+# What makes a table another one although nothing that it is made from has changed.
+_VERSION = 1
+# Records that a process looks at in one go, and the least that are worth a process.
+_CHUNK = 4096
+_DIGEST_ROWS = 1 << 20
+
+
+class _Chunk(NamedTuple):
+    """The examples of a run of records."""
+
+    table: list[tuple[int, int]]
+    parts: list[Part]
+    unusable: list[Quarantined]
+    num_truncated: int
+
+
+class Lengths:
+    """Positions and images of the examples of a corpus, (0, 0) where one is unusable.
+
+    Attributes:
+        table: Int [n, 2].
+        parts: Int [n, 3], the record of each example, and its first block and the end of its blocks
+            (-1: all of them). None: every record is an example.
+        unusable: The records that can make none, and why.
+        num_truncated: Examples that are cut, since a single block is longer than a row.
+    """
+
+    def __init__(
+        self,
+        table: Int[np.ndarray, "n 2"],
+        parts: Int[np.ndarray, "n 3"] | None = None,
+        unusable: Sequence[Quarantined] = (),
+        num_truncated: int = 0,
+    ):
+        self.table = table
+        self.parts = parts
+        self.unusable = list(unusable)
+        self.num_truncated = num_truncated
+        self._folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def part(self, index: int) -> Part:
+        """The record that an example is made of, and its blocks in it."""
+        if self.parts is None:
+            return Part(index)
+        record, first, end = self.parts[index].tolist()
+        return Part(record) if end < 0 else Part(record, first, end)
+
+    @functools.cached_property
+    def num_usable(self) -> int:
+        return sum(int(np.count_nonzero(rows[:, 0])) for rows in self._runs(self.table))
+
+    @functools.cached_property
+    def longest(self) -> tuple[int, int]:
+        """The most positions and the most images of an example."""
+        longest = np.zeros(2, np.int64)
+        for rows in self._runs(self.table):
+            longest = np.maximum(longest, rows.max(axis=0))
+        return int(longest[0]), int(longest[1])
+
+    @functools.cached_property
+    def means(self) -> tuple[float, float]:
+        """Positions and images of a usable example, on average."""
+        total = np.zeros(2, np.int64)
+        for rows in self._runs(self.table):
+            total += rows.sum(axis=0, dtype=np.int64)
+        return int(total[0]) / self.num_usable, int(total[1]) / self.num_usable
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells another table: of lengths, and of what each example is made of."""
+        digest = hashlib.blake2b(digest_size=8)
+        for array in (self.table, self.parts):
+            for rows in () if array is None else self._runs(array):
+                digest.update(np.ascontiguousarray(rows, "<i4").tobytes())
+        return digest.hexdigest()
+
+    @staticmethod
+    def _runs(array: np.ndarray) -> Iterator[np.ndarray]:
+        """The array in pieces that fit in memory, at least one."""
+        for start in range(0, max(1, len(array)), _DIGEST_ROWS):
+            yield array[start : start + _DIGEST_ROWS]
+
+    def store(self, folder: Path) -> "Lengths":
+        """Writes the table down, whole or not at all; what is returned reads it from there."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
+        try:
+            # 16 bits hold all that rows of today hold.
+            small = max(self.longest) < 1 << 16
+            np.save(partial / "table.npy", self.table.astype(np.uint16 if small else np.int32))
+            if self.parts is not None:
+                np.save(partial / "parts.npy", self.parts)
+            facts = {
+                "digest": self.digest,
+                "num_usable": self.num_usable,
+                "longest": self.longest,
+                "means": self.means if self.num_usable else (0.0, 0.0),
+                "num_truncated": self.num_truncated,
+                "unusable": self.unusable,
+            }
+            (partial / "facts.json").write_text(json.dumps(facts))
+            # mkdtemp's folder is its owner's alone; others read the records.
+            partial.chmod(0o755)
+            # Another process may have been faster, with the same table.
+            if not folder.exists():
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return Lengths.load(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Lengths":
+        """Reads what `store` wrote; the tables stay on disk."""
+        lengths = cls.__new__(cls)
+        lengths.__setstate__({"_folder": folder})
+        return lengths
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would be sent to workers as an array.
+        return self.__dict__ if self._folder is None else {"_folder": self._folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._folder is None:
+            return
+        facts = json.loads((self._folder / "facts.json").read_text())
+        self.table = np.load(self._folder / "table.npy", mmap_mode="r", allow_pickle=False)
+        parts = self._folder / "parts.npy"
+        self.parts = np.load(parts, mmap_mode="r", allow_pickle=False) if parts.exists() else None
+        self.unusable = [Quarantined(*entry) for entry in facts.pop("unusable")]
+        for name in ("longest", "means"):
+            facts[name] = tuple(facts[name])
+        self.__dict__.update(facts)
+
+
+def corpus_lengths(
+    corpus: Corpus, example_builder: ExampleBuilder, *, num_workers: int = 0
+) -> Lengths:
+    """The table of a corpus: read if it was made before, else made and kept beside the records."""
+    if corpus.source.cache_dir is None:
+        return compute_lengths(corpus, example_builder, num_workers=num_workers)
+    key = hashlib.blake2b(
+        json.dumps([_VERSION, corpus.fingerprint(), example_builder.fingerprint()]).encode(),
+        digest_size=12,
+    ).hexdigest()
+    folder = corpus.source.cache_dir / "lengths" / key
+    if (folder / "facts.json").is_file():
+        return Lengths.load(folder)
+    started = time.monotonic()
+    lengths = compute_lengths(corpus, example_builder, num_workers=num_workers)
+    try:
+        lengths = lengths.store(folder)
+    except OSError as error:
+        logging.warning("%s: the table of lengths is not kept (%s)", folder, error.strerror)
+    print(
+        f"Lengths of {corpus.name!r}: {len(lengths):,} examples of {len(corpus):,} records, "
+        f"{time.monotonic() - started:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    return lengths
+
+
+def compute_lengths(
+    corpus: Corpus, example_builder: ExampleBuilder, *, num_workers: int = 0
+) -> Lengths:
+    """Looks at every document of a corpus, and at none of its pictures."""
+    starts = range(0, len(corpus), _CHUNK)
+    spans = [range(start, min(start + _CHUNK, len(corpus))) for start in starts]
+    # Configs are classes of functions, which the standard pickle knows by name only.
+    look = functools.partial(_look, cloudpickle.dumps((corpus, example_builder)))
+    with tqdm.tqdm(
+        total=len(corpus), desc=f"lengths of {corpus.name}", unit=" records", delay=3, disable=None
+    ) as progress:
+        chunks = []
+        for chunk, span in zip(_map(look, spans, num_workers), spans, strict=True):
+            chunks.append(chunk)
+            progress.update(len(span))
+    table = [row for chunk in chunks for row in chunk.table]
+    parts = None
+    if corpus.splitter is not None:
+        rows = [
+            (part.record, part.first, -1 if part.end is None else part.end)
+            for chunk in chunks
+            for part in chunk.parts
+        ]
+        parts = np.array(rows, np.int32).reshape(-1, 3)
+    return Lengths(
+        np.array(table, np.int32).reshape(-1, 2),
+        parts,
+        [entry for chunk in chunks for entry in chunk.unusable],
+        sum(chunk.num_truncated for chunk in chunks),
+    )
+
+
+def _map(look: Any, spans: Sequence[range], num_workers: int) -> Iterable[_Chunk]:
+    if num_workers < 2 or len(spans) < 2:
+        yield from map(look, spans)
+        return
+    # Spawned: a fork of a process that runs threads, as grain's and jax's do, may hang.
+    context = multiprocessing.get_context("spawn")
+    workers = min(num_workers, len(spans), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(look, spans)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> tuple[Corpus, ExampleBuilder]:
+    return cloudpickle.loads(packed)
+
+
+def _look(packed: bytes, span: range) -> _Chunk:
+    corpus, example_builder = _unpacked(packed)
+    chunk = _Chunk([], [], [], 0)
+    truncated_before = example_builder.num_truncated
+    for record in span:
+        try:
+            examples = list(_examples(corpus, example_builder, record))
+        except BadRecord as error:
+            examples = [(Part(record), (0, 0))]
+            chunk.unusable.append(Quarantined(corpus.name, record, 0, str(error)))
+        for part, lengths in examples:
+            chunk.parts.append(part)
+            chunk.table.append(lengths)
+    return chunk._replace(num_truncated=example_builder.num_truncated - truncated_before)
+
+
+def _examples(
+    corpus: Corpus, example_builder: ExampleBuilder, record: int
+) -> Iterator[tuple[Part, tuple[int, int]]]:
+    """The examples of a record, with their positions and images."""
+    document = corpus.document(record)
+    splitter = corpus.splitter
+    if splitter is None or example_builder.fits(document):
+        yield Part(record), example_builder.lengths(document)
+        return
+    blocks = splitter.blocks(document)
+    is_image = [isinstance(segment, Image) for segment in blocks.segments]
+    parts = splitter.parts(
+        example_builder.sizes(blocks),
+        is_image,
+        # One is for the end of the document.
+        max_tokens=example_builder.max_sequence_length - 1,
+        max_images=example_builder.max_images,
+    )
+    if not parts:
+        raise BadRecord("a long page without text")
+    for run in parts:
+        part = blocks.part(run.start, run.stop)
+        yield Part(record, run.start, run.stop), example_builder.lengths(part)

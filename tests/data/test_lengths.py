@@ -1,0 +1,143 @@
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+
+from mm1_jax.batch import Text
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.interleaved import interleaved_document
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.lengths import Lengths, compute_lengths, corpus_lengths
+from mm1_jax.data.record_files import Kind, Manifest, ShardWriter
+from mm1_jax.data.sources import ArrayRecordSource
+from mm1_jax.data.splitting import Part, Splitter
+
+NUM_RECORDS = 30
+
+
+def _page(i):
+    """Pages of up to 12 paragraphs; every third place holds a picture, and page 7 is none."""
+    rng = np.random.default_rng(i)
+    texts, images = [], []
+    for place in range(1 if i == 7 else int(rng.integers(2, 13))):
+        is_image = place % 3 == 1
+        words = " ".join(rng.choice(["red.", "circle", "of", "two"], 40))
+        texts.append(None if is_image or i == 7 else f"{i}/{place} {words}")
+        images.append(b"picture" if is_image else None)
+    return {"id": str(i), "texts": texts, "images": images}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with ShardWriter(tmp_path, "records-00000-00.array_record") as writer:
+        for i in range(NUM_RECORDS):
+            writer.write(_page(i))
+    Manifest(Kind.INTERLEAVED, (writer.shard,)).write(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def builder(tokenizer):
+    return ExampleBuilder(tokenizer, num_image_tokens=4, max_sequence_length=128, max_images=3)
+
+
+def make(folder, **splitter):
+    cfg = Corpus.default_config().set(
+        name="pages",
+        source=ArrayRecordSource.default_config().set(path=str(folder)),
+        to_document=interleaved_document,
+        splitter=Splitter.default_config().set(**(dict(block_characters=100) | splitter)),
+    )
+    return cfg.instantiate(split="train")
+
+
+def test_every_example_has_the_length_that_the_table_says(folder, builder):
+    corpus = make(folder)
+    lengths = compute_lengths(corpus, builder)
+    assert len(lengths) > len(corpus) and lengths.num_truncated == 0
+    for index in range(len(lengths)):
+        if lengths.table[index, 0]:
+            example = builder.example(corpus.part(lengths.part(index)))
+            found = (len(example.tokens), len(example.images))
+            assert found == tuple(lengths.table[index]) and max(found) <= 128
+
+
+def test_the_examples_of_a_page_have_all_of_its_text_once_and_end_once(folder, builder):
+    corpus = make(folder)
+    lengths = compute_lengths(corpus, builder)
+    for record, group in itertools.groupby(range(len(lengths)), lambda i: lengths.part(i).record):
+        if (record,) in [(entry.record,) for entry in lengths.unusable]:
+            continue
+        parts = [corpus.part(lengths.part(index)) for index in group]
+        texts = [s.text for part in parts for s in part.segments if isinstance(s, Text)]
+        whole = [s.text for s in corpus.document(record).segments if isinstance(s, Text)]
+        assert " ".join(texts) == " ".join(whole)
+        assert [part.ends for part in parts] == [False] * (len(parts) - 1) + [True]
+        images = sum(len(part.images) for part in parts)
+        assert images == len(corpus.document(record).images)
+
+
+def test_a_page_that_cannot_be_one_is_named_and_keeps_its_place(folder, builder):
+    lengths = compute_lengths(make(folder), builder)
+    (entry,) = lengths.unusable
+    assert (entry.corpus, entry.record) == ("pages", 7) and "place 0 has no text" in entry.reason
+    (index,) = np.flatnonzero(lengths.table[:, 0] == 0)
+    assert lengths.part(int(index)) == Part(7)
+    assert lengths.num_usable == len(lengths) - 1
+
+
+def _assert_equal(a, b):
+    np.testing.assert_array_equal(a.table, b.table)
+    np.testing.assert_array_equal(a.parts, b.parts)
+    assert (a.unusable, a.num_truncated, a.digest) == (b.unusable, b.num_truncated, b.digest)
+    assert (a.longest, a.means, a.num_usable) == (b.longest, b.means, b.num_usable)
+
+
+def test_a_stored_table_is_the_computed_one_also_in_a_worker(folder, builder):
+    computed = compute_lengths(make(folder), builder)
+    stored = computed.store(folder / "lengths" / "x")
+    _assert_equal(stored, computed)
+    sent = pickle.dumps(stored)
+    assert len(sent) < 500, "the table itself is sent"
+    _assert_equal(pickle.loads(sent), computed)
+
+
+def test_a_table_is_made_once_and_anew_for_whatever_changes_it(folder, builder, capsys):
+    def tables():
+        return {path.name for path in (folder / "lengths").iterdir()}
+
+    first = corpus_lengths(make(folder), builder)
+    assert "'pages'" in capsys.readouterr().err
+    _assert_equal(corpus_lengths(make(folder), builder), first)
+    assert capsys.readouterr().err == "" and len(tables()) == 1
+    corpus_lengths(make(folder, block_characters=50), builder)
+    builder.max_sequence_length = 200
+    corpus_lengths(make(folder), builder)
+    assert len(tables()) == 3
+
+
+def test_a_folder_that_cannot_be_written_to_costs_time_only(folder, builder, monkeypatch):
+    def refuse(self, path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Lengths, "store", refuse)
+    _assert_equal(corpus_lengths(make(folder), builder), compute_lengths(make(folder), builder))
+
+
+def test_workers_make_the_same_table(folder, builder, monkeypatch):
+    monkeypatch.setattr("mm1_jax.data.lengths._CHUNK", 8)
+    alone = compute_lengths(make(folder), builder)
+    _assert_equal(compute_lengths(make(folder), builder, num_workers=2), alone)
+
+
+def test_the_digest_tells_other_lengths_and_other_parts():
+    table = np.ones((4, 2), np.int32)
+    parts = np.array([[0, 0, 2], [0, 2, 3], [1, 0, -1], [2, 0, -1]], np.int32)
+    digests = {
+        Lengths(table).digest,
+        Lengths(table * 2).digest,
+        Lengths(table, parts).digest,
+        Lengths(table, parts + [[0, 1, 0]] * 4).digest,
+    }
+    assert len(digests) == 4
