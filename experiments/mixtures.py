@@ -7,7 +7,9 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.interleaved import interleaved_document
+from mm1_jax.data.corpora.questions import question_document
 from mm1_jax.data.corpora.text import text_document
+from mm1_jax.data.images import Augmentation
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources import ArrayRecordSource
 from mm1_jax.data.splitting import Splitter
@@ -44,6 +46,32 @@ def pretraining() -> list[Stream.Config]:
         _stream("interleaved", 9, (_records("interleaved", interleaved_document, splits=True), 1)),
         _stream("text", 2, (_records("text", text_document, splits=True), 1)),
     ]
+
+
+def fill_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
+    """The streams with text in what rows of captions leave empty: a quarter, at 16 images a row.
+
+    It is not in the paper. It adds about as much text to the mixture as its stream of text has; the
+    log counts it as `text_in_captions`.
+    """
+    text = _records("text", text_document, splits=True).set(name="text_in_captions")
+    text.splitter.max_positions = 512
+    for stream in streams:
+        if stream.name == "captions":
+            stream.fillers = [CorpusWeight().set(corpus=text)]
+    return streams
+
+
+def easy_vqa() -> list[Stream.Config]:
+    """The questions of easy-VQA with its own validation split, read from `data_dir`."""
+    source = ArrayRecordSource.default_config().set(path="easy_vqa_train", test_path="easy_vqa_val")
+    corpus = Corpus.default_config().set(
+        name="easy_vqa",
+        source=source,
+        to_document=question_document,
+        augmentation=Augmentation.default_config().set(shift=0.05, scale=0.1),
+    )
+    return [_stream("questions", 1, (corpus, 1))]
 
 
 def text() -> list[Stream.Config]:

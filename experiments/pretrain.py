@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from experiments import mesh_rules, mixtures, sizes, vision_encoders
 from mm1_jax.data.input import Input
+from mm1_jax.data.packing import Packing
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
@@ -76,6 +77,8 @@ def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Confi
             # text has none); 64 rows need 13 slots each at most, nine tenths of which are used.
             image_group_rows=64,
             images_per_row=13,
+            # Fill .96 of the budget that binds, with some 10 MB for each shard that a host plans.
+            packing=Packing.default_config().set(num_shards=128, num_bins=64),
             num_workers=16,
         ),
         trainer=Trainer.default_config().set(max_steps=200_000),

@@ -111,8 +111,7 @@ class Experiment(Configurable):
     @staticmethod
     def num_corpora(cfg: Any) -> int:
         """How many corpora losses are reported of."""
-        streams = [stream for stream in cfg.input.streams if stream.weight]
-        return sum(entry.weight > 0 for stream in streams for entry in stream.corpora)
+        return cfg.input.klass.num_corpora(cfg.input)
 
     @staticmethod
     def batch_shapes(cfg: Any) -> Batch:

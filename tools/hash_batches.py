@@ -108,7 +108,7 @@ class Hosts:
 
     def skip_to(self, step: int) -> None:
         """Plans the steps before, and makes none of them."""
-        planner = self.input.packing.planner(range(self.input.batch_size))
+        planner = self.input.planner(range(self.input.batch_size))
         while planner.step < step:
             planner.next_rows()
         planned = {"step": planner.step, "next_index": planner.next_index.tolist()}

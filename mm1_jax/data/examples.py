@@ -70,10 +70,10 @@ class ExampleBuilder:
         self.num_truncated += sequence is not whole[0]
         return len(sequence) - 1, len(images)
 
-    def fits(self, document: Document) -> bool:
-        """Whether `example(document)` has all of the document."""
+    def fits(self, document: Document, max_positions: int) -> bool:
+        """Whether all of it takes so many positions, and no more images than a row has."""
         positions = sum(self.sizes(document)) + document.ends
-        return positions <= self.max_sequence_length and len(document.images) <= self.max_images
+        return positions <= max_positions and len(document.images) <= self.max_images
 
     def sizes(self, document: Document) -> list[int]:
         """Positions that each segment takes."""

@@ -6,6 +6,7 @@ worth saving. The state is the plan's, as of the last batch that was handed out,
 """
 
 import copy
+import itertools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -25,18 +26,26 @@ from mm1_jax.config import (
     InstantiableConfig,
     Required,
     config_class,
+    maybe_instantiate,
 )
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.image_buffer import RowSlots, image_buffer, most_images
-from mm1_jax.data.images import ImageTransform
+from mm1_jax.data.images import Augmentation, ImageTransform
 from mm1_jax.data.lengths import Lengths, corpus_lengths
-from mm1_jax.data.mixture import CorpusShare, MixedStream, Stream
-from mm1_jax.data.packing import Packing, PlannedRow
+from mm1_jax.data.mixture import CorpusShare, MixedStream, Stage, Stream
+from mm1_jax.data.packing import Packing, PlannedRow, Planner
 from mm1_jax.data.quarantine import Quarantine, Quarantined, check_bad_fraction
 from mm1_jax.data.record_files import MANIFEST
 from mm1_jax.data.rows import RowLoader, RowShape, concatenate
-from mm1_jax.data.sources import ArrayRecordSource, source_path
+from mm1_jax.data.snapshot import (
+    CorpusExamples,
+    Examples,
+    Form,
+    Snapshot,
+    SnapshotPlanner,
+)
+from mm1_jax.data.sources import ArrayRecordSource, source_folder
 from mm1_jax.data.tokenizer import Tokenizer, tokenizer_path
 
 # So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
@@ -76,6 +85,8 @@ class Input(Configurable):
     @config_class
     class Config(Configurable.Config):
         streams: Required[list[Stream.Config]] = REQUIRED
+        # Other weights of streams from later steps on, as continued pre-training has.
+        stages: list[Stage] = []
         # Where the paths of sources and tokenizer start.
         data_dir: str = "data"
         tokenizer: InstantiableConfig = Tokenizer.default_config()
@@ -91,6 +102,8 @@ class Input(Configurable):
         # without room are counted and not scored. `describe` says how many slots are enough.
         image_group_rows: int = 1
         images_per_row: float | None = None
+        # A folder that tools/snapshot.py wrote: its rows, in place of a plan made here.
+        snapshot: str | None = None
         packing: Packing.Config = Packing.default_config()
         seed: int = 0
         # Processes that read and decode; 0 is one thread of this process.
@@ -112,7 +125,13 @@ class Input(Configurable):
         image_size = _set_by_experiment(cfg, "image_size")
         _check_sizes(cfg, num_image_tokens, image_size)
         _check_weights(cfg.streams)
-        _check_files(cfg)
+        # Of training only: what is held out is read from its records.
+        self.snapshot: Snapshot | None = None
+        if cfg.snapshot is not None and split == "train":
+            self.snapshot = Snapshot(Path(cfg.snapshot))
+        has_rows = self.snapshot is not None and self.snapshot.form is Form.ROWS
+        if not has_rows:
+            _check_files(cfg, split)
         self.split = split
         self.batch_size: int = cfg.batch_size
         self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, image_size)
@@ -137,15 +156,37 @@ class Input(Configurable):
             max_sequence_length=cfg.max_sequence_length,
             max_images=cfg.max_images,
         )
+        self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
+        if has_rows:
+            assert self.snapshot is not None
+            self._read_rows(self.snapshot)
+        else:
+            self._read_records()
+        self.row_loader = RowLoader(
+            self.examples,
+            corpus_names=self.corpus_names,
+            augmentations=self.augmentations,
+            image_transform=self.image_transform,
+            num_image_tokens=num_image_tokens,
+            image_token=self.tokenizer.image_token,
+            seed=cfg.seed,
+        )
+
+    def _read_records(self) -> None:
+        """Builds the corpora, and the plan of their rows or that of a snapshot of ids."""
+        cfg, split = self.config, self.split
         # A stream of weight 0 is never built, so it need not even exist.
-        streams = [stream.instantiate(split=split) for stream in cfg.streams if stream.weight]
-        self.corpora: list[Corpus] = [corpus for stream in streams for corpus in stream.corpora]
+        streams = [stream.instantiate(split=split) for stream in _used(cfg)]
+        self.corpora: list[Corpus] = [
+            corpus for stream in streams for corpus in (*stream.corpora, *stream.fillers)
+        ]
         # A batch's `corpus_ids` are indices into this list.
         self.corpus_names: list[str] = [corpus.name for corpus in self.corpora]
         _check_unique("stream", [stream.name for stream in streams])
         _check_unique("corpus", self.corpus_names)
-        self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
+        self.augmentations: list[Augmentation | None] = [each.augmentation for each in self.corpora]
         self.lengths: list[Lengths] = [self._lengths(corpus) for corpus in self.corpora]
+        self.num_usable: list[int] = [lengths.num_usable for lengths in self.lengths]
         self.packing: Packing = cfg.packing.instantiate(
             streams=_mixed(streams, self.lengths),
             lengths=self.lengths,
@@ -153,14 +194,62 @@ class Input(Configurable):
             max_sequence_length=cfg.max_sequence_length,
             max_images=cfg.max_images,
             seed=cfg.seed,
+            stages=[(stage.from_step, stage.weights) for stage in cfg.stages],
         )
-        self.row_loader = RowLoader(
-            self.corpora,
-            self.lengths,
-            example_builder=self.example_builder,
-            image_transform=self.image_transform,
-            seed=cfg.seed,
-        )
+        sources = {f"{each.name}.source": each.source.fingerprint() for each in self.corpora}
+        self._fingerprint = self._own_fingerprint() | sources | self.packing.fingerprint()
+        self.plan: Packing | Snapshot = self.packing
+        self.examples: Examples = CorpusExamples(self.corpora, self.lengths, self.example_builder)
+        if self.snapshot is not None:
+            self._check_snapshot(self.snapshot, self._fingerprint)
+            self.plan = self.snapshot
+
+    def _read_rows(self, snapshot: Snapshot) -> None:
+        """Takes from a snapshot of rows all that corpora would be asked."""
+        cfg = self.config
+        own = self._own_fingerprint() | {
+            "batch_size": cfg.batch_size,
+            "max_sequence_length": cfg.max_sequence_length,
+            "max_images": cfg.max_images,
+            "seed": cfg.seed,
+        }
+        self._check_snapshot(snapshot, {**snapshot.fingerprint, **own})
+        self._fingerprint = snapshot.fingerprint
+        self.corpus_names = list(snapshot.corpora)
+        self.num_usable = list(snapshot.corpora.values())
+        augmentations = {
+            entry.corpus.name: maybe_instantiate(entry.corpus.augmentation)
+            for stream in cfg.streams
+            for entry in (*stream.corpora, *stream.fillers)
+        }
+        self.augmentations = [augmentations[name] for name in self.corpus_names]
+        self.plan = self.examples = snapshot
+
+    def _check_snapshot(self, snapshot: Snapshot, here: Mapping[str, Any]) -> None:
+        if differing := _differences(snapshot.fingerprint, here, "of the snapshot"):
+            raise ValueError(
+                f"input.snapshot={str(snapshot.folder)!r} is of an input that makes other batches:"
+                f"\n{differing}\nUse the config and the data that it was made with, or make it "
+                "again with tools/snapshot.py."
+            )
+
+    def _own_fingerprint(self) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "num_image_tokens": self.num_image_tokens,
+            "image_size": self.image_size,
+            "image_buffer": list(self.image_buffer),
+            "image_transform": self.config.image_transform.debug_string(
+                kv_separator="=", field_separator=" "
+            ),
+            "tokenizer": self.tokenizer.fingerprint(),
+        }
+
+    @staticmethod
+    def num_corpora(cfg: "Input.Config") -> int:
+        """How many corpora an Input of such a config has."""
+        entries = [entry for each in _used(cfg) for entry in (*each.corpora, *each.fillers)]
+        return sum(entry.weight > 0 for entry in entries)
 
     @property
     def max_sequence_length(self) -> int:
@@ -178,27 +267,26 @@ class Input(Configurable):
         """Batches from step 0 on, of which only the given rows are made (None: all)."""
         return InputIterator(self, range(self.batch_size) if rows is None else rows)
 
+    def planner(self, rows: range) -> Planner | SnapshotPlanner:
+        """Plans some rows of every batch, from step 0."""
+        return self.plan.planner(rows)
+
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the batches and that a saved state relies on."""
-        sources = {f"{each.name}.source": each.source.fingerprint() for each in self.corpora}
-        return {
-            "split": self.split,
-            "num_image_tokens": self.num_image_tokens,
-            "image_size": self.image_size,
-            "image_buffer": list(self.image_buffer),
-            "tokenizer": self.tokenizer.fingerprint(),
-            **sources,
-            **self.packing.fingerprint(),
-        }
+        return copy.deepcopy(self._fingerprint)
 
     def describe(self) -> str:
         """A few lines that say what each stream holds."""
-        streams = self.packing.mixture.streams
-        total = sum(stream.weight for stream in streams)
         lines = [
             f"{self.split}: {self.batch_size} rows of {self.max_sequence_length} positions and "
             f"{self.max_images} images a step, {self.num_image_tokens} positions an image"
         ]
+        if self.snapshot is not None:
+            lines.append(f"  {self.snapshot.num_steps:,} steps of {self.snapshot.folder}")
+        if self.plan is self.examples:
+            return "\n".join(lines)
+        streams = self.packing.mixture.streams
+        total = sum(stream.weight for stream in streams)
         for stream in streams:
             lines.append(f"  {stream.name}: {stream.weight / total:.1%} of the rows")
             examples = sum(share.weight for share in stream.corpora)
@@ -207,6 +295,15 @@ class Input(Configurable):
                     f"    {share.name}: {share.weight / examples:.1%} of the examples, "
                     + self._describe_lengths(self.lengths[share.corpus])
                 )
+            for share in stream.fillers:
+                lines.append(
+                    f"    {share.name}: fills what is left of the rows, "
+                    + self._describe_lengths(self.lengths[share.corpus])
+                )
+        names = [stream.name for stream in streams]
+        for first, weights in self.packing.turns.stages[1:]:
+            shares = (f"{n} {w / sum(weights):.1%}" for n, w in zip(names, weights, strict=True))
+            lines.append(f"  from step {first:,} on: {', '.join(shares)}")
         return "\n".join([*lines, self._describe_buffer()])
 
     def _describe_buffer(self) -> str:
@@ -261,13 +358,13 @@ class InputIterator(Iterator[Batch]):
 
     def __init__(self, input: Input, rows: range):
         input.image_buffer.slots(rows)
-        planner = input.packing.planner(input.image_buffer.whole_groups(rows))
+        planner = input.planner(input.image_buffer.whole_groups(rows))
         self.input = input
         self.rows = rows
         self._step = planner.step
         self._next_index = planner.next_index
         # Over all hosts until the last restart on other rows, and in this iterator since.
-        self._consumed_before = np.zeros((len(input.corpora), len(fields(Consumed))), np.int64)
+        self._consumed_before = np.zeros((len(input.corpus_names), len(fields(Consumed))), np.int64)
         self._consumed = np.zeros_like(self._consumed_before)
         self._fingerprint = input.fingerprint()
         self._quarantine = Quarantine(input.quarantine_path)
@@ -303,15 +400,15 @@ class InputIterator(Iterator[Batch]):
         """
         totals = self._consumed_before + self._consumed
         return {
-            corpus.name: {
+            name: {
                 "documents": int(total[0]),
                 "tokens": int(total[1]),
                 "images": int(total[2]),
                 "bad_documents": int(total[3]),
                 "overflowed": int(total[4]),
-                "epochs": int(total[0]) / self.input.lengths[i].num_usable,
+                "epochs": int(total[0]) / self.input.num_usable[i],
             }
-            for i, (corpus, total) in enumerate(zip(self.input.corpora, totals, strict=True))
+            for i, (name, total) in enumerate(zip(self.input.corpus_names, totals, strict=True))
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -328,7 +425,7 @@ class InputIterator(Iterator[Batch]):
     def set_state(self, state: Mapping[str, Any]):
         """Goes to a saved state, of this or any other Input that makes the same batches."""
         _check_fingerprint(state["fingerprint"], self._fingerprint)
-        planner = self.input.packing.planner(self.input.image_buffer.whole_groups(self.rows))
+        planner = self.input.planner(self.input.image_buffer.whole_groups(self.rows))
         planner.restore(state["step"], np.array(state["next_index"], np.int64))
         self.close()
         self._step = planner.step
@@ -366,7 +463,7 @@ class InputIterator(Iterator[Batch]):
                 self.input.corpus_names[i],
                 bad=int(totals[i, 3]),
                 documents=int(totals[i, 0]),
-                least=min(_LEAST_DOCUMENTS, self.input.lengths[i].num_usable),
+                least=min(_LEAST_DOCUMENTS, self.input.num_usable[i]),
                 limit=self.input.max_bad_fraction,
             )
 
@@ -415,7 +512,7 @@ class _Batches(grain.IterDataset):
 
     def __init__(self, input: Input, rows: range, step: int, next_index: np.ndarray):
         super().__init__()
-        self.packing = input.packing
+        self.plan = input.plan
         self.row_loader = input.row_loader
         self.shape = input.shape
         self.buffer = input.image_buffer
@@ -437,9 +534,9 @@ class _BatchesIterator(grain.DatasetIterator):
         super().__init__()
         self._batches = batches
         self._groups = batches.buffer.whole_groups(batches.rows)
-        self._planner = batches.packing.planner(self._groups)
+        self._planner = batches.plan.planner(self._groups)
         self._planner.restore(batches.step, batches.next_index)
-        self._num_corpora = len(batches.row_loader.corpora)
+        self._num_corpora = len(batches.row_loader.corpus_names)
 
     def __next__(self) -> dict[str, Any]:
         turns = self._batches.turns
@@ -484,7 +581,7 @@ class _BatchesIterator(grain.DatasetIterator):
             for record, numbers in zip(row.records, row_slots, strict=True):
                 counts[record.corpus, :3] += (1, record.num_tokens, record.num_images)
                 counts[record.corpus, 4] += any(i < 0 for i in numbers)
-        names = [corpus.name for corpus in self._batches.row_loader.corpora]
+        names = self._batches.row_loader.corpus_names
         for entry in quarantined:
             counts[names.index(entry.corpus), 3] += 1
         return counts
@@ -495,15 +592,30 @@ def _close(batches: list[grain.DatasetIterator]):
         batches.pop().close()
 
 
+def _used(cfg: Input.Config) -> list[Stream.Config]:
+    """The streams that ever have a weight."""
+    later = {name for stage in cfg.stages for name, weight in stage.weights.items() if weight}
+    return [stream for stream in cfg.streams if stream.weight or stream.name in later]
+
+
 def _mixed(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
-    mixed, i = [], 0
-    for stream in streams:
-        shares = []
-        for corpus, weight in zip(stream.corpora, stream.corpus_weights, strict=True):
-            shares.append(CorpusShare(i, corpus.name, weight, len(lengths[i])))
-            i += 1
-        mixed.append(MixedStream(stream.name, stream.weight, tuple(shares)))
-    return mixed
+    numbers = itertools.count()
+
+    def shares(corpora: Sequence[Corpus], weights: Sequence[int]) -> tuple[CorpusShare, ...]:
+        return tuple(
+            CorpusShare(i := next(numbers), corpus.name, weight, len(lengths[i]))
+            for corpus, weight in zip(corpora, weights, strict=True)
+        )
+
+    return [
+        MixedStream(
+            stream.name,
+            stream.weight,
+            shares(stream.corpora, stream.corpus_weights),
+            shares(stream.fillers, stream.filler_weights),
+        )
+        for stream in streams
+    ]
 
 
 def _set_by_experiment(cfg: Input.Config, name: str) -> int:
@@ -546,7 +658,7 @@ def _check_weights(streams: Sequence[Stream.Config]):
     weights = [("input.streams", stream.name, stream.weight) for stream in streams] + [
         (f"input.streams ({stream.name}).corpora", entry.corpus.name, entry.weight)
         for stream in streams
-        for entry in stream.corpora
+        for entry in (*stream.corpora, *stream.fillers)
     ]
     for path, name, weight in weights:
         if not isinstance(weight, int) or weight < 0:
@@ -558,19 +670,17 @@ def _check_weights(streams: Sequence[Stream.Config]):
         raise ValueError("input.streams has no stream with a weight above 0.")
 
 
-def _check_files(cfg: Input.Config):
+def _check_files(cfg: Input.Config, split: str):
     """Says at once what is missing, with the commands that would make it."""
-    folders = []
-
-    def enter(path: str, value: Any, children: list | None) -> list | None:
-        if getattr(value, "weight", 1) == 0:
-            return []
-        if isinstance(value, ArrayRecordSource.Config) and value.klass is ArrayRecordSource:
-            folders.append(source_path(value))
-        return children
-
-    for stream in cfg.streams:
-        stream.visit(lambda path, value: None, enter)
+    sources = [
+        entry.corpus.source
+        for stream in _used(cfg)
+        for entry in (*stream.corpora, *stream.fillers)
+        if entry.weight
+    ]
+    folders = [
+        source_folder(source, split) for source in sources if source.klass is ArrayRecordSource
+    ]
     missing = [folder for folder in dict.fromkeys(folders) if not (folder / MANIFEST).is_file()]
     lines = [
         f"  python tools/convert_records.py --format=FORMAT --input=PATH --output={folder}"
@@ -597,14 +707,18 @@ def _check_unique(what: str, names: Sequence[str]):
 
 
 def _check_fingerprint(saved: Mapping[str, Any], here: Mapping[str, Any]):
-    differing = [
-        f"  {name}: {saved.get(name, 'absent')} in the state, {here.get(name, 'absent')} here"
-        for name in sorted(saved.keys() | here.keys())
-        if saved.get(name) != here.get(name)
-    ]
+    differing = _differences(saved, here, "in the state")
     if differing:
         raise ValueError(
             "The state belongs to an input that makes other batches:\n"
-            + "\n".join(differing)
+            + differing
             + "\nUse the config that the state was saved with, or start without it."
         )
+
+
+def _differences(saved: Mapping[str, Any], here: Mapping[str, Any], where: str) -> str:
+    return "\n".join(
+        f"  {name}: {saved.get(name, 'absent')} {where}, {here.get(name, 'absent')} here"
+        for name in sorted(saved.keys() | here.keys())
+        if saved.get(name) != here.get(name)
+    )

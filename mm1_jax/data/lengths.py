@@ -267,7 +267,13 @@ def _examples(
     """The examples of a record, with their positions and images."""
     document = corpus.document(record)
     splitter = corpus.splitter
-    if splitter is None or example_builder.fits(document):
+    if splitter is None:
+        yield Part(record), example_builder.lengths(document)
+        return
+    longest = example_builder.max_sequence_length
+    if splitter.max_positions is not None:
+        longest = min(longest, splitter.max_positions)
+    if example_builder.fits(document, longest):
         yield Part(record), example_builder.lengths(document)
         return
     blocks = splitter.blocks(document)
@@ -276,7 +282,7 @@ def _examples(
         example_builder.sizes(blocks),
         is_image,
         # One is for the end of the document.
-        max_tokens=example_builder.max_sequence_length - 1,
+        max_tokens=longest - 1,
         max_images=example_builder.max_images,
     )
     if not parts:

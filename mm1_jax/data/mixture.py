@@ -49,6 +49,9 @@ class Stream(Configurable):
         name: Required[str] = REQUIRED
         weight: int = 1
         corpora: Required[list[CorpusWeight]] = REQUIRED
+        # Examples without images, for what rows leave empty when their images are used up, as rows
+        # of captions do by a quarter. A splitter with `max_positions` makes them short enough.
+        fillers: list[CorpusWeight] = []
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg)
@@ -63,6 +66,17 @@ class Stream(Configurable):
             )
         self.corpora = [entry.corpus.instantiate(split=split) for entry in chosen]
         self.corpus_weights = [entry.weight for entry in chosen]
+        chosen = [entry for entry in cfg.fillers if entry.weight]
+        self.fillers = [entry.corpus.instantiate(split=split) for entry in chosen]
+        self.filler_weights = [entry.weight for entry in chosen]
+
+
+@config_class
+class Stage(ConfigBase):
+    """Weights of streams by name from a step on, until the next stage; others keep theirs."""
+
+    from_step: Required[int] = REQUIRED
+    weights: Required[dict[str, int]] = REQUIRED
 
 
 class CorpusShare(NamedTuple):
@@ -80,6 +94,39 @@ class MixedStream(NamedTuple):
     name: str
     weight: int
     corpora: tuple[CorpusShare, ...]
+    fillers: tuple[CorpusShare, ...] = ()
+
+
+class Turns:
+    """Whose turn it is: the stream of every row, and the how manieth of the stream it is.
+
+    A packing shard emits `rows_per_shard` rows a step. Shifting it by its rows makes the rows of a
+    step a run of the interleaving, which keeps every batch on the weights; unshifted, all shards
+    would draw the same stream. Every stage begins an interleaving of its own.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, tuple[int, ...]]], *, rows_per_shard: int):
+        """`stages` are first steps, from 0 on, and the weights of the streams from there."""
+        self.stages = tuple(stages)
+        self._rows_per_shard = rows_per_shard
+
+    def weights(self, step: int) -> tuple[int, ...]:
+        return self.stages[self._stage(step)][1]
+
+    def stream(self, shard: int, step: int, turn: int) -> tuple[int, int]:
+        """The stream of a row, and how many rows of it the shard has emitted before."""
+        size = self._rows_per_shard
+        stage = self._stage(step)
+        first, weights = self.stages[stage]
+        stream, rank = select(shard * size + (step - first) * size + turn, weights)
+        rank -= count(shard * size, stream, weights)
+        for (start, before), (end, _) in zip(self.stages[:stage], self.stages[1:], strict=False):
+            last = shard * size + (end - start) * size
+            rank += count(last, stream, before) - count(shard * size, stream, before)
+        return stream, rank
+
+    def _stage(self, step: int) -> int:
+        return max(i for i, (first, _) in enumerate(self.stages) if first <= step)
 
 
 class _Period(NamedTuple):
@@ -172,22 +219,28 @@ class Mixture:
         self.streams = tuple(streams)
         self.num_shards = num_shards
         self.weights = tuple(stream.weight for stream in self.streams)
-        self._corpus_weights = [
-            tuple(share.weight for share in stream.corpora) for stream in self.streams
-        ]
         self._seeds = {
             share.corpus: hash_seed(seed, share.name)
             for stream in self.streams
-            for share in stream.corpora
+            for share in (*stream.corpora, *stream.fillers)
         }
 
     def record(self, stream: int, shard: int, number: int) -> tuple[int, int, int]:
         """Corpus, epoch and index of the record that a shard draws as its `number`-th."""
-        weights = self._corpus_weights[stream]
+        return self._draw(self.streams[stream].corpora, shard, number)
+
+    def filler(self, stream: int, shard: int, number: int) -> tuple[int, int, int]:
+        """The same of what fills the rows of the stream."""
+        return self._draw(self.streams[stream].fillers, shard, number)
+
+    def _draw(
+        self, corpora: Sequence[CorpusShare], shard: int, number: int
+    ) -> tuple[int, int, int]:
+        weights = tuple(share.weight for share in corpora)
         # Shards begin at different places of the interleaving, or all would draw the same corpus
         # in the same step.
         choice, rank = select(shard + number, weights)
-        share = self.streams[stream].corpora[choice]
+        share = corpora[choice]
         drawn = rank - count(shard, choice, weights)
         epoch, position = divmod(shard + drawn * self.num_shards, share.num_records)
         # The seed of a corpus is a hash: seed + epoch would repeat the shuffles of seed + 1.

@@ -12,7 +12,7 @@ More bins fill better and hold more epochs apart less: at 4096 tokens and 16 ima
 of the binding budget, 16 fill .93 to .945, 64 fill .96 to .98.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.lengths import Lengths
-from mm1_jax.data.mixture import MixedStream, Mixture, count, hash_seed, permutation, select
+from mm1_jax.data.mixture import MixedStream, Mixture, Turns, hash_seed, permutation
 
 
 class PlannedRecord(NamedTuple):
@@ -34,35 +34,41 @@ class PlannedRecord(NamedTuple):
 
 
 class PlannedRow(NamedTuple):
-    """The records of a row, in order, all of one stream."""
+    """The records of a row, in order, all of one stream; and its number in a snapshot."""
 
     stream: int
     records: tuple[PlannedRecord, ...]
+    number: int = -1
 
 
 class _Group(NamedTuple):
-    """Rows that were packed together, in order of emission, and the record that comes after."""
+    """Rows that were packed together, in order of emission, and the records that come after."""
 
     rows: tuple[tuple[PlannedRecord, ...], ...]
     end: int
+    filler_end: int
 
 
 def first_fit(
-    records: Iterable[PlannedRecord], *, num_bins: int, max_tokens: int, max_images: int
-) -> tuple[list[list[PlannedRecord]], int]:
+    records: Iterable[PlannedRecord],
+    bins: Sequence[list[PlannedRecord]],
+    *,
+    max_tokens: int,
+    max_images: int,
+) -> int:
     """Puts each record into the first bin with room for it, until one fits nowhere.
 
     Records without tokens are unusable and are passed over.
 
     Returns:
-        The bins, and how many records were drawn for them, unusable ones included.
+        How many records were drawn for the bins, unusable ones included.
     """
-    bins: list[list[PlannedRecord]] = [[] for _ in range(num_bins)]
-    tokens, images = [max_tokens] * num_bins, [max_images] * num_bins
+    tokens = [max_tokens - sum(record.num_tokens for record in bin) for bin in bins]
+    images = [max_images - sum(record.num_images for record in bin) for bin in bins]
     drawn = 0
     for record in records:
         if record.num_tokens:
-            for b in range(num_bins):
+            for b in range(len(bins)):
                 if record.num_tokens <= tokens[b] and record.num_images <= images[b]:
                     bins[b].append(record)
                     tokens[b] -= record.num_tokens
@@ -71,7 +77,7 @@ def first_fit(
             else:
                 break
         drawn += 1
-    return bins, drawn
+    return drawn
 
 
 class Packing(Configurable):
@@ -94,8 +100,13 @@ class Packing(Configurable):
         max_sequence_length: int,
         max_images: int,
         seed: int,
+        stages: Sequence[tuple[int, Mapping[str, int]]] = (),
     ):
-        """`lengths` are of the corpora, by their numbers."""
+        """`lengths` are of the corpora, by their numbers.
+
+        Args:
+            stages: Steps from which streams have other weights, and these, by name.
+        """
         super().__init__(cfg)
         self.num_shards = batch_size if cfg.num_shards is None else cfg.num_shards
         if self.num_shards < 1 or batch_size % self.num_shards:
@@ -112,6 +123,7 @@ class Packing(Configurable):
         self.max_images = max_images
         self.seed = seed
         self.mixture = Mixture(streams, seed=seed, num_shards=self.num_shards)
+        self.turns = Turns(self._stages(stages), rows_per_shard=self.rows_per_shard)
         self.lengths = lengths
         for stream in streams:
             self._check_lengths(stream)
@@ -122,33 +134,40 @@ class Packing(Configurable):
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the rows, under names that a reader of a difference understands."""
-        return {
-            "packing.num_shards": self.num_shards,
-            "packing.num_bins": self.num_bins,
-            "batch_size": self.batch_size,
-            "max_sequence_length": self.max_sequence_length,
-            "max_images": self.max_images,
-            "seed": self.seed,
-        } | {
-            name: value
-            for stream in self.mixture.streams
-            for name, value in self._stream_fingerprint(stream).items()
-        }
+        return (
+            {
+                "packing.num_shards": self.num_shards,
+                "packing.num_bins": self.num_bins,
+                "batch_size": self.batch_size,
+                "max_sequence_length": self.max_sequence_length,
+                "max_images": self.max_images,
+                "seed": self.seed,
+            }
+            | self._stages_fingerprint()
+            | {
+                name: value
+                for stream in self.mixture.streams
+                for name, value in self._stream_fingerprint(stream).items()
+            }
+        )
 
-    def fill(self, stream: int, shard: int, group: int, start: int) -> _Group:
+    def fill(
+        self, stream: int, shard: int, group: int, start: int, filler_start: int = 0
+    ) -> _Group:
         """Packs a group of rows of a shard, from its record number `start` on."""
         num_bins = self.num_bins - (self._phase(stream, shard) if group == 0 else 0)
-        bins, drawn = first_fit(
-            self._records(stream, shard, start),
-            num_bins=num_bins,
-            max_tokens=self.max_sequence_length,
-            max_images=self.max_images,
-        )
+        bins: list[list[PlannedRecord]] = [[] for _ in range(num_bins)]
+        budget = {"max_tokens": self.max_sequence_length, "max_images": self.max_images}
+        mixture = self.mixture
+        drawn = first_fit(self._records(mixture.record, stream, shard, start), bins, **budget)
+        filled = 0
+        if mixture.streams[stream].fillers:
+            fillers = self._records(mixture.filler, stream, shard, filler_start)
+            filled = first_fit(fillers, bins, **budget)
         # Early bins are the fullest; shuffled, their rows come at any time.
-        name = self.mixture.streams[stream].name
-        seed = hash_seed(self.seed, "rows", name, shard, group)
+        seed = hash_seed(self.seed, "rows", mixture.streams[stream].name, shard, group)
         rows = tuple(tuple(bins[b]) for b in permutation(num_bins, seed))
-        return _Group(rows, start + drawn)
+        return _Group(rows, start + drawn, filler_start + filled)
 
     def expected_images(self, stream: int) -> float:
         """Images of a row of a stream, on average over a few groups of rows."""
@@ -167,15 +186,60 @@ class Packing(Configurable):
         name = self.mixture.streams[stream].name
         return hash_seed(self.seed, "phase", name, shard) % self.num_bins
 
-    def _records(self, stream: int, shard: int, number: int) -> Iterator[PlannedRecord]:
+    def _records(
+        self,
+        draw: Callable[[int, int, int], tuple[int, int, int]],
+        stream: int,
+        shard: int,
+        number: int,
+    ) -> Iterator[PlannedRecord]:
         while True:
-            corpus, epoch, index = self.mixture.record(stream, shard, number)
+            corpus, epoch, index = draw(stream, shard, number)
             num_tokens, num_images = self.lengths[corpus].table[index].tolist()
             yield PlannedRecord(corpus, epoch, index, num_tokens, num_images)
             number += 1
 
+    def _stages(
+        self, stages: Sequence[tuple[int, Mapping[str, int]]]
+    ) -> list[tuple[int, tuple[int, ...]]]:
+        """The weights of all streams, in their order, from step 0 on."""
+        weights = {stream.name: stream.weight for stream in self.mixture.streams}
+        made = [(0, tuple(weights.values()))]
+        for first, changed in stages:
+            if first <= made[-1][0]:
+                raise ValueError(
+                    f"input.stages: from_step={first} must be above {made[-1][0]}, where the stage "
+                    "before begins."
+                )
+            if unknown := sorted(changed.keys() - weights.keys()):
+                raise ValueError(
+                    f"input.stages, from_step={first}: there are no streams {unknown}; expected "
+                    f"some of {list(weights)}."
+                )
+            weights |= changed
+            if min(weights.values()) < 0 or not any(weights.values()):
+                raise ValueError(
+                    f"input.stages, from_step={first}: the weights {weights} must be non-negative "
+                    "integers, not all 0."
+                )
+            made.append((first, tuple(weights.values())))
+        return made
+
+    def _stages_fingerprint(self) -> dict[str, Any]:
+        names = [stream.name for stream in self.mixture.streams]
+        return {
+            f"stages.{first}": dict(zip(names, weights, strict=True))
+            for first, weights in self.turns.stages[1:]
+        }
+
     def _check_lengths(self, stream: MixedStream):
-        for share in stream.corpora:
+        for share in stream.fillers:
+            if self.lengths[share.corpus].longest[1]:
+                raise ValueError(
+                    f"Corpus {share.name!r} fills rows of stream {stream.name!r}, but has images; "
+                    "rows are filled when their images are used up. Take a corpus of text."
+                )
+        for share in (*stream.corpora, *stream.fillers):
             lengths = self.lengths[share.corpus]
             if not lengths.num_usable:
                 raise ValueError(
@@ -192,7 +256,7 @@ class Packing(Configurable):
 
     def _stream_fingerprint(self, stream: MixedStream) -> dict[str, Any]:
         fields: dict[str, Any] = {f"{stream.name}.weight": stream.weight}
-        for share in stream.corpora:
+        for share in (*stream.corpora, *stream.fillers):
             fields |= {
                 f"{stream.name}.{share.name}.weight": share.weight,
                 f"{stream.name}.{share.name}.records": share.num_records,
@@ -205,7 +269,8 @@ class Planner:
     """Plans some rows of one batch after the other; its state is `step` and `next_index`.
 
     `next_index[v, k]` is the record with which the group begins that holds the next row of stream k
-    in shard v; -1 in shards that hold none of the rows.
+    in shard v; -1 in shards that hold none of the rows. Streams with fillers have a column each
+    after those of the streams, for the first filler of the group.
     """
 
     def __init__(self, packing: Packing, rows: range):
@@ -218,7 +283,10 @@ class Planner:
         self.step = 0
         size = packing.rows_per_shard
         self.shards = range(rows.start // size, (rows.stop - 1) // size + 1)
-        shape = (packing.num_shards, len(packing.mixture.streams))
+        streams = packing.mixture.streams
+        filled = [k for k, stream in enumerate(streams) if stream.fillers]
+        self._filler_columns = {k: len(streams) + column for column, k in enumerate(filled)}
+        shape = (packing.num_shards, len(streams) + len(filled))
         self.next_index = np.full(shape, -1, np.int64)
         self.next_index[self.shards] = 0
         self._groups: dict[tuple[int, int], _Group] = {}
@@ -246,17 +314,18 @@ class Planner:
         self._groups.clear()
 
     def _row(self, shard: int, turn: int) -> PlannedRow:
-        packing, weights = self.packing, self.packing.mixture.weights
-        # Shifting a shard by its rows makes the rows of a step a run of the interleaving, which is
-        # what keeps every batch on the weights; unshifted, all shards would draw the same stream.
-        shift = shard * packing.rows_per_shard
-        stream, rank = select(shift + self.step * packing.rows_per_shard + turn, weights)
-        group, row = packing.locate(stream, shard, rank - count(shift, stream, weights))
+        packing = self.packing
+        stream, number = packing.turns.stream(shard, self.step, turn)
+        group, row = packing.locate(stream, shard, number)
+        filler_column = self._filler_columns.get(stream)
         if (shard, stream) not in self._groups:
             start = int(self.next_index[shard, stream])
-            self._groups[shard, stream] = packing.fill(stream, shard, group, start)
-        rows, end = self._groups[shard, stream]
+            fillers = 0 if filler_column is None else int(self.next_index[shard, filler_column])
+            self._groups[shard, stream] = packing.fill(stream, shard, group, start, fillers)
+        rows, end, filler_end = self._groups[shard, stream]
         if row == len(rows) - 1:
             self.next_index[shard, stream] = end
+            if filler_column is not None:
+                self.next_index[shard, filler_column] = filler_end
             del self._groups[shard, stream]
         return PlannedRow(stream, rows[row])

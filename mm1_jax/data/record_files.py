@@ -9,15 +9,17 @@ What a record holds, by kind (`Kind`); every record has an `id` besides:
     interleaved    texts, images: lists of equal length, one of the two None at each place; urls
     text           text
     conversations  images: [bytes], turns: [{role, text}]; `<image>` in a text is the next image
+    rows           the examples of a row of a snapshot (`snapshot.py`), without an `id`
 
 Every record is a chunk of its own (`group_size:1`): a reader of one reads no other.
 """
 
 import bisect
+import contextlib
 import enum
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +48,7 @@ class Kind(enum.Enum):
     INTERLEAVED = "interleaved"
     TEXT = "text"
     CONVERSATIONS = "conversations"
+    ROWS = "rows"
 
 
 class BadRecord(ValueError):
@@ -142,8 +145,10 @@ class ShardWriter:
         self.num_bytes = 0
 
     def write(self, record: Record) -> None:
+        """Raises OSError where the disk takes no more."""
         data = encode_record(record)
-        self._writer.write(data)
+        with self._explained_errors():
+            self._writer.write(data)
         self.num_records += 1
         self.num_bytes += len(data)
 
@@ -156,10 +161,13 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._writer.close()
         if error is not None:
+            with contextlib.suppress(RuntimeError):
+                self._writer.close()
             self._partial.unlink(missing_ok=True)
             return
+        with self._explained_errors():
+            self._writer.close()
         self._shard = Shard(
             self._path.name,
             self.num_records,
@@ -167,6 +175,15 @@ class ShardWriter:
             file_digest(self._partial),
         )
         self._partial.replace(self._path)
+
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        # All that the library raises, whatever failed.
+        except RuntimeError as error:
+            self._partial.unlink(missing_ok=True)
+            raise OSError(f"{self._path}: cannot be written: {error}") from error
 
     @property
     def shard(self) -> Shard:

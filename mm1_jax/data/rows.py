@@ -15,14 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from mm1_jax.batch import Batch, Example, Image
-from mm1_jax.data.corpora.base import BadRecord, Corpus
-from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.image_buffer import RowSlots
-from mm1_jax.data.images import BadImage, ImageTransform
-from mm1_jax.data.lengths import Lengths
+from mm1_jax.data.images import Augmentation, BadImage, ImageTransform
 from mm1_jax.data.mixture import hash_seed
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.quarantine import Quarantined
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.snapshot import Examples
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,23 @@ class RowLoader:
 
     def __init__(
         self,
-        corpora: Sequence[Corpus],
-        lengths: Sequence[Lengths],
+        examples: Examples,
         *,
-        example_builder: ExampleBuilder,
+        corpus_names: Sequence[str],
+        augmentations: Sequence[Augmentation | None],
         image_transform: ImageTransform | None,
+        num_image_tokens: int,
+        image_token: int,
         seed: int,
     ):
-        self.corpora = corpora
-        self.lengths = lengths
-        self.example_builder = example_builder
-        self.image_transform = image_transform
-        self.seed = seed
-        self._corpus_seeds = [hash_seed(seed, "augmentation", corpus.name) for corpus in corpora]
+        """Names and augmentations are of the corpora, by their numbers."""
+        self.corpus_names = corpus_names
+        self._examples = examples
+        self._augmentations = augmentations
+        self._image_transform = image_transform
+        self._num_image_tokens = num_image_tokens
+        self._image_token = image_token
+        self._corpus_seeds = [hash_seed(seed, "augmentation", name) for name in corpus_names]
 
     def load(
         self, row: PlannedRow, slots: RowSlots
@@ -77,12 +80,12 @@ class RowLoader:
                 scored.
         """
         loaded, bad = [], []
-        for record, numbers in zip(row.records, slots, strict=True):
-            example, reason = self._load(record, numbers)
+        for place, (record, numbers) in enumerate(zip(row.records, slots, strict=True)):
+            example, reason = self._load(row, place, numbers)
             loaded.append(example)
             if reason is not None:
-                name = self.corpora[record.corpus].name
-                number = self.lengths[record.corpus].part(record.index).record
+                name = self.corpus_names[record.corpus]
+                number = self._examples.record_number(row, place)
                 bad.append(Quarantined(name, number, record.epoch, reason))
         return loaded, bad
 
@@ -93,26 +96,26 @@ class RowLoader:
         """
         wanted = [[i if i in buffer else -1 for i in numbers] for numbers in slots]
         return [
-            self._load(record, numbers)[0]
-            for record, numbers in zip(row.records, wanted, strict=True)
+            self._load(row, place, numbers)[0]
+            for place, numbers in enumerate(wanted)
             if any(i >= 0 for i in numbers)
         ]
 
     def _load(
-        self, record: PlannedRecord, slots: Sequence[int]
+        self, row: PlannedRow, place: int, slots: Sequence[int]
     ) -> tuple[LoadedExample, str | None]:
-        corpus = self.corpora[record.corpus]
+        record = row.records[place]
         try:
-            part = self.lengths[record.corpus].part(record.index)
-            example = self.example_builder.example(corpus.part(part))
+            example = self._examples.example(row, place)
         except BadRecord as error:
             return self._blank(record), str(error)
         found = (len(example.tokens), len(example.images))
         if found != (record.num_tokens, record.num_images):
             raise ValueError(
-                f"Corpus {corpus.name!r}, example {record.index}: {found[0]} tokens and {found[1]} "
-                f"images, but its lengths table says {record.num_tokens} and {record.num_images}. "
-                "The data or the tokenizer changed after the table was made; make it again."
+                f"Corpus {self.corpus_names[record.corpus]!r}, example {record.index}: {found[0]} "
+                f"tokens and {found[1]} images, but its lengths table says {record.num_tokens} and "
+                f"{record.num_images}. The data or the tokenizer changed after the table was made; "
+                "make it again."
             )
         images, reasons = [], []
         for number, (image, slot) in enumerate(zip(example.images, slots, strict=True)):
@@ -129,19 +132,19 @@ class RowLoader:
         return loaded, "; ".join(reasons) or None
 
     def _transform(self, image: Image, record: PlannedRecord, number: int) -> np.ndarray:
-        assert self.image_transform is not None, "no example of a model of text has images"
-        augmentation = self.corpora[record.corpus].augmentation
+        assert self._image_transform is not None, "no example of a model of text has images"
+        augmentation = self._augmentations[record.corpus]
         if augmentation is None:
-            return self.image_transform(image)
+            return self._image_transform(image)
         # Everything that names this picture in this epoch, and nothing of where or when it is read.
         seed = (self._corpus_seeds[record.corpus], record.epoch, record.index, number)
-        return self.image_transform(image, augmentation, np.random.default_rng(seed))
+        return self._image_transform(image, augmentation, np.random.default_rng(seed))
 
     def _blank(self, record: PlannedRecord) -> LoadedExample:
         # Image tokens first: the slots of later documents follow from how many stand before them.
         tokens = np.zeros(record.num_tokens, np.int32)
-        image_positions = record.num_images * self.example_builder.num_image_tokens
-        tokens[:image_positions] = self.example_builder.tokenizer.image_token
+        image_positions = record.num_images * self._num_image_tokens
+        tokens[:image_positions] = self._image_token
         return LoadedExample(
             tokens=tokens,
             targets=np.zeros_like(tokens),

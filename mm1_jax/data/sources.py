@@ -6,6 +6,7 @@ A source is built for one split, "train" or "test"; the two never share a record
 import abc
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,18 @@ def source_path(cfg: FileSource.Config) -> Path:
 class ArrayRecordSource(FileSource):
     """A folder of records as `tools/convert_records.py` writes them."""
 
-    def __init__(self, cfg: FileSource.Config, *, split: str):
+    @config_class
+    class Config(FileSource.Config):
+        # The folder of the test split, for data that comes with one; all of `path` is then train.
+        test_path: str | None = None
+
+    def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
+        self.path = source_folder(cfg, split)
         self._files = RecordFiles(self.path)
-        self._split = SplitIndices(len(self._files), split, cfg.test_every)
+        self._split: Sequence[int] | SplitIndices = range(len(self._files))
+        if cfg.test_path is None:
+            self._split = SplitIndices(len(self._files), split, cfg.test_every)
         self.cache_dir = self.path
 
     def __len__(self) -> int:
@@ -109,7 +118,16 @@ class ArrayRecordSource(FileSource):
         return self._files[self._split[index]]
 
     def fingerprint(self) -> str:
-        return f"{self._files.fingerprint()} split={self.split} test_every={self._split.every}"
+        cfg = self._config
+        part = f"test_every={cfg.test_every}" if cfg.test_path is None else "all"
+        return f"{self._files.fingerprint()} split={self.split} {part}"
+
+
+def source_folder(cfg: ArrayRecordSource.Config, split: str) -> Path:
+    """The folder of a split."""
+    if split == "test" and cfg.test_path is not None:
+        return source_path(cfg.clone(path=cfg.test_path))
+    return source_path(cfg)
 
 
 class JsonlSource(FileSource):

@@ -31,6 +31,8 @@ class Splitter(Configurable):
         # Longest block of text, in characters. Shorter ones fill rows better; a text without
         # spaces is cut where the block is full.
         block_characters: int = 1000
+        # Longest part, in positions; None: a row.
+        max_positions: int | None = None
         # Whether a part may end with an image whose text begins the next part.
         may_part_image_from_text: bool = False
 
@@ -38,6 +40,9 @@ class Splitter(Configurable):
         super().__init__(cfg)
         if cfg.block_characters < 1:
             raise ValueError(f"splitter.block_characters={cfg.block_characters} must be positive.")
+        if cfg.max_positions is not None and cfg.max_positions < 2:
+            raise ValueError(f"splitter.max_positions={cfg.max_positions} must be at least 2.")
+        self.max_positions = cfg.max_positions
 
     def blocks(self, document: Document) -> Document:
         """The same document, in segments that are blocks."""

@@ -6,12 +6,23 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from mm1_jax.batch import Image
-from mm1_jax.data.images import Augmentation, BadImage, Fit, ImageTransform, decode, resize
+from mm1_jax.data import images
+from mm1_jax.data.images import (
+    Augmentation,
+    BadImage,
+    Fit,
+    ImageTransform,
+    JpegDecoder,
+    decode,
+    resize,
+)
 
 MAX_PIXELS = 64_000_000
+SCALED = (JpegDecoder.PILLOW_DRAFT, JpegDecoder.SIMPLEJPEG)
 
 
 def encoded(picture: PIL.Image.Image, format: str = "PNG", **options) -> Image:
@@ -26,6 +37,30 @@ def noise(height: int = 20, width: int = 30) -> np.ndarray:
 
 def pixels_of(image: Image) -> np.ndarray:
     return decode(image, max_pixels=MAX_PIXELS)
+
+
+def scenery(height: int, width: int) -> np.ndarray:
+    """A picture that is smooth but for an edge, as photographs are; no noise, which JPEG drops."""
+    y, x = np.indices((height, width)) / max(height, width)
+    channels = [np.sin(5 * x + 2 * y), np.cos(4 * y - x), np.sin(7 * x * y) + (x + y > 0.8)]
+    return np.clip(np.stack(channels, -1) * 90 + 120, 0, 255).astype(np.uint8)
+
+
+def jpeg(height: int, width: int, mode: str = "RGB", **options) -> Image:
+    return encoded(PIL.Image.fromarray(scenery(height, width)).convert(mode), "JPEG", **options)
+
+
+def oriented(orientation: int) -> PIL.Image.Exif:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def transform_by(decoder: JpegDecoder, image_size: int = 32, **fields) -> ImageTransform:
+    if decoder is JpegDecoder.SIMPLEJPEG:
+        pytest.importorskip("simplejpeg")
+    fields |= {"image_size": image_size, "jpeg_decoder": decoder}
+    return ImageTransform.default_config().set(**fields).instantiate()
 
 
 def huge_png() -> bytes:
@@ -206,3 +241,104 @@ def test_a_picture_that_is_drawn_is_drawn_when_it_is_decoded():
     np.testing.assert_array_equal(decode(picture, max_pixels=1), pixels)
     with pytest.raises(BadImage, match="pixels are float64"):
         decode(Image(lambda: np.zeros((4, 4, 3))), max_pixels=1)
+
+
+@pytest.mark.parametrize("fit", list(Fit))
+@pytest.mark.parametrize(
+    "image",
+    [
+        jpeg(90, 120),
+        jpeg(90, 120, "L"),
+        jpeg(90, 120, "CMYK"),
+        jpeg(90, 120, progressive=True),
+        jpeg(90, 120, exif=oriented(6)),
+        jpeg(90, 120, exif=b"Exif\0\0not TIFF"),
+        jpeg(20, 30),
+        encoded(PIL.Image.fromarray(noise(50, 40)), "PNG", exif=oriented(3)),
+        encoded(PIL.Image.fromarray(noise(50, 40)).quantize(16), "GIF"),
+        encoded(PIL.Image.fromarray(noise(50, 40)), "WEBP"),
+    ],
+)
+def test_the_pixels_are_those_of_pillow_used_plainly(image, fit):
+    picture = PIL.Image.open(io.BytesIO(image.data))
+    with contextlib.suppress(Exception):
+        picture = PIL.ImageOps.exif_transpose(picture)
+    picture = picture.convert("RGB")
+    if fit is Fit.STRETCH:
+        expected = picture.resize((32, 32), PIL.Image.Resampling.BICUBIC)
+    else:
+        scale = 32 / max(picture.size)
+        inner = [round(side * scale) for side in picture.size]
+        expected = PIL.Image.new("RGB", (32, 32))
+        corner = tuple((32 - side) // 2 for side in inner)
+        expected.paste(picture.resize(inner, PIL.Image.Resampling.BICUBIC), corner)
+    found = transform_by(JpegDecoder.PILLOW, fit=fit)(image)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("fit", list(Fit))
+@pytest.mark.parametrize("decoder", SCALED)
+def test_scaled_decoding_leaves_no_less_than_the_target(decoder, fit):
+    transform = transform_by(decoder, fit=fit)
+    for height, width in [(31, 31), (32, 500), (64, 64), (65, 63), (200, 300), (300, 200)]:
+        for exif in (oriented(1), oriented(6)):
+            picture = transform._decode(jpeg(height, width, exif=exif))
+            inner = images._inner_size(picture.size, 32, fit)
+            whole = (width, height) if exif[0x0112] == 1 else (height, width)
+            for side, least, most in zip(picture.size, inner, whole, strict=True):
+                assert min(least, most) <= side <= most
+    # Ten times the target: no more than an eighth of it is needed, and made.
+    assert transform._decode(jpeg(320, 320)).size == (40, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("decoder", SCALED)
+def test_scaled_decoding_changes_pixels_little(decoder, mode):
+    for orientation in range(1, 9):
+        image = jpeg(300, 400, mode, quality=95, exif=oriented(orientation))
+        expected = transform_by(JpegDecoder.PILLOW)(image)
+        difference = transform_by(decoder)(image).astype(int) - expected
+        assert 0 < np.abs(difference).mean() < 2
+
+
+@pytest.mark.parametrize("decoder", SCALED)
+def test_what_is_no_larger_or_no_plain_jpeg_has_the_same_pixels_by_every_decoder(decoder):
+    same = [
+        jpeg(30, 20),
+        jpeg(300, 400, "CMYK"),
+        encoded(PIL.Image.fromarray(scenery(300, 400)), "PNG"),
+        encoded(PIL.Image.fromarray(scenery(300, 400)), "WEBP"),
+        Image(scenery(300, 400)),
+    ]
+    for image in same:
+        expected = transform_by(JpegDecoder.PILLOW)(image)
+        np.testing.assert_array_equal(transform_by(decoder)(image), expected)
+
+
+def test_a_damaged_jpeg_is_decoded_by_pillow():
+    data = bytearray(jpeg(300, 400).data)
+    start = data.rindex(b"\xff\xda") + 14
+    data[start + 20 : start + 60] = bytes(40)
+    image = Image(bytes(data))
+    expected = transform_by(JpegDecoder.PILLOW)(image)
+    np.testing.assert_array_equal(transform_by(JpegDecoder.SIMPLEJPEG)(image), expected)
+
+
+@pytest.mark.parametrize("decoder", list(JpegDecoder))
+def test_every_decoder_refuses_what_is_cut_off_or_too_large(decoder, monkeypatch):
+    transform = transform_by(decoder, max_pixels=10_000)
+    with pytest.raises(BadImage, match="truncated"):
+        transform(Image(jpeg(90, 100).data[:1000]))
+    if images.simplejpeg is not None:
+        monkeypatch.setattr(
+            images.simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded")
+        )
+    with pytest.raises(BadImage, match="120 x 90 pixels are more than max_pixels=10000"):
+        transform(jpeg(90, 120))
+
+
+def test_a_decoder_that_is_not_installed_is_named_and_not_replaced(monkeypatch):
+    monkeypatch.setattr(images, "simplejpeg", None)
+    with pytest.raises(ValueError, match=r"simplejpeg.*pip install \"mm1_jax\[fast-images\]\""):
+        transform_by(JpegDecoder.SIMPLEJPEG)
+    transform_by(JpegDecoder.PILLOW_DRAFT)

@@ -23,26 +23,29 @@ def _lengths(seed=0):
     }
 
 
-def _streams():
+def _streams(fillers=()):
     share = {i: CorpusShare(i, f"corpus{i}", 1, SIZES[i][0]) for i in SIZES}
     return [
-        MixedStream("captions", 9, (share[0], share[1])),
+        MixedStream("captions", 9, (share[0], share[1]), tuple(share[i] for i in fillers)),
         MixedStream("interleaved", 9, (share[2],)),
         MixedStream("text", 2, (share[3],)),
     ]
 
 
-def _packing(*, batch_size=8, num_shards=None, num_bins=4, lengths=None, seed=0):
+def _packing(
+    *, batch_size=8, num_shards=None, num_bins=4, lengths=None, seed=0, fillers=(), stages=()
+):
     return (
         Packing.default_config()
         .set(num_shards=num_shards, num_bins=num_bins)
         .instantiate(
-            streams=_streams(),
+            streams=_streams(fillers),
             lengths=[Lengths(table) for _, table in sorted((lengths or _lengths()).items())],
             batch_size=batch_size,
             max_sequence_length=MAX_TOKENS,
             max_images=MAX_IMAGES,
             seed=seed,
+            stages=stages,
         )
     )
 
@@ -60,9 +63,8 @@ def _examples(rng, n):
 @pytest.mark.parametrize("num_bins", [1, 3, 16])
 def test_first_fit_equals_a_search_through_the_bins(num_bins):
     examples = _examples(np.random.default_rng(num_bins), 400)
-    bins, drawn = first_fit(
-        examples, num_bins=num_bins, max_tokens=MAX_TOKENS, max_images=MAX_IMAGES
-    )
+    bins = [[] for _ in range(num_bins)]
+    drawn = first_fit(examples, bins, max_tokens=MAX_TOKENS, max_images=MAX_IMAGES)
 
     def fits(contents, example):
         tokens = sum(x.num_tokens for x in contents) + example.num_tokens
@@ -99,9 +101,8 @@ def test_first_fit_equals_that_of_grain():
     )
     ours, start = [], 0
     while start < 200:
-        bins, drawn = first_fit(
-            usable[start:], num_bins=4, max_tokens=MAX_TOKENS, max_images=MAX_IMAGES
-        )
+        bins = [[] for _ in range(4)]
+        drawn = first_fit(usable[start:], bins, max_tokens=MAX_TOKENS, max_images=MAX_IMAGES)
         start += drawn
         ours += bins
     for contents, row in zip(ours, theirs, strict=False):
@@ -275,3 +276,111 @@ def test_lengths_above_a_budget_are_refused():
 def test_rows_outside_of_the_batch_are_refused(rows):
     with pytest.raises(ValueError, match="must be a run of rows of a batch of 8"):
         _packing().planner(rows)
+
+
+def _fill_lengths():
+    """Captions that use up the images of a row long before its positions, and short texts."""
+    lengths = _lengths()
+    rng = np.random.default_rng(5)
+    lengths[0] = np.stack([rng.integers(3, 9, 90), np.ones(90)], axis=1).astype(np.int32)
+    lengths[1] = np.stack([rng.integers(3, 9, 7), np.ones(7)], axis=1).astype(np.int32)
+    lengths[3] = np.stack([rng.integers(2, 12, 33), np.zeros(33)], axis=1).astype(np.int32)
+    return lengths
+
+
+def _captions(rows):
+    return [row for step in rows for row in step if row.stream == 0]
+
+
+def test_fillers_take_what_captions_leave_and_change_no_caption():
+    lengths = _fill_lengths()
+    plain = _captions(_plan(_packing(lengths=lengths), 200))
+    filled = _captions(_plan(_packing(lengths=lengths, fillers=(3,)), 200))
+    own = [tuple(r for r in row.records if r.corpus != 3) for row in filled]
+    assert own == [row.records for row in plain]
+
+    def fill(rows):
+        return np.mean([sum(r.num_tokens for r in row.records) / MAX_TOKENS for row in rows])
+
+    assert fill(plain) < 0.6 and fill(filled) > 0.9
+    assert max(sum(r.num_tokens for r in row.records) for row in filled) <= MAX_TOKENS
+
+
+def test_every_filler_comes_once_an_epoch():
+    packing = _packing(lengths=_fill_lengths(), fillers=(3,), num_shards=2)
+    drawn = Counter(
+        (record.epoch, record.index)
+        for row in _captions(_plan(packing, 200))
+        for record in row.records
+        if record.corpus == 3
+    )
+    whole = [epoch for epoch in range(3) if all((epoch, i) in drawn for i in range(SIZES[3][0]))]
+    assert whole == [0, 1, 2] and set(drawn.values()) == {1}
+
+
+def test_a_plan_with_fillers_goes_on_from_its_state():
+    packing = _packing(lengths=_fill_lengths(), fillers=(3,))
+    rows = _plan(packing, 30)
+    planner = packing.planner(range(8))
+    for _ in range(17):
+        planner.next_rows()
+    restored = packing.planner(range(8))
+    restored.restore(planner.step, planner.next_index.copy())
+    assert [restored.next_rows() for _ in range(13)] == rows[17:]
+
+
+def test_fillers_with_images_are_refused():
+    with pytest.raises(ValueError, match="'corpus2' fills rows of stream 'captions', but has im"):
+        _packing(fillers=(2,))
+
+
+STAGES = [(10, {"captions": 1, "interleaved": 1, "text": 0}), (25, {"text": 2})]
+
+
+def test_every_stage_keeps_its_weights_and_goes_on_with_the_records():
+    staged, plain = _packing(stages=STAGES), _packing()
+    rows = _plan(staged, 60)
+    for start, stop, weights in ((0, 10, (9, 9, 2)), (10, 25, (1, 1, 0)), (25, 60, (1, 1, 2))):
+        for step in range(start, stop):
+            counts = Counter(row.stream for row in rows[step])
+            for stream, weight in enumerate(weights):
+                assert abs(counts[stream] - 8 * weight / sum(weights)) <= 1, (step, stream)
+    # A stream gives the rows that it would have given, only at other times.
+    for shard in range(8):
+        for stream in range(3):
+            given = [step[shard] for step in rows if step[shard].stream == stream]
+            others = [step[shard] for step in _plan(plain, 400) if step[shard].stream == stream]
+            assert given == others[: len(given)] and len(given) > 3
+
+
+def test_a_plan_with_stages_goes_on_from_its_state_in_any_of_them():
+    packing = _packing(stages=STAGES)
+    rows = _plan(packing, 40)
+    for stop in (5, 10, 18, 25, 31):
+        planner = packing.planner(range(8))
+        for _ in range(stop):
+            planner.next_rows()
+        restored = packing.planner(range(8))
+        restored.restore(planner.step, planner.next_index.copy())
+        assert [restored.next_rows() for _ in range(40 - stop)] == rows[stop:]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([(0, {"text": 1})], "from_step=0 must be above 0"),
+        ([(5, {}), (5, {})], "from_step=5 must be above 5"),
+        ([(5, {"texts": 1})], r"no streams \['texts'\]; expected some of \['captions'"),
+        ([(5, {"captions": 0, "interleaved": 0, "text": 0})], "not all 0"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(stages, message):
+    with pytest.raises(ValueError, match=message):
+        _packing(stages=stages)
+
+
+def test_stages_are_in_the_fingerprint():
+    assert _packing(stages=STAGES).fingerprint()["stages.25"] == {
+        "captions": 1, "interleaved": 1, "text": 2,
+    }  # fmt: skip
+    assert _packing().fingerprint().keys() < _packing(stages=STAGES).fingerprint().keys()

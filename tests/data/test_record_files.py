@@ -119,3 +119,15 @@ def test_a_shard_that_was_not_finished_leaves_no_file(tmp_path):
         writer.write(RECORDS[0])
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path):
+    """/dev/full refuses every write."""
+    (tmp_path / "a.array_record.partial").symlink_to("/dev/full")
+    with (
+        pytest.raises(OSError, match="a.array_record: cannot be written"),
+        ShardWriter(tmp_path, "a.array_record") as writer,
+    ):
+        for _ in range(100):
+            writer.write({"id": "x", "data": bytes(1 << 20)})
+    assert list(tmp_path.iterdir()) == []

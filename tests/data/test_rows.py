@@ -11,7 +11,8 @@ from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
-from mm1_jax.data.splitting import Part
+from mm1_jax.data.snapshot import CorpusExamples
+from mm1_jax.data.tokenizer import IMAGE_TOKEN
 
 M = 4
 SHAPE = RowShape(max_sequence_length=128, max_images=8, image_size=16)
@@ -29,17 +30,26 @@ def image_transform():
     return ImageTransform.default_config().set(image_size=16).instantiate()
 
 
+def make_row_loader(corpus, examples, image_transform, seed=0):
+    return RowLoader(
+        examples,
+        corpus_names=[corpus.name],
+        augmentations=[corpus.augmentation],
+        image_transform=image_transform,
+        num_image_tokens=M,
+        image_token=IMAGE_TOKEN,
+        seed=seed,
+    )
+
+
 @pytest.fixture
 def make_loader(example_builder, image_transform):
     def make(split="train", seed=0, **source):
         config = corpus("drawn", max_images=3, **source)
         drawn = config.instantiate(split=split)
-        return RowLoader(
-            [drawn],
-            [Lengths(np.ones((len(drawn), 2), np.int32))],
-            example_builder=example_builder,
-            image_transform=image_transform,
-            seed=seed,
+        lengths = Lengths(np.ones((len(drawn), 2), np.int32))
+        return make_row_loader(
+            drawn, CorpusExamples([drawn], [lengths], example_builder), image_transform, seed
         )
 
     return make
@@ -80,10 +90,11 @@ def _equal(a, b):
 
 def test_a_row_is_its_examples_one_after_the_other(make_loader, plan, example_builder):
     loader, row = make_loader(), plan(3, 1, 4)
+    drawn = corpus("drawn", max_images=3).instantiate(split="train")
     batch = _batch(loader, row)
     start = 0
     for number, record in enumerate(row.records, start=1):
-        example = example_builder.example(loader.corpora[0].document(record.index))
+        example = example_builder.example(drawn.document(record.index))
         span = slice(start, start + record.num_tokens)
         np.testing.assert_array_equal(batch.tokens[0, span], example.tokens)
         np.testing.assert_array_equal(batch.targets[0, span], example.targets)
@@ -112,12 +123,12 @@ def test_every_slot_has_its_run_of_image_tokens(make_loader, plan, tokenizer):
         assert (batch.image_index[b, num_images:] == -1).all()
 
 
-def test_the_buffer_holds_the_pictures_in_order(make_loader, plan, image_transform):
+def test_the_buffer_holds_the_pictures_in_order(make_loader, example_builder, image_transform):
     loader = make_loader(split="test")
-    drawn = loader.corpora[0]
+    drawn = corpus("drawn", max_images=3).instantiate(split="test")
     # Held-out pictures are not augmented, so they are what the transform alone makes of them.
     row = PlannedRow(0, tuple(
-        PlannedRecord(0, 0, i, *loader.example_builder.lengths(drawn.document(i))) for i in (2, 6)
+        PlannedRecord(0, 0, i, *example_builder.lengths(drawn.document(i))) for i in (2, 6)
     ))  # fmt: skip
     batch = _batch(loader, row)
     pictures = [image_transform(image) for i in (2, 6) for image in drawn.document(i).images]
@@ -202,20 +213,17 @@ def test_pictures_of_one_document_are_augmented_each_in_its_own_way(
         name = "twins"
         augmentation = corpus("twins").augmentation.instantiate()
 
-        def part(self, part):
+        def example(self, row, place):
             picture = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
-            return Document((Image(picture), Image(picture), Text("twins")))
+            document = Document((Image(picture), Image(picture), Text("twins")))
+            return example_builder.example(document)
 
-    loader = RowLoader.__new__(RowLoader)
-    vars(loader).update(
-        corpora=[Twins()],
-        lengths=[Lengths(np.ones((1, 2), np.int32))],
-        example_builder=example_builder,
-        image_transform=image_transform,
-        seed=0,
-        _corpus_seeds=[0],
-    )
-    lengths = example_builder.lengths(Twins().part(Part(0)))
+        def record_number(self, row, place):
+            return 0
+
+    loader = make_row_loader(Twins(), Twins(), image_transform)
+    example = Twins().example(None, 0)
+    lengths = len(example.tokens), len(example.images)
     (((loaded,), _),) = _load(loader, PlannedRow(0, (PlannedRecord(0, 0, 0, *lengths),)))
     assert not np.array_equal(loaded.images[0], loaded.images[1])
 

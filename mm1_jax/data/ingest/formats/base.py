@@ -34,9 +34,9 @@ class Rejected:
 class Format(abc.ABC):
     """Reads one layout of files. Pickled into workers, so it holds no open files.
 
-    A reader trusts nothing: whatever an entry holds, the result is a record or a `Rejected` with the
-    reason. Entries are never passed over in silence. A file of which nothing more can be read ends
-    with a `Rejected` that says so. Memory is bounded by an entry, not by a file.
+    A reader trusts nothing: whatever an entry holds, the result is a record or a `Rejected` with
+    the reason. Entries are never passed over in silence. A file of which nothing more can be read
+    ends with a `Rejected` that says so. Memory is bounded by an entry, not by a file.
     """
 
     name: ClassVar[str]

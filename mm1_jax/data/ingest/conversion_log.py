@@ -1,0 +1,191 @@
+"""What a conversion has written down: a file for each part of a unit, and what they add up to.
+
+DIR/progress/00012-01.json    of part 1 of unit 12, beside its shard of records
+DIR/quarantine.jsonl          entries that are no records: id, unit, reason
+DIR/overlap.jsonl             images that are in a benchmark, where a filter looks for them
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.data.ingest.formats.base import Unit
+from mm1_jax.data.ingest.runners import NumberedUnits
+from mm1_jax.data.record_files import Shard
+from mm1_jax.files import write_whole
+
+PROGRESS = "progress"
+QUARANTINE = "quarantine.jsonl"
+OVERLAP = "overlap.jsonl"
+
+# Of fewer entries a fraction says little: up to a hundred bad ones pass.
+_LEAST_ENTRIES = 1000
+# Reasons that quote the data in a way that `reason_class` does not see could fill a manifest.
+_MAX_REASONS = 50
+# What every manifest counts, in this order, before the rest.
+_COUNTS = ("entries", "rejected", "records", "images", "image_bytes", "characters")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of a run of entries of a unit.
+
+    Attributes:
+        num_entries: How many; they follow those of the part before.
+        is_last: Whether the unit ends with them.
+        shard: The file of their records; None where there are none.
+        rejected: Pairs of an id and a reason.
+        overlaps: As the filters report them.
+    """
+
+    num_entries: int
+    is_last: bool
+    shard: Shard | None
+    counts: dict[str, int]
+    rejected: list[list[str]]
+    overlaps: list[dict[str, Any]]
+
+    def write(self, folder: Path, number: int, part: int) -> None:
+        """Last of all: from then on the part is done."""
+        write_whole(_path(folder, number, part), json.dumps(asdict(self)))
+
+
+def parts_of(folder: Path, number: int) -> list[Part]:
+    """The parts of a unit that are done."""
+    parts: list[Part] = []
+    while (path := _path(folder, number, len(parts))).exists():
+        content = json.loads(path.read_bytes())
+        shard = content.pop("shard")
+        parts.append(Part(shard=None if shard is None else Shard(**shard), **content))
+    return parts
+
+
+def part_name(number: int, part: int) -> str:
+    return f"{number:05d}-{part:02d}"
+
+
+def _path(folder: Path, number: int, part: int) -> Path:
+    return folder / PROGRESS / f"{part_name(number, part)}.json"
+
+
+class Log:
+    """The parts of all units in order, as far as they are done when it is made."""
+
+    def __init__(self, folder: Path, units: NumberedUnits, max_bad_fraction: float):
+        self._folder = folder
+        self._units = units
+        self._max_bad_fraction = max_bad_fraction
+        self.units_left: list[tuple[int, Unit]] = []
+        self._entries = self._rejected = 0
+        for number, unit in units:
+            parts = parts_of(folder, number)
+            if not (parts and parts[-1].is_last):
+                self.units_left.append((number, unit))
+            self._entries += sum(part.num_entries for part in parts)
+            self._rejected += sum(len(part.rejected) for part in parts)
+
+    def check(self, new_entries: int = 0, new_rejected: int = 0) -> None:
+        """Raises ValueError where too many entries have been rejected, with those of since then."""
+        entries, rejected = self._entries + new_entries, self._rejected + new_rejected
+        if rejected > self._max_bad_fraction * max(entries, _LEAST_ENTRIES):
+            self.write_lines()
+            raise ValueError(
+                f"{rejected} of {entries} entries are no records, more than max_bad_fraction="
+                f"{self._max_bad_fraction:g} allows: {self._reasons()}. "
+                f"{self._folder / QUARANTINE} lists them. With a higher limit it goes on."
+            )
+
+    def shards(self) -> tuple[Shard, ...]:
+        """Raises ValueError where there is no record at all."""
+        shards = tuple(part.shard for _, part in self._parts() if part.shard is not None)
+        if not shards:
+            counts = self.counts()
+            dropped = {name: n for name, n in counts.items() if name.endswith(".records")}
+            raise ValueError(
+                f"none of {counts['entries']} entries became a record. "
+                f"Rejected: {self._reasons() or 'none'}. "
+                f"Dropped by filters: {_spelled(dropped.items()) or 'none'}."
+            )
+        return shards
+
+    def counts(self) -> dict[str, int]:
+        """What all parts counted, added up."""
+        counts: Counter[str] = Counter()
+        for _, part in self._parts():
+            counts.update(part.counts)
+        reasons = _by_count({n: c for n, c in counts.items() if n.startswith("rejected.")})
+        for name, count in reasons[_MAX_REASONS:]:
+            del counts[name]
+            counts["rejected.other"] += count
+        rest = sorted(counts.keys() - set(_COUNTS))
+        return {name: counts[name] for name in (*_COUNTS, *rest)}
+
+    def write_lines(self) -> None:
+        """The logs of rejected entries and of overlaps, each where it has any line."""
+        _write_lines(
+            self._folder / QUARANTINE,
+            (
+                {"id": id, "unit": _spelled_unit(unit), "reason": reason}
+                for unit, part in self._parts()
+                for id, reason in part.rejected
+            ),
+        )
+        _write_lines(
+            self._folder / OVERLAP,
+            (
+                overlap | {"unit": _spelled_unit(unit)}
+                for unit, part in self._parts()
+                for overlap in part.overlaps
+            ),
+        )
+
+    def _parts(self) -> Iterator[tuple[Unit, Part]]:
+        for number, unit in self._units:
+            for part in parts_of(self._folder, number):
+                yield unit, part
+
+    def _reasons(self) -> str:
+        reasons = {
+            name.removeprefix("rejected."): count
+            for name, count in self.counts().items()
+            if name.startswith("rejected.")
+        }
+        return _spelled(_by_count(reasons)[:5])
+
+
+def reason_class(reason: str) -> str:
+    """What a reason has in common with others of its kind.
+
+    image 'a.jpg' is not in b.tar: cut short  ->  image ... is not in b.tar
+    3 texts beside 2 images                   ->  N texts beside N images
+    """
+    start = re.split(r"[:;(]", reason, maxsplit=1)[0].strip()
+    return re.sub(r"\d+", "N", re.sub(r"""'[^']*'|"[^"]*\"""", "...", start))[:100]
+
+
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """As `write_whole`, of more lines than memory holds; no file for no line."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        is_empty = not file.tell()
+    if is_empty:
+        partial.unlink()
+    else:
+        partial.replace(path)
+
+
+def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+
+
+def _spelled(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{count} x {name!r}" for name, count in counts)
+
+
+def _spelled_unit(unit: Unit) -> str:
+    return f"{unit.path}" + (f", part {unit.part}" if unit.part else "")

@@ -1,0 +1,405 @@
+"""Foreign files -> a folder of records, unit by unit; stopped at any moment, it goes on.
+
+    DIR/records-00012-01.array_record   part 1 of the records of unit 12
+    DIR/manifest.json                   written last, after the logs of `conversion_log`
+    DIR/progress/                       until then: the settings, and what is done
+
+A part of a unit is written down once its shard has its name: how many entries it covers, and what
+became of them. After a kill, the unit goes on with the entry behind those that its parts cover, and
+a shard that was not written down is written again. Where a part ends depends on its entries alone,
+so the folder is the same, byte for byte, however often the conversion was stopped and however many
+processes it had. This is about killed processes: what a machine has not yet put on its disk when it
+loses power is not made sure of.
+"""
+
+import array
+import contextlib
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.conversion_log import (
+    PROGRESS,
+    Log,
+    Part,
+    part_name,
+    parts_of,
+    reason_class,
+)
+from mm1_jax.data.ingest.filters import Filter, FrequentImages, apply_filters, frequent_keys
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_process
+from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, ShardWriter
+from mm1_jax.files import write_whole
+
+_SETTINGS = "conversion.json"
+# Rejected entries are held in memory until their part ends.
+_MAX_REJECTED = 10_000
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is converted, and into what: all that may not change until it is done.
+
+    Attributes:
+        inputs: Files and folders, as the format takes them.
+        options: What the format was made with, to be written down.
+        filters: In the order in which they are applied.
+        max_shard_bytes: Of the records of a shard, before compression.
+    """
+
+    format: Format
+    inputs: tuple[Path, ...]
+    output: Path
+    license: str = "unknown"
+    options: dict[str, Any] = field(default_factory=dict)
+    filters: tuple[Filter.Config, ...] = ()
+    max_shard_bytes: int = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pass over all units is; entries are those that were read since the start."""
+
+    stage: str
+    units: int
+    num_units: int
+    entries: int
+
+
+def convert(
+    conversion: Conversion,
+    *,
+    runner: Runner = in_this_process,
+    max_bad_fraction: float = 0.1,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Manifest:
+    """Does what is left of a conversion; of a finished one it reads the manifest.
+
+    Args:
+        max_bad_fraction: More rejected entries end the conversion, once there are 1000 entries.
+
+    Raises:
+        ValueError: The folder holds something else, too many entries are bad, or all are.
+    """
+    folder = conversion.output
+    if (folder / MANIFEST).exists():
+        return _finished(conversion)
+    # Before the kind, which some formats take from their files.
+    units = _units(conversion)
+    filters = _filters(conversion, conversion.format.kind)
+    settings = _settings(conversion, filters)
+    files = _files(units)
+    with _claimed(folder, settings | {"files": files}):
+        for place, each in enumerate(filters):
+            if isinstance(each, FrequentImages):
+                counting = ImageCounting(conversion.format, filters[:place], each, folder, place)
+                each.use(counting.run(units, runner, on_progress))
+        log = Log(folder, units, max_bad_fraction)
+        log.check()
+
+        def watch(tally: Tally) -> None:
+            units_done = len(units) - len(log.units_left) + tally.units
+            on_progress(Progress("converting", units_done, len(units), tally.entries))
+            log.check(*tally.parts)
+
+        job = UnitConversion(conversion.format, filters, folder, conversion.max_shard_bytes)
+        runner(job, log.units_left, watch)
+        log = Log(folder, units, max_bad_fraction)
+        log.check()
+        log.write_lines()
+        manifest = Manifest(
+            conversion.format.kind,
+            log.shards(),
+            conversion.license,
+            counts=log.counts(),
+            made_from=settings | {"files": _summary(files)},
+        )
+        manifest.write(folder)
+        shutil.rmtree(folder / PROGRESS)
+        return manifest
+
+
+@dataclass(frozen=True)
+class UnitConversion:
+    """The job of a unit: its records through the filters into shards, part by part."""
+
+    format: Format
+    filters: list[Filter]
+    folder: Path
+    max_shard_bytes: int
+
+    def __call__(self, number: int, unit: Unit, tally: Tally | None = None) -> None:
+        tally = tally or Tally()
+        with _locked_unit(self.folder, number):
+            parts = parts_of(self.folder, number)
+            if not (parts and parts[-1].is_last):
+                entries = _read(self.format, unit, tally)
+                for _ in itertools.islice(entries, sum(part.num_entries for part in parts)):
+                    pass
+                for index in itertools.count(len(parts)):
+                    part = self._part(entries, part_name(number, index))
+                    part.write(self.folder, number, index)
+                    tally.part(part.num_entries, len(part.rejected))
+                    if part.is_last:
+                        break
+        tally.unit()
+
+    def _part(self, entries: Iterator[Record | Rejected], name: str) -> Part:
+        """Writes the shard of the next entries, as many as it holds."""
+        counts: Counter[str] = Counter()
+        rejected: list[list[str]] = []
+        overlaps: list[dict[str, Any]] = []
+        writer: ShardWriter | None = None
+        is_last = True
+        with contextlib.ExitStack() as stack:
+            for entry in entries:
+                counts["entries"] += 1
+                if isinstance(entry, Rejected):
+                    rejected.append([entry.id, entry.reason])
+                    counts.update(["rejected", f"rejected.{reason_class(entry.reason)}"])
+                else:
+                    left = apply_filters(self.filters, entry)
+                    counts.update(left.counts)
+                    overlaps += left.overlaps
+                    if left.record is not None:
+                        if writer is None:
+                            shard = ShardWriter(self.folder, f"records-{name}.array_record")
+                            writer = stack.enter_context(shard)
+                        writer.write(left.record)
+                        counts.update(content_counts(left.record, self.format.kind))
+                is_full = writer is not None and writer.num_bytes >= self.max_shard_bytes
+                if is_full or len(rejected) == _MAX_REJECTED:
+                    is_last = False
+                    break
+        return Part(
+            num_entries=counts["entries"],
+            is_last=is_last,
+            shard=None if writer is None else writer.shard,
+            counts=dict(counts),
+            rejected=rejected,
+            overlaps=overlaps,
+        )
+
+
+@dataclass(frozen=True)
+class ImageCounting:
+    """The job of a unit in a pass before the conversion: the keys of the images of its records.
+
+    Attributes:
+        before: The filters that stand before the one that needs the counts.
+        place: Of that filter, among all.
+    """
+
+    format: Format
+    before: list[Filter]
+    filter: FrequentImages
+    folder: Path
+    place: int
+
+    def run(
+        self, units: NumberedUnits, runner: Runner, on_progress: Callable[[Progress], None]
+    ) -> Path:
+        """The file of the keys that are too frequent, which is made if it is not there."""
+        path = self._path("frequent")
+        if not path.exists():
+            left = [each for each in units if not self._path(each[0]).exists()]
+
+            def watch(tally: Tally) -> None:
+                done = len(units) - len(left) + tally.units
+                on_progress(Progress("counting images", done, len(units), tally.entries))
+
+            runner(self, left, watch)
+            files = [self._path(number) for number, _ in units]
+            _write_array(path, frequent_keys(files, self.filter.max_documents))
+        return path
+
+    def __call__(self, number: int, unit: Unit, tally: Tally | None = None) -> None:
+        tally = tally or Tally()
+        path = self._path(number)
+        with _locked_unit(self.folder, number):
+            if not path.exists():
+                keys = array.array("Q")
+                for entry in _read(self.format, unit, tally):
+                    if isinstance(entry, Rejected):
+                        continue
+                    record = apply_filters(self.before, entry).record
+                    if record is not None:
+                        keys.extend(self.filter.keys(record))
+                _write_array(path, np.sort(np.frombuffer(keys, np.uint64)))
+        tally.unit()
+
+    def _path(self, what: int | str) -> Path:
+        name = f"{what:05d}" if isinstance(what, int) else what
+        return self.folder / PROGRESS / f"images-{self.place}-{name}.npy"
+
+
+def content_counts(record: Record, kind: Kind) -> dict[str, int]:
+    """What the manifest counts of a record."""
+    if kind is Kind.CAPTIONS:
+        images, texts = [record["image"]], [caption["text"] for caption in record["captions"]]
+    elif kind is Kind.TEXT:
+        images, texts = [], [record["text"]]
+    elif kind is Kind.CONVERSATIONS:
+        images, texts = record["images"], [turn["text"] for turn in record["turns"]]
+    else:
+        images, texts = record["images"], record["texts"]
+    images = [image for image in images if image is not None]
+    return {
+        "records": 1,
+        "images": len(images),
+        "image_bytes": sum(map(len, images)),
+        "characters": sum(len(text) for text in texts if text is not None),
+    } | ({"missing_images": missing} if (missing := record.get("missing_images")) else {})
+
+
+def _read(format: Format, unit: Unit, tally: Tally) -> Iterator[Record | Rejected]:
+    try:
+        for entry in format.read(unit):
+            tally.entry()
+            yield entry
+    except OSError as error:
+        raise ValueError(f"{unit.path} cannot be read: {error}") from error
+
+
+def _units(conversion: Conversion) -> list[tuple[int, Unit]]:
+    units: list[Unit] = []
+    seen: set[tuple[Path, int]] = set()
+    for source in conversion.inputs:
+        if conversion.output.resolve().is_relative_to(source.resolve()):
+            raise ValueError(
+                f"{conversion.output} lies in the input {source}, which would hold its own output; "
+                "convert into a folder outside"
+            )
+        for unit in conversion.format.units(source):
+            key = (unit.path.resolve(), unit.part)
+            if key in seen:
+                raise ValueError(f"{unit.path} is in the inputs twice; name it once")
+            seen.add(key)
+            units.append(unit)
+    return list(enumerate(units))
+
+
+def _filters(conversion: Conversion, kind: Kind) -> list[Filter]:
+    return [cfg.instantiate(kind=kind) for cfg in conversion.filters]
+
+
+def _settings(conversion: Conversion, filters: list[Filter]) -> dict[str, Any]:
+    """All that decides the result, but for the content of the inputs, as JSON gives it back."""
+    settings = {
+        "format": conversion.format.name,
+        "options": conversion.options,
+        "inputs": [str(path.absolute()) for path in conversion.inputs],
+        "license": conversion.license,
+        "filters": [each.description() for each in filters],
+        "max_shard_bytes": conversion.max_shard_bytes,
+    }
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _files(units: NumberedUnits) -> dict[str, list[int]]:
+    """Size and time of every file, to tell when one was changed."""
+    stats = {str(path): path.stat() for path in dict.fromkeys(unit.path for _, unit in units)}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+
+
+def _summary(files: dict[str, list[int]]) -> dict[str, Any]:
+    return {
+        "number": len(files),
+        "bytes": sum(size for size, _ in files.values()),
+        "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+    }
+
+
+def _finished(conversion: Conversion) -> Manifest:
+    """The manifest, if the same command made it."""
+    manifest = Manifest.read(conversion.output)
+    settings = _settings(conversion, _filters(conversion, manifest.kind))
+    files = manifest.made_from.get("files")
+    # The inputs of a conversion that is done may be gone.
+    with contextlib.suppress(ValueError, OSError):
+        files = _summary(_files(_units(conversion)))
+    _check_same(conversion.output, manifest.made_from, settings | {"files": files})
+    # It was killed between the manifest and this.
+    shutil.rmtree(conversion.output / PROGRESS, ignore_errors=True)
+    return manifest
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """For this process alone, and for these settings alone until the conversion is done."""
+    path = folder / PROGRESS / _SETTINGS
+    if folder.is_dir() and not path.exists():
+        others = sorted(
+            each.name
+            for each in folder.iterdir()
+            if each.name != PROGRESS and not each.name.startswith(".")
+        )
+        if others:
+            raise ValueError(
+                f"{folder} holds other files ({', '.join(others[:3])}); convert into a new folder"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is converting into {folder}") from None
+        if path.exists():
+            _check_same(folder, json.loads(path.read_bytes()), settings)
+        else:
+            write_whole(path, json.dumps(settings))
+        yield
+
+
+def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    differences = [
+        f"  {name}: {value}"
+        for name in dict.fromkeys([*before, *now])
+        for value in _differences(before.get(name), now.get(name))
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} holds what another command has converted, or from files that have changed "
+            "since:\n" + "\n".join(differences) + "\nRepeat that command, or convert into another "
+            "folder."
+        )
+
+
+def _differences(before: Any, now: Any) -> list[str]:
+    """In words, the first few of them."""
+    if before == now:
+        return []
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [f"{json.dumps(before)} before, {json.dumps(now)} now"]
+    names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    lines = [
+        f"{name}: {json.dumps(before.get(name))} before, {json.dumps(now.get(name))} now"
+        for name in names[:5]
+    ]
+    return lines + [f"and {len(names) - 5} more"] * (len(names) > 5)
+
+
+@contextlib.contextmanager
+def _locked_unit(folder: Path, number: int) -> Iterator[None]:
+    """A worker may outlive a killed parent for a moment, and still be writing."""
+    with (folder / PROGRESS / f"{number:05d}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    data = io.BytesIO()
+    np.save(data, values)
+    write_whole(path, data.getvalue())

@@ -1,0 +1,472 @@
+"""Filters of records: which images and which records are kept when foreign files are converted.
+
+A filter maps a record to what is left of it, and counts what it dropped. Interleaved pages lose
+images and keep the order of the rest; a caption, or a conversation that speaks of its images,
+goes as a whole. The defaults are MM1's (its interleaved documents are made as OBELICS' are).
+
+Filters are applied in the order in which they stand, so each one sees what the ones before it left.
+"""
+
+import abc
+import hashlib
+import io
+import itertools
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from mm1_jax.batch import Image, Record
+from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.data.images import FORMATS, BadImage, decode
+from mm1_jax.data.record_files import Kind
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+# Of one range of keys, when counts are merged: 512 MiB, and twice that while they are sorted.
+_KEYS_IN_MEMORY = 2**26
+# Sorted keys above this size stay in the file, which the processes of a machine then share.
+_MAPPED_BYTES = 2**24
+
+
+class Picture(NamedTuple):
+    """An image of a record: its place in the list of images, its file, and where that is from."""
+
+    place: int
+    data: bytes
+    url: str | None
+
+
+class Filtered(NamedTuple):
+    """What a filter made of a record.
+
+    Attributes:
+        record: What is left; None where the record is dropped.
+        counts: Images, or records where the filter looks at those, by what is wrong with them.
+        overlaps: For every image that is in a benchmark, which one; for the log.
+    """
+
+    record: Record | None
+    counts: Counter[str]
+    overlaps: tuple[dict[str, Any], ...] = ()
+
+
+class Filter(Configurable, abc.ABC):
+    """Drops images or records. The result depends on the record alone."""
+
+    def __init__(self, cfg: Configurable.Config, *, kind: Kind):
+        super().__init__(cfg)
+        if kind is Kind.TEXT:
+            raise ValueError(
+                f"{type(self).__name__} looks at images, and records of text have none; "
+                "convert them without filters"
+            )
+        self.kind = kind
+
+    @abc.abstractmethod
+    def __call__(self, record: Record) -> Filtered: ...
+
+    def description(self) -> dict[str, Any]:
+        """All that decides the result, as JSON has it."""
+        fields = self._config.to_dict()
+        del fields["klass"]
+        return {"filter": type(self).__name__} | {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The class of a config has no name by which pickle would find it.
+        fields = {name: value for name, value in self._config.items() if name != "klass"}
+        return self.__dict__ | {"_config": fields}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._config = self.default_config().set(**state["_config"])
+
+    def _drop_images(self, record: Record, fault: Callable[[Picture], str | None]) -> Filtered:
+        """Without the images that `fault` names a fault of."""
+        faults = {
+            picture.place: name
+            for picture in pictures(record, self.kind)
+            if (name := fault(picture)) is not None
+        }
+        return Filtered(without_images(record, self.kind, faults), Counter(faults.values()))
+
+
+def apply_filters(filters: Iterable[Filter], record: Record) -> Filtered:
+    """One filter after the other; the counts say which: `ImageFilter.side`.
+
+    The count `ImageFilter.records` is of the records that this filter dropped.
+    """
+    counts: Counter[str] = Counter()
+    overlaps: list[dict[str, Any]] = []
+    for each in filters:
+        name = type(each).__name__
+        try:
+            left = each(record)
+        except Exception as error:
+            error.add_note(f"in {name}, of record {record['id']!a}")
+            raise
+        for what, count in left.counts.items():
+            counts[f"{name}.{what}"] += count
+        overlaps += left.overlaps
+        if left.record is None:
+            counts[f"{name}.records"] += 1
+            return Filtered(None, counts, tuple(overlaps))
+        record = left.record
+    return Filtered(record, counts, tuple(overlaps))
+
+
+class ImageFilter(Filter):
+    """Drops images that are unreadable, of extreme sizes, or parts of a page's decoration.
+
+    Only headers are read: an image that is damaged further on stays.
+    """
+
+    @config_class
+    class Config(Filter.Config):
+        # Width over height; the bounds themselves are kept, here and below.
+        min_aspect_ratio: float = 1 / 2
+        max_aspect_ratio: float = 2.0
+        # Both sides, in pixels.
+        min_side: int = 100
+        max_side: int = 10_000
+        # Training refuses larger ones, `ImageTransform.Config.max_pixels`.
+        max_pixels: int = 64_000_000
+        # Anywhere in the URL and in any case, so `lexicon` holds `icon`; OBELICS' rule.
+        url_words: Sequence[str] = ("logo", "button", "icon", "plugin", "widget")
+
+    def __call__(self, record: Record) -> Filtered:
+        return self._drop_images(record, self._fault)
+
+    def _fault(self, picture: Picture) -> str | None:
+        cfg = self._config
+        url = (picture.url or "").lower()
+        if any(word in url for word in cfg.url_words):
+            return "url"
+        try:
+            width, height = picture_size(picture.data)
+        except BadImage:
+            return "unreadable"
+        if min(width, height) < cfg.min_side or max(width, height) > cfg.max_side:
+            return "side"
+        if not cfg.min_aspect_ratio * height <= width <= cfg.max_aspect_ratio * height:
+            return "aspect_ratio"
+        return "pixels" if width * height > cfg.max_pixels else None
+
+
+class RepeatedImages(Filter):
+    """Keeps the first of the images of a page that have the same URL or the same bytes.
+
+    Captions have one image, and a conversation may speak of the same one twice.
+    """
+
+    def __call__(self, record: Record) -> Filtered:
+        if self.kind is not Kind.INTERLEAVED:
+            return Filtered(record, Counter())
+        seen: set[int] = set()
+
+        def fault(picture: Picture) -> str | None:
+            keys = set(image_keys(picture))
+            repeated = not seen.isdisjoint(keys)
+            seen.update(keys)
+            return "repeated" if repeated else None
+
+        return self._drop_images(record, fault)
+
+
+class FrequentImages(Filter):
+    """Drops images whose URL or bytes (by MD5) occur in more than `max_documents` documents.
+
+    Needs a pass over all records before: `keys` of each, merged by `frequent_keys`, in a file that
+    `use` names.
+    """
+
+    @config_class
+    class Config(Filter.Config):
+        max_documents: int = 10
+
+    def __init__(self, cfg: Config, *, kind: Kind):
+        super().__init__(cfg, kind=kind)
+        self.max_documents: int = cfg.max_documents
+        self._path: Path | None = None
+        self._frequent: np.ndarray | None = None
+
+    def keys(self, record: Record) -> set[int]:
+        """What is counted of a record, each key once."""
+        return {key for picture in pictures(record, self.kind) for key in image_keys(picture)}
+
+    def use(self, path: Path) -> None:
+        """Names the file of the sorted keys that are too frequent; processes open it themselves."""
+        self._path, self._frequent = path, None
+
+    def __call__(self, record: Record) -> Filtered:
+        return self._drop_images(record, self._fault)
+
+    def _fault(self, picture: Picture) -> str | None:
+        return "frequent" if any(map(self._is_frequent, image_keys(picture))) else None
+
+    def _is_frequent(self, key: int) -> bool:
+        assert self._path is not None, "FrequentImages is used before the images are counted"
+        if self._frequent is None:
+            self._frequent = _load_keys(self._path)
+        place = int(np.searchsorted(self._frequent, np.uint64(key)))
+        return place < len(self._frequent) and int(self._frequent[place]) == key
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_frequent": None}
+
+
+class ImageCount(Filter):
+    """Drops records with too few or too many images. Stands after the filters that drop images."""
+
+    @config_class
+    class Config(Filter.Config):
+        min_images: int = 1
+        max_images: int = 30
+
+    def __call__(self, record: Record) -> Filtered:
+        count = sum(1 for _ in pictures(record, self.kind))
+        if count < self._config.min_images:
+            return Filtered(None, Counter(["too_few"]))
+        if count > self._config.max_images:
+            return Filtered(None, Counter(["too_many"]))
+        return Filtered(record, Counter())
+
+
+class EvaluationOverlap(Filter):
+    """Drops images that are in a benchmark: the same bytes, or a picture that looks the same.
+
+    Pictures are compared by `perceptual_hash`, so a copy that was encoded again, or scaled, is
+    found; one that was cropped or mirrored mostly is not. Of 913 figures and photographs of
+    textbooks, no two are within distance 4 of each other (of 416,328 pairs one is within 6), while
+    all their copies as JPEG of quality 60 are, all at half the size, and 912 at quality 30.
+    """
+
+    @config_class
+    class Config(Filter.Config):
+        # Files, and folders with all that is below them.
+        images: Required[list[str]] = REQUIRED
+        # In bits of 64; each bit more costs comparisons and takes more strangers for copies.
+        max_distance: int = 4
+        # Larger pictures are compared by their bytes only.
+        max_pixels: int = 64_000_000
+
+    def __init__(self, cfg: Config, *, kind: Kind):
+        super().__init__(cfg, kind=kind)
+        if not 0 <= cfg.max_distance < 32:
+            raise ValueError(
+                f"EvaluationOverlap.max_distance={cfg.max_distance}: expected 0 to 31 of 64 bits; "
+                "unrelated pictures are 32 apart"
+            )
+        self._names: list[str] = []
+        self._digests: dict[bytes, int] = {}
+        hashes, owners = [], []
+        content = hashlib.sha256()
+        for name, path in benchmark_files(cfg.images):
+            data = path.read_bytes()
+            index, digest = len(self._names), hashlib.sha256(data).digest()
+            self._names.append(name)
+            self._digests.setdefault(digest, index)
+            content.update(f"{name}\n".encode() + digest)
+            if (value := perceptual_hash(data, max_pixels=cfg.max_pixels)) is not None:
+                hashes.append(value)
+                owners.append(index)
+        self._content = f"{len(self._names)} images, sha256={content.hexdigest()[:16]}"
+        self._owners = owners
+        self._hashes = HammingIndex(np.array(hashes, np.uint64), cfg.max_distance)
+
+    def __call__(self, record: Record) -> Filtered:
+        overlaps: list[dict[str, Any]] = []
+
+        def fault(picture: Picture) -> str | None:
+            found = self._find(picture.data)
+            if found is None:
+                return None
+            overlaps.append({"id": record["id"], "image": picture.place} | found)
+            return "same_bytes" if found["same_bytes"] else "looks_the_same"
+
+        left = self._drop_images(record, fault)
+        return left._replace(overlaps=tuple(overlaps))
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"content": self._content}
+
+    def _find(self, data: bytes) -> dict[str, Any] | None:
+        index = self._digests.get(hashlib.sha256(data).digest())
+        if index is not None:
+            return {"benchmark": self._names[index], "same_bytes": True, "distance": 0}
+        value = perceptual_hash(data, max_pixels=self._config.max_pixels)
+        found = None if value is None else self._hashes.nearest(value)
+        if found is None:
+            return None
+        name = self._names[self._owners[found[0]]]
+        return {"benchmark": name, "same_bytes": False, "distance": found[1]}
+
+
+def pictures(record: Record, kind: Kind) -> Iterator[Picture]:
+    """The images of a record in order; places without one are passed over."""
+    if kind is Kind.CAPTIONS:
+        images, urls = [record["image"]], [record.get("url")]
+    else:
+        images = record["images"]
+        urls = record.get("urls") or [None] * len(images)
+    for place, (image, url) in enumerate(zip(images, urls, strict=True)):
+        if image is not None:
+            yield Picture(place, image, url)
+
+
+def without_images(record: Record, kind: Kind, places: Iterable[int]) -> Record | None:
+    """The record without the images at `places`; None where nothing of it is left."""
+    places = set(places)
+    if not places:
+        return record
+    if kind is not Kind.INTERLEAVED:
+        return None
+    kept = [place for place in range(len(record["images"])) if place not in places]
+    if not kept:
+        return None
+    parallel = [name for name in ("texts", "images", "urls") if record.get(name) is not None]
+    return dict(record) | {name: [record[name][place] for place in kept] for name in parallel}
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the header has them; raises BadImage where there is none."""
+    try:
+        # Pillow warns of large pictures; here the caller judges sizes. Of twice as large ones it
+        # raises an error, so their size is never known.
+        with (
+            warnings.catch_warnings(action="ignore", category=PIL.Image.DecompressionBombWarning),
+            PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture,
+        ):
+            return picture.size
+    # Pillow's parsers raise nearly anything on a damaged file.
+    except Exception as error:
+        raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def image_keys(picture: Picture) -> Iterator[int]:
+    """What tells two uses of one image: 64 bits of the MD5 of its bytes, and of its URL's.
+
+    Among the keys of a billion images, chance makes less than one pair.
+    """
+    sources = [picture.data]
+    if picture.url is not None:
+        sources.append(picture.url.encode("utf-8", "surrogatepass"))
+    for source in sources:
+        yield int.from_bytes(hashlib.md5(source, usedforsecurity=False).digest()[:8], "big")
+
+
+def frequent_keys(
+    paths: Sequence[Path], more_than: int, *, keys_in_memory: int = _KEYS_IN_MEMORY
+) -> np.ndarray:
+    """The keys, sorted, that occur more than so many times in files of sorted keys.
+
+    The keys are hashes, so equal ranges of them hold about equal numbers. One range at a time is
+    read of every file, and memory is that of a range, not of all keys.
+    """
+    total = sum(len(_load_keys(path)) for path in paths)
+    num_ranges = max(1, math.ceil(total / keys_in_memory))
+    starts = np.array([i * 2**64 // num_ranges for i in range(num_ranges)], np.uint64)
+    found = []
+    for number in range(num_ranges):
+        pieces = []
+        for path in paths:
+            keys = _load_keys(path)
+            edges = np.searchsorted(keys, starts[number : number + 2])
+            start, stop = edges if len(edges) == 2 else (edges[0], len(keys))
+            pieces.append(np.asarray(keys[start:stop]))
+        values, counts = np.unique(np.concatenate(pieces), return_counts=True)
+        found.append(values[counts > more_than])
+    return np.concatenate(found)
+
+
+def _load_keys(path: Path) -> np.ndarray:
+    is_large = path.stat().st_size > _MAPPED_BYTES
+    return np.load(path, mmap_mode="r" if is_large else None)
+
+
+# Rows 1 to 8 of the discrete cosine transform of 32 values. The constant row is left out: it is the
+# brightness, and the bits of edges that span the picture.
+_DCT = np.cos(np.pi * np.arange(1, 9)[:, None] * (2 * np.arange(32)[None] + 1) / 64)
+# In grey levels of 255. In a flatter picture the frequencies are noise of the encoder.
+_FLAT = 1.0
+
+
+def perceptual_hash(data: bytes, *, max_pixels: int) -> int | None:
+    """64 bits that say which low frequencies of a picture are above their median (pHash).
+
+    None for what cannot be decoded, and for pictures of one colour, which would all be alike.
+    """
+    try:
+        pixels = decode(Image(data), max_pixels=max_pixels)
+    except BadImage:
+        return None
+    # Pillow's resize averages over all pixels, so the size of the picture hardly matters.
+    picture = PIL.Image.fromarray(pixels).convert("L")
+    grey = np.asarray(picture.resize((32, 32), PIL.Image.Resampling.BICUBIC), np.float64)
+    if grey.std() < _FLAT:
+        return None
+    frequencies = _DCT @ grey @ _DCT.T
+    bits = np.packbits(frequencies > np.median(frequencies))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+class HammingIndex:
+    """Finds, among 64-bit hashes, the nearest one to another that differs in few bits.
+
+    The bits are cut into `max_distance` + 1 bands. Hashes that differ in `max_distance` bits agree
+    in all bits of at least one band, so only those that share a band with the query are compared:
+    at distance 4, of 100,000 hashes about a hundred.
+    """
+
+    def __init__(self, hashes: np.ndarray, max_distance: int):
+        self._hashes = hashes
+        self._max_distance = max_distance
+        edges = [64 * band // (max_distance + 1) for band in range(max_distance + 2)]
+        self._bands = []
+        for low, high in itertools.pairwise(edges):
+            shift, mask = np.uint64(low), np.uint64(2 ** (high - low) - 1)
+            values = hashes >> shift & mask
+            order = np.argsort(values, kind="stable")
+            self._bands.append((shift, mask, values[order], order))
+
+    def nearest(self, query: int) -> tuple[int, int] | None:
+        """Index and distance of the nearest hash, the first of equals, or None."""
+        value = np.uint64(query)
+        candidates = []
+        for shift, mask, values, order in self._bands:
+            band = value >> shift & mask
+            start = np.searchsorted(values, band, "left")
+            stop = np.searchsorted(values, band, "right")
+            candidates.append(order[start:stop])
+        indices = np.unique(np.concatenate(candidates))
+        if not len(indices):
+            return None
+        distances = np.bitwise_count(self._hashes[indices] ^ value)
+        best = int(np.argmin(distances))
+        distance = int(distances[best])
+        return (int(indices[best]), distance) if distance <= self._max_distance else None
+
+
+def benchmark_files(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The image files that are named, and those below the folders that are, with short names."""
+    for name in names:
+        root = Path(name)
+        if root.is_file():
+            yield root.name, root
+            continue
+        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        if not files:
+            raise ValueError(
+                f"EvaluationOverlap.images: {name!r} is neither an image file nor a folder with "
+                f"any ({', '.join(_SUFFIXES)})"
+            )
+        for path in files:
+            yield str(Path(root.name) / path.relative_to(root)), path

@@ -1,0 +1,129 @@
+"""Caption files of COCO: one JSON object of `images` and `annotations`, which are joined here."""
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.compressed import compressed
+from mm1_jax.data.ingest.formats.image_files import ImageFolder, image_files
+from mm1_jax.data.ingest.formats.json_files import as_object, stream_json
+from mm1_jax.data.ingest.formats.records import as_text, captions_record, is_key, records_of
+from mm1_jax.data.ingest.formats.source_files import entry_id, source_files
+from mm1_jax.data.record_files import BadRecord, Kind
+
+_EXPECTED = "a JSON file of COCO captions: images, and annotations that have a caption"
+
+
+class CocoCaptions(Format):
+    """Captions, a picture a record, in the order of `images`; one JSON file is one unit.
+
+    The captions of a whole file are in memory, as annotations come in any order.
+
+    Args:
+        images: The folder or .tar of pictures by `file_name`. By default it is sought around the
+            JSON file: the file's folder, the folder above, in either of them `images` and the split
+            of the file's name (`val2017` for `captions_val2017.json`).
+    """
+
+    name = "coco_captions"
+    kind = Kind.CAPTIONS
+
+    def __init__(self, *, images: str | Path | None = None):
+        self._images = None if images is None else Path(images)
+
+    def units(self, source: Path) -> list[Unit]:
+        files = source_files(source, compressed(".json"), _EXPECTED)
+        files = [path for path in files if _holds_captions(path)]
+        if not files:
+            raise ValueError(f"{source}: expected {_EXPECTED}")
+        if self._images is not None:
+            image_files(self._images)
+        for path in files:
+            if self._images is None and _image_folder(path) is None:
+                raise ValueError(
+                    f"no folder around {path} has its pictures; set images to a folder or .tar "
+                    f"that has {', '.join(map(ascii, _first_names(path)[:2]))}, ..."
+                )
+        return [Unit(path) for path in files]
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        images = image_files(self._images or _image_folder(unit.path) or unit.path.parent)
+        captions = defaultdict(list)
+        for item in _elements(unit.path, "annotations"):
+            if isinstance(item, Rejected):
+                yield item
+                continue
+            entry, value = item
+            try:
+                annotation = as_object(value)
+                caption = as_text(annotation.get("caption"), "caption")
+                captions[_key(annotation, "image_id")].append((caption, "caption"))
+            except BadRecord as error:
+                yield Rejected(entry, str(error))
+
+        def record(entry: str, value: Any) -> Record:
+            about = as_object(value)
+            key = _key(about, "id")
+            if key not in captions:
+                raise BadRecord(f"no caption left for image {key!a:.80}")
+            of_image = captions.pop(key)
+            image = images.read(about.get("file_name"))
+            url = about.get("coco_url")
+            return captions_record(entry, image, of_image, url=url, source_id=key)
+
+        # What stops the reading of the file has been said above.
+        found = (item for item in _elements(unit.path, "images") if not isinstance(item, Rejected))
+        yield from records_of(found, record)
+        for key, of_image in captions.items():
+            entry = entry_id(unit.path, f"image_id {key!a:.80}")
+            yield Rejected(entry, f"{len(of_image)} captions of an image that is not listed")
+
+
+def _elements(path: Path, key: str) -> Iterator[tuple[str, Any] | Rejected]:
+    """The elements of one of the lists of a file, and what stops the reading of the file."""
+    for item in stream_json(path):
+        if isinstance(item, Rejected):
+            yield item
+        elif item.key == key and item.place is not None:
+            yield item.id, item.value
+
+
+def _key(value: dict[str, Any], name: str) -> str | int:
+    if not is_key(value.get(name)):
+        raise BadRecord(f"{name} is {value.get(name)!a:.80}, expected a number or a string")
+    return value[name]
+
+
+def _holds_captions(path: Path) -> bool:
+    """Whether the first annotation has a caption: files of boxes look the same until there."""
+    for item in _elements(path, "annotations"):
+        return not isinstance(item, Rejected) and isinstance(item[1], dict) and "caption" in item[1]
+    return False
+
+
+def _first_names(path: Path) -> list[Any]:
+    """Of some pictures; a few of a set may be lost."""
+    found = (item for item in _elements(path, "images") if not isinstance(item, Rejected))
+    values = (value for _, value in itertools.islice(found, 50))
+    return [value.get("file_name") for value in values if isinstance(value, dict)]
+
+
+def _image_folder(path: Path) -> Path | None:
+    """The folder around a JSON file that has most of its first pictures."""
+    names = _first_names(path)
+    if not names:
+        return path.parent
+    split = re.sub(r".*captions_|\.json.*", "", path.name)
+    folders = [
+        folder
+        for parent in (path.parent, path.parent.parent)
+        for folder in (parent, parent / "images", parent / split, parent / "images" / split)
+        if folder.is_dir()
+    ]
+    found = [sum(map(ImageFolder(folder).has, names)) for folder in folders]
+    return folders[found.index(max(found))] if any(found) else None

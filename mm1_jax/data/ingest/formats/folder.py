@@ -1,0 +1,83 @@
+"""Folders of Markdown or HTML documents with their pictures beside them: a page a document."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.compressed import read_document
+from mm1_jax.data.ingest.formats.image_files import ImageFolder
+from mm1_jax.data.ingest.formats.markup import Picture, html_parts, markdown_parts
+from mm1_jax.data.ingest.formats.records import Page, from_base64, records_of
+from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id, source_files
+from mm1_jax.data.record_files import BadRecord, Kind
+
+_MARKDOWN, _HTML = (".md", ".markdown"), (".html", ".htm")
+_SUFFIXES = (*_MARKDOWN, *_HTML)
+_EXPECTED = "documents in Markdown or HTML, *.md or *.html"
+# Documents that make a unit: each alone would be too little work.
+_UNIT_DOCUMENTS = 256
+
+
+class Folder(Format):
+    """Interleaved pages: the text of a document, and its pictures where it refers to them.
+
+    References are paths from the document on, or from the folder on if they start with a slash, and
+    do not lead out of the folder; or pictures in base64. Others, such as web addresses, are missing
+    pictures, which the record counts. Text of Markdown stays as it is; of HTML it is what a browser
+    shows. Part k of a folder is its k-th run of documents.
+    """
+
+    name = "folder"
+    kind = Kind.INTERLEAVED
+
+    def units(self, source: Path) -> list[Unit]:
+        if source.is_file():
+            return [Unit(path) for path in source_files(source, _SUFFIXES, _EXPECTED)]
+        num_documents = len(documents_below(source, _SUFFIXES))
+        if not num_documents:
+            source_files(source, _SUFFIXES, _EXPECTED)
+        return [Unit(source, part) for part in range(-(-num_documents // _UNIT_DOCUMENTS))]
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        is_document = unit.path.is_file()
+        root = unit.path.parent if is_document else unit.path
+        start = unit.part * _UNIT_DOCUMENTS
+        documents = (
+            [unit.path]
+            if is_document
+            else documents_below(root, _SUFFIXES)[start : start + _UNIT_DOCUMENTS]
+        )
+        images = ImageFolder(root)
+        return records_of(
+            ((entry_id(str(path.relative_to(root))), path) for path in documents),
+            lambda entry, path: _record(entry, path, root, images),
+        )
+
+
+def _record(entry: str, path: Path, root: Path, images: ImageFolder) -> Record:
+    text = read_document(path)
+    parts = html_parts(text) if path.name.lower().endswith(_HTML) else markdown_parts(text)
+    folder = PurePosixPath(path.parent.relative_to(root).as_posix())
+    page = Page()
+    for part in parts:
+        if isinstance(part, Picture):
+            page.add_image(lambda part=part: _read(part.reference, folder, images))
+        else:
+            page.add_text(part)
+    return page.record(entry)
+
+
+def _read(reference: str, folder: PurePosixPath, images: ImageFolder) -> bytes:
+    head, comma, data = reference.partition(",")
+    if comma and head.startswith("data:image/") and head.endswith(";base64"):
+        return from_base64("".join(data.split()))
+    try:
+        parts = urlsplit(reference)
+    except ValueError as error:
+        raise BadRecord(f"image {reference!a:.200} is no reference") from error
+    if parts.scheme or parts.netloc:
+        raise BadRecord(f"image {reference!a:.200} is not in the folder")
+    path = unquote(parts.path)
+    return images.read(path.lstrip("/") if path.startswith("/") else str(folder / path))

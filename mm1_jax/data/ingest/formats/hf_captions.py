@@ -1,0 +1,71 @@
+"""Parquet of Hugging Face: pictures as structs of bytes or a path, beside a column of captions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.image_files import ImageFolder, stored_image
+from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
+from mm1_jax.data.ingest.formats.records import captions_record, records_of
+from mm1_jax.data.record_files import Kind
+
+_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_CAPTIONS = ("caption", "captions", "text", "txt", "alt_text", "sentences")
+_URL = "url"
+
+
+class HfCaptions(Format):
+    """Captions from rows; a list of strings is several captions of a picture.
+
+    Args:
+        image_column: By default the first that is there of image, img, jpg, jpeg, png, webp.
+        caption_column: By default the first that is there of caption, captions, text, txt,
+            alt_text, sentences.
+        caption_kind: What the captions are said to be.
+    """
+
+    name = "hf_captions"
+    kind = Kind.CAPTIONS
+
+    def __init__(
+        self,
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        caption_kind: str = "caption",
+    ):
+        self._images = _IMAGES if image_column is None else (image_column,)
+        self._captions = _CAPTIONS if caption_column is None else (caption_column,)
+        self._caption_kind = caption_kind
+
+    def units(self, source: Path) -> list[Unit]:
+        return row_group_units(source, self._choose, "Parquet with a picture and a caption a row")
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        # Where the bytes of a picture are not in the row, its path starts here.
+        folder = ImageFolder(unit.path.parent)
+
+        def record(entry: str, row: dict[str, Any]) -> Record:
+            image, captions = (
+                next(row[name] for name in names if name in row)
+                for names in (self._images, self._captions)
+            )
+            captions = captions if isinstance(captions, list) else [captions]
+            of_kind = [(caption, self._caption_kind) for caption in captions]
+            data = stored_image(image, folder)
+            return captions_record(entry, data, of_kind, url=row.get(_URL))
+
+        return records_of(rows(unit, self._choose), record)
+
+    def _choose(self, schema: pa.Schema) -> list[str]:
+        columns = []
+        for names in (self._images, self._captions):
+            there = [name for name in names if name in schema.names]
+            if not there:
+                raise missing_column(names, schema)
+            columns.append(there[0])
+        return columns + [_URL] * (_URL in schema.names)

@@ -1,0 +1,51 @@
+"""Parquet of img2dataset: the bytes in a column named like their encoding, with caption and key."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
+from mm1_jax.data.ingest.formats.records import captions_record, records_of
+from mm1_jax.data.record_files import BadRecord, Kind
+
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_CAPTIONS = ("txt", "caption")
+_OTHERS = ("key", "url", "status", "error_message")
+
+
+class Img2datasetParquet(Format):
+    """Captions from rows; those of downloads that failed say what went wrong."""
+
+    name = "img2dataset_parquet"
+    kind = Kind.CAPTIONS
+
+    def __init__(self, *, caption_kind: str = "caption"):
+        self._caption_kind = caption_kind
+
+    def units(self, source: Path) -> list[Unit]:
+        return row_group_units(source, _choose, "Parquet of img2dataset with images in it")
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        return records_of(rows(unit, _choose), self._record)
+
+    def _record(self, entry: str, row: dict[str, Any]) -> Record:
+        if row.get("status") not in (None, "success"):
+            message = row.get("error_message")
+            raise BadRecord(f"{row['status']!a:.80}" + (f": {message!a:.200}" if message else ""))
+        image, caption = (
+            next((row[name] for name in names if row.get(name) is not None), None)
+            for names in (_IMAGES, _CAPTIONS)
+        )
+        captions = [(caption, self._caption_kind)]
+        return captions_record(entry, image, captions, url=row.get("url"), source_id=row.get("key"))
+
+
+def _choose(schema: pa.Schema) -> list[str]:
+    for names in (_IMAGES, _CAPTIONS):
+        if not set(names) & set(schema.names):
+            raise missing_column(names, schema)
+    return [name for name in (*_IMAGES, *_CAPTIONS, *_OTHERS) if name in schema.names]

@@ -1,0 +1,133 @@
+"""JSON lines of our own layouts, the records themselves but with paths of files for pictures."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.compressed import compressed
+from mm1_jax.data.ingest.formats.image_files import ImageFolder
+from mm1_jax.data.ingest.formats.json_files import as_object, entries
+from mm1_jax.data.ingest.formats.records import (
+    as_list,
+    captions_record,
+    conversation_record,
+    parallel_page,
+    records_of,
+    text_record,
+)
+from mm1_jax.data.ingest.formats.source_files import source_files
+from mm1_jax.data.record_files import Kind
+
+_EXPECTED = "JSON lines, *.jsonl, which may be in .gz, .zst or .zip"
+# The fields that only records of one kind have.
+_FIELDS = {
+    Kind.CONVERSATIONS: {"turns"},
+    Kind.INTERLEAVED: {"texts"},
+    Kind.CAPTIONS: {"captions", "caption"},
+    Kind.TEXT: {"text"},
+}
+_NUM_LOOKED_AT = 10
+_SUFFIXES = compressed(".jsonl")
+
+
+class Jsonl(Format):
+    """Records of one kind, a line each; paths of pictures start at the folder of the JSONL file.
+
+    Captions are `{image, captions: [{kind, text}]}` or `{image, caption}`, pages `{texts, images}`,
+    conversations `{images, turns: [{role, text}]}`, texts `{text}`. A page that lacks a picture
+    counts it in `missing_images`.
+
+    Args:
+        kind: The kind of the records; files that are of another are left alone. By default what the
+            fields of the first lines say, which has to be the same in all files.
+    """
+
+    name = "jsonl"
+
+    def __init__(self, *, kind: Kind | str | None = None):
+        kinds = [one.value for one in Kind]
+        if isinstance(kind, str) and kind not in kinds:
+            raise ValueError(f"kind={kind!r}; expected one of {', '.join(kinds)}")
+        self._kind = None if kind is None else Kind(kind)
+
+    @property
+    def kind(self) -> Kind:
+        """Unless it was given, it is known from `units` on."""
+        if self._kind is None:
+            raise ValueError("the kind of JSON lines is known once their units are; or set kind")
+        return self._kind
+
+    def units(self, source: Path) -> list[Unit]:
+        files = {path: _kind(path) for path in source_files(source, _SUFFIXES, _EXPECTED)}
+        kinds = {kind: path for path, kind in files.items() if kind is not None}
+        if self._kind is None:
+            if not kinds:
+                fields = sorted(field for fields in _FIELDS.values() for field in fields)
+                raise ValueError(
+                    f"{source}: expected JSON lines with one of the fields {', '.join(fields)}"
+                )
+            if len(kinds) > 1:
+                there = ", ".join(f"{kind.value} in {path.name}" for kind, path in kinds.items())
+                raise ValueError(f"{source}: {there}; name one of the files, or set kind")
+            (self._kind,) = kinds
+        units = [Unit(path) for path, kind in files.items() if kind in (None, self._kind)]
+        if not units:
+            raise ValueError(f"{source}: none of the files holds {self._kind.value}")
+        return units
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        images = ImageFolder(unit.path.parent)
+        # Where nothing tells, any record would be as good: all lines are Rejected.
+        make = _MAKE[self._kind or _kind(unit.path) or Kind.TEXT]
+        return records_of(
+            entries(unit.path), lambda entry, value: make(entry, as_object(value), images)
+        )
+
+
+def _kind(path: Path) -> Kind | None:
+    """What the fields of the first lines say."""
+    for item in itertools.islice(entries(path), _NUM_LOOKED_AT):
+        if not isinstance(item, Rejected) and isinstance(item[1], dict):
+            for kind, fields in _FIELDS.items():
+                if fields & item[1].keys():
+                    return kind
+    return None
+
+
+def _captions(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
+    if "captions" in line:
+        captions = [as_object(caption) for caption in as_list(line["captions"], "captions")]
+        of_kind = [(caption.get("text"), caption.get("kind")) for caption in captions]
+    else:
+        of_kind = [(line.get("caption"), "caption")]
+    image = images.read(line.get("image"))
+    return captions_record(entry, image, of_kind, url=line.get("url"), source_id=line.get("id"))
+
+
+def _page(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
+    urls = line.get("urls")
+    urls = urls if isinstance(urls, list) else []
+    page = parallel_page(line.get("texts"), line.get("images"), images.read, urls)
+    return page.record(entry, source_id=line.get("id"))
+
+
+def _conversation(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
+    turns = [as_object(turn) for turn in as_list(line.get("turns"), "turns")]
+    of_role = [(turn.get("role"), turn.get("text")) for turn in turns]
+    read = [images.read(name) for name in as_list(line.get("images", []), "images")]
+    return conversation_record(entry, read, of_role, source_id=line.get("id"))
+
+
+def _text(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
+    return text_record(entry, line.get("text"), source_id=line.get("id"))
+
+
+_MAKE = {
+    Kind.CAPTIONS: _captions,
+    Kind.INTERLEAVED: _page,
+    Kind.CONVERSATIONS: _conversation,
+    Kind.TEXT: _text,
+}

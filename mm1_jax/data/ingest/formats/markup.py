@@ -1,0 +1,226 @@
+"""The texts and pictures of Markdown and HTML documents, in reading order.
+
+Time is linear in the size of any document, which the standard library's parser of HTML is not: what
+is not closed reaches to the end, as in browsers, and the expressions do not go back.
+"""
+
+import html
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mm1_jax.data.record_files import BadRecord
+
+
+class Picture(NamedTuple):
+    """A picture by what the document writes for it: a path, a URL, or data."""
+
+    reference: str
+
+
+# Code, whose pictures are none; escaped signs; ![alt](path "title"), ![alt][label]; <img ...>.
+_MARKDOWN = re.compile(
+    r"""
+    `[^`\n]*` | \\.
+    | !\[ (?P<alt> (?: [^\[\]\\] | \\. | \[[^\[\]]*\] )*+ ) \]
+      (?: \( [ \t\n]{0,9} (?: <(?P<angled>[^<>\n]*)> | (?P<path> (?: [^\s()] | \([^\s()]*\) )*+ ) )
+          (?: [ \t\n]{1,9} (?: "[^"]{0,999}" | '[^']{0,999}' | \([^()]{0,999}\) ) )?
+          [ \t\n]{0,9} \)
+        | \[ (?P<label>[^\[\]]*) \]
+      )?
+    | (?P<tag> <img(?=[\s/>]) [^<>]* > )
+    """,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+)
+_DEFINITION = re.compile(r"^ {0,3}\[([^\[\]\n]+)\]:[ \t]*<?([^\s<>]+)", re.MULTILINE)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+
+
+def markdown_parts(text: str) -> list[str | Picture]:
+    """Text as it is written, without the references to pictures."""
+    labels = {label.lower(): path for label, path in _DEFINITION.findall(text)}
+    parts = _Parts()
+    for run, is_code in _fenced(text):
+        at = 0
+        for match in () if is_code else _MARKDOWN.finditer(run):
+            reference = _reference(match, labels)
+            if reference is not None:
+                parts.add(run[at : match.start()])
+                parts.add(Picture(reference))
+                at = match.end()
+        parts.add(run[at:])
+    return parts.done()
+
+
+def _reference(match: re.Match[str], labels: dict[str, str]) -> str | None:
+    """What a match refers to, if it is a picture."""
+    if match["tag"] is not None:
+        _, attributes = _attributes(match["tag"], len("<img"))
+        return _source(attributes)
+    if match["angled"] is not None or match["path"] is not None:
+        return match["angled"] or match["path"] or ""
+    return labels.get((match["label"] or match["alt"] or "").lower())
+
+
+def _fenced(text: str) -> Iterator[tuple[str, bool]]:
+    """Runs of lines, and whether they are code between fences."""
+    run, fence = [], ""
+    for line in text.splitlines(keepends=True):
+        match = _FENCE.match(line)
+        if match and not fence:
+            yield "".join(run), False
+            run, fence = [], match[1]
+        run.append(line)
+        if match and fence and len(run) > 1 and match[1].startswith(fence):
+            yield "".join(run), True
+            run, fence = [], ""
+    yield "".join(run), bool(fence)
+
+
+class _Parts:
+    """Parts in the making: texts that stand side by side are one."""
+
+    def __init__(self):
+        self._parts: list[str | Picture] = []
+        self._text: list[str] = []
+
+    def add(self, part: str | Picture) -> None:
+        if isinstance(part, str):
+            self._text.append(part)
+        else:
+            self._flush()
+            self._parts.append(part)
+
+    def done(self) -> list[str | Picture]:
+        self._flush()
+        return self._parts
+
+    def _flush(self) -> None:
+        text = "".join(self._text).strip()
+        if text:
+            self._parts.append(text)
+        self._text = []
+
+
+_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*+)")
+_ATTRIBUTE = re.compile(
+    r"""[\s/]*+ (?: (?P<end> > )
+        | (?P<name> [^\s/>][^\s/>=]*+ )
+          (?: \s*+ = \s*+ (?: "(?P<double>[^"]*+)" | '(?P<single>[^']*+)' | (?P<bare>[^\s>]*+) ) )?+
+        )""",
+    re.VERBOSE,
+)
+# Elements of which nothing is shown, or what a browser without scripts would show.
+_HIDDEN = ("script", "style", "title", "textarea", "noscript", "template", "iframe")
+_CLOSING = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in _HIDDEN}
+_PARAGRAPHS = (
+    *("p", "div", "section", "article", "header", "footer", "main", "aside", "nav", "blockquote"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre", "hr"),
+    *("figure", "figcaption", "form", "address", "details", "summary"),
+)
+_LINES = ("br", "li", "tr", "dt", "dd", "option", "caption")
+_CELLS = ("td", "th")
+
+
+def html_parts(text: str) -> list[str | Picture]:
+    """Text as a browser shows it, a blank line between paragraphs, and the pictures of <img>."""
+    parts, shown, preformatted = _Parts(), _Shown(), 0
+    at = 0
+    while at < len(text):
+        start = text.find("<", at)
+        start = len(text) if start < 0 else start
+        shown.add(text[at:start], preformatted > 0)
+        tag = _TAG.match(text, start)
+        if tag is None:
+            at = _after_declaration(text, start)
+            if at == start:
+                shown.add(text[start : start + 1], preformatted > 0)
+                at += 1
+            continue
+        is_closing, name = bool(tag[1]), tag[2].lower()
+        at, attributes = _attributes(text, tag.end())
+        if name == "img" and not is_closing:
+            parts.add(shown.taken())
+            parts.add(Picture(_source(attributes)))
+        elif name in _PARAGRAPHS:
+            shown.end_line(2)
+        elif name in _LINES:
+            shown.end_line(1)
+        elif name in _CELLS:
+            shown.add(" ", False)
+        if name == "pre":
+            preformatted = max(0, preformatted + (-1 if is_closing else 1))
+        if name in _HIDDEN and not is_closing:
+            closing = _CLOSING[name].search(text, at)
+            at = closing.start() if closing else len(text)
+    parts.add(shown.taken())
+    return parts.done()
+
+
+def _attributes(text: str, at: int) -> tuple[int, dict[str, str]]:
+    """Where a tag ends whose attributes start at `at`, and what they are; the first of a name."""
+    attributes: dict[str, str] = {}
+    while match := _ATTRIBUTE.match(text, at):
+        at = match.end()
+        if match["end"]:
+            return at, attributes
+        value = match["double"] or match["single"] or match["bare"] or ""
+        attributes.setdefault(match["name"].lower(), _unescaped(value))
+    return len(text), attributes
+
+
+def _source(attributes: dict[str, str]) -> str:
+    """Pages that load pictures late have the real reference beside that of a blank one."""
+    return (attributes.get("data-src") or attributes.get("src") or "").strip()
+
+
+def _after_declaration(text: str, start: int) -> int:
+    """Behind a comment or the like that starts at `start`; `start` where none does."""
+    opening = text[start : start + 4]
+    if opening == "<!--":
+        end = text.find("-->", start + 4) + len("-->")
+        return end if end >= len("-->") else len(text)
+    if opening[:2] in ("<!", "<?", "</"):
+        return text.find(">", start) + 1 or len(text)
+    return start
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError as error:
+        # A character by a number of thousands of digits.
+        raise BadRecord(f"not HTML: {error}") from error
+
+
+class _Shown:
+    """What is shown of a run of HTML: space is one space, lines end where elements make them."""
+
+    def __init__(self):
+        self._start()
+
+    def _start(self) -> None:
+        self._pieces: list[str] = []
+        # What the pieces end in: a space or not, and how many newlines. The start needs neither.
+        self._ends_in_space, self._num_newlines = True, 2
+
+    def add(self, text: str, is_preformatted: bool) -> None:
+        text = _unescaped(text)
+        if not is_preformatted:
+            starts, ends = text[:1].isspace(), text[-1:].isspace()
+            words = " ".join(text.split())
+            text = " " * (starts and not self._ends_in_space) + words + " " * (ends and words != "")
+        if text:
+            self._pieces.append(text)
+            self._ends_in_space = text[-1].isspace()
+            self._num_newlines = len(text) - len(text.rstrip("\n"))
+
+    def end_line(self, num_newlines: int) -> None:
+        self._pieces.append("\n" * max(0, num_newlines - self._num_newlines))
+        self._ends_in_space = True
+        self._num_newlines = max(self._num_newlines, num_newlines)
+
+    def taken(self) -> str:
+        text = "".join(self._pieces)
+        self._start()
+        return "\n".join(line.rstrip() for line in text.split("\n"))

@@ -1,0 +1,89 @@
+"""JSON lines of Multimodal C4: sentences, and pictures that are each matched with one of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.compressed import compressed
+from mm1_jax.data.ingest.formats.image_files import ImageFolder, ImageTar, image_files
+from mm1_jax.data.ingest.formats.json_files import as_object, entries
+from mm1_jax.data.ingest.formats.records import Page, as_list, as_text, from_base64, records_of
+from mm1_jax.data.ingest.formats.source_files import source_files
+from mm1_jax.data.record_files import BadRecord, Kind
+
+
+class Mmc4(Format):
+    """Interleaved pages: each picture stands before the sentence that it is matched with.
+
+    The record counts the pictures that are left out: in `missing_images` those that are not to be
+    had, in `dissimilar_images` those that match their sentence too little.
+
+    Args:
+        images: The folder or .tar of pictures by `image_name`. By default `images` beside the JSON
+            lines, or else the folder of these. Pictures may also stand in the lines, in
+            `image_base64`.
+        min_similarity: Pictures of less `matched_sim` are left out; 0.24 as in OpenFlamingo.
+    """
+
+    name = "mmc4"
+    kind = Kind.INTERLEAVED
+
+    def __init__(self, *, images: str | Path | None = None, min_similarity: float = 0.24):
+        self._images = None if images is None else Path(images)
+        self._min_similarity = min_similarity
+
+    def units(self, source: Path) -> list[Unit]:
+        if self._images is not None:
+            image_files(self._images)
+        expected = "JSON lines of MMC4, *.jsonl, which may be in .gz, .zst or .zip"
+        return [Unit(path) for path in source_files(source, compressed(".jsonl"), expected)]
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        images = image_files(self._images or _image_folder(unit.path))
+        return records_of(entries(unit.path), lambda entry, page: self._record(entry, page, images))
+
+    def _record(self, entry: str, value: Any, images: ImageFolder | ImageTar) -> Record:
+        document = as_object(value)
+        sentences = as_list(document.get("text_list"), "text_list")
+        before, num_dissimilar = self._placed(document, len(sentences))
+        page = Page()
+        for sentence, infos in zip(sentences, before, strict=True):
+            for info in infos:
+                page.add_image(lambda info=info: _image(info, images), info.get("raw_url"))
+            page.add_text(as_text(sentence, "sentence"))
+        record = page.record(entry, source_id=document.get("url"))
+        return record | {"dissimilar_images": num_dissimilar}
+
+    def _placed(
+        self, document: dict[str, Any], num_sentences: int
+    ) -> tuple[list[list[dict[str, Any]]], int]:
+        """The pictures before each sentence, and how many match theirs too little."""
+        before: list[list[dict[str, Any]]] = [[] for _ in range(num_sentences)]
+        num_dissimilar = 0
+        for place, info in enumerate(as_list(document.get("image_info"), "image_info")):
+            info = as_object(info)
+            index, similarity = info.get("matched_text_index"), info.get("matched_sim")
+            if type(index) is not int or not 0 <= index < num_sentences:
+                raise BadRecord(f"image {place}: sentence {index!a:.80} of {num_sentences}")
+            if not isinstance(similarity, int | float) or isinstance(similarity, bool):
+                raise BadRecord(f"image {place}: matched_sim={similarity!a:.80}, expected a number")
+            # A similarity that is NaN is none.
+            if similarity >= self._min_similarity:
+                before[index].append(info)
+            else:
+                num_dissimilar += 1
+        return before, num_dissimilar
+
+
+def _image_folder(path: Path) -> Path:
+    """Where the pictures of a file of records are, unless somebody says: `images` beside it."""
+    folder = path.parent / "images"
+    return folder if folder.is_dir() else path.parent
+
+
+def _image(info: dict[str, Any], images: ImageFolder | ImageTar) -> bytes:
+    if "image_base64" in info:
+        return from_base64(info["image_base64"])
+    return images.read(info.get("image_name"))

@@ -1,0 +1,124 @@
+"""Parquet of OBELICS: a page a row, its `images` and `texts` lists of which one has each place."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.image_files import URL_MAP, ImageFolder, UrlMap, stored_image
+from mm1_jax.data.ingest.formats.json_files import parse_json
+from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
+from mm1_jax.data.ingest.formats.records import parallel_page, records_of
+from mm1_jax.data.record_files import BadRecord, Kind
+
+_NEEDED = ("images", "texts")
+_OTHERS = ("metadata", "general_metadata")
+
+
+class Obelics(Format):
+    """Interleaved pages; a picture that is not to be had is left out and counted in the record.
+
+    A picture is a URL, for which `images` says where the file is, or a struct of bytes or a path,
+    as Hugging Face stores them. A place that has neither text nor picture is a missing picture.
+
+    Args:
+        images: A JSON map of URLs to files, or a folder that holds `url_to_file.json`. By default
+            the folder of the Parquet file.
+    """
+
+    name = "obelics"
+    kind = Kind.INTERLEAVED
+
+    def __init__(self, *, images: str | Path | None = None):
+        self._images = None if images is None else Path(images)
+
+    def units(self, source: Path) -> list[Unit]:
+        units = row_group_units(source, _choose, "Parquet of OBELICS")
+        paths = dict.fromkeys(self._map_path(unit.path) for unit in units)
+        problems = [problem for path in paths if (problem := _problem(path))]
+        # Pictures that are in the Parquet itself need no map.
+        if problems and (self._images is not None or any(_has_urls(unit.path) for unit in units)):
+            raise ValueError(
+                f"images has to be a JSON map of URLs to image files, or a folder that holds "
+                f"{URL_MAP}: {problems[0]}"
+            )
+        return units
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        folder = ImageFolder(unit.path.parent)
+
+        def read_image(image: Any) -> bytes:
+            if isinstance(image, str):
+                return _loaded(self._map_path(unit.path)).read(image)
+            return stored_image(image, folder)
+
+        def record(entry: str, row: dict[str, Any]) -> Record:
+            page = parallel_page(row["texts"], row["images"], read_image, _urls(row))
+            return page.record(entry, source_id=_get(_parsed(row.get("general_metadata")), "url"))
+
+        return records_of(rows(unit, _choose), record)
+
+    def _map_path(self, path: Path) -> Path:
+        images = self._images or path.parent
+        return images / URL_MAP if images.is_dir() else images
+
+
+def _choose(schema: pa.Schema) -> list[str]:
+    for name in _NEEDED:
+        if name not in schema.names:
+            raise missing_column((name,), schema)
+    return [name for name in (*_NEEDED, *_OTHERS) if name in schema.names]
+
+
+def _urls(row: dict[str, Any]) -> list[Any]:
+    """The URLs by place: the pictures themselves, or what the metadata of a picture says."""
+    images = row["images"] if isinstance(row["images"], list) else []
+    if not any(isinstance(image, dict) for image in images):
+        return images
+    about = _parsed(row.get("metadata"))
+    return [_get(one, "src") for one in about] if isinstance(about, list) else []
+
+
+def _parsed(text: Any) -> Any:
+    try:
+        return parse_json(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) else None
+    except BadRecord:
+        # Nothing depends on the metadata.
+        return None
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _has_urls(path: Path) -> bool:
+    try:
+        images = pq.read_schema(path).field("images").type
+    except Exception:  # What pyarrow raises for damage has no common base.
+        return False
+    return isinstance(images, pa.ListType | pa.LargeListType) and (
+        pa.types.is_string(images.value_type) or pa.types.is_large_string(images.value_type)
+    )
+
+
+def _problem(path: Path) -> str:
+    try:
+        _loaded(path)
+    except BadRecord as error:
+        return f"{path}: {error}"
+    return ""
+
+
+def _loaded(path: Path) -> UrlMap:
+    """The map at a path. Those of millions of URLs are read once, and not once a row group."""
+    return _load(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: Path, changed: int) -> UrlMap:
+    return UrlMap(path)

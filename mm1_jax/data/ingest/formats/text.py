@@ -1,0 +1,86 @@
+"""Plain text: a field of JSON lines, a column of Parquet, or a document a file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.compressed import compressed, lines, read_document
+from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
+from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
+from mm1_jax.data.ingest.formats.records import records_of, text_record
+from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id, source_files
+from mm1_jax.data.record_files import Kind
+
+_LINES = (*compressed(".jsonl"), ".json.gz", ".json.zst")
+_PARQUET = ".parquet"
+_DOCUMENTS = (".txt", ".txt.gz", ".txt.zst")
+# Files of one document that make a unit: each alone would be too little work.
+_UNIT_DOCUMENTS = 1024
+
+
+class PlainText(Format):
+    """Texts from .jsonl, .parquet and .txt files, of which lines and documents may be compressed.
+
+    A document is known by its path in the folder. Part k of a folder is its k-th run of documents.
+
+    Args:
+        field: The field of JSON lines, or column of Parquet, that holds the text.
+    """
+
+    name = "text"
+    kind = Kind.TEXT
+
+    def __init__(self, *, field: str = "text"):
+        self._field = field
+
+    def units(self, source: Path) -> list[Unit]:
+        expected = f"text in {', '.join((*_LINES, _PARQUET, *_DOCUMENTS))}"
+        if source.is_file():
+            source_files(source, (*_LINES, _PARQUET, *_DOCUMENTS), expected)
+            if source.name.lower().endswith(_PARQUET):
+                return row_group_units(source, self._choose, expected)
+            return [Unit(source)]
+        num_documents = len(documents_below(source, _DOCUMENTS))
+        units = [Unit(source, part) for part in range(-(-num_documents // _UNIT_DOCUMENTS))]
+        if documents_below(source, _LINES):
+            units += [Unit(path) for path in source_files(source, _LINES, expected)]
+        if documents_below(source, (_PARQUET,)):
+            units += row_group_units(source, self._choose, expected)
+        if not units:
+            source_files(source, _DOCUMENTS, expected)
+        return units
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        if unit.path.is_dir() or unit.path.name.lower().endswith(_DOCUMENTS):
+            return records_of(_documents(unit), _document)
+        if unit.path.name.lower().endswith(_LINES):
+            return records_of(lines(unit.path), self._line)
+        return records_of(rows(unit, self._choose), self._record)
+
+    def _line(self, entry: str, line: bytes) -> Record:
+        return self._record(entry, as_object(parse_json(line)))
+
+    def _record(self, entry: str, value: dict[str, Any]) -> Record:
+        return text_record(entry, value.get(self._field), source_id=value.get("id"))
+
+    def _choose(self, schema: pa.Schema) -> list[str]:
+        if self._field not in schema.names:
+            raise missing_column((self._field,), schema)
+        return [self._field] + ["id"] * ("id" in schema.names and self._field != "id")
+
+
+def _document(entry: str, path: Path) -> Record:
+    return text_record(entry, read_document(path))
+
+
+def _documents(unit: Unit) -> Iterator[tuple[str, Path]]:
+    if unit.path.is_file():
+        yield entry_id(unit.path), unit.path
+        return
+    start = unit.part * _UNIT_DOCUMENTS
+    for path in documents_below(unit.path, _DOCUMENTS)[start : start + _UNIT_DOCUMENTS]:
+        yield entry_id(str(path.relative_to(unit.path))), path

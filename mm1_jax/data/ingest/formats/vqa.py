@@ -1,0 +1,185 @@
+"""Questions in the layout of VQAv2: a file of questions, one of annotations, and pictures.
+
+Annotations may also be in a list of pairs, `[[question_id, answer], ...]`, with one answer each.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.compressed import compressed
+from mm1_jax.data.ingest.formats.image_files import ImageFolder, ImageTar, holds_images, image_files
+from mm1_jax.data.ingest.formats.json_files import as_object, stream_json
+from mm1_jax.data.ingest.formats.records import (
+    IMAGE,
+    as_list,
+    as_text,
+    conversation_record,
+    is_key,
+    records_of,
+)
+from mm1_jax.data.ingest.formats.source_files import entry_id, source_files
+from mm1_jax.data.record_files import BadRecord, Kind
+
+_EXPECTED = "a JSON file of VQAv2 questions, *questions.json"
+_NUMBER = re.compile(r"[0-9]{1,18}$")
+
+Key = str | int
+
+
+class Vqa(Format):
+    """Conversations of one question and its most common answer; one file of questions is one unit.
+
+    Records also have `question`, `answer` and `answers`, all of them. The answers of a whole file
+    and the names of all pictures are in memory.
+
+    Args:
+        annotations: The file of answers. By default that of the name of the questions, with
+            `annotations` or `answers_compact` for `questions` and without `OpenEnded_`.
+        images: The folder or .tar of pictures, whose names end in the number that is `image_id`. By
+            default, beside the questions, the folder or .tar of the name of the questions with
+            `images` for `questions`, the folder of the split (`val2014`), or `images`.
+    """
+
+    name = "vqa"
+    kind = Kind.CONVERSATIONS
+
+    def __init__(self, *, annotations: str | Path | None = None, images: str | Path | None = None):
+        self._annotations = None if annotations is None else Path(annotations)
+        self._images = None if images is None else Path(images)
+
+    def units(self, source: Path) -> list[Unit]:
+        files = source_files(source, compressed("questions.json"), _EXPECTED)
+        problems = [problem for path in files if (problem := self._problem(path))]
+        # Test sets have no answers, and often lie beside the others; `read` says so.
+        if len(problems) == len(files):
+            raise ValueError(problems[0])
+        return [Unit(path) for path in files]
+
+    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+        if problem := self._problem(unit.path):
+            yield Rejected(entry_id(unit.path), problem)
+            return
+        answers: dict[Key, list[str]] = {}
+        for item in stream_json(next(filter(Path.is_file, self._answer_files(unit.path)))):
+            try:
+                if isinstance(item, Rejected):
+                    yield item
+                elif item.place is not None and item.key in (None, "annotations"):
+                    key, given = _answers(item.value)
+                    if key in answers:
+                        raise BadRecord(f"question {key!a:.80} has been answered before")
+                    answers[key] = given
+            except BadRecord as error:
+                yield Rejected(item.id, str(error))
+        images = _NumberedImages(
+            image_files(next(filter(holds_images, self._image_files(unit.path))))
+        )
+
+        def record(entry: str, value: Any) -> Record:
+            question = as_object(value)
+            key = _key(question, "question_id")
+            if key not in answers:
+                raise BadRecord(f"no answer left for question {key!a:.80}")
+            return _record(entry, key, question, answers.pop(key), images)
+
+        yield from records_of(_questions(unit.path), record)
+        for key in answers:
+            yield Rejected(entry_id(unit.path, f"answer to {key!a:.80}"), "no such question")
+
+    def _problem(self, path: Path) -> str:
+        """What is missing beside a file of questions."""
+        answers, images = self._answer_files(path), self._image_files(path)
+        for option, files, is_it in (
+            ("annotations", answers, Path.is_file),
+            ("images", images, holds_images),
+        ):
+            if not any(map(is_it, files)):
+                sought = ", ".join(map(str, files))
+                return f"{path}: expected one of {sought}; set {option} to where they are"
+        return ""
+
+    def _answer_files(self, path: Path) -> list[Path]:
+        if self._annotations is not None:
+            return [self._annotations]
+        names = (path.name, path.name.replace("OpenEnded_", ""))
+        return [
+            path.with_name(name.replace("questions.json", answers))
+            for answers in ("annotations.json", "answers_compact.json")
+            for name in dict.fromkeys(names)
+        ]
+
+    def _image_files(self, path: Path) -> list[Path]:
+        if self._images is not None:
+            return [self._images]
+        base = path.name[: path.name.index("questions.json")]
+        split = base.rstrip("_").rpartition("_")[2]
+        names = (f"{base}images", f"{base}images.tar", split, "images", "images.tar")
+        return [path.with_name(name) for name in names if name]
+
+
+class _NumberedImages:
+    """Pictures by their name without its extension, or by the number that this ends in."""
+
+    def __init__(self, images: ImageFolder | ImageTar):
+        self._images = images
+        self._names: dict[Key, list[str]] = defaultdict(list)
+        for name in sorted(images.names()):
+            stem = PurePosixPath(name).stem
+            self._names[stem].append(name)
+            if number := _NUMBER.search(stem):
+                self._names[int(number[0])].append(name)
+
+    def read(self, key: Key) -> bytes:
+        names = self._names.get(key, [])
+        if len(names) != 1:
+            raise BadRecord(f"{len(names)} pictures are of image_id {key!a:.80}, expected one")
+        return self._images.read(names[0])
+
+
+def _record(
+    entry: str, key: Key, question: dict[str, Any], answers: list[str], images: _NumberedImages
+) -> Record:
+    asked = as_text(question.get("question"), "question")
+    ((answer, _),) = Counter(answers).most_common(1)
+    record = conversation_record(
+        entry,
+        [images.read(_key(question, "image_id"))],
+        [("user", IMAGE + asked), ("assistant", answer)],
+        source_id=key,
+    )
+    return record | {"question": asked, "answer": answer, "answers": answers}
+
+
+def _questions(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
+    for item in stream_json(path):
+        if isinstance(item, Rejected):
+            yield item
+        elif item.key in (None, "questions") and item.place is not None:
+            yield item.id, item.value
+
+
+def _answers(value: Any) -> tuple[Key, list[str]]:
+    """The question and its answers: an annotation of VQAv2, or a pair."""
+    if isinstance(value, list):
+        if len(value) != 2 or not is_key(value[0]):
+            raise BadRecord("expected a pair of question_id and answer")
+        return value[0], [as_text(value[1], "answer")]
+    annotation = as_object(value)
+    given = [
+        as_text(as_object(answer).get("answer"), "answer")
+        for answer in as_list(annotation.get("answers"), "answers")
+    ]
+    if not given:
+        raise BadRecord("no answers")
+    return _key(annotation, "question_id"), given
+
+
+def _key(value: dict[str, Any], name: str) -> Key:
+    if not is_key(value.get(name)):
+        raise BadRecord(f"{name} is {value.get(name)!a:.80}, expected a number or a string")
+    return value[name]

@@ -1,0 +1,279 @@
+"""A mixture sampled once, written down, and read back as it is (MM1 trains on such snapshots).
+
+    DIR/snapshot.json                 steps, form, and the fingerprint of the Input that it is of
+    DIR/rows.npy, records.npy         which records are in which row: 12 bytes a record
+    DIR/manifest.json, *.array_record of the form "rows" only: the examples of every row, with
+                                      their encoded pictures
+
+Training from either form makes the batches that the Input itself would have made, bit for bit. A
+snapshot of rows needs neither the records nor a tokenizer any more.
+"""
+
+import enum
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from mm1_jax.batch import Example, Image, Record
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.lengths import Lengths
+from mm1_jax.data.packing import PlannedRecord, PlannedRow
+from mm1_jax.data.record_files import BadRecord, Kind, Manifest, RecordFiles, ShardWriter
+from mm1_jax.files import write_whole
+
+SNAPSHOT = "snapshot.json"
+_VERSION = 1
+_MAX_SHARD_BYTES = 512 << 20
+
+_RECORD = np.dtype(
+    [
+        ("index", "<u4"),
+        ("num_tokens", "<u2"),
+        ("epoch", "<u2"),
+        ("corpus", "<u2"),
+        ("num_images", "<u2"),
+    ]
+)
+
+
+class Form(enum.Enum):
+    """What is written down of a row."""
+
+    IDS = "ids"  # Which records it has.
+    ROWS = "rows"  # Its examples and pictures, too.
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Where the examples of planned rows come from."""
+
+    def example(self, row: PlannedRow, place: int) -> Example:
+        """The example at a place of a row; raises BadRecord where there is none."""
+        ...
+
+    def record_number(self, row: PlannedRow, place: int) -> int:
+        """The record of its corpus that the example is made of."""
+        ...
+
+
+class CorpusExamples:
+    """Examples made of the records of corpora."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        lengths: Sequence[Lengths],
+        example_builder: ExampleBuilder,
+    ):
+        self._corpora = corpora
+        self._lengths = lengths
+        self._example_builder = example_builder
+
+    def example(self, row: PlannedRow, place: int) -> Example:
+        record = row.records[place]
+        part = self._lengths[record.corpus].part(record.index)
+        return self._example_builder.example(self._corpora[record.corpus].part(part))
+
+    def record_number(self, row: PlannedRow, place: int) -> int:
+        record = row.records[place]
+        return self._lengths[record.corpus].part(record.index).record
+
+
+class Snapshot:
+    """A snapshot on disk; an `Examples` where its form is rows."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            facts = json.loads((folder / SNAPSHOT).read_text(encoding="utf-8"))
+            if facts["version"] != _VERSION:
+                raise ValueError(f"version {facts['version']}, expected {_VERSION}")
+            self.form = Form(facts["form"])
+            self.num_steps: int = facts["num_steps"]
+            self.batch_size: int = facts["batch_size"]
+            self.fingerprint: dict[str, Any] = facts["fingerprint"]
+            # Names of the corpora, and how many examples each of them has.
+            self.corpora: dict[str, int] = facts["corpora"]
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"input.snapshot={str(folder)!r} holds no snapshot: {SNAPSHOT} is missing. Make "
+                "one with tools/snapshot.py."
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"input.snapshot={str(folder)!r} cannot be read ({error}); make it again with "
+                "tools/snapshot.py"
+            ) from error
+        self._open()
+
+    def _open(self) -> None:
+        self._rows = np.load(self.folder / "rows.npy", mmap_mode="r", allow_pickle=False)
+        self._records = np.load(self.folder / "records.npy", mmap_mode="r", allow_pickle=False)
+        self._files = RecordFiles(self.folder) if self.form is Form.ROWS else None
+        self._last: tuple[int, list[Record]] = (-1, [])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def planner(self, rows: range) -> "SnapshotPlanner":
+        """Reads the plan of some rows of every batch, from step 0."""
+        return SnapshotPlanner(self, rows)
+
+    def row(self, number: int) -> PlannedRow:
+        """A row, counted from the first of the first step."""
+        stream, start = self._rows[number].tolist()
+        stop = int(self._rows[number + 1, 1])
+        records = tuple(
+            PlannedRecord(corpus, epoch, index, num_tokens, num_images)
+            for index, num_tokens, epoch, corpus, num_images in self._records[start:stop].tolist()
+        )
+        return PlannedRow(stream, records, number)
+
+    def example(self, row: PlannedRow, place: int) -> Example:
+        stored = self._stored(row, place)
+        if "bad" in stored:
+            raise BadRecord(stored["bad"])
+        return Example(
+            tokens=np.frombuffer(stored["tokens"], "<i4").astype(np.int32),
+            targets=np.frombuffer(stored["targets"], "<i4").astype(np.int32),
+            loss_mask=np.frombuffer(stored["loss_mask"], np.bool_),
+            images=tuple(Image(_image_data(image)) for image in stored["images"]),
+        )
+
+    def record_number(self, row: PlannedRow, place: int) -> int:
+        return self._stored(row, place)["record"]
+
+    def _stored(self, row: PlannedRow, place: int) -> Record:
+        assert self._files is not None, "a snapshot of ids has no examples"
+        if self._last[0] != row.number:
+            self._last = (row.number, self._files[row.number]["examples"])
+        return self._last[1][place]
+
+
+class SnapshotPlanner:
+    """Reads the plan of some rows of one batch after the other; its state is `step`."""
+
+    def __init__(self, snapshot: Snapshot, rows: range):
+        self._snapshot = snapshot
+        self._rows = rows
+        self.step = 0
+        # That nothing is saved but the step; the shape is the one that saved states have.
+        self.next_index = np.zeros((1, 1), np.int64)
+
+    def next_rows(self) -> list[PlannedRow]:
+        """The rows of the current step; moves on to the next."""
+        if self.step >= self._snapshot.num_steps:
+            raise ValueError(
+                f"The snapshot {self._snapshot.folder} ends after {self._snapshot.num_steps} "
+                "steps. Make a longer one with tools/snapshot.py, or set trainer.max_steps."
+            )
+        first = self.step * self._snapshot.batch_size
+        self.step += 1
+        return [self._snapshot.row(first + row) for row in self._rows]
+
+    def restore(self, step: int, next_index: Int[np.ndarray, "v k"]) -> None:
+        """Goes to a step, of a state from a snapshot or from what it is of."""
+        self.step = step
+
+
+def write_snapshot(
+    folder: Path,
+    form: Form,
+    steps: Iterator[Sequence[PlannedRow]],
+    *,
+    examples: Examples,
+    facts: dict[str, Any],
+    progress: Callable[[], None],
+) -> None:
+    """Writes the rows of all steps, and last of all the file without which there is no snapshot.
+
+    Args:
+        facts: Steps, batch size, corpora and fingerprint.
+        progress: Called after each step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SNAPSHOT).unlink(missing_ok=True)
+    rows: list[tuple[int, int]] = []
+    records: list[np.ndarray] = []
+    num_records = 0
+    writer = _RowWriter(folder, examples) if form is Form.ROWS else None
+    for planned in steps:
+        for row in planned:
+            rows.append((row.stream, num_records))
+            num_records += len(row.records)
+            fields = [(r.index, r.num_tokens, r.epoch, r.corpus, r.num_images) for r in row.records]
+            records.append(np.array(fields, _RECORD))
+            if writer is not None:
+                writer.write(row)
+        progress()
+    if writer is not None:
+        writer.close()
+    np.save(folder / "rows.npy", np.array([*rows, (0, num_records)], np.int64))
+    np.save(folder / "records.npy", np.concatenate(records))
+    content = {"version": _VERSION, "form": form.value, **facts}
+    write_whole(folder / SNAPSHOT, json.dumps(content, indent=1) + "\n")
+
+
+class _RowWriter:
+    """Rows into shards of bounded size."""
+
+    def __init__(self, folder: Path, examples: Examples):
+        self._folder = folder
+        self._examples = examples
+        self._shards = []
+        self._writer = self._next()
+
+    def write(self, row: PlannedRow) -> None:
+        if self._writer.num_bytes >= _MAX_SHARD_BYTES:
+            self._finish()
+            self._writer = self._next()
+        places = range(len(row.records))
+        self._writer.write({"examples": [self._stored(row, place) for place in places]})
+
+    def close(self) -> None:
+        self._finish()
+        Manifest(Kind.ROWS, tuple(self._shards)).write(self._folder)
+
+    def _next(self) -> ShardWriter:
+        return ShardWriter(self._folder, f"rows-{len(self._shards):05}.array_record")
+
+    def _finish(self) -> None:
+        with self._writer:
+            pass
+        self._shards.append(self._writer.shard)
+
+    def _stored(self, row: PlannedRow, place: int) -> Record:
+        record = {"record": self._examples.record_number(row, place)}
+        try:
+            example = self._examples.example(row, place)
+        except BadRecord as error:
+            return record | {"bad": str(error)}
+        return record | {
+            "tokens": example.tokens.astype("<i4").tobytes(),
+            "targets": example.targets.astype("<i4").tobytes(),
+            "loss_mask": example.loss_mask.tobytes(),
+            "images": [_stored_image(image) for image in example.images],
+        }
+
+
+def _stored_image(image: Image) -> Any:
+    """An encoded picture as it is; pixels with their shape."""
+    data = image.data() if callable(image.data) else image.data
+    if isinstance(data, np.ndarray):
+        return {"shape": list(data.shape), "pixels": np.ascontiguousarray(data).tobytes()}
+    return data
+
+
+def _image_data(stored: Any) -> Any:
+    if isinstance(stored, dict):
+        return np.frombuffer(stored["pixels"], np.uint8).reshape(stored["shape"])
+    return stored

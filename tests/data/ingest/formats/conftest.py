@@ -1,0 +1,77 @@
+"""Fixtures of the readers of formats: everything that a reader makes of a source, checked."""
+
+import pickle
+from collections.abc import Callable
+
+import pytest
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Format, Rejected
+from mm1_jax.data.record_files import Kind, decode_record, encode_record
+
+
+def _check_captions(record: Record):
+    assert isinstance(record["image"], bytes) and record["image"]
+    assert record["captions"]
+    for caption in record["captions"]:
+        assert caption["text"].strip() and isinstance(caption["kind"], str)
+    assert isinstance(record.get("url", ""), str)
+
+
+def _check_page(record: Record):
+    places = list(zip(record["texts"], record["images"], record["urls"], strict=True))
+    assert places
+    for text, image, url in places:
+        assert isinstance(text, str) if image is None else isinstance(image, bytes) and image
+        assert (text is None) != (image is None)
+        assert url is None or (isinstance(url, str) and image is not None)
+    assert record["missing_images"] >= 0
+
+
+def _check_text(record: Record):
+    assert record["text"].strip()
+
+
+def _check_conversation(record: Record):
+    assert all(isinstance(image, bytes) and image for image in record["images"])
+    assert {turn["role"] for turn in record["turns"]} <= {"user", "assistant", "system"}
+    assert sum(turn["text"].count("<image>") for turn in record["turns"]) <= len(record["images"])
+
+
+_CHECKS = {
+    Kind.CAPTIONS: _check_captions,
+    Kind.INTERLEAVED: _check_page,
+    Kind.TEXT: _check_text,
+    Kind.CONVERSATIONS: _check_conversation,
+}
+
+
+@pytest.fixture(scope="session")
+def convert() -> Callable:
+    """Records and Rejecteds of a source, which hold what their kind promises and come again."""
+
+    def convert(form: Format, source) -> tuple[list[Record], list[Rejected]]:
+        units = form.units(source)
+        assert units == form.units(source)
+        sent = pickle.loads(pickle.dumps(form))
+        items = [item for unit in units for item in form.read(unit)]
+        assert items == [item for unit in units for item in sent.read(unit)]
+        records = [item for item in items if not isinstance(item, Rejected)]
+        rejected = [item for item in items if isinstance(item, Rejected)]
+        for record in records:
+            _CHECKS[form.kind](record)
+            assert decode_record(encode_record(record)) == record
+        ids = [record["id"] for record in records]
+        assert len(set(ids)) == len(ids)
+        for text in (*ids, *(text for item in rejected for text in (item.id, item.reason))):
+            # No half of a surrogate pair, so that it can be printed.
+            assert text.encode("utf-8")
+        return records, rejected
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def reasons() -> Callable:
+    """Why entries were rejected, by their ids."""
+    return lambda rejected: {item.id: item.reason for item in rejected}

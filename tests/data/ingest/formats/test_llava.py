@@ -1,0 +1,117 @@
+import json
+
+import pytest
+
+from mm1_jax.data.ingest.formats.llava import Llava
+
+TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+
+
+def conversation(turns=TURNS, **fields):
+    return {"id": "x", "conversations": turns} | fields
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / name).write_bytes(name.encode())
+    (tmp_path / "images" / "empty").write_bytes(b"")
+    return tmp_path
+
+
+def write(folder, values, name="llava.json"):
+    (folder / name).write_text(json.dumps(values))
+    return folder / name
+
+
+def test_turns_keep_their_order_and_get_our_roles(folder, convert):
+    turns = [{"from": "system", "value": "Be brief."}, *TURNS]
+    values = [
+        conversation(turns, image="images/a"),
+        # The same id once more, as in LLaVA's own mixture.
+        conversation(TURNS[1:], id="x"),
+        conversation(TURNS, image=["images/a", "images/b"]),
+    ]
+    write(folder, values)
+    records, rejected = convert(Llava(), folder)
+    assert rejected == []
+    assert records[0] == {
+        "id": "llava.json:0",
+        "images": [b"a"],
+        "turns": [
+            {"role": "system", "text": "Be brief."},
+            {"role": "user", "text": "<image>\nWhat is it?"},
+            {"role": "assistant", "text": "A cat."},
+        ],
+        "source_id": "x",
+    }
+    assert [record["images"] for record in records[1:]] == [[], [b"a", b"b"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (conversation(), "1 times <image> for 0 images"),
+        (conversation(image="images/lost"), "'images/lost': there is no such file"),
+        (conversation(image="images/empty"), "it is empty"),
+        (conversation(image="../secret"), "lies outside"),
+        (conversation(image={}), "is not the name of a file"),
+        (conversation(image=[None]), "is not the name of a file"),
+        (conversation(TURNS[:1], image="images/a"), "no answer"),
+        (conversation([*TURNS[:1], {"from": "gpt", "value": " "}], image="images/a"), "no answer"),
+        (conversation([{"from": "dog", "value": "x"}]), "a turn from 'dog'; expected one of human"),
+        (conversation([{"from": ["gpt"], "value": "x"}]), "a turn from"),
+        (conversation([{"from": "gpt"}]), "no text of the assistant"),
+        (conversation([{"from": "gpt", "value": 7}]), "a int, expected a string"),
+        (conversation(["x"]), "a str, expected a JSON object"),
+        ({"id": "x"}, "no conversations"),
+        ([], "a list, expected a JSON object"),
+        (None, "a NoneType, expected a JSON object"),
+    ],
+)
+def test_a_conversation_that_is_none_says_why(folder, convert, value, reason):
+    (folder.parent / "secret").write_bytes(b"secret")
+    write(folder, [value, conversation(image="images/b")])
+    (record,), (rejected,) = convert(Llava(), folder)
+    assert record["id"] == "llava.json:1"
+    assert rejected.id == "llava.json:0" and reason in rejected.reason
+
+
+def test_lines_serve_as_a_list_does(folder, convert):
+    lines = [json.dumps(conversation(image=f"images/{name}")) for name in "ab"]
+    (folder / "a.jsonl").write_text("\n".join([lines[0], "{", lines[1]]))
+    records, (rejected,) = convert(Llava(), folder)
+    assert [record["id"] for record in records] == ["a.jsonl:1", "a.jsonl:3"]
+    assert rejected.id == "a.jsonl:2"
+
+
+def test_other_json_in_the_folder_is_left_alone(folder, convert):
+    write(folder, [conversation(image="images/a")])
+    write(folder, {"license": "x"}, "about.json")
+    write(folder, [{"url": "x"}], "urls.json")
+    assert [unit.path.name for unit in Llava().units(folder)] == ["llava.json"]
+    with pytest.raises(ValueError, match="expected JSON of LLaVA"):
+        Llava().units(folder / "about.json")
+
+
+def test_pictures_may_be_in_another_folder(folder, convert):
+    path = write(folder, [conversation(image="a")])
+    ((record,), _) = convert(Llava(images=str(folder / "images")), path)
+    assert record["images"] == [b"a"]
+
+
+def test_real_conversations_are_what_json_says(test_data, convert):
+    source = test_data / "formats" / "llava_json"
+    records, rejected = convert(Llava(), source)
+    values = json.loads((source / "llava.json").read_text())
+    assert (len(values), rejected) == (17, [])
+    for record, value in zip(records, values, strict=True):
+        assert record["source_id"] == value["id"]
+        names = [value["image"]] if "image" in value else []
+        assert record["images"] == [(source / name).read_bytes() for name in names]
+        assert [(turn["role"], turn["text"]) for turn in record["turns"]] == [
+            ({"human": "user", "gpt": "assistant"}[turn["from"]], turn["value"])
+            for turn in value["conversations"]
+        ]
+    assert sum(not record["images"] for record in records) == 1

@@ -1,0 +1,41 @@
+import inspect
+import re
+
+import pytest
+
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.ingest.formats.registry import FORMATS, make_format
+from mm1_jax.data.record_files import Kind
+
+
+def test_every_format_has_a_name_and_can_be_made():
+    assert len(FORMATS) == 11
+    for name, cls in FORMATS.items():
+        form = make_format(name)
+        assert isinstance(form, Format) and form.name == name == cls.__module__.split(".")[-1]
+        if name != "jsonl":
+            assert isinstance(form.kind, Kind)
+
+
+def test_every_option_is_told_in_the_docstring():
+    for cls in FORMATS.values():
+        for option in inspect.signature(cls).parameters:
+            assert option == "caption_kind" or f"{option}:" in inspect.getdoc(cls)
+
+
+def test_options_reach_the_constructor(tmp_path):
+    assert make_format("jsonl", kind="text").kind is Kind.TEXT
+    with pytest.raises(ValueError, match="kind='x'"):
+        make_format("jsonl", kind="x")
+
+
+def test_an_unknown_format_lists_the_names():
+    with pytest.raises(ValueError, match=re.escape("format 'laion'; expected one of webdataset,")):
+        make_format("laion")
+
+
+def test_an_unknown_option_lists_those_there_are():
+    with pytest.raises(ValueError, match="'mmc4' has no option 'image'; .* images, min_similarity"):
+        make_format("mmc4", image="x")
+    with pytest.raises(ValueError, match="'folder' has no option 'x'; it has none"):
+        make_format("folder", x=1)

@@ -1,0 +1,348 @@
+import io
+import itertools
+import os
+import pickle
+import random
+import struct
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from foreign_formats import page
+
+from mm1_jax.data.images import BadImage
+from mm1_jax.data.ingest.filters import (
+    EvaluationOverlap,
+    FrequentImages,
+    HammingIndex,
+    ImageCount,
+    ImageFilter,
+    RepeatedImages,
+    apply_filters,
+    frequent_keys,
+    perceptual_hash,
+    picture_size,
+)
+from mm1_jax.data.record_files import Kind
+
+OPENSTAX = Path(os.environ.get("MM1_TEST_DATA", ""), "openstax", "images")
+MAX_PIXELS = 64_000_000
+
+
+def header(width: int, height: int) -> bytes:
+    """A PNG that ends where its pixels would start."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + struct.pack(">I", 1000) + b"IDAT"
+
+
+def caption(image: bytes, url: str | None = None) -> dict:
+    captions = [{"text": "a", "kind": "alt"}]
+    return {"id": "1", "image": image, "captions": captions} | ({"url": url} if url else {})
+
+
+def encoded(picture: PIL.Image.Image, format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def drawn(seed: int) -> PIL.Image.Image:
+    """Smooth blots of colour."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return PIL.Image.fromarray(pixels).resize((320, 240), PIL.Image.Resampling.BICUBIC)
+
+
+def kept(cfg, record, kind=Kind.CAPTIONS):
+    return cfg.instantiate(kind=kind)(record)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "fault"),
+    [
+        (100, 100, None),
+        (99, 100, "side"),
+        (100, 99, "side"),
+        (100, 200, None),
+        (200, 100, None),
+        (100, 201, "aspect_ratio"),
+        (201, 100, "aspect_ratio"),
+        (10_000, 5_000, None),
+        (10_001, 6_000, "side"),
+        (6_000, 10_001, "side"),
+        (8_000, 8_000, None),
+        (8_001, 8_000, "pixels"),
+        # Pillow warns of the first, and refuses the second.
+        (10_000, 10_000, "pixels"),
+        (30_000, 30_000, "unreadable"),
+    ],
+)
+def test_sizes_as_mm1_has_them_from_the_header_alone(width, height, fault):
+    record = caption(header(width, height))
+    left = kept(ImageFilter.default_config(), record)
+    assert left.record == (record if fault is None else None)
+    assert left.counts == Counter([fault] if fault else [])
+
+
+@pytest.mark.parametrize("word", ["logo", "button", "icon", "plugin", "widget"])
+def test_urls_of_decoration(word):
+    for url in (f"https://a.org/{word}.png", f"https://{word.upper()}s.org/1", f"/x?y=a{word}b"):
+        left = kept(ImageFilter.default_config(), caption(header(200, 200), url))
+        assert left.record is None and left.counts == {"url": 1}
+    assert kept(ImageFilter.default_config(), caption(header(200, 200), "https://a.org/log")).record
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", header(200, 200)[:20]])
+def test_unreadable_images(data):
+    assert kept(ImageFilter.default_config(), caption(data)).counts == {"unreadable": 1}
+    with pytest.raises(BadImage):
+        picture_size(data)
+
+
+def test_a_page_loses_images_and_keeps_the_order_of_the_rest():
+    good, small = header(300, 200), header(30, 20)
+    record = {
+        "id": "1",
+        "texts": ["a", None, None, "b", None, None],
+        "images": [None, good, small, None, header(200, 200), good],
+        "urls": [None, "u", None, None, None, "https://a.org/icon"],
+        "missing_images": 2,
+    }
+    left = kept(ImageFilter.default_config(), record, Kind.INTERLEAVED)
+    assert left.record == {
+        "id": "1",
+        "texts": ["a", None, "b", None],
+        "images": [None, good, None, header(200, 200)],
+        "urls": [None, "u", None, None],
+        "missing_images": 2,
+    }
+    assert left.counts == {"side": 1, "url": 1}
+
+
+def test_a_page_of_dropped_images_alone_is_dropped():
+    record = {"id": "1", "texts": [None], "images": [b"x"], "urls": None}
+    assert kept(ImageFilter.default_config(), record, Kind.INTERLEAVED).record is None
+
+
+def test_a_conversation_goes_as_a_whole():
+    record = {"id": "1", "images": [header(200, 200), header(20, 20)], "turns": []}
+    left = kept(ImageFilter.default_config(), record, Kind.CONVERSATIONS)
+    assert left.record is None and left.counts == {"side": 1}
+
+
+def test_records_of_text_have_no_images_to_filter():
+    with pytest.raises(ValueError, match="ImageFilter looks at images.*convert them without"):
+        ImageFilter.default_config().instantiate(kind=Kind.TEXT)
+
+
+@pytest.mark.parametrize(
+    ("count", "fault"), [(0, "too_few"), (1, None), (30, None), (31, "too_many")]
+)
+def test_documents_have_one_to_thirty_images(count, fault):
+    record = page("1", ["a", *(f"!{i}" for i in range(count))])
+    left = kept(ImageCount.default_config(), record, Kind.INTERLEAVED)
+    assert left.record == (record if fault is None else None)
+    assert left.counts == Counter([fault] if fault else [])
+
+
+def test_of_repeated_images_the_first_stays():
+    record = {
+        "id": "1",
+        "texts": [None, "a", None, None, None, None],
+        # The third shares its bytes with the first, the fourth its URL, the last one the fourth's
+        # bytes.
+        "images": [b"x", None, b"x", b"y", b"z", b"y"],
+        "urls": ["u", None, "v", "u", None, None],
+    }
+    left = kept(RepeatedImages.default_config(), record, Kind.INTERLEAVED)
+    assert left.record["images"] == [b"x", None, b"z"]
+    assert left.record["texts"] == [None, "a", None]
+    assert left.counts == {"repeated": 3}
+
+
+def test_a_conversation_may_show_an_image_twice():
+    record = {"id": "1", "images": [b"x", b"x"], "turns": []}
+    assert kept(RepeatedImages.default_config(), record, Kind.CONVERSATIONS).record == record
+
+
+def test_an_image_is_known_by_its_bytes_and_by_its_url():
+    filter = FrequentImages.default_config().instantiate(kind=Kind.INTERLEAVED)
+    # MD5 of "!a" and of its URL.
+    assert filter.keys(page("1", ["!a", "text", "!a"])) == {0xDA9A0F068573477B, 0x471E2F8CBD82F197}
+
+
+@pytest.mark.parametrize("by", ["bytes", "url"])
+def test_frequent_images_are_dropped(tmp_path, by):
+    filter = FrequentImages.default_config().instantiate(kind=Kind.CAPTIONS)
+    often = caption(b"often", "u") if by == "url" else caption(b"often")
+    also = caption(b"other", "u") if by == "url" else caption(b"often", "v")
+    seldom = caption(b"seldom", "w")
+    for name, record in (("0", often), ("1", seldom)):
+        np.save(tmp_path / f"{name}.npy", np.sort(np.array([*filter.keys(record)] * 11, np.uint64)))
+    np.save(tmp_path / "one.npy", frequent_keys([tmp_path / "0.npy"], more_than=10))
+    filter.use(tmp_path / "one.npy")
+    # As a worker has it.
+    for each in (filter, pickle.loads(pickle.dumps(filter))):
+        assert each(often).record is None and each(also).record is None
+        assert each(seldom) == (seldom, {}, ())
+    np.save(tmp_path / "none.npy", frequent_keys([tmp_path / "0.npy"], more_than=11))
+    filter.use(tmp_path / "none.npy")
+    assert filter(often).record == often
+
+
+@pytest.mark.parametrize("keys_in_memory", [1, 10, 1000])
+def test_frequent_keys_are_those_of_a_count_in_memory(tmp_path, keys_in_memory):
+    rng = random.Random(keys_in_memory)
+    pool = [0, 2**64 - 1, 2**63, *(rng.getrandbits(64) for _ in range(20))]
+    files = [[rng.choice(pool) for _ in range(size)] for size in (0, 1, 40, 60)]
+    paths = [tmp_path / f"{i}.npy" for i in range(len(files))]
+    for path, keys in zip(paths, files, strict=True):
+        np.save(path, np.sort(np.array(keys, np.uint64)))
+    counts = Counter(itertools.chain(*files))
+    expected = sorted(key for key, count in counts.items() if count > 4)
+    assert 2 < len(expected) < len(counts)
+    assert frequent_keys(paths, 4, keys_in_memory=keys_in_memory).tolist() == expected
+
+
+@pytest.mark.parametrize("max_distance", [0, 1, 4, 9])
+def test_the_index_finds_what_a_comparison_with_all_finds(max_distance):
+    rng = random.Random(max_distance)
+    hashes = [rng.getrandbits(64) for _ in range(300)]
+    index = HammingIndex(np.array(hashes, np.uint64), max_distance)
+    found = 0
+    for _ in range(300):
+        query = rng.choice(hashes)
+        for bit in rng.sample(range(64), rng.randrange(max_distance + 3)):
+            query ^= 1 << bit
+        best = min(range(300), key=lambda i: (hashes[i] ^ query).bit_count())
+        distance = (hashes[best] ^ query).bit_count()
+        expected = (best, distance) if distance <= max_distance else None
+        assert index.nearest(query) == expected
+        found += expected is not None
+    assert 0 < found < 300
+
+
+def test_an_index_of_nothing_finds_nothing():
+    assert HammingIndex(np.array([], np.uint64), 4).nearest(0) is None
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory) -> Path:
+    """Four pictures, one of them in one colour, and one that no decoder takes."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "below").mkdir()
+    for seed in range(3):
+        (folder / "below" / f"{seed}.png").write_bytes(encoded(drawn(seed)))
+    (folder / "flat.png").write_bytes(encoded(PIL.Image.new("RGB", (50, 50), "white")))
+    (folder / "torn.JPG").write_bytes(encoded(drawn(9), "JPEG")[:300])
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def overlap(benchmark: Path, kind: Kind = Kind.CAPTIONS) -> EvaluationOverlap:
+    cfg = EvaluationOverlap.default_config().set(images=[str(benchmark)])
+    return cfg.instantiate(kind=kind)
+
+
+def test_the_same_bytes_are_found(benchmark):
+    for name in ("below/1.png", "flat.png", "torn.JPG"):
+        left = overlap(benchmark)(caption((benchmark / name).read_bytes()))
+        assert left.record is None and left.counts == {"same_bytes": 1}
+        benchmark_name = f"{benchmark.name}/{name}"
+        found = {"benchmark": benchmark_name, "same_bytes": True, "distance": 0}
+        assert left.overlaps == ({"id": "1", "image": 0} | found,)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda picture: encoded(picture, "JPEG", quality=60),
+        lambda picture: encoded(picture, "WEBP", quality=50),
+        lambda picture: encoded(picture.resize((160, 120))),
+        lambda picture: encoded(picture.resize((800, 600)), "JPEG"),
+        lambda picture: encoded(picture.resize((224, 224)), "JPEG"),
+        lambda picture: encoded(picture.convert("L")),
+    ],
+)
+def test_the_same_picture_is_found_in_other_bytes(benchmark, change):
+    filter = overlap(benchmark)
+    for seed in range(3):
+        left = filter(caption(change(drawn(seed))))
+        assert left.record is None and left.counts == {"looks_the_same": 1}
+        (found,) = left.overlaps
+        assert found["benchmark"] == f"{benchmark.name}/below/{seed}.png"
+        assert found["distance"] <= 4 and not found["same_bytes"]
+
+
+def test_other_pictures_stay(benchmark):
+    filter = overlap(benchmark)
+    others = [encoded(drawn(seed)) for seed in range(100, 130)]
+    others += [encoded(PIL.Image.new("RGB", (60, 60), color)) for color in ("white", "red")]
+    others += [b"no image", encoded(drawn(9), "JPEG")[:400]]
+    for data in others:
+        assert filter(caption(data)).record is not None
+
+
+def test_a_page_loses_what_is_in_a_benchmark(benchmark):
+    data = (benchmark / "below" / "2.png").read_bytes()
+    record = {"id": "p", "texts": ["a", None, None], "images": [None, b"x", data]}
+    left = overlap(benchmark, Kind.INTERLEAVED)(record)
+    assert left.record == {"id": "p", "texts": ["a", None], "images": [None, b"x"]}
+    assert [found["image"] for found in left.overlaps] == [2]
+
+
+def test_a_benchmark_is_described_by_its_content(benchmark, tmp_path):
+    before = overlap(benchmark).description()
+    assert before == overlap(benchmark).description()
+    assert before["filter"] == "EvaluationOverlap" and before["content"].startswith("5 images")
+    other = tmp_path / benchmark.name
+    other.mkdir()
+    (other / "flat.png").write_bytes(b"other")
+    first = overlap(other).description()["content"]
+    (other / "flat.png").write_bytes(b"changed")
+    assert overlap(other).description()["content"] != first
+
+
+def test_a_benchmark_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="images: '.*nowhere' is neither an image file nor a"):
+        overlap(tmp_path / "nowhere")
+
+
+def test_every_filter_says_what_it_dropped_and_the_next_sees_what_is_left():
+    filters = [
+        cfg.instantiate(kind=Kind.INTERLEAVED)
+        for cfg in (RepeatedImages.default_config(), ImageCount.default_config().set(max_images=2))
+    ]
+    left = apply_filters(filters, page("1", ["!a", "!a", "!b", "t"]))
+    assert left.record == page("1", ["!a", "!b", "t"])
+    assert left.counts == {"RepeatedImages.repeated": 1}
+    left = apply_filters(filters, page("1", ["!a", "!a", "!b", "!c"]))
+    assert left.record is None
+    assert left.counts == {
+        "RepeatedImages.repeated": 1,
+        "ImageCount.too_many": 1,
+        "ImageCount.records": 1,
+    }
+
+
+@pytest.mark.skipif(not OPENSTAX.is_dir(), reason="needs MM1_TEST_DATA")
+def test_figures_of_textbooks_are_told_apart_and_their_copies_are_found():
+    paths = sorted(OPENSTAX.iterdir())[::6]
+    hashes = [perceptual_hash(path.read_bytes(), max_pixels=MAX_PIXELS) for path in paths]
+    assert len(paths) > 100 and None not in hashes
+    distances = [(a ^ b).bit_count() for a, b in itertools.combinations(hashes, 2)]
+    assert min(distances) > EvaluationOverlap.default_config().max_distance
+    for path, value in list(zip(paths, hashes, strict=True))[::4]:
+        picture = PIL.Image.open(path).convert("RGB")
+        half = picture.resize((picture.width // 2, picture.height // 2))
+        for data in (encoded(picture, "JPEG", quality=60), encoded(half)):
+            copy = perceptual_hash(data, max_pixels=MAX_PIXELS)
+            assert (copy ^ value).bit_count() <= EvaluationOverlap.default_config().max_distance

@@ -1,0 +1,243 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from foreign_formats import contents, write_numbers
+
+from mm1_jax.data.record_files import Manifest, RecordFiles
+
+HERE = Path(__file__).parent
+TOOL = HERE.parents[1] / "tools" / "convert_records.py"
+_spec = importlib.util.spec_from_file_location("convert_records_tool", TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+NUMBERED = "--format=foreign_formats:Numbered"
+
+
+def run(*arguments) -> int:
+    return tool.main([str(argument) for argument in arguments])
+
+
+def start(*arguments) -> subprocess.Popen:
+    """The command in a process of its own, which finds the formats of the tests."""
+    path = os.pathsep.join([str(HERE.parent / "data" / "ingest"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, TOOL, *arguments],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    return write_numbers(tmp_path / "source", [60, 30, 10])
+
+
+@pytest.fixture
+def captions(tmp_path) -> Path:
+    """JSON lines of ten captions, one of them without a picture."""
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    lines = []
+    for index in range(10):
+        if index != 3:
+            (folder / f"{index}.jpg").write_bytes(b"picture %d" % index)
+        lines.append(json.dumps({"image": f"{index}.jpg", "caption": f"caption {index}"}))
+    path = folder / "captions.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_file_becomes_a_folder_of_records_and_the_command_says_what_it_did(
+    captions, tmp_path, capsys
+):
+    output = tmp_path / "records"
+    command = ("--format=jsonl", f"--input={captions}", f"--output={output}", "--license=CC0")
+    assert run(*command) == 0
+    out = capsys.readouterr().out
+    assert f"{output / 'manifest.json'}: 9 records of captions in 1 shard," in out
+    assert "1 of 10 entries are no records" in out and str(output / "quarantine.jsonl") in out
+    assert Manifest.read(output).license == "CC0"
+    records = RecordFiles(output)
+    assert [records[i]["image"] for i in range(9)] == [
+        b"picture %d" % i for i in range(10) if i != 3
+    ]
+    before = contents(output)
+    assert run(*command) == 0
+    assert "converted before; nothing is left" in capsys.readouterr().out
+    assert contents(output) == before
+
+
+def test_verify_finds_a_shard_that_was_changed(captions, tmp_path, capsys):
+    output = tmp_path / "records"
+    run("--format=jsonl", f"--input={captions}", f"--output={output}")
+    capsys.readouterr()
+    assert run("--verify", f"--output={output}") == 0
+    assert "all 1 shards are as they were written" in capsys.readouterr().out
+    (shard,) = output.glob("*.array_record")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert run("--verify", f"--output={output}") == 1
+    assert f"{shard}: damaged or missing" in capsys.readouterr().out
+
+
+def test_the_formats_are_described(capsys):
+    assert run("--list") == 0
+    out = capsys.readouterr().out
+    assert set(tool.FORMATS) <= set(out.split())
+    assert "caption_kind" in out
+
+
+def test_a_command_killed_again_and_again_ends_as_one_that_was_not(source, tmp_path):
+    # Two seconds of waiting, and shards of three records.
+    command = (NUMBERED, f"--input={source}", "--option.seconds=0.02", "--max_shard_bytes=5K")
+    output, straight = tmp_path / "killed", tmp_path / "straight"
+    process = start(*command, f"--output={straight}", "--num_workers=1")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    for num_parts in (1, 8):
+        process = start(*command, f"--output={output}", "--num_workers=2")
+        while process.poll() is None and len(list(output.glob("progress/*-*.json"))) < num_parts:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    # At once: workers of the killed one may still be about.
+    process = start(*command, f"--output={output}", "--num_workers=2")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert contents(output) == contents(straight)
+
+
+def test_workers_end_with_a_killed_command(source, tmp_path):
+    output = tmp_path / "records"
+    process = start(
+        *(NUMBERED, f"--input={source}", f"--output={output}"),
+        *("--option.seconds=60", "--num_workers=2"),
+    )
+    while len(list(output.glob("progress/0*.lock"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    # The workers have its standard output; it is at its end when they are.
+    process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_ctrl_c_ends_it_with_a_word_on_how_to_go_on(source, tmp_path, num_workers):
+    output = tmp_path / "records"
+    process = start(
+        *(NUMBERED, f"--input={source}", f"--output={output}"),
+        *("--option.seconds=0.1", "--max_shard_bytes=2K", f"--num_workers={num_workers}"),
+    )
+    while not list(output.glob("progress/*-01.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on" in error and "Traceback" not in error
+    assert not list(output.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format=webdatset",), "no such format; did you mean webdataset"),
+        (("--format=nowhere:Format",), "No module named 'nowhere'; expected a module that"),
+        (("--format=pathlib:Path",), "it is no subclass of Format"),
+        (("--format=jsonl", "--option.knd=text"), "no such option; did you mean kind?"),
+        (("--format=mmc4", "--option.min_similarity=x"), "expected a value of type float"),
+        (("--format=webdataset",), "expected tar shards of WebDataset"),
+        (("--format=jsonl", "--input=/nowhere"), "/nowhere"),
+    ],
+)
+def test_mistakes_are_named(captions, tmp_path, capsys, arguments, message):
+    output = tmp_path / "records"
+    assert run(f"--input={captions}", f"--output={output}", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_another_command_is_refused_with_the_difference(captions, tmp_path, capsys):
+    command = ("--format=jsonl", f"--input={captions}", f"--output={tmp_path / 'records'}")
+    assert run(*command) == 0
+    assert run(*command, "--filters=mm1", "--option.kind=captions") == 2
+    error = capsys.readouterr().err
+    assert "filters: [] before" in error and "options: kind: null before" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--format, --input, --output: needed here"),
+        (("--verify",), "--output: needed here"),
+        (("--max_shard_bytes=0",), "expected bytes, such as"),
+        (("--max_bad_fraction=30", "--list"), "--max_bad_fraction=30.0: expected 0 to 1"),
+        (("--num_workers=0", "--list"), "--num_workers=0: expected at least 1"),
+        (("--filters=mm2",), "invalid choice: 'mm2'"),
+    ],
+)
+def test_incomplete_commands(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_have_the_types_of_the_format():
+    formats = tool.FORMATS
+    parsed = tool.parse_options(formats["mmc4"], {"min_similarity": "0.5", "images": "a=b"})
+    assert parsed == {"min_similarity": 0.5, "images": "a=b"}
+    assert tool.split_options(["--option.a=b=c", "--list"]) == (["--list"], {"a": "b=c"})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("7", 7), ("2K", 2048), ("1MB", 2**20), ("3g", 3 * 2**30)]
+)
+def test_sizes_with_and_without_units(text, size):
+    assert tool.parse([f"--max_shard_bytes={text}", "--list"]).max_shard_bytes == size
+
+
+def test_the_filters_of_mm1_work_on_captions_and_drop_benchmarks(captions, tmp_path, capsys):
+    # What is no picture is no picture for MM1's filters either.
+    command = ("--format=jsonl", f"--input={captions}")
+    assert run(*command, f"--output={tmp_path / 'a'}", "--filters=mm1") == 2
+    assert "none of 10 entries became a record" in capsys.readouterr().err
+    benchmark = f"--benchmark_images={captions.parent / '5.jpg'}"
+    assert run(*command, f"--output={tmp_path / 'b'}", benchmark) == 0
+    out = capsys.readouterr().out
+    assert "1  EvaluationOverlap.same_bytes" in out and "overlap.jsonl lists the images" in out
+
+
+def test_without_a_terminal_progress_is_lines(capsys, monkeypatch):
+    monkeypatch.setattr(tool, "SECONDS_BETWEEN_LINES", 0)
+    display = tool.Display()
+    display(tool.Progress("converting", 1, 3, 500))
+    assert capsys.readouterr().err.startswith("converting: 1 of 3 units, 500 entries, ")
+
+
+def test_without_beam_the_extra_is_named(captions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    command = ("--format=jsonl", f"--input={captions}", f"--output={tmp_path / 'records'}")
+    assert run(*command, "--runner=beam") == 2
+    assert "pip install 'mm1_jax[beam]'" in capsys.readouterr().err
+
+
+def test_beam_writes_the_same_files(source, tmp_path):
+    pytest.importorskip("apache_beam")
+    for name, flags in (("beam", ["--runner=beam"]), ("here", ["--num_workers=1"])):
+        process = start(NUMBERED, f"--input={source}", f"--output={tmp_path / name}", *flags)
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+    assert contents(tmp_path / "beam") == contents(tmp_path / "here")

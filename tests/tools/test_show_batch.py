@@ -1,0 +1,214 @@
+import html.parser
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from drawn_corpus import corpus, input_config, stream
+
+from mm1_jax.batch import Document, Image, Text
+
+HERE = Path(__file__).parent
+TOOL = HERE.parents[1] / "tools" / "show_batch.py"
+_spec = importlib.util.spec_from_file_location("show_batch_tool", TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+HOSTILE = (
+    "</span></main><script>document.title='owned'</script>"
+    "<img src=x onerror=\"document.title='owned'\"> &lt; '\" \u202edesrever \x07\n"
+)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+VOID = {"meta", "img", "input", "br"}
+
+
+class Parsed(html.parser.HTMLParser):
+    """What is on a page; fails where a tag is not closed in its place."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags = Counter()
+        self.attributes = []
+        self.pieces = []
+        self.targets = []
+        self._open = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += attrs
+        if tag not in VOID:
+            self._open.append((tag, dict(attrs)))
+        inside = [each for each, _ in self._open]
+        if "main" in inside and "span" in inside:
+            {"b": self.pieces, "i": self.targets}.get(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self._open and self._open[-1][0] == tag, (tag, self._open, self.getpos())
+        self._open.pop()
+
+    def handle_data(self, data):
+        inside = [each for each, _ in self._open]
+        if "main" in inside and "span" in inside:
+            texts = {"b": self.pieces, "i": self.targets}.get(inside[-1])
+            if texts is not None:
+                texts[-1] += data
+
+
+def hostile_document(record) -> Document:
+    images = tuple(Image(picture) for picture in record["pictures"])
+    return Document((*images, Text(HOSTILE, scored=False), Text(record["text"])))
+
+
+@pytest.fixture(scope="module")
+def input():
+    """Groups of four rows with fewer slots than pictures, one bad picture, one hostile corpus."""
+    pairs = corpus("pairs", max_images=1, bad_images=[1, 2, 3])
+    pages = corpus("<b>pages</b>", max_images=3).set(to_document=hostile_document)
+    cfg = input_config(
+        streams=[stream("captions", 1, pairs), stream("interleaved", 1, pages)],
+        image_group_rows=4,
+        images_per_row=2,
+        max_sequence_length=320,
+        max_bad_fraction=0.5,
+    )
+    return cfg.instantiate()
+
+
+def page(input, step: int, rows: range) -> tuple[tool.Made, Parsed, str]:
+    made = tool.make(input, step, rows)
+    text = tool.Page(input, made, rows, title="<drawn>", step=step).text()
+    return made, Parsed(text), text
+
+
+def test_the_rows_are_those_that_are_trained_on(input):
+    batches = input.iterator()
+    for _ in range(3):
+        expected = next(batches)
+    made = tool.make(input, 2, range(5, 7))
+    assert made.rows == range(4, 8)
+    np.testing.assert_array_equal(made.batch.tokens, expected.tokens[4:])
+    np.testing.assert_array_equal(made.batch.image_index, expected.image_index[4:])
+    np.testing.assert_array_equal(made.batch.images, expected.images[made.first_slot :])
+
+
+def test_every_token_and_every_scored_target_is_there_in_order(input):
+    made, parsed, _ = page(input, 1, range(8))
+    batch, piece = made.batch, tool.piece_of(input.tokenizer)
+    expected = []
+    for tokens, segments in zip(batch.tokens, batch.segment_ids, strict=True):
+        expected += [piece(int(token)) for token in tokens[segments > 0]]
+    # All positions of a picture but the last are one piece that counts them.
+    found = []
+    for text in parsed.pieces:
+        count = re.fullmatch(r"(\d+) x <image>", text)
+        found += ["<image>"] * int(count[1]) if count else [text]
+    assert found == [tool.html.unescape(tool.visible(text)) for text in expected]
+    scored = [piece(int(token)) for token in batch.targets[batch.loss_mask]]
+    assert parsed.targets == scored
+
+
+def test_the_pieces_of_a_text_are_the_text(input):
+    tokenizer = input.tokenizer
+    text = "two circles, a  square: <image>"
+    pieces = [tool.piece_of(tokenizer)(token) for token in tokenizer.encode(text)]
+    assert "".join(pieces).removeprefix(" ") == text
+    unknown = 3
+    specials = (tokenizer.bos, tokenizer.eos, tokenizer.image_token, unknown)
+    names = [tool.piece_of(tokenizer)(token) for token in specials]
+    assert names == ["<bos>", "<eos>", "<image>", "<3>"]
+
+
+def test_every_picture_is_there_bit_by_bit(input):
+    made, parsed, text = page(input, 1, range(8))
+    batch = made.batch
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    expected = [int(i) for i in batch.image_index.flat if i >= 0]
+    assert len(found) == parsed.tags["img"] == len(expected) > 0
+    for data, index in zip(found, expected, strict=True):
+        pixels = np.asarray(PIL.Image.open(tool.io.BytesIO(tool.base64.b64decode(data))))
+        np.testing.assert_array_equal(pixels, batch.images[index])
+    places = np.sum((batch.tokens == input.tokenizer.image_token) & (batch.segment_ids > 0))
+    missing = places // input.num_image_tokens - len(found)
+    assert text.count('class="none"') == missing > 0
+
+
+def test_documents_padding_and_corpora_are_named(input):
+    made, parsed, text = page(input, 0, range(4, 8))
+    batch = made.batch
+    assert text.count('class="document"') == batch.segment_ids.max(axis=1).sum()
+    assert text.count('class="padding"><span>') == np.sum(batch.segment_ids[:, -1] == 0)
+    assert parsed.tags["details"] == 4
+    filled = np.mean(batch.segment_ids > 0)
+    assert f"{filled:.1%}" in text
+    assert f"{int(batch.loss_mask.sum()):,} targets" in text
+
+
+def test_a_hostile_document_is_only_text(input):
+    _, parsed, text = page(input, 0, range(8))
+    assert not {"script", "iframe", "object", "link", "base", "form"} & parsed.tags.keys()
+    assert not any(name.startswith("on") for name, _ in parsed.attributes)
+    assert all(
+        value.startswith("data:image/png") for name, value in parsed.attributes if name == "src"
+    )
+    assert "<title>&lt;drawn&gt;, step 0</title>" in text
+    assert "<b>pages" not in text and "&lt;b&gt;pages" in text
+    # Characters that are not seen, or that turn the direction of what is.
+    assert tool.visible("\u202e\x07\n") == r"\u202e\x07\n"
+    assert "\u202e" not in text and "\x07" not in text
+    assert "default-src 'none'" in text
+
+
+def test_a_file_is_written_and_named(monkeypatch, tmp_path, capsys):
+    for folder in (HERE, HERE.parent / "data"):
+        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(tmp_path)
+    assert tool.main(["--module=drawn_experiment", "--config=drawn", "--step=1", "--rows=:2"]) == 0
+    assert capsys.readouterr().out == "drawn_step_1.html\n"
+    assert Parsed(Path("drawn_step_1.html").read_text()).tags["details"] == 2
+    assert tool.main(["--module=drawn_experiment", "--config=drawn", "--rows=7:9"]) == 2
+    assert "--rows=7:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("--rows=3:3",), ("--rows=x",), ("--step=-1",)])
+def test_rows_and_steps_that_are_none(capsys, arguments):
+    with pytest.raises(SystemExit):
+        tool.parse(["--config=drawn", *arguments])
+    assert arguments[0].partition("=")[2] in capsys.readouterr().err
+
+
+def test_a_browser_shows_it_and_runs_nothing(input, tmp_path):
+    browser = os.environ.get("MM1_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium is found; MM1_BROWSER names one")
+    (tmp_path / "page.html").write_text(page(input, 0, range(8))[2])
+    address = (tmp_path / "page.html").as_uri()
+
+    def run(*options: str) -> str:
+        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+        folder = f"--user-data-dir={tmp_path / 'profile'}"
+        result = subprocess.run(
+            [browser, *flags, folder, *options, address],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        return result.stdout
+
+    dom = run("--dump-dom")
+    assert "<title>&lt;drawn&gt;, step 0</title>" in dom
+    assert "<script" not in dom
+    run("--window-size=1200,900", f"--screenshot={tmp_path / 'page.png'}")
+    picture = np.asarray(PIL.Image.open(tmp_path / "page.png").convert("RGB"))
+    assert picture.shape == (900, 1200, 3)
+    # Tinted documents, green bars of scored targets: a page without its style has few colours.
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 200

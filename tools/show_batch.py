@@ -1,0 +1,526 @@
+"""Writes an HTML page of what the model gets at a step: rows, tokens, targets, pictures.
+
+    python tools/show_batch.py --config=mm1_tiny --step=5 --rows=0:4 --output=batch.html
+
+The page is one file and needs neither a network nor scripts.
+"""
+
+import argparse
+import base64
+import html
+import io
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+from mm1_jax.batch import Batch
+from mm1_jax.data.input import Input
+from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.files import write_whole
+from mm1_jax.launch import USER_ERROR, split_overrides
+from mm1_jax.run_folder import Launch
+
+# More rows of a large config make a page that browsers are slow to show.
+MOST_ROWS = 8
+# Hues of documents that follow each other.
+NUM_HUES = 6
+
+EPILOG = """\
+Pixels are kept bit by bit (PNG). Rows that share a buffer of pictures with the shown ones are made
+too, and counted in the statistics.
+
+examples:
+  python tools/show_batch.py --config=mm1_tiny --step=1000
+  python tools/show_batch.py --config=mm1_3b --config.input.streams.2.weight=0 --rows=0:2
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tools/show_batch.py",
+        description="Writes an HTML page of what the model gets at a step.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME",
+        help="the config; --config.PATH=VALUE sets a field, as in a launch",
+    )
+    parser.add_argument("--module", help="the module that holds it (default: all)")
+    parser.add_argument("--data_dir", metavar="DIR", help="as in a launch")
+    parser.add_argument("--step", default=0, type=int, help="which batch, from 0 (0)")
+    parser.add_argument(
+        "--rows",
+        type=_rows,
+        metavar="A:B",
+        help=f"from A to B - 1 (default: the first {MOST_ROWS})",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: NAME_step_STEP.html, here"
+    )
+    args = parser.parse_args(arguments)
+    if args.step < 0:
+        parser.error(f"--step={args.step}: expected 0 or more")
+    return args
+
+
+def _rows(text: str) -> range:
+    first, colon, last = text.partition(":")
+    try:
+        rows = range(int(first or 0), int(last if colon else first) + (not colon))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected A:B, such as 0:4") from None
+    if rows.start < 0 or not rows:
+        raise argparse.ArgumentTypeError(f"{text!r}: holds no row")
+    return rows
+
+
+class Made(NamedTuple):
+    """Rows of a batch, with what their image index counts from, and how each corpus fared.
+
+    Attributes:
+        rows: Of the global batch: the whole groups that share a buffer of pictures.
+        first_slot: Place of the first picture of `batch.images` in the global buffer.
+    """
+
+    batch: Batch
+    rows: range
+    first_slot: int
+    accounting: dict[str, dict[str, int | float]]
+
+
+def make(input: Input, step: int, rows: range) -> Made:
+    """Makes the rows of a step, and those that share a buffer of pictures with them."""
+    if rows.stop > input.batch_size:
+        raise ValueError(
+            f"--rows={rows.start}:{rows.stop}: input.batch_size={input.batch_size} rows are all"
+        )
+    rows = input.image_buffer.whole_groups(rows)
+    planner = input.packing.planner(rows)
+    while planner.step < step:
+        planner.next_rows()
+    iterator = input.iterator(rows)
+    try:
+        planned = {"step": planner.step, "next_index": planner.next_index.tolist()}
+        iterator.set_state(iterator.get_state() | planned)
+        batch = next(iterator)
+        return Made(batch, rows, input.image_buffer.slots(rows).start, iterator.accounting())
+    finally:
+        iterator.close()
+
+
+def visible(text: str) -> str:
+    """Text for a page: markup escaped, and what could not be seen spelled out.
+
+    That includes the characters which turn the direction of writing: they would reorder what
+    stands beside them.
+    """
+    spelled = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+    return html.escape(spelled)
+
+
+def piece_of(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """The text of a token inside a text, its space included; special tokens by name."""
+    names = {
+        tokenizer.pad: "<pad>",
+        tokenizer.bos: "<bos>",
+        tokenizer.eos: "<eos>",
+        tokenizer.image_token: "<image>",
+    }
+    # At the start of a text, a tokenizer drops the space of a word.
+    before = tokenizer.encode("a")
+    start = len(tokenizer.decode(before))
+    pieces: dict[int, str] = {}
+
+    def piece(token: int) -> str:
+        if token not in pieces:
+            text = names.get(token) or tokenizer.decode([*before, token])[start:]
+            pieces[token] = text or f"<{token}>"
+        return pieces[token]
+
+    return piece
+
+
+class Run(NamedTuple):
+    """Positions from start to stop of one document, all text or all of one picture."""
+
+    start: int
+    stop: int
+    # Which picture of the row; None is text.
+    image: int | None
+
+
+class Part(NamedTuple):
+    """A document of a row, or its padding (segment 0)."""
+
+    segment: int
+    start: int
+    stop: int
+    runs: tuple[Run, ...]
+
+
+def parts_of(
+    segment_ids: np.ndarray, is_image: np.ndarray, tokens_per_image: int
+) -> Iterator[Part]:
+    """The documents of a row in order, each cut into runs of text and pictures."""
+    edges = np.flatnonzero(np.diff(segment_ids)) + 1
+    images = itertools.count()
+    for start, stop in itertools.pairwise([0, *edges.tolist(), len(segment_ids)]):
+        runs, position = [], start
+        while position < stop:
+            if is_image[position]:
+                end, image = position + tokens_per_image, next(images)
+            else:
+                after = np.flatnonzero(is_image[position:stop])
+                end, image = position + int(after[0]) if after.size else stop, None
+            runs.append(Run(position, end, image))
+            position = end
+        yield Part(int(segment_ids[start]), start, stop, tuple(runs))
+
+
+class Page:
+    """The page of some rows of what was made."""
+
+    def __init__(self, input: Input, made: Made, shown: range, *, title: str, step: int):
+        self.input = input
+        self.made = made
+        self.shown = shown
+        self.title = title
+        self.step = step
+        self.piece = piece_of(input.tokenizer)
+        self.is_image = (made.batch.tokens == input.tokenizer.image_token) & (
+            made.batch.segment_ids > 0
+        )
+
+    def text(self) -> str:
+        title = visible(f"{self.title}, step {self.step}")
+        rows = "\n".join(self._row(number) for number in self.shown)
+        return PAGE.format(
+            title=title,
+            style=STYLE,
+            summary=self._summary(),
+            corpora=self._corpora(),
+            rows=rows,
+        )
+
+    def _summary(self) -> str:
+        batch, rows, input = self.made.batch, self.made.rows, self.input
+        used = int(np.sum(batch.image_index >= 0))
+        filled, scored = int(np.sum(batch.segment_ids > 0)), int(batch.loss_mask.sum())
+        documents = int(batch.segment_ids.max(axis=1).sum())
+        slots = input.image_buffer.num_slots(len(rows))
+        tiles = [
+            (f"{filled / batch.tokens.size:.1%}", f"filled: {filled:,} positions"),
+            (f"{scored / max(1, filled):.1%}", f"of these scored: {scored:,} targets"),
+            (
+                f"{used:,}",
+                f"pictures, in {slots:,} slots" + (slots > 0) * f" ({used / max(1, slots):.1%})",
+            ),
+            (f"{documents:,}", f"documents in {len(rows):,} rows"),
+        ]
+        cells = "".join(
+            f'<div class="tile"><strong>{value}</strong><span>{label}</span></div>'
+            for value, label in tiles
+        )
+        return (
+            f"<p>Rows {_span(self.shown)} of a batch of {input.batch_size:,}; a row has "
+            f"{input.max_sequence_length:,} positions and at most {input.max_images} pictures, a "
+            f"picture {input.num_image_tokens} positions and {input.image_size} x "
+            f"{input.image_size} pixels. The numbers are of rows {_span(rows)}.</p>"
+            f'<div class="tiles">{cells}</div>'
+        )
+
+    def _corpora(self) -> str:
+        batch = self.made.batch
+        total = max(1, int(np.sum(batch.segment_ids > 0)))
+        lines = []
+        for i, name in enumerate(self.input.corpus_names):
+            own = batch.corpus_ids == i
+            counts = self.made.accounting[name]
+            positions, scored = int(own.sum()), int(batch.loss_mask[own].sum())
+            cells = [
+                f"{counts['documents']:,}",
+                f"{positions:,}",
+                f"{positions / total:.1%}",
+                f"{int(np.sum(own & self.is_image)) / max(1, positions):.1%}",
+                f"{scored:,}",
+                f"{scored / max(1, positions):.1%}",
+                f"{counts['images']:,}",
+                f"{counts['bad_documents']:,}",
+                f"{counts['overflowed']:,}",
+            ]
+            lines.append(
+                f"<tr><th>{visible(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+            )
+        return "\n".join(lines)
+
+    def _row(self, number: int) -> str:
+        b = number - self.made.rows.start
+        batch = self.made.batch
+        parts = list(parts_of(batch.segment_ids[b], self.is_image[b], self.input.num_image_tokens))
+        documents = sum(part.segment > 0 for part in parts)
+        filled = int(np.sum(batch.segment_ids[b] > 0))
+        used = int(np.sum(batch.image_index[b] >= 0))
+        summary = (
+            f"<strong>Row {number}</strong> <span>{_count(documents, 'document')}, "
+            f"{filled:,} of {self.input.max_sequence_length:,} positions, "
+            f"{_count(used, 'picture')}, {int(batch.loss_mask[b].sum()):,} targets scored</span>"
+        )
+        strip = "".join(self._strip(b, part) for part in parts)
+        blocks = "\n".join(self._part(b, part) for part in parts)
+        return (
+            f'<details class="row" open><summary>{summary}\n<div class="strip">{strip}</div>'
+            f'</summary>\n<div class="parts">\n{blocks}\n</div></details>'
+        )
+
+    def _strip(self, b: int, part: Part) -> str:
+        """The documents of a row to scale."""
+        if not part.segment:
+            return _bar(part.stop - part.start, "padding", "")
+        bars = []
+        for run in part.runs:
+            if run.image is not None:
+                bars.append(_bar(run.stop - run.start, "picture", _hue(part.segment)))
+                continue
+            mask = self.made.batch.loss_mask[b, run.start : run.stop]
+            for scored, group in itertools.groupby(mask.tolist()):
+                kind = "scored" if scored else "unscored"
+                bars.append(_bar(len(list(group)), kind, _hue(part.segment)))
+        return "".join(bars)
+
+    def _part(self, b: int, part: Part) -> str:
+        batch = self.made.batch
+        length = part.stop - part.start
+        if not part.segment:
+            text = f"padding: {_count(length, 'position')}, {part.start} to {part.stop - 1}"
+            return f'<section class="padding"><span>{text}</span></section>'
+        corpus = self.input.corpus_names[int(batch.corpus_ids[b, part.start])]
+        scored = int(batch.loss_mask[b, part.start : part.stop].sum())
+        header = (
+            f"<header><b>{part.segment}</b> <strong>{visible(corpus)}</strong> "
+            f"<span>positions {part.start} to {part.stop - 1} of the row, "
+            + (f"{scored:,} targets scored" if scored else "not scored")
+            + "</span></header>"
+        )
+        runs = "".join(
+            self._text(b, run) if run.image is None else self._picture(b, run) for run in part.runs
+        )
+        return (
+            f'<section class="document" style="{_hue(part.segment)}">{header}\n'
+            f'<div class="flow">{runs}</div></section>'
+        )
+
+    def _text(self, b: int, run: Run) -> str:
+        return "".join(
+            self._token(b, t, visible(self.piece(int(self.made.batch.tokens[b, t]))))
+            for t in range(run.start, run.stop)
+        )
+
+    def _token(self, b: int, t: int, shown: str) -> str:
+        """The input at a position, and below it what is to be predicted there, if that counts."""
+        batch = self.made.batch
+        token, target = int(batch.tokens[b, t]), int(batch.targets[b, t])
+        scored = bool(batch.loss_mask[b, t])
+        piece = visible(self.piece(target))
+        note = f"position {batch.positions[b, t]} of its document, {t} of the row; token {token}; "
+        note += f"target {target} ({piece}), " + ("scored" if scored else "not scored")
+        special = token in (self.input.tokenizer.bos, self.input.tokenizer.eos)
+        kind = "t" + " special" * special + " s" * scored
+        below = f"<i>{piece}</i>" if scored else ""
+        return (
+            f'<span class="{kind}" title="{note}"><small>{batch.positions[b, t]}</small>'
+            f"<b>{shown}</b>{below}</span>"
+        )
+
+    def _picture(self, b: int, run: Run) -> str:
+        """A picture in place of its positions; its last one predicts the text after it."""
+        batch, made = self.made.batch, self.made
+        index = int(batch.image_index[b, run.image])
+        first, last = batch.positions[b, [run.start, run.stop - 1]].tolist()
+        if index >= 0:
+            pixels = batch.images[index - made.first_slot]
+            body = _img(pixels, f"picture {run.image} of the row, slot {index} of the buffer")
+        else:
+            body = '<div class="none">no picture: not decoded, or without room</div>'
+        # No position but the last can be scored: their targets are placeholders.
+        assert not batch.loss_mask[b, run.start : run.stop - 1].any(), "scored inside a picture"
+        others = run.stop - 1 - run.start
+        before = (
+            f'<span class="t"><small>{first} to {last - 1}</small>'
+            f"<b>{others} x &lt;image&gt;</b></span>"
+        )
+        last_token = self._token(b, run.stop - 1, visible("<image>"))
+        return (
+            f"<figure>{body}<figcaption>{before if others else ''}{last_token}</figcaption>"
+            "</figure>"
+        )
+
+
+def _img(pixels: UInt8[np.ndarray, "h w 3"], note: str) -> str:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    height, width, _ = pixels.shape
+    # Small pictures are shown larger, in whole multiples, so that pixels are squares.
+    zoom = max(1, 96 // max(height, width))
+    size = f'width="{width * zoom}" height="{height * zoom}"'
+    return f'<img {size} alt="{note}" title="{note}" src="data:image/png;base64,{data}">'
+
+
+def _bar(length: int, kind: str, style: str) -> str:
+    return f'<div class="{kind}" style="flex-grow:{length};{style}"></div>'
+
+
+def _hue(segment: int) -> str:
+    # Neighbours differ most where the hues are not taken in turn.
+    return f"--hue:{(segment * 5 % NUM_HUES) * 360 // NUM_HUES + 20}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _span(rows: range) -> str:
+    return f"{rows.start} to {rows.stop - 1}" if len(rows) > 1 else str(rows.start)
+
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fbfbfa; --ink: #1d1d1f; --faint: #74747a;
+  --line: #dddde0; --card: #ffffff; --scored: #0b7a3b; --tint: 60% 95%; --edge: 62%; --deep: 45%;
+  --high: 48px; }
+@media (prefers-color-scheme: dark) { :root { --paper: #17181a; --ink: #e8e8ea; --faint: #98989f;
+  --line: #36373b; --card: #1f2023; --scored: #5fd48f; --tint: 28% 17%; --edge: 50%;
+  --deep: 62%; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 60px; background: var(--paper);
+  color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
+h1 { font-size: 24px; margin: 0 0 4px; }
+p { color: var(--faint); margin: 4px 0 14px; max-width: 90ch; }
+.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 16px; }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 10px 16px; display: flex; flex-direction: column; min-width: 150px; }
+.tile strong { font-size: 22px; font-variant-numeric: tabular-nums; }
+.tile span, summary span, header span { color: var(--faint); font-size: 13px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child { text-align: left; padding-left: 0; }
+thead th { color: var(--faint); font-weight: 500; vertical-align: bottom; }
+.legend { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 22px; margin: 18px 0 6px;
+  padding: 10px 16px; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
+  font-size: 13px; position: sticky; top: 8px; z-index: 1; --hue: 220; }
+.legend div { display: flex; align-items: center; gap: 8px; }
+.legend .switches { margin-left: auto; gap: 16px; }
+label { cursor: pointer; }
+input { accent-color: var(--scored); vertical-align: -2px; }
+.row { margin-top: 18px; background: var(--card); border: 1px solid var(--line);
+  border-radius: 12px; padding: 12px 16px; }
+summary { cursor: pointer; }
+.strip { display: flex; height: 12px; margin: 8px 0 4px; border-radius: 4px; overflow: hidden; }
+.strip div { flex-basis: 0; min-width: 0; }
+.strip .picture { background: hsl(var(--hue) 55% var(--deep)); }
+.strip .scored { background: hsl(var(--hue) 60% calc(var(--edge) + 8%)); }
+.strip .unscored { background: hsl(var(--hue) 30% calc(var(--edge) + 8%) / .45); }
+.padding { background: repeating-linear-gradient(135deg, var(--line) 0 2px, transparent 2px 7px); }
+.parts { display: flex; flex-wrap: wrap; gap: 10px; margin-top: 10px; }
+section { border-radius: 8px; padding: 8px 12px; max-width: 100%; }
+section.padding { color: var(--faint); font-size: 13px; border: 1px solid var(--line);
+  flex: 1 1 220px; display: flex; align-items: center; justify-content: center; }
+section.padding span { background: var(--card); border-radius: 6px; padding: 2px 8px; }
+.document { background: hsl(var(--hue) var(--tint));
+  border-left: 4px solid hsl(var(--hue) 55% var(--edge)); }
+header b { display: inline-block; min-width: 22px; text-align: center; border-radius: 11px;
+  color: #fff; background: hsl(var(--hue) 50% 42%); font-size: 12px; line-height: 20px; }
+.flow { display: flex; flex-wrap: wrap; align-items: flex-end; gap: 3px 2px; margin-top: 6px; }
+.t { display: inline-flex; flex-direction: column; align-self: flex-end; min-height: var(--high);
+  max-width: 100%; border-radius: 4px; padding: 0 2px; font: 14px/1.3 ui-monospace, monospace;
+  border: 1px solid hsl(var(--hue) 40% var(--edge) / .45); unicode-bidi: isolate;
+  background: var(--card); }
+.t small { font-size: 9px; color: var(--faint); line-height: 12px; }
+.t b, .t i { font-weight: 400; font-style: normal; white-space: pre-wrap; overflow-wrap: anywhere; }
+.t i { font-size: 11px; line-height: 14px; color: var(--scored); }
+.t.s { border-bottom: 3px solid var(--scored); }
+.t.special b { color: var(--faint); }
+figure { margin: 0 2px; }
+img, .none { display: block; border-radius: 4px; max-width: 240px; height: auto; }
+img { image-rendering: pixelated; }
+.none { width: 96px; min-height: 96px; border: 1px dashed var(--faint); color: var(--faint);
+  font-size: 12px; padding: 6px; }
+figcaption { display: flex; gap: 2px; margin-top: 3px; }
+figcaption b { color: var(--faint); font-size: 12px; line-height: 18px; }
+body:has(#positions:not(:checked)) main small, body:has(#targets:not(:checked)) main i {
+  display: none; }
+body:has(#positions:not(:checked)) main { --high: 36px; }
+body:has(#targets:not(:checked)) main { --high: 34px; }
+body:has(#positions:not(:checked)):has(#targets:not(:checked)) main { --high: 22px; }
+@media print { .legend { position: static; } .row { break-inside: avoid; } }
+"""
+
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{summary}
+<div class="wide"><table>
+<thead><tr><th>corpus</th><th>documents</th><th>positions</th><th>of all</th>
+<th>for pictures</th><th>scored targets</th><th>of positions</th><th>pictures</th>
+<th>bad documents</th><th>without room</th></tr></thead>
+<tbody>
+{corpora}
+</tbody></table></div>
+<div class="legend">
+<div><span class="t"><small>position</small><b>input</b></span> not scored</div>
+<div><span class="t s"><small>position</small><b>input</b><i>target</i></span>
+scored: the token to predict there stands below it</div>
+<div class="switches"><label><input type="checkbox" id="positions" checked> positions</label>
+<label><input type="checkbox" id="targets" checked> targets</label></div>
+</div>
+<main>
+{rows}
+</main>
+</body>
+</html>
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    args = parse(rest)
+    output = args.output or Path(f"{args.config}_step_{args.step}.html")
+    if args.data_dir is not None:
+        overrides["input.data_dir"] = args.data_dir
+    try:
+        cfg = Launch(args.config, args.module, overrides).resolved_config().input
+        input = cfg.set(num_workers=0, prefetch=0).instantiate()
+        shown = args.rows or range(min(MOST_ROWS, input.batch_size))
+        made = make(input, args.step, shown)
+        page = Page(input, made, shown, title=args.config, step=args.step)
+        write_whole(output, page.text())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

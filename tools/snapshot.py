@@ -1,0 +1,92 @@
+"""Samples the mixture of a config once and writes it down, to be trained from many times.
+
+    python tools/snapshot.py --config=mm1_tiny --steps=100 --output=snapshots/tiny
+    python -m mm1_jax.launch --config=mm1_tiny --config.input.snapshot=snapshots/tiny \\
+        --config.trainer.max_steps=100
+
+--form=ids (the default) keeps which records are in which row, --form=rows their tokens and encoded
+pictures too, so that training reads one file in place of all corpora. Either makes the same batches
+as the config itself, bit for bit. --config.PATH=VALUE changes the config, as in a launch, and then
+has to be given to the launch, too.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mm1_jax.data.input import Input
+from mm1_jax.data.packing import PlannedRow
+from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
+from mm1_jax.launch import USER_ERROR, split_overrides
+from mm1_jax.run_folder import Launch
+
+
+def planned_steps(input: Input, num_steps: int) -> Iterator[Sequence[PlannedRow]]:
+    planner = input.planner(range(input.batch_size))
+    for _ in range(num_steps):
+        yield planner.next_rows()
+
+
+def snapshot(input: Input, num_steps: int, form: Form, folder: Path) -> Snapshot:
+    """Writes the first steps of an Input; the folder holds no snapshot until it is whole."""
+    if input.snapshot is not None:
+        raise ValueError("input.snapshot is set: this is a snapshot already")
+    facts = {
+        "num_steps": num_steps,
+        "batch_size": input.batch_size,
+        "fingerprint": input.fingerprint(),
+        "corpora": dict(zip(input.corpus_names, input.num_usable, strict=True)),
+    }
+    with tqdm(total=num_steps, unit=" steps", mininterval=1, desc=str(folder)) as progress:
+        write_snapshot(
+            folder,
+            form,
+            planned_steps(input, num_steps),
+            examples=CorpusExamples(input.corpora, input.lengths, input.example_builder),
+            facts=facts,
+            progress=progress.update,
+        )
+    return Snapshot(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="NAME", help="a named config")
+    parser.add_argument("--module", metavar="MODULE", help="the module that has it")
+    parser.add_argument("--data_dir", metavar="DIR", help="where its records lie")
+    parser.add_argument("--steps", type=int, required=True, metavar="N", help="how many batches")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--form", choices=[form.value for form in Form], default=Form.IDS.value, help="(ids)"
+    )
+    options = parser.parse_args(rest)
+    try:
+        if options.steps < 1:
+            raise ValueError(f"--steps={options.steps} must be at least 1")
+        if options.output.exists() and any(options.output.iterdir()):
+            raise ValueError(f"--output={options.output} is not empty; name a new folder")
+        if options.data_dir is not None:
+            overrides["input.data_dir"] = options.data_dir
+        cfg = Launch(options.config, options.module, overrides).resolved_config()
+        input = cfg.input.instantiate(split="train")
+        made = snapshot(input, options.steps, Form(options.form), options.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    size = sum(path.stat().st_size for path in made.folder.iterdir())
+    rows = made.num_steps * made.batch_size
+    print(
+        f"{made.folder}: {made.num_steps:,} steps, {rows:,} rows, {size:,} bytes "
+        f"({size / rows:,.0f} a row)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
