@@ -48,6 +48,16 @@ def pretraining() -> list[Stream.Config]:
     ]
 
 
+def add_synthetic_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
+    """The streams with 7% of the captions from `captions_synthetic` (MM1, section 3.2: VeCap)."""
+    synthetic = _records("captions_synthetic", caption_document)
+    for stream in streams:
+        if stream.name == "captions":
+            stream.corpora[0].weight = 93
+            stream.corpora.append(CorpusWeight().set(corpus=synthetic, weight=7))
+    return streams
+
+
 def fill_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
     """The streams with text in what rows of captions leave empty: a quarter, at 16 images a row.
 
@@ -60,6 +70,26 @@ def fill_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
         if stream.name == "captions":
             stream.fillers = [CorpusWeight().set(corpus=text)]
     return streams
+
+
+def textbooks() -> list[Stream.Config]:
+    """Textbooks and recipes in MM1's proportions of rows, a corpus for each folder."""
+    return [
+        _stream("captions", 9, (_records("openstax_captions", caption_document), 1)),
+        _stream(
+            "interleaved",
+            9,
+            (_records("openstax_chapters", interleaved_document, splits=True), 6),
+            (_records("recipes", interleaved_document, splits=True), 2),
+            (_records("d2l_chapters", interleaved_document, splits=True), 1),
+        ),
+        _stream(
+            "text",
+            2,
+            (_records("d2l_text", text_document, splits=True), 4),
+            (_records("recipes_text", text_document, splits=True), 1),
+        ),
+    ]
 
 
 def easy_vqa() -> list[Stream.Config]:

@@ -15,12 +15,23 @@ from mm1_jax.named_configs import named_configs
 from mm1_jax.parallelism import Parallelism, choose
 from mm1_jax.sharding import AxisRules, parameter_shardings
 
-NAMES = sorted(named_configs())
+
+@functools.cache
+def _config(name: str) -> MM1.Config:
+    return Experiment.resolve(named_configs()[name]()).model
+
+
+# One name of each model: experiments with the same one differ in their data.
+NAMES = list(
+    {_config(name).debug_string(): name for name in sorted(named_configs(), reverse=True)}.values()
+)
 
 # Millions of parameters, at least and at most.
 SIZES = {
     "mm1_tiny": (0.8, 3),
     "mm1_tiny_moe": (1.2, 5),
+    "mm1_tiny_easy_vqa": (0.8, 3),
+    "mm1_tiny_textbooks": (0.8, 3),
     # The paper's decoders, two tables for a vocabulary of 32,000, encoder and connector.
     "mm1_3b": (3_650, 3_900),
     "mm1_7b": (7_250, 7_500),
@@ -92,10 +103,6 @@ decoder/stack/last_layer/feed_forward: router
 decoder/stack/last_layer/feed_forward/experts: down gate up
 decoder/stack/last_layer/feed_forward_norm: scale
 """
-
-
-def _config(name: str) -> MM1.Config:
-    return Experiment.resolve(named_configs()[name]()).model
 
 
 @functools.cache

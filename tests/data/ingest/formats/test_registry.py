@@ -9,7 +9,7 @@ from mm1_jax.data.record_files import Kind
 
 
 def test_every_format_has_a_name_and_can_be_made():
-    assert len(FORMATS) == 11
+    assert len(FORMATS) == 12
     for name, cls in FORMATS.items():
         form = make_format(name)
         assert isinstance(form, Format) and form.name == name == cls.__module__.split(".")[-1]
