@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="the config; --config.PATH=VALUE sets a field, as in a launch",
     )
     parser.add_argument("--module", help="the module that holds it (default: all)")
+    parser.add_argument("--data_dir", metavar="DIR", help="where its records lie")
     parser.add_argument(
         "--steps", default="0:10", type=_steps, metavar="A:B", help="from A to B - 1 (0:10)"
     )
@@ -151,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
     try:
+        if args.data_dir is not None:
+            overrides["input.data_dir"] = args.data_dir
         cfg = Launch(args.config, args.module, overrides).resolved_config().input
         if args.workers is not None:
             cfg.num_workers = args.workers

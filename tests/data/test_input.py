@@ -1,8 +1,10 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -510,3 +512,20 @@ def test_a_program_that_forgets_to_close_its_iterator_ends_cleanly():
         text=True,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def _resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_over_ten_thousand_batches():
+    iterator = _make().iterator()
+    resident = []
+    for step in range(10_000):
+        next(iterator)
+        if step + 1 in (1_000, 10_000):
+            resident.append(_resident_bytes())
+    assert resident[1] - resident[0] < 10e6, resident

@@ -4,6 +4,7 @@ import warnings
 
 import cloudpickle
 import pytest
+from drawn_corpus import input_config
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
@@ -91,12 +92,25 @@ def test_documents_become_examples_with_it():
     num_text = len(tokenizer.encode("two red circles"))
     # The beginning, or the end, takes one more.
     assert builder.lengths(document) == (1 + 4 + num_text, 1)
-    example = builder(document)
+    example = builder.example(document)
     assert (example.tokens == tokenizer.image_token).sum() == 4
     assert example.targets[example.loss_mask].tolist() == [
         *tokenizer.encode("two red circles"),
         tokenizer.eos,
     ]
+
+
+def test_an_input_takes_it():
+    made = input_config(tokenizer=SeqioTokenizer.default_config().set(**MODEL)).instantiate(
+        split="train", quarantine_path=None
+    )
+    iterator = made.iterator()
+    batch = next(iterator)
+    iterator.close()
+    tokenizer = make(**MODEL)
+    is_image = batch.tokens == tokenizer.image_token
+    assert is_image.any() and batch.tokens.max() < tokenizer.vocab_size
+    assert not (batch.targets[batch.loss_mask.astype(bool)] == tokenizer.image_token).any()
 
 
 def test_it_has_the_interface_of_the_plain_tokenizer(tokenizer):
@@ -129,6 +143,7 @@ def test_the_fingerprint_tells_vocabularies_and_not_places(tmp_path):
     [
         (dict(), "set one of vocabulary and model_path"),
         (MODEL | BYTES, "set one of vocabulary and model_path"),
+        (BYTES | dict(num_pieces=259), "num_pieces"),
         (BYTES | dict(extra_ids=3), "extra_ids is of model_path"),
         (dict(model_path="no/such.model"), "model_path='no/such.model' is not a file"),
         (dict(model_path=__file__), "tokenizer: "),

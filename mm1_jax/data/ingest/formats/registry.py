@@ -12,6 +12,7 @@ from mm1_jax.data.ingest.formats.jsonl import Jsonl
 from mm1_jax.data.ingest.formats.llava import Llava
 from mm1_jax.data.ingest.formats.mmc4 import Mmc4
 from mm1_jax.data.ingest.formats.obelics import Obelics
+from mm1_jax.data.ingest.formats.seqio import Seqio
 from mm1_jax.data.ingest.formats.text import PlainText
 from mm1_jax.data.ingest.formats.vqa import Vqa
 from mm1_jax.data.ingest.formats.webdataset import Webdataset
@@ -20,7 +21,7 @@ FORMATS: dict[str, type[Format]] = {
     cls.name: cls
     for cls in (
         *(Webdataset, Img2datasetParquet, Obelics, Mmc4, CocoCaptions, Llava),
-        *(Vqa, Folder, HfCaptions, Jsonl, PlainText),
+        *(Vqa, Folder, HfCaptions, Jsonl, PlainText, Seqio),
     )
 }
 
