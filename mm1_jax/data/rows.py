@@ -172,7 +172,10 @@ def concatenate(
     tokens, targets, positions, segment_ids = np.zeros((4, num_rows, length), np.int32)
     corpus_ids = np.full((num_rows, length), -1, np.int32)
     loss_mask = np.zeros((num_rows, length), bool)
-    pictures = np.zeros((len(buffer), size, size, 3), np.uint8)
+    # Not `np.zeros`: for memory that is zero already, numpy asks for no huge pages, and the faults
+    # of small ones take ten times as long as all copies.
+    pictures = np.empty((len(buffer), size, size, 3), np.uint8)
+    is_empty = np.ones(len(buffer), bool)
     image_index = np.full((num_rows, shape.max_images), -1, np.int32)
     for b, examples in enumerate(rows):
         start, k = 0, 0
@@ -194,6 +197,8 @@ def concatenate(
         for picture, slot in zip(example.images, example.slots, strict=True):
             if picture is not None and slot in buffer:
                 pictures[slot - buffer.start] = picture
+                is_empty[slot - buffer.start] = False
+    pictures[is_empty] = 0
     return Batch(
         tokens=tokens,
         targets=targets,
