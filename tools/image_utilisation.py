@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mm1_jax.data.image_buffer import most_images
+from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import CorpusShare, MixedStream
 from mm1_jax.data.packing import Packing
 
@@ -59,7 +60,7 @@ def packing(args: argparse.Namespace, tables: dict[int, Int[np.ndarray, "_ 2"]])
     ]
     return Packing.default_config().instantiate(
         streams=streams,
-        lengths=tables,
+        lengths=[Lengths(table) for _, table in sorted(tables.items())],
         batch_size=args.batch_size,
         max_sequence_length=args.max_sequence_length,
         max_images=args.max_images,
