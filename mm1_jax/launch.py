@@ -8,7 +8,7 @@ Nothing heavy is imported here: experiments are imported when the command line i
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -79,6 +79,34 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
+def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The options that name a config; `split_overrides` has taken those that change it."""
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        required=required,
+        help="a named config, which --list of a launch shows; --config.PATH=VALUE sets a field",
+    )
+    parser.add_argument(
+        "--module",
+        metavar="MODULE",
+        help="the module whose named_configs() has NAME (default: all modules of `experiments`)",
+    )
+    parser.add_argument(
+        "--data_dir",
+        metavar="DIR",
+        help="where records and tokenizer lie (short for --config.input.data_dir; default: ./data)",
+    )
+
+
+def chosen_launch(options: argparse.Namespace, overrides: Mapping[str, str]) -> Launch:
+    """What these options name. Raises ValueError where there is no such config."""
+    if options.data_dir is not None:
+        overrides = {**overrides, "input.data_dir": options.data_dir}
+    named = find_named_config(options.config, options.module)
+    return Launch(named.name, named.module, overrides)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mm1_jax.launch",
@@ -87,19 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="NAME", help="the config to launch; --list shows all")
-    parser.add_argument(
-        "--module",
-        metavar="MODULE",
-        help="the module whose named_configs() has NAME (default: all modules of `experiments`)",
-    )
+    add_config_options(parser, required=False)
     parser.add_argument(
         "--output_dir", metavar="DIR", type=Path, help="where outputs go (default: ./runs/NAME)"
-    )
-    parser.add_argument(
-        "--data_dir",
-        metavar="DIR",
-        help="where records and tokenizer lie (short for --config.input.data_dir; default: ./data)",
     )
     parser.add_argument("--list", action="store_true", help="show all named configs and exit")
     parser.add_argument(
@@ -137,10 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if options.config is None:
             parser.error("--config=NAME is needed; --list shows all names")
-        named = find_named_config(options.config, options.module)
-        if options.data_dir is not None:
-            overrides["input.data_dir"] = options.data_dir
-        launch = Launch(named.name, named.module, overrides)
+        launch = chosen_launch(options, overrides)
         cfg = launch.resolved_config()
         if options.print_config:
             print(cfg.debug_string())

@@ -37,8 +37,7 @@ from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources import JsonlSource
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
-from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.run_folder import Launch
+from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 # The pictures of so many batches are what the others decode, and a turn is as many, or a multiple.
 NUM_RECORDED = 4
@@ -73,14 +72,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="NAME",
-        help="the config; --config.PATH=VALUE sets a field, as in a launch",
-    )
-    parser.add_argument("--module", help="the module that holds it (default: all)")
-    parser.add_argument("--data_dir", metavar="DIR", help="as in a launch")
+    add_config_options(parser)
     parser.add_argument(
         "--synthetic",
         action="store_true",
@@ -541,10 +533,8 @@ def benchmark(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
-    if args.data_dir is not None:
-        overrides["input.data_dir"] = args.data_dir
     try:
-        cfg = Launch(args.config, args.module, overrides).resolved_config().input
+        cfg = chosen_launch(args, overrides).resolved_config().input
         with tempfile.TemporaryDirectory() as folder:
             report = benchmark(args, cfg, Path(folder))
         if args.json is not None:

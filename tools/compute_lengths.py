@@ -11,8 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.run_folder import Launch
+from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,16 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, metavar="NAME", help="a named config")
-    parser.add_argument("--module", metavar="MODULE", help="the module that has it")
-    parser.add_argument("--data_dir", metavar="DIR", help="where its records lie")
+    add_config_options(parser)
     parser.add_argument("--num_workers", metavar="N", help="processes (input.num_workers)")
     options = parser.parse_args(rest)
-    for name in ("data_dir", "num_workers"):
-        if (value := getattr(options, name)) is not None:
-            overrides[f"input.{name}"] = value
+    if options.num_workers is not None:
+        overrides["input.num_workers"] = options.num_workers
     try:
-        cfg = Launch(options.config, options.module, overrides).resolved_config()
+        cfg = chosen_launch(options, overrides).resolved_config()
         for split in ("train", "test"):
             print(cfg.input.instantiate(split=split).describe(), flush=True)
     except (ValueError, OSError) as error:

@@ -19,8 +19,7 @@ import numpy as np
 from mm1_jax.batch import Batch
 from mm1_jax.data.input import Input, InputIterator, merge_states
 from mm1_jax.files import write_whole
-from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.run_folder import Launch
+from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 EPILOG = """\
 The hosts' parts are made in this one process, one after the other, as each host would make its
@@ -40,14 +39,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="NAME",
-        help="the config; --config.PATH=VALUE sets a field, as in a launch",
-    )
-    parser.add_argument("--module", help="the module that holds it (default: all)")
-    parser.add_argument("--data_dir", metavar="DIR", help="where its records lie")
+    add_config_options(parser)
     parser.add_argument(
         "--steps", default="0:10", type=_steps, metavar="A:B", help="from A to B - 1 (0:10)"
     )
@@ -152,9 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
     try:
-        if args.data_dir is not None:
-            overrides["input.data_dir"] = args.data_dir
-        cfg = Launch(args.config, args.module, overrides).resolved_config().input
+        cfg = chosen_launch(args, overrides).resolved_config().input
         if args.workers is not None:
             cfg.num_workers = args.workers
         for step, digest in hashes(cfg.instantiate(), args.steps, args.hosts, args.state):

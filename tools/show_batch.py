@@ -23,8 +23,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.data.input import Input
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
-from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.run_folder import Launch
+from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 # More rows of a large config make a page that browsers are slow to show.
 MOST_ROWS = 8
@@ -48,14 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="NAME",
-        help="the config; --config.PATH=VALUE sets a field, as in a launch",
-    )
-    parser.add_argument("--module", help="the module that holds it (default: all)")
-    parser.add_argument("--data_dir", metavar="DIR", help="as in a launch")
+    add_config_options(parser)
     parser.add_argument("--step", default=0, type=int, help="which batch, from 0 (0)")
     parser.add_argument(
         "--rows",
@@ -506,10 +498,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
     output = args.output or Path(f"{args.config}_step_{args.step}.html")
-    if args.data_dir is not None:
-        overrides["input.data_dir"] = args.data_dir
     try:
-        cfg = Launch(args.config, args.module, overrides).resolved_config().input
+        cfg = chosen_launch(args, overrides).resolved_config().input
         input = cfg.set(num_workers=0, prefetch=0).instantiate()
         shown = args.rows or range(min(MOST_ROWS, input.batch_size))
         made = make(input, args.step, shown)

@@ -20,8 +20,7 @@ from tqdm import tqdm
 from mm1_jax.data.input import Input
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
-from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.run_folder import Launch
+from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 
 def planned_steps(input: Input, num_steps: int) -> Iterator[Sequence[PlannedRow]]:
@@ -57,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, metavar="NAME", help="a named config")
-    parser.add_argument("--module", metavar="MODULE", help="the module that has it")
-    parser.add_argument("--data_dir", metavar="DIR", help="where its records lie")
+    add_config_options(parser)
     parser.add_argument("--steps", type=int, required=True, metavar="N", help="how many batches")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
@@ -71,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--steps={options.steps} must be at least 1")
         if options.output.exists() and any(options.output.iterdir()):
             raise ValueError(f"--output={options.output} is not empty; name a new folder")
-        if options.data_dir is not None:
-            overrides["input.data_dir"] = options.data_dir
-        cfg = Launch(options.config, options.module, overrides).resolved_config()
+        cfg = chosen_launch(options, overrides).resolved_config()
         input = cfg.input.instantiate(split="train")
         made = snapshot(input, options.steps, Form(options.form), options.output)
     except (ValueError, OSError) as error:

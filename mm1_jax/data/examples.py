@@ -70,11 +70,6 @@ class ExampleBuilder:
         self.num_truncated += sequence is not whole[0]
         return len(sequence) - 1, len(images)
 
-    def fits(self, document: Document, max_positions: int) -> bool:
-        """Whether all of it takes so many positions, and no more images than a row has."""
-        positions = sum(self.sizes(document)) + document.ends
-        return positions <= max_positions and len(document.images) <= self.max_images
-
     def sizes(self, document: Document) -> list[int]:
         """Positions that each segment takes."""
         return [

@@ -10,9 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +28,7 @@ from mm1_jax.data.corpora.base import BadRecord, Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.quarantine import Quarantined
 from mm1_jax.data.splitting import Part
+from mm1_jax.files import whole_folder
 
 # What makes a table another one although nothing that it is made from has changed.
 _VERSION = 1
@@ -39,10 +38,10 @@ _DIGEST_ROWS = 1 << 20
 
 
 class _Chunk(NamedTuple):
-    """The examples of a run of records."""
+    """The examples of a run of records, as `Lengths` has them."""
 
-    table: list[tuple[int, int]]
-    parts: list[Part]
+    table: np.ndarray
+    parts: np.ndarray
     unusable: list[Quarantined]
     num_truncated: int
 
@@ -118,9 +117,7 @@ class Lengths:
 
     def store(self, folder: Path) -> "Lengths":
         """Writes the table down, whole or not at all; what is returned reads it from there."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
-        try:
+        with whole_folder(folder) as partial:
             # 16 bits hold all that rows of today hold.
             small = max(self.longest) < 1 << 16
             np.save(partial / "table.npy", self.table.astype(np.uint16 if small else np.int32))
@@ -135,13 +132,6 @@ class Lengths:
                 "unusable": self.unusable,
             }
             (partial / "facts.json").write_text(json.dumps(facts))
-            # mkdtemp's folder is its owner's alone; others read the records.
-            partial.chmod(0o755)
-            # Another process may have been faster, with the same table.
-            if not folder.exists():
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return Lengths.load(folder)
 
     @classmethod
@@ -212,17 +202,11 @@ def compute_lengths(
         for chunk, span in zip(_map(look, spans, num_workers), spans, strict=True):
             chunks.append(chunk)
             progress.update(len(span))
-    table = [row for chunk in chunks for row in chunk.table]
     parts = None
     if corpus.splitter is not None:
-        rows = [
-            (part.record, part.first, -1 if part.end is None else part.end)
-            for chunk in chunks
-            for part in chunk.parts
-        ]
-        parts = np.array(rows, np.int32).reshape(-1, 3)
+        parts = np.concatenate([chunk.parts for chunk in chunks])
     return Lengths(
-        np.array(table, np.int32).reshape(-1, 2),
+        np.concatenate([chunk.table for chunk in chunks]),
         parts,
         [entry for chunk in chunks for entry in chunk.unusable],
         sum(chunk.num_truncated for chunk in chunks),
@@ -247,18 +231,25 @@ def _unpacked(packed: bytes) -> tuple[Corpus, ExampleBuilder]:
 
 def _look(packed: bytes, span: range) -> _Chunk:
     corpus, example_builder = _unpacked(packed)
-    chunk = _Chunk([], [], [], 0)
+    table: list[tuple[int, int]] = []
+    parts: list[tuple[int, int, int]] = []
+    unusable = []
     truncated_before = example_builder.num_truncated
     for record in span:
         try:
             examples = list(_examples(corpus, example_builder, record))
         except BadRecord as error:
             examples = [(Part(record), (0, 0))]
-            chunk.unusable.append(Quarantined(corpus.name, record, 0, str(error)))
+            unusable.append(Quarantined(corpus.name, record, 0, str(error)))
         for part, lengths in examples:
-            chunk.parts.append(part)
-            chunk.table.append(lengths)
-    return chunk._replace(num_truncated=example_builder.num_truncated - truncated_before)
+            table.append(lengths)
+            parts.append((part.record, part.first, -1 if part.end is None else part.end))
+    return _Chunk(
+        np.array(table, np.int32).reshape(-1, 2),
+        np.array(parts, np.int32).reshape(-1, 3),
+        unusable,
+        example_builder.num_truncated - truncated_before,
+    )
 
 
 def _examples(
@@ -266,24 +257,24 @@ def _examples(
 ) -> Iterator[tuple[Part, tuple[int, int]]]:
     """The examples of a record, with their positions and images."""
     document = corpus.document(record)
-    splitter = corpus.splitter
+    splitter, max_images = corpus.splitter, example_builder.max_images
     if splitter is None:
         yield Part(record), example_builder.lengths(document)
         return
     longest = example_builder.max_sequence_length
     if splitter.max_positions is not None:
         longest = min(longest, splitter.max_positions)
-    if example_builder.fits(document, longest):
-        yield Part(record), example_builder.lengths(document)
+    positions = sum(example_builder.sizes(document)) + document.ends
+    if positions <= longest and len(document.images) <= max_images:
+        yield Part(record), (positions, len(document.images))
         return
     blocks = splitter.blocks(document)
-    is_image = [isinstance(segment, Image) for segment in blocks.segments]
     parts = splitter.parts(
         example_builder.sizes(blocks),
-        is_image,
+        [isinstance(segment, Image) for segment in blocks.segments],
         # One is for the end of the document.
         max_tokens=longest - 1,
-        max_images=example_builder.max_images,
+        max_images=max_images,
     )
     if not parts:
         raise BadRecord("a long page without text")

@@ -110,9 +110,6 @@ class Turns:
         self.stages = tuple(stages)
         self._rows_per_shard = rows_per_shard
 
-    def weights(self, step: int) -> tuple[int, ...]:
-        return self.stages[self._stage(step)][1]
-
     def stream(self, shard: int, step: int, turn: int) -> tuple[int, int]:
         """The stream of a row, and how many rows of it the shard has emitted before."""
         size = self._rows_per_shard

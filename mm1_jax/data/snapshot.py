@@ -6,7 +6,7 @@
                                       their encoded pictures
 
 Training from either form makes the batches that the Input itself would have made, bit for bit. A
-snapshot of rows needs neither the records nor a tokenizer any more.
+snapshot of rows needs the records no more; the tokenizer still, of which the model has its ids.
 """
 
 import enum

@@ -9,7 +9,6 @@ import io
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources import FileSource, SplitIndices
+from mm1_jax.files import whole_folder
 
 # What makes an index another one although no file has changed.
 _VERSION = 1
@@ -128,19 +128,10 @@ class _Index:
 
     def store(self, folder: Path) -> "_Index":
         """Writes it down, whole or not at all; what is returned reads it from there."""
-        folder.parent.mkdir(exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
-        try:
+        with whole_folder(folder) as partial:
             np.save(partial / "samples.npy", self.samples)
             facts = {"digest": self.digest, "rejected": list(self.rejected.items())}
             (partial / "facts.json").write_text(json.dumps(facts))
-            # mkdtemp's folder is its owner's alone; others read the shards.
-            partial.chmod(0o755)
-            # Another process may have been faster, with the same index.
-            if not folder.exists():
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return _Index.load(folder)
 
     @classmethod

@@ -1,7 +1,7 @@
 """What a run writes down: JSON lines, TensorBoard summaries, and progress on the screen."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ class _Step(NamedTuple):
     step: int
     metrics: Metrics
     data_wait_seconds: float
-    accounting: Mapping[str, Mapping[str, int | float]]
+    # What each corpus has given; None where the step has no summary.
+    accounting: Mapping[str, Mapping[str, int | float]] | None
 
 
 class RunLog:
@@ -71,15 +72,17 @@ class RunLog:
         metrics: Metrics,
         *,
         data_wait_seconds: float,
-        accounting: Mapping[str, Mapping[str, int | float]],
+        accounting: Callable[[], Mapping[str, Mapping[str, int | float]]],
     ) -> None:
         """Takes the metrics of a step that was just dispatched, and logs the one before it.
 
         Args:
-            accounting: What each corpus has given up to this step; it goes with the summaries.
+            accounting: Tells what each corpus has given up to now; it goes with the summaries.
         """
         self.flush()
-        self._pending = _Step(step, metrics, data_wait_seconds, accounting)
+        is_summarised = step % self._summary_every_n_steps == 0
+        given = accounting() if is_summarised else None
+        self._pending = _Step(step, metrics, data_wait_seconds, given)
 
     def flush(self) -> None:
         """Waits for the last step and logs it.
@@ -103,8 +106,7 @@ class RunLog:
             **self._once,
         }
         self._once = {}
-        is_summarised = step % self._summary_every_n_steps == 0
-        if is_summarised:
+        if accounting is not None:
             record |= {
                 f"corpora/{corpus}/{name}": value
                 for corpus, counts in accounting.items()
@@ -112,7 +114,7 @@ class RunLog:
             }
         self._metrics.write(record)
         self._progress.step(step, record)
-        if is_summarised:
+        if accounting is not None:
             self._summaries.scalars(step, record)
 
     def save(self, seconds: float) -> None:

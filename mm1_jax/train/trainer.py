@@ -163,7 +163,7 @@ class Trainer(Configurable):
                     step + 1,
                     metrics,
                     data_wait_seconds=seconds,
-                    accounting=self._batches.accounting(),
+                    accounting=self._batches.accounting,
                 )
             self._finish(state)
 

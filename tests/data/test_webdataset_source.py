@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written_has_its_index_in_memory(folder, monkeyp
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(webdataset_source.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
     (folder / "2.tar").touch()
     source = config(folder).instantiate(split="train")
     assert items(source) == items(cloudpickle.loads(cloudpickle.dumps(source))) == records
