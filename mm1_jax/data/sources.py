@@ -6,7 +6,7 @@ A source is built for one split, "train" or "test"; the two never share a record
 import abc
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ class SplitIndices:
 
     def __len__(self) -> int:
         return self._len
+
+    def __iter__(self) -> Iterator[int]:
+        return map(self.__getitem__, range(self._len))
 
     def __getitem__(self, index: int) -> int:
         if not 0 <= index < self._len:
