@@ -28,15 +28,19 @@ def run(*arguments) -> int:
 def start(*arguments) -> subprocess.Popen:
     """The command in a process of its own, which finds the formats of the tests."""
     path = os.pathsep.join([str(HERE.parent / "data" / "ingest"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, TOOL, *arguments],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell ignores Ctrl-C for what it runs in the background, tests too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # A shell ignores Ctrl-C for what it runs in the background, tests too, and an ignored signal
+    # stays so in what they start; one with a handler does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, TOOL, *arguments],
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
