@@ -4,6 +4,7 @@
         --output=data/easy_vqa_train --license=MIT
     python tools/convert_records.py --format=vqa --input=easy_vqa/val_questions.json \\
         --output=data/easy_vqa_val --license=MIT
+    python tools/train_tokenizer.py --config=mm1_tiny_easy_vqa --data_dir=data
     python -m mm1_jax.launch --config=mm1_tiny_easy_vqa --data_dir=data
 
 To answer "yes" always gets 37.7% of the validation questions right. Expect 85% after 1,000 steps,
@@ -50,7 +51,12 @@ def mm1_tiny_easy_vqa() -> Experiment.Config:
     cfg = Experiment.default_config().set(
         model=model,
         input=Input.default_config().set(
-            streams=streams, batch_size=8, max_sequence_length=256, max_images=12
+            streams=streams,
+            # Whole words: a question takes 13 tokens, with the shipped model twice as many.
+            tokenizer=Tokenizer.default_config().set(model_path="easy_vqa.model", num_pieces=512),
+            batch_size=4,
+            max_sequence_length=256,
+            max_images=14,
         ),
         trainer=Trainer.default_config().set(max_steps=1600),
         evals={"easy_vqa": benchmark},

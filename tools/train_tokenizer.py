@@ -1,28 +1,34 @@
-"""Trains a sentencepiece tokenizer: on the records of a folder, on text files, or the shipped one.
+"""Trains a sentencepiece tokenizer: on records, on text files, or the one that ships.
 
     python tools/train_tokenizer.py --data_dir=data --output=data/tokenizer.model --vocab_size=32000
+    python tools/train_tokenizer.py --config=mm1_tiny_easy_vqa --data_dir=data
     python tools/train_tokenizer.py --text a.txt b.txt --output=my.model --vocab_size=8000
     python tools/train_tokenizer.py --output=mm1_jax/data/assets/tiny.model
 
-The last one makes the tokenizer that ships with the package, of the embedded corpora. The same
-texts give the same file. Of a folder, texts are taken from records that lie evenly over all of it,
-as many characters from each folder of records in it, up to --max_characters.
+The second one reads the training documents of a named config, with the words that the config puts
+around what the records hold, and takes file and size from its fields `input.tokenizer.model_path`
+and `num_pieces`, unless they are given. The last one makes the tokenizer that ships with the
+package, of the embedded corpora. The same texts give the same file. Texts are taken from records
+that lie evenly over all of a folder or corpus, as many characters from each, up to
+--max_characters.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mm1_jax.batch import Text
+from mm1_jax.batch import Document, Text
 from mm1_jax.data import tokenizer
 from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.kinds import TO_DOCUMENT
+from mm1_jax.data.input import Input
 from mm1_jax.data.record_files import MANIFEST, RecordFiles
 from mm1_jax.data.sources import BadRecord
 from mm1_jax.data.splitting import text_blocks
 from mm1_jax.files import write_whole
+from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 VOCAB_SIZE = 704
 NUM_RECORDS = 1024  # Of each embedded corpus; more of them say nothing new.
@@ -62,9 +68,30 @@ def folder_texts(data_dir: Path, max_characters: int) -> Iterator[str]:
 
 def _record_texts(files: RecordFiles) -> Iterator[str]:
     to_document = TO_DOCUMENT[files.manifest.kind]
-    for index in _evenly(len(files)):
+    return _texts(len(files), lambda index: to_document(files[index]))
+
+
+def corpora_texts(cfg: Input.Config, max_characters: int) -> Iterator[str]:
+    """Texts of the training documents of an input, as many characters of each corpus."""
+    corpora = [
+        entry.corpus
+        for stream in cfg.streams
+        for entry in (*stream.corpora, *stream.fillers)
+        if entry.weight
+    ]
+    for corpus_cfg in corpora:
+        corpus = corpus_cfg.instantiate(split="train")
+        print(f"{corpus.name}: {len(corpus):,} records", file=sys.stderr)
+        yield from _first_characters(
+            _texts(len(corpus), corpus.document), max_characters // len(corpora)
+        )
+
+
+def _texts(num: int, document_of: Callable[[int], Document]) -> Iterator[str]:
+    """The lines of documents 0 to `num`, in an order that is even over them."""
+    for index in _evenly(num):
         try:
-            document = to_document(files[index])
+            document = document_of(index)
         except (BadRecord, LookupError, TypeError, AttributeError):
             # Training quarantines it; here, it is one of very many.
             continue
@@ -95,13 +122,18 @@ def _evenly(num: int) -> Iterator[int]:
             yield index
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="the file to write")
-    parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help="default: %(default)s")
-    parser.add_argument("--data_dir", type=Path, help="a folder with folders of records")
+    parser.add_argument("--output", type=Path, help="the file to write; needed without --config")
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        help=f"pieces at most (default: {VOCAB_SIZE}, or what --config says)",
+    )
+    add_config_options(parser, required=False)
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="UTF-8 text files")
     parser.add_argument(
         "--max_characters",
@@ -109,20 +141,33 @@ def main() -> int:
         default=100_000_000,
         help="of --data_dir, over all its folders (default: %(default)s)",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(rest)
+    output, vocab_size = args.output, args.vocab_size
     try:
-        if args.data_dir is not None:
-            texts = folder_texts(args.data_dir, args.max_characters)
+        if args.config is not None:
+            cfg = chosen_launch(args, overrides).resolved_config().input
+            texts = corpora_texts(cfg, args.max_characters)
+            if output is None and cfg.tokenizer.model_path is None:
+                raise ValueError(
+                    f"--output is needed: {args.config} uses the tokenizer of the package "
+                    "(input.tokenizer.model_path is not set)"
+                )
+            output = tokenizer.tokenizer_path(cfg.tokenizer) if output is None else output
+            vocab_size = vocab_size or cfg.tokenizer.num_pieces
+        elif output is None:
+            raise ValueError("--output=FILE is needed without --config")
+        elif args.data_dir is not None:
+            texts = folder_texts(Path(args.data_dir), args.max_characters)
         elif args.text:
             texts = file_texts(args.text)
         else:
             texts = embedded_texts()
-        model = tokenizer.train(texts, args.vocab_size)
+        model = tokenizer.train(texts, vocab_size or VOCAB_SIZE)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_whole(args.output, model)
-    print(f"Wrote {args.output}")
+        return USER_ERROR
+    write_whole(output, model)
+    print(f"Wrote {output}")
     return 0
 
 

@@ -7,7 +7,6 @@ kept beside them. A change of a file makes another index.
 import hashlib
 import io
 import json
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
 from mm1_jax.data.ingest.formats.records import captions_record
 from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
+from mm1_jax.data.ingest.formats.webdataset import sample_name
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources import FileSource, SplitIndices
 from mm1_jax.files import whole_folder
@@ -33,8 +33,6 @@ _VERSION = 1
 _SUFFIX = ".tar"
 _IMAGE, _TEXT, _ABOUT = range(3)
 _PARTS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), _IMAGE), "txt": _TEXT, "json": _ABOUT}
-# WebDataset's rule: the key ends at the first dot behind the folders.
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 # Offset and size of image, text and JSON; (-1, -1) where there is none. Entries that are no sample
 # have shard -1.
 _SAMPLE = np.dtype([("shard", "<i4"), ("num_images", "<i4"), ("spans", "<i8", (3, 2))])
@@ -232,16 +230,16 @@ def _runs(file: io.BufferedIOBase, path: Path) -> Iterator[_Places | Rejected]:
         if isinstance(member, Rejected):
             yield member
             continue
-        match = _NAME.fullmatch(member.name)
-        if match is None or match[1] in finished:
-            reason = "its key has been there before" if match else "a name without an extension"
+        name = sample_name(member.name)
+        if name is None or name[0] in finished:
+            reason = "its key has been there before" if name else "a name without an extension"
             yield Rejected(entry_id(path, member.name), reason)
             continue
-        if key is not None and match[1] != key:
+        if key is not None and name[0] != key:
             yield _places(run, path, key)
             finished.add(key)
             run = {}
-        key, extension = match[1], match[2].lower()
+        key, extension = name
         if extension in run:
             yield Rejected(entry_id(path, member.name), "it comes a second time")
         else:

@@ -14,6 +14,8 @@ from mm1_jax.data.ingest.formats.image_files import URL_MAP, ImageFolder, UrlMap
 from mm1_jax.data.ingest.formats.json_files import parse_json
 from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.ingest.formats.records import parallel_page, records_of
+from mm1_jax.data.ingest.formats.source_files import documents_below
+from mm1_jax.data.ingest.formats.url_index import UrlIndex
 from mm1_jax.data.record_files import BadRecord, Kind
 
 _NEEDED = ("images", "texts")
@@ -27,8 +29,9 @@ class Obelics(Format):
     as Hugging Face stores them. A place that has neither text nor picture is a missing picture.
 
     Args:
-        images: A JSON map of URLs to files, or a folder that holds `url_to_file.json`. By default
-            the folder of the Parquet file.
+        images: A JSON map of URLs to files, a folder that holds `url_to_file.json`, or the folder
+            of tar shards into which img2dataset downloaded the URLs. By default the folder of the
+            Parquet file.
     """
 
     name = "obelics"
@@ -44,17 +47,18 @@ class Obelics(Format):
         # Pictures that are in the Parquet itself need no map.
         if problems and (self._images is not None or any(_has_urls(unit.path) for unit in units)):
             raise ValueError(
-                f"images has to be a JSON map of URLs to image files, or a folder that holds "
-                f"{URL_MAP}: {problems[0]}"
+                "images has to be a JSON map of URLs to image files, or a folder that holds "
+                f"{URL_MAP} or tar shards of img2dataset: {problems[0]}"
             )
         return units
 
     def read(self, unit: Unit) -> Iterator[Record | Rejected]:
         folder = ImageFolder(unit.path.parent)
+        map_path = self._map_path(unit.path)
 
         def read_image(image: Any) -> bytes:
             if isinstance(image, str):
-                return _loaded(self._map_path(unit.path)).read(image)
+                return _loaded(map_path).read(image)
             return stored_image(image, folder)
 
         def record(entry: str, row: dict[str, Any]) -> Record:
@@ -64,8 +68,12 @@ class Obelics(Format):
         return records_of(rows(unit, _choose), record)
 
     def _map_path(self, path: Path) -> Path:
+        """A JSON file, or a folder of shards."""
         images = self._images or path.parent
-        return images / URL_MAP if images.is_dir() else images
+        if not images.is_dir():
+            return images
+        is_shards = not (images / URL_MAP).exists() and documents_below(images, (".tar",))
+        return images if is_shards else images / URL_MAP
 
 
 def _choose(schema: pa.Schema) -> list[str]:
@@ -114,11 +122,11 @@ def _problem(path: Path) -> str:
     return ""
 
 
-def _loaded(path: Path) -> UrlMap:
+def _loaded(path: Path) -> UrlMap | UrlIndex:
     """The map at a path. Those of millions of URLs are read once, and not once a row group."""
     return _load(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: Path, changed: int) -> UrlMap:
-    return UrlMap(path)
+def _load(path: Path, changed: int) -> UrlMap | UrlIndex:
+    return UrlIndex(path) if path.is_dir() else UrlMap(path)

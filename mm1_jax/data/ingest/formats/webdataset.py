@@ -15,7 +15,7 @@ from mm1_jax.data.ingest.formats.source_files import entry_id, source_files
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
 from mm1_jax.data.record_files import BadRecord, Kind
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp")
 # WebDataset's rule: the key ends at the first dot behind the folders.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
@@ -56,7 +56,7 @@ class Webdataset(Format):
             yield Rejected(entry_id(unit.path), f"it cannot be read: {error.strerror}")
 
     def _record(self, file: io.BufferedIOBase, entry: str, sample: _Sample) -> Record:
-        images = [member for name in _IMAGES if (member := sample.members.get(name))]
+        images = [member for name in IMAGES if (member := sample.members.get(name))]
         if len(images) != 1:
             raise BadRecord(f"{len(images)} images, expected one" if images else "no image")
         text, about = sample.members.get("txt"), {}
@@ -77,6 +77,12 @@ class Webdataset(Format):
         )
 
 
+def sample_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member, by WebDataset's rule; None where it has no extension."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (match[1], match[2].lower())
+
+
 def _samples(file: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, _Sample] | Rejected]:
     """The id and the members of each run of members with the same key."""
     finished, sample = set(), None
@@ -84,11 +90,11 @@ def _samples(file: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, _Sample
         if isinstance(member, Rejected):
             yield member
             continue
-        match = _NAME.fullmatch(member.name)
-        if match is None:
+        name = sample_name(member.name)
+        if name is None:
             yield Rejected(entry_id(path, member.name), "a name without an extension")
             continue
-        key, extension = match[1], match[2].lower()
+        key, extension = name
         if key in finished:
             yield Rejected(entry_id(path, member.name), "its key has been there before")
             continue

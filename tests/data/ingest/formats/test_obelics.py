@@ -3,23 +3,11 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obelics_parquet import write
 
 from mm1_jax.data.ingest.formats.obelics import Obelics
 
 STRUCT = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-
-
-def write(path, rows, images=None):
-    images = images or pa.list_(pa.string())
-    schema = pa.schema(
-        {
-            "images": images,
-            "texts": pa.list_(pa.string()),
-            "metadata": pa.string(),
-            "general_metadata": pa.string(),
-        }
-    )
-    pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
 @pytest.fixture
