@@ -1,5 +1,8 @@
 """An input of the embedded digits, small enough to build for each module."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from mm1_jax.data.corpora import digits
@@ -24,3 +27,12 @@ def input() -> Input:
         image_size=8,
     )
     return cfg.instantiate()
+
+
+@pytest.fixture(scope="session")
+def metrics_data() -> Path:
+    """Predictions with their official scores."""
+    folder = os.environ.get("MM1_TEST_DATA")
+    if not folder:
+        pytest.skip("MM1_TEST_DATA is not set")
+    return Path(folder, "metrics")

@@ -22,7 +22,7 @@ from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.evals.evaluator import EvalResult, Evaluator, Sample
-from mm1_jax.evals.metrics import exact_match, truncate
+from mm1_jax.evals.metrics.answers import exact_match, truncate
 from mm1_jax.evals.prompts import (
     exemplar_indices,
     few_shot,

@@ -7,7 +7,7 @@ from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
-from mm1_jax.evals.metrics import mean
+from mm1_jax.evals.metrics.answers import mean
 
 
 class DigitsVQA(Benchmark):

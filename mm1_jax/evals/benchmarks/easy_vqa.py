@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mm1_jax.config import config_class
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
-from mm1_jax.evals.metrics import mean
+from mm1_jax.evals.metrics.answers import mean
 
 _SHAPES = ("circle", "rectangle", "triangle")
 

@@ -8,7 +8,7 @@ from mm1_jax.data.corpora import scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
-from mm1_jax.evals.metrics import majority_count, mean
+from mm1_jax.evals.metrics.answers import majority_count, mean
 
 
 class ScenesVQA(Benchmark):

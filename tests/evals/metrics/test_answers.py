@@ -1,6 +1,6 @@
 import pytest
 
-from mm1_jax.evals.metrics import exact_match, majority_count, mean, truncate
+from mm1_jax.evals.metrics.answers import exact_match, majority_count, mean, truncate
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""How answers are scored against references; a family of metrics a file. NumPy alone."""

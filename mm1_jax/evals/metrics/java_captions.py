@@ -1,0 +1,46 @@
+"""METEOR and SPICE of captions, which exist as Java programs alone: the extra `caption-metrics`."""
+
+import importlib
+import shutil
+from collections.abc import Mapping, Sequence
+
+from mm1_jax.evals.metrics.captions import tokenized
+
+# Name -> module and class.
+JAVA_METRICS = {
+    "METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"),
+    "SPICE": ("pycocoevalcap.spice.spice", "Spice"),
+}
+
+
+def java_caption_score(
+    name: str,
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+) -> float:
+    """A metric of `JAVA_METRICS` over all images, of PTB tokens.
+
+    SPICE fetches its parser, 1.2 GB with its models, when it is first used.
+
+    Raises:
+        ValueError: If pycocoevalcap or Java are not there; the message says how to get them.
+    """
+    module, class_name = JAVA_METRICS[name]
+    try:
+        scorer = getattr(importlib.import_module(module), class_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{name} needs the package pycocoevalcap ({error}): pip install "
+            "'mm1_jax[caption-metrics]'; CIDEr, BLEU and ROUGE-L need neither it nor Java"
+        ) from error
+    if shutil.which("java") is None:
+        raise ValueError(
+            f"{name} is a Java program, and there is no `java` on the PATH; install a Java runtime"
+        )
+    candidates, sets = tokenized(predictions, references)
+    keys = range(len(candidates))
+    score, _ = scorer().compute_score(
+        {key: [" ".join(caption) for caption in sets[key]] for key in keys},
+        {key: [" ".join(candidates[key])] for key in keys},
+    )
+    return float(score)

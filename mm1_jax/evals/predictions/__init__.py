@@ -1,0 +1,1 @@
+"""Files of predictions, in the layouts of the benchmarks -> scores; a family a file."""

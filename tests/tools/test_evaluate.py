@@ -1,0 +1,364 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
+_spec = importlib.util.spec_from_file_location("evaluate_tool", TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+# What the stored results hold besides the numbers that predictions give.
+NOT_SCORED = {"METEOR", "published", "official_csv", "source", "note", "needs"}
+DEMO = "caption/captions_val2014_fakecap_results"
+
+
+def run(*arguments: object) -> int:
+    return tool.main(["--score_only", *map(str, arguments)])
+
+
+def scores(tmp_path: Path, *arguments: object) -> dict[str, Any]:
+    file = tmp_path / "scores.json"
+    assert run(*arguments, f"--json={file}") == 0
+    return json.loads(file.read_text())
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in content))
+    else:
+        path.write_text(json.dumps(content))
+    return path
+
+
+def numbers(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if name in NOT_SCORED:
+            continue
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{at}/{name}")
+        elif isinstance(value, list):
+            yield from ((f"{at}/{name}/{i}", item) for i, item in enumerate(value))
+        else:
+            yield f"{at}/{name}", value
+
+
+@pytest.fixture
+def metrics_data() -> Path:
+    folder = os.environ.get("MM1_TEST_DATA")
+    if not folder:
+        pytest.skip("MM1_TEST_DATA is not set")
+    return Path(folder, "metrics")
+
+
+def test_every_stored_result_is_reproduced(tmp_path, metrics_data):
+    expected = json.loads((metrics_data / "expected.json").read_text())
+    del expected[DEMO]
+    got = dict(numbers(scores(tmp_path, "--benchmarks=all", f"--predictions={metrics_data}")))
+    wanted = dict(numbers(expected))
+    assert len(wanted) > 150
+    assert {name: got.get(name) for name in wanted} == pytest.approx(wanted, abs=1e-6)
+
+
+def test_results_of_coco_find_their_annotations_beside_them(tmp_path, metrics_data):
+    folder = metrics_data / "caption"
+    file = folder / "coco80_fold0_results.json"
+    (beside,) = scores(tmp_path, "--benchmarks=coco", f"--predictions={file}").values()
+    together = f"--predictions={folder / 'coco80_fold0.json'}"
+    (whole,) = scores(tmp_path, "--benchmarks=coco", together).values()
+    assert beside == whole
+
+
+def test_the_demo_of_coco_needs_annotations_and_says_so(metrics_data, capsys):
+    file = metrics_data / f"{DEMO}.json"
+    assert run("--benchmarks=caption", f"--predictions={file}") == tool.USER_ERROR
+    assert "give --annotations=FILE" in capsys.readouterr().err
+
+
+ANSWERS = [{"answer": "red", "answer_id": i} for i in range(10)]
+
+
+def test_official_results_are_scored_with_official_annotations(tmp_path):
+    results = write(tmp_path / "run.json", [{"question_id": 1, "answer": "Red."}])
+    annotations = write(
+        tmp_path / "val.json", {"annotations": [{"question_id": 1, "answers": ANSWERS}]}
+    )
+    flags = (f"--predictions={results}", f"--annotations={annotations}")
+    assert scores(tmp_path, "--benchmarks=vqav2", *flags) == {
+        "vqav2/run": {
+            "n": 1,
+            "acc_official": 0.0,
+            "acc_official_lower": 100.0,
+            "acc_processed": 100.0,
+        }
+    }
+
+
+def test_vizwiz_joins_by_image_and_tells_people_apart_by_how_sure_they_were(tmp_path):
+    people = [{"answer": "red", "answer_confidence": "yes"}] * 8
+    people += [{"answer": "red", "answer_confidence": "no"}] * 2
+    results = write(tmp_path / "run.json", [{"image": "a.jpg", "answer": "red"}])
+    annotations = write(tmp_path / "val.json", [{"image": "a.jpg", "answers": people}])
+    flags = (f"--predictions={results}", f"--annotations={annotations}")
+    got = scores(tmp_path, "--benchmarks=vizwiz", *flags)["vizwiz/run"]
+    assert got["acc_official"] == 100
+    # Without one of eight no "yes" stays, and two of "no" are 2/3; without one of two, eight are 1.
+    assert got["acc_official_missing_answer_id"] == pytest.approx(100 * (8 * 2 / 3 + 2) / 10)
+
+
+def test_ok_vqa_learns_stems_from_its_annotations(tmp_path):
+    answers = [{"answer": "zorp", "raw_answer": "zorping"}] * 10
+    results = write(tmp_path / "run.json", [{"question_id": 1, "answer": "zorping"}])
+    annotations = write(
+        tmp_path / "val.json", {"annotations": [{"question_id": 1, "answers": answers}]}
+    )
+    flags = (f"--predictions={results}", f"--annotations={annotations}")
+    got = scores(tmp_path, "--benchmarks=okvqa", *flags)["okvqa/run"]
+    assert (got["acc_processed"], got["acc_stemmed"]) == (0, 100)
+
+
+def test_each_short_answer_benchmark_has_its_rule(tmp_path):
+    rows = [{"question_id": 1, "prediction": "104", "answer": "100"}]
+    rows += [{"question_id": 2, "prediction": "Yes.", "answer": "yes"}]
+    file = write(tmp_path / "x.jsonl", rows)
+    names = ("gqa", "docvqa", "chartqa")
+    flags = [f"--predictions={name}={file}" for name in names]
+    got = scores(tmp_path, f"--benchmarks={','.join(names)}", *flags)
+    assert got["gqa/x"] == {"n": 2, "acc": 50.0}
+    assert got["docvqa/x"] == {"n": 2, "anls": pytest.approx(100 * (2 / 3 + 3 / 4) / 2)}
+    assert got["chartqa/x"] == {"n": 2, "relaxed_acc": 50.0}
+
+
+def test_questions_of_gqa_are_an_object_by_id(tmp_path):
+    results = write(tmp_path / "run.json", [{"questionId": "07", "prediction": "left"}])
+    annotations = write(tmp_path / "gqa.json", {"07": {"answer": "left", "question": "?"}})
+    flags = (f"--predictions={results}", f"--annotations={annotations}")
+    assert scores(tmp_path, "--benchmarks=gqa", *flags)["gqa/run"]["acc"] == 100
+
+
+def test_pope_joins_in_order_and_has_a_mean_of_the_three_splits(tmp_path):
+    rows = [{"question_id": 1, "label": "yes", "answer": "Yes"}]
+    rows += [{"question_id": 2, "label": "no", "answer": "Yes"}]
+    folder = tmp_path / "answers"
+    for split in ("adversarial", "popular", "random"):
+        write(folder / f"{split}.jsonl", rows[: 1 + (split == "popular")])
+    got = scores(tmp_path, "--benchmarks=pope", f"--predictions={folder}")
+    assert got["pope/mean"]["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
+    replies = write(tmp_path / "said.jsonl", [{"answer": "Yes"}, {"answer": "No, none"}])
+    labels = write(tmp_path / "labels.jsonl", [{"label": "yes"}, {"label": "no"}])
+    flags = (f"--predictions={replies}", f"--annotations={labels}")
+    assert scores(tmp_path, "--benchmarks=pope", *flags)["pope/said"]["accuracy"] == 1
+
+
+def test_mme_reads_official_text_files_and_adds_up_a_whole_half(tmp_path):
+    folder = tmp_path / "mme"
+    folder.mkdir()
+    names = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+    for name in names:
+        lines = ["a.png\tIs it?\tYes\tyes", "a.png\tIs it not?\tNo\tNo."]
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    got = scores(tmp_path, "--benchmarks=mme", f"--predictions={folder}")
+    assert got["mme/Cognition"] == {"score": 800.0}
+    assert "mme/Perception" not in got
+
+
+def test_mmmu_replays_recorded_draws_and_draws_alike_where_there_are_none(tmp_path):
+    row = {
+        **{"id": "validation_Art_1", "question_type": "multiple-choice", "answer": "B"},
+        **{"index2ans": {"A": "x", "B": "y"}, "response": "no idea"},
+    }
+    recorded = row | {"random_choice": True, "official_parsed": "B"}
+    other = row | {"id": "validation_Music_1", "response": "B"}
+    file = write(tmp_path / "m.jsonl", [recorded, other])
+    got = scores(tmp_path, "--benchmarks=mmmu", f"--predictions={file}")["mmmu/m"]
+    assert (got["n"], got["overall"], got["n_random"]) == (2, 1.0, 1)
+    assert got["per_subject"] == {"Art": 1.0, "Music": 1.0}
+    file = write(tmp_path / "m.jsonl", [row])
+    twice = [scores(tmp_path, "--benchmarks=mmmu", f"--predictions={file}")["mmmu/m"] for _ in "ab"]
+    assert twice[0] == twice[1] and twice[0]["n_random"] == 1
+
+
+def test_mmmu_scores_parsed_answers_with_the_official_ones(tmp_path):
+    parsed = write(tmp_path / "p.json", {"validation_Art_1": "B", "validation_Art_2": "12"})
+    truth = write(
+        tmp_path / "answers.json",
+        {
+            "validation_Art_1": {"question_type": "multiple-choice", "ground_truth": "B"},
+            "validation_Art_2": {"question_type": "short-answer", "ground_truth": ["12.0", "13"]},
+        },
+    )
+    flags = (f"--predictions={parsed}", f"--annotations={truth}")
+    assert scores(tmp_path, "--benchmarks=mmmu", *flags)["mmmu/p"]["overall"] == 1
+
+
+def test_scienceqa_takes_the_official_problems(tmp_path):
+    said = write(tmp_path / "s.jsonl", [{"question_id": "4", "text": "B"}])
+    problems = write(
+        tmp_path / "problems.json",
+        {"4": {"choices": ["x", "y"], "answer": 1, "image": "image.png"}, "5": {"choices": []}},
+    )
+    flags = (f"--predictions={said}", f"--annotations={problems}")
+    got = scores(tmp_path, "--benchmarks=scienceqa", *flags)["scienceqa/s"]
+    assert got == {"n": 1, "acc": 100.0, "n_img": 1, "img_acc": 100.0}
+
+
+def test_mmbench_reads_tables_and_seed_the_official_questions(tmp_path):
+    table = tmp_path / "b.tsv"
+    table.write_text("index\tA\tB\tprediction\tanswer\n1\tx\ty\tA\tA\n1000001\ty\tx\tA\tB\n")
+    got = scores(tmp_path, "--benchmarks=mmbench", f"--predictions={table}")["mmbench/b"]
+    assert (got["circular_acc"], got["vanilla_acc"]) == (0, 100)
+    said = write(tmp_path / "s.jsonl", [{"question_id": "1_0", "prediction": "(A) x"}])
+    questions = write(
+        tmp_path / "SEED-Bench.json",
+        {"questions": [{"question_id": "1_0", "question_type_id": 1, "answer": "A"}]},
+    )
+    flags = (f"--predictions={said}", f"--annotations={questions}")
+    assert scores(tmp_path, "--benchmarks=seed", *flags)["seed/s"]["image_acc"] == 100
+
+
+def test_mathvista_marks_answers_that_rules_extracted(tmp_path, capsys):
+    row = {"pid": "1", "answer": "4", "answer_type": "integer", "choices": None}
+    file = write(tmp_path / "v.jsonl", [row | {"response": "it is 4"}])
+    got = scores(tmp_path, "--benchmarks=mathvista", f"--predictions={file}")["mathvista/v"]
+    assert got == {"n": 1, "accuracy": 100.0, "correct": 1, "n_by_rule": 1}
+    assert "rules extracted 1 of 1" in capsys.readouterr().err
+
+
+def test_judged_replies_are_aggregated(tmp_path):
+    folder = tmp_path / "l"
+    for number in (1, 2):
+        review = {"question_id": 0, "category": "conv", "content": f"8 {2 * number}\nGood."}
+        write(folder / f"m_review{number}.jsonl", [review])
+    got = scores(tmp_path, "--benchmarks=llava_bench", f"--predictions={folder}")
+    assert got["llava_bench/m_mean"] == {"value": 37.5, "n_reviews": 2}
+    grades = write(tmp_path / "m_grades.jsonl", [{"id": "v1_0", "score": [0.5, 1.0]}])
+    questions = write(tmp_path / "mm-vet.json", {"v1_0": {"capability": ["ocr"]}})
+    flags = (f"--predictions={grades}", f"--annotations={questions}")
+    got = scores(tmp_path, "--benchmarks=mmvet", *flags)["mmvet/m"]
+    assert (got["runs"], got["capabilities"]) == ([50, 100], {"ocr": 75})
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "records", "message"),
+    [
+        (
+            "pope",
+            [{"question_id": 1, "answer": "no"}],
+            "record 1 (question_id 1): no field 'label'",
+        ),
+        (
+            "pope",
+            [{"label": "maybe", "answer": "no"}],
+            "field 'label': expected 'yes' or 'no', got",
+        ),
+        ("textvqa", [{"prediction": "x", "answers": [1]}], "field 'answers': expected the answers"),
+        ("textvqa", [{"answers": ["x"]}], "no field 'prediction'"),
+        ("vqav2", [], "holds no records"),
+        ("mmvet", [{"id": "a", "score": [2]}], "expected grades of 0 to 1"),
+        ("mmvet", [{"id": "a", "score": [1]}, {"id": "b", "score": [1, 1]}], "expected 1 grades"),
+        ("llava_bench", [{"category": "c", "content": "?"}], "first line of two grades"),
+        (
+            "mmbench",
+            [{"index": 1, "prediction": "A", "answer": "A"}] * 2,
+            "index 1 was there before",
+        ),
+        (
+            "mme",
+            [{"category": "OCR", "image": "a", "answer": "Yes", "prediction": "Yes"}],
+            "image 'a' has 1 questions",
+        ),
+    ],
+)
+def test_a_bad_record_is_named_with_what_was_expected(
+    tmp_path, capsys, benchmark, records, message
+):
+    file = write(tmp_path / "x.jsonl", records)
+    assert run(f"--benchmarks={benchmark}", f"--predictions={file}") == tool.USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}") and message in error
+
+
+def test_predictions_and_annotations_must_be_of_the_same_questions(tmp_path, capsys):
+    results = write(tmp_path / "run.json", [{"question_id": 1, "answer": "x"}])
+    truth = [{"question_id": 1, "answers": ["x"]}, {"question_id": 2, "answers": ["x"]}]
+    annotations = write(tmp_path / "val.json", truth)
+    flags = ("--benchmarks=vqav2", f"--predictions={results}", f"--annotations={annotations}")
+    assert run(*flags) == tool.USER_ERROR
+    assert "1 of its 2 records have no prediction, the first '2'" in capsys.readouterr().err
+    write(annotations, truth[1:])
+    assert run(*flags) == tool.USER_ERROR
+    assert "has no annotation of '1'" in capsys.readouterr().err
+    write(results, [{"question_id": 2, "answer": "x"}] * 2)
+    assert run(*flags) == tool.USER_ERROR
+    assert "'2' was there before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmarks=popr", "--predictions=x"], "did you mean pope"),
+        (["--benchmarks=pope", "--predictions=missing"], "no such file or folder"),
+        (["--benchmarks=pope,mme", "--predictions=FILE"], "give --predictions=pope=PATH"),
+        (["--benchmarks=pope", "--predictions=mme=FILE"], "'mme' is not among"),
+        (["--benchmarks=all", "--predictions=FOLDER"], "no subfolder is called as a benchmark"),
+        (["--benchmarks=pope", "--predictions=FOLDER"], "no file of pope"),
+        (["--benchmarks=pope", "--predictions=TEXT"], "expected a file whose name ends in"),
+        (["--benchmarks=pope", "--predictions=BROKEN"], "BROKEN.jsonl, line 2: not JSON"),
+        (["--benchmarks=caption", "--predictions=FILE", "--caption_metrics=X"], "there is no 'X'"),
+    ],
+)
+def test_a_command_that_cannot_work_says_how_to_mend_it(tmp_path, capsys, arguments, message):
+    paths = {
+        "FILE": write(tmp_path / "FILE.jsonl", [{"answer": "yes"}]),
+        "FOLDER": tmp_path / "FOLDER",
+        "TEXT": tmp_path / "TEXT.md",
+        "BROKEN": tmp_path / "BROKEN.jsonl",
+    }
+    paths["FOLDER"].mkdir()
+    paths["TEXT"].write_text("")
+    paths["BROKEN"].write_text('{"answer": "yes"}\n{"answer"\n')
+    for name, path in paths.items():
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    assert run(*arguments) == tool.USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_list_describes_every_benchmark(capsys):
+    assert tool.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    from mm1_jax.evals.predictions.registry import SCORERS
+
+    assert all(name in listed for name in SCORERS)
+    assert all(scorer.layout in listed for scorer in SCORERS.values())
+
+
+def test_help_needs_no_jax_and_is_there_at_once():
+    start = time.monotonic()
+    code = (
+        "import runpy, sys; sys.argv = ['evaluate.py', '--help']\n"
+        f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "finally: print(sorted({'jax', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "--predictions" in result.stdout and result.stdout.endswith("[]\n")
+    assert time.monotonic() - start < 10
+
+
+def test_scoring_needs_no_jax(tmp_path):
+    file = write(tmp_path / "x.jsonl", [{"question_id": 1, "label": "yes", "answer": "Yes"}])
+    code = (
+        "import runpy, sys; sys.modules['jax'] = None\n"
+        f"sys.argv = ['evaluate.py', '--score_only', '--benchmarks=pope', '--predictions={file}']\n"
+        f"runpy.run_path({str(TOOL)!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "pope/x" in result.stdout
