@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mm1_jax.data.ingest.filters import (
+    AnswerTypes,
     EvaluationOverlap,
     Filter,
     FrequentImages,
@@ -31,8 +32,23 @@ def no_filters() -> list[Filter.Config]:
     return []
 
 
+def yes_no_answers() -> list[Filter.Config]:
+    """Of questions (`--format=vqa`), those that are answered with yes or no."""
+    return [AnswerTypes.default_config().set(keep=("yes/no",))]
+
+
+def other_answers() -> list[Filter.Config]:
+    """Of questions, those that `yes_no_answers` drops."""
+    return [AnswerTypes.default_config().set(keep=("number", "other"))]
+
+
 def named_filters() -> dict[str, list[Filter.Config]]:
-    return {"none": no_filters(), "mm1": mm1_interleaved_filters()}
+    return {
+        "none": no_filters(),
+        "mm1": mm1_interleaved_filters(),
+        "yes_no_answers": yes_no_answers(),
+        "other_answers": other_answers(),
+    }
 
 
 def without_benchmarks(

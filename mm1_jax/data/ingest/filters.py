@@ -8,6 +8,7 @@ Filters are applied in the order in which they stand, so each one sees what the 
 """
 
 import abc
+import enum
 import hashlib
 import io
 import itertools
@@ -237,6 +238,46 @@ class ImageCount(Filter):
             return Filtered(None, Counter(["too_few"]))
         if count > self._config.max_images:
             return Filtered(None, Counter(["too_many"]))
+        return Filtered(record, Counter())
+
+
+class AnswerType(enum.Enum):
+    """What VQA calls the types of answers (VQAv2 has `answer_type` in its annotations)."""
+
+    YES_NO = "yes/no"
+    NUMBER = "number"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, answer: str) -> "AnswerType":
+        """The type of an answer; numbers are of digits alone."""
+        if answer.strip().lower() in ("yes", "no"):
+            return cls.YES_NO
+        return cls.NUMBER if answer.strip().isdecimal() else cls.OTHER
+
+
+class AnswerTypes(Filter):
+    """Keeps the questions whose answers are of some types, for a mixture to weigh them."""
+
+    @config_class
+    class Config(Filter.Config):
+        keep: Required[tuple[str, ...]] = REQUIRED  # Of "yes/no", "number", "other".
+
+    def __init__(self, cfg: Config, *, kind: Kind):
+        super().__init__(cfg, kind=kind)
+        if kind is not Kind.CONVERSATIONS:
+            raise ValueError(
+                f"AnswerTypes looks at answers, and records of {kind.value} have none; "
+                "convert them without this filter"
+            )
+        self._keep = frozenset(AnswerType(name) for name in cfg.keep)
+
+    def __call__(self, record: Record) -> Filtered:
+        answer = record.get("answer")
+        if not isinstance(answer, str):
+            return Filtered(None, Counter(["no_answer"]))
+        if AnswerType.of(answer) not in self._keep:
+            return Filtered(None, Counter(["other_type"]))
         return Filtered(record, Counter())
 
 

@@ -15,6 +15,7 @@ from foreign_formats import page
 
 from mm1_jax.data.images import BadImage
 from mm1_jax.data.ingest.filters import (
+    AnswerTypes,
     EvaluationOverlap,
     FrequentImages,
     HammingIndex,
@@ -151,6 +152,31 @@ def test_documents_have_one_to_thirty_images(count, fault):
     left = kept(ImageCount.default_config(), record, Kind.INTERLEAVED)
     assert left.record == (record if fault is None else None)
     assert left.counts == Counter([fault] if fault else [])
+
+
+def test_questions_are_told_apart_by_their_answers():
+    answers = ["yes", "No", " no ", "12", "red", "yes, two", "-1", "no one"]
+    records = [
+        {"id": str(i), "images": [], "turns": [], "answer": a} for i, a in enumerate(answers)
+    ]
+
+    def kept_answers(*types: str) -> list[str]:
+        keep = AnswerTypes.default_config().set(keep=types).instantiate(kind=Kind.CONVERSATIONS)
+        return [record["answer"] for record in records if keep(record).record is not None]
+
+    assert kept_answers("yes/no") == ["yes", "No", " no "]
+    assert kept_answers("number") == ["12"]
+    assert sorted(kept_answers("number", "other") + kept_answers("yes/no")) == sorted(answers)
+    with pytest.raises(ValueError, match="records of captions have none"):
+        AnswerTypes.default_config().set(keep=("other",)).instantiate(kind=Kind.CAPTIONS)
+    with pytest.raises(ValueError, match="maybe"):
+        AnswerTypes.default_config().set(keep=("maybe",)).instantiate(kind=Kind.CONVERSATIONS)
+
+
+def test_a_conversation_without_an_answer_is_dropped_and_counted():
+    keep = AnswerTypes.default_config().set(keep=("other",)).instantiate(kind=Kind.CONVERSATIONS)
+    left, counts, _ = keep({"id": "1", "images": [], "turns": []})
+    assert left is None and counts == {"no_answer": 1}
 
 
 def test_of_repeated_images_the_first_stays():
