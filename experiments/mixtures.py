@@ -93,15 +93,23 @@ def textbooks() -> list[Stream.Config]:
 
 
 def easy_vqa() -> list[Stream.Config]:
-    """The questions of easy-VQA with its own validation split, read from `data_dir`."""
-    source = ArrayRecordSource.default_config().set(path="easy_vqa_train", test_path="easy_vqa_val")
-    corpus = Corpus.default_config().set(
-        name="easy_vqa",
-        source=source,
-        to_document=question_document,
-        augmentation=Augmentation.default_config().set(shift=0.05, scale=0.1),
-    )
-    return [_stream("questions", 1, (corpus, 1))]
+    """The questions of easy-VQA with its own validation split, read from `data_dir`.
+
+    Two streams, for a config to weigh: three of four questions are answered with yes or no.
+    """
+
+    def corpus(name: str) -> Corpus.Config:
+        return Corpus.default_config().set(
+            name=name,
+            source=ArrayRecordSource.default_config().set(path=name, test_path="easy_vqa_val"),
+            to_document=question_document,
+            augmentation=Augmentation.default_config().set(shift=0.05, scale=0.1),
+        )
+
+    return [
+        _stream("other", 1, (corpus("easy_vqa_other"), 1)),
+        _stream("yes_no", 1, (corpus("easy_vqa_yes_no"), 1)),
+    ]
 
 
 def text() -> list[Stream.Config]:
