@@ -79,6 +79,11 @@ class Tokenizer(Configurable):
         self.vocab_size = _round_up(max(pieces, self.image_token + 1), cfg.vocab_multiple)
 
     @property
+    def sentencepiece(self) -> sentencepiece.SentencePieceProcessor:
+        """The model itself."""
+        return self._model
+
+    @property
     def not_text(self) -> tuple[int, ...]:
         """The ids that no answer contains: all but text and eos, the vocabulary's padding too."""
         return tuple(i for i in range(self.vocab_size) if i != self.eos and not self._is_text(i))

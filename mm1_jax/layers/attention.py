@@ -85,6 +85,7 @@ class Attention(Module):
         pattern: Pattern = Pattern.BIDIRECTIONAL
         kernel: Kernel = Kernel.AUTO  # of self-attention over whole rows; the rest is XLA's
         bias: bool = False
+        output_bias: bool | None = None  # None is bias; Qwen 2 has one everywhere but there
         rotary: InstantiableConfig | None = None
         qk_norm: InstantiableConfig | None = None  # of each head's queries and keys, before rotary
         query: InstantiableConfig = SplitHeads.default_config()
@@ -105,6 +106,8 @@ class Attention(Module):
         self.value = cfg.value.set(
             input_dim=source_dim, num_heads=num_kv_heads, **heads
         ).instantiate(rngs=rngs)
+        if cfg.output_bias is not None:
+            heads["bias"] = cfg.output_bias
         self.output = cfg.output.set(
             output_dim=cfg.input_dim, num_heads=num_heads, **heads
         ).instantiate(rngs=rngs)

@@ -5,6 +5,8 @@ Legend: B batch, T positions, N heads, H head dim.
 """
 
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,20 +38,66 @@ class Rotary(Module):
         return rotary(x_BTNH, positions_BT, self.theta, scale=scale)
 
 
+class StretchedRotary(Module):
+    """`rotary` whose slow pairs turn slower, for longer rows than were trained on (Llama 3.1).
+
+    Pairs that turn less than `low_freq_factor` times over the original rows are slowed down by
+    `factor`, those that turn more than `high_freq_factor` times are as they were, and between the
+    two it is a mean of both. The names of the fields are those of Hugging Face's configs.
+    """
+
+    @config_class
+    class Config(Module.Config):
+        theta: float = 500_000.0
+        factor: float = 8.0
+        low_freq_factor: float = 1.0
+        high_freq_factor: float = 4.0
+        original_max_position_embeddings: int = 8192
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        if cfg.high_freq_factor <= cfg.low_freq_factor:
+            raise ValueError(
+                f"rotary: high_freq_factor={cfg.high_freq_factor} must be above "
+                f"low_freq_factor={cfg.low_freq_factor}"
+            )
+        self.theta, self.factor = cfg.theta, cfg.factor
+        self.turns = cfg.low_freq_factor, cfg.high_freq_factor
+        self.original_length = cfg.original_max_position_embeddings
+
+    def __call__(
+        self,
+        x_BTNH: Float[Array, "B T N H"],
+        positions_BT: Int[Array, "B T"],
+        *,
+        scale: float = 1.0,
+    ) -> Float[Array, "B T N H"]:
+        return rotary(x_BTNH, positions_BT, self.theta, scale=scale, stretch=self._stretch)
+
+    def _stretch(self, frequencies: Float[Array, "_"]) -> Float[Array, "_"]:
+        low, high = self.turns
+        turns = frequencies * (self.original_length / (2 * math.pi))
+        kept = jnp.clip((turns - low) / (high - low), 0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
 def rotary(
     x_BTNH: Float[Array, "B T N H"],
     positions_BT: Int[Array, "B T"],
     theta: float,
     *,
     scale: float = 1.0,
+    stretch: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Turns queries or keys; their products then depend on the difference of positions only.
 
     Args:
         scale: Multiplies the result, at no cost.
+        stretch: Changes the frequencies of the pairs, in radians a position.
     """
     half = x_BTNH.shape[-1] // 2
     frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    if stretch is not None:
+        frequencies = stretch(frequencies)
     # float32 throughout: bfloat16 cannot hold positions above 256, let alone their angles.
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = scale * jnp.cos(angles), scale * jnp.sin(angles)

@@ -164,6 +164,8 @@ def num_non_embedding_parameters(cfg: Decoder.Config) -> int:
         )
     D, F, H = cfg.model_dim, cfg.hidden_dim, head_dim
     heads = num_heads + 2 * num_kv_heads
-    attention = D * H * (heads + num_heads) + (heads * H + D if layer.attention.bias else 0)
+    bias, output_bias = layer.attention.bias, layer.attention.output_bias
+    biases = bias * heads * H + (bias if output_bias is None else output_bias) * D
+    attention = D * H * (heads + num_heads) + biases
     query_key_norms = 2 * H if layer.attention.qk_norm else 0
     return cfg.num_layers * (attention + query_key_norms + 3 * D * F + 2 * D) + D

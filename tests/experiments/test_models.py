@@ -42,6 +42,9 @@ SIZES = {
     "mm1_9m": (320, 360),
     "mm1_85m": (420, 470),
     "mm1_302m": (650, 720),
+    # Qwen3-1.7B has 1,721M and Llama 3 8B 8,030M, without the rows of the image token.
+    "mm1_qwen3_1p7b": (2_350, 2_450),
+    "mm1_llama3_8b": (8_650, 8_800),
     # Llama 2 7B has 6,738M.
     "llama2_7b": (6_738, 6_739),
     **{name: (1_600, 4_200) for name in NAMES if name.startswith("mm1_1b")},

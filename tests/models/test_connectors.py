@@ -14,6 +14,7 @@ from mm1_jax.models.connectors.attention_pooling import AttentionPooling
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.connectors.base import adaptive_pool
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
+from mm1_jax.models.connectors.mlp import MLP
 
 INPUT_DIM, OUTPUT_DIM, GRID = 12, 10, 5
 
@@ -22,6 +23,7 @@ CONNECTORS = {
     "attention_pooling": AttentionPooling.default_config().set(
         num_layers=2, num_heads=2, model_dim=8, hidden_dim=16
     ),
+    "mlp": MLP.default_config(),
     "c_abstractor": CAbstractor.default_config().set(depth=2, hidden_dim=8),
 }
 

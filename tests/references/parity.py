@@ -32,7 +32,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
+            if parameter.ndim <= 1:
                 parameter.copy_(0.3 * noise + (1 if name.endswith("weight") else 0))
             elif name.endswith(TABLES):
                 parameter.copy_(noise)
@@ -103,10 +103,6 @@ def join_heads(weights: Weights, name: str, head_dim: int) -> Weights:
 
 def layer_norm(weights: Weights, name: str) -> Weights:
     return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
-
-
-def rms_norm(weights: Weights, name: str) -> Weights:
-    return {"scale": weights[f"{name}.weight"]}
 
 
 def stacked(layers: list[dict]) -> dict:

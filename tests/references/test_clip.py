@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_weights import clip_vision_weights
+from hf_weights import imported_weights
 from parity import assert_equal, randomise, with_weights
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -45,11 +45,13 @@ def resized(state, image_size):
         (vit_h14, 378, Activation.QUICK_GELU),
     ],
 )
-def test_features_of_patches_equal_those_of_transformers(encoder, image_size, activation, call):
+def test_features_of_patches_equal_those_of_transformers(
+    encoder, image_size, activation, call, tmp_path
+):
     cfg = encoder(224, activation).set(num_layers=2)
     tower = randomise(hf_tower(cfg, 224))
     assert cfg.pre_norm.eps == cfg.stack.layer.norm.eps == tower.config.layer_norm_eps
-    ours = with_weights(cfg, clip_vision_weights(tower))
+    ours = with_weights(cfg, imported_weights(tower, tmp_path))
     if image_size != 224:
         larger = hf_tower(cfg, image_size).eval()
         larger.load_state_dict(resized(tower.state_dict(), image_size))

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hf_weights import decoder_weights
+from hf_weights import imported_weights
 from parity import assert_equal, randomise, with_weights
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from mm1_jax.layers.moe import MoE
-from mm1_jax.models.decoder import Decoder
+from mm1_jax.interop.llama import decoder_config
 
 SIZES = {
     "vocab_size": 200,
@@ -33,23 +32,6 @@ def mixtral(**fields):
     return MixtralForCausalLM(MixtralConfig(**SIZES, num_experts_per_tok=2, **fields))
 
 
-def decoder_config(hf):
-    cfg = Decoder.default_config().set(
-        vocab_size=hf.vocab_size,
-        model_dim=hf.hidden_size,
-        num_layers=hf.num_hidden_layers,
-        num_heads=hf.num_attention_heads,
-        num_kv_heads=hf.num_key_value_heads,
-        head_dim=hf.head_dim,
-        hidden_dim=hf.intermediate_size,
-    )
-    cfg.norm.eps = cfg.stack.layer.norm.eps = hf.rms_norm_eps
-    cfg.stack.layer.attention.rotary.theta = hf.rope_parameters["rope_theta"]
-    if hf.model_type == "mixtral":
-        cfg.moe = MoE.default_config().set(num_experts=hf.num_local_experts)
-    return cfg
-
-
 @jax.jit
 def logits(decoder, tokens, positions, segment_ids):
     hidden = decoder(
@@ -68,9 +50,11 @@ def logits(decoder, tokens, positions, segment_ids):
     ],
     ids=["llama", "llama with wider heads", "mixtral of 4", "mixtral of 8"],
 )
-def test_logits_of_packed_documents_equal_those_of_each_alone_in_transformers(build, fields):
+def test_logits_of_packed_documents_equal_those_of_each_alone_in_transformers(
+    build, fields, tmp_path
+):
     model = randomise(build(**fields))
-    ours = with_weights(decoder_config(model.config), decoder_weights(model))
+    ours = with_weights(decoder_config(model.config.to_dict()), imported_weights(model, tmp_path))
     tokens = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (len(ROWS), 16))
     segment_ids, positions = np.zeros_like(tokens), np.zeros_like(tokens)
     for row, lengths in enumerate(ROWS):

@@ -1,0 +1,149 @@
+"""Tokenizers of Hugging Face (`tokenizer.json`) with the special tokens of documents.
+
+The library `tokenizers` is an import of the extra `hf`.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.tokenizer import IMAGE_PIECE, Tokenizer, Vocabulary, tokenizer_path
+
+# Beside a tokenizer.json: which of its tokens begin and end a text.
+CONFIG_FILE = "tokenizer_config.json"
+
+
+class HFTokenizer(Tokenizer):
+    """A `tokenizer.json`, of Llama 3, Qwen and most others.
+
+    The image placeholder is its token "<image>", or else the first id after all of its tokens.
+    Special tokens never match text: a document that spells one is encoded as those characters.
+    """
+
+    @config_class
+    class Config(Tokenizer.Config):
+        # Tokens; None: what the tokenizer_config.json beside `model_path` says. Without a token to
+        # begin a text or to pad, another stands in, as documents are never told apart by them.
+        bos: str | None = None
+        eos: str | None = None
+        pad: str | None = None
+        # Rows of the embedding of a decoder that was trained with this tokenizer, where they are
+        # more than its ids.
+        min_vocab_size: int = 0
+
+    @staticmethod
+    def vocabulary(cfg: Any) -> Vocabulary:
+        """What the model has to know of the tokenizer; `num_pieces` stands in for a file."""
+        if cfg.num_pieces is None or tokenizer_path(cfg).is_file():
+            tokenizer = cfg.instantiate()
+            return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
+        return Vocabulary(_vocab_size(cfg, cfg.num_pieces + 1), cfg.num_pieces)
+
+    def __init__(self, cfg: Config):
+        # Not that of Tokenizer, which reads a sentencepiece model.
+        Configurable.__init__(self, cfg)
+        if cfg.model_path is None:
+            raise ValueError("tokenizer.model_path is None: name a tokenizer.json")
+        path = tokenizer_path(cfg)
+        self._tokenizer = load_tokenizer(path)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {i for i, token in added.items() if token.special}
+        num_ids = 1 + max(self._tokenizer.get_vocab().values())
+        image_token = self._tokenizer.token_to_id(IMAGE_PIECE)
+        has_image = image_token in self._special
+        self.image_token = image_token if has_image else num_ids
+        num_pieces = num_ids - 1 if has_image and image_token == num_ids - 1 else num_ids
+        if cfg.num_pieces not in (None, num_pieces):
+            raise ValueError(
+                f"tokenizer.num_pieces={cfg.num_pieces}, but {path} has {num_pieces}; set the "
+                "field to that"
+            )
+        self._num_ids = num_ids
+        beside = special_tokens(path)
+
+        def id_of(name: str) -> int | None:
+            token = getattr(cfg, name) or beside.get(f"{name}_token")
+            found = None if token is None else self._tokenizer.token_to_id(token)
+            if token is not None and found is None:
+                raise ValueError(f"tokenizer.{name}={token!r}: {path} has no such token")
+            return found
+
+        bos, eos, pad = (id_of(name) for name in ("bos", "eos", "pad"))
+        if eos is None:
+            raise ValueError(
+                f"tokenizer.eos is None, and no {CONFIG_FILE} beside {path} says which token ends "
+                "a text; set it"
+            )
+        self.eos = eos
+        # Ends of texts are chosen by a model and padding is not, so it must be another token.
+        spare = next((i for i in sorted(self._special) if i not in (eos, self.image_token)), None)
+        self.pad = pad if pad not in (None, eos) else (self.image_token if spare is None else spare)
+        self.bos = next(i for i in (bos, pad, eos) if i is not None)
+        self._special |= {self.bos, self.pad, self.image_token, *([] if bos is None else [bos])}
+        self.vocab_size = _vocab_size(cfg, max(num_ids, self.image_token + 1))
+
+    def fingerprint(self) -> str:
+        """A digest of the tokenizer and of its special tokens."""
+        special = f"{self.bos} {self.eos} {self.image_token} "
+        text = special + self._tokenizer.to_str()
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens. Empty text has no ids."""
+        # JSON can hold halves of surrogate pairs, which no byte sequence spells.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
+        kept = [int(i) for i in ids if self._is_text(int(i))]
+        return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The library forgets it on the way to another process.
+        self._tokenizer.encode_special_tokens = True
+
+    def _is_text(self, i: int) -> bool:
+        return 0 <= i < self._num_ids and i not in self._special and i != self.eos
+
+
+def load_tokenizer(path: Path) -> Any:
+    """A `tokenizers.Tokenizer`, for which special tokens in a text are text."""
+    try:
+        tokenizers = importlib.import_module("tokenizers")
+    except ImportError as error:
+        raise ValueError(
+            f"HFTokenizer needs tokenizers ({error}): pip install 'mm1_jax[hf]'"
+        ) from error
+    if not path.is_file():
+        raise ValueError(f"tokenizer.model_path={str(path)!r} is not a file")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises no other.
+        raise ValueError(
+            f"tokenizer.model_path={str(path)!r} is no tokenizer.json: {error}"
+        ) from error
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def special_tokens(path: Path) -> dict[str, str]:
+    """bos_token, eos_token and pad_token, of the tokenizer_config.json beside a tokenizer.json."""
+    beside = path.with_name(CONFIG_FILE)
+    config = json.loads(beside.read_text()) if beside.is_file() else {}
+    tokens = {name: config.get(f"{name}_token") for name in ("bos", "eos", "pad")}
+    # Older files have each token as an object.
+    contents = {k: v["content"] if isinstance(v, dict) else v for k, v in tokens.items()}
+    return {f"{name}_token": token for name, token in contents.items() if token}
+
+
+def _vocab_size(cfg: Any, num_ids: int) -> int:
+    rounded = -(-num_ids // cfg.vocab_multiple) * cfg.vocab_multiple
+    return max(cfg.min_vocab_size, rounded)

@@ -1,0 +1,272 @@
+"""The gate of every conversion: ours and the other implementation, on the same random inputs.
+
+torch and transformers are imports of the extra `hf`. Where they are not installed, or the model
+does not fit into memory twice, nothing is compared here, and the conversion says so.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mm1_jax.batch import Batch
+from mm1_jax.config import InstantiableConfig
+from mm1_jax.models.decoder import Decoder
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.models.vision_encoder import VisionEncoder
+
+# Largest difference in float32, as a share of the largest value. The order of sums makes 1e-6 of
+# it in two layers and a few times that in forty; a tanh in place of an erf makes 1e-4.
+BOUND = 2e-5
+# Of the memory that is available, that a comparison may take.
+_SHARE = 0.8
+
+
+class Comparison(NamedTuple):
+    """The largest difference of two arrays of outputs, and the largest value."""
+
+    what: str
+    difference: float
+    scale: float
+
+    @property
+    def is_good(self) -> bool:
+        return bool(np.isfinite(self.scale) and self.difference <= BOUND * self.scale)
+
+    def __str__(self) -> str:
+        share = self.difference / self.scale if self.scale else float("inf")
+        return (
+            f"{self.what}: largest difference {self.difference:.3g} of values up to "
+            f"{self.scale:.3g}, {share:.2g} of them; the bound is {BOUND:g}"
+        )
+
+
+def compare(what: str, ours: Any, theirs: Any) -> Comparison:
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{what}: {ours.shape} here and {theirs.shape} there")
+    return Comparison(what, float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()))
+
+
+def missing_libraries() -> list[str]:
+    """Those of torch and transformers that are not installed."""
+    return [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+
+
+def random_tokens(vocab_size: int, shape: tuple[int, int] = (2, 48), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab_size, shape)
+
+
+def random_images(size: int, count: int = 2, seed: int = 0) -> np.ndarray:
+    """Noise over slow waves: images with nothing but noise look all alike to an encoder."""
+    generator = np.random.default_rng(seed)
+    steps = np.linspace(0, 1, size)
+    angles = generator.uniform(-9, 9, (2, count, 1, 1, 3))
+    phases = generator.uniform(0, 6, (count, 1, 1, 3))
+    waves = np.sin(
+        angles[0] * steps[None, :, None, None] + angles[1] * steps[None, None, :, None] + phases
+    )
+    noise = generator.uniform(-1, 1, waves.shape)
+    return np.rint(127.5 + 80 * waves + 40 * noise).clip(0, 255).astype(np.uint8)
+
+
+def compare_decoder(
+    cfg: Decoder.Config, params: Mapping[str, Any], source: Path, num_rows: int
+) -> Comparison:
+    """Logits of the decoder in a folder of Hugging Face, and of ours.
+
+    Args:
+        params: By path, without that of the decoder.
+        num_rows: Of the vocabulary that the source has.
+    """
+    torch, transformers = _libraries()
+    tokens = random_tokens(num_rows)
+    ours = decoder_logits(with_params(cfg, params), jnp.asarray(tokens, jnp.int32))
+    hf = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+    what = "logits of random tokens"
+    if cfg.num_layers < hf.num_hidden_layers:
+        what += f" after {cfg.num_layers} of {hf.num_hidden_layers} layers"
+        hf.num_hidden_layers = cfg.num_layers
+        if getattr(hf, "layer_types", None):
+            hf.layer_types = hf.layer_types[: cfg.num_layers]
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, config=hf, **_options(torch))
+    with torch.no_grad():
+        theirs = model.eval()(torch.from_numpy(tokens)).logits
+    return compare(what, ours[..., :num_rows], theirs)
+
+
+def compare_tower(cfg: VisionEncoder.Config, params: Mapping[str, Any], source: Path) -> Comparison:
+    """Features of patches of a tower in a folder of Hugging Face, and of ours."""
+    torch, transformers = _libraries()
+    images = random_images(cfg.image_size)
+    features = jax.jit(lambda encoder, images: encoder(images))
+    with jax.default_matmul_precision("highest"):
+        ours = features(with_params(cfg, params), jnp.asarray(images))
+    is_siglip = cfg.class_token is None
+    name = "SiglipVisionModel" if is_siglip else "CLIPVisionModel"
+    model = getattr(transformers, name).from_pretrained(source, **_options(torch))
+    pixels = torch.from_numpy(pixel_values(images, cfg.pixel_mean, cfg.pixel_std))
+    with torch.no_grad():
+        theirs = model.eval()(pixels).last_hidden_state
+    if not is_siglip:
+        theirs = theirs[:, 1:]
+    return compare("features of random images", ours, theirs)
+
+
+def compare_llava(
+    parts: Mapping[str, Any], params: Mapping[str, Any], source: Path, hf: Mapping[str, Any]
+) -> Comparison:
+    """Logits of a LLaVA in a folder of Hugging Face, and of ours, of rows with an image each."""
+    torch, transformers = _libraries()
+    encoder, num_rows = parts["vision_encoder"], hf["text_config"].get("vocab_size", 32_000)
+    image_token, per_image = hf["image_token_index"], parts["connector"].num_image_tokens
+    images = random_images(encoder.image_size)
+    tokens = random_tokens(num_rows, (len(images), per_image + 24))
+    tokens[tokens == image_token] = 0
+    tokens[:, 8 : 8 + per_image] = image_token
+    cfg = MM1.default_config().set(**parts, image_token=image_token)
+    ours = model_logits(with_params(cfg, params), one_document_rows(tokens, images))
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(source, **_options(torch))
+    pixels = torch.from_numpy(pixel_values(images, encoder.pixel_mean, encoder.pixel_std))
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=torch.from_numpy(tokens), pixel_values=pixels).logits
+    return compare("logits of random tokens and images", ours[..., :num_rows], theirs)
+
+
+def compare_mm1(
+    parts: Mapping[str, Any], params: Mapping[str, Any], folder: Path, image_token: int
+) -> Comparison:
+    """Logits of an exported MM1, run by the code beside it, and of ours."""
+    torch, transformers = _libraries()
+    decoder = parts["decoder"]
+    tokens = random_tokens(decoder.vocab_size)
+    tokens[tokens == image_token] = 0
+    inputs, what = {}, "logits of random tokens"
+    cfg = MM1.default_config().set(
+        **{"vision_encoder": None, "connector": None, **parts}, image_token=image_token
+    )
+    images = np.zeros((len(tokens), 1, 1, 3), np.uint8)
+    if "vision_encoder" in parts:
+        encoder, per_image = parts["vision_encoder"], parts["connector"].num_image_tokens
+        what += " and images"
+        images = random_images(encoder.image_size)
+        tokens = random_tokens(decoder.vocab_size, (len(images), per_image + 24))
+        tokens[tokens == image_token] = 0
+        tokens[:, 8 : 8 + per_image] = image_token
+        pixels = pixel_values(images, encoder.pixel_mean, encoder.pixel_std)
+        inputs["pixel_values"] = torch.from_numpy(pixels)
+    ours = model_logits(with_params(cfg, params), one_document_rows(tokens, images))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=True
+    )
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=torch.from_numpy(tokens), **inputs).logits
+    return compare(what, ours, theirs)
+
+
+def one_document_rows(tokens: np.ndarray, images: np.ndarray) -> Batch:
+    """A batch of rows that are a document each, the k-th with the k-th image."""
+    tokens = np.asarray(tokens, np.int32)
+    places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    zeros = np.zeros_like(tokens)
+    return jax.tree.map(
+        jnp.asarray,
+        Batch(
+            tokens=tokens,
+            targets=zeros,
+            loss_mask=zeros.astype(bool),
+            positions=places,
+            segment_ids=zeros + 1,
+            corpus_ids=zeros,
+            images=images,
+            image_index=np.arange(len(tokens), dtype=np.int32)[:, None],
+        ),
+    )
+
+
+def model_logits(model: MM1, batch: Batch) -> Float[Array, "B T V"]:
+    @jax.jit
+    def run(model: MM1, batch: Batch) -> Float[Array, "B T V"]:
+        return model.logits(model(batch, dropless=True).hidden)
+
+    with jax.default_matmul_precision("highest"):
+        return run(model, batch)
+
+
+def _libraries() -> tuple[Any, Any]:
+    """torch and transformers, the latter without its bars and warnings."""
+    torch, transformers = map(importlib.import_module, ("torch", "transformers"))
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch, transformers
+
+
+def _options(torch: Any) -> dict[str, Any]:
+    return {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+
+
+def pixel_values(images: np.ndarray, mean: Any, std: Any) -> np.ndarray:
+    """Pixels as the models of Hugging Face get them: normalised, with the colours first."""
+    pixels = (images.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+def with_params(cfg: InstantiableConfig, params: Mapping[str, Any]) -> Any:
+    """The module of a config with these parameters, by path, in float32."""
+    module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
+    graphdef, shapes = nnx.split(module)
+
+    def fill(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        value = params["/".join(map(str, path))]
+        assert variable.shape == value.shape, (path, variable.shape, value.shape)
+        return variable.replace(jnp.asarray(value, jnp.float32))
+
+    return nnx.merge(graphdef, nnx.map_state(fill, shapes))
+
+
+def decoder_logits(decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    """Logits of rows that are one document each; experts drop nothing."""
+
+    @jax.jit
+    def run(decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        hidden = decoder(
+            decoder.embed(tokens),
+            positions=positions,
+            segment_ids=jnp.ones_like(tokens),
+            dropless=True,
+        ).hidden
+        return decoder.logits(hidden)
+
+    with jax.default_matmul_precision("highest"):
+        return run(decoder, tokens)
+
+
+def available_bytes() -> int | None:
+    """Memory that a process can get without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":") for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def too_large(num_parameters: int) -> str | None:
+    """Why a model of this size is not compared here; None where memory suffices."""
+    available = available_bytes()
+    # Both in float32, and a part of ours while it is read.
+    needed = 10 * num_parameters
+    if available is None or needed <= _SHARE * available:
+        return None
+    return (
+        f"both models together need {needed / 2**30:.0f} GiB of memory, and "
+        f"{available / 2**30:.0f} GiB are free"
+    )

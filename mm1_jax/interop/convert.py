@@ -1,0 +1,174 @@
+"""Foreign tensors into a folder of weights, and ours into a folder of safetensors: one at a time.
+
+A tensor of the source is read, laid out as a view, and written in blocks to where it belongs: peak
+memory is the largest tensor and some tens of megabytes; while all is read back, twice the largest.
+Nothing is written before all names and shapes fit, and a folder has its name only when it is
+complete.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm1_jax.interop.mapping import Entry, Table, parameter_dtypes, raise_if_misfit
+from mm1_jax.interop.tensor_files import Tensors, TensorSpec, TensorWriter
+from mm1_jax.weights_folder import StoredParams, WeightsWriter
+
+# Reads a slice of one of our parameters: its path, and the index of its leading dims.
+ReadSlice = Callable[[str, tuple[int, ...]], np.ndarray]
+Watch = Callable[[str, int], None]
+
+# Of a block: 64 MiB at most, for the widest tables of today.
+_ROWS = 2048
+
+
+def import_params(
+    table: Table, tensors: Tensors, folder: Path, *, where: Any, seed: int = 0, watch: Watch
+) -> None:
+    """Writes the parameters of a checkpoint into a folder of weights.
+
+    Args:
+        where: What errors call the checkpoint.
+        seed: Of the routers of an upcycled decoder, which no source has.
+        watch: Is told of every tensor, with its bytes, when it is written.
+
+    Raises:
+        ValueError: The tensors do not fit the table, or hold what is no number.
+    """
+    raise_if_misfit(table, tensors.specs, where)
+    shapes, dtypes = table.shapes(), parameter_dtypes(table, tensors.specs)
+    leading = {piece.parameter: len(piece.index) for e in table.entries for piece in e.pieces}
+    routers = table.unfilled()
+    assert all(path.endswith("/router") for path in routers), routers
+    dtypes |= dict.fromkeys(routers, np.dtype(np.float32))
+    writer = WeightsWriter(folder, shapes, dtypes, leading)
+    for path in routers:
+        writer.write(path, (), _router(shapes[path], seed))
+    for entry in table.entries:
+        value = tensors.read(entry.name)
+        _raise_if_not_finite(value, entry.name, where)
+        for piece in entry.pieces:
+            x = piece.layout.to_ours(value[piece.rows])
+            if piece.adds:
+                x = x.astype(np.float32) + writer.read(piece.parameter, piece.index)
+            writer.write(piece.parameter, piece.index, x, piece.place)
+            missing = shapes[piece.parameter][len(piece.index)] - len(x)
+            if missing and not piece.place:
+                mean = np.broadcast_to(_mean(x).astype(x.dtype), (missing, *x.shape[1:]))
+                writer.write(piece.parameter, piece.index, mean, len(x))
+        watch(entry.name, value.nbytes)
+
+
+def differences(entries: Iterable[Entry], tensors: Tensors, read: ReadSlice) -> list[str]:
+    """The names of the tensors that do not come back bit for bit.
+
+    Where the source has two tensors that are added up here, their sum has to.
+    """
+    wrong = []
+    entries = list(entries)
+    summed = {piece.parameter for e in entries for piece in e.pieces if piece.adds}
+    sums: dict[str, np.ndarray] = {}
+    for entry in entries:
+        value = tensors.read(entry.name)
+        for piece in entry.pieces:
+            theirs = value[piece.rows]
+            if piece.parameter in summed:
+                theirs = piece.layout.to_ours(theirs).astype(np.float32)
+                sums[piece.parameter] = sums.get(piece.parameter, np.float32(0)) + theirs
+                continue
+            stored = read(piece.parameter, piece.index)
+            stored = stored[piece.place : piece.place + len(piece.layout.to_ours(theirs))]
+            if not _same_bits(piece.layout.to_theirs(stored), theirs):
+                wrong.append(entry.name)
+                break
+    wrong += [path for path, total in sums.items() if not np.array_equal(total, read(path, ()))]
+    return wrong
+
+
+class _Converted(Tensors):
+    """Our parameters as the tensors of a table."""
+
+    def __init__(self, entries: Iterable[Entry], read: ReadSlice, dtype: np.dtype):
+        self._entries = {entry.name: entry for entry in entries}
+        self._read, self._dtype = read, dtype
+        self.specs = {name: TensorSpec(entry.shape, dtype) for name, entry in self._entries.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        value = np.full(entry.shape, entry.fill, self._dtype)
+        for piece in entry.pieces:
+            if piece.adds:
+                value[piece.rows] = 0
+                continue
+            ours = self._read(piece.parameter, piece.index)
+            ours = ours[piece.place : piece.place + piece.layout.our_shape[0]]
+            value[piece.rows] = piece.layout.to_theirs(ours)
+        return value
+
+
+def export_params(
+    entries: Iterable[Entry],
+    read: ReadSlice,
+    folder: Path,
+    *,
+    dtype: np.dtype,
+    max_shard_bytes: int = 5 * 10**9,
+    watch: Watch = lambda name, size: None,
+) -> None:
+    """Writes our parameters as the safetensors of a foreign checkpoint."""
+    converted = _Converted(entries, read, dtype)
+
+    def read_and_tell(name: str) -> np.ndarray:
+        value = converted.read(name)
+        watch(name, value.nbytes)
+        return value
+
+    TensorWriter(folder, converted.specs, max_shard_bytes).write(read_and_tell)
+
+
+def raise_if_params_misfit(
+    entries: Iterable[Entry], stored: StoredParams | Mapping[str, Any], part: str, where: Any
+) -> None:
+    """Raises ValueError, naming the parameters of a part that are missing or of another shape."""
+    shapes = stored.shapes if isinstance(stored, StoredParams) else stored
+    complaints = set()
+    for piece in (piece for entry in entries for piece in entry.pieces):
+        shape = shapes.get(piece.parameter)
+        expected = piece.layout.our_shape
+        if shape is None:
+            complaints.add(f"  {piece.parameter} is missing")
+        elif shape[len(piece.index) + 1 :] != expected[1:]:
+            complaints.add(f"  {piece.parameter} is {list(shape)}, whose slices are {expected}")
+    if complaints:
+        raise ValueError(f"{where}: no such {part}\n" + "\n".join(sorted(complaints)))
+
+
+def _same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether both are the same in the dtype of `theirs`; compared in blocks, to save memory."""
+    for start in range(0, len(theirs), _ROWS):
+        rows = slice(start, start + _ROWS)
+        if ours[rows].astype(theirs.dtype).tobytes() != theirs[rows].tobytes():
+            return False
+    return len(ours) == len(theirs)
+
+
+def _router(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    # As `MoE` draws it: unit logits for inputs of unit size.
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return values / np.float32(math.sqrt(shape[-2]))
+
+
+def _raise_if_not_finite(value: np.ndarray, name: str, where: Any) -> None:
+    for start in range(0, len(value), _ROWS):
+        if not np.isfinite(value[start : start + _ROWS]).all():
+            raise ValueError(f"{where}: {name} holds values that are not finite; it is damaged")
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    total = np.zeros(rows.shape[1:], np.float64)
+    for start in range(0, len(rows), _ROWS):
+        total += rows[start : start + _ROWS].astype(np.float32).sum(0, dtype=np.float64)
+    return total / len(rows)

@@ -1,0 +1,282 @@
+"""Parameters of ours -> a folder that transformers loads, checked before it has its name.
+
+A decoder alone becomes a Llama, Qwen or Mixtral, and a CLIP or SigLIP tower alone one of those,
+with no code of ours. Everything else is written with the code that runs it (`hf_model/`).
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mm1_jax.config import InstantiableConfig
+from mm1_jax.files import whole_folder
+from mm1_jax.interop import compare, llama, vision
+from mm1_jax.interop.compare import Comparison
+from mm1_jax.interop.convert import Watch, export_params, raise_if_params_misfit
+from mm1_jax.interop.families import Changes, make_parts
+from mm1_jax.interop.mapping import Entry
+from mm1_jax.interop.mm1 import mm1_config, mm1_entries
+from mm1_jax.interop.tensor_files import DTYPES
+from mm1_jax.weights_folder import StoredParams
+
+# The code that an export of a whole model brings along.
+HF_MODEL = Path(__file__).parent / "hf_model"
+TOKENIZER_CODE = "tokenization_mm1.py"
+IMAGE_MARK = "<image>"
+EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Plain(NamedTuple):
+    """A model that transformers has itself: its `config.json`, and its tensors."""
+
+    config: dict[str, Any]
+    entries: list[Entry]
+
+
+class Exported(NamedTuple):
+    """What was written, and how it was checked; see `Imported`."""
+
+    num_parameters: int
+    model_type: str
+    comparison: Comparison | None
+    not_compared: str | None
+
+
+class Vocabulary(NamedTuple):
+    """What an export has to know of a tokenizer: its files, and the ids of its special tokens.
+
+    Attributes:
+        files: Name -> content of the files that transformers loads it from.
+        suppressed: Ids that no answer contains.
+    """
+
+    files: Mapping[str, bytes]
+    bos: int
+    eos: int
+    pad: int
+    suppressed: Sequence[int]
+
+
+def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
+    """The parts that a folder of weights has, from the config that it was converted with."""
+    description = stored.description
+    if description is None:
+        raise ValueError("a checkpoint of a run: its config says what its parts are")
+    return make_parts(description["config"], Changes(**description["changes"]))
+
+
+def plain(parts: Mapping[str, Any]) -> Plain | str:
+    """The model of transformers that these parts are, or why there is none."""
+    if set(parts) == {"decoder"}:
+        decoder: Any = parts["decoder"]
+        try:
+            return Plain(
+                llama.hf_config(decoder), llama.decoder_entries(decoder, dense_source=False)
+            )
+        except ValueError as error:
+            return str(error)
+    if set(parts) == {vision.ENCODER}:
+        try:
+            return Plain(*vision.hf_export(parts[vision.ENCODER]))
+        except ValueError as error:
+            return str(error)
+    return f"transformers has no model of {' and '.join(parts)} as they are here"
+
+
+def export_plain(
+    stored: StoredParams,
+    model: Plain,
+    parts: Mapping[str, Any],
+    output: Path,
+    *,
+    vocabulary: Vocabulary | None = None,
+    model_card: str = "",
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+    skip_comparison: bool = False,
+    watch: Watch = lambda name, size: None,
+) -> Exported:
+    """Writes a model that transformers has itself.
+
+    Raises:
+        ValueError: A parameter is missing or misshapen, or what was written computes something
+            else; then `output` is not there.
+    """
+    _raise_if_present(output)
+    raise_if_params_misfit(model.entries, stored, " and ".join(parts), "checkpoint")
+    with whole_folder(output) as folder:
+        config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
+        if vocabulary is not None:
+            write_vocabulary(_without_code(vocabulary), config, folder)
+        if model_card:
+            (folder / "README.md").write_text(model_card)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        export_params(
+            model.entries,
+            stored.read,
+            folder,
+            dtype=DTYPES[EXPORT_DTYPES[dtype]],
+            max_shard_bytes=max_shard_bytes,
+            watch=watch,
+        )
+        num_parameters = sum(math.prod(entry.shape) for entry in model.entries)
+        reason = why_not_compared(num_parameters, skip_comparison)
+        comparison = None
+        if reason is None:
+            (name,) = parts
+            params = {
+                path.removeprefix(f"{name}/"): rounded(stored.read(path), dtype)
+                for path in stored.shapes
+                if path.startswith(f"{name}/")
+            }
+            if name == "decoder":
+                rows = parts[name].vocab_size
+                comparison = compare.compare_decoder(parts[name], params, folder, rows)
+            else:
+                comparison = compare.compare_tower(parts[name], params, folder)
+            raise_if_bad(comparison)
+    return Exported(num_parameters, config["model_type"], comparison, reason)
+
+
+def export_mm1(
+    stored: StoredParams,
+    parts: Mapping[str, InstantiableConfig],
+    output: Path,
+    *,
+    image_token: int,
+    vocabulary: Vocabulary | None = None,
+    fit: str = "stretch",
+    model_card: str = "",
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+    skip_comparison: bool = False,
+    watch: Watch = lambda name, size: None,
+) -> Exported:
+    """Writes a whole model, with the code that transformers runs it by (`trust_remote_code`).
+
+    Args:
+        parts: Those of an `MM1.Config`, as `mm1.model_parts` gives them.
+        fit: How pictures become square: "stretch" or "pad".
+
+    Raises:
+        ValueError: A parameter is missing or misshapen, a part has no counterpart, or what was
+            written computes something else; then `output` is not there.
+    """
+    _raise_if_present(output)
+    entries = mm1_entries(parts)
+    raise_if_params_misfit(entries, stored, "model", "checkpoint")
+    config = mm1_config(parts, image_token=image_token, dtype=dtype)
+    with whole_folder(output) as folder:
+        for name in ("configuration_mm1.py", "modeling_mm1.py"):
+            shutil.copyfile(HF_MODEL / name, folder / name)
+        if vocabulary is not None:
+            write_vocabulary(vocabulary, config, folder)
+        if "vision_encoder" in parts:
+            shutil.copyfile(HF_MODEL / "processing_mm1.py", folder / "processing_mm1.py")
+            _write_processor(parts, fit, folder)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if model_card:
+            (folder / "README.md").write_text(model_card)
+        export_params(
+            entries,
+            stored.read,
+            folder,
+            dtype=DTYPES[EXPORT_DTYPES[dtype]],
+            max_shard_bytes=max_shard_bytes,
+            watch=watch,
+        )
+        num_parameters = sum(math.prod(entry.shape) for entry in entries)
+        reason = why_not_compared(num_parameters, skip_comparison)
+        comparison = None
+        if reason is None:
+            used = {piece.parameter for entry in entries for piece in entry.pieces}
+            params = {path: rounded(stored.read(path), dtype) for path in used}
+            comparison = compare.compare_mm1(parts, params, folder, image_token)
+            raise_if_bad(comparison)
+    return Exported(num_parameters, "mm1", comparison, reason)
+
+
+def _without_code(vocabulary: Vocabulary) -> Vocabulary:
+    """The same for a model without code of ours: transformers reads sentencepiece as Llama's.
+
+    It differs in texts that begin with a space, of which it has one less.
+    """
+    files = dict(vocabulary.files)
+    if files.pop(TOKENIZER_CODE, None) is not None:
+        config = json.loads(files["tokenizer_config.json"])
+        kept = {k: v for k, v in config.items() if k.endswith("_token") and k != "image_token"}
+        config = {**kept, "tokenizer_class": "LlamaTokenizer", "legacy": False}
+        config |= {"add_bos_token": True, "padding_side": "left"}
+        files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
+    return vocabulary._replace(files=files)
+
+
+def write_vocabulary(vocabulary: Vocabulary, config: dict[str, Any], folder: Path) -> None:
+    """Writes a tokenizer beside a model, and its ids where generation looks for them."""
+    for name, content in vocabulary.files.items():
+        (folder / name).write_bytes(content)
+    ids = {
+        "bos_token_id": vocabulary.bos,
+        "eos_token_id": vocabulary.eos,
+        "pad_token_id": vocabulary.pad,
+    }
+    config |= ids
+    suppressed = sorted({*vocabulary.suppressed, vocabulary.pad} - {vocabulary.eos})
+    generation = {**ids, "suppress_tokens": suppressed}
+    (folder / "generation_config.json").write_text(json.dumps(generation) + "\n")
+
+
+def _write_processor(parts: Mapping[str, Any], fit: str, folder: Path) -> None:
+    encoder = parts["vision_encoder"]
+    image_processor = {
+        "image_processor_type": "MM1ImageProcessor",
+        "auto_map": {
+            "AutoImageProcessor": "processing_mm1.MM1ImageProcessor",
+            "AutoProcessor": "processing_mm1.MM1Processor",
+        },
+        "processor_class": "MM1Processor",
+        "image_size": encoder.image_size,
+        "fit": fit,
+        "pixel_mean": list(encoder.pixel_mean),
+        "pixel_std": list(encoder.pixel_std),
+    }
+    processor = {
+        "processor_class": "MM1Processor",
+        "auto_map": {"AutoProcessor": "processing_mm1.MM1Processor"},
+        "num_image_tokens": parts["connector"].num_image_tokens,
+        "image_token": IMAGE_MARK,
+    }
+    for name, content in (
+        ("preprocessor_config.json", image_processor),
+        ("processor_config.json", processor),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def rounded(value: np.ndarray, dtype: str) -> np.ndarray:
+    """The float32 values of what an export in `dtype` holds."""
+    return value.astype(DTYPES[EXPORT_DTYPES[dtype]]).astype(np.float32)
+
+
+def why_not_compared(num_parameters: int, skip_comparison: bool) -> str | None:
+    """Why outputs are not compared, or None where they are."""
+    if skip_comparison:
+        return "it was not asked for"
+    if missing := compare.missing_libraries():
+        return f"{' and '.join(missing)} not installed (pip install 'mm1_jax[hf]')"
+    return compare.too_large(num_parameters)
+
+
+def raise_if_bad(comparison: Comparison) -> None:
+    if not comparison.is_good:
+        raise ValueError(f"the export is wrong. {comparison}")
+
+
+def _raise_if_present(output: Path) -> None:
+    if output.exists():
+        raise ValueError(f"{output}: is there already; choose a new folder")

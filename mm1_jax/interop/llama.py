@@ -1,0 +1,336 @@
+"""Decoders of the Llama family on Hugging Face: Llama, Mistral, Qwen 2 and 3, and Mixtral.
+
+They differ in biases, in norms of queries and keys, and in their feed-forward layers, all of which
+are fields of our `Decoder`. Rotary pairs are (i, i + H/2) on both sides.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mm1_jax.config import InstantiableConfig
+from mm1_jax.interop.mapping import Entry, Slice, Table, prefix_of, stack_layers
+from mm1_jax.layers.attention import head_sizes
+from mm1_jax.layers.feed_forward import Activation, GatedFeedForward
+from mm1_jax.layers.moe import MoE
+from mm1_jax.layers.norm import RMSNorm
+from mm1_jax.layers.rotary import Rotary, StretchedRotary
+from mm1_jax.models.decoder import Decoder, decoder_stack
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "mixtral")
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+}
+# Buffers that old checkpoints store.
+IGNORED = (r".*rotary_emb\.inv_freq",)
+_STRETCHED = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def decoder_config(hf: Mapping[str, Any]) -> Decoder.Config:
+    """The decoder that a `config.json` describes.
+
+    Raises:
+        ValueError: It has something that ours has not; the field is named.
+    """
+    model_type = hf["model_type"]
+    num_heads = hf["num_attention_heads"]
+    cfg = Decoder.default_config().set(
+        vocab_size=hf["vocab_size"],
+        model_dim=hf["hidden_size"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=hf.get("num_key_value_heads") or num_heads,
+        head_dim=hf.get("head_dim") or hf["hidden_size"] // num_heads,
+        hidden_dim=hf["intermediate_size"],
+        # The default of each class in transformers, which configs may leave out.
+        tied_embeddings=hf.get("tie_word_embeddings", False),
+    )
+    eps = hf.get("rms_norm_eps", 1e-5 if model_type == "mixtral" else 1e-6)
+    cfg.norm.eps = cfg.stack.layer.norm.eps = eps
+    attention = cfg.stack.layer.attention.set(rotary=_rotary(hf))
+    if model_type == "qwen2":
+        attention.set(bias=True, output_bias=False)
+    else:
+        attention.bias = bool(hf.get("attention_bias", False))
+    if model_type == "qwen3":
+        attention.qk_norm = RMSNorm.default_config().set(eps=eps)
+    if hf.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"config.json: hidden_act={hf['hidden_act']!r}; only 'silu' is known")
+    if hf.get("mlp_bias"):
+        raise ValueError("config.json: mlp_bias=true; feed-forward layers have no biases here")
+    if model_type == "mixtral":
+        cfg.moe = MoE.default_config().set(
+            num_experts=hf["num_local_experts"], experts_per_token=hf["num_experts_per_tok"]
+        )
+    return cfg
+
+
+def hf_config(cfg: Decoder.Config) -> dict[str, Any]:
+    """The `config.json` of a decoder, for a class of transformers that computes the same.
+
+    Raises:
+        ValueError: There is none; the field that has no counterpart is named.
+    """
+    layer = decoder_stack(cfg).layer
+    attention, eps = layer.attention, cfg.norm.eps
+    num_heads, num_kv_heads, head_dim = head_sizes(attention)
+    output_bias = attention.bias if attention.output_bias is None else attention.output_bias
+    norms = [layer.norm, *([attention.qk_norm] if attention.qk_norm else [])]
+    if any(not isinstance(norm, RMSNorm.Config) or norm.eps != eps for norm in (cfg.norm, *norms)):
+        raise ValueError("decoder: transformers has one eps for all norms, which are RMSNorm")
+    feed_forward = layer.feed_forward
+    if isinstance(feed_forward, GatedFeedForward.Config):
+        activation = feed_forward.activation
+    else:
+        activation = feed_forward.experts.activation
+    if activation is not Activation.SILU:
+        raise ValueError(
+            f"decoder.stack.layer.feed_forward.activation={activation.value}: not silu"
+        )
+    if cfg.moe is not None and (cfg.moe_every != 1 or attention.qk_norm or attention.bias):
+        raise ValueError(
+            f"decoder.moe_every={cfg.moe_every}, attention.bias={attention.bias}: a Mixtral has "
+            "experts in every layer, no biases and no norms of queries and keys"
+        )
+    if cfg.moe is not None:
+        model_type = "mixtral"
+    elif attention.qk_norm is not None:
+        model_type = "qwen3"
+    elif attention.bias and not output_bias:
+        model_type = "qwen2"
+    else:
+        model_type = "llama"
+    if model_type != "qwen2" and output_bias != attention.bias:
+        raise ValueError("decoder: transformers has no such combination of biases of attention")
+    result = {
+        "architectures": [ARCHITECTURES[model_type]],
+        "model_type": model_type,
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.model_dim,
+        "intermediate_size": cfg.hidden_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": eps,
+        "tie_word_embeddings": cfg.tied_embeddings,
+        **rope_fields(attention.rotary),
+    }
+    if model_type in ("llama", "qwen3"):
+        result["attention_bias"] = attention.bias
+    if model_type == "mixtral":
+        moe: Any = cfg.moe
+        result |= {
+            "num_local_experts": moe.num_experts,
+            "num_experts_per_tok": moe.experts_per_token,
+            "sliding_window": None,
+        }
+    if model_type == "qwen2":
+        result["use_sliding_window"] = False
+    return result
+
+
+def rope_fields(rotary: InstantiableConfig | None) -> dict[str, Any]:
+    """Rotary positions in a `config.json`, as transformers 5 and as older releases read them."""
+    if isinstance(rotary, Rotary.Config):
+        parameters: dict[str, Any] = {"rope_type": "default"}
+    elif isinstance(rotary, StretchedRotary.Config):
+        parameters = {"rope_type": "llama3", **{name: getattr(rotary, name) for name in _STRETCHED}}
+    else:
+        raise ValueError(f"decoder: no counterpart of the positions {rotary}")
+    result = {
+        "rope_theta": rotary.theta,
+        "rope_parameters": {**parameters, "rope_theta": rotary.theta},
+    }
+    if parameters["rope_type"] != "default":
+        result["rope_scaling"] = parameters
+    return result
+
+
+def upcycled(cfg: Decoder.Config, *, num_experts: int, moe_every: int) -> Decoder.Config:
+    """The decoder with copies of each dense feed-forward layer as experts (arXiv 2212.05055).
+
+    The weights of a token's experts sum to one, so whatever the router chooses, it computes what
+    the dense decoder did.
+    """
+    if cfg.moe is not None:
+        raise ValueError("this decoder has experts already; only dense ones are upcycled")
+    return cfg.clone(moe=MoE.default_config().set(num_experts=num_experts), moe_every=moe_every)
+
+
+def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Mapping[str, Any]) -> Table:
+    """The table of a decoder for the tensors of a checkpoint.
+
+    Args:
+        names: Of the tensors, which say where in a larger model the decoder is.
+    """
+    names = list(names)
+    body = prefix_of(names, "embed_tokens.weight")
+    head = prefix_of(names, "lm_head.weight")
+    if body is None:
+        raise ValueError("no tensor named *embed_tokens.weight: this is no decoder of the family")
+    rows = hf["vocab_size"]
+    ignored: list[str] = list(IGNORED)
+    if cfg.tied_embeddings and head is not None:
+        # Some checkpoints have the tied table twice.
+        ignored.append(r".*lm_head\.weight")
+    entries = decoder_entries(
+        cfg,
+        body=body,
+        head=head or "",
+        rows=rows,
+        dense_source=hf["model_type"] != "mixtral",
+    )
+    window = hf.get("sliding_window") if hf.get("use_sliding_window", True) else None
+    notes = []
+    if window:
+        notes.append(
+            f"the source attends to the last {window} positions only (sliding_window); here every "
+            f"position sees all before it, which is the same in rows of up to {window}"
+        )
+    return Table({"decoder": cfg}, entries, ignored, notes)
+
+
+def decoder_entries(
+    cfg: Decoder.Config,
+    *,
+    body: str = "model.",
+    head: str = "",
+    rows: int | None = None,
+    dense_source: bool = True,
+) -> list[Entry]:
+    """The tensors of a decoder.
+
+    Args:
+        body, head: What precedes the names.
+        rows: Of the embedding and the output layer; ours may have more, for tokens that the source
+            does not have. None: as many as ours.
+        dense_source: Feed-forward layers are dense, and become all experts of a sparse one.
+    """
+    stack = decoder_stack(cfg)
+    layers = stack_layers("decoder/stack", cfg.num_layers, stack.group_size)
+    D, F = cfg.model_dim, cfg.hidden_dim
+    rows = rows or cfg.vocab_size
+    table = {"layout": "v d -> v d", "v": rows, "d": D}
+    entries = [Slice("decoder").entry(f"{body}embed_tokens.weight", "embedding/weight", **table)]
+    for i, layer in enumerate(layers):
+        name = f"{body}layers.{i}"
+        is_sparse = cfg.moe is not None and (i + 1) % cfg.moe_every == 0
+        entries += _attention(layer, name, stack.layer.attention)
+        if not is_sparse:
+            entries += [
+                layer.entry(
+                    f"{name}.mlp.gate_proj.weight",
+                    "feed_forward/gate/kernel",
+                    "f d -> d f",
+                    f=F,
+                    d=D,
+                ),
+                layer.entry(
+                    f"{name}.mlp.up_proj.weight", "feed_forward/up/kernel", "f d -> d f", f=F, d=D
+                ),
+                layer.entry(
+                    f"{name}.mlp.down_proj.weight",
+                    "feed_forward/down/kernel",
+                    "d f -> d f",
+                    f=F,
+                    d=D,
+                ),
+            ]
+        elif dense_source:
+            entries += _copied_experts(layer, f"{name}.mlp", cfg)
+        else:
+            entries += _experts(layer, name, cfg)
+        for theirs, ours in (
+            ("input_layernorm", "attention_norm"),
+            ("post_attention_layernorm", "feed_forward_norm"),
+        ):
+            entries.append(layer.entry(f"{name}.{theirs}.weight", f"{ours}/scale", "d -> d", d=D))
+    entries.append(Slice("decoder").entry(f"{body}norm.weight", "norm/scale", "d -> d", d=D))
+    if not cfg.tied_embeddings:
+        entries.append(Slice("decoder").entry(f"{head}lm_head.weight", "head/weight", **table))
+    return entries
+
+
+def _attention(layer: Slice, name: str, cfg: Any) -> list[Entry]:
+    num_heads, num_kv_heads, head_dim = head_sizes(cfg)
+    entries = []
+    for theirs, ours, n in (
+        ("q_proj", "query", num_heads),
+        ("k_proj", "key", num_kv_heads),
+        ("v_proj", "value", num_kv_heads),
+    ):
+        sizes = {"n": n, "h": head_dim}
+        kernel, bias = f"attention/{ours}/kernel", f"attention/{ours}/bias"
+        prefix = f"{name}.self_attn.{theirs}"
+        entries.append(
+            layer.entry(f"{prefix}.weight", kernel, "(n h) d -> d n h", d=cfg.input_dim, **sizes)
+        )
+        if cfg.bias:
+            entries.append(layer.entry(f"{prefix}.bias", bias, "(n h) -> n h", **sizes))
+    prefix = f"{name}.self_attn.o_proj"
+    sizes = {"n": num_heads, "h": head_dim, "d": cfg.input_dim}
+    entries.append(
+        layer.entry(f"{prefix}.weight", "attention/output/kernel", "d (n h) -> d n h", **sizes)
+    )
+    if cfg.bias if cfg.output_bias is None else cfg.output_bias:
+        entries.append(
+            layer.entry(f"{prefix}.bias", "attention/output/bias", "d -> d", d=cfg.input_dim)
+        )
+    if cfg.qk_norm is not None:
+        for theirs, ours in (("q_norm", "query_norm"), ("k_norm", "key_norm")):
+            scale = f"attention/{ours}/scale"
+            entries.append(
+                layer.entry(f"{name}.self_attn.{theirs}.weight", scale, "h -> h", h=head_dim)
+            )
+    return entries
+
+
+def _copied_experts(layer: Slice, name: str, cfg: Any) -> list[Entry]:
+    """Dense feed-forward layers, each of whose tensors goes to every expert."""
+    entries = []
+    for kernel, layout in (("gate", "f d -> d f"), ("up", "f d -> d f"), ("down", "d f -> d f")):
+        pieces = tuple(
+            _expert(layer, expert).piece(kernel, layout, f=cfg.hidden_dim, d=cfg.model_dim)
+            for expert in range(cfg.moe.num_experts)
+        )
+        entries.append(Entry(f"{name}.{kernel}_proj.weight", pieces[0].layout.their_shape, pieces))
+    return entries
+
+
+def _experts(layer: Slice, name: str, cfg: Any) -> list[Entry]:
+    E, D, F = cfg.moe.num_experts, cfg.model_dim, cfg.hidden_dim
+    parent = f"{name}.block_sparse_moe"
+    entries = [layer.entry(f"{parent}.gate.weight", "feed_forward/router", "e d -> d e", e=E, d=D)]
+    sizes = {"f": F, "d": D}
+    for e in range(E):
+        for theirs, ours, layout in (
+            ("w1", "gate", "f d -> d f"),
+            ("w3", "up", "f d -> d f"),
+            ("w2", "down", "d f -> d f"),
+        ):
+            entry_name = f"{parent}.experts.{e}.{theirs}.weight"
+            entries.append(_expert(layer, e).entry(entry_name, ours, layout, **sizes))
+    return entries
+
+
+def _expert(layer: Slice, expert: int) -> Slice:
+    return Slice(f"{layer.path}/feed_forward/experts", (*layer.index, expert))
+
+
+def _rotary(hf: Mapping[str, Any]) -> InstantiableConfig:
+    # transformers 5 has `rope_parameters`; before, it was two fields.
+    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    theta = float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return Rotary.default_config().set(theta=theta)
+    if kind == "llama3":
+        return StretchedRotary.default_config().set(
+            theta=theta, **{name: rope[name] for name in _STRETCHED}
+        )
+    raise ValueError(f"config.json: rope_type={kind!r}; known are 'default' and 'llama3'")

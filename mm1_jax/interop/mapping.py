@@ -1,0 +1,207 @@
+"""Which tensor of a foreign checkpoint holds which of our parameters: a table that goes both ways.
+
+Ours are stacked for the scan over layers, so a parameter takes a slice from a tensor of every
+layer; some of theirs are joined (queries, keys and values), so a tensor may have rows of several.
+The table is complete before a value is read: it knows all shapes, and says what a checkpoint
+lacks, has too much, or has in another shape.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mm1_jax.config import InstantiableConfig
+from mm1_jax.interop.layout import Layout
+from mm1_jax.interop.tensor_files import TensorSpec
+
+# How many names an error lists.
+_MOST = 8
+
+
+class Piece(NamedTuple):
+    """Where rows of a tensor go: a place in one of our parameters.
+
+    Attributes:
+        parameter: Path, as in "decoder/stack/layer/attention/query/kernel".
+        index: Of the leading dims that the tensor has not: layer, expert.
+        layout: Of the rows.
+        start: The first of the rows.
+        place: The first row of the parameter's slice that they fill.
+        adds: They are added to what is there; on the way back they are zeros.
+    """
+
+    parameter: str
+    index: tuple[int, ...]
+    layout: Layout
+    start: int = 0
+    place: int = 0
+    adds: bool = False
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.layout.their_shape[0])
+
+
+class Entry(NamedTuple):
+    """A tensor of a foreign checkpoint, and where its values go.
+
+    `fill` is what it holds, on the way back, where no piece does.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    fill: float = 0.0
+
+
+class Table(NamedTuple):
+    """What a foreign checkpoint is, in our terms.
+
+    Attributes:
+        parts: The config of each part of an `MM1` that it has: "decoder" and so on.
+        entries: Its tensors, in the order of ours.
+        ignored: Patterns of names that have no place here: text towers, buffers.
+        notes: What users should know of it.
+    """
+
+    parts: Mapping[str, InstantiableConfig]
+    entries: Sequence[Entry]
+    ignored: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of our parameters by path."""
+        return {
+            f"{part}/{path}": shape
+            for part, cfg in self.parts.items()
+            for path, shape in parameter_shapes(cfg).items()
+        }
+
+    def unfilled(self) -> list[str]:
+        """Our parameters that no tensor has, such as the routers of an upcycled decoder."""
+        filled = {piece.parameter for entry in self.entries for piece in entry.pieces}
+        return [path for path in self.shapes() if path not in filled]
+
+
+def parameter_shapes(cfg: InstantiableConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the parameters of a module, without making one."""
+    module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
+    return flat_shapes(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+def flat_shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        "/".join(str(getattr(key, "key", key)) for key in path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+
+
+def raise_if_misfit(table: Table, specs: Mapping[str, TensorSpec], where: Any) -> None:
+    """Raises ValueError, naming the tensors that are missing, too many, or of another shape."""
+    expected = {entry.name: entry.shape for entry in table.entries}
+    ignored = [re.compile(pattern) for pattern in table.ignored]
+    extra = [
+        name
+        for name in specs
+        if name not in expected and not any(pattern.fullmatch(name) for pattern in ignored)
+    ]
+    complaints = [
+        *_complaint("missing", [name for name in expected if name not in specs]),
+        *_complaint("not known", extra),
+        *_complaint(
+            "misshapen",
+            [
+                f"{name} is {list(specs[name].shape)}, expected {list(shape)}"
+                for name, shape in expected.items()
+                if name in specs and specs[name].shape != shape
+            ],
+        ),
+        *_complaint(
+            "not of numbers with a fraction",
+            [
+                f"{name} ({specs[name].dtype})"
+                for name in expected
+                if name in specs and specs[name].dtype.kind in "iub"
+            ],
+        ),
+    ]
+    if complaints:
+        raise ValueError(f"{where}: tensors do not fit its config\n" + "\n".join(complaints))
+
+
+def parameter_dtypes(table: Table, specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
+    """The dtype of each of our parameters: that of its tensors; float32 where those differ.
+
+    Values that are added up are kept in float32 too, for the sum not to be rounded.
+    """
+    found: dict[str, set[np.dtype]] = {}
+    for entry in table.entries:
+        for piece in entry.pieces:
+            dtypes = {np.dtype(np.float32)} if piece.adds else {specs[entry.name].dtype}
+            found.setdefault(piece.parameter, set()).update(dtypes)
+    return {
+        path: next(iter(dtypes)) if len(dtypes) == 1 else np.dtype(np.float32)
+        for path, dtypes in found.items()
+    }
+
+
+def place_of_layer(layer: int, group_size: int) -> tuple[str, tuple[int, ...]]:
+    """Where a `Stack` keeps a layer: the name of the stacked module, and the place in it."""
+    group, place = divmod(layer, group_size)
+    if group_size == 1:
+        return "layer", (layer,)
+    if place == group_size - 1:
+        return "last_layer", (group,)
+    return "layer", (group, place)
+
+
+def stack_layers(prefix: str, num_layers: int, group_size: int = 1) -> list["Slice"]:
+    """The layers of a `Stack` in reading order."""
+    places = (place_of_layer(layer, group_size) for layer in range(num_layers))
+    return [Slice(f"{prefix}/{name}", index) for name, index in places]
+
+
+class Slice(NamedTuple):
+    """A slice of the parameters below `path`: that of one layer."""
+
+    path: str
+    index: tuple[int, ...] = ()
+
+    def entry(self, name: str, parameter: str, layout: str, **sizes: int) -> Entry:
+        """A tensor of theirs that is one of ours."""
+        piece = self.piece(parameter, layout, **sizes)
+        return Entry(name, piece.layout.their_shape, (piece,))
+
+    def piece(self, parameter: str, layout: str, **sizes: int) -> Piece:
+        return Piece(self._path(parameter), self.index, Layout(layout, **sizes))
+
+    def _path(self, parameter: str) -> str:
+        return f"{self.path}/{parameter}"
+
+
+def joined(name: str, pieces: Iterable[Piece]) -> Entry:
+    """A tensor of theirs whose rows are several of ours, one after the other."""
+    placed, start = [], 0
+    for piece in pieces:
+        placed.append(piece._replace(start=start))
+        start = placed[-1].rows.stop
+    return Entry(name, (start, *placed[0].layout.their_shape[1:]), tuple(placed))
+
+
+def prefix_of(names: Iterable[str], ending: str) -> str | None:
+    """What precedes `ending` in the one name that has it; None without such a name."""
+    found = sorted({n.removesuffix(ending) for n in names if n.endswith(ending)}, key=len)
+    return found[0] if found else None
+
+
+def _complaint(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    shown = [f"    {name}" for name in names[:_MOST]]
+    if len(names) > _MOST:
+        shown.append(f"    and {len(names) - _MOST} more")
+    return [f"  {what}:", *shown]

@@ -1,0 +1,84 @@
+"""The README.md of an exported model."""
+
+from collections.abc import Mapping
+
+from mm1_jax.config import InstantiableConfig
+
+_LOAD = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=32)))
+```
+"""
+_LOAD_WITH_IMAGES = """\
+```python
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+inputs = processor(
+    images=Image.open("picture.png"),
+    text="<image>Question: what is this? Short answer:",
+    return_tensors="pt",
+)
+answer = model.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
+print(processor.tokenizer.decode(answer, skip_special_tokens=True))
+```
+
+`<image>` marks the place of each picture; spaces beside it are dropped, as a text is tokenised
+apart from the pictures around it. Prompts of several lengths are padded on the left.
+"""
+_LOAD_TOWER = """\
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}")
+features = model(pixel_values).last_hidden_state
+```
+
+The norm of CLIP's class token is the identity of a norm, as it was not kept; patch features do not
+pass it.
+"""
+
+
+def model_card(
+    name: str,
+    parts: Mapping[str, InstantiableConfig],
+    *,
+    is_plain: bool,
+    license: str = "",
+    dtype: str = "float32",
+) -> str:
+    """What an export is, and how it is loaded.
+
+    Args:
+        is_plain: transformers has the model itself.
+        license: Of the model; the card says nothing of it where it is empty.
+    """
+    has_decoder, has_encoder = "decoder" in parts, "vision_encoder" in parts
+    lines = ["---", "library_name: transformers"]
+    if license:
+        lines.append(f"license: {license}")
+    if has_decoder:
+        lines.append(f"pipeline_tag: {'image-text-to-text' if has_encoder else 'text-generation'}")
+    lines += ["---", "", f"# {name}", "", f"Trained with mm1_jax, exported in {dtype}.", ""]
+    lines += ["| part | what it is |", "|---|---|"]
+    lines += [f"| {part} | {_describe(cfg)} |" for part, cfg in parts.items()]
+    load = _LOAD_WITH_IMAGES if has_encoder else _LOAD
+    if not has_decoder:
+        load = _LOAD_TOWER
+    text = load.format(name=name, trust="" if is_plain else ", trust_remote_code=True")
+    return "\n".join([*lines, "", text])
+
+
+def _describe(cfg: InstantiableConfig) -> str:
+    names = ("num_layers", "model_dim", "num_heads", "hidden_dim", "image_size", "patch_size")
+    names += ("vocab_size", "num_image_tokens")
+    values = {name: getattr(cfg, name) for name in names if name in cfg}
+    sizes = [f"{name} {value}" for name, value in values.items() if value is not None]
+    return f"{cfg.klass.__name__}: {', '.join(sizes)}"

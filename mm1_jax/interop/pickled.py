@@ -1,0 +1,45 @@
+"""Files of `torch.save`: read with torch's loader for weights only, which runs no code in them."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mm1_jax.interop.tensor_files import Tensors, TensorSpec
+
+
+class PickledTensors(Tensors):
+    """The tensors of state dicts, mapped into memory and copied one at a time."""
+
+    def __init__(self, paths: Sequence[Path]):
+        try:
+            self._torch: Any = importlib.import_module("torch")
+        except ImportError as error:
+            raise ValueError(
+                f"{paths[0]}: pickles are read by torch ({error}): pip install 'mm1_jax[hf]'"
+            ) from error
+        self._tensors: dict[str, Any] = {}
+        for path in paths:
+            try:
+                state = self._torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # What torch raises has no common base.
+                raise ValueError(f"{path}: torch finds no weights in it ({error})") from error
+            # Trainers put the state dict beside their own state.
+            while isinstance(state.get("state_dict", state.get("model")), dict):
+                state = state.get("state_dict", state.get("model"))
+            self._tensors |= {k: v for k, v in state.items() if self._torch.is_tensor(v)}
+        self.specs = {name: self._spec(value) for name, value in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        value = self._tensors[name].contiguous()
+        if value.dtype == self._torch.bfloat16:
+            return value.view(self._torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+        return value.numpy().copy()
+
+    def _spec(self, value: Any) -> TensorSpec:
+        name = str(value.dtype).removeprefix("torch.")
+        dtype = ml_dtypes.bfloat16 if name == "bfloat16" else name
+        return TensorSpec(tuple(value.shape), np.dtype(dtype))

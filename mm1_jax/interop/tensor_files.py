@@ -1,0 +1,236 @@
+"""Files of tensors in the safetensors format, read and written a tensor at a time.
+
+The format is eight bytes with the length of a header, the header (JSON: a dtype, a shape and the
+range of bytes of every tensor) and the bytes, so nothing is needed to read it but NumPy, and
+nothing in it can run. Files are looked at as a whole before a value is read: a range of bytes that
+the file does not have, or that its shape does not fill, is an error with the name of the tensor.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+INDEX = "model.safetensors.index.json"
+# The largest header that the library `safetensors` reads.
+MAX_HEADER_BYTES = 100_000_000
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class TensorSpec(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Tensors:
+    """A checkpoint as named tensors, each read when it is asked for; `specs` knows them all."""
+
+    specs: Mapping[str, TensorSpec]
+
+    def read(self, name: str) -> np.ndarray:
+        raise NotImplementedError(type(self))
+
+
+class TensorFile(Tensors):
+    """One safetensors file."""
+
+    def __init__(self, path: Path):
+        """Reads and checks the header.
+
+        Raises:
+            ValueError: It is no such file, or it is damaged; a tensor that is hit is named.
+        """
+        self.path = path
+        self.specs = specs = {}
+        self._starts: dict[str, int] = {}
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
+            if len(first) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise ValueError(f"{path}: no safetensors file, or one that ends in its header")
+            try:
+                header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+            except ValueError as error:
+                raise ValueError(f"{path}: its header cannot be read ({error})") from None
+        if not isinstance(header, dict):
+            raise ValueError(f"{path}: its header is no JSON object")
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        for name, entry in header.items():
+            spec, start, end = _entry(path, name, entry)
+            if 8 + length + end > size:
+                raise ValueError(
+                    f"{path}: the tensor {name} reaches to byte {8 + length + end}, and the file "
+                    f"has {size}: it is truncated; fetch it again"
+                )
+            specs[name] = spec
+            self._starts[name] = 8 + length + start
+
+    def read(self, name: str) -> np.ndarray:
+        shape, dtype = self.specs[name]
+        values = np.fromfile(self.path, dtype, math.prod(shape), offset=self._starts[name])
+        return values.reshape(shape)
+
+
+class TensorFolder(Tensors):
+    """The tensors of a file, or of all shards of a checkpoint."""
+
+    def __init__(self, path: Path):
+        """Reads and checks the headers of all shards.
+
+        Args:
+            path: A file; or a folder with an index of shards, or with safetensors files that
+                together are one checkpoint.
+
+        Raises:
+            ValueError: There is none, a shard is damaged or missing, or a name is in two of them
+                or in none.
+        """
+        index: dict[str, str] = {}
+        if path.is_file():
+            paths = [path]
+        else:
+            indices = sorted(path.glob("*.safetensors.index.json"))
+            # Beside it there may be the same weights under other names.
+            whole = path / "model.safetensors"
+            if len(indices) > 1:
+                raise ValueError(f"{path}: several indices, {', '.join(p.name for p in indices)}")
+            if indices:
+                index = json.loads(indices[0].read_text())["weight_map"]
+                paths = [path / name for name in sorted(set(index.values()))]
+            elif whole.is_file():
+                paths = [whole]
+            else:
+                paths = sorted(path.glob("*.safetensors"))
+        if not paths:
+            raise ValueError(f"{path}: no *.safetensors there")
+        for each in paths:
+            if not each.is_file():
+                raise ValueError(f"{each}: this shard of the checkpoint is missing")
+        self._files: dict[str, TensorFile] = {}
+        for file in map(TensorFile, paths):
+            for name in file.specs:
+                if name in self._files:
+                    other = self._files[name].path.name
+                    raise ValueError(f"{path}: {name} is in {other} and in {file.path.name}")
+                self._files[name] = file
+        if index and (lost := sorted(index.keys() ^ self._files.keys())):
+            raise ValueError(
+                f"{path}: index and shards disagree about {_some(lost)}; a shard is of another "
+                "checkpoint, or was not fetched whole"
+            )
+        self.specs = {name: file.specs[name] for name, file in self._files.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[name].read(name)
+
+
+class TensorWriter:
+    """Writes a folder of safetensors, a tensor at a time and in the order of `specs`."""
+
+    def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], max_shard_bytes: int):
+        self._folder = folder
+        self._shards = list(_shards(specs, max_shard_bytes))
+        self._specs = specs
+
+    def write(self, read: Callable[[str], np.ndarray]) -> None:
+        """Asks `read` for every tensor once."""
+        weight_map = {}
+        for number, names in enumerate(self._shards, 1):
+            file_name = "model.safetensors"
+            if len(self._shards) > 1:
+                file_name = f"model-{number:05}-of-{len(self._shards):05}.safetensors"
+            with (self._folder / file_name).open("wb") as file:
+                file.write(_header({name: self._specs[name] for name in names}))
+                for name in names:
+                    value = read(name)
+                    assert (value.shape, value.dtype) == self._specs[name], name
+                    # A buffer of bytes: `tofile` would copy what is not contiguous twice.
+                    file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+                    weight_map[name] = file_name
+        if len(self._shards) > 1:
+            total = sum(spec.num_bytes for spec in self._specs.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+    try:
+        dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
+        start, end = map(int, entry["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: the header's entry of {name} is damaged: {entry!r}") from None
+    if dtype not in DTYPES:
+        raise ValueError(f"{path}: {name} is of type {dtype}; known are {', '.join(DTYPES)}")
+    spec = TensorSpec(shape, DTYPES[dtype])
+    if min((0, *shape)) < 0 or start < 0 or end - start != spec.num_bytes:
+        raise ValueError(
+            f"{path}: {name} has {end - start} bytes, and its shape {list(shape)} of {dtype} "
+            f"takes {spec.num_bytes}"
+        )
+    return spec, start, end
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is there twice")
+    return result
+
+
+def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, spec in specs.items():
+        if names and size + spec.num_bytes > max_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += spec.num_bytes
+    yield names
+
+
+def _header(specs: Mapping[str, TensorSpec]) -> bytes:
+    # transformers refuses files that do not say what they were written for.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, (shape, dtype) in specs.items():
+        end = start + specs[name].num_bytes
+        header[name] = {
+            "dtype": _NAMES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Padded so that the values are aligned.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

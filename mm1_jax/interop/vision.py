@@ -1,0 +1,362 @@
+"""Vision encoders: CLIP as Hugging Face and open_clip name it, SigLIP, and AIM.
+
+Of a tower, what makes patch features is taken: not the norm after the last block, which only CLIP's
+class token passes, nor projections, pooling heads and text towers. The class token's own position
+becomes part of its value; on the way back, that position is zero.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mm1_jax.interop.mapping import Entry, Slice, Table, joined, prefix_of, stack_layers
+from mm1_jax.layers.attention import head_sizes
+from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.norm import LayerNorm
+from mm1_jax.layers.position_embedding import PositionEmbedding, SinCosPositions
+from mm1_jax.models.vision_encoder import ClassToken, VisionEncoder
+
+ENCODER = "vision_encoder"
+ACTIVATIONS = {
+    "quick_gelu": Activation.QUICK_GELU,
+    "gelu": Activation.GELU,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+}
+_HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def hf_clip_config(hf: Mapping[str, Any]) -> VisionEncoder.Config:
+    """Of the `vision_config` of a CLIP, or the `config.json` of a CLIPVisionModel."""
+    cfg = _clip(
+        image_size=hf.get("image_size", 224),
+        patch_size=hf.get("patch_size", 32),
+        width=hf.get("hidden_size", 768),
+        num_layers=hf.get("num_hidden_layers", 12),
+        num_heads=hf.get("num_attention_heads", 12),
+        hidden_dim=hf.get("intermediate_size", 3072),
+        activation=_activation(hf.get("hidden_act", "quick_gelu")),
+    )
+    _set_eps(cfg, hf.get("layer_norm_eps", 1e-5))
+    return cfg
+
+
+def open_clip_config(model: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Any:
+    """Of an `open_clip_config.json`: its `model_cfg` and `preprocess_cfg`."""
+    vision = model["vision_cfg"]
+    if "timm_model_name" in vision:
+        raise ValueError(
+            f"open_clip_config.json: the tower is timm's {vision['timm_model_name']}; only "
+            "open_clip's own VisionTransformer is known"
+        )
+    width = vision["width"]
+    # The default of open_clip, unless the whole model has QuickGELU.
+    activation = Activation.QUICK_GELU if model.get("quick_gelu") else Activation.GELU
+    cfg = _clip(
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        width=width,
+        num_layers=vision["layers"],
+        num_heads=width // vision.get("head_width", 64),
+        hidden_dim=int(width * vision.get("mlp_ratio", 4.0)),
+        activation=activation,
+    )
+    for name in ("mean", "std"):
+        if name in preprocess:
+            cfg.set(**{f"pixel_{name}": tuple(preprocess[name])})
+    return cfg
+
+
+def siglip_config(hf: Mapping[str, Any]) -> VisionEncoder.Config:
+    """Of the `vision_config` of a SigLIP: no class token, a final norm, colours around a half."""
+    patch_size = hf.get("patch_size", 16)
+    # Its patches leave out what is beyond a multiple of their size.
+    image_size = hf.get("image_size", 224) // patch_size * patch_size
+    cfg = VisionEncoder.default_config().set(
+        image_size=image_size,
+        patch_size=patch_size,
+        model_dim=hf.get("hidden_size", 768),
+        num_layers=hf.get("num_hidden_layers", 12),
+        num_heads=hf.get("num_attention_heads", 12),
+        hidden_dim=hf.get("intermediate_size", 3072),
+        pixel_mean=_HALF,
+        pixel_std=_HALF,
+        final_norm=LayerNorm.default_config(),
+    )
+    cfg.patch_embedding.bias = True
+    cfg.stack.layer.feed_forward.activation = _activation(hf.get("hidden_act", "gelu_pytorch_tanh"))
+    _set_eps(cfg, hf.get("layer_norm_eps", 1e-6))
+    return cfg
+
+
+def aim_config(
+    *, image_size: int, patch_size: int, embed_dim: int, num_blocks: int, num_heads: int
+) -> VisionEncoder.Config:
+    """Of an AIM by the arguments of its constructor (apple/ml-aim)."""
+    cfg = VisionEncoder.default_config().set(
+        image_size=image_size,
+        patch_size=patch_size,
+        model_dim=embed_dim,
+        num_layers=num_blocks,
+        num_heads=num_heads,
+        hidden_dim=4 * embed_dim,
+        pixel_mean=IMAGENET_MEAN,
+        pixel_std=IMAGENET_STD,
+        patch_norm=LayerNorm.default_config(),
+        positions=SinCosPositions.default_config(),
+    )
+    cfg.patch_embedding.bias = True
+    cfg.stack.layer.attention.bias = False
+    cfg.stack.layer.feed_forward.up.bias = False
+    cfg.stack.layer.feed_forward.down.bias = False
+    return cfg
+
+
+def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
+    """Of a CLIP or SigLIP tower of Hugging Face, alone or in a larger model."""
+    root = prefix_of(names, "embeddings.patch_embedding.weight")
+    if root is None:
+        raise ValueError("no tensor named *embeddings.patch_embedding.weight: no tower is there")
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = _embeddings(
+        cfg,
+        patches=f"{root}embeddings.patch_embedding",
+        class_token=f"{root}embeddings.class_embedding",
+        positions=f"{root}embeddings.position_embedding.weight",
+    )
+    if cfg.pre_norm is not None:
+        entries += _norm(encoder, f"{root}pre_layrnorm", "pre_norm", D)
+    for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
+        name = f"{root}encoder.layers.{i}"
+        entries += _norm(layer, f"{name}.layer_norm1", "attention_norm", D)
+        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
+            entries += _heads(layer, f"{name}.self_attn.{theirs}_proj", f"attention/{ours}", cfg)
+        entries += _joining(layer, f"{name}.self_attn.out_proj", cfg)
+        entries += _norm(layer, f"{name}.layer_norm2", "feed_forward_norm", D)
+        entries += _feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", cfg)
+    if cfg.final_norm is not None:
+        entries += _norm(encoder, f"{root}post_layernorm", "final_norm", D)
+    parent = root.removesuffix("vision_model.")
+    ignored = [
+        r"(.*\.)?position_ids",
+        _name(f"{root}head.") + ".*",
+        *(_name(f"{parent}{name}.") + ".*" for name in ("text_model", "visual_projection")),
+        *(_name(f"{parent}{name}") + ".*" for name in ("text_projection", "logit_")),
+    ]
+    if cfg.class_token is not None:
+        ignored.append(_name(f"{root}post_layernorm.") + ".*")
+    return Table({ENCODER: cfg}, entries, ignored)
+
+
+def hf_export(cfg: VisionEncoder.Config) -> tuple[dict[str, Any], list[Entry]]:
+    """The `config.json` and the tensors of a CLIPVisionModel or a SiglipVisionModel.
+
+    The norm that CLIP's class token passes at the end was not kept; it is written as the identity
+    of a norm, which is nothing that patch features know of.
+
+    Raises:
+        ValueError: The encoder is neither.
+    """
+    norms = [n for n in (cfg.pre_norm, cfg.final_norm, cfg.stack.layer.norm) if n is not None]
+    eps = cfg.stack.layer.norm.eps
+    is_clip = cfg.class_token is not None and cfg.pre_norm is not None and cfg.final_norm is None
+    is_siglip = cfg.class_token is None and cfg.pre_norm is None and cfg.final_norm is not None
+    is_learned = isinstance(cfg.positions, PositionEmbedding.Config)
+    if not (is_clip or is_siglip) or not is_learned or cfg.patch_norm is not None:
+        raise ValueError("vision_encoder: neither CLIP's tower nor SigLIP's")
+    if cfg.patch_embedding.bias is is_clip or any(norm.eps != eps for norm in norms):
+        raise ValueError("vision_encoder: the biases or the eps of its norms are of no such tower")
+    names = {activation: name for name, activation in ACTIVATIONS.items()}
+    config = {
+        "architectures": ["CLIPVisionModel" if is_clip else "SiglipVisionModel"],
+        "model_type": "clip_vision_model" if is_clip else "siglip_vision_model",
+        "image_size": cfg.image_size,
+        "patch_size": cfg.patch_size,
+        "hidden_size": cfg.model_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "intermediate_size": cfg.hidden_dim,
+        "hidden_act": names[cfg.stack.layer.feed_forward.activation],
+        "layer_norm_eps": eps,
+    }
+    root = "vision_model."
+    entries = list(hf_table(cfg, [f"{root}embeddings.patch_embedding.weight"]).entries)
+    if is_clip:
+        for name, fill in (("weight", 1.0), ("bias", 0.0)):
+            entries.append(Entry(f"{root}post_layernorm.{name}", (cfg.model_dim,), (), fill))
+    else:
+        config["vision_use_head"] = False
+    return config, entries
+
+
+def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
+    """Of a tower of open_clip: queries, keys and values joined, as in torch.nn."""
+    root = prefix_of(names, "conv1.weight")
+    if root is None:
+        raise ValueError("no tensor named *conv1.weight: no tower of open_clip is there")
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = _embeddings(
+        cfg,
+        patches=f"{root}conv1",
+        class_token=f"{root}class_embedding",
+        positions=f"{root}positional_embedding",
+    )
+    entries += _norm(encoder, f"{root}ln_pre", "pre_norm", D)
+    for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
+        name = f"{root}transformer.resblocks.{i}"
+        entries += _norm(layer, f"{name}.ln_1", "attention_norm", D)
+        entries += _joined_heads(layer, f"{name}.attn.in_proj_", cfg)
+        entries += _joining(layer, f"{name}.attn.out_proj", cfg)
+        entries += _norm(layer, f"{name}.ln_2", "feed_forward_norm", D)
+        entries += _feed_forward(layer, f"{name}.mlp.c_fc", f"{name}.mlp.c_proj", cfg)
+    # What is not below `visual.` is the text tower, which shares its names.
+    ignored = [_name(f"{root}ln_post.") + ".*", _name(f"{root}proj")]
+    if root:
+        ignored.append(f"(?!{_name(root)}).*")
+    return Table({ENCODER: cfg}, entries, ignored)
+
+
+def aim_table(cfg: VisionEncoder.Config) -> Table:
+    """Of an AIM: preprocessor and trunk. Its head, which classifies, is left aside."""
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = [
+        _patch_kernel(cfg, "preprocessor.patchifier.proj.weight"),
+        encoder.entry("preprocessor.patchifier.proj.bias", "patch_embedding/bias", "d -> d", d=D),
+        *_norm(encoder, "preprocessor.patchifier.norm", "patch_norm", D),
+    ]
+    for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
+        name = f"trunk.blocks.{i}"
+        entries += _norm(layer, f"{name}.norm_1", "attention_norm", D)
+        entries += _joined_heads(layer, f"{name}.attn.qkv.", cfg)
+        entries += _joining(layer, f"{name}.attn.proj", cfg)
+        entries += _norm(layer, f"{name}.norm_2", "feed_forward_norm", D)
+        entries += _feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", cfg)
+    entries += _norm(encoder, "trunk.post_trunk_norm", "final_norm", D)
+    return Table({ENCODER: cfg}, entries, (r"head\..*",))
+
+
+def _clip(
+    *,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_dim: int,
+    activation: Activation,
+) -> VisionEncoder.Config:
+    cfg = VisionEncoder.default_config().set(
+        image_size=image_size,
+        patch_size=patch_size,
+        model_dim=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        hidden_dim=hidden_dim,
+        class_token=ClassToken.default_config(),
+        pre_norm=LayerNorm.default_config(),
+        final_norm=None,
+    )
+    cfg.stack.layer.feed_forward.activation = activation
+    _set_eps(cfg, 1e-5)
+    return cfg
+
+
+def _set_eps(cfg: VisionEncoder.Config, eps: float) -> None:
+    for norm in (cfg.pre_norm, cfg.final_norm, cfg.stack.layer.norm):
+        if norm is not None:
+            norm.eps = eps
+
+
+def _activation(name: str) -> Activation:
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"config.json: hidden_act={name!r} of the tower; known are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
+def _embeddings(
+    cfg: VisionEncoder.Config, *, patches: str, class_token: str, positions: str
+) -> list[Entry]:
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = [_patch_kernel(cfg, f"{patches}.weight")]
+    if cfg.patch_embedding.bias:
+        entries.append(encoder.entry(f"{patches}.bias", "patch_embedding/bias", "d -> d", d=D))
+    num_patches = (cfg.image_size // cfg.patch_size) ** 2
+    grid = encoder.piece("positions/positions", "p d -> p d", p=num_patches, d=D)
+    if cfg.class_token is None:
+        return [*entries, joined(positions, [grid])]
+    entries.append(encoder.entry(class_token, "class_token/token", "d -> d", d=D))
+    # A row of one, which is our vector.
+    own = encoder.piece("class_token/token", "one d -> (one d)", one=1, d=D)
+    return [*entries, joined(positions, [own._replace(adds=True), grid])]
+
+
+def _patch_kernel(cfg: VisionEncoder.Config, name: str) -> Entry:
+    """A strided convolution as a matrix from the pixels of a patch, colour innermost."""
+    sizes = {"d": cfg.model_dim, "c": 3, "y": cfg.patch_size, "x": cfg.patch_size}
+    return Slice(ENCODER).entry(name, "patch_embedding/kernel", "d c y x -> (y x c) d", **sizes)
+
+
+def _norm(place: Slice, theirs: str, ours: str, dim: int) -> list[Entry]:
+    return [
+        place.entry(f"{theirs}.weight", f"{ours}/scale", "d -> d", d=dim),
+        place.entry(f"{theirs}.bias", f"{ours}/bias", "d -> d", d=dim),
+    ]
+
+
+def _heads(layer: Slice, theirs: str, ours: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    kernel, bias, sizes = _head_layouts(cfg)
+    entries = [layer.entry(f"{theirs}.weight", f"{ours}/kernel", kernel, d=cfg.model_dim, **sizes)]
+    if cfg.stack.layer.attention.bias:
+        entries.append(layer.entry(f"{theirs}.bias", f"{ours}/bias", bias, **sizes))
+    return entries
+
+
+def _joined_heads(layer: Slice, theirs: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    kernel, bias, sizes = _head_layouts(cfg)
+    parts = ("query", "key", "value")
+    entries = [
+        joined(
+            f"{theirs}weight",
+            [
+                layer.piece(f"attention/{part}/kernel", kernel, d=cfg.model_dim, **sizes)
+                for part in parts
+            ],
+        )
+    ]
+    if cfg.stack.layer.attention.bias:
+        pieces = [layer.piece(f"attention/{part}/bias", bias, **sizes) for part in parts]
+        entries.append(joined(f"{theirs}bias", pieces))
+    return entries
+
+
+def _head_layouts(cfg: VisionEncoder.Config) -> tuple[str, str, dict[str, int]]:
+    attention = cfg.stack.layer.attention.clone(input_dim=cfg.model_dim, num_heads=cfg.num_heads)
+    num_heads, _, head_dim = head_sizes(attention)
+    return "(n h) d -> d n h", "(n h) -> n h", {"n": num_heads, "h": head_dim}
+
+
+def _joining(layer: Slice, theirs: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    _, _, sizes = _head_layouts(cfg)
+    D, ours = cfg.model_dim, "attention/output"
+    entries = [layer.entry(f"{theirs}.weight", f"{ours}/kernel", "d (n h) -> d n h", d=D, **sizes)]
+    if cfg.stack.layer.attention.bias:
+        entries.append(layer.entry(f"{theirs}.bias", f"{ours}/bias", "d -> d", d=D))
+    return entries
+
+
+def _feed_forward(layer: Slice, up: str, down: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    F, D, ours = cfg.hidden_dim, cfg.model_dim, "feed_forward"
+    entries = [
+        layer.entry(f"{up}.weight", f"{ours}/up/kernel", "f d -> d f", f=F, d=D),
+        layer.entry(f"{down}.weight", f"{ours}/down/kernel", "d f -> d f", f=F, d=D),
+    ]
+    if cfg.stack.layer.feed_forward.up.bias:
+        entries.append(layer.entry(f"{up}.bias", f"{ours}/up/bias", "f -> f", f=F))
+        entries.append(layer.entry(f"{down}.bias", f"{ours}/down/bias", "d -> d", d=D))
+    return entries
+
+
+def _name(text: str) -> str:
+    """A pattern of exactly this text."""
+    return text.replace(".", r"\.")

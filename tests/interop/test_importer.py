@@ -1,0 +1,226 @@
+"""Foreign checkpoints into folders of weights: nothing lost, same outputs, errors with names."""
+
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from foreign_models import MODELS, save
+from parity import assert_equal, randomise
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch_file
+from torch_modules import AimTrunk
+
+from mm1_jax.interop.compare import compare_tower, pixel_values, random_images, with_params
+from mm1_jax.interop.exporter import parts_of_weights
+from mm1_jax.interop.families import Changes
+from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.interop.vision import ACTIVATIONS
+from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.weights_folder import StoredParams
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_equal_those_of_the_source(name, tmp_path):
+    save(name, tmp_path / "hf")
+    imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert imported.not_compared is None
+    assert imported.comparison.is_good
+    # Far below the bound in models as small as these.
+    assert imported.comparison.difference < 4e-6 * imported.comparison.scale
+    assert imported.comparison.scale > 0.5
+    checks = json.loads((tmp_path / "ours" / "weights.json").read_text())["checks"]
+    assert "bit for bit" in checks and "largest difference" in checks
+
+
+def open_clip_names(state):
+    """The state of a CLIPVisionModel as open_clip has it, beside a text tower."""
+    names = (
+        ("embeddings.class_embedding", "class_embedding"),
+        ("embeddings.patch_embedding", "conv1"),
+        ("embeddings.position_embedding.weight", "positional_embedding"),
+        ("pre_layrnorm", "ln_pre"),
+        ("post_layernorm", "ln_post"),
+        ("encoder.layers", "transformer.resblocks"),
+        ("layer_norm", "ln_"),
+        ("self_attn.out_proj", "attn.out_proj"),
+        ("mlp.fc1", "mlp.c_fc"),
+        ("mlp.fc2", "mlp.c_proj"),
+    )
+    result = {"visual.proj": torch.zeros(32, 8), "logit_scale": torch.zeros(1)}
+    result["transformer.resblocks.0.ln_1.weight"] = torch.zeros(16)
+    for name, value in state.items():
+        if ".q_proj." in name:
+            parts = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            name, value = name.replace("self_attn.q_proj.", "attn.in_proj_"), torch.cat(parts)
+        elif "k_proj." in name or "v_proj." in name:
+            continue
+        for theirs, ours in names:
+            name = name.replace(theirs, ours)
+        result[f"visual.{name}"] = value
+    return {name: value.contiguous() for name, value in result.items()}
+
+
+def test_a_tower_of_open_clip_has_the_features_of_the_same_tower_in_transformers(tmp_path):
+    model = save("clip vision", tmp_path / "hf")
+    folder = tmp_path / "open_clip"
+    folder.mkdir()
+    save_torch_file(open_clip_names(model.state_dict()), folder / "open_clip_model.safetensors")
+    vision = {"image_size": 16, "layers": 3, "width": 32, "head_width": 8, "patch_size": 4}
+    vision["mlp_ratio"] = 1.5
+    config = {"model_cfg": {"quick_gelu": True, "vision_cfg": vision}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    imported = import_checkpoint(folder, tmp_path / "ours")
+    assert imported.comparison is None and "no implementation" in imported.not_compared
+    stored = StoredParams(tmp_path / "ours")
+    cfg = parts_of_weights(stored)["vision_encoder"]
+    params = {path.partition("/")[2]: stored.read(path) for path in stored.shapes}
+    assert compare_tower(cfg, params, tmp_path / "hf").is_good
+
+
+def test_a_trunk_of_aim_has_the_features_of_the_reference(tmp_path):
+    trunk = randomise(AimTrunk(256, 2, 2, patch_size=14))
+    names = (("proj.", "preprocessor.patchifier.proj."), ("norm.", "preprocessor.patchifier.norm."))
+    state = {}
+    for name, value in trunk.state_dict().items():
+        for theirs, ours in names:
+            if name.startswith(theirs):
+                name = name.replace(theirs, ours)
+        name = re.sub(r"blocks\.(\d)\.(qkv|proj)", r"trunk.blocks.\1.attn.\2", name)
+        name = re.sub(r"^blocks\.(\d)\.fc", r"trunk.blocks.\1.mlp.fc", name)
+        name = re.sub(r"^(blocks|post_trunk_norm)", r"trunk.\1", name)
+        state[name] = value
+    state["head.linear.weight"] = torch.zeros(3, 256)
+    save_torch_file(state, tmp_path / "aim.safetensors")
+    import_checkpoint(tmp_path / "aim.safetensors", tmp_path / "ours")
+    stored = StoredParams(tmp_path / "ours")
+    cfg = parts_of_weights(stored)["vision_encoder"]
+    params = {path.partition("/")[2]: stored.read(path) for path in stored.shapes}
+    images = random_images(224, count=1)
+    pixels = torch.from_numpy(pixel_values(images, cfg.pixel_mean, cfg.pixel_std))
+    with torch.no_grad():
+        expected = trunk(pixels)
+    assert_equal(with_params(cfg, params)(jnp.asarray(images)), expected)
+
+
+def test_shards_in_bfloat16_stay_as_they_are(tmp_path):
+    save("llama", tmp_path / "hf", dtype=torch.bfloat16, max_shard_size="20KB")
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
+    assert import_checkpoint(tmp_path / "hf", tmp_path / "ours").comparison.is_good
+    stored = StoredParams(tmp_path / "ours")
+    assert {dtype.name for dtype in stored.dtypes.values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("moe_every", [1, 2])
+def test_an_upcycled_decoder_computes_what_the_dense_one_did(moe_every, tmp_path):
+    save("llama", tmp_path / "hf")
+    changes = Changes(num_experts=4, moe_every=moe_every)
+    imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours", changes=changes)
+    assert imported.comparison.is_good
+    stored = StoredParams(tmp_path / "ours")
+    sparse = "decoder/stack/layer" if moe_every == 1 else "decoder/stack/last_layer"
+    kernels = stored.read(f"{sparse}/feed_forward/experts/down")
+    assert kernels.shape[1] == 4 and np.ptp(kernels, axis=1).max() == 0
+    assert stored.read(f"{sparse}/feed_forward/router").std() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3 tied"])
+def test_new_rows_of_the_vocabulary_are_the_mean_of_the_others(name, tmp_path):
+    save(name, tmp_path / "hf")
+    imported = import_checkpoint(
+        tmp_path / "hf", tmp_path / "ours", changes=Changes(vocab_size=128)
+    )
+    assert imported.comparison.is_good
+    table = StoredParams(tmp_path / "ours").read("decoder/embedding/weight")
+    np.testing.assert_allclose(table[100:], np.tile(table[:100].mean(0), (28, 1)), atol=1e-6)
+
+
+def damage(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+KEY = "model.layers.2.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(KEY), rf"missing:\n    {KEY}"),
+        (lambda t: t.update(extra=t["model.norm.weight"]), "not known:\n    extra"),
+        (
+            lambda t: t.update({KEY: t[KEY][:8].copy()}),
+            rf"misshapen:\n    {KEY} is \[8, 32\], expected \[16, 32\]",
+        ),
+        (
+            lambda t: t.update({KEY: t[KEY].astype(np.int32)}),
+            rf"not of numbers with a fraction:\n    {KEY} \(int32\)",
+        ),
+        (lambda t: t[KEY].fill(np.nan), f"{KEY} holds values that are not finite"),
+    ],
+    ids=["missing", "extra", "misshapen", "integer", "not finite"],
+)
+def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(change, message, tmp_path):
+    save("llama", tmp_path / "hf")
+    damage(tmp_path / "hf", change)
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_truncated_shard_names_the_tensor_that_it_cuts(tmp_path):
+    save("llama", tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"the tensor model\.norm\.weight .* it is truncated"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path):
+    save("llama", tmp_path / "hf", max_shard_size="40KB")
+    shard = sorted((tmp_path / "hf").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name}: this shard of the checkpoint is missing"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+
+
+def test_a_field_that_ours_has_not_is_named(tmp_path):
+    save("llama", tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rope_parameters": {"rope_type": "yarn"}}))
+    with pytest.raises(ValueError, match="rope_type='yarn'"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+
+
+def test_a_conversion_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    save("clip with gelu", tmp_path / "hf")
+    monkeypatch.setitem(ACTIVATIONS, "gelu", Activation.GELU_TANH)
+    with pytest.raises(ValueError, match="the conversion is wrong. features of random images"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_pickles_are_refused_unless_they_are_allowed(tmp_path):
+    model = save("llama", tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "hf" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: a pickle.*--allow_pickle"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours", allow_pickle=True)
+    assert imported.comparison.is_good
+
+
+def test_without_torch_it_says_that_nothing_was_compared(tmp_path, monkeypatch):
+    save("llama", tmp_path / "hf")
+    monkeypatch.setattr("mm1_jax.interop.compare.importlib.util.find_spec", lambda name: None)
+    imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert imported.comparison is None and "not installed" in imported.not_compared
+    checks = json.loads((tmp_path / "ours" / "weights.json").read_text())["checks"]
+    assert "logits were not compared" in checks

@@ -1,0 +1,168 @@
+"""A whole MM1 in transformers: the same logits and the same answers to pictures and texts."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers import AutoModelForCausalLM
+
+from experiments import sizes, vision_encoders
+from mm1_jax.generate import generate
+from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
+from mm1_jax.interop.exporter import Vocabulary, export_mm1
+from mm1_jax.interop.mm1 import model_parts
+from mm1_jax.layers.attention import Pattern
+from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.norm import RMSNorm
+from mm1_jax.layers.rotary import StretchedRotary
+from mm1_jax.models.connectors.attention_pooling import AttentionPooling
+from mm1_jax.models.connectors.average_pooling import AveragePooling
+from mm1_jax.models.connectors.c_abstractor import CAbstractor
+from mm1_jax.models.connectors.mlp import MLP
+from mm1_jax.weights_folder import StoredParams, WeightsWriter, describe
+
+IMAGE_TOKEN = 4
+
+
+def tiny():
+    return sizes.tiny().set(image_token=IMAGE_TOKEN, dtype="float32")
+
+
+def with_connector(connector, **decoder):
+    cfg = tiny().set(connector=connector)
+    cfg.decoder.set(**decoder)
+    return cfg
+
+
+def of_clip():
+    cfg = tiny()
+    cfg.vision_encoder = vision_encoders.vit_l14(28, Activation.QUICK_GELU).set(
+        model_dim=32, num_layers=2, num_heads=2, hidden_dim=48
+    )
+    attention = cfg.decoder.stack.layer.attention
+    attention.qk_norm = RMSNorm.default_config()
+    attention.bias, attention.output_bias = True, False
+    attention.rotary = StretchedRotary.default_config().set(original_max_position_embeddings=16)
+    return cfg
+
+
+def of_aim():
+    cfg = tiny()
+    cfg.vision_encoder = vision_encoders.aim_600m(Pattern.BIDIRECTIONAL).set(
+        image_size=42, model_dim=32, num_layers=2, num_heads=2, hidden_dim=48
+    )
+    return cfg
+
+
+def of_text():
+    cfg = sizes.tiny_moe().set(image_token=IMAGE_TOKEN, vision_encoder=None, connector=None)
+    cfg.decoder.moe_every = 4
+    return cfg
+
+
+MODELS = {
+    "tiny": tiny,
+    "tiny_moe": lambda: sizes.tiny_moe().set(image_token=IMAGE_TOKEN),
+    "clip": of_clip,
+    "aim": of_aim,
+    "text": of_text,
+    "average pooling": lambda: with_connector(
+        AveragePooling.default_config().set(num_image_tokens=9)
+    ),
+    "attention pooling": lambda: with_connector(
+        AttentionPooling.default_config().set(
+            num_image_tokens=5, num_layers=2, num_heads=2, model_dim=16, hidden_dim=24
+        )
+    ),
+    "deep c-abstractor": lambda: with_connector(
+        CAbstractor.default_config().set(num_image_tokens=9, depth=2, hidden_dim=24)
+    ),
+    "mlp": lambda: with_connector(MLP.default_config().set(num_image_tokens=4)),
+    "pooled mlp, tied": lambda: with_connector(
+        MLP.default_config().set(num_image_tokens=1), tied_embeddings=True
+    ),
+}
+
+
+def draw(cfg, seed=0):
+    """Random parameters by path: no zero bias and no unit scale hides a mistake."""
+    module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
+    generator = np.random.default_rng(seed)
+    shapes = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    params = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        path = "/".join(str(key.key) for key in keys)
+        value = generator.standard_normal(leaf.shape, np.float32)
+        if path.endswith("scale"):
+            value = 1 + 0.2 * value
+        elif not path.endswith(("embedding/weight", "positions", "token", "queries")):
+            value = value * 0.3 / np.sqrt(leaf.shape[-1] if leaf.shape[-1] > 8 else 8)
+        params[path] = value.astype(np.float32)
+    return params
+
+
+def store(params, folder):
+    folder.mkdir()
+    shapes = {path: value.shape for path, value in params.items()}
+    writer = WeightsWriter(folder, shapes, {path: np.dtype(np.float32) for path in shapes}, {})
+    for path, value in params.items():
+        writer.write(path, (), value)
+    describe(folder, {"parts": {}})
+    return StoredParams(folder)
+
+
+# The others take minutes, all of them together.
+QUICK = ("tiny", "tiny_moe", "clip")
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
+)
+def exported(request, tmp_path, monkeypatch):
+    """The config and the parameters of a model, and the folder that it was exported to."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    cfg = MODELS[request.param]()
+    cfg.decoder.vocab_size = 64
+    params = draw(cfg)
+    vocabulary = Vocabulary({}, bos=1, eos=2, pad=0, suppressed=(0, 1, 3, IMAGE_TOKEN))
+    result = export_mm1(
+        store(params, tmp_path / "ours"),
+        model_parts(cfg),
+        tmp_path / "hf",
+        image_token=IMAGE_TOKEN,
+        vocabulary=vocabulary,
+    )
+    return cfg, params, tmp_path / "hf", result
+
+
+def test_logits_and_64_greedy_tokens_are_the_same(exported):
+    cfg, params, folder, result = exported
+    assert result.comparison.is_good
+    # A flat output says little.
+    assert result.comparison.scale > 0.1
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=True, local_files_only=True
+    )
+    tokens = np.random.default_rng(1).integers(5, 64, (2, 24))
+    images, inputs = np.zeros((2, 1, 1, 3), np.uint8), {}
+    if cfg.vision_encoder is not None:
+        images = random_images(cfg.vision_encoder.image_size, seed=1)
+        tokens[:, 3 : 3 + cfg.connector.num_image_tokens] = IMAGE_TOKEN
+        encoder = cfg.vision_encoder
+        pixels = pixel_values(images, encoder.pixel_mean, encoder.pixel_std)
+        inputs["pixel_values"] = torch.from_numpy(pixels)
+    ours = generate(
+        with_params(cfg, params),
+        one_document_rows(tokens, images),
+        max_new_tokens=64,
+        eos=2,
+        pad=0,
+        forbidden=(0, 1, 3, IMAGE_TOKEN),
+    )
+    theirs = model.generate(torch.from_numpy(tokens), max_new_tokens=64, do_sample=False, **inputs)[
+        :, tokens.shape[1] :
+    ]
+    # A tied table answers a token by itself.
+    assert len(np.unique(ours)) > 4 or cfg.decoder.tied_embeddings
+    np.testing.assert_array_equal(np.asarray(ours)[:, : theirs.shape[1]], theirs)

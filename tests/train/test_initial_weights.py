@@ -1,0 +1,138 @@
+"""Runs that start from other checkpoints, part by part."""
+
+import jax
+import numpy as np
+import pytest
+from foreign_models import save
+
+from experiments.pretrain import mm1_tiny
+from mm1_jax.experiment import Experiment
+from mm1_jax.interop.exporter import parts_of_weights
+from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.train.initial_weights import InitialWeights
+from mm1_jax.train.parameter_paths import parameter_path
+from mm1_jax.weights_folder import StoredParams
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Folders of a tower's and a decoder's weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("clip vision", "qwen3"):
+        save(name, folder / "hf" / name)
+        import_checkpoint(folder / "hf" / name, folder / name, skip_comparison=True)
+    return folder
+
+
+@pytest.fixture
+def cfg(weights):
+    """An MM1 of that tower and that decoder, with a connector of its own."""
+    cfg = mm1_tiny()
+    cfg.input.set(streams=[], data_dir=str(weights))
+    cfg.evals = {}
+    cfg.model.vision_encoder = parts_of_weights(StoredParams(weights / "clip vision"))[
+        "vision_encoder"
+    ]
+    cfg.model.decoder = parts_of_weights(StoredParams(weights / "qwen3"))["decoder"]
+    cfg.trainer.optimizer.set(learning_rate=1e-3)
+    cfg.trainer.initial_weights = {
+        "vision_encoder": InitialWeights.default_config().set(path="clip vision"),
+        "decoder": InitialWeights.default_config().set(path="qwen3"),
+    }
+    return cfg
+
+
+def first_params(cfg):
+    model = cfg.model.clone(image_token=99)
+    optimizer = cfg.trainer.optimizer.clone(decay_steps=100)
+    trainer = cfg.trainer.clone(optimizer=optimizer)
+    program = trainer.klass.program_of(
+        trainer,
+        model=model,
+        batch_size=8,
+        image_buffer=(1, 8),
+        num_corpora=1,
+        devices=jax.devices()[:2],
+    )
+    params = program.abstract_state.params
+    shapes = {parameter_path(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    loaded = {}
+    for part, weights in cfg.trainer.initial_weights.items():
+        loaded |= weights.instantiate().load(part, shapes, model)
+    state = program.first_state(jax.random.key(0), loaded)
+    return {parameter_path(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)}
+
+
+def at(cfg, weights):
+    for each in cfg.trainer.initial_weights.values():
+        each.data_dir = str(weights)
+    return cfg
+
+
+def test_parts_start_from_their_checkpoints_and_the_rest_is_drawn(cfg, weights):
+    params = first_params(at(cfg, weights))
+    for name, part in (("clip vision", "vision_encoder"), ("qwen3", "decoder")):
+        stored = StoredParams(weights / name)
+        own = [path for path in params if path.startswith(part)]
+        assert set(own) == set(stored.shapes)
+        for path in own:
+            np.testing.assert_array_equal(params[path], stored.read(path), path)
+            assert len(params[path].sharding.device_set) == 2
+    cfg.trainer.initial_weights = {}
+    drawn = first_params(cfg)
+    connector = [path for path in params if path.startswith("connector")]
+    for path in connector:
+        np.testing.assert_array_equal(params[path], drawn[path], path)
+    assert connector and not np.array_equal(
+        params["decoder/embedding/weight"], drawn["decoder/embedding/weight"]
+    )
+
+
+def test_data_dir_is_that_of_the_input(cfg):
+    cfg.model.decoder.vocab_size = None
+    resolved = Experiment.resolve(cfg)
+    folders = {each.data_dir for each in resolved.trainer.initial_weights.values()}
+    assert folders == {cfg.input.data_dir}
+
+
+def test_what_does_not_fit_is_named(cfg, weights):
+    at(cfg, weights)
+    cfg.model.decoder.set(vocab_size=128, tied_embeddings=True)
+    cfg.model.decoder.stack.layer.attention.bias = True
+    cfg.model.decoder.stack.layer.attention.rotary.theta = 77.0
+    with pytest.raises(ValueError, match=r"initial_weights\['decoder'\]") as error:
+        first_params(cfg)
+    message = str(error.value)
+    assert "missing there:\n    decoder/stack/layer/attention/" in message
+    assert "query/bias" in message
+    assert "without a place in the model:\n    decoder/head/weight" in message
+    assert "decoder/embedding/weight is [100, 32], and the model's [128, 32]" in message
+    assert "model.decoder.stack.layer.attention.rotary.theta is 77.0, and was 10000.0" in message
+
+
+def test_rules_name_what_may_differ(cfg, weights):
+    at(cfg, weights)
+    cfg.model.decoder.set(vocab_size=128, tied_embeddings=True)
+    cfg.model.decoder.stack.layer.attention.rotary.theta = 77.0
+    cfg.trainer.initial_weights["decoder"].set(
+        fresh=["decoder/embedding"],
+        unused=["decoder/embedding", "decoder/head"],
+        check_config=False,
+    )
+    params = first_params(cfg)
+    stored = StoredParams(weights / "qwen3")
+    assert params["decoder/embedding/weight"].shape == (128, 32)
+    np.testing.assert_array_equal(params["decoder/norm/scale"], stored.read("decoder/norm/scale"))
+    cfg.trainer.initial_weights["decoder"].fresh = ["decoder/embeding"]
+    with pytest.raises(ValueError, match="decoder/embedding"):
+        first_params(cfg)
+
+
+def test_a_folder_without_weights_and_a_part_that_is_not_there_are_named(cfg, weights):
+    at(cfg, weights)
+    cfg.trainer.initial_weights["decoder"].path = "hf"
+    with pytest.raises(ValueError, match="neither weights.json nor a complete checkpoint"):
+        first_params(cfg)
+    cfg.trainer.initial_weights = {"encoder": cfg.trainer.initial_weights["vision_encoder"]}
+    with pytest.raises(ValueError, match="has no 'encoder'; its parts are connector, decoder"):
+        first_params(cfg)

@@ -1,0 +1,260 @@
+"""Weights in and out: foreign checkpoints to start runs from, and trained models for transformers.
+
+    python tools/convert_checkpoint.py import --source=Qwen3-1.7B --output=data/weights/qwen3_1p7b
+    python tools/convert_checkpoint.py export --checkpoint=runs/mm1_tiny --output=mm1_tiny_hf
+
+Every conversion ends with a comparison of outputs with the other implementation, and is refused
+where they differ.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EPILOG = """\
+import reads safetensors, in one file or in shards, of
+  Llama, Mistral, Qwen 2 and 3, Mixtral     decoders, by their config.json
+  CLIP, SigLIP                              vision encoders, alone or with their text towers
+  open_clip                                 vision encoders, by their open_clip_config.json
+  AIM                                       vision encoders, by the names of their tensors
+  LLaVA                                     encoder, connector and decoder
+and writes a folder of weights, for trainer.initial_weights. A tokenizer beside a decoder is kept,
+with the image token added and the embedding grown.
+
+export writes a folder for transformers: a decoder alone as a Llama, Qwen or Mixtral, a tower alone
+as a CLIP or SigLIP, everything else with the code that runs it (trust_remote_code=True).
+
+Where torch and transformers are installed (pip install 'mm1_jax[hf]') and memory suffices, logits
+of random tokens and images are compared in float32; they may differ by 2e-5 of the largest. Memory
+for the conversion itself: twice the largest tensor and some 500 MB.
+
+examples:
+  python tools/convert_checkpoint.py import --source=DFN5B-CLIP-ViT-H-14-378 \\
+      --output=data/weights/dfn_vit_h14_378
+  python tools/convert_checkpoint.py import --source=Meta-Llama-3-8B --output=data/weights/sparse \\
+      --num_experts=8 --moe_every=2
+  python tools/convert_checkpoint.py export --checkpoint=runs/mm1_7b --output=mm1_7b_hf \\
+      --dtype=bfloat16
+
+exit codes:
+  0  done
+  2  the command or the checkpoint must be changed; the message says how
+"""
+_GIB = 2**30
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tools/convert_checkpoint.py",
+        description="Weights in and out: of foreign checkpoints, and for transformers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="import|export")
+
+    importing = commands.add_parser("import", help="a foreign checkpoint -> a folder of weights")
+    importing.add_argument(
+        "--source", required=True, type=Path, metavar="PATH", help="its folder, or its one file"
+    )
+    importing.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer.model or tokenizer.json; default: what is beside the decoder; none: none",
+    )
+    importing.add_argument(
+        "--vocab_size", type=int, help="rows of the embedding (as many as the tokenizer needs)"
+    )
+    importing.add_argument(
+        "--num_experts", type=int, help="upcycle: make copies of feed-forward layers experts"
+    )
+    importing.add_argument(
+        "--moe_every", type=int, default=1, help="of every so-many-th layer (%(default)s)"
+    )
+    importing.add_argument(
+        "--allow_pickle",
+        action="store_true",
+        help="read files of torch.save too, by torch's loader of weights only",
+    )
+
+    exporting = commands.add_parser("export", help="a trained model -> a folder for transformers")
+    exporting.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="a run's output folder, or a folder of weights",
+    )
+    exporting.add_argument("--step", type=int, help="which checkpoint of the run (the newest)")
+    exporting.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(float32)"
+    )
+    exporting.add_argument(
+        "--max_shard_gb", type=float, default=5.0, help="of a file of tensors (%(default)s)"
+    )
+    exporting.add_argument(
+        "--license", default="", metavar="NAME", help="of the model, for its card"
+    )
+    for each in (importing, exporting):
+        each.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+        each.add_argument("--skip_comparison", action="store_true", help="do not compare outputs")
+    return parser.parse_args(arguments)
+
+
+def run_import(flags: argparse.Namespace) -> str:
+    # Imported here, so that --help and mistakes in the flags are answered at once.
+    from mm1_jax.interop.families import Changes, read_config
+    from mm1_jax.interop.importer import import_checkpoint
+    from mm1_jax.interop.tokenizers import ImportedTokenizer, import_tokenizer
+
+    config = read_config(flags.source)
+    num_rows = config.get("text_config", config).get("vocab_size", 0)
+    tokenizer: ImportedTokenizer | None = None
+    if flags.tokenizer not in (None, "none"):
+        tokenizer = import_tokenizer(Path(flags.tokenizer), num_rows)
+        if tokenizer is None:
+            raise ValueError(f"--tokenizer={flags.tokenizer}: no such file")
+    elif flags.tokenizer is None and num_rows and config.get("model_type") not in _TOWERS:
+        tokenizer = import_tokenizer(flags.source, num_rows)
+    vocab_size, files, described = flags.vocab_size, {}, {}
+    if tokenizer is not None:
+        made: Any = tokenizer.cfg.instantiate()
+        vocab_size = max(vocab_size or 0, made.vocab_size, num_rows)
+        files = tokenizer.files
+        described["tokenizer"] = {
+            "class": tokenizer.cfg.klass.__name__,
+            "file": next(iter(files)),
+            "vocab_size": vocab_size,
+            "image_token": made.image_token,
+        }
+    display = Display()
+    imported = import_checkpoint(
+        flags.source,
+        flags.output,
+        changes=Changes(vocab_size, flags.num_experts, flags.moe_every),
+        allow_pickle=flags.allow_pickle,
+        skip_comparison=flags.skip_comparison,
+        files=files,
+        extra=described,
+        watch=display,
+    )
+    lines = [
+        f"{flags.output}: {imported.num_parameters:,} parameters of {imported.num_tensors} "
+        f"tensors, written with {display.peak / _GIB:.2f} GiB of memory at most",
+        _checked(imported),
+        *(f"note: {note}" for note in imported.notes),
+    ]
+    if tokenizer is not None:
+        lines.append(
+            f"tokenizer: {described['tokenizer']['class']} on {flags.output / next(iter(files))}, "
+            f"image token {made.image_token}, {vocab_size} rows"
+        )
+    return "\n".join(lines)
+
+
+# Their vocabularies are of text towers, which are not kept.
+_TOWERS = ("clip", "siglip", "clip_vision_model", "siglip_vision_model")
+
+
+def run_export(flags: argparse.Namespace) -> str:
+    from mm1_jax.interop.exporter import export_mm1, export_plain, parts_of_weights, plain
+    from mm1_jax.interop.mm1 import model_parts
+    from mm1_jax.interop.model_card import model_card
+    from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
+    from mm1_jax.run_folder import load_experiment
+    from mm1_jax.weights_folder import StoredParams
+
+    stored = StoredParams(flags.checkpoint, flags.step)
+    fit = "stretch"
+    if stored.description is None:
+        # As `python -m` has it: the run's module may be one of the folder it was launched from.
+        sys.path.insert(0, os.getcwd())
+        cfg = load_experiment(flags.checkpoint)
+        parts, image_token = model_parts(cfg.model), cfg.model.image_token
+        tokenizer = cfg.input.tokenizer.instantiate()
+        fit = cfg.input.image_transform.fit.value
+    else:
+        parts = parts_of_weights(stored)
+        tokenizer = stored_tokenizer(stored, flags.checkpoint)
+        image_token = stored.description["config"].get("image_token_index", -1)
+        image_token = image_token if tokenizer is None else tokenizer.image_token
+    options = {
+        "dtype": flags.dtype,
+        "max_shard_bytes": int(flags.max_shard_gb * 1e9),
+        "skip_comparison": flags.skip_comparison,
+        "vocabulary": None if tokenizer is None else export_tokenizer(tokenizer),
+        "watch": Display(),
+    }
+    model = plain(parts)
+    options["model_card"] = model_card(
+        flags.output.name,
+        parts,
+        is_plain=not isinstance(model, str),
+        license=flags.license,
+        dtype=flags.dtype,
+    )
+    if isinstance(model, str):
+        exported = export_mm1(
+            stored, parts, flags.output, image_token=image_token, fit=fit, **options
+        )
+    else:
+        exported = export_plain(stored, model, parts, flags.output, **options)
+    return "\n".join(
+        [
+            f"{flags.output}: {exported.num_parameters:,} parameters as a {exported.model_type}",
+            _checked(exported),
+        ]
+    )
+
+
+def _checked(result: Any) -> str:
+    if result.comparison is None:
+        return f"Logits were not compared: {result.not_compared}. Names and shapes fit."
+    return f"Good. {result.comparison}"
+
+
+class Display:
+    """A line now and then, of what was written."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        # Of the process so far.
+        self._bytes = self.peak = 0
+
+    def __call__(self, name: str, size: int) -> None:
+        self._bytes += size
+        self.peak = peak_memory()
+        now = time.monotonic()
+        if now - self._last > 10:
+            self._last = now
+            print(
+                f"{self._bytes / _GIB:.1f} GiB, {self._bytes / _GIB / (now - self._start):.2f} "
+                f"GiB/s: {name}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = parse(sys.argv[1:] if argv is None else argv)
+    start = time.monotonic()
+    try:
+        print((run_import if flags.command == "import" else run_export)(flags))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    seconds = time.monotonic() - start
+    print(f"{seconds:.0f} s; {peak_memory() / _GIB:.2f} GiB of memory at most, checks included")
+    return 0
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
