@@ -2,7 +2,8 @@
 
 `resolve` fills the fields that must agree between the parts, so that each is set in one place:
 
-    input.data_dir                      -> data_dir of the tokenizer and of all sources
+    input.data_dir                      -> data_dir of the tokenizer, of all sources and of the
+                                           weights that a run starts from
     input.tokenizer                     -> model.decoder.vocab_size, model.image_token
     input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mm1_jax import distributed
 from mm1_jax.batch import Batch
 from mm1_jax.config import (
     REQUIRED,
@@ -32,6 +34,7 @@ from mm1_jax.data.image_buffer import ImageBuffer, image_buffer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.models.decoder import num_non_embedding_parameters
+from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.models.mm1 import MM1, reads_images
 from mm1_jax.train.optimizer import mm1_learning_rate
 from mm1_jax.train.program import Program
@@ -58,7 +61,7 @@ class Experiment(Configurable):
         cfg = cfg.clone()
         _raise_if_incomplete(cfg)
         _raise_if_a_size_is_not_positive(cfg.model)
-        for part in (cfg.input, *cfg.evals.values()):
+        for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
             _set_data_dir(part, cfg.input.data_dir)
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
@@ -82,14 +85,21 @@ class Experiment(Configurable):
     def __init__(self, cfg: Config, *, output_dir: Path):
         super().__init__(cfg)
         cfg = self.resolve(cfg)
+        # A file for each process, as only one may write into it.
+        process = distributed.process_index()
+        suffix = f".process_{process:05}" if process else ""
         self.input = cfg.input.instantiate(
-            split="train", quarantine_path=output_dir / "quarantine.jsonl"
+            split="train", quarantine_path=output_dir / f"quarantine{suffix}.jsonl"
         )
         evaluators = {
             name: evaluator.instantiate(input=self.input) for name, evaluator in cfg.evals.items()
         }
         self.trainer = cfg.trainer.instantiate(
-            model=cfg.model, input=self.input, evaluators=evaluators, output_dir=output_dir
+            model=cfg.model,
+            input=self.input,
+            evaluators=evaluators,
+            output_dir=output_dir,
+            flops=_flops(cfg),
         )
 
     def run(self) -> Any:
@@ -130,6 +140,14 @@ class Experiment(Configurable):
             images=jax.ShapeDtypeStruct((J, size, size, 3), jnp.uint8),
             image_index=jax.ShapeDtypeStruct((B, I), jnp.int32),
         )
+
+
+def _flops(cfg: Any) -> ForwardFlops | None:
+    try:
+        return forward_flops(cfg.model, cfg.input.max_sequence_length)
+    except ValueError:
+        # Of a layer that there is no rule for.
+        return None
 
 
 def _image_buffer(cfg: Input.Config) -> ImageBuffer:

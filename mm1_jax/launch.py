@@ -2,19 +2,29 @@
 
     python -m mm1_jax.launch --config=mm1_tiny --config.trainer.max_steps=100
 
-Nothing heavy is imported here: experiments are imported when the command line is understood.
+Nothing heavy is imported here: experiments are imported when the command line is understood, and
+jax when all processes of the run have met.
 """
 
 import argparse
+import contextlib
+import hashlib
+import importlib
+import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
+from mm1_jax.cluster import Cluster, find_cluster
 from mm1_jax.named_configs import find_named_config, named_configs
+from mm1_jax.rendezvous import meet
 from mm1_jax.run_folder import MAY_CHANGE, Launch, RunFolder
+from mm1_jax.supervisor import supervise
 
 # Exit codes; `train.trainer` has those of a run that was stopped or lacks an evaluation.
 USER_ERROR = 2
@@ -35,7 +45,8 @@ fields of the config:
 resuming:
   A run goes on in its folder with the same config. These fields may change:
   {", ".join(MAY_CHANGE[:5])},
-  {", ".join(MAY_CHANGE[5:])}
+  {", ".join(MAY_CHANGE[5:9])},
+  {", ".join(MAY_CHANGE[9:])}
   (max_steps where it leaves optimizer.decay_steps, which follows it unless set, as it was).
 
 exit codes:
@@ -45,6 +56,11 @@ exit codes:
             field, too many bad pictures, a loss that is not finite
   3         trained and reported, but an evaluation failed; launch again to repeat it
   130, 143  stopped by SIGINT or SIGTERM and saved; launch again to continue
+
+many processes:
+  Give the same command on every host. On Cloud TPU, GKE, Slurm and under mpirun, the processes
+  find each other; elsewhere --coordinator_address, --num_processes and --process_id say who they
+  are. docs/pods.md has the launch files.
 
 examples:
   python -m mm1_jax.launch --list
@@ -124,6 +140,21 @@ def _parser() -> argparse.ArgumentParser:
         "--print_config", action="store_true", help="show the resolved config and exit"
     )
     parser.add_argument(
+        "--max_restarts",
+        metavar="N",
+        type=int,
+        default=0,
+        help="start a run again that died, so many times (default: 0)",
+    )
+    parser.add_argument(
+        "--compilation_cache",
+        metavar="DIR",
+        default="default",
+        help='where compiled programs are kept; "" for nowhere (default: in ~/.cache/mm1_jax, or '
+        "what JAX_COMPILATION_CACHE_DIR says)",
+    )
+    _add_cluster_options(parser)
+    parser.add_argument(
         "--verbosity",
         metavar="N",
         type=int,
@@ -131,6 +162,27 @@ def _parser() -> argparse.ArgumentParser:
         help="what libraries log: -1 warnings (default), 0 information, 1 tracebacks of errors too",
     )
     return parser
+
+
+def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("many processes")
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num_processes", metavar="N", type=int, help="1: on its own, anywhere")
+    group.add_argument("--process_id", metavar="I", type=int, help="which of them, from 0")
+    group.add_argument(
+        "--initialization_timeout",
+        metavar="SECONDS",
+        type=int,
+        default=300,
+        help="how long processes wait for each other at the start (default: 300)",
+    )
+    group.add_argument(
+        "--heartbeat_timeout",
+        metavar="SECONDS",
+        type=int,
+        default=30,
+        help="after which a silent process counts as dead, which ends the others (default: 30)",
+    )
 
 
 def list_configs(module: str | None) -> str:
@@ -143,34 +195,110 @@ def list_configs(module: str | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the result is the exit status."""
-    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    rest, overrides = split_overrides(arguments)
     parser = _parser()
     options = parser.parse_args(rest)
     logging.set_verbosity(options.verbosity)
     # Libraries may read flags of absl, which this parser stands in for.
     flags.FLAGS.mark_as_parsed()
+    cluster = None
     try:
         if options.list:
             print(list_configs(options.module))
             return 0
         if options.config is None:
             parser.error("--config=NAME is needed; --list shows all names")
+        if options.max_restarts > 0:
+            command = [sys.executable, "-m", "mm1_jax.launch", *arguments, "--max_restarts=0"]
+            return supervise(command, options.max_restarts)
+        _keep_programs(options.compilation_cache)
         launch = chosen_launch(options, overrides)
         cfg = launch.resolved_config()
         if options.print_config:
             print(cfg.debug_string())
             return 0
+        cluster = find_cluster(
+            options.coordinator_address, options.num_processes, options.process_id
+        )
         folder = RunFolder(options.output_dir or Path("runs") / options.config)
-        with folder.lock():
-            folder.claim(launch, cfg)
-            cfg.instantiate(output_dir=folder.path).run()
+        _run(launch, cfg, folder, cluster, options)
     # FloatingPointError is a loss that is not finite.
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         logging.debug("Traceback of the error below:", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        process = "" if cluster is None else f" (process {cluster.process_id})"
+        print(f"error{process}: {error}", file=sys.stderr)
+        _leave(cluster, USER_ERROR)
         return USER_ERROR
-    print(f"Outputs: {folder.path}", flush=True)
+    except Exception:
+        if cluster is None:
+            raise
+        traceback.print_exc()
+        _leave(cluster, 1)
+    if cluster is None or cluster.process_id == 0:
+        print(f"Outputs: {folder.path}", flush=True)
     return 0
+
+
+def _run(
+    launch: Launch,
+    cfg: Any,
+    folder: RunFolder,
+    cluster: Cluster | None,
+    options: argparse.Namespace,
+) -> None:
+    """Builds the experiment and runs it, as the only process or together with others."""
+    if cluster is None:
+        with folder.lock():
+            folder.claim(launch, cfg)
+            cfg.instantiate(output_dir=folder.path).run()
+        return
+    meet(cluster, options.initialization_timeout)
+    distributed = importlib.import_module("mm1_jax.distributed")
+    distributed.initialize(
+        cluster,
+        initialization_timeout=options.initialization_timeout,
+        heartbeat_timeout=options.heartbeat_timeout,
+    )
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if distributed.is_first():
+                stack.enter_context(folder.lock())
+                folder.claim(launch, cfg)
+        with distributed.together():
+            experiment = cfg.instantiate(output_dir=folder.path)
+        experiment.run()
+
+
+def _leave(cluster: Cluster | None, status: int) -> None:
+    # Where jax is not there yet, no peer waits for this process in a way that it cannot see.
+    distributed = sys.modules.get("mm1_jax.distributed")
+    if cluster is not None and distributed is not None:
+        distributed.leave(status)
+
+
+def _keep_programs(folder: str) -> None:
+    """Tells jax, which is not imported yet, where compiled programs are kept."""
+    if "jax" in sys.modules:
+        return
+    if not folder:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    elif folder != "default":
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # Code for one CPU may not run on another one that shares the home.
+        default = cache / "mm1_jax" / "programs" / _cpu()
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default))
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return hashlib.sha256("\n".join(sorted(flags)).encode()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

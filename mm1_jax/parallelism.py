@@ -47,8 +47,7 @@ class Parallelism(Configurable):
     @config_class
     class Config(Configurable.Config):
         # Sizes of the mesh axes: 1, but `data` is -1, "all remaining devices", unless another is.
-        # Axes of size 1 are not created.
-        pipeline: int | None = None
+        # Axes of size 1 are not created. docs/training.md says why there are no pipeline stages.
         data: int | None = None
         expert: int | None = None
         fsdp: int | None = None

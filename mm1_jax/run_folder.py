@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from etils import epath
 
 from mm1_jax.config import RequiredFieldMissingError
 from mm1_jax.files import write_whole
@@ -35,11 +36,18 @@ MAY_CHANGE = (
     "input.max_bad_fraction",
     "input.num_workers",
     "input.prefetch",
+    "trainer.anomalies",
     "trainer.checkpointer",
+    "trainer.corruption",
     "trainer.max_steps",
+    "trainer.profile",
     "trainer.progress",
     "trainer.summary_every_n_steps",
+    "trainer.watchdog",
 )
+
+# What classes were called when runs that may go on were launched, and what they are called now.
+RENAMED = {"mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizer.AdamW"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self._checkpoints: epath.Path = epath.Path(self.path / "checkpoints")
 
     @property
     def holds_a_run(self) -> bool:
@@ -109,13 +118,19 @@ class RunFolder:
         A run that ended before its first checkpoint leaves nothing to go on from, so it binds
         nobody to its config; what it appended to is removed.
         """
+        location = getattr(getattr(cfg.trainer, "checkpointer", None), "location", None)
+        if location is not None:
+            self._checkpoints = epath.Path(location)
         resumes = self.holds_a_run and self.holds_checkpoints
         if resumes:
             self._raise_if_changed(cfg, "Launch into a new --output_dir, or undo the change.")
             self._raise_if_beyond(cfg.trainer.max_steps)
         with self._explained_errors():
             if self.holds_a_run and not resumes:
-                (self.path / "quarantine.jsonl").unlink(missing_ok=True)
+                for log in self.path.glob("quarantine*.jsonl"):
+                    log.unlink()
+                for name in ("goodput.json", "excluded_steps.json"):
+                    (self.path / name).unlink(missing_ok=True)
                 shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
@@ -144,7 +159,9 @@ class RunFolder:
     @property
     def _newest_checkpoint(self) -> int | None:
         # What is being written, or was when a process was killed, has another name than its step.
-        names = [path.name for path in self.path.glob("checkpoints/*")]
+        if not self._checkpoints.exists():
+            return None
+        names = [path.name for path in self._checkpoints.iterdir()]
         return max((int(name) for name in names if name.isdecimal()), default=None)
 
     @contextlib.contextmanager
@@ -203,6 +220,8 @@ class Difference:
 
 def config_differences(stored: str, now: str) -> list[Difference]:
     """The differences between two texts of configs, by path."""
+    for name, present in RENAMED.items():
+        stored = stored.replace(f": {name!r}\n", f": {present!r}\n")
     old, new = (_by_path(text) for text in (stored, now))
     paths = sorted(old.keys() | new.keys())
     return [Difference(p, old.get(p), new.get(p)) for p in paths if old.get(p) != new.get(p)]

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mm1_jax.batch import Batch
 
 # From the least to the most communication: neighbours on the last axes are neighbours on the torus.
-MESH_AXES = ("pipeline", "data", "expert", "fsdp", "seq", "model")
+MESH_AXES = ("data", "expert", "fsdp", "seq", "model")
 
 # One logical name (or None) per dim of an array.
 LogicalAxes = tuple[str | None, ...]
@@ -168,7 +168,7 @@ def per_shard(
     names: Sequence[LogicalAxes],
     out_names: Sequence[LogicalAxes],
     *,
-    along: str | None = None,
+    along: Sequence[str] | None = None,
 ) -> Callable[..., Any]:
     """`function`, run by every device on its own shards of the arguments: collectives are explicit.
 
@@ -177,7 +177,7 @@ def per_shard(
 
     Args:
         names: The logical names of each argument's dims; `out_names`, of each result's.
-        along: Only along the mesh axes of this logical name; the others stay the compiler's.
+        along: Only along the mesh axes of these logical names; the others stay the compiler's.
     """
 
     def run(*args: jax.Array) -> Any:
@@ -185,7 +185,9 @@ def per_shard(
         if placement is None:
             return function(*args)
         mesh, rules = placement.mesh, placement.rules
-        manual = set(mesh.axis_names if along is None else _axes_of(along, rules, mesh))
+        manual = set(mesh.axis_names)
+        if along is not None:
+            manual = {axis for name in along for axis in _axes_of(name, rules, mesh)}
         if not manual:
             return function(*args)
 

@@ -1,9 +1,17 @@
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from mm1_jax.run_folder import MAY_CHANGE, Launch, RunFolder, config_differences, load_experiment
+from mm1_jax.run_folder import (
+    MAY_CHANGE,
+    RENAMED,
+    Launch,
+    RunFolder,
+    config_differences,
+    load_experiment,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +152,16 @@ def test_differences_are_by_path():
         "c: 2 -> not set",
         "d: not set -> 3",
     ]
+
+
+@pytest.mark.parametrize(("then", "now"), RENAMED.items())
+def test_a_class_that_was_renamed_is_no_difference(then, now):
+    assert config_differences(f"a.klass: {then!r}\nb: 1\n", f"a.klass: {now!r}\nb: 1\n") == []
+    (difference,) = config_differences(f"a.klass: '{then}X'\n", f"a.klass: {now!r}\n")
+    assert difference.path == "a.klass"
+    # The name of now is that of a class.
+    module, _, name = now.rpartition(".")
+    assert isinstance(getattr(importlib.import_module(module), name), type)
 
 
 def test_what_may_change_is_a_field_and_not_the_beginning_of_a_name(run):

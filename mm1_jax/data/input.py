@@ -263,9 +263,43 @@ class Input(Configurable):
     def image_size(self) -> int:
         return self.shape.image_size
 
-    def iterator(self, rows: range | None = None) -> "InputIterator":
-        """Batches from step 0 on, of which only the given rows are made (None: all)."""
-        return InputIterator(self, range(self.batch_size) if rows is None else rows)
+    def iterator(
+        self, rows: range | None = None, num_workers: int | None = None
+    ) -> "InputIterator":
+        """Batches from step 0 on, of which only the given rows are made (None: all).
+
+        Args:
+            num_workers: Its share of `num_workers`, where a host has several iterators; None: all.
+        """
+        return InputIterator(
+            self,
+            range(self.batch_size) if rows is None else rows,
+            self.num_workers if num_workers is None else num_workers,
+        )
+
+    @staticmethod
+    def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One state of the whole batch from those of iterators that made parts of it."""
+        return merge_states(states)
+
+    def accounting(self, state: Mapping[str, Any]) -> dict[str, dict[str, int | float]]:
+        """What each corpus has given, and in how many epochs, as of a saved state."""
+        return {
+            name: {
+                **{
+                    field.name: before + since
+                    for field, before, since in zip(
+                        fields(Consumed),
+                        state["consumed_before"][name],
+                        state["consumed"][name],
+                        strict=True,
+                    )
+                },
+                "epochs": (state["consumed_before"][name][0] + state["consumed"][name][0])
+                / self.num_usable[i],
+            }
+            for i, name in enumerate(self.corpus_names)
+        }
 
     def planner(self, rows: range) -> Planner | SnapshotPlanner:
         """Plans some rows of every batch, from step 0."""
@@ -356,11 +390,12 @@ class InputIterator(Iterator[Batch]):
     may be in this part, and are read here too: about twice as many pictures are decoded.
     """
 
-    def __init__(self, input: Input, rows: range):
+    def __init__(self, input: Input, rows: range, num_workers: int):
         input.image_buffer.slots(rows)
         planner = input.planner(input.image_buffer.whole_groups(rows))
         self.input = input
         self.rows = rows
+        self._num_workers = num_workers
         self._step = planner.step
         self._next_index = planner.next_index
         # Over all hosts until the last restart on other rows, and in this iterator since.
@@ -383,7 +418,7 @@ class InputIterator(Iterator[Batch]):
         self._consumed = self._consumed + report.consumed
         self._quarantine.add(report.quarantined)
         self._check_bad_fractions()
-        if self.input.num_workers:
+        if self._num_workers:
             # A worker's arrays lie in shared memory, which must not outlive this process.
             batch = {name: np.array(array) for name, array in batch.items()}
         return Batch(**batch)
@@ -398,18 +433,7 @@ class InputIterator(Iterator[Batch]):
 
         Counts are of this iterator's rows; sum them over hosts, epochs included.
         """
-        totals = self._consumed_before + self._consumed
-        return {
-            name: {
-                "documents": int(total[0]),
-                "tokens": int(total[1]),
-                "images": int(total[2]),
-                "bad_documents": int(total[3]),
-                "overflowed": int(total[4]),
-                "epochs": int(total[0]) / self.input.num_usable[i],
-            }
-            for i, (name, total) in enumerate(zip(self.input.corpus_names, totals, strict=True))
-        }
+        return self.input.accounting(self.get_state())
 
     def get_state(self) -> dict[str, Any]:
         """The state as of the last batch handed out, in JSON types."""
@@ -442,7 +466,7 @@ class InputIterator(Iterator[Batch]):
         _close(self._batches)
 
     def _start(self) -> grain.DatasetIterator:
-        num_workers, prefetch = self.input.num_workers, self.input.prefetch
+        num_workers, prefetch = self._num_workers, self.input.prefetch
         batches = _Batches(self.input, self.rows, self._step, self._next_index)
         if num_workers:
             if not flags.FLAGS.is_parsed():

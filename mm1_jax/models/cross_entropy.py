@@ -34,8 +34,9 @@ def chunked_token_losses(
     gradient; the logits of a chunk are made anew in the backward pass instead, which costs one more
     product with the output layer. None makes all logits at once.
 
-    On a mesh, every device loops over its own rows. It gathers the layer once, before the loop, and
-    adds up its own gradient; left to the compiler, each chunk gathers and reduces anew.
+    On a mesh, every device loops over its own rows, or its own part of them. It gathers the layer
+    once, before the loop, and adds up its own gradient; left to the compiler, each chunk gathers
+    and reduces anew.
 
     Args:
         output_layer: Its `attend(hidden)` are the logits.
@@ -62,21 +63,28 @@ def chunked_token_losses(
             for variable, shard, dims in zip(variables, shards, names, strict=True)
         ]
         layer = nnx.merge(graphdef, jax.tree.unflatten(structure, whole))
+        own_length = targets.shape[1]
+        size = min(chunk_length, own_length)
+        if own_length % size:
+            raise ValueError(
+                f"loss.chunk_length={chunk_length}: must divide the {own_length} positions of a "
+                "row that a device has; change it, or parallelism.seq"
+            )
 
         @jax.checkpoint
         def chunk_losses(start: Array) -> tuple[Array, Array]:
-            part = jax.lax.dynamic_slice_in_dim(hidden, start, chunk_length, axis=1)
-            part_targets = jax.lax.dynamic_slice_in_dim(targets, start, chunk_length, axis=1)
+            part = jax.lax.dynamic_slice_in_dim(hidden, start, size, axis=1)
+            part_targets = jax.lax.dynamic_slice_in_dim(targets, start, size, axis=1)
             return token_losses(layer.attend(part), part_targets)
 
-        chunks = jax.lax.map(chunk_losses, jnp.arange(0, length, chunk_length))
+        chunks = jax.lax.map(chunk_losses, jnp.arange(0, own_length, size))
         cross_entropy, log_normalizer = (
             jnp.moveaxis(x, 0, 1).reshape(targets.shape) for x in chunks
         )
         return cross_entropy, log_normalizer
 
-    row = ("batch", None)
-    run = per_shard(losses, ((*row, None), row, *names), (row, row), along="batch")
+    row = ("batch", "sequence")
+    run = per_shard(losses, ((*row, None), row, *names), (row, row), along=row)
     return run(hidden, targets, *(variable.get_value() for variable in variables))
 
 

@@ -324,14 +324,18 @@ def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> An
 
 
 def fingerprint(cfg: Any, topology: Topology) -> str:
-    """Of all that is compiled for these devices: data may change, and mesh rules for others."""
+    """Of all that is compiled for these devices.
+
+    Data, what is kept of a run, and mesh rules for other devices may change. A field without a
+    value, None or empty, is not in the text of a config, so that a new one of that kind, which
+    changes no program until it is set, changes no fingerprint either.
+    """
     choose = importlib.import_module("mm1_jax.parallelism").choose
-    trainer = cfg.trainer.clone()
+    trainer = cfg.trainer
     chosen = choose(trainer.mesh_rules, trainer.parallelism, _devices_name(topology))
-    trainer.set(mesh_rules=[], parallelism=chosen)
+    configs = (cfg.model, trainer.optimizer, trainer.loss, chosen)
     compiled = (
-        cfg.model.debug_string(),
-        trainer.debug_string(),
+        *(each.debug_string() for each in configs),
         str(cfg.klass.batch_shapes(cfg)),
         str(cfg.klass.num_corpora(cfg)),
     )

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mm1_jax.chips import GIB
 from mm1_jax.rehearse.predict import (
     KERNEL_EFFICIENCY,
     Traffic,
@@ -24,7 +25,7 @@ from mm1_jax.rehearse.predict import (
     traffic,
 )
 from mm1_jax.rehearse.program import parse
-from mm1_jax.rehearse.topologies import GIB, Topology
+from mm1_jax.rehearse.topologies import Topology
 
 # Of the memory, that should stay free: fragments and what the runtime itself takes.
 FREE_SHARE = 0.05

@@ -1,45 +1,104 @@
 """Checkpoints of a run: training state and data state, written together by orbax in the background.
 
-A step's folder gets its name only when both are complete, so what a killed process leaves half
-written is never taken for a checkpoint, and is removed at the next start.
+    <step>/             state, input (the data state), model (its config as text), manifest.json
+    <step>.damaged/     what could not be restored, for people to look at
+    best.json           the step that `best_metric` liked best up to now
+
+A step's folder gets its name only when all of it is there, so what a killed process leaves half
+written is never taken for a checkpoint, and is removed at the next start. What is damaged later is
+found by its checksums, and the newest whole checkpoint is used.
 """
 
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
 
+from mm1_jax import distributed
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.train.manifest import find_damage, write_manifest
+from mm1_jax.train.parameter_paths import parameter_path
 from mm1_jax.train.train_state import TrainState
+
+# Fields of a model's config that do not change what its parameters mean.
+_NOT_OF_THE_MODEL = ("dtype", "remat", "saved_names", "kernel", "image_group_rows")
+_MOST_LINES = 12
 
 
 class Checkpointer(Configurable):
-    """Saves every n steps, keeps the last few, restores the newest."""
+    """Saves every n steps, keeps the last few and chosen others, restores the newest whole one."""
 
     @config_class
     class Config(Configurable.Config):
         every_n_steps: int = 1000
         keep_last: int = 3
+        # Besides, every one whose step is a multiple of this: none.
+        keep_every_n_steps: int | None = None
+        # Besides, the one after whose step this metric of an evaluation was best, such as
+        # "held_out_loss/0/text"; a state that is evaluated is saved then.
+        best_metric: str | None = None
+        best_mode: Literal["min", "max"] = "min"
+        # Where they lie; None: in the output folder. gs:// and s3:// as far as etils opens them.
+        location: str | None = None
+        # Process 0 reads every file once more when it is written, and when it is restored.
+        checksums: bool = True
+        # For all processes to have written their part.
+        timeout_seconds: int = 1200
 
-    def __init__(self, cfg: Config, *, directory: Path, read_only: bool = False):
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        directory: Path,
+        read_only: bool = False,
+        model: str | None = None,
+        report: Callable[[str], None] = logging.warning,
+    ):
+        """Opens a folder of checkpoints.
+
+        Args:
+            directory: Where the config names no other.
+            model: The config of the model as text, to save and to compare.
+            report: Is told what people should know of: damage, and saves that failed.
+        """
         super().__init__(cfg)
-        for name in ("every_n_steps", "keep_last"):
-            if getattr(cfg, name) < 1:
-                raise ValueError(f"checkpointer.{name}={getattr(cfg, name)}: expected at least 1")
+        for name in ("every_n_steps", "keep_last", "keep_every_n_steps", "timeout_seconds"):
+            value = getattr(cfg, name)
+            if value is not None and value < 1:
+                raise ValueError(f"checkpointer.{name}={value}: expected at least 1")
+        if cfg.best_mode not in ("min", "max"):
+            raise ValueError(f"checkpointer.best_mode={cfg.best_mode!r}: expected 'min' or 'max'")
         self._every_n_steps = cfg.every_n_steps
+        self._directory = epath.Path(cfg.location or directory.absolute())
+        self._model = model
+        self._report = report
+        self._saving: int | None = None
+        self._best: dict[str, Any] = self._read_best()
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else cfg.keep_last,
+                preservation_policy=None if read_only else _Preserved(self._is_kept),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=cfg.timeout_seconds,
+                    post_finalization_callback=self._write_manifest,
+                ),
             ),
             item_handlers={
                 # Restores any subtree, which the standard handler does not.
                 "state": ocp.PyTreeCheckpointHandler(),
                 "input": ocp.JsonCheckpointHandler(),
+                "model": ocp.JsonCheckpointHandler(),
             },
         )
 
@@ -51,24 +110,84 @@ class Checkpointer(Configurable):
         """The newest checkpoint: complete, or being written by this process."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, input_state: dict[str, Any]) -> None:
-        """Copies the state from the devices and returns; files are written in the background."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), input=ocp.args.JsonSave(input_state)
-            ),
-            force=True,
-        )
-
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state and data state.
+    def newest_whole_step(self, before: int | None = None) -> int | None:
+        """The newest checkpoint that is as it was written; damaged ones are put aside.
 
         Args:
-            state: Shapes with the shardings to restore onto.
+            before: Only one of an earlier step.
         """
+        while True:
+            steps = [s for s in self._manager.all_steps() if before is None or s < before]
+            if not steps:
+                return None
+            newest, damage = max(steps), None
+            with distributed.together():
+                if distributed.is_first() and self._config.checksums:
+                    damage = find_damage(self._directory / str(newest))
+            damage = distributed.broadcast(damage)
+            if not damage:
+                return newest
+            self._put_aside(newest, "; ".join(damage[:_MOST_LINES]))
+
+    def save(self, step: int, state: TrainState, input_state: dict[str, Any] | None) -> bool:
+        """Copies the state from the devices and returns; files are written in the background.
+
+        Args:
+            input_state: That of the whole batch; only that of process 0 is written.
+
+        Returns:
+            Whether it was begun. If it was not, or fails later, `report` is told, and training may
+            go on: the next save is tried as if there had been none.
+        """
+        items: dict[str, Any] = {
+            "state": ocp.args.PyTreeSave(state),
+            "input": ocp.args.JsonSave(input_state or {}),
+        }
+        if self._model is not None:
+            items["model"] = ocp.args.JsonSave({"config": self._model.splitlines()})
+        # Of the save before this one, which would otherwise fail this one, too.
+        with self._reported_failure(self._saving):
+            self._manager.wait_until_finished()
+        with self._reported_failure(step):
+            self._saving = step
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            return True
+        return False
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Takes the metrics of an evaluation; whether its state is the best and so to be saved."""
+        cfg = self._config
+        value = metrics.get(cfg.best_metric) if cfg.best_metric is not None else None
+        if value is None or not math.isfinite(value):
+            return False
+        sign = 1 if cfg.best_mode == "max" else -1
+        known = self._best.get("value") if self._best.get("metric") == cfg.best_metric else None
+        if known is not None and sign * value <= sign * known:
+            return False
+        self._best = {"step": step, "metric": cfg.best_metric, "value": value}
+        if distributed.is_first():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            (self._directory / "best.json").write_text(json.dumps(self._best) + "\n")
+        return True
+
+    def restore(
+        self, state: TrainState, *, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """A state and its data state.
+
+        Args:
+            state: Shapes with the shardings to restore onto; types may differ from what was saved.
+            step: Which checkpoint; the newest if None.
+
+        Raises:
+            ValueError: It is of another model.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise ValueError(self._nothing_there())
+        self._raise_if_of_another_model(step, state)
         restored = self._manager.restore(
-            self.latest_step(),
+            step,
             args=ocp.args.Composite(
                 state=_restore_args(state, partial=False), input=ocp.args.JsonRestore()
             ),
@@ -86,10 +205,7 @@ class Checkpointer(Configurable):
         """
         steps = sorted(self._manager.all_steps())
         if not steps:
-            raise ValueError(
-                f"no complete checkpoint in {self._manager.directory}; train the model first, "
-                "or name the output folder of a run"
-            )
+            raise ValueError(self._nothing_there())
         if step not in (None, *steps):
             raise ValueError(
                 f"step={step}: no complete checkpoint in {self._manager.directory}; "
@@ -106,7 +222,133 @@ class Checkpointer(Configurable):
         self._manager.wait_until_finished()
 
     def close(self) -> None:
+        with self._reported_failure(self._saving):
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    def _nothing_there(self) -> str:
+        return (
+            f"no complete checkpoint in {self._manager.directory}; train the model first, "
+            "or name the output folder of a run"
+        )
+
+    @contextlib.contextmanager
+    def _reported_failure(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        # Whatever it was, of orbax, TensorStore or the file system: the run has its state.
+        except Exception as error:
+            logging.debug("Traceback of the save that failed:", exc_info=True)
+            self._report(
+                f"error: step {step} could not be saved ({_first_line(error)}); training goes on, "
+                f"and the next save is in at most {self._every_n_steps} steps"
+            )
+            if distributed.is_first():
+                for rest in self._unfinished(step):
+                    rest.rmtree(missing_ok=True)
+            self._manager.reload()
+
+    def _unfinished(self, step: int | None) -> list[epath.Path]:
+        if not self._directory.exists():
+            return []
+        return [
+            path
+            for path in self._directory.iterdir()
+            if path.name.startswith(f"{step}.orbax-checkpoint-tmp")
+        ]
+
+    def _write_manifest(self) -> None:
+        """By orbax, in process 0, when all files are written and none is committed yet."""
+        if not self._config.checksums:
+            return
+        # On a file system without renames, orbax writes into the final folder.
+        folders = self._unfinished(self._saving) or [self._directory / str(self._saving)]
+        for folder in folders:
+            write_manifest(folder)
+
+    def _put_aside(self, step: int, reason: str) -> None:
+        folder = self._directory / str(step)
+        if distributed.is_first():
+            target, number = self._directory / f"{step}.damaged", 1
+            while target.exists():
+                number += 1
+                target = self._directory / f"{step}.damaged{number}"
+            folder.rename(target)
+        distributed.broadcast(True)
+        self._manager.reload()
+        self._report(
+            f"error: the checkpoint of step {step} is damaged ({reason}); it is put aside as "
+            f"{step}.damaged, and the newest whole one is used"
+        )
+
+    def _is_kept(self, step: int, steps: Sequence[int]) -> bool:
+        cfg = self._config
+        if step in sorted(steps)[-cfg.keep_last :] or step == self._best.get("step"):
+            return True
+        return cfg.keep_every_n_steps is not None and step % cfg.keep_every_n_steps == 0
+
+    def _read_best(self) -> dict[str, Any]:
+        path = self._directory / "best.json"
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError:
+            return {}
+
+    def _raise_if_of_another_model(self, step: int, state: TrainState) -> None:
+        saved = _shapes(self._manager.item_metadata(step)["state"].tree["params"])
+        here = _shapes(state.params)
+        lines = [
+            f"  {path}: {saved.get(path, 'absent')} -> {here.get(path, 'absent')}"
+            for path in sorted(saved.keys() | here.keys())
+            if saved.get(path) != here.get(path)
+        ]
+        lines += self._config_differences(step)
+        if lines:
+            more = f"\n  and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+            raise ValueError(
+                f"the checkpoint {self._directory / str(step)} is of another model (saved -> now):"
+                "\n" + "\n".join(lines[:_MOST_LINES]) + more
+            )
+
+    def _config_differences(self, step: int) -> list[str]:
+        if self._model is None or not (self._directory / str(step) / "model").exists():
+            return []
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(model=ocp.args.JsonRestore())
+        )
+        saved, here = _fields(restored["model"]["config"]), _fields(self._model.splitlines())
+        return [
+            f"  model.{name}: {saved.get(name, 'not set')} -> {here.get(name, 'not set')}"
+            for name in sorted(saved.keys() | here.keys())
+            if saved.get(name) != here.get(name)
+            and name.rpartition(".")[2].split("[")[0] not in _NOT_OF_THE_MODEL
+        ]
+
+
+@dataclasses.dataclass
+class _Preserved:
+    """Asks whether a step is kept, in the form in which orbax wants to know it."""
+
+    is_kept: Callable[[int, Sequence[int]], bool]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        return [self.is_kept(step, steps) for step in steps]
+
+
+def _fields(lines: Sequence[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition(": ") for line in lines)}
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        parameter_path(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def _restore_args(shapes: Any, *, partial: bool) -> ocp.args.PyTreeRestore:

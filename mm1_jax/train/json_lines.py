@@ -1,7 +1,9 @@
 """A file with one JSON object per line, each with the number of its step: `metrics.jsonl`, say."""
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,15 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps({name: _finite(value) for name, value in record.items()}, allow_nan=False)
-        with self.path.open("a") as file:
-            file.write(line + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+        except OSError:
+            # Half a line, of a full disk, would hide all that come after it.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records in order, up to the half line that a killed process may leave."""

@@ -5,7 +5,7 @@ compiled ahead of time, for devices that are not there, by a rehearsal.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.parallelism import Parallelism
 from mm1_jax.sharding import batch_shardings, device_batch, use_mesh
+from mm1_jax.train.anomalies import Anomalies
+from mm1_jax.train.host_batches import Part, place_parts
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.optimizer import Optimizer
 from mm1_jax.train.train_state import (
@@ -53,9 +55,13 @@ class Program:
         image_buffer: tuple[int, int],
         num_corpora: int,
         devices: Sequence[Any],
+        anomalies: Anomalies.Config | None = None,
+        norms_by_part: bool = False,
     ):
+        guard = None if anomalies is None else anomalies.instantiate()
+        self.batch_size = batch_size
         self.parallelism = parallelism.instantiate()
-        update: Optimizer = optimizer.instantiate()
+        self.optimizer: Optimizer = optimizer.instantiate()
         model = self.parallelism.configure(model)
 
         def make_model(prng_key: jax.Array) -> nnx.Module:
@@ -71,24 +77,34 @@ class Program:
             image_buffer,
             self.parallelism.gradient_accumulation,
         )
-        transformation = update.transformation(params)
-        self.initialize = make_initialize(make_model, transformation)
+        self.update = self.optimizer.update(params)
+        self.initialize = make_initialize(make_model, self.update.first_state)
         shapes = jax.eval_shape(self.initialize, jax.eval_shape(lambda: jax.random.key(0)))
-        shardings = state_shardings(shapes, params, transformation, self.mesh, self.rules)
+        trained, _ = self.update.split(shapes.params)
+        shardings = state_shardings(shapes, params, trained, self.mesh, self.rules)
         self.abstract_state = with_shardings(shapes, shardings)
         self.train_step = make_train_step(
             self.graphdef,
             loss.instantiate(),
-            transformation,
-            update.learning_rate,
+            self.update,
+            self.optimizer.learning_rate,
             num_corpora=num_corpora,
             gradient_accumulation=self.parallelism.gradient_accumulation,
+            accepts=guard.accepts if guard is not None and guard.skips else None,
+            norms_by_part=norms_by_part,
         )
 
-    def first_state(self, prng_key: jax.Array) -> TrainState:
-        """The initial state, made where it belongs."""
+    def first_state(
+        self, prng_key: jax.Array, loaded: Mapping[str, jax.Array] | None = None
+    ) -> TrainState:
+        """The initial state, made where it belongs.
+
+        Args:
+            loaded: Parameters by path that are not drawn; their memory becomes the state's.
+        """
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        return jax.jit(self.initialize, out_shardings=shardings)(prng_key)
+        initialize = jax.jit(self.initialize, out_shardings=shardings, donate_argnums=1)
+        return initialize(prng_key, dict(loaded or {}))
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """The step for batches of these shapes, before XLA has compiled it."""
@@ -98,9 +114,11 @@ class Program:
         """The step for batches of these shapes; it takes placed batches (`place`)."""
         return self.lower(batch).compile(self.parallelism.compiler_options or None)
 
-    def place(self, batch: Batch) -> Batch:
-        """This process's rows of a global batch, as global arrays on the devices."""
-        return device_batch(batch, self.batch_shardings)
+    def place(self, batch: Batch | Sequence[Part]) -> Batch:
+        """A batch, or the parts of it that this process makes, as global arrays on the devices."""
+        if isinstance(batch, Batch):
+            return device_batch(batch, self.batch_shardings)
+        return place_parts(batch, self.batch_shardings, self.batch_size)
 
     def model(self, params: Any) -> nnx.Module:
         return nnx.merge(self.graphdef, params)

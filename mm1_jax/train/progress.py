@@ -22,7 +22,8 @@ class Progress(Configurable):
         # Between two lines, where there is no terminal.
         every_n_seconds: float = 5.0
 
-    def __init__(self, cfg: Config, *, max_steps: int, first_step: int):
+    def __init__(self, cfg: Config, *, max_steps: int, first_step: int, has_bar: bool = True):
+        """`has_bar`: whether there is one on a terminal."""
         super().__init__(cfg)
         self._every_n_seconds = cfg.every_n_seconds
         self._max_steps = max_steps
@@ -30,7 +31,7 @@ class Progress(Configurable):
         self._seconds = 0.0
         self._last_line = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if has_bar and sys.stderr.isatty():
             self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:

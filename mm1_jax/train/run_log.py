@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mm1_jax.train.anomalies import Anomalies
 from mm1_jax.train.json_lines import JsonLines
 from mm1_jax.train.metrics import Metrics, divide
 from mm1_jax.train.progress import Progress
 from mm1_jax.train.report import split_metrics
 from mm1_jax.train.summaries import Summaries
-
-
-class NonFiniteLoss(FloatingPointError):
-    """The loss or the gradient of a step is infinite or not a number."""
+from mm1_jax.train.utilisation import Utilisation
 
 
 class _Step(NamedTuple):
@@ -33,6 +31,7 @@ class RunLog:
     """Logs every step when the next one has been dispatched, so that the device never waits for it.
 
     Records of steps after `first_step`, which an earlier launch made and did not save, are removed.
+    Of several processes, all judge the steps and only the first writes anything down.
     """
 
     def __init__(
@@ -43,28 +42,52 @@ class RunLog:
         corpus_names: Sequence[str],
         progress: Progress,
         summary_every_n_steps: int,
+        anomalies: Anomalies,
+        utilisation: Utilisation,
+        is_writer: bool = True,
     ):
         self._corpus_names = corpus_names
         self._progress = progress
         self._summary_every_n_steps = summary_every_n_steps
+        self._anomalies = anomalies
+        self._utilisation = utilisation
+        self._is_writer = is_writer
+        self._directory = output_dir
         self._metrics = JsonLines(output_dir / "metrics.jsonl")
         self._evaluations = JsonLines(output_dir / "evaluations.jsonl")
-        has_earlier_steps = self._metrics.rewind(first_step) or first_step > 0
-        self._evaluations.rewind(first_step)
+        self._summaries: Summaries | None = None
+        self._evaluated: dict[tuple[int, str], Mapping[str, Any]] = {}
+        # Fields of the next record only.
+        self._once: dict[str, Any] = {}
+        self.rewind(first_step)
+        self._clock = time.perf_counter()
+
+    def rewind(self, step: int) -> None:
+        """Forgets what came after `step`, which is made again or differently."""
+        self._pending: _Step | None = None
+        if not self._is_writer:
+            return
+        has_earlier_steps = self._metrics.rewind(step) or step > 0
+        self._evaluations.rewind(step)
         # What is written already; a failed evaluation is none.
         self._evaluated = {
             (record["step"], record["evaluator"]): record
             for record in self._evaluations.records()
             if "error" not in record
         }
-        self._summaries = Summaries(output_dir / "tensorboard", first_step=first_step)
-        # Fields of the next record only.
-        self._once: dict[str, Any] = {"resumed_from": first_step} if has_earlier_steps else {}
-        self._pending: _Step | None = None
-        self._clock = time.perf_counter()
+        if self._summaries is not None:
+            self._summaries.close()
+        self._summaries = Summaries(self._directory / "tensorboard", first_step=step)
+        self._once = {"resumed_from": step} if has_earlier_steps else {}
+
+    @property
+    def evaluated(self) -> list[tuple[int, str]]:
+        """Steps and names of the evaluations that are written already."""
+        return sorted(self._evaluated)
 
     def message(self, text: str) -> None:
-        self._progress.message(text)
+        if self._is_writer:
+            self._progress.message(text)
 
     def step(
         self,
@@ -72,7 +95,7 @@ class RunLog:
         metrics: Metrics,
         *,
         data_wait_seconds: float,
-        accounting: Callable[[], Mapping[str, Mapping[str, int | float]]],
+        accounting: Callable[[], Mapping[str, Mapping[str, int | float]] | None],
     ) -> None:
         """Takes the metrics of a step that was just dispatched, and logs the one before it.
 
@@ -88,14 +111,16 @@ class RunLog:
         """Waits for the last step and logs it.
 
         Raises:
-            NonFiniteLoss: Its loss or gradient is not finite; it is not logged.
+            NonFiniteLoss: It is an anomaly that was not skipped; it is not logged.
         """
         if self._pending is None:
             return
         step, metrics, data_wait_seconds, accounting = self._pending
         self._pending = None
         record = step_record(step, jax.device_get(metrics), self._corpus_names)
-        _raise_if_not_finite(record)
+        remark = self._anomalies.judge(record)
+        if remark is not None:
+            self.message(remark)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         record |= {
@@ -103,18 +128,22 @@ class RunLog:
             "images_per_second": record["images"] / seconds,
             "step_seconds": seconds,
             "data_wait_seconds": data_wait_seconds,
+            **self._utilisation.of_step(record["images"], seconds),
             **self._once,
         }
         self._once = {}
+        if not self._is_writer:
+            return
         if accounting is not None:
+            record |= self._utilisation.memory()
             record |= {
                 f"corpora/{corpus}/{name}": value
                 for corpus, counts in accounting.items()
                 for name, value in counts.items()
             }
-        self._metrics.write(record)
+        self._write(self._metrics, record)
         self._progress.step(step, record)
-        if accounting is not None:
+        if accounting is not None and self._summaries is not None:
             self._summaries.scalars(step, record)
 
     def save(self, seconds: float) -> None:
@@ -125,31 +154,48 @@ class RunLog:
         """Times the next step from now: the save or the evaluation before it is not in it."""
         self._clock = time.perf_counter()
 
-    def is_evaluated(self, step: int, evaluator: str) -> bool:
-        return (step, evaluator) in self._evaluated
-
     def evaluation(self, step: int, evaluator: str, result: Any) -> None:
         """Takes an `evals.evaluator.EvalResult`."""
         record = {"step": step, "evaluator": evaluator, **result.metrics}
         # Made again, after a restart, it is not written twice; with another config, it differs.
-        if self._evaluated.get((step, evaluator)) != record:
-            self._evaluated[step, evaluator] = record
-            self._evaluations.write(record)
+        is_new = self._evaluated.get((step, evaluator)) != record
+        self._evaluated[step, evaluator] = record
+        if self._summaries is None:
+            return
+        if is_new:
+            self._write(self._evaluations, record)
         self._summaries.scalars(step, result.metrics)
         self._summaries.samples(step, evaluator, result.samples)
         self._summaries.flush()
         self.message("\n".join(f"step {step}  {line}" for line in _metric_lines(result.metrics)))
 
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers for TensorBoard only."""
+        if self._summaries is not None:
+            self._summaries.scalars(step, values)
+
     def failed_evaluation(self, step: int, evaluator: str, reason: str) -> None:
-        self._evaluations.write({"step": step, "evaluator": evaluator, "error": reason})
+        if self._is_writer:
+            record = {"step": step, "evaluator": evaluator, "error": reason}
+            self._write(self._evaluations, record)
         self.message(f"step {step}  evaluation {evaluator} failed: {reason}")
 
     def step_records(self) -> Iterator[dict[str, Any]]:
         """The records of all steps up to now, earlier launches included."""
         return self._metrics.records()
 
+    def _write(self, file: JsonLines, record: Mapping[str, Any]) -> None:
+        try:
+            file.write(record)
+        except OSError as error:
+            self.message(
+                f"error: step {record['step']} is not in {file.path} ({error.strerror}); training "
+                "goes on"
+            )
+
     def close(self) -> None:
-        self._summaries.close()
+        if self._summaries is not None:
+            self._summaries.close()
         self._progress.close()
 
 
@@ -182,20 +228,3 @@ def _metric_lines(metrics: Mapping[str, float | int]) -> Iterator[str]:
         yield f"held-out loss {name}: {value:.4f}"
     for name, value in others.items():
         yield f"{name}: {value:.4f}"
-
-
-def _raise_if_not_finite(record: Mapping[str, Any]) -> None:
-    if np.isfinite([record["total_loss"], record["grad_norm"]]).all():
-        return
-    losses = ", ".join(
-        f"{name.removeprefix('loss/')} {value}"
-        for name, value in record.items()
-        if name.startswith("loss/")
-    )
-    raise NonFiniteLoss(
-        f"step {record['step']}: loss {record['total_loss']}, gradient norm {record['grad_norm']} "
-        f"at learning rate {record['learning_rate']:.3g}; cross entropy by corpus: "
-        f"{losses or 'none scored'}. Training stops, and this step is not saved. Start again with "
-        "a lower learning rate, or without the corpus at fault, in a new --output_dir: this folder "
-        "goes on with no other config"
-    )

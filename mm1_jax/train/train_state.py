@@ -1,22 +1,22 @@
 """What training changes, as a plain pytree: as shapes, with shardings, and initialised in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.sharding import AxisRules, parameter_shardings
+from mm1_jax.train.parameter_paths import map_with_paths, parameter_paths
 
 
 class TrainState(NamedTuple):
-    """Number of updates made, float32 parameters as nested dicts, and the optimiser's state.
+    """Number of updates made, parameters as nested dicts, and the optimiser's state.
 
-    The same type holds arrays, shapes (`jax.ShapeDtypeStruct`) or shardings. With the model's graph
-    definition, `nnx.merge(graphdef, state.params)` is the model.
+    Parameters are float32 unless the optimiser stores them otherwise, and their average where it
+    keeps one. The same type holds arrays, shapes (`jax.ShapeDtypeStruct`) or shardings. With the
+    model's graph definition, `nnx.merge(graphdef, state.params)` is the model.
     """
 
     step: Any
@@ -31,42 +31,53 @@ def abstract_model(make_model: Callable[[jax.Array], nnx.Module]) -> tuple[nnx.G
 
 
 def make_initialize(
-    make_model: Callable[[jax.Array], nnx.Module], optimizer: optax.GradientTransformation
-) -> Callable[[jax.Array], TrainState]:
-    """A pure function from a PRNG key to the first state."""
+    make_model: Callable[[jax.Array], nnx.Module], first_state: Callable[[Any], TrainState]
+) -> Callable[..., TrainState]:
+    """A pure function from a PRNG key to the first state, that of new parameters.
 
-    def initialize(prng_key: jax.Array) -> TrainState:
+    Its second argument has parameters by path that stand where others were drawn.
+    """
+
+    def initialize(prng_key: jax.Array, loaded: Mapping[str, jax.Array] = {}) -> TrainState:  # noqa: B006
         params = nnx.to_pure_dict(nnx.state(make_model(prng_key), nnx.Param))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return first_state(map_with_paths(lambda path, drawn: loaded.get(path, drawn), params))
 
     return initialize
 
 
 def state_shardings(
-    state: TrainState,
-    params: nnx.State,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: AxisRules,
+    state: TrainState, params: nnx.State, trained: Any, mesh: Mesh, rules: AxisRules
 ) -> TrainState:
     """Where every leaf of `state` lives: moments with their parameters, scalars everywhere.
 
     Left to `jit`, the moments would come out replicated.
 
     Args:
-        state: Values or shapes.
+        state: Shapes.
         params: The parameters (values or shapes) with their logical names.
+        trained: Those parameters of `state` that are trained: moments are trees of this structure.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
-    params_shardings = nnx.to_pure_dict(parameter_shardings(params, mesh, rules))
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        state.opt_state,
-        params_shardings,
-        transform_non_params=lambda _: replicated,
-    )
-    return TrainState(replicated, params_shardings, opt_state)
+    shardings = nnx.to_pure_dict(parameter_shardings(params, mesh, rules))
+    of_path = dict(zip(parameter_paths(shardings), jax.tree.leaves(shardings), strict=True))
+    structure = jax.tree.structure(trained)
+
+    def is_like_trained(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    def place(node: Any) -> Any:
+        if not is_like_trained(node):
+            return replicated
+        return map_with_paths(lambda path, x: _of_moment(x.shape, of_path[path]), node)
+
+    opt_state = jax.tree.map(place, state.opt_state, is_leaf=is_like_trained)
+    return TrainState(replicated, shardings, opt_state)
+
+
+def _of_moment(shape: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
+    """The sharding of a parameter, for what has its dims, some of them reduced to size 1."""
+    spec = (axes if size > 1 else None for size, axes in zip(shape, sharding.spec, strict=True))
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def with_shardings(shapes: TrainState, shardings: TrainState) -> TrainState:

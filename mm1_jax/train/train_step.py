@@ -15,7 +15,9 @@ from mm1_jax.models.image_exchange import shards_per_group
 from mm1_jax.sharding import AxisRules, batch_shardings, constrain_batch, use_mesh
 from mm1_jax.train.loss import Loss, Totals, totals
 from mm1_jax.train.metrics import Mean, Metrics
+from mm1_jax.train.parameter_paths import union
 from mm1_jax.train.train_state import TrainState
+from mm1_jax.train.update import Update
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -23,23 +25,27 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def make_train_step(
     graphdef: nnx.GraphDef,
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    update: Update,
     learning_rate: Callable[[Any], jax.Array],
     num_corpora: int,
     gradient_accumulation: int = 1,
+    accepts: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    norms_by_part: bool = False,
 ) -> TrainStep:
     """The function (state, batch) -> (state, metrics) for one model, loss and optimiser.
 
     Args:
+        accepts: Of the total loss and the norm of the gradient, whether the update is taken; where
+            it is not, parameters and moments stay as they are. None: it always is.
+        norms_by_part: Whether metrics have the norms of gradient and update of each part.
         gradient_accumulation: Micro-batches that the rows are cut into, one after the other. Their
-            gradients add up, in float32, to that of the batch: all losses are divided by its
-            totals.
+            gradients add up to that of the batch: all losses are divided by its totals.
     """
 
     def objective(
-        params: Any, batch: Batch, totals: Totals | None = None
+        trained: Any, frozen: Any, batch: Batch, totals: Totals | None = None
     ) -> tuple[jax.Array, Metrics]:
-        model = nnx.merge(graphdef, params)
+        model = nnx.merge(graphdef, union(trained, frozen))
         output = model(batch)
         return loss(
             output.hidden,
@@ -51,15 +57,18 @@ def make_train_step(
         )
 
     value_and_gradient = jax.value_and_grad(objective, has_aux=True)
+    dtype = update.accumulation_dtype
 
-    def accumulated(params: Any, batch: Batch) -> tuple[tuple[jax.Array, Metrics], Any]:
+    def accumulated(
+        trained: Any, frozen: Any, batch: Batch
+    ) -> tuple[tuple[jax.Array, Metrics], Any]:
         whole = totals(batch)
 
         def add_micro_batch(gradient: Any, micro_batch: Batch) -> tuple[Any, Any]:
-            result, addend = value_and_gradient(params, micro_batch, whole)
-            return jax.tree.map(jnp.add, gradient, addend), result
+            result, addend = value_and_gradient(trained, frozen, micro_batch, whole)
+            return jax.tree.map(lambda x, y: x + y.astype(dtype), gradient, addend), result
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype), trained)
         gradient, results = jax.lax.scan(
             add_micro_batch, zeros, micro_batches(batch, gradient_accumulation)
         )
@@ -67,12 +76,25 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         differentiate = value_and_gradient if gradient_accumulation == 1 else accumulated
-        (total, metrics), gradient = differentiate(state.params, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        (total, metrics), gradient = differentiate(*update.weights(state), batch)
+        # Its norm and its moments are not those of rounded numbers.
+        gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
+        params, opt_state = update.apply(state, gradient)
+        norm = optax.tree_utils.tree_norm(gradient)
+        if norms_by_part:
+            metrics |= _norms("grad_norm", gradient)
+            metrics |= _norms("update_norm", jax.tree.map(_difference, params, state.params))
+        if accepts is not None:
+            is_accepted = accepts(total, norm)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(is_accepted, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
+            metrics["skipped_steps"] = 1 - is_accepted.astype(jnp.int32)
         metrics |= {
             "total_loss": _mean_of_one(total),
-            "grad_norm": _mean_of_one(optax.tree_utils.tree_norm(gradient)),
+            "grad_norm": _mean_of_one(norm),
             "learning_rate": _mean_of_one(learning_rate(state.step)),
             "tokens": jnp.sum(batch.segment_ids > 0),
             "images": jnp.sum(batch.image_index >= 0),
@@ -161,3 +183,12 @@ def raise_if_indivisible(
 
 def _mean_of_one(value: jax.Array) -> Mean:
     return Mean(value, jnp.ones((), jnp.float32))
+
+
+def _norms(name: str, tree: Any) -> Metrics:
+    """The norm of each part of a tree like that of the parameters: encoder, connector, decoder."""
+    return {f"{name}/{part}": _mean_of_one(optax.tree_utils.tree_norm(tree[part])) for part in tree}
+
+
+def _difference(new: jax.Array, old: jax.Array) -> jax.Array:
+    return new.astype(jnp.float32) - old.astype(jnp.float32)

@@ -6,6 +6,8 @@ Outputs, all in one folder:
     evaluations.jsonl    one object per evaluator and step at which it ran
     checkpoints/         training state and data state of the last few saves
     tensorboard/         the same numbers, and pictures with the model's answers
+    goodput.json         where the time went, over all launches
+    hosts/               what each process does, a line each
     report.md  report.json  samples.png      at the end, with report.evals.txt: what was evaluated
 
 A launch into the folder of an interrupted run continues it, with the same batches and the same
@@ -14,39 +16,54 @@ SIGTERM and SIGINT end a run after the step that is being made, or in the middle
 with a checkpoint; the exit code is then 128 plus the number of the signal (143 or 130), so that a
 supervisor knows that there is more to do.
 
+Of several processes, each makes the rows of its devices and runs the same loop; the first writes
+the logs. A signal to one stops all, after the same step.
+
 An evaluation that fails does not end a run. Where one of those at the end failed, the report has
 the others and says why, the exit code is `EVALUATION_FAILED`, and a new launch evaluates again.
 """
 
 import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 from absl import logging
 from flax import nnx
 
+from mm1_jax import distributed
 from mm1_jax.batch import Batch
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
+from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.parallelism import MeshRule, Parallelism, choose, devices_name
+from mm1_jax.train.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
 from mm1_jax.train.checkpoint import Checkpointer
+from mm1_jax.train.corruption import Corruption
+from mm1_jax.train.goodput import Goodput
+from mm1_jax.train.host_batches import HostBatches, Part
+from mm1_jax.train.initial_weights import InitialWeights
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import Metrics
-from mm1_jax.train.optimizer import Optimizer
+from mm1_jax.train.optimizer import AdamW, Optimizer
+from mm1_jax.train.parameter_paths import parameter_path
+from mm1_jax.train.profile import Profile
 from mm1_jax.train.program import Program
 from mm1_jax.train.progress import Progress
 from mm1_jax.train.report import is_reported, summarize_training, write_report
 from mm1_jax.train.run_log import RunLog
+from mm1_jax.train.stop import Interrupted, StopSignals
 from mm1_jax.train.train_state import TrainState, abstract_model
+from mm1_jax.train.utilisation import Utilisation
+from mm1_jax.train.watchdog import Watchdog
 
 # Exit code of a run whose report lacks an evaluation.
 EVALUATION_FAILED = 3
+
+# Processes that evaluate alike end within this time of each other.
+_EVALUATION_PATIENCE_SECONDS = 300.0
 
 
 class Trainer(Configurable):
@@ -57,7 +74,9 @@ class Trainer(Configurable):
         max_steps: Required[int] = REQUIRED
         # Of the initial parameters; the data side has its own.
         seed: int = 0
-        optimizer: Optimizer.Config = Optimizer.default_config()
+        # Parts of the model, by path, that start from other checkpoints; the rest is drawn.
+        initial_weights: dict[str, InitialWeights.Config] = {}
+        optimizer: Optimizer.Config = AdamW.default_config()
         loss: Loss.Config = Loss.default_config()
         # How the work is spread over devices: the first rule that matches their kind and number,
         # with what `parallelism` sets on top.
@@ -67,6 +86,12 @@ class Trainer(Configurable):
         progress: Progress.Config = Progress.default_config()
         # Steps between two sets of numbers in TensorBoard; `metrics.jsonl` has every step.
         summary_every_n_steps: int = 10
+        # Whether every record has the norms of gradient and update of each part: no.
+        norms_by_part: bool | None = None
+        anomalies: Anomalies.Config = Anomalies.default_config()
+        watchdog: Watchdog.Config = Watchdog.default_config()
+        corruption: Corruption.Config = Corruption.default_config()
+        profile: Profile.Config = Profile.default_config()
 
     def __init__(
         self,
@@ -77,6 +102,7 @@ class Trainer(Configurable):
         evaluators: Mapping[str, Any],
         output_dir: Path,
         devices: Sequence[Any] | None = None,
+        flops: ForwardFlops | None = None,
     ):
         """Works everything out that needs no array, and touches no device for a wrong config.
 
@@ -86,6 +112,7 @@ class Trainer(Configurable):
                 `iterator()` are used.
             evaluators: `evals.evaluator.Evaluator`s by name.
             devices: Those to train on; all of them if None.
+            flops: Of the model; None: utilisation is not reported.
         """
         super().__init__(cfg)
         for name in ("max_steps", "summary_every_n_steps"):
@@ -95,17 +122,23 @@ class Trainer(Configurable):
         self._input = input
         self._evaluators = evaluators
         self._output_dir = output_dir
+        self._model = model
         # Before a device is touched, for a wrong config to end here.
         cfg.loss.instantiate(), cfg.optimizer.instantiate()
+        self._anomalies: Anomalies = cfg.anomalies.instantiate()
         abstract_model(lambda prng_key: model.instantiate(rngs=nnx.Rngs(params=prng_key)))
-        _raise_if_many_processes()
+        devices = jax.devices() if devices is None else devices
         self.program = self.program_of(
             cfg,
             model=model,
             batch_size=input.batch_size,
             image_buffer=input.image_buffer,
             num_corpora=len(input.corpus_names),
-            devices=jax.devices() if devices is None else devices,
+            devices=devices,
+        )
+        self._utilisation = Utilisation(flops, num_rows=input.batch_size, devices=devices)
+        self._corruption: Corruption = cfg.corruption.instantiate(
+            mesh=self.program.mesh, state=self.program.abstract_state
         )
         self._compiled_step: Callable[..., Any] | None = None
 
@@ -129,6 +162,8 @@ class Trainer(Configurable):
             image_buffer=image_buffer,
             num_corpora=num_corpora,
             devices=devices,
+            anomalies=cfg.anomalies,
+            norms_by_part=bool(cfg.norms_by_part),
         )
 
     def run(self) -> None:
@@ -140,60 +175,150 @@ class Trainer(Configurable):
             NonFiniteLoss: Training cannot go on; the last checkpoint is from before.
         """
         self._output_dir.mkdir(parents=True, exist_ok=True)
+        self._goodput = Goodput(self._output_dir if distributed.is_first() else None)
         with contextlib.ExitStack() as stack:
             self._checkpointer = stack.enter_context(closing(self._make_checkpointer()))
-            first_step = self._checkpointer.latest_step() or 0
-            is_done = first_step >= self._max_steps
-            if is_done and is_reported(self._output_dir, first_step, self._evaluators_text()):
-                print(f"finished already; report: {self._output_dir / 'report.md'}", flush=True)
+            saved_step = self._checkpointer.newest_whole_step()
+            step = saved_step or 0
+            is_done = step >= self._max_steps
+            if is_done and self._is_reported(step):
+                if distributed.is_first():
+                    print(f"finished already; report: {self._output_dir / 'report.md'}", flush=True)
                 return
-            self._log = stack.enter_context(closing(self._make_log(first_step)))
-            self._batches = stack.enter_context(closing(self._input.iterator()))
-            self._stop = stack.enter_context(_StopSignals())
+            self._watchdog: Watchdog = stack.enter_context(self._make_watchdog())
+            self._log = stack.enter_context(closing(self._make_log(step)))
+            self._evaluated = {tuple(each) for each in distributed.broadcast(self._log.evaluated)}
+            self._excluded = ExcludedSteps(self._output_dir)
+            self._profile = stack.enter_context(closing(self._make_profile()))
+            self._batches = self._make_batches()
+            stack.callback(lambda: self._batches.close())
+            self._stop = stack.enter_context(StopSignals())
 
-            state = self._restore_or_initialize()
-            for step in range(first_step, self._max_steps):
-                # Saved first: a failure of an evaluation, of whatever kind, then costs no step.
-                self._save_if_due(step, state)
-                self._evaluate_if_due(step, state)
-                self._exit_if_asked(step, state)
-                batch, seconds = self._next_batch(step, state)
-                state, metrics = self._step(state, batch)
-                self._log.step(
-                    step + 1,
-                    metrics,
-                    data_wait_seconds=seconds,
-                    accounting=self._batches.accounting,
-                )
+            state = self._restore_or_initialize(saved_step)
+            self._goodput.begin(step)
+            while step < self._max_steps:
+                try:
+                    state = self._advance(step, state)
+                    step += 1
+                    if step == self._max_steps:
+                        self._log.flush()
+                except NonFiniteLoss as anomaly:
+                    state, step = self._roll_back(anomaly)
             self._finish(state)
 
+    def _advance(self, step: int, state: TrainState) -> TrainState:
+        """Makes the step after `step` steps, and what is due before it."""
+        self._watchdog.progress(step)
+        # Saved first: a failure of an evaluation, of whatever kind, then costs no step.
+        self._save_if_due(step, state)
+        self._evaluate_if_due(step, state)
+        self._exit_if_asked(step, state)
+        batch, seconds = self._next_batch(step, state)
+        if step + 1 in self._excluded:
+            self._log.message(f"step {step + 1} is left out, as {self._output_dir} says")
+            return state._replace(step=state.step + 1)
+        self._profile.before(step)
+        state, metrics = self._step(step, state, batch)
+        self._profile.after(step + 1, metrics)
+        self._goodput.step(step + 1)
+        self._log.step(
+            step + 1, metrics, data_wait_seconds=seconds, accounting=self._batches.accounting
+        )
+        return state
+
     def _make_checkpointer(self) -> Checkpointer:
-        return self._config.checkpointer.instantiate(directory=self._output_dir / "checkpoints")
+        return self._config.checkpointer.instantiate(
+            directory=self._output_dir / "checkpoints",
+            model=self._model.debug_string(),
+            report=lambda text: print(text, flush=True),
+        )
+
+    def _make_watchdog(self) -> Watchdog:
+        return self._config.watchdog.instantiate(output_dir=self._output_dir, goodput=self._goodput)
 
     def _make_log(self, first_step: int) -> RunLog:
-        cfg = self._config
+        cfg, is_first = self._config, distributed.is_first()
+        progress = cfg.progress.instantiate(
+            max_steps=cfg.max_steps, first_step=first_step, has_bar=is_first
+        )
         return RunLog(
             self._output_dir,
             first_step=first_step,
             corpus_names=self._input.corpus_names,
-            progress=cfg.progress.instantiate(max_steps=cfg.max_steps, first_step=first_step),
+            progress=progress,
             summary_every_n_steps=cfg.summary_every_n_steps,
+            anomalies=self._anomalies,
+            utilisation=self._utilisation,
+            is_writer=is_first,
         )
 
-    def _restore_or_initialize(self) -> TrainState:
-        if self._checkpointer.latest_step() is None:
-            state = self.program.first_state(jax.random.key(self._config.seed))
-            start = "starts"
-        else:
-            state, input_state = self._checkpointer.restore(self.program.abstract_state)
-            self._batches.set_state(input_state)
-            start = f"continues after step {int(state.step)}"
+    def _make_profile(self) -> Profile:
+        return self._config.profile.instantiate(directory=self._output_dir / "profile")
+
+    def _make_batches(self) -> HostBatches:
+        return HostBatches(self._input, self.program.batch_shardings)
+
+    def _is_reported(self, step: int) -> bool:
+        return distributed.broadcast(
+            distributed.is_first() and is_reported(self._output_dir, step, self._evaluators_text())
+        )
+
+    def _restore_or_initialize(self, saved_step: int | None) -> TrainState:
+        state = self._state_of(saved_step)
+        start = "starts" if saved_step is None else f"continues after step {saved_step}"
         self._log.message(self._input.describe())
+        processes = distributed.process_count()
         self._log.message(
             f"{self.program.num_parameters:,} parameters, {jax.devices()[0].device_kind} mesh "
-            f"{dict(self.program.mesh.shape)}; training {start}, up to step {self._max_steps}"
+            f"{dict(self.program.mesh.shape)}"
+            + (f" of {processes} processes" if processes > 1 else "")
+            + f"; training {start}, up to step {self._max_steps}"
         )
         return state
+
+    def _state_of(self, saved_step: int | None) -> TrainState:
+        """The state of a checkpoint, to which the batches are set, or the first one."""
+        if saved_step is None:
+            loaded = self._initial_weights()
+            return self.program.first_state(jax.random.key(self._config.seed), loaded)
+        state, input_state = self._checkpointer.restore(
+            self.program.abstract_state, step=saved_step
+        )
+        self._batches.set_state(input_state)
+        return state
+
+    def _roll_back(self, anomaly: NonFiniteLoss) -> tuple[TrainState, int]:
+        """State and number of the newest checkpoint from before; the step is left out from now on.
+
+        Raises:
+            NonFiniteLoss: The config does not want it, or has had it too often.
+        """
+        if not self._anomalies.may_roll_back():
+            raise anomaly
+        self._checkpointer.wait()
+        saved_step = self._checkpointer.newest_whole_step(before=anomaly.step)
+        step = saved_step or 0
+        self._log.message(f"{anomaly}; back to step {step}, without this one")
+        self._excluded.add(anomaly.step, write=distributed.is_first())
+        self._goodput.rolled_back(step)
+        self._log.rewind(step)
+        self._evaluated = {each for each in self._evaluated if each[0] <= step}
+        self._batches.close()
+        self._batches = self._make_batches()
+        return self._state_of(saved_step), step
+
+    def _initial_weights(self) -> dict[str, jax.Array]:
+        params = {
+            parameter_path(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                self.program.abstract_state.params
+            )
+        }
+        loaded: dict[str, jax.Array] = {}
+        for part, weights in self._config.initial_weights.items():
+            loaded |= weights.instantiate().load(part, params, self._model)
+            self._log.message(f"{part} starts from {weights.path}")
+        return loaded
 
     def _save_if_due(self, step: int, state: TrainState) -> None:
         if self._checkpointer.due(step):
@@ -201,27 +326,41 @@ class Trainer(Configurable):
 
     def _evaluate_if_due(self, step: int, state: TrainState) -> None:
         for name, evaluator in self._evaluators.items():
-            is_due = evaluator.due(step, self._max_steps) and not self._log.is_evaluated(step, name)
-            if is_due and not self._stop.signal:
+            is_due = evaluator.due(step, self._max_steps) and (step, name) not in self._evaluated
+            # Other processes may not know of a signal yet, and would evaluate alone.
+            is_asked = self._stop.noted and distributed.process_count() == 1
+            if is_due and not is_asked:
                 self._log.flush()
                 self._evaluate(name, evaluator, step, state)
                 self._log.start_clock()
 
     def _evaluate(self, name: str, evaluator: Any, step: int, state: TrainState) -> Any:
         """The result; the exception where it failed, None where a signal ended it."""
+        result, failure = None, None
         try:
-            with self._stop.interrupting(), self.program.use_mesh():
+            with (
+                self._goodput.measure("evaluation"),
+                self._stop.interrupting(),
+                self.program.use_mesh(),
+            ):
                 result = evaluator.run(self.program.model(state.params))
-        except _Interrupted:
+        except Interrupted:
             return None
         except Exception as error:
-            if self._stop.signal:
+            if self._stop.noted and distributed.process_count() == 1:
                 # The signal may have ended processes that read for the evaluator, too.
                 return None
             logging.debug("Traceback of the failed evaluation %s:", name, exc_info=True)
-            self._log.failed_evaluation(step, name, _reason(error))
-            return error
+            failure = error
+        _raise_if_some_failed(name, failure)
+        self._watchdog.progress(step)
+        if failure is not None:
+            self._log.failed_evaluation(step, name, _reason(failure))
+            return failure
         self._log.evaluation(step, name, result)
+        self._evaluated.add((step, name))
+        if self._checkpointer.note(step, result.metrics):
+            self._save(step, state)
         return result
 
     def _save(self, step: int, state: TrainState) -> None:
@@ -231,39 +370,60 @@ class Trainer(Configurable):
         if step == self._checkpointer.latest_step():
             return
         start = time.perf_counter()
-        self._checkpointer.save(step, state, self._batches.get_state())
+        with self._goodput.measure("checkpoint"):
+            is_begun = self._checkpointer.save(step, state, self._batches.get_state())
+        if is_begun:
+            self._goodput.saved(step)
         self._log.save(time.perf_counter() - start)
         self._log.start_clock()
+        self._watchdog.progress(step)
 
     def _exit_if_asked(self, step: int, state: TrainState) -> None:
         """Does not return when a signal has come: saves, and ends the run."""
-        if self._stop.signal is None:
+        number = self._stop.asked()
+        if number is None:
             return
         self._save(step, state)
-        self._checkpointer.wait()
+        with self._goodput.measure("checkpoint"):
+            self._checkpointer.wait()
+        self._goodput.write()
         self._log.message(
-            f"{self._stop.signal.name}: stopped after step {step}, saved in {self._output_dir}; "
+            f"{number.name}: stopped after step {step}, saved in {self._output_dir}; "
             "launch again to continue"
         )
-        raise SystemExit(128 + self._stop.signal)
+        raise SystemExit(128 + number)
 
-    def _next_batch(self, step: int, state: TrainState) -> tuple[Batch, float]:
+    def _next_batch(self, step: int, state: TrainState) -> tuple[Batch | Sequence[Part], float]:
         start = time.perf_counter()
         try:
-            batch = next(self._batches)
-        except Exception:
+            with self._goodput.measure("data_wait"):
+                batch = next(self._batches)
+        except Exception as error:
             # A signal to the whole process group ends the data workers, too: no error then.
-            self._exit_if_asked(step, state)
-            raise
+            if self._stop.noted and distributed.process_count() == 1:
+                self._exit_if_asked(step, state)
+            if not isinstance(error, RuntimeError):
+                raise
+            # Workers that were killed: they have no state, and new ones make the same batch.
+            print(f"data workers failed ({_reason(error)}); started again", flush=True)
+            self._batches.restart()
+            batch = next(self._batches)
         return batch, time.perf_counter() - start
 
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def _step(
+        self, step: int, state: TrainState, batch: Batch | Sequence[Part]
+    ) -> tuple[TrainState, Metrics]:
+        placed = self.program.place(batch)
         if self._compiled_step is None:
             start = time.perf_counter()
-            self._compiled_step = self.program.compile(batch)
+            with self._goodput.measure("compile"):
+                self._compiled_step = self.program.compile(placed)
             self._log.message(f"compiled the train step in {time.perf_counter() - start:.1f} s")
             self._log.start_clock()
-        return self._compiled_step(state, self.program.place(batch))
+        self._corruption.check_replicas(step, state)
+        if self._corruption.recomputes(step + 1):
+            return self._corruption.step_twice(self._compiled_step, state, placed)
+        return self._compiled_step(state, placed)
 
     def _finish(self, state: TrainState) -> None:
         step = int(state.step)
@@ -277,17 +437,13 @@ class Trainer(Configurable):
                 failures[name] = _reason(result)
             else:
                 results.append(result)
-        self._checkpointer.wait()
-        write_report(
-            self._output_dir,
-            title=self._output_dir.name,
-            training=summarize_training(self._log.step_records(), self.program.num_parameters),
-            evaluation={key: value for result in results for key, value in result.metrics.items()},
-            evaluators=self._evaluators_text(),
-            failures=failures,
-            samples=[sample for result in results for sample in result.samples],
-            accounting=self._batches.accounting(),
-        )
+        with self._goodput.measure("checkpoint"):
+            self._checkpointer.wait()
+        with self._goodput.measure("report"):
+            self._write_report(results, failures)
+        self._goodput.write()
+        self._log.scalars(step, {f"goodput/{k}": v for k, v in self._goodput.totals().items()})
+        self._log.message(self._goodput.describe())
         self._log.message(
             f"finished after step {step}; report: {self._output_dir / 'report.md'}; "
             f"TensorBoard: tensorboard --logdir {self._output_dir / 'tensorboard'}"
@@ -299,6 +455,21 @@ class Trainer(Configurable):
             )
             raise SystemExit(EVALUATION_FAILED)
 
+    def _write_report(self, results: Sequence[Any], failures: Mapping[str, str]) -> None:
+        accounting = self._batches.accounting()
+        if not distributed.is_first():
+            return
+        write_report(
+            self._output_dir,
+            title=self._output_dir.name,
+            training=summarize_training(self._log.step_records(), self.program.num_parameters),
+            evaluation={key: value for result in results for key, value in result.metrics.items()},
+            evaluators=self._evaluators_text(),
+            failures=failures,
+            samples=[sample for result in results for sample in result.samples],
+            accounting=accounting,
+        )
+
     def _evaluators_text(self) -> str:
         """The configs of the evaluators, as a text that tells different ones apart."""
         return "".join(
@@ -307,54 +478,23 @@ class Trainer(Configurable):
         )
 
 
-def _raise_if_many_processes() -> None:
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} JAX processes: training runs in one process only, on all "
-            "devices of one machine; launch it without jax.distributed"
+def _raise_if_some_failed(name: str, failure: Exception | None) -> None:
+    """Where an evaluation failed in some processes only, these and the others cannot go on."""
+    if distributed.process_count() == 1:
+        return
+    reason = None if failure is None else _reason(failure)
+    try:
+        reasons = distributed.exchange(reason, patience=_EVALUATION_PATIENCE_SECONDS)
+    except RuntimeError:
+        if failure is None:
+            raise
+        raise RuntimeError(f"evaluation {name} failed in this process only: {reason}") from failure
+    failed = [process for process, each in enumerate(reasons) if each is not None]
+    if failed and len(failed) < len(reasons):
+        raise RuntimeError(
+            f"evaluation {name} failed in process {failed[0]} only: {reasons[failed[0]]}"
         )
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-class _Interrupted(BaseException):
-    """A signal came while something was done that may end anywhere."""
-
-
-class _StopSignals:
-    """Notes the first SIGTERM or SIGINT inside the context; a second one acts as it did before."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._interrupts = False
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        # Python allows handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Inside, a signal does not wait: it raises `_Interrupted`."""
-        self._interrupts = True
-        try:
-            yield
-        finally:
-            self._interrupts = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        self.__exit__()
-        if self._interrupts:
-            self._interrupts = False
-            raise _Interrupted

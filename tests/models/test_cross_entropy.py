@@ -14,7 +14,13 @@ from mm1_jax.rehearse.program import parse
 from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
 
 ROWS, LENGTH, DIM, VOCAB = 8, 12, 16, 32
-MESHES = ({"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "model": 2})
+MESHES = (
+    {"data": 8},
+    {"fsdp": 8},
+    {"data": 2, "fsdp": 4},
+    {"fsdp": 2, "seq": 4},
+    {"data": 2, "fsdp": 2, "model": 2},
+)
 
 
 def _objective(params, graphdef, hidden, targets, chunk_length):
@@ -65,12 +71,17 @@ def test_on_a_mesh_chunks_give_the_same_loss_and_gradients(problem, expected, ax
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("axes", MESHES[:3], ids=str)
+@pytest.mark.parametrize("axes", MESHES[:4], ids=str)
 def test_the_loop_over_chunks_communicates_nothing(problem, axes):
     step, _, _ = _compiled(problem, axes, 3)
     collectives = traffic(parse(step.as_text()).schedule())
     assert collectives, "gradients are added up somewhere"
     assert all(each.executions == each.count for each in collectives.values()), collectives
+
+
+def test_chunks_that_do_not_divide_the_part_of_a_device_are_an_error(problem):
+    with pytest.raises(ValueError, match="chunk_length=4: must divide the 6 positions of a row"):
+        _compiled(problem, {"data": 1, "fsdp": 4, "seq": 2}, 4)
 
 
 def test_rows_that_the_mesh_does_not_divide_are_left_to_the_compiler(problem, expected):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from experiments import pretrain
+from mm1_jax.chips import GIB
 from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, main
 from mm1_jax.rehearse.compile import bytes_needed, expected_images
 from mm1_jax.rehearse.report import advice, render, render_table
-from mm1_jax.rehearse.topologies import GIB
 from mm1_jax.run_folder import Launch
 
 ROOT = Path(__file__).parents[2]

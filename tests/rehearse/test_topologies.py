@@ -1,6 +1,7 @@
 import pytest
 
-from mm1_jax.rehearse.topologies import CHIPS, parse_topology
+from mm1_jax.chips import CHIPS
+from mm1_jax.rehearse.topologies import parse_topology
 
 
 @pytest.mark.parametrize(

@@ -197,12 +197,16 @@ def make_trainer(tmp_path: Any) -> Any:
         num_devices: int = 1,
         gradient_accumulation: int = 1,
         summary_every_n_steps: int = 10,
+        anomalies: Any = None,
+        **optimizer_fields: Any,
     ) -> Trainer:
         cfg = Trainer.default_config().set(
             max_steps=max_steps, summary_every_n_steps=summary_every_n_steps
         )
         cfg.optimizer.set(learning_rate=learning_rate, warmup_steps=2, decay_steps=6)
+        cfg.optimizer.set(**optimizer_fields)
         cfg.checkpointer.set(every_n_steps=save_every)
+        cfg.anomalies.set(**(anomalies or {}))
         cfg.parallelism.gradient_accumulation = gradient_accumulation
         if num_devices == 8:
             cfg.parallelism.set(data=2, fsdp=2, model=2)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from flax import nnx
 
-from mm1_jax.train.optimizer import Optimizer, decay_mask, mm1_learning_rate
+from mm1_jax.train.optimizer import AdamW, decay_mask, mm1_learning_rate
+from mm1_jax.train.schedule import Schedule
 
 
 def make_optimizer(**fields):
     fields = {"learning_rate": 1e-2, "warmup_steps": 4, "decay_steps": 20, **fields}
-    return Optimizer.default_config().set(**fields).instantiate()
+    return AdamW.default_config().set(**fields).instantiate()
 
 
 @pytest.fixture
@@ -57,6 +58,50 @@ def test_the_cosine_is_that_of_optax():
     np.testing.assert_allclose(
         [rate(i) for i in range(10)], [expected(i + 1) for i in range(10)], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("schedule", [Schedule.COSINE, Schedule.LINEAR])
+def test_warm_up_stable_decay_is_the_schedules_of_optax_in_a_row(schedule):
+    rate = make_optimizer(
+        learning_rate=2.0, warmup_steps=4, stable_steps=6, decay_steps=30, schedule=schedule
+    ).learning_rate
+    decay = {
+        Schedule.COSINE: optax.cosine_decay_schedule(2.0, decay_steps=20, alpha=0.1),
+        Schedule.LINEAR: optax.linear_schedule(2.0, 0.2, 20),
+    }[schedule]
+    parts = [optax.linear_schedule(0.0, 2.0, 4), optax.constant_schedule(2.0), decay]
+    expected = optax.join_schedules(parts, [4, 10])
+    np.testing.assert_allclose(
+        [rate(i) for i in range(40)], [expected(i + 1) for i in range(40)], rtol=1e-5
+    )
+
+
+def test_schedules_without_an_end_ignore_it():
+    fields = {"learning_rate": 2.0, "warmup_steps": 4}
+    rates = {
+        (schedule, steps): make_optimizer(**fields, schedule=schedule, decay_steps=steps)
+        for schedule in (Schedule.CONSTANT, Schedule.INVERSE_SQUARE_ROOT)
+        for steps in (8, 1000)
+    }
+    for steps in (8, 1000):
+        constant = rates[Schedule.CONSTANT, steps].learning_rate
+        root = rates[Schedule.INVERSE_SQUARE_ROOT, steps].learning_rate
+        np.testing.assert_allclose([constant(i) for i in (1, 3, 7, 500)], [1, 2, 2, 2], rtol=1e-6)
+        # At four times the steps of the warm-up it is half, at 100 times a tenth.
+        np.testing.assert_allclose([root(i) for i in (1, 3, 15, 399)], [1, 2, 1, 0.2], rtol=1e-6)
+
+
+def test_the_state_is_laid_out_as_that_of_optax(params):
+    """So that checkpoints from before there was a family of optimisers are restored."""
+    ours = nnx.to_pure_dict(params)
+    for decayed, mask in (("all", None), ("matrices", decay_mask(params))):
+        transformation = make_optimizer(decayed=decayed).transformation(params)
+        reference = optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(lambda step: 1.0, b2=0.95, mask=mask)
+        )
+        state, expected = transformation.init(ours), reference.init(ours)
+        assert jax.tree.structure(state) == jax.tree.structure(expected)
+        assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, expected)
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -114,8 +159,60 @@ def test_only_matrices_decay_where_that_is_chosen(params):
         ({"decay_steps": None}, "optimizer.decay_steps is None"),
         ({"warmup_steps": 30}, "warmup_steps=30.*decay_steps=20"),
         ({"decayed": "vectors"}, "decayed='vectors'"),
+        ({"stable_steps": 17}, "stable_steps=17.*warmup_steps = 16"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0.*less than 1"),
+        ({"learning_rate_factors": {"a": 0.0}}, "'a'.*=0.0.*optimizer.frozen"),
+        ({"parameters_dtype": "float16"}, "parameters_dtype='float16'"),
+        ({"moments_dtype": "bfloat16", "b2": 0.999}, "b2=0.999.*lost in rounding"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(**fields)
+
+
+def test_moments_in_bfloat16_are_those_in_float32_rounded(params):
+    """A step of the two from equal states: the moments that are kept differ by rounding alone."""
+    ours = nnx.to_pure_dict(params)
+    full, low = (
+        make_optimizer(moments_dtype=dtype, clip=None).transformation(params)
+        for dtype in (None, "bfloat16")
+    )
+    full_state, low_state = full.init(ours), low.init(ours)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        gradient = {k: rng.normal(size=v.shape).astype(np.float32) for k, v in ours.items()}
+        # Both from what the one in bfloat16 has kept.
+        full_state = jax.tree.map(lambda x, y: y.astype(x.dtype), full_state, low_state)
+        full_updates, full_state = full.update(gradient, full_state, ours)
+        low_updates, low_state = low.update(gradient, low_state, ours)
+        for a, b in zip(jax.tree.leaves(full_updates), jax.tree.leaves(low_updates), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(full_state), jax.tree.leaves(low_state), strict=True):
+            assert b.dtype == (jnp.bfloat16 if a.dtype == jnp.float32 else a.dtype)
+            np.testing.assert_array_equal(a.astype(b.dtype), b)
+
+
+def test_a_factor_scales_the_step_of_what_its_rule_picks_first(params):
+    plain, scaled = (
+        make_optimizer(learning_rate_factors=factors).transformation(params)
+        for factors in ({}, {"ker.*": 0.5, ".*": 3.0})
+    )
+    before = nnx.to_pure_dict(params)
+    gradient = jax.tree.map(jnp.sin, before)
+    expected, _ = plain.update(gradient, plain.init(before), before)
+    updates, _ = scaled.update(gradient, scaled.init(before), before)
+    np.testing.assert_allclose(updates["kernel"], 0.5 * expected["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(updates["scale"], 3.0 * expected["scale"], rtol=1e-6)
+
+
+def test_a_rule_that_picks_nothing_is_named(params):
+    with pytest.raises(ValueError, match="optimizer.frozen: 'kernal' picks no.*kernel"):
+        make_optimizer(frozen=("kernal",)).update(params)
+    with pytest.raises(ValueError, match="learning_rate_factors: 'kernal'"):
+        make_optimizer(learning_rate_factors={"kernal": 0.5}).update(params)
+    # Only what is trained has a rate.
+    with pytest.raises(ValueError, match="learning_rate_factors: 'kernel' picks no"):
+        make_optimizer(frozen=("kernel",), learning_rate_factors={"kernel": 0.5}).update(params)
+    with pytest.raises(ValueError, match="no parameter is left to train"):
+        make_optimizer(frozen=(".*",)).update(params)

@@ -1,0 +1,216 @@
+"""Which processes make up a run: told on the command line, or found in the environment.
+
+    explicit    --coordinator_address --num_processes --process_id, or the variables that JAX knows,
+                JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    Kubernetes  the first two of these, and the index that an indexed Job gives each pod
+    GKE         TPU_WORKER_HOSTNAMES and TPU_WORKER_ID, which its TPU device plugin sets
+    Slurm       SLURM_* of a step with several tasks
+    Open MPI    OMPI_* of mpirun
+    Cloud TPU   what the metadata server says of a TPU VM
+
+Several slices of TPUs are told by MEGASCALE_*. Nothing here imports jax: a launch that cannot find
+its peers has touched no device.
+"""
+
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# Of the service that process 0 runs for the others. The first is the one that JAX takes on TPUs,
+# the second what it takes for jobs of Slurm and Open MPI: a port for each job number.
+_TPU_PORT = 8482
+_NUM_JOB_PORTS = 2**12
+
+_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
+_METADATA_SECONDS = 5
+
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        coordinator_address: "host:port" at which process 0 serves the others.
+        source: Where this is known from, for messages.
+        local_device_ids: GPUs of this process where several processes share a host; None: all.
+    """
+
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+    source: str
+    local_device_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"process {self.process_id} of {self.num_processes} ({self.source}): expected a "
+                f"number from 0 to {self.num_processes - 1}"
+            )
+        if not re.fullmatch(r".+:\d+", self.coordinator_address):
+            raise ValueError(
+                f"coordinator address {self.coordinator_address!r} ({self.source}): expected "
+                "HOST:PORT of process 0"
+            )
+
+
+def find_cluster(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environment: Environment | None = None,
+) -> Cluster | None:
+    """The cluster that the arguments or else the environment describe; None for a single process.
+
+    Raises:
+        ValueError: Some of what describes one is missing or wrong.
+    """
+    env = os.environ if environment is None else environment
+    given = (coordinator_address, num_processes, process_id)
+    if num_processes == 1 and coordinator_address is None:
+        return None
+    if any(value is not None for value in given):
+        if None in given:
+            raise ValueError(
+                "--coordinator_address, --num_processes and --process_id go together; --process_id "
+                "is the only one that differs between the processes (--num_processes=1 alone "
+                "keeps a launch to itself)"
+            )
+        assert coordinator_address is not None and num_processes is not None
+        assert process_id is not None
+        return Cluster(coordinator_address, num_processes, process_id, "the command line")
+    for find in (_from_jax, _from_gke, _from_slurm, _from_open_mpi, _from_tpu_metadata):
+        cluster = find(env)
+        if cluster is not None:
+            return cluster if cluster.num_processes > 1 else None
+    return None
+
+
+def _from_jax(env: Environment) -> Cluster | None:
+    address, number = env.get("JAX_COORDINATOR_ADDRESS"), env.get("JAX_NUM_PROCESSES")
+    # An address alone is not for us: GKE sets it, and says the rest in other words.
+    if not address or not number:
+        return None
+    index = env.get("JAX_PROCESS_ID") or env.get("JOB_COMPLETION_INDEX")
+    if index is None:
+        raise ValueError(
+            "JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are set, and neither JAX_PROCESS_ID nor "
+            "JOB_COMPLETION_INDEX is; set one of them for each process"
+        )
+    return Cluster(address, int(number), int(index), "JAX_* in the environment")
+
+
+def _from_gke(env: Environment) -> Cluster | None:
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    if not hosts or "TPU_WORKER_ID" not in env:
+        return None
+    workers = [host.split(":")[0] for host in hosts.split(",")]
+    return _tpu_cluster(workers, int(env["TPU_WORKER_ID"]), env.get, "TPU_* in the environment")
+
+
+def _from_slurm(env: Environment) -> Cluster | None:
+    names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
+    if any(name not in env for name in names):
+        return None
+    job, nodes, tasks, task = (env[name] for name in names)
+    return Cluster(
+        f"{first_node(nodes)}:{_job_port(int(job))}",
+        int(tasks),
+        int(task),
+        "Slurm",
+        # JAX itself would give the only task of a node one of its GPUs.
+        _own_gpu(env.get("SLURM_LOCALID"), env.get("SLURM_STEP_TASKS_PER_NODE", tasks)),
+    )
+
+
+def _from_open_mpi(env: Environment) -> Cluster | None:
+    if "OMPI_COMM_WORLD_SIZE" not in env or "OMPI_COMM_WORLD_RANK" not in env:
+        return None
+    uri = env.get("OMPI_MCA_orte_hnp_uri", "")
+    found = re.match(r"(\d+)\..*?(?:tcp://(.+?)[,:]|tcp6://\[(.+?)[,\]])", uri)
+    if found is None:
+        raise ValueError(
+            "Open MPI started this process and does not say where the first one is "
+            f"(OMPI_MCA_orte_hnp_uri={uri!r}); give --coordinator_address, --num_processes and "
+            "--process_id"
+        )
+    # Job numbers of Open MPI are multiples of so many.
+    port = _job_port(int(found[1]) // _NUM_JOB_PORTS)
+    return Cluster(
+        f"{found[2] or found[3]}:{port}",
+        int(env["OMPI_COMM_WORLD_SIZE"]),
+        int(env["OMPI_COMM_WORLD_RANK"]),
+        "Open MPI",
+        _own_gpu(env.get("OMPI_COMM_WORLD_LOCAL_RANK"), env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")),
+    )
+
+
+def _from_tpu_metadata(env: Environment) -> Cluster | None:
+    platforms = env.get("JAX_PLATFORMS", "")
+    if "TPU_SKIP_MDS_QUERY" in env or (platforms and "tpu" not in platforms):
+        return None
+    if not any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0")):
+        return None
+    number, endpoints = _metadata("agent-worker-number"), _metadata("worker-network-endpoints")
+    if number is None or not endpoints:
+        return None
+    # A list of hosts, or of name:id:address.
+    workers = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
+    stated = tpu_environment(_metadata("tpu-env") or "")
+    return _tpu_cluster(workers, int(number), stated.get, "the metadata of the TPU VM")
+
+
+def _tpu_cluster(
+    workers: list[str], worker: int, get: Callable[[str], str | None], source: str
+) -> Cluster:
+    """That of one slice or several, each with as many workers."""
+    first = (get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]).split(":")[0]
+    num_slices, slice_id = (
+        int(get(f"MEGASCALE_{name}") or default)
+        for name, default in (("NUM_SLICES", 1), ("SLICE_ID", 0))
+    )
+    port = get("JAX_COORDINATOR_PORT") or _TPU_PORT
+    return Cluster(
+        f"{first}:{port}", len(workers) * num_slices, worker + slice_id * len(workers), source
+    )
+
+
+def tpu_environment(text: str) -> dict[str, str]:
+    """What the metadata value `tpu-env` says, lines such as `MEGASCALE_NUM_SLICES: '2'`."""
+    pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
+    return {name.strip(): value.strip().strip("'") for name, _, value in pairs}
+
+
+def first_node(nodes: str) -> str:
+    """The first node of a list as Slurm writes it.
+
+    >>> first_node("tpu[003-010,12],other1")
+    'tpu003'
+    """
+    name, bracket, rest = re.split(r"([,\[]|$)", nodes, maxsplit=1)
+    return name + re.split(r"[,\-\]]", rest)[0] if bracket == "[" else name
+
+
+def _own_gpu(local_rank: str | None, tasks_per_node: str) -> tuple[int, ...] | None:
+    # Slurm writes 4(x2),3.
+    shared = int(re.split(r"\D", tasks_per_node)[0]) > 1
+    return (int(local_rank),) if shared and local_rank is not None else None
+
+
+def _job_port(job: int) -> int:
+    return job % _NUM_JOB_PORTS + 2**16 - _NUM_JOB_PORTS
+
+
+def _metadata(key: str) -> str | None:
+    request = urllib.request.Request(_METADATA + key, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=_METADATA_SECONDS) as reply:
+            return reply.read().decode()
+    except (urllib.error.URLError, OSError):
+        return None

@@ -1,0 +1,106 @@
+"""The parameters of a dense decoder -> those of a sparse one (arXiv 2212.05055).
+
+Every expert starts as a copy of the feed-forward layer that it replaces; the router is new. Since
+a token's weights sum to one, the sparse model computes just what the dense one did, until an expert
+drops tokens or training tells the copies apart.
+
+Legend: L dense layers, G groups of them, E experts, D model dim, F feed-forward dim.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Of a sparse layer: what has no dense counterpart, and what is copied.
+_ROUTER, _EXPERTS = "router", "experts"
+_KERNELS = ("gate", "up", "down")
+
+
+def upcycle(dense: Any, sparse: Any) -> dict[str, Any]:
+    """Parameters for a sparse model, from a dense one that is alike but for its experts.
+
+    A pure function: jit it, with the shardings of the sparse model as those of its result, to copy
+    the experts where they belong.
+
+    Args:
+        dense: Nested dicts of arrays: of a whole `MM1` or a `Decoder`.
+        sparse: Those of a new sparse model of the same kind; of it, only the routers are used.
+
+    Returns:
+        A tree of the structure and shapes of `sparse`.
+
+    Raises:
+        ValueError: The two are not alike; the parameter is named.
+    """
+    return _upcycled(dense, sparse, "")
+
+
+def _upcycled(dense: Any, sparse: Any, path: str) -> Any:
+    if not isinstance(sparse, dict):
+        if jnp.shape(dense) != jnp.shape(sparse):
+            raise ValueError(
+                f"upcycling: {path} is {list(jnp.shape(dense))} in the dense model and "
+                f"{list(jnp.shape(sparse))} in the sparse one; only experts may differ"
+            )
+        return dense
+    if _is_stack(sparse):
+        dense = {**dense, **_regrouped(dense, sparse, path)}
+    if _is_sparse(sparse) and not _is_sparse(dense):
+        return _sparse_layer(dense, sparse, path)
+    if dense.keys() != sparse.keys():
+        differing = ", ".join(sorted(map(str, dense.keys() ^ sparse.keys())))
+        raise ValueError(
+            f"upcycling: {path or 'the model'} has {differing} in one of the two models only; "
+            "they must be alike but for the experts"
+        )
+    return {
+        name: _upcycled(dense[name], child, f"{path}/{name}".strip("/"))
+        for name, child in sparse.items()
+    }
+
+
+def _is_stack(sparse: dict[str, Any]) -> bool:
+    return "layer" in sparse and "last_layer" in sparse
+
+
+def _is_sparse(layer: Any) -> bool:
+    return isinstance(layer, dict) and layer.keys() == {_ROUTER, _EXPERTS}
+
+
+def _regrouped(dense: dict[str, Any], sparse: dict[str, Any], path: str) -> dict[str, Any]:
+    """Layers stacked [L] as [G, L / G - 1] and, the last of each group, [G]."""
+    if "last_layer" in dense:
+        return {}
+    num_groups, others = jnp.shape(jax.tree.leaves(sparse["layer"])[0])[:2]
+    num_layers = len(jax.tree.leaves(dense["layer"])[0])
+    if num_layers != num_groups * (others + 1):
+        raise ValueError(
+            f"upcycling: {path} has {num_layers} layers in the dense model and "
+            f"{num_groups * (others + 1)} in the sparse one"
+        )
+    grouped = jax.tree.map(
+        lambda x: x.reshape(num_groups, others + 1, *x.shape[1:]), dense["layer"]
+    )
+    return {
+        "layer": jax.tree.map(lambda x: x[:, :-1], grouped),
+        "last_layer": jax.tree.map(lambda x: x[:, -1], grouped),
+    }
+
+
+def _sparse_layer(dense: Any, sparse: dict[str, Any], path: str) -> dict[str, Any]:
+    if not isinstance(dense, dict) or dense.keys() != set(_KERNELS):
+        raise ValueError(
+            f"upcycling: {path} of the dense model is no gated feed-forward layer without biases, "
+            "which is what an expert is"
+        )
+    num_experts = jnp.shape(sparse[_EXPERTS]["gate"])[-3]
+    copies = {name: _copies(dense[name]["kernel"], num_experts) for name in _KERNELS}
+    experts = _upcycled(copies, sparse[_EXPERTS], f"{path}/{_EXPERTS}")
+    return {_ROUTER: sparse[_ROUTER], _EXPERTS: experts}
+
+
+def _copies(kernel: Float[Array, "*L D F"], num_experts: int) -> Float[Array, "*L E D F"]:
+    shape = (*kernel.shape[:-2], num_experts, *kernel.shape[-2:])
+    return jnp.broadcast_to(kernel[..., None, :, :], shape)

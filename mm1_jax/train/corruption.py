@@ -1,0 +1,140 @@
+"""Silent corruption: devices that compute other bits than they should, without any error.
+
+Two checks, at intervals. A step is made twice from the same state and batch: a program gives the
+same bits each time, so a difference is a fault of the device that has it. And copies of a parameter
+on several devices must be the same bits: a difference is a fault of the odd one, some steps ago.
+
+Both compare a digest per device and array, the sum of its bits as 32-bit numbers. It changes with
+any one bit, costs a pass over memory, and nothing but digests is sent.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.train.train_state import TrainState
+
+
+class Corrupted(RuntimeError):
+    """A device has computed other bits than it or another one did from the same."""
+
+
+class Corruption(Configurable):
+    """When to look for corruption; by default never."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # The step takes twice the time then, and memory for a second state.
+        recompute_every_n_steps: int | None = None
+        compare_replicas_every_n_steps: int | None = None
+
+    def __init__(self, cfg: Config, *, mesh: Mesh, state: TrainState):
+        """`state` are shapes with shardings."""
+        super().__init__(cfg)
+        for name in ("recompute_every_n_steps", "compare_replicas_every_n_steps"):
+            value = getattr(cfg, name)
+            if value is not None and value < 1:
+                raise ValueError(f"corruption.{name}={value}: expected at least 1")
+        self._mesh = mesh
+        self._names = [
+            jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state)
+        ]
+        self._shardings = jax.tree.map(lambda x: x.sharding, state)
+        self._shapes = [tuple(x.shape) for x in jax.tree.leaves(state)]
+        self._digests = jax.jit(_digests(mesh, self._shardings))
+        self._copy = jax.jit(
+            lambda state: jax.tree.map(jnp.copy, state), out_shardings=self._shardings
+        )
+
+    def recomputes(self, step: int) -> bool:
+        every = self._config.recompute_every_n_steps
+        return every is not None and step % every == 0
+
+    def step_twice(
+        self, make_step: Callable[[TrainState, Any], tuple[TrainState, Any]], state: Any, batch: Any
+    ) -> tuple[TrainState, Any]:
+        """What `make_step` gives, which is donated the state.
+
+        Raises:
+            Corrupted: The second time, some device gave something else.
+        """
+        again, _ = make_step(self._copy(state), batch)
+        before = np.asarray(self._digests(again))
+        del again
+        state, metrics = make_step(state, batch)
+        self._compare(before, np.asarray(self._digests(state)))
+        return state, metrics
+
+    def check_replicas(self, step: int, state: TrainState) -> None:
+        """Raises Corrupted where copies of an array differ, if it is time to look."""
+        every = self._config.compare_replicas_every_n_steps
+        if every is not None and step % every == 0:
+            self.raise_if_replicas_differ(np.asarray(self._digests(state)))
+
+    def raise_if_replicas_differ(self, digests: np.ndarray) -> None:
+        """Digests by device, in the order of the mesh, and array."""
+        devices = list(self._mesh.devices.flat)
+        for column, sharding in enumerate(jax.tree.leaves(self._shardings)):
+            shape = self._shapes[column]
+            places: Mapping[Any, Any] = sharding.devices_indices_map(shape)
+            by_place: dict[str, list[tuple[Any, int]]] = {}
+            for device, digest in zip(devices, digests[:, column].tolist(), strict=True):
+                by_place.setdefault(str(places[device]), []).append((device, digest))
+            for copies in by_place.values():
+                counts = Counter(digest for _, digest in copies)
+                if len(counts) > 1:
+                    usual = counts.most_common(1)[0][0]
+                    odd = [device for device, digest in copies if digest != usual]
+                    raise Corrupted(
+                        f"{self._names[column]} differs between devices that hold copies of it: "
+                        f"{_described(odd)} against {len(copies) - len(odd)} others. Take the host "
+                        "out, and go on from a checkpoint"
+                    )
+
+    def _compare(self, first: np.ndarray, second: np.ndarray) -> None:
+        rows, columns = np.nonzero(first != second)
+        if len(rows):
+            devices = list(self._mesh.devices.flat)
+            odd = [devices[i] for i in sorted(set(rows.tolist()))]
+            names = ", ".join(self._names[i] for i in sorted(set(columns.tolist()))[:4])
+            raise Corrupted(
+                f"the same step gave other bits the second time, on {_described(odd)} (in {names}, "
+                "...). Take the host out, and go on from a checkpoint"
+            )
+
+
+def _digests(mesh: Mesh, shardings: TrainState) -> Callable[[TrainState], jax.Array]:
+    """A function of a state: a digest for each device of the mesh and each array, uint32."""
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+    def of_device(state: TrainState) -> jax.Array:
+        return jnp.stack([_digest(x) for x in jax.tree.leaves(state)])[None]
+
+    every = jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=PartitionSpec(mesh.axis_names),
+        check_vma=False,
+    )
+
+    def all_digests(state: TrainState) -> jax.Array:
+        # On every process, whoever's devices they are of.
+        return jax.lax.with_sharding_constraint(every(state), NamedSharding(mesh, PartitionSpec()))
+
+    return all_digests
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    return jnp.sum(jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
+
+
+def _described(devices: list[Any]) -> str:
+    return ", ".join(f"{device} of process {device.process_index}" for device in devices)

@@ -1,0 +1,125 @@
+"""Rules that pick parameters by their paths, and trees cut in two by them.
+
+A path is that of the model's attributes, `decoder/stack/layer/attention/query/kernel`. A rule is a
+regular expression that matches the whole path, or the path of something that holds the parameter:
+`vision_encoder` picks all of the encoder, `.*/attention` every attention layer. The layers of a
+stack share their paths, so a rule picks all of them or none.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from mm1_jax.config import close_names
+
+# How many candidates an error lists.
+_MOST_NAMED = 8
+
+
+def parameter_path(keys: tuple[Any, ...]) -> str:
+    """The path of a parameter, from what `jax.tree_util` calls its path in nested dicts."""
+    return "/".join(str(entry.key) for entry in keys)
+
+
+def parameter_paths(params: Any) -> list[str]:
+    """The paths of nested dicts of parameters, in the order of the tree's leaves."""
+    return jax.tree.leaves(map_with_paths(lambda path, _: path, params))
+
+
+def map_with_paths(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """The tree of `function(path, parameter)`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, x: function(parameter_path(keys), x), params
+    )
+
+
+def picks(rule: str, path: str) -> bool:
+    """Whether the rule is about the parameter at `path`."""
+    return any(re.fullmatch(rule, holder) for holder in _holders(path))
+
+
+def picked(rules: Sequence[str], paths: Sequence[str], field: str) -> frozenset[str]:
+    """Those of the paths that some rule picks.
+
+    Args:
+        field: Where the rules were set, for errors: "optimizer.frozen".
+
+    Raises:
+        ValueError: A rule is no regular expression, or picks nothing.
+    """
+    chosen: set[str] = set()
+    for rule in rules:
+        try:
+            own = {path for path in paths if picks(rule, path)}
+        except re.error as error:
+            raise ValueError(f"{field}: {rule!r} is no regular expression ({error})") from None
+        if not own:
+            raise ValueError(_picks_nothing(rule, paths, field))
+        chosen |= own
+    return frozenset(chosen)
+
+
+def partition(params: Any, chosen: Collection[str]) -> tuple[Any, Any]:
+    """The parameters at the chosen paths, and the others; a dict that would be empty is left out.
+
+    With nothing chosen, or everything, one of the two is `params` itself and the other is {}.
+    """
+    paths = parameter_paths(params)
+    if all(path in chosen for path in paths):
+        return params, {}
+    if not any(path in chosen for path in paths):
+        return {}, params
+    return (
+        _kept(params, lambda path: path in chosen, ()),
+        _kept(params, lambda path: path not in chosen, ()),
+    )
+
+
+def union(first: Any, second: Any) -> Any:
+    """What `partition` was given, from what it returned."""
+    if not first or not second:
+        return first or second
+    joined = first | second
+    for key in first.keys() & second.keys():
+        joined[key] = union(first[key], second[key])
+    return joined
+
+
+def _holders(path: str) -> Iterator[str]:
+    names = path.split("/")
+    return ("/".join(names[:depth]) for depth in range(1, len(names) + 1))
+
+
+def _kept(tree: Any, keep: Callable[[str], bool], parents: tuple[str, ...]) -> Any:
+    kept = {}
+    for key, child in tree.items():
+        path = (*parents, str(key))
+        if isinstance(child, dict):
+            inner = _kept(child, keep, path)
+            if inner:
+                kept[key] = inner
+        elif keep("/".join(path)):
+            kept[key] = child
+    return kept
+
+
+def _picks_nothing(rule: str, paths: Sequence[str], field: str) -> str:
+    """The message; it lists what the rule may have meant, whole parts of the model where it can."""
+    holders = list(dict.fromkeys(holder for path in paths for holder in _holders(path)))
+    # A rule that names the end of a path, "router", was meant to have any beginning.
+    ends = [each for each in holders if each == rule or each.endswith(f"/{rule}")]
+    if ends:
+        return (
+            f"{field}: {rule!r} picks no parameter, since a rule begins where a path does; "
+            f"{'.*/' + rule!r} picks {_listed(ends)}"
+        )
+    close = close_names(rule, holders) or sorted({path.split("/")[0] for path in paths})
+    outermost = [x for x in close if not any(y != x and y in _holders(x) for y in close)]
+    return f"{field}: {rule!r} picks no parameter; it may have meant {_listed(outermost)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

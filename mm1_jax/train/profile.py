@@ -1,0 +1,48 @@
+"""A profile of a few steps, for XProf, TensorBoard and Perfetto.
+
+    trainer.profile.first_step=100 trainer.profile.num_steps=3
+
+records steps 101 to 103 of each host into profile/. `tensorboard --logdir` with the plugin of XProf
+shows it, and ui.perfetto.dev opens profile/plugins/profile/*/perfetto_trace.json.gz.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mm1_jax.config import Configurable, config_class
+
+
+class Profile(Configurable):
+    """Starts and ends the profiler between steps."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # After so many steps: never.
+        first_step: int | None = None
+        num_steps: int = 3
+
+    def __init__(self, cfg: Config, *, directory: Path):
+        super().__init__(cfg)
+        if cfg.num_steps < 1:
+            raise ValueError(f"profile.num_steps={cfg.num_steps}: expected at least 1")
+        self._directory = directory
+        self._is_on = False
+
+    def before(self, step: int) -> None:
+        """Called before each step is dispatched, when `step` steps are."""
+        if step == self._config.first_step:
+            jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
+            self._is_on = True
+
+    def after(self, step: int, metrics: Any) -> None:
+        """Called when step `step` is dispatched; waits for the last of the profile."""
+        if self._is_on and step >= self._config.first_step + self._config.num_steps:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        if self._is_on:
+            self._is_on = False
+            jax.profiler.stop_trace()

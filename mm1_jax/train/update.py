@@ -1,0 +1,84 @@
+"""Gradient -> update: which parameters are trained, how they are stored, and their average."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from mm1_jax.train.parameter_paths import map_with_paths, partition, union
+from mm1_jax.train.train_state import TrainState
+
+
+class Averaged(NamedTuple):
+    """`TrainState.opt_state` where an average is kept: with it, the weights that are trained.
+
+    `TrainState.params` are the average then, so that whatever is evaluated, saved as a model or
+    generated from is the average, without being told.
+    """
+
+    weights: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What one step makes of a state and a gradient.
+
+    Attributes:
+        transformation: Of the gradient of the trained parameters.
+        frozen: Paths of those that stay as they are: no gradient, no moments.
+        ema_decay: average <- ema_decay average + (1 - ema_decay) weights, in float32, from the
+            first weights on; None: no average.
+        dtypes: Path -> type of the weights that are not stored in float32.
+        accumulation_dtype: What the gradients of micro-batches add up in.
+    """
+
+    transformation: optax.GradientTransformation
+    frozen: frozenset[str] = frozenset()
+    ema_decay: float | None = None
+    dtypes: dict[str, DTypeLike] = dataclasses.field(default_factory=dict)
+    accumulation_dtype: DTypeLike = jnp.float32
+
+    def first_state(self, params: Any) -> TrainState:
+        """The state before any update; `params` are those of a new model, or of another run."""
+        weights = map_with_paths(
+            lambda path, x: x.astype(self.dtypes[path]) if path in self.dtypes else x, params
+        )
+        trained, frozen = self.split(weights)
+        opt_state = self.transformation.init(trained)
+        if self.ema_decay is not None:
+            opt_state = Averaged(trained, opt_state)
+            average = jax.tree.map(lambda x: x.astype(jnp.float32), self.split(params)[0])
+            weights = union(average, frozen)
+        return TrainState(jnp.zeros((), jnp.int32), weights, opt_state)
+
+    def split(self, params: Any) -> tuple[Any, Any]:
+        """The trained and the frozen ones of a tree like that of the parameters."""
+        frozen, trained = partition(params, self.frozen)
+        return trained, frozen
+
+    def weights(self, state: TrainState) -> tuple[Any, Any]:
+        """What the next batch goes through: trained and frozen."""
+        trained, frozen = self.split(state.params)
+        if self.ema_decay is not None:
+            trained = state.opt_state.weights
+        return trained, frozen
+
+    def apply(self, state: TrainState, gradient: Any) -> tuple[Any, Any]:
+        """The next `params` and `opt_state`, by the gradient of the trained weights."""
+        trained, frozen = self.weights(state)
+        decay = self.ema_decay
+        opt_state = state.opt_state if decay is None else state.opt_state.opt_state
+        updates, opt_state = self.transformation.update(gradient, opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        if decay is None:
+            return union(trained, frozen), opt_state
+        average = jax.tree.map(
+            lambda a, x: decay * a + (1 - decay) * x.astype(a.dtype),
+            self.split(state.params)[0],
+            trained,
+        )
+        return union(average, frozen), Averaged(trained, opt_state)

@@ -1,0 +1,91 @@
+"""Runs of two processes that are broken; `tools/inject_faults.py` has more of them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "inject_faults.py"
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("inject_faults", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    # For the dataclasses of the module.
+    sys.modules["inject_faults"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+faults = load_tool()
+# The rest take their time: heartbeats, timeouts, workers.
+QUICK = ("kill_at_a_step", "kill_while_saving", "terminate", "damage_a_file", "not_a_number")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(each, marks=() if each.__name__ in QUICK else pytest.mark.slow)
+        for each in faults.FAULTS
+    ],
+    ids=lambda fault: fault.__name__,
+)
+def test_a_run_of_two_processes_comes_through(workspace, fault, seed):
+    outcome = faults.inject(fault, workspace, 2, seed)
+    assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", [faults.kill_at_a_step, faults.terminate], ids=lambda fault: fault.__name__
+)
+def test_a_run_of_four_processes_comes_through(workspace, fault):
+    outcome = faults.inject(fault, workspace, 4, 0)
+    assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
+
+
+def test_two_processes_make_the_batches_of_one(workspace):
+    """Losses are sums in another order; the batches are the same, so they agree to rounding."""
+    one, two = (faults.undisturbed(workspace, number)["steps"] for number in (1, 2))
+    assert [step for step, *_ in one] == [step for step, *_ in two]
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_process_without_any_picture_holds_up_nobody(workspace):
+    bench = faults.Bench(workspace, 2, folder=workspace / "no_images")
+    launch = bench.launch(fault="no_images:1")
+    assert launch.wait(180) == [0, 0], launch.text
+    assert launch.text.count("compiled the train step") == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(workspace):
+    """The state of the input is one file, whatever the number of processes that wrote it."""
+    bench = faults.Bench(workspace, 2, folder=workspace / "other_number")
+    launch = bench.launch("--config.trainer.max_steps=12")
+    launch.until(lambda: bench.steps_logged() >= 7, "step 7")
+    for each in launch.processes:
+        each.kill()
+    launch.wait()
+    bench.num_processes = 1
+    bench.finish()
+    expected = faults.undisturbed(workspace, 1)["steps"]
+    for ours, theirs in zip(bench.result()["steps"], expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_table_goes_between_its_marks(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- faults -->\nold\n<!-- end of faults -->\nafter\n")
+    outcome = faults.Outcome("terminate", 2, 0, "", 3.2)
+    faults.write_table(path, faults.render([outcome]))
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| SIGTERM to one process" in text and "| 2 | 1 | 1 | 3 | 0 |" in text

@@ -1,0 +1,71 @@
+"""The launch files parse, and what they would run is a command line that the launcher knows."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mm1_jax.launch import _parser, split_overrides
+
+FILES = Path(__file__).parent.parent / "launch_files"
+ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "DRY_RUN": "1",
+    "PROJECT": "project",
+    "ZONE": "zone",
+    "BUCKET": "gs://bucket",
+    "REPOSITORY": "https://example.com/fork",
+}
+
+
+def dry_run(name: str, *arguments: str) -> str:
+    command = ["bash", str(FILES / name), *arguments]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def check_arguments(words: list[str]) -> None:
+    rest, overrides = split_overrides(words)
+    options = _parser().parse_args(rest)
+    assert options.config and options.output_dir
+    assert overrides.keys() <= {
+        "trainer.checkpointer.location",
+        "trainer.watchdog.abort",
+    }
+
+
+def launched(text: str) -> list[str]:
+    """The arguments of the launcher in a printed command."""
+    words = shlex.split(text.split("mm1_jax.launch", 1)[1])
+    return words[: words.index(">")] if ">" in words else words
+
+
+def test_cloud_tpu():
+    lines = dry_run("tpu_queued_resource.sh").splitlines()
+    assert lines[0].startswith("gcloud compute tpus queued-resources create mm1-7b")
+    # Quoted once more, as an argument of ssh.
+    (command,) = (word for word in shlex.split(lines[-1]) if "mm1_jax.launch" in word)
+    check_arguments(launched(command))
+
+
+def test_slurm():
+    arguments = ("--config=mm1_3b", "--output_dir=/shared/run")
+    check_arguments(launched(dry_run("slurm_gpus.sh", *arguments)))
+
+
+@pytest.mark.parametrize("name", ["tpu_queued_resource.sh", "slurm_gpus.sh"])
+def test_scripts_are_bash(name):
+    subprocess.run(["bash", "-n", str(FILES / name)], check=True)
+
+
+def test_gke():
+    text = (FILES / "gke_jobset.yaml").read_text()
+    assert "kind: JobSet" in text and "\t" not in text
+    check_arguments(re.findall(r"^ +- (--\S+)$", text, re.MULTILINE))
+    # A slice of 4x4x4 chips is as many hosts of four as there are pods.
+    assert re.search(r"topology: 4x4x4", text)
+    assert set(re.findall(r"(?:parallelism|completions): (\d+)", text)) == {"16"}

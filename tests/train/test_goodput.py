@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from mm1_jax.train import goodput as module
+from mm1_jax.train.goodput import PHASES, Goodput
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def time(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "_process_age", lambda: 0.0)
+    return clock
+
+
+def run(clock, folder, first_step, steps, save_at=None):
+    """A launch: 5 s of start-up, 1 s a step of which 0.25 s wait for data, 2 s a save."""
+    goodput = Goodput(folder)
+    clock.now += 5
+    goodput.begin(first_step)
+    for step in range(first_step, first_step + steps):
+        with goodput.measure("data_wait"):
+            clock.now += 0.25
+        clock.now += 0.75
+        goodput.step(step + 1)
+        if step + 1 == save_at:
+            with goodput.measure("checkpoint"):
+                clock.now += 2
+            goodput.saved(step + 1)
+    goodput.write()
+    return goodput
+
+
+def test_every_moment_belongs_to_one_phase(clock, tmp_path):
+    totals = run(clock, tmp_path, 0, 8, save_at=4).totals()
+    assert totals["start_up_seconds"] == 5
+    assert totals["data_wait_seconds"] == 2
+    assert totals["checkpoint_seconds"] == 2
+    assert totals["step_seconds"] == 6
+    assert sum(totals[f"{phase}_seconds"] for phase in PHASES) == totals["elapsed_seconds"] == 15
+    assert totals["goodput"] == 6 / 15
+
+
+def test_steps_that_are_made_again_and_the_time_between_launches_are_lost(clock, tmp_path):
+    run(clock, tmp_path, 0, 8, save_at=4)
+    clock.now += 100
+    totals = run(clock, tmp_path, 4, 6).totals()
+    assert totals["down_seconds"] == 100
+    # Steps 5 to 8 of the first launch.
+    assert totals["lost_step_seconds"] == pytest.approx(3)
+    assert totals["step_seconds"] == pytest.approx(6 + 4.5 - 3)
+    assert totals["launches"] == 2
+    assert totals["elapsed_seconds"] == 15 + 100 + 11
+    stored = json.loads((tmp_path / "goodput.json").read_text())["totals"]
+    assert stored == totals
+
+
+def test_a_launch_that_saved_nothing_is_lost_whole(clock, tmp_path):
+    run(clock, tmp_path, 0, 4)
+    totals = run(clock, tmp_path, 0, 4).totals()
+    assert totals["lost_step_seconds"] == pytest.approx(3)
+
+
+def test_a_roll_back_loses_what_was_made_since_the_checkpoint(clock, tmp_path):
+    goodput = run(clock, tmp_path, 0, 8, save_at=4)
+    goodput.rolled_back(4)
+    assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
+    # Twice from the same one, with nothing in between, loses nothing more.
+    goodput.rolled_back(4)
+    assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
+
+
+def test_a_damaged_file_is_begun_anew(clock, tmp_path):
+    (tmp_path / "goodput.json").write_text("{")
+    assert run(clock, tmp_path, 0, 2).totals()["launches"] == 1

@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from mm1_jax.sharding import AxisRules, batch_shardings
+from mm1_jax.train.host_batches import Part, host_rows, place_parts
+
+
+def shardings(**axes):
+    devices = np.array(jax.devices()).reshape(tuple(axes.values()))
+    return batch_shardings(Mesh(devices, tuple(axes)), AxisRules())
+
+
+class OfProcess:
+    """A sharding of which a process has only some devices."""
+
+    def __init__(self, sharding, devices):
+        self._sharding, self._devices = sharding, devices
+
+    def addressable_devices_indices_map(self, shape):
+        places = self._sharding.devices_indices_map(shape)
+        return {device: places[device] for device in self._devices}
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "runs"),
+    [
+        ({"data": 8}, [0, 1], [range(0, 4)]),
+        ({"data": 8}, [0, 1, 4], [range(0, 4), range(8, 10)]),
+        # Both hold the same rows, as the mesh splits more than the batch.
+        ({"data": 4, "model": 2}, [2, 3], [range(4, 8)]),
+        ({"data": 2, "model": 4}, [0, 1], [range(0, 8)]),
+        ({"data": 1, "model": 8}, [3], [range(0, 16)]),
+        ({"data": 2, "fsdp": 4}, [1, 2, 3], [range(2, 8)]),
+    ],
+)
+def test_a_process_makes_the_rows_that_its_devices_hold(axes, devices, runs):
+    batch = shardings(**axes)
+    own = [jax.devices()[i] for i in devices]
+    object.__setattr__(batch, "tokens", OfProcess(batch.tokens, own))
+    assert host_rows(batch, 16) == runs
+
+
+def rows_of(batch, rows, num_rows):
+    def part(x):
+        first, last = (end * len(x) // num_rows for end in (rows.start, rows.stop))
+        return x[first:last]
+
+    return Part(rows, jax.tree.map(part, batch))
+
+
+@pytest.mark.parametrize(
+    "runs", [[range(0, 8)], [range(0, 4), range(4, 8)], [range(0, 2), range(2, 8)]], ids=str
+)
+@pytest.mark.parametrize("axes", [{"data": 4, "model": 2}, {"data": 2, "fsdp": 2, "model": 2}])
+def test_the_parts_make_the_same_arrays_as_the_whole(make_batch, axes, runs):
+    batch, placed = make_batch(0, rows=8), shardings(**axes)
+    whole = jax.tree.map(jax.device_put, batch, placed)
+    parts = place_parts([rows_of(batch, rows, 8) for rows in runs], placed, 8)
+    for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        assert ours.sharding == theirs.sharding and ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)

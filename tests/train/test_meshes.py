@@ -1,0 +1,168 @@
+"""The whole model, images included: however it is spread, one step gives what one device gives.
+
+Compared are loss, metrics and gradients; those of AdamW's first moments, without clipping.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mm1_jax.batch import Batch
+from mm1_jax.layers.moe import Capacity, MoE
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.parallelism import Parallelism
+from mm1_jax.train.loss import Loss
+from mm1_jax.train.metrics import divide
+from mm1_jax.train.optimizer import AdamW
+from mm1_jax.train.program import Program
+
+IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS = 3, 8, 4
+ROWS, LENGTH, SLOTS, VOCAB_SIZE = 8, 32, 2, 32
+
+
+def model(sparse):
+    cfg = MM1.default_config().set(image_token=IMAGE)
+    cfg.vision_encoder.set(
+        image_size=IMAGE_SIZE, patch_size=2, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
+    )
+    cfg.connector.set(num_image_tokens=NUM_IMAGE_TOKENS, depth=1, hidden_dim=8)
+    cfg.decoder.set(
+        vocab_size=VOCAB_SIZE,
+        model_dim=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        hidden_dim=16,
+    )
+    if sparse:
+        # Two groups a row: places are contended for, and a row may be cut between the two.
+        dispatch = Capacity.default_config().set(capacity_factor=1.0, group_size=LENGTH // 4)
+        moe = MoE.default_config().set(num_experts=4, dispatch=dispatch)
+        cfg.decoder.set(moe=moe, moe_every=2)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Rows of documents that cross every cut of a row, with images at the edges of such a cut."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(4, VOCAB_SIZE, (ROWS, LENGTH), dtype=np.int32)
+    segment_ids, positions = (np.zeros((ROWS, LENGTH), np.int32) for _ in range(2))
+    image_index = np.full((ROWS, SLOTS), -1, np.int32)
+    for row in range(ROWS):
+        cuts = [
+            0,
+            *sorted(rng.choice(np.arange(4, LENGTH - 3), 2, replace=False)),
+            LENGTH - row % 3,
+        ]
+        for segment, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False), start=1):
+            segment_ids[row, start:stop] = segment
+            positions[row, start:stop] = np.arange(stop - start)
+        # Of 32 positions in 2, 4 or 8 parts, the first image is in two of the 4 and the 8.
+        for slot, start in zip(range(row % 3), (6, 18), strict=False):
+            tokens[row, start : start + NUM_IMAGE_TOKENS] = IMAGE
+            image_index[row, slot] = row * SLOTS + slot
+    targets = np.roll(tokens, -1, axis=1)
+    is_last = np.roll(segment_ids, -1, axis=1) != segment_ids
+    is_last[:, -1] = True
+    return Batch(
+        tokens=tokens,
+        targets=targets,
+        loss_mask=(segment_ids > 0) & ~is_last & (targets != IMAGE),
+        positions=positions,
+        segment_ids=segment_ids,
+        corpus_ids=np.where(segment_ids > 0, np.arange(ROWS)[:, None] % 2, -1).astype(np.int32),
+        images=rng.integers(0, 256, (ROWS * SLOTS, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8),
+        image_index=image_index,
+    )
+
+
+def make_program(sparse, axes, frozen=(), **parallelism):
+    return Program(
+        model=model(sparse),
+        loss=Loss.default_config().set(chunk_length=4),
+        optimizer=AdamW.default_config().set(
+            learning_rate=1e-3, warmup_steps=0, decay_steps=10, clip=None, frozen=frozen
+        ),
+        parallelism=Parallelism.default_config().set(**{"data": 1, **axes}, **parallelism),
+        batch_size=ROWS,
+        image_buffer=(1, SLOTS),
+        num_corpora=2,
+        devices=jax.devices()[: np.prod(list(axes.values()), dtype=int)],
+    )
+
+
+def step(batch, sparse, axes, **parallelism):
+    """Metrics and gradient of one step on so many devices as the axes have."""
+    program = make_program(sparse, axes, **parallelism)
+    state, metrics = program.compile(batch)(first_state(program), program.place(batch))
+    adam = state.opt_state[1][0]
+    gradient = jax.tree.map(lambda x: np.asarray(x) / (1 - 0.9), adam.mu)
+    return divide(metrics), gradient
+
+
+def first_state(program):
+    """Drawn by NumPy, since compiling the initialisers takes as long as compiling the step."""
+    rng = np.random.default_rng(1)
+    host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract_state)
+    host = host._replace(
+        params=jax.tree.map(
+            lambda x: (0.3 * rng.standard_normal(x.shape)).astype(x.dtype), host.params
+        )
+    )
+    return jax.device_put(host, jax.tree.map(lambda x: x.sharding, program.abstract_state))
+
+
+@pytest.fixture(scope="module")
+def alone(batch):
+    """What one device makes of the batch, dense and sparse."""
+    return functools.cache(lambda sparse: step(batch, sparse, {}))
+
+
+def assert_same(found, expected):
+    metrics, gradient = found
+    for name, value in expected[0].items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    paths = jax.tree_util.tree_leaves_with_path(expected[1])
+    for (path, right), ours in zip(paths, jax.tree.leaves(gradient), strict=True):
+        # A bias of all keys changes no softmax: its gradient is nothing but rounding.
+        size = max(np.abs(right).max(), 1e-4)
+        np.testing.assert_allclose(ours, right, rtol=1e-3, atol=1e-4 * size, err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    ("sparse", "axes"),
+    [
+        (False, {"seq": 8}),
+        (False, {"data": 2, "seq": 2, "model": 2}),
+        (True, {"expert": 2, "seq": 4}),
+        (True, {"fsdp": 2, "expert": 2, "model": 2}),
+    ],
+    ids=str,
+)
+def test_a_step_on_a_mesh_is_that_of_one_device(batch, alone, sparse, axes):
+    assert_same(step(batch, sparse, axes), alone(sparse))
+
+
+def test_micro_batches_of_a_sparse_model_add_up_router_losses_included(batch, alone):
+    """Each row, with its routing groups, is in one micro-batch, and counts by its tokens."""
+    expected = alone(True)
+    assert expected[0]["load_balance_loss"] > 1 and expected[0]["dropped_share"] > 0
+    assert_same(step(batch, True, {}, gradient_accumulation=4), expected)
+
+
+def test_what_is_frozen_has_no_backward_pass(batch):
+    """Two products and, here, a recomputation for each of the forward pass, which stays."""
+
+    def flops(*frozen):
+        return make_program(False, {}, frozen).lower(batch).cost_analysis()["flops"]
+
+    program = make_program(False, {})
+    encode = jax.jit(lambda params, images: program.model(params).vision_encoder(images))
+    forward = encode.lower(program.abstract_state.params, batch.images).cost_analysis()["flops"]
+    everything = flops()
+    assert everything - flops("vision_encoder", "connector") > 2.5 * forward
+    # Its gradient is needed by the encoder below, its kernels' own are not.
+    assert 0 < everything - flops("decoder/stack") < everything - flops("decoder", "connector")

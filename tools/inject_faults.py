@@ -1,0 +1,479 @@
+"""Breaks real runs of several processes in every way that it knows, and sees what becomes of them.
+
+    python tools/inject_faults.py --faults=40 --seed=0 --output=docs/reliability.md
+
+Each fault is put into a run of `tools/small_run.py` on this machine, in processes that find each
+other as hosts do, with virtual CPU devices. The run is launched again as a supervisor would, and
+must end with the losses and the parameters of an undisturbed run of as many processes, bit for bit,
+or stop with a message that names the cause.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HEARTBEAT_SECONDS = 6
+# After a fault, within so many seconds all processes have to end: heartbeat, and a slow machine.
+END_SECONDS = 90
+MAX_LAUNCHES = 4
+STOPPED = 143
+_MARKERS = ("<!-- faults -->", "<!-- end of faults -->")
+
+
+class Broken(AssertionError):
+    """A run that did not come through a fault as it should."""
+
+
+@dataclass
+class Launch:
+    """Processes of one launch; their output goes to files."""
+
+    processes: list[subprocess.Popen]
+    outputs: list[Path]
+    start: float = field(default_factory=time.monotonic)
+
+    def wait(self, seconds: float = END_SECONDS) -> list[int]:
+        """The exit codes, when all have ended; raises Broken where one has not in time."""
+        deadline = time.monotonic() + seconds
+        try:
+            return [each.wait(max(0.1, deadline - time.monotonic())) for each in self.processes]
+        except subprocess.TimeoutExpired:
+            running = [i for i, each in enumerate(self.processes) if each.poll() is None]
+            self.end()
+            raise Broken(
+                f"processes {running} did not end within {seconds} s:\n{self.text[-3000:]}"
+            ) from None
+
+    def end(self) -> None:
+        for each in self.processes:
+            each.kill()
+            each.wait()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in self.outputs)
+
+    def until(self, is_so: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            if time.monotonic() > deadline or all(p.poll() is not None for p in self.processes):
+                self.end()
+                raise Broken(f"waited for {what}, which did not come:\n{self.text[-3000:]}")
+            time.sleep(0.005)
+
+
+@dataclass
+class Bench:
+    """Where runs are made: their folders, and what they share."""
+
+    workspace: Path
+    num_processes: int
+    rng: random.Random = field(default_factory=random.Random)
+    folder: Path = Path()
+    launches: list[Launch] = field(default_factory=list)
+
+    def launch(
+        self, *overrides: str, fault: str = "", absent: Sequence[int] = (), timeout: int = 60
+    ) -> Launch:
+        """Starts all processes but the absent ones, in the folder of the run."""
+        environment = os.environ | {
+            "FAULT": fault,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT / "tools"),
+            "PYTHONUNBUFFERED": "1",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1 "
+            "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        }
+        port, processes, outputs = free_port(), [], []
+        for process in range(self.num_processes):
+            if process in absent:
+                continue
+            output = self.workspace / f"{self.folder.name}.{len(self.launches)}.{process}.txt"
+            cluster = (
+                f"--coordinator_address=127.0.0.1:{port}",
+                f"--num_processes={self.num_processes}",
+                f"--process_id={process}",
+                f"--heartbeat_timeout={HEARTBEAT_SECONDS}",
+                f"--initialization_timeout={timeout}",
+            )
+            command = [
+                *(sys.executable, "-m", "mm1_jax.launch"),
+                *("--module=small_run", "--config=small_run", f"--output_dir={self.folder}"),
+                f"--compilation_cache={self.workspace / f'programs_{self.num_processes}'}",
+                *(cluster if self.num_processes > 1 else ("--num_processes=1",)),
+                *overrides,
+            ]
+            with output.open("w") as file:
+                processes.append(
+                    subprocess.Popen(
+                        command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+                    )
+                )
+            outputs.append(output)
+        self.launches.append(Launch(processes, outputs))
+        return self.launches[-1]
+
+    def finish(self, *overrides: str) -> None:
+        """Launches until the run is done; a launch may fail no more."""
+        codes = self.launch(*overrides).wait(180)
+        if any(codes):
+            raise Broken(f"exit codes {codes} of a launch without any fault:\n{self.text[-3000:]}")
+
+    def steps_logged(self) -> int:
+        path = self.folder / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def is_saving(self) -> bool:
+        return any(self.folder.glob("checkpoints/*orbax-checkpoint-tmp*"))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(launch.text for launch in self.launches)
+
+    def some_process(self) -> int:
+        return self.rng.randrange(self.num_processes)
+
+    def result(self) -> dict:
+        """Losses of all steps, and digests of the final parameters."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        report = json.loads((self.folder / "report.json").read_text())
+        return {
+            "steps": [(each["step"], each["loss"], each["grad_norm"]) for each in records],
+            "digests": {k: v for k, v in report.items() if k.startswith("digest")},
+        }
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def kill_at_a_step(bench: Bench) -> str:
+    """SIGKILL of one process after some step."""
+    step, victim = bench.rng.randrange(1, 11), bench.some_process()
+    launch = bench.launch()
+    launch.until(lambda: bench.steps_logged() >= step, f"step {step}")
+    launch.processes[victim].kill()
+    _all_end(launch)
+    bench.finish()
+    return f"process {victim} after step {step}"
+
+
+def kill_while_saving(bench: Bench) -> str:
+    """SIGKILL of one process while a checkpoint is being written."""
+    victim = bench.some_process()
+    launch = bench.launch()
+    launch.until(bench.is_saving, "a checkpoint being written")
+    time.sleep(bench.rng.uniform(0, 0.1))
+    launch.processes[victim].kill()
+    _all_end(launch)
+    bench.finish()
+    return f"process {victim}"
+
+
+def kill_at_start(bench: Bench) -> str:
+    """SIGKILL of one process while it starts: imports, rendezvous, reading, compiling."""
+    seconds, victim = bench.rng.uniform(0.2, 8), bench.some_process()
+    launch = bench.launch(timeout=20)
+    time.sleep(seconds)
+    launch.processes[victim].kill()
+    _all_end(launch)
+    bench.finish()
+    return f"process {victim} after {seconds:.1f} s"
+
+
+def kill_while_restoring(bench: Bench) -> str:
+    """SIGKILL of one process while it starts from a checkpoint."""
+    _interrupted(bench)
+    detail = kill_at_start(bench)
+    return detail
+
+
+def terminate(bench: Bench) -> str:
+    """SIGTERM to one process: all save the same step and end with 143."""
+    step, victim = bench.rng.randrange(1, 9), bench.some_process()
+    launch = bench.launch()
+    launch.until(lambda: bench.steps_logged() >= step, f"step {step}")
+    launch.processes[victim].send_signal(signal.SIGTERM)
+    codes = launch.wait()
+    # It may come too late for a run of seconds.
+    if set(codes) not in ({STOPPED}, {0}):
+        raise Broken(f"exit codes {codes}: expected {STOPPED} of all\n{launch.text[-3000:]}")
+    bench.finish()
+    return f"process {victim} after step {step}, exit codes {codes}"
+
+
+def damage_a_file(bench: Bench) -> str:
+    """A flipped bit or a lost end in the newest checkpoint of a run that was killed."""
+    _interrupted(bench)
+    folders = [p for p in (bench.folder / "checkpoints").iterdir() if p.name.isdecimal()]
+    newest = max(folders, key=lambda path: int(path.name))
+    files = sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
+    # orbax writes these when all is over, and no state is in them.
+    late = ("_CHECKPOINT_METADATA", "commit_success.txt")
+    files = [path for path in files if path.name not in late]
+    chosen = bench.rng.choice(files)
+    data = bytearray(chosen.read_bytes())
+    place = bench.rng.randrange(len(data))
+    if bench.rng.random() < 0.5:
+        kind, data = "cut", data[:place]
+    else:
+        kind = "bit flipped"
+        data[place] ^= 1 << bench.rng.randrange(8)
+    chosen.write_bytes(data)
+    bench.finish()
+    _says(bench, rf"checkpoint of step {newest.name} is damaged")
+    return f"{chosen.relative_to(bench.folder)}, {kind} at byte {place}"
+
+
+def fill_the_disk(bench: Bench) -> str:
+    """Process 0 cannot write large files for some steps: saves fail, and training does not."""
+    first = bench.rng.randrange(3, 6)
+    codes = bench.launch(
+        "--config.trainer.checkpointer.timeout_seconds=10",
+        fault=f"full_disk:0:{first}:{first + 3}",
+    ).wait(240)
+    _says(bench, "could not be saved|is not in .*metrics")
+    if any(codes):
+        raise Broken(f"exit codes {codes}:\n{bench.text[-3000:]}")
+    return f"steps {first} to {first + 3}"
+
+
+def kill_a_data_worker(bench: Bench) -> str:
+    """SIGKILL of a process that reads for one process of the run."""
+    victim, step = bench.some_process(), bench.rng.randrange(1, 6)
+    launch = bench.launch("--config.input.num_workers=1")
+    launch.until(lambda: bench.steps_logged() >= step, f"step {step}")
+    workers = _children(launch.processes[victim].pid)
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    codes = launch.wait(180)
+    if any(codes):
+        bench.finish("--config.input.num_workers=1")
+    return f"{len(workers)} of process {victim} after step {step}, exit codes {codes}"
+
+
+def stall(bench: Bench) -> str:
+    """A process stops in the middle of a step: the watchdog says where, and ends it."""
+    victim, step = bench.some_process(), bench.rng.randrange(2, 11)
+    launch = bench.launch(
+        "--config.trainer.watchdog.hang_seconds=25",
+        "--config.trainer.watchdog.abort=true",
+        fault=f"stall:{victim}:{step}",
+    )
+    _all_end(launch)
+    _says(bench, rf"process {victim} of .* hangs: nothing has gone on")
+    bench.finish()
+    return f"process {victim} at step {step}"
+
+
+def not_a_number(bench: Bench) -> str:
+    """A batch that makes the loss NaN ends the run of all, and says so."""
+    victim, step = bench.some_process(), bench.rng.randrange(2, 11)
+    codes = bench.launch(fault=f"nan:{victim}:{step}").wait(180)
+    if set(codes) != {2}:
+        raise Broken(f"exit codes {codes}: expected 2 of all\n{bench.text[-3000:]}")
+    _says(bench, rf"step {step}: loss nan, gradient norm nan")
+    bench.finish()
+    return f"process {victim} at step {step}"
+
+
+def bad_data(bench: Bench) -> str:
+    """The input of one process fails: it says why, and the others end."""
+    victim, step = bench.some_process(), bench.rng.randrange(2, 11)
+    launch = bench.launch(fault=f"raise:{victim}:{step}")
+    _all_end(launch)
+    _says(bench, rf"error.*: a record of step {step} is at fault")
+    bench.finish()
+    return f"process {victim} at step {step}"
+
+
+def absent_process(bench: Bench) -> str:
+    """One process is never started: the others say which, and end."""
+    missing = bench.some_process()
+    codes = bench.launch(absent=[missing], timeout=5).wait()
+    expected = "cannot reach process 0" if missing == 0 else rf"process {missing} of .* not there"
+    if bench.num_processes > 1:
+        _says(bench, expected)
+        if set(codes) - {2}:
+            raise Broken(f"exit codes {codes}: expected 2")
+    bench.finish()
+    return f"process {missing}"
+
+
+FAULTS: tuple[Callable[[Bench], str], ...] = (
+    kill_at_a_step,
+    kill_while_saving,
+    terminate,
+    damage_a_file,
+    kill_at_start,
+    kill_while_restoring,
+    fill_the_disk,
+    kill_a_data_worker,
+    stall,
+    not_a_number,
+    bad_data,
+    absent_process,
+)
+
+
+def _interrupted(bench: Bench) -> None:
+    """A run that was killed when it had two checkpoints at least."""
+    launch = bench.launch()
+    launch.until(lambda: bench.steps_logged() >= 7, "step 7")
+    for each in launch.processes:
+        each.kill()
+    launch.wait()
+
+
+def _all_end(launch: Launch) -> None:
+    launch.wait()
+
+
+def _says(bench: Bench, pattern: str) -> None:
+    if re.search(pattern, bench.text) is None:
+        raise Broken(f"nothing says {pattern!r}:\n{bench.text[-4000:]}")
+
+
+def _children(process: int) -> list[int]:
+    path = Path(f"/proc/{process}/task/{process}/children")
+    return [int(number) for number in path.read_text().split()]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run."""
+
+    fault: str
+    num_processes: int
+    seed: int
+    detail: str
+    seconds: float
+    problem: str = ""
+
+
+def undisturbed(workspace: Path, num_processes: int) -> dict:
+    """The result of a run into which nothing was put."""
+    bench = Bench(workspace, num_processes, folder=workspace / f"undisturbed_{num_processes}")
+    if not (bench.folder / "report.json").exists():
+        bench.finish()
+    return bench.result()
+
+
+def inject(
+    fault: Callable[[Bench], str], workspace: Path, num_processes: int, seed: int
+) -> Outcome:
+    """Puts a fault into a run, and compares its end with that of an undisturbed one."""
+    expected = undisturbed(workspace, num_processes)
+    name = f"{fault.__name__}_{num_processes}_{seed}"
+    bench = Bench(workspace, num_processes, random.Random(name), workspace / name)
+    shutil.rmtree(bench.folder, ignore_errors=True)
+    start, detail, problem = time.monotonic(), "", ""
+    try:
+        detail = fault(bench)
+        result = bench.result()
+        # A record that did not fit onto the disk is not in the log; its step was made.
+        steps = set(map(tuple, result["steps"]))
+        whole = steps == set(map(tuple, expected["steps"])) or fault is fill_the_disk
+        if not whole or not steps <= set(map(tuple, expected["steps"])):
+            raise Broken("the losses differ from those of an undisturbed run")
+        if result["digests"] != expected["digests"]:
+            raise Broken("the parameters differ from those of an undisturbed run")
+    except Broken as error:
+        problem = str(error)
+    finally:
+        for launch in bench.launches:
+            launch.end()
+    return Outcome(fault.__name__, num_processes, seed, detail, time.monotonic() - start, problem)
+
+
+def render(outcomes: Sequence[Outcome]) -> str:
+    """A table for people: a line for each kind of fault and number of processes."""
+    lines = [
+        "| fault | processes | runs | came through | seconds each | seeds |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    kinds = sorted({(o.fault, o.num_processes) for o in outcomes})
+    for fault, num_processes in kinds:
+        own = [o for o in outcomes if (o.fault, o.num_processes) == (fault, num_processes)]
+        passed = sum(not each.problem for each in own)
+        seconds = sum(each.seconds for each in own) / len(own)
+        seeds = ", ".join(str(each.seed) for each in own)
+        what = next(f for f in FAULTS if f.__name__ == fault).__doc__ or ""
+        lines.append(
+            f"| {what.strip().rstrip('.')} | {num_processes} | {len(own)} | {passed} | "
+            f"{seconds:.0f} | {seeds} |"
+        )
+    return "\n".join(lines)
+
+
+def write_table(path: Path, table: str) -> None:
+    """Puts the table between the marks of a document, and leaves the rest of it."""
+    begin, end = _MARKERS
+    before, _, rest = path.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{path}: expected the lines {begin} and {end}, for the table to stand in")
+    path.write_text(f"{before}{begin}\n{table}\n{end}{after}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="tools/inject_faults.py", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--faults", type=int, default=len(FAULTS), help="how many runs, by turns")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round of all kinds")
+    parser.add_argument("--processes", default="2,4", help="of a run, by turns (2,4)")
+    parser.add_argument(
+        "--only",
+        metavar="NAMES",
+        help=f"of these alone, with commas between: {', '.join(f.__name__ for f in FAULTS)}",
+    )
+    parser.add_argument("--output", type=Path, help="a document that holds the table")
+    options = parser.parse_args(argv)
+    names = [f.__name__ for f in FAULTS]
+    wanted = names if options.only is None else options.only.split(",")
+    if unknown := sorted(set(wanted) - set(names)):
+        parser.error(f"--only: there are no faults {unknown}")
+    chosen = [f for f in FAULTS if f.__name__ in wanted]
+    counts = [int(text) for text in options.processes.split(",")]
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(options.faults):
+            fault = chosen[number % len(chosen)]
+            turn = number // len(chosen)
+            num_processes = counts[turn % len(counts)]
+            outcome = inject(fault, Path(folder), num_processes, options.seed + turn)
+            outcomes.append(outcome)
+            verdict = f"FAILED: {outcome.problem}" if outcome.problem else "ok"
+            print(
+                f"[{number + 1}/{options.faults}] {outcome.fault}, {num_processes} processes, seed "
+                f"{outcome.seed}: {outcome.detail}, {outcome.seconds:.0f} s: {verdict}",
+                flush=True,
+            )
+    table = render(outcomes)
+    print(table)
+    if options.output is not None:
+        write_table(options.output, table)
+    return 1 if any(outcome.problem for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""A run that is over in seconds, for faults to be put into: `tools/inject_faults.py` launches it.
+
+    python -m mm1_jax.launch --module=small_run --config=small_run   (with tools/ in PYTHONPATH)
+
+All of it is what a real run has, the input, its packing and its workers, the trainer, checkpoints
+and evaluation, but for the model: two matrices, so that it compiles in a second. Its evaluation is
+a digest of the parameters, in which any other bit shows.
+
+The environment variable FAULT puts a fault into it, `kind:process:step`:
+
+    nan         the pictures of a step become such that the loss is not a number
+    stall       the process stops in the middle of a step, without ending
+    raise       its input fails
+    full_disk   it can write no more than 16 kB to a file, up to `kind:process:step:last`
+    no_images   the process has no picture in any row of its own
+"""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+# tensorboardX imports it where it is installed, which takes longer than the run.
+sys.modules["torch"] = None  # type: ignore[assignment]
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mm1_jax import distributed
+from mm1_jax.batch import Batch, Document, Image, Record, Text
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.input import Input
+from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.sources import Source
+from mm1_jax.layers.module import Module, param
+from mm1_jax.train.trainer import Trainer
+
+_WORDS = ["a", "red", "circle", "left", "of", "two", "small", "blue", "squares"]
+_IMAGE_SIZE = 8
+
+
+class DrawnSource(Source):
+    """A few words after a picture or none, drawn from the number of the record."""
+
+    @config_class
+    class Config(Source.Config):
+        num_records: int = 64
+
+    def __init__(self, cfg: Config, *, split: str):
+        super().__init__(cfg, split=split)
+        self._num_records = cfg.num_records
+
+    def __len__(self) -> int:
+        return self._num_records
+
+    def __getitem__(self, index: int) -> Record:
+        rng = np.random.default_rng(index)
+        words = [_WORDS[i] for i in rng.integers(0, len(_WORDS), rng.integers(2, 10))]
+        pixels = rng.integers(0, 256, (_IMAGE_SIZE, _IMAGE_SIZE, 3), np.uint8)
+        return {"text": " ".join(words), "images": [pixels] if index % 2 else []}
+
+
+def drawn_document(record: Record) -> Document:
+    return Document((*(Image(pixels) for pixels in record["images"]), Text(record["text"])))
+
+
+class Bigrams(Module):
+    """Predicts from the last token and the mean pixel of the row."""
+
+    @config_class
+    class Config(Module.Config):
+        vocab_size: int = 512
+        model_dim: int = 8
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        normal = jax.nn.initializers.normal(0.1)
+        shape = (cfg.vocab_size, cfg.model_dim)
+        self.embedding = param(rngs, shape, ("vocab", "embed"), normal)
+        self.head = param(rngs, shape[::-1], ("embed", "mlp"), normal)
+
+    def __call__(self, batch: Batch, *, dropless: bool = False) -> Any:
+        has_image = (batch.image_index >= 0)[:, :, None, None, None]
+        images = batch.images.astype(jnp.float32)[batch.image_index % len(batch.images)] / 255
+        brightness = jnp.mean(jnp.where(has_image, images, 0), axis=(1, 2, 3, 4))
+        # No picture is all white; one that is stands for a step that goes wrong.
+        bad = jnp.any(jnp.all(images == 1, axis=(2, 3, 4)) & has_image[:, :, 0, 0, 0], axis=1)
+        brightness = jnp.where(bad, jnp.nan, brightness)[:, None, None]
+        return SimpleNamespace(hidden=self.embedding[...][batch.tokens] + brightness, router=None)
+
+    def output_layer(self) -> Any:
+        return self
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
+        return hidden @ self.head[...]
+
+
+class Digest(Configurable):
+    """An evaluator whose numbers are digests of the parameters, exact in float64."""
+
+    @config_class
+    class Config(Configurable.Config):
+        n: int = 4
+
+    def due(self, step: int, max_steps: int) -> bool:
+        return step >= max_steps or (step > 0 and step % self._config.n == 0)
+
+    def run(self, model: Bigrams) -> Any:
+        digests = _digests(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        metrics = {f"digest/0/{name}": float(value) for name, value in digests.items()}
+        return SimpleNamespace(metrics=metrics, samples=[])
+
+
+@jax.jit
+def _digests(params: Any) -> Any:
+    def digest(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape) * 2 + 1
+        return jnp.sum(bits * places, dtype=jnp.uint32)
+
+    return {name: digest(x) for name, x in params.items()}
+
+
+class FaultyInput:
+    """An input whose iterators do what FAULT says."""
+
+    def __init__(self, input: Input, fault: str):
+        self._input = input
+        self._fault = fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._input, name)
+
+    def iterator(self, *args: Any) -> Any:
+        return _FaultyIterator(self._input.iterator(*args), self._fault)
+
+
+class _FaultyIterator:
+    def __init__(self, iterator: Any, fault: str):
+        self._iterator = iterator
+        self._kind, _, where = fault.partition(":")
+        process, *steps = (int(number) for number in where.split(":") if number)
+        self._is_mine = process == distributed.process_index()
+        self._steps = range(steps[0], steps[-1] + 1) if steps else range(1 << 30)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        step = self._iterator.step
+        is_due = self._is_mine and step in self._steps
+        if self._kind == "full_disk" and self._is_mine:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            limit = 1 << 14 if is_due else hard
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        if not is_due:
+            return batch
+        if self._kind == "stall":
+            time.sleep(3600)
+        if self._kind == "raise":
+            raise ValueError(f"a record of step {step} is at fault")
+        if self._kind == "nan":
+            batch.images[:] = 255
+        if self._kind == "no_images":
+            batch.image_index[:] = -1
+            batch.images[:] = 0
+        return batch
+
+
+class SmallRun(Configurable):
+    """Input, trainer and evaluator, as `mm1_jax.experiment` puts them together."""
+
+    @config_class
+    class Config(Configurable.Config):
+        model: Bigrams.Config = Bigrams.default_config()
+        input: Input.Config = Input.default_config()
+        trainer: Trainer.Config = Trainer.default_config()
+
+    @staticmethod
+    def resolve(cfg: Any) -> Any:
+        cfg = cfg.clone()
+        cfg.trainer.optimizer.decay_steps = cfg.trainer.max_steps
+        vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
+        cfg.model.vocab_size = vocabulary.vocab_size
+        return cfg
+
+    def __init__(self, cfg: Config, *, output_dir: Path):
+        super().__init__(cfg)
+        cfg = self.resolve(cfg)
+        process = distributed.process_index()
+        input: Any = cfg.input.instantiate(
+            split="train", quarantine_path=output_dir / f"quarantine.{process}.jsonl"
+        )
+        fault = os.environ.get("FAULT")
+        self.trainer: Trainer = cfg.trainer.instantiate(
+            model=cfg.model,
+            input=FaultyInput(input, fault) if fault else input,
+            evaluators={"digest": Digest.default_config().instantiate()},
+            output_dir=output_dir,
+        )
+
+    def run(self) -> None:
+        self.trainer.run()
+
+
+def small_run() -> SmallRun.Config:
+    """Twelve steps of eight short rows."""
+    cfg = SmallRun.default_config()
+    corpus = Corpus.default_config().set(
+        name="drawn", source=DrawnSource.default_config(), to_document=drawn_document
+    )
+    cfg.input.set(
+        streams=[
+            Stream.default_config().set(name="drawn", corpora=[CorpusWeight().set(corpus=corpus)])
+        ],
+        batch_size=8,
+        max_sequence_length=48,
+        max_images=2,
+        num_image_tokens=4,
+        image_size=_IMAGE_SIZE,
+    )
+    cfg.trainer.max_steps = 12
+    cfg.trainer.optimizer.set(learning_rate=0.05, warmup_steps=2)
+    cfg.trainer.checkpointer.every_n_steps = 2
+    return cfg
+
+
+def named_configs() -> dict[str, Any]:
+    return {"small_run": small_run}
