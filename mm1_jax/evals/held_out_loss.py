@@ -12,7 +12,7 @@ from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import EvalResult, Evaluator
 from mm1_jax.models.cross_entropy import corpus_sums, token_losses
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import Placement, current_placement
+from mm1_jax.sharding import Placement, constrain, current_placement
 
 
 class HeldOutLoss(Evaluator):
@@ -70,4 +70,6 @@ def loss_sums(
     """Summed cross-entropy of the scored targets of each corpus, and their number; dropless."""
     logits_BTV = model.logits(model(batch, dropless=True).hidden)
     cross_entropy_BT, _ = token_losses(logits_BTV, batch.targets)
-    return corpus_sums(cross_entropy_BT, batch, num_corpora)
+    # Whole on every device, for every process to read.
+    total, weight = corpus_sums(cross_entropy_BT, batch, num_corpora)
+    return constrain(total, None), constrain(weight, None)
