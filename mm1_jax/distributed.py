@@ -134,6 +134,20 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
+def finish(status: int) -> None:
+    """Ends a process of several in order: after all others have come to their end, too.
+
+    Threads that still wait for a peer, at a save that was given up, are not waited for.
+    """
+    if process_count() == 1:
+        return
+    jax.distributed.shutdown()
+    logging.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def post(key: str, value: Any) -> None:
     """Writes a key that only the first to write it sets."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):

@@ -235,8 +235,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         _leave(cluster, 1)
+    except SystemExit as error:
+        _leave(cluster, error.code, in_order=True)
+        raise
     if cluster is None or cluster.process_id == 0:
         print(f"Outputs: {folder.path}", flush=True)
+    _leave(cluster, 0, in_order=True)
     return 0
 
 
@@ -270,11 +274,17 @@ def _run(
         experiment.run()
 
 
-def _leave(cluster: Cluster | None, status: int) -> None:
+def _leave(cluster: Cluster | None, status: Any, *, in_order: bool = False) -> None:
+    """Ends a process of several; `in_order` where all of them end alike."""
     # Where jax is not there yet, no peer waits for this process in a way that it cannot see.
     distributed = sys.modules.get("mm1_jax.distributed")
-    if cluster is not None and distributed is not None:
-        distributed.leave(status)
+    if cluster is None or distributed is None:
+        return
+    code = status if isinstance(status, int) else 1
+    if in_order:
+        distributed.finish(code)
+    else:
+        distributed.leave(code)
 
 
 def _keep_programs(folder: str) -> None:

@@ -144,6 +144,7 @@ class FakePart(Configurable):
     @config_class
     class Config(Configurable.Config):
         name: Required[str] = REQUIRED
+        max_sequence_length: int = 32  # Of an input.
 
     def __init__(self, cfg: Config, **runtime):
         super().__init__(cfg)

@@ -20,7 +20,7 @@ ALLOWED = {
     "layers": {"config", "sharding"},
     "models": {"config", "batch", "sharding", "layers"},
     "generate": {"config", "batch", "sharding", "layers", "models"},
-    "evals": {"config", "batch", "sharding", "data", "models", "generate"},
+    "evals": {"config", "files", "batch", "sharding", "data", "models", "generate"},
     # Which processes there are, before any of them has jax; and what they tell each other.
     "cluster": set(),
     "rendezvous": {"cluster"},

@@ -1,21 +1,34 @@
-"""Scores what a model answered to benchmarks, as their official code does.
+"""Asks a trained model benchmarks, or scores what any model answered, as official code does.
 
+python tools/evaluate.py --checkpoint=runs/mm1_tiny --benchmarks=digits_vqa --json=scores.json
 python tools/evaluate.py --score_only --benchmarks=pope --predictions=FILE --json=scores.json
 """
 
 import argparse
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 USER_ERROR = 2
+STOPPED = 130
 ALL = "all"
+# Benchmarks that stand for several: MM1's tables 3 and 4, and those that need no files.
+GROUPS = ("pretraining", "chat", "embedded")
 
 EPILOG = """\
-predictions and annotations:
+with --checkpoint:
+  Prompts, exemplars, stop strings and metrics are the paper's; --list has the files that each
+  benchmark is read from, and docs/evaluation.md the protocol. Any field of a benchmark is set by
+  --set=NAME.FIELD=VALUE. Answers are kept as they come: a stopped command, given again, goes on.
+  In --output are the answers, files of predictions, report.md and scores.json, whose keys are
+  NAME/SHOTS/METRIC.
+
+predictions and annotations, with --score_only:
   A path is a file, or a folder: then the files of it that are in the layout of the benchmark, or of
   its subfolder called NAME where there is one. For several benchmarks give one folder with such
   subfolders, or the flag once for each, as NAME=PATH. --list shows the layouts.
@@ -28,6 +41,11 @@ scores:
 
 examples:
   python tools/evaluate.py --list
+  python tools/evaluate.py --checkpoint=runs/mm1_tiny --benchmarks=embedded --shots=0,4 --limit=100
+  python tools/evaluate.py --checkpoint=runs/mm1_3b --benchmarks=pretraining --shots=0,4,8,16 \\
+      --benchmarks_dir=benchmarks --json=scores.json
+  python tools/evaluate.py --checkpoint=runs/mm1_3b --benchmarks=vqav2 \\
+      --set=vqav2.corpus.source.query_split=test-dev2015
   python tools/evaluate.py --score_only --benchmarks=pope --predictions=pope/adversarial.jsonl
   python tools/evaluate.py --score_only --benchmarks=mme --predictions=mme --json=scores.json
   python tools/evaluate.py --score_only --benchmarks=pope,textvqa --predictions=answers
@@ -40,6 +58,7 @@ examples:
 
 exit codes:
   0    scored
+  130  stopped by Ctrl-C; the same command goes on
   2    the command or a file must be changed; the message says how
 """
 
@@ -47,7 +66,7 @@ exit codes:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/evaluate.py",
-        description="Scores what a model answered to benchmarks, as their official code does.",
+        description="Asks a trained model benchmarks, or scores what any model answered.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,7 +80,41 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--benchmarks",
         default="",
         metavar="NAME[,NAME]",
-        help=f"names of --list; {ALL}: those that have a subfolder in --predictions",
+        help=f"names of --list; with --checkpoint {', '.join(GROUPS)} too; with --score_only "
+        f"{ALL}: those that have a subfolder in --predictions",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FOLDER", help="a run's output folder, to be asked"
+    )
+    parser.add_argument("--step", type=int, help="which of its checkpoints; default: the newest")
+    parser.add_argument(
+        "--shots",
+        metavar="K[,K]",
+        help="numbers of exemplars; default: 0,4,8, and 0 for chat benchmarks",
+    )
+    parser.add_argument(
+        "--benchmarks_dir",
+        type=Path,
+        default=Path("benchmarks"),
+        metavar="DIR",
+        help="the folder with a folder of each benchmark; default: %(default)s",
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="ask a random N of the records, always the same"
+    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="prompts at once")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME.FIELD=VALUE",
+        help="a field of a benchmark; may be given several times",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="for answers and report; default: evaluation/STEP in the run's folder",
     )
     parser.add_argument(
         "--predictions",
@@ -87,8 +140,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(arguments)
     if flags.list:
         return flags
-    if not flags.score_only:
-        parser.error("--score_only: needed, as files of predictions are what can be evaluated")
+    if flags.score_only == (flags.checkpoint is not None):
+        parser.error(
+            "give --checkpoint=FOLDER to ask a model, or --score_only to score files of predictions"
+        )
+    if flags.checkpoint is not None:
+        if not flags.benchmarks:
+            parser.error("--benchmarks: needed here; --help has examples")
+        for name in ("limit", "batch_size"):
+            if (value := getattr(flags, name)) is not None and value < 1:
+                parser.error(f"--{name}={value}: must be at least 1")
+        return flags
     if missing := [
         f"--{name}" for name in ("benchmarks", "predictions") if not getattr(flags, name)
     ]:
@@ -98,17 +160,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def describe() -> str:
     """The benchmarks and the layouts of their files, for people to read."""
+    from mm1_jax.evals.benchmarks.registry import BENCHMARKS
     from mm1_jax.evals.predictions.registry import SCORERS
 
+    asked = ["asked of a model, with --checkpoint", ""]
+    for name, benchmark in BENCHMARKS.items():
+        module = sys.modules[benchmark.__module__]
+        asked += [
+            f"{name}: {line}" if i == 0 else f"  {line}"
+            for i, line in enumerate((module.__doc__ or "").strip().splitlines())
+        ]
     names_of: dict[str, list[str]] = {}
     for name, scorer in SCORERS.items():
         lines = [f"  predictions  {scorer.layout}"]
         if scorer.annotations:
             lines.append(f"  annotations  {scorer.annotations}")
         names_of.setdefault("\n".join(lines), []).append(name)
-    return "\n".join(
-        f"{', '.join(names)}\n{description}" for description, names in names_of.items()
-    )
+    scored = [f"{', '.join(names)}\n{description}" for description, names in names_of.items()]
+    return "\n".join([*asked, "", "scored from files, with --score_only", "", *scored])
 
 
 def by_benchmark(paths: Sequence[str], names: Sequence[str], flag: str) -> dict[str, Path]:
@@ -217,6 +286,151 @@ def score_predictions(flags: argparse.Namespace) -> tuple[dict[str, Any], list[s
     return scores, notes
 
 
+def chosen(flags: argparse.Namespace, experiment: Any) -> dict[str, Any]:
+    """The configs of the benchmarks to ask. Raises ValueError where a flag cannot be."""
+    from mm1_jax.config import close_names
+    from mm1_jax.evals.benchmarks.base import Benchmark
+    from mm1_jax.evals.benchmarks.registry import BENCHMARKS, CHAT, EMBEDDED, PRETRAINING
+    from mm1_jax.overrides import apply_overrides
+
+    groups = dict(zip(GROUPS, (PRETRAINING, CHAT, EMBEDDED), strict=True))
+    # As the run itself evaluates them.
+    own = {cfg.name: cfg for cfg in experiment.evals.values() if issubclass(cfg.klass, Benchmark)}
+    known = {name: cls.default_config() for name, cls in BENCHMARKS.items()} | own
+    names = [
+        name for word in flags.benchmarks.split(",") if word for name in groups.get(word, (word,))
+    ]
+    if not names:
+        raise ValueError(f"--benchmarks={flags.benchmarks}: no name; known: {', '.join(known)}")
+    configs = {}
+    for name in dict.fromkeys(names):
+        if name not in known:
+            close = close_names(name, [*known, *groups])
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+            raise ValueError(f"--benchmarks={flags.benchmarks}: there is no {name!r}; {hint}")
+        cfg = known[name].clone(blank_shots=())
+        if "data_dir" in cfg.corpus.source and cfg.corpus.source.data_dir is None:
+            cfg.corpus.source.data_dir = str(flags.benchmarks_dir)
+        if flags.shots is not None:
+            cfg.shots = shots(flags.shots)
+        if flags.limit is not None:
+            cfg.set(num_examples=flags.limit, num_few_shot_examples=flags.limit)
+        if flags.batch_size is not None:
+            cfg.batch_size = flags.batch_size
+        configs[name] = cfg
+    for given in flags.set:
+        path, equals, value = given.partition("=")
+        name, _, field = path.partition(".")
+        if not equals or name not in configs or not field:
+            raise ValueError(
+                f"--set={given}: expected NAME.FIELD=VALUE, NAME one of {', '.join(configs)}"
+            )
+        configs[name] = apply_overrides(configs[name], {field: value}, types_from=configs[name])
+    return configs
+
+
+def shots(text: str) -> tuple[int, ...]:
+    """`shots("0,4") == (0, 4)`"""
+    numbers = [word.strip() for word in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"--shots={text}: expected numbers of exemplars, such as 0,4,8")
+    return tuple(dict.fromkeys(map(int, numbers)))
+
+
+class Lines:
+    """A bar for files: a line now and then."""
+
+    EVERY_SECONDS = 30.0
+
+    def __init__(self, name: str, total: int, done: int):
+        self._name, self._total, self._done = name, total, done
+        self._first, self._start = done, time.monotonic()
+        self._last = self._start
+
+    def update(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last >= self.EVERY_SECONDS:
+            self._last = now
+            pace = (now - self._start) / (self._done - self._first)
+            left = pace * (self._total - self._done)
+            print(f"{self._name}: {self._done}/{self._total}, {left:.0f} s remain", file=sys.stderr)
+
+    def close(self) -> None:
+        if self._done > self._first:
+            seconds = time.monotonic() - self._start
+            number = self._done - self._first
+            print(f"{self._name}: {number} answers in {seconds:.1f} s", file=sys.stderr)
+
+
+def bar(name: str, total: int, done: int) -> Any:
+    """Of tqdm on a terminal, else lines."""
+    if not sys.stderr.isatty():
+        return Lines(name, total, done)
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=done, desc=name, unit="task", dynamic_ncols=True)
+
+
+def ask(flags: argparse.Namespace) -> dict[str, float]:
+    """Asks the model of a run; all scores by key. Raises ValueError on what can be mended."""
+    import hashlib
+
+    from mm1_jax.evals.benchmarks.registry import CHAT, PRETRAINING
+    from mm1_jax.evals.evaluation import averages, evaluate
+    from mm1_jax.evals.evaluator import PromptInput
+    from mm1_jax.evals.report import markdown
+    from mm1_jax.files import write_whole
+    from mm1_jax.run_folder import load_experiment
+    from mm1_jax.trained_model import load_model
+
+    folder = flags.checkpoint
+    if not folder.is_dir():
+        raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
+    cfg = load_experiment(folder)
+    prompt_input = PromptInput.of(cfg.input)
+    # All are built before anything is asked, so that mistakes come out at once.
+    benchmarks = {
+        name: config.instantiate(input=prompt_input) for name, config in chosen(flags, cfg).items()
+    }
+    for benchmark in benchmarks.values():
+        for number in benchmark.config.shots:
+            benchmark.check(benchmark.tasks(number))
+    model, step = load_model(folder, cfg, flags.step)
+    identity = {
+        "step": step,
+        "model": hashlib.sha256(cfg.model.debug_string().encode()).hexdigest(),
+    }
+    manifest = folder / "checkpoints" / str(step) / "manifest.json"
+    if manifest.exists():
+        # Its checksums tell the parameters from those of another training.
+        identity["parameters"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    output = flags.output or folder / "evaluation" / str(step)
+    output.mkdir(parents=True, exist_ok=True)
+    scores, protocol = [], {}
+    for name, benchmark in benchmarks.items():
+        protocol[name] = benchmark.describe()
+        for number in benchmark.config.shots:
+            scores.append(
+                evaluate(benchmark, model, number, folder=output, identity=identity, make_bar=bar)
+            )
+            # After each, so that what there is can be looked at.
+            report = markdown(
+                scores,
+                title=f"{folder.resolve().name}, step {step}",
+                pretraining=list(PRETRAINING),
+                chat=list(CHAT),
+                protocol=protocol,
+            )
+            write_whole(output / "report.md", report)
+            values = {key: x for one in scores for key, x in one.named().items()}
+            values |= averages(scores, list(PRETRAINING))
+            write_whole(output / "scores.json", json.dumps(values, indent=1) + "\n")
+    print(report)
+    print(f"{output / 'report.md'}", file=sys.stderr)
+    return values
+
+
 def table(scores: Mapping[str, Any], indent: str = "") -> list[str]:
     """Lines of names and numbers, groups indented."""
     lines = []
@@ -235,7 +449,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags.list:
             print(describe())
             return 0
-        scores, notes = score_predictions(flags)
+        if flags.checkpoint is not None:
+            # As `python -m` has it: the run's module may be one of the folder that it was launched
+            # from.
+            sys.path.insert(0, os.getcwd())
+            # orbax warns that a folder which is only read is only read.
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            scores, notes = ask(flags), []
+        else:
+            scores, notes = score_predictions(flags)
         if flags.json is not None:
             from mm1_jax.files import write_whole
 
@@ -243,6 +465,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    if flags.checkpoint is not None:
+        return 0
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print("\n".join(table(scores)))

@@ -93,6 +93,7 @@ def answer(flags: argparse.Namespace) -> str:
     from mm1_jax.data.rows import RowShape, assemble
     from mm1_jax.generate import bucket, generate
     from mm1_jax.run_folder import load_experiment
+    from mm1_jax.trained_model import load_model
 
     if flags.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens={flags.max_new_tokens} must be at least 1")
@@ -118,7 +119,7 @@ def answer(flags: argparse.Namespace) -> str:
         )
     shape = RowShape(bucket(length), max(1, len(example.images)), image_size)
     tokens = generate(
-        _model(folder, cfg, flags.step),
+        load_model(folder, cfg, flags.step)[0],
         assemble([example], image_transform, shape),
         max_new_tokens=flags.max_new_tokens,
         eos=tokenizer.eos,
@@ -157,29 +158,6 @@ def _prompt(flags: argparse.Namespace, cfg: Any, tokenizer: Any, image_transform
     return builder.prompt(
         Document(tuple(next(pictures) if part is None else Text(part) for part in reading_order))
     )
-
-
-def _model(folder: Path, cfg: Any, step: int | None) -> Any:
-    """The model with the parameters of a checkpoint, on the first device."""
-    import jax
-    from flax import nnx
-
-    from mm1_jax.train.train_state import abstract_model
-
-    graphdef, params = abstract_model(
-        lambda prng_key: cfg.model.instantiate(rngs=nnx.Rngs(params=prng_key))
-    )
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), nnx.to_pure_dict(params)
-    )
-    checkpointer = cfg.trainer.checkpointer.instantiate(
-        directory=folder / "checkpoints", read_only=True
-    )
-    try:
-        return nnx.merge(graphdef, checkpointer.restore_params(shapes, step=step))
-    finally:
-        checkpointer.close()
 
 
 def main() -> None:

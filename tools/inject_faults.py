@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HEARTBEAT_SECONDS = 6
+HEARTBEAT_SECONDS = 15
 # After a fault, within so many seconds all processes have to end: heartbeat, and a slow machine.
 END_SECONDS = 90
 MAX_LAUNCHES = 4
@@ -167,7 +167,7 @@ def free_port() -> int:
 def kill_at_a_step(bench: Bench) -> str:
     """SIGKILL of one process after some step."""
     step, victim = bench.rng.randrange(1, 11), bench.some_process()
-    launch = bench.launch()
+    launch = bench.launch(fault="slow:0")
     launch.until(lambda: bench.steps_logged() >= step, f"step {step}")
     launch.processes[victim].kill()
     _all_end(launch)
@@ -208,12 +208,11 @@ def kill_while_restoring(bench: Bench) -> str:
 def terminate(bench: Bench) -> str:
     """SIGTERM to one process: all save the same step and end with 143."""
     step, victim = bench.rng.randrange(1, 9), bench.some_process()
-    launch = bench.launch()
+    launch = bench.launch(fault="slow:0")
     launch.until(lambda: bench.steps_logged() >= step, f"step {step}")
     launch.processes[victim].send_signal(signal.SIGTERM)
     codes = launch.wait()
-    # It may come too late for a run of seconds.
-    if set(codes) not in ({STOPPED}, {0}):
+    if set(codes) != {STOPPED}:
         raise Broken(f"exit codes {codes}: expected {STOPPED} of all\n{launch.text[-3000:]}")
     bench.finish()
     return f"process {victim} after step {step}, exit codes {codes}"
@@ -246,7 +245,6 @@ def fill_the_disk(bench: Bench) -> str:
     """Process 0 cannot write large files for some steps: saves fail, and training does not."""
     first = bench.rng.randrange(3, 6)
     codes = bench.launch(
-        "--config.trainer.checkpointer.timeout_seconds=10",
         fault=f"full_disk:0:{first}:{first + 3}",
     ).wait(240)
     _says(bench, "could not be saved|is not in .*metrics")
@@ -258,15 +256,16 @@ def fill_the_disk(bench: Bench) -> str:
 def kill_a_data_worker(bench: Bench) -> str:
     """SIGKILL of a process that reads for one process of the run."""
     victim, step = bench.some_process(), bench.rng.randrange(1, 6)
-    launch = bench.launch("--config.input.num_workers=1")
+    launch = bench.launch("--config.input.num_workers=1", fault="slow:0")
     launch.until(lambda: bench.steps_logged() >= step, f"step {step}")
     workers = _children(launch.processes[victim].pid)
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
     codes = launch.wait(180)
-    if any(codes):
-        bench.finish("--config.input.num_workers=1")
+    if not workers or any(codes):
+        raise Broken(f"workers {workers}, exit codes {codes}:\n{bench.text[-3000:]}")
+    _says(bench, "data workers failed")
     return f"{len(workers)} of process {victim} after step {step}, exit codes {codes}"
 
 
@@ -353,8 +352,8 @@ def _says(bench: Bench, pattern: str) -> None:
 
 
 def _children(process: int) -> list[int]:
-    path = Path(f"/proc/{process}/task/{process}/children")
-    return [int(number) for number in path.read_text().split()]
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(number) for path in tasks for number in path.read_text().split()]
 
 
 @dataclass(frozen=True)

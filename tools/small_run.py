@@ -11,6 +11,7 @@ The environment variable FAULT puts a fault into it, `kind:process:step`:
     nan         the pictures of a step become such that the loss is not a number
     stall       the process stops in the middle of a step, without ending
     raise       its input fails
+    slow        every batch takes a while, so that something can be done to the run meanwhile
     full_disk   it can write no more than 16 kB to a file, up to `kind:process:step:last`
     no_images   the process has no picture in any row of its own
 """
@@ -163,6 +164,8 @@ class _FaultyIterator:
             return batch
         if self._kind == "stall":
             time.sleep(3600)
+        if self._kind == "slow":
+            time.sleep(0.2)
         if self._kind == "raise":
             raise ValueError(f"a record of step {step} is at fault")
         if self._kind == "nan":

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.images import ImageTransform
 from mm1_jax.data.input import Input
+from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.models.mm1 import MM1
 
 
@@ -39,6 +42,30 @@ class EvalResult:
     samples: list[Sample] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class PromptInput:
+    """What an Input has that prompts are made with; it needs none of the data of the training."""
+
+    tokenizer: Tokenizer
+    image_transform: ImageTransform | None
+    example_builder: ExampleBuilder
+
+    @classmethod
+    def of(cls, cfg: Input.Config) -> "PromptInput":
+        """From the resolved config of an input."""
+        tokenizer = cfg.tokenizer.instantiate()
+        transform = None
+        if cfg.max_images:
+            transform = cfg.image_transform.set(image_size=cfg.image_size).instantiate()
+        builder = ExampleBuilder(
+            tokenizer,
+            num_image_tokens=cfg.num_image_tokens,
+            max_sequence_length=cfg.max_sequence_length,
+            max_images=cfg.max_images,
+        )
+        return cls(tokenizer, transform, builder)
+
+
 class EveryNSteps(Configurable):
     """Every `n` steps and after the last one; `n=0`: only after the last one."""
 
@@ -69,7 +96,7 @@ class Evaluator(Configurable, abc.ABC):
         # When to run in the course of a training.
         run: EveryNSteps.Config = EveryNSteps.default_config()
 
-    def __init__(self, cfg: Config, *, input: Input):
+    def __init__(self, cfg: Config, *, input: Input | PromptInput):
         super().__init__(cfg)
         self._schedule = cfg.run.instantiate()
 

@@ -5,7 +5,8 @@ exemplars, and one more without its answer:
 
     (image, question, answer)  (image, question, answer)  (image, question)
 
-Being cut from training documents, prompts are tokenised exactly as these are.
+Being cut from training documents, prompts are tokenised exactly as these are, unless they are
+joined: then the words around an answer, and the answer, are one text, as the paper writes them.
 """
 
 import zlib
@@ -13,7 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mm1_jax.batch import Document, Text
+from mm1_jax.batch import Document, Image, Record, Text
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.corpora.conversations import conversation_document
+from mm1_jax.data.corpora.questions import question_prompt
 
 
 def exemplar_indices(
@@ -63,10 +67,97 @@ def without_answer(document: Document) -> Document:
     return Document(document.segments[:-1])
 
 
-def few_shot(exemplars: Sequence[Document], query: Document) -> Document:
-    """The exemplars with their answers, in order, then the query without."""
-    segments = [segment for exemplar in exemplars for segment in exemplar.segments]
-    return Document((*segments, *without_answer(query).segments))
+def few_shot(
+    exemplars: Sequence[Document],
+    query: Document,
+    *,
+    joiner: str | None = None,
+    separator: str = "",
+) -> Document:
+    """The exemplars with their answers, in order, then the query without.
+
+    Args:
+        joiner: What stands between the texts of a task, which become one; None: they stay apart,
+            and are tokenised apart.
+        separator: What follows an exemplar's answer, where texts are joined.
+    """
+    asked = without_answer(query)
+    if joiner is None:
+        segments = [segment for exemplar in exemplars for segment in exemplar.segments]
+        return Document((*segments, *asked.segments))
+    segments = []
+    for exemplar in exemplars:
+        *others, last = _joined(exemplar.segments, joiner)
+        assert isinstance(last, Text), "an exemplar ends with its answer"
+        segments += [*others, Text(last.text + separator)]
+    return Document((*segments, *_joined(asked.segments, joiner)))
+
+
+def _joined(segments: Sequence[Text | Image], joiner: str) -> list[Text | Image]:
+    """Runs of texts as one text each."""
+    joined: list[Text | Image] = []
+    for segment in segments:
+        last = joined[-1] if joined else None
+        if isinstance(segment, Text) and isinstance(last, Text):
+            joined[-1] = Text(last.text + joiner + segment.text)
+        else:
+            joined.append(segment)
+    return joined
+
+
+class CaptionTask(Configurable):
+    """`{image} A photo of`, and a caption: of `captions`, the first (MM1, appendix)."""
+
+    @config_class
+    class Config(Configurable.Config):
+        prompt: str = "A photo of"
+
+    def __call__(self, record: Record) -> Document:
+        images = tuple(Image(image) for image in record["images"])
+        prompt = (Text(self._config.prompt, scored=False),) if self._config.prompt else ()
+        # A split may be published without.
+        caption = record["captions"][0] if record["captions"] else ""
+        return Document((*images, *prompt, Text(caption)))
+
+
+class QuestionTask(Configurable):
+    """`{image} Question: {question} Short answer:`, and the answer (MM1, appendix)."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # With `{question}` where that stands.
+        prompt: str = question_prompt("{question}")
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        if "{question}" not in cfg.prompt:
+            raise ValueError(
+                f"to_document.prompt={cfg.prompt!r}: must have {{question}} where that stands"
+            )
+
+    def __call__(self, record: Record) -> Document:
+        images = tuple(Image(image) for image in record["images"])
+        prompt = self._config.prompt.replace("{question}", record["question"])
+        return Document((*images, Text(prompt, scored=False), Text(record["answer"])))
+
+
+class ChatTask(Configurable):
+    """A turn of a user, the question and how to answer it, in the words around training's turns.
+
+    `<image>` in a question is the place of a picture.
+    """
+
+    @config_class
+    class Config(Configurable.Config):
+        # What follows the question, as LLaVA and MM1 were fine-tuned with.
+        instruction: str = "Answer the question using a single word or phrase."
+
+    def __call__(self, record: Record) -> Document:
+        asked = "\n".join(filter(None, (record["question"], self._config.instruction)))
+        # Any answer, as that of a question without a label is blank, which training refuses.
+        turns = [{"role": "user", "text": asked}, {"role": "assistant", "text": "-"}]
+        segments = conversation_document({"images": record["images"], "turns": turns}).segments
+        return Document((*segments[:-1], Text(record["answer"])))
 
 
 def text_of(document: Document) -> str:

@@ -9,11 +9,12 @@ written is never taken for a checkpoint, and is removed at the next start. What 
 found by its checksums, and the newest whole checkpoint is used.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,19 @@ from mm1_jax.train.train_state import TrainState
 # Fields of a model's config that do not change what its parameters mean.
 _NOT_OF_THE_MODEL = ("dtype", "remat", "saved_names", "kernel", "image_group_rows")
 _MOST_LINES = 12
+
+
+# Between two looks at whether a save has failed in another process, and how long a process that
+# ends waits for its own part.
+_POLL_SECONDS = 0.2
+_CLOSING_SECONDS = 60.0
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written."""
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"step {step} could not be saved ({reason})")
 
 
 class Checkpointer(Configurable):
@@ -80,27 +94,12 @@ class Checkpointer(Configurable):
         self._directory = epath.Path(cfg.location or directory.absolute())
         self._model = model
         self._report = report
+        self._read_only = read_only
+        # The step that is being written, and how often a save has failed.
         self._saving: int | None = None
+        self._num_failures = 0
         self._best: dict[str, Any] = self._read_best()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if read_only else _Preserved(self._is_kept),
-                cleanup_tmp_directories=not read_only,
-                create=not read_only,
-                read_only=read_only,
-                async_options=ocp.AsyncOptions(
-                    timeout_secs=cfg.timeout_seconds,
-                    post_finalization_callback=self._write_manifest,
-                ),
-            ),
-            item_handlers={
-                # Restores any subtree, which the standard handler does not.
-                "state": ocp.PyTreeCheckpointHandler(),
-                "input": ocp.JsonCheckpointHandler(),
-                "model": ocp.JsonCheckpointHandler(),
-            },
-        )
+        self._manager = self._open()
 
     def due(self, step: int) -> bool:
         """Whether to save after `step` steps; False where that is done already."""
@@ -145,14 +144,22 @@ class Checkpointer(Configurable):
         }
         if self._model is not None:
             items["model"] = ocp.args.JsonSave({"config": self._model.splitlines()})
-        # Of the save before this one, which would otherwise fail this one, too.
-        with self._reported_failure(self._saving):
-            self._manager.wait_until_finished()
-        with self._reported_failure(step):
-            self._saving = step
+        try:
+            self._settle()
+        except SaveFailed as error:
+            self._report_failure(error)
+        self._saving = step
+        try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-            return True
-        return False
+        # Whatever it is, of orbax, TensorStore or the file system: the run has its state.
+        except Exception as error:
+            if distributed.process_count() > 1:
+                # The others have begun.
+                raise
+            self._give_up()
+            self._report_failure(SaveFailed(step, _first_line(error)))
+            return False
+        return True
 
     def note(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Takes the metrics of an evaluation; whether its state is the best and so to be saved."""
@@ -218,35 +225,110 @@ class Checkpointer(Configurable):
         return restored["state"]["params"]
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk; raises SaveFailed where it cannot be."""
+        self._settle()
 
     def close(self) -> None:
-        with self._reported_failure(self._saving):
-            self._manager.wait_until_finished()
+        if distributed.process_count() > 1:
+            # Others may have failed, and not finish what they write.
+            self._outcome(_CLOSING_SECONDS)
+            return
+        try:
+            self._settle()
+        except SaveFailed as error:
+            self._report_failure(error)
         self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        cfg, read_only = self._config, self._read_only
+        # Where a save has failed in some processes only, these and the others wait at different
+        # barriers of orbax; names that were not used yet bring them together again.
+        prefix = f"after_{self._num_failures}" if self._num_failures else None
+        return ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=None if read_only else _Preserved(self._is_kept),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=prefix
+                ),
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=cfg.timeout_seconds,
+                    post_finalization_callback=self._write_manifest,
+                ),
+            ),
+            item_handlers={
+                # Restores any subtree, which the standard handler does not.
+                "state": ocp.PyTreeCheckpointHandler(),
+                "input": ocp.JsonCheckpointHandler(),
+                "model": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def _settle(self) -> None:
+        """Ends the save before; raises SaveFailed in all processes where it failed in any."""
+        step = self._saving
+        if step is None:
+            return
+        reasons = distributed.exchange(self._outcome())
+        self._saving = None
+        failed = {process: reason for process, reason in enumerate(reasons) if reason}
+        if not failed:
+            return
+        process, reason = next(iter(failed.items()))
+        self._give_up()
+        raise SaveFailed(step, reason if len(reasons) == 1 else f"process {process}: {reason}")
+
+    def _outcome(self, patience: float = math.inf) -> str | None:
+        """Why this process could not write its part; None where it could, or another could not."""
+        reasons: list[str] = []
+
+        def wait() -> None:
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                logging.debug("Traceback of the save that failed:", exc_info=True)
+                reasons.append(_first_line(error))
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        is_alone = distributed.process_count() == 1
+        key, start = f"saves/{self._num_failures}/{self._saving}", time.monotonic()
+        while waiting.is_alive() and time.monotonic() - start < patience:
+            waiting.join(None if is_alone else _POLL_SECONDS)
+            if is_alone or self._saving is None:
+                continue
+            # What has failed here waits for the others, and what is written for those who failed.
+            try:
+                self._manager.check_for_errors()
+            except Exception as error:
+                reasons.append(_first_line(error))
+                distributed.post(key, True)
+                break
+            if distributed.look(key):
+                break
+        return reasons[0] if reasons else None
+
+    def _give_up(self) -> None:
+        """Forgets the save that failed, and removes what is there of it."""
+        self._saving = None
+        self._num_failures += 1
+        # Removes what is unfinished.
+        self._manager = self._open()
+
+    def _report_failure(self, error: "SaveFailed") -> None:
+        self._report(
+            f"error: {error}; training goes on, and the next save is in at most "
+            f"{self._every_n_steps} steps"
+        )
 
     def _nothing_there(self) -> str:
         return (
             f"no complete checkpoint in {self._manager.directory}; train the model first, "
             "or name the output folder of a run"
         )
-
-    @contextlib.contextmanager
-    def _reported_failure(self, step: int | None) -> Iterator[None]:
-        try:
-            yield
-        # Whatever it was, of orbax, TensorStore or the file system: the run has its state.
-        except Exception as error:
-            logging.debug("Traceback of the save that failed:", exc_info=True)
-            self._report(
-                f"error: step {step} could not be saved ({_first_line(error)}); training goes on, "
-                f"and the next save is in at most {self._every_n_steps} steps"
-            )
-            if distributed.is_first():
-                for rest in self._unfinished(step):
-                    rest.rmtree(missing_ok=True)
-            self._manager.reload()
 
     def _unfinished(self, step: int | None) -> list[epath.Path]:
         if not self._directory.exists():

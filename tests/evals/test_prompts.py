@@ -3,10 +3,13 @@ import pytest
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.corpora import digits, scenes
+from mm1_jax.data.corpora.conversations import conversation_document
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.evals.prompts import (
+    ChatTask,
+    QuestionTask,
     exemplar_indices,
     few_shot,
     reference,
@@ -101,3 +104,35 @@ def test_a_few_shot_prompt_has_the_pictures_and_answers_in_order():
 def test_a_document_without_an_answer_at_its_end_is_refused(document):
     with pytest.raises(ValueError, match="must end with a scored text"):
         without_answer(document)
+
+
+def test_joined_prompts_have_an_answer_in_the_text_before_it():
+    image = Image(np.zeros((1, 1, 3), np.uint8))
+
+    def task(question: str, answer: str) -> Document:
+        return Document((image, Text(question, scored=False), Text(answer)))
+
+    prompt = few_shot([task("p", "x"), task("q", "y")], task("r", "z"), joiner=" ", separator="\n")
+    texts = [getattr(segment, "text", None) for segment in prompt.segments]
+    assert texts == [None, "p x\n", None, "q y\n", None, "r"]
+
+
+def test_a_question_with_braces_is_not_a_format():
+    record = {"images": [], "question": "what is {0} + {x}?", "answer": "y"}
+    document = QuestionTask.default_config().instantiate()(record)
+    assert document.segments[0].text == "Question: what is {0} + {x}? Short answer:"
+    with pytest.raises(ValueError, match="must have {question}"):
+        QuestionTask.default_config().set(prompt="Question:").instantiate()
+
+
+def test_chat_tasks_are_what_training_makes_of_a_conversation():
+    image = np.zeros((1, 1, 3), np.uint8)
+    record = {"images": [image], "question": "is <image> red?", "answer": "yes"}
+    document = ChatTask.default_config().set(instruction="Be brief.").instantiate()(record)
+    turns = [
+        {"role": "user", "text": "is <image> red?\nBe brief."},
+        {"role": "assistant", "text": "yes"},
+    ]
+    assert document == conversation_document({"images": [image], "turns": turns})
+    blank = ChatTask.default_config().instantiate()(record | {"answer": ""})
+    assert reference(blank) == ""

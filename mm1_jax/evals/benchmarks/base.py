@@ -4,11 +4,10 @@ Answers are greedy, and end at eos or at a stop string. What is asked, and after
 a function of the config alone.
 """
 
-import abc
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,8 +20,10 @@ from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
-from mm1_jax.evals.evaluator import EvalResult, Evaluator, Sample
+from mm1_jax.evals.answer_log import Answer, AnswerLog
+from mm1_jax.evals.evaluator import EvalResult, Evaluator, PromptInput, Sample
 from mm1_jax.evals.metrics.answers import exact_match, truncate
+from mm1_jax.evals.metrics.bootstrap import column_means, intervals
 from mm1_jax.evals.prompts import (
     exemplar_indices,
     few_shot,
@@ -40,36 +41,71 @@ BLANK = 128
 
 @dataclass(frozen=True)
 class Task:
-    """A record that is asked, its document with the answer, and the exemplars before it."""
+    """A record that is asked, its document with the answer, and the exemplars before it.
+
+    Attributes:
+        prompt: What is put to the model.
+        key: Names the task among those of its benchmark.
+    """
 
     record: Record
     document: Document
     exemplars: tuple[Document, ...]
+    prompt: Document
+    key: str = ""
 
-    @property
-    def prompt(self) -> Document:
-        return few_shot(self.exemplars, self.document)
+
+class Tasks:
+    """Tasks that are made when they are asked for, since their pictures would fill the memory.
+
+    Attributes:
+        places: Of the records, among those that the benchmark could ask.
+    """
+
+    def __init__(self, make: Callable[[int], Task], places: Sequence[int]):
+        self._make, self.places = make, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Task:
+        return self._make(self.places[index])
+
+    def __iter__(self) -> Iterator[Task]:
+        return map(self._make, self.places)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model answered to a task."""
+    """What the model answered to a task, which is kept without its exemplars.
+
+    `correct` is None where there is no reference.
+    """
 
     task: Task
     answer: str
     reference: str
-    correct: bool
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdicts on all tasks with some shots, and the metrics under their own names."""
+
+    verdicts: list[Verdict]
+    metrics: dict[str, float]
 
 
 class Benchmark(Evaluator):
     """Asks the test split of a corpus, with exemplars from its train split or the others asked.
 
     A prompt may be longer than a row of training: rotary positions go on, and the model reads it.
-    Where prompts are, the metric `positions_beyond_training` says by how much; where pictures could
-    not be shown, `undecodable_images` says how many.
+    It may show more pictures, too. Where prompts are longer, the metric `positions_beyond_training`
+    says by how much; where pictures could not be shown, `undecodable_images` says how many.
 
-    A subclass says what to report (`score`), and where it differs from the default, which records
-    to ask (`indices`) and when an answer is right (`is_correct`).
+    A subclass says what to report, by values of each example (`columns`), and scores of their means
+    (`combine`); and where it differs from the default, which records to ask (`indices`), and when
+    an answer is right (`is_correct`, or `judge`).
     """
 
     @config_class
@@ -89,11 +125,16 @@ class Benchmark(Evaluator):
         max_new_tokens: int = 24
         # An answer ends before the first of these.
         stop_strings: tuple[str, ...] = ("\n",)
+        # Between the words around an answer and the answer, which are then one text; None: they
+        # are tokenised apart, as in training.
+        answer_joiner: str | None = None
+        # Behind the answer of an exemplar, where texts are joined.
+        exemplar_separator: str | None = None
         # Of the random choice of records and exemplars.
         seed: int = 0
         num_samples: int = 8
 
-    def __init__(self, cfg: Config, *, input: Input):
+    def __init__(self, cfg: Config, *, input: Input | PromptInput):
         super().__init__(cfg, input=input)
         for name in ("shots", "blank_shots"):
             if min(getattr(cfg, name), default=0) < 0:
@@ -120,33 +161,100 @@ class Benchmark(Evaluator):
         metrics: dict[str, float] = {}
         samples: list[Sample] = []
         for shots in cfg.shots:
-            verdicts, remarks = self._judge(model, shots)
-            metrics |= _named(cfg.name, shots, self.score(verdicts) | remarks)
-            samples = samples or self._samples(verdicts)
+            judgement = self.run_shots(model, shots)
+            metrics |= named(cfg.name, shots, judgement.metrics)
+            samples = samples or self._samples(judgement.verdicts)
         for shots in cfg.blank_shots:
-            verdicts, remarks = self._judge(model, shots, blank=True)
-            metrics |= _named(f"{cfg.name}_blank", shots, self.score(verdicts) | remarks)
+            judgement = self.run_shots(model, shots, blank=True)
+            metrics |= named(f"{cfg.name}_blank", shots, judgement.metrics)
         return EvalResult(metrics, samples)
 
-    def tasks(self, shots: int) -> list[Task]:
+    def run_shots(
+        self,
+        model: MM1,
+        shots: int,
+        *,
+        blank: bool = False,
+        log: AnswerLog | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> Judgement:
+        """Asks all tasks with so many exemplars.
+
+        Args:
+            blank: Every picture is blanked.
+            log: Has the answers that were given before, and gets the others as they come.
+            progress: Called at each answer that comes.
+        """
+        log = AnswerLog() if log is None else log
+        tasks = self.tasks(shots)
+        self.check(tasks)
+        shape, longest = self._shape(tasks)
+        asked = [i for i, place in enumerate(tasks.places) if log.get(self.key(place)) is None]
+        waiting: tuple[list[Task], list[tuple[str, ...]], object] | None = None
+        # A batch is made while the one before it is on the device.
+        for start in range(0, len(asked), self.config.batch_size):
+            part = [tasks[i] for i in asked[start : start + self.config.batch_size]]
+            batch, reasons = self._batch(part, shape, blank)
+            tokens = generate(
+                model,
+                batch,
+                max_new_tokens=self.config.max_new_tokens,
+                eos=self._tokenizer.eos,
+                pad=self._tokenizer.pad,
+                forbidden=self._tokenizer.not_text,
+            )
+            if waiting is not None:
+                self._take(*waiting, log, progress)
+            waiting = part, reasons, tokens
+        if waiting is not None:
+            self._take(*waiting, log, progress)
+        verdicts, bad_images = [], []
+        for place in tasks.places:
+            answer = log.get(self.key(place))
+            assert answer is not None, self.key(place)
+            bad_images += answer.undecodable
+            verdicts.append(self._verdict(self._task(0, place), answer.text))
+        remarks = self._remarks(shots, longest, bad_images)
+        return Judgement(verdicts, self.score(verdicts) | remarks)
+
+    def tasks(self, shots: int) -> Tasks:
         """What is put to the model; the same in every run and on every host."""
         cfg = self.config
         limit = cfg.num_few_shot_examples if shots else cfg.num_examples
-        tasks = []
-        for place in subset(len(self._query_indices), limit, seed=cfg.seed, benchmark=cfg.name):
-            query = self._query_indices[place]
-            drawn = exemplar_indices(
-                len(self._support_indices),
-                shots,
-                seed=cfg.seed,
-                benchmark=cfg.name,
-                query=query,
-                exclude=place if cfg.exemplar_split == "test" else None,
-            )
-            exemplars = [self._support.document(self._support_indices[i]) for i in drawn]
-            record = self._queries.source[query]
-            tasks.append(Task(record, self._queries.document(query), tuple(exemplars)))
-        return tasks
+        places = subset(self.num_records, limit, seed=cfg.seed, benchmark=cfg.name)
+        return Tasks(functools.partial(self._task, shots), places)
+
+    def key(self, place: int) -> str:
+        """Names a record among those that could be asked."""
+        query = self._query_indices[place]
+        return str(self._queries.source[query].get("id", query))
+
+    @property
+    def num_records(self) -> int:
+        """How many could be asked."""
+        return len(self._query_indices)
+
+    def fingerprint(self) -> str:
+        """What decides the documents that are asked, and those that exemplars are of."""
+        return f"{self._queries.fingerprint()} {self._support.fingerprint()}"
+
+    def describe(self) -> str:
+        """How it is asked, for people to read."""
+        cfg = self.config
+        prompt = text_of(self.tasks(0)[0].prompt)
+        parts = [
+            f"{self.num_records} records",
+            f"a prompt without exemplars: {prompt!r}",
+            f"exemplars at random for each task (seed {cfg.seed}) from "
+            f"{len(self._support_indices)} records",
+            f"greedy, at most {cfg.max_new_tokens} tokens, up to one of {list(cfg.stop_strings)}",
+        ]
+        if cfg.answer_joiner is not None:
+            parts.insert(3, f"exemplars end with {cfg.exemplar_separator!r}")
+        return "; ".join(parts)
+
+    def check(self, tasks: Tasks) -> None:
+        """Raises ValueError where tasks cannot be put; called before the model is."""
 
     def indices(self, corpus: Corpus) -> Sequence[int]:
         """Which records of a split belong to the benchmark."""
@@ -155,9 +263,31 @@ class Benchmark(Evaluator):
     def is_correct(self, answer: str, reference: str) -> bool:
         return exact_match(answer, reference)
 
-    @abc.abstractmethod
+    def judge(self, task: Task, answer: str) -> bool | None:
+        """Whether an answer is right; None where the task has no reference."""
+        return self.is_correct(answer, reference(task.document))
+
+    def columns(self, verdicts: Sequence[Verdict]) -> dict[str, np.ndarray]:
+        """Values of every example, whose means are reported; NaN where one has none."""
+        return {"accuracy": np.array([bool(verdict.correct) for verdict in verdicts], float)}
+
+    def combine(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Scores of the means of the columns, elementwise."""
+        return dict(means)
+
+    def unit(self, task: Task) -> str:
+        """What a task is drawn with when intervals are made."""
+        return task.key
+
     def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
         """The metrics, under their own names."""
+        scores = self.combine(column_means(self.columns(verdicts)))
+        return {name: float(x[0]) for name, x in scores.items() if not np.isnan(x[0])}
+
+    def intervals(self, verdicts: Sequence[Verdict]) -> dict[str, tuple[float, float]]:
+        """95% intervals of those metrics that are made of means."""
+        units = [self.unit(verdict.task) for verdict in verdicts]
+        return intervals(self.columns(verdicts), units, self.combine, seed=self.config.seed)
 
     @functools.cached_property
     def _query_indices(self) -> Sequence[int]:
@@ -181,37 +311,59 @@ class Benchmark(Evaluator):
             exclude=0 if cfg.exemplar_split == "test" else None,
         )
 
-    def _judge(
-        self, model: MM1, shots: int, *, blank: bool = False
-    ) -> tuple[list[Verdict], dict[str, float]]:
-        """Verdicts on all tasks, and what is remarkable about the prompts, as metrics."""
-        tasks = self.tasks(shots)
-        examples = self._examples(tasks)
-        bad_images: list[str] = []
-        # All are dispatched before the first is fetched, so that batches are made meanwhile.
-        generated = [
-            generate(
-                model,
-                batch,
-                max_new_tokens=self.config.max_new_tokens,
-                eos=self._tokenizer.eos,
-                pad=self._tokenizer.pad,
-                forbidden=self._tokenizer.not_text,
+    def _task(self, shots: int, place: int) -> Task:
+        cfg = self.config
+        query = self._query_indices[place]
+        drawn = exemplar_indices(
+            len(self._support_indices),
+            shots,
+            seed=cfg.seed,
+            benchmark=cfg.name,
+            query=query,
+            exclude=place if cfg.exemplar_split == "test" else None,
+        )
+        exemplars = [self._support.document(self._support_indices[i]) for i in drawn]
+        if any(not reference(exemplar).strip() for exemplar in exemplars):
+            raise ValueError(
+                f"{cfg.name}: an exemplar of task {self.key(place)!r} has no answer; take those of "
+                "a split that is published with answers"
             )
-            for batch in self._batches(examples, blank, bad_images)
-        ]
-        rows = np.concatenate([np.asarray(tokens) for tokens in generated])
-        verdicts = [
-            self._verdict(task, row) for task, row in zip(tasks, rows[: len(tasks)], strict=True)
-        ]
-        return verdicts, self._remarks(shots, examples, bad_images)
+        record, document = self._queries.source[query], self._queries.document(query)
+        prompt = few_shot(
+            exemplars,
+            document,
+            joiner=cfg.answer_joiner,
+            separator=cfg.exemplar_separator or "",
+        )
+        return Task(record, document, tuple(exemplars), prompt, self.key(place))
 
-    def _verdict(self, task: Task, tokens: np.ndarray) -> Verdict:
-        answer = truncate(self._tokenizer.decode(tokens.tolist()), self.config.stop_strings)
-        right = reference(task.document)
-        return Verdict(task, answer, right, self.is_correct(answer, right))
+    def _take(
+        self,
+        tasks: Sequence[Task],
+        reasons: Sequence[tuple[str, ...]],
+        tokens: object,
+        log: AnswerLog,
+        progress: Callable[[], None] | None,
+    ) -> None:
+        """Waits for the tokens of a batch, and logs them as answers."""
+        # The rows behind the tasks are padding.
+        rows = np.asarray(tokens)[: len(tasks)]
+        for task, row, bad in zip(tasks, rows, reasons, strict=True):
+            text = truncate(self._tokenizer.decode(row.tolist()), self.config.stop_strings)
+            log.add(
+                task.key,
+                Answer(text, bad),
+                prompt=text_of(without_answer(task.document)),
+                reference=reference(task.document),
+                correct=self.judge(task, text),
+            )
+            if progress is not None:
+                progress()
 
-    def _examples(self, tasks: Sequence[Task]) -> list[Example]:
+    def _verdict(self, task: Task, answer: str) -> Verdict:
+        return Verdict(task, answer, reference(task.document), self.judge(task, answer))
+
+    def _example(self, task: Task) -> Example:
         # A builder of its own: the limits of a row of training are not those of a prompt.
         builder = ExampleBuilder(
             self._tokenizer,
@@ -219,41 +371,45 @@ class Benchmark(Evaluator):
             max_sequence_length=sys.maxsize,
             max_images=sys.maxsize,
         )
-        return [builder.prompt(task.prompt) for task in tasks]
+        return builder.prompt(task.prompt)
 
-    def _batches(
-        self, examples: Sequence[Example], blank: bool, bad_images: list[str]
-    ) -> Iterator[Batch]:
-        """The prompts in order, all batches of one shape, so that one program serves them.
+    def _shape(self, tasks: Tasks) -> tuple[RowShape, int]:
+        """The one shape of all batches, so that one program serves them; the longest prompt."""
+        sizes = [
+            (len(example.tokens), len(example.images)) for example in map(self._example, tasks)
+        ]
+        longest = max(length for length, _ in sizes)
+        # The model has no form without a slot for an image.
+        num_images = max(1, *(number for _, number in sizes))
+        return RowShape(bucket(longest), num_images, self._image_transform.image_size), longest
 
-        Args:
-            bad_images: Takes the reasons of pictures that cannot be decoded; their slots are empty.
-        """
+    def _batch(
+        self, tasks: Sequence[Task], shape: RowShape, blank: bool
+    ) -> tuple[Batch, list[tuple[str, ...]]]:
+        """The prompts, and why pictures of each could not be decoded; their slots are empty."""
+        bad_images: dict[int, str] = {}
 
         def pixels(image: Image) -> np.ndarray | None:
             try:
                 return self._image_transform(image)
             except BadImage as error:
-                bad_images.append(str(error))
+                bad_images[id(image)] = str(error)
                 return None
 
-        num_rows = self.config.batch_size
-        shape = RowShape(
-            bucket(max(len(example.tokens) for example in examples)),
-            # The model has no form without a slot for an image.
-            max(1, *(len(example.images) for example in examples)),
-            self._image_transform.image_size,
-        )
-        for start in range(0, len(examples), num_rows):
-            batch = assemble(examples[start : start + num_rows], pixels, shape, num_rows=num_rows)
-            yield replace(batch, images=np.full_like(batch.images, BLANK)) if blank else batch
+        examples = [self._example(task) for task in tasks]
+        batch = assemble(examples, pixels, shape, num_rows=self.config.batch_size)
+        if blank:
+            batch = replace(batch, images=np.full_like(batch.images, BLANK))
+        reasons = [
+            tuple(bad_images[id(image)] for image in example.images if id(image) in bad_images)
+            for example in examples
+        ]
+        return batch, reasons
 
-    def _remarks(
-        self, shots: int, examples: Sequence[Example], bad_images: Sequence[str]
-    ) -> dict[str, float]:
+    def _remarks(self, shots: int, longest: int, bad_images: Sequence[str]) -> dict[str, float]:
         remarks = {}
         name, limit = f"{self.config.name} with {shots} shots", self._max_sequence_length
-        longest = max(len(example.tokens) for example in examples) + self.config.max_new_tokens
+        longest += self.config.max_new_tokens
         if longest > limit:
             logging.warning(
                 "%s: prompt and answer take up to %d positions, and the rows of training, "
@@ -301,5 +457,6 @@ class Benchmark(Evaluator):
         return np.concatenate(pixels, axis=1) if pixels else None
 
 
-def _named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float]:
+def named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics under the keys `name/shots/metric`."""
     return {f"{name}/{shots}/{key}": value for key, value in values.items()}

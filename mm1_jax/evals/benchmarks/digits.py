@@ -1,13 +1,14 @@
 """Held-out handwritten digits: which one is it, and the caption of the scan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from mm1_jax.config import config_class
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
-from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
-from mm1_jax.evals.metrics.answers import mean
+from mm1_jax.evals.benchmarks.base import Benchmark
 
 
 class DigitsVQA(Benchmark):
@@ -28,9 +29,6 @@ class DigitsVQA(Benchmark):
                 first.setdefault(record["images"][0].tobytes(), index)
         return sorted(first.values())
 
-    def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        return {"accuracy": mean([verdict.correct for verdict in verdicts])}
-
 
 class DigitsCaption(Benchmark):
     """`{image}`, to be followed by the caption word for word."""
@@ -40,5 +38,5 @@ class DigitsCaption(Benchmark):
         name: str = "digits_caption"
         corpus: Corpus.Config = digits.corpus(Kind.CAPTIONS)
 
-    def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        return {"exact_match": mean([verdict.correct for verdict in verdicts])}
+    def combine(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"exact_match": means["accuracy"]}

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mm1_jax.config import config_class
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
-from mm1_jax.evals.metrics.answers import mean
 
 _SHAPES = ("circle", "rectangle", "triangle")
 
@@ -21,13 +22,15 @@ class EasyVQA(Benchmark):
         stop_strings: tuple[str, ...] = ("\n", ".", ",", "Question")
         max_new_tokens: int = 8
 
-    def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
+    def columns(self, verdicts: Sequence[Verdict]) -> dict[str, np.ndarray]:
         """The accuracy, of all questions and of each kind of answer."""
-        by_kind: dict[str, list[bool]] = {"accuracy": []}
-        for verdict in verdicts:
-            by_kind["accuracy"].append(verdict.correct)
-            by_kind.setdefault(f"{_kind(verdict.reference)}_accuracy", []).append(verdict.correct)
-        return {name: mean(correct) for name, correct in sorted(by_kind.items())}
+        kinds = np.array([_kind(verdict.reference) for verdict in verdicts])
+        correct = np.array([bool(verdict.correct) for verdict in verdicts], float)
+        by_kind = {
+            f"{kind}_accuracy": np.where(kinds == kind, correct, np.nan)
+            for kind in sorted(set(kinds.tolist()))
+        }
+        return {"accuracy": correct} | by_kind
 
 
 def _kind(answer: str) -> str:

@@ -1,14 +1,16 @@
 """Held-out rendered scenes: questions of several kinds, and the caption."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from mm1_jax.config import config_class
 from mm1_jax.data.corpora import scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
-from mm1_jax.evals.metrics.answers import majority_count, mean
+from mm1_jax.evals.metrics.answers import normalise
 
 
 class ScenesVQA(Benchmark):
@@ -25,20 +27,18 @@ class ScenesVQA(Benchmark):
         stop_strings: tuple[str, ...] = ("\n", ".", ",", "Question")
         num_examples: int | None = 400
 
-    def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        families: dict[str, list[Verdict]] = defaultdict(list)
-        for verdict in verdicts:
-            families[verdict.task.record["kind"]].append(verdict)
-        majority = sum(
-            majority_count([v.reference for v in family]) for family in families.values()
-        )
-        metrics = {
-            "accuracy": mean([verdict.correct for verdict in verdicts]),
-            "majority_accuracy": majority / len(verdicts),
-        }
-        for kind, family in sorted(families.items()):
-            metrics[f"accuracy_{kind}"] = mean([verdict.correct for verdict in family])
-        return metrics
+    def columns(self, verdicts: Sequence[Verdict]) -> dict[str, np.ndarray]:
+        kinds = np.array([verdict.task.record["kind"] for verdict in verdicts])
+        correct = np.array([bool(verdict.correct) for verdict in verdicts], float)
+        references = np.array([normalise(verdict.reference) for verdict in verdicts])
+        majority = np.zeros(len(verdicts))
+        columns = {"accuracy": correct, "majority_accuracy": majority}
+        for kind in sorted(set(kinds.tolist())):
+            family = kinds == kind
+            most = Counter(references[family].tolist()).most_common(1)[0][0]
+            majority[family] = references[family] == most
+            columns[f"accuracy_{kind}"] = np.where(family, correct, np.nan)
+        return columns
 
 
 class ScenesCaption(Benchmark):
@@ -50,5 +50,5 @@ class ScenesCaption(Benchmark):
         corpus: Corpus.Config = scenes.corpus(Kind.CAPTIONS)
         num_examples: int | None = 240
 
-    def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        return {"exact_match": mean([verdict.correct for verdict in verdicts])}
+    def combine(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"exact_match": means["accuracy"]}

@@ -1,6 +1,5 @@
 """How answers are scored against references."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 
@@ -19,11 +18,6 @@ def mean(values: Sequence[bool | float]) -> float:
     if not values:
         raise ValueError("the mean of no values: a benchmark needs at least one example")
     return float(sum(values) / len(values))
-
-
-def majority_count(references: Sequence[str]) -> int:
-    """How often the most frequent reference occurs: what always giving it gets right."""
-    return Counter(map(normalise, references)).most_common(1)[0][1]
 
 
 def truncate(text: str, stop_strings: Sequence[str]) -> str:

@@ -21,10 +21,14 @@ class Record:
     Attributes:
         values: The fields.
         where: File and place, for messages.
+        hint: What to do where a field is not there, for messages.
     """
 
     values: Mapping[str, Any] = field(repr=False)
     where: str
+    hint: str = (
+        "If the field is in another file, give that with --annotations; --list shows the layouts"
+    )
 
     def has(self, *names: str) -> bool:
         return any(self.values.get(name) is not None for name in names)
@@ -36,8 +40,7 @@ class Record:
                 return self.values[name]
         raise ValueError(
             f"{self.where}: no field {' or '.join(map(repr, names))}, which should be {expected}; "
-            f"it has {', '.join(self.values) or 'none'}. If the field is in another file, give "
-            "that with --annotations; --list shows the layouts"
+            f"it has {', '.join(self.values) or 'none'}. {self.hint}"
         )
 
     def text(self, *names: str, expected: str = "a text") -> str:

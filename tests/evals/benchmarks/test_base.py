@@ -191,7 +191,7 @@ def test_the_majority_answer_is_scored_by_kind_of_question():
 
 def _verdict(kind: str, reference: str, correct: bool) -> Verdict:
     document = scenes.corpus(Kind.CAPTIONS).instantiate(split="test").document(0)
-    return Verdict(base.Task({"kind": kind}, document, ()), "", reference, correct)
+    return Verdict(base.Task({"kind": kind}, document, (), document), "", reference, correct)
 
 
 def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(input, model, spy):

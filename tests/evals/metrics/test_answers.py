@@ -1,6 +1,6 @@
 import pytest
 
-from mm1_jax.evals.metrics.answers import exact_match, majority_count, mean, truncate
+from mm1_jax.evals.metrics.answers import exact_match, mean, truncate
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,3 @@ def test_mean_is_a_share_and_refuses_nothing():
     assert mean([True, False, False, True]) == 0.5
     with pytest.raises(ValueError, match="no values"):
         mean([])
-
-
-def test_majority_count_is_what_the_most_frequent_answer_gets_right():
-    assert majority_count(["yes", "no", "Yes", "yes."]) == 3

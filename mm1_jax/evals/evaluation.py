@@ -1,0 +1,150 @@
+"""Benchmarks asked of one model, answer by answer into files, and the scores of all.
+
+    <folder>/<benchmark>/<shots>_shot.jsonl               answers as they come
+    <folder>/<benchmark>/<shots>_shot_predictions.json    in the benchmark's layout, when all are in
+
+An evaluation that was stopped goes on with the first task that has no answer.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mm1_jax.evals.answer_log import AnswerLog
+from mm1_jax.evals.benchmarks.base import Benchmark
+from mm1_jax.evals.benchmarks.published import PublishedBenchmark
+from mm1_jax.files import write_whole
+from mm1_jax.models.mm1 import MM1
+
+# Fields of a benchmark that do not decide what the model says to a task.
+_NOT_OF_THE_ANSWERS = (
+    *("run", "shots", "blank_shots", "num_examples", "num_few_shot_examples", "num_samples"),
+    *("batch_size", "headline", "headline_scale", "data_dir", "allow_missing_images"),
+)
+_LOW, _HIGH = "low95", "high95"
+
+
+class Bar(Protocol):
+    """What is told of each answer that comes."""
+
+    def update(self) -> object: ...
+
+    def close(self) -> object: ...
+
+
+# The name of what is asked, how many tasks there are, and how many have their answers -> a bar.
+MakeBar = Callable[[str, int, int], Bar]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One benchmark with so many exemplars.
+
+    Attributes:
+        metrics: By their own names.
+        intervals: 95% intervals of some of them.
+        num_tasks: How many records were asked, and `num_records` there are.
+        headline: The metric that tables show, in their unit; None where there is no reference.
+    """
+
+    benchmark: str
+    shots: int
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    num_tasks: int = 0
+    num_records: int = 0
+    headline: float | None = None
+    headline_interval: tuple[float, float] | None = None
+
+    def named(self) -> dict[str, float]:
+        """Under the keys `benchmark/shots/metric`, intervals as `metric_low95` and `_high95`."""
+        values = dict(self.metrics)
+        for name, (low, high) in self.intervals.items():
+            values |= {f"{name}_{_LOW}": low, f"{name}_{_HIGH}": high}
+        return {f"{self.benchmark}/{self.shots}/{name}": x for name, x in values.items()}
+
+
+def evaluate(
+    benchmark: Benchmark,
+    model: MM1,
+    shots: int,
+    *,
+    folder: Path,
+    identity: Mapping[str, Any],
+    make_bar: MakeBar,
+) -> Scores:
+    """Asks what has no answer in `folder` yet, and scores all.
+
+    Args:
+        identity: Tells the model from others; answers of another one are refused.
+
+    Raises:
+        ValueError: The answers there were given otherwise, or pictures are not there.
+    """
+    cfg = benchmark.config
+    own = folder / cfg.name
+    header = {**identity, "shots": shots, "benchmark": _protocol(benchmark)}
+    log = AnswerLog(own / f"{shots}_shot.jsonl", header)
+    tasks = benchmark.tasks(shots)
+    answered = sum(log.get(benchmark.key(place)) is not None for place in tasks.places)
+    bar = make_bar(f"{cfg.name}, {shots} shots", len(tasks), answered)
+    try:
+        judgement = benchmark.run_shots(model, shots, log=log, progress=bar.update)
+    finally:
+        bar.close()
+    verdicts = judgement.verdicts
+    if isinstance(benchmark, PublishedBenchmark):
+        entries = [benchmark.result(verdict) for verdict in verdicts]
+        text = json.dumps(entries, ensure_ascii=False, indent=0)
+        write_whole(own / f"{shots}_shot_predictions.json", text + "\n")
+    name, scale = _headline(benchmark, judgement.metrics)
+    intervals = benchmark.intervals(verdicts)
+    value, interval = judgement.metrics.get(name), intervals.get(name)
+    return Scores(
+        cfg.name,
+        shots,
+        judgement.metrics,
+        intervals,
+        num_tasks=len(tasks),
+        num_records=benchmark.num_records,
+        headline=None if value is None else scale * value,
+        headline_interval=None if interval is None else (scale * interval[0], scale * interval[1]),
+    )
+
+
+def _headline(benchmark: Benchmark, metrics: Mapping[str, float]) -> tuple[str, float]:
+    if isinstance(benchmark, PublishedBenchmark):
+        return benchmark.config.headline, benchmark.config.headline_scale
+    # Of the embedded ones, which have shares of 1.
+    return ("accuracy" if "accuracy" in metrics else "exact_match"), 100.0
+
+
+def _protocol(benchmark: Benchmark) -> dict[str, Any]:
+    """All that decides the prompts of a task, and where answers end."""
+    lines = benchmark.config.debug_string().splitlines()
+    fields = dict(line.split(": ", 1) for line in lines)
+    kept = {
+        path: value
+        for path, value in fields.items()
+        if not {part.split("[")[0] for part in path.split(".")} & {*_NOT_OF_THE_ANSWERS}
+    }
+    return {"config": kept, "records": benchmark.fingerprint()}
+
+
+def averages(scores: Sequence[Scores], names: Sequence[str]) -> dict[str, float]:
+    """Under `average/shots/..`, the unweighted mean of what the table shows (MM1, section 3.1).
+
+    CIDEr and accuracies, in the unit of the table, are in one mean; `num_benchmarks` says of how
+    many it is. Benchmarks that are not among `names` are not in it.
+    """
+    by_shots: dict[int, list[float]] = {}
+    for one in scores:
+        if one.benchmark in names and one.headline is not None:
+            by_shots.setdefault(one.shots, []).append(one.headline)
+    found = {}
+    for shots, values in by_shots.items():
+        found[f"average/{shots}/score"] = sum(values) / len(values)
+        found[f"average/{shots}/num_benchmarks"] = float(len(values))
+    return found

@@ -1,0 +1,101 @@
+"""The scores of an evaluation as Markdown, in the layout of the paper's tables."""
+
+from collections.abc import Mapping, Sequence
+
+from mm1_jax.evals.evaluation import Scores, averages
+
+# Metrics that say how far a score is to be believed, and what they mean.
+REMARKS: Mapping[str, str] = {
+    "undecodable_images": "pictures could not be decoded, and were not shown",
+    "positions_beyond_training": "positions beyond the rows of training, at the longest prompt",
+    "without_reference": "tasks have no published reference, and are not in the scores",
+    "videos_left_out": "questions about videos were not asked",
+}
+
+
+def markdown(
+    scores: Sequence[Scores],
+    *,
+    title: str,
+    pretraining: Sequence[str],
+    chat: Sequence[str],
+    protocol: Mapping[str, str],
+) -> str:
+    """The report: tables, what to know of them, all metrics, and how each benchmark was asked.
+
+    Args:
+        pretraining: The benchmarks of the first table, which its average is of, in order.
+        chat: Those of the second table.
+        protocol: How each benchmark was asked, in words.
+    """
+    others = list(dict.fromkeys(s.benchmark for s in scores))
+    others = [name for name in others if name not in (*pretraining, *chat)]
+    lines = [f"# {title}", ""]
+    for heading, names, has_average in (
+        ("Pre-training", pretraining, True),
+        ("Chat", chat, False),
+        ("Embedded", others, False),
+    ):
+        lines += _table(heading, scores, names, has_average)
+    lines += _remarks(scores, pretraining)
+    lines += ["## All metrics", "", "| metric | value | 95% interval |", "|---|---:|---:|"]
+    for one in scores:
+        for name, value in one.metrics.items():
+            interval = one.intervals.get(name)
+            shown = "" if interval is None else f"{interval[0]:.4g} .. {interval[1]:.4g}"
+            lines.append(f"| `{one.benchmark}/{one.shots}/{name}` | {value:.5g} | {shown} |")
+    lines += ["", "## Protocol", ""]
+    lines += [f"- `{name}`: {text}" for name, text in protocol.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(
+    heading: str, scores: Sequence[Scores], names: Sequence[str], has_average: bool
+) -> list[str]:
+    """A row for each number of shots, a column for each benchmark that was asked."""
+    own = [one for one in scores if one.benchmark in names]
+    if not own:
+        return []
+    columns = [name for name in names if any(one.benchmark == name for one in own)]
+    cells = {(one.benchmark, one.shots): _cell(one) for one in own}
+    means = averages(own, names)
+    titles = ["shots", *columns, *(["average"] if has_average else [])]
+    lines = [f"## {heading}", "", _row(titles), "|" + "---:|" * len(titles)]
+    for shots in sorted({one.shots for one in own}):
+        row = [str(shots), *(cells.get((name, shots), "") for name in columns)]
+        if has_average:
+            mean, number = (means.get(f"average/{shots}/{x}") for x in ("score", "num_benchmarks"))
+            is_whole = number == len(names)
+            row.append("" if mean is None else f"{mean:.1f}" if is_whole else f"({mean:.1f})")
+        lines.append(_row(row))
+    return [*lines, ""]
+
+
+def _cell(one: Scores) -> str:
+    if one.headline is None:
+        return "unscored"
+    text = f"{one.headline:.1f}"
+    if one.headline_interval is not None:
+        low, high = one.headline_interval
+        text += f" [{low:.1f}, {high:.1f}]"
+    return text + ("*" if one.num_tasks < one.num_records else "")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _remarks(scores: Sequence[Scores], pretraining: Sequence[str]) -> list[str]:
+    lines = ["Percentages; CIDEr times 100; in brackets the 95% interval of a bootstrap.", ""]
+    if any(one.num_tasks < one.num_records for one in scores):
+        lines += ["An asterisk: of a random part of the records.", ""]
+    asked = {one.benchmark for one in scores if one.headline is not None}
+    if asked & {*pretraining} and (lacking := [x for x in pretraining if x not in asked]):
+        lines += [f"An average in brackets is without {', '.join(lacking)}.", ""]
+    remarks = [
+        f"- {one.benchmark}, {one.shots} shots: {one.metrics[name]:.0f} {meaning}."
+        for one in scores
+        for name, meaning in REMARKS.items()
+        if one.metrics.get(name)
+    ]
+    return [*lines, *remarks, ""] if remarks else lines

@@ -1,0 +1,426 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mm1_jax.evals.answer_log import AnswerLog
+from mm1_jax.evals.benchmarks import base
+from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
+from mm1_jax.evals.benchmarks.published import PublishedBenchmark
+from mm1_jax.evals.benchmarks.registry import BENCHMARKS, CHAT, PRETRAINING
+from mm1_jax.evals.predictions.base import ScoringJob
+from mm1_jax.evals.predictions.registry import SCORERS
+from mm1_jax.models.mm1 import MM1
+
+# Of the benchmarks that conftest.py writes; NoCaps has its exemplars among the queries.
+NUM_QUERIES = 4
+NUM_OF_NOCAPS = 20
+
+
+@pytest.fixture
+def model() -> MM1:
+    return object.__new__(MM1)
+
+
+class Says:
+    """In the place of `generate`: answers each task with `text(task)`, and keeps the batches."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.batches = []
+        self.texts = iter(())
+
+    def __call__(self, model, batch, **options):
+        self.batches.append(batch)
+        rows = np.full((len(batch.tokens), options["max_new_tokens"]), self.tokenizer.pad)
+        for row, segments in zip(rows, batch.segment_ids, strict=True):
+            if segments.any():
+                ids = [*self.tokenizer.encode(next(self.texts)), self.tokenizer.eos]
+                assert len(ids) <= len(row)
+                row[: len(ids)] = ids
+        return rows
+
+
+@pytest.fixture
+def says(input, monkeypatch) -> Says:
+    says = Says(input.tokenizer)
+    monkeypatch.setattr(base, "generate", says)
+    return says
+
+
+def build(name: str, folder: Path, input: Any, **fields: Any) -> Benchmark:
+    sizes = {"batch_size": 3, "max_new_tokens": 80}
+    cfg = BENCHMARKS[name].default_config().set(**(sizes | fields))
+    cfg.corpus.source.data_dir = str(folder)
+    return cfg.instantiate(input=input)
+
+
+def answered(benchmark, says, model, text: Callable[[Any], str], shots: int = 0):
+    says.texts = iter([text(task) for task in benchmark.tasks(shots)])
+    return benchmark.run_shots(model, shots)
+
+
+def right_answer(task) -> str:
+    record = task.record
+    return record["captions"][0] if "captions" in record else record["answer"]
+
+
+def shown(image, input) -> int:
+    return int(input.image_transform(image)[0, 0, 0])
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING])
+@pytest.mark.parametrize("shots", [0, 4, 16])
+def test_k_shots_show_k_pictures_and_then_the_query_which_is_no_exemplar(
+    name, shots, benchmarks_dir, input, says, model
+):
+    benchmark = build(name, benchmarks_dir, input)
+    answered(benchmark, says, model, right_answer, shots)
+    tasks = benchmark.tasks(shots)
+    rows = [
+        [int(batch.images[slot][0, 0, 0]) for slot in slots if slot >= 0]
+        for batch in says.batches
+        for slots, segments in zip(batch.image_index, batch.segment_ids, strict=True)
+        if segments.any()
+    ]
+    assert len(rows) == len(tasks) == (NUM_OF_NOCAPS if name == "nocaps" else NUM_QUERIES)
+    for task, levels in zip(tasks, rows, strict=True):
+        documents = [*task.exemplars, task.document]
+        assert levels == [shown(document.images[0], input) for document in documents]
+        assert len(levels) == shots + 1 == len(set(levels))
+    # Training has 4 pictures a row; 16 exemplars and the query are 17.
+    assert input.config.max_images < 17
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING])
+def test_prompts_are_a_function_of_the_seed(name, benchmarks_dir, input):
+    def prompts(**fields: Any):
+        tasks = build(name, benchmarks_dir, input, **fields).tasks(4)
+        return [[shown(image, input) for image in task.prompt.images] for task in tasks]
+
+    assert prompts() == prompts()
+    assert prompts() != prompts(seed=1)
+
+
+def test_prompts_have_the_words_of_the_paper(benchmarks_dir, input):
+    def texts(name: str) -> list[str]:
+        prompt = build(name, benchmarks_dir, input).tasks(1)[0].prompt
+        return [part.text for part in prompt.segments if hasattr(part, "text")]
+
+    exemplar, query = texts("coco")
+    assert exemplar.startswith("A photo of a dog of number ") and exemplar.endswith(" on grass\n")
+    assert query == "A photo of"
+    exemplar, query = texts("vqav2")
+    assert exemplar.startswith("Question: what is it? Short answer: thing")
+    assert exemplar.endswith("\n") and query == "Question: what is it? Short answer:"
+
+
+def test_chat_prompts_have_the_words_that_training_has(benchmarks_dir, input):
+    (user, *options, instruction), assistant = (
+        text.split("\n")
+        for text in (
+            part.text
+            for part in build("scienceqa", benchmarks_dir, input).tasks(0)[0].prompt.segments[1:]
+        )
+    )
+    assert user == "USER: Look." and options == ["Which one?", "A. cat", "B. dog"]
+    assert instruction == "Answer with the option's letter from the given choices directly."
+    assert assistant == ["ASSISTANT:"]
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
+def test_right_answers_score_all_and_others_nothing(name, benchmarks_dir, input, says, model):
+    benchmark = build(name, benchmarks_dir, input)
+    assert isinstance(benchmark, PublishedBenchmark)
+    headline = benchmark.config.headline
+    full = {"mme": 2000.0, "mmmu": 1.0, "pope": 1.0}.get(name, 100.0)
+    metrics = answered(benchmark, says, model, right_answer).metrics
+    if name in ("coco", "nocaps", "textcaps"):
+        # The references beside the one that is said differ from it.
+        assert metrics[headline] > 1 and metrics["ROUGE_L"] > 0.8
+    elif name == "okvqa":
+        # Seven of ten agree, and a plural is its stem.
+        assert metrics[headline] == full
+    else:
+        assert metrics[headline] == pytest.approx(full)
+    wrong = answered(benchmark, says, model, lambda task: "zzz").metrics
+    # What is not "no" is yes, by POPE's rule; a reply that names no option gets one by chance.
+    if name not in ("pope", "mmmu"):
+        # A distance apart, MathVista's choices are as near to each other as any.
+        limit = 60.0 if name == "mathvista" else 0.0
+        assert wrong[headline] <= limit
+
+
+@pytest.mark.parametrize("name", ["coco", "vqav2", "vizwiz", "gqa", "mmbench", "mme", "mmmu"])
+def test_files_of_predictions_have_the_same_scores_by_themselves(
+    name, benchmarks_dir, input, says, model, tmp_path
+):
+    """The scorers of files were compared with the official code."""
+    benchmark = build(name, benchmarks_dir, input)
+    assert isinstance(benchmark, PublishedBenchmark)
+    texts = iter([True, False, True, True] * 20)
+    judgement = answered(
+        benchmark, says, model, lambda task: right_answer(task) if next(texts) else "no dog"
+    )
+    folder = benchmarks_dir / name
+    annotations = {
+        "coco": tmp_path / "captions.json",
+        "vqav2": folder / "v2_mscoco_val2014_annotations.json",
+        "vizwiz": folder / "Annotations" / "val.json",
+        "gqa": folder / "testdev_balanced_questions.json",
+    }.get(name)
+    if name == "coco":
+        # As COCO itself has them.
+        captions = [
+            {"image_id": int(verdict.task.key), "caption": caption}
+            for verdict in judgement.verdicts
+            for caption in verdict.task.record["captions"]
+        ]
+        annotations.write_text(json.dumps({"annotations": captions}))
+    results = [benchmark.result(verdict) for verdict in judgement.verdicts]
+    if name == "gqa":
+        results = [{"question_id": r["questionId"], "answer": r["prediction"]} for r in results]
+        questions = json.loads(annotations.read_text())
+        annotations = tmp_path / "gqa.json"
+        annotations.write_text(
+            json.dumps([{"question_id": key} | value for key, value in questions.items()])
+        )
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    scores = SCORERS[name].score([file], ScoringJob(annotations))
+    headline = benchmark.config.headline
+    own = scores["Perception"]["score"] if name == "mme" else scores["results"][headline]
+    assert judgement.metrics[headline] == pytest.approx(own)
+    if name != "mme":
+        assert 0 < own < 100
+
+
+def test_circular_accuracy_needs_every_round(benchmarks_dir, input, says, model):
+    benchmark = build("mmbench", benchmarks_dir, input)
+    judgement = answered(
+        benchmark,
+        says,
+        model,
+        # Always the option that was the first round's right one.
+        lambda task: "B",
+    )
+    assert judgement.metrics["vanilla_acc"] == 100.0
+    assert judgement.metrics["circular_acc"] == 0.0
+
+
+def test_questions_about_videos_are_counted(benchmarks_dir, input, says, model):
+    metrics = answered(build("seed", benchmarks_dir, input), says, model, right_answer).metrics
+    assert metrics["videos_left_out"] == 1.0 and metrics["n"] == NUM_QUERIES
+
+
+def test_pictures_of_mmmu_stand_where_the_text_names_them_first(benchmarks_dir, input):
+    task = build("mmmu", benchmarks_dir, input).tasks(0)[0]
+    texts = [getattr(part, "text", None) for part in task.document.segments]
+    assert texts[0] == "USER: See" and texts[1] is None
+    assert "B. image 1 again" in texts[2] and len(task.document.images) == 1
+
+
+def test_nothing_but_the_answers_of_a_split_without_references_is_reported(
+    benchmarks_dir, input, says, model, tmp_path
+):
+    shutil.copytree(benchmarks_dir / "vqav2", tmp_path / "vqav2")
+    questions = tmp_path / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    questions.rename(questions.with_name("v2_OpenEnded_mscoco_test-dev2015_questions.json"))
+    for path in (tmp_path / "vqav2" / "val2014").iterdir():
+        target = tmp_path / "vqav2" / "test2015" / path.name.replace("val2014", "test2015")
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    cfg = BENCHMARKS["vqav2"].default_config()
+    cfg.corpus.source.set(data_dir=str(tmp_path), query_split="test-dev2015")
+    benchmark = cfg.instantiate(input=input)
+    judgement = answered(benchmark, says, model, lambda task: "red")
+    assert judgement.metrics == {"n": 4.0, "without_reference": 4.0}
+    assert [verdict.correct for verdict in judgement.verdicts] == [None] * 4
+    assert benchmark.result(judgement.verdicts[0]) == {"question_id": 100000, "answer": "red"}
+    assert benchmark.intervals(judgement.verdicts) == {}
+
+
+def test_captions_of_a_split_without_references_are_no_exemplars(
+    benchmarks_dir, input, says, model, tmp_path
+):
+    shutil.copytree(benchmarks_dir / "textcaps", tmp_path / "textcaps")
+    content = json.loads((tmp_path / "textcaps" / "TextCaps_0.1_val.json").read_text())
+    for entry in content["data"]:
+        entry.pop("caption_str")
+    (tmp_path / "textcaps" / "TextCaps_0.1_test.json").write_text(json.dumps(content))
+    (tmp_path / "textcaps" / "train_images").rename(tmp_path / "textcaps" / "test_images")
+    cfg = BENCHMARKS["textcaps"].default_config()
+    cfg.corpus.source.set(data_dir=str(tmp_path), query_split="test", support_split="test")
+    benchmark = cfg.set(shots=(0, 1)).instantiate(input=input)
+    metrics = answered(benchmark, says, model, lambda task: "a sign").metrics
+    assert metrics == {"n": 4.0, "without_reference": 4.0}
+    with pytest.raises(ValueError, match="an exemplar of task .* has no answer"):
+        benchmark.run_shots(model, 1)
+
+
+def test_a_stopped_evaluation_goes_on_with_what_has_no_answer(
+    benchmarks_dir, input, says, model, tmp_path
+):
+    benchmark = build("vqav2", benchmarks_dir, input, batch_size=1)
+    texts = [right_answer(task) for task in benchmark.tasks(0)]
+    whole = answered(benchmark, says, model, right_answer).metrics
+    path, header = tmp_path / "0_shot.jsonl", {"step": 7}
+    # The fourth batch fails, while the third waits; a crash leaves half a line, too.
+    says.texts = iter(texts[:3])
+    with pytest.raises(StopIteration):
+        benchmark.run_shots(model, 0, log=AnswerLog(path, header))
+    kept = path.read_text()
+    path.write_text(kept + '{"key": "10')
+    log = AnswerLog(path, header)
+    assert len(log) == 2
+    says.batches.clear()
+    says.texts = iter(texts[2:])
+    assert benchmark.run_shots(model, 0, log=log).metrics == whole
+    assert len(says.batches) == 2
+    assert path.read_text().startswith(kept) and len(path.read_text().splitlines()) == 5
+    with pytest.raises(ValueError, match="answers that were given otherwise"):
+        AnswerLog(path, {"step": 8})
+
+
+def test_a_log_with_a_damaged_line_names_it(tmp_path):
+    path = tmp_path / "log.jsonl"
+    AnswerLog(path, {}).add("a", base.Answer("x"))
+    path.write_text(path.read_text() + '{"text": "no key"}\n')
+    with pytest.raises(ValueError, match="log.jsonl, line 3: not an answer"):
+        AnswerLog(path, {})
+
+
+def edit(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """A change of a JSON file."""
+
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / path).read_text())
+        change(content)
+        (folder / path).write_text(json.dumps(content))
+
+    return damage
+
+
+def text(path: str, old: str, new: str) -> Callable[[Path], None]:
+    """A change of the first place in a text file."""
+
+    def damage(folder: Path) -> None:
+        content = (folder / path).read_text()
+        assert old in content
+        (folder / path).write_text(content.replace(old, new, 1))
+
+    return damage
+
+
+DAMAGE = [
+    ("coco", edit("dataset_coco.json", lambda c: c["images"][20].pop("cocoid") and
+                  c["images"][20].pop("imgid")), "record 21.*'cocoid' or 'imgid'"),
+    ("coco", edit("dataset_coco.json", lambda c: c["images"][20].update(sentences=[])),
+     "record 21.*'sentences'"),
+    ("nocaps", edit("nocaps_val_4500_captions.json", lambda c: c["annotations"][1].update(
+        image_id=99)), "annotations, record 2.*no image '99'"),
+    ("nocaps", edit("nocaps_val_4500_captions.json", lambda c: c.update(
+        annotations=c["annotations"][2:])), "images, record 1.*no caption"),
+    ("textcaps", edit("TextCaps_0.1_val.json", lambda c: c["data"][1].pop("caption_str")),
+     "data, record 2.*'caption_str'"),
+    ("vqav2", edit("v2_mscoco_val2014_annotations.json", lambda c: c["annotations"].pop()),
+     "annotations of 3 questions, and there are 4"),
+    ("vqav2", edit("v2_mscoco_val2014_annotations.json", lambda c: c["annotations"][2].update(
+        answers=[{"answer": 3}])), "record 3.*'answers'"),
+    ("vqav2", edit("v2_OpenEnded_mscoco_val2014_questions.json", lambda c: c["questions"][
+        1].update(question_id=100000)), "'102000'|no annotation|more than once"),
+    ("textvqa", edit("TextVQA_0.5.1_val.json", lambda c: c["data"][0].pop("answers")),
+     "data, record 1.*'answers'"),
+    ("vizwiz", edit("Annotations/val.json", lambda c: c[3].update(question=None)),
+     "record 4.*'question'"),
+    ("gqa", edit("testdev_balanced_questions.json", lambda c: c["200100"].pop("imageId")),
+     "record 1.*'imageId'"),
+    ("okvqa", text("mscoco_val2014_annotations.json", '"annotations"', '"annotation"'),
+     "a list 'annotations'"),
+    ("scienceqa", edit("problems.json", lambda c: c["100"].update(answer=2)),
+     "the number of one of"),
+    ("mathvista", edit("testmini.json", lambda c: c["0"].update(precision="x")), "'precision'"),
+    ("mme", text("existence/questions_answers_YN/0.txt", "\tYes", " Yes"), "0.txt, line 1.*a tab"),
+    ("mme", text("existence/questions_answers_YN/0.txt", "\n", " "), "has 1 questions"),
+    ("mmbench", text("mmbench_dev_20230712.tsv", "\tB\tidentity", "\tE\tidentity"), "'answer'"),
+    ("seed", edit("SEED-Bench.json", lambda c: c["questions"][0].update(answer="E")), "'answer'"),
+    ("pope", text("coco_pope_popular.json", '"yes"', '"maybe"'), "line 1, field 'label'"),
+    ("pope", text("coco_pope_popular.json", '"label"', "label"), "line 1: not JSON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
+def test_an_entry_that_is_not_as_documented_is_named(
+    name, damage, message, benchmarks_dir, input, tmp_path
+):
+    # Without the pictures, which are not looked at yet.
+    ignore = shutil.ignore_patterns("*.jpg", "*.png")
+    shutil.copytree(benchmarks_dir / name, tmp_path / name, ignore=ignore)
+    build(name, tmp_path, input)
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        build(name, tmp_path, input)
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, "scienceqa", "mathvista", "mme", "seed", "pope"])
+def test_pictures_that_are_not_there_are_an_error_before_the_model_is_asked(
+    name, benchmarks_dir, input, says, model, tmp_path
+):
+    ignore = shutil.ignore_patterns("*.jpg", "*.png", "?_?")
+    shutil.copytree(benchmarks_dir / name, tmp_path / name, ignore=ignore)
+    benchmark = build(name, tmp_path, input)
+    with pytest.raises(ValueError, match=rf"{name}: \d+ pictures are not there, the first "):
+        benchmark.run_shots(model, 0)
+    assert not says.batches
+    benchmark = build(name, tmp_path, input, allow_missing_images=True)
+    metrics = answered(benchmark, says, model, right_answer).metrics
+    assert metrics["undecodable_images"] == metrics["n"]
+
+
+def test_a_damaged_picture_is_counted(benchmarks_dir, input, says, model, tmp_path):
+    shutil.copytree(benchmarks_dir / "mmbench", tmp_path / "mmbench")
+    path = tmp_path / "mmbench" / "mmbench_dev_20230712.tsv"
+    path.write_text(path.read_text().replace("iVBOR", "iVB!R", 1))
+    benchmark = build("mmbench", tmp_path, input)
+    metrics = answered(benchmark, says, model, right_answer).metrics
+    assert metrics["undecodable_images"] == 1.0
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
+def test_a_folder_or_file_that_is_not_there_is_named(name, input, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}: no such folder.*--benchmarks_dir"):
+        build(name, tmp_path, input)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"{name}.*(no such file|no folder of a subtask)"):
+        build(name, tmp_path, input)
+
+
+def test_ok_vqa_counts_a_plural_as_its_stem(benchmarks_dir, input, says, model):
+    benchmark = build("okvqa", benchmarks_dir, input)
+    metrics = answered(benchmark, says, model, right_answer).metrics
+    assert right_answer(benchmark.tasks(0)[0]) == "thing100s"
+    assert metrics["acc_stemmed"] == 100.0 and metrics["acc_processed"] == 0.0
+
+
+def test_pope_averages_its_parts(benchmarks_dir):
+    pope = object.__new__(BENCHMARKS["pope"])
+
+    def verdict(part: str, says: str, label: str) -> Verdict:
+        document = base.Document(())
+        record = {"part": part, "answer": label, "answers": [label], "image": "x"}
+        return Verdict(base.Task(record, document, (), document), says, label, None)
+
+    verdicts = [
+        *(verdict("random", "Yes", label) for label in ("yes", "yes", "no", "no")),
+        *(verdict("popular", says, "yes") for says in ("Yes", "No", "No", "No")),
+        *(verdict("adversarial", label, label) for label in ("yes", "no")),
+    ]
+    scores = pope.score(verdicts)
+    assert scores["random_precision"] == 0.5 and scores["random_recall"] == 1.0
+    assert scores["random_f1"] == pytest.approx(2 / 3) and scores["random_yes_ratio"] == 1.0
+    assert scores["popular_f1"] == pytest.approx(0.4)
+    assert scores["f1"] == pytest.approx((2 / 3 + 0.4 + 1) / 3)

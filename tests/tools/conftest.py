@@ -1,0 +1,77 @@
+"""A run of a tiny model with random parameters, for the tools that use trained models."""
+
+import sys
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mm1_jax.data.corpora import digits
+from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.data.input import Input
+from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.experiment import Experiment
+from mm1_jax.models.connectors.average_pooling import AveragePooling
+from mm1_jax.models.decoder import Decoder
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.models.vision_encoder import VisionEncoder
+from mm1_jax.run_folder import Launch, RunFolder
+from mm1_jax.train.train_state import TrainState
+from mm1_jax.train.trainer import Trainer
+
+
+def experiment() -> Experiment.Config:
+    """One layer of everything, 8 pixels, 4 positions an image."""
+    corpus = CorpusWeight(corpus=digits.corpus(Kind.QUESTIONS), weight=1)
+    model = MM1.default_config().set(
+        vision_encoder=VisionEncoder.default_config().set(
+            image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
+        ),
+        connector=AveragePooling.default_config().set(num_image_tokens=4),
+        decoder=Decoder.default_config().set(
+            model_dim=16, num_layers=1, num_heads=2, hidden_dim=24
+        ),
+    )
+    input = Input.default_config().set(
+        streams=[Stream.default_config().set(name="questions", corpora=[corpus])],
+        batch_size=2,
+        max_sequence_length=64,
+        max_images=2,
+    )
+    return Experiment.default_config().set(
+        model=model, input=input, trainer=Trainer.default_config().set(max_steps=10)
+    )
+
+
+def parameters(model: MM1.Config, seed: int):
+    abstract = nnx.eval_shape(lambda: model.instantiate(rngs=nnx.Rngs(params=jax.random.key(0))))
+    graphdef, shapes = nnx.split(abstract, nnx.Param)
+    rng = np.random.default_rng(seed)
+    return graphdef, jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), nnx.to_pure_dict(shapes)
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run with checkpoints of steps 3 and 7, their models, and its config."""
+    module = ModuleType("experiment_of_the_tool_test")
+    module.named_configs = lambda: {"minute": experiment}
+    sys.modules[module.__name__] = module
+    folder = tmp_path_factory.mktemp("minute")
+    launch = Launch("minute", module.__name__)
+    cfg = launch.resolved_config()
+    RunFolder(folder).claim(launch, cfg)
+    checkpointer = cfg.trainer.checkpointer.instantiate(directory=folder / "checkpoints")
+    models = {}
+    for step in (3, 7):
+        graphdef, params = parameters(cfg.model, step)
+        models[step] = nnx.merge(graphdef, params)
+        checkpointer.save(step, TrainState(jnp.int32(step), params, ()), {"step": step})
+    checkpointer.wait()
+    checkpointer.close()
+    yield folder, models, cfg
+    del sys.modules[module.__name__]

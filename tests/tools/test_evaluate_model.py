@@ -1,0 +1,117 @@
+"""`tools/evaluate.py --checkpoint`: a run's model asked benchmarks."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
+_spec = importlib.util.spec_from_file_location("evaluate_model_tool", TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+
+@pytest.fixture(scope="module")
+def benchmarks_dir(tmp_path_factory) -> Path:
+    """GQA alone, with three questions and as many to draw from."""
+    folder = tmp_path_factory.mktemp("benchmarks") / "gqa"
+    (folder / "images").mkdir(parents=True)
+    for split, names in (("testdev", "abc"), ("train", "def")):
+        questions = {}
+        for name in names:
+            pixels = np.full((8, 8, 3), ord(name), np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / "images" / f"{name}.jpg")
+            questions[name] = {"question": "is it?", "imageId": name, "answer": "yes"}
+        (folder / f"{split}_balanced_questions.json").write_text(json.dumps(questions))
+    return folder.parent
+
+
+def ask(folder: Path, output: Path, *flags: str) -> int:
+    return tool.main(
+        [f"--checkpoint={folder}", f"--output={output}", f"--json={output}.json", *flags]
+    )
+
+
+def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
+    run, benchmarks_dir, tmp_path, capsys, monkeypatch
+):
+    folder, _, _ = run
+    output = tmp_path / "out"
+    flags = (
+        "--benchmarks=gqa",
+        f"--benchmarks_dir={benchmarks_dir}",
+        "--shots=0,2",
+        "--limit=2",
+        "--set=gqa.max_new_tokens=3",
+    )
+    assert ask(folder, output, *flags) == 0
+    scores = json.loads(Path(f"{output}.json").read_text())
+    assert {"gqa/0/acc", "gqa/2/acc"} <= set(scores)
+    assert all(key.count("/") == 2 for key in scores)
+    for key in ("gqa/0/acc", "gqa/2/acc"):
+        assert scores[f"{key}_low95"] <= scores[key] <= scores[f"{key}_high95"]
+    assert scores["average/0/score"] == scores["gqa/0/acc"]
+    assert scores["average/0/num_benchmarks"] == 1
+    assert scores == json.loads((output / "scores.json").read_text())
+    report = (output / "report.md").read_text()
+    assert "step 7" in report and "| shots | gqa | average |" in report
+    assert "without coco, nocaps, textcaps, vqav2, textvqa, vizwiz, okvqa" in report
+    lines = (output / "gqa" / "2_shot.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 2
+    predictions = json.loads((output / "gqa" / "2_shot_predictions.json").read_text())
+    assert [one["questionId"] for one in predictions] == [json.loads(x)["key"] for x in lines[1:]]
+
+    from mm1_jax.evals.benchmarks import base
+
+    def generate(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(base, "generate", generate)
+    assert ask(folder, output, *flags) == 0
+    assert json.loads(Path(f"{output}.json").read_text()) == scores
+    # Of another checkpoint, the answers are others.
+    capsys.readouterr()
+    assert ask(folder, output, *flags, "--step=3") == tool.USER_ERROR
+    assert "answers that were given otherwise" in capsys.readouterr().err
+    # More of the same records go on from those that are there.
+    monkeypatch.undo()
+    assert ask(folder, output, *flags, "--limit=3") == 0
+    more = (output / "gqa" / "2_shot.jsonl").read_text().splitlines()
+    assert more[:3] == lines and len(more) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--benchmarks=gqb"], "did you mean gqa"),
+        (["--benchmarks=coco"], "coco: no such folder"),
+        (["--benchmarks=gqa", "--shots=x"], "--shots=x: expected numbers"),
+        (["--benchmarks=gqa", "--shots=4"], "shots=4, but there are only 3 records"),
+        (["--benchmarks=gqa", "--set=seed=1"], "expected NAME.FIELD=VALUE"),
+        (["--benchmarks=gqa", "--set=gqa.max_tokens=1"], "max_new_tokens"),
+        (["--benchmarks=gqa", "--shots=0", "--step=4"], "step=4: no complete checkpoint"),
+    ],
+)
+def test_a_command_that_cannot_work_says_how_to_mend_it(
+    flags, message, run, benchmarks_dir, tmp_path, capsys
+):
+    arguments = (f"--benchmarks_dir={benchmarks_dir}", *flags)
+    assert ask(run[0], tmp_path / "out", *arguments) == tool.USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_is_named(tmp_path, capsys):
+    assert ask(tmp_path / "x", tmp_path / "out", "--benchmarks=gqa") == tool.USER_ERROR
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--checkpoint=x", "--score_only"], ["--checkpoint=x"], ["--score_only"]],
+)
+def test_flags_that_do_not_go_together_are_refused(flags):
+    with pytest.raises(SystemExit):
+        tool.parse(flags)
