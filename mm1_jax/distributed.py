@@ -164,13 +164,13 @@ def look(key: str) -> Any:
         return None
 
 
-def wait_for(key: str, process: int) -> Any:
+def wait_for(key: str, process: int, patience: float = _PATIENCE_SECONDS) -> Any:
     """What a process sets there with `post`.
 
     Raises:
-        RuntimeError: It has not, within half an hour.
+        RuntimeError: It has not, within `patience` seconds.
     """
-    return _get(key, process, _PATIENCE_SECONDS)
+    return _get(key, process, patience)
 
 
 def _set(key: str, value: Any) -> None:

@@ -157,6 +157,8 @@ class FakePart(Configurable):
 def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "resolve", staticmethod(lambda cfg: cfg))
     part = FakePart.default_config()
+    # What resolving would have set.
+    cfg.model.decoder.vocab_size = 64
     cfg.set(
         input=part.clone(name="input"),
         evals={"digits": part.clone(name="digits")},

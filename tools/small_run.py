@@ -77,7 +77,7 @@ class Bigrams(Module):
     @config_class
     class Config(Module.Config):
         vocab_size: int = 512
-        model_dim: int = 8
+        model_dim: int = 32
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         normal = jax.nn.initializers.normal(0.1)

@@ -10,10 +10,10 @@ found by its checksums, and the newest whole checkpoint is used.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from etils import epath
 
 from mm1_jax import distributed
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.train.commit_barrier import CommitBarrier, OutOfStep
 from mm1_jax.train.manifest import find_damage, write_manifest
 from mm1_jax.train.parameter_paths import parameter_path
 from mm1_jax.train.train_state import TrainState
@@ -34,10 +35,11 @@ _NOT_OF_THE_MODEL = ("dtype", "remat", "saved_names", "kernel", "image_group_row
 _MOST_LINES = 12
 
 
-# Between two looks at whether a save has failed in another process, and how long a process that
-# ends waits for its own part.
-_POLL_SECONDS = 0.2
+# How long one of several processes that ends waits for what it is writing.
 _CLOSING_SECONDS = 60.0
+
+# All processes make the same ones, in the same order.
+_managers = itertools.count()
 
 
 class SaveFailed(RuntimeError):
@@ -95,9 +97,8 @@ class Checkpointer(Configurable):
         self._model = model
         self._report = report
         self._read_only = read_only
-        # The step that is being written, and how often a save has failed.
+        # The step that is being written.
         self._saving: int | None = None
-        self._num_failures = 0
         self._best: dict[str, Any] = self._read_best()
         self._manager = self._open()
 
@@ -241,9 +242,9 @@ class Checkpointer(Configurable):
 
     def _open(self) -> ocp.CheckpointManager:
         cfg, read_only = self._config, self._read_only
-        # Where a save has failed in some processes only, these and the others wait at different
-        # barriers of orbax; names that were not used yet bring them together again.
-        prefix = f"after_{self._num_failures}" if self._num_failures else None
+        # Names that were not used yet, also after a save that only some processes gave up.
+        name = f"saves_{next(_managers)}"
+        is_alone = distributed.process_count() == 1
         return ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -252,11 +253,12 @@ class Checkpointer(Configurable):
                 create=not read_only,
                 read_only=read_only,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    barrier_sync_key_prefix=prefix
+                    barrier_sync_key_prefix=None if is_alone else name
                 ),
                 async_options=ocp.AsyncOptions(
                     timeout_secs=cfg.timeout_seconds,
                     post_finalization_callback=self._write_manifest,
+                    barrier_sync_fn=None if is_alone else CommitBarrier(name),
                 ),
             ),
             item_handlers={
@@ -277,12 +279,14 @@ class Checkpointer(Configurable):
         failed = {process: reason for process, reason in enumerate(reasons) if reason}
         if not failed:
             return
-        process, reason = next(iter(failed.items()))
         self._give_up()
+        # Not of those who only learnt of it.
+        causes = {p: r for p, r in failed.items() if OutOfStep.__name__ not in r} or failed
+        process, reason = next(iter(causes.items()))
         raise SaveFailed(step, reason if len(reasons) == 1 else f"process {process}: {reason}")
 
-    def _outcome(self, patience: float = math.inf) -> str | None:
-        """Why this process could not write its part; None where it could, or another could not."""
+    def _outcome(self, patience: float | None = None) -> str | None:
+        """Why the save before failed in this process; None where it did not, within `patience`."""
         reasons: list[str] = []
 
         def wait() -> None:
@@ -294,27 +298,12 @@ class Checkpointer(Configurable):
 
         waiting = threading.Thread(target=wait, daemon=True)
         waiting.start()
-        is_alone = distributed.process_count() == 1
-        key, start = f"saves/{self._num_failures}/{self._saving}", time.monotonic()
-        while waiting.is_alive() and time.monotonic() - start < patience:
-            waiting.join(None if is_alone else _POLL_SECONDS)
-            if is_alone or self._saving is None:
-                continue
-            # What has failed here waits for the others, and what is written for those who failed.
-            try:
-                self._manager.check_for_errors()
-            except Exception as error:
-                reasons.append(_first_line(error))
-                distributed.post(key, True)
-                break
-            if distributed.look(key):
-                break
+        waiting.join(patience)
         return reasons[0] if reasons else None
 
     def _give_up(self) -> None:
         """Forgets the save that failed, and removes what is there of it."""
         self._saving = None
-        self._num_failures += 1
         # Removes what is unfinished.
         self._manager = self._open()
 
@@ -429,7 +418,10 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    # What it is about came before that.
+    while isinstance(error, OutOfStep) and error.__context__ is not None:
+        error = error.__context__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 

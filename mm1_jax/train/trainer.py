@@ -230,7 +230,7 @@ class Trainer(Configurable):
         return self._config.checkpointer.instantiate(
             directory=self._output_dir / "checkpoints",
             model=self._model.debug_string(),
-            report=lambda text: print(text, flush=True),
+            report=lambda text: distributed.is_first() and print(text, flush=True),
         )
 
     def _make_watchdog(self) -> Watchdog:
