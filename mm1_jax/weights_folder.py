@@ -10,7 +10,7 @@ tensorstore the values, a slice at a time, so that memory does not grow with the
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ DESCRIPTION = "weights.json"
 PARAMS = "params"
 # Of the files that an array is cut into.
 _CHUNK_BYTES = 32 * 2**20
+_MOST_NAMED = 8
 
 
 class WeightsWriter:
@@ -162,16 +163,7 @@ class StoredParams:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[name] = shape
-        args = ocp.args.PyTreeRestore(
-            item=item,
-            restore_args=jax.tree.map(
-                lambda x: ocp.ArrayRestoreArgs(
-                    sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
-                ),
-                item,
-            ),
-            partial_restore=True,
-        )
+        args = restore_args(item, partial=True)
         with _without_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(self._folder.absolute(), args=args)
         for name in self._root:
@@ -232,3 +224,31 @@ class _without_warnings:
 
     def __exit__(self, *_: Any) -> None:
         logging.set_verbosity(self._verbosity)
+
+
+def restore_args(shapes: Any, *, partial: bool) -> ocp.args.PyTreeRestore:
+    """What has orbax restore arrays onto the shardings of these shapes, in their dtypes.
+
+    Args:
+        partial: Whether the checkpoint may hold more than they do.
+    """
+    return ocp.args.PyTreeRestore(
+        item=shapes,
+        restore_args=jax.tree.map(
+            lambda x: ocp.ArrayRestoreArgs(
+                sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
+            ),
+            shapes,
+        ),
+        partial_restore=partial,
+    )
+
+
+def complaint(what: str, names: Sequence[str]) -> list[str]:
+    """Lines for an error that say of which parameters something is true; none where of no one."""
+    if not names:
+        return []
+    shown = [f"    {name}" for name in names[:_MOST_NAMED]]
+    if len(names) > _MOST_NAMED:
+        shown.append(f"    and {len(names) - _MOST_NAMED} more")
+    return [f"  {what}:", *shown]

@@ -57,3 +57,32 @@ def test_a_signal_goes_on_to_the_run(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        # Ended by the signal itself, as a launch that has not come to its loop is.
+        ("open(path, 'w').close(); time.sleep(60)", 143),
+        # Between two runs: the long pause ends at once.
+        ("open(path, 'w').close(); sys.exit(1)", 1),
+    ],
+)
+def test_after_a_signal_nothing_is_started_again(tmp_path, run, expected):
+    path = tmp_path / "up"
+    code = f"import sys, time; path = {str(path)!r}; {run}"
+    outer = (
+        "import sys\n"
+        "from mm1_jax import supervisor\n"
+        "supervisor._FIRST_PAUSE_SECONDS = 50\n"
+        f"sys.exit(supervisor.supervise({[sys.executable, '-c', code]!r}, 3))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True)
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    if expected == 1:
+        assert "restart 1 of 3" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == expected
+    process.stderr.close()

@@ -23,7 +23,7 @@ from mm1_jax.data import tokenizer
 from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.kinds import TO_DOCUMENT
-from mm1_jax.data.input import Input
+from mm1_jax.data.input import Input, used_corpora
 from mm1_jax.data.record_files import MANIFEST, RecordFiles
 from mm1_jax.data.sources import BadRecord
 from mm1_jax.data.splitting import text_blocks
@@ -73,12 +73,7 @@ def _record_texts(files: RecordFiles) -> Iterator[str]:
 
 def corpora_texts(cfg: Input.Config, max_characters: int) -> Iterator[str]:
     """Texts of the training documents of an input, as many characters of each corpus."""
-    corpora = [
-        entry.corpus
-        for stream in cfg.streams
-        for entry in (*stream.corpora, *stream.fillers)
-        if entry.weight
-    ]
+    corpora = used_corpora(cfg)
     for corpus_cfg in corpora:
         corpus = corpus_cfg.instantiate(split="train")
         print(f"{corpus.name}: {len(corpus):,} records", file=sys.stderr)

@@ -248,8 +248,7 @@ class Input(Configurable):
     @staticmethod
     def num_corpora(cfg: "Input.Config") -> int:
         """How many corpora an Input of such a config has."""
-        entries = [entry for each in _used(cfg) for entry in (*each.corpora, *each.fillers)]
-        return sum(entry.weight > 0 for entry in entries)
+        return len(used_corpora(cfg))
 
     @property
     def max_sequence_length(self) -> int:
@@ -622,6 +621,16 @@ def _used(cfg: Input.Config) -> list[Stream.Config]:
     return [stream for stream in cfg.streams if stream.weight or stream.name in later]
 
 
+def used_corpora(cfg: Input.Config) -> list[Corpus.Config]:
+    """Those that an Input of this config reads, fillers included, in the order of their numbers."""
+    return [
+        entry.corpus
+        for stream in _used(cfg)
+        for entry in (*stream.corpora, *stream.fillers)
+        if entry.weight
+    ]
+
+
 def _mixed(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
     numbers = itertools.count()
 
@@ -696,12 +705,7 @@ def _check_weights(streams: Sequence[Stream.Config]):
 
 def _check_files(cfg: Input.Config, split: str):
     """Says at once what is missing, with the commands that would make it."""
-    sources = [
-        entry.corpus.source
-        for stream in _used(cfg)
-        for entry in (*stream.corpora, *stream.fillers)
-        if entry.weight
-    ]
+    sources = [corpus.source for corpus in used_corpora(cfg)]
     folders = [
         source_folder(source, split) for source in sources if source.klass is ArrayRecordSource
     ]

@@ -17,9 +17,9 @@ from flax import nnx
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.interop.layout import Layout
 from mm1_jax.interop.tensor_files import TensorSpec
+from mm1_jax.weights_folder import complaint
 
 # How many names an error lists.
-_MOST = 8
 
 
 class Piece(NamedTuple):
@@ -110,9 +110,9 @@ def raise_if_misfit(table: Table, specs: Mapping[str, TensorSpec], where: Any) -
         if name not in expected and not any(pattern.fullmatch(name) for pattern in ignored)
     ]
     complaints = [
-        *_complaint("missing", [name for name in expected if name not in specs]),
-        *_complaint("not known", extra),
-        *_complaint(
+        *complaint("missing", [name for name in expected if name not in specs]),
+        *complaint("not known", extra),
+        *complaint(
             "misshapen",
             [
                 f"{name} is {list(specs[name].shape)}, expected {list(shape)}"
@@ -120,7 +120,7 @@ def raise_if_misfit(table: Table, specs: Mapping[str, TensorSpec], where: Any) -
                 if name in specs and specs[name].shape != shape
             ],
         ),
-        *_complaint(
+        *complaint(
             "not of numbers with a fraction",
             [
                 f"{name} ({specs[name].dtype})"
@@ -196,12 +196,3 @@ def prefix_of(names: Iterable[str], ending: str) -> str | None:
     """What precedes `ending` in the one name that has it; None without such a name."""
     found = sorted({n.removesuffix(ending) for n in names if n.endswith(ending)}, key=len)
     return found[0] if found else None
-
-
-def _complaint(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    shown = [f"    {name}" for name in names[:_MOST]]
-    if len(names) > _MOST:
-        shown.append(f"    and {len(names) - _MOST} more")
-    return [f"  {what}:", *shown]

@@ -46,7 +46,8 @@ class Anomalies(Configurable):
         # only when the step is made, so not for `skip`.
         spike_factor: float | None = None
         spike_window: int = 200
-        # More skipped steps in a row, or roll-backs in a launch, end the run.
+        # More anomalies than this without a step between them that is none, skipped or gone back
+        # from, end the run.
         max_in_a_row: int = 10
 
     def __init__(self, cfg: Config):

@@ -29,6 +29,7 @@ from mm1_jax.train.commit_barrier import CommitBarrier, OutOfStep
 from mm1_jax.train.manifest import find_damage, write_manifest
 from mm1_jax.train.parameter_paths import parameter_path
 from mm1_jax.train.train_state import TrainState
+from mm1_jax.weights_folder import restore_args
 
 # Fields of a model's config that do not change what its parameters mean.
 _NOT_OF_THE_MODEL = ("dtype", "remat", "saved_names", "kernel", "image_group_rows")
@@ -197,7 +198,7 @@ class Checkpointer(Configurable):
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=_restore_args(state, partial=False), input=ocp.args.JsonRestore()
+                state=restore_args(state, partial=False), input=ocp.args.JsonRestore()
             ),
         )
         return restored["state"], restored["input"]
@@ -221,7 +222,7 @@ class Checkpointer(Configurable):
             )
         restored = self._manager.restore(
             steps[-1] if step is None else step,
-            args=ocp.args.Composite(state=_restore_args({"params": params}, partial=True)),
+            args=ocp.args.Composite(state=restore_args({"params": params}, partial=True)),
         )
         return restored["state"]["params"]
 
@@ -423,16 +424,3 @@ def _first_line(error: BaseException) -> str:
     while isinstance(error, OutOfStep) and error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
-
-
-def _restore_args(shapes: Any, *, partial: bool) -> ocp.args.PyTreeRestore:
-    return ocp.args.PyTreeRestore(
-        item=shapes,
-        restore_args=jax.tree.map(
-            lambda x: ocp.ArrayRestoreArgs(
-                sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
-            ),
-            shapes,
-        ),
-        partial_restore=partial,
-    )

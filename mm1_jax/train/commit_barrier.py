@@ -2,8 +2,8 @@
 
 orbax has barriers of its own, which a process that could not write never comes to: the others wait
 there until their time is up, minutes later, and are out of step with it from then on. Here, every
-process says at which barrier it is. Where that is not the same one for all, the save has failed, and all
-of them are told at once.
+process says at which barrier it is. Where that is not the same one for all, the save has failed,
+and all of them are told at once.
 """
 
 import itertools

@@ -19,7 +19,7 @@ import jax
 
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
 from mm1_jax.train.parameter_paths import picked
-from mm1_jax.weights_folder import StoredParams
+from mm1_jax.weights_folder import StoredParams, complaint
 
 # Fields that decide what a part computes, and that no shape shows.
 _NOT_IN_SHAPES = (
@@ -27,7 +27,6 @@ _NOT_IN_SHAPES = (
     *("original_max_position_embeddings", "patch_size", "pattern", "theta"),
 )
 _COLOURS = ("pixel_mean", "pixel_std")
-_MOST_NAMED = 8
 
 
 class InitialWeights(Configurable):
@@ -78,9 +77,9 @@ class InitialWeights(Configurable):
             there = _without(there, picked(cfg.unused, sorted(there), f"{field}.unused"))
         names = {path: source + path.removeprefix(part) for path in own}
         complaints = [
-            *_complaint("missing there", [names[p] for p in names if names[p] not in there]),
-            *_complaint("without a place in the model", sorted(there - set(names.values()))),
-            *_complaint(
+            *complaint("missing there", [names[p] for p in names if names[p] not in there]),
+            *complaint("without a place in the model", sorted(there - set(names.values()))),
+            *complaint(
                 "misshapen",
                 [
                     f"{theirs} is {list(stored.shapes[theirs])}, and the model's "
@@ -116,7 +115,7 @@ def _differences(
     if texts is None or part not in model:
         return []
     made_for, now = _fields(texts), _fields(getattr(model, part).debug_string().splitlines())
-    return _complaint(
+    return complaint(
         "made for other fields",
         [
             f"model.{part}.{path} is {now.get(path)}, and was {made_for.get(path)}"
@@ -133,12 +132,3 @@ def _fields(lines: Sequence[str]) -> dict[str, str]:
         for path, value in fields.items()
         if path.rpartition(".")[2].startswith(_COLOURS) or path.rpartition(".")[2] in _NOT_IN_SHAPES
     }
-
-
-def _complaint(what: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    shown = [f"    {name}" for name in names[:_MOST_NAMED]]
-    if len(names) > _MOST_NAMED:
-        shown.append(f"    and {len(names) - _MOST_NAMED} more")
-    return [f"  {what}:", *shown]

@@ -395,19 +395,19 @@ class Trainer(Configurable):
 
     def _next_batch(self, step: int, state: TrainState) -> tuple[Batch | Sequence[Part], float]:
         start = time.perf_counter()
-        try:
-            with self._goodput.measure("data_wait"):
+        with self._goodput.measure("data_wait"):
+            try:
                 batch = next(self._batches)
-        except Exception as error:
-            # A signal to the whole process group ends the data workers, too: no error then.
-            if self._stop.noted and distributed.process_count() == 1:
-                self._exit_if_asked(step, state)
-            if not isinstance(error, RuntimeError):
-                raise
-            # Workers that were killed: they have no state, and new ones make the same batch.
-            print(f"data workers failed ({_reason(error)}); started again", flush=True)
-            self._batches.restart()
-            batch = next(self._batches)
+            except Exception as error:
+                # A signal to the whole process group ends the data workers, too: no error then.
+                if self._stop.noted and distributed.process_count() == 1:
+                    self._exit_if_asked(step, state)
+                if not isinstance(error, RuntimeError):
+                    raise
+                # Workers that were killed: they have no state, and new ones make the same batch.
+                print(f"data workers failed ({_reason(error)}); started again", flush=True)
+                self._batches.restart()
+                batch = next(self._batches)
         return batch, time.perf_counter() - start
 
     def _step(

@@ -18,10 +18,10 @@ from mm1_jax.evals.benchmarks.published import (
     AnnotationSource,
     CaptionBenchmark,
     ImageFile,
-    by_id,
     caption_corpus,
     caption_record,
 )
+from mm1_jax.evals.predictions.records import by_key
 
 
 class NoCapsSource(AnnotationSource):
@@ -36,7 +36,7 @@ class NoCapsSource(AnnotationSource):
     def read(self, split: str) -> list[dict[str, Any]]:
         path = self.file(f"nocaps_{split}_4500_captions.json", f"nocaps_{split}_captions.json")
         (folder,) = self.images(split)
-        images = by_id(self.entries(path, "images"), "id")
+        images = by_key(self.entries(path, "images"), "id")
         captions: dict[str, list[str]] = {key: [] for key in images}
         for entry in self.entries(path, "annotations"):
             key = entry.key("image_id")

@@ -8,7 +8,7 @@ of the rest would be one of another benchmark.
 import abc
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +132,6 @@ class AnnotationSource(Source):
                 raise ValueError(f"{where}: expected an object, got {type(value).__name__}")
             entries.append(Entry(value, where, HINT))
         return entries
-
-
-def by_id(entries: Iterable[Entry], *names: str) -> dict[str, Entry]:
-    """The entries under their ids, each of which must occur once."""
-    found: dict[str, Entry] = {}
-    for entry in entries:
-        key = entry.key(*names)
-        if key in found:
-            raise ValueError(f"{entry.where}: {key!r} was there before, at {found[key].where}")
-        found[key] = entry
-    return found
 
 
 def most_frequent(answers: Sequence[str]) -> str:

@@ -20,12 +20,12 @@ from mm1_jax.evals.benchmarks.published import (
     AnnotationSource,
     ImageFile,
     VqaBenchmark,
-    by_id,
     question_corpus,
     question_record,
 )
 from mm1_jax.evals.metrics.answers import normalise
 from mm1_jax.evals.metrics.vqa import OkVqaStemmer, agreement, evalai
+from mm1_jax.evals.predictions.records import by_key
 
 
 class CocoQuestionsSource(AnnotationSource):
@@ -49,7 +49,7 @@ class CocoQuestionsSource(AnnotationSource):
         annotations = None
         if image_split != "test2015":
             path = self.file(f"{prefix}mscoco_{split}_annotations.json")
-            annotations = by_id(self.entries(path, "annotations"), "question_id")
+            annotations = by_key(self.entries(path, "annotations"), "question_id")
             if len(annotations) != len(questions):
                 raise ValueError(
                     f"{path}: has annotations of {len(annotations)} questions, and there are "
