@@ -21,7 +21,7 @@ from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.ingest.formats.compressed import decode_text
 from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
 from mm1_jax.data.ingest.formats.records import captions_record
-from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id
+from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id, files_key
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
 from mm1_jax.data.ingest.formats.webdataset import sample_name
 from mm1_jax.data.record_files import BadRecord
@@ -160,11 +160,7 @@ class _Index:
 
 def _index(shards: Sequence[Path], source: Path, cache_dir: Path) -> _Index:
     """The index of shards: read if it was made before, else made and kept if that is possible."""
-    stats = [path.stat() for path in shards]
-    names = [path.relative_to(cache_dir).as_posix() for path in shards]
-    facts = [[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, stats, strict=True)]
-    key = hashlib.blake2b(json.dumps([_VERSION, facts]).encode(), digest_size=12).hexdigest()
-    folder = cache_dir / "webdataset_index" / key
+    folder = cache_dir / "webdataset_index" / files_key(shards, cache_dir, _VERSION)
     try:
         return _Index.load(folder)
     except FileNotFoundError:

@@ -1,7 +1,9 @@
 """Finds the files that a user named, reads them whole within a bound, and names their entries."""
 
+import hashlib
+import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mm1_jax.data.record_files import BadRecord
@@ -38,6 +40,19 @@ def source_files(source: Path, suffixes: Collection[str], expected: str) -> list
 def documents_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files below a folder that end so, sorted; they are known by their path in the folder."""
     return [path for path in _below(folder) if path.name.lower().endswith(tuple(suffixes))]
+
+
+def files_key(files: Sequence[Path], folder: Path, version: int) -> str:
+    """What an index of files goes by: another key where a name, a size or a time has changed.
+
+    Args:
+        files: In their order.
+        folder: What their names start from.
+        version: Of what the index holds.
+    """
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
+    facts = [[name, about.st_size, about.st_mtime_ns] for name, about in stats]
+    return hashlib.blake2b(json.dumps([version, facts]).encode(), digest_size=12).hexdigest()
 
 
 def _below(folder: Path) -> list[Path]:

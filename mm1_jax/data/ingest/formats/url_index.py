@@ -13,7 +13,7 @@ import tqdm
 
 from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
-from mm1_jax.data.ingest.formats.source_files import documents_below
+from mm1_jax.data.ingest.formats.source_files import documents_below, files_key
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
 from mm1_jax.data.ingest.formats.webdataset import IMAGES, sample_name
 from mm1_jax.data.record_files import BadRecord
@@ -39,7 +39,7 @@ class UrlIndex:
         self._shards = documents_below(folder, (_SUFFIX,))
         if not self._shards:
             raise ValueError(f"{folder}: expected tar shards of img2dataset, *.tar, found none")
-        index = folder / f"url_index-{self._digest(folder)}"
+        index = folder / f"url_index-{files_key(self._shards, folder, _VERSION)}"
         if not index.is_dir():
             self._make(index)
         self._places = np.load(index / "places.npy", mmap_mode="r", allow_pickle=False)
@@ -63,15 +63,6 @@ class UrlIndex:
         if not data:
             raise BadRecord(f"image {url!a:.200}: it is empty")
         return data
-
-    def _digest(self, folder: Path) -> str:
-        """Of what is indexed: another one where a shard has changed."""
-        digest = hashlib.blake2b(f"{_VERSION}".encode(), digest_size=8)
-        for path in self._shards:
-            about = path.stat()
-            name = path.relative_to(folder).as_posix()
-            digest.update(f"\n{name} {about.st_size} {about.st_mtime_ns}".encode(errors="replace"))
-        return digest.hexdigest()
 
     def _make(self, index: Path) -> None:
         shards = tqdm.tqdm(self._shards, desc="URLs of pictures", unit="shard", mininterval=1)
