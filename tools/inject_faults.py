@@ -1,6 +1,6 @@
 """Breaks real runs of several processes in every way that it knows, and sees what becomes of them.
 
-    python tools/inject_faults.py --faults=40 --seed=0 --output=docs/reliability.md
+    python tools/inject_faults.py --faults=40 --log=faults.jsonl --output=docs/reliability.md
 
 Each fault is put into a run of `tools/small_run.py` on this machine, in processes that find each
 other as hosts do, with virtual CPU devices. The run is launched again as a supervisor would, and
@@ -10,6 +10,8 @@ or stop with a message that names the cause.
 
 import argparse
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import random
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -199,10 +201,18 @@ def kill_at_start(bench: Bench) -> str:
 
 
 def kill_while_restoring(bench: Bench) -> str:
-    """SIGKILL of one process while it starts from a checkpoint."""
+    """SIGKILL of one process while it reads a checkpoint, or just after."""
     _interrupted(bench)
-    detail = kill_at_start(bench)
-    return detail
+    seconds, victim = bench.rng.uniform(0, 0.5), bench.some_process()
+    launch = bench.launch()
+    launch.until(
+        lambda: "restoring" in launch.outputs[victim].read_text(errors="replace"), "a restore"
+    )
+    time.sleep(seconds)
+    launch.processes[victim].kill()
+    _all_end(launch)
+    bench.finish()
+    return f"process {victim}, {seconds:.2f} s after it began"
 
 
 def terminate(bench: Bench) -> str:
@@ -218,27 +228,17 @@ def terminate(bench: Bench) -> str:
     return f"process {victim} after step {step}, exit codes {codes}"
 
 
-def damage_a_file(bench: Bench) -> str:
-    """A flipped bit or a lost end in the newest checkpoint of a run that was killed."""
-    _interrupted(bench)
-    folders = [p for p in (bench.folder / "checkpoints").iterdir() if p.name.isdecimal()]
-    newest = max(folders, key=lambda path: int(path.name))
-    files = sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
-    # orbax writes these when all is over, and no state is in them.
-    late = ("_CHECKPOINT_METADATA", "commit_success.txt")
-    files = [path for path in files if path.name not in late]
-    chosen = bench.rng.choice(files)
-    data = bytearray(chosen.read_bytes())
-    place = bench.rng.randrange(len(data))
-    if bench.rng.random() < 0.5:
-        kind, data = "cut", data[:place]
-    else:
-        kind = "bit flipped"
-        data[place] ^= 1 << bench.rng.randrange(8)
-    chosen.write_bytes(data)
-    bench.finish()
-    _says(bench, rf"checkpoint of step {newest.name} is damaged")
-    return f"{chosen.relative_to(bench.folder)}, {kind} at byte {place}"
+def cut_a_file(bench: Bench) -> str:
+    """A lost end of a file of the newest checkpoint of a run that was killed."""
+    return _damage(bench, lambda data, place: data[:place])
+
+
+def flip_a_bit(bench: Bench) -> str:
+    """A flipped bit in the newest checkpoint of a run that was killed."""
+    mask = 1 << bench.rng.randrange(8)
+    return _damage(
+        bench, lambda data, place: data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :]
+    )
 
 
 def fill_the_disk(bench: Bench) -> str:
@@ -309,10 +309,9 @@ def absent_process(bench: Bench) -> str:
     missing = bench.some_process()
     codes = bench.launch(absent=[missing], timeout=5).wait()
     expected = "cannot reach process 0" if missing == 0 else rf"process {missing} of .* not there"
-    if bench.num_processes > 1:
-        _says(bench, expected)
-        if set(codes) - {2}:
-            raise Broken(f"exit codes {codes}: expected 2")
+    _says(bench, expected)
+    if set(codes) - {2}:
+        raise Broken(f"exit codes {codes}: expected 2")
     bench.finish()
     return f"process {missing}"
 
@@ -321,7 +320,8 @@ FAULTS: tuple[Callable[[Bench], str], ...] = (
     kill_at_a_step,
     kill_while_saving,
     terminate,
-    damage_a_file,
+    cut_a_file,
+    flip_a_bit,
     kill_at_start,
     kill_while_restoring,
     fill_the_disk,
@@ -340,6 +340,22 @@ def _interrupted(bench: Bench) -> None:
     for each in launch.processes:
         each.kill()
     launch.wait()
+
+
+def _damage(bench: Bench, damaged: Callable[[bytes, int], bytes]) -> str:
+    _interrupted(bench)
+    folders = [p for p in (bench.folder / "checkpoints").iterdir() if p.name.isdecimal()]
+    newest = max(folders, key=lambda path: int(path.name))
+    files = sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
+    # orbax writes these when all is over, and no state is in them.
+    late = ("_CHECKPOINT_METADATA", "commit_success.txt")
+    chosen = bench.rng.choice([path for path in files if path.name not in late])
+    data = chosen.read_bytes()
+    place = bench.rng.randrange(len(data))
+    chosen.write_bytes(damaged(data, place))
+    bench.finish()
+    _says(bench, rf"checkpoint of step {newest.name} is damaged")
+    return f"{chosen.relative_to(bench.folder)}, at byte {place}"
 
 
 def _all_end(launch: Launch) -> None:
@@ -366,6 +382,25 @@ class Outcome:
     detail: str
     seconds: float
     problem: str = ""
+
+
+def plan(
+    faults: Sequence[Callable[[Bench], str]], counts: Sequence[int], seed: int
+) -> Iterator[tuple[Callable[[Bench], str], int, int]]:
+    """Fault, number of processes and seed of run after run: rounds of all faults, without end."""
+    for turn in itertools.count():
+        num_processes = counts[turn % len(counts)]
+        for fault in faults:
+            # Where there is but one process, none can wait for it.
+            if num_processes > 1 or fault is not absent_process:
+                yield fault, num_processes, seed + turn
+
+
+def read_log(path: Path | None) -> list[Outcome]:
+    """The outcomes of earlier calls."""
+    if path is None or not path.exists():
+        return []
+    return [Outcome(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def undisturbed(workspace: Path, num_processes: int) -> dict:
@@ -414,13 +449,31 @@ def render(outcomes: Sequence[Outcome]) -> str:
         own = [o for o in outcomes if (o.fault, o.num_processes) == (fault, num_processes)]
         passed = sum(not each.problem for each in own)
         seconds = sum(each.seconds for each in own) / len(own)
-        seeds = ", ".join(str(each.seed) for each in own)
+        seeds = _ranges(sorted(each.seed for each in own))
         what = next(f for f in FAULTS if f.__name__ == fault).__doc__ or ""
         lines.append(
             f"| {what.strip().rstrip('.')} | {num_processes} | {len(own)} | {passed} | "
             f"{seconds:.0f} | {seeds} |"
         )
+    together = sum(o.num_processes > 1 for o in outcomes)
+    passed, hours = sum(not o.problem for o in outcomes), sum(o.seconds for o in outcomes) / 3600
+    lines += [
+        "",
+        f"{len(outcomes)} faults, {together} of them in runs of several processes; {passed} came "
+        f"through, in {hours:.1f} hours.",
+    ]
     return "\n".join(lines)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`_ranges([0, 1, 2, 5]) == "0-2, 5"`"""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
 
 def write_table(path: Path, table: str) -> None:
@@ -445,6 +498,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAMES",
         help=f"of these alone, with commas between: {', '.join(f.__name__ for f in FAULTS)}",
     )
+    parser.add_argument(
+        "--log", type=Path, help="outcomes, a line of JSON each; those that it has are kept"
+    )
     parser.add_argument("--output", type=Path, help="a document that holds the table")
     options = parser.parse_args(argv)
     names = [f.__name__ for f in FAULTS]
@@ -453,17 +509,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--only: there are no faults {unknown}")
     chosen = [f for f in FAULTS if f.__name__ in wanted]
     counts = [int(text) for text in options.processes.split(",")]
-    outcomes = []
+    planned = list(itertools.islice(plan(chosen, counts, options.seed), options.faults))
+    outcomes = read_log(options.log)
+    kept = {(each.fault, each.num_processes, each.seed) for each in outcomes}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.faults):
-            fault = chosen[number % len(chosen)]
-            turn = number // len(chosen)
-            num_processes = counts[turn % len(counts)]
-            outcome = inject(fault, Path(folder), num_processes, options.seed + turn)
+        for number, (fault, num_processes, seed) in enumerate(planned, start=1):
+            if (fault.__name__, num_processes, seed) in kept:
+                continue
+            outcome = inject(fault, Path(folder), num_processes, seed)
             outcomes.append(outcome)
+            if options.log is not None:
+                with options.log.open("a") as file:
+                    file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
             verdict = f"FAILED: {outcome.problem}" if outcome.problem else "ok"
             print(
-                f"[{number + 1}/{options.faults}] {outcome.fault}, {num_processes} processes, seed "
+                f"[{number}/{options.faults}] {outcome.fault}, {num_processes} processes, seed "
                 f"{outcome.seed}: {outcome.detail}, {outcome.seconds:.0f} s: {verdict}",
                 flush=True,
             )

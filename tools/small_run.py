@@ -40,6 +40,7 @@ from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources import Source
 from mm1_jax.layers.module import Module, param
+from mm1_jax.train.checkpoint import Checkpointer
 from mm1_jax.train.trainer import Trainer
 
 _WORDS = ["a", "red", "circle", "left", "of", "two", "small", "blue", "squares"]
@@ -125,6 +126,14 @@ def _digests(params: Any) -> Any:
         return jnp.sum(bits * places, dtype=jnp.uint32)
 
     return {name: digest(x) for name, x in params.items()}
+
+
+class TalkingCheckpointer(Checkpointer):
+    """Says when it begins to read a state, so that this can be interrupted."""
+
+    def restore(self, *args: Any, **kwargs: Any) -> Any:
+        print("restoring", flush=True)
+        return super().restore(*args, **kwargs)
 
 
 class FaultyInput:
@@ -230,7 +239,7 @@ def small_run() -> SmallRun.Config:
     )
     cfg.trainer.max_steps = 12
     cfg.trainer.optimizer.set(learning_rate=0.05, warmup_steps=2)
-    cfg.trainer.checkpointer.every_n_steps = 2
+    cfg.trainer.checkpointer = TalkingCheckpointer.default_config().set(every_n_steps=2)
     return cfg
 
 

@@ -20,7 +20,7 @@ def load_tool():
 
 faults = load_tool()
 # The rest take their time: heartbeats, timeouts, workers.
-QUICK = ("kill_at_a_step", "kill_while_saving", "terminate", "damage_a_file", "not_a_number")
+QUICK = ("kill_at_a_step", "kill_while_saving", "terminate", "cut_a_file", "not_a_number")
 
 
 @pytest.fixture(scope="module")
