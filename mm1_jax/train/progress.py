@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar on a terminal; in a file, a line now and then."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,12 @@ from mm1_jax.config import Configurable, config_class
 
 # Without a bar, these steps have a line whatever the time: enough to see that it works.
 _FIRST_STEPS = (1, 2, 5, 10)
+
+
+def say(text: str) -> None:
+    """Prints a line; one that cannot be written, as on a full disk, stays in the stream's buffer."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 class Progress(Configurable):
@@ -59,9 +66,10 @@ class Progress(Configurable):
     def message(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.write(text)
+            with contextlib.suppress(OSError):
+                self._bar.write(text)
         else:
-            print(text, flush=True)
+            say(text)
 
     def close(self) -> None:
         if self._bar is not None:

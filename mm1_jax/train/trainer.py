@@ -51,7 +51,7 @@ from mm1_jax.train.optimizer import AdamW, Optimizer
 from mm1_jax.train.parameter_paths import parameter_path
 from mm1_jax.train.profile import Profile
 from mm1_jax.train.program import Program
-from mm1_jax.train.progress import Progress
+from mm1_jax.train.progress import Progress, say
 from mm1_jax.train.report import is_reported, summarize_training, write_report
 from mm1_jax.train.run_log import RunLog
 from mm1_jax.train.stop import Interrupted, StopSignals
@@ -183,7 +183,7 @@ class Trainer(Configurable):
             is_done = step >= self._max_steps
             if is_done and self._is_reported(step):
                 if distributed.is_first():
-                    print(f"finished already; report: {self._output_dir / 'report.md'}", flush=True)
+                    say(f"finished already; report: {self._output_dir / 'report.md'}")
                 return
             self._watchdog: Watchdog = stack.enter_context(self._make_watchdog())
             self._log = stack.enter_context(closing(self._make_log(step)))
@@ -230,7 +230,7 @@ class Trainer(Configurable):
         return self._config.checkpointer.instantiate(
             directory=self._output_dir / "checkpoints",
             model=self._model.debug_string(),
-            report=lambda text: distributed.is_first() and print(text, flush=True),
+            report=lambda text: distributed.is_first() and say(text),
         )
 
     def _make_watchdog(self) -> Watchdog:
@@ -405,7 +405,7 @@ class Trainer(Configurable):
                 if not isinstance(error, RuntimeError):
                     raise
                 # Workers that were killed: they have no state, and new ones make the same batch.
-                print(f"data workers failed ({_reason(error)}); started again", flush=True)
+                say(f"data workers failed ({_reason(error)}); started again")
                 self._batches.restart()
                 batch = next(self._batches)
         return batch, time.perf_counter() - start

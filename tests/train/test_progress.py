@@ -1,9 +1,10 @@
+import io
 import re
 import sys
 
 import pytest
 
-from mm1_jax.train.progress import Progress
+from mm1_jax.train.progress import Progress, say
 
 RECORD = {"loss": 1.25, "tokens_per_second": 4321.0, "images_per_second": 33.0, "step_seconds": 2.0}
 
@@ -47,3 +48,24 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
 def test_the_last_step_always_has_a_line(capsys, first_step):
     follow(first_step, 8, every_n_seconds=1e9)
     assert "step 8/8" in capsys.readouterr().out
+
+
+def test_a_line_that_cannot_be_written_waits_for_the_next(monkeypatch):
+    class Disk(io.RawIOBase):
+        is_full, content = True, b""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if self.is_full:
+                raise OSError(28, "No space left on device")
+            self.content += bytes(data)
+            return len(data)
+
+    disk = Disk()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(disk)))
+    say("first")
+    disk.is_full = False
+    say("second")
+    assert disk.content == b"first\nsecond\n"
