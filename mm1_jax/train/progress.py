@@ -16,7 +16,7 @@ _FIRST_STEPS = (1, 2, 5, 10)
 
 
 def say(text: str) -> None:
-    """Prints a line; one that cannot be written, as on a full disk, stays in the stream's buffer."""
+    """Prints a line; one that cannot be written, as on a full disk, stays in the buffer."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
