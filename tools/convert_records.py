@@ -32,6 +32,8 @@ from mm1_jax.data.ingest.formats.registry import FORMATS
 from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, verify
 from mm1_jax.launch import USER_ERROR
+from mm1_jax.named_configs import find_named_config
+from mm1_jax.run_folder import Launch
 
 DAMAGED = 1
 INTERRUPTED = 130  # As shells have it.
@@ -51,6 +53,8 @@ examples:
       --license="see cc3m/LICENSE" --num_workers=8
   python tools/convert_records.py --format=obelics --input=obelics --output=data/interleaved \\
       --filters=mm1 --benchmark_images=benchmarks/mmbench
+  python tools/convert_records.py --format=text --input=books --output=data/text \\
+      --lengths_for=mm1_7b
   python tools/convert_records.py --verify --output=data/captions
   python tools/convert_records.py --format=webdataset --input=cc3m --output=data/captions \\
       --runner=beam --beam_args="--runner=FlinkRunner --flink_master=localhost:8081"
@@ -119,6 +123,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runner", choices=("local", "beam"), default="local", help="(local)")
     parser.add_argument(
         "--beam_args", default="", metavar="ARGS", help="options of the pipeline, for Beam"
+    )
+    parser.add_argument(
+        "--lengths_for",
+        metavar="NAME",
+        help="a named config that reads --output: its table of lengths, which packing needs, is "
+        "made as well (otherwise its first launch does so)",
+    )
+    parser.add_argument(
+        "--module", metavar="MODULE", help="the module of --lengths_for (default: experiments)"
+    )
+    parser.add_argument(
+        "--data_dir",
+        metavar="DIR",
+        help="where --lengths_for has tokenizer and records (the folder of --output)",
     )
     parser.add_argument(
         "--verify", action="store_true", help="compare the shards of --output with its manifest"
@@ -318,6 +336,26 @@ def verified(folder: Path) -> int:
     return DAMAGED if damaged else 0
 
 
+def lengths(args: argparse.Namespace) -> list[str]:
+    """Makes the tables that a config needs of the converted folder; what is in them."""
+    # Not by every process that converts.
+    from mm1_jax.data.input import lengths_of_folder
+
+    data_dir = args.data_dir or str(args.output.absolute().parent)
+    named = find_named_config(args.lengths_for, args.module)
+    overrides = {"input.data_dir": data_dir, "input.num_workers": str(args.num_workers)}
+    cfg = Launch(named.name, named.module, overrides).resolved_config().input
+    lines = []
+    for name, table in lengths_of_folder(cfg, args.output, "train").items():
+        tokens, images = table.means if table.num_usable else (0, 0)
+        lines.append(
+            f"{name} of {args.lengths_for}: {table.num_usable} examples to train on, of "
+            f"{tokens:.1f} positions and {images:.1f} images; {len(table.unusable)} unusable"
+        )
+    lengths_of_folder(cfg, args.output, "test")
+    return lines
+
+
 def conversion(args: argparse.Namespace) -> Conversion:
     format = find_format(args.format)
     options = parse_options(format, args.options)
@@ -363,6 +401,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if was_done:
         print("This was converted before; nothing is left to do.")
     print(summary(args.output, manifest))
+    if args.lengths_for is not None:
+        try:
+            print("\n".join(lengths(args)))
+        except (ValueError, OSError) as error:
+            print(f"error: --lengths_for={args.lengths_for}: {error}", file=sys.stderr)
+            return USER_ERROR
     return 0
 
 

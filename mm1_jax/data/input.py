@@ -150,12 +150,7 @@ class Input(Configurable):
         self.image_transform: ImageTransform | None = None
         if cfg.max_images:
             self.image_transform = cfg.image_transform.set(image_size=image_size).instantiate()
-        self.example_builder = ExampleBuilder(
-            self.tokenizer,
-            num_image_tokens=num_image_tokens,
-            max_sequence_length=cfg.max_sequence_length,
-            max_images=cfg.max_images,
-        )
+        self.example_builder = _example_builder(cfg, self.tokenizer)
         self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
         if has_rows:
             assert self.snapshot is not None
@@ -629,6 +624,47 @@ def used_corpora(cfg: Input.Config) -> list[Corpus.Config]:
         for entry in (*stream.corpora, *stream.fillers)
         if entry.weight
     ]
+
+
+def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, Lengths]:
+    """The tables of those corpora of an input that read a folder of records; made and kept there.
+
+    Of what else the input reads, only the tokenizer need exist.
+
+    Raises:
+        ValueError: No corpus of the input reads it, or there is no tokenizer.
+    """
+    reading = [
+        corpus
+        for corpus in used_corpora(cfg)
+        if issubclass(corpus.source.klass, ArrayRecordSource)
+        and source_folder(corpus.source, split).resolve() == folder.resolve()
+    ]
+    if not reading:
+        folders = {
+            str(source_folder(corpus.source, split))
+            for corpus in used_corpora(cfg)
+            if issubclass(corpus.source.klass, ArrayRecordSource)
+        }
+        raise ValueError(
+            f"no corpus of the config reads {folder}; it reads {', '.join(sorted(folders))}"
+        )
+    builder = _example_builder(cfg, cfg.tokenizer.instantiate())
+    return {
+        corpus.name: corpus_lengths(
+            corpus.instantiate(split=split), builder, num_workers=cfg.num_workers
+        )
+        for corpus in reading
+    }
+
+
+def _example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:
+    return ExampleBuilder(
+        tokenizer,
+        num_image_tokens=_set_by_experiment(cfg, "num_image_tokens"),
+        max_sequence_length=cfg.max_sequence_length,
+        max_images=cfg.max_images,
+    )
 
 
 def _mixed(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
