@@ -33,7 +33,7 @@ def quick(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
     monkeypatch.setattr(tool, "LEAST_SECONDS", 0.01)
     picture = tool.picture
-    monkeypatch.setattr(tool, "picture", lambda rng: picture(rng, 60, 40))
+    monkeypatch.setattr(tool, "picture", lambda rng, width: picture(rng, 60))
 
 
 def small_config():
@@ -75,14 +75,14 @@ def test_the_limit_makes_the_pixels_of_the_input(decoder):
     if decoder == "SIMPLEJPEG":
         pytest.importorskip("simplejpeg")
     cfg = ImageTransform.default_config().set(image_size=16, jpeg_decoder=tool.JpegDecoder[decoder])
-    data = tool.picture(np.random.default_rng(0), 120, 80)
+    data = tool.picture(np.random.default_rng(0), 120)
     expected = cfg.instantiate()(Image(data))
     np.testing.assert_array_equal(tool._bare_file(data, 16, cfg), expected)
 
 
 def test_what_is_synthetic_has_pictures_pages_and_texts(quick, tmp_path):
     cfg = tool.input_config(input_config(max_sequence_length=1024), 4)
-    cfg.streams = tool.synthetic_streams(tmp_path, 40)
+    cfg.streams = tool.synthetic_streams(tmp_path, 60, 40)
     input = cfg.instantiate()
     assert input.corpus_names == ["captions", "interleaved", "text"]
     assert all(not lengths.unusable for lengths in input.lengths)
