@@ -47,6 +47,16 @@ class Cluster:
     source: str
     local_device_ids: tuple[int, ...] | None = None
 
+    @property
+    def port(self) -> int:
+        return int(self.coordinator_address.rpartition(":")[2])
+
+    @property
+    def bind_host(self) -> str | None:
+        """Where process 0 listens: at the loopback interface alone if all are on this machine."""
+        host = self.coordinator_address.rpartition(":")[0]
+        return host if host == "localhost" or host.startswith("127.") else None
+
     def __post_init__(self) -> None:
         if not 0 <= self.process_id < self.num_processes:
             raise ValueError(
@@ -103,7 +113,8 @@ def _from_jax(env: Environment) -> Cluster | None:
             "JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are set, and neither JAX_PROCESS_ID nor "
             "JOB_COMPLETION_INDEX is; set one of them for each process"
         )
-    return Cluster(address, int(number), int(index), "JAX_* in the environment")
+    source = "JAX_* in the environment"
+    return Cluster(address, _number(number, source), _number(index, source), source)
 
 
 def _from_gke(env: Environment) -> Cluster | None:
@@ -111,7 +122,8 @@ def _from_gke(env: Environment) -> Cluster | None:
     if not hosts or "TPU_WORKER_ID" not in env:
         return None
     workers = [host.split(":")[0] for host in hosts.split(",")]
-    return _tpu_cluster(workers, int(env["TPU_WORKER_ID"]), env.get, "TPU_* in the environment")
+    source = "TPU_* in the environment"
+    return _tpu_cluster(workers, _number(env["TPU_WORKER_ID"], source), env.get, source)
 
 
 def _from_slurm(env: Environment) -> Cluster | None:
@@ -120,9 +132,9 @@ def _from_slurm(env: Environment) -> Cluster | None:
         return None
     job, nodes, tasks, task = (env[name] for name in names)
     return Cluster(
-        f"{first_node(nodes)}:{_job_port(int(job))}",
-        int(tasks),
-        int(task),
+        f"{first_node(nodes)}:{_job_port(_number(job, 'Slurm'))}",
+        _number(tasks, "Slurm"),
+        _number(task, "Slurm"),
         "Slurm",
         # JAX itself would give the only task of a node one of its GPUs.
         _own_gpu(env.get("SLURM_LOCALID"), env.get("SLURM_STEP_TASKS_PER_NODE", tasks)),
@@ -195,6 +207,12 @@ def first_node(nodes: str) -> str:
     """
     name, bracket, rest = re.split(r"([,\[]|$)", nodes, maxsplit=1)
     return name + re.split(r"[,\-\]]", rest)[0] if bracket == "[" else name
+
+
+def _number(text: str, source: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f"{text!r} ({source}): expected a number of processes or of one of them")
+    return int(text)
 
 
 def _own_gpu(local_rank: str | None, tasks_per_node: str) -> tuple[int, ...] | None:

@@ -41,6 +41,10 @@ def initialize(cluster: Any, *, initialization_timeout: int, heartbeat_timeout: 
         cluster.process_id,
         local_device_ids=cluster.local_device_ids,
         cluster_detection_method="deactivate",
+        # None: all interfaces.
+        coordinator_bind_address=(
+            None if cluster.bind_host is None else f"{cluster.bind_host}:{cluster.port}"
+        ),
         initialization_timeout=initialization_timeout,
         heartbeat_timeout_seconds=heartbeat_timeout,
         # A process that has failed does not wait for others, see `leave`.

@@ -66,8 +66,10 @@ class _Host:
         return [i for i in range(1, self._cluster.num_processes) if i not in self._guests]
 
     def _listen(self) -> socket.socket:
-        port = int(self._cluster.coordinator_address.rpartition(":")[2])
+        port, host = self._cluster.port, self._cluster.bind_host
         try:
+            if host is not None:
+                return socket.create_server((host, port), backlog=1024)
             # On all interfaces, as JAX's service does.
             if socket.has_dualstack_ipv6():
                 return socket.create_server(

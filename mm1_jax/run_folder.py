@@ -40,6 +40,9 @@ MAY_CHANGE = (
     "trainer.checkpointer",
     "trainer.corruption",
     "trainer.max_steps",
+    # The state goes onto any mesh; the losses then agree to rounding, and not to the last bit.
+    "trainer.mesh_rules",
+    "trainer.parallelism",
     "trainer.profile",
     "trainer.progress",
     "trainer.summary_every_n_steps",

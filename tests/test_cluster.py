@@ -105,3 +105,18 @@ def test_an_indexed_job_gives_the_number_of_its_pod():
 def test_what_the_metadata_server_says_of_slices():
     text = "ZONE: 'us-east5-a'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
     assert tpu_environment(text)["MEGASCALE_NUM_SLICES"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("127.0.0.1:9000", "127.0.0.1"), ("localhost:9000", "localhost"), ("10.0.0.2:9000", None)],
+)
+def test_a_run_on_one_machine_is_served_there_only(address, host):
+    cluster = Cluster(address, 2, 0, "a test")
+    assert (cluster.bind_host, cluster.port) == (host, 9000)
+
+
+def test_a_number_that_is_none_is_named():
+    env = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}
+    with pytest.raises(ValueError, match=r"'two' \(JAX_\* in the environment\)"):
+        find_cluster(environment=env)

@@ -1,6 +1,7 @@
 """Runs of two processes that are broken; `tools/inject_faults.py` has more of them."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def test_a_run_of_two_processes_comes_through(workspace, fault, seed):
 def test_a_run_of_four_processes_comes_through(workspace, fault):
     outcome = faults.inject(fault, workspace, 4, 0)
     assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_and_on_another_mesh(workspace):
+    """Stopped on four processes, it goes on with two, and then with four and sharded parameters."""
+    bench = faults.Bench(workspace, 4, folder=workspace / "elastic")
+    expected = faults.undisturbed(workspace, 4)["steps"]
+    for num_processes, last in ((4, 2), (2, 8)):
+        bench.num_processes = num_processes
+        launch = bench.launch(fault="slow:0")
+        launch.until(lambda last=last: bench.steps_logged() >= last, f"step {last}")
+        launch.processes[0].send_signal(signal.SIGTERM)
+        assert set(launch.wait()) == {faults.STOPPED}
+    bench.num_processes = 4
+    bench.finish("--config.trainer.parallelism.fsdp=4")
+    result = bench.result()["steps"]
+    assert [step for step, *_ in result] == [step for step, *_ in expected]
+    for ours, theirs in zip(result, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert "mesh {'fsdp': 4} of 4 processes; training continues" in bench.text
 
 
 def test_two_processes_make_the_batches_of_one(workspace):
