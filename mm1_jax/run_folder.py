@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "trainer.profile",
     "trainer.progress",
     "trainer.summary_every_n_steps",
+    "trainer.wandb",
     "trainer.watchdog",
 )
 

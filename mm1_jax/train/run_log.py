@@ -15,6 +15,7 @@ from mm1_jax.train.progress import Progress
 from mm1_jax.train.report import split_metrics
 from mm1_jax.train.summaries import Summaries
 from mm1_jax.train.utilisation import Utilisation
+from mm1_jax.train.wandb_run import WandbRun
 
 
 class _Step(NamedTuple):
@@ -44,6 +45,7 @@ class RunLog:
         summary_every_n_steps: int,
         anomalies: Anomalies,
         utilisation: Utilisation,
+        wandb: WandbRun | None = None,
         is_writer: bool = True,
     ):
         self._corpus_names = corpus_names
@@ -56,6 +58,7 @@ class RunLog:
         self._metrics = JsonLines(output_dir / "metrics.jsonl")
         self._evaluations = JsonLines(output_dir / "evaluations.jsonl")
         self._summaries: Summaries | None = None
+        self._wandb = wandb
         self._evaluated: dict[tuple[int, str], Mapping[str, Any]] = {}
         # Fields of the next record only.
         self._once: dict[str, Any] = {}
@@ -84,6 +87,10 @@ class RunLog:
     def evaluated(self) -> list[tuple[int, str]]:
         """Steps and names of the evaluations that are written already."""
         return sorted(self._evaluated)
+
+    @property
+    def _sinks(self) -> list[Summaries | WandbRun]:
+        return [sink for sink in (self._summaries, self._wandb) if sink is not None]
 
     def message(self, text: str) -> None:
         if self._is_writer:
@@ -143,8 +150,8 @@ class RunLog:
             }
         self._write(self._metrics, record)
         self._progress.step(step, record)
-        if accounting is not None and self._summaries is not None:
-            self._summaries.scalars(step, record)
+        if accounting is not None:
+            self.scalars(step, record)
 
     def save(self, seconds: float) -> None:
         """Takes the time that a save held up training; the next record carries it."""
@@ -164,15 +171,16 @@ class RunLog:
             return
         if is_new:
             self._write(self._evaluations, record)
-        self._summaries.scalars(step, result.metrics)
-        self._summaries.samples(step, evaluator, result.samples)
-        self._summaries.flush()
+        for sink in self._sinks:
+            sink.scalars(step, result.metrics)
+            sink.samples(step, evaluator, result.samples)
+            sink.flush()
         self.message("\n".join(f"step {step}  {line}" for line in _metric_lines(result.metrics)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers for TensorBoard only."""
-        if self._summaries is not None:
-            self._summaries.scalars(step, values)
+        """Numbers for TensorBoard and Weights & Biases only."""
+        for sink in self._sinks:
+            sink.scalars(step, values)
 
     def failed_evaluation(self, step: int, evaluator: str, reason: str) -> None:
         if self._is_writer:
@@ -194,8 +202,8 @@ class RunLog:
             )
 
     def close(self) -> None:
-        if self._summaries is not None:
-            self._summaries.close()
+        for sink in self._sinks:
+            sink.close()
         self._progress.close()
 
 

@@ -1,6 +1,6 @@
 """TensorBoard summaries: the numbers of a run, and what the model says under held-out pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from tensorboardX import SummaryWriter
 
 from mm1_jax.train.sample_pictures import choose_samples, sample_grid
 
-_NUM_PICTURES = 16
+NUM_PICTURES = 16
 
 
 class Summaries:
@@ -19,12 +19,12 @@ class Summaries:
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Numbers under their names; a list becomes one number per item."""
-        for name, value in values.items():
-            self._scalar(step, name, value)
+        for name, value in flat(values):
+            self._writer.add_scalar(name, value, step)
 
     def samples(self, step: int, name: str, samples: Sequence[Any]) -> None:
         """A grid of pictures with the model's answers."""
-        chosen = choose_samples(samples, _NUM_PICTURES)
+        chosen = choose_samples(samples, NUM_PICTURES)
         if chosen:
             self._writer.add_image(f"samples/{name}", sample_grid(chosen), step, dataformats="HWC")
 
@@ -34,9 +34,11 @@ class Summaries:
     def close(self) -> None:
         self._writer.close()
 
-    def _scalar(self, step: int, name: str, value: Any) -> None:
+
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """The numbers, those of lists as `name/index`; anything else is left out."""
+    for name, value in values.items():
         if isinstance(value, list):
-            for i, item in enumerate(value):
-                self._scalar(step, f"{name}/{i}", item)
+            yield from flat({f"{name}/{i}": item for i, item in enumerate(value)})
         elif isinstance(value, (int, float)):
-            self._writer.add_scalar(name, value, step)
+            yield name, value

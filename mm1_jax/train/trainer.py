@@ -57,6 +57,7 @@ from mm1_jax.train.run_log import RunLog
 from mm1_jax.train.stop import Interrupted, StopSignals
 from mm1_jax.train.train_state import TrainState, abstract_model
 from mm1_jax.train.utilisation import Utilisation
+from mm1_jax.train.wandb_run import WandbRun
 from mm1_jax.train.watchdog import Watchdog
 
 # Exit code of a run whose report lacks an evaluation.
@@ -92,6 +93,7 @@ class Trainer(Configurable):
         watchdog: Watchdog.Config = Watchdog.default_config()
         corruption: Corruption.Config = Corruption.default_config()
         profile: Profile.Config = Profile.default_config()
+        wandb: WandbRun.Config | None = None
 
     def __init__(
         self,
@@ -241,6 +243,11 @@ class Trainer(Configurable):
         progress = cfg.progress.instantiate(
             max_steps=cfg.max_steps, first_step=first_step, has_bar=is_first
         )
+        wandb = None
+        if cfg.wandb is not None and is_first:
+            wandb = cfg.wandb.instantiate(
+                output_dir=self._output_dir, description=self._description()
+            )
         return RunLog(
             self._output_dir,
             first_step=first_step,
@@ -249,8 +256,18 @@ class Trainer(Configurable):
             summary_every_n_steps=cfg.summary_every_n_steps,
             anomalies=self._anomalies,
             utilisation=self._utilisation,
+            wandb=wandb,
             is_writer=is_first,
         )
+
+    def _description(self) -> dict[str, str]:
+        """Fields of model and trainer by path."""
+        parts = {"model": self._model, "trainer": self._config}
+        return {
+            f"{name}.{path}": value
+            for name, cfg in parts.items()
+            for path, value in (line.split(": ", 1) for line in cfg.debug_string().splitlines())
+        }
 
     def _make_profile(self) -> Profile:
         return self._config.profile.instantiate(directory=self._output_dir / "profile")
