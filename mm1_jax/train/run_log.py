@@ -177,7 +177,7 @@ class RunLog:
             sink.flush()
         self.message("\n".join(f"step {step}  {line}" for line in _metric_lines(result.metrics)))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Numbers for TensorBoard and Weights & Biases only."""
         for sink in self._sinks:
             sink.scalars(step, values)
