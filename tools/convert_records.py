@@ -31,7 +31,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.registry import FORMATS
 from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, verify
-from mm1_jax.launch import USER_ERROR
+from mm1_jax.launch import USER_ERROR, split_overrides
 from mm1_jax.named_configs import find_named_config
 from mm1_jax.run_folder import Launch
 
@@ -68,7 +68,8 @@ exit codes:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    rest, options = split_options(arguments)
+    rest, overrides = split_overrides(arguments)
+    rest, options = split_options(rest)
     parser = argparse.ArgumentParser(
         prog="tools/convert_records.py",
         description="Converts files of other projects into a folder of records.",
@@ -128,7 +129,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--lengths_for",
         metavar="NAME",
         help="a named config that reads --output: its table of lengths, which packing needs, is "
-        "made as well (otherwise its first launch does so)",
+        "made as well (otherwise its first launch does so); --config.PATH=VALUE sets a field of it",
     )
     parser.add_argument(
         "--module", metavar="MODULE", help="the module of --lengths_for (default: experiments)"
@@ -142,7 +143,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--verify", action="store_true", help="compare the shards of --output with its manifest"
     )
     args = parser.parse_args(rest)
-    args.options = options
+    args.options, args.overrides = options, overrides
     needed = ("output",) if args.verify else () if args.list else ("format", "input", "output")
     if missing := [f"--{name}" for name in needed if not getattr(args, name)]:
         parser.error(f"{', '.join(missing)}: needed here; --help has examples")
@@ -343,7 +344,11 @@ def lengths(args: argparse.Namespace) -> list[str]:
 
     data_dir = args.data_dir or str(args.output.absolute().parent)
     named = find_named_config(args.lengths_for, args.module)
-    overrides = {"input.data_dir": data_dir, "input.num_workers": str(args.num_workers)}
+    overrides = {
+        **args.overrides,
+        "input.data_dir": data_dir,
+        "input.num_workers": str(args.num_workers),
+    }
     cfg = Launch(named.name, named.module, overrides).resolved_config().input
     lines = []
     for name, table in lengths_of_folder(cfg, args.output, "train").items():

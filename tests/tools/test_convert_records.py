@@ -87,35 +87,33 @@ def test_a_file_becomes_a_folder_of_records_and_the_command_says_what_it_did(
 
 
 @pytest.fixture
-def few_pieces(tmp_path, monkeypatch) -> str:
-    """The name of a module whose `books` reads folders and the tokenizer of `tmp_path / "data"`."""
-    module = tmp_path / "modules" / "few_pieces.py"
+def own_module(tmp_path, monkeypatch) -> str:
+    """The name of a module whose `books` reads `tmp_path / "data"`."""
+    module = tmp_path / "modules" / "own_module.py"
     module.parent.mkdir()
     module.write_text(
         "from experiments.small_data import mm1_tiny_textbooks\n"
         "def named_configs():\n"
-        "    def books():\n"
-        "        cfg = mm1_tiny_textbooks()\n"
-        "        cfg.input.tokenizer.num_pieces = 704\n"
-        "        return cfg\n"
-        "    return {'books': books}\n"
+        "    return {'books': mm1_tiny_textbooks}\n"
     )
     monkeypatch.syspath_prepend(module.parent)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tokenizer.model").write_bytes(SHIPPED_MODEL.read_bytes())
-    return "few_pieces"
+    return "own_module"
 
 
-def test_the_table_of_lengths_is_the_one_that_an_input_reads(tmp_path, capsys, few_pieces):
+def test_the_table_of_lengths_is_the_one_that_an_input_reads(tmp_path, capsys, own_module):
     text, folder = tmp_path / "pages.jsonl", tmp_path / "data" / "recipes_text"
     pages = [{"text": f"Page {n} is about {n} squares."} for n in range(50)]
     text.write_text("\n".join(map(json.dumps, pages)))
-    command = ("--format=text", "--input", text, "--output", folder, "--module", few_pieces)
-    assert run(*command, "--lengths_for=books") == 0
+    command = ("--format=text", "--input", text, "--output", folder, "--module", own_module)
+    pieces = "input.tokenizer.num_pieces"
+    assert run(*command, "--lengths_for=books", f"--config.{pieces}=704") == 0
     out = capsys.readouterr().out
     assert "examples to train on" in out
     made = sorted((folder / "lengths").iterdir())
-    launch = Launch("books", few_pieces, {"input.data_dir": str(tmp_path / "data")})
+    overrides = {"input.data_dir": str(tmp_path / "data"), pieces: "704"}
+    launch = Launch("books", own_module, overrides)
     cfg = launch.resolved_config().input
     corpora = {corpus.name: corpus for corpus in used_corpora(cfg)}
     for split in ("train", "test"):
@@ -124,11 +122,11 @@ def test_the_table_of_lengths_is_the_one_that_an_input_reads(tmp_path, capsys, f
     assert sorted((folder / "lengths").iterdir()) == made
 
 
-def test_a_folder_that_the_config_does_not_read(tmp_path, capsys, few_pieces):
+def test_a_folder_that_the_config_does_not_read(tmp_path, capsys, own_module):
     text = tmp_path / "books.txt"
     text.write_text("A page.")
     command = ("--format=text", "--input", text, "--output", tmp_path / "data" / "poems")
-    assert run(*command, "--module", few_pieces, "--lengths_for=books") == 2
+    assert run(*command, "--module", own_module, "--lengths_for=books") == 2
     assert "no corpus of the config reads" in capsys.readouterr().err
 
 
