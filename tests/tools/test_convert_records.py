@@ -126,7 +126,8 @@ def test_a_folder_that_the_config_does_not_read(tmp_path, capsys, own_module):
     text = tmp_path / "books.txt"
     text.write_text("A page.")
     command = ("--format=text", "--input", text, "--output", tmp_path / "data" / "poems")
-    assert run(*command, "--module", own_module, "--lengths_for=books") == 2
+    fields = "--config.input.tokenizer.num_pieces=704"
+    assert run(*command, "--module", own_module, "--lengths_for=books", fields) == 2
     assert "no corpus of the config reads" in capsys.readouterr().err
 
 
