@@ -20,7 +20,6 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from mm1_jax.config import RequiredFieldMissingError
 from mm1_jax.files import write_whole
 from mm1_jax.named_configs import find_named_config
 from mm1_jax.overrides import apply_overrides
@@ -68,8 +67,8 @@ class Launch:
         resolve = cfg.klass.resolve
         try:
             types_from = resolve(cfg)
-        except RequiredFieldMissingError:
-            # The overrides may set it.
+        except ValueError:
+            # What is missing or does not fit, the overrides may mend.
             types_from = cfg
         # Overrides go into the config as it was written, so that what follows from them follows.
         return resolve(apply_overrides(cfg, self.overrides, types_from=types_from))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mm1_jax.data.tokenizer import SHIPPED_MODEL
 from mm1_jax.run_folder import (
     MAY_CHANGE,
     RENAMED,
@@ -170,3 +171,14 @@ def test_what_may_change_is_a_field_and_not_the_beginning_of_a_name(run):
     (run / "config.txt").write_text(text + "trainer.max_steps_more: 1\n")
     with pytest.raises(ValueError, match="max_steps_more"):
         _claim(run)
+
+
+def test_an_override_mends_what_does_not_fit(tmp_path, monkeypatch):
+    """A tokenizer of another size lies where the config, without its overrides, looks for one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tokenizer.model").write_bytes(SHIPPED_MODEL.read_bytes())
+    with pytest.raises(ValueError, match="num_pieces=32000, but .* has 704"):
+        Launch("mm1_3b").resolved_config()
+    cfg = Launch("mm1_3b", None, {"input.tokenizer.num_pieces": "704"}).resolved_config()
+    assert cfg.model.decoder.vocab_size == 768
