@@ -76,10 +76,6 @@ class WeightsWriter:
             array[(*index, slice(row, end))].write(np.ascontiguousarray(block)).result()
             row = end
 
-    def read(self, path: str, index: tuple[int, ...]) -> np.ndarray:
-        """What was written, or zeros."""
-        return np.asarray(self._arrays[path][index].read().result())
-
     def _create(self, path: str, shape: tuple[int, ...], dtype: np.dtype, num_leading: int) -> Any:
         spec = {
             **_driver(self._folder, path),

@@ -181,4 +181,4 @@ def test_an_override_mends_what_does_not_fit(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="num_pieces=32000, but .* has 704"):
         Launch("mm1_3b").resolved_config()
     cfg = Launch("mm1_3b", None, {"input.tokenizer.num_pieces": "704"}).resolved_config()
-    assert cfg.model.decoder.vocab_size == 768
+    assert cfg.model.decoder.vocab_size == 704

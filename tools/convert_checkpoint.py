@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,20 @@ import reads safetensors, in one file or in shards, of
   AIM                                       vision encoders, by the names of their tensors
   LLaVA                                     encoder, connector and decoder
 and writes a folder of weights, for trainer.initial_weights. A tokenizer beside a decoder is kept,
-with the image token added and the embedding grown.
+with the image token added and the embedding grown. Tensors that have no place here (text towers,
+heads) are kept in the subfolder aside.
 
-export writes a folder for transformers: a decoder alone as a Llama, Qwen or Mixtral, a tower alone
-as a CLIP or SigLIP, everything else with the code that runs it (trust_remote_code=True).
+export writes a folder for transformers, by --format:
+  source  imported weights as they came: every tensor bit for bit, and all files
+  llava   a model of a CLIP or SigLIP tower, an MLP over each patch, and a decoder of these families
+  mm1     any model, with the code that runs it (trust_remote_code=True)
+  auto    a decoder alone as a Llama, Qwen or Mixtral; a tower alone as a CLIP or SigLIP, an
+          imported AIM or LLaVA as source, and everything else as mm1
 
-Where torch and transformers are installed (pip install 'mm1_jax[hf]') and memory suffices, logits
-of random tokens and images are compared in float32; they may differ by 2e-5 of the largest. Memory
-for the conversion itself: twice the largest tensor and some 500 MB.
+Where torch and transformers are installed (pip install 'mm1_jax[hf]'), logits of random tokens and
+images are compared in float32; they may differ by 2e-5 of the largest. That takes at most
+--comparison_memory: of a larger decoder the first layers are compared, and of other larger models
+it is said that they were not. The conversion itself takes twice the largest tensor and some 600 MB.
 
 examples:
   python tools/convert_checkpoint.py import --source=DFN5B-CLIP-ViT-H-14-378 \\
@@ -40,6 +46,9 @@ examples:
       --num_experts=8 --moe_every=2
   python tools/convert_checkpoint.py export --checkpoint=runs/mm1_7b --output=mm1_7b_hf \\
       --dtype=bfloat16
+
+  python tools/convert_checkpoint.py export --checkpoint=data/weights/llava --format=source \\
+      --output=llava_again
 
 exit codes:
   0  done
@@ -91,7 +100,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     exporting.add_argument("--step", type=int, help="which checkpoint of the run (the newest)")
     exporting.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(float32)"
+        "--format", choices=("auto", "source", "llava", "mm1"), default="auto", help="(auto)"
+    )
+    exporting.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="(float32; with --format=source, that of each tensor of the source)",
     )
     exporting.add_argument(
         "--max_shard_gb", type=float, default=5.0, help="of a file of tensors (%(default)s)"
@@ -102,6 +117,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for each in (importing, exporting):
         each.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
         each.add_argument("--skip_comparison", action="store_true", help="do not compare outputs")
+        each.add_argument(
+            "--comparison_memory",
+            type=float,
+            default=16.0,
+            metavar="GIB",
+            help="the most that comparing takes, and 0.8 of what is free (%(default)s)",
+        )
     return parser.parse_args(arguments)
 
 
@@ -131,20 +153,22 @@ def run_import(flags: argparse.Namespace) -> str:
             "vocab_size": vocab_size,
             "image_token": made.image_token,
         }
-    display = Display()
     imported = import_checkpoint(
         flags.source,
         flags.output,
         changes=Changes(vocab_size, flags.num_experts, flags.moe_every),
         allow_pickle=flags.allow_pickle,
         skip_comparison=flags.skip_comparison,
+        comparison_bytes=int(flags.comparison_memory * _GIB),
         files=files,
         extra=described,
-        watch=display,
+        watch=Display(),
     )
+    peaks = ", ".join(f"{phase} with {n / _GIB:.2f}" for phase, n in imported.peaks.items())
     lines = [
         f"{flags.output}: {imported.num_parameters:,} parameters of {imported.num_tensors} "
-        f"tensors, written with {display.peak / _GIB:.2f} GiB of memory at most",
+        f"tensors; {imported.num_aside} more kept aside",
+        f"GiB of memory at most: {peaks}",
         _checked(imported),
         *(f"note: {note}" for note in imported.notes),
     ]
@@ -161,7 +185,16 @@ _TOWERS = ("clip", "siglip", "clip_vision_model", "siglip_vision_model")
 
 
 def run_export(flags: argparse.Namespace) -> str:
-    from mm1_jax.interop.exporter import export_mm1, export_plain, parts_of_weights, plain
+    from mm1_jax.interop.aside import Aside
+    from mm1_jax.interop.exporter import (
+        Exported,
+        export_mm1,
+        export_plain,
+        export_source,
+        parts_of_weights,
+        plain,
+        plain_llava,
+    )
     from mm1_jax.interop.mm1 import model_parts
     from mm1_jax.interop.model_card import model_card
     from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
@@ -169,6 +202,18 @@ def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.weights_folder import StoredParams
 
     stored = StoredParams(flags.checkpoint, flags.step)
+    sizes = {
+        "max_shard_bytes": int(flags.max_shard_gb * 1e9),
+        "comparison_bytes": int(flags.comparison_memory * _GIB),
+    }
+    common = {**sizes, "skip_comparison": flags.skip_comparison, "watch": Display()}
+
+    def told(exported: Exported) -> str:
+        kind = f"{exported.num_parameters:,} parameters as a {exported.model_type}"
+        return f"{flags.output}: {kind}\n{_checked(exported)}"
+
+    if flags.format == "source" or (flags.format == "auto" and _goes_back(stored.description)):
+        return told(export_source(stored, flags.checkpoint, flags.output, **common))
     fit = "stretch"
     if stored.description is None:
         # As `python -m` has it: the run's module may be one of the folder it was launched from.
@@ -183,13 +228,15 @@ def run_export(flags: argparse.Namespace) -> str:
         image_token = stored.description["config"].get("image_token_index", -1)
         image_token = image_token if tokenizer is None else tokenizer.image_token
     options = {
+        **common,
         "dtype": flags.dtype,
-        "max_shard_bytes": int(flags.max_shard_gb * 1e9),
-        "skip_comparison": flags.skip_comparison,
         "vocabulary": None if tokenizer is None else export_tokenizer(tokenizer),
-        "watch": Display(),
     }
-    model = plain(parts)
+    aside = Aside(flags.checkpoint)
+    if flags.format == "llava":
+        model = plain_llava(parts, image_token)
+    else:
+        model = "" if flags.format == "mm1" else plain(parts, aside.specs)
     options["model_card"] = model_card(
         flags.output.name,
         parts,
@@ -202,13 +249,15 @@ def run_export(flags: argparse.Namespace) -> str:
             stored, parts, flags.output, image_token=image_token, fit=fit, **options
         )
     else:
-        exported = export_plain(stored, model, parts, flags.output, **options)
-    return "\n".join(
-        [
-            f"{flags.output}: {exported.num_parameters:,} parameters as a {exported.model_type}",
-            _checked(exported),
-        ]
-    )
+        exported = export_plain(stored, model, parts, flags.output, aside=aside, **options)
+    return told(exported)
+
+
+def _goes_back(description: Mapping[str, Any] | None) -> bool:
+    """Whether imported weights are of a kind that only their source's names and files are for."""
+    if description is None or description["changes"]["num_experts"] is not None:
+        return False
+    return description["config"]["model_type"] in ("aim", "llava")
 
 
 def _checked(result: Any) -> str:
@@ -222,12 +271,10 @@ class Display:
 
     def __init__(self) -> None:
         self._start = self._last = time.monotonic()
-        # Of the process so far.
-        self._bytes = self.peak = 0
+        self._bytes = 0
 
     def __call__(self, name: str, size: int) -> None:
         self._bytes += size
-        self.peak = peak_memory()
         now = time.monotonic()
         if now - self._last > 10:
             self._last = now
@@ -248,12 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.monotonic() - start
-    print(f"{seconds:.0f} s; {peak_memory() / _GIB:.2f} GiB of memory at most, checks included")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{seconds:.0f} s; {peak / _GIB:.2f} GiB of memory at most, checks included")
     return 0
-
-
-def peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

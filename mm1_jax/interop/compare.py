@@ -6,6 +6,7 @@ does not fit into memory twice, nothing is compared here, and the conversion say
 
 import importlib
 import importlib.util
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +26,11 @@ from mm1_jax.models.vision_encoder import VisionEncoder
 # Largest difference in float32, as a share of the largest value. The order of sums makes 1e-6 of
 # it in two layers and a few times that in forty; a tanh in place of an erf makes 1e-4.
 BOUND = 2e-5
-# Of the memory that is available, that a comparison may take.
+# What a comparison takes, where users say nothing else; never more than this share of what is free.
+DEFAULT_BYTES = 16 * 2**30
 _SHARE = 0.8
+# Both models are float32, one after the other; the other one is there twice while it is read.
+_BYTES_PER_PARAMETER = 8
 
 
 class Comparison(NamedTuple):
@@ -83,7 +87,7 @@ def compare_decoder(
     """Logits of the decoder in a folder of Hugging Face, and of ours.
 
     Args:
-        params: By path, without that of the decoder.
+        params: By path, without that of the decoder; read one at a time.
         num_rows: Of the vocabulary that the source has.
     """
     torch, transformers = _libraries()
@@ -259,14 +263,17 @@ def available_bytes() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def too_large(num_parameters: int) -> str | None:
+def peak_bytes() -> int:
+    """The most memory that this process had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def too_large(num_parameters: int, max_bytes: int = DEFAULT_BYTES) -> str | None:
     """Why a model of this size is not compared here; None where memory suffices."""
-    available = available_bytes()
-    # Both in float32, and a part of ours while it is read.
-    needed = 10 * num_parameters
-    if available is None or needed <= _SHARE * available:
-        return None
-    return (
-        f"both models together need {needed / 2**30:.0f} GiB of memory, and "
-        f"{available / 2**30:.0f} GiB are free"
-    )
+    needed, available = _BYTES_PER_PARAMETER * num_parameters, available_bytes()
+    what = f"it needs {needed / 2**30:.3g} GiB of memory"
+    if needed > max_bytes:
+        return f"{what}, and --comparison_memory is {max_bytes / 2**30:.3g}"
+    if available is not None and needed > _SHARE * available:
+        return f"{what}, and {available / 2**30:.3g} are free"
+    return None

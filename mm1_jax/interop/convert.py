@@ -52,8 +52,6 @@ def import_params(
         _raise_if_not_finite(value, entry.name, where)
         for piece in entry.pieces:
             x = piece.layout.to_ours(value[piece.rows])
-            if piece.adds:
-                x = x.astype(np.float32) + writer.read(piece.parameter, piece.index)
             writer.write(piece.parameter, piece.index, x, piece.place)
             missing = shapes[piece.parameter][len(piece.index)] - len(x)
             if missing and not piece.place:
@@ -63,46 +61,54 @@ def import_params(
 
 
 def differences(entries: Iterable[Entry], tensors: Tensors, read: ReadSlice) -> list[str]:
-    """The names of the tensors that do not come back bit for bit.
-
-    Where the source has two tensors that are added up here, their sum has to.
-    """
+    """The names of the tensors that do not come back bit for bit."""
     wrong = []
-    entries = list(entries)
-    summed = {piece.parameter for e in entries for piece in e.pieces if piece.adds}
-    sums: dict[str, np.ndarray] = {}
     for entry in entries:
         value = tensors.read(entry.name)
         for piece in entry.pieces:
             theirs = value[piece.rows]
-            if piece.parameter in summed:
-                theirs = piece.layout.to_ours(theirs).astype(np.float32)
-                sums[piece.parameter] = sums.get(piece.parameter, np.float32(0)) + theirs
-                continue
             stored = read(piece.parameter, piece.index)
             stored = stored[piece.place : piece.place + len(piece.layout.to_ours(theirs))]
             if not _same_bits(piece.layout.to_theirs(stored), theirs):
                 wrong.append(entry.name)
                 break
-    wrong += [path for path, total in sums.items() if not np.array_equal(total, read(path, ()))]
     return wrong
 
 
-class _Converted(Tensors):
-    """Our parameters as the tensors of a table."""
+def unequal_tensors(names: Iterable[str], tensors: Tensors, others: Tensors) -> list[str]:
+    """Those of these names that are not the same bits in both."""
+    return [
+        name
+        for name in names
+        if name not in others.specs
+        or others.specs[name] != tensors.specs[name]
+        or others.read(name).tobytes() != tensors.read(name).tobytes()
+    ]
 
-    def __init__(self, entries: Iterable[Entry], read: ReadSlice, dtype: np.dtype):
+
+class _Converted(Tensors):
+    """Our parameters, and what was kept beside them, as the tensors of a table."""
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        read: ReadSlice,
+        dtypes: Mapping[str, np.dtype],
+        aside: Tensors | None,
+    ):
         self._entries = {entry.name: entry for entry in entries}
-        self._read, self._dtype = read, dtype
-        self.specs = {name: TensorSpec(entry.shape, dtype) for name, entry in self._entries.items()}
+        self._read, self._aside = read, aside
+        self.specs = {
+            name: TensorSpec(entry.shape, dtypes[name]) for name, entry in self._entries.items()
+        }
 
     def read(self, name: str) -> np.ndarray:
-        entry = self._entries[name]
-        value = np.full(entry.shape, entry.fill, self._dtype)
+        entry, dtype = self._entries[name], self.specs[name].dtype
+        if entry.aside is not None:
+            assert self._aside is not None, name
+            return self._aside.read(entry.aside).astype(dtype, copy=False)
+        value = np.full(entry.shape, entry.fill, dtype)
         for piece in entry.pieces:
-            if piece.adds:
-                value[piece.rows] = 0
-                continue
             ours = self._read(piece.parameter, piece.index)
             ours = ours[piece.place : piece.place + piece.layout.our_shape[0]]
             value[piece.rows] = piece.layout.to_theirs(ours)
@@ -114,12 +120,21 @@ def export_params(
     read: ReadSlice,
     folder: Path,
     *,
-    dtype: np.dtype,
+    dtype: np.dtype | Mapping[str, np.dtype],
+    aside: Tensors | None = None,
     max_shard_bytes: int = 5 * 10**9,
     watch: Watch = lambda name, size: None,
 ) -> None:
-    """Writes our parameters as the safetensors of a foreign checkpoint."""
-    converted = _Converted(entries, read, dtype)
+    """Writes our parameters as the safetensors of a foreign checkpoint.
+
+    Args:
+        dtype: Of all tensors, or of each by its name.
+        aside: What was kept beside the weights, for entries that are of it.
+    """
+    entries = list(entries)
+    if not isinstance(dtype, Mapping):
+        dtype = {entry.name: dtype for entry in entries}
+    converted = _Converted(entries, read, dtype, aside)
 
     def read_and_tell(name: str) -> np.ndarray:
         value = converted.read(name)

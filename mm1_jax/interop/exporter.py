@@ -1,7 +1,8 @@
 """Parameters of ours -> a folder that transformers loads, checked before it has its name.
 
-A decoder alone becomes a Llama, Qwen or Mixtral, and a CLIP or SigLIP tower alone one of those,
-with no code of ours. Everything else is written with the code that runs it (`hf_model/`).
+A decoder alone becomes a Llama, Qwen or Mixtral, a CLIP or SigLIP tower alone one of those, and
+weights that were imported can go back as they came, all with no code of ours. Everything else is
+written with the code that runs it (`hf_model/`), or as a LLaVA where it is one.
 """
 
 import json
@@ -15,13 +16,15 @@ import numpy as np
 
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.files import whole_folder
-from mm1_jax.interop import compare, llama, vision
+from mm1_jax.interop import compare, llama, llava, vision
+from mm1_jax.interop.aside import Aside
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import Watch, export_params, raise_if_params_misfit
-from mm1_jax.interop.families import Changes, make_parts
+from mm1_jax.interop.families import Changes, make_parts, make_table, source_config
+from mm1_jax.interop.importer import ParamsOf, compare_with_source
 from mm1_jax.interop.mapping import Entry
 from mm1_jax.interop.mm1 import mm1_config, mm1_entries
-from mm1_jax.interop.tensor_files import DTYPES
+from mm1_jax.interop.tensor_files import DTYPES, TensorSpec
 from mm1_jax.weights_folder import StoredParams
 
 # The code that an export of a whole model brings along.
@@ -70,8 +73,12 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
     return make_parts(description["config"], Changes(**description["changes"]))
 
 
-def plain(parts: Mapping[str, Any]) -> Plain | str:
-    """The model of transformers that these parts are, or why there is none."""
+def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = None) -> Plain | str:
+    """The model of transformers that a part alone is, or why there is none.
+
+    Args:
+        aside: Tensors that were kept beside the weights.
+    """
     if set(parts) == {"decoder"}:
         decoder: Any = parts["decoder"]
         try:
@@ -82,10 +89,82 @@ def plain(parts: Mapping[str, Any]) -> Plain | str:
             return str(error)
     if set(parts) == {vision.ENCODER}:
         try:
-            return Plain(*vision.hf_export(parts[vision.ENCODER]))
+            return Plain(*vision.hf_export(parts[vision.ENCODER], aside or {}))
         except ValueError as error:
             return str(error)
     return f"transformers has no model of {' and '.join(parts)} as they are here"
+
+
+def plain_llava(parts: Mapping[str, Any], image_token: int) -> Plain:
+    """The LLaVA that these parts are.
+
+    Raises:
+        ValueError: They are none; what LLaVA has otherwise is named.
+    """
+    if "connector" not in parts:
+        raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is a part alone")
+    return Plain(*llava.hf_export(parts, image_token))
+
+
+def export_source(
+    stored: StoredParams,
+    weights: Path,
+    output: Path,
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    skip_comparison: bool = False,
+    comparison_bytes: int = compare.DEFAULT_BYTES,
+    watch: Watch = lambda name, size: None,
+) -> Exported:
+    """Writes imported weights as they came: every tensor by its name, bit for bit, and all files.
+
+    Rows that were added to a vocabulary are left out.
+
+    Args:
+        weights: The folder of `stored`.
+
+    Raises:
+        ValueError: They are of a run, or were upcycled, or what was written computes something
+            else; then `output` is not there.
+    """
+    _raise_if_present(output)
+    description = stored.description
+    if description is None or "tensors" not in description:
+        raise ValueError(f"{weights}: was not imported, so there is no source to go back to")
+    changes = Changes(**description["changes"])
+    if changes.num_experts is not None:
+        raise ValueError(f"{weights}: was upcycled; its source has no experts")
+    config, dtypes = description["config"], description["tensors"]
+    table = make_table(make_parts(config, changes), config, dtypes.keys())
+    raise_if_params_misfit(table.entries, stored, " and ".join(table.parts), weights)
+    aside, entries = Aside(weights), {entry.name: entry for entry in table.entries}
+    if lost := sorted(dtypes.keys() - entries.keys() - aside.specs.keys()):
+        raise ValueError(f"{weights}: {', '.join(lost[:8])} are not in its folder aside any more")
+    for name, spec in aside.specs.items():
+        entries[name] = Entry(name, spec.shape, (), aside=name)
+    with whole_folder(output) as folder:
+        file_name, content = source_config(config)
+        (folder / file_name).write_text(json.dumps(content, indent=2) + "\n")
+        for path in aside.files:
+            shutil.copyfile(path, folder / path.name)
+        export_params(
+            [entries[name] for name in dtypes],
+            stored.read,
+            folder,
+            dtype={name: np.dtype(dtype) for name, dtype in dtypes.items()},
+            aside=aside,
+            max_shard_bytes=max_shard_bytes,
+            watch=watch,
+        )
+        comparison, reason = None, "it was not asked for"
+        if not skip_comparison:
+            comparison, reason = compare_with_source(
+                table, stored, config, folder, comparison_bytes
+            )
+        if comparison is not None:
+            raise_if_bad(comparison)
+    num_parameters = sum(math.prod(entry.shape) for entry in table.entries)
+    return Exported(num_parameters, config["model_type"], comparison, reason)
 
 
 def export_plain(
@@ -94,14 +173,20 @@ def export_plain(
     parts: Mapping[str, Any],
     output: Path,
     *,
+    aside: Aside | None = None,
     vocabulary: Vocabulary | None = None,
     model_card: str = "",
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
     skip_comparison: bool = False,
+    comparison_bytes: int = compare.DEFAULT_BYTES,
     watch: Watch = lambda name, size: None,
 ) -> Exported:
     """Writes a model that transformers has itself.
+
+    Args:
+        model: As `plain` or `plain_llava` gives it.
+        aside: What was kept beside the weights, if `plain` was told of it.
 
     Raises:
         ValueError: A parameter is missing or misshapen, or what was written computes something
@@ -112,33 +197,34 @@ def export_plain(
     with whole_folder(output) as folder:
         config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
         if vocabulary is not None:
-            write_vocabulary(_without_code(vocabulary), config, folder)
+            write_vocabulary(_without_code(vocabulary, len(parts) > 1), config, folder)
         if model_card:
             (folder / "README.md").write_text(model_card)
+        if len(parts) > 1:
+            _write_llava_processor(parts[vision.ENCODER], folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         export_params(
             model.entries,
             stored.read,
             folder,
             dtype=DTYPES[EXPORT_DTYPES[dtype]],
+            aside=aside,
             max_shard_bytes=max_shard_bytes,
             watch=watch,
         )
         num_parameters = sum(math.prod(entry.shape) for entry in model.entries)
-        reason = why_not_compared(num_parameters, skip_comparison)
+        reason = why_not_compared(num_parameters, skip_comparison, comparison_bytes)
         comparison = None
         if reason is None:
-            (name,) = parts
-            params = {
-                path.removeprefix(f"{name}/"): rounded(stored.read(path), dtype)
-                for path in stored.shapes
-                if path.startswith(f"{name}/")
-            }
-            if name == "decoder":
-                rows = parts[name].vocab_size
-                comparison = compare.compare_decoder(parts[name], params, folder, rows)
+            part = next(iter(parts)) if len(parts) == 1 else ""
+            params = ParamsOf(stored, part, change=lambda x: rounded(x, dtype))
+            if part == "decoder":
+                rows = parts[part].vocab_size
+                comparison = compare.compare_decoder(parts[part], params, folder, rows)
+            elif part:
+                comparison = compare.compare_tower(parts[part], params, folder)
             else:
-                comparison = compare.compare_tower(parts[name], params, folder)
+                comparison = compare.compare_llava(parts, params, folder, config)
             raise_if_bad(comparison)
     return Exported(num_parameters, config["model_type"], comparison, reason)
 
@@ -155,6 +241,7 @@ def export_mm1(
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
     skip_comparison: bool = False,
+    comparison_bytes: int = compare.DEFAULT_BYTES,
     watch: Watch = lambda name, size: None,
 ) -> Exported:
     """Writes a whole model, with the code that transformers runs it by (`trust_remote_code`).
@@ -191,26 +278,29 @@ def export_mm1(
             watch=watch,
         )
         num_parameters = sum(math.prod(entry.shape) for entry in entries)
-        reason = why_not_compared(num_parameters, skip_comparison)
+        reason = why_not_compared(num_parameters, skip_comparison, comparison_bytes)
         comparison = None
         if reason is None:
-            used = {piece.parameter for entry in entries for piece in entry.pieces}
-            params = {path: rounded(stored.read(path), dtype) for path in used}
+            params = ParamsOf(stored, change=lambda x: rounded(x, dtype))
             comparison = compare.compare_mm1(parts, params, folder, image_token)
             raise_if_bad(comparison)
     return Exported(num_parameters, "mm1", comparison, reason)
 
 
-def _without_code(vocabulary: Vocabulary) -> Vocabulary:
+def _without_code(vocabulary: Vocabulary, has_images: bool) -> Vocabulary:
     """The same for a model without code of ours: transformers reads sentencepiece as Llama's.
 
     It differs in texts that begin with a space, of which it has one less.
+
+    Args:
+        has_images: A text behind an image token is tokenised as one that stands alone, which is
+            what is called legacy there.
     """
     files = dict(vocabulary.files)
     if files.pop(TOKENIZER_CODE, None) is not None:
         config = json.loads(files["tokenizer_config.json"])
         kept = {k: v for k, v in config.items() if k.endswith("_token") and k != "image_token"}
-        config = {**kept, "tokenizer_class": "LlamaTokenizer", "legacy": False}
+        config = {**kept, "tokenizer_class": "LlamaTokenizer", "legacy": has_images}
         config |= {"add_bos_token": True, "padding_side": "left"}
         files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
     return vocabulary._replace(files=files)
@@ -258,18 +348,46 @@ def _write_processor(parts: Mapping[str, Any], fit: str, folder: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
+def _write_llava_processor(encoder: Any, folder: Path) -> None:
+    """What transformers' own processors of LLaVA need, for pictures to become squares as here."""
+    side = encoder.image_size
+    image_processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"height": side, "width": side},
+        "do_center_crop": False,
+        "resample": 3,  # Pillow's bicubic
+        "image_mean": list(encoder.pixel_mean),
+        "image_std": list(encoder.pixel_std),
+    }
+    has_class_token = encoder.class_token is not None
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_MARK,
+        "patch_size": encoder.patch_size,
+        "vision_feature_select_strategy": "default" if has_class_token else "full",
+        "num_additional_image_tokens": int(has_class_token),
+    }
+    for name, content in (
+        ("preprocessor_config.json", image_processor),
+        ("processor_config.json", processor),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
 def rounded(value: np.ndarray, dtype: str) -> np.ndarray:
     """The float32 values of what an export in `dtype` holds."""
     return value.astype(DTYPES[EXPORT_DTYPES[dtype]]).astype(np.float32)
 
 
-def why_not_compared(num_parameters: int, skip_comparison: bool) -> str | None:
+def why_not_compared(
+    num_parameters: int, skip_comparison: bool, max_bytes: int = compare.DEFAULT_BYTES
+) -> str | None:
     """Why outputs are not compared, or None where they are."""
     if skip_comparison:
         return "it was not asked for"
     if missing := compare.missing_libraries():
         return f"{' and '.join(missing)} not installed (pip install 'mm1_jax[hf]')"
-    return compare.too_large(num_parameters)
+    return compare.too_large(num_parameters, max_bytes)
 
 
 def raise_if_bad(comparison: Comparison) -> None:

@@ -18,7 +18,7 @@ _AIM_HEAD_DIM = 128  # Of all of AIM's published trunks.
 _SIGLIP, _CLIP = ("siglip", "siglip_vision_model"), ("clip", "clip_vision_model")
 # These two have no such field themselves.
 _OPEN_CLIP, _AIM = "open_clip", "aim"
-_FAMILIES = (*llama.MODEL_TYPES, *_CLIP, *_SIGLIP, "llava", _OPEN_CLIP, _AIM)
+_FAMILIES = (*llama.MODEL_TYPES, *_CLIP, *_SIGLIP, llava.MODEL_TYPE, _OPEN_CLIP, _AIM)
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,16 @@ def complete_config(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) 
     )
 
 
+def source_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The file that a complete config was read from, and what was in it."""
+    if config["model_type"] == _OPEN_CLIP:
+        return "open_clip_config.json", {k: v for k, v in config.items() if k != "model_type"}
+    if config["model_type"] == _AIM:
+        own = {k: v for k, v in config.items() if k not in ("model_type", "image_size")}
+        return "config.json", {"img_size": config["image_size"], **own}
+    return "config.json", dict(config)
+
+
 def make_parts(config: Mapping[str, Any], changes: Changes) -> dict[str, InstantiableConfig]:
     """The parts of an `MM1` that a checkpoint with this complete config has.
 
@@ -88,7 +98,7 @@ def make_parts(config: Mapping[str, Any], changes: Changes) -> dict[str, Instant
         ValueError: It has something that ours has not.
     """
     model_type = config["model_type"]
-    if model_type == "llava":
+    if model_type == llava.MODEL_TYPE:
         encoder, connector, decoder = llava.llava_parts(config)
         return {
             vision.ENCODER: encoder,
@@ -115,7 +125,7 @@ def make_table(
 ) -> Table:
     """The table of a checkpoint with these parts, whose tensors have these names."""
     model_type = config["model_type"]
-    if model_type == "llava":
+    if model_type == llava.MODEL_TYPE:
         encoder, connector, decoder = parts.values()
         return llava.llava_table(encoder, connector, decoder, names, config)
     if model_type in llama.MODEL_TYPES:

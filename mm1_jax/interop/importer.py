@@ -1,7 +1,7 @@
 """A foreign checkpoint -> a folder of weights that runs start from, checked before it counts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +10,9 @@ import numpy as np
 
 from mm1_jax.files import whole_folder
 from mm1_jax.interop import compare, vision
+from mm1_jax.interop.aside import Aside, keep_aside
 from mm1_jax.interop.compare import Comparison
-from mm1_jax.interop.convert import Watch, differences, import_params
+from mm1_jax.interop.convert import Watch, differences, import_params, unequal_tensors
 from mm1_jax.interop.families import (
     Changes,
     complete_config,
@@ -32,16 +33,20 @@ class Imported(NamedTuple):
     """What was converted, and how it was checked.
 
     Attributes:
+        num_aside: Tensors that have no place here, and were kept beside the weights.
         comparison: With the source's implementation; None where there was none.
         not_compared: Why.
         notes: What users should know.
+        peaks: Phase -> the most bytes of memory that the process had until its end.
     """
 
     num_parameters: int
     num_tensors: int
+    num_aside: int
     comparison: Comparison | None
     not_compared: str | None
     notes: tuple[str, ...]
+    peaks: Mapping[str, int]
 
 
 def open_tensors(source: Path, *, allow_pickle: bool = False) -> Tensors:
@@ -75,6 +80,7 @@ def import_checkpoint(
     changes: Changes | None = None,
     allow_pickle: bool = False,
     skip_comparison: bool = False,
+    comparison_bytes: int = compare.DEFAULT_BYTES,
     files: Mapping[str, bytes] | None = None,
     extra: Mapping[str, Any] | None = None,
     watch: Watch = lambda name, size: None,
@@ -83,6 +89,8 @@ def import_checkpoint(
 
     Args:
         output: A new folder.
+        comparison_bytes: The most memory that the comparison may take: of a decoder for which that
+            does not suffice, its first layers are compared.
         files: Name -> content of what lies beside the weights: a tokenizer.
         extra: Entries of the description of the weights.
 
@@ -97,6 +105,9 @@ def import_checkpoint(
     config = complete_config(read_config(source), tensors.specs)
     parts = make_parts(config, changes)
     table = make_table(parts, config, tensors.specs.keys())
+    used = {entry.name for entry in table.entries}
+    others = [name for name in tensors.specs if name not in used]
+    peaks: dict[str, int] = {}
     description = {
         "format": FORMAT,
         "source": source.name,
@@ -104,20 +115,27 @@ def import_checkpoint(
         "changes": asdict(changes),
         "parts": {name: cfg.debug_string().splitlines() for name, cfg in table.parts.items()},
         "notes": list(table.notes),
+        "tensors": {name: spec.dtype.name for name, spec in tensors.specs.items()},
         **(extra or {}),
     }
     with whole_folder(output) as folder:
         import_params(table, tensors, folder, where=source, watch=watch)
+        keep_aside(tensors, others, source if source.is_dir() else source.parent, folder)
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)
         describe(folder, description)
+        peaks["written"] = compare.peak_bytes()
         stored = StoredParams(folder)
-        if wrong := differences(table.entries, tensors, stored.read):
+        wrong = differences(table.entries, tensors, stored.read)
+        if wrong := [*wrong, *unequal_tensors(others, tensors, Aside(folder))]:
             raise ValueError(f"{source}: {', '.join(wrong)} came back changed; is the disk full?")
-        reason = "it was not asked for" if skip_comparison else _not_comparable(config, source)
-        comparison = None if reason else _compare(table, stored, config, source)
-        if isinstance(comparison, str):
-            comparison, reason = None, comparison
+        peaks["read back"] = compare.peak_bytes()
+        comparison, reason = None, "it was not asked for"
+        if not skip_comparison:
+            comparison, reason = compare_with_source(
+                table, stored, config, source, comparison_bytes
+            )
+        peaks["compared"] = compare.peak_bytes()
         if comparison is not None and not comparison.is_good:
             raise ValueError(f"{source}: the conversion is wrong. {comparison}")
         checks = "every tensor read back bit for bit; "
@@ -127,10 +145,26 @@ def import_checkpoint(
     return Imported(
         num_parameters=sum(map(math.prod, shapes.values())),
         num_tensors=len(table.entries),
+        num_aside=len(others),
         comparison=comparison,
         not_compared=reason,
         notes=tuple(table.notes),
+        peaks=peaks,
     )
+
+
+def compare_with_source(
+    table: Table, stored: StoredParams, config: Mapping[str, Any], source: Path, max_bytes: int
+) -> tuple[Comparison | None, str | None]:
+    """Outputs of the checkpoint in `source` and of ours; or None, and why there is none.
+
+    Args:
+        config: The complete one of the source.
+        max_bytes: Of memory, for both models.
+    """
+    reason = _not_comparable(config, source)
+    result = reason or _compare(table, stored, config, source, max_bytes)
+    return (None, result) if isinstance(result, str) else (result, None)
 
 
 def _not_comparable(config: Mapping[str, Any], source: Path) -> str | None:
@@ -142,48 +176,77 @@ def _not_comparable(config: Mapping[str, Any], source: Path) -> str | None:
 
 
 def _compare(
-    table: Table, stored: StoredParams, config: Mapping[str, Any], source: Path
+    table: Table, stored: StoredParams, config: Mapping[str, Any], source: Path, max_bytes: int
 ) -> Comparison | str:
     """The comparison, or why there is none."""
     parts: Mapping[str, Any] = table.parts
+    num_parameters = sum(map(math.prod, table.shapes().values()))
+    reason = compare.too_large(num_parameters, max_bytes)
+    if vision.ENCODER in parts and reason is not None:
+        return reason
     if "decoder" in parts and vision.ENCODER in parts:
-        if (reason := compare.too_large(sum(map(math.prod, table.shapes().values())))) is not None:
-            return reason
-        params = {path: stored.read(path) for path in stored.shapes}
-        return compare.compare_llava(parts, params, source, config)
+        return compare.compare_llava(parts, ParamsOf(stored), source, config)
     if vision.ENCODER in parts:
         encoder = parts[vision.ENCODER]
-        return compare.compare_tower(encoder, _params(stored, vision.ENCODER), source)
+        return compare.compare_tower(encoder, ParamsOf(stored, vision.ENCODER), source)
     decoder = parts["decoder"]
-    num_layers = _layers_that_fit(table, decoder)
-    if not num_layers:
-        return compare.too_large(sum(map(math.prod, table.shapes().values()))) or "no layer fits"
-    group_size = decoder_stack(decoder).group_size
-    params = {
-        path: stored.read(f"decoder/{path}", (slice(0, num_layers // group_size),))
-        if path.startswith("stack/")
-        else stored.read(f"decoder/{path}")
-        for path in _below(stored, "decoder")
-    }
+    num_layers = decoder.num_layers
+    if reason is not None and not (num_layers := _layers_that_fit(table, decoder, max_bytes)):
+        return reason
+    num_groups = num_layers // decoder_stack(decoder).group_size
+    params = ParamsOf(stored, "decoder", num_groups=num_groups)
     shallow = decoder.clone(num_layers=num_layers)
     return compare.compare_decoder(shallow, params, source, config["vocab_size"])
 
 
-def _params(stored: StoredParams, part: str) -> dict[str, np.ndarray]:
-    return {path: stored.read(f"{part}/{path}") for path in _below(stored, part)}
+class ParamsOf(Mapping[str, np.ndarray]):
+    """The parameters of a part, by their paths in it, each read when it is asked for.
+
+    Nothing of them is in memory besides what was made of them.
+    """
+
+    def __init__(
+        self,
+        stored: StoredParams,
+        part: str = "",
+        *,
+        num_groups: int | None = None,
+        change: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    ):
+        """Reads nothing yet.
+
+        Args:
+            part: Empty: all of them, by their whole paths.
+            num_groups: Of the layers of a stack, the first ones only.
+            change: What is done to each.
+        """
+        self._stored, self._prefix = stored, f"{part}/" if part else ""
+        self._num_groups, self._change = num_groups, change
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        is_cut = self._num_groups is not None and path.startswith("stack/")
+        index = (slice(0, self._num_groups),) if is_cut else ()
+        return self._change(self._stored.read(self._prefix + path, index))
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self._stored.shapes:
+            if path.startswith(self._prefix):
+                yield path.removeprefix(self._prefix)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
-def _below(stored: StoredParams, part: str) -> list[str]:
-    return [p.removeprefix(f"{part}/") for p in stored.shapes if p.startswith(f"{part}/")]
-
-
-def _layers_that_fit(table: Table, decoder: Any) -> int:
-    """How many of the first layers can be compared: all, if memory allows."""
+def _layers_that_fit(table: Table, decoder: Any, max_bytes: int) -> int:
+    """How many of the first layers can be compared."""
     group_size = decoder_stack(decoder).group_size
     shapes = table.shapes()
     layers = sum(math.prod(s) for p, s in shapes.items() if p.startswith("decoder/stack/"))
     rest = sum(map(math.prod, shapes.values())) - layers
     groups = decoder.num_layers // group_size
-    while groups and compare.too_large(rest + groups * group_size * layers // decoder.num_layers):
+    while groups:
+        num_parameters = rest + groups * group_size * layers // decoder.num_layers
+        if compare.too_large(num_parameters, max_bytes) is None:
+            break
         groups -= 1
     return groups * group_size

@@ -12,6 +12,7 @@ from mm1_jax.models.connectors.mlp import MLP
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.vision_encoder import VisionEncoder
 
+MODEL_TYPE = "llava"
 _TOWERS = {
     "clip_vision_model": vision.hf_clip_config,
     "siglip_vision_model": vision.siglip_config,
@@ -47,7 +48,9 @@ def llava_parts(hf: Mapping[str, Any]) -> tuple[VisionEncoder.Config, MLP.Config
     )
     if not hf.get("multimodal_projector_bias", True):
         connector.up.bias = connector.down.bias = False
-    return encoder, connector, llama.decoder_config(_text_config(text, hf))
+    decoder = llama.decoder_config(_text_config(text, hf))
+    connector.set(input_dim=encoder.model_dim, output_dim=decoder.model_dim)
+    return encoder, connector, decoder
 
 
 def llava_table(
@@ -71,13 +74,63 @@ def llava_table(
         rf".*{tower_root}encoder\.layers\.{i}\..*" for i in range(encoder.num_layers, unread)
     ]
     ignored.append(rf".*{tower_root}post_layernorm\..*")
-    connector = connector.clone(input_dim=encoder.model_dim, output_dim=decoder.model_dim)
     return Table(
         {**tower.parts, "connector": connector, **text.parts},
         [*tower.entries, *_connector(connector, f"{root}multi_modal_projector"), *text.entries],
         [*tower.ignored, *ignored, *text.ignored],
         [*tower.notes, *text.notes],
     )
+
+
+def hf_export(parts: Mapping[str, Any], image_token: int) -> tuple[dict[str, Any], list[Entry]]:
+    """The `config.json` and the tensors of a LLaVA with these parts.
+
+    It reads the last layer of its tower, and all of its patches.
+
+    Raises:
+        ValueError: LLaVA has something else there; the part is named.
+    """
+    encoder, connector, decoder = (parts[n] for n in (vision.ENCODER, "connector", "decoder"))
+    num_patches = (encoder.image_size // encoder.patch_size) ** 2
+    if encoder.final_norm is not None:
+        raise ValueError("vision_encoder.final_norm: LLaVA reads features that have passed none")
+    if not isinstance(connector, MLP.Config) or connector.up.bias is not connector.down.bias:
+        raise ValueError("connector: LLaVA has an MLP, with biases in both layers or in none")
+    if connector.num_image_tokens != num_patches:
+        raise ValueError(
+            f"connector.num_image_tokens={connector.num_image_tokens}: LLaVA has a token for each "
+            f"of the {num_patches} patches"
+        )
+    activations = {activation: name for name, activation in vision.ACTIVATIONS.items()}
+    if connector.activation not in activations:
+        raise ValueError(f"connector.activation={connector.activation.value}: none of LLaVA's")
+    tower, text = vision.tower_config(encoder), llama.hf_config(decoder)
+    if encoder.class_token is None:
+        tower["vision_use_head"] = False
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": MODEL_TYPE,
+        "vision_config": tower,
+        "text_config": text,
+        "image_token_index": image_token,
+        "image_seq_length": num_patches,
+        "projector_hidden_act": activations[connector.activation],
+        "multimodal_projector_bias": connector.up.bias,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full" if encoder.class_token is None else "default",
+        "tie_word_embeddings": decoder.tied_embeddings,
+    }
+    root = "vision_tower.vision_model."
+    connector = connector.clone(input_dim=encoder.model_dim, output_dim=decoder.model_dim)
+    entries = [
+        *vision.tower_entries(encoder, root),
+        *vision.unread_norm(encoder, root),
+        *_connector(connector, "multi_modal_projector"),
+        *llama.decoder_entries(
+            decoder, body="language_model.model.", head="language_model.", dense_source=False
+        ),
+    ]
+    return config, entries
 
 
 def _connector(cfg: MLP.Config, root: str) -> list[Entry]:

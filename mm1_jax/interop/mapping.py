@@ -19,8 +19,6 @@ from mm1_jax.interop.layout import Layout
 from mm1_jax.interop.tensor_files import TensorSpec
 from mm1_jax.weights_folder import complaint
 
-# How many names an error lists.
-
 
 class Piece(NamedTuple):
     """Where rows of a tensor go: a place in one of our parameters.
@@ -31,7 +29,6 @@ class Piece(NamedTuple):
         layout: Of the rows.
         start: The first of the rows.
         place: The first row of the parameter's slice that they fill.
-        adds: They are added to what is there; on the way back they are zeros.
     """
 
     parameter: str
@@ -39,7 +36,6 @@ class Piece(NamedTuple):
     layout: Layout
     start: int = 0
     place: int = 0
-    adds: bool = False
 
     @property
     def rows(self) -> slice:
@@ -49,13 +45,17 @@ class Piece(NamedTuple):
 class Entry(NamedTuple):
     """A tensor of a foreign checkpoint, and where its values go.
 
-    `fill` is what it holds, on the way back, where no piece does.
+    Attributes:
+        fill: What it holds, on the way back, where no piece does.
+        aside: The name of the tensor that was kept beside the weights, on the way back, and that
+            this is all of (see `aside.py`).
     """
 
     name: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     fill: float = 0.0
+    aside: str | None = None
 
 
 class Table(NamedTuple):
@@ -134,15 +134,11 @@ def raise_if_misfit(table: Table, specs: Mapping[str, TensorSpec], where: Any) -
 
 
 def parameter_dtypes(table: Table, specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
-    """The dtype of each of our parameters: that of its tensors; float32 where those differ.
-
-    Values that are added up are kept in float32 too, for the sum not to be rounded.
-    """
+    """The dtype of each of our parameters: that of its tensors; float32 where those differ."""
     found: dict[str, set[np.dtype]] = {}
     for entry in table.entries:
         for piece in entry.pieces:
-            dtypes = {np.dtype(np.float32)} if piece.adds else {specs[entry.name].dtype}
-            found.setdefault(piece.parameter, set()).update(dtypes)
+            found.setdefault(piece.parameter, set()).add(specs[entry.name].dtype)
     return {
         path: next(iter(dtypes)) if len(dtypes) == 1 else np.dtype(np.float32)
         for path, dtypes in found.items()

@@ -19,8 +19,8 @@ _LOAD_WITH_IMAGES = """\
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{name}"{trust})
+model = AutoModelForImageTextToText.from_pretrained("{name}"{trust})
 inputs = processor(
     images=Image.open("picture.png"),
     text="<image>Question: what is this? Short answer:",
@@ -30,8 +30,13 @@ answer = model.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shap
 print(processor.tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-`<image>` marks the place of each picture; spaces beside it are dropped, as a text is tokenised
-apart from the pictures around it. Prompts of several lengths are padded on the left.
+`<image>` marks the place of each picture. Prompts of several lengths are padded on the left.
+"""
+_SPACES = """\
+Spaces beside a picture are dropped, as a text is tokenised apart from the pictures around it.
+"""
+_SPACES_OF_LLAVA = """\
+Leave no spaces beside a picture: a text is tokenised apart from the pictures around it.
 """
 _LOAD_TOWER = """\
 ```python
@@ -40,9 +45,6 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("{name}")
 features = model(pixel_values).last_hidden_state
 ```
-
-The norm of CLIP's class token is the identity of a norm, as it was not kept; patch features do not
-pass it.
 """
 
 
@@ -73,6 +75,8 @@ def model_card(
     if not has_decoder:
         load = _LOAD_TOWER
     text = load.format(name=name, trust="" if is_plain else ", trust_remote_code=True")
+    if has_decoder and has_encoder:
+        text += _SPACES_OF_LLAVA if is_plain else _SPACES
     return "\n".join([*lines, "", text])
 
 

@@ -1,14 +1,14 @@
 """Vision encoders: CLIP as Hugging Face and open_clip name it, SigLIP, and AIM.
 
 Of a tower, what makes patch features is taken: not the norm after the last block, which only CLIP's
-class token passes, nor projections, pooling heads and text towers. The class token's own position
-becomes part of its value; on the way back, that position is zero.
+class token passes, nor projections, pooling heads and text towers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mm1_jax.interop.mapping import Entry, Slice, Table, joined, prefix_of, stack_layers
+from mm1_jax.interop.tensor_files import TensorSpec
 from mm1_jax.layers.attention import head_sizes
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.norm import LayerNorm
@@ -147,26 +147,81 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
     return Table({ENCODER: cfg}, entries, ignored)
 
 
-def hf_export(cfg: VisionEncoder.Config) -> tuple[dict[str, Any], list[Entry]]:
+def hf_export(
+    cfg: VisionEncoder.Config, aside: Mapping[str, TensorSpec]
+) -> tuple[dict[str, Any], list[Entry]]:
     """The `config.json` and the tensors of a CLIPVisionModel or a SiglipVisionModel.
 
-    The norm that CLIP's class token passes at the end was not kept; it is written as the identity
-    of a norm, which is nothing that patch features know of.
+    The norm that CLIP's class token passes at the end, and the pooling head of SigLIP, come from
+    what was kept beside the weights. Without it, that norm is an identity, which patch features
+    know nothing of, and there is no head.
+
+    Args:
+        aside: What was kept, by name.
+
+    Raises:
+        ValueError: The encoder is neither.
+    """
+    is_clip = cfg.class_token is not None
+    if (cfg.final_norm is None) is not is_clip:
+        raise ValueError("vision_encoder.final_norm: CLIP's tower has none, and SigLIP's has one")
+    config, root = tower_config(cfg), "vision_model."
+    entries = tower_entries(cfg, root)
+    if is_clip:
+        entries += _identity(f"{root}post_layernorm", cfg.model_dim, _kept_norm(aside))
+        return config, entries
+    kept = prefix_of(aside, "head.probe")
+    config["vision_use_head"] = kept is not None
+    if kept is not None:
+        entries += [
+            Entry(root + name.removeprefix(kept), spec.shape, (), aside=name)
+            for name, spec in aside.items()
+            if name.startswith(f"{kept}head.")
+        ]
+    return config, entries
+
+
+def tower_entries(cfg: VisionEncoder.Config, root: str) -> list[Entry]:
+    """The tensors of a CLIP or SigLIP tower whose names begin with `root`."""
+    return list(hf_table(cfg, [f"{root}embeddings.patch_embedding.weight"]).entries)
+
+
+def unread_norm(cfg: VisionEncoder.Config, root: str) -> list[Entry]:
+    """The norm after the last layer of a tower that is read before it: an identity."""
+    return _identity(f"{root}post_layernorm", cfg.model_dim, {})
+
+
+def _identity(name: str, dim: int, kept: Mapping[str, str]) -> list[Entry]:
+    return [
+        Entry(f"{name}.{each}", (dim,), (), fill, kept.get(each))
+        for each, fill in (("weight", 1.0), ("bias", 0.0))
+    ]
+
+
+def _kept_norm(aside: Collection[str]) -> dict[str, str]:
+    """The names of weight and bias of CLIP's last norm among what was kept."""
+    for norm in ("post_layernorm", "ln_post"):
+        if (root := prefix_of(aside, f"{norm}.weight")) is not None:
+            return {each: f"{root}{norm}.{each}" for each in ("weight", "bias")}
+    return {}
+
+
+def tower_config(cfg: VisionEncoder.Config) -> dict[str, Any]:
+    """The `config.json` of a CLIP or SigLIP tower, the norm after its last layer aside.
 
     Raises:
         ValueError: The encoder is neither.
     """
     norms = [n for n in (cfg.pre_norm, cfg.final_norm, cfg.stack.layer.norm) if n is not None]
     eps = cfg.stack.layer.norm.eps
-    is_clip = cfg.class_token is not None and cfg.pre_norm is not None and cfg.final_norm is None
-    is_siglip = cfg.class_token is None and cfg.pre_norm is None and cfg.final_norm is not None
+    is_clip = cfg.class_token is not None
     is_learned = isinstance(cfg.positions, PositionEmbedding.Config)
-    if not (is_clip or is_siglip) or not is_learned or cfg.patch_norm is not None:
+    if (cfg.pre_norm is None) is is_clip or not is_learned or cfg.patch_norm is not None:
         raise ValueError("vision_encoder: neither CLIP's tower nor SigLIP's")
     if cfg.patch_embedding.bias is is_clip or any(norm.eps != eps for norm in norms):
         raise ValueError("vision_encoder: the biases or the eps of its norms are of no such tower")
     names = {activation: name for name, activation in ACTIVATIONS.items()}
-    config = {
+    return {
         "architectures": ["CLIPVisionModel" if is_clip else "SiglipVisionModel"],
         "model_type": "clip_vision_model" if is_clip else "siglip_vision_model",
         "image_size": cfg.image_size,
@@ -178,14 +233,6 @@ def hf_export(cfg: VisionEncoder.Config) -> tuple[dict[str, Any], list[Entry]]:
         "hidden_act": names[cfg.stack.layer.feed_forward.activation],
         "layer_norm_eps": eps,
     }
-    root = "vision_model."
-    entries = list(hf_table(cfg, [f"{root}embeddings.patch_embedding.weight"]).entries)
-    if is_clip:
-        for name, fill in (("weight", 1.0), ("bias", 0.0)):
-            entries.append(Entry(f"{root}post_layernorm.{name}", (cfg.model_dim,), (), fill))
-    else:
-        config["vision_use_head"] = False
-    return config, entries
 
 
 def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
@@ -287,8 +334,8 @@ def _embeddings(
         return [*entries, joined(positions, [grid])]
     entries.append(encoder.entry(class_token, "class_token/token", "d -> d", d=D))
     # A row of one, which is our vector.
-    own = encoder.piece("class_token/token", "one d -> (one d)", one=1, d=D)
-    return [*entries, joined(positions, [own._replace(adds=True), grid])]
+    own = encoder.piece("class_token/position", "one d -> (one d)", one=1, d=D)
+    return [*entries, joined(positions, [own, grid])]
 
 
 def _patch_kernel(cfg: VisionEncoder.Config, name: str) -> Entry:

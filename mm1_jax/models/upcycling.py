@@ -7,10 +7,13 @@ drops tokens or training tells the copies apart.
 Legend: L dense layers, G groups of them, E experts, D model dim, F feed-forward dim.
 """
 
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 # Of a sparse layer: what has no dense counterpart, and what is copied.
@@ -35,6 +38,85 @@ def upcycle(dense: Any, sparse: Any) -> dict[str, Any]:
         ValueError: The two are not alike; the parameter is named.
     """
     return _upcycled(dense, sparse, "")
+
+
+class DenseParameter(NamedTuple):
+    """A parameter of a dense model, as a sparse one has it: `upcycle` for one array at a time.
+
+    Attributes:
+        path: In the dense model.
+        shape: There.
+        group_size: Layers in a group of the sparse stack; 0 outside of stacks.
+        is_last: It is of the last layers of the groups.
+        has_experts: The sparse one is copies of it.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    group_size: int
+    is_last: bool
+    has_experts: bool
+
+    def read(
+        self, read: Callable[..., np.ndarray], shape: tuple[int, ...], index: tuple[slice, ...]
+    ) -> np.ndarray:
+        """The values at `index` of the sparse parameter, of which no other is read.
+
+        Args:
+            read: (path, index) -> values of the dense model.
+            shape: Of the sparse parameter.
+        """
+        if not self.group_size:
+            return read(self.path, index)
+        ranges = [range(*each.indices(size)) for each, size in zip(index, shape, strict=True)]
+        size, num_leading = self.group_size, 1
+        if size == 1:
+            layers = list(ranges[0])
+        elif self.is_last:
+            layers = [(group + 1) * size - 1 for group in ranges[0]]
+        else:
+            num_leading = 2
+            layers = [group * size + place for group in ranges[0] for place in ranges[1]]
+        inner = index[num_leading + self.has_experts :]
+        values = np.stack([read(self.path, (layer, *inner)) for layer in layers])
+        values = values.reshape(*map(len, ranges[:num_leading]), *values.shape[1:])
+        if not self.has_experts:
+            return values
+        values = np.expand_dims(values, num_leading)
+        copies = (*values.shape[:num_leading], len(ranges[num_leading]))
+        return np.broadcast_to(values, (*copies, *values.shape[num_leading + 1 :]))
+
+
+def dense_parameter(path: str, shapes: Mapping[str, tuple[int, ...]]) -> DenseParameter | None:
+    """Where a parameter of a sparse model comes from; None for a router, which is new.
+
+    Args:
+        shapes: Of all parameters of the sparse model, by path.
+    """
+    shape = shapes[path]
+    found = re.fullmatch(r"(.*\bstack)/(layer|last_layer)/(.*)", path)
+    if found is None:
+        return DenseParameter(path, shape, 0, False, False)
+    stack, name, rest = found.groups()
+    if rest.endswith(f"/{_ROUTER}"):
+        return None
+    group_size = 1
+    if any(other.startswith(f"{stack}/last_layer/") for other in shapes):
+        layer = next(other for other in shapes if other.startswith(f"{stack}/layer/"))
+        group_size += shapes[layer][1]
+    is_last = name == "last_layer"
+    num_leading = 1 if group_size == 1 or is_last else 2
+    experts = re.fullmatch(rf"(.*)/{_EXPERTS}/({'|'.join(_KERNELS)})", rest)
+    if experts is not None:
+        rest = f"{experts[1]}/{experts[2]}/kernel"
+    inner = shape[num_leading + (experts is not None) :]
+    return DenseParameter(
+        f"{stack}/layer/{rest}",
+        (shape[0] * group_size, *inner),
+        group_size,
+        is_last,
+        experts is not None,
+    )
 
 
 def _upcycled(dense: Any, sparse: Any, path: str) -> Any:

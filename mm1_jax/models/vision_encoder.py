@@ -7,6 +7,8 @@ dropped.
 Legend: J images, h w pixels, P patches/image, Dv vision dim.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +21,7 @@ from mm1_jax.layers.feed_forward import FeedForward
 from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module, param
 from mm1_jax.layers.norm import LayerNorm
-from mm1_jax.layers.position_embedding import PositionEmbedding
+from mm1_jax.layers.position_embedding import PositionEmbedding, resize_grid
 from mm1_jax.layers.stack import Stack
 from mm1_jax.layers.transformer import TransformerBlock
 from mm1_jax.sharding import constrain
@@ -30,7 +32,7 @@ MAX_PADDING = 1 / 16
 
 
 class ClassToken(Module):
-    """A learned token before the patches; its position is part of its value."""
+    """A learned token before the patches, and its position, which is another parameter in CLIP."""
 
     @config_class
     class Config(Module.Config):
@@ -40,10 +42,12 @@ class ClassToken(Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         init = jax.nn.initializers.truncated_normal(cfg.init_std)
         self.token = param(rngs, (cfg.model_dim,), ("embed",), init)
+        # At first the token is all of the sum.
+        self.position = param(rngs, (cfg.model_dim,), ("embed",), jax.nn.initializers.zeros)
 
     def __call__(self, x: Float[Array, "J P Dv"]) -> Float[Array, "J P+1 Dv"]:
         num_images, _, model_dim = x.shape
-        token = self.token[...].astype(x.dtype)
+        token = (self.token[...] + self.position[...]).astype(x.dtype)
         first = jnp.broadcast_to(token[None, None], (num_images, 1, model_dim))
         return jnp.concatenate([first, x], axis=1)
 
@@ -151,6 +155,16 @@ class VisionEncoder(Module):
         )
         x = x[:, self.class_token is not None : length]
         return x if self.final_norm is None else self.final_norm(x)
+
+
+def resized_positions(
+    positions: Float[Array, "P Dv"], num_positions: int
+) -> Float[Array, "num_positions Dv"]:
+    """Learned positions of a square grid for another one, as an encoder resizes its own."""
+    side, new_side = math.isqrt(len(positions)), math.isqrt(num_positions)
+    assert side**2 == len(positions) and new_side**2 == num_positions, num_positions
+    grid = resize_grid(positions.reshape(side, side, -1), new_side, new_side)
+    return grid.reshape(num_positions, -1)
 
 
 def normalise(

@@ -19,6 +19,7 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -29,9 +30,15 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from mm1_jax.interop.exporter import Exported, export_source
+from mm1_jax.interop.families import complete_config, read_config
+from mm1_jax.interop.tensor_files import TensorFolder
+from mm1_jax.weights_folder import StoredParams
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+IMAGE_TOKEN = 99
 TEXT = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -71,14 +78,26 @@ def _siglip() -> SiglipModel:
     return SiglipModel(SiglipConfig(text_config=text, vision_config={**TOWER, "image_size": 17}))
 
 
-def _llava(**fields) -> LlavaForConditionalGeneration:
+def _llava(
+    tower: PreTrainedConfig | None = None, text: PreTrainedConfig | None = None, **fields
+) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=CLIPVisionConfig(**TOWER),
-            text_config=LlamaConfig(**TEXT),
-            image_token_index=99,
+            vision_config=tower or CLIPVisionConfig(**TOWER),
+            text_config=text or LlamaConfig(**TEXT),
+            image_token_index=IMAGE_TOKEN,
             **fields,
         )
+    )
+
+
+def _llava_of_siglip() -> LlavaForConditionalGeneration:
+    return _llava(
+        SiglipVisionConfig(**TOWER),
+        Qwen2Config(**TEXT),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        multimodal_projector_bias=False,
     )
 
 
@@ -102,7 +121,24 @@ TOWERS: dict[str, Callable[[], torch.nn.Module]] = {
     "siglip vision": lambda: SiglipVisionModel(SiglipVisionConfig(**TOWER)),
     "siglip": _siglip,
 }
-MODELS = {**DECODERS, **TOWERS, "llava": _llava}
+LLAVAS: dict[str, Callable[[], torch.nn.Module]] = {
+    "llava": _llava,
+    "llava of siglip": _llava_of_siglip,
+}
+MODELS = {**DECODERS, **TOWERS, **LLAVAS}
+
+
+def assert_goes_back(source: Path, ours: Path, output: Path, **options) -> Exported:
+    """What was imported goes out again: the same tensors, bit for bit, and the same config."""
+    exported = export_source(StoredParams(ours), ours, output, **options)
+    before, after = TensorFolder(source), TensorFolder(output)
+    assert before.specs == after.specs
+    for name in before.specs:
+        assert before.read(name).tobytes() == after.read(name).tobytes(), name
+    assert complete_config(read_config(output), after.specs) == complete_config(
+        read_config(source), before.specs
+    )
+    return exported
 
 
 def save(name: str, folder: Path, **options) -> torch.nn.Module:

@@ -1,15 +1,26 @@
 """Tensors one at a time: what a conversion holds in memory."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import pytest
 
 from mm1_jax.interop.convert import differences, import_params
+from mm1_jax.interop.families import Changes, make_parts
 from mm1_jax.interop.llama import decoder_entries
 from mm1_jax.interop.mapping import Table
-from mm1_jax.interop.tensor_files import Tensors, TensorSpec
+from mm1_jax.interop.tensor_files import Tensors, TensorSpec, TensorWriter
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.weights_folder import StoredParams, describe
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Drawn(Tensors):
@@ -64,3 +75,37 @@ def test_a_changed_value_is_named(tmp_path):
         return value
 
     assert differences(entries, tensors, read) == ["model.layers.1.mlp.up_proj.weight"]
+
+
+LARGE = {
+    "model_type": "llama",
+    "vocab_size": 131_072,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+@pytest.mark.slow
+def test_memory_of_a_process_that_imports_tables_of_1_gib(tmp_path):
+    """What the tool itself says, of a process of its own, with what tensorstore allocates."""
+    source = tmp_path / "hf"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(LARGE))
+    entries = decoder_entries(make_parts(LARGE, Changes())["decoder"])
+    specs = {e.name: TensorSpec(e.shape, np.dtype(ml_dtypes.bfloat16)) for e in entries}
+    assert max(spec.num_bytes for spec in specs.values()) == 2**30
+    TensorWriter(source, specs, 10**9).write(
+        lambda name: np.full(specs[name].shape, len(name), specs[name].dtype)
+    )
+    command = [sys.executable, "tools/convert_checkpoint.py", "import", f"--source={source}"]
+    command += [f"--output={tmp_path / 'ours'}", "--skip_comparison"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+    found = re.search(r"written with ([\d.]+), read back with ([\d.]+)", done.stdout)
+    written, read_back = map(float, found.groups())
+    assert written < 1 + 0.8 and read_back < 2 + 0.8

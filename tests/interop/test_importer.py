@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from foreign_models import MODELS, save
+from foreign_models import MODELS, assert_goes_back, save
 from parity import assert_equal, randomise
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from torch_modules import AimTrunk
 
+from mm1_jax.interop.aside import Aside
 from mm1_jax.interop.compare import compare_tower, pixel_values, random_images, with_params
-from mm1_jax.interop.exporter import parts_of_weights
+from mm1_jax.interop.exporter import export_plain, parts_of_weights, plain
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
 from mm1_jax.interop.vision import ACTIVATIONS
@@ -64,10 +65,10 @@ def open_clip_names(state):
 
 
 def test_a_tower_of_open_clip_has_the_features_of_the_same_tower_in_transformers(tmp_path):
-    model = save("clip vision", tmp_path / "hf")
+    tower = save("clip vision", tmp_path / "hf")
     folder = tmp_path / "open_clip"
     folder.mkdir()
-    save_torch_file(open_clip_names(model.state_dict()), folder / "open_clip_model.safetensors")
+    save_torch_file(open_clip_names(tower.state_dict()), folder / "open_clip_model.safetensors")
     vision = {"image_size": 16, "layers": 3, "width": 32, "head_width": 8, "patch_size": 4}
     vision["mlp_ratio"] = 1.5
     config = {"model_cfg": {"quick_gelu": True, "vision_cfg": vision}, "preprocess_cfg": {}}
@@ -78,6 +79,14 @@ def test_a_tower_of_open_clip_has_the_features_of_the_same_tower_in_transformers
     cfg = parts_of_weights(stored)["vision_encoder"]
     params = {path.partition("/")[2]: stored.read(path) for path in stored.shapes}
     assert compare_tower(cfg, params, tmp_path / "hf").is_good
+    assert_goes_back(folder, tmp_path / "ours", tmp_path / "again")
+    # And as a tower of transformers, with the norm of its class token.
+    aside = Aside(tmp_path / "ours")
+    model = plain({"vision_encoder": cfg}, aside.specs)
+    export_plain(stored, model, {"vision_encoder": cfg}, tmp_path / "tower", aside=aside)
+    back = type(tower).from_pretrained(tmp_path / "tower").state_dict()
+    assert back.keys() == tower.state_dict().keys()
+    assert all(torch.equal(back[name], value) for name, value in tower.state_dict().items())
 
 
 def test_a_trunk_of_aim_has_the_features_of_the_reference(tmp_path):
@@ -93,8 +102,10 @@ def test_a_trunk_of_aim_has_the_features_of_the_reference(tmp_path):
         name = re.sub(r"^(blocks|post_trunk_norm)", r"trunk.\1", name)
         state[name] = value
     state["head.linear.weight"] = torch.zeros(3, 256)
-    save_torch_file(state, tmp_path / "aim.safetensors")
-    import_checkpoint(tmp_path / "aim.safetensors", tmp_path / "ours")
+    (tmp_path / "aim").mkdir()
+    save_torch_file(state, tmp_path / "aim" / "model.safetensors")
+    import_checkpoint(tmp_path / "aim", tmp_path / "ours")
+    assert_goes_back(tmp_path / "aim", tmp_path / "ours", tmp_path / "again")
     stored = StoredParams(tmp_path / "ours")
     cfg = parts_of_weights(stored)["vision_encoder"]
     params = {path.partition("/")[2]: stored.read(path) for path in stored.shapes}

@@ -96,6 +96,9 @@ def draw(cfg, seed=0):
         value = generator.standard_normal(leaf.shape, np.float32)
         if path.endswith("scale"):
             value = 1 + 0.2 * value
+        elif cfg.decoder.tied_embeddings and path.startswith("decoder"):
+            # Small beside what layers add: else a tied table answers every token by itself.
+            value *= 0.05 if "embedding" in path else 1.5 / np.sqrt(max(leaf.shape[-1], 8))
         elif not path.endswith(("embedding/weight", "positions", "token", "queries")):
             value = value * 0.3 / np.sqrt(leaf.shape[-1] if leaf.shape[-1] > 8 else 8)
         params[path] = value.astype(np.float32)
@@ -163,6 +166,5 @@ def test_logits_and_64_greedy_tokens_are_the_same(exported):
     theirs = model.generate(torch.from_numpy(tokens), max_new_tokens=64, do_sample=False, **inputs)[
         :, tokens.shape[1] :
     ]
-    # A tied table answers a token by itself.
-    assert len(np.unique(ours)) > 4 or cfg.decoder.tied_embeddings
+    assert len(np.unique(ours)) > 4
     np.testing.assert_array_equal(np.asarray(ours)[:, : theirs.shape[1]], theirs)

@@ -50,7 +50,8 @@ def torch_vit(encoder, images, activation):
     x = F.conv2d(pixels, kernel.permute(0, 3, 1, 2), stride=PATCH).flatten(2).transpose(1, 2)
     x = x + to_torch(encoder.positions.positions)[None]
     if encoder.class_token is not None:
-        token = to_torch(encoder.class_token.token).expand(len(x), 1, DIM)
+        token = to_torch(encoder.class_token.token) + to_torch(encoder.class_token.position)
+        token = token.expand(len(x), 1, DIM)
         x = torch.cat([token, x], 1)
     if encoder.pre_norm is not None:
         x = norm(x, encoder.pre_norm)

@@ -1,5 +1,6 @@
 """The command line of conversions: what is said, and what a killed one leaves."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,3 +69,41 @@ def test_an_output_that_is_there_is_not_written_over(source, tmp_path, capsys):
     (tmp_path / "weights").mkdir()
     assert main(["import", f"--source={source}", f"--output={tmp_path / 'weights'}"]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_the_comparison_keeps_to_its_memory_and_says_what_it_leaves_out(source, tmp_path, capsys):
+    # Of this decoder, all takes 0.27 MB, and two of four layers 0.16 MB.
+    for mib, message in (
+        (0.2, "after 2 of 4 layers"),
+        (0.01, "Logits were not compared: it needs"),
+    ):
+        output = tmp_path / str(mib)
+        memory = f"--comparison_memory={mib / 1024}"
+        assert main(["import", f"--source={source}", f"--output={output}", memory]) == 0
+        assert message in capsys.readouterr().out
+        assert message.partition(":")[0].lower() in (output / "weights.json").read_text().lower()
+
+
+@pytest.mark.parametrize("form", ["auto", "source", "llava", "mm1"])
+def test_a_llava_is_exported_in_the_form_that_is_asked_for(form, tmp_path, capsys):
+    save("llava", tmp_path / "hf")
+    weights, output = tmp_path / "weights", tmp_path / "output"
+    arguments = ["--skip_comparison", f"--output={weights}"]
+    assert main(["import", f"--source={tmp_path / 'hf'}", *arguments]) == 0
+    arguments = ["--skip_comparison", f"--format={form}", f"--output={output}"]
+    assert main(["export", f"--checkpoint={weights}", *arguments]) == 0
+    expected = "mm1" if form == "mm1" else "llava"
+    assert f"parameters as a {expected}" in capsys.readouterr().out
+    config = json.loads((output / "config.json").read_text())
+    assert config["model_type"] == expected
+    # As it came, it reads a layer before the last of its tower, whose other layers are there too.
+    layers = {"auto": -2, "source": -2, "llava": -1, "mm1": None}
+    assert config.get("vision_feature_layer") == layers[form]
+
+
+def test_a_form_that_the_weights_have_not_is_an_error(source, tmp_path, capsys):
+    weights = tmp_path / "weights"
+    assert main(["import", f"--source={source}", f"--output={weights}", "--skip_comparison"]) == 0
+    arguments = [f"--checkpoint={weights}", f"--output={tmp_path / 'x'}", "--format=llava"]
+    assert main(["export", *arguments]) == 2
+    assert "this is a part alone" in capsys.readouterr().err

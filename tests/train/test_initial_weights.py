@@ -1,14 +1,22 @@
 """Runs that start from other checkpoints, part by part."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
+import torch
+import torch.nn.functional as F
 from foreign_models import save
 
 from experiments.pretrain import mm1_tiny
 from mm1_jax.experiment import Experiment
+from mm1_jax.interop.compare import compare, decoder_logits, random_tokens, with_params
 from mm1_jax.interop.exporter import parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.moe import MoE
+from mm1_jax.models.upcycling import upcycle
 from mm1_jax.train.initial_weights import InitialWeights
 from mm1_jax.train.parameter_paths import parameter_path
 from mm1_jax.weights_folder import StoredParams
@@ -136,3 +144,75 @@ def test_a_folder_without_weights_and_a_part_that_is_not_there_are_named(cfg, we
     cfg.trainer.initial_weights = {"encoder": cfg.trainer.initial_weights["vision_encoder"]}
     with pytest.raises(ValueError, match="has no 'encoder'; its parts are connector, decoder"):
         first_params(cfg)
+
+
+@pytest.mark.parametrize("moe_every", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_sparse_decoder_starts_as_the_dense_one_that_it_computes_the_same_as(
+    cfg, weights, moe_every
+):
+    at(cfg, weights)
+    dense = cfg.model.decoder.clone()
+    cfg.model.decoder.set(moe=MoE.default_config().set(num_experts=4), moe_every=moe_every)
+    with pytest.raises(ValueError, match="if the decoder there is dense, upcycle=True makes"):
+        first_params(cfg)
+    cfg.trainer.initial_weights["decoder"].upcycle = True
+    params = below(first_params(cfg), "decoder/")
+    stored = StoredParams(weights / "qwen3")
+    theirs = below({path: stored.read(path) for path in stored.shapes}, "decoder/")
+    # The same as the pure function makes of whole trees.
+    expected = parity.flat(upcycle(nested(theirs), nested(params)))
+    assert expected.keys() == params.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(params[path], value, path)
+    tokens = jnp.asarray(random_tokens(100, (2, 12)), jnp.int32)
+    logits = [
+        decoder_logits(with_params(decoder, values), tokens)
+        for decoder, values in ((dense, theirs), (cfg.model.decoder, params))
+    ]
+    assert compare("logits", logits[1], logits[0]).difference < 4e-6 * np.abs(logits[0]).max()
+    cfg.trainer.initial_weights["decoder"].set(
+        fresh=["decoder/norm"], unused=["decoder/norm", "decoder/stack/layer/.*/down/kernel"]
+    )
+    with pytest.raises(
+        ValueError, match=r"missing there:\n +decoder/stack/layer/feed_forward/down"
+    ):
+        first_params(cfg)
+    cfg.model.decoder.moe.experts.activation = Activation.GELU
+    with pytest.raises(ValueError, match=r"feed_forward\.activation is .*GELU.*, and was .*SILU"):
+        first_params(cfg)
+
+
+def test_upcycling_a_part_without_experts_is_an_error(cfg, weights):
+    at(cfg, weights).trainer.initial_weights["decoder"].upcycle = True
+    with pytest.raises(ValueError, match=r"upcycle=True: the model has no experts in 'decoder'"):
+        first_params(cfg)
+
+
+def test_positions_of_another_grid_are_resized_as_open_clip_does_if_they_may_be(cfg, weights):
+    at(cfg, weights).model.vision_encoder.image_size = 24
+    name = "vision_encoder/positions/positions"
+    message = rf"{name} is \[16, 32\], and the model's \[36, 32\]; resize_positions=True resizes it"
+    with pytest.raises(ValueError, match=message):
+        first_params(cfg)
+    cfg.trainer.initial_weights["vision_encoder"].resize_positions = True
+    params, stored = first_params(cfg), StoredParams(weights / "clip vision")
+    grid = torch.from_numpy(stored.read(name)).T.unflatten(1, (4, 4))[None]
+    expected = F.interpolate(grid, (6, 6), mode="bicubic", antialias=True)[0].flatten(1).T
+    np.testing.assert_allclose(params[name], expected, atol=1e-5)
+    other = "vision_encoder/class_token/position"
+    np.testing.assert_array_equal(params[other], stored.read(other))
+
+
+def below(params, prefix):
+    return {path.removeprefix(prefix): x for path, x in params.items() if path.startswith(prefix)}
+
+
+def nested(params):
+    tree = {}
+    for path, value in params.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = jnp.asarray(value)
+    return tree

@@ -236,14 +236,16 @@ class SinCosPositions(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """A learned token before the patches."""
+    """A learned token before the patches, and its position."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(dim))
+        self.position = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        token = (self.token + self.position).to(x.dtype)
+        return torch.cat([token.expand(len(x), 1, -1), x], dim=1)
 
 
 class VisionEncoder(nn.Module):

@@ -1,0 +1,50 @@
+"""What of a foreign checkpoint has no place in an MM1: kept beside its weights, and goes back.
+
+aside/   tensors that nothing here reads: text towers, pooling heads, layers that are not read, the
+         norm that only CLIP's class token passes; and files of tokenizer and processor
+"""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mm1_jax.interop.tensor_files import TensorFolder, Tensors, TensorWriter
+
+FOLDER = "aside"
+_MAX_SHARD_BYTES = 5 * 10**9
+# Those of a checkpoint that are neither weights nor its config.
+_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja"),
+    *("preprocessor_config.json", "processor_config.json", "generation_config.json"),
+)
+
+
+class Aside(Tensors):
+    """The tensors that were kept beside the weights in a folder; `files` are the other files."""
+
+    def __init__(self, folder: Path):
+        self.files = [path for name in _FILES if (path := folder / FOLDER / name).is_file()]
+        has_tensors = any((folder / FOLDER).glob("*.safetensors"))
+        self._tensors = TensorFolder(folder / FOLDER) if has_tensors else None
+        self.specs = {} if self._tensors is None else self._tensors.specs
+
+    def read(self, name: str) -> np.ndarray:
+        assert self._tensors is not None, name
+        return self._tensors.read(name)
+
+
+def keep_aside(tensors: Tensors, names: Iterable[str], source: Path, folder: Path) -> None:
+    """Writes tensors of a checkpoint, and its files, beside the weights in `folder`."""
+    place = folder / FOLDER
+    specs = {name: tensors.specs[name] for name in names}
+    found = [source / name for name in _FILES if (source / name).is_file()]
+    if not specs and not found:
+        return
+    place.mkdir()
+    for path in found:
+        shutil.copyfile(path, place / path.name)
+    if specs:
+        TensorWriter(place, specs, _MAX_SHARD_BYTES).write(tensors.read)

@@ -1,0 +1,92 @@
+"""A trained model in transformers answers as ours does: every held-out digit question.
+
+    MM1_TRAINED_RUN=runs/mm1_tiny pytest -m slow tests/end_to_end/test_exported_model.py -s
+
+Without a run of `mm1_tiny` to ask, one is trained for a few steps, whose answers are not good, and
+the same all the same.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mm1_jax.data.corpora import digits
+from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.evals.benchmarks.digits import DigitsVQA
+from mm1_jax.evals.metrics.answers import exact_match, truncate
+
+ROOT = Path(__file__).parent.parent.parent
+NUM_SCANS = 359
+BATCH_SIZE = 64
+
+
+def run(*arguments: object) -> None:
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    if "MM1_TRAINED_RUN" in os.environ:
+        return Path(os.environ["MM1_TRAINED_RUN"]).resolve()
+    folder = tmp_path_factory.mktemp("runs") / "mm1_tiny"
+    fields = ("trainer.max_steps=40", "trainer.optimizer.warmup_steps=4", "evals={}")
+    overrides = [f"--config.{field}" for field in fields]
+    run("-m", "mm1_jax.launch", "--config=mm1_tiny", f"--output_dir={folder}", *overrides)
+    return folder
+
+
+@pytest.mark.slow
+def test_transformers_answers_every_held_out_digit_question_as_ours_does(
+    trained, tmp_path, monkeypatch
+):
+    exported, evaluation = tmp_path / "hf", tmp_path / "evaluation"
+    run("tools/convert_checkpoint.py", "export", f"--checkpoint={trained}", f"--output={exported}")
+    run(
+        *("tools/evaluate.py", f"--checkpoint={trained}", f"--output={evaluation}"),
+        *("--benchmarks=digits_vqa", "--shots=0"),
+    )
+    lines = (evaluation / "digits_vqa" / "0_shot.jsonl").read_text().splitlines()
+    ours = [json.loads(line) for line in lines[1:]]
+    assert len(ours) == NUM_SCANS
+
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    processor = AutoProcessor.from_pretrained(exported, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(
+        exported, dtype=torch.float32, trust_remote_code=True
+    ).eval()
+    records = digits.corpus(Kind.QUESTIONS).instantiate(split="test").source
+    cfg, theirs = DigitsVQA.default_config(), []
+    for start in range(0, len(ours), BATCH_SIZE):
+        part = ours[start : start + BATCH_SIZE]
+        inputs = processor(
+            images=[records[int(line["key"])]["images"][0] for line in part],
+            text=[f"<image>{line['prompt']}" for line in part],
+            return_tensors="pt",
+        )
+        tokens = model.generate(**inputs, max_new_tokens=cfg.max_new_tokens, do_sample=False)
+        answers = processor.tokenizer.batch_decode(
+            tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        theirs += [truncate(answer, cfg.stop_strings) for answer in answers]
+
+    references = [records[int(line["key"])]["answer"] for line in ours]
+    right = [
+        sum(map(exact_match, answers, references))
+        for answers in ([line["text"] for line in ours], theirs)
+    ]
+    print(f"right of {NUM_SCANS}: ours {right[0]}, transformers {right[1]}")
+    different = [
+        (line, text) for line, text in zip(ours, theirs, strict=True) if line["text"] != text
+    ]
+    assert not different, different
+    assert right[0] == right[1]
