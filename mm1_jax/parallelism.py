@@ -125,6 +125,20 @@ def _options(texts: Sequence[str]) -> dict[str, str]:
     return options
 
 
+def mesh_sizes(text: str) -> dict[str, int]:
+    """`mesh_sizes("data=2,model=4") == {"data": 2, "model": 4}`"""
+    sizes = {}
+    for part in text.split(","):
+        axis, equals, size = part.partition("=")
+        if axis not in MESH_AXES or not equals or not re.fullmatch(r"-1|[1-9]\d*", size):
+            raise ValueError(
+                f"mesh {text!r}: expected sizes of some of {', '.join(MESH_AXES)}, such as "
+                "data=2,model=4"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
 def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
     """Sizes of the mesh axes larger than 1, with -1 worked out from the number of devices."""
     sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}

@@ -26,18 +26,18 @@ class Chain(MM1):
     def __init__(self, table):
         self.table = nnx.Param(jnp.asarray(table, jnp.float32))
 
-    def cast(self):
+    def for_decoding(self):
         return self
 
-    def init_cache(self, batch_size, length):
-        return jnp.zeros((batch_size, length), jnp.int32)
+    def init_caches(self, batch_size, num_slots, dtype=None):
+        return ()
 
-    def prefill(self, batch, cache):
-        return jax.nn.one_hot(batch.tokens, VOCAB), cache
+    def prefill(self, batch, caches):
+        return jax.nn.one_hot(batch.tokens, VOCAB), caches
 
-    def decode_step(self, tokens, positions, cache):
+    def decode_step(self, tokens, positions, caches):
         jax.debug.callback(steps_taken.append, positions)
-        return jax.nn.one_hot(tokens, VOCAB), cache
+        return jax.nn.one_hot(tokens[:, None], VOCAB), caches
 
     def logits(self, hidden):
         return hidden @ self.table[...]
@@ -109,7 +109,7 @@ def test_decoding_stops_when_every_row_has_ended():
     answer(model, prompts([BOS, 5], [BOS, 5, 8]), max_new_tokens=50)
     jax.effects_barrier()
     # The first token comes out of the prompt; two more steps give 7 and eos.
-    assert [list(positions[:, 0]) for positions in steps_taken] == [[2, 3], [3, 4]]
+    assert [list(positions) for positions in steps_taken] == [[2, 3], [3, 4]]
 
 
 def test_a_row_without_a_prompt_has_no_answer_and_does_not_keep_the_others_going():
@@ -123,9 +123,9 @@ def test_equal_shapes_are_compiled_once():
     traces = []
 
     class Counted(Chain):
-        def prefill(self, batch, cache):
+        def prefill(self, batch, caches):
             traces.append(batch.tokens.shape)
-            return super().prefill(batch, cache)
+            return super().prefill(batch, caches)
 
     model = Counted(np.eye(VOCAB))
     for rows in ([BOS, 5], [BOS, 6, 7], [BOS]):
@@ -138,9 +138,9 @@ def test_another_mesh_or_other_axis_rules_are_compiled_anew():
     traces = []
 
     class Counted(Chain):
-        def prefill(self, batch, cache):
+        def prefill(self, batch, caches):
             traces.append(batch.tokens.shape)
-            return super().prefill(batch, cache)
+            return super().prefill(batch, caches)
 
     model, batch = Counted(np.eye(VOCAB)), prompts([BOS, 5])
     mesh = Parallelism.default_config().set(data=8).instantiate().mesh()
@@ -250,6 +250,31 @@ def test_the_answers_on_a_mesh_are_those_of_one_device():
     params = jax.device_put(params, parameter_shardings(params, mesh, AxisRules()))
     with use_mesh(mesh):
         assert answer(nnx.merge(graphdef, params), batch) == expected
+
+
+# As a share of the logits' standard deviation. A cache of float32 is the default.
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 0), ("bfloat16", 0.02), ("int8", 0.05)]
+)
+def test_logits_with_a_cache_of_fewer_bits_are_near_those_with_the_full_one(dtype, tolerance):
+    model, rng = tiny(moe=False), np.random.default_rng(5)
+    batch = prompts(shown(5, 6, 7), [BOS, 9, 4, 8], length=10, rng=rng)
+    lengths = jnp.asarray((batch.segment_ids > 0).sum(axis=1))
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def step_logits(model, batch, dtype):
+        caches = model.init_caches(2, 12, dtype)
+        assert caches[0].keys.dtype == (dtype or "float32")
+        _, caches = model.prefill(batch, caches)
+        logits = []
+        for step, token in enumerate((11, 12)):
+            tokens = jnp.full(2, token)
+            hidden, caches = model.decode_step(tokens, lengths + step, caches)
+            logits.append(model.logits(hidden)[:, 0])
+        return jnp.stack(logits)
+
+    full, fewer = step_logits(model, batch, None), step_logits(model, batch, dtype)
+    np.testing.assert_allclose(fewer, full, rtol=0, atol=tolerance * full.std())
 
 
 def test_bfloat16_decodes_to_allowed_tokens():

@@ -32,6 +32,9 @@ examples:
   python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png
   python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png --image=b.png \\
       --prompt="which picture has more shapes?"
+  python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png \\
+      --temperature=0.8 --top_p=0.9 --seed=1
+  python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png --beams=4
 """
 
 
@@ -55,11 +58,49 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--format", choices=("question", "caption", "raw"), help="see below")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="default: %(default)s")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="what logits are divided by before a token is drawn; default: 0, the most likely one",
+    )
+    parser.add_argument(
+        "--top_k", type=int, metavar="K", help="draw one of the K most likely tokens"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw one of the most likely tokens that together have the probability P",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of what is drawn; default: %(default)s"
+    )
+    parser.add_argument(
+        "--beams",
+        type=int,
+        default=1,
+        metavar="N",
+        help="search for the answer of the highest mean log probability with N beams",
+    )
+    parser.add_argument(
+        "--cache_dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="what keys and values are kept in; default: the dtype of the model",
+    )
     flags = parser.parse_args(arguments)
     if flags.prompt is None and not flags.image:
         parser.error("give a --prompt, or an --image to describe")
     if flags.prompt is None and flags.format == "question":
         parser.error("--format=question needs a --prompt")
+    if flags.beams < 1:
+        parser.error(f"--beams={flags.beams}: must be at least 1")
+    if flags.beams > 1 and flags.temperature:
+        parser.error(
+            f"--beams={flags.beams} and --temperature={flags.temperature}: beams are searched, not "
+            "drawn; give one of the two"
+        )
     flags.format = flags.format or ("caption" if flags.prompt is None else "question")
     return flags
 
@@ -91,12 +132,18 @@ def answer(flags: argparse.Namespace) -> str:
     import numpy as np
 
     from mm1_jax.data.rows import RowShape, assemble
+    from mm1_jax.decoding.beam_search import beam_search
+    from mm1_jax.decoding.sampling import Sampling
     from mm1_jax.generate import bucket, generate
     from mm1_jax.run_folder import load_experiment
     from mm1_jax.trained_model import load_model
 
     if flags.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens={flags.max_new_tokens} must be at least 1")
+    try:
+        sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
+    except ValueError as error:
+        raise ValueError(f"--temperature, --top_k, --top_p: {error}") from error
     folder = Path(flags.checkpoint)
     if not folder.is_dir():
         raise ValueError(
@@ -118,14 +165,19 @@ def answer(flags: argparse.Namespace) -> str:
             f"above the {limit} of the model; shorten one of them"
         )
     shape = RowShape(bucket(length), max(1, len(example.images)), image_size)
-    tokens = generate(
-        load_model(folder, cfg, flags.step)[0],
-        assemble([example], image_transform, shape),
-        max_new_tokens=flags.max_new_tokens,
-        eos=tokenizer.eos,
-        pad=tokenizer.pad,
-        forbidden=tokenizer.not_text,
-    )
+    model, _ = load_model(folder, cfg, flags.step)
+    batch = assemble([example], image_transform, shape)
+    options: dict[str, Any] = {
+        "max_new_tokens": flags.max_new_tokens,
+        "eos": tokenizer.eos,
+        "pad": tokenizer.pad,
+        "forbidden": tokenizer.not_text,
+        "cache_dtype": flags.cache_dtype,
+    }
+    if flags.beams > 1:
+        tokens = beam_search(model, batch, num_beams=flags.beams, **options).tokens[:, 0]
+    else:
+        tokens = generate(model, batch, sampling=sampling, seed=flags.seed, **options)
     return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
 
 

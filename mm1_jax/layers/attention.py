@@ -1,13 +1,11 @@
 """Grouped-query attention: over packed rows, with a cache for decoding, or over other features.
 
 Legend: B batch, T query positions, S key positions, D model dim, N query heads, K kv heads,
-G query heads per kv head, H head dim, L layers.
+G query heads per kv head, H head dim.
 """
 
 import enum
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -23,6 +21,7 @@ from mm1_jax.layers.attention_kernels import (
     attend,
 )
 from mm1_jax.layers.attention_mask import Visibility
+from mm1_jax.layers.kv_cache import KVCache
 from mm1_jax.layers.linear import JoinHeads, SplitHeads
 from mm1_jax.layers.module import Module
 from mm1_jax.sharding import constrain
@@ -38,38 +37,6 @@ class Pattern(enum.Enum):
     CAUSAL = "causal"
     BIDIRECTIONAL = "bidirectional"
     PREFIX = "prefix"
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens read so far: of one layer or, with a leading L, of a stack.
-
-    All rows share the next free slot, `length`. Rows whose prompts are shorter are padded (segment
-    id 0) and continue after their padding: the mask goes by the stored positions and segment ids,
-    so the gap is never seen. Writing past S slots is not detected; allocate enough.
-    """
-
-    keys: Float[Array, "*L B S K H"]
-    values: Float[Array, "*L B S K H"]
-    positions: Int[Array, "B S"]
-    segment_ids: Int[Array, "B S"]
-    length: Int[Array, ""]
-
-    def note(self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> "Cache":
-        """Stores where the next T tokens belong, so that every layer's mask includes them."""
-        start = (0, self.length)
-        return self._replace(
-            positions=jax.lax.dynamic_update_slice(self.positions, positions, start),
-            segment_ids=jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, start),
-        )
-
-    def write(self, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]) -> "Cache":
-        """Stores the keys and values of the next T tokens of one layer."""
-        start = (0, self.length, 0, 0)
-        keys, values = keys.astype(self.keys.dtype), values.astype(self.values.dtype)
-        return self._replace(
-            keys=jax.lax.dynamic_update_slice(self.keys, keys, start),
-            values=jax.lax.dynamic_update_slice(self.values, values, start),
-        )
 
 
 class Attention(Module):
@@ -126,21 +93,25 @@ class Attention(Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         source: Float[Array, "B S Ds"] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
+        cache_start: Int[Array, "B"] | None = None,
         prefix_lengths: Int[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Attends over x itself, over `source` (all of it), or over the cache extended by x.
+
+        Keys and values of x are written to a cache. One with `cache_start` is read, too.
 
         Args:
             positions: Needed by causal, prefix and rotary attention.
             segment_ids: Needed by causal and prefix attention. None lets every position see every
                 other one (images, which have no padding).
-            cache: One layer's, in which the places of x are noted already.
+            cache: One layer's. Its rows hold one document each, which padding may follow.
+            cache_start: The slot of each row that x comes to; None: the cache is empty.
             prefix_lengths: Needed by prefix attention, and by no other.
         """
         # The fused kernels mask by index, so they need keys at the places of the queries, and know
         # no prefix.
-        is_plain = source is None and cache is None and prefix_lengths is None
+        is_plain = source is None and prefix_lengths is None
         kernel = self.kernel if is_plain else Kernel.XLA
         source = x if source is None else source
         query, key, value = self.query(x), self.key(source), self.value(source)
@@ -164,15 +135,16 @@ class Attention(Module):
             key = self.rotary(key, positions)
         query = checkpoint_name(query, QUERY)
         key, value = checkpoint_name(key, KEY), checkpoint_name(value, VALUE)
-        visibility = None
         if cache is not None:
-            cache = cache.write(key, value)
-            key, value = cache.keys.astype(key.dtype), cache.values.astype(value.dtype)
+            cache = cache.write(key, value, cache_start)
+            if cache_start is not None:
+                assert self.pattern is Pattern.CAUSAL, self.pattern
+                return self.output(cache.attend(query, positions)), cache
+        visibility = None
         if source is x and positions is not None and segment_ids is not None:
             places = (positions, segment_ids)
-            seen = places if cache is None else (cache.positions, cache.segment_ids)
             causal = self.pattern is not Pattern.BIDIRECTIONAL
-            visibility = Visibility(*places, *seen, causal, prefix_lengths)
+            visibility = Visibility(*places, *places, causal, prefix_lengths)
         elif self.pattern is not Pattern.BIDIRECTIONAL:
             raise ValueError("causal attention needs positions and segment_ids, and no source")
         y = self.output(attend(query, key, value, visibility, kernel))

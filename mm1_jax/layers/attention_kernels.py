@@ -2,7 +2,8 @@
 
 XLA's attention writes float32 logits of T x S per head to memory; the fused kernels never do. They
 take self-attention over whole rows, any number of them: packed documents, causal or not, or images
-without segment ids. That is all of training. Decoding with a cache and cross-attention are XLA's.
+without segment ids. That is all of training, and the prompts of decoding. What reads a cache, and
+cross-attention, is XLA's.
 
 A fused kernel masks by index instead of by position: documents are contiguous and positions
 increase inside each, so "not after it in the row, and of the same segment" is `attention_mask`'s

@@ -3,7 +3,7 @@
 A position sees those of its own document (equal segment id), under causal attention only the ones
 that do not come after it or that lie in the prefix of its row, and never padding (segment id 0).
 Because the rule reads nothing but positions and segment ids, packed training and cached decoding
-share it: the cache stores both.
+share it: a row of a cache is one segment, and its slots are positions.
 
 Legend: B batch, T query positions, S key positions.
 """

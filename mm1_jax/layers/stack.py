@@ -5,7 +5,7 @@ sparse layer after n - 1 dense ones): one body for each of the two kinds, howeve
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
-from mm1_jax.layers.attention import Cache
+from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.layers.module import Module
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.layers.saved_names import check_saved_names
@@ -47,6 +47,7 @@ class Stack(Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.group_size = check_groups(cfg)
+        self.num_layers = cfg.num_layers
         num_groups = cfg.num_layers // self.group_size
         if cfg.last_layer is None:
             shape: tuple[int, ...] = (cfg.num_layers,)
@@ -69,56 +70,102 @@ class Stack(Module):
         *,
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: Cache | None = None,
+        caches: Caches | None = None,
+        cache_start: Int[Array, "B"] | None = None,
         dropless: bool = False,
         prefix_lengths: Int[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None, RouterStatistics | None]:
-        """Runs all layers; caches and statistics carry a leading dim in layer order.
+    ) -> tuple[Float[Array, "B T D"], Caches | None, RouterStatistics | None]:
+        """Runs all layers; statistics carry a leading dim in layer order.
 
-        Statistics have entries of the sparse layers only, and are None without any.
+        They have entries of the sparse layers only, and are None without any, or with caches.
         """
-
-        def run_layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
-            layer, keys_values = inputs
-            layer_cache = None
-            if cache is not None:
-                layer_cache = cache._replace(keys=keys_values[0], values=keys_values[1])
-            x, layer_cache, statistics = layer(
+        if caches is not None:
+            return self.unstacked()(
                 x,
                 positions=positions,
                 segment_ids=segment_ids,
-                cache=layer_cache,
+                caches=caches,
+                cache_start=cache_start,
+                dropless=dropless,
+            )
+
+        def run_layer(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+            x, _, statistics = layer(
+                x,
+                positions=positions,
+                segment_ids=segment_ids,
                 dropless=dropless,
                 prefix_lengths=prefix_lengths,
             )
-            return x, (layer_cache and (layer_cache.keys, layer_cache.values), statistics)
+            return x, statistics
 
         run_layer = rematerialise(
             run_layer, self.remat, saved_names=self.saved_names, prevent_cse=self.unroll
         )
 
         def run_group(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
-            layers, last_layer, keys_values = inputs
-            first = jax.tree.map(lambda a: a[:-1], keys_values)
-            last = jax.tree.map(lambda a: a[-1], keys_values)
-            x, (first, statistics) = scan(run_layer, x, (layers, first))
-            x, (last, last_statistics) = run_layer(x, (last_layer, last))
-            keys_values = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), first, last)
+            layers, last_layer = inputs
+            x, statistics = scan(run_layer, x, layers)
             assert statistics is None, "only the last layer of a group may be sparse"
-            return x, (keys_values, last_statistics)
+            return run_layer(x, last_layer)
 
         scan = _loop if self.unroll else jax.lax.scan
-        keys_values = None if cache is None else (cache.keys, cache.values)
         if self.last_layer is None:
-            x, (keys_values, statistics) = scan(run_layer, x, (self.layer, keys_values))
+            x, statistics = scan(run_layer, x, self.layer)
         else:
-            n = self.group_size
-            grouped = jax.tree.map(lambda a: a.reshape(-1, n, *a.shape[1:]), keys_values)
-            x, (grouped, statistics) = scan(run_group, x, (self.layer, self.last_layer, grouped))
-            keys_values = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), grouped)
-        if cache is not None:
-            cache = cache._replace(keys=keys_values[0], values=keys_values[1])
-        return x, cache, statistics
+            x, statistics = scan(run_group, x, (self.layer, self.last_layer))
+        return x, None, statistics
+
+    def unstacked(self) -> "UnstackedLayers":
+        """The layers apart, in order."""
+        layers = []
+        for i in range(self.num_layers):
+            group, place = divmod(i, self.group_size)
+            if self.last_layer is None:
+                stacked, index = self.layer, (i,)
+            elif place == self.group_size - 1:
+                stacked, index = self.last_layer, (group,)
+            else:
+                stacked, index = self.layer, (group, place)
+            layers.append(jax.tree.map(lambda a, index=index: a[index], stacked))
+        return UnstackedLayers(layers)
+
+
+class UnstackedLayers(nnx.Module):
+    """Layers one after the other, each with parameters and a cache of its own, for decoding.
+
+    A step of decoding reads every parameter once and does little else. A scan would first copy each
+    layer's out of the stack, and its cache out of that of all layers and back.
+    """
+
+    def __init__(self, layers: Sequence[Any]):
+        self.layers = nnx.List(layers)
+
+    def unstacked(self) -> "UnstackedLayers":
+        return self
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        caches: Caches,
+        cache_start: Int[Array, "B"] | None,
+        dropless: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Caches, None]:
+        written = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, cache, _ = layer(
+                x,
+                positions=positions,
+                segment_ids=segment_ids,
+                cache=cache,
+                cache_start=cache_start,
+                dropless=dropless,
+            )
+            written.append(cache)
+        return x, tuple(written), None
 
 
 def check_groups(cfg: Stack.Config) -> int:

@@ -7,8 +7,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
-from mm1_jax.layers.attention import Attention, Cache
+from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.feed_forward import GatedFeedForward
+from mm1_jax.layers.kv_cache import KVCache
 from mm1_jax.layers.module import Module
 from mm1_jax.layers.moe import MoE, RouterStatistics
 from mm1_jax.layers.norm import RMSNorm
@@ -38,10 +39,11 @@ class TransformerBlock(Module):
         *,
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
+        cache_start: Int[Array, "B"] | None = None,
         dropless: bool = False,
         prefix_lengths: Int[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None, RouterStatistics | None]:
+    ) -> tuple[Float[Array, "B T D"], KVCache | None, RouterStatistics | None]:
         """Returns the new x, the cache extended by it, and what the router did (None if dense)."""
         x = constrain(x, "batch", "sequence", None)
         attended, cache = self.attention(
@@ -49,6 +51,7 @@ class TransformerBlock(Module):
             positions=positions,
             segment_ids=segment_ids,
             cache=cache,
+            cache_start=cache_start,
             prefix_lengths=prefix_lengths,
         )
         x = x + attended

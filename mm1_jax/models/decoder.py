@@ -7,15 +7,15 @@ sparse; all else stays.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
-from mm1_jax.layers.attention import Attention, Cache, Pattern, head_sizes
+from mm1_jax.layers.attention import Attention, Pattern, head_sizes
 from mm1_jax.layers.embedding import Embedding
 from mm1_jax.layers.feed_forward import GatedFeedForward
+from mm1_jax.layers.kv_cache import Caches, empty_cache
 from mm1_jax.layers.module import Module
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.layers.norm import RMSNorm
@@ -26,10 +26,13 @@ from mm1_jax.sharding import constrain
 
 
 class DecoderOutput(NamedTuple):
-    """`hidden` is normalised; `router` has an entry per sparse layer, None without any."""
+    """`hidden` is normalised; `router` has an entry per sparse layer, None without any.
+
+    It is None with caches, too.
+    """
 
     hidden: Float[Array, "B T D"]
-    cache: Cache | None
+    caches: Caches | None
     router: RouterStatistics | None
 
 
@@ -82,28 +85,27 @@ class Decoder(Module):
         *,
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
-        cache: Cache | None = None,
+        caches: Caches | None = None,
+        cache_start: Int[Array, "B"] | None = None,
         dropless: bool = False,
     ) -> DecoderOutput:
-        """Runs the blocks over packed rows or, with a cache, over the next T tokens of every row.
+        """Runs the blocks over packed rows or, with caches, over the next T tokens of every row.
 
         Args:
-            cache: What was read before; each call takes the next T slots of all rows. `positions`
-                are those inside the documents, and padding of a prompt has segment id 0, as ever.
+            caches: Of rows that hold one document each; padding, of segment id 0, is at the end.
+            cache_start: How many tokens each row holds in them; None: none, they are empty. The
+                next T tokens must have the positions from there on.
             dropless: Sparse layers drop nothing, whatever their dispatch: for evaluation.
         """
-        if cache is not None:
-            cache = cache.note(positions, segment_ids)
-        hidden, cache, router = self.stack(
+        hidden, caches, router = self.stack(
             embeddings,
             positions=positions,
             segment_ids=segment_ids,
-            cache=cache,
+            caches=caches,
+            cache_start=cache_start,
             dropless=dropless,
         )
-        if cache is not None:
-            cache = cache._replace(length=cache.length + embeddings.shape[1])
-        return DecoderOutput(self.norm(hidden), cache, router)
+        return DecoderOutput(self.norm(hidden), caches, router)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token, float32. Entries that pad the vocabulary are ordinary ones."""
@@ -113,16 +115,12 @@ class Decoder(Module):
     def output_layer(self) -> Embedding:
         return self.embedding if self.head is None else self.head
 
-    def init_cache(self, batch_size: int, length: int, dtype: DTypeLike) -> Cache:
-        """An empty cache of `length` slots a row."""
+    def init_caches(self, batch_size: int, num_slots: int, dtype: DTypeLike) -> Caches:
+        """Empty caches of `num_slots` positions a row, for each layer."""
         num_layers, num_kv_heads, head_dim = self.cache_shape
-        shape = (num_layers, batch_size, length, num_kv_heads, head_dim)
-        return Cache(
-            keys=jnp.zeros(shape, dtype),
-            values=jnp.zeros(shape, dtype),
-            positions=jnp.zeros((batch_size, length), jnp.int32),
-            segment_ids=jnp.zeros((batch_size, length), jnp.int32),
-            length=jnp.zeros((), jnp.int32),
+        return tuple(
+            empty_cache(batch_size, num_slots, num_kv_heads, head_dim, dtype)
+            for _ in range(num_layers)
         )
 
 

@@ -9,10 +9,11 @@ from jaxtyping import Array, Float, Int
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig, config_class, maybe_set_config
 from mm1_jax.layers.embedding import Embedding
+from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.layers.module import Module, cast
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
-from mm1_jax.models.decoder import Cache, Decoder
+from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.image_exchange import merge_images
 from mm1_jax.models.vision_encoder import VisionEncoder
 from mm1_jax.sharding import constrain
@@ -99,39 +100,63 @@ class MM1(Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return self.cast().decoder.logits(hidden)
 
-    def init_cache(self, batch_size: int, length: int) -> Cache:
-        """An empty cache for rows of at most `length` positions, prompt and padding included."""
-        return self.decoder.init_cache(batch_size, length, jnp.dtype(self.dtype))
+    def init_caches(self, batch_size: int, num_slots: int, dtype: str | None = None) -> Caches:
+        """Empty caches for rows of at most `num_slots` positions; dtype None is the model's."""
+        return self.decoder.init_caches(batch_size, num_slots, jnp.dtype(dtype or self.dtype))
 
-    def prefill(self, batch: Batch, cache: Cache) -> tuple[Float[Array, "B T D"], Cache]:
-        """The states over whole prompts, and the cache with them in it."""
+    def prefill(self, batch: Batch, caches: Caches) -> tuple[Float[Array, "B T D"], Caches]:
+        """The states over whole prompts, one document a row, and the caches with them in it."""
         output = self.cast().decoder(
             self.embed(batch),
             positions=batch.positions,
             segment_ids=batch.segment_ids,
-            cache=cache,
+            caches=caches,
             dropless=True,
         )
-        return output.hidden, output.cache
+        return output.hidden, output.caches
+
+    def extend(
+        self, batch: Batch, start: Int[Array, "B"], caches: Caches
+    ) -> tuple[Float[Array, "B T D"], Caches]:
+        """The same of prompts that go on from the `start` positions that the caches hold."""
+        output = self.cast().decoder(
+            self.embed(batch),
+            positions=start[:, None] + batch.positions,
+            segment_ids=batch.segment_ids,
+            caches=caches,
+            cache_start=start,
+            dropless=True,
+        )
+        return output.hidden, output.caches
 
     def decode_step(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """The states of the next text tokens of rows that hold one document each (segment 1)."""
+        self, tokens: Int[Array, "B"], positions: Int[Array, "B"], caches: Caches
+    ) -> tuple[Float[Array, "B 1 D"], Caches]:
+        """The states of the next text token of every row, and the caches with it in them."""
         model = self.cast()
         output = model.decoder(
-            model.decoder.embed(tokens),
-            positions=positions,
-            segment_ids=jnp.ones_like(tokens),
-            cache=cache,
+            model.decoder.embed(tokens[:, None]),
+            positions=positions[:, None],
+            segment_ids=jnp.ones_like(tokens)[:, None],
+            caches=caches,
+            cache_start=positions,
             dropless=True,
         )
-        return output.hidden, output.cache
+        return output.hidden, output.caches
+
+    def for_decoding(self) -> "MM1":
+        """This model as it decodes: its parameters cast, and those of each layer by themselves.
+
+        A loop over `decode_step` calls it once, outside.
+        """
+        model = self.cast()
+        model.decoder.stack = model.decoder.stack.unstacked()
+        return model
 
     def cast(self) -> "MM1":
         """This model as it computes: its parameters cast; casting twice changes nothing.
 
-        A loop over `logits` or `decode_step` gains by calling it once, outside.
+        A loop over `logits` gains by calling it once, outside.
         """
         graphdef, params = nnx.split(self)
         return nnx.merge(graphdef, cast(params, self.dtype))

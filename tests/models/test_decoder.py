@@ -39,15 +39,16 @@ def _logits(decoder, tokens, positions, segment_ids):
 
 
 @jax.jit
-def _extend(decoder, tokens, positions, segment_ids, cache):
+def _extend(decoder, tokens, positions, segment_ids, caches, start=None):
     output = decoder(
         decoder.embed(tokens),
         positions=positions,
         segment_ids=segment_ids,
-        cache=cache,
+        caches=caches,
+        cache_start=start,
         dropless=True,
     )
-    return decoder.logits(output.hidden), output.cache
+    return decoder.logits(output.hidden), output.caches
 
 
 @pytest.mark.parametrize("moe", [False, True])
@@ -106,25 +107,29 @@ def test_cached_decoding_equals_the_full_forward_pass(moe):
     lengths = np.array([5, 2])
     positions, segment_ids = _one_document(2, 5)
     is_prompt = positions < lengths[:, None]
-    cache = decoder.init_cache(2, 5 + 5, jnp.float32)
-    logits, cache = _extend(
+    caches = decoder.init_caches(2, 5 + 5, jnp.float32)
+    logits, caches = _extend(
         decoder,
         jnp.where(is_prompt, TOKENS[:, :5], 0),
         jnp.where(is_prompt, positions, 0),
         jnp.where(is_prompt, segment_ids, 0),
-        cache,
+        caches,
     )
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logits[row, :length], full[row, :length], rtol=1e-4, atol=1e-4)
     for step in range(5):
         position = lengths + step
         token = jnp.take_along_axis(TOKENS, position[:, None], axis=1)
-        logits, cache = _extend(
-            decoder, token, jnp.asarray(position)[:, None], jnp.ones((2, 1), jnp.int32), cache
+        logits, caches = _extend(
+            decoder,
+            token,
+            jnp.asarray(position)[:, None],
+            jnp.ones((2, 1), jnp.int32),
+            caches,
+            jnp.asarray(position),
         )
         expected = full[np.arange(2), position]
         np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-4, atol=1e-4)
-    assert cache.length == 10
 
 
 def _one_document(num_rows: int, length: int) -> tuple[jax.Array, jax.Array]:

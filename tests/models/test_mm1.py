@@ -188,19 +188,19 @@ def test_cached_decoding_equals_the_full_forward_pass(build, sparse_cfg, images)
 
     @jax.jit
     def prefill(model, batch):
-        hidden, cache = model.prefill(batch, model.init_cache(ROWS, LENGTH + 3))
-        return model.logits(hidden), cache
+        hidden, caches = model.prefill(batch, model.init_caches(ROWS, LENGTH + 3))
+        return model.logits(hidden), caches
 
     @jax.jit
-    def decode_step(model, tokens, positions, cache):
-        hidden, cache = model.decode_step(tokens, positions, cache)
-        return model.logits(hidden), cache
+    def decode_step(model, tokens, positions, caches):
+        hidden, caches = model.decode_step(tokens, positions, caches)
+        return model.logits(hidden), caches
 
-    logits, cache = prefill(model, batch)
+    logits, caches = prefill(model, batch)
     steps = [np.asarray(logits)[np.arange(ROWS), lengths - 1]]
     for step in range(3):
-        positions = jnp.asarray((lengths + step)[:, None], jnp.int32)
-        logits, cache = decode_step(model, jnp.asarray(more[:, step : step + 1]), positions, cache)
+        positions = jnp.asarray(lengths + step, jnp.int32)
+        logits, caches = decode_step(model, jnp.asarray(more[:, step]), positions, caches)
         steps.append(np.asarray(logits)[:, 0])
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(

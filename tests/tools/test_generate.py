@@ -107,6 +107,9 @@ def test_mistakes_are_named(run, picture, tmp_path):
         ),
         ((question, "--step=4"), r"step=4: no complete checkpoint .* \[3, 7\] are there"),
         ((question, "--max_new_tokens=0"), "--max_new_tokens=0 must be at least 1"),
+        ((question, "--temperature=-1"), "--temperature.*temperature=-1.0: must be 0"),
+        ((question, "--temperature=1", "--top_p=2"), "top_p=2.0: must be above 0 and at most 1"),
+        ((question, "--top_k=4"), "top_k=4, .* temperature=0, which is greedy"),
     ):
         with pytest.raises(ValueError, match=message):
             ask(folder, *flags)
@@ -114,6 +117,26 @@ def test_mistakes_are_named(run, picture, tmp_path):
         ask(tmp_path / "nowhere", question)
     with pytest.raises(ValueError, match="no run there"):
         ask(tmp_path, question)
+
+
+def test_an_answer_is_drawn_by_its_seed_or_searched_by_beams(run, picture):
+    folder, _, _ = run
+    flags = (f"--image={picture}", "--prompt=what digit is this?")
+    greedy = ask(folder, *flags)
+    assert ask(folder, *flags, "--temperature=1", "--top_k=1") == greedy
+    drawn = [ask(folder, *flags, "--temperature=2", f"--seed={seed}") for seed in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert isinstance(ask(folder, *flags, "--beams=3", "--cache_dtype=int8"), str)
+
+
+def test_beams_are_not_drawn(capsys):
+    for flags, message in (
+        (("--beams=0",), "--beams=0: must be at least 1"),
+        (("--beams=2", "--temperature=1"), "beams are searched, not drawn"),
+    ):
+        with pytest.raises(SystemExit):
+            tool.parse(["--checkpoint=a", "--prompt=a", *flags])
+        assert message in capsys.readouterr().err
 
 
 def test_the_module_of_a_run_is_found_in_the_current_folder(run, tmp_path, monkeypatch, capsys):

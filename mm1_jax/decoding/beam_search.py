@@ -1,0 +1,179 @@
+"""Beam search: the answers of highest probability, by their mean over (a power of) the length.
+
+Its rules are those of transformers, whose sequences and scores it reproduces. Of the 2n best
+continuations of a row's n beams, those among the first n that end are finished, and the best n of
+the others run on; a row is done when its best running beam is no better than its worst finished
+one would be at this length.
+
+Legend: B batch, V vocabulary, n beams.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mm1_jax.batch import Batch
+from mm1_jax.decoding.sampling import allowed
+from mm1_jax.generate import check_decoding, last_states, prompt_lengths
+from mm1_jax.layers.kv_cache import Caches
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.sharding import Placement, constrain, current_placement
+
+# Of what there is not, or must not be; finite, so that lengths can divide it.
+_NONE = -1e9
+
+
+class Beams(NamedTuple):
+    """Answers, the best first; `scores` are log probabilities / length ** length_penalty."""
+
+    tokens: Int[Array, "B n _"]
+    scores: Float[Array, "B n"]
+
+
+def beam_search(
+    model: MM1,
+    batch: Batch,
+    *,
+    num_beams: int,
+    max_new_tokens: int,
+    eos: int,
+    pad: int = 0,
+    forbidden: tuple[int, ...] = (),
+    length_penalty: float = 1.0,
+    cache_dtype: str | None = None,
+) -> Beams:
+    """The best answers to each prompt: each up to and with `eos`, then `pad`.
+
+    Takes the arguments of `generate`, and runs on a mesh as it does; the cache has `num_beams` rows
+    for each prompt. A row without a prompt has answers of `pad`, with the score 0.
+
+    Args:
+        length_penalty: 0 compares log probabilities, 1 their means over tokens; above, longer
+            answers are preferred.
+
+    Raises:
+        ValueError: An option that cannot be; it is named.
+    """
+    check_decoding(max_new_tokens, eos, pad, forbidden, cache_dtype)
+    if num_beams < 1:
+        raise ValueError(f"num_beams={num_beams}: must be at least 1")
+    return _beam_search(
+        model,
+        batch,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        eos=eos,
+        pad=pad,
+        forbidden=tuple(sorted({pad, *forbidden})),
+        length_penalty=float(length_penalty),
+        cache_dtype=cache_dtype,
+        placement=current_placement(),
+    )
+
+
+class _Search(NamedTuple):
+    step: Int[Array, ""]
+    running: Beams  # of which scores are log probabilities
+    finished: Beams
+    is_finished: Bool[Array, "B n"]
+    is_open: Bool[Array, "B"]  # whether a running beam could still become one of the finished
+    caches: Caches
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        *("num_beams", "max_new_tokens", "eos", "pad", "forbidden", "length_penalty"),
+        *("cache_dtype", "placement"),
+    ),
+)
+def _beam_search(
+    model: MM1,
+    batch: Batch,
+    *,
+    num_beams: int,
+    max_new_tokens: int,
+    eos: int,
+    pad: int,
+    forbidden: tuple[int, ...],
+    length_penalty: float,
+    cache_dtype: str | None,
+    placement: Placement | None,
+) -> Beams:
+    model, n = model.for_decoding(), num_beams
+    B, prompt_length = batch.tokens.shape
+    lengths_B = prompt_lengths(batch)
+    caches = model.init_caches(B, prompt_length + max_new_tokens - 1, cache_dtype)
+    hidden_BTD, caches = model.prefill(batch, caches)
+    first_B1D = last_states(hidden_BTD, lengths_B)
+
+    def mean(scores: Array, length: Array) -> Array:
+        return scores / length.astype(jnp.float32) ** length_penalty
+
+    def take_step(search: _Search, hidden: Float[Array, "Bn 1 D"]) -> _Search:
+        """Chooses the token after `search.step` tokens of every beam."""
+        logits = model.logits(hidden)[:, 0].astype(jnp.float32)
+        scores = allowed(jax.nn.log_softmax(logits, axis=-1), forbidden).reshape(B, n, -1)
+        V = scores.shape[-1]
+        scores = (scores + search.running.scores[:, :, None]).reshape(B, n * V)
+        scores, indices = jax.lax.top_k(scores, min(2 * n, n * V))
+        parents, chosen = indices // V, (indices % V).astype(jnp.int32)
+        tokens = _take(search.running.tokens, parents).at[:, :, search.step].set(chosen)
+        length = search.step + 1
+        ends = (chosen == eos) | (length == max_new_tokens)
+
+        running_scores, order = jax.lax.top_k(jnp.where(ends, _NONE, scores), n)
+        running = Beams(_take(tokens, order), running_scores)
+        rows = jnp.arange(B)[:, None] * n + _take(parents, order)
+        caches = jax.tree.map(lambda x: jnp.take(x, rows.reshape(-1), axis=0), search.caches)
+
+        new = ends & (jnp.arange(ends.shape[1]) < n)[None] & search.is_open[:, None]
+        all_scores = jnp.concatenate(
+            [search.finished.scores, jnp.where(new, mean(scores, length), _NONE)], axis=1
+        )
+        finished_scores, best = jax.lax.top_k(all_scores, n)
+        finished = Beams(
+            _take(jnp.concatenate([search.finished.tokens, tokens], axis=1), best), finished_scores
+        )
+        is_finished = _take(jnp.concatenate([search.is_finished, new], axis=1), best)
+        worst = jnp.where(jnp.all(is_finished, axis=1), finished_scores[:, -1], _NONE)
+        is_open = search.is_open & (mean(running_scores[:, 0], length) > worst)
+        return _Search(length, running, finished, is_finished, is_open, caches)
+
+    def unfinished(search: _Search) -> Array:
+        return (search.step < max_new_tokens) & jnp.any(search.is_open)
+
+    def grow(search: _Search) -> _Search:
+        last = search.running.tokens[:, :, search.step - 1].reshape(-1)
+        positions = jnp.repeat(lengths_B, n) + search.step - 1
+        hidden, caches = model.decode_step(last, positions, search.caches)
+        return take_step(search._replace(caches=caches), hidden)
+
+    # All beams are equal at first: only one of them may be continued.
+    nothing = jnp.full((B, n), _NONE, jnp.float32)
+    tokens = jnp.full((B, n, max_new_tokens), pad, jnp.int32)
+    search = _Search(
+        step=jnp.int32(0),
+        running=Beams(tokens, nothing.at[:, 0].set(0)),
+        finished=Beams(tokens, nothing),
+        is_finished=jnp.zeros((B, n), bool),
+        is_open=lengths_B > 0,
+        caches=jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), caches),
+    )
+    search = take_step(search, jnp.repeat(first_B1D, n, axis=0))
+    search = jax.lax.while_loop(unfinished, grow, search)
+    is_prompt = lengths_B > 0
+    return Beams(
+        constrain(
+            jnp.where(is_prompt[:, None, None], search.finished.tokens, pad), None, None, None
+        ),
+        constrain(jnp.where(is_prompt[:, None], search.finished.scores, 0), None, None),
+    )
+
+
+def _take(x: Array, indices: Int[Array, "B m"]) -> Array:
+    """Beams of each row, by their indices."""
+    return jnp.take_along_axis(x, indices.reshape(*indices.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -1,0 +1,200 @@
+"""The engine against `generate`, one request at a time."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mm1_jax.batch import Batch
+from mm1_jax.decoding import engine as engine_module
+from mm1_jax.decoding.engine import Engine, Request
+from mm1_jax.decoding.sampling import Sampling
+from mm1_jax.generate import generate
+from mm1_jax.models.connectors.average_pooling import AveragePooling
+from mm1_jax.models.decoder import Decoder
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.models.vision_encoder import VisionEncoder
+from mm1_jax.parallelism import Parallelism
+from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
+
+PAD, BOS, EOS, IMAGE, VOCAB = 0, 1, 2, 3, 16
+NEW = 6
+OPTIONS = {"max_new_tokens": NEW, "eos": EOS, "pad": PAD, "forbidden": (BOS, IMAGE)}
+SHOWN = [BOS, *[IMAGE] * 4]
+
+
+@functools.cache
+def tiny() -> MM1:
+    cfg = MM1.default_config().set(
+        vision_encoder=VisionEncoder.default_config().set(
+            image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
+        ),
+        connector=AveragePooling.default_config().set(num_image_tokens=4),
+        decoder=Decoder.default_config().set(
+            vocab_size=VOCAB, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_dim=24
+        ),
+        image_token=IMAGE,
+    )
+    model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=jax.random.key(0))))
+    graphdef, shapes = nnx.split(model, nnx.Param)
+    rng = np.random.default_rng(0)
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), shapes)
+    )
+
+
+def prompt(tokens: list[int], length: int, colour: int = 0) -> Batch:
+    """A row of one picture of one colour, if any."""
+    row, segment_ids = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
+    row[0, : len(tokens)], segment_ids[0, : len(tokens)] = tokens, 1
+    return Batch(
+        tokens=row,
+        targets=np.zeros_like(row),
+        loss_mask=np.zeros(row.shape, bool),
+        positions=np.arange(length, dtype=np.int32)[None] * segment_ids,
+        segment_ids=segment_ids,
+        corpus_ids=segment_ids - 1,
+        images=np.full((1, 8, 8, 3), colour, np.uint8),
+        image_index=np.array([[0 if IMAGE in tokens else -1]], np.int32),
+    )
+
+
+TEXTS = [[5, 6], [7], [8, 9, 10, 11, 12], [13, 14, 15], [6], [9, 9], [5, 14, 7, 8]]
+
+
+def prompts(length: int = 16) -> list[Batch]:
+    return [
+        prompt([*(SHOWN if i % 2 else [BOS]), *text], length, 40 * i)
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def alone(batch: Batch, **options) -> list[int]:
+    """What `generate` answers, without the padding."""
+    tokens = np.asarray(generate(tiny(), batch, **OPTIONS, **options))[0].tolist()
+    return tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
+
+
+def run(requests, **options) -> list[list[int]]:
+    settings = {"num_slots": 3, "cache_length": 32, "steps_per_check": 2}
+    engine = Engine(tiny(), **OPTIONS, **(settings | options))
+    answers = dict(engine.run(requests))
+    assert sorted(answers) == list(range(len(requests)))
+    return [answers[i] for i in range(len(requests))]
+
+
+@functools.cache
+def expected() -> list[list[int]]:
+    return [alone(batch) for batch in prompts()]
+
+
+def test_more_requests_than_slots_are_answered_as_each_alone():
+    assert len({len(answer) for answer in expected()}) > 1
+    assert run([Request(batch) for batch in prompts()]) == expected()
+
+
+def test_what_is_drawn_depends_on_seed_and_row_id_alone():
+    drawn = {"sampling": Sampling(1.0, top_k=8, top_p=0.9), "seed": 3}
+    wanted = [
+        alone(batch, row_ids=jnp.array([10 + i]), **drawn) for i, batch in enumerate(prompts())
+    ]
+    assert wanted != expected()
+    requests = [Request(batch, row_id=10 + i) for i, batch in enumerate(prompts())]
+    assert run(requests, **drawn) == wanted
+    assert run(requests[::-1], num_slots=2, steps_per_check=3, **drawn) == wanted[::-1]
+
+
+def test_a_stop_string_ends_an_answer_wherever_it_is_looked_for():
+    whole = max(expected(), key=len)
+    stop = "-".join(map(str, whole[1:3]))
+    wanted = []
+    for answer in expected():
+        texts = ["-".join(map(str, answer[:i])) for i in range(len(answer) + 1)]
+        number = next((i for i, text in enumerate(texts) if stop in text), len(answer))
+        wanted.append(answer[:number])
+    assert any(len(answer) < NEW and EOS not in answer for answer in wanted)
+    for steps in (1, 4):
+        answers = run(
+            [Request(batch) for batch in prompts()],
+            decode=lambda tokens: "-".join(map(str, tokens)),
+            stop_strings=(stop,),
+            steps_per_check=steps,
+        )
+        assert answers == wanted
+
+
+def test_a_shared_prefix_is_read_once_and_changes_no_answer(monkeypatch):
+    exemplar = [*SHOWN, 5, 6, 7]
+    engine = Engine(tiny(), **OPTIONS, num_slots=2, cache_length=32, steps_per_check=2)
+    prefix = engine.prefix(prompt(exemplar, 16, colour=200))
+    texts = [[*[IMAGE] * 4, 8], [*[IMAGE] * 4, 9, 10], [11, 12]]
+    requests = [Request(prompt(text, 8, 70 * i), prefix) for i, text in enumerate(texts)]
+    answers = dict(engine.run(requests))
+    for i, text in enumerate(texts):
+        whole = prompt([*exemplar, *text], 32)
+        images = np.stack([np.full((8, 8, 3), colour, np.uint8) for colour in (200, 70 * i)])
+        index = np.array([[0, 1 if IMAGE in text else -1]], np.int32)
+        whole = Batch(**(vars(whole) | {"images": images, "image_index": index}))
+        assert answers[i] == alone(whole)
+    assert len(set(map(tuple, answers.values()))) > 1
+
+
+def test_programs_are_as_many_as_shapes_of_prompts():
+    for function in (engine_module._admit, engine_module._advance):
+        function.clear_cache()
+    requests = [
+        Request(prompt([BOS, *text[:3]], length))
+        for text, length in itertools.product(TEXTS, (8, 16))
+    ]
+    run(requests)
+    run(requests[::-1])
+    assert engine_module._admit._cache_size() == 2
+    assert engine_module._advance._cache_size() == 1
+
+
+def test_the_cache_is_donated():
+    engine = Engine(tiny(), **OPTIONS, num_slots=2, cache_length=32)
+    state = engine._empty()
+    after, _ = engine._admit(state, 0, Request(prompts()[0]))
+    assert state.caches[0].keys.is_deleted() and not after.caches[0].keys.is_deleted()
+
+
+def test_the_answers_on_a_mesh_are_those_of_one_device_and_the_cache_is_split():
+    mesh = Parallelism.default_config().set(data=2, fsdp=2, model=2).instantiate().mesh()
+    graphdef, params = nnx.split(tiny(), nnx.Param)
+    params = jax.device_put(params, parameter_shardings(params, mesh, AxisRules()))
+    with use_mesh(mesh):
+        engine = Engine(
+            nnx.merge(graphdef, params), **OPTIONS, num_slots=4, cache_length=32, steps_per_check=2
+        )
+        answers = dict(engine.run([Request(batch) for batch in prompts()]))
+        cache = engine._empty().caches[0]
+    assert [answers[i] for i in range(len(TEXTS))] == expected()
+    # 4 rows over data and fsdp, 2 kv heads over model.
+    assert cache.keys.sharding.shard_shape(cache.keys.shape) == (1, 1, 32, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_slots": 0}, "num_slots=0"),
+        ({"steps_per_check": 0}, "steps_per_check=0"),
+        ({"cache_length": 6}, "cache_length=6: must be above max_new_tokens=6"),
+        ({"cache_dtype": "float16"}, "cache_dtype='float16'"),
+        ({"stop_strings": ("a",)}, "need decode"),
+    ],
+)
+def test_options_that_cannot_be_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        run([], **options)
+
+
+def test_prompts_that_cannot_be_are_named():
+    with pytest.raises(ValueError, match="above cache_length=9"):
+        run([Request(prompt([BOS] * 5, 8))], cache_length=9)
+    with pytest.raises(ValueError, match="the row is empty"):
+        run([Request(prompt([], 8))])

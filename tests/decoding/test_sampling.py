@@ -1,0 +1,62 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mm1_jax.decoding.sampling import GREEDY, Sampling, choose, row_keys
+
+
+def draw(logits, sampling, *, number=2000, forbidden=(), seed=0) -> np.ndarray:
+    """Tokens of so many rows with the same logits."""
+    rows = jnp.arange(number)
+    logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32)[None], (number, len(logits)))
+    keys = row_keys(seed, rows)
+    return np.asarray(choose(logits, forbidden, sampling, keys, jnp.zeros_like(rows)))
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    logits = np.log([0.5, 0.25, 0.15, 0.1])
+    shares = np.bincount(draw(logits, Sampling(1.0)), minlength=4) / 2000
+    # Four standard deviations of a share of 2,000.
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.15, 0.1], atol=4 * np.sqrt(0.25 / 2000))
+    shares = np.bincount(draw(logits, Sampling(0.5)), minlength=4) / 2000
+    squares = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
+    np.testing.assert_allclose(shares, squares / squares.sum(), atol=4 * np.sqrt(0.25 / 2000))
+
+
+def test_what_is_cut_off_or_forbidden_is_never_drawn():
+    logits = np.log([0.5, 0.25, 0.15, 0.1])
+    assert set(draw(logits, Sampling(5.0, top_k=2))) == {0, 1}
+    assert set(draw(logits, Sampling(1.0, top_p=0.7))) == {0, 1}
+    assert set(draw(logits, Sampling(1.0, top_p=0.8))) == {0, 1, 2}
+    assert set(draw(logits, Sampling(1.0, top_p=1e-6))) == {0}
+    # The nucleus is of what is allowed.
+    assert set(draw(logits, Sampling(1.0, top_p=0.45), forbidden=(0,))) == {1}
+    assert set(draw(logits, GREEDY, forbidden=(0,))) == {1}
+
+
+def test_a_row_is_drawn_by_its_id_the_seed_and_the_step_alone():
+    logits = jnp.zeros((5, 1000))
+    rows, steps = jnp.asarray([4, 7, 1, 3, 9]), jnp.asarray([0, 5, 0, 2, 2])
+    sampling = Sampling(1.0)
+    together = choose(logits, (), sampling, row_keys(0, rows), steps)
+    for i in range(5):
+        one = slice(i, i + 1)
+        alone = choose(logits[one], (), sampling, row_keys(0, rows[one]), steps[one])
+        assert alone[0] == together[i]
+    for keys, other in ((row_keys(1, rows), steps), (row_keys(0, rows), steps + 1)):
+        assert jnp.sum(choose(logits, (), sampling, keys, other) != together) >= 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1: must be 0"),
+        ({"temperature": float("nan")}, "temperature=nan: must be 0"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k=0: must be at least 1"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0: must be above 0"),
+        ({"top_p": 0.5}, "temperature=0, which is greedy"),
+    ],
+)
+def test_options_that_cannot_be_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**fields)

@@ -1,0 +1,146 @@
+"""Few-shot answers do not depend on batch, devices or interruptions, token for token.
+
+Sums of other shapes are rounded otherwise; where the two best logits are nearer than that, either
+may win. Such places are allowed, if their gap is below `NEAR`, and are listed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mm1_jax.evals.answer_log import AnswerLog
+from mm1_jax.evals.benchmarks import base
+from mm1_jax.evals.benchmarks.digits import DigitsVQA
+from mm1_jax.generate import generate
+from mm1_jax.models.connectors.attention_pooling import AttentionPooling
+from mm1_jax.models.decoder import Decoder
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.models.vision_encoder import VisionEncoder
+from mm1_jax.parallelism import Parallelism
+from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
+
+SHOTS, TASKS, NEW_TOKENS, NEAR = 2, 5, 4, 1e-4
+
+
+class Answered(NamedTuple):
+    """A row that was answered: its batch, where it stands there, and what was said."""
+
+    batch: object
+    row: int
+    tokens: tuple[int, ...]
+
+
+class Difference(NamedTuple):
+    """Where two answers to a prompt differ first, and how far apart the two best logits are."""
+
+    prompt: int
+    step: int
+    gap: float
+
+
+def differences(model: MM1, some: list[Answered], others: list[Answered]) -> list[Difference]:
+    """By full forward passes over what was said before."""
+    found = []
+    for i, (one, other) in enumerate(zip(some, others, strict=True)):
+        if one.tokens == other.tokens:
+            continue
+        step = next(k for k in range(NEW_TOKENS) if one.tokens[k] != other.tokens[k])
+        batch = jax.tree.map(np.array, one.batch)
+        length = int((batch.segment_ids[one.row] > 0).sum())
+        new = slice(length, length + step)
+        batch.tokens[one.row, new], batch.segment_ids[one.row, new] = one.tokens[:step], 1
+        batch.positions[one.row, new] = np.arange(length, length + step)
+        logits = np.sort(
+            model.logits(model(batch, dropless=True).hidden)[one.row, length + step - 1]
+        )
+        found.append(Difference(i, step, float(logits[-1] - logits[-2])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(input) -> MM1:
+    cfg = MM1.default_config().set(
+        vision_encoder=VisionEncoder.default_config().set(
+            image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
+        ),
+        connector=AttentionPooling.default_config().set(
+            num_image_tokens=2, num_heads=2, model_dim=8, hidden_dim=16
+        ),
+        decoder=Decoder.default_config().set(
+            # The mesh must divide it.
+            vocab_size=-(-input.tokenizer.vocab_size // 8) * 8,
+            model_dim=16,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            hidden_dim=24,
+        ),
+        image_token=input.tokenizer.image_token,
+    )
+    graphdef, shapes = nnx.split(
+        nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0))), nnx.Param
+    )
+    rng = np.random.default_rng(0)
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), shapes)
+    )
+
+
+@pytest.fixture
+def answered(input, monkeypatch):
+    """Asks the benchmark with batches of a size, interrupted or not; what was said, in order."""
+
+    def ask(model: MM1, batch_size: int, interrupt_after: int | None = None) -> list[Answered]:
+        said: dict[bytes, Answered] = {}
+
+        def spy(model, batch, **options):
+            tokens = generate(model, batch, **options)
+            for row, answer in enumerate(np.asarray(tokens)):
+                if (is_prompt := batch.segment_ids[row] > 0).any():
+                    shown = batch.images[batch.image_index[row]]
+                    key = batch.tokens[row, is_prompt].tobytes() + shown.tobytes()
+                    assert key not in said
+                    said[key] = Answered(batch, row, tuple(answer.tolist()))
+            return tokens
+
+        monkeypatch.setattr(base, "generate", spy)
+        benchmark = DigitsVQA.default_config().set(
+            num_few_shot_examples=TASKS, batch_size=batch_size, max_new_tokens=NEW_TOKENS
+        )
+        benchmark = benchmark.instantiate(input=input)
+        log, given = AnswerLog(), []
+
+        def progress():
+            given.append(None)
+            if len(given) == interrupt_after:
+                raise KeyboardInterrupt
+
+        if interrupt_after is not None:
+            with pytest.raises(KeyboardInterrupt):
+                benchmark.run_shots(model, SHOTS, log=log, progress=progress)
+            # What was under way is asked again; the others are not.
+            said = dict(list(said.items())[:interrupt_after])
+        benchmark.run_shots(model, SHOTS, log=log, progress=progress)
+        assert len(said) == len(given) == TASKS
+        return [said[key] for key in sorted(said)]
+
+    return ask
+
+
+def test_answers_are_the_same_for_other_batches_on_other_devices_and_after_a_stop(model, answered):
+    expected = answered(model, 32)
+    assert len({one.tokens for one in expected}) > 1
+    near = {"batches of 1, stopped after 2": differences(model, expected, answered(model, 1, 2))}
+    mesh = Parallelism.default_config().set(data=2, fsdp=2, model=2).instantiate().mesh()
+    graphdef, params = nnx.split(model, nnx.Param)
+    params = jax.device_put(params, parameter_shardings(params, mesh, AxisRules()))
+    with use_mesh(mesh):
+        near["eight devices"] = differences(
+            model, expected, answered(nnx.merge(graphdef, params), 32)
+        )
+    print("near ties:", near)
+    assert all(one.gap < NEAR for found in near.values() for one in found), near

@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mm1_jax.layers.attention_kernels import xla_attention
+from mm1_jax.layers.attention_mask import Visibility
+from mm1_jax.layers.kv_cache import check_cache_dtype, empty_cache, quantise
+
+B, T, N, K, H, S = 3, 4, 6, 2, 8, 12
+LENGTHS = np.array([5, 0, 8])
+# Of values that are normal: what int8 rounds, and bfloat16, relative to the largest ones.
+TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2, "int8": 2e-2}
+
+
+def normal(*shape: int, seed: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_queries_see_what_came_before_them_in_their_row_and_nothing_else(dtype):
+    """Four tokens after rows of unequal length, against attention with a mask over whole rows."""
+    keys, values = normal(B, S, K, H, seed=0), normal(B, S, K, H, seed=1)
+    query = normal(B, T, N, H, seed=2)
+    start = jnp.asarray(LENGTHS, jnp.int32)
+    positions = start[:, None] + jnp.arange(T)[None]
+
+    @jax.jit
+    def cached(query, keys, values):
+        cache = empty_cache(B, S, K, H, dtype)
+        # Also behind the rows' ends, where nobody may look before it is written over.
+        cache = cache.write(
+            keys + 100 * (jnp.arange(S)[None] >= start[:, None])[..., None, None],
+            values + 100,
+            None,
+        )
+        cache = cache.write(keys, values, jnp.zeros(B, jnp.int32))
+        rows = jnp.arange(B)[:, None]
+        cache = cache.write(keys[rows, positions], values[rows, positions], start)
+        return cache.attend(query, positions)
+
+    places = jnp.broadcast_to(jnp.arange(S)[None], (B, S))
+    ones = jnp.ones((B, S), jnp.int32)
+    visibility = Visibility(positions, ones[:, :T], places, ones, causal=True)
+    expected = xla_attention(query, keys, values, visibility)
+    np.testing.assert_allclose(
+        cached(query, keys, values), expected, rtol=0, atol=TOLERANCE[dtype] * 3
+    )
+
+
+def test_int8_is_off_by_half_a_step_at_most_and_its_scale_is_of_one_head_at_one_position():
+    x = normal(2, 3, 5, 8, seed=3) * jnp.asarray([1e-3, 1.0, 1e3])[None, :, None, None]
+    stored, scales = quantise(x)
+    assert stored.dtype == jnp.int8 and scales.shape == (2, 3, 5)
+    off = np.abs(stored.astype(jnp.float32) * scales[..., None] - x)
+    assert np.all(off <= 0.501 * np.asarray(scales)[..., None])
+    np.testing.assert_allclose(scales * 127, np.abs(x).max(-1), rtol=1e-6)
+    nothing, _ = quantise(jnp.zeros((1, 4)))
+    np.testing.assert_array_equal(nothing, np.zeros((1, 4)))
+
+
+def test_an_unknown_dtype_is_named():
+    with pytest.raises(ValueError, match="cache_dtype='int4': must be one of float32, bfloat16"):
+        check_cache_dtype("int4")

@@ -1,0 +1,129 @@
+"""Sampling and beam search against transformers', on a tiny Llama with the same weights."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hf_weights import imported_weights
+from parity import randomise, with_weights
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.generation import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from mm1_jax.decoding.beam_search import beam_search
+from mm1_jax.decoding.sampling import Sampling, truncated
+from mm1_jax.generate import generate
+from mm1_jax.interop.compare import one_document_rows
+from mm1_jax.interop.llama import decoder_config
+from mm1_jax.models.mm1 import MM1
+
+PAD, EOS, VOCAB = 0, 2, 24
+PROMPTS = [[5, 6, 7, 8], [9, 3, 11, 1], [12, 13, 4, 4]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Theirs, and ours with its weights."""
+    theirs = randomise(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCAB,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                eos_token_id=EOS,
+                pad_token_id=PAD,
+            )
+        )
+    )
+    # Likely enough that some answers end.
+    with torch.no_grad():
+        theirs.lm_head.weight[EOS] *= 3
+    weights = imported_weights(theirs, tmp_path_factory.mktemp("llama"))
+    cfg = MM1.default_config().set(
+        vision_encoder=None,
+        connector=None,
+        decoder=decoder_config(theirs.config.to_dict()),
+        image_token=VOCAB - 1,
+    )
+    return theirs, with_weights(cfg, {f"decoder/{name}": x for name, x in weights.items()})
+
+
+def rows(prompts):
+    return one_document_rows(np.array(prompts), np.zeros((len(prompts), 1, 1, 3), np.uint8))
+
+
+def their_answers(theirs, **options):
+    prompts = torch.tensor(PROMPTS)
+    with torch.no_grad():
+        return theirs.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=False,
+            suppress_tokens=[PAD],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+
+
+def padded(sequences: torch.Tensor, length: int) -> np.ndarray:
+    answers = sequences[:, len(PROMPTS[0]) :].numpy().copy()
+    # A pad of 0 counts as none there: what is behind an end is eos.
+    is_behind = np.cumsum(answers == EOS, axis=1) - (answers == EOS) > 0
+    answers[is_behind] = PAD
+    return np.pad(answers, ((0, 0), (0, length - answers.shape[1])), constant_values=PAD)
+
+
+def test_greedy_answers_are_those_of_transformers(models):
+    theirs, ours = models
+    expected = padded(their_answers(theirs, max_new_tokens=12).sequences, 12)
+    answers = generate(ours, rows(PROMPTS), max_new_tokens=12, eos=EOS, pad=PAD)
+    np.testing.assert_array_equal(answers, expected)
+
+
+@pytest.mark.parametrize(("num_beams", "length_penalty"), [(2, 1.0), (4, 0.0), (4, 2.0)])
+def test_beams_and_their_scores_are_those_of_transformers(models, num_beams, length_penalty):
+    theirs, ours = models
+    expected = their_answers(
+        theirs,
+        max_new_tokens=10,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        length_penalty=length_penalty,
+    )
+    beams = beam_search(
+        ours,
+        rows(PROMPTS),
+        num_beams=num_beams,
+        max_new_tokens=10,
+        eos=EOS,
+        pad=PAD,
+        length_penalty=length_penalty,
+    )
+    tokens = padded(expected.sequences, 10)
+    # Answers are longer where length is preferred.
+    assert length_penalty > 1 or EOS in tokens[:, :-1]
+    np.testing.assert_array_equal(beams.tokens, tokens.reshape(len(PROMPTS), num_beams, 10))
+    scores = expected.sequences_scores.numpy().reshape(len(PROMPTS), num_beams)
+    np.testing.assert_allclose(beams.scores, scores, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(0.7), Sampling(1.0, top_k=5), Sampling(1.5, top_p=0.8), Sampling(0.9, 9, 0.6)],
+)
+def test_what_is_cut_off_before_a_draw_is_what_transformers_cuts_off(sampling):
+    logits = np.random.default_rng(0).normal(0, 2, (6, 40)).astype(np.float32)
+    warpers = [TemperatureLogitsWarper(sampling.temperature)]
+    warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    expected = torch.from_numpy(logits)
+    for warper in warpers:
+        expected = warper(None, expected)
+    np.testing.assert_allclose(truncated(jnp.asarray(logits), sampling), expected, rtol=1e-6)
