@@ -19,7 +19,8 @@ ALLOWED = {
     "data": {"config", "files", "batch"},
     "layers": {"config", "sharding"},
     "models": {"config", "batch", "sharding", "layers"},
-    "generate": {"config", "batch", "sharding", "layers", "models"},
+    "generate": {"config", "batch", "sharding", "layers", "models", "decoding.sampling"},
+    "decoding": {"config", "batch", "sharding", "layers", "models", "generate"},
     "evals": {"config", "files", "batch", "sharding", "data", "models", "generate"},
     # Which processes there are, before any of them has jax; and what they tell each other.
     "cluster": set(),
@@ -51,7 +52,11 @@ ALLOWED = {
     "run_folder": {"config", "files", "named_configs", "overrides"},
     # The composition root: puts data, model, trainer and evaluators together.
     "experiment": {"distributed", "config", "batch", "models", "data", "train", "evals"},
-    "trained_model": {"models", "train"},
+    # What lmms-eval loads; nothing here imports it.
+    "lmms_eval_model": {
+        *("batch", "data", "evals", "generate", "run_folder", "trained_model"),
+    },
+    "trained_model": {"sharding", "parallelism", "models", "train"},
     "launch": {
         *("config", "named_configs", "run_folder"),
         *("cluster", "rendezvous", "supervisor"),

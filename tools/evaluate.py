@@ -17,8 +17,8 @@ from typing import Any
 USER_ERROR = 2
 STOPPED = 130
 ALL = "all"
-# Benchmarks that stand for several: MM1's tables 3 and 4, and those that need no files.
-GROUPS = ("pretraining", "chat", "embedded")
+# Benchmarks that stand for several: of MM1, tables 3 and 4 and TextCore; those that need no files.
+GROUPS = ("pretraining", "chat", "judged", "text_core", "embedded")
 
 EPILOG = """\
 with --checkpoint:
@@ -88,9 +88,37 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--step", type=int, help="which of its checkpoints; default: the newest")
     parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N[,AXIS=N]",
+        help="how devices share the work, such as data=2,model=4; run: as in training; default: "
+        "one device",
+    )
+    parser.add_argument(
         "--shots",
         metavar="K[,K]",
-        help="numbers of exemplars; default: 0,4,8, and 0 for chat benchmarks",
+        help="numbers of exemplars; default: 0,4,8, and 0 for chat and text benchmarks",
+    )
+    parser.add_argument(
+        "--exemplars",
+        choices=("random", "similar"),
+        default="random",
+        help="any, or those whose pictures the model's vision encoder finds most like the query's "
+        "(RICES); default: %(default)s",
+    )
+    parser.add_argument(
+        "--judge_url",
+        default="",
+        metavar="URL",
+        help="an endpoint as OpenAI's, https://HOST/v1, to grade llava_bench and mmvet; the key "
+        "comes from the environment variable OPENAI_API_KEY",
+    )
+    parser.add_argument(
+        "--judge_model", default="", metavar="NAME", help="what the endpoint calls the judge"
+    )
+    parser.add_argument(
+        "--judge_allow_http",
+        action="store_true",
+        help="speak to a --judge_url of another machine without TLS",
     )
     parser.add_argument(
         "--benchmarks_dir",
@@ -290,10 +318,18 @@ def chosen(flags: argparse.Namespace, experiment: Any) -> dict[str, Any]:
     """The configs of the benchmarks to ask. Raises ValueError where a flag cannot be."""
     from mm1_jax.config import close_names
     from mm1_jax.evals.benchmarks.base import Benchmark
-    from mm1_jax.evals.benchmarks.registry import BENCHMARKS, CHAT, EMBEDDED, PRETRAINING
+    from mm1_jax.evals.benchmarks.registry import (
+        BENCHMARKS,
+        CHAT,
+        EMBEDDED,
+        JUDGED,
+        PRETRAINING,
+        TEXT_CORE,
+    )
+    from mm1_jax.evals.exemplars import SimilarExemplars
     from mm1_jax.overrides import apply_overrides
 
-    groups = dict(zip(GROUPS, (PRETRAINING, CHAT, EMBEDDED), strict=True))
+    groups = dict(zip(GROUPS, (PRETRAINING, CHAT, JUDGED, TEXT_CORE, EMBEDDED), strict=True))
     # As the run itself evaluates them.
     own = {cfg.name: cfg for cfg in experiment.evals.values() if issubclass(cfg.klass, Benchmark)}
     known = {name: cls.default_config() for name, cls in BENCHMARKS.items()} | own
@@ -311,6 +347,8 @@ def chosen(flags: argparse.Namespace, experiment: Any) -> dict[str, Any]:
         cfg = known[name].clone(blank_shots=())
         if "data_dir" in cfg.corpus.source and cfg.corpus.source.data_dir is None:
             cfg.corpus.source.data_dir = str(flags.benchmarks_dir)
+        if flags.exemplars == "similar":
+            cfg.exemplars = SimilarExemplars.default_config()
         if flags.shots is not None:
             cfg.shots = shots(flags.shots)
         if flags.limit is not None:
@@ -376,27 +414,33 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     """Asks the model of a run; all scores by key. Raises ValueError on what can be mended."""
     import hashlib
 
-    from mm1_jax.evals.benchmarks.registry import CHAT, PRETRAINING
+    from mm1_jax.evals.benchmarks.registry import CHAT, JUDGED, PRETRAINING, TEXT_CORE
     from mm1_jax.evals.evaluation import averages, evaluate
     from mm1_jax.evals.evaluator import PromptInput
     from mm1_jax.evals.report import markdown
     from mm1_jax.files import write_whole
     from mm1_jax.run_folder import load_experiment
-    from mm1_jax.trained_model import load_model
+    from mm1_jax.sharding import use_mesh
+    from mm1_jax.trained_model import load_model, placement_of
 
     folder = flags.checkpoint
     if not folder.is_dir():
         raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
     cfg = load_experiment(folder)
     prompt_input = PromptInput.of(cfg.input)
+    # Replies to what was asked of the judge serve all steps.
+    judge = judge_of(flags, (flags.output or folder / "evaluation") / "judge")
     # All are built before anything is asked, so that mistakes come out at once.
     benchmarks = {
         name: config.instantiate(input=prompt_input) for name, config in chosen(flags, cfg).items()
     }
     for benchmark in benchmarks.values():
         for number in benchmark.config.shots:
-            benchmark.check(benchmark.tasks(number))
-    model, step = load_model(folder, cfg, flags.step)
+            # Which exemplars are like the query is known when the model is.
+            if benchmark.config.exemplars is None or not number:
+                benchmark.check(benchmark.tasks(number))
+    placement = None if flags.mesh is None else placement_of(cfg, flags.mesh)
+    model, step = load_model(folder, cfg, flags.step, placement=placement)
     identity = {
         "step": step,
         "model": hashlib.sha256(cfg.model.debug_string().encode()).hexdigest(),
@@ -411,24 +455,49 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     for name, benchmark in benchmarks.items():
         protocol[name] = benchmark.describe()
         for number in benchmark.config.shots:
-            scores.append(
-                evaluate(benchmark, model, number, folder=output, identity=identity, make_bar=bar)
-            )
+            with use_mesh(placement and placement.mesh, placement and placement.rules):
+                scores.append(
+                    evaluate(
+                        benchmark,
+                        model,
+                        number,
+                        folder=output,
+                        identity=identity,
+                        make_bar=bar,
+                        judge=judge,
+                    )
+                )
             # After each, so that what there is can be looked at.
             report = markdown(
                 scores,
                 title=f"{folder.resolve().name}, step {step}",
                 pretraining=list(PRETRAINING),
-                chat=list(CHAT),
+                chat=[*CHAT, *JUDGED],
+                text_core=list(TEXT_CORE),
                 protocol=protocol,
             )
             write_whole(output / "report.md", report)
             values = {key: x for one in scores for key, x in one.named().items()}
             values |= averages(scores, list(PRETRAINING))
+            values |= averages(scores, list(TEXT_CORE), "text_core")
             write_whole(output / "scores.json", json.dumps(values, indent=1) + "\n")
     print(report)
     print(f"{output / 'report.md'}", file=sys.stderr)
     return values
+
+
+def judge_of(flags: argparse.Namespace, cache_dir: Path) -> Any:
+    """The judge of --judge_url, or None. Raises ValueError where it cannot be asked."""
+    from mm1_jax.evals.judge import Judge
+
+    if not flags.judge_url:
+        return None
+    return Judge(
+        flags.judge_url,
+        flags.judge_model,
+        cache_dir=cache_dir,
+        allow_http=flags.judge_allow_http,
+    )
 
 
 def table(scores: Mapping[str, Any], indent: str = "") -> list[str]:

@@ -2,19 +2,23 @@
 
     <folder>/<benchmark>/<shots>_shot.jsonl               answers as they come
     <folder>/<benchmark>/<shots>_shot_predictions.json    in the benchmark's layout, when all are in
+    <folder>/<benchmark>/<shots>_shot_review1.jsonl       or grades.json: what a judge said to them
+    <folder>/<benchmark>/<shots>_shot_cases.html          the best and the worst answers, to look at
 
 An evaluation that was stopped goes on with the first task that has no answer.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from mm1_jax.evals.answer_log import AnswerLog
-from mm1_jax.evals.benchmarks.base import Benchmark
+from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
+from mm1_jax.evals.benchmarks.judged import JudgedBenchmark
 from mm1_jax.evals.benchmarks.published import PublishedBenchmark
+from mm1_jax.evals.cases import cases_page
+from mm1_jax.evals.judge import Judge
 from mm1_jax.files import write_whole
 from mm1_jax.models.mm1 import MM1
 
@@ -22,7 +26,11 @@ from mm1_jax.models.mm1 import MM1
 _NOT_OF_THE_ANSWERS = (
     *("run", "shots", "blank_shots", "num_examples", "num_few_shot_examples", "num_samples"),
     *("batch_size", "headline", "headline_scale", "data_dir", "allow_missing_images"),
+    # What the judge is asked.
+    *("num_judge_runs", "system_message"),
 )
+# Of the best and of the worst answers, for people to look at.
+_NUM_CASES = 12
 _LOW, _HIGH = "low95", "high95"
 
 
@@ -74,11 +82,13 @@ def evaluate(
     folder: Path,
     identity: Mapping[str, Any],
     make_bar: MakeBar,
+    judge: Judge | None = None,
 ) -> Scores:
     """Asks what has no answer in `folder` yet, and scores all.
 
     Args:
         identity: Tells the model from others; answers of another one are refused.
+        judge: Grades the answers of benchmarks that have a judge; None: they are not scored.
 
     Raises:
         ValueError: The answers there were given otherwise, or pictures are not there.
@@ -87,6 +97,9 @@ def evaluate(
     own = folder / cfg.name
     header = {**identity, "shots": shots, "benchmark": _protocol(benchmark)}
     log = AnswerLog(own / f"{shots}_shot.jsonl", header)
+    # The same for all numbers of exemplars.
+    about = {name: value for name, value in header.items() if name != "shots"}
+    benchmark.prepare(model, shots, cache=own / "exemplar_features.npz", about=about)
     tasks = benchmark.tasks(shots)
     answered = sum(log.get(benchmark.key(place)) is not None for place in tasks.places)
     bar = make_bar(f"{cfg.name}, {shots} shots", len(tasks), answered)
@@ -96,22 +109,44 @@ def evaluate(
         bar.close()
     verdicts = judgement.verdicts
     if isinstance(benchmark, PublishedBenchmark):
-        entries = [benchmark.result(verdict) for verdict in verdicts]
-        text = json.dumps(entries, ensure_ascii=False, indent=0)
-        write_whole(own / f"{shots}_shot_predictions.json", text + "\n")
-    name, scale = _headline(benchmark, judgement.metrics)
+        suffix, text = benchmark.predictions(verdicts)
+        write_whole(own / f"{shots}_shot_predictions{suffix}", text + "\n")
+    best, worst = benchmark.cases(verdicts, _NUM_CASES)
+    page = cases_page(f"{cfg.name}, {shots} shots", best, worst)
+    write_whole(own / f"{shots}_shot_cases.html", page)
+    metrics = dict(judgement.metrics)
+    if isinstance(benchmark, JudgedBenchmark) and judge is not None:
+        metrics |= _graded(benchmark, verdicts, judge, own, shots, make_bar)
+    name, scale = _headline(benchmark, metrics)
     intervals = benchmark.intervals(verdicts)
-    value, interval = judgement.metrics.get(name), intervals.get(name)
+    value, interval = metrics.get(name), intervals.get(name)
     return Scores(
         cfg.name,
         shots,
-        judgement.metrics,
+        metrics,
         intervals,
         num_tasks=len(tasks),
         num_records=benchmark.num_records,
         headline=None if value is None else scale * value,
         headline_interval=None if interval is None else (scale * interval[0], scale * interval[1]),
     )
+
+
+def _graded(
+    benchmark: JudgedBenchmark,
+    verdicts: Sequence[Verdict],
+    judge: Judge,
+    folder: Path,
+    shots: int,
+    make_bar: MakeBar,
+) -> Mapping[str, float]:
+    bar = make_bar(f"{benchmark.config.name}, judged", benchmark.num_questions(verdicts), 0)
+    try:
+        grades = benchmark.grade(verdicts, judge, bar.update)
+    finally:
+        bar.close()
+    write_whole(folder / f"{shots}_shot_{grades.name}", grades.content)
+    return grades.metrics
 
 
 def _headline(benchmark: Benchmark, metrics: Mapping[str, float]) -> tuple[str, float]:
@@ -133,8 +168,10 @@ def _protocol(benchmark: Benchmark) -> dict[str, Any]:
     return {"config": kept, "records": benchmark.fingerprint()}
 
 
-def averages(scores: Sequence[Scores], names: Sequence[str]) -> dict[str, float]:
-    """Under `average/shots/..`, the unweighted mean of what the table shows (MM1, section 3.1).
+def averages(
+    scores: Sequence[Scores], names: Sequence[str], key: str = "average"
+) -> dict[str, float]:
+    """Under `key/shots/..`, the unweighted mean of what a table shows (MM1, section 3.1).
 
     CIDEr and accuracies, in the unit of the table, are in one mean; `num_benchmarks` says of how
     many it is. Benchmarks that are not among `names` are not in it.
@@ -145,6 +182,6 @@ def averages(scores: Sequence[Scores], names: Sequence[str]) -> dict[str, float]
             by_shots.setdefault(one.shots, []).append(one.headline)
     found = {}
     for shots, values in by_shots.items():
-        found[f"average/{shots}/score"] = sum(values) / len(values)
-        found[f"average/{shots}/num_benchmarks"] = float(len(values))
+        found[f"{key}/{shots}/score"] = sum(values) / len(values)
+        found[f"{key}/{shots}/num_benchmarks"] = float(len(values))
     return found

@@ -90,7 +90,8 @@ def few_shot(
         *others, last = _joined(exemplar.segments, joiner)
         assert isinstance(last, Text), "an exemplar ends with its answer"
         segments += [*others, Text(last.text + separator)]
-    return Document((*segments, *_joined(asked.segments, joiner)))
+    # Where no picture stands between them, tasks are one text too.
+    return Document(tuple(_joined([*segments, *_joined(asked.segments, joiner)], "")))
 
 
 def _joined(segments: Sequence[Text | Image], joiner: str) -> list[Text | Image]:

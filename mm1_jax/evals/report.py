@@ -8,7 +8,10 @@ from mm1_jax.evals.evaluation import Scores, averages
 REMARKS: Mapping[str, str] = {
     "undecodable_images": "pictures could not be decoded, and were not shown",
     "positions_beyond_training": "positions beyond the rows of training, at the longest prompt",
+    "truncated_prompts": "prompts were longer than a row, and lost their beginning",
     "without_reference": "tasks have no published reference, and are not in the scores",
+    "unreadable_reviews": "reviews of the judge had no grades, and are not in the scores",
+    "unreadable_grades": "grades of the judge could not be read, and count as 0",
     "videos_left_out": "questions about videos were not asked",
 }
 
@@ -19,6 +22,7 @@ def markdown(
     title: str,
     pretraining: Sequence[str],
     chat: Sequence[str],
+    text_core: Sequence[str] = (),
     protocol: Mapping[str, str],
 ) -> str:
     """The report: tables, what to know of them, all metrics, and how each benchmark was asked.
@@ -26,18 +30,29 @@ def markdown(
     Args:
         pretraining: The benchmarks of the first table, which its average is of, in order.
         chat: Those of the second table.
+        text_core: Those without pictures, whose table has an average of its own.
         protocol: How each benchmark was asked, in words.
     """
     others = list(dict.fromkeys(s.benchmark for s in scores))
-    others = [name for name in others if name not in (*pretraining, *chat)]
+    others = [name for name in others if name not in (*pretraining, *chat, *text_core)]
     lines = [f"# {title}", ""]
     for heading, names, has_average in (
         ("Pre-training", pretraining, True),
         ("Chat", chat, False),
+        ("Text", text_core, True),
         ("Embedded", others, False),
     ):
         lines += _table(heading, scores, names, has_average)
-    lines += _remarks(scores, pretraining)
+    lines += _remarks(scores, (pretraining, text_core))
+    lines += [
+        "The best and the worst answers, with their pictures: "
+        + ", ".join(
+            f"[{one.benchmark}, {one.shots} shots]({one.benchmark}/{one.shots}_shot_cases.html)"
+            for one in scores
+        )
+        + ".",
+        "",
+    ]
     lines += ["## All metrics", "", "| metric | value | 95% interval |", "|---|---:|---:|"]
     for one in scores:
         for name, value in one.metrics.items():
@@ -85,13 +100,15 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _remarks(scores: Sequence[Scores], pretraining: Sequence[str]) -> list[str]:
+def _remarks(scores: Sequence[Scores], averaged: Sequence[Sequence[str]]) -> list[str]:
+    """What to know of the tables; `averaged` are the benchmarks of those that have an average."""
     lines = ["Percentages; CIDEr times 100; in brackets the 95% interval of a bootstrap.", ""]
     if any(one.num_tasks < one.num_records for one in scores):
         lines += ["An asterisk: of a random part of the records.", ""]
     asked = {one.benchmark for one in scores if one.headline is not None}
-    if asked & {*pretraining} and (lacking := [x for x in pretraining if x not in asked]):
-        lines += [f"An average in brackets is without {', '.join(lacking)}.", ""]
+    for names in averaged:
+        if asked & {*names} and (lacking := [name for name in names if name not in asked]):
+            lines += [f"An average in brackets is without {', '.join(lacking)}.", ""]
     remarks = [
         f"- {one.benchmark}, {one.shots} shots: {one.metrics[name]:.0f} {meaning}."
         for one in scores

@@ -83,9 +83,55 @@ def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
     assert more[:3] == lines and len(more) == 4
 
 
+def test_text_is_scored_and_exemplars_may_be_those_most_like_the_query(
+    run, benchmarks_dir, tmp_path
+):
+    for split, name in (("train", "train"), ("validation", "valid")):
+        rows = [
+            {"goal": f"open it, {split} {i}", "sol1": "push", "sol2": "pull", "label": i % 2}
+            for i in range(3)
+        ]
+        path = benchmarks_dir / "piqa" / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out"
+    flags = ("--benchmarks=gqa,piqa", f"--benchmarks_dir={benchmarks_dir}", "--exemplars=similar")
+    few = ("--set=gqa.max_new_tokens=3", "--set=piqa.exemplars=None", "--batch_size=2")
+    assert ask(run[0], output, *flags, *few, "--shots=1") == 0
+    scores = json.loads((output / "scores.json").read_text())
+    assert {"piqa/1/acc", "piqa/1/acc_norm", "gqa/1/acc"} <= set(scores)
+    assert scores["text_core/1/score"] == scores["piqa/1/acc"]
+    assert scores["text_core/1/num_benchmarks"] == 1
+    assert (output / "gqa" / "exemplar_features.npz").exists()
+    assert not (output / "piqa" / "exemplar_features.npz").exists()
+    report = (output / "report.md").read_text()
+    assert "| shots | piqa | average |" in report and "without arc_easy, arc_challenge" in report
+    assert "exemplars most like the query by the model's vision encoder" in report
+    for name in ("gqa", "piqa"):
+        assert (output / name / "1_shot_cases.html").exists()
+        assert f"({name}/1_shot_cases.html)" in report
+
+
+def test_a_mesh_of_devices_gives_the_same_answers(run, benchmarks_dir, tmp_path):
+    flags = (
+        "--benchmarks=gqa",
+        f"--benchmarks_dir={benchmarks_dir}",
+        "--shots=0",
+        "--batch_size=4",
+    )
+    answers = []
+    for mesh in ((), ("--mesh=data=4",), ("--mesh=run",)):
+        output = tmp_path / "-".join(("out", *mesh))
+        asked = ("--benchmarks=gqa", "--set=gqa.max_new_tokens=3", *flags, *mesh)
+        assert ask(run[0], output, *asked) == 0
+        answers.append((output / "gqa" / "0_shot.jsonl").read_text())
+    assert answers[0] == answers[1] == answers[2]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--benchmarks=gqa", "--judge_url=http://judge.example/v1"], "use https://, or allow it"),
         (["--benchmarks=gqb"], "did you mean gqa"),
         (["--benchmarks=coco"], "coco: no such folder"),
         (["--benchmarks=gqa", "--shots=x"], "--shots=x: expected numbers"),
@@ -93,6 +139,8 @@ def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
         (["--benchmarks=gqa", "--set=seed=1"], "expected NAME.FIELD=VALUE"),
         (["--benchmarks=gqa", "--set=gqa.max_tokens=1"], "max_new_tokens"),
         (["--benchmarks=gqa", "--shots=0", "--step=4"], "step=4: no complete checkpoint"),
+        (["--benchmarks=gqa", "--shots=0", "--mesh=rows=2"], "expected sizes of some of data"),
+        (["--benchmarks=gqa", "--shots=0", "--mesh=data=16"], "do not fit 8 devices"),
     ],
 )
 def test_a_command_that_cannot_work_says_how_to_mend_it(

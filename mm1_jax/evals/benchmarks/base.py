@@ -7,8 +7,12 @@ a function of the config alone.
 import contextlib
 import functools
 import sys
+import weakref
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -21,7 +25,9 @@ from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.evals.answer_log import Answer, AnswerLog
+from mm1_jax.evals.cases import Case, best_and_worst
 from mm1_jax.evals.evaluator import EvalResult, Evaluator, PromptInput, Sample
+from mm1_jax.evals.exemplars import Features, SelectedFrom, SimilarExemplars, store, stored
 from mm1_jax.evals.metrics.answers import exact_match, truncate
 from mm1_jax.evals.metrics.bootstrap import column_means, intervals
 from mm1_jax.evals.prompts import (
@@ -96,6 +102,15 @@ class Judgement:
     metrics: dict[str, float]
 
 
+class _PreparedFeatures(NamedTuple):
+    """Of one model, which is not kept alive: the row of each place that is asked, and features."""
+
+    model: weakref.ReferenceType
+    rows: Mapping[int, int]
+    queries: Features
+    support: Features
+
+
 class Benchmark(Evaluator):
     """Asks the test split of a corpus, with exemplars from its train split or the others asked.
 
@@ -107,6 +122,9 @@ class Benchmark(Evaluator):
     (`combine`); and where it differs from the default, which records to ask (`indices`), and when
     an answer is right (`is_correct`, or `judge`).
     """
+
+    # Whether a model has to read images to be asked.
+    shows_images: ClassVar[bool] = True
 
     @config_class
     class Config(Evaluator.Config):
@@ -130,6 +148,8 @@ class Benchmark(Evaluator):
         answer_joiner: str | None = None
         # Behind the answer of an exemplar, where texts are joined.
         exemplar_separator: str | None = None
+        # Which records are exemplars: those most like the query; None: any, at random.
+        exemplars: SimilarExemplars.Config | None = None
         # Of the random choice of records and exemplars.
         seed: int = 0
         num_samples: int = 8
@@ -143,17 +163,21 @@ class Benchmark(Evaluator):
             value = getattr(cfg, name)
             if value is not None and value < 1:
                 raise ValueError(f"{cfg.name}: {name}={value} must be at least 1")
-        if input.image_transform is None:
+        if input.image_transform is None and self.shows_images:
             raise ValueError(
                 f"evals: the benchmark {cfg.name!r} shows images, and the model reads none; take "
                 "it out, or give the model an encoder and a connector"
             )
         self._tokenizer = input.tokenizer
-        self._image_transform: ImageTransform = input.image_transform
+        self._image_transform: ImageTransform | None = input.image_transform
+        # A batch for a model that reads none has slots all the same.
+        self._image_size = 1 if input.image_transform is None else input.image_transform.image_size
         self._num_image_tokens = input.example_builder.num_image_tokens
         self._max_sequence_length = input.example_builder.max_sequence_length
         self._queries: Corpus = cfg.corpus.instantiate(split="test")
         self._support: Corpus = cfg.corpus.instantiate(split=cfg.exemplar_split)
+        self._similar = None if cfg.exemplars is None else cfg.exemplars.instantiate()
+        self._features: _PreparedFeatures | None = None
         self._check_records()
 
     def run(self, model: MM1) -> EvalResult:
@@ -176,7 +200,7 @@ class Benchmark(Evaluator):
         *,
         blank: bool = False,
         log: AnswerLog | None = None,
-        progress: Callable[[], None] | None = None,
+        progress: Callable[[], object] | None = None,
     ) -> Judgement:
         """Asks all tasks with so many exemplars.
 
@@ -186,6 +210,7 @@ class Benchmark(Evaluator):
             progress: Called at each answer that comes.
         """
         log = AnswerLog() if log is None else log
+        self.prepare(model, shots)
         tasks = self.tasks(shots)
         self.check(tasks)
         shape, longest = self._shape(tasks)
@@ -217,8 +242,52 @@ class Benchmark(Evaluator):
         remarks = self._remarks(shots, longest, bad_images)
         return Judgement(verdicts, self.score(verdicts) | remarks)
 
+    def prepare(
+        self,
+        model: MM1,
+        shots: int,
+        *,
+        cache: Path | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Computes what the choice of exemplars needs of the model; again, of another one alone.
+
+        Args:
+            cache: A file that keeps it for other runs, as long as `about` is the same.
+        """
+        if self._similar is None or not shots:
+            return
+        if self._features is not None and self._features.model() is model:
+            return
+        places = self.tasks(shots).places
+        about = {**(about or {}), "places": zlib.crc32(repr(list(places)).encode())}
+        found = None if cache is None else stored(cache, about)
+        if found is None:
+            queries, support = (
+                SelectedFrom(
+                    [str(corpus.source[i].get("id", i)) for i in numbers],
+                    lambda place, corpus=corpus, numbers=numbers: without_answer(
+                        corpus.document(numbers[place])
+                    ),
+                )
+                for corpus, numbers in (
+                    (self._queries, [self._query_indices[place] for place in places]),
+                    (self._support, self._support_indices),
+                )
+            )
+            found = self._similar.features(
+                model, queries, support, pixels=self._shown, tokenizer=self._tokenizer
+            )
+            if cache is not None:
+                store(cache, found[0], found[1], about)
+        rows = {place: row for row, place in enumerate(places)}
+        self._features = _PreparedFeatures(weakref.ref(model), rows, found[0], found[1])
+
     def tasks(self, shots: int) -> Tasks:
-        """What is put to the model; the same in every run and on every host."""
+        """What is put to the model; the same in every run and on every host.
+
+        Where exemplars are chosen by what the model makes of pictures, `prepare` comes first.
+        """
         cfg = self.config
         limit = cfg.num_few_shot_examples if shots else cfg.num_examples
         places = subset(self.num_records, limit, seed=cfg.seed, benchmark=cfg.name)
@@ -245,13 +314,20 @@ class Benchmark(Evaluator):
         parts = [
             f"{self.num_records} records",
             f"a prompt without exemplars: {prompt!r}",
-            f"exemplars at random for each task (seed {cfg.seed}) from "
-            f"{len(self._support_indices)} records",
+            self._describe_exemplars(),
             f"greedy, at most {cfg.max_new_tokens} tokens, up to one of {list(cfg.stop_strings)}",
         ]
         if cfg.answer_joiner is not None:
             parts.insert(3, f"exemplars end with {cfg.exemplar_separator!r}")
         return "; ".join(parts)
+
+    def _describe_exemplars(self) -> str:
+        cfg = self.config
+        number = f"{len(self._support_indices)} records"
+        if cfg.exemplars is None:
+            return f"exemplars at random for each task (seed {cfg.seed}) from {number}"
+        features = cfg.exemplars.features_file or "the model's vision encoder"
+        return f"exemplars most like the query by {features}, that one last, from {number}"
 
     def check(self, tasks: Tasks) -> None:
         """Raises ValueError where tasks cannot be put; called before the model is."""
@@ -314,14 +390,7 @@ class Benchmark(Evaluator):
     def _task(self, shots: int, place: int) -> Task:
         cfg = self.config
         query = self._query_indices[place]
-        drawn = exemplar_indices(
-            len(self._support_indices),
-            shots,
-            seed=cfg.seed,
-            benchmark=cfg.name,
-            query=query,
-            exclude=place if cfg.exemplar_split == "test" else None,
-        )
+        drawn = self._exemplar_places(shots, place)
         exemplars = [self._support.document(self._support_indices[i]) for i in drawn]
         if any(not reference(exemplar).strip() for exemplar in exemplars):
             raise ValueError(
@@ -337,13 +406,34 @@ class Benchmark(Evaluator):
         )
         return Task(record, document, tuple(exemplars), prompt, self.key(place))
 
+    def _exemplar_places(self, shots: int, place: int) -> list[int]:
+        """Which records of the support are shown before the query at a place, in order."""
+        cfg = self.config
+        exclude = place if cfg.exemplar_split == "test" else None
+        if self._similar is not None and shots:
+            if self._features is None:
+                raise ValueError(
+                    f"{cfg.name}: exemplars are chosen by features of the model; call "
+                    "prepare(model, shots) before tasks are looked at"
+                )
+            _, rows, queries, support = self._features
+            return self._similar.choose(queries, support, rows[place], shots, exclude)
+        return exemplar_indices(
+            len(self._support_indices),
+            shots,
+            seed=cfg.seed,
+            benchmark=cfg.name,
+            query=self._query_indices[place],
+            exclude=exclude,
+        )
+
     def _take(
         self,
         tasks: Sequence[Task],
         reasons: Sequence[tuple[str, ...]],
         tokens: object,
         log: AnswerLog,
-        progress: Callable[[], None] | None,
+        progress: Callable[[], object] | None,
     ) -> None:
         """Waits for the tokens of a batch, and logs them as answers."""
         # The rows behind the tasks are padding.
@@ -369,7 +459,7 @@ class Benchmark(Evaluator):
             self._tokenizer,
             num_image_tokens=self._num_image_tokens,
             max_sequence_length=sys.maxsize,
-            max_images=sys.maxsize,
+            max_images=sys.maxsize if self._num_image_tokens else 0,
         )
         return builder.prompt(task.prompt)
 
@@ -381,7 +471,7 @@ class Benchmark(Evaluator):
         longest = max(length for length, _ in sizes)
         # The model has no form without a slot for an image.
         num_images = max(1, *(number for _, number in sizes))
-        return RowShape(bucket(longest), num_images, self._image_transform.image_size), longest
+        return RowShape(bucket(longest), num_images, self._image_size), longest
 
     def _batch(
         self, tasks: Sequence[Task], shape: RowShape, blank: bool
@@ -391,7 +481,7 @@ class Benchmark(Evaluator):
 
         def pixels(image: Image) -> np.ndarray | None:
             try:
-                return self._image_transform(image)
+                return self._pixels(image)
             except BadImage as error:
                 bad_images[id(image)] = str(error)
                 return None
@@ -429,6 +519,32 @@ class Benchmark(Evaluator):
             remarks["undecodable_images"] = float(len(bad_images))
         return remarks
 
+    def cases(self, verdicts: Sequence[Verdict], count: int) -> tuple[list[Case], list[Case]]:
+        """The best and the worst answers, at most `count` each, for people to look at."""
+        quality = self.quality(verdicts)
+        keys = [verdict.task.key for verdict in verdicts]
+        best, worst = (
+            [self._case(verdicts[i], float(quality[i])) for i in places]
+            for places in best_and_worst(quality, keys, count)
+        )
+        return best, worst
+
+    def quality(self, verdicts: Sequence[Verdict]) -> np.ndarray:
+        """How good each answer is; NaN where there is no reference."""
+        return np.array([np.nan if x.correct is None else x.correct for x in verdicts], float)
+
+    def _case(self, verdict: Verdict, quality: float) -> Case:
+        document, record = verdict.task.document, verdict.task.record
+        references = record.get("captions") or record.get("answers") or [verdict.reference]
+        return Case(
+            image=self._picture(document.images),
+            prompt=text_of(without_answer(document)),
+            references=tuple(dict.fromkeys(map(str, references))),
+            answer=verdict.answer,
+            quality=quality,
+            key=verdict.task.key,
+        )
+
     def _samples(self, verdicts: Sequence[Verdict]) -> list[Sample]:
         """Some wrong and some right answers, half of each where there are enough."""
         limit = self.config.num_samples
@@ -449,11 +565,21 @@ class Benchmark(Evaluator):
             for verdict in chosen
         ]
 
+    def _pixels(self, image: Image) -> np.ndarray:
+        assert self._image_transform is not None, "asked of models that read images"
+        return self._image_transform(image)
+
+    def _shown(self, image: Image) -> np.ndarray | None:
+        try:
+            return self._pixels(image)
+        except BadImage:
+            return None
+
     def _picture(self, images: Sequence[Image]) -> np.ndarray | None:
         pixels = []
         for image in images:
             with contextlib.suppress(BadImage):
-                pixels.append(self._image_transform(image))
+                pixels.append(self._pixels(image))
         return np.concatenate(pixels, axis=1) if pixels else None
 
 

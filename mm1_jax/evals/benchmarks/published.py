@@ -7,6 +7,7 @@ of the rest would be one of another benchmark.
 
 import abc
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -184,9 +185,24 @@ class PublishedBenchmark(Benchmark):
     def has_reference(self, task: Task) -> bool:
         return bool(task.record.get("answers"))
 
+    def quality(self, verdicts: Sequence[Verdict]) -> np.ndarray:
+        """The headline's value of each answer, where that is a mean of such; else right or not."""
+        values = super().quality(verdicts)
+        places = [i for i, x in enumerate(verdicts) if self.has_reference(x.task)]
+        columns = self.columns([verdicts[i] for i in places]) if places else {}
+        if self.config.headline in columns:
+            values = np.full(len(verdicts), np.nan)
+            values[places] = columns[self.config.headline]
+        return values
+
     def result(self, verdict: Verdict) -> dict[str, Any]:
         """An entry of a file of predictions, as the benchmark's server and `--score_only` have."""
         return {"question_id": _id(verdict.task.key), "answer": verdict.answer}
+
+    def predictions(self, verdicts: Sequence[Verdict]) -> tuple[str, str]:
+        """How a file of predictions ends, and its content: a list of results."""
+        entries = [self.result(verdict) for verdict in verdicts]
+        return ".json", json.dumps(entries, ensure_ascii=False, indent=0)
 
 
 def _id(key: str) -> int | str:

@@ -424,3 +424,22 @@ def test_pope_averages_its_parts(benchmarks_dir):
     assert scores["random_f1"] == pytest.approx(2 / 3) and scores["random_yes_ratio"] == 1.0
     assert scores["popular_f1"] == pytest.approx(0.4)
     assert scores["f1"] == pytest.approx((2 / 3 + 0.4 + 1) / 3)
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
+def test_the_best_and_the_worst_answers_are_told_apart(name, benchmarks_dir, input, says, model):
+    benchmark = build(name, benchmarks_dir, input)
+    tasks = list(benchmark.tasks(0))
+    # Of MMBench, all rounds of a question alike.
+    numbers = [int(task.key) if name == "mmbench" else i for i, task in enumerate(tasks)]
+    texts = {
+        task.key: right_answer(task) if number % 2 else "no" if name == "pope" else ""
+        for number, task in zip(numbers, tasks, strict=True)
+    }
+    judgement = answered(benchmark, says, model, lambda task: texts[task.key])
+    quality = benchmark.quality(judgement.verdicts)
+    assert quality.shape == (len(tasks),)
+    best, worst = benchmark.cases(judgement.verdicts, 1)
+    assert best[0].quality > worst[0].quality
+    assert best[0].answer and best[0].image is not None
+    assert best[0].references and best[0].prompt

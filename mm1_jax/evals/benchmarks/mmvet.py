@@ -1,0 +1,160 @@
+"""MM-Vet: 218 open questions that need several capabilities at once, graded from 0 to 1.
+
+    mmvet/mm-vet.json             by id: imagename, question, answer, capability (a list)
+    mmvet/images/
+    mmvet/mm-vet_evaluator.py     of the official repository (yuweihao/MM-Vet): the judge's prompt
+
+The evaluator is read, not run, where a judge is asked (--judge_url); it may be prompt.txt as well,
+with the prompt alone.
+"""
+
+import ast
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.config import config_class
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.evals.benchmarks.base import Verdict
+from mm1_jax.evals.benchmarks.chat import chat_corpus
+from mm1_jax.evals.benchmarks.judged import Grades, JudgedBenchmark
+from mm1_jax.evals.benchmarks.published import (
+    HINT,
+    AnnotationSource,
+    ImageFile,
+    question_record,
+)
+from mm1_jax.evals.judge import Judge
+from mm1_jax.evals.metrics.judged import mmvet_scores
+
+# Of the official evaluator: each further attempt at a grade is warmer, and the last counts as 0.
+_MAX_TOKENS, _ATTEMPTS, _WARMER = 3, 5, 0.5
+_REMINDER = "\nThe score of the last row, a number from 0.0 to 1.0 and nothing else: "
+
+
+class MmVetSource(AnnotationSource):
+    """A question a record; `<AND>` and `<OR>` stand between parts of an answer."""
+
+    @config_class
+    class Config(AnnotationSource.Config):
+        folder: str = "mmvet"
+        query_split: str = "all"
+        support_split: str = "all"
+
+    def read(self, split: str) -> list[dict[str, Any]]:
+        path = self.file("mm-vet.json")
+        (folder,) = self.images("images")
+        records = []
+        # Of an object by id, entries have their key as `id`.
+        for entry in self.entries(path):
+            answer = entry.text("answer")
+            record = question_record(
+                entry.key("id"),
+                [ImageFile(folder, entry.text("imagename"))],
+                entry.text("question"),
+                [answer],
+                capability=entry.texts("capability"),
+            )
+            records.append(dict(record))
+        return records
+
+
+class MmVet(JudgedBenchmark):
+    """Mean grades in percent: of all runs of the judge, and of what needs each capability."""
+
+    @config_class
+    class Config(JudgedBenchmark.Config):
+        name: str = "mmvet"
+        corpus: Corpus.Config = chat_corpus(MmVetSource.default_config(), "mmvet", "")
+        headline: str = "total"
+        # Of the judge; the paper has five.
+        num_judge_runs: int = 5
+
+    def __init__(self, cfg: Config, **runtime: Any):
+        super().__init__(cfg, **runtime)
+        if cfg.num_judge_runs < 1:
+            raise ValueError(f"mmvet: num_judge_runs={cfg.num_judge_runs} must be at least 1")
+
+    def predictions(self, verdicts: Sequence[Verdict]) -> tuple[str, str]:
+        """An object of answers by id, as the official evaluator reads them."""
+        answers = {verdict.task.key: verdict.answer for verdict in verdicts}
+        return ".json", json.dumps(answers, ensure_ascii=False, indent=1)
+
+    def num_questions(self, verdicts: Sequence[Verdict]) -> int:
+        return len(verdicts) * self.config.num_judge_runs
+
+    def grade(
+        self, verdicts: Sequence[Verdict], judge: Judge, progress: Callable[[], object]
+    ) -> Grades:
+        """Grades of every run; one that cannot be read counts as 0, as officially, and is told."""
+        prompt = grading_prompt(
+            self._text_file("prompt.txt", "mm-vet_evaluator.py", "mm-vet_prompt.txt")
+        )
+        entries: dict[str, dict[str, list[Any]]] = {}
+        num_unreadable = 0
+        for verdict in verdicts:
+            entry: dict[str, list[Any]] = {"model": [], "content": [], "score": []}
+            for run in range(self.config.num_judge_runs):
+                model, content, score = self._grade(verdict, prompt, judge, run)
+                progress()
+                num_unreadable += score is None
+                entry["model"].append(model)
+                entry["content"].append(content)
+                entry["score"].append(0.0 if score is None else score)
+            entries[verdict.task.key] = entry
+        scores = mmvet_scores(
+            [entry["score"] for entry in entries.values()],
+            [verdict.task.record["capability"] for verdict in verdicts],
+        )
+        by_capability: Any = scores["capabilities"]
+        metrics: dict[str, Any] = {"total": scores["total"], "std": scores["std"]}
+        metrics |= {f"total_{name}": value for name, value in by_capability.items()}
+        if num_unreadable:
+            metrics["unreadable_grades"] = float(num_unreadable)
+        return Grades("grades.json", json.dumps(entries, indent=1) + "\n", metrics)
+
+    def _grade(
+        self, verdict: Verdict, prompt: str, judge: Judge, run: int
+    ) -> tuple[str, str, float | None]:
+        """The judge's name, what it said last, and the grade."""
+        record = verdict.task.record
+        truth = record["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        row = " | ".join([record["question"], truth, verdict.answer, ""])
+        asked, said, model = f"{prompt}\n{row}", "", ""
+        for attempt in range(_ATTEMPTS):
+            reply = judge.ask(
+                [{"role": "user", "content": asked + (_REMINDER if attempt else "")}],
+                temperature=_WARMER * max(0, attempt - 1),
+                max_tokens=_MAX_TOKENS,
+                run=run,
+            )
+            said, model = reply.text, reply.model
+            if (score := _score(said)) is not None:
+                return model, said, score
+        return model, said, None
+
+
+def grading_prompt(path: Path) -> str:
+    """The text of a file, or what a Python file assigns to `prompt`."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    try:
+        statements = ast.parse(text).body
+    except SyntaxError as error:
+        raise ValueError(f"{path}: not Python ({error}); {HINT}") from error
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="prompt")], value=ast.Constant(value=str(found))):
+                return found
+    raise ValueError(f"{path}: it assigns no text to `prompt`; {HINT}")
+
+
+def _score(said: str) -> float | None:
+    """The first word, if it is a number from 0 to 1."""
+    try:
+        score = float(said.split(" ")[0].strip())
+    except ValueError:
+        return None
+    return score if 0 <= score <= 1 else None

@@ -1,0 +1,98 @@
+"""The best and the worst answers of a benchmark as a page: picture, prompt, references, answer.
+
+The page is one file of HTML with the pictures in it, and asks nothing of a network.
+"""
+
+import base64
+import html
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+_JPEG_QUALITY = 88
+_STYLE = """
+body{font:15px/1.4 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}
+.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(18rem,1fr));gap:1rem}
+.case{border:1px solid #ccc;border-left:6px solid #888;padding:.6rem;overflow-wrap:anywhere}
+.best .case{border-left-color:#087828}.worst .case{border-left-color:#be1414}
+img{max-width:100%;max-height:16rem;display:block;margin-bottom:.4rem}
+dt{font-weight:600;font-size:.8rem;color:#666}dd{margin:0 0 .4rem;white-space:pre-wrap}
+"""
+# Nothing but what stands in the page is shown, whatever an answer spells.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task, and what the model said.
+
+    Attributes:
+        image: The pictures that were asked about, side by side; None where there are none.
+        prompt: What was asked, without exemplars.
+        references: What is right; none where that is not published.
+        answer: The model's.
+        quality: Of the answer, in the unit of the benchmark; NaN where it has none.
+        key: Of the task.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"] | None
+    prompt: str
+    references: tuple[str, ...]
+    answer: str
+    quality: float
+    key: str
+
+
+def best_and_worst(
+    quality: Float[np.ndarray, "n"], keys: Sequence[str], count: int
+) -> tuple[list[int], list[int]]:
+    """The places of the `count` best tasks, best first, and of the worst, worst first.
+
+    Of equals, a choice that the keys decide. No task is in both, and none without a quality.
+    """
+    known = [i for i in range(len(quality)) if not np.isnan(quality[i])]
+    # A shuffle that is the same in every run, so that equals are not all of the first pictures.
+    known.sort(key=lambda i: (zlib.crc32(keys[i].encode("utf-8", "replace")), keys[i]))
+    ranked = sorted(known, key=lambda i: -quality[i])
+    count = min(count, (len(ranked) + 1) // 2)
+    worst = ranked[max(count, len(ranked) - count) :]
+    return ranked[:count], worst[::-1]
+
+
+def cases_page(title: str, best: Sequence[Case], worst: Sequence[Case]) -> str:
+    """The page."""
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
+    ]
+    for name, cases in (("best", best), ("worst", worst)):
+        parts.append(f'<h2>{name}</h2><section class="cases {name}">')
+        parts += map(_case, cases)
+        parts.append("</section>")
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _case(case: Case) -> str:
+    picture = "" if case.image is None else f'<img alt="" src="{_data_url(case.image)}">'
+    fields = [
+        ("prompt", case.prompt),
+        ("answer", case.answer.strip() or "(nothing)"),
+        ("reference", "\n".join(case.references) or "(none)"),
+        ("quality", f"{case.quality:.4g}"),
+        ("task", case.key),
+    ]
+    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in fields)
+    return f'<article class="case">{picture}<dl>{listed}</dl></article>'
+
+
+def _data_url(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

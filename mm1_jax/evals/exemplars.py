@@ -1,0 +1,315 @@
+"""Exemplars that are like the query (RICES: Alayrac et al. 2022, appendix; Yang et al. 2022).
+
+Of the records that exemplars come from, those whose pictures are most like the query's are shown,
+the most similar last, next to the query, as OpenFlamingo has it (`eval/rices.py`). Likeness is the
+cosine of features: the mean over patches of what the model's own vision encoder makes of a picture,
+or vectors that a file gives for each record.
+
+n records   U different pictures   E features of a text   Dv features of a picture
+"""
+
+import functools
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
+
+from mm1_jax.batch import Document, Image, Text
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.sharding import Placement, constrain, current_placement
+
+# Likeness that differs by less is equal: what the order of sums changes must not decide.
+_DECIMALS = 5
+_TEXT_LENGTH = 32
+_FILE_ARRAYS = ("support_ids", "support", "query_ids", "query")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of the records of a side, queries or those that exemplars come from.
+
+    Attributes:
+        vectors: Of unit length, of each different picture.
+        rows: Which of them is a record's; -1 where it has no picture that can be decoded.
+        texts: Of unit length or zero, of the record's text; None where texts do not count.
+    """
+
+    vectors: Float32[np.ndarray, "U Dv"]
+    rows: Int[np.ndarray, "n"]
+    texts: Float32[np.ndarray, "n E"] | None = None
+
+    def likeness(self, query: "Features", place: int, text_weight: float) -> np.ndarray:
+        """The cosines of all records with the query at `place`; 0 where one has no features."""
+        total = np.zeros(len(self.rows), np.float32)
+        if query.rows[place] >= 0 and len(self.vectors):
+            cosines = self.vectors @ query.vectors[query.rows[place]]
+            total += (1 - text_weight) * np.where(self.rows >= 0, cosines[self.rows], 0.0)
+        if self.texts is not None and query.texts is not None:
+            total += text_weight * (self.texts @ query.texts[place])
+        return total
+
+
+class SelectedFrom(NamedTuple):
+    """What a selection is made of: a side's records, by number.
+
+    Attributes:
+        keys: Their names, as a file of features has them.
+        document: The pictures and the text of one, without its answer.
+    """
+
+    keys: Sequence[str]
+    document: Callable[[int], Document]
+
+
+class SimilarExemplars(Configurable):
+    """Chooses exemplars by their likeness to the query; of equals, the first record."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # What a text's likeness counts, 0 to 1, against the picture's: the cosine of the means of
+        # the decoder's token embeddings.
+        text_weight: float = 0.0
+        # An .npz with `support`, `query`, a vector each, and their `support_ids`, `query_ids`;
+        # None: features of the model's own vision encoder.
+        features_file: str | None = None
+        # Pictures or texts at once; their features do not depend on the batches of the benchmark.
+        batch_size: int = 32
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        if not 0 <= cfg.text_weight <= 1:
+            raise ValueError(f"exemplars.text_weight={cfg.text_weight}: must be from 0 to 1")
+        if cfg.batch_size < 1:
+            raise ValueError(f"exemplars.batch_size={cfg.batch_size}: must be at least 1")
+        if cfg.features_file is not None and cfg.text_weight:
+            raise ValueError(
+                f"exemplars.features_file={cfg.features_file!r} and text_weight={cfg.text_weight}: "
+                "put what texts count into the vectors of the file, or leave one of them out"
+            )
+
+    def features(
+        self,
+        model: MM1,
+        queries: SelectedFrom,
+        support: SelectedFrom,
+        *,
+        pixels: Callable[[Image], UInt8[np.ndarray, "s s 3"] | None],
+        tokenizer: Tokenizer | None = None,
+    ) -> tuple[Features, Features]:
+        """Of queries and support.
+
+        Args:
+            pixels: As the model sees them; None where a picture cannot be decoded.
+            tokenizer: Of the texts, where these count.
+
+        Raises:
+            ValueError: The model has no vision encoder, or the file lacks a record.
+        """
+        cfg = self._config
+        if cfg.features_file is not None:
+            return features_in_file(Path(cfg.features_file), queries.keys, support.keys)
+        if model.vision_encoder is None:
+            raise ValueError(
+                "exemplars: the model has no vision encoder to compare pictures with; set "
+                "exemplars.features_file, or exemplars=None for random ones"
+            )
+        found = [
+            _features(model, side, pixels, tokenizer if cfg.text_weight else None, cfg.batch_size)
+            for side in (queries, support)
+        ]
+        return found[0], found[1]
+
+    def choose(
+        self,
+        queries: Features,
+        support: Features,
+        place: int,
+        count: int,
+        exclude: int | None = None,
+    ) -> list[int]:
+        """The numbers of the `count` records most like the query at `place`, that one last.
+
+        Args:
+            exclude: A record that is never chosen: the query itself, where it is among them.
+        """
+        likeness = support.likeness(queries, place, self._config.text_weight)
+        # Stable, so that of equals the first record comes first.
+        order = np.argsort(-np.round(likeness, _DECIMALS), kind="stable")
+        nearest = [int(i) for i in order[: count + (exclude is not None)] if i != exclude]
+        return nearest[:count][::-1]
+
+
+def features_in_file(
+    path: Path, query_keys: Sequence[str], support_keys: Sequence[str]
+) -> tuple[Features, Features]:
+    """Features of the records of these names; raises ValueError where the file lacks one."""
+    try:
+        # numpy leaves a file that it cannot read open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in _FILE_ARRAYS}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"exemplars.features_file={str(path)!r}: expected an .npz with the arrays "
+            f"{', '.join(_FILE_ARRAYS)} ({error})"
+        ) from error
+    sides = []
+    for side, keys in (("query", query_keys), ("support", support_keys)):
+        ids, vectors = arrays[f"{side}_ids"], arrays[side]
+        if vectors.ndim != 2 or len(ids) != len(vectors) or not np.all(np.isfinite(vectors)):
+            raise ValueError(
+                f"{path}: {side} must have a finite vector for each of {side}_ids; got the shapes "
+                f"{vectors.shape} and {ids.shape}"
+            )
+        rows = {str(key): row for row, key in enumerate(ids.tolist())}
+        if lacking := [key for key in keys if key not in rows]:
+            raise ValueError(
+                f"{path}: {side}_ids lack {len(lacking)} of {len(keys)} records, the first "
+                f"{lacking[0]!r}"
+            )
+        sides.append(Features(_unit(vectors), np.array([rows[key] for key in keys], np.int64)))
+    if sides[0].vectors.shape[1] != sides[1].vectors.shape[1]:
+        raise ValueError(f"{path}: vectors of query and support differ in length")
+    return sides[0], sides[1]
+
+
+def store(path: Path, queries: Features, support: Features, about: Mapping[str, Any]) -> None:
+    """Keeps features for another run of the same; `about` decides what they are."""
+    arrays: dict[str, Any] = {"about": np.array(json.dumps(about, sort_keys=True))}
+    for side, features in (("queries", queries), ("support", support)):
+        arrays |= {f"{side}_vectors": features.vectors, f"{side}_rows": features.rows}
+        if features.texts is not None:
+            arrays[f"{side}_texts"] = features.texts
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Under its name once it is whole.
+    half = path.with_suffix(".half.npz")
+    with half.open("wb") as file:
+        np.savez(file, **arrays)
+    half.replace(path)
+
+
+def stored(path: Path, about: Mapping[str, Any]) -> tuple[Features, Features] | None:
+    """What `store` kept; None where that is of something else, or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+        if str(arrays["about"]) != json.dumps(about, sort_keys=True):
+            return None
+        sides = [
+            Features(arrays[f"{side}_vectors"], arrays[f"{side}_rows"], arrays.get(f"{side}_texts"))
+            for side in ("queries", "support")
+        ]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return sides[0], sides[1]
+
+
+def _features(
+    model: MM1,
+    side: SelectedFrom,
+    pixels: Callable[[Image], UInt8[np.ndarray, "s s 3"] | None],
+    tokenizer: Tokenizer | None,
+    batch_size: int,
+) -> Features:
+    """Of all records of a side; a picture that many records show is looked at once."""
+    numbers: dict[Any, int] = {}
+    rows = np.full(len(side.keys), -1, np.int64)
+    vectors: list[np.ndarray] = []
+    texts: list[np.ndarray] = []
+    waiting_pixels: list[np.ndarray] = []
+    waiting_tokens: list[list[int]] = []
+
+    def flush_pixels() -> None:
+        if waiting_pixels:
+            vectors.append(_batched(functools.partial(_pooled, model), waiting_pixels, batch_size))
+            waiting_pixels.clear()
+
+    def flush_tokens() -> None:
+        if waiting_tokens:
+            texts.append(_text_features(model, waiting_tokens, batch_size))
+            waiting_tokens.clear()
+
+    for place in range(len(side.keys)):
+        document = side.document(place)
+        if document.images:
+            # The picture that is asked about; of several, the first.
+            image = document.images[0]
+            name = getattr(image.data, "path", None) or (place,)
+            if name not in numbers:
+                shown = pixels(image)
+                numbers[name] = -1 if shown is None else len(vectors) * batch_size
+                if shown is not None:
+                    numbers[name] += len(waiting_pixels)
+                    waiting_pixels.append(shown)
+            rows[place] = numbers[name]
+            if len(waiting_pixels) == batch_size:
+                flush_pixels()
+        if tokenizer is not None:
+            asked = " ".join(part.text for part in document.segments if isinstance(part, Text))
+            waiting_tokens.append(tokenizer.encode(asked)[:_TEXT_LENGTH])
+            if len(waiting_tokens) == batch_size:
+                flush_tokens()
+    flush_pixels()
+    flush_tokens()
+    return Features(
+        np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32),
+        rows,
+        np.concatenate(texts) if tokenizer is not None else None,
+    )
+
+
+def _batched(
+    function: Callable[..., Array], examples: Sequence[np.ndarray], batch_size: int
+) -> np.ndarray:
+    """The rows of `function` of a batch that is filled up with zeros to one shape."""
+    filled = np.zeros((batch_size, *examples[0].shape), examples[0].dtype)
+    filled[: len(examples)] = examples
+    return np.asarray(function(filled, placement=current_placement()))[: len(examples)]
+
+
+def _text_features(model: MM1, tokens: Sequence[list[int]], batch_size: int) -> np.ndarray:
+    rows = np.full((len(tokens), _TEXT_LENGTH), -1, np.int32)
+    for row, ids in zip(rows, tokens, strict=True):
+        row[: len(ids)] = ids
+    return _batched(functools.partial(_embedded, model), [*rows], batch_size)
+
+
+# The placement is an argument only to be part of the key: activations are placed while tracing.
+@functools.partial(jax.jit, static_argnames=("placement",))
+def _pooled(
+    model: MM1, images: UInt8[Array, "J h w 3"], *, placement: Placement | None
+) -> Float[Array, "J Dv"]:
+    """The mean of the patches' features of each picture, of unit length, whole on every device."""
+    encoder = model.cast().vision_encoder
+    assert encoder is not None
+    features = encoder(constrain(images, "images", None, None, None)).astype(jnp.float32)
+    return constrain(_of_unit_length(jnp.mean(features, axis=1)), None, None)
+
+
+@functools.partial(jax.jit, static_argnames=("placement",))
+def _embedded(
+    model: MM1, tokens: Int[Array, "B T"], *, placement: Placement | None
+) -> Float[Array, "B D"]:
+    """The mean of the embeddings of each row's tokens (-1: none), of unit length or zero."""
+    is_token: Bool[Array, "B T"] = tokens >= 0
+    embeddings = model.cast().decoder.embed(jnp.maximum(tokens, 0)).astype(jnp.float32)
+    total = jnp.sum(jnp.where(is_token[..., None], embeddings, 0.0), axis=1)
+    return constrain(_of_unit_length(total), None, None)
+
+
+def _of_unit_length(vectors: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / jnp.maximum(length, 1e-12)
+
+
+def _unit(vectors: np.ndarray) -> Float32[np.ndarray, "n D"]:
+    vectors = vectors.astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

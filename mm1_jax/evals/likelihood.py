@@ -1,0 +1,291 @@
+"""How likely a model finds texts that could follow a prompt: what options are compared by.
+
+Prompt and continuation are one row. Texts that meet, the end of the prompt and the continuation,
+are tokenised as one, and the continuation's tokens are those behind as many as the prompt alone
+has, as EleutherAI's lm-evaluation-harness has it (`TemplateLM._encode_pair`).
+
+The states of the scored positions are gathered before the output layer, and its logits are made of
+a few positions at a time, so that nobody holds those of whole rows. Experts are dropless, so a
+likelihood does not depend on the rows beside it; what padding changes is rounding.
+
+B batch rows   T target positions   C scored positions of a row   V vocabulary   D model dim
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from mm1_jax.batch import Batch, Document, Example, Image, Text
+from mm1_jax.data.rows import RowShape, assemble
+from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.generate import bucket
+from mm1_jax.models.cross_entropy import token_losses
+from mm1_jax.models.mm1 import MM1
+from mm1_jax.sharding import Placement, constrain, current_placement
+
+# The most logits there are at once, over all devices: 256 MB of float32.
+_MAX_LOGITS = 2**26
+_MIN_SCORED = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text that could follow a prompt; it begins with the space between them, if there is one.
+
+    The prompt may show images; it needs no text.
+    """
+
+    prompt: Document
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model makes of a request.
+
+    Attributes:
+        log_probability: Natural logarithm of the probability of the continuation's tokens after
+            the prompt, their sum. The end of the text is not among them.
+        is_greedy: Whether each of them is the most likely one of the whole vocabulary at its place
+            (of equals, the first).
+        num_tokens: Of the continuation.
+        num_bytes: Of its text in UTF-8.
+        num_cut: Positions of the prompt, at its beginning, that there was no room for.
+    """
+
+    log_probability: float
+    is_greedy: bool
+    num_tokens: int
+    num_bytes: int
+    num_cut: int = 0
+
+
+class LikelihoodScorer:
+    """Likelihoods of requests, `batch_size` rows at a time, in few shapes.
+
+    A row is padded to a power of two, and so are its scored positions and its pictures; each
+    combination of the three is compiled once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        num_image_tokens: int = 0,
+        image_size: int = 1,
+        pixels: Callable[[Image], UInt8[np.ndarray, "s s 3"] | None] | None = None,
+        max_length: int | None = None,
+        batch_size: int = 16,
+    ):
+        """Images need `num_image_tokens`, `image_size` and `pixels`.
+
+        Args:
+            pixels: The picture as the model sees it; None where it cannot be decoded, and then its
+                slot is empty.
+            max_length: The most positions of a row. A longer prompt loses its beginning, but for
+                the token that begins a text; an image goes as a whole. None: there is no limit.
+        """
+        for name, value in (("max_length", max_length), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self._tokenizer, self._pixels = tokenizer, pixels
+        self._num_image_tokens, self._image_size = num_image_tokens, image_size
+        self._max_length, self._batch_size = max_length, batch_size
+
+    def __call__(self, model: MM1, requests: Sequence[Request]) -> list[Likelihood]:
+        """One for each request, in their order; inside `use_mesh`, on the mesh.
+
+        Every process passes the same requests and gets all likelihoods.
+
+        Raises:
+            ValueError: A continuation has no token, or more than a row has positions; a prompt
+                shows an image and the model reads none.
+        """
+        rows = [self._row(request) for request in requests]
+        groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        for i, row in enumerate(rows):
+            groups[row.shape].append(i)
+        found: list[Likelihood | None] = [None] * len(rows)
+        waiting: tuple[list[int], tuple[Array, Array]] | None = None
+
+        def take(indices: list[int], results: tuple[Array, Array]) -> None:
+            # The rows behind the requests are padding.
+            log_probabilities, is_greedy = map(np.asarray, results)
+            for b, i in enumerate(indices):
+                found[i] = Likelihood(
+                    float(log_probabilities[b]),
+                    bool(is_greedy[b]),
+                    num_tokens=rows[i].num_scored,
+                    num_bytes=len(requests[i].continuation.encode("utf-8", "replace")),
+                    num_cut=rows[i].num_cut,
+                )
+
+        # The longest first, so that a device without the memory for them says so at once; a batch
+        # is made while the one before it is on the device.
+        for (length, num_scored, num_images), members in sorted(groups.items(), reverse=True):
+            for start in range(0, len(members), self._batch_size):
+                indices = members[start : start + self._batch_size]
+                batch = assemble(
+                    [rows[i].example for i in indices],
+                    self._pixels or _no_pixels,
+                    RowShape(length, num_images, self._image_size),
+                    num_rows=self._batch_size,
+                )
+                results = _score(model, batch, num_scored=num_scored, placement=current_placement())
+                if waiting is not None:
+                    take(*waiting)
+                waiting = indices, results
+        if waiting is not None:
+            take(*waiting)
+        return [one for one in found if one is not None]
+
+    def _row(self, request: Request) -> "_Row":
+        sequence, num_scored, images = self._sequence(request)
+        sequence, images, num_cut = self._cut(sequence, num_scored, images)
+        tokens = np.array(sequence, np.int32)
+        scored = np.arange(1, len(tokens)) >= len(tokens) - num_scored
+        example = Example(
+            tokens=tokens[:-1],
+            targets=np.where(scored, tokens[1:], 0),
+            loss_mask=scored,
+            images=tuple(images),
+        )
+        return _Row(example, num_scored, num_cut)
+
+    def _sequence(self, request: Request) -> tuple[list[int], int, list[Image]]:
+        """The whole sequence from bos on, how much of it at its end is scored, and the images."""
+        *others, last = request.prompt.segments or (Text(""),)
+        context = last.text if isinstance(last, Text) else ""
+        head, tail = encode_pair(self._tokenizer, context, request.continuation)
+        if not tail:
+            raise ValueError(
+                f"the continuation {request.continuation!r} has no token of its own after "
+                f"{context[-40:]!r}; give one that has a text"
+            )
+        sequence, images = [self._tokenizer.bos], []
+        for segment in others if isinstance(last, Text) else (*others, last):
+            if isinstance(segment, Text):
+                sequence += self._tokenizer.encode(segment.text)
+                continue
+            if self._pixels is None or not self._num_image_tokens:
+                raise ValueError("a prompt shows an image, and the model reads none")
+            sequence += [self._tokenizer.image_token] * self._num_image_tokens
+            images.append(segment)
+        return [*sequence, *head, *tail], len(tail), images
+
+    def _cut(
+        self, sequence: list[int], num_scored: int, images: list[Image]
+    ) -> tuple[list[int], list[Image], int]:
+        """What there is room for: bos, and then the end."""
+        limit = self._max_length
+        # The last token is predicted, and takes no position.
+        if limit is None or len(sequence) - 1 <= limit:
+            return sequence, images, 0
+        if num_scored > limit:
+            raise ValueError(
+                f"a continuation has {num_scored} tokens, and rows have max_length={limit} "
+                "positions; give longer rows"
+            )
+        first = len(sequence) - limit
+        image_token, size = self._tokenizer.image_token, self._num_image_tokens
+        starts, place = [], 1
+        while place < len(sequence):
+            is_image = size > 0 and sequence[place] == image_token
+            if is_image:
+                starts.append(place)
+            place += size if is_image else 1
+        num_gone = sum(start < first for start in starts)
+        if num_gone:
+            first = max(first, starts[num_gone - 1] + size)
+        return [sequence[0], *sequence[first:]], images[num_gone:], first - 1
+
+
+@dataclass(frozen=True)
+class _Row:
+    example: Example
+    num_scored: int
+    num_cut: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Positions, scored positions and pictures, padded."""
+        # The model has no form without a slot for an image.
+        num_images = _power_of_two(max(1, len(self.example.images)))
+        num_scored = max(_MIN_SCORED, _power_of_two(self.num_scored))
+        return bucket(len(self.example.tokens)), num_scored, num_images
+
+
+def encode_pair(
+    tokenizer: Tokenizer, context: str, continuation: str
+) -> tuple[list[int], list[int]]:
+    """The tokens of both, tokenised as one text.
+
+    Spaces at the end of the context belong to the continuation, as a token of most vocabularies
+    begins with the space before its word.
+    """
+    kept = context.rstrip()
+    continuation = context[len(kept) :] + continuation
+    head = tokenizer.encode(kept) if kept else []
+    return head, tokenizer.encode(kept + continuation)[len(head) :]
+
+
+# The placement is an argument only to be part of the key: activations are placed while tracing.
+@functools.partial(jax.jit, static_argnames=("num_scored", "placement"))
+def _score(
+    model: MM1, batch: Batch, *, num_scored: int, placement: Placement | None
+) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
+    """Summed log-probabilities of the scored targets of each row, and whether all are greedy.
+
+    Args:
+        num_scored: C, of the row with the most; they are the last positions of each row.
+    """
+    model = model.cast()
+    num_rows, length = batch.tokens.shape
+    hidden_BTD = model(batch, dropless=True).hidden
+    counts_B = jnp.sum(batch.loss_mask, axis=1)
+    firsts_B = jnp.sum(batch.segment_ids > 0, axis=1) - counts_B
+    numbers_C = jnp.arange(num_scored)
+    scored_BC = numbers_C[None] < counts_B[:, None]
+    places_BC = jnp.minimum(firsts_B[:, None] + numbers_C[None], length - 1)
+    hidden_BCD = jnp.take_along_axis(hidden_BTD, places_BC[..., None], axis=1)
+    targets_BC = jnp.take_along_axis(batch.targets, places_BC, axis=1)
+    vocab_size = model.output_layer().weight.shape[0]
+    size = _chunk_size(num_rows * vocab_size, num_scored)
+
+    def part_scores(start: Array) -> tuple[Array, Array]:
+        part = jax.lax.dynamic_slice_in_dim(hidden_BCD, start, size, axis=1)
+        targets = jax.lax.dynamic_slice_in_dim(targets_BC, start, size, axis=1)
+        logits = model.logits(constrain(part, "batch", None, None))
+        losses, _ = token_losses(logits, targets)
+        return losses, jnp.argmax(logits.astype(jnp.float32), axis=-1) == targets
+
+    losses, is_greedy = (
+        jnp.moveaxis(x, 0, 1).reshape(num_rows, num_scored)
+        for x in jax.lax.map(part_scores, jnp.arange(0, num_scored, size))
+    )
+    log_probabilities_B = -jnp.sum(jnp.where(scored_BC, losses, 0.0), axis=1)
+    # Whole on every device, for every process to read.
+    return (
+        constrain(log_probabilities_B, None),
+        constrain(jnp.all(is_greedy | ~scored_BC, axis=1), None),
+    )
+
+
+def _chunk_size(logits_per_position: int, num_scored: int) -> int:
+    """A power of two: how many positions of every row have their logits at once."""
+    most = max(1, _MAX_LOGITS // logits_per_position)
+    return min(num_scored, 1 << (most.bit_length() - 1))
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _no_pixels(image: Image) -> None:
+    raise AssertionError("a request with an image is refused")
