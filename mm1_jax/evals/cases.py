@@ -20,7 +20,8 @@ body{font:15px/1.4 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(18rem,1fr));gap:1rem}
 .case{border:1px solid #ccc;border-left:6px solid #888;padding:.6rem;overflow-wrap:anywhere}
 .best .case{border-left-color:#087828}.worst .case{border-left-color:#be1414}
-img{max-width:100%;max-height:16rem;display:block;margin-bottom:.4rem}
+img{max-width:100%;max-height:16rem;min-height:6rem;display:block;margin-bottom:.4rem;
+image-rendering:pixelated}
 dt{font-weight:600;font-size:.8rem;color:#666}dd{margin:0 0 .4rem;white-space:pre-wrap}
 """
 # Nothing but what stands in the page is shown, whatever an answer spells.
@@ -88,7 +89,9 @@ def _case(case: Case) -> str:
         ("quality", f"{case.quality:.4g}"),
         ("task", case.key),
     ]
-    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in fields)
+    listed = "".join(
+        f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in fields if text
+    )
     return f'<article class="case">{picture}<dl>{listed}</dl></article>'
 
 
