@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mm1_jax.data.corpora import digits, scenes
+from mm1_jax.data.corpora import digits, scene_names, scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.embedded import Kind
@@ -37,6 +37,14 @@ def embedded() -> list[Stream.Config]:
         ),
         _stream("text", 2, (digits.corpus(Kind.TEXT), 1), (scenes.corpus(Kind.TEXT), 1)),
     ]
+
+
+def embedded_with_names() -> list[Stream.Config]:
+    """`embedded`, and among its interleaved pages those that give shapes and colours new names."""
+    streams = embedded()
+    pages = CorpusWeight().set(corpus=scene_names.corpus(Kind.INTERLEAVED), weight=2)
+    next(stream for stream in streams if stream.name == "interleaved").corpora.append(pages)
+    return streams
 
 
 def pretraining() -> list[Stream.Config]:

@@ -390,8 +390,7 @@ class Benchmark(Evaluator):
     def _task(self, shots: int, place: int) -> Task:
         cfg = self.config
         query = self._query_indices[place]
-        drawn = self._exemplar_places(shots, place)
-        exemplars = [self._support.document(self._support_indices[i]) for i in drawn]
+        exemplars = self._exemplars(shots, place)
         if any(not reference(exemplar).strip() for exemplar in exemplars):
             raise ValueError(
                 f"{cfg.name}: an exemplar of task {self.key(place)!r} has no answer; take those of "
@@ -405,6 +404,11 @@ class Benchmark(Evaluator):
             separator=cfg.exemplar_separator or "",
         )
         return Task(record, document, tuple(exemplars), prompt, self.key(place))
+
+    def _exemplars(self, shots: int, place: int) -> list[Document]:
+        """The solved tasks before the query at a place, in order."""
+        drawn = self._exemplar_places(shots, place)
+        return [self._support.document(self._support_indices[i]) for i in drawn]
 
     def _exemplar_places(self, shots: int, place: int) -> list[int]:
         """Which records of the support are shown before the query at a place, in order."""

@@ -18,7 +18,7 @@ from mm1_jax.evals.benchmarks.mmvet import MmVet
 from mm1_jax.evals.benchmarks.nocaps import NoCaps
 from mm1_jax.evals.benchmarks.piqa import Piqa
 from mm1_jax.evals.benchmarks.pope import Pope
-from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
+from mm1_jax.evals.benchmarks.scenes import SceneNames, ScenesCaption, ScenesVQA
 from mm1_jax.evals.benchmarks.scienceqa import ScienceQA
 from mm1_jax.evals.benchmarks.sciq import SciQ
 from mm1_jax.evals.benchmarks.seed_bench import SeedBench
@@ -77,4 +77,6 @@ BENCHMARKS: Mapping[str, type[Benchmark]] = {
     **JUDGED,
     **TEXT_CORE,
     **EMBEDDED,
+    # Not of those that every small run is trained for.
+    "scenes_names": SceneNames,
 }

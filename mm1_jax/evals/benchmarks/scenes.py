@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mm1_jax.batch import Document
 from mm1_jax.config import config_class
-from mm1_jax.data.corpora import scenes
+from mm1_jax.data.corpora import scene_names, scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.data.corpora.questions import question_document
+from mm1_jax.data.corpora.scene_names import SceneNamesSource
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
 from mm1_jax.evals.metrics.answers import normalise
 
@@ -39,6 +42,35 @@ class ScenesVQA(Benchmark):
             majority[family] = references[family] == most
             columns[f"accuracy_{kind}"] = np.where(family, correct, np.nan)
         return columns
+
+
+class SceneNames(Benchmark):
+    """What a shape or a colour is called, which the exemplars alone tell (`corpora.scene_names`).
+
+    Exemplars are of the query's world, and show what the query shows from two shots on. To say any
+    name that was heard gets half of the answers right: `heard` says how often an answer is one.
+    Without exemplars there is nothing to go by, and one of sixteen names is right by chance.
+    """
+
+    @config_class
+    class Config(Benchmark.Config):
+        name: str = "scenes_names"
+        corpus: Corpus.Config = scene_names.corpus(Kind.QUESTIONS)
+        stop_strings: tuple[str, ...] = ("\n", ".", ",", "Question")
+        shots: tuple[int, ...] = (0, 2, 4, 8)
+        blank_shots: tuple[int, ...] = (8,)
+        num_examples: int | None = 400
+        num_few_shot_examples: int | None = 400
+
+    def columns(self, verdicts: Sequence[Verdict]) -> dict[str, np.ndarray]:
+        heard = [normalise(v.answer) in v.task.record["names"] for v in verdicts]
+        return super().columns(verdicts) | {"heard": np.array(heard, float)}
+
+    def _exemplars(self, shots: int, place: int) -> list[Document]:
+        source = self._queries.source
+        assert isinstance(source, SceneNamesSource), "the default of `corpus`"
+        records = source.exemplars(self._query_indices[place], shots)
+        return [question_document(record) for record in records]
 
 
 class ScenesCaption(Benchmark):

@@ -1,0 +1,108 @@
+"""Scenes whose shapes or colours have made-up names, which only the pictures before tell.
+
+A world gives a name to each of two shapes, or of two colours; the next world gives others. So a
+name cannot be learnt by heart: what a picture shows is called as the same was called in the
+pictures before it on the page. It is the fast binding of new words of Tsimpoukelli et al. (2021,
+arXiv 2106.13884), small enough for minutes of training.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from mm1_jax.batch import Record
+from mm1_jax.config import config_class
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.embedded import TO_DOCUMENT, Kind, page_record
+from mm1_jax.data.corpora.questions import question_prompt
+from mm1_jax.data.corpora.scenes import COLORS, SHAPES, Scene, ScenesSource
+
+# Words that mean nothing, of which no two begin alike.
+NAMES = (
+    *("blick", "dax", "fep", "gorp", "kiki", "lorp", "mib", "nulu", "pim", "rif", "sarn", "toma"),
+    *("vap", "wug", "yob", "zup"),
+)
+ASPECTS = ("shape", "color")
+# Pictures of a page.
+MIN_PICTURES, MAX_PICTURES = 4, 10
+
+
+@dataclass(frozen=True)
+class World:
+    """What is named, and the names of two of its values."""
+
+    aspect: str
+    names: dict[str, str]
+
+    @property
+    def question(self) -> str:
+        return f"what is this {self.aspect} called?"
+
+    def record(self, scene: Scene) -> dict[str, Any]:
+        """The question about a picture of one shape, with its answer."""
+        (shape,) = scene.shapes
+        value = shape.shape if self.aspect == "shape" else shape.color
+        return {"images": [scene.render], "question": self.question, "answer": self.names[value]}
+
+
+class SceneNamesSource(ScenesSource):
+    """Pages of a world, or questions of one world each, about scenes of one split."""
+
+    @config_class
+    class Config(ScenesSource.Config):
+        kind: Kind = Kind.INTERLEAVED
+
+    def __init__(self, cfg: Config, *, split: str):
+        super().__init__(cfg, split=split)
+        if cfg.kind not in (Kind.INTERLEAVED, Kind.QUESTIONS):
+            raise ValueError(f"source.kind={cfg.kind}: there are pages and questions of names")
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rng = self._rng(index)
+        world = _world(rng)
+        if self._config.kind is Kind.QUESTIONS:
+            return world.record(self._scene(rng, world, rng.choice(sorted(world.names)))) | {
+                "names": sorted(world.names.values())
+            }
+        records = self._records(rng, world, rng.randint(MIN_PICTURES, MAX_PICTURES))
+        answered = (f"{question_prompt(each['question'])} {each['answer']}" for each in records)
+        pairs = zip(records, answered, strict=True)
+        return page_record([part for each, text in pairs for part in (*each["images"], text)])
+
+    def exemplars(self, index: int, count: int) -> list[Record]:
+        """Questions of the world of a question, with their answers; both of its names if it can."""
+        world = _world(self._rng(index))
+        return self._records(self._rng(index, "exemplars", count), world, count)
+
+    def _rng(self, *parts: object) -> random.Random:
+        cfg = self._config
+        names = (cfg.kind.value, self.split, cfg.seed, *parts)
+        return random.Random("/".join(["scene_names", *map(str, names)]))
+
+    def _records(self, rng: random.Random, world: World, count: int) -> list[dict[str, Any]]:
+        values = sorted(world.names)
+        rng.shuffle(values)
+        # Each value once, and any then.
+        shown = (values + rng.choices(values, k=count))[:count]
+        rng.shuffle(shown)
+        return [world.record(self._scene(rng, world, value)) for value in shown]
+
+    def _scene(self, rng: random.Random, world: World, value: str) -> Scene:
+        return self._alike(rng, count=1, **{world.aspect: value})
+
+
+def corpus(kind: Kind, **source: Any) -> Corpus.Config:
+    """The corpus of a kind; `source` sets fields of `SceneNamesSource`."""
+    return Corpus.default_config().set(
+        name=f"scene_names_{kind.value}",
+        source=SceneNamesSource.default_config().set(kind=kind, **source),
+        to_document=TO_DOCUMENT[kind],
+    )
+
+
+def _world(rng: random.Random) -> World:
+    aspect = rng.choice(ASPECTS)
+    values = rng.sample(SHAPES if aspect == "shape" else sorted(COLORS), 2)
+    return World(aspect, dict(zip(values, rng.sample(NAMES, 2), strict=True)))
