@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,10 @@ from absl import logging
 # Where a heartbeat says that a process lives, the others wait this long for its word: a compilation
 # or the reading of lengths may hold it up.
 _PATIENCE_SECONDS = 1800.0
+
+# So much later than process 0 may others find what has ended it.
+_LINGER_SECONDS = 5.0
+_GRACE_SECONDS = 1.0
 
 _calls = itertools.count()
 
@@ -126,16 +131,33 @@ def together() -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """Ends a process of several at once, where it has failed.
+    """Ends a process of several, where it has failed.
 
-    The orderly way, which `sys.exit` takes, first waits for the others, and they for it.
+    The orderly way, which `sys.exit` takes, waits for all others. But with process 0 goes the
+    service that they talk through, and who loses it is aborted: where all fail for one reason, it
+    stays until the others have come to it, too.
     """
     if process_count() == 1:
         return
     logging.flush()
     sys.stdout.flush()
     sys.stderr.flush()
+    if is_first():
+        _see_off(time.monotonic() + _LINGER_SECONDS)
+    else:
+        post(f"left/{process_index()}", status)
     os._exit(status)
+
+
+def _see_off(deadline: float) -> None:
+    """Returns when all others have left, or at the deadline."""
+    for process in range(1, process_count()):
+        try:
+            _get(f"left/{process}", process, max(0.001, deadline - time.monotonic()))
+        except RuntimeError:
+            return
+    # They have said so, and are about to end.
+    time.sleep(_GRACE_SECONDS)
 
 
 def finish(status: int) -> None:

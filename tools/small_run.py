@@ -40,6 +40,7 @@ from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources import Source
 from mm1_jax.layers.module import Module, param
+from mm1_jax.train.anomalies import Anomalies
 from mm1_jax.train.checkpoint import Checkpointer
 from mm1_jax.train.trainer import Trainer
 
@@ -134,6 +135,15 @@ class TalkingCheckpointer(Checkpointer):
     def restore(self, *args: Any, **kwargs: Any) -> Any:
         print("restoring", flush=True)
         return super().restore(*args, **kwargs)
+
+
+class LateAnomalies(Anomalies):
+    """Processes other than 0 are later than it to find a loss that is not a number."""
+
+    def judge(self, record: Any) -> Any:
+        if not distributed.is_first() and not np.isfinite(record["loss"]):
+            time.sleep(1)
+        return super().judge(record)
 
 
 class FaultyInput:
@@ -239,6 +249,7 @@ def small_run() -> SmallRun.Config:
     )
     cfg.trainer.max_steps = 12
     cfg.trainer.optimizer.set(learning_rate=0.05, warmup_steps=2)
+    cfg.trainer.anomalies = LateAnomalies.default_config()
     cfg.trainer.checkpointer = TalkingCheckpointer.default_config().set(every_n_steps=2)
     return cfg
 
