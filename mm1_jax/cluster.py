@@ -131,11 +131,12 @@ def _from_slurm(env: Environment) -> Cluster | None:
     if any(name not in env for name in names):
         return None
     job, nodes, tasks, task = (env[name] for name in names)
+    source = "Slurm"
     return Cluster(
-        f"{first_node(nodes)}:{_job_port(_number(job, 'Slurm'))}",
-        _number(tasks, "Slurm"),
-        _number(task, "Slurm"),
-        "Slurm",
+        f"{first_node(nodes)}:{_job_port(_number(job, source))}",
+        _number(tasks, source),
+        _number(task, source),
+        source,
         # JAX itself would give the only task of a node one of its GPUs.
         _own_gpu(env.get("SLURM_LOCALID"), env.get("SLURM_STEP_TASKS_PER_NODE", tasks)),
     )
@@ -154,11 +155,12 @@ def _from_open_mpi(env: Environment) -> Cluster | None:
         )
     # Job numbers of Open MPI are multiples of so many.
     port = _job_port(int(found[1]) // _NUM_JOB_PORTS)
+    source = "Open MPI"
     return Cluster(
         f"{found[2] or found[3]}:{port}",
-        int(env["OMPI_COMM_WORLD_SIZE"]),
-        int(env["OMPI_COMM_WORLD_RANK"]),
-        "Open MPI",
+        _number(env["OMPI_COMM_WORLD_SIZE"], source),
+        _number(env["OMPI_COMM_WORLD_RANK"], source),
+        source,
         _own_gpu(env.get("OMPI_COMM_WORLD_LOCAL_RANK"), env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")),
     )
 
@@ -175,7 +177,8 @@ def _from_tpu_metadata(env: Environment) -> Cluster | None:
     # A list of hosts, or of name:id:address.
     workers = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
     stated = tpu_environment(_metadata("tpu-env") or "")
-    return _tpu_cluster(workers, int(number), stated.get, "the metadata of the TPU VM")
+    source = "the metadata of the TPU VM"
+    return _tpu_cluster(workers, _number(number, source), stated.get, source)
 
 
 def _tpu_cluster(
@@ -184,8 +187,8 @@ def _tpu_cluster(
     """That of one slice or several, each with as many workers."""
     first = (get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]).split(":")[0]
     num_slices, slice_id = (
-        int(get(f"MEGASCALE_{name}") or default)
-        for name, default in (("NUM_SLICES", 1), ("SLICE_ID", 0))
+        _number(get(f"MEGASCALE_{name}") or default, source)
+        for name, default in (("NUM_SLICES", "1"), ("SLICE_ID", "0"))
     )
     port = get("JAX_COORDINATOR_PORT") or _TPU_PORT
     return Cluster(

@@ -17,7 +17,6 @@ import numpy as np
 
 from mm1_jax.batch import Document, Example, Image, Text
 from mm1_jax.data.corpora.conversations import IMAGE
-from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodScorer, Request
@@ -104,15 +103,9 @@ class MM1ForLmmsEval(_Base):
             prompt,
             ChatTask.default_config().set(instruction="").instantiate(),
         )
-        transform, builder = self._input.image_transform, self._input.example_builder
+        transform = self._input.image_transform
         self._image_size = 1 if transform is None else transform.image_size
-        # The limits of a row of training are not those of a prompt.
-        self._builder = ExampleBuilder(
-            self._input.tokenizer,
-            num_image_tokens=builder.num_image_tokens,
-            max_sequence_length=2**31,
-            max_images=2**31 if builder.num_image_tokens else 0,
-        )
+        self._builder = self._input.example_builder.without_limits()
         self._warned = False
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

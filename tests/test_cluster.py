@@ -120,3 +120,6 @@ def test_a_number_that_is_none_is_named():
     env = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}
     with pytest.raises(ValueError, match=r"'two' \(JAX_\* in the environment\)"):
         find_cluster(environment=env)
+    env = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "x"}
+    with pytest.raises(ValueError, match=r"'x' \(TPU_\* in the environment\)"):
+        find_cluster(environment=env)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_model import drawn_model
 from flax import nnx
 
 from mm1_jax.batch import Batch
@@ -180,12 +181,7 @@ def tiny(moe: bool, dtype: str = "float32") -> MM1:
         image_token=IMAGE,
         dtype=dtype,
     )
-    model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=jax.random.key(0))))
-    graphdef, shapes = nnx.split(model, nnx.Param)
-    rng = np.random.default_rng(0)
-    return nnx.merge(
-        graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), shapes)
-    )
+    return drawn_model(cfg)
 
 
 def shown(*text: int) -> list[int]:

@@ -27,10 +27,12 @@ ALLOWED = {
     "rendezvous": {"cluster"},
     "distributed": set(),
     "chips": set(),
+    "host_memory": set(),
     "supervisor": set(),
     "train": {
         *(
             "chips",
+            "host_memory",
             "distributed",
             "config",
             "files",
@@ -44,7 +46,7 @@ ALLOWED = {
     },
     "weights_folder": set(),
     "interop": {
-        *("config", "files", "batch", "layers", "models", "weights_folder"),
+        *("config", "files", "batch", "layers", "models", "weights_folder", "host_memory"),
         *("data.tokenizer", "data.hf_tokenizer"),
     },
     "named_configs": {"config"},

@@ -227,7 +227,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # XLA has a thread for each core that the process may run on.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     try:
         import torch
         import transformers

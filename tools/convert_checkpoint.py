@@ -9,7 +9,6 @@ where they differ.
 
 import argparse
 import os
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ export writes a folder for transformers, by --format:
 Where torch and transformers are installed (pip install 'mm1_jax[hf]'), logits of random tokens and
 images are compared in float32; they may differ by 2e-5 of the largest. That takes at most
 --comparison_memory: of a larger decoder the first layers are compared, and of other larger models
-it is said that they were not. The conversion itself takes twice the largest tensor and some 600 MB.
+it is said that they were not. The conversion itself takes twice the largest tensor and some 800 MB.
 
 examples:
   python tools/convert_checkpoint.py import --source=DFN5B-CLIP-ViT-H-14-378 \\
@@ -295,8 +294,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.monotonic() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{seconds:.0f} s; {peak / _GIB:.2f} GiB of memory at most, checks included")
+    from mm1_jax.host_memory import peak_bytes
+
+    print(f"{seconds:.0f} s; {peak_bytes() / _GIB:.2f} GiB of memory at most, checks included")
     return 0
 
 

@@ -337,10 +337,10 @@ def verified(folder: Path) -> int:
     return DAMAGED if damaged else 0
 
 
-def lengths(args: argparse.Namespace) -> list[str]:
-    """Makes the tables that a config needs of the converted folder; what is in them."""
+def lengths_input(args: argparse.Namespace) -> Any:
+    """The input of --lengths_for. Raises ValueError where it does not read --output."""
     # Not by every process that converts.
-    from mm1_jax.data.input import lengths_of_folder
+    from mm1_jax.data.input import corpora_of_folder
 
     data_dir = args.data_dir or str(args.output.absolute().parent)
     named = find_named_config(args.lengths_for, args.module)
@@ -349,16 +349,20 @@ def lengths(args: argparse.Namespace) -> list[str]:
         "input.data_dir": data_dir,
         "input.num_workers": str(args.num_workers),
     }
-    cfg = Launch(named.name, named.module, overrides).resolved_config().input
-    lines = []
-    for name, table in lengths_of_folder(cfg, args.output, "train").items():
-        tokens, images = table.means if table.num_usable else (0, 0)
-        lines.append(
-            f"{name} of {args.lengths_for}: {table.num_usable} examples to train on, of "
-            f"{tokens:.1f} positions and {images:.1f} images; {len(table.unusable)} unusable"
-        )
-    lengths_of_folder(cfg, args.output, "test")
-    return lines
+    try:
+        cfg = Launch(named.name, named.module, overrides).resolved_config().input
+        corpora_of_folder(cfg, args.output, "train")
+    except ValueError as error:
+        raise ValueError(f"--lengths_for={args.lengths_for}: {error}") from error
+    return cfg
+
+
+def lengths(cfg: Any, folder: Path) -> list[str]:
+    """Makes the tables of a converted folder; what is in those to train on."""
+    from mm1_jax.data.input import lengths_of_folder
+
+    tables = {split: lengths_of_folder(cfg, folder, split) for split in ("train", "test")}
+    return [f"{name}, examples to train on: {x.describe()}" for name, x in tables["train"].items()]
 
 
 def conversion(args: argparse.Namespace) -> Conversion:
@@ -386,6 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.verify:
             return verified(args.output)
+        # Before anything is converted: what is wrong with the command comes out at once.
+        cfg = None if args.lengths_for is None else lengths_input(args)
         is_beam = args.runner == "beam"
         runner = beam_runner(shlex.split(args.beam_args)) if is_beam else Workers(args.num_workers)
         was_done = (args.output / MANIFEST).exists()
@@ -406,9 +412,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if was_done:
         print("This was converted before; nothing is left to do.")
     print(summary(args.output, manifest))
-    if args.lengths_for is not None:
+    if cfg is not None:
         try:
-            print("\n".join(lengths(args)))
+            print("\n".join(lengths(cfg, args.output)))
         except (ValueError, OSError) as error:
             print(f"error: --lengths_for={args.lengths_for}: {error}", file=sys.stderr)
             return USER_ERROR

@@ -12,6 +12,8 @@ input is an image token. A document that is too long is cut at a token, never in
 then has no end-of-sequence token, because it does not end there; nor has a part that goes on.
 """
 
+import sys
+
 import numpy as np
 
 from mm1_jax.batch import Document, Example, Image
@@ -50,6 +52,15 @@ class ExampleBuilder:
         self.max_images = max_images
         # How many of the documents that `lengths` has seen are cut.
         self.num_truncated = 0
+
+    def without_limits(self) -> "ExampleBuilder":
+        """One for prompts, which may be longer than a row of training, and show more images."""
+        return ExampleBuilder(
+            self.tokenizer,
+            num_image_tokens=self.num_image_tokens,
+            max_sequence_length=sys.maxsize,
+            max_images=sys.maxsize if self.num_image_tokens else 0,
+        )
 
     def example(self, document: Document) -> Example:
         """The example to train on."""

@@ -321,12 +321,12 @@ class Input(Configurable):
             for share in stream.corpora:
                 lines.append(
                     f"    {share.name}: {share.weight / examples:.1%} of the examples, "
-                    + self._describe_lengths(self.lengths[share.corpus])
+                    + self.lengths[share.corpus].describe()
                 )
             for share in stream.fillers:
                 lines.append(
                     f"    {share.name}: fills what is left of the rows, "
-                    + self._describe_lengths(self.lengths[share.corpus])
+                    + self.lengths[share.corpus].describe()
                 )
         names = [stream.name for stream in streams]
         for first, weights in self.packing.turns.stages[1:]:
@@ -365,15 +365,6 @@ class Input(Configurable):
             limit=self.max_bad_fraction,
         )
         return lengths
-
-    def _describe_lengths(self, lengths: Lengths) -> str:
-        tokens, images = lengths.means
-        text = f"{lengths.num_usable:,} documents of {tokens:.1f} positions and {images:.1f} images"
-        if lengths.num_truncated:
-            text += f", {lengths.num_truncated:,} cut to fit a row"
-        if lengths.unusable:
-            text += f", {len(lengths.unusable):,} unusable"
-        return text
 
 
 class InputIterator(Iterator[Batch]):
@@ -634,28 +625,27 @@ def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, 
     Raises:
         ValueError: No corpus of the input reads it, or there is no tokenizer.
     """
-    reading = [
-        corpus
-        for corpus in used_corpora(cfg)
-        if issubclass(corpus.source.klass, ArrayRecordSource)
-        and source_folder(corpus.source, split).resolve() == folder.resolve()
-    ]
-    if not reading:
-        folders = {
-            str(source_folder(corpus.source, split))
-            for corpus in used_corpora(cfg)
-            if issubclass(corpus.source.klass, ArrayRecordSource)
-        }
-        raise ValueError(
-            f"no corpus of the config reads {folder}; it reads {', '.join(sorted(folders))}"
-        )
     builder = _example_builder(cfg, cfg.tokenizer.instantiate())
     return {
         corpus.name: corpus_lengths(
             corpus.instantiate(split=split), builder, num_workers=cfg.num_workers
         )
-        for corpus in reading
+        for corpus in corpora_of_folder(cfg, folder, split)
     }
+
+
+def corpora_of_folder(cfg: Input.Config, folder: Path, split: str) -> list[Corpus.Config]:
+    """Those of an input that read a folder of records; raises ValueError where there is none."""
+    folders = [
+        (source_folder(corpus.source, split), corpus)
+        for corpus in used_corpora(cfg)
+        if issubclass(corpus.source.klass, ArrayRecordSource)
+    ]
+    reading = [corpus for path, corpus in folders if path.resolve() == folder.resolve()]
+    if not reading:
+        others = sorted({str(path) for path, _ in folders})
+        raise ValueError(f"no corpus of the config reads {folder}; it reads {', '.join(others)}")
+    return reading
 
 
 def _example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:

@@ -100,6 +100,16 @@ class Lengths:
             total += rows.sum(axis=0, dtype=np.int64)
         return int(total[0]) / self.num_usable, int(total[1]) / self.num_usable
 
+    def describe(self) -> str:
+        """What the examples are, for people to read."""
+        tokens, images = self.means if self.num_usable else (0.0, 0.0)
+        text = f"{self.num_usable:,} documents of {tokens:.1f} positions and {images:.1f} images"
+        if self.num_truncated:
+            text += f", {self.num_truncated:,} cut to fit a row"
+        if self.unusable:
+            text += f", {len(self.unusable):,} unusable"
+        return text
+
     @functools.cached_property
     def digest(self) -> str:
         """Tells another table: of lengths, and of what each example is made of."""

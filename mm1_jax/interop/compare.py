@@ -6,7 +6,6 @@ does not fit into memory twice, nothing is compared here, and the conversion say
 
 import importlib
 import importlib.util
-import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.host_memory import available_bytes
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
@@ -251,21 +251,6 @@ def decoder_logits(decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, 
 
     with jax.default_matmul_precision("highest"):
         return run(decoder, tokens)
-
-
-def available_bytes() -> int | None:
-    """Memory that a process can get without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    fields = dict(line.split(":") for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024
-
-
-def peak_bytes() -> int:
-    """The most memory that this process had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def too_large(num_parameters: int, max_bytes: int = DEFAULT_BYTES) -> str | None:

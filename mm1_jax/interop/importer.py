@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm1_jax.files import whole_folder
+from mm1_jax.host_memory import peak_bytes
 from mm1_jax.interop import compare, vision
 from mm1_jax.interop.aside import Aside, keep_aside
 from mm1_jax.interop.compare import Comparison
@@ -124,18 +125,18 @@ def import_checkpoint(
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)
         describe(folder, description)
-        peaks["written"] = compare.peak_bytes()
+        peaks["written"] = peak_bytes()
         stored = StoredParams(folder)
         wrong = differences(table.entries, tensors, stored.read)
         if wrong := [*wrong, *unequal_tensors(others, tensors, Aside(folder))]:
             raise ValueError(f"{source}: {', '.join(wrong)} came back changed; is the disk full?")
-        peaks["read back"] = compare.peak_bytes()
+        peaks["read back"] = peak_bytes()
         comparison, reason = None, "it was not asked for"
         if not skip_comparison:
             comparison, reason = compare_with_source(
                 table, stored, config, source, comparison_bytes
             )
-        peaks["compared"] = compare.peak_bytes()
+        peaks["compared"] = peak_bytes()
         if comparison is not None and not comparison.is_good:
             raise ValueError(f"{source}: the conversion is wrong. {comparison}")
         checks = "every tensor read back bit for bit; "

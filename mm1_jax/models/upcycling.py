@@ -58,16 +58,19 @@ class DenseParameter(NamedTuple):
     has_experts: bool
 
     def read(
-        self, read: Callable[..., np.ndarray], shape: tuple[int, ...], index: tuple[slice, ...]
+        self,
+        read: Callable[[tuple[Any, ...]], np.ndarray],
+        shape: tuple[int, ...],
+        index: tuple[slice, ...],
     ) -> np.ndarray:
         """The values at `index` of the sparse parameter, of which no other is read.
 
         Args:
-            read: (path, index) -> values of the dense model.
+            read: Gives the values of the dense parameter at an index.
             shape: Of the sparse parameter.
         """
         if not self.group_size:
-            return read(self.path, index)
+            return read(index)
         ranges = [range(*each.indices(size)) for each, size in zip(index, shape, strict=True)]
         size, num_leading = self.group_size, 1
         if size == 1:
@@ -78,7 +81,7 @@ class DenseParameter(NamedTuple):
             num_leading = 2
             layers = [group * size + place for group in ranges[0] for place in ranges[1]]
         inner = index[num_leading + self.has_experts :]
-        values = np.stack([read(self.path, (layer, *inner)) for layer in layers])
+        values = np.stack([read((layer, *inner)) for layer in layers])
         values = values.reshape(*map(len, ranges[:num_leading]), *values.shape[1:])
         if not self.has_experts:
             return values

@@ -157,7 +157,10 @@ def _loaded(
         resized: Those that are positions of another grid.
     """
     result = {
-        path: _made(params[path], functools.partial(_copied, stored, names[path], each))
+        path: _made(
+            params[path],
+            functools.partial(each.read, functools.partial(stored.read, names[path])),
+        )
         for path, each in dense.items()
     }
     for path in resized:
@@ -180,16 +183,6 @@ def _made(
     return jax.make_array_from_callback(
         shape, like.sharding, lambda index: np.asarray(values(shape, index), like.dtype)
     )
-
-
-def _copied(
-    stored: StoredParams,
-    name: str,
-    place: DenseParameter,
-    shape: tuple[int, ...],
-    index: tuple[slice, ...],
-) -> np.ndarray:
-    return place.read(lambda _, inner: stored.read(name, inner), shape, index)
 
 
 def _are_grids(*shapes: tuple[int, ...]) -> bool:

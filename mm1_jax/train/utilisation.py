@@ -1,16 +1,12 @@
 """How much of the devices a step uses: model FLOPs utilisation, and memory."""
 
-import resource
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from mm1_jax.chips import CHIPS
+from mm1_jax.host_memory import peak_bytes
 from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.parallelism import device_kind
-
-# Of ru_maxrss.
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Utilisation:
@@ -42,7 +38,7 @@ class Utilisation:
 
         The peaks are of the whole process.
         """
-        values = {"host_memory_peak_bytes": _resident_bytes()}
+        values = {"host_memory_peak_bytes": float(peak_bytes())}
         stats = [each.memory_stats() or {} for each in self._local]
         for name in ("bytes_in_use", "peak_bytes_in_use"):
             known = [each[name] for each in stats if name in each]
@@ -53,7 +49,3 @@ class Utilisation:
 
 def _own_process(device: Any) -> int:
     return device.client.process_index()
-
-
-def _resident_bytes() -> float:
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_UNIT

@@ -1,16 +1,14 @@
 """Whole runs of the launcher, as processes of their own: stopped, killed, resumed, sharded."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
+import launches
 import pytest
+from launches import finish, wait_for_step
 
-ROOT = Path(__file__).parent.parent.parent
 MAX_STEPS = 30
 
 # The real experiments with less of everything.
@@ -50,31 +48,9 @@ def workspace(tmp_path_factory) -> Path:
 def start(
     workspace: Path, folder: str, *arguments: str, config="mm1_tiny", devices=1, cache="cache"
 ) -> subprocess.Popen:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        # Runs that share a cache share the compiled programs, which saves time.
-        "JAX_COMPILATION_CACHE_DIR": str(workspace / cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mm1_jax.launch", f"--config={config}"),
-            f"--output_dir={workspace / folder}",
-            *(SMALL + list(arguments)),
-        ],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == status, output
-    return output
+    options = [f"--config={config}", f"--output_dir={workspace / folder}", *SMALL, *arguments]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return launches.start(options, workspace / cache, XLA_FLAGS=flags)
 
 
 def records(folder: Path) -> list[dict]:
@@ -85,13 +61,6 @@ def losses(folder: Path) -> list[float]:
     steps = records(folder)
     assert [record["step"] for record in steps] == list(range(1, MAX_STEPS + 1))
     return [record["loss"] for record in steps]
-
-
-def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
-    path = folder / "metrics.jsonl"
-    while not path.exists() or path.read_text().count("\n") < step:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

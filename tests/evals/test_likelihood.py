@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from drawn_model import drawn_model
 from flax import nnx
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,15 +54,6 @@ def values(found: Iterable) -> list[float]:
     return [one.log_probability for one in found]
 
 
-def drawn(cfg, seed: int = 0) -> nnx.Module:
-    model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=jax.random.key(0))))
-    graphdef, shapes = nnx.split(model, nnx.Param)
-    rng = np.random.default_rng(seed)
-    return nnx.merge(
-        graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), shapes)
-    )
-
-
 @functools.cache
 def tiny(shows_images: bool, moe: bool = False) -> MM1:
     decoder = Decoder.default_config().set(
@@ -76,7 +68,7 @@ def tiny(shows_images: bool, moe: bool = False) -> MM1:
         image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
     )
     connector = AveragePooling.default_config().set(num_image_tokens=NUM_IMAGE_TOKENS)
-    return drawn(
+    return drawn_model(
         MM1.default_config().set(
             vision_encoder=encoder if shows_images else None,
             connector=connector if shows_images else None,

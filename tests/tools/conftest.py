@@ -5,8 +5,8 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from drawn_model import drawn_params
 from flax import nnx
 
 from mm1_jax.data.corpora import digits
@@ -49,10 +49,7 @@ def experiment() -> Experiment.Config:
 def parameters(model: MM1.Config, seed: int):
     abstract = nnx.eval_shape(lambda: model.instantiate(rngs=nnx.Rngs(params=jax.random.key(0))))
     graphdef, shapes = nnx.split(abstract, nnx.Param)
-    rng = np.random.default_rng(seed)
-    return graphdef, jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), nnx.to_pure_dict(shapes)
-    )
+    return graphdef, drawn_params(nnx.to_pure_dict(shapes), seed)
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,8 @@ def test_a_folder_that_the_config_does_not_read(tmp_path, capsys, own_module):
     fields = "--config.input.tokenizer.num_pieces=704"
     assert run(*command, "--module", own_module, "--lengths_for=books", fields) == 2
     assert "no corpus of the config reads" in capsys.readouterr().err
+    # It was not converted first.
+    assert not (tmp_path / "data" / "poems").exists()
 
 
 def test_verify_finds_a_shard_that_was_changed(captions, tmp_path, capsys):

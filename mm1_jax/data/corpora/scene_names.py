@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.config import config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import TO_DOCUMENT, Kind, page_record
 from mm1_jax.data.corpora.questions import question_prompt
@@ -48,11 +47,7 @@ class World:
 class SceneNamesSource(ScenesSource):
     """Pages of a world, or questions of one world each, about scenes of one split."""
 
-    @config_class
-    class Config(ScenesSource.Config):
-        kind: Kind = Kind.INTERLEAVED
-
-    def __init__(self, cfg: Config, *, split: str):
+    def __init__(self, cfg: ScenesSource.Config, *, split: str):
         super().__init__(cfg, split=split)
         if cfg.kind not in (Kind.INTERLEAVED, Kind.QUESTIONS):
             raise ValueError(f"source.kind={cfg.kind}: there are pages and questions of names")

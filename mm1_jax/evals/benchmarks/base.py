@@ -6,7 +6,6 @@ a function of the config alone.
 
 import contextlib
 import functools
-import sys
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from absl import logging
 from mm1_jax.batch import Batch, Document, Example, Image, Record
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
@@ -172,11 +170,11 @@ class Benchmark(Evaluator):
         self._image_transform: ImageTransform | None = input.image_transform
         # A batch for a model that reads none has slots all the same.
         self._image_size = 1 if input.image_transform is None else input.image_transform.image_size
-        self._num_image_tokens = input.example_builder.num_image_tokens
+        self._builder = input.example_builder.without_limits()
         self._max_sequence_length = input.example_builder.max_sequence_length
         self._queries: Corpus = cfg.corpus.instantiate(split="test")
         self._support: Corpus = cfg.corpus.instantiate(split=cfg.exemplar_split)
-        self._similar = None if cfg.exemplars is None else cfg.exemplars.instantiate()
+        self._similar = self._similar_exemplars(cfg)
         self._features: _PreparedFeatures | None = None
         self._check_records()
 
@@ -213,8 +211,32 @@ class Benchmark(Evaluator):
         self.prepare(model, shots)
         tasks = self.tasks(shots)
         self.check(tasks)
-        shape, longest = self._shape(tasks)
         asked = [i for i, place in enumerate(tasks.places) if log.get(self.key(place)) is None]
+        remarks = self._ask(model, shots, tasks, asked, blank, log, progress)
+        answers = []
+        for place in tasks.places:
+            answer = log.get(self.key(place))
+            assert answer is not None, self.key(place)
+            answers.append(answer)
+        verdicts = [
+            self._verdict(self._task(0, place), answer.text)
+            for place, answer in zip(tasks.places, answers, strict=True)
+        ]
+        remarks |= self._remarks(shots, verdicts, answers)
+        return Judgement(verdicts, self.score(verdicts) | remarks)
+
+    def _ask(
+        self,
+        model: MM1,
+        shots: int,
+        tasks: Tasks,
+        asked: Sequence[int],
+        blank: bool,
+        log: AnswerLog,
+        progress: Callable[[], object] | None,
+    ) -> dict[str, float]:
+        """Logs the answers to the `asked` of the tasks; what there is to know of the prompts."""
+        shape, longest = self._shape(tasks)
         waiting: tuple[list[Task], list[tuple[str, ...]], object] | None = None
         # A batch is made while the one before it is on the device.
         for start in range(0, len(asked), self.config.batch_size):
@@ -233,14 +255,7 @@ class Benchmark(Evaluator):
             waiting = part, reasons, tokens
         if waiting is not None:
             self._take(*waiting, log, progress)
-        verdicts, bad_images = [], []
-        for place in tasks.places:
-            answer = log.get(self.key(place))
-            assert answer is not None, self.key(place)
-            bad_images += answer.undecodable
-            verdicts.append(self._verdict(self._task(0, place), answer.text))
-        remarks = self._remarks(shots, longest, bad_images)
-        return Judgement(verdicts, self.score(verdicts) | remarks)
+        return self._beyond_training(shots, longest)
 
     def prepare(
         self,
@@ -405,6 +420,18 @@ class Benchmark(Evaluator):
         )
         return Task(record, document, tuple(exemplars), prompt, self.key(place))
 
+    def _similar_exemplars(self, cfg: Config) -> SimilarExemplars | None:
+        """What chooses exemplars; None where they are random."""
+        if cfg.exemplars is None:
+            return None
+        compares_pictures = cfg.exemplars.features_file is None and not cfg.exemplars.text_weight
+        if compares_pictures and not self.shows_images:
+            raise ValueError(
+                f"{cfg.name}: exemplars are to be those with similar pictures, and the benchmark "
+                "shows none; set exemplars.text_weight=1 or a features_file, or exemplars=None"
+            )
+        return cfg.exemplars.instantiate()
+
     def _exemplars(self, shots: int, place: int) -> list[Document]:
         """The solved tasks before the query at a place, in order."""
         drawn = self._exemplar_places(shots, place)
@@ -458,14 +485,7 @@ class Benchmark(Evaluator):
         return Verdict(task, answer, reference(task.document), self.judge(task, answer))
 
     def _example(self, task: Task) -> Example:
-        # A builder of its own: the limits of a row of training are not those of a prompt.
-        builder = ExampleBuilder(
-            self._tokenizer,
-            num_image_tokens=self._num_image_tokens,
-            max_sequence_length=sys.maxsize,
-            max_images=sys.maxsize if self._num_image_tokens else 0,
-        )
-        return builder.prompt(task.prompt)
+        return self._builder.prompt(task.prompt)
 
     def _shape(self, tasks: Tasks) -> tuple[RowShape, int]:
         """The one shape of all batches, so that one program serves them; the longest prompt."""
@@ -500,28 +520,36 @@ class Benchmark(Evaluator):
         ]
         return batch, reasons
 
-    def _remarks(self, shots: int, longest: int, bad_images: Sequence[str]) -> dict[str, float]:
-        remarks = {}
-        name, limit = f"{self.config.name} with {shots} shots", self._max_sequence_length
-        longest += self.config.max_new_tokens
-        if longest > limit:
-            logging.warning(
-                "%s: prompt and answer take up to %d positions, and the rows of training, "
-                "input.max_sequence_length, had %d",
-                name,
-                longest,
-                limit,
-            )
-            remarks["positions_beyond_training"] = float(longest - limit)
-        if bad_images:
-            logging.warning(
-                "%s: %d pictures cannot be decoded and were not shown; the first: %s",
-                name,
-                len(bad_images),
-                bad_images[0],
-            )
-            remarks["undecodable_images"] = float(len(bad_images))
-        return remarks
+    def _beyond_training(self, shots: int, longest: int) -> dict[str, float]:
+        """Of the longest prompt."""
+        longest, limit = longest + self.config.max_new_tokens, self._max_sequence_length
+        if longest <= limit:
+            return {}
+        logging.warning(
+            "%s with %d shots: prompt and answer take up to %d positions, and the rows of "
+            "training, input.max_sequence_length, had %d",
+            self.config.name,
+            shots,
+            longest,
+            limit,
+        )
+        return {"positions_beyond_training": float(longest - limit)}
+
+    def _remarks(
+        self, shots: int, verdicts: Sequence[Verdict], answers: Sequence[Answer]
+    ) -> dict[str, float]:
+        """What there is to know of the answers, beside scores."""
+        bad_images = [reason for answer in answers for reason in answer.undecodable]
+        if not bad_images:
+            return {}
+        logging.warning(
+            "%s with %d shots: %d pictures cannot be decoded and were not shown; the first: %s",
+            self.config.name,
+            shots,
+            len(bad_images),
+            bad_images[0],
+        )
+        return {"undecodable_images": float(len(bad_images))}
 
     def cases(self, verdicts: Sequence[Verdict], count: int) -> tuple[list[Case], list[Case]]:
         """The best and the worst answers, at most `count` each, for people to look at."""

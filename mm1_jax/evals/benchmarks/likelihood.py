@@ -23,7 +23,7 @@ from absl import logging
 from mm1_jax.config import config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.evals.answer_log import Answer, AnswerLog
-from mm1_jax.evals.benchmarks.base import Judgement, Task, Verdict
+from mm1_jax.evals.benchmarks.base import Task, Tasks, Verdict
 from mm1_jax.evals.benchmarks.published import (
     HINT,
     AnnotationSource,
@@ -184,28 +184,24 @@ class LikelihoodBenchmark(PublishedBenchmark):
         best = int(np.argmax([one.log_probability for one in likelihoods]))
         return best == task.record["label"] if self.has_reference(task) else None
 
-    def run_shots(
+    def _ask(
         self,
         model: MM1,
         shots: int,
-        *,
-        blank: bool = False,
-        log: AnswerLog | None = None,
-        progress: Callable[[], object] | None = None,
-    ) -> Judgement:
-        """Scores all tasks with so many exemplars; there is no picture to be blanked."""
+        tasks: Tasks,
+        asked: Sequence[int],
+        blank: bool,
+        log: AnswerLog,
+        progress: Callable[[], object] | None,
+    ) -> dict[str, float]:
+        """Logs the likelihoods of what could be said; there is no picture to be blanked."""
         cfg = self.config
-        log = AnswerLog() if log is None else log
-        self.prepare(model, shots)
-        tasks = self.tasks(shots)
-        self.check(tasks)
         scorer = LikelihoodScorer(
             self._tokenizer,
             image_size=self._image_size,
             max_length=cfg.max_length or self._max_sequence_length,
             batch_size=cfg.batch_size,
         )
-        asked = [i for i, place in enumerate(tasks.places) if log.get(self.key(place)) is None]
         window = _BATCHES_AT_ONCE * cfg.batch_size
         for start in range(0, len(asked), window):
             part = [tasks[i] for i in asked[start : start + window]]
@@ -215,12 +211,7 @@ class LikelihoodBenchmark(PublishedBenchmark):
                 self._log(task, [next(found) for _ in own], log)
                 if progress is not None:
                     progress()
-        verdicts = []
-        for place in tasks.places:
-            answer = log.get(self.key(place))
-            assert answer is not None, self.key(place)
-            verdicts.append(self._likelihood_verdict(self._task(0, place), _loads(answer.text)))
-        return Judgement(verdicts, self.score(verdicts) | self._cut_prompts(verdicts, shots))
+        return {}
 
     def describe(self) -> str:
         cfg = self.config
@@ -258,9 +249,8 @@ class LikelihoodBenchmark(PublishedBenchmark):
             correct=self.is_right(task, likelihoods),
         )
 
-    def _likelihood_verdict(
-        self, task: Task, likelihoods: Sequence[Likelihood]
-    ) -> LikelihoodVerdict:
+    def _verdict(self, task: Task, answer: str) -> LikelihoodVerdict:
+        likelihoods = [Likelihood(**fields) for fields in json.loads(answer)]
         return LikelihoodVerdict(
             task,
             self.choose(task, likelihoods),
@@ -269,7 +259,9 @@ class LikelihoodBenchmark(PublishedBenchmark):
             likelihoods=tuple(likelihoods),
         )
 
-    def _cut_prompts(self, verdicts: Sequence[Verdict], shots: int) -> dict[str, float]:
+    def _remarks(
+        self, shots: int, verdicts: Sequence[Verdict], answers: Sequence[Answer]
+    ) -> dict[str, float]:
         num_cut = sum(any(one.num_cut for one in self.likelihoods(verdict)) for verdict in verdicts)
         if not num_cut:
             return {}
@@ -302,7 +294,3 @@ class OptionBenchmark(LikelihoodBenchmark):
             "acc_norm": correct(len),
             "acc_bytes": correct(lambda option: len(option.encode("utf-8", "replace"))),
         }
-
-
-def _loads(text: str) -> list[Likelihood]:
-    return [Likelihood(**fields) for fields in json.loads(text)]

@@ -66,6 +66,15 @@ class SceneNames(Benchmark):
         heard = [normalise(v.answer) in v.task.record["names"] for v in verdicts]
         return super().columns(verdicts) | {"heard": np.array(heard, float)}
 
+    def _similar_exemplars(self, cfg: Config) -> None:
+        if cfg.exemplars is not None:
+            raise ValueError(
+                f"{cfg.name}: exemplars are of the query's world; leave exemplars=None"
+            )
+
+    def _describe_exemplars(self) -> str:
+        return "exemplars of the query's world, both of its names among them"
+
     def _exemplars(self, shots: int, place: int) -> list[Document]:
         source = self._queries.source
         assert isinstance(source, SceneNamesSource), "the default of `corpus`"

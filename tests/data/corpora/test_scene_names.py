@@ -5,6 +5,7 @@ from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.scene_names import ASPECTS, NAMES, SceneNamesSource
 from mm1_jax.evals.benchmarks.scenes import SceneNames
 from mm1_jax.evals.evaluator import PromptInput
+from mm1_jax.evals.exemplars import SimilarExemplars
 from mm1_jax.evals.prompts import reference
 
 
@@ -75,3 +76,7 @@ def test_the_benchmark_shows_exemplars_of_the_querys_world():
         assert len(task.prompt.images) == 5
         assert sorted(names) == task.record["names"]
         assert reference(task.document) in names
+    assert "exemplars of the query's world" in benchmark.describe()
+    similar = SceneNames.default_config().set(exemplars=SimilarExemplars.default_config())
+    with pytest.raises(ValueError, match="leave exemplars=None"):
+        similar.instantiate(input=PromptInput.of(cfg.input))

@@ -7,9 +7,9 @@ may win. Such places are allowed, if their gap is below `NEAR`, and are listed.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_model import drawn_model
 from flax import nnx
 
 from mm1_jax.evals.answer_log import AnswerLog
@@ -81,13 +81,7 @@ def model(input) -> MM1:
         ),
         image_token=input.tokenizer.image_token,
     )
-    graphdef, shapes = nnx.split(
-        nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0))), nnx.Param
-    )
-    rng = np.random.default_rng(0)
-    return nnx.merge(
-        graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), shapes)
-    )
+    return drawn_model(cfg)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from mm1_jax.evals.benchmarks.hellaswag import plain_words
 from mm1_jax.evals.benchmarks.registry import TEXT_CORE
 from mm1_jax.evals.benchmarks.webqs import without_longer
 from mm1_jax.evals.evaluator import PromptInput
+from mm1_jax.evals.exemplars import SimilarExemplars
 from mm1_jax.evals.likelihood import Likelihood
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
@@ -420,6 +421,10 @@ def test_a_model_without_pictures_is_asked_text_and_nothing_that_shows_images(te
     with pytest.raises(ValueError, match="digits_vqa.*shows images"):
         DigitsVQA.default_config().instantiate(input=text_input)
     assert build("piqa", text_dir, text_input).tasks(0)[0].prompt.images == ()
+    similar = SimilarExemplars.default_config()
+    with pytest.raises(ValueError, match="similar pictures, and the benchmark shows none"):
+        build("piqa", text_dir, text_input, exemplars=similar)
+    build("piqa", text_dir, text_input, exemplars=similar.set(text_weight=1.0))
 
 
 def test_a_model_of_text_is_scored_and_all_metrics_are_there(text_dir, text_input):

@@ -1,0 +1,23 @@
+"""Memory of this machine and process, in bytes."""
+
+import resource
+import sys
+from pathlib import Path
+
+# Of ru_maxrss.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def available_bytes() -> int | None:
+    """What a process can get without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":") for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def peak_bytes() -> int:
+    """The most that this process had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
