@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         help='where compiled programs are kept; "" for nowhere (default: in ~/.cache/mm1_jax, or '
         "what JAX_COMPILATION_CACHE_DIR says)",
     )
-    _add_cluster_options(parser)
+    add_cluster_options(parser)
     parser.add_argument(
         "--verbosity",
         metavar="N",
@@ -164,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which processes work together, for `chosen_cluster` and `join`."""
     group = parser.add_argument_group("many processes")
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num_processes", metavar="N", type=int, help="1: on its own, anywhere")
@@ -183,6 +184,23 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
         default=30,
         help="after which a silent process counts as dead, which ends the others (default: 30)",
     )
+
+
+def chosen_cluster(options: argparse.Namespace) -> Cluster | None:
+    """The processes that options or environment tell of; None where this one is on its own."""
+    return find_cluster(options.coordinator_address, options.num_processes, options.process_id)
+
+
+def join(cluster: Cluster, options: argparse.Namespace) -> Any:
+    """Waits for the others, and becomes one of them; `mm1_jax.distributed`, to speak with them."""
+    meet(cluster, options.initialization_timeout)
+    distributed = importlib.import_module("mm1_jax.distributed")
+    distributed.initialize(
+        cluster,
+        initialization_timeout=options.initialization_timeout,
+        heartbeat_timeout=options.heartbeat_timeout,
+    )
+    return distributed
 
 
 def list_configs(module: str | None) -> str:
@@ -218,9 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(cfg.debug_string())
             return 0
-        cluster = find_cluster(
-            options.coordinator_address, options.num_processes, options.process_id
-        )
+        cluster = chosen_cluster(options)
         folder = RunFolder(options.output_dir or Path("runs") / options.config)
         _run(launch, cfg, folder, cluster, options)
     # FloatingPointError is a loss that is not finite.
@@ -228,19 +244,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.debug("Traceback of the error below:", exc_info=True)
         process = "" if cluster is None else f" (process {cluster.process_id})"
         print(f"error{process}: {error}", file=sys.stderr)
-        _leave(cluster, USER_ERROR)
+        leave(cluster, USER_ERROR)
         return USER_ERROR
     except Exception:
         if cluster is None:
             raise
         traceback.print_exc()
-        _leave(cluster, 1)
+        leave(cluster, 1)
     except SystemExit as error:
-        _leave(cluster, error.code, in_order=True)
+        leave(cluster, error.code, in_order=True)
         raise
     if cluster is None or cluster.process_id == 0:
         print(f"Outputs: {folder.path}", flush=True)
-    _leave(cluster, 0, in_order=True)
+    leave(cluster, 0, in_order=True)
     return 0
 
 
@@ -257,13 +273,7 @@ def _run(
             folder.claim(launch, cfg)
             cfg.instantiate(output_dir=folder.path).run()
         return
-    meet(cluster, options.initialization_timeout)
-    distributed = importlib.import_module("mm1_jax.distributed")
-    distributed.initialize(
-        cluster,
-        initialization_timeout=options.initialization_timeout,
-        heartbeat_timeout=options.heartbeat_timeout,
-    )
+    distributed = join(cluster, options)
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if distributed.is_first():
@@ -274,8 +284,8 @@ def _run(
         experiment.run()
 
 
-def _leave(cluster: Cluster | None, status: Any, *, in_order: bool = False) -> None:
-    """Ends a process of several; `in_order` where all of them end alike."""
+def leave(cluster: Cluster | None, status: Any, *, in_order: bool = False) -> None:
+    """Ends a process of several; `in_order` where all of them end alike. Alone: does nothing."""
     # Where jax is not there yet, no peer waits for this process in a way that it cannot see.
     distributed = sys.modules.get("mm1_jax.distributed")
     if cluster is None or distributed is None:

@@ -21,7 +21,9 @@ ALLOWED = {
     "models": {"config", "batch", "sharding", "layers"},
     "generate": {"config", "batch", "sharding", "layers", "models", "decoding.sampling"},
     "decoding": {"config", "batch", "sharding", "layers", "models", "generate"},
-    "evals": {"config", "files", "batch", "sharding", "data", "models", "generate"},
+    "evals": {
+        *("distributed", "config", "files", "batch", "sharding", "data", "models", "generate"),
+    },
     # Which processes there are, before any of them has jax; and what they tell each other.
     "cluster": set(),
     "rendezvous": {"cluster"},

@@ -10,11 +10,13 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-USER_ERROR = 2
+from mm1_jax.launch import USER_ERROR, add_cluster_options, chosen_cluster, join, leave
+
 STOPPED = 130
 ALL = "all"
 # Benchmarks that stand for several: of MM1, tables 3 and 4 and TextCore; those that need no files.
@@ -27,6 +29,9 @@ with --checkpoint:
   --set=NAME.FIELD=VALUE. Answers are kept as they come: a stopped command, given again, goes on.
   In --output are the answers, files of predictions, report.md and scores.json, whose keys are
   NAME/SHOTS/METRIC.
+
+  A model that takes the devices of several hosts is asked by one command on each of them, as it
+  was trained; they find each other as processes of a launch do, and see the same folders.
 
 predictions and annotations, with --score_only:
   A path is a file, or a folder: then the files of it that are in the layout of the benchmark, or of
@@ -91,7 +96,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--mesh",
         metavar="AXIS=N[,AXIS=N]",
         help="how devices share the work, such as data=2,model=4; run: as in training; default: "
-        "one device",
+        "one device, and run with several processes",
     )
     parser.add_argument(
         "--shots",
@@ -165,6 +170,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="METEOR, SPICE: of captions as well; they need Java and .[caption-metrics]",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
+    add_cluster_options(parser)
     flags = parser.parse_args(arguments)
     if flags.list:
         return flags
@@ -401,8 +407,20 @@ class Lines:
             print(f"{self._name}: {number} answers in {seconds:.1f} s", file=sys.stderr)
 
 
+class Silent:
+    """No bar."""
+
+    def update(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def bar(name: str, total: int, done: int) -> Any:
-    """Of tqdm on a terminal, else lines."""
+    """Of tqdm on a terminal, else lines; of several processes, the first one has it."""
+    from mm1_jax import distributed
+
+    if not distributed.is_first():
+        return Silent()
     if not sys.stderr.isatty():
         return Lines(name, total, done)
     from tqdm import tqdm
@@ -414,6 +432,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     """Asks the model of a run; all scores by key. Raises ValueError on what can be mended."""
     import hashlib
 
+    from mm1_jax import distributed
     from mm1_jax.evals.benchmarks.registry import CHAT, JUDGED, PRETRAINING, TEXT_CORE
     from mm1_jax.evals.evaluation import averages, evaluate
     from mm1_jax.evals.evaluator import PromptInput
@@ -423,23 +442,27 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     from mm1_jax.sharding import use_mesh
     from mm1_jax.trained_model import load_model, placement_of
 
-    folder = flags.checkpoint
-    if not folder.is_dir():
-        raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
-    cfg = load_experiment(folder)
-    prompt_input = PromptInput.of(cfg.input)
-    # Replies to what was asked of the judge serve all steps.
-    judge = judge_of(flags, (flags.output or folder / "evaluation") / "judge")
-    # All are built before anything is asked, so that mistakes come out at once.
-    benchmarks = {
-        name: config.instantiate(input=prompt_input) for name, config in chosen(flags, cfg).items()
-    }
-    for benchmark in benchmarks.values():
-        for number in benchmark.config.shots:
-            # Which exemplars are like the query is known when the model is.
-            if benchmark.config.exemplars is None or not number:
-                benchmark.check(benchmark.tasks(number))
-    placement = None if flags.mesh is None else placement_of(cfg, flags.mesh)
+    # Left alone, a process whose files are other ones would be waited for.
+    with distributed.together():
+        folder = flags.checkpoint
+        if not folder.is_dir():
+            raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
+        cfg = load_experiment(folder)
+        prompt_input = PromptInput.of(cfg.input)
+        # Replies to what was asked of the judge serve all steps.
+        judge = judge_of(flags, (flags.output or folder / "evaluation") / "judge")
+        # All are built before anything is asked, so that mistakes come out at once.
+        benchmarks = {
+            name: config.instantiate(input=prompt_input)
+            for name, config in chosen(flags, cfg).items()
+        }
+        for benchmark in benchmarks.values():
+            for number in benchmark.config.shots:
+                # Which exemplars are like the query is known when the model is.
+                if benchmark.config.exemplars is None or not number:
+                    benchmark.check(benchmark.tasks(number))
+    mesh = flags.mesh or (None if distributed.process_count() == 1 else "run")
+    placement = None if mesh is None else placement_of(cfg, mesh)
     model, step = load_model(folder, cfg, flags.step, placement=placement)
     identity = {
         "step": step,
@@ -451,7 +474,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
         identity["parameters"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
     output = flags.output or folder / "evaluation" / str(step)
     output.mkdir(parents=True, exist_ok=True)
-    scores, protocol = [], {}
+    scores, protocol, values = [], {}, {}
     for name, benchmark in benchmarks.items():
         protocol[name] = benchmark.describe()
         for number in benchmark.config.shots:
@@ -467,6 +490,8 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
                         judge=judge,
                     )
                 )
+            if not distributed.is_first():
+                continue
             # After each, so that what there is can be looked at.
             report = markdown(
                 scores,
@@ -481,8 +506,9 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
             values |= averages(scores, list(PRETRAINING))
             values |= averages(scores, list(TEXT_CORE), "text_core")
             write_whole(output / "scores.json", json.dumps(values, indent=1) + "\n")
-    print(report)
-    print(f"{output / 'report.md'}", file=sys.stderr)
+    if distributed.is_first():
+        print(report)
+        print(f"{output / 'report.md'}", file=sys.stderr)
     return values
 
 
@@ -514,6 +540,7 @@ def table(scores: Mapping[str, Any], indent: str = "") -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
+    cluster = None
     try:
         if flags.list:
             print(describe())
@@ -524,20 +551,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.path.insert(0, os.getcwd())
             # orbax warns that a folder which is only read is only read.
             logging.getLogger("absl").setLevel(logging.ERROR)
+            cluster = chosen_cluster(flags)
+            if cluster is not None:
+                join(cluster, flags)
             scores, notes = ask(flags), []
         else:
             scores, notes = score_predictions(flags)
-        if flags.json is not None:
+        if flags.json is not None and (cluster is None or cluster.process_id == 0):
             from mm1_jax.files import write_whole
 
             write_whole(flags.json, json.dumps(scores, indent=1) + os.linesep)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        leave(cluster, USER_ERROR)
         return USER_ERROR
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
+        leave(cluster, STOPPED)
         return STOPPED
+    except Exception:
+        if cluster is None:
+            raise
+        traceback.print_exc()
+        leave(cluster, 1)
     if flags.checkpoint is not None:
+        leave(cluster, 0, in_order=True)
         return 0
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

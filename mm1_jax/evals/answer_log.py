@@ -27,13 +27,22 @@ class AnswerLog:
     The first line of the file says what decides the answers. A file of other answers is refused.
     """
 
-    def __init__(self, path: Path | None = None, header: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        path: Path | None = None,
+        header: Mapping[str, Any] | None = None,
+        *,
+        read_only: bool = False,
+    ):
         """Reads what is there; half a line, which a killed process leaves, is cut off.
+
+        Args:
+            read_only: The file is there, and another process adds the answers to it.
 
         Raises:
             ValueError: The answers there have another header, or the file is damaged.
         """
-        self._path = path
+        self._path = None if read_only else path
         self._answers: dict[str, Answer] = {}
         if path is None:
             return
@@ -41,7 +50,7 @@ class AnswerLog:
         whole, newline, torn = "", "", ""
         if path.exists():
             whole, newline, torn = path.read_bytes().decode(errors="replace").rpartition("\n")
-        if torn:
+        if torn and not read_only:
             os.truncate(path, len((whole + newline).encode()))
         if not newline:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@
     <folder>/<benchmark>/<shots>_shot_review1.jsonl       or grades.json: what a judge said to them
     <folder>/<benchmark>/<shots>_shot_cases.html          the best and the worst answers, to look at
 
-An evaluation that was stopped goes on with the first task that has no answer.
+An evaluation that was stopped goes on with the first task that has no answer. Of several processes,
+which ask the model together, the first writes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mm1_jax import distributed
 from mm1_jax.evals.answer_log import AnswerLog
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.judged import JudgedBenchmark
@@ -88,7 +90,8 @@ def evaluate(
 
     Args:
         identity: Tells the model from others; answers of another one are refused.
-        judge: Grades the answers of benchmarks that have a judge; None: they are not scored.
+        judge: Grades the answers of benchmarks that have a judge; None: they are not scored. Only
+            the first process asks it, and has its scores.
 
     Raises:
         ValueError: The answers there were given otherwise, or pictures are not there.
@@ -96,7 +99,7 @@ def evaluate(
     cfg = benchmark.config
     own = folder / cfg.name
     header = {**identity, "shots": shots, "benchmark": _protocol(benchmark)}
-    log = AnswerLog(own / f"{shots}_shot.jsonl", header)
+    log = _log(own / f"{shots}_shot.jsonl", header)
     # The same for all numbers of exemplars.
     about = {name: value for name, value in header.items() if name != "shots"}
     benchmark.prepare(model, shots, cache=own / "exemplar_features.npz", about=about)
@@ -108,15 +111,16 @@ def evaluate(
     finally:
         bar.close()
     verdicts = judgement.verdicts
-    if isinstance(benchmark, PublishedBenchmark):
-        suffix, text = benchmark.predictions(verdicts)
-        write_whole(own / f"{shots}_shot_predictions{suffix}", text + "\n")
-    best, worst = benchmark.cases(verdicts, _NUM_CASES)
-    page = cases_page(f"{cfg.name}, {shots} shots", best, worst)
-    write_whole(own / f"{shots}_shot_cases.html", page)
     metrics = dict(judgement.metrics)
-    if isinstance(benchmark, JudgedBenchmark) and judge is not None:
-        metrics |= _graded(benchmark, verdicts, judge, own, shots, make_bar)
+    if distributed.is_first():
+        if isinstance(benchmark, PublishedBenchmark):
+            suffix, text = benchmark.predictions(verdicts)
+            write_whole(own / f"{shots}_shot_predictions{suffix}", text + "\n")
+        best, worst = benchmark.cases(verdicts, _NUM_CASES)
+        page = cases_page(f"{cfg.name}, {shots} shots", best, worst)
+        write_whole(own / f"{shots}_shot_cases.html", page)
+        if isinstance(benchmark, JudgedBenchmark) and judge is not None:
+            metrics |= _graded(benchmark, verdicts, judge, own, shots, make_bar)
     name, scale = _headline(benchmark, metrics)
     intervals = benchmark.intervals(verdicts)
     value, interval = metrics.get(name), intervals.get(name)
@@ -130,6 +134,14 @@ def evaluate(
         headline=None if value is None else scale * value,
         headline_interval=None if interval is None else (scale * interval[0], scale * interval[1]),
     )
+
+
+def _log(path: Path, header: Mapping[str, Any]) -> AnswerLog:
+    """The answers of before, which all processes read, of a file that the first one adds to."""
+    with distributed.together():
+        log = AnswerLog(path, header) if distributed.is_first() else None
+    with distributed.together():
+        return AnswerLog(path, header, read_only=True) if log is None else log
 
 
 def _graded(

@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +130,53 @@ def test_a_mesh_of_devices_gives_the_same_answers(run, benchmarks_dir, tmp_path)
         assert ask(run[0], output, *asked) == 0
         answers.append((output / "gqa" / "0_shot.jsonl").read_text())
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_two_processes_give_the_answers_of_one(run, benchmarks_dir, tmp_path):
+    folder, _, _ = run
+    # Where the processes find the module of the run.
+    module = json.loads((folder / "launch.json").read_text())["module"]
+    (tmp_path / f"{module}.py").write_text(
+        "from conftest import experiment\n\n"
+        "def named_configs():\n    return {'minute': experiment}\n"
+    )
+    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    asked = (
+        "--benchmarks=gqa",
+        f"--benchmarks_dir={benchmarks_dir}",
+        "--set=gqa.max_new_tokens=3",
+        "--shots=0,2",
+    )
+    assert ask(folder, tmp_path / "one", *asked) == 0
+    # A part of the answers is there already.
+    log = tmp_path / "two" / "gqa" / "0_shot.jsonl"
+    log.parent.mkdir(parents=True)
+    first = (tmp_path / "one" / "gqa" / "0_shot.jsonl").read_text().splitlines(keepends=True)[:2]
+    log.write_text("".join(first))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    paths = [str(TOOL.parents[1]), str(TOOL.parents[1] / "tests" / "data")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, TOOL, f"--checkpoint={folder}", f"--output={tmp_path / 'two'}", *asked]
+            + [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+            + [f"--process_id={process}"],
+            cwd=tmp_path,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert [", step 7\n" in output for output, _ in said] == [True, False]
+    for name in ("gqa/0_shot.jsonl", "gqa/2_shot.jsonl", "scores.json"):
+        one, two = ((tmp_path / output / name).read_text() for output in ("one", "two"))
+        assert one == two, name
 
 
 @pytest.mark.parametrize(

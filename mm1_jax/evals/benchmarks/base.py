@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from absl import logging
 
+from mm1_jax import distributed
 from mm1_jax.batch import Batch, Document, Example, Image, Record
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
@@ -293,7 +294,7 @@ class Benchmark(Evaluator):
             found = self._similar.features(
                 model, queries, support, pixels=self._shown, tokenizer=self._tokenizer
             )
-            if cache is not None:
+            if cache is not None and distributed.is_first():
                 store(cache, found[0], found[1], about)
         rows = {place: row for row, place in enumerate(places)}
         self._features = _PreparedFeatures(weakref.ref(model), rows, found[0], found[1])
