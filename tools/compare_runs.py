@@ -1,0 +1,201 @@
+"""Compares kinds of training over their seeds: mean and 95% interval of each metric.
+
+python tools/compare_runs.py --metrics='scenes_names/*/accuracy' \\
+    mixture=runs/mm1_tiny_names/* captions=runs/mm1_tiny_names_captions/*
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from mm1_jax.files import write_whole
+
+USER_ERROR = 2
+
+EPILOG = """\
+runs:
+  NAME=FOLDER with as many folders after it as belong to NAME, as a shell makes them of *. Of each,
+  report.json is read, which a training ends with, or scores.json of tools/evaluate.py. What a run
+  lacks is said to be missing, and nothing is averaged over fewer runs in silence.
+
+intervals:
+  Of Student's t over runs: what another seed would give, on average. They say nothing of how many
+  records a benchmark has; those intervals are in the reports of tools/evaluate.py. Differences to
+  the first NAME are of Welch's t, whose variances may differ.
+
+exit codes:
+  0    compared
+  2    the command or a file must be changed; the message says how
+"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs and half the width of its 95% interval; None of one run alone."""
+
+    mean: float
+    half_width: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + ("" if self.half_width is None else f" ± {self.half_width:.4f}")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of runs, with its interval by Student's t."""
+    x = np.array(values, float)
+    if len(x) < 2:
+        return Estimate(float(x.mean()), None)
+    error = x.std(ddof=1) / np.sqrt(len(x))
+    return Estimate(float(x.mean()), float(scipy.stats.t.ppf(0.975, len(x) - 1) * error))
+
+
+def difference(values: Sequence[float], base: Sequence[float]) -> Estimate:
+    """Of two means, values' less base's, with its interval by Welch's t."""
+    x, y = np.array(values, float), np.array(base, float)
+    mean = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2:
+        return Estimate(mean, None)
+    parts = np.array([x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)])
+    if not parts.any():
+        return Estimate(mean, 0.0)
+    freedom = parts.sum() ** 2 / (parts**2 / [len(x) - 1, len(y) - 1]).sum()
+    return Estimate(mean, float(scipy.stats.t.ppf(0.975, freedom) * np.sqrt(parts.sum())))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tools/compare_runs.py",
+        description="Compares kinds of training over their seeds.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]FOLDER", help="runs of each kind")
+    parser.add_argument(
+        "--metrics",
+        default="*",
+        metavar="PATTERN[,PATTERN]",
+        help="keys BENCHMARK/SHOTS/METRIC, * for anything; default: all",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    return parser.parse_args(arguments)
+
+
+def grouped(words: Sequence[str]) -> dict[str, list[Path]]:
+    """Folders by the name before them.
+
+    >>> grouped(["a=x", "y", "b=z"]) == {"a": [Path("x"), Path("y")], "b": [Path("z")]}
+    True
+    """
+    groups: dict[str, list[Path]] = {}
+    for word in words:
+        name, equals, path = word.rpartition("=")
+        if equals:
+            groups.setdefault(name, [])
+        elif not groups:
+            raise ValueError(f"{word}: give the first run as NAME=FOLDER")
+        list(groups.values())[-1].append(Path(path))
+        if equals and list(groups)[-1] != name:
+            raise ValueError(f"{word}: {name!r} was given before; put its folders together")
+    return groups
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    """All numbers of a run, by key."""
+    for name in ("report.json", "scores.json"):
+        path = folder / name
+        if path.exists():
+            values = json.loads(path.read_text())
+            if not isinstance(values, dict):
+                raise ValueError(f"{path}: expected an object of numbers")
+            return {key: x for key, x in values.items() if isinstance(x, int | float)}
+    raise ValueError(
+        f"{folder}: neither report.json nor scores.json is there; a training that has ended has "
+        "the first, the output of tools/evaluate.py the second"
+    )
+
+
+def compare(
+    groups: Mapping[str, Sequence[Mapping[str, float]]], patterns: Sequence[str]
+) -> dict[str, dict[str, dict[str, object]]]:
+    """Metric -> kind -> its values, mean, interval and difference to the first kind.
+
+    Raises:
+        ValueError: No metric fits a pattern, or a run lacks one that others have.
+    """
+    keys = list(dict.fromkeys(key for runs in groups.values() for run in runs for key in run))
+    table: dict[str, dict[str, dict[str, object]]] = {}
+    for pattern in patterns:
+        fitting = [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
+        if not fitting:
+            raise ValueError(f"--metrics={pattern}: fits none of {', '.join(keys)}")
+        for key in fitting:
+            lacking = [
+                f"{name}, run {number}"
+                for name, runs in groups.items()
+                for number, run in enumerate(runs, start=1)
+                if key not in run
+            ]
+            if lacking:
+                raise ValueError(f"{key} is missing in {'; '.join(lacking)}; see --metrics")
+            values = {name: [run[key] for run in runs] for name, runs in groups.items()}
+            base = next(iter(values.values()))
+            table[key] = {
+                name: {
+                    "values": x,
+                    **_numbers(estimate(x)),
+                    "difference": _numbers(difference(x, base)),
+                }
+                for name, x in values.items()
+            }
+    return table
+
+
+def _numbers(one: Estimate) -> dict[str, float | None]:
+    return {"mean": one.mean, "half_width": one.half_width}
+
+
+def markdown(table: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
+    """A row for each metric, a column for each kind, and one for each difference to the first."""
+    names = list(next(iter(table.values())))
+    first, *others = names
+    header = [*names, *(f"{name} - {first}" for name in others)]
+    lines = [f"| metric | {' | '.join(header)} |", "|---|" + "---:|" * len(header)]
+    for key, by_name in table.items():
+        cells = [str(_estimate(by_name[name])) for name in names]
+        cells += [str(_estimate(by_name[name]["difference"])) for name in others]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    counts = ", ".join(f"{len(one['values'])} of {name}" for name, one in by_name.items())
+    return "\n".join([*lines, "", f"Means and 95% intervals over runs: {counts}."])
+
+
+def _estimate(numbers: Mapping[str, object]) -> Estimate:
+    return Estimate(numbers["mean"], numbers["half_width"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        groups = {
+            name: [metrics_of(folder) for folder in folders]
+            for name, folders in grouped(flags.runs).items()
+        }
+        table = compare(groups, flags.metrics.split(","))
+        if flags.json is not None:
+            write_whole(flags.json, json.dumps(table, indent=1) + os.linesep)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    print(markdown(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
