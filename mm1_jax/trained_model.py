@@ -67,6 +67,11 @@ def placement_of(cfg: Any, text: str) -> Placement:
     else:
         sizes = mesh_sizes(text)
         number = math.prod(sizes.values())
+        if 0 < number < len(devices) and jax.process_count() > 1:
+            raise ValueError(
+                f"a mesh of {text} leaves out {len(devices) - number} of {len(devices)} devices; "
+                "several processes use all of theirs (an axis of -1 takes what is left)"
+            )
         if 0 < number <= len(devices):
             devices = devices[:number]
         parallelism = Parallelism.default_config().set(**{"data": 1, **sizes})

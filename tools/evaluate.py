@@ -428,6 +428,22 @@ def bar(name: str, total: int, done: int) -> Any:
     return tqdm(total=total, initial=done, desc=name, unit="task", dynamic_ncols=True)
 
 
+def built(flags: argparse.Namespace, experiment: Any) -> dict[str, Any]:
+    """The benchmarks to ask, all built before anything is asked: mistakes come out at once."""
+    from mm1_jax.evals.evaluator import PromptInput
+
+    prompt_input = PromptInput.of(experiment.input)
+    benchmarks = {
+        name: cfg.instantiate(input=prompt_input) for name, cfg in chosen(flags, experiment).items()
+    }
+    for benchmark in benchmarks.values():
+        for number in benchmark.config.shots:
+            # Which exemplars are like the query is known when the model is.
+            if benchmark.config.exemplars is None or not number:
+                benchmark.check(benchmark.tasks(number))
+    return benchmarks
+
+
 def ask(flags: argparse.Namespace) -> dict[str, float]:
     """Asks the model of a run; all scores by key. Raises ValueError on what can be mended."""
     import hashlib
@@ -435,32 +451,21 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     from mm1_jax import distributed
     from mm1_jax.evals.benchmarks.registry import CHAT, JUDGED, PRETRAINING, TEXT_CORE
     from mm1_jax.evals.evaluation import averages, evaluate
-    from mm1_jax.evals.evaluator import PromptInput
     from mm1_jax.evals.report import markdown
     from mm1_jax.files import write_whole
     from mm1_jax.run_folder import load_experiment
     from mm1_jax.sharding import use_mesh
     from mm1_jax.trained_model import load_model, placement_of
 
+    folder = flags.checkpoint
     # Left alone, a process whose files are other ones would be waited for.
     with distributed.together():
-        folder = flags.checkpoint
         if not folder.is_dir():
             raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
         cfg = load_experiment(folder)
-        prompt_input = PromptInput.of(cfg.input)
         # Replies to what was asked of the judge serve all steps.
         judge = judge_of(flags, (flags.output or folder / "evaluation") / "judge")
-        # All are built before anything is asked, so that mistakes come out at once.
-        benchmarks = {
-            name: config.instantiate(input=prompt_input)
-            for name, config in chosen(flags, cfg).items()
-        }
-        for benchmark in benchmarks.values():
-            for number in benchmark.config.shots:
-                # Which exemplars are like the query is known when the model is.
-                if benchmark.config.exemplars is None or not number:
-                    benchmark.check(benchmark.tasks(number))
+        benchmarks = built(flags, cfg)
     mesh = flags.mesh or (None if distributed.process_count() == 1 else "run")
     placement = None if mesh is None else placement_of(cfg, mesh)
     model, step = load_model(folder, cfg, flags.step, placement=placement)
