@@ -29,14 +29,17 @@ VISION_PRODUCTS = (ATTENTION_OUTPUT, MLP_UP)
 VECTOR_MEMORY = ("xla_tpu_scoped_vmem_limit_kib=65536",)
 
 
-def dense(rows: int, *, vision: Sequence[str] = VISION_PRODUCTS) -> list[MeshRule]:
+def dense(
+    rows: int, *, small_rows: int = 1, vision: Sequence[str] = VISION_PRODUCTS
+) -> list[MeshRule]:
     """Rules of a dense model.
 
     Args:
         rows: Of a batch of 512, that a device with 95 GB has room for at a time.
+        small_rows: As many for 31 GB. With two or more, 16 GB keep what attention puts out.
         vision: What of the vision encoder there is room for.
     """
-    return _rules(rows, {"data": -1, "fsdp": 32}, {"fsdp": -1}, PRODUCTS, vision)
+    return _rules(rows, small_rows, {"data": -1, "fsdp": 32}, {"fsdp": -1}, PRODUCTS, vision)
 
 
 def sparse(
@@ -51,7 +54,7 @@ def sparse(
         experts, vision: What of sparse layers and of the vision encoder there is room for.
     """
     axes = {"expert": expert, "fsdp": -1}
-    return _rules(rows, axes, {"expert": 8, "fsdp": -1}, (*PRODUCTS, *experts), vision)
+    return _rules(rows, 1, axes, {"expert": 8, "fsdp": -1}, (*PRODUCTS, *experts), vision)
 
 
 def full_recomputation() -> list[MeshRule]:
@@ -66,6 +69,7 @@ def full_recomputation() -> list[MeshRule]:
 
 def _rules(
     rows: int,
+    small_rows: int,
     axes: dict[str, int],
     small_axes: dict[str, int],
     decoder: Sequence[str],
@@ -100,12 +104,12 @@ def _rules(
             )
             for devices in (8, 16, 32, 64, 128, 256, 512)
         ),
-        # 31 GB: a quarter of the rows. v6e computes products faster than its memory takes them.
+        # 31 GB. v6e computes products faster than its memory takes them.
         *(
             _rule(
                 f"{chip}-{devices}",
                 **axes,
-                gradient_accumulation=micro_batches(devices, max(1, rows // 4)),
+                gradient_accumulation=micro_batches(devices, small_rows),
                 decoder_saved_names=ATTENTION,
                 vision_encoder_saved_names=(ATTENTION_OUTPUT,),
                 compiler_options=compiler_options,
@@ -119,8 +123,8 @@ def _rules(
                 f"v5e-{devices}",
                 **small_axes,
                 gradient_accumulation=micro_batches(devices, 2),
-                decoder_saved_names=(ATTENTION_OUTPUT,) if rows >= 8 else (),
-                vision_encoder_saved_names=(ATTENTION_OUTPUT,) if rows >= 8 else (),
+                decoder_saved_names=(ATTENTION_OUTPUT,) if small_rows > 1 else (),
+                vision_encoder_saved_names=(ATTENTION_OUTPUT,) if small_rows > 1 else (),
                 compiler_options=VECTOR_MEMORY,
             )
             for devices in (64, 128, 256)

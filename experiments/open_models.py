@@ -78,7 +78,7 @@ def _from_open_weights(
     weights: str, decoder: Decoder.Config, tokenizer: HFTokenizer.Config, *, rows: int
 ) -> Experiment.Config:
     model = sizes.mm1(decoder, vision_encoders.vit_h14(378))
-    cfg = pretrain.paper(model, mesh_rules.dense(rows=rows))
+    cfg = pretrain.paper(model, mesh_rules.dense(rows=rows, small_rows=max(1, rows // 4)))
     cfg.input.tokenizer = tokenizer.set(model_path=f"{weights}/tokenizer.json")
     cfg.trainer.initial_weights = {
         "vision_encoder": InitialWeights.default_config().set(path=ENCODER),

@@ -91,7 +91,7 @@ def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Confi
 
 def mm1_3b() -> Experiment.Config:
     """MM1-3B: 2.9B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_3b(), mesh_rules.dense(rows=8))
+    return paper(sizes.mm1_3b(), mesh_rules.dense(rows=4, small_rows=2))
 
 
 def mm1_7b() -> Experiment.Config:
@@ -121,10 +121,10 @@ def mm1_7b_moe() -> Experiment.Config:
     return paper(sizes.mm1_7b_moe(), rules)
 
 
-def ablation(size: str) -> Experiment.Config:
+def ablation(size: str, *, rows: int = 8) -> Experiment.Config:
     """The base of the paper's ablations (section 3.1): ViT-L/14 at 336 px, 144 tokens an image."""
     model = sizes.mm1(sizes.decoder(size), vision_encoders.vit_l14(336))
-    return paper(model, mesh_rules.dense(rows=8))
+    return paper(model, mesh_rules.dense(rows=rows, small_rows=2))
 
 
 def mm1_1b() -> Experiment.Config:
@@ -134,7 +134,7 @@ def mm1_1b() -> Experiment.Config:
 
 def mm1_3b_encoder_ablation() -> Experiment.Config:
     """The base of the encoder ablation: 2.9B decoder, ViT-L/14 at 336 px."""
-    return ablation("3b")
+    return ablation("3b", rows=4)
 
 
 def mm1_9m() -> Experiment.Config:
