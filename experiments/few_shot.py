@@ -10,7 +10,7 @@ MM1 finds that few-shot answers come of interleaved data and zero-shot ones of c
         done
     done
     python tools/compare_runs.py --metrics='scenes_names*,*/accuracy,*/exact_match' \\
-        mixture=runs/mm1_tiny_names/* captions=runs/mm1_tiny_names_captions/*
+        mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
 
 Both see as many rows; docs/evaluation.md says what came of it.
 """

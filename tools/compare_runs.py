@@ -1,28 +1,28 @@
 """Compares kinds of training over their seeds: mean and 95% interval of each metric.
 
 python tools/compare_runs.py --metrics='scenes_names/*/accuracy' \\
-    mixture=runs/mm1_tiny_names/* captions=runs/mm1_tiny_names_captions/*
+    mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
 """
 
 import argparse
 import fnmatch
+import glob
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
 
 from mm1_jax.files import write_whole
-
-USER_ERROR = 2
+from mm1_jax.launch import USER_ERROR
 
 EPILOG = """\
 runs:
-  NAME=FOLDER with as many folders after it as belong to NAME, as a shell makes them of *. Of each,
+  NAME=FOLDER, where FOLDER may have a *, and more folders that belong to NAME after it. Of each,
   report.json is read, which a training ends with, or scores.json of tools/evaluate.py. What a run
   lacks is said to be missing, and nothing is averaged over fewer runs in silence.
 
@@ -46,6 +46,15 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.4f}" + ("" if self.half_width is None else f" ± {self.half_width:.4f}")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A metric of one kind of training: of each run, on average, and beside the first kind."""
+
+    values: list[float]
+    estimate: Estimate
+    difference: Estimate
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -101,7 +110,8 @@ def grouped(words: Sequence[str]) -> dict[str, list[Path]]:
             groups.setdefault(name, [])
         elif not groups:
             raise ValueError(f"{word}: give the first run as NAME=FOLDER")
-        list(groups.values())[-1].append(Path(path))
+        # A shell does not expand what stands behind NAME=.
+        list(groups.values())[-1] += map(Path, sorted(glob.glob(path)) or [path])
         if equals and list(groups)[-1] != name:
             raise ValueError(f"{word}: {name!r} was given before; put its folders together")
     return groups
@@ -124,14 +134,14 @@ def metrics_of(folder: Path) -> dict[str, float]:
 
 def compare(
     groups: Mapping[str, Sequence[Mapping[str, float]]], patterns: Sequence[str]
-) -> dict[str, dict[str, dict[str, object]]]:
-    """Metric -> kind -> its values, mean, interval and difference to the first kind.
+) -> dict[str, dict[str, Kind]]:
+    """Metric -> name of the kind -> what there is of it.
 
     Raises:
         ValueError: No metric fits a pattern, or a run lacks one that others have.
     """
     keys = list(dict.fromkeys(key for runs in groups.values() for run in runs for key in run))
-    table: dict[str, dict[str, dict[str, object]]] = {}
+    table: dict[str, dict[str, Kind]] = {}
     for pattern in patterns:
         fitting = [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
         if not fitting:
@@ -148,36 +158,23 @@ def compare(
             values = {name: [run[key] for run in runs] for name, runs in groups.items()}
             base = next(iter(values.values()))
             table[key] = {
-                name: {
-                    "values": x,
-                    **_numbers(estimate(x)),
-                    "difference": _numbers(difference(x, base)),
-                }
-                for name, x in values.items()
+                name: Kind(x, estimate(x), difference(x, base)) for name, x in values.items()
             }
     return table
 
 
-def _numbers(one: Estimate) -> dict[str, float | None]:
-    return {"mean": one.mean, "half_width": one.half_width}
-
-
-def markdown(table: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
+def markdown(table: Mapping[str, Mapping[str, Kind]]) -> str:
     """A row for each metric, a column for each kind, and one for each difference to the first."""
     names = list(next(iter(table.values())))
     first, *others = names
     header = [*names, *(f"{name} - {first}" for name in others)]
     lines = [f"| metric | {' | '.join(header)} |", "|---|" + "---:|" * len(header)]
     for key, by_name in table.items():
-        cells = [str(_estimate(by_name[name])) for name in names]
-        cells += [str(_estimate(by_name[name]["difference"])) for name in others]
+        cells = [str(by_name[name].estimate) for name in names]
+        cells += [str(by_name[name].difference) for name in others]
         lines.append(f"| {key} | {' | '.join(cells)} |")
-    counts = ", ".join(f"{len(one['values'])} of {name}" for name, one in by_name.items())
+    counts = ", ".join(f"{len(one.values)} of {name}" for name, one in by_name.items())
     return "\n".join([*lines, "", f"Means and 95% intervals over runs: {counts}."])
-
-
-def _estimate(numbers: Mapping[str, object]) -> Estimate:
-    return Estimate(numbers["mean"], numbers["half_width"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +186,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         table = compare(groups, flags.metrics.split(","))
         if flags.json is not None:
-            write_whole(flags.json, json.dumps(table, indent=1) + os.linesep)
+            numbers = {
+                key: {name: asdict(kind) for name, kind in by_name.items()}
+                for key, by_name in table.items()
+            }
+            write_whole(flags.json, json.dumps(numbers, indent=1) + os.linesep)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -52,6 +52,8 @@ class AnswerLog:
             whole, newline, torn = path.read_bytes().decode(errors="replace").rpartition("\n")
         if torn and not read_only:
             os.truncate(path, len((whole + newline).encode()))
+        if not newline and read_only:
+            raise ValueError(f"{path}: not there; all processes need to see the same --output")
         if not newline:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append(first)

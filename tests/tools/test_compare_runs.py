@@ -59,6 +59,14 @@ def test_runs_are_compared_by_kind(runs, tmp_path, capsys):
     assert table["vqa/0/acc"]["b"]["values"] == [0.1, 0.3]
 
 
+def test_a_pattern_stands_for_its_folders(runs, tmp_path, capsys):
+    assert tool.main([*runs, "--metrics=vqa/*/acc"]) == 0
+    expected = capsys.readouterr().out
+    patterns = [f"{kind}={tmp_path}/{kind}/*" for kind in "ab"]
+    assert tool.main([*patterns, "--metrics=vqa/*/acc"]) == 0
+    assert capsys.readouterr().out == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

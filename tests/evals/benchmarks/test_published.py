@@ -294,6 +294,20 @@ def test_a_log_with_a_damaged_line_names_it(tmp_path):
         AnswerLog(path, {})
 
 
+def test_a_log_that_another_process_writes_is_read_and_left_as_it_is(tmp_path):
+    path = tmp_path / "out" / "log.jsonl"
+    with pytest.raises(ValueError, match="log.jsonl: not there; all processes need to see"):
+        AnswerLog(path, {}, read_only=True)
+    assert not path.parent.exists()
+    AnswerLog(path, {}).add("a", base.Answer("x"))
+    path.write_text(path.read_text() + '{"key": "b", "te')
+    before = path.read_bytes()
+    log = AnswerLog(path, {}, read_only=True)
+    assert log.get("a") == base.Answer("x") and log.get("b") is None
+    log.add("b", base.Answer("y"))
+    assert log.get("b") == base.Answer("y") and path.read_bytes() == before
+
+
 def edit(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
     """A change of a JSON file."""
 
