@@ -10,6 +10,7 @@ leaves room for. Choose others with a rule, or fields of `trainer.parallelism`;
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT, KEY, QUERY, VALUE
@@ -28,33 +29,75 @@ VISION_PRODUCTS = (ATTENTION_OUTPUT, MLP_UP)
 # vector memory for a fusion, and 73% with its default.
 VECTOR_MEMORY = ("xla_tpu_scoped_vmem_limit_kib=65536",)
 
+# Devices for which there are rules.
+_COUNTS = (64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a device has room for at a time: rows of a batch of 512, and what layers keep of them.
+
+    Attributes:
+        fsdp: Devices that split what is not an expert's; -1 is all, or all that share experts.
+        expert: Devices that share the experts. The more they are, the fewer kernels each has to
+            gather, but what is not an expert's is split over the others alone.
+    """
+
+    rows: int
+    decoder: Sequence[str] = ()
+    vision: Sequence[str] = ()
+    fsdp: int = 32
+    expert: int | None = None
+
+
+PRODUCTS_OF_A_ROW = Fit(1, PRODUCTS, VISION_PRODUCTS)
+
 
 def dense(
-    rows: int, *, small_rows: int = 1, vision: Sequence[str] = VISION_PRODUCTS
+    rows: int,
+    *,
+    small_rows: int = 1,
+    vision: Sequence[str] = VISION_PRODUCTS,
+    v4: Fit | None = None,
+    v6e: Fit | None = None,
+    v5e: Fit | None = None,
 ) -> list[MeshRule]:
     """Rules of a dense model.
 
     Args:
-        rows: Of a batch of 512, that a device with 95 GB has room for at a time.
+        rows: That a device with 95 GB has room for at a time.
         small_rows: As many for 31 GB. With two or more, 16 GB keep what attention puts out.
-        vision: What of the vision encoder there is room for.
+        vision: What of the vision encoder there is room for in 95 GB.
+        v4, v6e, v5e: In place of what `small_rows` says.
     """
-    return _rules(rows, small_rows, {"data": -1, "fsdp": 32}, {"fsdp": -1}, PRODUCTS, vision)
+    small = Fit(small_rows, ATTENTION, (ATTENTION_OUTPUT,))
+    outputs = (ATTENTION_OUTPUT,) if small_rows > 1 else ()
+    return _rules(
+        v5p=Fit(rows, PRODUCTS, vision),
+        gpu=Fit(rows, ATTENTION, (ATTENTION_OUTPUT,), fsdp=-1),
+        v4=v4 or small,
+        v6e=v6e or small,
+        v5e=v5e or Fit(2, outputs, outputs, fsdp=-1),
+    )
 
 
-def sparse(
-    rows: int, *, expert: int, experts: Sequence[str], vision: Sequence[str]
-) -> list[MeshRule]:
+def sparse(v5p: Fit, *, slices: Fit | None = None, experts: int = 8) -> list[MeshRule]:
     """Rules of a sparse model: an expert axis besides.
 
     Args:
-        rows: Of a batch of 512, that a device with 95 GB has room for at a time.
-        expert: Devices that share the experts. The more they are, the fewer kernels each has to
-            gather, but what is not an expert's is split over the others alone.
-        experts, vision: What of sparse layers and of the vision encoder there is room for.
+        v5p: For 95 GB; so many rows for GPUs too.
+        slices: For 95 GB where there are several slices, each of which has all parameters.
+        experts: Devices that share the experts where there is less room.
     """
-    axes = {"expert": expert, "fsdp": -1}
-    return _rules(rows, 1, axes, {"expert": 8, "fsdp": -1}, (*PRODUCTS, *experts), vision)
+    small = Fit(1, ATTENTION, (ATTENTION_OUTPUT,), fsdp=-1, expert=experts)
+    return _rules(
+        v5p=v5p,
+        slices=slices,
+        gpu=replace(small, rows=v5p.rows),
+        v4=small,
+        v6e=small,
+        v5e=Fit(1, fsdp=-1, expert=experts),
+    )
 
 
 def full_recomputation() -> list[MeshRule]:
@@ -68,71 +111,45 @@ def full_recomputation() -> list[MeshRule]:
 
 
 def _rules(
-    rows: int,
-    small_rows: int,
-    axes: dict[str, int],
-    small_axes: dict[str, int],
-    decoder: Sequence[str],
-    vision: Sequence[str],
+    *, v5p: Fit, gpu: Fit, v4: Fit, v6e: Fit, v5e: Fit, slices: Fit | None = None
 ) -> list[MeshRule]:
-
-    def micro_batches(devices: int, rows: int) -> int:
-        return max(1, 512 // (devices * rows))
-
     return [
         # 95 GB a device.
-        *(
-            _rule(
-                f"{chip}-{devices}",
-                **axes,
-                gradient_accumulation=micro_batches(devices, rows),
-                decoder_saved_names=tuple(decoder),
-                vision_encoder_saved_names=tuple(vision),
-                compiler_options=compiler_options,
-            )
-            for chip, compiler_options in (("v5p", VECTOR_MEMORY), ("tpu7x", None))
-            for devices in (64, 128, 256, 512)
-        ),
-        # 80 GB and more.
-        *(
-            _rule(
-                f"(h100|h200)-{devices}",
-                **small_axes,
-                gradient_accumulation=micro_batches(devices, rows),
-                decoder_saved_names=ATTENTION,
-                vision_encoder_saved_names=(ATTENTION_OUTPUT,),
-            )
-            for devices in (8, 16, 32, 64, 128, 256, 512)
-        ),
+        *(_fit(rf"\d+xv5p-{n}", slices, n, VECTOR_MEMORY) for n in _COUNTS if slices),
+        *(_fit(rf"\d+xtpu7x-{n}", slices, n) for n in _COUNTS if slices),
+        *(_fit(f"v5p-{n}", v5p, n, VECTOR_MEMORY) for n in _COUNTS),
+        *(_fit(f"tpu7x-{n}", v5p, n) for n in _COUNTS),
+        # 80 GB and more. Hosts count as slices; the network between them is one to gather over.
+        *(_fit(f"(h100|h200)-{n}", gpu, n, data=1) for n in (8, 16, 32, *_COUNTS)),
         # 31 GB. v6e computes products faster than its memory takes them.
-        *(
-            _rule(
-                f"{chip}-{devices}",
-                **axes,
-                gradient_accumulation=micro_batches(devices, small_rows),
-                decoder_saved_names=ATTENTION,
-                vision_encoder_saved_names=(ATTENTION_OUTPUT,),
-                compiler_options=compiler_options,
-            )
-            for chip, compiler_options in (("v4", None), ("v6e", VECTOR_MEMORY))
-            for devices in (64, 128, 256, 512)
-        ),
-        # 16 GB, two rows, and of the small model what attention puts out.
-        *(
-            _rule(
-                f"v5e-{devices}",
-                **small_axes,
-                gradient_accumulation=micro_batches(devices, 2),
-                decoder_saved_names=(ATTENTION_OUTPUT,) if small_rows > 1 else (),
-                vision_encoder_saved_names=(ATTENTION_OUTPUT,) if small_rows > 1 else (),
-                compiler_options=VECTOR_MEMORY,
-            )
-            for devices in (64, 128, 256)
-        ),
+        *(_fit(f"v4-{n}", v4, n) for n in _COUNTS),
+        *(_fit(f"v6e-{n}", v6e, n, VECTOR_MEMORY) for n in _COUNTS),
+        # 16 GB.
+        *(_fit(f"v5e-{n}", v5e, n, VECTOR_MEMORY) for n in _COUNTS),
         # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.
         _rule("cpu-.*", fsdp=-1),
-        _rule(".*", **small_axes),
+        _rule(".*", fsdp=-1, expert=v5e.expert),
     ]
+
+
+def _fit(
+    devices: str,
+    fit: Fit,
+    number: int,
+    compiler_options: tuple[str, ...] | None = None,
+    data: int | None = None,
+) -> MeshRule:
+    return _rule(
+        devices,
+        # Copies of what is split over fewer than all devices; None is one for each slice.
+        data=-1 if fit.fsdp > 0 else data,
+        expert=fit.expert,
+        fsdp=fit.fsdp,
+        gradient_accumulation=max(1, 512 // (number * fit.rows)),
+        decoder_saved_names=tuple(fit.decoder),
+        vision_encoder_saved_names=tuple(fit.vision),
+        compiler_options=compiler_options,
+    )
 
 
 def _rule(devices: str, **fields: Any) -> MeshRule:

@@ -8,8 +8,10 @@ The models of the paper, `mm1_3b` to `mm1_30b` and two sparse ones, read records
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from experiments import mesh_rules, mixtures, sizes, vision_encoders
+from experiments.mesh_rules import Fit
 from mm1_jax.data.input import Input
 from mm1_jax.data.packing import Packing
 from mm1_jax.data.tokenizer import Tokenizer
@@ -91,33 +93,39 @@ def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Confi
 
 def mm1_3b() -> Experiment.Config:
     """MM1-3B: 2.9B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_3b(), mesh_rules.dense(rows=4, small_rows=2))
+    return paper(
+        sizes.mm1_3b(), mesh_rules.dense(rows=4, small_rows=2, v4=mesh_rules.PRODUCTS_OF_A_ROW)
+    )
 
 
 def mm1_7b() -> Experiment.Config:
     """MM1-7B: 6.5B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_7b(), mesh_rules.dense(rows=2))
+    return paper(sizes.mm1_7b(), mesh_rules.dense(rows=2, v4=mesh_rules.PRODUCTS_OF_A_ROW))
 
 
 def mm1_30b() -> Experiment.Config:
     """MM1-30B: 29.7B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    return paper(sizes.mm1_30b(), mesh_rules.dense(rows=2, vision=(ATTENTION_OUTPUT,)))
+    # Where memory is small, what is split over 128 devices leaves room for a row's activations.
+    small = Fit(1, mesh_rules.ATTENTION, (ATTENTION_OUTPUT,), fsdp=128)
+    rules = mesh_rules.dense(
+        rows=2, vision=(ATTENTION_OUTPUT,), v4=small, v6e=small, v5e=Fit(1, fsdp=-1)
+    )
+    return paper(sizes.mm1_30b(), rules)
 
 
 def mm1_3b_moe() -> Experiment.Config:
     """MM1-3B-MoE: 64 experts in every second layer, two for each token."""
-    rules = mesh_rules.sparse(
-        rows=2,
-        expert=32,
-        experts=(EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP),
-        vision=mesh_rules.PRODUCTS,
-    )
+    kept = (*mesh_rules.PRODUCTS, EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP)
+    fit = Fit(2, kept, mesh_rules.PRODUCTS, fsdp=-1, expert=32)
+    slices = replace(fit, vision=mesh_rules.VISION_PRODUCTS, expert=16)
+    rules = mesh_rules.sparse(fit, slices=slices)
     return paper(sizes.mm1_3b_moe(), rules)
 
 
 def mm1_7b_moe() -> Experiment.Config:
     """MM1-7B-MoE: 32 experts in every fourth layer, two for each token."""
-    rules = mesh_rules.sparse(rows=4, expert=8, experts=(EXPERT_GATE,), vision=(ATTENTION_OUTPUT,))
+    fit = Fit(4, (*mesh_rules.PRODUCTS, EXPERT_GATE), (ATTENTION_OUTPUT,), fsdp=-1, expert=8)
+    rules = mesh_rules.sparse(fit, slices=replace(fit, rows=2))
     return paper(sizes.mm1_7b_moe(), rules)
 
 

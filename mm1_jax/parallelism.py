@@ -46,7 +46,8 @@ class Parallelism(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        # Sizes of the mesh axes: 1, but `data` is -1, "all remaining devices", unless another is.
+        # Sizes of the mesh axes: 1, but `data` is -1, "all remaining devices", unless another is:
+        # then it is the number of slices, so that their network carries sums of gradients alone.
         # Axes of size 1 are not created. docs/training.md says why there are no pipeline stages.
         data: int | None = None
         expert: int | None = None
@@ -84,7 +85,7 @@ class Parallelism(Configurable):
         raises.
         """
         devices = jax.devices() if devices is None else devices
-        shape = mesh_shape(self.config, len(devices))
+        shape = mesh_shape(self.config, len(devices), num_slices(devices))
         if math.prod(shape.values()) == 1:
             shape = {"data": 1}
         grid = _device_grid(shape, devices)
@@ -103,9 +104,10 @@ class Parallelism(Configurable):
 
 @config_class
 class MeshRule(ConfigBase):
-    """The parallelism for devices whose "kind-number" a regular expression matches in full.
+    """The parallelism for devices whose `devices_name` a regular expression matches in full.
 
-    The number is that of the devices as JAX counts them, two a chip on tpu7x: `v5p-(64|128)`.
+    With or without the number of slices in front: `v5p-128` is 128 devices in as many slices as
+    there are, `2xv5p-128` two slices of 64. Devices are counted as JAX does, two a chip on tpu7x.
     """
 
     devices: Required[str] = REQUIRED
@@ -139,11 +141,11 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return sizes
 
 
-def mesh_shape(cfg: Parallelism.Config, num_devices: int) -> dict[str, int]:
+def mesh_shape(cfg: Parallelism.Config, num_devices: int, num_slices: int = 1) -> dict[str, int]:
     """Sizes of the mesh axes larger than 1, with -1 worked out from the number of devices."""
     sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
-    if sizes["data"] is None and -1 not in sizes.values():
-        sizes["data"] = -1
+    if sizes["data"] is None:
+        sizes["data"] = num_slices if -1 in sizes.values() else -1
     sizes = {axis: 1 if size is None else size for axis, size in sizes.items()}
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -168,18 +170,17 @@ def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
     over them.
     """
     sizes = list(shape.values())
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if num_slices == 1:
+    left = num_slices(devices)
+    if left == 1:
         return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     over_slices = []
-    left = num_slices
     for size in sizes:
         over_slices.append(math.gcd(size, left))
         left //= over_slices[-1]
     if left > 1:
         raise ValueError(
-            f"parallelism: {num_slices} slices cannot share the axes {shape} evenly; make data a "
-            f"multiple of {num_slices}"
+            f"parallelism: {num_slices(devices)} slices cannot share the axes {shape} evenly; "
+            f"make data a multiple of {num_slices(devices)}"
         )
     inside = [size // count for size, count in zip(sizes, over_slices, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(
@@ -195,9 +196,21 @@ def device_kind(device: Any) -> str:
     return device.device_kind
 
 
+def num_slices(devices: Sequence[Any]) -> int:
+    """Groups of devices that links connect, and only a network with others; hosts of GPUs."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
 def devices_name(devices: Sequence[Any]) -> str:
-    """What mesh rules call these devices: "v5p-64"."""
-    return f"{device_kind(devices[0])}-{len(devices)}"
+    """What mesh rules call these devices: "v5p-64", or "2xv5p-64" in two slices."""
+    count = num_slices(devices)
+    return f"{count}x" * (count > 1) + f"{device_kind(devices[0])}-{len(devices)}"
+
+
+def matches(rule: MeshRule, devices: str) -> bool:
+    """Whether a mesh rule is for devices of that `devices_name`."""
+    names = {devices, re.sub(r"^\d+x", "", devices)}
+    return any(re.fullmatch(rule.devices, name) for name in names)
 
 
 def choose(
@@ -209,7 +222,7 @@ def choose(
         devices: Their `devices_name`.
     """
     for rule in mesh_rules:
-        if re.fullmatch(rule.devices, devices):
+        if matches(rule, devices):
             own = {field: value for field, value in parallelism.items() if value is not None}
             return rule.parallelism.clone(**own)
     return parallelism

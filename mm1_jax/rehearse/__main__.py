@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -270,13 +269,13 @@ def _rehearse_all(
 
 
 def _has_mesh_rule(cfg: Any, topology: Topology) -> bool:
-    return any(
-        re.fullmatch(rule.devices, _devices_name(topology)) for rule in cfg.trainer.mesh_rules
-    )
+    matches = importlib.import_module("mm1_jax.parallelism").matches
+    return any(matches(rule, _devices_name(topology)) for rule in cfg.trainer.mesh_rules)
 
 
 def _devices_name(topology: Topology) -> str:
-    return f"{topology.chip.name}-{topology.num_devices}"
+    slices = f"{topology.num_slices}x" * (topology.num_slices > 1)
+    return f"{slices}{topology.chip.name}-{topology.num_devices}"
 
 
 def _rehearse_in_a_process(
