@@ -18,8 +18,8 @@ def _mesh(**axes: int) -> jax.sharding.Mesh:
     return _parallelism(**axes).instantiate().mesh()
 
 
-def _devices(kind: str, number: int) -> list:
-    return [SimpleNamespace(device_kind=kind)] * number
+def _devices(kind: str, number: int, slices: int = 1) -> list:
+    return [SimpleNamespace(device_kind=kind, slice_index=n % slices) for n in range(number)]
 
 
 def test_a_mesh_has_only_the_axes_in_use_in_order_of_communication():
@@ -43,6 +43,26 @@ def test_a_mesh_has_only_the_axes_in_use_in_order_of_communication():
 def test_axes_that_do_not_fit_the_devices_are_errors(axes, message):
     with pytest.raises(ValueError, match=message):
         mesh_shape(_parallelism(**axes), num_devices=8)
+
+
+def test_each_slice_has_all_parameters_unless_data_is_set():
+    assert mesh_shape(_parallelism(fsdp=-1), num_devices=8, num_slices=2) == {"data": 2, "fsdp": 4}
+    assert mesh_shape(_parallelism(fsdp=-1, data=1), num_devices=8, num_slices=2) == {"fsdp": 8}
+    assert mesh_shape(_parallelism(fsdp=2), num_devices=8, num_slices=2) == {"data": 4, "fsdp": 2}
+
+
+def test_a_rule_is_for_any_number_of_slices_unless_it_names_one():
+    rules = [
+        MeshRule().set(devices=r"\d+xv5p-128", parallelism=_parallelism(expert=2)),
+        MeshRule().set(devices="v5p-128", parallelism=_parallelism(expert=4)),
+        MeshRule().set(devices="v5p-64", parallelism=_parallelism(expert=8)),
+    ]
+    nothing = Parallelism.default_config()
+    assert devices_name(_devices("TPU v5", 128, slices=2)) == "2xv5p-128"
+    assert choose(rules, nothing, "2xv5p-128") == _parallelism(expert=2)
+    assert choose(rules, nothing, "v5p-128") == _parallelism(expert=4)
+    assert choose(rules, nothing, "2xv5p-64") == _parallelism(expert=8)
+    assert choose(rules, nothing, "2xv5p-32") is nothing
 
 
 @pytest.mark.parametrize(
