@@ -25,6 +25,7 @@ class Chip:
         link_bandwidth: Bytes/s that a chip sends along one axis of the torus, both directions
             together; of a GPU, all that it sends.
         network_bandwidth: Bytes/s that a chip sends to other slices; guessed.
+        host_bandwidth: Bytes/s between a chip and the memory of its host, one way; guessed.
         clock: Hz; None where the compiler gives no cycles.
         torus_dims: Of the wiring; 0 where every device reaches every other one directly.
         devices_per_chip: JAX devices.
@@ -38,6 +39,7 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     network_bandwidth: float
+    host_bandwidth: float
     clock: float | None
     torus_dims: int
     devices_per_chip: int
@@ -46,7 +48,8 @@ class Chip:
 
 # Peaks and bandwidths of memory: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} and NVIDIA's data
 # sheets of the SXM modules. Links: what the same pages state for a chip, less the tenth that
-# protocols take. Between slices: a host's network interfaces, shared by its chips.
+# protocols take. Between slices: a host's network interfaces, shared by its chips. To the host: 16
+# lanes of PCIe for each chip, of the third generation up to v5p, then the fourth or fifth.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -58,6 +61,7 @@ CHIPS = {
             hbm_bandwidth=1228e9,
             link_bandwidth=90e9,
             network_bandwidth=6.25e9,
+            host_bandwidth=15e9,
             clock=1.05e9,
             torus_dims=3,
             devices_per_chip=1,
@@ -71,6 +75,7 @@ CHIPS = {
             hbm_bandwidth=819e9,
             link_bandwidth=90e9,
             network_bandwidth=3.125e9,
+            host_bandwidth=15e9,
             clock=1.5e9,
             torus_dims=2,
             devices_per_chip=1,
@@ -84,6 +89,7 @@ CHIPS = {
             hbm_bandwidth=2765e9,
             link_bandwidth=180e9,
             network_bandwidth=6.25e9,
+            host_bandwidth=15e9,
             clock=1.75e9,
             torus_dims=3,
             devices_per_chip=1,
@@ -97,6 +103,7 @@ CHIPS = {
             hbm_bandwidth=1640e9,
             link_bandwidth=180e9,
             network_bandwidth=12.5e9,
+            host_bandwidth=30e9,
             clock=1.75e9,
             torus_dims=2,
             devices_per_chip=1,
@@ -110,6 +117,7 @@ CHIPS = {
             hbm_bandwidth=7380e9,
             link_bandwidth=180e9,
             network_bandwidth=12.5e9,
+            host_bandwidth=30e9,
             clock=2.2e9,
             torus_dims=3,
             devices_per_chip=2,
@@ -123,6 +131,7 @@ CHIPS = {
             hbm_bandwidth=3350e9,
             link_bandwidth=450e9,
             network_bandwidth=50e9,
+            host_bandwidth=55e9,
             clock=None,
             torus_dims=0,
             devices_per_chip=1,
@@ -136,6 +145,7 @@ CHIPS = {
             hbm_bandwidth=4800e9,
             link_bandwidth=450e9,
             network_bandwidth=50e9,
+            host_bandwidth=55e9,
             clock=None,
             torus_dims=0,
             devices_per_chip=1,

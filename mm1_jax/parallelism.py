@@ -60,8 +60,10 @@ class Parallelism(Configurable):
         # What layers keep for the backward pass: what the model's config says.
         decoder_remat: Remat | None = None
         decoder_saved_names: tuple[str, ...] | None = None
+        decoder_offloaded_names: tuple[str, ...] | None = None
         vision_encoder_remat: Remat | None = None
         vision_encoder_saved_names: tuple[str, ...] | None = None
+        vision_encoder_offloaded_names: tuple[str, ...] | None = None
         # Passed to XLA when the step is compiled, each "name=value": none.
         compiler_options: tuple[str, ...] | None = None
 
@@ -95,7 +97,7 @@ class Parallelism(Configurable):
         """A copy of a model's config whose layers keep for the backward pass what this says."""
         model = model.clone()
         for part in ("decoder", "vision_encoder"):
-            for field in ("remat", "saved_names"):
+            for field in ("remat", "saved_names", "offloaded_names"):
                 value = getattr(self.config, f"{part}_{field}")
                 if value is not None and getattr(model, part) is not None:
                     model.set_recursively((part, "stack", field), value=value)

@@ -43,6 +43,7 @@ class Stack(Module):
         group_size: int = 1
         remat: Remat = Remat.FULL
         saved_names: tuple[str, ...] = ()  # named values that are kept too, with Remat.FULL
+        offloaded_names: tuple[str, ...] = ()  # and these, in the memory of the host
         unroll: bool = False  # a Python loop instead of the scan, for tests: compiles every layer
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -61,7 +62,8 @@ class Stack(Module):
         )
         self.remat = Remat(cfg.remat)
         self.saved_names = tuple(cfg.saved_names)
-        check_saved_names(self.saved_names)
+        self.offloaded_names = tuple(cfg.offloaded_names)
+        check_saved_names(self.saved_names + self.offloaded_names)
         self.unroll = cfg.unroll
 
     def __call__(
@@ -100,7 +102,11 @@ class Stack(Module):
             return x, statistics
 
         run_layer = rematerialise(
-            run_layer, self.remat, saved_names=self.saved_names, prevent_cse=self.unroll
+            run_layer,
+            self.remat,
+            saved_names=self.saved_names,
+            offloaded_names=self.offloaded_names,
+            prevent_cse=self.unroll,
         )
 
         def run_group(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
@@ -207,21 +213,40 @@ def rematerialise(
     remat: Remat,
     *,
     saved_names: tuple[str, ...] = (),
+    offloaded_names: tuple[str, ...] = (),
     prevent_cse: bool = False,
 ) -> Callable:
     """`function`, recomputed in the backward pass except for what `remat` keeps.
 
     Args:
         saved_names: With `Remat.FULL`, values of these names are kept as well.
+        offloaded_names: So are these, in the host's memory: sent there as they are computed, and
+            fetched when the backward pass comes to the layer.
         prevent_cse: Needed outside a scan, where the compiler could undo the recomputation.
+
+    Raises:
+        ValueError: Names go with another `remat`, or are both kept and offloaded.
     """
-    if saved_names and remat is not Remat.FULL:
-        raise ValueError(f"saved_names={saved_names} need remat=full, got {remat.value}")
+    for field, names in (("saved_names", saved_names), ("offloaded_names", offloaded_names)):
+        if names and remat is not Remat.FULL:
+            raise ValueError(f"{field}={names} need remat=full, got {remat.value}")
+    if both := set(saved_names) & set(offloaded_names):
+        raise ValueError(
+            f"saved_names and offloaded_names both have {', '.join(sorted(both))}; a value is "
+            "kept on the device or in the host's memory"
+        )
     if remat is Remat.NONE:
         return function
     policies = jax.checkpoint_policies
     policy = policies.dots_with_no_batch_dims_saveable if remat is Remat.DOTS else None
-    if saved_names:
+    if offloaded_names:
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(saved_names),
+            names_which_can_be_offloaded=list(offloaded_names),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    elif saved_names:
         policy = policies.save_only_these_names(*saved_names)
     return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 

@@ -6,7 +6,7 @@ A model, never checked on the chips themselves; good for comparing programs. Wha
                 bytes over the bandwidth of the memory where there is no estimate
     kernels     Pallas and the like: FLOPs at KERNEL_EFFICIENCY of the peak
     transfers   bytes sent over the bandwidth of all axes of the torus, one transfer at a time;
-                between slices, over the network's
+                between slices, over the network's; to the host's memory and back, over its bus
     overlap     only what the schedule shows: a transfer is under way from where it starts to where
                 its result is needed, and the step waits for what is then left of it
 """
@@ -15,7 +15,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from mm1_jax.rehearse.program import Branch, Done, Kind, Loop, Schedule, Start, Transfer, Work
+from mm1_jax.rehearse.program import (
+    Branch,
+    Done,
+    Kind,
+    Loop,
+    Route,
+    Schedule,
+    Start,
+    Transfer,
+    Work,
+)
 from mm1_jax.rehearse.topologies import Topology
 
 # Of the peak, for kernels whose time no compiler estimates; what good attention kernels reach.
@@ -52,8 +62,8 @@ class Times:
 def predict(schedule: Schedule, topology: Topology) -> Times:
     """The times of one run of `schedule`."""
     clock = 0.0
-    # The links of the torus and the network are two ways to send; each sends one thing at a time.
-    is_free = {False: 0.0, True: 0.0}
+    # Each route sends one thing at a time, whatever the others do.
+    is_free = dict.fromkeys(Route, 0.0)
     ends: dict[str, float] = {}
     total = Times()
     for item in schedule:
@@ -65,8 +75,8 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
             case Start(transfer):
                 seconds = transfer_seconds(transfer, topology)
                 total += Times(transfer=seconds)
-                end = max(clock, is_free[transfer.over_network]) + seconds
-                is_free[transfer.over_network] = ends[transfer.name] = end
+                end = max(clock, is_free[transfer.route]) + seconds
+                is_free[transfer.route] = ends[transfer.name] = end
             case Done(name):
                 waited = max(ends.pop(name, 0.0) - clock, 0.0)
                 total += Times(exposed=waited)
@@ -93,9 +103,14 @@ def work_seconds(work: Work, topology: Topology) -> float:
 
 
 def transfer_seconds(transfer: Transfer, topology: Topology) -> float:
-    if transfer.over_network:
-        return transfer.sent * topology.chip.devices_per_chip / topology.chip.network_bandwidth
-    return transfer.sent / topology.device_link_bandwidth
+    chip = topology.chip
+    match transfer.route:
+        case Route.LINKS:
+            return transfer.sent / topology.device_link_bandwidth
+        case Route.NETWORK:
+            return transfer.sent * chip.devices_per_chip / chip.network_bandwidth
+        case Route.HOST:
+            return transfer.sent * chip.devices_per_chip / chip.host_bandwidth
 
 
 @dataclass
@@ -107,11 +122,15 @@ class Traffic:
     sent: float = 0.0
 
 
-def traffic(schedule: Schedule) -> dict[str, Traffic]:
-    """Transfers by kind, those that send nothing left out."""
+def traffic(schedule: Schedule, *routes: Route) -> dict[str, Traffic]:
+    """Transfers over these routes (default: all) by kind, those that send nothing left out."""
     found: dict[str, Traffic] = defaultdict(Traffic)
     for item, executions in executed(schedule):
-        if isinstance(item, Start) and item.transfer.sent:
+        if (
+            isinstance(item, Start)
+            and item.transfer.sent
+            and item.transfer.route in (routes or Route)
+        ):
             entry = found[item.transfer.kind]
             entry.count += 1
             entry.executions += executions

@@ -45,6 +45,8 @@ _FREE = {
     "copy-done",
     "slice-start",
     "slice-done",
+    "dynamic-slice-start",
+    "dynamic-update-slice-start",
     "async-update",
     "recv",
 }
@@ -61,11 +63,12 @@ _KERNELS = {"tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu", "__gpu$xla.gpu.tri
 
 @dataclass(frozen=True)
 class Shape:
-    """An array: its element type, dims, and whether it lies in the main memory of the chip."""
+    """An array: its element type, dims, and whether the chip or its host has it in main memory."""
 
     dtype: str
     dims: tuple[int, ...]
     in_hbm: bool
+    on_host: bool = False
 
     @property
     def size(self) -> int:
@@ -150,21 +153,28 @@ class Work:
     hbm_bytes: float
 
 
+class Route(enum.Enum):
+    """Over what something is sent: links of chips, the network of slices, the bus of the host."""
+
+    LINKS = "links"
+    NETWORK = "network"
+    HOST = "host"
+
+
 @dataclass(frozen=True)
 class Transfer:
-    """One collective operation.
+    """One collective operation, or a copy to or from the memory of the host.
 
     Attributes:
         group_size: Devices that exchange something, or slices.
-        sent: Bytes that a device sends, once.
-        over_network: Between slices, rather than over the links of the torus.
+        sent: Bytes that a device sends, or fetches from its host, once.
     """
 
     name: str
     kind: str
     group_size: int
     sent: float
-    over_network: bool = False
+    route: Route = Route.LINKS
 
 
 @dataclass(frozen=True)
@@ -244,6 +254,12 @@ class Program:
                     open_transfers.add(i.name)
                 if not transfers:
                     items += self._schedule(inner)
+            elif (transfer := _host_transfer(i, computation)) is not None:
+                items.append(Start(transfer))
+                if i.opcode.endswith("-start"):
+                    open_transfers.add(i.name)
+                else:
+                    items.append(Done(transfer.name))
             elif i.opcode == "send":
                 if (name := _rendezvous(i)) is not None:
                     open_transfers.add(name)
@@ -252,7 +268,7 @@ class Program:
                 receive = computation.by_name.get(i.operands[0])
                 if receive is not None and (name := _rendezvous(receive)) in open_transfers:
                     items.append(Done(name))
-            elif i.opcode.endswith("-done") and i.opcode not in ("copy-done", "slice-done"):
+            elif i.opcode.endswith("-done"):
                 start = self._start_of(i, computation)
                 if start in open_transfers:
                     items.append(Done(start))
@@ -566,7 +582,8 @@ def _shapes(text: str) -> Iterator[Shape]:
     for dtype, dims, layout in _SHAPE.findall(text):
         sizes = tuple(int(dim.removeprefix("<=")) for dim in dims.split(",") if dim)
         space = re.search(r"S\((\d+)\)", layout)
-        yield Shape(dtype, sizes, in_hbm=space is None or space.group(1) == "0")
+        memory = space.group(1) if space else "0"
+        yield Shape(dtype, sizes, in_hbm=memory == "0", on_host=memory == "5")
 
 
 def _bits(dtype: str) -> int:
@@ -623,7 +640,29 @@ def _network_transfer(i: Instruction, computation: Computation, name: str) -> Tr
     group_size = len(group.group(1).split(",")) if group else 2
     held = sum((s.num_bytes for s in computation.shapes_of(i.operands[0])), 0.0)
     sent = held * SENT.get(kind, SENT["collective-permute"])(group_size)
-    return Transfer(name, f"{kind} between slices", group_size, sent, over_network=True)
+    return Transfer(name, f"{kind} between slices", group_size, sent, Route.NETWORK)
+
+
+def _host_transfer(i: Instruction, computation: Computation) -> Transfer | None:
+    """What a copy moves to the host's memory or from there, as a whole or a piece of an array."""
+    opcode = i.opcode.removesuffix("-start")
+    if opcode not in ("copy", "slice", "dynamic-slice", "dynamic-update-slice"):
+        return None
+    operands = [shape for name in i.operands[:2] for shape in computation.shapes_of(name)]
+    if opcode == "dynamic-update-slice":
+        whole, piece = operands
+        is_fetched, is_sent = False, whole.on_host and not piece.on_host
+    else:
+        whole = operands[0]
+        # Of a slice that only starts, the result lies behind the operands and before a flag.
+        place = -2 if i.opcode.endswith("slice-start") else 0
+        piece = i.shapes[place]
+        is_fetched = whole.on_host and not piece.on_host
+        is_sent = piece.on_host and not whole.on_host
+    if not is_fetched and not is_sent:
+        return None
+    kind = "copy from the host" if is_fetched else "copy to the host"
+    return Transfer(i.name, kind, 2, piece.num_bytes, Route.HOST)
 
 
 # --- matrix products

@@ -24,7 +24,7 @@ from mm1_jax.rehearse.predict import (
     predict,
     traffic,
 )
-from mm1_jax.rehearse.program import parse
+from mm1_jax.rehearse.program import Route, parse
 from mm1_jax.rehearse.topologies import Topology
 
 # Of the memory, that should stay free: fragments and what the runtime itself takes.
@@ -58,7 +58,8 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
     executed = flops(schedule) * topology.num_devices
     report: dict[str, Any] = {
         "flops": {"executed": executed},
-        "collectives": {kind: asdict(each) for kind, each in traffic(schedule).items()},
+        "collectives": _as_dicts(traffic(schedule, Route.LINKS, Route.NETWORK)),
+        "host_copies": _as_dicts(traffic(schedule, Route.HOST)),
         "step": {**asdict(times), "total": times.step},
         "warnings": list(program.warnings),
         "assumptions": assumptions(topology),
@@ -100,6 +101,7 @@ def assumptions(topology: Topology) -> dict[str, Any]:
         "link_bandwidth": chip.link_bandwidth,
         "axes": sum(dim > 1 for dim in topology.shape) if topology.is_tpu else 1,
         "network_bandwidth": chip.network_bandwidth,
+        "host_bandwidth": chip.host_bandwidth,
         "kernel_efficiency": KERNEL_EFFICIENCY,
         "source": chip.source,
     }
@@ -147,7 +149,10 @@ def render(report: Mapping[str, Any]) -> str:
     if "memory" in report:
         parts.append(_memory(report))
     if "step" in report:
-        parts += [_step(report), _flops(report), _collectives(report), _assumptions(report)]
+        parts += [_step(report), _flops(report), _transfers("collectives", report["collectives"])]
+        if report.get("host_copies"):
+            parts.append(_transfers("copies to the host", report["host_copies"]))
+        parts.append(_assumptions(report))
     if report.get("warnings"):
         parts.append("\n".join(f"warning: {each}" for each in report["warnings"]))
     if "versions" in report:
@@ -222,11 +227,15 @@ def _flops(report: Mapping[str, Any]) -> str:
     return text
 
 
-def _collectives(report: Mapping[str, Any]) -> str:
-    entries = {kind: Traffic(**each) for kind, each in report["collectives"].items()}
+def _as_dicts(traffic: Mapping[str, Traffic]) -> dict[str, dict[str, Any]]:
+    return {kind: asdict(each) for kind, each in traffic.items()}
+
+
+def _transfers(title: str, traffic: Mapping[str, Mapping[str, Any]]) -> str:
+    entries = {kind: Traffic(**each) for kind, each in traffic.items()}
     if not entries:
-        return "collectives         none"
-    lines = [f"{'collectives':25} {'in text':>8} {'a step':>8} {'GB sent a device':>17}"]
+        return f"{title:19} none"
+    lines = [f"{title:25} {'in text':>8} {'a step':>8} {'GB sent a device':>17}"]
     lines += [
         f"  {kind:23} {each.count:8,} {each.executions:8,} {each.sent / 1e9:17.3f}"
         for kind, each in entries.items()
@@ -239,11 +248,16 @@ def _collectives(report: Mapping[str, Any]) -> str:
 def _assumptions(report: Mapping[str, Any]) -> str:
     known = report["assumptions"]
     clock = f"{known['clock'] / 1e9:g} GHz, " if known["clock"] else ""
+    host = (
+        f"{known['host_bandwidth'] / 1e9:g} GB/s to the host (guessed); "
+        if report.get("host_copies")
+        else ""
+    )
     return (
         f"a model, not a measurement: {known['peak_flops'] / 1e12:g} TFLOP/s, {clock}"
         f"kernels at {known['kernel_efficiency']:g} of the peak, "
         f"{known['axes']} x {known['link_bandwidth'] / 1e9:g} GB/s links ({known['source']}), "
-        f"{known['network_bandwidth'] / 1e9:g} GB/s between slices (guessed); "
+        f"{known['network_bandwidth'] / 1e9:g} GB/s between slices (guessed); {host}"
         "transfers are hidden only where the schedule shows it"
     )
 

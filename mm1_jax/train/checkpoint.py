@@ -32,7 +32,14 @@ from mm1_jax.train.train_state import TrainState
 from mm1_jax.weights_folder import restore_args
 
 # Fields of a model's config that do not change what its parameters mean.
-_NOT_OF_THE_MODEL = ("dtype", "remat", "saved_names", "kernel", "image_group_rows")
+_NOT_OF_THE_MODEL = (
+    "dtype",
+    "remat",
+    "saved_names",
+    "offloaded_names",
+    "kernel",
+    "image_group_rows",
+)
 _MOST_LINES = 12
 
 

@@ -75,6 +75,27 @@ def test_full_remat_saves_only_layer_inputs():
     assert num_saved(Remat.FULL) < num_saved(Remat.DOTS) < num_saved(Remat.NONE)
 
 
+def test_offloaded_values_go_to_the_memory_of_the_host_and_change_no_bit():
+    def gradients(**fields):
+        stack = _stack(True, **fields)
+        function = jax.jit(jax.grad(lambda stack: jnp.sum(stack(X)[0] ** 2)))
+        return jax.tree.leaves(function(stack)), str(jax.make_jaxpr(function)(stack))
+
+    kept, jaxpr = gradients(saved_names=("query", "mlp_up"))
+    assert "host" not in jaxpr.lower()
+    offloaded, jaxpr = gradients(saved_names=("query",), offloaded_names=("mlp_up",))
+    assert "host" in jaxpr.lower()
+    for a, b in zip(kept, offloaded, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_value_is_kept_in_one_place_and_by_full_recomputation_alone():
+    with pytest.raises(ValueError, match="saved_names and offloaded_names both have query"):
+        _stack(False, saved_names=("query",), offloaded_names=("query",))(X)
+    with pytest.raises(ValueError, match="offloaded_names=.'query',. need remat=full, got none"):
+        _stack(False, offloaded_names=("query",), remat=Remat.NONE)(X)
+
+
 def test_layers_are_drawn_independently_and_run_in_order():
     stack = _stack(False)
     kernels = stack.layer.feed_forward.up.kernel[...]
@@ -114,3 +135,5 @@ def test_layers_that_do_not_divide_into_groups_are_errors():
 def test_names_that_no_layer_has_are_errors():
     with pytest.raises(ValueError, match="no layer has a value 'atention_output'.*attention_out"):
         _stack(False, saved_names=("query", "atention_output"))
+    with pytest.raises(ValueError, match="no layer has a value 'mlp_upp'.*mlp_up"):
+        _stack(False, offloaded_names=("mlp_upp",))

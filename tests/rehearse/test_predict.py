@@ -6,6 +6,7 @@ from mm1_jax.rehearse.program import (
     Done,
     Kind,
     Loop,
+    Route,
     Start,
     Transfer,
     Work,
@@ -22,9 +23,10 @@ def work(seconds):
     return Work("work", Kind.VECTOR, 0.0, seconds * CLOCK, 0.0)
 
 
-def transfer(seconds, name="gather", over_network=False):
-    bandwidth = TOPOLOGY.chip.network_bandwidth if over_network else LINKS
-    return Transfer(name, "all-gather", 4, seconds * bandwidth, over_network)
+def transfer(seconds, name="gather", route=Route.LINKS):
+    chip = TOPOLOGY.chip
+    bandwidth = {Route.NETWORK: chip.network_bandwidth, Route.HOST: chip.host_bandwidth}
+    return Transfer(name, "all-gather", 4, seconds * bandwidth.get(route, LINKS), route)
 
 
 def exposed(*schedule):
@@ -42,12 +44,15 @@ def test_a_transfer_is_waited_for_but_for_what_is_computed_meanwhile():
     assert exposed(start, work(2)) == pytest.approx(1)
 
 
-def test_transfers_share_the_links_and_not_the_network():
+@pytest.mark.parametrize("route", [Route.NETWORK, Route.HOST])
+def test_transfers_share_a_route_and_no_other(route):
     first, second = transfer(2.0, "a"), transfer(2.0, "b")
     both = (Start(first), Start(second), work(3), Done("a"), Done("b"))
     assert exposed(*both) == pytest.approx(1)
-    elsewhere = (Start(first), Start(transfer(2.0, "b", over_network=True)), *both[2:])
+    elsewhere = (Start(first), Start(transfer(2.0, "b", route)), *both[2:])
     assert exposed(*elsewhere) == 0
+    same = (Start(transfer(2.0, "a", route)), Start(transfer(2.0, "b", route)), *both[2:])
+    assert exposed(*same) == pytest.approx(1)
 
 
 def test_the_slowest_branch_counts():

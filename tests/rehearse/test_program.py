@@ -1,7 +1,7 @@
 import pytest
 
 from mm1_jax.rehearse.predict import executed, flops, traffic
-from mm1_jax.rehearse.program import Kind, Loop, Work, parse
+from mm1_jax.rehearse.program import Kind, Loop, Route, Work, parse
 
 # A loop of seven, from 1 by 2 below 14, around a product and a gather of 4 x 64 rows; a kernel
 # whose attributes hold lines that begin with braces; a permutation that sends nothing.
@@ -45,6 +45,24 @@ def loop(groups: str = "{{0,1,2,3}}"):
     return parse(LOOP.replace("replica_groups={}", f"replica_groups={groups}"))
 
 
+# A row of 8 x 32 that is written to the host's memory while a product runs, and fetched from there.
+HOST = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+ENTRY %main (a: bf16[8,32]) -> bf16[1,8,32] {
+  %a = bf16[8,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %row = bf16[1,8,32]{2,1,0:T(8,128)(2,1)} bitcast(%a)
+  %i = s32[]{:T(128)} constant(1)
+  %kept = bf16[4,8,32]{2,1,0:T(8,128)(2,1)S(5)} custom-call(), custom_call_target="AllocateBuffer"
+  %out = ((bf16[4,8,32]{2,1,0:T(8,128)(2,1)S(5)}, bf16[1,8,32]{2,1,0:T(8,128)(2,1)}, s32[]{:T(128)}), bf16[4,8,32]{2,1,0:T(8,128)(2,1)S(5)}, u32[]{:S(2)}) dynamic-update-slice-start(%kept, %row, %i)
+  %product = bf16[8,8]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %written = bf16[4,8,32]{2,1,0:T(8,128)(2,1)S(5)} dynamic-update-slice-done(%out)
+  %in = ((bf16[4,8,32]{2,1,0:T(8,128)(2,1)S(5)}, s32[]{:T(128)}), bf16[1,8,32]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) dynamic-slice-start(%written, %i), dynamic_slice_sizes={1,8,32}
+  ROOT %fetched = bf16[1,8,32]{2,1,0:T(8,128)(2,1)} dynamic-slice-done(%in)
+}
+"""  # noqa: E501
+
+
 def test_counts_are_multiplied_by_trips():
     program = loop()
     schedule = program.schedule()
@@ -55,6 +73,23 @@ def test_counts_are_multiplied_by_trips():
     assert (gathers.count, gathers.executions) == (1, 7)
     assert gathers.sent == 7 * 3 * 64 * 32 * 2
     assert program.warnings == []
+
+
+def test_pieces_go_to_the_memory_of_the_host_and_back():
+    schedule = parse(HOST).schedule()
+    start, product, done, back, back_done = schedule
+    assert isinstance(product, Work) and product.flops == 2 * 8 * 8 * 32
+    assert start.transfer.kind == "copy to the host" and done.name == start.transfer.name
+    assert back.transfer.kind == "copy from the host" and back_done.name == back.transfer.name
+    assert {start.transfer.sent, back.transfer.sent} == {8 * 32 * 2}
+    assert traffic(schedule, Route.LINKS, Route.NETWORK) == {}
+    assert len(traffic(schedule, Route.HOST)) == len(traffic(schedule)) == 2
+
+
+def test_a_copy_that_stays_on_the_chip_is_sent_nowhere():
+    text = HOST.replace("S(5)", "")
+    (product,) = parse(text).schedule()
+    assert product.name == "product"
 
 
 def test_what_sends_to_itself_only_is_no_traffic():
