@@ -38,7 +38,8 @@ class Fit:
     """What a device has room for at a time: rows of a batch of 512, and what layers keep of them.
 
     Attributes:
-        fsdp: Devices that split what is not an expert's; -1 is all, or all that share experts.
+        fsdp: Devices that split a copy of the parameters; -1 is all of a slice, or all that have
+            the same experts.
         expert: Devices that share the experts. The more they are, the fewer kernels each has to
             gather, but what is not an expert's is split over the others alone.
     """
@@ -81,22 +82,21 @@ def dense(
     )
 
 
-def sparse(v5p: Fit, *, slices: Fit | None = None, experts: int = 8) -> list[MeshRule]:
+def sparse(v5p: Fit, *, slices: Fit | None = None) -> list[MeshRule]:
     """Rules of a sparse model: an expert axis besides.
 
     Args:
         v5p: For 95 GB; so many rows for GPUs too.
         slices: For 95 GB where there are several slices, each of which has all parameters.
-        experts: Devices that share the experts where there is less room.
     """
-    small = Fit(1, ATTENTION, (ATTENTION_OUTPUT,), fsdp=-1, expert=experts)
+    small = Fit(1, ATTENTION, (ATTENTION_OUTPUT,), fsdp=-1, expert=8)
     return _rules(
         v5p=v5p,
         slices=slices,
         gpu=replace(small, rows=v5p.rows),
         v4=small,
         v6e=small,
-        v5e=Fit(1, fsdp=-1, expert=experts),
+        v5e=Fit(1, fsdp=-1, expert=8),
     )
 
 

@@ -7,6 +7,7 @@ alone, or of a program that does not fit); bytes and seconds are those of one de
     memory        arguments, temporaries, outputs, aliased, code, total, peak, hbm, free, fits
     flops         model, executed, ratio; of all devices
     collectives   kind -> count in the text, executions, bytes sent
+    host_copies   the same of copies to the memory of the host and from there
     step          seconds of matrix, vector, kernel, transfer (hidden or not), exposed, total
     mfu           model FLOPs over what the chips could do at their peak in the predicted step
 """
