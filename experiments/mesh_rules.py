@@ -115,20 +115,32 @@ def _rules(
 ) -> list[MeshRule]:
     return [
         # 95 GB a device.
-        *(_fit(rf"\d+xv5p-{n}", slices, n, VECTOR_MEMORY) for n in _COUNTS if slices),
-        *(_fit(rf"\d+xtpu7x-{n}", slices, n) for n in _COUNTS if slices),
-        *(_fit(f"v5p-{n}", v5p, n, VECTOR_MEMORY) for n in _COUNTS),
-        *(_fit(f"tpu7x-{n}", v5p, n) for n in _COUNTS),
+        *_chip("v5p", v5p, VECTOR_MEMORY, slices=slices),
+        *_chip("tpu7x", v5p, slices=slices),
         # 80 GB and more. Hosts count as slices; the network between them is one to gather over.
         *(_fit(f"(h100|h200)-{n}", gpu, n, data=1) for n in (8, 16, 32, *_COUNTS)),
         # 31 GB. v6e computes products faster than its memory takes them.
-        *(_fit(f"v4-{n}", v4, n) for n in _COUNTS),
-        *(_fit(f"v6e-{n}", v6e, n, VECTOR_MEMORY) for n in _COUNTS),
+        *_chip("v4", v4),
+        *_chip("v6e", v6e, VECTOR_MEMORY),
         # 16 GB.
-        *(_fit(f"v5e-{n}", v5e, n, VECTOR_MEMORY) for n in _COUNTS),
+        *_chip("v5e", v5e, VECTOR_MEMORY),
         # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.
         _rule("cpu-.*", fsdp=-1),
         _rule(".*", fsdp=-1, expert=v5e.expert),
+    ]
+
+
+def _chip(
+    chip: str, fit: Fit, compiler_options: tuple[str, ...] | None = None, slices: Fit | None = None
+) -> list[MeshRule]:
+    if slices is None and fit.fsdp > _COUNTS[0]:
+        # A slice may have fewer.
+        slices = replace(fit, fsdp=-1)
+    return [
+        _fit(f"{prefix}{chip}-{number}", each, number, compiler_options)
+        for prefix, each in ((r"\d+x", slices), ("", fit))
+        if each is not None
+        for number in _COUNTS
     ]
 
 
@@ -144,7 +156,7 @@ def _fit(
         # Copies of what is split over fewer than all devices; None is one for each slice.
         data=-1 if fit.fsdp > 0 else data,
         expert=fit.expert,
-        fsdp=fit.fsdp,
+        fsdp=min(fit.fsdp, number),
         gradient_accumulation=max(1, 512 // (number * fit.rows)),
         decoder_saved_names=tuple(fit.decoder),
         vision_encoder_saved_names=tuple(fit.vision),

@@ -1,0 +1,31 @@
+"""The paper's models on every kind and number of devices that there are rules for."""
+
+import pytest
+
+from experiments import pretrain
+from mm1_jax.parallelism import choose, matches, mesh_shape
+
+CONFIGS = ("mm1_3b", "mm1_7b", "mm1_30b", "mm1_3b_moe", "mm1_7b_moe")
+SLICES = [
+    (kind, devices, slices)
+    for kind, most in (("v4", 512), ("v5e", 256), ("v5p", 512), ("v6e", 256), ("tpu7x", 512))
+    for devices in (64, 128, 256, 512)
+    for slices in (1, 2, 4)
+    if 64 <= devices // slices <= most
+]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("kind", "devices", "slices"), SLICES)
+def test_a_batch_is_dealt_evenly_and_slices_hold_copies(name, kind, devices, slices):
+    cfg = getattr(pretrain, name)()
+    called = f"{slices}x" * (slices > 1) + f"{kind}-{devices}"
+    rule = next(rule for rule in cfg.trainer.mesh_rules if matches(rule, called))
+    assert kind in rule.devices, "only the rule for anything matches"
+    parallelism = choose(cfg.trainer.mesh_rules, cfg.trainer.parallelism, called)
+    shape = mesh_shape(parallelism, devices, slices)
+    assert shape.get("data", 1) % slices == 0
+    rows = cfg.input.batch_size // parallelism.gradient_accumulation
+    assert rows % devices == 0 and rows % cfg.input.image_group_rows == 0
+    if "moe" in name:
+        assert cfg.model.decoder.moe.num_experts % shape["expert"] == 0
