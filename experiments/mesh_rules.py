@@ -29,6 +29,9 @@ VISION_PRODUCTS = (ATTENTION_OUTPUT, MLP_UP)
 # vector memory for a fusion, and 73% with its default.
 VECTOR_MEMORY = ("xla_tpu_scoped_vmem_limit_kib=65536",)
 
+# Rows that share their image slots, and so are of one micro-batch.
+_GROUP = 64
+
 # Devices for which there are rules.
 _COUNTS = (64, 128, 256, 512)
 
@@ -113,12 +116,17 @@ def full_recomputation() -> list[MeshRule]:
 def _rules(
     *, v5p: Fit, gpu: Fit, v4: Fit, v6e: Fit, v5e: Fit, slices: Fit | None = None
 ) -> list[MeshRule]:
+    # Of few devices each has more rows of an image group, and keeps nothing of them.
+    few = replace(gpu, decoder=(), vision=())
     return [
         # 95 GB a device.
         *_chip("v5p", v5p, VECTOR_MEMORY, slices=slices),
         *_chip("tpu7x", v5p, slices=slices),
         # 80 GB and more. Hosts count as slices; the network between them is one to gather over.
-        *(_fit(f"(h100|h200)-{n}", gpu, n, data=1) for n in (8, 16, 32, *_COUNTS)),
+        *(
+            _fit(f"(h100|h200)-{n}", gpu if n * gpu.rows >= _GROUP else few, n, data=1)
+            for n in (8, 16, 32, *_COUNTS)
+        ),
         # 31 GB. v6e computes products faster than its memory takes them.
         *_chip("v4", v4),
         *_chip("v6e", v6e, VECTOR_MEMORY),
@@ -157,7 +165,7 @@ def _fit(
         data=-1 if fit.fsdp > 0 else data,
         expert=fit.expert,
         fsdp=min(fit.fsdp, number),
-        gradient_accumulation=max(1, 512 // (number * fit.rows)),
+        gradient_accumulation=max(1, 512 // max(number * fit.rows, _GROUP)),
         decoder_saved_names=tuple(fit.decoder),
         vision_encoder_saved_names=tuple(fit.vision),
         compiler_options=compiler_options,

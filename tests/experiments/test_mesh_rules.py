@@ -6,6 +6,7 @@ from experiments import pretrain
 from mm1_jax.parallelism import choose, matches, mesh_shape
 
 CONFIGS = ("mm1_3b", "mm1_7b", "mm1_30b", "mm1_3b_moe", "mm1_7b_moe")
+GPUS = [(kind, n, 1) for kind in ("h100", "h200") for n in (8, 16, 32, 64, 128, 256, 512)]
 SLICES = [
     (kind, devices, slices)
     for kind, most in (("v4", 512), ("v5e", 256), ("v5p", 512), ("v6e", 256), ("tpu7x", 512))
@@ -16,7 +17,7 @@ SLICES = [
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize(("kind", "devices", "slices"), SLICES)
+@pytest.mark.parametrize(("kind", "devices", "slices"), SLICES + GPUS)
 def test_a_batch_is_dealt_evenly_and_slices_hold_copies(name, kind, devices, slices):
     cfg = getattr(pretrain, name)()
     called = f"{slices}x" * (slices > 1) + f"{kind}-{devices}"
