@@ -116,7 +116,8 @@ def full_recomputation() -> list[MeshRule]:
 def _rules(
     *, v5p: Fit, gpu: Fit, v4: Fit, v6e: Fit, v5e: Fit, slices: Fit | None = None
 ) -> list[MeshRule]:
-    # Of few devices each has more rows of an image group, and keeps nothing of them.
+    # Of few devices each has more rows of an image group. Room is there for some times as many as
+    # `gpu` has, of more they keep nothing.
     few = replace(gpu, decoder=(), vision=())
     return [
         # 95 GB a device.
@@ -124,7 +125,8 @@ def _rules(
         *_chip("tpu7x", v5p, slices=slices),
         # 80 GB and more. Hosts count as slices; the network between them is one to gather over.
         *(
-            _fit(f"(h100|h200)-{n}", gpu if n * gpu.rows >= _GROUP else few, n, data=1)
+            _fit(f"{chip}-{n}", gpu if n * gpu.rows * times >= _GROUP else few, n, data=1)
+            for chip, times in (("h100", 2), ("h200", 4))
             for n in (8, 16, 32, *_COUNTS)
         ),
         # 31 GB. v6e computes products faster than its memory takes them.
