@@ -36,6 +36,13 @@ def test_every_config_fits_where_it_is_meant_to_run(config, topology):
     assert report["tokens"] == 512 * 4096
 
 
+@pytest.mark.parametrize("config", sorted({config for config, _ in FITS}))
+def test_every_config_stands_on_six_kinds_of_slices_and_fits(config):
+    topologies = [parse_topology(t) for c, t in REPORTS if c == config]
+    assert len({(t.chip.name, t.num_slices > 1) for t in topologies}) >= 6
+    assert all(REPORTS[config, t.name]["memory"]["fits"] for t in topologies)
+
+
 @pytest.mark.parametrize(("config", "topology"), REPORTS)
 def test_the_table_is_of_the_configs_as_they_are(config, topology):
     cfg = Launch(config).resolved_config()
