@@ -45,6 +45,7 @@ class Fit:
             the same experts.
         expert: Devices that share the experts. The more they are, the fewer kernels each has to
             gather, but what is not an expert's is split over the others alone.
+        model: Devices that split the matrices of a layer, and have `rows` together.
     """
 
     rows: int
@@ -52,6 +53,7 @@ class Fit:
     vision: Sequence[str] = ()
     fsdp: int = 32
     expert: int | None = None
+    model: int | None = None
 
 
 PRODUCTS_OF_A_ROW = Fit(1, PRODUCTS, VISION_PRODUCTS)
@@ -161,13 +163,15 @@ def _fit(
     compiler_options: tuple[str, ...] | None = None,
     data: int | None = None,
 ) -> MeshRule:
+    shards = number // (fit.model or 1)
     return _rule(
         devices,
         # Copies of what is split over fewer than all devices; None is one for each slice.
         data=-1 if fit.fsdp > 0 else data,
         expert=fit.expert,
         fsdp=min(fit.fsdp, number),
-        gradient_accumulation=max(1, 512 // max(number * fit.rows, _GROUP)),
+        model=fit.model,
+        gradient_accumulation=max(1, 512 // max(shards * fit.rows, _GROUP)),
         decoder_saved_names=tuple(fit.decoder),
         vision_encoder_saved_names=tuple(fit.vision),
         compiler_options=compiler_options,

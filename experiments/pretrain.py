@@ -105,10 +105,11 @@ def mm1_7b() -> Experiment.Config:
 
 def mm1_30b() -> Experiment.Config:
     """MM1-30B: 29.7B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    # Where memory is small, what is split over 128 devices leaves room for a row's activations.
+    # Where memory is small, what is split over 128 devices leaves room for a row's activations; and
+    # in 16 GB, the kernels of a layer are half of it: two devices share them, and a row.
     small = Fit(1, mesh_rules.ATTENTION, (ATTENTION_OUTPUT,), fsdp=128)
     rules = mesh_rules.dense(
-        rows=2, vision=(ATTENTION_OUTPUT,), v4=small, v6e=small, v5e=Fit(1, fsdp=-1)
+        rows=2, vision=(ATTENTION_OUTPUT,), v4=small, v6e=small, v5e=Fit(1, fsdp=-1, model=2)
     )
     return paper(sizes.mm1_30b(), rules)
 

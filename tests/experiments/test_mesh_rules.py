@@ -27,6 +27,7 @@ def test_a_batch_is_dealt_evenly_and_slices_hold_copies(name, kind, devices, sli
     shape = mesh_shape(parallelism, devices, slices)
     assert shape.get("data", 1) % slices == 0
     rows = cfg.input.batch_size // parallelism.gradient_accumulation
-    assert rows % devices == 0 and rows % cfg.input.image_group_rows == 0
+    shards = devices // shape.get("model", 1)
+    assert rows % shards == 0 and rows % cfg.input.image_group_rows == 0
     if "moe" in name:
         assert cfg.model.decoder.moe.num_experts % shape["expert"] == 0
