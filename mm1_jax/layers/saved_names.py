@@ -1,6 +1,6 @@
-"""Names of values that layers may keep for the backward pass (`saved_names` of a stack).
+"""Names of values that layers may keep for the backward pass.
 
-A layer makes a name once, as a constant of its module, and marks a value with it:
+The fields `saved_names` and `offloaded_names` of a stack take them. A layer makes a name once, as a constant of its module, and marks a value with it:
 
     QUERY = saved_name("query")
     query = checkpoint_name(query, QUERY)
@@ -21,11 +21,11 @@ def saved_name(name: str) -> str:
     return name
 
 
-def check_saved_names(names: Iterable[str]) -> None:
-    """Raises ValueError where a name is none that a layer has made."""
+def check_saved_names(field: str, names: Iterable[str]) -> None:
+    """Raises ValueError where a name in a field of that name is none that a layer has made."""
     for name in names:
         if name not in _names:
             known = close_names(name, _names) or sorted(_names)
             raise ValueError(
-                f"saved_names: no layer has a value {name!r}; expected some of {', '.join(known)}"
+                f"{field}: no layer has a value {name!r}; expected some of {', '.join(known)}"
             )

@@ -63,7 +63,8 @@ class Stack(Module):
         self.remat = Remat(cfg.remat)
         self.saved_names = tuple(cfg.saved_names)
         self.offloaded_names = tuple(cfg.offloaded_names)
-        check_saved_names(self.saved_names + self.offloaded_names)
+        check_saved_names("saved_names", self.saved_names)
+        check_saved_names("offloaded_names", self.offloaded_names)
         self.unroll = cfg.unroll
 
     def __call__(

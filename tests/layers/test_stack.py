@@ -135,5 +135,5 @@ def test_layers_that_do_not_divide_into_groups_are_errors():
 def test_names_that_no_layer_has_are_errors():
     with pytest.raises(ValueError, match="no layer has a value 'atention_output'.*attention_out"):
         _stack(False, saved_names=("query", "atention_output"))
-    with pytest.raises(ValueError, match="no layer has a value 'mlp_upp'.*mlp_up"):
+    with pytest.raises(ValueError, match="offloaded_names: no layer has a value 'mlp_upp'.*mlp_up"):
         _stack(False, offloaded_names=("mlp_upp",))
