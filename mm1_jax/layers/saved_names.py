@@ -1,6 +1,7 @@
 """Names of values that layers may keep for the backward pass.
 
-The fields `saved_names` and `offloaded_names` of a stack take them. A layer makes a name once, as a constant of its module, and marks a value with it:
+The fields `saved_names` and `offloaded_names` of a stack take them. A layer makes a name once, as a
+constant of its module, and marks a value with it:
 
     QUERY = saved_name("query")
     query = checkpoint_name(query, QUERY)
