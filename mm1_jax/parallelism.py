@@ -172,8 +172,8 @@ def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
     over them.
     """
     sizes = list(shape.values())
-    left = num_slices(devices)
-    if left == 1:
+    slices = left = num_slices(devices)
+    if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     over_slices = []
     for size in sizes:
@@ -181,8 +181,8 @@ def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
         left //= over_slices[-1]
     if left > 1:
         raise ValueError(
-            f"parallelism: {num_slices(devices)} slices cannot share the axes {shape} evenly; "
-            f"make data a multiple of {num_slices(devices)}"
+            f"parallelism: {slices} slices cannot share the axes {shape} evenly; make data a "
+            f"multiple of {slices}"
         )
     inside = [size // count for size, count in zip(sizes, over_slices, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(
@@ -205,8 +205,12 @@ def num_slices(devices: Sequence[Any]) -> int:
 
 def devices_name(devices: Sequence[Any]) -> str:
     """What mesh rules call these devices: "v5p-64", or "2xv5p-64" in two slices."""
-    count = num_slices(devices)
-    return f"{count}x" * (count > 1) + f"{device_kind(devices[0])}-{len(devices)}"
+    return name_of(device_kind(devices[0]), len(devices), num_slices(devices))
+
+
+def name_of(kind: str, number: int, num_slices: int = 1) -> str:
+    """`name_of("v5p", 64, num_slices=2) == "2xv5p-64"`: so many devices in all."""
+    return f"{num_slices}x" * (num_slices > 1) + f"{kind}-{number}"
 
 
 def matches(rule: MeshRule, devices: str) -> bool:

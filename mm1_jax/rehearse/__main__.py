@@ -274,8 +274,8 @@ def _has_mesh_rule(cfg: Any, topology: Topology) -> bool:
 
 
 def _devices_name(topology: Topology) -> str:
-    slices = f"{topology.num_slices}x" * (topology.num_slices > 1)
-    return f"{slices}{topology.chip.name}-{topology.num_devices}"
+    name_of = importlib.import_module("mm1_jax.parallelism").name_of
+    return name_of(topology.chip.name, topology.num_devices, topology.num_slices)
 
 
 def _rehearse_in_a_process(

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import pretrain
-from mm1_jax.parallelism import choose, matches, mesh_shape
+from mm1_jax.parallelism import choose, matches, mesh_shape, name_of
 
 CONFIGS = ("mm1_3b", "mm1_7b", "mm1_30b", "mm1_3b_moe", "mm1_7b_moe")
 GPUS = [(kind, n, 1) for kind in ("h100", "h200") for n in (8, 16, 32, 64, 128, 256, 512)]
@@ -20,7 +20,7 @@ SLICES = [
 @pytest.mark.parametrize(("kind", "devices", "slices"), SLICES + GPUS)
 def test_a_batch_is_dealt_evenly_and_slices_hold_copies(name, kind, devices, slices):
     cfg = getattr(pretrain, name)()
-    called = f"{slices}x" * (slices > 1) + f"{kind}-{devices}"
+    called = name_of(kind, devices, slices)
     rule = next(rule for rule in cfg.trainer.mesh_rules if matches(rule, called))
     assert kind in rule.devices, "only the rule for anything matches"
     parallelism = choose(cfg.trainer.mesh_rules, cfg.trainer.parallelism, called)

@@ -2,6 +2,8 @@ import pytest
 
 from mm1_jax.rehearse.predict import executed, flops, traffic
 from mm1_jax.rehearse.program import Kind, Loop, Route, Work, parse
+from mm1_jax.rehearse.report import program_report, render
+from mm1_jax.rehearse.topologies import parse_topology
 
 # A loop of seven, from 1 by 2 below 14, around a product and a gather of 4 x 64 rows; a kernel
 # whose attributes hold lines that begin with braces; a permutation that sends nothing.
@@ -84,6 +86,19 @@ def test_pieces_go_to_the_memory_of_the_host_and_back():
     assert {start.transfer.sent, back.transfer.sent} == {8 * 32 * 2}
     assert traffic(schedule, Route.LINKS, Route.NETWORK) == {}
     assert len(traffic(schedule, Route.HOST)) == len(traffic(schedule)) == 2
+
+
+def test_a_report_has_copies_to_the_host_beside_the_collectives():
+    report = program_report(HOST, parse_topology("v5e:2x2"), None)
+    assert report["collectives"] == {}
+    assert {kind: each["sent"] for kind, each in report["host_copies"].items()} == {
+        "copy to the host": 512,
+        "copy from the host": 512,
+    }
+    text = render({"topology": "v5e:2x2", "num_chips": 4, **report})
+    assert "copies to the host" in text and "15 GB/s to the host" in text
+    inside = program_report(HOST.replace("S(5)", ""), parse_topology("v5e:2x2"), None)
+    assert "host" not in render({"topology": "v5e:2x2", "num_chips": 4, **inside})
 
 
 def test_a_copy_that_stays_on_the_chip_is_sent_nowhere():
