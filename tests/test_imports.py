@@ -143,6 +143,8 @@ def test_no_import_stands_inside_a_function():
         ("mm1_jax.launch", {"jax", "flax", "grain", "numpy"}),
         ("mm1_jax.rehearse.__main__", {"jax", "flax", "grain"}),
         ("mm1_jax.config", {"jax", "flax", "numpy", "ml_collections"}),
+        # Seconds that only a run has to pay.
+        ("mm1_jax.experiment", {"torch", "tensorflow", "tensorboardX", "sklearn"}),
     ],
 )
 def test_importing_does_not_load(module, absent):
@@ -155,5 +157,8 @@ def test_importing_does_not_load(module, absent):
 
 def test_training_needs_neither_torch_nor_tensorflow():
     """tensorboardX imports torch where it is installed; here the import of either fails."""
-    code = "import sys; sys.modules.update(torch=None, tensorflow=None); import mm1_jax.experiment"
+    code = (
+        "import sys; sys.modules.update(torch=None, tensorflow=None); "
+        "import mm1_jax.experiment, tensorboardX"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

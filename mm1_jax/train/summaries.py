@@ -1,10 +1,9 @@
 """TensorBoard summaries: the numbers of a run, and what the model says under held-out pictures."""
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 from mm1_jax.train.sample_pictures import choose_samples, sample_grid
 
@@ -15,7 +14,9 @@ class Summaries:
     """Writes event files; of those of earlier launches, what follows `first_step` is void."""
 
     def __init__(self, directory: Path, *, first_step: int):
-        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
+        # tensorboardX imports torch where it is installed, which takes seconds: only a run pays it.
+        writer = importlib.import_module("tensorboardX").SummaryWriter
+        self._writer = writer(str(directory), purge_step=first_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Numbers under their names; a list becomes one number per item."""

@@ -5,12 +5,13 @@ Every fifth scan is held out. A record is a pure function of (seed, split, index
 """
 
 import functools
+import importlib.util
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from sklearn.datasets import load_digits
 
 from mm1_jax.batch import Record
 from mm1_jax.config import REQUIRED, Required, config_class
@@ -198,6 +199,10 @@ def _fact(rng: random.Random) -> str:
 
 @functools.cache
 def _scans() -> tuple[UInt8[np.ndarray, "n 8 8 3"], Int[np.ndarray, "n"]]:
-    values, labels = load_digits(return_X_y=True)
-    gray = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1), labels
+    # The file that `sklearn.datasets.load_digits` reads: its import takes a second of every launch.
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations, "scikit-learn is required"
+    path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    table = np.loadtxt(path, delimiter=",")
+    gray = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1), table[:, -1].astype(int)
