@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import Configurable, config_class
@@ -139,24 +138,6 @@ def make_sample(correct: bool | None, benchmark: str = "quiz") -> Any:
         correct=correct,
         benchmark=benchmark,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_are_kept(tmp_path_factory: Any) -> Any:
-    """Every launch makes its programs anew, as a new process does; here they are compiled once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture
