@@ -11,6 +11,8 @@
     model.vision_encoder = None         -> no images in the input
     size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
     trainer.max_steps                   -> trainer.optimizer.decay_steps
+    trainer.initial_weights             -> defaults of the model that have changed since they were
+                                           trained
 """
 
 from collections.abc import Sequence
@@ -36,6 +38,7 @@ from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.models.mm1 import MM1, reads_images
+from mm1_jax.train.initial_weights import with_stored_defaults
 from mm1_jax.train.optimizer import mm1_learning_rate
 from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer
@@ -63,6 +66,7 @@ class Experiment(Configurable):
         _raise_if_a_size_is_not_positive(cfg.model)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
             _set_data_dir(part, cfg.input.data_dir)
+        cfg.model = with_stored_defaults(cfg.model, cfg.trainer.initial_weights)
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
         _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")

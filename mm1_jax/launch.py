@@ -270,15 +270,19 @@ def _run(
     """Builds the experiment and runs it, as the only process or together with others."""
     if cluster is None:
         with folder.lock():
-            folder.claim(launch, cfg)
+            kept = folder.claim(launch, cfg)
+            cfg = launch.resolved_config(kept) if kept else cfg
             cfg.instantiate(output_dir=folder.path).run()
         return
     distributed = join(cluster, options)
     with contextlib.ExitStack() as stack:
+        kept = None
         with distributed.together():
             if distributed.is_first():
                 stack.enter_context(folder.lock())
-                folder.claim(launch, cfg)
+                kept = folder.claim(launch, cfg)
+        kept = distributed.broadcast(kept)
+        cfg = launch.resolved_config(kept) if kept else cfg
         with distributed.together():
             experiment = cfg.instantiate(output_dir=folder.path)
         experiment.run()

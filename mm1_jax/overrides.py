@@ -3,8 +3,12 @@
 Fields are addressed by path, `evals.digits_vqa.num_examples` or as a config's text spells it,
 `input.streams[0].weight`. The text is parsed by ml_collections' config flags into the type of the
 field's value; where that is None or REQUIRED, the annotation decides.
+
+`restore_values` takes values as the text of a config spells them.
 """
 
+import ast
+import copy
 import enum
 import re
 import types
@@ -211,3 +215,66 @@ def _set(cfg: Any, parts: list[str], value: Any) -> None:
     else:
         key = next(key for key in holder if str(key) == parts[-1])
         holder[key] = value
+
+
+def is_overridden(path: str, overrides: Mapping[str, str]) -> bool:
+    """Whether overrides set the field at `path`, or all of what it is an element of."""
+    parts = _parts(path)
+    return any(parts[: len(each)] == each for each in map(_parts, overrides))
+
+
+def restore_values(cfg: Any, texts: Mapping[str, str]) -> Any:
+    """A copy of `cfg` with fields set to values that `debug_string` has written.
+
+    Fields that are not there, or do not hold numbers, strings or members of an enum, stay.
+
+    Args:
+        texts: Text of the value by path; "None" for a field that is not set.
+    """
+    cfg = cfg.clone()
+    for path, text in texts.items():
+        parts = _parts(path)
+        try:
+            holder = cfg
+            for part in parts[:-1]:
+                holder = _child(holder, part)
+            value = _value(text, _child(holder, parts[-1]), _annotation(holder, parts[-1]))
+        except (KeyError, ValueError, SyntaxError):
+            continue
+        cfg = _replaced(cfg, parts, value)
+    return cfg
+
+
+def _value(text: str, present: Any, annotation: Any) -> Any:
+    """The value that a config spells so; raises where the field holds none of that kind."""
+    if text == "None":
+        if present is not None and types.NoneType not in typing.get_args(annotation):
+            raise ValueError
+        return None
+    options = _options(annotation)
+    enums = {each for each in options if isinstance(each, type) and issubclass(each, enum.Enum)}
+    if isinstance(present, enum.Enum):
+        enums.add(type(present))
+    for member in (member for each in enums for member in each):
+        if repr(member) == text:
+            return member
+    if present is None or present is REQUIRED:
+        if not all(option in _SCALARS or _is_literal(option) for option in options):
+            raise ValueError
+    elif not isinstance(present, _SCALARS):
+        raise ValueError
+    return float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text)
+
+
+def _replaced(holder: Any, parts: Sequence[str], value: Any) -> Any:
+    """`holder`, with `value` at the path `parts`."""
+    if not parts:
+        return value
+    child = _replaced(_child(holder, parts[0]), parts[1:], value)
+    if isinstance(holder, ConfigBase):
+        return holder.set(**{parts[0]: child})
+    if isinstance(holder, dict):
+        new = copy.copy(holder)
+        new.update({key: child for key in holder if str(key) == parts[0]})
+        return new
+    return type(holder)(child if str(i) == parts[0] else x for i, x in enumerate(holder))

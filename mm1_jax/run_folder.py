@@ -5,6 +5,7 @@
     launch.lock   the process that runs there, as long as it does
 
 A launch into a folder that holds a run resumes it, if the config is the same up to MAY_CHANGE.
+Defaults that have changed in between (`stored_config.DEFAULTS`) stay those of the run.
 """
 
 import contextlib
@@ -12,7 +13,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from etils import epath
 
 from mm1_jax.files import write_whole
 from mm1_jax.named_configs import find_named_config
-from mm1_jax.overrides import apply_overrides
+from mm1_jax.overrides import apply_overrides, is_overridden, restore_values
+from mm1_jax.stored_config import Difference, config_differences
 
 # Fields that may differ between launches into one folder, with all that is inside them: what is
 # evaluated, logged and kept, where the data lies, which a checkpoint knows by its content, and how
@@ -49,9 +52,6 @@ MAY_CHANGE = (
     "trainer.watchdog",
 )
 
-# What classes were called when runs that may go on were launched, and what they are called now.
-RENAMED = {"mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizer.AdamW"}
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -61,8 +61,12 @@ class Launch:
     module: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
 
-    def resolved_config(self) -> Any:
-        """Makes the config, applies the overrides, and fills in what must agree."""
+    def resolved_config(self, stored: Mapping[str, str] | None = None) -> Any:
+        """Makes the config, applies the overrides, and fills in what must agree.
+
+        Args:
+            stored: Values that a run keeps, as the text of its config spells them, by path.
+        """
         cfg = find_named_config(self.config, self.module)()
         resolve = cfg.klass.resolve
         try:
@@ -71,7 +75,8 @@ class Launch:
             # What is missing or does not fit, the overrides may mend.
             types_from = cfg
         # Overrides go into the config as it was written, so that what follows from them follows.
-        return resolve(apply_overrides(cfg, self.overrides, types_from=types_from))
+        cfg = apply_overrides(cfg, self.overrides, types_from=types_from)
+        return resolve(restore_values(cfg, stored) if stored else cfg)
 
 
 class RunFolder:
@@ -115,17 +120,32 @@ class RunFolder:
             file.flush()
             yield
 
-    def claim(self, launch: Launch, cfg: Any) -> None:
-        """Makes the folder one of this launch, or raises ValueError if it cannot be.
+    def claim(self, launch: Launch, cfg: Any) -> dict[str, str]:
+        """Makes the folder one of this launch.
 
-        A run that ended before its first checkpoint leaves nothing to go on from, so it binds
+        A run that ended before its first checkpoint leaves nothing to resume from, so it binds
         nobody to its config; what it appended to is removed.
+
+        Returns:
+            Values to train with in place of those in `cfg`, for `Launch.resolved_config`: defaults
+            that have changed since a resumed run was launched.
+
+        Raises:
+            ValueError: The folder holds a run of another config, or cannot be written to.
         """
         location = getattr(getattr(cfg.trainer, "checkpointer", None), "location", None)
         if location is not None:
             self._checkpoints = epath.Path(location)
         resumes = self.holds_a_run and self.holds_checkpoints
+        kept: dict[str, str] = {}
         if resumes:
+
+            def is_kept(difference: Difference) -> bool:
+                return difference.is_default and not is_overridden(
+                    difference.path, launch.overrides
+                )
+
+            cfg, kept = self._as_stored(launch, cfg, is_kept)
             self._raise_if_changed(cfg, "Launch into a new --output_dir, or undo the change.")
             self._raise_if_beyond(cfg.trainer.max_steps)
         with self._explained_errors():
@@ -139,15 +159,21 @@ class RunFolder:
             write_whole(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
             # The last file written: a folder without it holds no run.
             write_whole(self._config_path, cfg.debug_string() + "\n")
+        return kept
 
     def load_experiment(self) -> Any:
-        """The resolved config of the run, made anew from its name and overrides."""
+        """The resolved config of the run, made anew from its name and overrides.
+
+        Where the code makes other values now, those that the run was trained with count.
+        """
         if not self.holds_a_run:
             raise ValueError(
                 f"{self.path}: no run there ({self._config_path.name} is missing); "
                 "give the output folder of a launch"
             )
-        cfg = Launch(**json.loads(self._launch_path.read_text())).resolved_config()
+        launch = Launch(**json.loads(self._launch_path.read_text()))
+        cfg = launch.resolved_config()
+        cfg, _ = self._as_stored(launch, cfg, lambda each: not _may_change(each.path))
         self._raise_if_changed(cfg, "Use the code that the run was launched with.")
         return cfg
 
@@ -185,8 +211,29 @@ class RunFolder:
                 "give at least as many, or launch into a new --output_dir"
             )
 
+    def _as_stored(
+        self, launch: Launch, cfg: Any, is_kept: Callable[[Difference], bool]
+    ) -> tuple[Any, dict[str, str]]:
+        """`cfg` with those values of the stored config that are kept, and these values by path."""
+        stored = self._config_path.read_text()
+        kept = [each for each in config_differences(stored, cfg) if is_kept(each)]
+        if not kept:
+            return cfg, {}
+        values = {each.path: each.stored or "None" for each in kept}
+        cfg = launch.resolved_config(values)
+        for each in config_differences(stored, cfg):
+            values.pop(each.path, None)
+        if values:
+            changes = "; ".join(str(each) for each in kept if each.path in values)
+            print(
+                f"note: {self.path}: its run keeps the values that it was trained with "
+                f"(stored -> now): {changes}",
+                file=sys.stderr,
+            )
+        return cfg, values
+
     def _raise_if_changed(self, cfg: Any, advice: str) -> None:
-        differences = config_differences(self._config_path.read_text(), cfg.debug_string())
+        differences = config_differences(self._config_path.read_text(), cfg)
         fixed = [each for each in differences if not _may_change(each.path)]
         if not fixed:
             return
@@ -206,32 +253,6 @@ class RunFolder:
 def load_experiment(folder: str | os.PathLike) -> Any:
     """The resolved config of the run in `folder`."""
     return RunFolder(folder).load_experiment()
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One field that two configs do not agree on; None where it has its unset default."""
-
-    path: str
-    stored: str | None
-    now: str | None
-
-    def __str__(self) -> str:
-        stored, now = ("not set" if text is None else text for text in (self.stored, self.now))
-        return f"{self.path}: {stored} -> {now}"
-
-
-def config_differences(stored: str, now: str) -> list[Difference]:
-    """The differences between two texts of configs, by path."""
-    for name, present in RENAMED.items():
-        stored = stored.replace(f": {name!r}\n", f": {present!r}\n")
-    old, new = (_by_path(text) for text in (stored, now))
-    paths = sorted(old.keys() | new.keys())
-    return [Difference(p, old.get(p), new.get(p)) for p in paths if old.get(p) != new.get(p)]
-
-
-def _by_path(text: str) -> dict[str, str]:
-    return {path: value for path, _, value in (line.partition(": ") for line in text.splitlines())}
 
 
 def _may_change(path: str) -> bool:

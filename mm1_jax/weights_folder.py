@@ -98,6 +98,26 @@ def describe(folder: Path, description: Mapping[str, Any]) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
+def stored_config(folder: Path, part: str, step: int | None = None) -> list[str] | None:
+    """Lines of the config of a part that a folder of weights, or a checkpoint, was made with.
+
+    Args:
+        folder: Of weights, or the output folder of a run.
+        step: Which checkpoint of a run; the newest if None.
+
+    Returns:
+        None where there are none.
+    """
+    try:
+        if (folder / DESCRIPTION).is_file():
+            return json.loads((folder / DESCRIPTION).read_text())["parts"].get(part)
+        model = _checkpoint(folder, step).parent / "model" / "metadata"
+        lines = json.loads(model.read_text())["config"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return [line.removeprefix(f"{part}.") for line in lines if line.startswith(f"{part}.")] or None
+
+
 class StoredParams:
     """The parameters in a folder of weights, or in a checkpoint of a run."""
 

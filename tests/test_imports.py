@@ -44,16 +44,18 @@ ALLOWED = {
             "models",
             "evals.evaluator",
         ),
-        "weights_folder",
+        *("weights_folder", "stored_config"),
     },
     "weights_folder": set(),
+    "stored_config": {"config", "overrides"},
     "interop": {
         *("config", "files", "batch", "layers", "models", "weights_folder", "host_memory"),
+        "stored_config",
         *("data.tokenizer", "data.hf_tokenizer"),
     },
     "named_configs": {"config"},
     "overrides": {"config"},
-    "run_folder": {"config", "files", "named_configs", "overrides"},
+    "run_folder": {"config", "files", "named_configs", "overrides", "stored_config"},
     # The composition root: puts data, model, trainer and evaluators together.
     "experiment": {"distributed", "config", "batch", "models", "data", "train", "evals"},
     # What lmms-eval loads; nothing here imports it.

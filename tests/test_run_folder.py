@@ -1,4 +1,3 @@
-import importlib
 import json
 from pathlib import Path
 
@@ -7,12 +6,11 @@ import pytest
 from mm1_jax.data.tokenizer import SHIPPED_MODEL
 from mm1_jax.run_folder import (
     MAY_CHANGE,
-    RENAMED,
     Launch,
     RunFolder,
-    config_differences,
     load_experiment,
 )
+from mm1_jax.stored_config import DEFAULTS
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +24,17 @@ def _launch(**overrides) -> Launch:
 
 
 def _claim(folder, **overrides):
+    """Claims a folder as a launch does; the config that it trains."""
     launch = _launch(**overrides)
-    RunFolder(folder).claim(launch, launch.resolved_config())
+    return launch.resolved_config(RunFolder(folder).claim(launch, launch.resolved_config()))
+
+
+def _store(run, now, then):
+    """Has the run have been trained with the line `then` of its config in place of `now`."""
+    path = run / "config.txt"
+    text = path.read_text()
+    assert text.count(now) == 1
+    path.write_text(text.replace(now, then))
 
 
 @pytest.fixture
@@ -52,11 +59,86 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
         load_experiment(tmp_path)
 
 
-def test_code_that_makes_another_config_than_the_stored_one_is_an_error(run):
-    text = (run / "config.txt").read_text()
-    (run / "config.txt").write_text(text.replace("seed: 0", "seed: 3"))
-    with pytest.raises(ValueError, match=r"trainer\.seed: 3 -> 0"):
+def test_values_that_a_run_was_trained_with_are_read(run, capsys):
+    """The code, its experiment included, makes other ones now."""
+    _store(run, "seed: 0", "seed: 3")
+    _store(run, "input.fit: <Fit.STRETCH: 'stretch'>", "input.fit: <Fit.PAD: 'pad'>")
+    _store(run, "input.mean[1]: 0.5", "input.mean[1]: 0.25")
+    _store(run, "model.dtype: 'float32'\n", "model.dtype: 'bfloat16'\nmodel.head_dim: 8\n")
+    cfg = load_experiment(run)
+    assert (cfg.trainer.seed, cfg.input.fit.value, cfg.input.mean) == (3, "pad", (0.5, 0.25))
+    assert (cfg.model.dtype, cfg.model.head_dim) == ("bfloat16", 8)
+    assert cfg.debug_string() + "\n" == (run / "config.txt").read_text()
+    assert "trainer.seed: 3 -> 0" in capsys.readouterr().err
+
+
+def test_what_follows_from_a_stored_value_follows(run):
+    _store(run, "connector.num_image_tokens: 4", "connector.num_image_tokens: 9")
+    _store(run, "input.num_image_tokens: 4", "input.num_image_tokens: 9")
+    assert load_experiment(run).input.num_image_tokens == 9
+
+
+def test_code_that_cannot_make_the_stored_config_is_an_error(run):
+    _store(run, "model.tied: True", "model.tied: True\nmodel.gone: 1")
+    _store(run, "'fake_experiment.Connector'", "'fake_experiment.Gone'")
+    with pytest.raises(ValueError) as error:
         load_experiment(run)
+    assert "model.gone: 1 -> not set" in str(error.value)
+    assert "model.connector.klass: 'fake_experiment.Gone' -> 'fake_exp" in str(error.value)
+
+
+@pytest.fixture
+def changed_default(run, monkeypatch):
+    """The default of `trainer.optimizer.clip` was 2 when `run` was trained, and is 1 now."""
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Optimizer", "clip"), ("2", "1"))
+    _store(run, "clip: 1", "clip: 2")
+    return run
+
+
+def test_a_run_keeps_the_default_that_it_was_trained_with(changed_default, capsys):
+    for _ in range(2):
+        assert _claim(changed_default).trainer.optimizer.clip == 2
+        assert "trainer.optimizer.clip: 2\n" in (changed_default / "config.txt").read_text()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "trainer.optimizer.clip: 2 -> 1" in line
+
+
+@pytest.mark.parametrize("clip", ["1", "3"])
+def test_a_default_that_changed_is_no_excuse_for_a_choice(changed_default, clip):
+    with pytest.raises(ValueError, match=f"optimizer.clip: 2 -> {clip}"):
+        _claim(changed_default, trainer__optimizer__clip=clip)
+
+
+def test_a_value_that_was_chosen_is_not_a_former_default(changed_default):
+    _store(changed_default, "clip: 2", "clip: 4")
+    with pytest.raises(ValueError, match="optimizer.clip: 4 -> 1"):
+        _claim(changed_default)
+
+
+def test_a_run_from_before_a_field_has_what_meant_the_same(run, monkeypatch, capsys):
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Model", "tied"), ("False", "True"))
+    _store(run, "model.tied: True\n", "")
+    assert not load_experiment(run).model.tied
+    assert not _claim(run).model.tied
+    assert "model.tied: False" in (run / "config.txt").read_text()
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Model", "tied"), ("True",))
+    _store(run, "model.tied: False\n", "")
+    capsys.readouterr()
+    assert _claim(run).model.tied
+    assert capsys.readouterr().err == ""
+
+
+def test_a_default_that_was_not_set_stays_so(run, monkeypatch):
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Input", "path"), ("None", "'x'"))
+    launch = _launch()
+    cfg = launch.resolved_config()
+    cfg.input.path = "x"
+    assert RunFolder(run).claim(launch, cfg) == {"input.path": "None"}
+
+
+def test_a_run_without_a_checkpoint_takes_the_default_of_now(changed_default):
+    (changed_default / "checkpoints" / "10").rmdir()
+    assert _claim(changed_default).trainer.optimizer.clip == 1
 
 
 def test_the_difference_of_a_changed_config_is_field_by_field(run):
@@ -144,25 +226,6 @@ def test_a_launch_killed_between_its_two_files_is_no_run(run):
     (run / "config.txt").unlink()
     _claim(run, trainer__seed="1")
     assert json.loads((run / "launch.json").read_text())["overrides"] == {"trainer.seed": "1"}
-
-
-def test_differences_are_by_path():
-    differences = config_differences("a: 1\nb: 'x: y'\nc: 2", "a: 1\nb: 'x: z'\nd: 3")
-    assert [str(each) for each in differences] == [
-        "b: 'x: y' -> 'x: z'",
-        "c: 2 -> not set",
-        "d: not set -> 3",
-    ]
-
-
-@pytest.mark.parametrize(("then", "now"), RENAMED.items())
-def test_a_class_that_was_renamed_is_no_difference(then, now):
-    assert config_differences(f"a.klass: {then!r}\nb: 1\n", f"a.klass: {now!r}\nb: 1\n") == []
-    (difference,) = config_differences(f"a.klass: '{then}X'\n", f"a.klass: {now!r}\n")
-    assert difference.path == "a.klass"
-    # The name of now is that of a class.
-    module, _, name = now.rpartition(".")
-    assert isinstance(getattr(importlib.import_module(module), name), type)
 
 
 def test_what_may_change_is_a_field_and_not_the_beginning_of_a_name(run):

@@ -25,6 +25,7 @@ from mm1_jax.interop.importer import ParamsOf, compare_with_source
 from mm1_jax.interop.mapping import Entry
 from mm1_jax.interop.mm1 import mm1_config, mm1_entries
 from mm1_jax.interop.tensor_files import DTYPES, TensorSpec
+from mm1_jax.stored_config import as_stored
 from mm1_jax.weights_folder import StoredParams
 
 # The code that an export of a whole model brings along.
@@ -66,11 +67,15 @@ class Vocabulary(NamedTuple):
 
 
 def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
-    """The parts that a folder of weights has, from the config that it was converted with."""
+    """The parts that a folder of weights has, from the config that it was converted with.
+
+    Values that the code makes otherwise now are those of the conversion.
+    """
     description = stored.description
     if description is None:
         raise ValueError("a checkpoint of a run: its config says what its parts are")
-    return make_parts(description["config"], Changes(**description["changes"]))
+    parts = make_parts(description["config"], Changes(**description["changes"]))
+    return {name: as_stored(description["parts"][name], cfg) for name, cfg in parts.items()}
 
 
 def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = None) -> Plain | str:
@@ -135,7 +140,7 @@ def export_source(
     if changes.num_experts is not None:
         raise ValueError(f"{weights}: was upcycled; its source has no experts")
     config, dtypes = description["config"], description["tensors"]
-    table = make_table(make_parts(config, changes), config, dtypes.keys())
+    table = make_table(parts_of_weights(stored), config, dtypes.keys())
     raise_if_params_misfit(table.entries, stored, " and ".join(table.parts), weights)
     aside, entries = Aside(weights), {entry.name: entry for entry in table.entries}
     if lost := sorted(dtypes.keys() - entries.keys() - aside.specs.keys()):

@@ -24,7 +24,8 @@ from absl import logging
 from etils import epath
 
 from mm1_jax import distributed
-from mm1_jax.config import Configurable, config_class
+from mm1_jax.config import Configurable, InstantiableConfig, config_class
+from mm1_jax.stored_config import config_differences
 from mm1_jax.train.commit_barrier import CommitBarrier, OutOfStep
 from mm1_jax.train.manifest import find_damage, write_manifest
 from mm1_jax.train.parameter_paths import parameter_path
@@ -83,14 +84,14 @@ class Checkpointer(Configurable):
         *,
         directory: Path,
         read_only: bool = False,
-        model: str | None = None,
+        model: InstantiableConfig | None = None,
         report: Callable[[str], None] = logging.warning,
     ):
         """Opens a folder of checkpoints.
 
         Args:
             directory: Where the config names no other.
-            model: The config of the model as text, to save and to compare.
+            model: The config of the model, to save as text and to compare.
             report: Is told what people should know of: damage, and saves that failed.
         """
         super().__init__(cfg)
@@ -152,7 +153,7 @@ class Checkpointer(Configurable):
             "input": ocp.args.JsonSave(input_state or {}),
         }
         if self._model is not None:
-            items["model"] = ocp.args.JsonSave({"config": self._model.splitlines()})
+            items["model"] = ocp.args.JsonSave({"config": self._model.debug_string().splitlines()})
         try:
             self._settle()
         except SaveFailed as error:
@@ -395,12 +396,10 @@ class Checkpointer(Configurable):
         restored = self._manager.restore(
             step, args=ocp.args.Composite(model=ocp.args.JsonRestore())
         )
-        saved, here = _fields(restored["model"]["config"]), _fields(self._model.splitlines())
         return [
-            f"  model.{name}: {saved.get(name, 'not set')} -> {here.get(name, 'not set')}"
-            for name in sorted(saved.keys() | here.keys())
-            if saved.get(name) != here.get(name)
-            and name.rpartition(".")[2].split("[")[0] not in _NOT_OF_THE_MODEL
+            f"  model.{each}"
+            for each in config_differences(restored["model"]["config"], self._model)
+            if each.path.rpartition(".")[2].split("[")[0] not in _NOT_OF_THE_MODEL
         ]
 
 
@@ -413,10 +412,6 @@ class _Preserved:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
         return [self.is_kept(step, steps) for step in steps]
-
-
-def _fields(lines: Sequence[str]) -> dict[str, str]:
-    return {name: value for name, _, value in (line.partition(": ") for line in lines)}
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:

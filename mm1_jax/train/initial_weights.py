@@ -8,7 +8,8 @@
 What no entry is about, such as the connector here, is drawn as ever. Every parameter of a part
 must be in its checkpoint, in the same shape, and the checkpoint may have no other ones there;
 fields that shapes do not show (an eps, the base of rotary positions, an activation) must be as the
-weights were made for. What is to differ is named by a rule (see `parameter_paths`).
+weights were made for. What is to differ is named by a rule (see `parameter_paths`). Defaults that
+have changed since (`stored_config.DEFAULTS`) are taken from there.
 
 A sparse decoder starts from a dense one with `upcycle`, and an encoder for another size of images
 from learned positions of any grid with `resize_positions`.
@@ -24,11 +25,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigBase,
+    Configurable,
+    InstantiableConfig,
+    Required,
+    config_class,
+)
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
+from mm1_jax.stored_config import as_stored
 from mm1_jax.train.parameter_paths import picked
-from mm1_jax.weights_folder import StoredParams, complaint
+from mm1_jax.weights_folder import StoredParams, complaint, stored_config
 
 # Fields that decide what a part computes, and that no shape shows.
 _NOT_IN_SHAPES = (
@@ -141,6 +150,27 @@ class InitialWeights(Configurable):
             )
         dense = {path: dense[path] for path in own & dense.keys() if dense[path].group_size}
         return _loaded(stored, {path: params[path] for path in own}, names, dense, resized)
+
+
+def with_stored_defaults(
+    model: InstantiableConfig, initial_weights: Mapping[str, InitialWeights.Config]
+) -> Any:
+    """The config of a model, with the defaults that its initial weights were trained with.
+
+    Defaults that have changed since a part was trained stay for it; what is chosen in `model`
+    stays, too.
+    """
+    model = model.clone()
+    for part, weights in initial_weights.items():
+        name, source = (each.partition("/")[0] for each in (part, weights.source or part))
+        cfg = getattr(model, name, None)
+        if not (weights.check_config and isinstance(cfg, ConfigBase)):
+            continue
+        folder = Path(weights.data_dir or ".", str(weights.path))
+        lines = stored_config(folder, source, weights.step)
+        if lines is not None:
+            setattr(model, name, as_stored(lines, cfg, only_defaults=True))
+    return model
 
 
 def _loaded(

@@ -39,6 +39,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
 from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.parallelism import MeshRule, Parallelism, choose, devices_name
+from mm1_jax.stored_config import former_defaults
 from mm1_jax.train.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
 from mm1_jax.train.checkpoint import Checkpointer
 from mm1_jax.train.corruption import Corruption
@@ -231,7 +232,7 @@ class Trainer(Configurable):
     def _make_checkpointer(self) -> Checkpointer:
         return self._config.checkpointer.instantiate(
             directory=self._output_dir / "checkpoints",
-            model=self._model.debug_string(),
+            model=self._model,
             report=lambda text: distributed.is_first() and say(text),
         )
 
@@ -334,7 +335,9 @@ class Trainer(Configurable):
         loaded: dict[str, jax.Array] = {}
         for part, weights in self._config.initial_weights.items():
             loaded |= weights.instantiate().load(part, params, self._model)
-            self._log.message(f"{part} starts from {weights.path}")
+            name = part.partition("/")[0] + "."
+            kept = [each for each in former_defaults(self._model) if each.startswith(name)]
+            self._log.message("; keeps ".join([f"{part} starts from {weights.path}", *kept]))
         return loaded
 
     def _save_if_due(self, step: int, state: TrainState) -> None:

@@ -1,0 +1,107 @@
+import importlib
+
+import pytest
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.stored_config import (
+    DEFAULTS,
+    RENAMED,
+    as_stored,
+    config_differences,
+    fields_of,
+    former_defaults,
+)
+from mm1_jax.train.optimizer import AdamW
+
+
+class Norm(Configurable):
+    @config_class
+    class Config(Configurable.Config):
+        eps: float = 1e-5
+
+
+class OtherNorm(Norm):
+    """Another class with the fields of `Norm`."""
+
+
+class Part(Configurable):
+    @config_class
+    class Config(Configurable.Config):
+        depth: int = 1
+        norm: Norm.Config = Norm.default_config()
+
+
+class SpecialPart(Part):
+    """A class of a user, who has derived it from ours."""
+
+
+@pytest.fixture(autouse=True)
+def _former_default(monkeypatch):
+    """`Part` had an eps of 1e-6, which `Norm` has not had."""
+    monkeypatch.setitem(DEFAULTS, (f"{__name__}.Part", "norm.eps"), ("1e-06", "1e-05"))
+
+
+def _text(cls=Part, **fields):
+    return cls.default_config().set(**fields).debug_string()
+
+
+def test_differences_are_by_path():
+    text = _text().replace("depth: 1", "depth: 2\ngone: 'x: y'")
+    assert [str(each) for each in config_differences(text, Part.default_config())] == [
+        "depth: 2 -> 1",
+        "gone: 'x: y' -> not set",
+    ]
+
+
+@pytest.mark.parametrize("cls", [Part, SpecialPart])
+def test_a_former_default_is_told_from_a_choice(cls):
+    def differences(eps):
+        text = _text(cls).replace("1e-05", eps)
+        return config_differences(text, cls.default_config())
+
+    assert [each.is_default for each in differences("1e-06")] == [True]
+    assert [each.is_default for each in differences("1e-04")] == [False]
+    cfg = cls.default_config()
+    cfg.norm.eps = 1e-4
+    (difference,) = config_differences(_text(cls).replace("1e-05", "1e-06"), cfg)
+    assert not difference.is_default
+
+
+def test_a_default_is_that_of_the_part_and_not_of_the_class_inside():
+    text = _text(Norm).replace("1e-05", "1e-06")
+    assert not config_differences(text, Norm.default_config())[0].is_default
+
+
+def test_a_part_takes_the_values_of_a_stored_text():
+    text = _text(depth=3).replace("1e-05", "1e-06").splitlines()
+    cfg = as_stored(text, Part.default_config())
+    assert (cfg.depth, cfg.norm.eps) == (3, 1e-6)
+    assert former_defaults(cfg) == ["norm.eps=1e-06 (the default is 1e-05 now)"]
+    cfg = as_stored(text, Part.default_config(), only_defaults=True)
+    assert (cfg.depth, cfg.norm.eps) == (1, 1e-6)
+    assert former_defaults(Part.default_config()) == []
+
+
+@pytest.mark.parametrize(("then", "now"), RENAMED.items())
+def test_a_class_that_was_renamed_is_no_difference(then, now):
+    cfg = AdamW.default_config()
+    text = cfg.debug_string()
+    if f"{AdamW.__module__}.{AdamW.__name__}" == now:
+        assert config_differences(text.replace(repr(now), repr(then)), cfg) == []
+        (difference,) = config_differences(text.replace(repr(now), f"'{then}X'"), cfg)
+        assert difference.path == "klass"
+    # The present name is that of a class.
+    assert isinstance(_class(now), type)
+
+
+@pytest.mark.parametrize("key", DEFAULTS, ids=".".join)
+def test_the_last_default_of_the_table_is_that_of_the_class(key):
+    (name, field), texts = key, DEFAULTS[key]
+    fields = fields_of(_class(name).default_config().debug_string().splitlines())
+    assert fields.get(field, "None") == texts[-1]
+    assert len(set(texts)) == len(texts)
+
+
+def _class(name):
+    module, _, name = name.rpartition(".")
+    return getattr(importlib.import_module(module), name)
