@@ -396,7 +396,7 @@ def input_config(cfg: Any, num_rows: int) -> Any:
 
 def planned(input: Input) -> Counts:
     """Pictures and tokens of a row, on average over many rows."""
-    planner = input.packing.planner(range(input.batch_size))
+    planner = input.planner(range(input.batch_size))
     rows = [row for _ in range(NUM_PLANNED) for row in planner.next_rows()]
     records = [record for row in rows for record in row.records]
     return Counts(

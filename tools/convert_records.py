@@ -25,7 +25,13 @@ from tqdm import tqdm
 
 from experiments.filters import named_filters, without_benchmarks
 from mm1_jax.config import close_names
-from mm1_jax.data.ingest.conversion_log import OVERLAP, PROGRESS, QUARANTINE
+from mm1_jax.data.ingest.conversion_log import (
+    OVERLAP,
+    PROGRESS,
+    QUARANTINE,
+    example_of,
+    reasons_of,
+)
 from mm1_jax.data.ingest.convert import Conversion, Progress, convert
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.registry import FORMATS
@@ -38,6 +44,14 @@ from mm1_jax.run_folder import Launch
 DAMAGED = 1
 INTERRUPTED = 130  # As shells have it.
 SECONDS_BETWEEN_LINES = 10
+
+# Counts of the manifest, and what the summary says of them.
+NOTED = {
+    "end_of_document_marks": "marks of the end of a document; what held them was cut there",
+    "empty_documents": "documents between such marks are empty and were dropped",
+    "missing_images": "images are missing from pages",
+    "hidden_files": "hidden files, such as ._name, were skipped",
+}
 
 EPILOG = """\
 The folder holds, once it is done: shards of records, manifest.json, and where there is something to
@@ -197,10 +211,12 @@ def find_format(name: str) -> type[Format]:
 
 
 def format_options(format: type[Format]) -> dict[str, inspect.Parameter]:
+    common = dict(inspect.signature(Format.make, eval_str=True).parameters)
+    common.pop("options")
     if format.__init__ is object.__init__:
-        return {}
+        return common
     parameters = inspect.signature(format.__init__, eval_str=True).parameters
-    return {name: value for name, value in parameters.items() if name != "self"}
+    return {name: value for name, value in parameters.items() if name != "self"} | common
 
 
 def parse_options(format: type[Format], texts: dict[str, str]) -> dict[str, Any]:
@@ -311,13 +327,17 @@ def summary(folder: Path, manifest: Manifest) -> str:
         f"{shards}, {size / 1e6:.1f} MB; {counts.get('images', 0)} images, "
         f"{counts.get('characters', 0)} characters"
     ]
-    reasons = {name: n for name, n in counts.items() if name.startswith("rejected.")}
-    if reasons:
+    for name, said in NOTED.items():
+        if name in counts:
+            lines.append(f"{counts[name]} {said}")
+            lines += [f"  {n:>9}  {reason}" for reason, n in reasons_of(name, counts)]
+    if reasons := reasons_of("rejected", counts):
         lines.append(
             f"{counts['rejected']} of {counts['entries']} entries are no records; "
             f"{folder / QUARANTINE} lists them"
         )
-        lines += [f"  {n:>9}  {name.removeprefix('rejected.')}" for name, n in reasons.items()]
+        lines += [f"  {n:>9}  {name}" for name, n in reasons]
+        lines.append(example_of(folder, reasons[0][0]))
     dropped = {name: n for name, n in counts.items() if name[0].isupper()}
     if dropped:
         lines.append("dropped by filters")
@@ -372,7 +392,7 @@ def conversion(args: argparse.Namespace) -> Conversion:
     if args.benchmark_images:
         filters = without_benchmarks(filters, args.benchmark_images)
     return Conversion(
-        format=format(**options),
+        format=format.make(**options),
         inputs=tuple(args.input),
         output=args.output,
         license=args.license,

@@ -96,7 +96,7 @@ def make(input: Input, step: int, rows: range) -> Made:
             f"--rows={rows.start}:{rows.stop}: input.batch_size={input.batch_size} rows are all"
         )
     rows = input.image_buffer.whole_groups(rows)
-    planner = input.packing.planner(rows)
+    planner = input.planner(rows)
     while planner.step < step:
         planner.next_rows()
     iterator = input.iterator(rows)

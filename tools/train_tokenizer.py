@@ -46,10 +46,17 @@ def embedded_texts() -> Iterator[str]:
 
 
 def file_texts(paths: list[Path]) -> Iterator[str]:
+    is_empty = True
     for path in paths:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield from text_blocks(line.rstrip("\n"), 1000)
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                for line in file:
+                    is_empty = is_empty and not line.strip()
+                    yield from text_blocks(line.rstrip("\n"), 1000)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--text: {path} is not UTF-8: {error}") from error
+    if is_empty:
+        raise ValueError(f"--text: there is no text in {', '.join(map(str, paths))}")
 
 
 def folder_texts(data_dir: Path, max_characters: int) -> Iterator[str]:
@@ -148,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "(input.tokenizer.model_path is not set)"
                 )
             output = tokenizer.tokenizer_path(cfg.tokenizer) if output is None else output
-            vocab_size = vocab_size or cfg.tokenizer.num_pieces
+            vocab_size = cfg.tokenizer.num_pieces if vocab_size is None else vocab_size
         elif output is None:
             raise ValueError("--output=FILE is needed without --config")
         elif args.data_dir is not None:
@@ -157,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             texts = file_texts(args.text)
         else:
             texts = embedded_texts()
-        model = tokenizer.train(texts, vocab_size or VOCAB_SIZE)
+        model = tokenizer.train(texts, VOCAB_SIZE if vocab_size is None else vocab_size)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -6,12 +6,19 @@ The library `tokenizers` is an import of the extra `hf`.
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.data.tokenizer import IMAGE_PIECE, Tokenizer, Vocabulary, tokenizer_path
+from mm1_jax.data.tokenizer import (
+    IMAGE_PIECE,
+    Tokenizer,
+    Vocabulary,
+    tokenizer_path,
+    without_half_pairs,
+)
 
 # Beside a tokenizer.json: which of its tokens begin and end a text.
 CONFIG_FILE = "tokenizer_config.json"
@@ -85,18 +92,21 @@ class HFTokenizer(Tokenizer):
         self.bos = next(i for i in (bos, pad, eos) if i is not None)
         self._special |= {self.bos, self.pad, self.image_token, *([] if bos is None else [bos])}
         self.vocab_size = _vocab_size(cfg, max(num_ids, self.image_token + 1))
+        special = f"{self.bos} {self.eos} {self.image_token} "
+        content = (special + self._tokenizer.to_str()).encode()
+        self._fingerprint = hashlib.blake2b(content, digest_size=8).hexdigest()
+        unknown = _unknown_token(self._tokenizer)
+        self._reserved = {self.eos, *self._special} - {unknown}
+        _make_unspeakable(self._tokenizer, self._reserved)
 
     def fingerprint(self) -> str:
         """A digest of the tokenizer and of its special tokens."""
-        special = f"{self.bos} {self.eos} {self.image_token} "
-        text = special + self._tokenizer.to_str()
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return self._fingerprint
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens. Empty text has no ids."""
-        # JSON can hold halves of surrogate pairs, which no byte sequence spells.
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        text = without_half_pairs(text)
+        return self._checked(self._tokenizer.encode(text, add_special_tokens=False).ids, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
@@ -132,6 +142,46 @@ def load_tokenizer(path: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _unknown_token(tokenizer: Any) -> int | None:
+    """The id of what the vocabulary has no piece for."""
+    model = json.loads(tokenizer.to_str())["model"]
+    token = model.get("unk_token")
+    return model.get("unk_id") if token is None else tokenizer.token_to_id(token)
+
+
+def _make_unspeakable(tokenizer: Any, reserved: Collection[int]) -> None:
+    """Keeps ids out of the encoding of texts that spell their tokens.
+
+    `encode_special_tokens` does so where a token is special and not also a word of the model, as it
+    is of most Unigram and WordLevel models. For the others, words end after its first character.
+    """
+    tokens = {i: token for i in reserved if (token := tokenizer.id_to_token(i))}
+
+    def spoken() -> list[str]:
+        return [
+            token
+            for i, token in tokens.items()
+            if i in tokenizer.encode(token, add_special_tokens=False).ids
+        ]
+
+    if not spoken():
+        return
+    library = importlib.import_module("tokenizers")
+    tokenizer.add_special_tokens(
+        [library.AddedToken(token, special=True, normalized=False) for token in spoken()]
+    )
+    tokenizer.encode_special_tokens = True
+    if not (found := spoken()):
+        return
+    before = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
+    cuts = [
+        f"{re.escape(token[0])}(?={re.escape(token[1:])})" if len(token) > 1 else re.escape(token)
+        for token in found
+    ]
+    split = library.pre_tokenizers.Split(library.Regex("|".join(cuts)), "isolated")
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([*before, split])
 
 
 def special_tokens(path: Path) -> dict[str, str]:

@@ -16,12 +16,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from absl import logging
 
 from mm1_jax.batch import Record
 from mm1_jax.config import config_class
 from mm1_jax.data.ingest.formats.image_files import ImageFolder, stored_image
 from mm1_jax.data.ingest.formats.parquet import missing_column
-from mm1_jax.data.ingest.formats.source_files import documents_below
+from mm1_jax.data.ingest.formats.source_files import documents_below, links_not_followed
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources import FileSource, SplitIndices
 
@@ -65,6 +66,8 @@ class ParquetSource(FileSource):
                 f"source.path={str(self.path)!r} holds no Parquet. Set it to a {_SUFFIX} file, or "
                 "to a folder of such files."
             )
+        if not is_file and (links := links_not_followed(self.path)):
+            logging.warning("source.path: %s; name what they lead to", links)
         self.cache_dir = self.path.parent if is_file else self.path
         self._columns = cfg.columns
         digest = hashlib.blake2b(digest_size=8)

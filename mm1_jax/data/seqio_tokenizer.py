@@ -12,8 +12,7 @@ from typing import Any
 import sentencepiece
 
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.tokenizer import Tokenizer, Vocabulary, tokenizer_path
+from mm1_jax.data.tokenizer import Tokenizer, Vocabulary, tokenizer_path, without_half_pairs
 
 
 class SeqioTokenizer(Tokenizer):
@@ -64,6 +63,8 @@ class SeqioTokenizer(Tokenizer):
                 f"from {size - num_extra} on; set it to one, or to None for an id of its own"
             )
         self._special = {self.pad, self.bos, self.eos, _id(self._vocabulary, "unk_id")}
+        unknown = _id(self._vocabulary, "unk_id")
+        self._reserved = {self.bos, self.eos, self.image_token} - {unknown}
         model = getattr(self._vocabulary, "tokenizer", None)
         if isinstance(model, sentencepiece.SentencePieceProcessor):
             self._special.update(i for i in range(size) if model.is_control(i))
@@ -85,14 +86,12 @@ class SeqioTokenizer(Tokenizer):
         """The ids of `text`, without special tokens. Empty text has no ids.
 
         Raises:
-            BadRecord: The text spells the image placeholder, as "<extra_id_0>" may.
+            BadRecord: The text spells the image placeholder, as "<extra_id_0>" may, or another
+                special token.
         """
-        # JSON can hold halves of surrogate pairs, which no byte sequence spells.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = without_half_pairs(text)
         ids = [int(i) for i in self._vocabulary.encode(text)] if text else []
-        if self.image_token in ids:
-            raise BadRecord(f"a text that spells the image token, {self._decode(self.image_token)}")
-        return ids
+        return self._checked(ids, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""

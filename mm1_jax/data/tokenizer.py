@@ -8,13 +8,15 @@ model lacks one, as documents are never told apart by them.
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import sentencepiece
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.record_files import BadRecord
 
 SHIPPED_MODEL = Path(__file__).parent / "assets" / "tiny.model"
 
@@ -77,6 +79,9 @@ class Tokenizer(Configurable):
         image_token = self._model.piece_to_id(IMAGE_PIECE)
         self.image_token = image_token if self._model.is_control(image_token) else pieces
         self.vocab_size = _round_up(max(pieces, self.image_token + 1), cfg.vocab_multiple)
+        # Ids that no text may have. What no piece spells may be the id of an unknown one.
+        self._reserved = {i for i in (bos, eos, pad) if i >= 0} | {self.image_token}
+        self._reserved.discard(self._model.unk_id())
 
     @property
     def sentencepiece(self) -> sentencepiece.SentencePieceProcessor:
@@ -94,16 +99,31 @@ class Tokenizer(Configurable):
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens. Empty text has no ids."""
-        # JSON can hold halves of surrogate pairs, which no byte sequence spells.
-        return self._model.encode(text.encode("utf-8", "replace").decode("utf-8"))
+        return self._checked(self._model.encode(without_half_pairs(text)), text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
         return self._model.decode([int(i) for i in ids if self._is_text(int(i))])
 
+    def _checked(self, ids: list[int], text: str) -> list[int]:
+        """The ids of a text, none of which may stand for something else than text.
+
+        Raises:
+            BadRecord: The text spells a token that does.
+        """
+        if not self._reserved.isdisjoint(ids):
+            i = next(i for i in ids if i in self._reserved)
+            raise BadRecord(f"token {i} is not for text, and a text spells it: {text!a:.200}")
+        return ids
+
     def _is_text(self, i: int) -> bool:
         model = self._model
         return 0 <= i < model.get_piece_size() and not (model.is_control(i) or model.is_unknown(i))
+
+
+def without_half_pairs(text: str) -> str:
+    """The text with "?" for halves of surrogate pairs: JSON can hold them, no bytes spell them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -116,16 +136,54 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     Whitespace is kept as it is and Unicode is not normalised, so that `decode(encode(text))` is
     `text` (but for U+2581, sentencepiece's own sign for a space). One thread: with more, the
     result depends on their timing.
+
+    Raises:
+        ValueError: There is no text, or it needs more than `vocab_size` pieces.
+        Exception: That of `texts`, as it is.
     """
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size={vocab_size} must be at least 1")
     chunks: list[bytes] = []
+    # The library hides what its input raises behind an error of its own.
+    errors: list[BaseException] = []
+    is_empty = True
+
+    def sentences() -> Iterator[str]:
+        nonlocal is_empty
+        try:
+            for text in texts:
+                is_empty = is_empty and not text.strip()
+                yield without_half_pairs(text)
+        except BaseException as error:
+            errors.append(error)
 
     class Writer:
         def write(self, chunk: bytes) -> None:
             chunks.append(chunk)
 
+    try:
+        _train(sentences(), Writer(), vocab_size)
+    except RuntimeError as error:
+        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        if errors:
+            raise errors[0] from None
+        if is_empty:
+            raise ValueError("there is no text to train a tokenizer on") from None
+        if needed is None:
+            raise ValueError(f"no tokenizer can be trained on these texts: {error}") from error
+        raise ValueError(
+            f"vocab_size={vocab_size}: the bytes and the characters of the texts alone take "
+            f"{needed[1]} pieces; choose more than that"
+        ) from error
+    if errors:
+        raise errors[0]
+    return b"".join(chunks)
+
+
+def _train(texts: Iterator[str], writer: Any, vocab_size: int) -> None:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=Writer(),
+        sentence_iterator=texts,
+        model_writer=writer,
         model_type="bpe",
         vocab_size=vocab_size,
         hard_vocab_limit=False,
@@ -145,7 +203,6 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
         num_threads=1,
         minloglevel=2,
     )
-    return b"".join(chunks)
 
 
 def tokenizer_path(cfg: Any) -> Path:

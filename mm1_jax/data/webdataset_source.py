@@ -17,11 +17,16 @@ import tqdm
 from absl import logging
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Rejected
+from mm1_jax.data.ingest.formats.base import Documents, Rejected
 from mm1_jax.data.ingest.formats.compressed import decode_text
 from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
 from mm1_jax.data.ingest.formats.records import captions_record
-from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id, files_key
+from mm1_jax.data.ingest.formats.source_files import (
+    documents_below,
+    entry_id,
+    files_key,
+    links_not_followed,
+)
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
 from mm1_jax.data.ingest.formats.webdataset import sample_name
 from mm1_jax.data.record_files import BadRecord
@@ -29,7 +34,7 @@ from mm1_jax.data.sources import FileSource, SplitIndices
 from mm1_jax.files import whole_folder
 
 # What makes an index another one although no file has changed.
-_VERSION = 1
+_VERSION = 2
 _SUFFIX = ".tar"
 _IMAGE, _TEXT, _ABOUT = range(3)
 _PARTS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), _IMAGE), "txt": _TEXT, "json": _ABOUT}
@@ -43,11 +48,11 @@ _MAX_REJECTED = 10_000
 class WebDatasetSource(FileSource):
     """The samples of a tar file, or of those below a folder in the order of their paths.
 
-    Members that stand together and share a key are a sample, as in the format `webdataset`. A
-    record is what its `.json` says, and `id`, `image` and `captions`, which is its `.txt`, or
-    without one the `caption` of the JSON. An entry that belongs to no sample is a bad record in its
-    place, so that it is counted. The fingerprint is of the places and sizes of members, and does
-    not see their bytes.
+    Members that stand together and share a key are a sample, as in the format `webdataset`; hidden
+    files are skipped. A record is what its `.json` says, and `id`, `image` and `captions`, which is
+    its `.txt`, or without one the `caption` of the JSON. An entry that belongs to no sample is a
+    bad record in its place, so that it is counted. The fingerprint is of the places and sizes of
+    members, and does not see their bytes.
     """
 
     def __init__(self, cfg: FileSource.Config, *, split: str):
@@ -59,6 +64,8 @@ class WebDatasetSource(FileSource):
                 f"source.path={str(self.path)!r} holds no shards of WebDataset. Set it to a "
                 f"{_SUFFIX} file, or to a folder of such files."
             )
+        if not is_file and (links := links_not_followed(self.path)):
+            logging.warning("source.path: %s; name what they lead to", links)
         self.cache_dir = self.path.parent if is_file else self.path
         self._index = _index(self._shards, self.path, self.cache_dir)
         self._split = SplitIndices(len(self._index.samples), split, cfg.test_every)
@@ -223,6 +230,8 @@ def _runs(file: io.BufferedIOBase, path: Path) -> Iterator[_Places | Rejected]:
     run: dict[str, Member] = {}
     key = None
     for member in members(file, path):
+        if isinstance(member, Documents):
+            continue
         if isinstance(member, Rejected):
             yield member
             continue

@@ -27,7 +27,8 @@ _GREY, _GREEN, _RED, _WHITE = (90, 90, 90), (0, 120, 40), (190, 20, 20), (255, 2
 def sample_tile(sample: Any) -> UInt8[np.ndarray, "h w 3"]:
     """The pictures of a sample over its prompt and the answer.
 
-    The frame is green for a right answer, red for a wrong one, which is followed by the right one.
+    The frame is green for a right answer, red for a wrong one, which stands beside the right one:
+    "answer 3, expected 7".
 
     Args:
         sample: An `evals.evaluator.Sample` with an image.
@@ -44,8 +45,7 @@ def sample_tile(sample: Any) -> UInt8[np.ndarray, "h w 3"]:
     answer = sample.answer.strip() or "(nothing)"
     answer_lines = _lines(answer, _ANSWER_LINES)
     if sample.correct is False:
-        half = _ANSWER_LINES // 2
-        answer_lines = [*_lines(answer, half), *_lines(f"not: {sample.reference.strip()}", half)]
+        answer_lines = _answer_beside(answer, sample.reference.strip())
     lines = [(line, _GREY) for line in _lines(sample.prompt, _PROMPT_LINES)]
     lines += [(line, colour) for line in answer_lines]
     for i, (line, fill) in enumerate(lines[:_TEXT_LINES]):
@@ -80,6 +80,20 @@ def _fit(picture: Image.Image) -> Image.Image:
     scale = min(_PICTURE_HEIGHT / picture.height, (TILE_WIDTH - 2 * _MARGIN) / picture.width)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
+
+
+def _answer_beside(answer: str, reference: str) -> list[str]:
+    """A wrong answer and the right one, on one line where both are short."""
+    given, right = f"answer {answer},", f"expected {reference}"
+    if len(line := f"{given} {right}") <= _LETTERS_PER_LINE:
+        return [line]
+    half = _ANSWER_LINES // 2
+    return [*_first_lines(given, half), *_first_lines(right, half)]
+
+
+def _first_lines(text: str, limit: int) -> list[str]:
+    lines = textwrap.wrap(" ".join(text.split()), _LETTERS_PER_LINE)
+    return lines if len(lines) <= limit else [*lines[: limit - 1], lines[limit - 1][:-4] + " ..."]
 
 
 def _lines(text: str, limit: int) -> list[str]:

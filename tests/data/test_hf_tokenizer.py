@@ -92,3 +92,51 @@ def test_a_file_of_another_kind_is_named(cfg, path):
         cfg.instantiate()
     with pytest.raises(ValueError, match="is not a file"):
         cfg.set(model_path="nowhere.json").instantiate()
+
+
+def _word_models():
+    """Models that have special tokens among their words, as T5 does; "<unk>" has no word."""
+    names = ["<pad>", "</s>", "<unk>", "<image>", "<s>"]
+    words = [*names, *"abgims</e>\u2581"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    models, pre = tokenizers.models, tokenizers.pre_tokenizers
+    scores = [(word, 0.0 if word in names else -2.0) for word in vocabulary]
+    return {
+        "unigram": (models.Unigram(scores, unk_id=2, byte_fallback=False), pre.Metaspace(), names),
+        "words": (models.WordLevel(vocabulary, unk_token="<unk>"), pre.WhitespaceSplit(), names),
+        "whole words": (
+            models.BPE(vocabulary, [], unk_token="<unk>", ignore_merges=True),
+            pre.WhitespaceSplit(),
+            names,
+        ),
+        "not special": (models.BPE(vocabulary, [], unk_token="<unk>"), None, []),
+    }
+
+
+@pytest.mark.parametrize("name", ["unigram", "words", "whole words", "not special"])
+def test_no_text_has_the_id_of_a_token_that_is_not_text(tmp_path, name):
+    model, pre_tokenizer, special = _word_models()[name]
+    tokenizer = tokenizers.Tokenizer(model)
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    tokenizer.add_special_tokens(special)
+    if not special:
+        tokenizer.add_tokens([tokenizers.AddedToken(x, special=False) for x in ("</s>", "<s>")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    cfg = HFTokenizer.default_config().set(
+        model_path=str(tmp_path / "tokenizer.json"), bos="<s>", eos="</s>", pad="<pad>"
+    )
+    made = cfg.instantiate()
+    tokenizer.encode_special_tokens = True
+    for ours in (made, cloudpickle.loads(cloudpickle.dumps(made))):
+        reserved = {ours.bos, ours.eos, ours.pad, ours.image_token}
+        for spelt in ("</s>", "<s>", "<pad>", "<image>"):
+            for text in (spelt, f"a {spelt} b", f"a{spelt}{spelt}", f"{spelt[:-1]} {spelt}"):
+                assert reserved.isdisjoint(ours.encode(text)), text
+                if name == "unigram":
+                    kept = text.replace("p", "").replace("d", "")
+                    assert ours.decode(ours.encode(kept)) == kept
+        # Other texts have the ids of the library, and so has what has no word.
+        for text in ("a b", "b < a", "\u4e2d", "<unk>"):
+            assert ours.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids

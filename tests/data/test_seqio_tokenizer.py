@@ -79,7 +79,7 @@ def test_the_image_token_follows_the_vocabulary_or_is_an_extra_id():
 def test_a_text_that_spells_the_image_token_is_a_bad_record():
     # Extra ids are numbered from the last one down.
     tokenizer = make(**MODEL, image_token=make(**MODEL).image_token - 1)
-    with pytest.raises(BadRecord, match="spells the image token, .*extra_id_0"):
+    with pytest.raises(BadRecord, match="is not for text, and a text spells it: .*extra_id_0"):
         tokenizer.encode("a <extra_id_0> b")
     assert tokenizer.encode("a <extra_id_1> b")
     assert make(**MODEL).encode("a <extra_id_0> b")

@@ -178,6 +178,26 @@ def test_a_file_is_written_and_named(monkeypatch, tmp_path, capsys):
     assert "--rows=7:9" in capsys.readouterr().err
 
 
+def test_a_snapshot_shows_what_its_config_does(monkeypatch, tmp_path, capsys):
+    for folder in (HERE, HERE.parent / "data"):
+        monkeypatch.syspath_prepend(str(folder))
+    config = ["--module=drawn_experiment", "--config=drawn"]
+    spec = importlib.util.spec_from_file_location("snapshot", TOOL.with_name("snapshot.py"))
+    snapshot = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(snapshot)
+    pages = [tmp_path / f"{name}.html" for name in ("config", "ids", "rows")]
+    assert tool.main([*config, "--step=1", f"--output={pages[0]}"]) == 0
+    for page in pages[1:]:
+        folder = tmp_path / page.stem
+        made = [*config, "--steps=2", f"--output={folder}", f"--form={page.stem}"]
+        assert snapshot.main(made) == 0
+        shown = [*config, f"--config.input.snapshot={folder}"]
+        assert tool.main([*shown, "--step=1", f"--output={page}"]) == 0
+        assert page.read_text() == pages[0].read_text()
+        assert tool.main([*shown, "--step=2"]) == 2
+        assert "ends after 2 steps" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [("--rows=3:3",), ("--rows=x",), ("--step=-1",)])
 def test_rows_and_steps_that_are_none(capsys, arguments):
     with pytest.raises(SystemExit):

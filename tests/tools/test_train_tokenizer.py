@@ -1,8 +1,11 @@
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 import sentencepiece
+
+from mm1_jax.data.record_files import Kind, Manifest, ShardWriter
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_tokenizer.py"
 _spec = importlib.util.spec_from_file_location("train_tokenizer_tool", TOOL)
@@ -53,3 +56,42 @@ def test_what_is_missing_is_named(tmp_path, capsys, arguments, message):
     assert tool.main([argument.format(folder=tmp_path) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("files", "vocab_size", "message"),
+    [
+        ({"a.txt": b"one two three"}, 100, "vocab_size=100: .* alone take 2[0-9]+ pieces"),
+        ({"a.txt": b"one two three"}, 0, "vocab_size=0"),
+        ({"a.txt": b"", "b.txt": b" \n\n"}, 300, "there is no text in .*a.txt, .*b.txt"),
+        ({"a.txt": b"caf\xe9"}, 300, "a.txt is not UTF-8"),
+        ({"a.txt": b"one two", "b.txt": b"one\ncaf\xe9"}, 300, "b.txt is not UTF-8"),
+        ({"a.txt": b"one two", "b.txt": None}, 300, "No such file or directory: .*b.txt"),
+    ],
+)
+def test_texts_of_which_no_tokenizer_comes_are_named(tmp_path, capsys, files, vocab_size, message):
+    for name, data in files.items():
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+    output = tmp_path / "t.model"
+    arguments = ["--text", *(str(tmp_path / name) for name in files), f"--output={output}"]
+    assert tool.main([*arguments, f"--vocab_size={vocab_size}"]) == 2
+    assert re.search(message, capsys.readouterr().err) and not output.exists()
+
+
+def test_half_a_surrogate_pair_is_trained_on_as_it_is_encoded(tmp_path):
+    (tmp_path / "text").mkdir()
+    with ShardWriter(tmp_path / "text", "0.array_record") as writer:
+        for text in ("some words and ", "half a pair \ud800 and more words", "\udc80"):
+            writer.write({"id": text, "text": text * 9})
+    Manifest(Kind.TEXT, (writer.shard,)).write(tmp_path / "text")
+    model = train(tmp_path / "a.model", f"--data_dir={tmp_path}", "--vocab_size=300")
+    # The half stands as "?", which every model has, and no piece is made of it.
+    assert all(chr(c) not in model.id_to_piece(i) for i in range(300) for c in (0xD800, 0xDC80))
+    assert "?" in model.encode("\ud800".encode("utf-8", "replace").decode(), out_type=str)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("words ".encode("utf-8-sig") * 1 + b"words " * 50)
+    model = train(tmp_path / "a.model", "--text", str(tmp_path / "a.txt"), "--vocab_size=290")
+    assert not any("\ufeff" in model.id_to_piece(i) for i in range(model.get_piece_size()))

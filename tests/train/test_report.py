@@ -8,6 +8,7 @@ from mm1_jax.train.report import is_reported, summarize_training, write_report
 from mm1_jax.train.sample_pictures import (
     TILE_HEIGHT,
     TILE_WIDTH,
+    _answer_beside,
     choose_samples,
     sample_grid,
     sample_tile,
@@ -113,6 +114,16 @@ def test_the_grid_has_a_tile_for_every_sample(tmp_path, fakes):
 def test_right_and_wrong_answers_have_frames_of_their_own_colour(fakes):
     right, wrong = (sample_tile(fakes.sample(correct))[3, 3] for correct in (True, False))
     assert right[1] > right[0] and wrong[0] > wrong[1]
+
+
+def test_a_wrong_answer_is_named_as_such_beside_the_right_one():
+    assert _answer_beside("3", "7") == ["answer 3, expected 7"]
+    words = "a large red circle and a small blue square on it, to the left of another one"
+    lines = _answer_beside(words, f"not {words}")
+    assert lines[0].startswith("answer a large") and lines[2].startswith("expected not a")
+    # As many lines as a tile has for them; what is cut says so.
+    assert len(lines) == 4 and all(len(line) <= 28 for line in lines)
+    assert lines[1].endswith("...") and lines[3].endswith("...")
 
 
 def test_samples_are_chosen_evenly_and_only_with_pictures(fakes):

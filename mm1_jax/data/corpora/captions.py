@@ -12,6 +12,6 @@ def caption_document(record: Record) -> Document:
         else [caption["text"] for caption in record["captions"]]
     )
     for caption in captions:
-        if caption.strip():
+        if caption is not None and caption.strip():
             return Document((Image(record["image"]), Text(caption.strip())))
     raise BadRecord("no caption that is not blank")

@@ -4,6 +4,7 @@ At each place exactly one of the two lists has a value, the other has None.
 """
 
 from mm1_jax.batch import Document, Image, Record, Text
+from mm1_jax.data.ingest.formats.marks import END_OF_DOCUMENT
 from mm1_jax.data.sources import BadRecord
 
 
@@ -18,6 +19,11 @@ def interleaved_document(record: Record) -> Document:
             raise BadRecord(f"place {place} has {'no' if text is None else 'a'} text and image")
         if image is not None:
             segments.append(Image(image))
+        elif END_OF_DOCUMENT in text:
+            raise BadRecord(
+                f"text {place} has {END_OF_DOCUMENT}, where OBELICS ends a document; convert the "
+                "pages with tools/convert_records.py, which cuts them there"
+            )
         elif text.strip():
             segments.append(Text(text))
     if not segments:

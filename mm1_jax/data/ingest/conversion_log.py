@@ -5,15 +5,15 @@ DIR/quarantine.jsonl          entries that are no records: id, unit, reason
 DIR/overlap.jsonl             images that are in a benchmark, where a filter looks for them
 """
 
+import itertools
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.data.ingest.formats.base import Unit
+from mm1_jax.data.ingest.formats.base import Unit, reason_class
 from mm1_jax.data.ingest.runners import NumberedUnits
 from mm1_jax.data.record_files import Shard
 from mm1_jax.files import write_whole
@@ -26,6 +26,8 @@ OVERLAP = "overlap.jsonl"
 _LEAST_ENTRIES = 1000
 # Reasons that quote the data in a way that `reason_class` does not see could fill a manifest.
 _MAX_REASONS = 50
+# Lines of the quarantine that are read to find an example.
+_MOST_LOOKED_AT = 100_000
 # What every manifest counts, in this order, before the rest.
 _COUNTS = ("entries", "rejected", "records", "images", "image_bytes", "characters")
 
@@ -35,7 +37,7 @@ class Part:
     """What became of a run of entries of a unit.
 
     Attributes:
-        num_entries: How many; they follow those of the part before.
+        num_entries: How many the reader yields; they follow those of the part before.
         is_last: Whether the unit ends with them.
         shard: The file of their records; None where there are none.
         rejected: Pairs of an id and a reason.
@@ -85,7 +87,7 @@ class Log:
             parts = parts_of(folder, number)
             if not (parts and parts[-1].is_last):
                 self.units_left.append((number, unit))
-            self._entries += sum(part.num_entries for part in parts)
+            self._entries += sum(part.counts.get("entries", 0) for part in parts)
             self._rejected += sum(len(part.rejected) for part in parts)
 
     def check(self, new_entries: int = 0, new_rejected: int = 0) -> None:
@@ -95,20 +97,23 @@ class Log:
             self.write_lines()
             raise ValueError(
                 f"{rejected} of {entries} entries are no records, more than max_bad_fraction="
-                f"{self._max_bad_fraction:g} allows: {self._reasons()}. "
-                f"{self._folder / QUARANTINE} lists them. With a higher limit it goes on."
+                f"{self._max_bad_fraction:g} allows: {self._reasons()}. With a higher limit it "
+                "goes on."
             )
 
     def shards(self) -> tuple[Shard, ...]:
         """Raises ValueError where there is no record at all."""
         shards = tuple(part.shard for _, part in self._parts() if part.shard is not None)
         if not shards:
+            self.write_lines()
             counts = self.counts()
             dropped = {name: n for name, n in counts.items() if name.endswith(".records")}
+            hidden = counts.get("hidden_files")
             raise ValueError(
                 f"none of {counts['entries']} entries became a record. "
                 f"Rejected: {self._reasons() or 'none'}. "
                 f"Dropped by filters: {_spelled(dropped.items()) or 'none'}."
+                + (f" Hidden files: {hidden}." if hidden else "")
             )
         return shards
 
@@ -117,10 +122,11 @@ class Log:
         counts: Counter[str] = Counter()
         for _, part in self._parts():
             counts.update(part.counts)
-        reasons = _by_count({n: c for n, c in counts.items() if n.startswith("rejected.")})
-        for name, count in reasons[_MAX_REASONS:]:
-            del counts[name]
-            counts["rejected.other"] += count
+        for start in ("rejected.", "missing_images."):
+            reasons = _by_count({n: c for n, c in counts.items() if n.startswith(start)})
+            for name, count in reasons[_MAX_REASONS:]:
+                del counts[name]
+                counts[f"{start}other"] += count
         rest = sorted(counts.keys() - set(_COUNTS))
         return {name: counts[name] for name in (*_COUNTS, *rest)}
 
@@ -149,22 +155,42 @@ class Log:
                 yield unit, part
 
     def _reasons(self) -> str:
-        reasons = {
-            name.removeprefix("rejected."): count
-            for name, count in self.counts().items()
-            if name.startswith("rejected.")
-        }
-        return _spelled(_by_count(reasons)[:5])
+        """The most common classes, an example of the first, and the log; "" without any."""
+        found = reasons_of("rejected", self.counts())
+        if not found:
+            return ""
+        lines = (line for _, part in self._parts() for line in part.rejected)
+        return f"{_spelled(found[:5])}; {_example(found[0][0], lines)}; " + (
+            f"{self._folder / QUARANTINE} lists them"
+        )
 
 
-def reason_class(reason: str) -> str:
-    """What a reason has in common with others of its kind.
+def reasons_of(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The classes of reasons in the counts of a conversion, the most common first.
 
-    image 'a.jpg' is not in b.tar: cut short  ->  image ... is not in b.tar
-    3 texts beside 2 images                   ->  N texts beside N images
+    Args:
+        what: "rejected" for entries, "missing_images" for pictures of pages.
     """
-    start = re.split(r"[:;(]", reason, maxsplit=1)[0].strip()
-    return re.sub(r"\d+", "N", re.sub(r"""'[^']*'|"[^"]*\"""", "...", start))[:100]
+    start = f"{what}."
+    return _by_count({n.removeprefix(start): c for n, c in counts.items() if n.startswith(start)})
+
+
+def example_of(folder: Path, reason: str) -> str:
+    """An entry of the quarantine of a folder that was rejected for a class of reasons."""
+    with (folder / QUARANTINE).open(encoding="utf-8") as file:
+        lines = map(json.loads, itertools.islice(file, _MOST_LOOKED_AT))
+        return _example(reason, ([line["id"], line["reason"]] for line in lines))
+
+
+def _example(reason: str, rejected: Iterable[Sequence[str]]) -> str:
+    first = None
+    for line in rejected:
+        # A conversion that an earlier version began may have other classes.
+        first = first or line
+        if reason_class(line[1]) == reason:
+            first = line
+            break
+    return "" if first is None else f"for example {first[0]}: {first[1]}"
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

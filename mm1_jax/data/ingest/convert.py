@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.conversion_log import (
@@ -35,10 +36,17 @@ from mm1_jax.data.ingest.conversion_log import (
     Part,
     part_name,
     parts_of,
-    reason_class,
 )
 from mm1_jax.data.ingest.filters import Filter, FrequentImages, apply_filters, frequent_keys
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import (
+    Entry,
+    Format,
+    Rejected,
+    Unit,
+    documents_of,
+    reason_class,
+)
+from mm1_jax.data.ingest.formats.source_files import git_lfs_pointer, links_not_followed
 from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_process
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, ShardWriter
 from mm1_jax.files import write_whole
@@ -146,31 +154,37 @@ class UnitConversion:
             parts = parts_of(self.folder, number)
             if not (parts and parts[-1].is_last):
                 entries = _read(self.format, unit, tally)
+                # As many as the reader yields: hidden files too, and a page that is cut once.
                 for _ in itertools.islice(entries, sum(part.num_entries for part in parts)):
                     pass
                 for index in itertools.count(len(parts)):
                     part = self._part(entries, part_name(number, index))
                     part.write(self.folder, number, index)
-                    tally.part(part.num_entries, len(part.rejected))
+                    tally.part(part.counts.get("entries", 0), len(part.rejected))
                     if part.is_last:
                         break
         tally.unit()
 
-    def _part(self, entries: Iterator[Record | Rejected], name: str) -> Part:
+    def _part(self, entries: Iterator[Entry], name: str) -> Part:
         """Writes the shard of the next entries, as many as it holds."""
         counts: Counter[str] = Counter()
         rejected: list[list[str]] = []
         overlaps: list[dict[str, Any]] = []
         writer: ShardWriter | None = None
+        num_entries = 0
         is_last = True
         with contextlib.ExitStack() as stack:
             for entry in entries:
-                counts["entries"] += 1
+                num_entries += 1
                 if isinstance(entry, Rejected):
                     rejected.append([entry.id, entry.reason])
-                    counts.update(["rejected", f"rejected.{reason_class(entry.reason)}"])
-                else:
-                    left = apply_filters(self.filters, entry)
+                    reason = f"rejected.{reason_class(entry.reason)}"
+                    counts.update(["entries", "rejected", reason])
+                found = documents_of(entry)
+                counts["entries"] += bool(found.records)
+                counts.update(found.counts)
+                for record in found.records:
+                    left = apply_filters(self.filters, record)
                     counts.update(left.counts)
                     overlaps += left.overlaps
                     if left.record is not None:
@@ -184,7 +198,7 @@ class UnitConversion:
                     is_last = False
                     break
         return Part(
-            num_entries=counts["entries"],
+            num_entries=num_entries,
             is_last=is_last,
             shard=None if writer is None else writer.shard,
             counts=dict(counts),
@@ -232,11 +246,10 @@ class ImageCounting:
             if not path.exists():
                 keys = array.array("Q")
                 for entry in _read(self.format, unit, tally):
-                    if isinstance(entry, Rejected):
-                        continue
-                    record = apply_filters(self.before, entry).record
-                    if record is not None:
-                        keys.extend(self.filter.keys(record))
+                    for record in documents_of(entry).records:
+                        left = apply_filters(self.before, record).record
+                        if left is not None:
+                            keys.extend(self.filter.keys(left))
                 _write_array(path, np.sort(np.frombuffer(keys, np.uint64)))
         tally.unit()
 
@@ -264,7 +277,7 @@ def content_counts(record: Record, kind: Kind) -> dict[str, int]:
     } | ({"missing_images": missing} if (missing := record.get("missing_images")) else {})
 
 
-def _read(format: Format, unit: Unit, tally: Tally) -> Iterator[Record | Rejected]:
+def _read(format: Format, unit: Unit, tally: Tally) -> Iterator[Entry]:
     try:
         for entry in format.read(unit):
             tally.entry()
@@ -282,13 +295,24 @@ def _units(conversion: Conversion) -> list[tuple[int, Unit]]:
                 f"{conversion.output} lies in the input {source}, which would hold its own output; "
                 "convert into a folder outside"
             )
-        for unit in conversion.format.units(source):
+        for unit in _units_of(conversion.format, source):
             key = (unit.path.resolve(), unit.part)
             if key in seen:
                 raise ValueError(f"{unit.path} is in the inputs twice; name it once")
             seen.add(key)
             units.append(unit)
+        if not conversion.format.follow_links and (links := links_not_followed(source)):
+            logging.warning("%s; --option.follow_links=true follows them", links)
     return list(enumerate(units))
+
+
+def _units_of(format: Format, source: Path) -> list[Unit]:
+    try:
+        return format.units(source)
+    except ValueError as error:
+        if pointer := git_lfs_pointer(source):
+            raise ValueError(f"{error}. {pointer}") from error
+        raise
 
 
 def _filters(conversion: Conversion, kind: Kind) -> list[Filter]:

@@ -42,6 +42,8 @@ from mm1_jax.models.mm1 import MM1
 
 # The pixels of a blanked picture: mid-grey, the ground of no embedded picture.
 BLANK = 128
+# Between the pictures of a sample; pictures on white and on black stand out from it.
+_GAP = 200
 
 
 @dataclass(frozen=True)
@@ -613,7 +615,15 @@ class Benchmark(Evaluator):
         for image in images:
             with contextlib.suppress(BadImage):
                 pixels.append(self._pixels(image))
-        return np.concatenate(pixels, axis=1) if pixels else None
+        return side_by_side(pixels) if pixels else None
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one height in a row, with a grey gap between them."""
+    first, *others = pictures
+    height, width, depth = first.shape
+    gap = np.full((height, max(1, width // 12), depth), _GAP, np.uint8)
+    return np.concatenate([first, *(part for one in others for part in (gap, one))], axis=1)
 
 
 def named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float]:

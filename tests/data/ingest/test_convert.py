@@ -11,10 +11,11 @@ import pytest
 from foreign_formats import Broken, Numbered, Pages, contents, write_numbers
 
 from mm1_jax.data.ingest import convert as convert_module
-from mm1_jax.data.ingest.conversion_log import parts_of, reason_class
+from mm1_jax.data.ingest.conversion_log import parts_of
 from mm1_jax.data.ingest.convert import Conversion, content_counts, convert
 from mm1_jax.data.ingest.filters import EvaluationOverlap, FrequentImages, ImageCount, ImageFilter
-from mm1_jax.data.ingest.formats.base import Rejected
+from mm1_jax.data.ingest.formats.base import Rejected, reason_class
+from mm1_jax.data.ingest.formats.registry import make_format
 from mm1_jax.data.ingest.runners import Workers
 from mm1_jax.data.record_files import Kind, Manifest, RecordFiles, verify
 
@@ -76,7 +77,7 @@ def test_every_entry_is_a_record_or_in_quarantine_in_order(conversion):
         "image_bytes": 60 * 2000,
         "characters": sum(len(records[i]["captions"][0]["text"]) for i in range(60)),
         "rejected.N ...": 5,
-        "rejected.no image": 3,
+        "rejected.no image: N": 3,
     }
 
 
@@ -210,7 +211,7 @@ def test_too_many_bad_entries_stop_it_and_a_higher_limit_goes_on(tmp_path):
     source = write_numbers(tmp_path / "source", [1000, 1000])
     numbered = Numbered(bad_every=4, image_bytes=10)
     conversion = Conversion(numbered, (source,), tmp_path / "stopped")
-    with pytest.raises(ValueError, match=r"250 of 1000 entries .*: 250 x 'no image'\. .*\.jsonl"):
+    with pytest.raises(ValueError, match=r"250 of 1000 .*: 250 x 'no image: N'; .*\.jsonl"):
         convert(conversion)
     assert len((conversion.output / "quarantine.jsonl").read_text().splitlines()) == 250
     seen = []
@@ -233,7 +234,7 @@ def test_bad_entries_among_few_say_little(tmp_path):
 def test_without_any_record_it_is_an_error(tmp_path):
     source = write_numbers(tmp_path / "source", [2])
     conversion = Conversion(Numbered(bad_every=1), (source,), tmp_path / "output")
-    with pytest.raises(ValueError, match="none of 2 entries became a record.*'no image'"):
+    with pytest.raises(ValueError, match="none of 2 entries .*'no image: N'; .*jsonl lists"):
         convert(conversion)
     assert not (conversion.output / "manifest.json").exists()
 
@@ -351,6 +352,38 @@ def test_what_is_counted_of_each_kind():
 
 
 def test_reasons_of_a_kind_are_one_class():
-    assert reason_class("image 'a.jpg' is not in b.tar: cut short") == "image ... is not in b.tar"
+    reason = "image 'a.jpg' is not in b.tar: cut short"
+    assert reason_class(reason) == "image ... is not in b.tar: cut short"
     assert reason_class("3 texts beside 12 images") == reason_class("1 texts beside 2 images")
-    assert reason_class('no "alt" (a list)') == "no ..."
+    assert reason_class('no "alt" (a list); 7 rows are not read') == "no ... (a list)"
+    assert reason_class("image 3: matched_sim=None") == "image N: matched_sim=None"
+
+
+def test_links_to_folders_are_named_and_followed_on_demand(tmp_path, caplog):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "b.txt").write_text("two")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.txt").write_text("one")
+    (source / "more").symlink_to(tmp_path / "disk")
+    # Two ways into a folder, and a circle: each folder is read once.
+    (source / "again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "circle").symlink_to(source)
+    caplog.set_level("WARNING")
+    for follow_links, texts in ((False, ["one"]), (True, ["one", "two"])):
+        form = make_format("text", **({"follow_links": True} if follow_links else {}))
+        conversion = Conversion(form, (source,), tmp_path / f"output_{follow_links}")
+        convert(conversion)
+        records = RecordFiles(conversion.output)
+        assert [records[i]["text"] for i in range(len(records))] == texts
+        assert caplog.text.count("more; --option.follow_links=true follows them") == 1
+    (source / "a.txt").unlink()
+    with pytest.raises(ValueError, match="found nothing of the kind; 2 links to folders, or to"):
+        make_format("text").units(source)
+
+
+def test_a_pointer_of_git_lfs_is_named_where_nothing_can_be_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    conversion = Conversion(make_format("llava"), (tmp_path,), tmp_path.parent / "lfs")
+    with pytest.raises(ValueError, match=r"a.jsonl is a pointer of Git LFS .*`git lfs pull`"):
+        convert(conversion)

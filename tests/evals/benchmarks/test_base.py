@@ -9,7 +9,7 @@ from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.evals.benchmarks import base
-from mm1_jax.evals.benchmarks.base import BLANK, Benchmark, Verdict
+from mm1_jax.evals.benchmarks.base import BLANK, Benchmark, Verdict, side_by_side
 from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
 from mm1_jax.evals.prompts import subset
@@ -268,3 +268,12 @@ def test_a_benchmark_is_a_corpus_and_a_score(input, model, spy):
     assert len(labels) == 8
     assert asking.run(model).metrics == {"parity/0/even": labels.count("even")}
     assert all(isinstance(s, Image) for task in asking.tasks(0) for s in task.document.images)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_pictures_of_a_question_stand_apart(number):
+    pictures = [np.full((24, 24, 3), value, np.uint8) for value in range(number)]
+    shown = side_by_side(pictures)
+    assert shown.shape == (24, 24 * number + 2 * (number - 1), 3)
+    for i, picture in enumerate(pictures):
+        np.testing.assert_array_equal(shown[:, 26 * i : 26 * i + 24], picture)

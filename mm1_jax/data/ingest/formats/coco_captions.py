@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Entry, Format, Rejected, Unit
 from mm1_jax.data.ingest.formats.compressed import compressed
 from mm1_jax.data.ingest.formats.image_files import ImageFolder, image_files
 from mm1_jax.data.ingest.formats.json_files import as_object, stream_json
@@ -37,22 +37,23 @@ class CocoCaptions(Format):
         self._images = None if images is None else Path(images)
 
     def units(self, source: Path) -> list[Unit]:
-        files = source_files(source, compressed(".json"), _EXPECTED)
+        files = source_files(source, compressed(".json"), _EXPECTED, self.follow_links)
         files = [path for path in files if _holds_captions(path)]
         if not files:
             raise ValueError(f"{source}: expected {_EXPECTED}")
         if self._images is not None:
             image_files(self._images)
         for path in files:
-            if self._images is None and _image_folder(path) is None:
+            if self._images is None and _image_folder(path, self.follow_links) is None:
                 raise ValueError(
                     f"no folder around {path} has its pictures; set images to a folder or .tar "
                     f"that has {', '.join(map(ascii, _first_names(path)[:2]))}, ..."
                 )
         return [Unit(path) for path in files]
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
-        images = image_files(self._images or _image_folder(unit.path) or unit.path.parent)
+    def read(self, unit: Unit) -> Iterator[Entry]:
+        found = self._images or _image_folder(unit.path, self.follow_links)
+        images = image_files(found or unit.path.parent, self.follow_links)
         captions = defaultdict(list)
         for item in _elements(unit.path, "annotations"):
             if isinstance(item, Rejected):
@@ -113,7 +114,7 @@ def _first_names(path: Path) -> list[Any]:
     return [value.get("file_name") for value in values if isinstance(value, dict)]
 
 
-def _image_folder(path: Path) -> Path | None:
+def _image_folder(path: Path, follow_links: bool) -> Path | None:
     """The folder around a JSON file that has most of its first pictures."""
     names = _first_names(path)
     if not names:
@@ -125,5 +126,5 @@ def _image_folder(path: Path) -> Path | None:
         for folder in (parent, parent / "images", parent / split, parent / "images" / split)
         if folder.is_dir()
     ]
-    found = [sum(map(ImageFolder(folder).has, names)) for folder in folders]
+    found = [sum(map(ImageFolder(folder, follow_links).has, names)) for folder in folders]
     return folders[found.index(max(found))] if any(found) else None

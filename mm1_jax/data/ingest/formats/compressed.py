@@ -3,6 +3,7 @@
 Whatever is wrong with a file, BadRecord is all that reading raises.
 """
 
+import codecs
 import gzip
 import io
 import itertools
@@ -14,9 +15,11 @@ from pathlib import Path
 import zstandard
 
 from mm1_jax.data.ingest.formats.base import Rejected
-from mm1_jax.data.ingest.formats.source_files import MAX_ENTRY_BYTES, entry_id
+from mm1_jax.data.ingest.formats.source_files import MAX_ENTRY_BYTES, entry_id, is_hidden
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.files import GIT_LFS, stand_in
 
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 COMPRESSIONS = ("", ".gz", ".zst", ".zip")
 # A line of nothing but brackets takes some 20 times its bytes once it is parsed.
 MAX_LINE_BYTES = 64 * 2**20
@@ -43,6 +46,10 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
             if not path.is_file():
                 raise BadRecord("there is no such file")
             size = path.stat().st_size
+            with path.open("rb") as file:
+                head = file.read(64)
+            if head.startswith(GIT_LFS):
+                raise BadRecord(stand_in(head))
             read = _reader(path, stack)
         except BadRecord:
             raise
@@ -69,8 +76,7 @@ def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     members = [
         member
         for member in archive.infolist()
-        # What the archiver of macOS adds.
-        if not member.is_dir() and not member.filename.startswith("__MACOSX/")
+        if not member.is_dir() and not is_hidden(member.filename)
     ]
     if len(members) != 1:
         raise BadRecord(f"a zip of {len(members)} files, expected one")
@@ -165,6 +171,9 @@ def read_document(path: Path) -> str:
 
 def decode_text(data: bytes) -> str:
     """UTF-8, with or without the mark that some editors put before it."""
+    # Text of ASCII in UTF-16 is UTF-8 too, with NUL for every second character.
+    if data.startswith(_UTF16_MARKS) or 3 * data.count(0) > len(data) > 8:
+        raise BadRecord("not UTF-8: it looks like UTF-16 or UTF-32; iconv converts it")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

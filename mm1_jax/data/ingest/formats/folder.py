@@ -5,11 +5,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit
 from mm1_jax.data.ingest.formats.compressed import read_document
 from mm1_jax.data.ingest.formats.image_files import ImageFolder
 from mm1_jax.data.ingest.formats.markup import Picture, html_parts, markdown_parts
-from mm1_jax.data.ingest.formats.records import Page, from_base64, records_of
+from mm1_jax.data.ingest.formats.records import Page, from_base64, page_records, records_of
 from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, Kind
 
@@ -35,28 +35,30 @@ class Folder(Format):
     def units(self, source: Path) -> list[Unit]:
         if source.is_file():
             return [Unit(path) for path in source_files(source, _SUFFIXES, _EXPECTED)]
-        num_documents = len(documents_below(source, _SUFFIXES))
+        num_documents = len(documents_below(source, _SUFFIXES, self.follow_links))
         if not num_documents:
-            source_files(source, _SUFFIXES, _EXPECTED)
+            source_files(source, _SUFFIXES, _EXPECTED, self.follow_links)
         return [Unit(source, part) for part in range(-(-num_documents // _UNIT_DOCUMENTS))]
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Entry]:
         is_document = unit.path.is_file()
         root = unit.path.parent if is_document else unit.path
         start = unit.part * _UNIT_DOCUMENTS
         documents = (
             [unit.path]
             if is_document
-            else documents_below(root, _SUFFIXES)[start : start + _UNIT_DOCUMENTS]
+            else documents_below(root, _SUFFIXES, self.follow_links)[
+                start : start + _UNIT_DOCUMENTS
+            ]
         )
-        images = ImageFolder(root)
+        images = ImageFolder(root, self.follow_links)
         return records_of(
             ((entry_id(str(path.relative_to(root))), path) for path in documents),
             lambda entry, path: _record(entry, path, root, images),
         )
 
 
-def _record(entry: str, path: Path, root: Path, images: ImageFolder) -> Record:
+def _record(entry: str, path: Path, root: Path, images: ImageFolder) -> Record | Documents:
     text = read_document(path)
     parts = html_parts(text) if path.name.lower().endswith(_HTML) else markdown_parts(text)
     folder = PurePosixPath(path.parent.relative_to(root).as_posix())
@@ -66,7 +68,7 @@ def _record(entry: str, path: Path, root: Path, images: ImageFolder) -> Record:
             page.add_image(lambda part=part: _read(part.reference, folder, images))
         else:
             page.add_text(part)
-    return page.record(entry)
+    return page_records(entry, [page])
 
 
 def _read(reference: str, folder: PurePosixPath, images: ImageFolder) -> bytes:

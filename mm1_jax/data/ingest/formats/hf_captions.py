@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Entry, Format, Unit
 from mm1_jax.data.ingest.formats.image_files import ImageFolder, stored_image
 from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.ingest.formats.records import captions_record, records_of
@@ -43,11 +43,12 @@ class HfCaptions(Format):
         self._caption_kind = caption_kind
 
     def units(self, source: Path) -> list[Unit]:
-        return row_group_units(source, self._choose, "Parquet with a picture and a caption a row")
+        expected = "Parquet with a picture and a caption a row"
+        return row_group_units(source, self._choose, expected, self.follow_links)
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Entry]:
         # Where the bytes of a picture are not in the row, its path starts here.
-        folder = ImageFolder(unit.path.parent)
+        folder = ImageFolder(unit.path.parent, self.follow_links)
 
         def record(entry: str, row: dict[str, Any]) -> Record:
             image, captions = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
-from mm1_jax.data.ingest.formats.source_files import read_whole
+from mm1_jax.data.ingest.formats.source_files import is_hidden, read_whole
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
 from mm1_jax.data.record_files import BadRecord
 
@@ -18,11 +18,12 @@ URL_MAP = "url_to_file.json"
 
 
 class ImageFolder:
-    """Pictures by their path in a folder, which no name leads out of."""
+    """Pictures by their path in a folder; no name leads out of it, and no link unless followed."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, follow_links: bool = False):
         self.path = folder
         self._root = folder.resolve()
+        self._follow_links = follow_links
 
     def read(self, name: Any) -> bytes:
         path = self._find(name)
@@ -42,10 +43,12 @@ class ImageFolder:
             return False
 
     def names(self) -> Collection[str]:
-        """The names of all files, in no order; of a folder that cannot be read, none."""
+        """The names of all files but hidden ones, in no order; none where it cannot be read."""
         try:
             with os.scandir(self.path) as found:
-                return [entry.name for entry in found if entry.is_file()]
+                return [
+                    entry.name for entry in found if entry.is_file() and not is_hidden(entry.name)
+                ]
         except OSError:
             return []
 
@@ -53,12 +56,17 @@ class ImageFolder:
         if not isinstance(name, str) or not name:
             raise BadRecord(f"image {name!a:.200} is not the name of a file")
         try:
-            path = (self._root / name).resolve()
+            path = self._root / name
+            path = Path(os.path.normpath(path)) if self._follow_links else path.resolve()
         # A NUL or half a surrogate pair, a name that is too long, links that go round in a circle.
         except (ValueError, OSError, RuntimeError) as error:
             raise BadRecord(f"image {name!a:.200} is not the name of a file") from error
         if not path.is_relative_to(self._root):
-            raise BadRecord(f"image {name!a:.200} lies outside the folder of images")
+            is_link = Path(os.path.normpath(self._root / name)).is_relative_to(self._root)
+            raise BadRecord(
+                f"image {name!a:.200} lies outside the folder of images"
+                + is_link * ", where a link leads; --option.follow_links=true follows links"
+            )
         return path
 
 
@@ -75,7 +83,7 @@ class ImageTar:
                 for member in members(file, path):
                     if isinstance(member, Rejected):
                         self._problem = f" ({member.reason})"
-                    else:
+                    elif isinstance(member, Member):
                         self._members.setdefault(member.name.removeprefix("./"), member)
         except OSError as error:
             self._problem = f" (it cannot be read: {error.strerror})"
@@ -101,7 +109,7 @@ class ImageTar:
         return self._members
 
 
-def image_files(path: Path) -> ImageFolder | ImageTar:
+def image_files(path: Path, follow_links: bool = False) -> ImageFolder | ImageTar:
     """The pictures of a folder or of a tar file.
 
     Raises:
@@ -109,7 +117,7 @@ def image_files(path: Path) -> ImageFolder | ImageTar:
     """
     if not holds_images(path):
         raise ValueError(f"images={str(path)!r} is neither a folder nor a .tar file")
-    return ImageFolder(path) if path.is_dir() else ImageTar(path)
+    return ImageFolder(path, follow_links) if path.is_dir() else ImageTar(path)
 
 
 def holds_images(path: Path) -> bool:
@@ -120,12 +128,12 @@ def holds_images(path: Path) -> bool:
 class UrlMap:
     """Pictures by URL: a JSON object, URLs to paths in the folder that the JSON file is in."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, follow_links: bool = False):
         try:
             self._files = as_object(parse_json(path.read_bytes()))
         except OSError as error:
             raise BadRecord(f"it cannot be read: {error.strerror}") from error
-        self._folder = ImageFolder(path.parent)
+        self._folder = ImageFolder(path.parent, follow_links)
 
     def read(self, url: str) -> bytes:
         if url not in self._files:

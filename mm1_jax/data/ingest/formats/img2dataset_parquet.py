@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Entry, Format, Unit
 from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.ingest.formats.records import captions_record, records_of
 from mm1_jax.data.record_files import BadRecord, Kind
@@ -27,15 +27,17 @@ class Img2datasetParquet(Format):
         self._caption_kind = caption_kind
 
     def units(self, source: Path) -> list[Unit]:
-        return row_group_units(source, _choose, "Parquet of img2dataset with images in it")
+        expected = "Parquet of img2dataset with images in it"
+        return row_group_units(source, _choose, expected, self.follow_links)
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Entry]:
         return records_of(rows(unit, _choose), self._record)
 
     def _record(self, entry: str, row: dict[str, Any]) -> Record:
         if row.get("status") not in (None, "success"):
-            message = row.get("error_message")
-            raise BadRecord(f"{row['status']!a:.80}" + (f": {message!a:.200}" if message else ""))
+            # Without quotes, so that each error is a class of its own.
+            said = [str(row[name]) for name in ("status", "error_message") if row.get(name)]
+            raise BadRecord(ascii(": ".join(said))[1:-1][:200] or "no status of the download")
         image, caption = (
             next((row[name] for name in names if row.get(name) is not None), None)
             for names in (_IMAGES, _CAPTIONS)

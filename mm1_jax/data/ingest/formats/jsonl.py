@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
 from mm1_jax.data.ingest.formats.compressed import compressed
 from mm1_jax.data.ingest.formats.image_files import ImageFolder
 from mm1_jax.data.ingest.formats.json_files import as_object, entries
+from mm1_jax.data.ingest.formats.marks import END_OF_TEXT
 from mm1_jax.data.ingest.formats.records import (
     as_list,
     captions_record,
     conversation_record,
-    parallel_page,
+    is_missing,
+    parallel_record,
     records_of,
     text_record,
 )
@@ -61,7 +63,8 @@ class Jsonl(Format):
         return self._kind
 
     def units(self, source: Path) -> list[Unit]:
-        files = {path: _kind(path) for path in source_files(source, _SUFFIXES, _EXPECTED)}
+        found = source_files(source, _SUFFIXES, _EXPECTED, self.follow_links)
+        files = {path: _kind(path) for path in found}
         kinds = {kind: path for path, kind in files.items() if kind is not None}
         if self._kind is None:
             if not kinds:
@@ -78,8 +81,8 @@ class Jsonl(Format):
             raise ValueError(f"{source}: none of the files holds {self._kind.value}")
         return units
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
-        images = ImageFolder(unit.path.parent)
+    def read(self, unit: Unit) -> Iterator[Entry]:
+        images = ImageFolder(unit.path.parent, self.follow_links)
         # Where nothing tells, any record would be as good: all lines are Rejected.
         make = _MAKE[self._kind or _kind(unit.path) or Kind.TEXT]
         return records_of(
@@ -99,7 +102,8 @@ def _kind(path: Path) -> Kind | None:
 
 def _captions(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
     if "captions" in line:
-        captions = [as_object(caption) for caption in as_list(line["captions"], "captions")]
+        listed = as_list(line["captions"], "captions")
+        captions = [as_object(caption) for caption in listed if not is_missing(caption)]
         of_kind = [(caption.get("text"), caption.get("kind")) for caption in captions]
     else:
         of_kind = [(line.get("caption"), "caption")]
@@ -107,22 +111,23 @@ def _captions(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
     return captions_record(entry, image, of_kind, url=line.get("url"), source_id=line.get("id"))
 
 
-def _page(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
+def _page(entry: str, line: dict[str, Any], images: ImageFolder) -> Record | Documents:
     urls = line.get("urls")
     urls = urls if isinstance(urls, list) else []
-    page = parallel_page(line.get("texts"), line.get("images"), images.read, urls)
-    return page.record(entry, source_id=line.get("id"))
+    lists = line.get("texts"), line.get("images")
+    return parallel_record(entry, *lists, images.read, urls, source_id=line.get("id"))
 
 
 def _conversation(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
-    turns = [as_object(turn) for turn in as_list(line.get("turns"), "turns")]
+    listed = as_list(line.get("turns"), "turns")
+    turns = [as_object(turn) for turn in listed if not is_missing(turn)]
     of_role = [(turn.get("role"), turn.get("text")) for turn in turns]
     read = [images.read(name) for name in as_list(line.get("images", []), "images")]
     return conversation_record(entry, read, of_role, source_id=line.get("id"))
 
 
-def _text(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
-    return text_record(entry, line.get("text"), source_id=line.get("id"))
+def _text(entry: str, line: dict[str, Any], images: ImageFolder) -> Record | Documents:
+    return text_record(entry, line.get("text"), END_OF_TEXT, source_id=line.get("id"))
 
 
 _MAKE = {

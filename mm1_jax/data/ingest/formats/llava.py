@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Entry, Format, Rejected, Unit
 from mm1_jax.data.ingest.formats.compressed import compressed
 from mm1_jax.data.ingest.formats.image_files import ImageFolder, ImageTar, image_files
 from mm1_jax.data.ingest.formats.json_files import as_object, entries
-from mm1_jax.data.ingest.formats.records import as_list, conversation_record, records_of
+from mm1_jax.data.ingest.formats.records import (
+    as_list,
+    conversation_record,
+    is_missing,
+    records_of,
+)
 from mm1_jax.data.ingest.formats.source_files import source_files
 from mm1_jax.data.record_files import BadRecord, Kind
 
@@ -41,14 +46,14 @@ class Llava(Format):
     def units(self, source: Path) -> list[Unit]:
         if self._images is not None:
             image_files(self._images)
-        files = source_files(source, compressed(".json", ".jsonl"), _EXPECTED)
+        files = source_files(source, compressed(".json", ".jsonl"), _EXPECTED, self.follow_links)
         units = [Unit(path) for path in files if _holds_conversations(path)]
         if not units:
             raise ValueError(f"{source}: expected {_EXPECTED}")
         return units
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
-        images = image_files(self._images or unit.path.parent)
+    def read(self, unit: Unit) -> Iterator[Entry]:
+        images = image_files(self._images or unit.path.parent, self.follow_links)
         return records_of(entries(unit.path), lambda entry, value: _record(entry, value, images))
 
 
@@ -56,7 +61,8 @@ def _record(entry: str, value: Any, images: ImageFolder | ImageTar) -> Record:
     value = as_object(value)
     names = value.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
-    turns = [_turn(turn) for turn in as_list(value.get("conversations"), "conversations")]
+    listed = as_list(value.get("conversations"), "conversations")
+    turns = [_turn(turn) for turn in listed if not is_missing(turn)]
     read = [images.read(name) for name in names]
     return conversation_record(entry, read, turns, source_id=value.get("id"))
 

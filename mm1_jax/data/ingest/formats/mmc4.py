@@ -4,12 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit, documents_of
 from mm1_jax.data.ingest.formats.compressed import compressed
 from mm1_jax.data.ingest.formats.image_files import ImageFolder, ImageTar, image_files
 from mm1_jax.data.ingest.formats.json_files import as_object, entries
-from mm1_jax.data.ingest.formats.records import Page, as_list, as_text, from_base64, records_of
+from mm1_jax.data.ingest.formats.records import (
+    Page,
+    as_list,
+    as_text,
+    from_base64,
+    is_missing,
+    page_records,
+    records_of,
+)
 from mm1_jax.data.ingest.formats.source_files import source_files
 from mm1_jax.data.record_files import BadRecord, Kind
 
@@ -38,13 +45,14 @@ class Mmc4(Format):
         if self._images is not None:
             image_files(self._images)
         expected = "JSON lines of MMC4, *.jsonl, which may be in .gz, .zst or .zip"
-        return [Unit(path) for path in source_files(source, compressed(".jsonl"), expected)]
+        files = source_files(source, compressed(".jsonl"), expected, self.follow_links)
+        return [Unit(path) for path in files]
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
-        images = image_files(self._images or _image_folder(unit.path))
+    def read(self, unit: Unit) -> Iterator[Entry]:
+        images = image_files(self._images or _image_folder(unit.path), self.follow_links)
         return records_of(entries(unit.path), lambda entry, page: self._record(entry, page, images))
 
-    def _record(self, entry: str, value: Any, images: ImageFolder | ImageTar) -> Record:
+    def _record(self, entry: str, value: Any, images: ImageFolder | ImageTar) -> Documents:
         document = as_object(value)
         sentences = as_list(document.get("text_list"), "text_list")
         before, num_dissimilar = self._placed(document, len(sentences))
@@ -52,9 +60,11 @@ class Mmc4(Format):
         for sentence, infos in zip(sentences, before, strict=True):
             for info in infos:
                 page.add_image(lambda info=info: _image(info, images), info.get("raw_url"))
-            page.add_text(as_text(sentence, "sentence"))
-        record = page.record(entry, source_id=document.get("url"))
-        return record | {"dissimilar_images": num_dissimilar}
+            if not is_missing(sentence):
+                page.add_text(as_text(sentence, "sentence"))
+        made = documents_of(page_records(entry, [page], source_id=document.get("url")))
+        (record,) = made.records
+        return Documents(({**record, "dissimilar_images": num_dissimilar},), made.counts)
 
     def _placed(
         self, document: dict[str, Any], num_sentences: int
@@ -63,6 +73,8 @@ class Mmc4(Format):
         before: list[list[dict[str, Any]]] = [[] for _ in range(num_sentences)]
         num_dissimilar = 0
         for place, info in enumerate(as_list(document.get("image_info"), "image_info")):
+            if is_missing(info):
+                continue
             info = as_object(info)
             index, similarity = info.get("matched_text_index"), info.get("matched_sim")
             if type(index) is not int or not 0 <= index < num_sentences:

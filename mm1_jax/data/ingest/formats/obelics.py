@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit
 from mm1_jax.data.ingest.formats.image_files import URL_MAP, ImageFolder, UrlMap, stored_image
 from mm1_jax.data.ingest.formats.json_files import parse_json
 from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
-from mm1_jax.data.ingest.formats.records import parallel_page, records_of
+from mm1_jax.data.ingest.formats.records import parallel_record, records_of
 from mm1_jax.data.ingest.formats.source_files import documents_below
 from mm1_jax.data.ingest.formats.url_index import UrlIndex
 from mm1_jax.data.record_files import BadRecord, Kind
@@ -25,8 +25,9 @@ _OTHERS = ("metadata", "general_metadata")
 class Obelics(Format):
     """Interleaved pages; a picture that is not to be had is left out and counted in the record.
 
-    A picture is a URL, for which `images` says where the file is, or a struct of bytes or a path,
-    as Hugging Face stores them. A place that has neither text nor picture is a missing picture.
+    A page is cut into documents where OBELICS marks the end of one. A picture is a URL, for which
+    `images` says where the file is, or a struct of bytes or a path, as Hugging Face stores them. A
+    place that has neither text nor picture is a missing picture.
 
     Args:
         images: A JSON map of URLs to files, a folder that holds `url_to_file.json`, or the folder
@@ -41,9 +42,9 @@ class Obelics(Format):
         self._images = None if images is None else Path(images)
 
     def units(self, source: Path) -> list[Unit]:
-        units = row_group_units(source, _choose, "Parquet of OBELICS")
+        units = row_group_units(source, _choose, "Parquet of OBELICS", self.follow_links)
         paths = dict.fromkeys(self._map_path(unit.path) for unit in units)
-        problems = [problem for path in paths if (problem := _problem(path))]
+        problems = [problem for path in paths if (problem := self._problem(path))]
         # Pictures that are in the Parquet itself need no map.
         if problems and (self._images is not None or any(_has_urls(unit.path) for unit in units)):
             raise ValueError(
@@ -52,28 +53,38 @@ class Obelics(Format):
             )
         return units
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
-        folder = ImageFolder(unit.path.parent)
+    def read(self, unit: Unit) -> Iterator[Entry]:
+        folder = ImageFolder(unit.path.parent, self.follow_links)
         map_path = self._map_path(unit.path)
 
         def read_image(image: Any) -> bytes:
             if isinstance(image, str):
-                return _loaded(map_path).read(image)
+                return _loaded(map_path, self.follow_links).read(image)
             return stored_image(image, folder)
 
-        def record(entry: str, row: dict[str, Any]) -> Record:
-            page = parallel_page(row["texts"], row["images"], read_image, _urls(row))
-            return page.record(entry, source_id=_get(_parsed(row.get("general_metadata")), "url"))
+        def record(entry: str, row: dict[str, Any]) -> Record | Documents:
+            url = _get(_parsed(row.get("general_metadata")), "url")
+            lists = row["texts"], row["images"]
+            return parallel_record(entry, *lists, read_image, _urls(row), source_id=url)
 
         return records_of(rows(unit, _choose), record)
+
+    def _problem(self, path: Path) -> str:
+        try:
+            _loaded(path, self.follow_links)
+        except BadRecord as error:
+            return f"{path}: {error}"
+        return ""
 
     def _map_path(self, path: Path) -> Path:
         """A JSON file, or a folder of shards."""
         images = self._images or path.parent
         if not images.is_dir():
             return images
-        is_shards = not (images / URL_MAP).exists() and documents_below(images, (".tar",))
-        return images if is_shards else images / URL_MAP
+        if (images / URL_MAP).exists():
+            return images / URL_MAP
+        shards = documents_below(images, (".tar",), self.follow_links)
+        return images if shards else images / URL_MAP
 
 
 def _choose(schema: pa.Schema) -> list[str]:
@@ -114,19 +125,11 @@ def _has_urls(path: Path) -> bool:
     )
 
 
-def _problem(path: Path) -> str:
-    try:
-        _loaded(path)
-    except BadRecord as error:
-        return f"{path}: {error}"
-    return ""
-
-
-def _loaded(path: Path) -> UrlMap | UrlIndex:
+def _loaded(path: Path, follow_links: bool) -> UrlMap | UrlIndex:
     """The map at a path. Those of millions of URLs are read once, and not once a row group."""
-    return _load(path, path.stat().st_mtime_ns if path.exists() else 0)
+    return _load(path, path.stat().st_mtime_ns if path.exists() else 0, follow_links)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: Path, changed: int) -> UrlMap | UrlIndex:
-    return UrlIndex(path) if path.is_dir() else UrlMap(path)
+def _load(path: Path, changed: int, follow_links: bool) -> UrlMap | UrlIndex:
+    return UrlIndex(path, follow_links) if path.is_dir() else UrlMap(path, follow_links)

@@ -1,5 +1,6 @@
 """Rows of Parquet files, a row group a unit, a few rows at a time."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from mm1_jax.data.ingest.formats.base import Rejected, Unit
 from mm1_jax.data.ingest.formats.source_files import entry_id, source_files
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.files import stand_in
 
 # Chooses the columns to read; raises BadRecord where those of the format are missing.
 Choose = Callable[[pa.Schema], Sequence[str]]
@@ -19,14 +21,14 @@ _BATCH_ROWS = 16
 _BUFFER_BYTES = 2**20
 
 
-def row_group_units(source: Path, choose: Choose, expected: str) -> list[Unit]:
+def row_group_units(source: Path, choose: Choose, expected: str, follow_links: bool) -> list[Unit]:
     """The row groups of all Parquet files; of a file that cannot be opened, a unit that says so.
 
     Raises:
         ValueError: There are no Parquet files, or none has the columns of the format.
     """
     units, problems, is_any_good = [], [], False
-    for path in source_files(source, (".parquet",), expected):
+    for path in source_files(source, (".parquet",), expected, follow_links):
         num_groups = 1
         try:
             with _opened(path) as file:
@@ -71,9 +73,16 @@ def rows(unit: Unit, choose: Choose) -> Iterator[tuple[str, dict[str, Any]] | Re
             if row < end:
                 raise BadRecord("the row group is cut short")
     except Exception as error:  # What pyarrow raises has no common base.
-        reason = str(error) if isinstance(error, BadRecord) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, BadRecord) else _reason(unit.path, error)
         left = f"; {end - row} rows of row group {unit.part} are not read" if end > row else ""
         yield Rejected(entry_id(unit.path, row), reason + left)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    head = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(64)
+    return stand_in(head) or f"{type(error).__name__}: {error}"
 
 
 def _opened(path: Path) -> pq.ParquetFile:

@@ -2,25 +2,30 @@
 
 import base64
 import binascii
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Rejected
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Rejected, reason_class
+from mm1_jax.data.ingest.formats.marks import END_OF_DOCUMENT, cut
+from mm1_jax.data.ingest.formats.source_files import entry_id
 from mm1_jax.data.record_files import BadRecord
 
 IMAGE = "<image>"
 _ROLES = ("user", "assistant", "system")
 
-Entry = TypeVar("Entry")
+Value = TypeVar("Value")
 
 
 def records_of(
-    entries: Iterable[tuple[str, Entry] | Rejected], make: Callable[[str, Entry], Record]
-) -> Iterator[Record | Rejected]:
-    """`make(id, entry)` of each entry, or a Rejected where it raises BadRecord."""
+    entries: Iterable[tuple[str, Value] | Rejected | Documents],
+    make: Callable[[str, Value], Record | Documents],
+) -> Iterator[Entry]:
+    """`make(id, value)` of each entry, or a Rejected where it raises BadRecord."""
     for item in entries:
-        if isinstance(item, Rejected):
+        if isinstance(item, Rejected | Documents):
             yield item
             continue
         try:
@@ -30,9 +35,9 @@ def records_of(
 
 
 def captions_record(
-    id: str, image: Any, captions: Iterable[tuple[Any, Any]], **extras: Any
+    id: str, image: Any, captions: Sequence[tuple[Any, Any]], **extras: Any
 ) -> dict[str, Any]:
-    """A picture with pairs of a caption and its kind; blank captions are left out.
+    """A picture with pairs of a caption and its kind; blank and missing captions are left out.
 
     `extras` are strings or numbers that the source may have, such as `url`, and `source_id`, what
     the source calls the entry; those of any other type are left out.
@@ -41,27 +46,43 @@ def captions_record(
         raise BadRecord("no image" if image is None else f"the image is a {type(image).__name__}")
     if not image:
         raise BadRecord("the image is empty")
+    there = [(as_text(text, "caption"), kind) for text, kind in captions if not is_missing(text)]
     kept = [
         {"text": text, "kind": kind if isinstance(kind, str) else "caption"}
-        for text, kind in ((as_text(text, "caption"), kind) for text, kind in captions)
+        for text, kind in there
         if text.strip()
     ]
     if not kept:
-        raise BadRecord("empty caption")
+        is_missing_all = captions and not there
+        raise BadRecord("no caption, expected a string" if is_missing_all else "empty caption")
     return {"id": id, "image": image, "captions": kept} | known(**extras)
 
 
-def text_record(id: str, text: Any, **extras: Any) -> dict[str, Any]:
-    """A text that is not blank."""
-    if not as_text(text, "text").strip():
+def text_record(id: str, text: Any, mark: str = "", **extras: Any) -> Record | Documents:
+    """A text that is not blank; several, if the mark of the end of a document stands in it."""
+    parts = cut(as_text(text, "text"), mark)
+    texts = {place: part for place, part in enumerate(parts) if part.strip()}
+    if not texts:
         raise BadRecord("empty text")
-    return {"id": id, "text": text} | known(**extras)
+    if len(parts) == 1:
+        return {"id": id, "text": text} | known(**extras)
+    return Documents(
+        tuple(
+            {"id": entry_id(id, place), "text": part} | known(**extras)
+            for place, part in texts.items()
+        ),
+        _cut_counts(len(parts), len(texts)),
+    )
 
 
 def conversation_record(
     id: str, images: list[bytes], turns: Sequence[tuple[Any, Any]], **extras: Any
 ) -> dict[str, Any]:
-    """Pairs of a role and a text, about pictures; without as many pictures as texts name, none."""
+    """Pairs of a role and a text, about pictures; without as many pictures as texts name, none.
+
+    A missing text is a blank one.
+    """
+    turns = [(role, "" if is_missing(text) else text) for role, text in turns]
     named = 0
     for role, text in turns:
         if role not in _ROLES:
@@ -79,13 +100,16 @@ class Page:
     """An interleaved record in the making: texts and pictures in reading order.
 
     A picture that cannot be had has no place in the record, which counts it in `missing_images`.
+
+    Attributes:
+        missing: How many pictures could not be had, by the class of the reason.
     """
 
     def __init__(self):
         self._texts: list[str | None] = []
         self._images: list[bytes | None] = []
         self._urls: list[str | None] = []
-        self._num_missing = 0
+        self.missing: Counter[str] = Counter()
 
     def add_text(self, text: str) -> None:
         self._add(text, None, None)
@@ -94,23 +118,25 @@ class Page:
         """The picture that `read` returns; none where it raises BadRecord."""
         try:
             image = read()
-        except BadRecord:
-            image = b""
-        if image:
-            self._add(None, image, url if isinstance(url, str) else None)
-        else:
-            self._num_missing += 1
+            if not image:
+                raise BadRecord("it is empty")
+        except BadRecord as error:
+            self.missing[reason_class(str(error))] += 1
+            return
+        self._add(None, image, url if isinstance(url, str) else None)
 
-    def record(self, id: str, **extras: Any) -> dict[str, Any]:
-        if not any(self._images) and not any(text and text.strip() for text in self._texts):
-            missing = f"; {self._num_missing} images are missing" if self._num_missing else ""
-            raise BadRecord(f"an empty page{missing}")
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is neither a picture nor a text that is not blank."""
+        return not any(self._images) and not any(text and text.strip() for text in self._texts)
+
+    def record(self, id: str, **extras: Any) -> Record:
         return {
             "id": id,
             "texts": self._texts,
             "images": self._images,
             "urls": self._urls,
-            "missing_images": self._num_missing,
+            "missing_images": self.missing.total(),
         } | known(**extras)
 
     def _add(self, text: str | None, image: bytes | None, url: str | None) -> None:
@@ -119,28 +145,82 @@ class Page:
         self._urls.append(url)
 
 
-def parallel_page(
-    texts: Any, images: Any, read: Callable[[Any], bytes], urls: Sequence[Any] = ()
-) -> Page:
+def page_records(id: str, pages: Sequence[Page], **extras: Any) -> Record | Documents:
+    """The record of a page, or of each part of it that is not empty, and what is missing of them.
+
+    Raises:
+        BadRecord: All are empty.
+    """
+    missing = sum((page.missing for page in pages), Counter[str]())
+    kept = {place: page for place, page in enumerate(pages) if not page.is_empty}
+    if not kept:
+        total = missing.total()
+        raise BadRecord("an empty page" + (f"; {total} images are missing" if total else ""))
+    counts = {f"missing_images.{reason}": count for reason, count in missing.items()}
+    if len(pages) == 1:
+        record = pages[0].record(id, **extras)
+        return Documents((record,), counts) if counts else record
+    lost = sum(page.missing.total() for page in pages if page.is_empty)
+    return Documents(
+        tuple(page.record(entry_id(id, place), **extras) for place, page in kept.items()),
+        counts | ({"missing_images": lost} if lost else {}) | _cut_counts(len(pages), len(kept)),
+    )
+
+
+def parallel_record(
+    id: str,
+    texts: Any,
+    images: Any,
+    read: Callable[[Any], bytes],
+    urls: Sequence[Any] = (),
+    **extras: Any,
+) -> Record | Documents:
     """The page of the lists of OBELICS, one of which has a value at each place.
 
-    `read` returns the picture that a value of `images` stands for; a place without either is a
-    picture that somebody else failed to get. The URL at a place is that of `urls`, if it has one.
+    A page that has OBELICS' mark of the end of a document is cut there, and each part that is not
+    empty is a record. `read` returns the picture that a value of `images` stands for; a place
+    without either is a picture that somebody else failed to get. The URL at a place is that of
+    `urls`, if it has one.
     """
+    return page_records(id, _parallel_pages(texts, images, read, urls), **extras)
+
+
+def _cut_counts(num_parts: int, num_records: int) -> dict[str, int]:
+    num_empty = num_parts - num_records
+    return {"end_of_document_marks": num_parts - 1} | (
+        {"empty_documents": num_empty} if num_empty else {}
+    )
+
+
+def _parallel_pages(
+    texts: Any, images: Any, read: Callable[[Any], bytes], urls: Sequence[Any]
+) -> list[Page]:
     if not isinstance(texts, list) or not isinstance(images, list):
         raise BadRecord("texts and images are not both lists")
     if len(texts) != len(images):
         raise BadRecord(f"{len(texts)} texts beside {len(images)} images")
-    page = Page()
+    pages = [Page()]
     for place, (text, image) in enumerate(zip(texts, images, strict=True)):
-        if text is None:
+        is_image = not (is_missing(image) or image == "")
+        is_blank = is_missing(text) or (isinstance(text, str) and not text.strip())
+        if is_missing(text) or (is_image and is_blank):
             url = urls[place] if place < len(urls) else None
-            page.add_image(lambda image=image: read(image), url)
-        elif image is not None:
+            pages[-1].add_image(lambda image=image: read(image), url)
+        elif is_image:
             raise BadRecord(f"place {place} has a text and an image")
         else:
-            page.add_text(as_text(text, f"text {place}"))
-    return page
+            parts = cut(as_text(text, f"text {place}"), END_OF_DOCUMENT)
+            for number, part in enumerate(parts):
+                if number:
+                    pages.append(Page())
+                if part or len(parts) == 1:
+                    pages[-1].add_text(part)
+    return pages
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: null, or NaN, which pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_text(value: Any, what: str) -> str:

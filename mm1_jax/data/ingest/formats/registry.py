@@ -34,9 +34,9 @@ def make_format(name: str, **options: Any) -> Format:
     """
     if name not in FORMATS:
         raise ValueError(f"format {name!r}; expected one of {', '.join(FORMATS)}")
-    known = list(inspect.signature(FORMATS[name]).parameters)
+    known = [*inspect.signature(FORMATS[name]).parameters, "follow_links"]
     for option in options:
         if option not in known:
-            there = f"its options are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"format {name!r} has no option {option!r}; {there}")
-    return FORMATS[name](**options)
+            there = ", ".join(known)
+            raise ValueError(f"format {name!r} has no option {option!r}; its options are {there}")
+    return FORMATS[name].make(**options)

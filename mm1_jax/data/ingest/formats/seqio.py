@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
 from mm1_jax.data.ingest.formats.compressed import decode_text
 from mm1_jax.data.ingest.formats.records import records_of, text_record
 from mm1_jax.data.ingest.formats.source_files import entry_id
@@ -56,7 +56,7 @@ class Seqio(Format):
     def units(self, source: Path) -> list[Unit]:
         return [Unit(source, part) for part in range(len(self._shards(source)))]
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Entry]:
         try:
             task, shard = self._shards(unit.path)[unit.part]
         except (ValueError, IndexError) as error:
@@ -64,7 +64,7 @@ class Seqio(Format):
             return
         vocabularies = {name: each.vocabulary for name, each in task.output_features.items()}
 
-        def record(entry: str, example: Mapping[str, Any]) -> Record:
+        def record(entry: str, example: Mapping[str, Any]) -> Record | Documents:
             texts = [_text(name, example, vocabularies.get(name)) for name in self._fields]
             return text_record(entry, "\n".join(texts))
 

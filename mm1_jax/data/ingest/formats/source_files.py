@@ -1,31 +1,41 @@
 """Finds the files that a user named, reads them whole within a bound, and names their entries."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.files import GIT_LFS, stand_in
 
 # No picture or document that a model reads is larger; what is says so instead of filling memory.
 MAX_ENTRY_BYTES = 256 * 2**20
+# Files of a folder that are looked at to explain why it holds nothing.
+_MOST_LOOKED_AT = 100
+# Folders of attributes, in zips of macOS and where a tar was unpacked by a program that knows none.
+_OF_ARCHIVERS = re.compile(r"__MACOSX|PaxHeaders?(\..*)?", re.DOTALL)
 
 
-def source_files(source: Path, suffixes: Collection[str], expected: str) -> list[Path]:
+def source_files(
+    source: Path, suffixes: Collection[str], expected: str, follow_links: bool = False
+) -> list[Path]:
     """The source itself, or the files below a folder, whose names end in one of the suffixes.
 
-    Sorted by path, without hidden files and without following links to folders. Their names tell
-    the entries of one from those of another (`entry_id`), so no two may have the same.
+    Sorted by path, without hidden files. Their names tell the entries of one from those of another
+    (`entry_id`), so no two may have the same.
 
     Raises:
         ValueError: There are none, or two of one name; `expected` says in words what was sought.
     """
-    found = [source] if source.is_file() else _below(source)
+    found = [source] if source.is_file() else _below(source, follow_links)
     files = [path for path in found if path.name.lower().endswith(tuple(suffixes))]
     if not files:
         problem = "nothing of the kind" if source.exists() else "no file or folder"
-        raise ValueError(f"{source}: expected {expected}, found {problem}")
+        links = "" if follow_links else links_not_followed(source)
+        raise ValueError(f"{source}: expected {expected}, found {problem}{links and '; ' + links}")
     by_name: dict[str, Path] = {}
     for path in files:
         other = by_name.setdefault(path.name, path)
@@ -37,9 +47,26 @@ def source_files(source: Path, suffixes: Collection[str], expected: str) -> list
     return files
 
 
-def documents_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def documents_below(
+    folder: Path, suffixes: Collection[str], follow_links: bool = False
+) -> list[Path]:
     """The files below a folder that end so, sorted; they are known by their path in the folder."""
-    return [path for path in _below(folder) if path.name.lower().endswith(tuple(suffixes))]
+    found = _below(folder, follow_links)
+    return [path for path in found if path.name.lower().endswith(tuple(suffixes))]
+
+
+def links_not_followed(folder: Path) -> str:
+    """Names the links to folders, and those to nothing, that are skipped below a folder; or ""."""
+    links = sorted(
+        path
+        for parent, folders, names in os.walk(folder)
+        for name in (*folders, *names)
+        if (path := Path(parent, name)).is_symlink() and not path.is_file()
+    )
+    if not links:
+        return ""
+    named = ", ".join(str(path) for path in links[:3]) + ", ..." * (len(links) > 3)
+    return f"{len(links)} links to folders, or to nothing, are not followed: {named}"
 
 
 def files_key(files: Sequence[Path], folder: Path, version: int) -> str:
@@ -55,14 +82,13 @@ def files_key(files: Sequence[Path], folder: Path, version: int) -> str:
     return hashlib.blake2b(json.dumps([version, facts]).encode(), digest_size=12).hexdigest()
 
 
-def _below(folder: Path) -> list[Path]:
+def _below(folder: Path, follow_links: bool = False) -> list[Path]:
     if not folder.is_dir():
         return []
     try:
         return sorted(
             path
-            # Folders that may not be read would be passed over otherwise.
-            for parent, _, names in os.walk(folder, onerror=_raise)
+            for parent, names in _walk(folder, follow_links)
             for name in names
             if not name.startswith(".") and (path := Path(parent, name)).is_file()
         )
@@ -70,8 +96,36 @@ def _below(folder: Path) -> list[Path]:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
+def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[str, list[str]]]:
+    """The folders below one, and the names of their files; each folder once, also in a circle."""
+    seen = {os.path.realpath(folder)}
+    # Folders that may not be read would be passed over otherwise.
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=follow_links):
+        yield parent, names
+        if follow_links:
+            paths = {name: os.path.join(parent, name) for name in folders}
+            # By their own names, where a link leads to one of them.
+            folders.sort(key=lambda name: (os.path.islink(paths[name]), name))
+            folders[:] = [name for name in folders if _is_new(paths[name], seen)]
+
+
+def _is_new(folder: str, seen: set[str]) -> bool:
+    path = os.path.realpath(folder)
+    is_new = path not in seen
+    seen.add(path)
+    return is_new
+
+
 def _raise(error: OSError) -> None:
     raise error
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file in an archive is of the system that packed it: `._a.jpg`, `.DS_Store`."""
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or _OF_ARCHIVERS.fullmatch(part)
+        for part in name.split("/")
+    )
 
 
 def entry_id(name: str | Path, place: int | str | None = None) -> str:
@@ -88,6 +142,16 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def git_lfs_pointer(source: Path) -> str:
+    """Names a file that is a pointer of Git LFS, of the first that are there; else ""."""
+    found = [source] if source.is_file() else _below(source)[:_MOST_LOOKED_AT]
+    for path in found:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if (head := file.read(64)).startswith(GIT_LFS):
+                return f"{path} is {stand_in(head)}"
+    return ""
+
+
 def read_whole(path: Path) -> bytes:
     """The content of a regular file; BadRecord where there is none, or one out of bounds."""
     try:
@@ -98,6 +162,8 @@ def read_whole(path: Path) -> bytes:
             data = file.read(MAX_ENTRY_BYTES + 1)
     except OSError as error:
         raise BadRecord(f"it cannot be read: {error.strerror}") from error
+    if data.startswith(GIT_LFS):
+        raise BadRecord(stand_in(data[:64]))
     if len(data) > MAX_ENTRY_BYTES:
         raise BadRecord(f"it has more than {MAX_ENTRY_BYTES} bytes")
     return data

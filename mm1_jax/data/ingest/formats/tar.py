@@ -5,15 +5,22 @@ that of the standard library stops silently at a damaged header, takes negative 
 sparse files of any size and searches headers with expressions that can take for ever.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mm1_jax.data.ingest.formats.base import Rejected
-from mm1_jax.data.ingest.formats.source_files import MAX_ENTRY_BYTES, entry_id, printable
+from mm1_jax.data.ingest.formats.base import HIDDEN, Documents, Rejected
+from mm1_jax.data.ingest.formats.source_files import (
+    MAX_ENTRY_BYTES,
+    entry_id,
+    is_hidden,
+    printable,
+)
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.files import stand_in
 
 _BLOCK = 512
 _FILES = (b"0", b"\0", b"7")
@@ -43,20 +50,32 @@ class Member(NamedTuple):
     size: int
 
 
-def members(file: io.BufferedIOBase, path: Path) -> Iterator[Member | Rejected]:
-    """The files of the tar file at `path`, which is open, in their order.
+def members(file: io.BufferedIOBase, path: Path) -> Iterator[Member | Rejected | Documents]:
+    """The files of the tar file at `path`, which is open, in their order; HIDDEN for a hidden one.
 
     Folders are passed over. What follows damage cannot be read: the last thing is then a Rejected.
     """
+    is_tar = False
     try:
         for kind, member in _entries(file):
-            if kind in _FILES and not member.name.endswith("/"):
+            is_tar = True
+            if kind != _DIRECTORY and is_hidden(member.name):
+                yield HIDDEN
+            elif kind in _FILES and not member.name.endswith("/"):
                 yield member
             elif kind not in (_DIRECTORY, *_FILES):
                 reason = _REFUSED.get(kind, f"an entry of type {kind!a}")
                 yield Rejected(entry_id(path, member.name), f"{reason}, expected a file")
     except (BadRecord, OSError) as error:
-        yield Rejected(entry_id(path), f"tar: {error}; what follows is not read")
+        said = "" if is_tar else _stand_in(file)
+        yield Rejected(entry_id(path), said or f"tar: {error}; what follows is not read")
+
+
+def _stand_in(file: io.BufferedIOBase) -> str:
+    with contextlib.suppress(OSError):
+        file.seek(0)
+        return stand_in(file.read(64))
+    return ""
 
 
 def _entries(file: io.BufferedIOBase) -> Iterator[tuple[bytes, Member]]:

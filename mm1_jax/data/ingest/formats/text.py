@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit
 from mm1_jax.data.ingest.formats.compressed import compressed, lines, read_document
 from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
+from mm1_jax.data.ingest.formats.marks import END_OF_TEXT
 from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.ingest.formats.records import records_of, text_record
 from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id, source_files
@@ -29,43 +30,49 @@ class PlainText(Format):
 
     Args:
         field: The field of JSON lines, or column of Parquet, that holds the text.
+        document_mark: Ends a document, so that a text with it is several; "" for none.
     """
 
     name = "text"
     kind = Kind.TEXT
 
-    def __init__(self, *, field: str = "text"):
+    def __init__(self, *, field: str = "text", document_mark: str = END_OF_TEXT):
         self._field = field
+        self._mark = document_mark
 
     def units(self, source: Path) -> list[Unit]:
         expected = f"text in {', '.join((*_LINES, _PARQUET, *_DOCUMENTS))}"
+        follow = self.follow_links
         if source.is_file():
             source_files(source, (*_LINES, _PARQUET, *_DOCUMENTS), expected)
             if source.name.lower().endswith(_PARQUET):
-                return row_group_units(source, self._choose, expected)
+                return row_group_units(source, self._choose, expected, follow)
             return [Unit(source)]
-        num_documents = len(documents_below(source, _DOCUMENTS))
+        num_documents = len(documents_below(source, _DOCUMENTS, follow))
         units = [Unit(source, part) for part in range(-(-num_documents // _UNIT_DOCUMENTS))]
-        if documents_below(source, _LINES):
-            units += [Unit(path) for path in source_files(source, _LINES, expected)]
-        if documents_below(source, (_PARQUET,)):
-            units += row_group_units(source, self._choose, expected)
+        if documents_below(source, _LINES, follow):
+            units += [Unit(path) for path in source_files(source, _LINES, expected, follow)]
+        if documents_below(source, (_PARQUET,), follow):
+            units += row_group_units(source, self._choose, expected, follow)
         if not units:
-            source_files(source, _DOCUMENTS, expected)
+            source_files(source, _DOCUMENTS, expected, follow)
         return units
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Entry]:
         if unit.path.is_dir() or unit.path.name.lower().endswith(_DOCUMENTS):
-            return records_of(_documents(unit), _document)
+            return records_of(_documents(unit, self.follow_links), self._document)
         if unit.path.name.lower().endswith(_LINES):
             return records_of(lines(unit.path), self._line)
         return records_of(rows(unit, self._choose), self._record)
 
-    def _line(self, entry: str, line: bytes) -> Record:
+    def _document(self, entry: str, path: Path) -> Record | Documents:
+        return text_record(entry, read_document(path), self._mark)
+
+    def _line(self, entry: str, line: bytes) -> Record | Documents:
         return self._record(entry, as_object(parse_json(line)))
 
-    def _record(self, entry: str, value: dict[str, Any]) -> Record:
-        return text_record(entry, value.get(self._field), source_id=value.get("id"))
+    def _record(self, entry: str, value: dict[str, Any]) -> Record | Documents:
+        return text_record(entry, value.get(self._field), self._mark, source_id=value.get("id"))
 
     def _choose(self, schema: pa.Schema) -> list[str]:
         if self._field not in schema.names:
@@ -73,14 +80,11 @@ class PlainText(Format):
         return [self._field] + ["id"] * ("id" in schema.names and self._field != "id")
 
 
-def _document(entry: str, path: Path) -> Record:
-    return text_record(entry, read_document(path))
-
-
-def _documents(unit: Unit) -> Iterator[tuple[str, Path]]:
+def _documents(unit: Unit, follow_links: bool) -> Iterator[tuple[str, Path]]:
     if unit.path.is_file():
         yield entry_id(unit.path), unit.path
         return
     start = unit.part * _UNIT_DOCUMENTS
-    for path in documents_below(unit.path, _DOCUMENTS)[start : start + _UNIT_DOCUMENTS]:
+    found = documents_below(unit.path, _DOCUMENTS, follow_links)
+    for path in found[start : start + _UNIT_DOCUMENTS]:
         yield entry_id(str(path.relative_to(unit.path))), path

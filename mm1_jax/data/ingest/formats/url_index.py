@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
 from mm1_jax.data.ingest.formats.source_files import documents_below, files_key
 from mm1_jax.data.ingest.formats.tar import Member, members, read_member
@@ -35,8 +34,8 @@ class UrlIndex:
         ValueError: There are no shards, or the index cannot be written beside them.
     """
 
-    def __init__(self, folder: Path):
-        self._shards = documents_below(folder, (_SUFFIX,))
+    def __init__(self, folder: Path, follow_links: bool = False):
+        self._shards = documents_below(folder, (_SUFFIX,), follow_links)
         if not self._shards:
             raise ValueError(f"{folder}: expected tar shards of img2dataset, *.tar, found none")
         index = folder / f"url_index-{files_key(self._shards, folder, _VERSION)}"
@@ -96,8 +95,7 @@ def _pictures(path: Path) -> Iterator[tuple[np.uint64, Member]]:
     about: dict[str, Member] = {}
     with path.open("rb") as file:
         for member in members(file, path):
-            name = None if isinstance(member, Rejected) else sample_name(member.name)
-            if name is None or isinstance(member, Rejected):
+            if not isinstance(member, Member) or (name := sample_name(member.name)) is None:
                 continue
             key, extension = name
             if extension in IMAGES:

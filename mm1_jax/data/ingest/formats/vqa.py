@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Entry, Format, Rejected, Unit
 from mm1_jax.data.ingest.formats.compressed import compressed
 from mm1_jax.data.ingest.formats.image_files import ImageFolder, ImageTar, holds_images, image_files
 from mm1_jax.data.ingest.formats.json_files import as_object, stream_json
@@ -20,6 +20,7 @@ from mm1_jax.data.ingest.formats.records import (
     as_text,
     conversation_record,
     is_key,
+    is_missing,
     records_of,
 )
 from mm1_jax.data.ingest.formats.source_files import entry_id, source_files
@@ -53,14 +54,14 @@ class Vqa(Format):
         self._images = None if images is None else Path(images)
 
     def units(self, source: Path) -> list[Unit]:
-        files = source_files(source, compressed("questions.json"), _EXPECTED)
+        files = source_files(source, compressed("questions.json"), _EXPECTED, self.follow_links)
         problems = [problem for path in files if (problem := self._problem(path))]
         # Test sets have no answers, and often lie beside the others; `read` says so.
         if len(problems) == len(files):
             raise ValueError(problems[0])
         return [Unit(path) for path in files]
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Entry]:
         if problem := self._problem(unit.path):
             yield Rejected(entry_id(unit.path), problem)
             return
@@ -77,7 +78,7 @@ class Vqa(Format):
             except BadRecord as error:
                 yield Rejected(item.id, str(error))
         images = _NumberedImages(
-            image_files(next(filter(holds_images, self._image_files(unit.path))))
+            image_files(next(filter(holds_images, self._image_files(unit.path))), self.follow_links)
         )
 
         def record(entry: str, value: Any) -> Record:
@@ -145,7 +146,7 @@ def _record(
     entry: str, key: Key, question: dict[str, Any], answers: list[str], images: _NumberedImages
 ) -> Record:
     asked = as_text(question.get("question"), "question")
-    ((answer, _),) = Counter(answers).most_common(1)
+    ((answer, _),) = Counter(filter(str.strip, answers)).most_common(1) or [("", 0)]
     record = conversation_record(
         entry,
         [images.read(_key(question, "image_id"))],
@@ -170,10 +171,9 @@ def _answers(value: Any) -> tuple[Key, list[str]]:
             raise BadRecord("expected a pair of question_id and answer")
         return value[0], [as_text(value[1], "answer")]
     annotation = as_object(value)
-    given = [
-        as_text(as_object(answer).get("answer"), "answer")
-        for answer in as_list(annotation.get("answers"), "answers")
-    ]
+    listed = as_list(annotation.get("answers"), "answers")
+    answers = [as_object(one).get("answer") for one in listed if not is_missing(one)]
+    given = [as_text(answer, "answer") for answer in answers if not is_missing(answer)]
     if not given:
         raise BadRecord("no answers")
     return _key(annotation, "question_id"), given

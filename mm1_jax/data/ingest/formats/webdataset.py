@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
 from mm1_jax.data.ingest.formats.compressed import decode_text
 from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
 from mm1_jax.data.ingest.formats.records import captions_record, records_of
@@ -42,10 +42,11 @@ class Webdataset(Format):
         self._caption_kind = caption_kind
 
     def units(self, source: Path) -> list[Unit]:
-        files = source_files(source, (".tar",), "tar shards of WebDataset, *.tar")
+        expected = "tar shards of WebDataset, *.tar"
+        files = source_files(source, (".tar",), expected, self.follow_links)
         return [Unit(path) for path in files]
 
-    def read(self, unit: Unit) -> Iterator[Record | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Entry]:
         try:
             with unit.path.open("rb") as file:
                 yield from records_of(
@@ -83,11 +84,13 @@ def sample_name(name: str) -> tuple[str, str] | None:
     return None if match is None else (match[1], match[2].lower())
 
 
-def _samples(file: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, _Sample] | Rejected]:
+def _samples(
+    file: io.BufferedIOBase, path: Path
+) -> Iterator[tuple[str, _Sample] | Rejected | Documents]:
     """The id and the members of each run of members with the same key."""
     finished, sample = set(), None
     for member in members(file, path):
-        if isinstance(member, Rejected):
+        if isinstance(member, Rejected | Documents):
             yield member
             continue
         name = sample_name(member.name)

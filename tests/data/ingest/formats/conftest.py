@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected
+from mm1_jax.data.ingest.formats.base import Format, Rejected, documents_of
 from mm1_jax.data.record_files import Kind, decode_record, encode_record
 
 
@@ -56,7 +56,7 @@ def convert() -> Callable:
         sent = pickle.loads(pickle.dumps(form))
         items = [item for unit in units for item in form.read(unit)]
         assert items == [item for unit in units for item in sent.read(unit)]
-        records = [item for item in items if not isinstance(item, Rejected)]
+        records = [record for item in items for record in documents_of(item).records]
         rejected = [item for item in items if isinstance(item, Rejected)]
         for record in records:
             _CHECKS[form.kind](record)

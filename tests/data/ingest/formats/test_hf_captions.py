@@ -93,3 +93,13 @@ def test_real_rows_of_img2dataset_serve_too(test_data, convert):
     rows = pq.read_table(source / "00000.parquet").to_pylist()
     assert [record["image"] for record in records] == [row["jpg"] for row in rows]
     assert rejected == []
+
+
+@pytest.mark.parametrize("blank", [None, "", " "])
+def test_a_caption_that_is_missing_costs_no_other(tmp_path, convert, blank):
+    captions = [["one", blank, "two"], [blank, "three"], [blank, blank]]
+    write(tmp_path / "a.parquet", [stored(b"1")] * 3, captions)
+    records, rejected = convert(HfCaptions(), tmp_path)
+    found = [[caption["text"] for caption in record["captions"]] for record in records]
+    assert found == [["one", "two"], ["three"]]
+    assert [one.id for one in rejected] == ["a.parquet:2"]

@@ -82,3 +82,24 @@ def test_a_damaged_tar_says_why_a_picture_is_missing(tmp_path):
     assert images.read("a") == b"1"
     with pytest.raises(BadRecord, match=r"'b' is not in a.tar \(tar: .*cut short"):
         images.read("b")
+
+
+def test_links_out_of_the_folder_are_named_and_followed_on_demand(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.jpg").write_bytes(b"a")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "train").symlink_to(tmp_path / "disk")
+    (folder / "b.jpg").symlink_to(tmp_path / "disk" / "a.jpg")
+    for name in ("train/a.jpg", "b.jpg"):
+        with pytest.raises(BadRecord, match="where a link leads; --option.follow_links=true"):
+            ImageFolder(folder).read(name)
+        assert ImageFolder(folder, follow_links=True).read(name) == b"a"
+    for follow_links in (False, True):
+        images = ImageFolder(folder, follow_links)
+        for name in ("../disk/a.jpg", str(tmp_path / "disk" / "a.jpg"), "train/../../disk/a.jpg"):
+            with pytest.raises(BadRecord, match="lies outside the folder of images$"):
+                images.read(name)
+        for name in ("\ud800", "a\0", "x" * 300, None):
+            with pytest.raises(BadRecord):
+                images.read(name)

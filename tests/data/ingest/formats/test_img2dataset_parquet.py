@@ -55,8 +55,8 @@ def test_rows_that_failed_say_why(tmp_path, convert, reasons):
     (record,), rejected = convert(Img2datasetParquet(), tmp_path)
     assert record["id"] == "a.parquet:6"
     assert reasons(rejected) == {
-        "a.parquet:0": "'failed_to_download': 'HTTP Error 404'",
-        "a.parquet:1": "'failed_to_resize'",
+        "a.parquet:0": "failed_to_download: HTTP Error 404",
+        "a.parquet:1": "failed_to_resize",
         "a.parquet:2": "empty caption",
         "a.parquet:3": "no caption, expected a string",
         "a.parquet:4": "the image is empty",

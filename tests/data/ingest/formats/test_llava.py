@@ -62,7 +62,7 @@ def test_turns_keep_their_order_and_get_our_roles(folder, convert):
         (conversation([*TURNS[:1], {"from": "gpt", "value": " "}], image="images/a"), "no answer"),
         (conversation([{"from": "dog", "value": "x"}]), "a turn from 'dog'; expected one of human"),
         (conversation([{"from": ["gpt"], "value": "x"}]), "a turn from"),
-        (conversation([{"from": "gpt"}]), "no text of the assistant"),
+        (conversation([{"from": "gpt"}]), "no answer"),
         (conversation([{"from": "gpt", "value": 7}]), "a int, expected a string"),
         (conversation(["x"]), "a str, expected a JSON object"),
         ({"id": "x"}, "no conversations"),
@@ -115,3 +115,14 @@ def test_real_conversations_are_what_json_says(test_data, convert):
             for turn in value["conversations"]
         ]
     assert sum(not record["images"] for record in records) == 1
+
+
+def test_a_turn_that_is_missing_costs_no_other(folder, convert):
+    turns = [None, *TURNS, {"from": "human", "value": "and?"}, {"from": "gpt", "value": None}]
+    path = folder / "llava.json"
+    path.write_text(json.dumps([conversation(turns, image="images/a")]))
+    ((record,), _) = convert(Llava(), path)
+    assert [turn["text"] for turn in record["turns"]] == [
+        *(turn["value"] for turn in TURNS),
+        *("and?", ""),
+    ]

@@ -143,3 +143,10 @@ def test_real_pages_are_what_the_zip_holds(test_data, convert):
             data = (source / "images" / info["image_name"]).read_bytes()
             assert record["images"][place - 1] == data
     assert sum(image is not None for record in records for image in record["images"]) == 30
+
+
+def test_a_sentence_or_picture_that_is_missing_costs_no_other(folder, convert):
+    write(folder, page(image("a", 1), None, sentences=("one", None, "three")))
+    ((record,), rejected) = convert(Mmc4(), folder)
+    assert record["texts"] == ["one", None, "three"] and rejected == []
+    assert record["images"] == [None, b"a", None]

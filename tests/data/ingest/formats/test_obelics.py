@@ -5,7 +5,12 @@ import pyarrow.parquet as pq
 import pytest
 from obelics_parquet import write
 
+from mm1_jax.data.ingest.convert import Conversion
+from mm1_jax.data.ingest.convert import convert as convert_folder
+from mm1_jax.data.ingest.filters import ImageCount
+from mm1_jax.data.ingest.formats import records
 from mm1_jax.data.ingest.formats.obelics import Obelics
+from mm1_jax.data.record_files import RecordFiles
 
 STRUCT = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 
@@ -21,6 +26,11 @@ def folder(tmp_path):
     (tmp_path / "url_to_file.json").write_text(json.dumps(names))
     (tmp_path.parent / "secret").write_bytes(b"secret")
     return tmp_path
+
+
+@pytest.fixture
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("converted") / "out"
 
 
 def test_urls_become_the_pictures_of_the_map(folder, convert):
@@ -110,6 +120,102 @@ def test_the_map_may_be_elsewhere(tmp_path, folder, convert):
     for images in (folder, folder / "url_to_file.json", str(folder)):
         ((record,), _) = convert(Obelics(images=images), shards)
         assert record["images"] == [b"a"]
+
+
+MARK = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
+
+
+def parts(*places):
+    """Texts and pictures of a part; a picture is a name that begins with http."""
+    return [place if place.startswith("http") else None for place in places], [
+        None if place.startswith("http") else place for place in places
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "documents"),
+    [
+        # Between paragraphs of a text, and alone at the end.
+        (
+            ["http://x/a", f"one\n\n{MARK}\n\ntwo", "three", "http://x/b", MARK],
+            {0: ["http://x/a", "one"], 1: ["two", "three", "http://x/b"]},
+        ),
+        # Alone in a text, between pictures, twice.
+        (["http://x/a", MARK, f" {MARK}\n", "http://x/b"], {0: ["http://x/a"], 2: ["http://x/b"]}),
+        # Before all; several in a text, without space around them.
+        ([f"{MARK}one{MARK}two {MARK}"], {1: ["one"], 2: ["two"]}),
+    ],
+)
+def test_a_page_is_cut_at_the_marks_of_the_end_of_a_document(folder, convert, page, documents):
+    images, texts = parts(*page)
+    write(folder / "0.parquet", [{"images": images, "texts": texts}, {**PAGE}])
+    records, rejected = convert(Obelics(), folder)
+    assert rejected == [] and records[-1]["id"] == "0.parquet:1"
+    assert {
+        int(record["id"].removeprefix("0.parquet:0:")): [
+            url or text for url, text in zip(record["urls"], record["texts"], strict=True)
+        ]
+        for record in records[:-1]
+    } == documents
+    (unit,) = Obelics().units(folder)
+    counts = next(iter(Obelics().read(unit))).counts
+    num_marks = "".join(page).count(MARK)
+    assert counts["end_of_document_marks"] == num_marks
+    assert counts.get("empty_documents", 0) == num_marks + 1 - len(documents)
+
+
+PAGE = {"images": [None], "texts": ["a page"]}
+
+
+def test_missing_pictures_count_for_the_part_that_they_are_in(folder, output, convert):
+    images = ["http://x/lost", None, "http://x/lost", None, "http://x/lost"]
+    texts = [None, f"one {MARK}", None, MARK, None]
+    write(folder / "0.parquet", [{"images": images, "texts": texts}])
+    ((record,), _) = convert(Obelics(), folder)
+    assert record["missing_images"] == 1 and record["texts"] == ["one"]
+    manifest = convert_folder(Conversion(Obelics(), (folder,), output))
+    # Those of parts without anything else are not forgotten.
+    assert manifest.counts["missing_images"] == 3
+    assert manifest.counts["missing_images.image ...: there is no such file"] == 3
+    assert manifest.counts["empty_documents"] == 2
+
+
+def test_a_page_of_nothing_but_marks_is_rejected(folder, convert):
+    write(folder / "0.parquet", [{"images": [None, "http://x/lost"], "texts": [MARK, None]}, PAGE])
+    _, (rejected,) = convert(Obelics(), folder)
+    assert rejected.reason == "an empty page; 1 images are missing"
+
+
+def test_filters_see_each_document_of_a_page(folder, output):
+    images, texts = parts("http://x/a", f"one {MARK} two", "http://x/b", "http://x/c")
+    write(folder / "0.parquet", [{"images": images, "texts": texts}])
+    filters = (ImageCount.default_config().set(max_images=1),)
+    conversion = Conversion(Obelics(), (folder,), output, filters=filters)
+    assert convert_folder(conversion).counts["ImageCount.too_many"] == 1
+    assert RecordFiles(conversion.output)[0]["texts"] == [None, "one"]
+
+
+def test_a_conversion_that_another_version_began_loses_no_page_and_has_none_twice(
+    folder, output, monkeypatch
+):
+    """It counted pages, and did not cut them."""
+    texts = [f"{i} {MARK} {i}b" if i % 2 else f"{i}" for i in range(40)]
+    write(folder / "0.parquet", [{"images": [None], "texts": [text]} for text in texts])
+    conversion = Conversion(Obelics(), (folder,), output, max_shard_bytes=300)
+
+    def stop(progress):
+        if len(list(conversion.output.glob("*.array_record"))) > 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "cut", lambda text, mark: [text])
+        with pytest.raises(KeyboardInterrupt):
+            convert_folder(conversion, on_progress=stop)
+    convert_folder(conversion)
+    files = RecordFiles(conversion.output)
+    found = [files[i]["texts"][0] for i in range(len(files))]
+    assert any(MARK in text for text in found) and "39b" in found
+    assert " ".join(found).replace(MARK, "").split() == " ".join(texts).replace(MARK, "").split()
 
 
 def test_real_pages_are_what_pyarrow_reads(test_data, convert):

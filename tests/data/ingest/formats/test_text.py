@@ -117,3 +117,44 @@ def test_real_texts_are_what_json_says(test_data, convert, file, num_records):
     assert [(one["source_id"], one["text"]) for one in records] == [
         (line["id"], line["text"]) for line in lines
     ]
+
+
+MARKED = "one\n<|endoftext|>\ntwo<|endoftext|>\n\n<|endoftext|>three<|endoftext|>"
+
+
+def test_a_text_is_cut_at_the_mark_of_the_end_of_a_text(tmp_path, convert):
+    """Files of concatenated documents have it between them; at the end it ends the last."""
+    (tmp_path / "a.txt").write_text(MARKED)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": MARKED, "id": 7}))
+    records, rejected = convert(PlainText(), tmp_path)
+    assert rejected == []
+    assert [(record["id"], record["text"]) for record in records] == [
+        (f"{name}:{place}", text)
+        for name in ("a.txt", "b.jsonl:1")
+        for place, text in ((0, "one"), (1, "two"), (3, "three"))
+    ]
+    assert records[-1]["source_id"] == "7"
+    (unit, _) = PlainText().units(tmp_path)
+    (entry,) = PlainText().read(unit)
+    assert entry.counts == {"end_of_document_marks": 4, "empty_documents": 2}
+
+
+def test_another_mark_or_none_may_be_chosen(tmp_path, convert):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two</s>three")
+    texts = {
+        mark: [record["text"] for record in convert(PlainText(document_mark=mark), tmp_path)[0]]
+        for mark in ("", "</s>")
+    }
+    assert texts == {
+        "": ["one<|endoftext|>two</s>three"],
+        "</s>": ["one<|endoftext|>two", "three"],
+    }
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_a_document_in_another_encoding_says_so(tmp_path, convert, encoding):
+    (tmp_path / "a.txt").write_bytes("A caf\xe9 in the morning".encode(encoding))
+    (tmp_path / "b.txt").write_bytes("A caf\xe9".encode("utf-8-sig"))
+    (record,), (rejected,) = convert(PlainText(), tmp_path)
+    assert record["text"] == "A caf\xe9"
+    assert rejected.id == "a.txt" and rejected.reason.startswith("not UTF-8")

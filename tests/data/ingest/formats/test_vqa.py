@@ -172,3 +172,19 @@ def test_real_annotations_of_vqav2_serve(test_data, convert):
     assert all(len(record["answers"]) == 10 for record in records)
     answers = dict(json.loads((source / "val_answers_compact.json").read_text()))
     assert all(answers[int(one["source_id"])] == one["answer"] for one in records)
+
+
+def test_hidden_files_beside_the_pictures_are_no_pictures(folder, convert):
+    """macOS adds ._NAME to NAME, on disks and in archives."""
+    write(folder, [question(7, 130)], [annotation(7, "red")])
+    (folder / "val2014" / "._COCO_val2014_000000000130.jpg").write_bytes(b"\0\5\x16\7")
+    ((record,), rejected) = convert(Vqa(), folder)
+    assert record["images"] == [b"picture 130"] and rejected == []
+
+
+def test_an_answer_that_is_missing_costs_no_other(folder, convert):
+    answers = annotation(7, None, "red", "", "", float("nan")), annotation(8, None, None)
+    write(folder, [question(7, 130), question(8, 130)], list(answers))
+    ((record,), rejected) = convert(Vqa(), folder)
+    assert record["answer"] == "red" and record["answers"] == ["red", "", ""]
+    assert {one.reason for one in rejected} == {"no answers", "no answer left for question 8"}

@@ -6,6 +6,7 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
+from mm1_jax.data.ingest.formats.base import HIDDEN
 from mm1_jax.data.ingest.formats.webdataset import Webdataset
 
 
@@ -184,3 +185,37 @@ def test_real_shards_hold_what_tarfile_and_the_parquet_say(test_data, convert, r
     assert {one["source_id"]: one["url"] for one in records} == {
         key: url for key, url in downloaded.items() if key not in empty
     }
+
+
+def test_hidden_members_are_skipped_and_counted(tmp_path, convert):
+    """As tar on macOS writes them: a ._ file beside each file, and what Finder leaves."""
+    files = [
+        (name, data)
+        for file, data in sample("a/0") + sample("a/1")
+        for name, data in (
+            (file.replace("a/", "a/._"), b"\0\5\x16\7"),
+            (f"__MACOSX/{file}", b"\0\5\x16\7"),
+            (f"./{file}", data),
+        )
+    ]
+    others = [("a/.DS_Store", b"x"), (".Trashes/2.jpg", b"x"), ("PaxHeaders.7/a/0.jpg", b"x")]
+    write_shard(tmp_path / "a.tar", files + others)
+    records, rejected = convert(Webdataset(), tmp_path)
+    assert [record["source_id"] for record in records] == ["./a/0", "./a/1"] and rejected == []
+    (unit,) = Webdataset().units(tmp_path)
+    assert sum(item == HIDDEN for item in Webdataset().read(unit)) == 2 * 6 + 3
+
+
+def test_a_file_that_stands_in_for_a_shard_is_named(tmp_path, convert):
+    for name, start in (
+        ("a.tar", b"version https://git-lfs.github.com/spec/v1\n"),
+        ("b.tar", b"\x1f\x8b\x08"),
+        ("c.tar", b"\n<!DOCTYPE HTML>"),
+    ):
+        (tmp_path / name).write_bytes(start + bytes(600))
+    # A good one may begin so: with the name of its first member.
+    write_shard(tmp_path / "d.tar", sample("BZh"))
+    (record,), rejected = convert(Webdataset(), tmp_path)
+    assert record["source_id"] == "BZh"
+    for item, said in zip(rejected, ("Git LFS", "gzip; unpack", "page of HTML"), strict=True):
+        assert said in item.reason
