@@ -331,6 +331,8 @@ def summary(folder: Path, manifest: Manifest) -> str:
         if name in counts:
             lines.append(f"{counts[name]} {said}")
             lines += [f"  {n:>9}  {reason}" for reason, n in reasons_of(name, counts)]
+    for mark, n in reasons_of("marks", counts):
+        lines.append(f"{n} records hold {mark}, which is kept as text")
     if reasons := reasons_of("rejected", counts):
         lines.append(
             f"{counts['rejected']} of {counts['entries']} entries are no records; "

@@ -169,7 +169,8 @@ def reasons_of(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """The classes of reasons in the counts of a conversion, the most common first.
 
     Args:
-        what: "rejected" for entries, "missing_images" for pictures of pages.
+        what: "rejected" for entries, "missing_images" for pictures of pages; "marks" for spellings
+            in texts.
     """
     start = f"{what}."
     return _by_count({n.removeprefix(start): c for n, c in counts.items() if n.startswith(start)})

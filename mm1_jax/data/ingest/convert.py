@@ -46,6 +46,8 @@ from mm1_jax.data.ingest.formats.base import (
     documents_of,
     reason_class,
 )
+from mm1_jax.data.ingest.formats.marks import spelt_marks
+from mm1_jax.data.ingest.formats.records import IMAGE
 from mm1_jax.data.ingest.formats.source_files import git_lfs_pointer, links_not_followed
 from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_process
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, ShardWriter
@@ -269,12 +271,18 @@ def content_counts(record: Record, kind: Kind) -> dict[str, int]:
     else:
         images, texts = record["images"], record["texts"]
     images = [image for image in images if image is not None]
+    texts = [text for text in texts if text is not None]
+    # That of conversations is the place of an image.
+    marks = spelt_marks(texts) - ({IMAGE} if kind is Kind.CONVERSATIONS else set())
+    missing = record.get("missing_images")
     return {
         "records": 1,
         "images": len(images),
         "image_bytes": sum(map(len, images)),
-        "characters": sum(len(text) for text in texts if text is not None),
-    } | ({"missing_images": missing} if (missing := record.get("missing_images")) else {})
+        "characters": sum(map(len, texts)),
+        **({"missing_images": missing} if missing else {}),
+        **{f"marks.{mark}": 1 for mark in marks},
+    }
 
 
 def _read(format: Format, unit: Unit, tally: Tally) -> Iterator[Entry]:

@@ -351,6 +351,20 @@ def test_what_is_counted_of_each_kind():
     assert counts(Kind.INTERLEAVED, **page, missing_images=2) == [1, 3, 3, 2]
 
 
+def test_records_with_spellings_that_may_be_no_text_are_counted():
+    def marks(kind, **record):
+        counts = content_counts(record, kind)
+        return sorted(name for name in counts if name.startswith("marks."))
+
+    text = "<PERSON> at <|im_end|><extra_id_12> or <extra_id_3>, [SEP] <s>x</s> <b> <|x <images>"
+    found = ["</s>", "<PERSON>", "<extra_id_N>", "<s>", "<|im_end|>", "[SEP]"]
+    assert marks(Kind.TEXT, text=text) == [f"marks.{mark}" for mark in found]
+    caption = {"text": "<image> of a cat", "kind": "alt"}
+    assert marks(Kind.CAPTIONS, image=b"x", captions=[caption]) == ["marks.<image>"]
+    turns = [{"role": "user", "text": "<image> what?"}]
+    assert marks(Kind.CONVERSATIONS, images=[b"x"], turns=turns) == []
+
+
 def test_reasons_of_a_kind_are_one_class():
     reason = "image 'a.jpg' is not in b.tar: cut short"
     assert reason_class(reason) == "image ... is not in b.tar: cut short"

@@ -1,9 +1,36 @@
 """Spellings that stand for something else in the data of other projects, and are not text."""
 
+import re
+from collections.abc import Iterable
+
 # OBELICS writes it where a page goes on with another article; its own training puts eos there.
 END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 # GPT-2's end of a text, which files of concatenated documents have between them.
 END_OF_TEXT = "<|endoftext|>"
+
+
+# Tokens of models and placeholders of data sets, which are text here and may not be meant as text.
+# One expression for each first character: it is searched for at the speed of memory.
+_SPELT = [
+    re.compile(pattern, re.VERBOSE)
+    for pattern in (
+        r"""<(?: \|(?:endoftext|startoftext|endofchunk|end_of_text|begin_of_text|im_start|im_end
+                  |eot_id|image|pad|sep)\|
+            | image | PERSON | /?s | unk | pad | mask | bos | eos | extra_id_\d+ )>""",
+        r"\[(?: IMG | SEP | CLS | MASK | UNK | PAD )\]",
+        END_OF_DOCUMENT,
+    )
+]
+
+
+def spelt_marks(texts: Iterable[str]) -> set[str]:
+    """The spellings in texts that may not be meant as text, with N for numbers."""
+    return {
+        re.sub(r"\d+", "N", found)
+        for text in texts
+        for pattern in _SPELT
+        for found in pattern.findall(text)
+    }
 
 
 def cut(text: str, mark: str) -> list[str]:

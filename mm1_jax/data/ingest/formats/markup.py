@@ -18,10 +18,11 @@ class Picture(NamedTuple):
     reference: str
 
 
-# Code, whose pictures are none; escaped signs; ![alt](path "title"), ![alt][label]; <img ...>.
+# Code, whose pictures are none; escaped signs; <!-- comments -->; ![alt](path "title"),
+# ![alt][label]; <img ...>.
 _MARKDOWN = re.compile(
     r"""
-    `[^`\n]*` | \\.
+    `[^`\n]*` | \\. | (?P<comment> <!-- )
     | !\[ (?P<alt> (?: [^\[\]\\] | \\. | \[[^\[\]]*\] )*+ ) \]
       (?: \( [ \t\n]{0,9} (?: <(?P<angled>[^<>\n]*)> | (?P<path> (?: [^\s()] | \([^\s()]*\) )*+ ) )
           (?: [ \t\n]{1,9} (?: "[^"]{0,999}" | '[^']{0,999}' | \([^()]{0,999}\) ) )?
@@ -37,12 +38,23 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 def markdown_parts(text: str) -> list[str | Picture]:
-    """Text as it is written, without the references to pictures."""
+    """Text as it is written, without comments and the references to pictures."""
     labels = {label.lower(): path for label, path in _DEFINITION.findall(text)}
     parts = _Parts()
     for run, is_code in _fenced(text):
-        at = 0
+        at, is_closed = 0, True
         for match in () if is_code else _MARKDOWN.finditer(run):
+            # What stands in a comment is a part of it.
+            if match.start() < at:
+                continue
+            if match["comment"] is not None:
+                end = run.find("-->", match.end()) if is_closed else -1
+                # One that is not closed is text, and so are those after it.
+                is_closed = end >= 0
+                if is_closed:
+                    parts.add(run[at : match.start()])
+                    at = end + len("-->")
+                continue
             reference = _reference(match, labels)
             if reference is not None:
                 parts.add(run[at : match.start()])

@@ -27,6 +27,10 @@ from mm1_jax.data.record_files import BadRecord
         ('a <IMG alt=x SRC="b.png"/> c', ["a", Picture("b.png"), "c"]),
         ("a <images> b", ["a <images> b"]),
         ("a [link](b.png) c", ["a [link](b.png) c"]),
+        ("a<!-- more -->b <!-- ![x](b.png) `c -->![x](d.png)", ["ab", Picture("d.png")]),
+        ("a `<!-- b -->` c", ["a `<!-- b -->` c"]),
+        ("```\n<!-- a -->\n```", ["```\n<!-- a -->\n```"]),
+        ("a <!-- b ![x](c.png) <!-- d", ["a <!-- b", Picture("c.png"), "<!-- d"]),
     ],
 )  # fmt: skip
 def test_markdown_is_cut_at_its_pictures(text, parts):
