@@ -51,6 +51,8 @@ def file_texts(paths: list[Path]) -> Iterator[str]:
         try:
             with path.open(encoding="utf-8-sig") as file:
                 for line in file:
+                    if "\0" in line:
+                        raise ValueError(f"--text: {path} is not UTF-8 but, by its NULs, UTF-16")
                     is_empty = is_empty and not line.strip()
                     yield from text_blocks(line.rstrip("\n"), 1000)
         except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ A source is built for one split, "train" or "test"; the two never share a record
 import abc
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ class JsonlSource(FileSource):
             line = file.readline()
         try:
             record = json.loads(line)
-        except ValueError as error:
+        # The second for what is nested too deeply.
+        except (ValueError, RecursionError) as error:
             raise BadRecord(f"{self.path.name}, record {index}: not JSON: {error}") from error
         if not isinstance(record, dict):
             raise BadRecord(f"{self.path.name}, record {index}: not a JSON object")
@@ -186,7 +188,11 @@ class JsonlSource(FileSource):
         try:
             path = (self._folder / name).resolve()
             if not path.is_relative_to(self._folder):
-                raise BadRecord(f"image {name!r} lies outside the folder of {self.path.name}")
+                is_link = Path(os.path.normpath(self._folder / name)).is_relative_to(self._folder)
+                raise BadRecord(
+                    f"image {name!r} lies outside the folder of {self.path.name}"
+                    + is_link * ", where a link leads; tools/convert_records.py can follow links"
+                )
             return path.read_bytes()
         except OSError as error:
             raise BadRecord(f"image {name!r} cannot be read: {error.strerror}") from error

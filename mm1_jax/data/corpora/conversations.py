@@ -15,13 +15,14 @@ _PREFIX = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
 def conversation_document(record: Record) -> Document:
     """The turns in order; pictures that no text names come first."""
     images = iter(Image(image) for image in record["images"])
-    named = sum(turn["text"].count(IMAGE) for turn in record["turns"])
+    turns = [(turn["role"], turn["text"] or "") for turn in record["turns"]]
+    named = sum(text.count(IMAGE) for _, text in turns)
     unnamed = len(record["images"]) - named
     if unnamed < 0:
         raise BadRecord(f"{named} times {IMAGE} for {len(record['images'])} images")
     segments: list[Text | Image] = [next(images) for _ in range(unnamed)]
-    for turn in record["turns"]:
-        segments += _turn(turn["role"], turn["text"], images)
+    for role, text in turns:
+        segments += _turn(role, text, images)
     if not any(isinstance(segment, Text) and segment.scored for segment in segments):
         raise BadRecord("no answer that is not blank")
     return Document(tuple(segments))

@@ -25,6 +25,7 @@ import PIL.Image
 from mm1_jax.batch import Image, Record
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.data.images import FORMATS, BadImage, decode
+from mm1_jax.data.ingest.formats.source_files import documents_below
 from mm1_jax.data.record_files import Kind
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -497,13 +498,16 @@ class HammingIndex:
 
 
 def benchmark_files(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """The image files that are named, and those below the folders that are, with short names."""
+    """The image files that are named, and those below the folders that are, with short names.
+
+    Links to folders are followed: a picture that is not looked at is one that is trained on.
+    """
     for name in names:
         root = Path(name)
         if root.is_file():
             yield root.name, root
             continue
-        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        files = documents_below(root, _SUFFIXES, follow_links=True)
         if not files:
             raise ValueError(
                 f"EvaluationOverlap.images: {name!r} is neither an image file nor a folder with "

@@ -59,3 +59,8 @@ def test_all_turns_of_a_text_conversation_are_there():
 def test_a_conversation_that_teaches_nothing_is_bad(turns, reason):
     with pytest.raises(BadRecord, match=reason):
         document(*turns)
+
+
+def test_a_missing_text_is_a_blank_one():
+    made = document(("user", "a"), ("assistant", None), ("user", None), ("assistant", "d"))
+    assert [s.text for s in made.segments if isinstance(s, Text) and s.scored] == ["d"]

@@ -372,3 +372,14 @@ def test_figures_of_textbooks_are_told_apart_and_their_copies_are_found():
         for data in (encoded(picture, "JPEG", quality=60), encoded(half)):
             copy = perceptual_hash(data, max_pixels=MAX_PIXELS)
             assert (copy ^ value).bit_count() <= EvaluationOverlap.default_config().max_distance
+
+
+def test_pictures_of_benchmarks_behind_links_are_looked_at(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.png").write_bytes(b"a")
+    folder = tmp_path / "benchmark"
+    folder.mkdir()
+    (folder / "val").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "circle").symlink_to(folder)
+    found = overlap(folder)({"id": "0", "image": b"a"})
+    assert [one["benchmark"] for one in found.overlaps] == ["benchmark/val/a.png"]

@@ -34,6 +34,10 @@ def source_files(
     files = [path for path in found if path.name.lower().endswith(tuple(suffixes))]
     if not files:
         problem = "nothing of the kind" if source.exists() else "no file or folder"
+        if found and source.is_dir():
+            problem += f" but {', '.join(path.name for path in found[:3])}" + ", ..." * (
+                len(found) > 3
+            )
         links = "" if follow_links else links_not_followed(source)
         raise ValueError(f"{source}: expected {expected}, found {problem}{links and '; ' + links}")
     by_name: dict[str, Path] = {}

@@ -39,6 +39,9 @@ def as_zip(data):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("lines.jsonl", data)
+        # As macOS packs it.
+        archive.writestr("__MACOSX/._lines.jsonl", b"\0\5\x16\7")
+        archive.writestr(".DS_Store", b"\0\0\0\1Bud1")
     return file.getvalue()
 
 
@@ -110,6 +113,7 @@ MARKDOWN = b'# One\n\n![x](images/b.jpg "t") two `code` ![y][z]\n\n```\nx\n```\n
 def shard(samples):
     files = {}
     for number, sample in enumerate(samples):
+        files[f"._{number:04}.jpg"] = b"\0\5\x16\7"
         files[f"{number:04}.jpg"] = b"picture"
         files[f"{number:04}.json"] = json.dumps(sample).encode()
         files[f"{number:04}.txt"] = b"a caption"

@@ -171,3 +171,29 @@ def test_real_lines_are_what_json_says(test_data, convert, file, num_records, nu
             assert record["captions"] == [
                 {"text": one["text"], "kind": one["kind"]} for one in line["captions"]
             ]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (
+            {"image": "images/a", "captions": [None, {"text": None}, {"text": "b"}, {"text": NAN}]},
+            {"captions": [{"text": "b", "kind": "caption"}]},
+        ),
+        (
+            {"texts": ["one", "", NAN], "images": [NAN, "images/a", ""]},
+            {"texts": ["one", None], "images": [None, b"a"], "missing_images": 1},
+        ),
+        (
+            {"turns": [None, *CONVERSATION["turns"], {"role": "user", "text": NAN}]},
+            {"turns": [*CONVERSATION["turns"], {"role": "user", "text": ""}]},
+        ),
+    ],
+)
+def test_a_missing_entry_of_a_list_costs_no_other(folder, convert, line, found):
+    write(folder, CONVERSATION | line if "turns" in line else line)
+    ((record,), rejected) = convert(Jsonl(), folder)
+    assert rejected == [] and {name: record[name] for name in found} == found

@@ -3,14 +3,17 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from obelics_parquet import write
 
 from mm1_jax.data.ingest.convert import Conversion
 from mm1_jax.data.ingest.convert import convert as convert_folder
 from mm1_jax.data.ingest.filters import ImageCount
 from mm1_jax.data.ingest.formats import records
+from mm1_jax.data.ingest.formats.base import documents_of
 from mm1_jax.data.ingest.formats.obelics import Obelics
-from mm1_jax.data.record_files import RecordFiles
+from mm1_jax.data.record_files import BadRecord, RecordFiles
 
 STRUCT = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 
@@ -165,6 +168,47 @@ def test_a_page_is_cut_at_the_marks_of_the_end_of_a_document(folder, convert, pa
 
 
 PAGE = {"images": [None], "texts": ["a page"]}
+
+
+PLACES = st.lists(
+    st.one_of(
+        st.just("http://x/a"),
+        st.lists(st.sampled_from(["one", "two", " ", "\n\n", MARK]), min_size=1, max_size=6).map(
+            "".join
+        ),
+    ),
+    max_size=8,
+)
+
+
+@given(PLACES)
+@settings(derandomize=True, max_examples=200, deadline=None, database=None)
+def test_between_the_marks_nothing_is_lost_and_nothing_moves(page):
+    def words(places):
+        return [word for place in places for word in place.split()]
+
+    images, texts = parts(*page)
+    # Marks take the place of spaces here, and the parts between them are those of the words.
+    spaced = words(place.replace(MARK, f" {MARK} ") for place in page)
+    expected, part = [], []
+    for word in [*spaced, MARK]:
+        if word != MARK:
+            part.append(word)
+        elif part:
+            expected.append(part)
+            part = []
+    try:
+        made = records.parallel_record("0", texts, images, lambda url: b"a", images)
+    except BadRecord:
+        assert expected == []
+        return
+    found = [
+        words(url or text for url, text in zip(one["urls"], one["texts"], strict=True))
+        for one in documents_of(made).records
+    ]
+    assert found == expected
+    ids = [one["id"] for one in documents_of(made).records]
+    assert len(set(ids)) == len(ids)
 
 
 def test_missing_pictures_count_for_the_part_that_they_are_in(folder, output, convert):

@@ -1,0 +1,20 @@
+import pytest
+
+from mm1_jax.data.corpora.captions import caption_document
+from mm1_jax.data.corpora.interleaved import interleaved_document
+from mm1_jax.data.sources import BadRecord
+
+
+def test_a_page_that_is_read_in_place_may_not_hold_two_documents():
+    """Conversions cut it; here the words would reach the tokenizer."""
+    mark = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
+    page = {"texts": [None, f"one\n\n{mark}\n\ntwo"], "images": [b"a", None]}
+    with pytest.raises(BadRecord, match=f"text 1 has {mark}, .* tools/convert_records.py"):
+        interleaved_document(page)
+
+
+def test_the_caption_is_the_first_that_is_there():
+    captions = [{"text": None}, {"text": " "}, {"text": "a cat "}]
+    assert caption_document({"image": b"a", "captions": captions}).segments[1].text == "a cat"
+    with pytest.raises(BadRecord, match="no caption"):
+        caption_document({"image": b"a", "caption": None})
