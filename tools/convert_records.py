@@ -47,10 +47,10 @@ SECONDS_BETWEEN_LINES = 10
 
 # Counts of the manifest, and what the summary says of them.
 NOTED = {
-    "end_of_document_marks": "marks of the end of a document; what held them was cut there",
-    "empty_documents": "documents between such marks are empty and were dropped",
-    "missing_images": "images are missing from pages",
-    "hidden_files": "hidden files, such as ._name, were skipped",
+    "end_of_document_marks": "marks of the end of a document, at which pages and texts were cut",
+    "empty_documents": "empty documents between such marks, which were dropped",
+    "missing_images": "images that are missing from pages",
+    "hidden_files": "hidden files, such as ._name, which were skipped",
 }
 
 EPILOG = """\
@@ -329,10 +329,10 @@ def summary(folder: Path, manifest: Manifest) -> str:
     ]
     for name, said in NOTED.items():
         if name in counts:
-            lines.append(f"{counts[name]} {said}")
+            lines.append(f"{said}: {counts[name]}")
             lines += [f"  {n:>9}  {reason}" for reason, n in reasons_of(name, counts)]
     for mark, n in reasons_of("marks", counts):
-        lines.append(f"{n} records hold {mark}, which is kept as text")
+        lines.append(f"records that hold {mark}, which is kept as text: {n}")
     if reasons := reasons_of("rejected", counts):
         lines.append(
             f"{counts['rejected']} of {counts['entries']} entries are no records; "

@@ -251,6 +251,34 @@ def test_incomplete_commands(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_the_summary_says_what_was_cut_skipped_kept_and_rejected(tmp_path, capsys):
+    source = tmp_path / "pages"
+    source.mkdir()
+    mark = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
+    pages = [
+        {"texts": [f"one {mark}", "<PERSON> two", None], "images": [None, None, "lost.jpg"]},
+        {"texts": ["a", "b"], "images": [None]},
+        {"texts": ["a"], "images": [None, None]},
+        {"texts": "a", "images": "b"},
+    ]
+    (source / "pages.jsonl").write_text("\n".join(map(json.dumps, pages)))
+    output = tmp_path / "records"
+    assert run("--format=jsonl", f"--input={source}", f"--output={output}", "--num_workers=1") == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines] == [
+        "marks of the end of a document, at which pages and texts were cut: 1",
+        "images that are missing from pages: 1",
+        "1  image ...: there is no such file",
+        "records that hold <PERSON>, which is kept as text: 1",
+        f"3 of 4 entries are no records; {output / 'quarantine.jsonl'} lists them",
+        "2  N texts beside N images",
+        "1  texts and images are not both lists",
+        "For example pages.jsonl:2: 2 texts beside 1 images",
+    ]
+    counts = Manifest.read(output).counts
+    assert counts["records"] == 2 and counts["end_of_document_marks"] == 1
+
+
 def test_options_have_the_types_of_the_format():
     formats = tool.FORMATS
     parsed = tool.parse_options(formats["mmc4"], {"min_similarity": "0.5", "images": "a=b"})

@@ -160,9 +160,8 @@ class Log:
         if not found:
             return ""
         lines = (line for _, part in self._parts() for line in part.rejected)
-        return f"{_spelled(found[:5])}; {_example(found[0][0], lines)}; " + (
-            f"{self._folder / QUARANTINE} lists them"
-        )
+        spelled, example = _spelled(found[:5]), _example(found[0][0], lines)
+        return f"{spelled}. {example}. {self._folder / QUARANTINE} lists them"
 
 
 def reasons_of(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -191,7 +190,7 @@ def _example(reason: str, rejected: Iterable[Sequence[str]]) -> str:
         if reason_class(line[1]) == reason:
             first = line
             break
-    return "" if first is None else f"for example {first[0]}: {first[1]}"
+    return "" if first is None else f"For example {first[0]}: {first[1]}"
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

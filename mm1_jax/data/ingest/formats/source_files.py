@@ -38,8 +38,9 @@ def source_files(
             problem += f" but {', '.join(path.name for path in found[:3])}" + ", ..." * (
                 len(found) > 3
             )
-        links = "" if follow_links else links_not_followed(source)
-        raise ValueError(f"{source}: expected {expected}, found {problem}{links and '; ' + links}")
+        if not follow_links and (links := links_not_followed(source)):
+            problem += f"; {links}. --option.follow_links=true follows them"
+        raise ValueError(f"{source}: expected {expected}, found {problem}")
     by_name: dict[str, Path] = {}
     for path in files:
         other = by_name.setdefault(path.name, path)
@@ -69,8 +70,8 @@ def links_not_followed(folder: Path) -> str:
     )
     if not links:
         return ""
-    named = ", ".join(str(path) for path in links[:3]) + ", ..." * (len(links) > 3)
-    return f"{len(links)} links to folders, or to nothing, are not followed: {named}"
+    named = ", ".join(map(str, links[:3]))
+    return f"links to folders, or to nothing, that are not followed: {len(links)}, such as {named}"
 
 
 def files_key(files: Sequence[Path], folder: Path, version: int) -> str:
