@@ -7,10 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def utf8(text: str) -> bytes:
+    """Returns the text in UTF-8, which has no half of a surrogate pair, though JSON may hold one.
+
+    Such a half becomes the six characters that JSON escapes it with, so that a JSON text keeps its
+    meaning.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_whole(path: Path, data: str | bytes) -> None:
     """Writes a file beside `path`, and gives it that name when it is complete."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    partial.write_bytes(utf8(data) if isinstance(data, str) else data)
     partial.replace(path)
 
 

@@ -5,6 +5,7 @@ python tools/evaluate.py --score_only --benchmarks=pope --predictions=FILE --jso
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -265,6 +266,7 @@ def benchmarks(flags: argparse.Namespace) -> list[str]:
 
 def files(name: str, path: Path, num_benchmarks: int) -> list[Path]:
     """The prediction files of a benchmark under a path."""
+    from mm1_jax.evals.predictions.files import SUFFIXES
     from mm1_jax.evals.predictions.registry import SCORERS
 
     if not path.exists():
@@ -280,7 +282,7 @@ def files(name: str, path: Path, num_benchmarks: int) -> list[Path]:
     folder = subfolder if subfolder.is_dir() else path
     if not (found := SCORERS[name].files(folder)):
         raise ValueError(
-            f"{folder}: no file of {name}; expected .json or .jsonl: {SCORERS[name].layout}"
+            f"{folder}: no file of {name}; expected {', '.join(SUFFIXES)}: {SCORERS[name].layout}"
         )
     return found
 
@@ -545,6 +547,9 @@ def table(scores: Mapping[str, Any], indent: str = "") -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal may lack the characters of questions and of names in files.
+        sys.stdout.reconfigure(errors="backslashreplace")
     cluster = None
     try:
         if flags.list:

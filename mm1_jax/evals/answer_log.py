@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.files import utf8
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -47,18 +49,17 @@ class AnswerLog:
         if path is None:
             return
         first = json.dumps(dict(header or {}), sort_keys=True)
-        whole, newline, torn = "", "", ""
-        if path.exists():
-            whole, newline, torn = path.read_bytes().decode(errors="replace").rpartition("\n")
+        data = path.read_bytes() if path.exists() else b""
+        whole, newline, torn = data.rpartition(b"\n")
         if torn and not read_only:
-            os.truncate(path, len((whole + newline).encode()))
+            os.truncate(path, len(whole + newline))
         if not newline and read_only:
             raise ValueError(f"{path}: not there; all processes need to see the same --output")
         if not newline:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append(first)
             return
-        found, *lines = whole.split("\n")
+        found, *lines = whole.decode(errors="replace").split("\n")
         if found != first:
             raise ValueError(
                 f"{path}: holds answers that were given otherwise.\n  there: {found}\n  now:   "
@@ -90,5 +91,5 @@ class AnswerLog:
 
     def _append(self, line: str) -> None:
         assert self._path is not None
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self._path.open("ab") as file:
+            file.write(utf8(line + "\n"))

@@ -57,6 +57,7 @@ class Scores:
         intervals: 95% intervals of some of them.
         num_tasks: How many records were asked, and `num_records` there are.
         headline: The metric that tables show, in their unit; None where there is no reference.
+        headline_name: The name of that metric.
     """
 
     benchmark: str
@@ -66,6 +67,7 @@ class Scores:
     num_tasks: int = 0
     num_records: int = 0
     headline: float | None = None
+    headline_name: str = ""
     headline_interval: tuple[float, float] | None = None
 
     def named(self) -> dict[str, float]:
@@ -132,6 +134,7 @@ def evaluate(
         num_tasks=len(tasks),
         num_records=benchmark.num_records,
         headline=None if value is None else scale * value,
+        headline_name=name,
         headline_interval=None if interval is None else (scale * interval[0], scale * interval[1]),
     )
 
@@ -162,10 +165,9 @@ def _graded(
 
 
 def _headline(benchmark: Benchmark, metrics: Mapping[str, float]) -> tuple[str, float]:
-    if isinstance(benchmark, PublishedBenchmark):
-        return benchmark.config.headline, benchmark.config.headline_scale
-    # Of the embedded ones, which have shares of 1.
-    return ("accuracy" if "accuracy" in metrics else "exact_match"), 100.0
+    cfg = benchmark.config
+    default = "accuracy" if "accuracy" in metrics else "exact_match"
+    return cfg.headline or default, 100.0 if cfg.headline_scale is None else cfg.headline_scale
 
 
 def _protocol(benchmark: Benchmark) -> dict[str, Any]:

@@ -115,4 +115,10 @@ def _remarks(scores: Sequence[Scores], averaged: Sequence[Sequence[str]]) -> lis
         for name, meaning in REMARKS.items()
         if one.metrics.get(name)
     ]
+    remarks += [
+        f"- {one.benchmark}, {one.shots} shots: unscored, as it has no metric "
+        f"`{one.headline_name}`; its field `headline` names the one to show."
+        for one in scores
+        if one.headline is None and set(one.metrics) - {"n", *REMARKS}
+    ]
     return [*lines, *remarks, ""] if remarks else lines

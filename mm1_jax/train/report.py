@@ -99,7 +99,7 @@ def write_report(
     if chosen:
         Image.fromarray(sample_grid(chosen)).save(directory / "samples.png")
     sections = _sections(title, training, evaluation, failures, bool(chosen), accounting)
-    (directory / "report.md").write_text("\n\n".join(sections) + "\n")
+    write_whole(directory / "report.md", "\n\n".join(sections) + "\n")
 
     values = dict(evaluation) | _training_values(training)
     write_whole(directory / "report.json", json.dumps(values, indent=2) + "\n")

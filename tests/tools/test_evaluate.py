@@ -224,6 +224,115 @@ def test_mmbench_reads_tables_and_seed_the_official_questions(tmp_path):
     assert scores(tmp_path, "--benchmarks=seed", *flags)["seed/s"]["image_acc"] == 100
 
 
+CASES = [
+    # The same bytes behind a byte order mark, and an id under another name.
+    ("\ufeffquestion_id,answer\n1,dog\n0,cat\n", 100.0),
+    ("question_id;answer\n1.0;dog\n 0;cat\n", 100.0),
+    ("qid,answer\n1,dog\n0,cat\n", "'qid' may be the id: rename it to question_id"),
+    ("answer\ncat\ndog\n", 100.0),
+    ("question_id,answer\n1,dog\n1,cat\n", "'1' was there before"),
+    ("question_id,answer\n1,dog\n", "1 of the 2 questions of"),
+    ("question_id,answer\n1,dog\n0\n", "line 3: has 1 fields, and the header has 2"),
+]
+
+
+@pytest.mark.parametrize(("table", "outcome"), CASES)
+def test_predictions_are_paired_by_id_or_refused(tmp_path, capsys, table, outcome):
+    file = tmp_path / "said.csv"
+    file.write_text(table, encoding="utf-8")
+    truth = [{"question_id": i, "answers": [x] * 10} for i, x in enumerate(("cat", "dog"))]
+    annotations = write(tmp_path / "val.json", {"annotations": truth})
+    flags = ("--benchmarks=vqav2", f"--predictions={file}", f"--annotations={annotations}")
+    if isinstance(outcome, str):
+        assert run(*flags) == tool.USER_ERROR
+        assert outcome in capsys.readouterr().err
+        return
+    got = scores(tmp_path, *flags)["vqav2/said"]
+    assert got["acc_official"] == outcome
+    by_order = "question_id" not in table
+    assert got.get("paired_by_order") == (2 if by_order else None)
+    assert ("by their order" in capsys.readouterr().err) == by_order
+
+
+def test_seed_counts_both_rows_of_a_repeated_question(tmp_path, capsys):
+    rows = [{"question_id": x, "question_type_id": 1, "answer": y} for x, y in ("1A", "2B", "1C")]
+    questions = write(tmp_path / "SEED-Bench.json", {"questions": rows})
+    said = [{"question_id": x, "prediction": y} for x, y in ("2B", "1A", "1B")]
+    flags = ("--benchmarks=seed", f"--annotations={questions}")
+    file = write(tmp_path / "s.jsonl", said)
+    got = scores(tmp_path, *flags, f"--predictions={file}")["seed/s"]
+    assert got["n"] == 3 and got["acc"] == pytest.approx(100 * 2 / 3)
+    write(file, said[:2])
+    assert run(*flags, f"--predictions={file}") == tool.USER_ERROR
+    assert "has 1 predictions of '1'" in capsys.readouterr().err
+
+
+def test_letters_of_mmmu_are_compared_where_nothing_tells_the_options(tmp_path, capsys):
+    truth = {f"validation_Art_{i}": {"question_type": "multiple-choice", "ground_truth": x}
+             for i, x in enumerate("EFA")}  # fmt: skip
+    said = dict(zip(truth, ("E", "F", "A, I think"), strict=True))
+    file, annotations = write(tmp_path / "p.json", said), write(tmp_path / "a.json", truth)
+    flags = (f"--predictions={file}", f"--annotations={annotations}")
+    got = scores(tmp_path, "--benchmarks=mmmu", *flags)["mmmu/p"]
+    assert (got["overall"], got["n_random"]) == (pytest.approx(2 / 3), 0)
+    assert "1 replies to questions with options are not a letter" in capsys.readouterr().err
+
+
+def test_the_parsed_answers_of_mmmu_score_what_is_published(tmp_path, metrics_data):
+    lines = (metrics_data / "mmmu" / "qwen_vl.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    is_choice = {row["id"]: row["question_type"] == "multiple-choice" for row in rows}
+    said = {
+        row["id"]: row["official_parsed"] if is_choice[row["id"]] else row["response"]
+        for row in rows
+    }
+    truth = {row["id"]: {name: row[name] for name in ("question_type", "answer")} for row in rows}
+    file, annotations = write(tmp_path / "p.json", said), write(tmp_path / "a.json", truth)
+    flags = (f"--predictions={file}", f"--annotations={annotations}")
+    got = scores(tmp_path, "--benchmarks=mmmu", *flags)["mmmu/p"]
+    assert got["overall"] == pytest.approx(0.3611, abs=5e-5) and got["n_random"] == 0
+
+
+def test_problems_of_scienceqa_that_were_asked_all_need_an_answer(tmp_path, capsys):
+    def problem(split: str, image: str | None) -> dict[str, Any]:
+        return {"choices": ["x", "y"], "answer": 1, "image": image, "split": split}
+
+    problems = {
+        "1": problem("test", None),
+        "2": problem("test", "a.png"),
+        "3": problem("val", None),
+    }
+    annotations = write(tmp_path / "problems.json", problems)
+    flags = ("--benchmarks=scienceqa", f"--annotations={annotations}")
+
+    def said(*keys: str) -> str:
+        rows = [{"question_id": key, "text": "B"} for key in keys]
+        return f"--predictions={write(tmp_path / 's.jsonl', rows)}"
+
+    assert scores(tmp_path, *flags, said("2", "1"))["scienceqa/s"]["n"] == 2
+    # Those with an image, as the benchmark asks them.
+    assert scores(tmp_path, *flags, said("2"))["scienceqa/s"]["n"] == 1
+    assert run(*flags, said("1")) == tool.USER_ERROR
+    assert "1 of the 2 questions of" in capsys.readouterr().err
+
+
+def test_files_of_the_authors_serve_as_annotations(tmp_path):
+    """POPE's lines are called .json, and MMBench's table has pictures."""
+    labels = tmp_path / "coco_pope_random.json"
+    labels.write_text('{"question_id": 0, "label": "yes"}\n{"question_id": 1, "label": "no"}\n')
+    said = write(tmp_path / "r.jsonl", [{"question_id": i, "text": "Yes"} for i in (0, 1)])
+    flags = (f"--predictions={said}", f"--annotations={labels}")
+    assert scores(tmp_path, "--benchmarks=pope", *flags)["pope/r"]["accuracy"] == 0.5
+    table = tmp_path / "mmbench.tsv"
+    rows = [f"{i}\tcat\tdog\t\tA\t{'A' * 200_000}" for i in (0, 1)]
+    table.write_text("\n".join(["index\tA\tB\tC\tanswer\timage", *rows]) + "\n")
+    said = write(
+        tmp_path / "m.json", [{"index": i, "prediction": x} for i, x in ((0, "A"), (1, "B"))]
+    )
+    flags = (f"--predictions={said}", f"--annotations={table}")
+    assert scores(tmp_path, "--benchmarks=mmbench", *flags)["mmbench/m"]["vanilla_acc"] == 50
+
+
 def test_mathvista_marks_answers_that_rules_extracted(tmp_path, capsys):
     row = {"pid": "1", "answer": "4", "answer_type": "integer", "choices": None}
     file = write(tmp_path / "v.jsonl", [row | {"response": "it is 4"}])
@@ -268,7 +377,7 @@ def test_judged_replies_are_aggregated(tmp_path):
         (
             "mmbench",
             [{"index": 1, "prediction": "A", "answer": "A"}] * 2,
-            "index 1 was there before",
+            "'1' was there before",
         ),
         (
             "mme",
@@ -292,7 +401,7 @@ def test_predictions_and_annotations_must_be_of_the_same_questions(tmp_path, cap
     annotations = write(tmp_path / "val.json", truth)
     flags = ("--benchmarks=vqav2", f"--predictions={results}", f"--annotations={annotations}")
     assert run(*flags) == tool.USER_ERROR
-    assert "1 of its 2 records have no prediction, the first '2'" in capsys.readouterr().err
+    assert "1 of the 2 questions of" in capsys.readouterr().err
     write(annotations, truth[1:])
     assert run(*flags) == tool.USER_ERROR
     assert "has no annotation of '1'" in capsys.readouterr().err
@@ -310,7 +419,7 @@ def test_predictions_and_annotations_must_be_of_the_same_questions(tmp_path, cap
         (["--benchmarks=pope", "--predictions=mme=FILE"], "'mme' is not among"),
         (["--benchmarks=all", "--predictions=FOLDER"], "no subfolder is called as a benchmark"),
         (["--benchmarks=pope", "--predictions=FOLDER"], "no file of pope"),
-        (["--benchmarks=pope", "--predictions=TEXT"], "expected a file whose name ends in"),
+        (["--benchmarks=pope", "--predictions=TEXT"], "TEXT.md: holds no records"),
         (["--benchmarks=pope", "--predictions=BROKEN"], "BROKEN.jsonl, line 2: not JSON"),
         (["--benchmarks=caption", "--predictions=FILE", "--caption_metrics=X"], "there is no 'X'"),
     ],

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import weakref
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +152,10 @@ class Benchmark(Evaluator):
         exemplar_separator: str | None = None
         # Which records are exemplars: those most like the query; None: any, at random.
         exemplars: SimilarExemplars.Config | None = None
+        # The metric that reports show as the score; None: accuracy, or else exact_match.
+        headline: str | None = None
+        # The factor that makes percentages of it; None: 100, of shares of 1.
+        headline_scale: float | None = None
         # Of the random choice of records and exemplars.
         seed: int = 0
         num_samples: int = 8
@@ -213,6 +218,7 @@ class Benchmark(Evaluator):
         log = AnswerLog() if log is None else log
         self.prepare(model, shots)
         tasks = self.tasks(shots)
+        self._check_keys(tasks)
         self.check(tasks)
         asked = [i for i, place in enumerate(tasks.places) if log.get(self.key(place)) is None]
         remarks = self._ask(model, shots, tasks, asked, blank, log, progress)
@@ -405,6 +411,16 @@ class Benchmark(Evaluator):
             exclude=0 if cfg.exemplar_split == "test" else None,
         )
 
+    def _check_keys(self, tasks: Tasks) -> None:
+        """Answers are kept by key: of two records with one key, one would get the other's."""
+        counts = Counter(map(self.key, tasks.places))
+        if repeated := [key for key, count in counts.items() if count > 1]:
+            raise ValueError(
+                f"{self.config.name}: {len(repeated)} ids of corpus {self.config.corpus.name!r} "
+                f"occur more than once, the first {repeated[0]!r}; give each record an id of its "
+                "own, or none an id"
+            )
+
     def _task(self, shots: int, place: int) -> Task:
         cfg = self.config
         query = self._query_indices[place]
@@ -565,7 +581,10 @@ class Benchmark(Evaluator):
         return best, worst
 
     def quality(self, verdicts: Sequence[Verdict]) -> np.ndarray:
-        """How good each answer is; NaN where there is no reference."""
+        """How good each answer is, by the headline if that is a mean; NaN without a reference."""
+        columns = self.columns(verdicts) if verdicts and self.config.headline else {}
+        if self.config.headline in columns:
+            return columns[self.config.headline]
         return np.array([np.nan if x.correct is None else x.correct for x in verdicts], float)
 
     def _case(self, verdict: Verdict, quality: float) -> Case:

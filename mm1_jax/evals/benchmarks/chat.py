@@ -1,5 +1,6 @@
 """What benchmarks of chat models share: a turn of a user, and options by letter."""
 
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from mm1_jax.evals.benchmarks.base import Task, Verdict
 from mm1_jax.evals.benchmarks.published import AnnotationSource, PublishedBenchmark
 from mm1_jax.evals.prompts import ChatTask
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = string.ascii_uppercase
 # The words that LLaVA's data has behind questions with options, and behind those of few words.
 BY_LETTER = "Answer with the option's letter from the given choices directly."
 IN_FEW_WORDS = "Answer the question using a single word or phrase."
@@ -37,7 +38,11 @@ def chat_corpus(source: AnnotationSource.Config, name: str, instruction: str) ->
 
 def by_letter(options: Sequence[str]) -> dict[str, str]:
     """Options under their letters; raises ValueError where there are too many."""
-    return dict(zip(LETTERS[: len(options)], options, strict=True))
+    if len(options) > len(LETTERS):
+        raise ValueError(
+            f"a question has {len(options)} options, and at most {len(LETTERS)} letters"
+        )
+    return dict(zip(LETTERS, options, strict=False))
 
 
 def with_options(question: str, options: Mapping[str, str], context: str = "") -> str:

@@ -27,8 +27,13 @@ from mm1_jax.evals.benchmarks.published import (
     question_record,
 )
 from mm1_jax.evals.judge import Judge
-from mm1_jax.evals.metrics.judged import llava_bench_scores, review_grades
-from mm1_jax.evals.predictions.records import by_key, read_json
+from mm1_jax.evals.metrics.judged import (
+    UNREADABLE_REVIEW,
+    llava_bench_scores,
+    review_grades,
+)
+from mm1_jax.evals.predictions.files import read_file
+from mm1_jax.evals.predictions.records import by_key
 
 # Of the official script, eval_gpt_review_bench.py.
 _TEMPERATURE, _MAX_TOKENS = 0.2, 1024
@@ -111,7 +116,7 @@ class LlavaBench(JudgedBenchmark):
         The official script takes -1 and -1 for such a review. Here it has no part in the scores.
         """
         path = self._text_file("rule.json", "table/rule.json")
-        rules = read_json(path)
+        rules = read_file(path)
         reviews, grades = [], {}
         for number, verdict in enumerate(verdicts, start=1):
             category = f"llava_bench_{verdict.task.record['category']}"
@@ -140,7 +145,7 @@ class LlavaBench(JudgedBenchmark):
                     "answer2_id": result["answer_id"],
                     "category": category,
                     "content": reply.text,
-                    "tuple": [-1, -1] if pair is None else list(pair),
+                    "tuple": list(UNREADABLE_REVIEW if pair is None else pair),
                 }
             )
         num_read = sum(map(len, grades.values()))

@@ -7,8 +7,6 @@ The rounds of a question have indices that differ by millions.
 
 import base64
 import binascii
-import csv
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +24,8 @@ from mm1_jax.evals.benchmarks.chat import (
     with_options,
 )
 from mm1_jax.evals.benchmarks.published import AnnotationSource, question_record
-from mm1_jax.evals.metrics.multiple_choice import MMBENCH_ROUND, option_letter
-
-# What pandas, with which the files are written, has for nothing.
-_NOTHING = ("", "nan")
+from mm1_jax.evals.metrics.multiple_choice import MMBENCH_ROUND, NOTHING, option_letter
+from mm1_jax.evals.predictions.choices import lettered_options
 
 
 class EncodedImage:
@@ -55,17 +51,11 @@ class MmBenchSource(AnnotationSource):
         support_split: str = "dev_20230712"
 
     def read(self, split: str) -> list[dict[str, Any]]:
-        # Pictures are far longer than what the module takes for a field by itself.
-        csv.field_size_limit(sys.maxsize)
         path = self.file(f"mmbench_{split}.tsv", f"MMBench_{split.upper()}.tsv")
         records = []
         images: dict[str, str] = {}
         for entry in self.entries(path):
-            options = {
-                letter: entry.text(letter)
-                for letter in "ABCD"
-                if entry.has(letter) and entry.text(letter) not in _NOTHING
-            }
+            options = lettered_options(entry) or {}
             if len(options) < 2:
                 raise ValueError(f"{entry.where}: has {len(options)} options, expected 2 or more")
             index, image = entry.integer("index"), entry.text("image")
@@ -73,13 +63,13 @@ class MmBenchSource(AnnotationSource):
             image = images.get(image, image)
             images[str(index)] = image
             answers = []
-            if entry.has("answer") and entry.text("answer") not in _NOTHING:
+            if entry.has("answer") and entry.text("answer") not in NOTHING:
                 answers = [entry.text("answer")]
                 if answers[0] not in options:
                     raise entry.error(("answer",), f"one of {', '.join(options)}", answers[0])
             hint = entry.text("hint") if entry.has("hint") else ""
             question = with_options(
-                entry.text("question"), options, "" if hint in _NOTHING else hint
+                entry.text("question"), options, "" if hint in NOTHING else hint
             )
             record = question_record(str(index), (), question, answers, options=options)
             records.append(dict(record) | {"images": [EncodedImage(image)]})

@@ -17,6 +17,7 @@ from mm1_jax.evals.benchmarks.base import Task, Verdict
 from mm1_jax.evals.benchmarks.chat import IN_FEW_WORDS, ChatBenchmark, chat_corpus
 from mm1_jax.evals.benchmarks.published import HINT, AnnotationSource, ImageFile, question_record
 from mm1_jax.evals.metrics.yes_no import MME_COGNITION, MME_PERCEPTION, mme_reply
+from mm1_jax.evals.predictions.files import read_text
 
 _SUFFIXES = (".jpg", ".png", ".jpeg")
 # The official prompt of MME has this where others have the last sentence.
@@ -50,7 +51,7 @@ class MmeSource(AnnotationSource):
         pictures = ImageFolder(images)
         names = {Path(name).stem: name for name in pictures.names() if name.endswith(_SUFFIXES)}
         for path in sorted(questions.glob("*.txt")):
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line for line in read_text(path).split("\n") if line.strip()]
             if len(lines) != 2:
                 raise ValueError(f"{path}: has {len(lines)} questions, expected two; {HINT}")
             # Where there is none, the check of pictures says so.

@@ -4,7 +4,6 @@ pope/coco_pope_random.json  coco_pope_popular.json  coco_pope_adversarial.json  
 pope/val2014/                                                COCO_val2014_000000310196.jpg
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,7 @@ from mm1_jax.config import config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.evals.benchmarks.base import Task, Verdict
 from mm1_jax.evals.benchmarks.chat import IN_FEW_WORDS, ChatBenchmark, chat_corpus
-from mm1_jax.evals.benchmarks.published import (
-    HINT,
-    AnnotationSource,
-    Entry,
-    ImageFile,
-    question_record,
-)
+from mm1_jax.evals.benchmarks.published import AnnotationSource, ImageFile, question_record
 from mm1_jax.evals.metrics.yes_no import pope_says_yes
 from mm1_jax.evals.predictions.yes_no import yes_or_no
 
@@ -42,15 +35,7 @@ class PopeSource(AnnotationSource):
         records = []
         for part in PARTS:
             path = self.file(f"coco_pope_{part}.json", f"coco/coco_pope_{part}.json")
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                where = f"{path}, line {number}"
-                try:
-                    values = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}: not JSON ({error}); {HINT}") from error
-                if not isinstance(values, dict):
-                    raise ValueError(f"{where}: expected an object, got {type(values).__name__}")
-                entry = Entry(values, where, HINT)
+            for entry in self.entries(path):
                 name = entry.text("image")
                 record = question_record(
                     f"{part}/{entry.key('question_id')}",

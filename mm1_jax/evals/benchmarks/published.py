@@ -25,8 +25,9 @@ from mm1_jax.data.sources import Source
 from mm1_jax.evals.benchmarks.base import Benchmark, Task, Tasks, Verdict
 from mm1_jax.evals.metrics.captions import cider_d, rouge_l, tokenized
 from mm1_jax.evals.metrics.vqa import official_accuracy, processed_accuracy
+from mm1_jax.evals.predictions.files import read_file
 from mm1_jax.evals.predictions.records import Record as Entry
-from mm1_jax.evals.predictions.records import read_json, read_records
+from mm1_jax.evals.predictions.records import read_records
 from mm1_jax.evals.prompts import CaptionTask, QuestionTask
 
 HINT = "Compare with the layout in docs/evaluation.md, or unpack the file again"
@@ -122,7 +123,7 @@ class AnnotationSource(Source):
         """The entries of a file, or of the list `under` a key of it."""
         if under is None:
             return [Entry(entry.values, entry.where, HINT) for entry in read_records(path)]
-        content = read_json(path)
+        content = read_file(path)
         values = content.get(under) if isinstance(content, dict) else None
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: expected an object with a list {under!r}; {HINT}")
@@ -148,7 +149,6 @@ class PublishedBenchmark(Benchmark):
         num_few_shot_examples: int | None = None
         blank_shots: tuple[int, ...] = ()
         batch_size: int = 16
-        # The metric that tables show, and what makes percentages of it.
         headline: Required[str] = REQUIRED
         headline_scale: float = 1.0
         # Whether a picture that is not there is only counted; it is not shown then.
@@ -186,13 +186,10 @@ class PublishedBenchmark(Benchmark):
         return bool(task.record.get("answers"))
 
     def quality(self, verdicts: Sequence[Verdict]) -> np.ndarray:
-        """The headline's value of each answer, where that is a mean of such; else right or not."""
-        values = super().quality(verdicts)
+        """As of others, of the answers that have a reference."""
         places = [i for i, x in enumerate(verdicts) if self.has_reference(x.task)]
-        columns = self.columns([verdicts[i] for i in places]) if places else {}
-        if self.config.headline in columns:
-            values = np.full(len(verdicts), np.nan)
-            values[places] = columns[self.config.headline]
+        values = np.full(len(verdicts), np.nan)
+        values[places] = super().quality([verdicts[i] for i in places])
         return values
 
     def result(self, verdict: Verdict) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 Questions about videos (types 10 to 12) are not asked; the metric `videos_left_out` counts them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,13 +18,13 @@ from mm1_jax.evals.benchmarks.base import Task, Verdict
 from mm1_jax.evals.benchmarks.chat import (
     BY_LETTER,
     ChatBenchmark,
-    by_letter,
     chat_corpus,
     option_of,
     with_options,
 )
 from mm1_jax.evals.benchmarks.published import AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.metrics.multiple_choice import SEED_IMAGE_TYPES, option_letter
+from mm1_jax.evals.metrics.multiple_choice import SEED_IMAGE_TYPES, SEED_TYPES, option_letter
+from mm1_jax.evals.predictions.choices import lettered_options
 
 
 class SeedBenchSource(AnnotationSource):
@@ -40,19 +41,32 @@ class SeedBenchSource(AnnotationSource):
         records = []
         path = self.file("SEED-Bench.json")
         self.num_videos = 0
+        asked: Counter[str] = Counter()
         for entry in self.entries(path, "questions"):
             kind = entry.integer("question_type_id")
+            if kind not in SEED_TYPES:
+                raise entry.error(("question_type_id",), "1 to 12", kind)
             if kind not in SEED_IMAGE_TYPES:
                 self.num_videos += 1
                 continue
-            options = by_letter([entry.text(f"choice_{letter}") for letter in "abcd"])
+            options = lettered_options(entry) or {}
             answer = entry.text("answer")
             if answer not in options:
-                raise entry.error(("answer",), "A, B, C or D", answer)
+                raise entry.error(("answer",), f"one of {', '.join(options)}", answer)
             question = with_options(entry.text("question"), options)
             image = ImageFile(folder, entry.key("data_id"))
+            question_id = entry.key("question_id")
+            asked[question_id] += 1
+            # The official file has question 49914 twice, and both count.
+            number = "" if asked[question_id] == 1 else f"#{asked[question_id]}"
             record = question_record(
-                entry.key("question_id"), [image], question, [answer], options=options, kind=kind
+                question_id + number,
+                [image],
+                question,
+                [answer],
+                options=options,
+                kind=kind,
+                question_id=question_id,
             )
             records.append(dict(record))
         if not records:
@@ -80,6 +94,10 @@ class SeedBench(ChatBenchmark):
             for kind in sorted(set(kinds.tolist()))
         }
         return {"image_acc": correct} | by_type
+
+    def result(self, verdict: Verdict) -> dict[str, Any]:
+        question_id = verdict.task.record["question_id"]
+        return super().result(verdict) | {"question_id": question_id}
 
     def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
         source = self._queries.source

@@ -1,5 +1,6 @@
 """How answers are scored against references."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -17,7 +18,8 @@ def mean(values: Sequence[bool | float]) -> float:
     """The mean, as a share of 1 for truth values."""
     if not values:
         raise ValueError("the mean of no values: a benchmark needs at least one example")
-    return float(sum(values) / len(values))
+    # Rounded once, so that the order of the values does not matter.
+    return math.fsum(values) / len(values)
 
 
 def truncate(text: str, stop_strings: Sequence[str]) -> str:

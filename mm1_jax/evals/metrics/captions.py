@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from mm1_jax.evals.metrics.answers import mean
 from mm1_jax.evals.metrics.ptb_tokenizer import tokenize
 
 Tokens = Sequence[str]
@@ -48,8 +49,8 @@ def caption_scores(
     """
     candidates, sets = tokenized(predictions, references, tokenizer)
     scores = {f"Bleu_{i + 1}": float(x) for i, x in enumerate(bleu(candidates, sets))}
-    scores["ROUGE_L"] = float(np.mean(rouge_l(candidates, sets)))
-    scores["CIDEr"] = float(np.mean(cider_d(candidates, sets)))
+    scores["ROUGE_L"] = mean(rouge_l(candidates, sets).tolist())
+    scores["CIDEr"] = mean(cider_d(candidates, sets).tolist())
     return scores
 
 

@@ -5,12 +5,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 from mm1_jax.evals.metrics.captions import tokenized
+from mm1_jax.evals.metrics.ptb_tokenizer import tokenize
 
 # Name -> module and class.
 JAVA_METRICS = {
     "METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"),
     "SPICE": ("pycocoevalcap.spice.spice", "Spice"),
 }
+
+
+def _utf8_tokens(texts: Sequence[str]) -> list[list[str]]:
+    return tokenize([text.encode("utf-8", "replace").decode() for text in texts])
 
 
 def java_caption_score(
@@ -37,7 +42,8 @@ def java_caption_score(
         raise ValueError(
             f"{name} is a Java program, and there is no `java` on the PATH; install a Java runtime"
         )
-    candidates, sets = tokenized(predictions, references)
+    # The programs read UTF-8, which has no half of a surrogate pair.
+    candidates, sets = tokenized(predictions, references, _utf8_tokens)
     keys = range(len(candidates))
     score, _ = scorer().compute_score(
         {key: [" ".join(caption) for caption in sets[key]] for key in keys},

@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mm1_jax.evals.metrics.answers import mean
+
+# Grades that the official script writes for a review without any.
+UNREADABLE_REVIEW = (-1.0, -1.0)
+
 
 def review_grades(review: str) -> tuple[float, float]:
     """The two grades, of reference and model, that the first line of a review begins with.
@@ -31,7 +36,7 @@ def llava_bench_scores(
     everything = [pair for pairs in grades.values() for pair in pairs]
     scores = {}
     for category, pairs in {**grades, "all": everything}.items():
-        reference, model = (round(float(mean), 3) for mean in np.mean(pairs, axis=0))
+        reference, model = (round(mean(column), 3) for column in zip(*pairs, strict=True))
         scores[category] = {
             "relative": round(100 * model / reference, 1),
             "gpt4": round(10 * reference, 1),
@@ -49,17 +54,17 @@ def mmvet_scores(
     capabilities that each question needs, `capabilities` has the mean of those that need each.
     """
     by_run = 100 * np.asarray(grades, float)
-    runs = by_run.mean(axis=0)
+    runs = np.array([mean(column) for column in by_run.T.tolist()])
     scores: dict[str, object] = {
         "n": len(by_run),
         "runs": runs.tolist(),
-        "total": float(runs.mean()),
+        "total": mean(runs.tolist()),
         "std": float(runs.std()),
     }
     if capabilities is not None:
         names = sorted({name for needed in capabilities for name in needed})
         needing = {name: [name in needed for needed in capabilities] for name in names}
         scores["capabilities"] = {
-            name: float(by_run[np.array(rows)].mean()) for name, rows in needing.items()
+            name: mean(by_run[np.array(rows)].ravel().tolist()) for name, rows in needing.items()
         }
     return scores

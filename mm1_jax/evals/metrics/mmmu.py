@@ -42,7 +42,7 @@ def chosen_option(reply: str, options: Mapping[str, str]) -> str | None:
 
 def chance_option(question_id: str, letters: Sequence[str]) -> str:
     """The option for a reply that names none: random over questions, always the same for one."""
-    return letters[zlib.crc32(question_id.encode()) % len(letters)]
+    return letters[zlib.crc32(question_id.encode("utf-8", "replace")) % len(letters)]
 
 
 def open_answers(reply: str) -> list[str | float]:

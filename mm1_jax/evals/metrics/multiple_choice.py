@@ -11,6 +11,9 @@ SCIENCEQA_LETTERS = "ABCDE"
 MMBENCH_ROUND = 10**6
 # SEED-Bench: question types 1 to 9 show an image, 10 to 12 a video.
 SEED_IMAGE_TYPES = range(1, 10)
+SEED_TYPES = range(1, 13)
+# Texts that pandas, with which tables of options are written, has for nothing.
+NOTHING = ("", "nan")
 
 _LETTER = re.compile(r"\(?([A-Z])(?:[).:,]|\s|$)")
 _IN_BRACKETS = re.compile(r"\(([A-Z])\)")

@@ -19,15 +19,17 @@ PUNCTUATION = frozenset(
     + ("...", ";")
 )
 
-# Abbreviations that keep their full stop, by where they do.
+# Abbreviations that keep their full stop: those that a name or a number follows, and others.
+_TITLES = """
+    adj adm adv alex assoc asst atty ave brig capt cf cie cmdr col cpl dept det dr drs elec ens ft
+    gen gov govs hon insp invt jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc
+    ph pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt treas vs wm
+"""
 _ANYWHERE = """
-    adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif
-    capt cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc
-    ext feb fla fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky
-    lieut lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl
-    neb nev nov oct okla penn pfc ph plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep
-    reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas
-    tue tues univ va vs vt wed wis wisc wm wyo
+    al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc
+    ext feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb
+    nev nov oct okla penn plc ppte ppty pte ptes pty ptys rd rt sep sept seq sq sr sys tel tenn thu
+    thurs tue tues univ va vt wed wis wisc wyo
 """
 _CAPITALISED = "ark az del ill la mass miss ore pa tex wash"
 _BEFORE_A_NUMBER = "art ca fig figs no nos op pp prop"
@@ -57,24 +59,41 @@ def _characters(category: str) -> str:
     return "".join(f"\\u{a:04x}-\\u{b:04x}" for a, b in zip(starts, ends, strict=True))
 
 
-_LETTERS = _characters("L") + _characters("M").replace("\\ufe00-\\ufe0f", "") + r"\u02c2-\u02ff"
+# A soft hyphen is a letter, and then removed from the token.
+_SOFT_HYPHEN = "\xad"
+_PLAIN_LETTERS = (
+    _characters("L") + _characters("M").replace("\\ufe00-\\ufe0f", "") + r"\u02c2-\u02ff"
+)
+_LETTERS = _PLAIN_LETTERS + r"\xad"
 _DIGITS = _characters("Nd")
-_LETTER = f"[{_LETTERS}]"
-_ALNUM = f"[{_LETTERS}{_DIGITS}]"
-_END = f"(?!{_ALNUM})"
+# A vowel with an accent may be spelled as in HTML.
+_ACCENTED = r"&[aeiouAEIOU](?:acute|grave|uml);"
+_LETTER = f"(?:[{_LETTERS}]|{_ACCENTED})"
+_ALNUM = f"(?:[{_LETTERS}{_DIGITS}]|{_ACCENTED})"
+_END = f"(?![{_PLAIN_LETTERS}{_DIGITS}])"
 _APOSTROPHE = r"['\u2019\x92]"
+# Marks that stand for an apostrophe inside of a word.
+_MARK = r"['`\u2018\u2019\u201b\x91\x92]"
 _WORD = rf"{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)*"
-_CLITIC = rf"{_APOSTROPHE}(?:[msdMSD]|re|ve|ll|RE|VE|LL|Re|Ve|Ll){_END}"
-_NUMBER = r"(?:\d+(?:(?:[.,][-+]?|:)\d+)+|\d*(?:[.:,]\d+)+|\d+)"
+_CLITIC = rf"{_APOSTROPHE}(?:[msdMSD]|re|ve|ll|RE|VE|LL|Re|Ve|Ll)"
+_NUMBER = r"(?:\d+(?:(?:[.,][-+]?|[:\xad])\d+)+|\d*(?:[.:,\xad]\d+)+|\d+)"
+_PLAIN_LETTER = f"[{_PLAIN_LETTERS}]"
 _PLAIN_ALNUM = f"[{_characters('L')}{_DIGITS}]"
-_PART = rf"(?:[dloDLO]{_APOSTROPHE}(?={_ALNUM}{{2}}))?{_PLAIN_ALNUM}+"
-_TAG = r"(?:</?[A-Za-z][A-Za-z0-9._:-]*(?: +[A-Za-z][^<>\n]*)?[ /]*>|<[!?][A-Za-z-][^<>\n]*>)"
+_PART = rf"(?:[dloDLO]{_MARK}(?={_PLAIN_ALNUM}{{2}}))?{_PLAIN_ALNUM}+"
+_THING = rf"{_PART}(?:[-_\u2010\u2011]{_PART})*"
+_AMPERSANDS = r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
+# Before these a full stop does not end a sentence, and stays with its word.
+_IN_SENTENCE = r"[,;:\u3001]"
+_AT = r"[^\s<>\"|(){}\xa0]"
+_NAME = r"[A-Za-z][A-Za-z0-9._:-]*"
+_ATTRIBUTE = rf"(?: +{_NAME}(?: *= *(?:'[^'\n]*'|\"[^\"\n]*\"))?)"
+_TAG = rf"(?:</?{_NAME}{_ATTRIBUTE}*[ /]*>|<[!?][A-Za-z-][^<>\n]*>)"
 _SLASH_PART = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])*\."
 # Written with an apostrophe, and one token.
 _ELIDED = """
     o'clock ma'am c'mon e'er ne'er o'er s'mores li'l nat'l cap'n ev'ry ol' 'n
-    'cause 'til 'till more'n d'ye
+    'cause 'till 'til d'ye
 """.replace("'", _APOSTROPHE)
 _FRACTIONS = {
     "\u00bc": "1/4",
@@ -92,17 +111,30 @@ _BRACKETS = {
     "}": "-rcb-",
 }
 _CURRENCIES = {"\u20ac": "$", "\u00a4": "$", "\u0080": "$", "\u00a3": "#", "\u00a2": "cents"}
-_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'"}
+_ENTITIES = {
+    **{"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'"},
+    **{"&nbsp;": "", "&mdash;": "--", "&ndash;": "--"},
+}
 _QUOTES = {
-    **dict.fromkeys("\u2018\u201b\u2039\x91", "`"),
+    **dict.fromkeys("`\u2018\u201b\u2039\x91", "`"),
     **dict.fromkeys("\u2019\u203a\x92", "'"),
     **dict.fromkeys("\u201c\u00ab\x93", "``"),
     **dict.fromkeys("\u201d\u00bb\x94", "''"),
 }
 
 
+def _as_is(text: str) -> str:
+    """Of a token whose soft hyphens stay."""
+    return text
+
+
 def _straight(text: str) -> str:
-    return text.replace("\u2019", "'").replace("\x92", "'")
+    return "".join(_QUOTES.get(mark, mark) for mark in text)
+
+
+def _without_soft_hyphens(text: str) -> str:
+    """The token, or a hyphen where it has nothing else."""
+    return text.replace(_SOFT_HYPHEN, "") or "-" if _SOFT_HYPHEN in text else text
 
 
 def _one_token(text: str) -> str:
@@ -116,6 +148,10 @@ def _quotes(text: str) -> str:
     return "".join(_QUOTES[quote] for quote in text)
 
 
+_ABBREVIATION = (
+    rf"(?:(?i:{_any(_ANYWHERE)}|ph\.d)|{_any(_CAPITALISED.title())}|{_any(_CAPITALISED.upper())})\."
+)
+
 # (what is matched, what becomes of it once it is lower-cased). Where there is a group, the token is
 # the group, and what follows it is only looked at, but counts as matched.
 _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
@@ -124,55 +160,61 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (r"((?i:gon|wan))(?i:na)", str),
     (r"((?i:got))(?i:ta)", str),
     (r"((?i:lem|gim))(?i:me)", str),
-    (rf"({_APOSTROPHE}(?i:t))(?i:is|was)", _straight),
+    (r"('(?i:t))(?i:is|was)", str),
     (rf"({_WORD}){_CLITIC}", str),
-    (rf"({_LETTER}+?)(?i:n){_APOSTROPHE}(?i:t){_END}", str),
-    (rf"(?i:n){_APOSTROPHE}(?i:t){_END}", _straight),
-    (_CLITIC, _straight),
+    (rf"([A-Za-z\xad]+?)(?i:n){_MARK}(?i:t)", str),
+    (rf"(?i:n){_MARK}(?i:t){_END}", _straight),
+    (rf"({_CLITIC})(?:[^A-Za-z]|\Z)", _straight),
     (_WORD, str),
+    # What follows counts as matched, so that "Va.n" is two tokens and "Va.ny" is one.
+    (rf"({_ABBREVIATION})[\s\S]{{2}}", str),
     # Markup, addresses and names of users.
     (_TAG, _one_token),
-    (r"<[A-Za-z0-9][^\s<>]*@[^\s<>]+>", str),
-    (_any(" ".join(_ENTITIES)), _ENTITIES.__getitem__),
-    (r"&#?[A-Za-z0-9]+;", str),
-    (r"https?://[^\s<>\"|(){}]+[^\s<>\"|.!?(){},-]", str),
+    (f"(?i:{_any(' '.join(_ENTITIES))})", _ENTITIES.__getitem__),
+    (r"&#\d+;", _as_is),
+    (r"(?i:https?)://[^\s<>\"|(){}]+[^\s<>\"|.!?(){},-]", _as_is),
     (
-        r"(?:www\.(?:[^\s<>\"|.!?(){},]+\.)+[A-Za-z]{2,4}|(?:[a-z]+\.)+(?i:com|net|org|edu))"
+        r"(?:(?i:www)\.(?:[^\s<>\"|.!?(){},]+\.)+[A-Za-z]{2,4}|(?:[^\s\"`'|!(){}$,-_]+\.)+(?i:com|net|org|edu))"
         r"(?:/[^\s<>\"|()]+[^\s<>\"|.!?(){},-])?",
-        str,
+        _as_is,
     ),
-    (r"[A-Za-z0-9][^\s<>\"|():@]*@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*", str),
-    (r"@[A-Za-z_][A-Za-z_0-9]*|#[A-Za-z]+", str),
+    (rf"<?[A-Za-z0-9]{_AT}*@(?:{_AT[:-1]}.]+\.)*{_AT[:-1]}.]+>?", _as_is),
+    (rf"@[A-Za-z_][A-Za-z_0-9]*|#{_LETTER}+", _as_is),
     # Numbers.
     (rf"[-+]?{_NUMBER}", str),
-    (rf"\d+(?:[.,]\d+)*{_ALNUM}*(?:-{_ALNUM}+)+|\d+\.[xX]", str),
+    (rf"\d+(?:[.,]\d+)*{_ALNUM}*(?:-{_ALNUM}+)+|\d+\.[xX]{_END}", str),
     (r"(?:\d{1,4}[- \xa0])?\d{1,4}[/\u2044]\d{1,4}", _one_token),
     (_any(" ".join(_FRACTIONS)), _FRACTIONS.__getitem__),
     (
         r"(?:\(\d{2,3}\) ?|(?:\+?\d{2,4}[- ]?)?\d{2,4}[-/ ])\d{3,4}[-/ ]?\d{3,5}",
         _one_token,
     ),
-    (rf"{_APOSTROPHE}\d\d(?:s{_END}|(?=\s|\Z))", str),
+    (rf"{_APOSTROPHE}(?:[2-9]0[sS]|\d\d(?=\s|\Z))", str),
     # Words of several parts.
-    (rf"{_PART}(?:[-_]{_PART})*", str),
-    (rf"{_WORD}(?:-{_ALNUM}+)+", str),
+    (_THING, str),
+    (r"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:(?:[A-Za-z]\.){2,}|[A-Za-z0-9\xad]+))+", str),
+    (rf"({_WORD}\.){_IN_SENTENCE}", str),
+    (rf"({_THING}\.){_IN_SENTENCE}", str),
+    (rf"({_AMPERSANDS}\.){_IN_SENTENCE}", lambda text: text.replace("&amp;", "&")),
     (r"(?i:anti|pro)-", str),
-    (rf"{_INITIALS}(?:-(?:{_INITIALS}|{_ALNUM}+))*", str),
+    (rf"{_INITIALS}(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|{_ALNUM}+))*", str),
     (rf"{_ALNUM}+-(?:[A-Za-z]\.){{2,}}", str),
-    (rf"{_SLASH_PART}(?:/{_SLASH_PART}){{1,2}}", str),
-    (r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+", lambda text: text.replace("&amp;", "&")),
-    (rf"[A-HJ-XZn]{_APOSTROPHE}[A-Za-z]{{2}}{_ALNUM}*", str),
-    (rf"(?i:{_any(_ELIDED)}){_END}", str),
-    (rf"[A-Za-z]+[aeiouy]{_APOSTROPHE}[aeiou][A-Za-z]*", str),
-    (rf"{_APOSTROPHE}(?:em|n{_APOSTROPHE})", str),
-    (rf"([yjlYJL]{_APOSTROPHE}){_LETTER}", str),
-    (r"[Cc](?:\+\+|#)", str),
+    (rf"{_SLASH_PART}(?:\\?/{_SLASH_PART}){{1,2}}", str),
+    (_AMPERSANDS, lambda text: text.replace("&amp;", "&")),
+    (rf"[A-HJ-XZn]{_MARK}{_PLAIN_LETTER}{{2,}}", str),
+    (rf"(?i:{_any(_ELIDED)})", str),
+    (rf"{_PLAIN_LETTER}+[aeiouyAEIOUY]{_MARK}[aeiouA-Z]{_PLAIN_LETTER}*", str),
+    (rf"(?i:{_APOSTROPHE}(?:em|n{_APOSTROPHE}?)|[dlj]{_APOSTROPHE}|c{_APOSTROPHE}est)", str),
+    (rf"([yY]{_APOSTROPHE}){_LETTER}", str),
+    # A quote that opens.
+    (r"(')[A-Za-z][^ \t\n\xa0]", lambda _: "`"),
+    (_CLITIC, _straight),
+    (r"[Cc]\+\+|[CcFf]#", str),
     # Abbreviations.
-    (rf"(?i:{_any(_ANYWHERE)})\.", str),
-    (rf"(?:{_any(_CAPITALISED.title())}|{_any(_CAPITALISED.upper())})\.", str),
+    (rf"(?i:{_any(_TITLES)})\.", str),
+    (_ABBREVIATION, str),
     (rf"((?i:{_any(_BEFORE_A_NUMBER)})\.)\s?\d", str),
-    (rf"([A-Za-z])\.\s+(?:(?:{_any(_STARTERS)}|M[rs]\.)\s|{_TAG})", str),
-    (r"(?i:ph\.d)\.", str),
+    (rf"([A-Za-z])\.\s+(?:(?:{_any(_STARTERS + _STARTERS.upper())}|M[rsRS]\.)\s|{_TAG})", str),
     # Faces.
     (r"[<>]?[:;=][-'*o]?[()@\[\]\\{|dpDOP](?![A-Za-z0-9])", _one_token),
     (r"[-^=~<>']_[-^=~<>'x]", str),
@@ -182,6 +224,8 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (r"-{5,}", str),
     (r"-{2,4}|[\u2013-\u2015\x96\x97]", lambda _: "--"),
     (r"[()\[\]{}]", _BRACKETS.__getitem__),
+    # Brackets that are spelled as tokens.
+    (r"-(?i:[lr][rcs]b)-", str),
     (r"\"|''|``", lambda _: "''"),
     (r"['`]", str),
     (f"[{''.join(_QUOTES)}]{{1,2}}", _quotes),
@@ -222,7 +266,9 @@ def ptb_tokens(texts: Sequence[str]) -> list[list[str]]:
                 longest, change = found, rule_change
         if longest is not None:
             group = longest.re.groups
-            lines[-1].append(change(longest[group].lower()))
+            token = change(longest[group].lower())
+            if token:
+                lines[-1].append(token if change is _as_is else _without_soft_hyphens(token))
             place = longest.end(group)
             continue
         if joined[place] == "\n":

@@ -1,13 +1,19 @@
 """Replies that a judge graded: LLaVA-Bench (in the wild) and MM-Vet."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from mm1_jax.evals.metrics.answers import mean
-from mm1_jax.evals.metrics.judged import llava_bench_scores, mmvet_scores, review_grades
+from mm1_jax.evals.metrics.judged import (
+    UNREADABLE_REVIEW,
+    llava_bench_scores,
+    mmvet_scores,
+    review_grades,
+)
 from mm1_jax.evals.predictions.base import Metrics, Scorer, ScoringJob
-from mm1_jax.evals.predictions.records import Record, by_key, paired, read_records
+from mm1_jax.evals.predictions.records import Record, is_number, literal
 
 _REVIEW = re.compile(r"(.+)_review\d+")
 
@@ -26,9 +32,23 @@ class LlavaBenchScorer(Scorer):
 
     def score_file(self, path: Path, job: ScoringJob) -> Metrics:
         grades: dict[str, list[tuple[float, float]]] = {}
-        for said, asked in paired(read_records(path), job.annotations, "question_id"):
-            grades.setdefault(asked.text("category"), []).append(_pair_of_grades(said))
-        return dict(llava_bench_scores(grades))
+        num_unreadable = 0
+        for said, asked in job.paired(path, "question_id"):
+            category, pair = asked.text("category"), _pair_of_grades(said)
+            if pair == UNREADABLE_REVIEW:
+                num_unreadable += 1
+            else:
+                grades.setdefault(category, []).append(pair)
+        for category, pairs in grades.items():
+            if not any(reference for reference, _ in pairs):
+                raise ValueError(
+                    f"{path}: of category {category!r}, all grades of the reference are 0, and "
+                    "the score is relative to them"
+                )
+        if not grades:
+            raise ValueError(f"{path}: no review has grades; all are -1 and -1")
+        scores: Metrics = dict(llava_bench_scores(grades))
+        return scores | ({"unreadable_reviews": num_unreadable} if num_unreadable else {})
 
     def score_together(self, scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
         by_model: dict[str, list[float]] = {}
@@ -44,17 +64,26 @@ class LlavaBenchScorer(Scorer):
 def _pair_of_grades(record: Record) -> tuple[float, float]:
     if record.has("tuple"):
         grades = record.values["tuple"]
-        if not (isinstance(grades, list) and len(grades) == 2 and all(map(_is_number, grades))):
-            raise record.error(("tuple",), "two grades", grades)
-        return float(grades[0]), float(grades[1])
+        if isinstance(grades, str):
+            grades = literal(grades, list)
+        if not (isinstance(grades, list) and len(grades) == 2 and all(map(is_number, grades))):
+            raise record.error(("tuple",), "two grades", record.values["tuple"])
+        pair = _as_float(grades[0]), _as_float(grades[1])
+    else:
+        try:
+            pair = review_grades(record.text("content", expected="the review, a text"))
+        except ValueError as error:
+            raise ValueError(f"{record.where}, field 'content': {error}") from error
+    if pair != UNREADABLE_REVIEW and not all(0 <= grade <= 10 for grade in pair):
+        raise ValueError(f"{record.where}: expected two grades of 0 to 10, got {pair}")
+    return pair
+
+
+def _as_float(grade: float) -> float:
     try:
-        return review_grades(record.text("content", expected="the review, a text"))
-    except ValueError as error:
-        raise ValueError(f"{record.where}, field 'content': {error}") from error
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        return float(grade)
+    except OverflowError:
+        return math.inf
 
 
 class MmVetScorer(Scorer):
@@ -70,30 +99,22 @@ class MmVetScorer(Scorer):
         return path.stem.removesuffix("_grades")
 
     def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        records = read_records(path)
-        grades = [_grades(record) for record in records]
-        for record, runs in zip(records, grades, strict=True):
+        pairs = job.paired(path, "id")
+        grades = [_grades(said) for said, _ in pairs]
+        for (said, _), runs in zip(pairs, grades, strict=True):
             if len(runs) != len(grades[0]):
-                raise record.error(("score",), f"{len(grades[0])} grades, as others have", runs)
+                raise said.error(("score",), f"{len(grades[0])} grades, as others have", runs)
         capabilities = None
-        if job.annotations is not None:
-            by_id = by_key(read_records(job.annotations), "id")
-            capabilities = [_capabilities(record, by_id, job.annotations) for record in records]
-        elif all(record.has("capability") for record in records):
-            capabilities = [record.texts("capability") for record in records]
+        if job.annotations is not None or all(asked.has("capability") for _, asked in pairs):
+            capabilities = [asked.texts("capability") for _, asked in pairs]
         return dict(mmvet_scores(grades, capabilities))
 
 
 def _grades(record: Record) -> list[float]:
     grades = record.get("score", expected="a list of grades, one of each run")
+    if isinstance(grades, str):
+        grades = literal(grades, list) or [record.number("score")]
     grades = grades if isinstance(grades, list) else [grades]
-    if not grades or not all(_is_number(grade) and 0 <= grade <= 1 for grade in grades):
+    if not grades or not all(is_number(grade) and 0 <= grade <= 1 for grade in grades):
         raise record.error(("score",), "grades of 0 to 1, one of each run of the judge", grades)
     return [float(grade) for grade in grades]
-
-
-def _capabilities(record: Record, by_id: Mapping[str, Record], path: Path) -> list[str]:
-    key = record.key("id")
-    if key not in by_id:
-        raise ValueError(f"{record.where}: {path} has no question {key!r}; give the official file")
-    return by_id[key].texts("capability")

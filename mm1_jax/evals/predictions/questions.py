@@ -7,18 +7,26 @@ from mm1_jax.evals.metrics import vqa
 from mm1_jax.evals.metrics.answers import mean
 from mm1_jax.evals.metrics.short_answers import anls, gqa_correct, relaxed_correct
 from mm1_jax.evals.predictions.base import Metrics, Scorer, ScoringJob
-from mm1_jax.evals.predictions.records import Record, paired, read_records
+from mm1_jax.evals.predictions.records import Record, is_missing
 
 # How right an answer is, 0 to 1, given the references.
 Rule = Callable[[str, list[str]], float]
 
-_IDS = ("question_id", "questionId", "image", "id")
+_IDS = ("question_id", "questionId", "id")
 
 
 def reply(prediction: Record, reference: Record, *others: str) -> str:
-    """What the model said; `others` are names that in a file of its own stand for it too."""
+    """Returns the model's answer; `others` are further names for it in a file without references.
+
+    A field that is null is an error, even if another one has a text: in a file that holds the
+    references too, that text may be one of them.
+    """
     names = ("prediction",) if prediction is reference else ("prediction", *others, "text")
-    return prediction.text(*names, expected="the model's answer, a text")
+    name = next((name for name in names if name in prediction.values), names[0])
+    expected = "the model's answer, a text"
+    if name in prediction.values and is_missing(prediction.values[name]):
+        raise prediction.error((name,), f'{expected}; of an empty answer, ""', None)
+    return prediction.text(*names, expected=expected)
 
 
 def official(answer: str, answers: list[str]) -> float:
@@ -46,11 +54,15 @@ class VqaScorer(Scorer):
     )
     annotations = 'the official file: "annotations" or "data" with {"question_id", "answers"}'
 
+    ids: tuple[str, ...] = _IDS
+
     def __init__(self, rules: Mapping[str, Rule]):
         self._rules = dict(rules)
 
     def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        pairs = paired(read_records(path), job.annotations, *_IDS)
+        return self.score_pairs(job.paired(path, *self.ids))
+
+    def score_pairs(self, pairs: Sequence[tuple[Record, Record]]) -> Metrics:
         expected = "the answers of the people asked: texts, or objects with an 'answer'"
         cases = [
             (reply(said, asked, "answer"), asked.texts("answers", expected=expected))
@@ -73,21 +85,23 @@ class VizWizScorer(VqaScorer):
     answers alone, it is the mean of what they say of it themselves, if they do.
     """
 
+    # A picture has one question, and the official files name that by the picture.
+    ids = ("question_id", "questionId", "image", "id")
     _MISSING_ID = "acc_official_missing_answer_id"
 
-    def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        scores = super().score_file(path, job)
-        pairs = paired(read_records(path), job.annotations, *_IDS)
+    def score_pairs(self, pairs: Sequence[tuple[Record, Record]]) -> Metrics:
+        scores = super().score_pairs(pairs)
         if all(self._people(asked) for _, asked in pairs):
             values = [100 * self._without_ids(*pair) for pair in pairs]
         elif all(said.has(self._MISSING_ID) for said, _ in pairs):
-            values = [said.get(self._MISSING_ID, expected="a number") for said, _ in pairs]
+            values = [said.number(self._MISSING_ID) for said, _ in pairs]
         else:
             return scores
         return scores | {self._MISSING_ID: mean(values)}
 
     def _people(self, asked: Record) -> bool:
-        return all(isinstance(item, dict) for item in asked.values["answers"])
+        people = asked.values["answers"]
+        return isinstance(people, list) and all(isinstance(item, dict) for item in people)
 
     def _without_ids(self, said: Record, asked: Record) -> float:
         remarks = [
@@ -143,7 +157,7 @@ class ShortAnswerScorer(Scorer):
         self._metric, self._rule = name, rule
 
     def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        pairs = paired(read_records(path), job.annotations, *_IDS)
+        pairs = job.paired(path, *_IDS)
         values = [
             self._rule(
                 reply(said, asked, "answer"),

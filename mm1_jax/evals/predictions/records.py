@@ -1,27 +1,61 @@
-"""Records of prediction and annotation files: JSON, JSON lines, tables. Mistakes are named."""
+"""Records of prediction and annotation files, whose fields are checked where they are read."""
 
-import csv
+import ast
+import io
+import itertools
 import json
+import math
 import re
+import token
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Where a JSON object keeps its records, in the annotations of one benchmark or another.
+from mm1_jax.evals.predictions.files import read_file
+
+# Keys under which JSON objects keep their records, in the annotations of one benchmark or another.
 _LISTS = ("annotations", "data", "questions")
-_SEPARATORS = {".tsv": "\t", ".csv": ","}
-SUFFIXES = (".json", ".jsonl", *_SEPARATORS)
+# Fields that name a record, in messages and to tell a record from an object of records.
+_IDS = ("question_id", "questionId", "image_id", "index", "pid", "id")
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+# Field names in a message.
+_MOST_NAMES = 20
+# Larger floats do not hold every integer.
+_LARGEST_EXACT = 2**53
+# A name that pandas and spreadsheets give an integer in a column of numbers.
+_INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is null or NaN, which pandas writes for null."""
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _names(values: Mapping[str, Any]) -> str:
+    names = ", ".join(list(values)[:_MOST_NAMES]) or "none"
+    return names if len(values) <= _MOST_NAMES else f"{names} and {len(values) - _MOST_NAMES} more"
+
+
+def shown(value: Any) -> str:
+    """The value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record, whose fields are asked for by what they must be.
+    """One record, whose fields are read by type.
 
     Attributes:
         values: The fields.
         where: File and place, for messages.
-        hint: What to do where a field is not there, for messages.
+        hint: How to fix a missing field, for messages.
     """
 
     values: Mapping[str, Any] = field(repr=False)
@@ -31,16 +65,21 @@ class Record:
     )
 
     def has(self, *names: str) -> bool:
-        return any(self.values.get(name) is not None for name in names)
+        return any(not is_missing(self.values.get(name)) for name in names)
 
     def get(self, *names: str, expected: str) -> Any:
-        """The first of these fields that is there and not null."""
+        """Returns the first of these fields that is neither absent nor null nor NaN."""
         for name in names:
-            if self.values.get(name) is not None:
-                return self.values[name]
+            if not is_missing(value := self.values.get(name)):
+                return value
+        if empty := [name for name in names if name in self.values]:
+            raise ValueError(
+                f"{self.where}, field {empty[0]!r}: expected {expected}, got "
+                f"{self.values[empty[0]]!r}"
+            )
         raise ValueError(
             f"{self.where}: no field {' or '.join(map(repr, names))}, which should be {expected}; "
-            f"it has {', '.join(self.values) or 'none'}. {self.hint}"
+            f"it has {_names(self.values)}. {self.hint}"
         )
 
     def text(self, *names: str, expected: str = "a text") -> str:
@@ -50,25 +89,61 @@ class Record:
         return value
 
     def key(self, *names: str) -> str:
-        """An id: a text, or an integer as text."""
-        value = self.get(*names, expected="a text or an integer")
-        if not isinstance(value, str | int):
-            raise self.error(names, "a text or an integer", value)
-        return str(value)
+        """Returns an id as text: 12, 12.0, "12", " 12" and "12.0" are one id, and "012" another."""
+        expected = "a text or an integer"
+        value = self.get(*names, expected=expected)
+        if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
+            value = int(value)
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise self.error(names, expected, value)
+        key = str(value).strip()
+        found = _INTEGRAL.fullmatch(key)
+        return found[1] if found else key
 
     def integer(self, *names: str) -> int:
         value = self.get(*names, expected="an integer")
-        if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
+        if isinstance(value, float) and value.is_integer():
             return int(value)
-        if not isinstance(value, int):
+        if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}(\.0+)?", value.strip()):
+            return int(float(value)) if "." in value else int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
             raise self.error(names, "an integer", value)
         return value
 
+    def number(self, *names: str) -> float:
+        """Returns a finite number, which in a table is a text."""
+        value = self.get(*names, expected="a number")
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                value = None
+        if not is_number(value) or not math.isfinite(value):
+            raise self.error(names, "a number", self.get(*names, expected="a number"))
+        return float(value)
+
+    def truth(self, *names: str) -> bool:
+        """Returns true or false, which in a table are texts; false if the field is not there."""
+        value = next((self.values[name] for name in names if self.has(name)), False)
+        if isinstance(value, str) and value.strip().lower() in _TRUTHS:
+            return _TRUTHS[value.strip().lower()]
+        if value not in (0, 1, ""):
+            raise self.error(names, "true or false", value)
+        return bool(value)
+
     def texts(self, *names: str, expected: str = "a list of texts") -> list[str]:
-        """A list of texts, or of objects with an `answer`; a text alone is a list of one."""
+        """Returns a list of texts, or of objects with an `answer`; one text is a list of one.
+
+        A text that spells a list of texts, as tables have it, is that list.
+        """
         value = self.get(*names, expected=expected)
         if isinstance(value, str):
-            return [value]
+            spelled = literal(value, list)
+            if spelled is None and value.strip()[:2] in ("['", '["'):
+                raise self.error(names, f"{expected}, in JSON or Python with commas", value)
+            if not (spelled and all(isinstance(item, str) for item in spelled)):
+                return [value]
+            value = spelled
         if isinstance(value, list) and value:
             items = [item.get("answer") if isinstance(item, dict) else item for item in value]
             texts = [item for item in items if isinstance(item, str)]
@@ -77,114 +152,86 @@ class Record:
         raise self.error(names, expected, value)
 
     def error(self, names: Sequence[str], expected: str, value: Any) -> ValueError:
-        name = next((name for name in names if self.values.get(name) is not None), names[0])
-        shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}..."
-        return ValueError(f"{self.where}, field {name!r}: expected {expected}, got {shown}")
+        name = next((name for name in names if self.has(name)), names[0])
+        return ValueError(f"{self.where}, field {name!r}: expected {expected}, got {shown(value)}")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or the list of the lines of a `.jsonl` file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    if path.suffix != ".jsonl":
-        return _parsed(text, str(path))
-    lines = enumerate(text.split("\n"), start=1)
-    return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+def literal(text: str, kind: type) -> Any:
+    """Returns the list or dict that a text spells in JSON or Python, or None."""
+    text = text.strip()
+    if (text[:1], text[-1:]) != (("[", "]") if kind is list else ("{", "}")):
+        return None
+    for parse in (json.loads, _python_literal):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, kind):
+            return value
+    return None
 
 
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); mend it, or make the file again") from error
+def _python_literal(text: str) -> Any:
+    """As Python reads it, but for texts without a comma between, which NumPy writes for two."""
+    kinds = [each.type for each in tokenize.generate_tokens(io.StringIO(text).readline)]
+    if (token.STRING, token.STRING) in itertools.pairwise(kinds):
+        raise ValueError("two texts without a comma between")
+    return ast.literal_eval(text)
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a file, in order.
+    """Returns the records of a file, in order.
 
-    A JSON list or the lines of a `.jsonl`; the list under `annotations`, `data` or `questions` of a
-    JSON object; the values of any other object, whose keys become their `id`, a value that is no
-    object as its `prediction`; the rows of a `.tsv` or `.csv` with a header.
+    A JSON list, JSON lines, or the rows of a table; the list under `annotations`, `data` or
+    `questions` of a JSON object; the values of any other object, whose keys become their `id`, and
+    a value that is no object their `prediction`.
     """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")
-    if path.suffix in _SEPARATORS:
-        with path.open(encoding="utf-8", newline="") as file:
-            content: Any = list(csv.DictReader(file, delimiter=_SEPARATORS[path.suffix]))
-    else:
-        content = read_json(path)
+    content = read_file(path)
+    if isinstance(content, list) and len(content) == 1 and _list_in(content[0]) is not None:
+        content = content[0]
     if isinstance(content, dict):
-        content = next(
-            (content[name] for name in _LISTS if isinstance(content.get(name), list)),
-            [
-                {"id": key} | (value if isinstance(value, dict) else {"prediction": value})
-                for key, value in content.items()
-            ],
-        )
+        content = _records_in(content, is_line=path.suffix == ".jsonl")
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: holds no records; expected a list of them")
-    records = []
-    for number, values in enumerate(content, start=1):
-        where = f"{path}, record {number}"
-        if not isinstance(values, dict):
-            raise ValueError(f"{where}: expected an object, got {type(values).__name__}")
-        names = ("question_id", "questionId", "image_id", "index", "pid", "id")
-        name = next((name for name in names if name in values), None)
-        records.append(Record(values, f"{where} ({name} {values[name]})" if name else where))
-    return records
+    return [_record(values, f"{path}, record {i}") for i, values in enumerate(content, start=1)]
+
+
+def _list_in(content: Any) -> list[Any] | None:
+    if not isinstance(content, dict):
+        return None
+    return next((content[name] for name in _LISTS if isinstance(content.get(name), list)), None)
+
+
+def _records_in(content: dict[str, Any], is_line: bool) -> list[Any]:
+    """The records of a JSON object: a list in it, itself, or its values."""
+    if (values := _list_in(content)) is not None:
+        return values
+    is_by_id = bool(content) and all(isinstance(value, dict) for value in content.values())
+    is_record = any(isinstance(content.get(name), str | int) for name in _IDS)
+    if not is_by_id and (is_line or is_record):
+        return [content]
+    return [
+        {"id": key} | (value if isinstance(value, dict) else {"prediction": value})
+        for key, value in content.items()
+    ]
+
+
+def _record(values: Any, where: str) -> Record:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected an object, got {type(values).__name__}")
+    name = next((name for name in _IDS if name in values), None)
+    return Record(values, f"{where} ({name} {str(values[name])[:40]})" if name else where)
 
 
 def by_key(records: Sequence[Record], *names: str) -> dict[str, Record]:
-    """The records under their ids, each of which must occur once."""
+    """Returns the records under their ids, each of which must occur once."""
     found: dict[str, Record] = {}
     for record in records:
         key = record.key(*names)
         if key in found:
             raise ValueError(
                 f"{record.where}: {key!r} was there before, at {found[key].where}; an id must "
-                "occur once, take one of the two out"
+                "occur once, remove one of the two"
             )
         found[key] = record
     return found
-
-
-def paired(
-    predictions: Sequence[Record], annotations: Path | None, *names: str
-) -> list[tuple[Record, Record]]:
-    """Each prediction with the record that holds its reference: itself where no file has them.
-
-    Args:
-        names: The ids by which they belong together. Where predictions have none of them, they must
-            be as many as the annotations, in the same order.
-
-    Raises:
-        ValueError: If a prediction has no annotation, or one of these no prediction.
-    """
-    if annotations is None:
-        return [(record, record) for record in predictions]
-    references = read_records(annotations)
-    if not any(record.has(*names) for record in predictions):
-        if len(predictions) != len(references):
-            raise ValueError(
-                f"{predictions[0].where}: there are {len(predictions)} predictions and "
-                f"{len(references)} annotations in {annotations}; as the predictions have no "
-                f"{' or '.join(names)}, they must be as many, in the same order"
-            )
-        return list(zip(predictions, references, strict=True))
-    by_id, answered = by_key(references, *names), by_key(predictions, *names)
-    for key, record in answered.items():
-        if key not in by_id:
-            raise ValueError(
-                f"{record.where}: {annotations} has no annotation of {key!r}; give the annotations "
-                "of the split that was asked"
-            )
-    if lacking := [key for key in by_id if key not in answered]:
-        raise ValueError(
-            f"{annotations}: {len(lacking)} of its {len(by_id)} records have no prediction, the "
-            f"first {lacking[0]!r}; answer all, or give the annotations of those asked alone"
-        )
-    return [(record, by_id[key]) for key, record in answered.items()]

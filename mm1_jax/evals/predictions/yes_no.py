@@ -13,7 +13,9 @@ from mm1_jax.evals.metrics.yes_no import (
     pope_scores,
 )
 from mm1_jax.evals.predictions.base import Metrics, Scorer, ScoringJob
-from mm1_jax.evals.predictions.records import Record, paired, read_records
+from mm1_jax.evals.predictions.files import read_text
+from mm1_jax.evals.predictions.questions import reply
+from mm1_jax.evals.predictions.records import Record, read_records
 
 _POPE_SPLITS = ("adversarial", "popular", "random")
 
@@ -38,8 +40,12 @@ class PopeScorer(Scorer):
     )
 
     def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        pairs = paired(read_records(path), job.annotations, "question_id")
-        replies = [said.text("prediction", "answer", "text") for said, _ in pairs]
+        pairs = job.paired(path, "question_id")
+        # In a file that holds the labels too, the text is the question.
+        replies = [
+            said.text("prediction", "answer") if said is asked else reply(said, asked, "answer")
+            for said, asked in pairs
+        ]
         return pope_scores(
             [pope_says_yes(reply) for reply in replies],
             [yes_or_no(asked, "label") for _, asked in pairs],
@@ -88,25 +94,38 @@ class MmeScorer(Scorer):
 
     def _subtask(self, records: Sequence[Record]) -> Metrics:
         correct: dict[str, list[bool]] = {}
+        questions: set[tuple[str, str]] = set()
         for record in records:
             said = mme_reply(record.text("prediction"))
             right = said == ("yes" if yes_or_no(record, "answer") else "no")
-            correct.setdefault(record.key("image"), []).append(right)
+            image = record.key("image")
+            correct.setdefault(image, []).append(right)
+            if record.has("question"):
+                question = (image, record.text("question"))
+                if question in questions:
+                    raise ValueError(
+                        f"{record.where}: the question about image {image!r} was there before; MME "
+                        "asks two different ones about each"
+                    )
+                questions.add(question)
         for image, verdicts in correct.items():
             if len(verdicts) != 2:
                 raise ValueError(
                     f"{records[0].where}: of this subtask, image {image!r} has {len(verdicts)} "
                     "questions, and MME asks two about each; give each file once, and whole"
                 )
-        return mme_scores(correct)
+        return {"n": len(records), **mme_scores(correct)}
 
 
 def _mme_records(path: Path) -> list[Record]:
-    if path.suffix != ".txt":
+    text = read_text(path)
+    if path.suffix != ".txt" or text.lstrip()[:1] in ("{", "["):
         return read_records(path)
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split("\t")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        fields = line.rstrip("\r").split("\t")
         where = f"{path}, line {number}"
         if len(fields) != 4:
             raise ValueError(

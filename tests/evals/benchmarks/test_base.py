@@ -12,7 +12,9 @@ from mm1_jax.evals.benchmarks import base
 from mm1_jax.evals.benchmarks.base import BLANK, Benchmark, Verdict, side_by_side
 from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
+from mm1_jax.evals.evaluation import evaluate
 from mm1_jax.evals.prompts import subset
+from mm1_jax.evals.report import markdown
 from mm1_jax.models.mm1 import MM1
 
 
@@ -277,3 +279,48 @@ def test_the_pictures_of_a_question_stand_apart(number):
     assert shown.shape == (24, 24 * number + 2 * (number - 1), 3)
     for i, picture in enumerate(pictures):
         np.testing.assert_array_equal(shown[:, 26 * i : 26 * i + 24], picture)
+
+
+class Distances(DigitsVQA):
+    """A benchmark of one's own with a metric of another name and unit."""
+
+    def columns(self, verdicts):
+        return {"nearness": np.array([0.25 if x.answer == "7" else 0.75 for x in verdicts])}
+
+
+class NoBar:
+    def update(self): ...
+
+    def close(self): ...
+
+
+@pytest.mark.parametrize(
+    ("fields", "score", "remark"),
+    [
+        ({"headline": "nearness"}, "25.0", None),
+        ({"headline": "nearness", "headline_scale": 4.0}, "1.0", None),
+        ({}, "unscored", "no metric `exact_match`"),
+        ({"headline": "farness"}, "unscored", "no metric `farness`; its field `headline` names"),
+    ],
+)
+def test_reports_show_the_metric_that_a_benchmark_names(
+    fields, score, remark, input, model, spy, tmp_path
+):
+    asking = benchmark(Distances, input, shots=(0,), max_new_tokens=4, **fields)
+    spy.says = "7"
+    one = evaluate(asking, model, 0, folder=tmp_path, identity={}, make_bar=lambda *_: NoBar())
+    report = markdown([one], title="x", pretraining=(), chat=(), protocol={})
+    assert f"| 0 | {score}" in report
+    assert ("unscored, as it has" in report) == (remark is not None)
+    assert (remark or "nearness") in report
+    if score == "25.0":
+        best, _ = asking.cases(asking.run_shots(model, 0).verdicts, 1)
+        assert best[0].quality == 0.25
+
+
+def test_records_with_one_id_are_refused_before_the_model_is_asked(input, model, spy, monkeypatch):
+    asking = benchmark(DigitsVQA, input)
+    monkeypatch.setattr(asking, "key", lambda place: "same")
+    with pytest.raises(ValueError, match="ids of corpus .* more than once, the first 'same'"):
+        asking.run_shots(model, 0)
+    assert not spy.batches

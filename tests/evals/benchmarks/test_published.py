@@ -12,6 +12,7 @@ from mm1_jax.evals.benchmarks import base
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.published import PublishedBenchmark
 from mm1_jax.evals.benchmarks.registry import BENCHMARKS, CHAT, PRETRAINING
+from mm1_jax.evals.evaluation import evaluate
 from mm1_jax.evals.predictions.base import ScoringJob
 from mm1_jax.evals.predictions.registry import SCORERS
 from mm1_jax.models.mm1 import MM1
@@ -217,6 +218,59 @@ def test_questions_about_videos_are_counted(benchmarks_dir, input, says, model):
     assert metrics["videos_left_out"] == 1.0 and metrics["n"] == NUM_QUERIES
 
 
+def test_a_question_that_the_official_file_of_seed_has_twice_is_asked_twice(
+    benchmarks_dir, input, says, model, tmp_path
+):
+    shutil.copytree(benchmarks_dir / "seed", tmp_path / "seed")
+    path = tmp_path / "seed" / "SEED-Bench.json"
+    content = json.loads(path.read_text())
+    again = dict(content["questions"][0], question="Another one?")
+    path.write_text(json.dumps({"questions": [*content["questions"], again]}))
+    benchmark = build("seed", tmp_path, input)
+    log = AnswerLog(tmp_path / "log.jsonl", {})
+    says.texts = iter([right_answer(task) for task in benchmark.tasks(0)])
+    judgement = benchmark.run_shots(model, 0, log=log)
+    assert judgement.metrics["n"] == NUM_QUERIES + 1 == len(log)
+    # Given again, the command asks nothing; the file of predictions has the official id twice.
+    says.texts = iter(())
+    log = AnswerLog(tmp_path / "log.jsonl", {})
+    assert benchmark.run_shots(model, 0, log=log).metrics == judgement.metrics
+    results = tmp_path / "results.json"
+    results.write_text(benchmark.predictions(judgement.verdicts)[1])
+    ids = [str(row["question_id"]) for row in json.loads(results.read_text())]
+    assert ids.count(str(again["question_id"])) == 2
+    content["questions"] = [q for q in content["questions"] if q["question_type_id"] < 10]
+    path.write_text(json.dumps({"questions": [*content["questions"], again]}))
+    scores = SCORERS["seed"].score([results], ScoringJob(path))["results"]
+    assert scores["n"] == NUM_QUERIES + 1 and scores["image_acc"] == 100
+
+
+def test_half_a_surrogate_pair_in_a_question_is_written_escaped(
+    benchmarks_dir, input, says, model, tmp_path
+):
+    shutil.copytree(benchmarks_dir / "vqav2", tmp_path / "vqav2")
+    path = tmp_path / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    edit(path.name, lambda c: c["questions"][0].update(question="caf\u00e9 \ud83d?"))(path.parent)
+    benchmark = build("vqav2", tmp_path, input)
+    texts = {task.key: right_answer(task) for task in benchmark.tasks(0)}
+    says.texts = iter(texts[task.key] for task in benchmark.tasks(0))
+    scores = evaluate(
+        benchmark, model, 0, folder=tmp_path / "out", identity={}, make_bar=lambda *_: NoBar()
+    )
+    assert scores.metrics["acc_processed"] == 100
+    lines = (tmp_path / "out" / "vqav2" / "0_shot.jsonl").read_bytes().decode().splitlines()
+    (prompt,) = [json.loads(x)["prompt"] for x in lines if "caf\u00e9" in x and r"\ud83d" in x]
+    assert "caf\u00e9 \ud83d?" in prompt
+    page = (tmp_path / "out" / "vqav2" / "0_shot_cases.html").read_bytes().decode()
+    assert r"caf\u00e9 \ud83d".replace(r"\u00e9", "\u00e9") in page
+
+
+class NoBar:
+    def update(self): ...
+
+    def close(self): ...
+
+
 def test_pictures_of_mmmu_stand_where_the_text_names_them_first(benchmarks_dir, input):
     task = build("mmmu", benchmarks_dir, input).tasks(0)[0]
     texts = [getattr(part, "text", None) for part in task.document.segments]
@@ -362,7 +416,7 @@ DAMAGE = [
     ("mme", text("existence/questions_answers_YN/0.txt", "\n", " "), "has 1 questions"),
     ("mmbench", text("mmbench_dev_20230712.tsv", "\tB\tidentity", "\tE\tidentity"), "'answer'"),
     ("seed", edit("SEED-Bench.json", lambda c: c["questions"][0].update(answer="E")), "'answer'"),
-    ("pope", text("coco_pope_popular.json", '"yes"', '"maybe"'), "line 1, field 'label'"),
+    ("pope", text("coco_pope_popular.json", '"yes"', '"maybe"'), "record 1.*, field 'label'"),
     ("pope", text("coco_pope_popular.json", '"label"', "label"), "line 1: not JSON"),
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,38 @@ def test_lines_are_tokens_of_their_own_texts_but_for_such_a_full_stop():
 
 def test_ptb_tokens_keep_punctuation():
     assert ptb_tokens(["a (b), cat."]) == [["a", "-lrb-", "b", "-rrb-", ",", "cat", "."]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Elisions, and an apostrophe before a word.
+        ("c'est C\u2019EST l' d' qu'il", "c'est c\u2019est l' d' qu'il"),
+        ("'tis \u2019tis more'n 'EM '80S", "'t is tis more 'n 'em '80s"),
+        ("A d''s dog; I'll", "a d' 's dog i 'll"),
+        # Hyphens of other kinds; a soft one is no character of a word.
+        ("x\xady soft\xadware, a \xad b", "xy software a b"),
+        ("t\u2010shirt red\u2011and\u2011white", "t\u2010shirt red\u2011and\u2011white"),
+        ("x...-x... a...- b", "x...-x a. b"),
+        # A full stop before a mark inside of a sentence stays.
+        ("no., bed.; 1.: t-shirt., 3.5., it's.,", "no. bed. 1. t-shirt. 3.5 it 's"),
+        ("Va.n Va.nx Mr.n", "va. n va.nx mr.n"),
+        ("Http://x.org me@site.com, a@@b", "http://x.org me@site.com, a@@b"),
+        ("stre`et A`ll urgen`t", "stre`et a`ll urge n`t"),
+        ("-LRB- -rsb- &nbsp; F# caf&eacute;", "-lrb- -rsb- f# caf&eacute;"),
+    ],
+)
+def test_kinds_of_words_that_captions_rarely_hold(text, expected):
+    assert " ".join(tokens(text)) == expected
+
+
+def test_tokens_of_made_captions_are_those_of_the_original():
+    """Made and stored by tests/references/ptb_tokens.py."""
+    rows = json.loads(Path(__file__).with_name("ptb_tokens.json").read_text(encoding="utf-8"))
+    captions = [line for caption, _ in rows for line in (caption, "z")]
+    got = [" ".join(line) for line in tokenize(captions)[::2]]
+    wrong = [(row, found) for row, found in zip(rows, got, strict=True) if row[1] != found]
+    assert len(rows) == 400 and wrong == []
 
 
 @pytest.mark.parametrize("name", ["coco80_fold0", "coco80_fold1", "openstax"])

@@ -1,0 +1,172 @@
+"""Pairs predictions with annotations: the one place that says what missing and repeated items mean.
+
+The annotations say which questions there are and how often each counts. Every question needs a
+prediction, every prediction a question. A repeated id is an error, except in a benchmark whose
+official file repeats one; its rows are paired in order of appearance. Without annotations each
+prediction holds its own reference, and which questions there should be is not known.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mm1_jax.evals.predictions.records import Record, read_records
+
+# Fields that name no question, in predictions of one benchmark or another.
+_NO_IDS = frozenset(
+    ("prediction", "answer", "text", "response", "caption", "extraction", "content")
+    + ("question", "prompt", "query", "label", "answers", "options", "category", "model_id")
+)
+_ID_NAME = re.compile(r"(?i).*(id|idx|index|key|hash)")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Each prediction with the record that holds its reference, in the order of the annotations.
+
+    Attributes:
+        values: Prediction and reference, which are one record if no file has annotations.
+        notes: Facts about the pairing that a reader of the scores needs.
+        by_order: Whether the files had no ids, and were paired line by line.
+    """
+
+    values: list[tuple[Record, Record]]
+    notes: list[str] = field(default_factory=list)
+    by_order: bool = False
+
+
+def paired(
+    path: Path,
+    annotations: Path | None,
+    *names: str,
+    may_repeat: bool = False,
+) -> Pairs:
+    """Pairs the predictions of a file with the annotations.
+
+    Args:
+        names: The fields that hold an id, the first of them that a record has.
+        may_repeat: Whether the official file of the benchmark repeats an id.
+
+    Raises:
+        ValueError: A question has no prediction, too many, or a prediction has no question.
+    """
+    predictions = read_records(path)
+    if annotations is None:
+        return _with_themselves(path, predictions, names, may_repeat)
+    return match(path, predictions, annotations, read_records(annotations), names, may_repeat)
+
+
+def match(
+    path: Path,
+    predictions: Sequence[Record],
+    annotations: Path,
+    references: Sequence[Record],
+    names: Sequence[str],
+    may_repeat: bool = False,
+) -> Pairs:
+    """Pairs predictions with those records of the annotations that were asked."""
+    if not any(record.has(*names) for record in predictions):
+        return _by_order(path, predictions, annotations, references, names)
+    answers = _by_id(predictions, names, may_repeat)
+    questions = _by_id(references, names, may_repeat)
+    if extra := [key for key in answers if key not in questions]:
+        raise ValueError(
+            f"{answers[extra[0]][0].where}: {annotations} has no annotation of {extra[0]!r}, nor "
+            f"of {len(extra) - 1} others; give the annotations of the split that was asked"
+        )
+    if lacking := [key for key in questions if key not in answers]:
+        raise ValueError(
+            f"{path}: {len(lacking)} of the {len(questions)} questions of {annotations} have no "
+            f"prediction, the first {lacking[0]!r}; answer all, or give the annotations of those "
+            "asked alone"
+        )
+    for key, records in questions.items():
+        if len(answers[key]) != len(records):
+            raise ValueError(
+                f"{path}: has {len(answers[key])} predictions of {key!r}, which {annotations} has "
+                f"{len(records)} times; there must be one for each"
+            )
+    place: Counter[str] = Counter()
+    pairs = []
+    for asked in references:
+        key = asked.key(*names)
+        pairs.append((answers[key][place[key]], asked))
+        place[key] += 1
+    return Pairs(pairs)
+
+
+def _with_themselves(
+    path: Path, predictions: Sequence[Record], names: Sequence[str], may_repeat: bool
+) -> Pairs:
+    by_id = _by_id([record for record in predictions if record.has(*names)], names, may_repeat)
+    repeated = [key for key, records in by_id.items() if len(records) > 1]
+    notes = []
+    if repeated:
+        notes.append(
+            f"{path}: {len(repeated)} ids occur more than once, such as {repeated[0]!r}, and each "
+            "row counts"
+        )
+    return Pairs([(record, record) for record in predictions], notes)
+
+
+def _by_id(
+    records: Sequence[Record], names: Sequence[str], may_repeat: bool
+) -> Mapping[str, list[Record]]:
+    found: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        key = record.key(*names)
+        if found[key] and not may_repeat:
+            raise ValueError(
+                f"{record.where}: {key!r} was there before, at {found[key][0].where}; an id must "
+                "occur once, remove one of the two"
+            )
+        found[key].append(record)
+    return found
+
+
+def _by_order(
+    path: Path,
+    predictions: Sequence[Record],
+    annotations: Path,
+    references: Sequence[Record],
+    names: Sequence[str],
+) -> Pairs:
+    fields = dict.fromkeys(name for record in predictions for name in record.values)
+    if candidates := [name for name in fields if _may_be_id(name, predictions)]:
+        raise ValueError(
+            f"{path}: no field is called {' or '.join(names)}; the fields are "
+            f"{', '.join(map(repr, fields))}. {' or '.join(map(repr, candidates))} may be the id: "
+            f"rename it to {names[0]}, or remove it if the predictions are in the order of "
+            f"{annotations}"
+        )
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"{path}: there are {len(predictions)} predictions and {len(references)} annotations "
+            f"in {annotations}; as the predictions have no {' or '.join(names)}, they must be as "
+            "many, in the same order"
+        )
+    note = (
+        f"{path}: the predictions have no ids, and were paired with {annotations} by their order; "
+        f"add {names[0]} to be sure"
+    )
+    return Pairs(list(zip(predictions, references, strict=True)), [note], by_order=True)
+
+
+def _may_be_id(name: str, records: Sequence[Record]) -> bool:
+    """Whether the name says so, or most records have a text or an integer of their own there."""
+    if name in _NO_IDS:
+        return False
+    if _ID_NAME.fullmatch(name):
+        return True
+    values = [record.values.get(name) for record in records]
+    ids = {
+        str(value)
+        for value in values
+        if isinstance(value, str | int)
+        and not isinstance(value, bool)
+        or isinstance(value, float)
+        and value.is_integer()
+    }
+    return 2 * len(ids) > len(records)
