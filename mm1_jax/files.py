@@ -1,10 +1,32 @@
 """Files and folders that are there whole or not at all, and files that are not what they seem."""
 
 import contextlib
+import fcntl
+import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object; a byte order mark before it is skipped.
+
+    Raises:
+        ValueError: It holds something else, or a name in it twice with different values.
+    """
+    try:
+        # `loads` finds the encoding of bytes by their first ones.
+        content = json.loads(path.read_bytes(), object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(f"{path}: no JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a JSON object is expected, and it is {_kind(content)}")
+    return content
 
 
 def utf8(text: str) -> bytes:
@@ -51,10 +73,12 @@ def stand_in(head: bytes) -> str:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to write into, which gets that name when the block ends.
 
-    Another process may be faster, with the same content: then its folder stays.
+    Another process may be faster, with the same content: then its folder stays. Folders that killed
+    processes have left for the same name are removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
+    _remove_stale(folder)
+    partial, lock = _locked_folder(folder)
     try:
         yield partial
         # mkdtemp's folder is its owner's alone; others read what is in this one.
@@ -63,3 +87,51 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(folder: Path) -> tuple[Path, int]:
+    """A new partial folder, and a descriptor that locks it for as long as this process lives."""
+    while True:
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
+        lock = os.open(partial, os.O_RDONLY)
+        # Where a file system has no locks, nothing is ever taken for stale.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Another process may have taken it for stale before it was locked.
+        with contextlib.suppress(FileNotFoundError):
+            if partial.stat().st_ino == os.fstat(lock).st_ino:
+                return partial, lock
+        os.close(lock)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes the partial folders of `folder` that no live process has locked."""
+    for partial in folder.parent.iterdir():
+        if not partial.name.startswith(_prefix(folder)) or not partial.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(partial, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(partial, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _prefix(folder: Path) -> str:
+    return f"{folder.name}.partial-"
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result and result[name] != value:
+            raise ValueError(f"{name!r} is there twice, with different values")
+        result[name] = value
+    return result
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

@@ -21,6 +21,7 @@ from typing import Any
 from absl import flags, logging
 
 from mm1_jax.cluster import Cluster, find_cluster
+from mm1_jax.flags import whole
 from mm1_jax.named_configs import find_named_config, named_configs
 from mm1_jax.rendezvous import meet
 from mm1_jax.run_folder import MAY_CHANGE, Launch, RunFolder
@@ -142,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_restarts",
         metavar="N",
-        type=int,
+        type=whole(0),
         default=0,
         help="start a run again that died, so many times (default: 0)",
     )
@@ -157,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--verbosity",
         metavar="N",
-        type=int,
+        type=whole(-1),
         default=-1,
         help="what libraries log: -1 warnings (default), 0 information, 1 tracebacks of errors too",
     )
@@ -168,19 +169,19 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which processes work together, for `chosen_cluster` and `join`."""
     group = parser.add_argument_group("many processes")
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-    group.add_argument("--num_processes", metavar="N", type=int, help="1: on its own, anywhere")
-    group.add_argument("--process_id", metavar="I", type=int, help="which of them, from 0")
+    group.add_argument("--num_processes", metavar="N", type=whole(), help="1: on its own, anywhere")
+    group.add_argument("--process_id", metavar="I", type=whole(0), help="which of them, from 0")
     group.add_argument(
         "--initialization_timeout",
         metavar="SECONDS",
-        type=int,
+        type=whole(),
         default=300,
         help="how long processes wait for each other at the start (default: 300)",
     )
     group.add_argument(
         "--heartbeat_timeout",
         metavar="SECONDS",
-        type=int,
+        type=whole(),
         default=30,
         help="after which a silent process counts as dead, which ends the others (default: 30)",
     )

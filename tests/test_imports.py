@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "config": set(),
     "files": set(),
+    "flags": set(),
     "batch": set(),
     "sharding": {"config", "batch"},
     "parallelism": {"config", "sharding", "layers"},
@@ -64,12 +65,12 @@ ALLOWED = {
     },
     "trained_model": {"sharding", "parallelism", "models", "train"},
     "launch": {
-        *("config", "named_configs", "run_folder"),
+        *("flags", "config", "named_configs", "run_folder"),
         *("cluster", "rendezvous", "supervisor"),
     },
     # Reaches the experiment by its config, as a launch does.
     "rehearse": {
-        *("chips",),
+        *("chips", "flags"),
         *("config", "files", "sharding", "parallelism", "models"),
         *("named_configs", "run_folder", "launch"),
     },

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.flags import whole
+
 USER_ERROR = 2
 VOCAB_SIZE = 32_000
 # An id that no logit has: no answer ends before its last token.
@@ -55,15 +57,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("threads", 2, "of either"),
     ):
         help = f"{text}; default: %(default)s"
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=help)
+        parser.add_argument(f"--{name}", type=whole(), default=default, metavar="N", help=help)
     parser.add_argument(
         "--cache_dtype", help="float32, bfloat16 or int8, of ours; default: the model's, float32"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     flags = parser.parse_args(arguments)
-    for name in ("prompt_length", "repeats", "threads"):
-        if getattr(flags, name) < 1:
-            parser.error(f"--{name}={getattr(flags, name)}: must be at least 1")
     if flags.new_tokens < 2:
         parser.error(f"--new_tokens={flags.new_tokens}: must be at least 2, to time those after it")
     sizes = flags.batch_sizes.split(",")

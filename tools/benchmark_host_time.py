@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from mm1_jax.flags import whole
+
 WARM_UP = 3
 
 
@@ -120,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="(100)")
-    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="rows (1)")
+    parser.add_argument("--steps", type=whole(), default=100, metavar="N", help="(100)")
+    parser.add_argument("--batch_size", type=whole(), default=1, metavar="N", help="rows (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the seconds there as well")
     flags = parser.parse_args(argv)
     if flags.steps < 2 or flags.batch_size < 1:

@@ -38,6 +38,7 @@ from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources import JsonlSource
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
+from mm1_jax.flags import number, whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 # The pictures of so many batches are what the others decode, and a turn is as many, or a multiple.
@@ -78,30 +79,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--synthetic",
         nargs="?",
         const=1000,
-        type=_positive,
+        type=whole(),
         metavar="WIDTH",
         help="draw JPEGs of so many pixels (1000) and two thirds of it in height, with captions, "
         "pages and texts, instead of data",
     )
+    parser.add_argument("--rows", default=4, type=whole(), help="of the batches that are made (4)")
+    parser.add_argument("--rounds", default=4, type=whole(), help="in which all take turns (4)")
     parser.add_argument(
-        "--rows", default=4, type=_positive, help="of the batches that are made (4)"
+        "--step_seconds",
+        type=number(exclusive=True),
+        metavar="S",
+        help="says how many cores feed such steps",
     )
-    parser.add_argument("--rounds", default=4, type=_positive, help="in which all take turns (4)")
-    parser.add_argument(
-        "--step_seconds", type=float, metavar="S", help="says how many cores feed such steps"
-    )
-    parser.add_argument("--hosts", default=1, type=_positive, help="which share a step (1)")
+    parser.add_argument("--hosts", default=1, type=whole(), help="which share a step (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to keep the numbers")
-    args = parser.parse_args(arguments)
-    if args.step_seconds is not None and args.step_seconds <= 0:
-        parser.error(f"--step_seconds={args.step_seconds}: expected more than 0")
-    return args
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 or more")
-    return int(text)
+    return parser.parse_args(arguments)
 
 
 class Counts(NamedTuple):

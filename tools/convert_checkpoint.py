@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.flags import number, whole
+
 EPILOG = """\
 import reads safetensors, in one file or in shards, of
   Llama, Mistral, Qwen 2 and 3, Mixtral     decoders, by their config.json
@@ -75,13 +77,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="tokenizer.model or tokenizer.json; default: what is beside the decoder; none: none",
     )
     importing.add_argument(
-        "--vocab_size", type=int, help="rows of the embedding (as many as the tokenizer needs)"
+        "--vocab_size", type=whole(), help="rows of the embedding (as many as the tokenizer needs)"
     )
     importing.add_argument(
-        "--num_experts", type=int, help="upcycle: make copies of feed-forward layers experts"
+        "--num_experts", type=whole(), help="upcycle: make copies of feed-forward layers experts"
     )
     importing.add_argument(
-        "--moe_every", type=int, default=1, help="of every so-many-th layer (%(default)s)"
+        "--moe_every", type=whole(), default=1, help="of every so-many-th layer (%(default)s)"
     )
     importing.add_argument(
         "--allow_pickle",
@@ -97,7 +99,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="a run's output folder, or a folder of weights",
     )
-    exporting.add_argument("--step", type=int, help="which checkpoint of the run (the newest)")
+    exporting.add_argument("--step", type=whole(0), help="which checkpoint of the run (the newest)")
     exporting.add_argument(
         "--format", choices=("auto", "source", "llava", "mm1"), default="auto", help="(auto)"
     )
@@ -108,7 +110,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="(float32; with --format=source, that of each tensor of the source)",
     )
     exporting.add_argument(
-        "--max_shard_gb", type=float, default=5.0, help="of a file of tensors (%(default)s)"
+        "--max_shard_gb",
+        type=number(exclusive=True),
+        default=5.0,
+        help="of a file of tensors (%(default)s)",
     )
     exporting.add_argument(
         "--license", default="", metavar="NAME", help="of the model, for its card"
@@ -118,7 +123,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         each.add_argument("--skip_comparison", action="store_true", help="do not compare outputs")
         each.add_argument(
             "--comparison_memory",
-            type=float,
+            type=number(),
             default=16.0,
             metavar="GIB",
             help="the most that comparing takes, and 0.8 of what is free (%(default)s)",
@@ -128,23 +133,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run_import(flags: argparse.Namespace) -> str:
     # Imported here, so that --help and mistakes in the flags are answered at once.
-    from mm1_jax.interop.families import Changes, read_config
+    from mm1_jax.interop.families import Changes, image_token, num_rows, read_config
     from mm1_jax.interop.importer import import_checkpoint
     from mm1_jax.interop.tokenizers import ImportedTokenizer, import_tokenizer
 
     config = read_config(flags.source)
-    num_rows = config.get("text_config", config).get("vocab_size", 0)
+    rows, token = num_rows(config), image_token(config)
     tokenizer: ImportedTokenizer | None = None
     if flags.tokenizer not in (None, "none"):
-        tokenizer = import_tokenizer(Path(flags.tokenizer), num_rows)
+        tokenizer = import_tokenizer(Path(flags.tokenizer), rows, token)
         if tokenizer is None:
             raise ValueError(f"--tokenizer={flags.tokenizer}: no such file")
-    elif flags.tokenizer is None and num_rows and config.get("model_type") not in _TOWERS:
-        tokenizer = import_tokenizer(flags.source, num_rows)
+    elif flags.tokenizer is None and rows:
+        folder = flags.source if flags.source.is_dir() else flags.source.parent
+        tokenizer = import_tokenizer(folder, rows, token)
     vocab_size, files, described = flags.vocab_size, {}, {}
     if tokenizer is not None:
         made: Any = tokenizer.cfg.instantiate()
-        vocab_size = max(vocab_size or 0, made.vocab_size, num_rows)
+        vocab_size = max(vocab_size or 0, made.vocab_size, rows)
         files = tokenizer.files
         described["tokenizer"] = {
             "class": tokenizer.cfg.klass.__name__,
@@ -169,7 +175,7 @@ def run_import(flags: argparse.Namespace) -> str:
         f"tensors; {imported.num_aside} more kept aside",
         f"GiB of memory at most: {peaks}",
         _checked(imported),
-        *(f"note: {note}" for note in imported.notes),
+        *(f"note: {note}" for note in (*imported.notes, *(tokenizer.notes if tokenizer else ()))),
     ]
     if tokenizer is not None:
         lines.append(
@@ -179,11 +185,8 @@ def run_import(flags: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-# Their vocabularies are of text towers, which are not kept.
-_TOWERS = ("clip", "siglip", "clip_vision_model", "siglip_vision_model")
-
-
 def run_export(flags: argparse.Namespace) -> str:
+    from mm1_jax.interop import families
     from mm1_jax.interop.aside import Aside
     from mm1_jax.interop.exporter import (
         Exported,
@@ -224,7 +227,8 @@ def run_export(flags: argparse.Namespace) -> str:
     else:
         parts = parts_of_weights(stored)
         tokenizer = stored_tokenizer(stored, flags.checkpoint)
-        image_token = stored.description["config"].get("image_token_index", -1)
+        own = families.image_token(stored.description["config"])
+        image_token = -1 if own is None else own
         image_token = image_token if tokenizer is None else tokenizer.image_token
     options = {
         **common,

@@ -37,6 +37,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.registry import FORMATS
 from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, verify
+from mm1_jax.flags import number, whole
 from mm1_jax.launch import USER_ERROR, split_overrides
 from mm1_jax.named_configs import find_named_config
 from mm1_jax.run_folder import Launch
@@ -127,13 +128,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max_bad_fraction",
-        type=float,
+        type=number(most=1.0),
         default=0.1,
         metavar="X",
         help="stop where more entries than this are no records, once there are 1000 (0.1)",
     )
     parser.add_argument(
-        "--num_workers", type=int, metavar="N", help="processes (as many as there are cores)"
+        "--num_workers", type=whole(), metavar="N", help="processes (as many as there are cores)"
     )
     parser.add_argument("--runner", choices=("local", "beam"), default="local", help="(local)")
     parser.add_argument(
@@ -164,10 +165,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if args.num_workers is None:
         has_affinity = hasattr(os, "sched_getaffinity")
         args.num_workers = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    if not 0 <= args.max_bad_fraction <= 1:
-        parser.error(f"--max_bad_fraction={args.max_bad_fraction}: expected 0 to 1")
-    if args.num_workers < 1:
-        parser.error(f"--num_workers={args.num_workers}: expected at least 1")
     return args
 
 

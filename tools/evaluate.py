@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.flags import whole
 from mm1_jax.launch import USER_ERROR, add_cluster_options, chosen_cluster, join, leave
 
 STOPPED = 130
@@ -92,7 +93,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FOLDER", help="a run's output folder, to be asked"
     )
-    parser.add_argument("--step", type=int, help="which of its checkpoints; default: the newest")
+    parser.add_argument(
+        "--step", type=whole(0), help="which of its checkpoints; default: the newest"
+    )
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N[,AXIS=N]",
@@ -134,9 +137,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="the folder with a folder of each benchmark; default: %(default)s",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="ask a random N of the records, always the same"
+        "--limit", type=whole(), metavar="N", help="ask a random N of the records, always the same"
     )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="prompts at once")
+    parser.add_argument("--batch_size", type=whole(), metavar="N", help="prompts at once")
     parser.add_argument(
         "--set",
         action="append",
@@ -182,9 +185,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if flags.checkpoint is not None:
         if not flags.benchmarks:
             parser.error("--benchmarks: needed here; --help has examples")
-        for name in ("limit", "batch_size"):
-            if (value := getattr(flags, name)) is not None and value < 1:
-                parser.error(f"--{name}={value}: must be at least 1")
         return flags
     if missing := [
         f"--{name}" for name in ("benchmarks", "predictions") if not getattr(flags, name)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.data.corpora.questions import question_prompt
+from mm1_jax.flags import number, whole
 
 IMAGE_MARK = "<image>"
 EPILOG = """\
@@ -48,7 +49,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", required=True, metavar="FOLDER", help="a run's output folder"
     )
-    parser.add_argument("--step", type=int, help="which of its checkpoints; default: the newest")
+    parser.add_argument(
+        "--step", type=whole(0), help="which of its checkpoints; default: the newest"
+    )
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated"
     )
@@ -57,29 +60,29 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"what to ask; {IMAGE_MARK} marks the place of each picture; without, they come first",
     )
     parser.add_argument("--format", choices=("question", "caption", "raw"), help="see below")
-    parser.add_argument("--max_new_tokens", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--max_new_tokens", type=whole(), default=32, help="default: %(default)s")
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=number(),
         default=0.0,
         help="what logits are divided by before a token is drawn; default: 0, the most likely one",
     )
     parser.add_argument(
-        "--top_k", type=int, metavar="K", help="draw one of the K most likely tokens"
+        "--top_k", type=whole(), metavar="K", help="draw one of the K most likely tokens"
     )
     parser.add_argument(
         "--top_p",
-        type=float,
+        type=number(most=1.0, exclusive=True),
         default=1.0,
         metavar="P",
         help="draw one of the most likely tokens that together have the probability P",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of what is drawn; default: %(default)s"
+        "--seed", type=whole(0), default=0, help="of what is drawn; default: %(default)s"
     )
     parser.add_argument(
         "--beams",
-        type=int,
+        type=whole(),
         default=1,
         metavar="N",
         help="search for the answer of the highest mean log probability with N beams",
@@ -94,8 +97,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("give a --prompt, or an --image to describe")
     if flags.prompt is None and flags.format == "question":
         parser.error("--format=question needs a --prompt")
-    if flags.beams < 1:
-        parser.error(f"--beams={flags.beams}: must be at least 1")
     if flags.beams > 1 and flags.temperature:
         parser.error(
             f"--beams={flags.beams} and --temperature={flags.temperature}: beams are searched, not "
@@ -138,8 +139,6 @@ def answer(flags: argparse.Namespace) -> str:
     from mm1_jax.run_folder import load_experiment
     from mm1_jax.trained_model import load_model
 
-    if flags.max_new_tokens < 1:
-        raise ValueError(f"--max_new_tokens={flags.max_new_tokens} must be at least 1")
     try:
         sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
     except ValueError as error:

@@ -19,6 +19,7 @@ import numpy as np
 from mm1_jax.batch import Batch
 from mm1_jax.data.input import Input, InputIterator, merge_states
 from mm1_jax.files import write_whole
+from mm1_jax.flags import whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 EPILOG = """\
@@ -43,8 +44,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--steps", default="0:10", type=_steps, metavar="A:B", help="from A to B - 1 (0:10)"
     )
-    parser.add_argument("--hosts", default=1, type=int, help="which share the rows (1)")
-    parser.add_argument("--workers", type=int, help="of each host; default: as in the config")
+    parser.add_argument("--hosts", default=1, type=whole(), help="which share the rows (1)")
+    parser.add_argument("--workers", type=whole(0), help="of each host; default: as in the config")
     parser.add_argument(
         "--state",
         type=Path,

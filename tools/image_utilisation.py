@@ -19,6 +19,7 @@ from mm1_jax.data.image_buffer import most_images
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import CorpusShare, MixedStream
 from mm1_jax.data.packing import Packing
+from mm1_jax.flags import number, whole
 
 WEIGHTS = {"captions": 9, "interleaved": 9, "text": 2}
 # Of each stream; more say nothing new.
@@ -115,24 +116,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--images_per_row", type=float, nargs="+", default=[10, 13], help="of interleaved rows"
+        "--images_per_row",
+        type=number(exclusive=True),
+        nargs="+",
+        default=[10, 13],
+        help="of interleaved rows",
     )
-    parser.add_argument("--group_rows", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--group_rows", type=whole(), nargs="+", default=[8, 16, 32, 64])
     parser.add_argument(
         "--spread",
-        type=float,
+        type=number(),
         default=0.6,
         help="of the length of texts: the standard deviation of its logarithm",
     )
-    parser.add_argument("--num_steps", type=int, default=200)
-    parser.add_argument("--batch_size", type=int, default=512)
-    parser.add_argument("--max_sequence_length", type=int, default=4096)
-    parser.add_argument("--max_images", type=int, default=16, help="of a row")
-    parser.add_argument("--num_image_tokens", type=int, default=144)
+    parser.add_argument("--num_steps", type=whole(), default=200)
+    parser.add_argument("--batch_size", type=whole(), default=512)
+    parser.add_argument("--max_sequence_length", type=whole(), default=4096)
+    parser.add_argument("--max_images", type=whole(), default=16, help="of a row")
+    parser.add_argument("--num_image_tokens", type=whole(), default=144)
     parser.add_argument(
-        "--multiple", type=int, default=8, help="of which the slots of a group are; by its devices"
+        "--multiple",
+        type=whole(),
+        default=8,
+        help="of which the slots of a group are; by its devices",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
     for rows in args.group_rows:
         if rows < 1 or args.batch_size % rows:

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mm1_jax.flags import whole
+
 ROOT = Path(__file__).parents[1]
 HEARTBEAT_SECONDS = 15
 # After a fault, within so many seconds all processes have to end: heartbeat, and a slow machine.
@@ -491,8 +493,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tools/inject_faults.py", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--faults", type=int, default=len(FAULTS), help="how many runs, by turns")
-    parser.add_argument("--seed", type=int, default=0, help="of the first round of all kinds")
+    parser.add_argument(
+        "--faults", type=whole(), default=len(FAULTS), help="how many runs, by turns"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the first round of all kinds")
     parser.add_argument("--processes", default="2,4", help="of a run, by turns (2,4)")
     parser.add_argument(
         "--only",

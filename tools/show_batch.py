@@ -23,6 +23,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.data.input import Input
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
+from mm1_jax.flags import whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 # More rows of a large config make a page that browsers are slow to show.
@@ -48,7 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
-    parser.add_argument("--step", default=0, type=int, help="which batch, from 0 (0)")
+    parser.add_argument("--step", default=0, type=whole(0), help="which batch, from 0 (0)")
     parser.add_argument(
         "--rows",
         type=_rows,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mm1_jax.data.input import Input
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
+from mm1_jax.flags import whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 
@@ -57,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_options(parser)
-    parser.add_argument("--steps", type=int, required=True, metavar="N", help="how many batches")
+    parser.add_argument(
+        "--steps", type=whole(), required=True, metavar="N", help="how many batches"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--form", choices=[form.value for form in Form], default=Form.IDS.value, help="(ids)"
     )
     options = parser.parse_args(rest)
     try:
-        if options.steps < 1:
-            raise ValueError(f"--steps={options.steps} must be at least 1")
         if options.output.exists() and any(options.output.iterdir()):
             raise ValueError(f"--output={options.output} is not empty; name a new folder")
         cfg = chosen_launch(options, overrides).resolved_config()

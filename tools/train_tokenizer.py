@@ -28,6 +28,7 @@ from mm1_jax.data.record_files import MANIFEST, RecordFiles
 from mm1_jax.data.sources import BadRecord
 from mm1_jax.data.splitting import text_blocks
 from mm1_jax.files import write_whole
+from mm1_jax.flags import whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 VOCAB_SIZE = 704
@@ -134,14 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="the file to write; needed without --config")
     parser.add_argument(
         "--vocab_size",
-        type=int,
+        type=whole(),
         help=f"pieces at most (default: {VOCAB_SIZE}, or what --config says)",
     )
     add_config_options(parser, required=False)
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="UTF-8 text files")
     parser.add_argument(
         "--max_characters",
-        type=int,
+        type=whole(),
         default=100_000_000,
         help="of --data_dir, over all its folders (default: %(default)s)",
     )

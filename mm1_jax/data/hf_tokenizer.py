@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.tokenizer import (
@@ -19,9 +19,12 @@ from mm1_jax.data.tokenizer import (
     tokenizer_path,
     without_half_pairs,
 )
+from mm1_jax.files import read_json_object
 
 # Beside a tokenizer.json: which of its tokens begin and end a text.
 CONFIG_FILE = "tokenizer_config.json"
+# And where it, or they, are not there.
+TOKEN_FILES = (CONFIG_FILE, "special_tokens_map.json", "generation_config.json", "config.json")
 
 
 class HFTokenizer(Tokenizer):
@@ -70,10 +73,10 @@ class HFTokenizer(Tokenizer):
                 "field to that"
             )
         self._num_ids = num_ids
-        beside = special_tokens(path)
+        beside = special_tokens(path, self._tokenizer)
 
         def id_of(name: str) -> int | None:
-            token = getattr(cfg, name) or beside.get(f"{name}_token")
+            token = getattr(cfg, name) or getattr(beside, name)
             found = None if token is None else self._tokenizer.token_to_id(token)
             if token is not None and found is None:
                 raise ValueError(f"tokenizer.{name}={token!r}: {path} has no such token")
@@ -82,8 +85,8 @@ class HFTokenizer(Tokenizer):
         bos, eos, pad = (id_of(name) for name in ("bos", "eos", "pad"))
         if eos is None:
             raise ValueError(
-                f"tokenizer.eos is None, and no {CONFIG_FILE} beside {path} says which token ends "
-                "a text; set it"
+                f"tokenizer.eos is None, and none of {', '.join(TOKEN_FILES)} beside {path} says "
+                f'which token ends a text; write {{"eos_token": TOKEN}} into {CONFIG_FILE} there'
             )
         self.eos = eos
         # Ends of texts are chosen by a model and padding is not, so it must be another token.
@@ -124,20 +127,28 @@ class HFTokenizer(Tokenizer):
 
 def load_tokenizer(path: Path) -> Any:
     """A `tokenizers.Tokenizer`, for which special tokens in a text are text."""
+    if not path.is_file():
+        raise ValueError(f"tokenizer.model_path={str(path)!r} is not a file")
+    try:
+        # Without a byte order mark, which the library stumbles over.
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _no_tokenizer(path, error) from None
+    return load_tokenizer_text(text, path)
+
+
+def load_tokenizer_text(text: str, path: Path) -> Any:
+    """The tokenizer of the content of a tokenizer.json; errors call it `path`."""
     try:
         tokenizers = importlib.import_module("tokenizers")
     except ImportError as error:
         raise ValueError(
             f"HFTokenizer needs tokenizers ({error}): pip install 'mm1_jax[hf]'"
         ) from error
-    if not path.is_file():
-        raise ValueError(f"tokenizer.model_path={str(path)!r} is not a file")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises no other.
-        raise ValueError(
-            f"tokenizer.model_path={str(path)!r} is no tokenizer.json: {error}"
-        ) from error
+        raise _no_tokenizer(path, error) from error
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -184,14 +195,65 @@ def _make_unspeakable(tokenizer: Any, reserved: Collection[int]) -> None:
     tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([*before, split])
 
 
-def special_tokens(path: Path) -> dict[str, str]:
-    """bos_token, eos_token and pad_token, of the tokenizer_config.json beside a tokenizer.json."""
-    beside = path.with_name(CONFIG_FILE)
-    config = json.loads(beside.read_text()) if beside.is_file() else {}
-    tokens = {name: config.get(f"{name}_token") for name in ("bos", "eos", "pad")}
-    # Older files have each token as an object.
-    contents = {k: v["content"] if isinstance(v, dict) else v for k, v in tokens.items()}
-    return {f"{name}_token": token for name, token in contents.items() if token}
+def _no_tokenizer(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"tokenizer.model_path={str(path)!r} is no tokenizer.json: {error}")
+
+
+class SpecialTokens(NamedTuple):
+    """What a file beside a tokenizer.json says of bos, eos and pad: their tokens, or None."""
+
+    file: str
+    bos: str | None
+    eos: str | None
+    pad: str | None
+
+
+def declared_tokens(path: Path, tokenizer: Any) -> list[SpecialTokens]:
+    """What the files beside a tokenizer.json say of its special tokens, those first that count.
+
+    Raises:
+        ValueError: A file is damaged, or names a token that the tokenizer has not.
+    """
+    found = []
+    for file in TOKEN_FILES:
+        beside = path.with_name(file)
+        content = read_json_object(beside) if beside.is_file() else {}
+        if file == "config.json" and isinstance(inner := content.get("text_config"), dict):
+            content = {**inner, **content}
+        tokens = [_token(beside, content, name, tokenizer) for name in ("bos", "eos", "pad")]
+        found.append(SpecialTokens(file, *tokens))
+    return found
+
+
+def special_tokens(path: Path, tokenizer: Any) -> SpecialTokens:
+    """What the first file says that knows which token ends a text; nothing if none does."""
+    declared = declared_tokens(path, tokenizer)
+    nothing = SpecialTokens(CONFIG_FILE, declared[0].bos, None, declared[0].pad)
+    return next((tokens for tokens in declared if tokens.eos is not None), nothing)
+
+
+def _token(beside: Path, content: Any, name: str, tokenizer: Any) -> str | None:
+    if beside.name in (CONFIG_FILE, "special_tokens_map.json"):
+        field = f"{name}_token"
+        token = content.get(field)
+        # Older files have each token as an object.
+        token = token.get("content") if isinstance(token, dict) else token
+        if not token:
+            return None
+        if not isinstance(token, str) or tokenizer.token_to_id(token) is None:
+            raise ValueError(f"{beside}: {field}={token!r}: the tokenizer has no such token")
+        return token
+    field = f"{name}_token_id"
+    number = content.get(field)
+    # A model may end a text by several tokens, the first of which it was trained with.
+    number = number[0] if isinstance(number, list) and number else number
+    if number is None or number == -1:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"{beside}: {field}={number!r}: expected the id of a token")
+    # Configs have the ids of their class, where nobody has set others; those are tokens of text.
+    added = tokenizer.get_added_tokens_decoder().get(number)
+    return added.content if added is not None and added.special else None
 
 
 def _vocab_size(cfg: Any, num_ids: int) -> int:

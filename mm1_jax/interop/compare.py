@@ -6,7 +6,8 @@ does not fit into memory twice, nothing is compared here, and the conversion say
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from jaxtyping import Array, Float, Int
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.host_memory import available_bytes
+from mm1_jax.interop.llama import ARCHITECTURES
+from mm1_jax.interop.pickled import PickledTensors
+from mm1_jax.interop.tensor_files import TensorFolder, Tensors
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
@@ -81,67 +85,207 @@ def random_images(size: int, count: int = 2, seed: int = 0) -> np.ndarray:
     return np.rint(127.5 + 80 * waves + 40 * noise).clip(0, 255).astype(np.uint8)
 
 
+class NotComparable(Exception):
+    """Why the other implementation has no outputs to compare with."""
+
+
+class FolderModel:
+    """A folder that transformers loads as its users do."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def config(self, tower: str | None = None) -> Any:
+        """Its config, or that of the tower in it, of the model type `tower`."""
+        transformers = _libraries()[1]
+        klass = transformers.AutoConfig
+        if tower is not None:
+            klass = transformers.models.auto.configuration_auto.CONFIG_MAPPING[tower]
+        return klass.from_pretrained(self._folder, local_files_only=True)
+
+    def load(self, class_name: str, config: Any) -> Any:
+        """The model.
+
+        Raises:
+            ValueError: It has weights that are not in the folder.
+        """
+        torch, transformers = _libraries()
+        model, info = getattr(transformers, class_name).from_pretrained(
+            self._folder, config=config, output_loading_info=True, **_options(torch)
+        )
+        if drawn := _drawn(info):
+            raise ValueError(f"{self._folder}: transformers finds no {drawn[0]} there")
+        return model
+
+
+class StateModel:
+    """A checkpoint whose tensors and config transformers is handed, by the names that it knows."""
+
+    def __init__(
+        self,
+        model_type: str,
+        fields: Mapping[str, Any],
+        tensors: Tensors,
+        *,
+        prefix: str,
+        used: Collection[str],
+    ):
+        """Reads nothing yet.
+
+        Args:
+            fields: Of the config, without those that change no output.
+            prefix: What precedes the names of tensors that transformers knows.
+            used: The tensors that our model has.
+        """
+        self._model_type, self._fields, self._tensors = model_type, fields, tensors
+        self._prefix, self._used = prefix, used
+
+    def config(self, tower: str | None = None) -> Any:
+        """Its config.
+
+        Raises:
+            NotComparable: transformers does not take its fields.
+        """
+        transformers = _libraries()[1]
+        try:
+            return transformers.AutoConfig.for_model(self._model_type, **self._fields)
+        except Exception as error:  # Each of its checks has an exception of its own.
+            raise NotComparable(f"transformers refuses the config: {_line(error)}") from error
+
+    def load(self, class_name: str, config: Any) -> Any:
+        """The model.
+
+        Raises:
+            NotComparable: transformers would draw a weight at random, or does not use one of ours.
+        """
+        torch, transformers = _libraries()
+        most = getattr(config, "num_hidden_layers", None)
+        state = {}
+        for name, value in torch_tensors(self._tensors):
+            layer = _LAYER.search(name)
+            is_read = name in self._used or "text_model." not in name
+            if is_read and (layer is None or most is None or int(layer[1]) < most):
+                state[name.removeprefix(self._prefix)] = value
+        try:
+            model, info = getattr(transformers, class_name).from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True, **_options(torch)
+            )
+        except Exception as error:
+            raise NotComparable(f"transformers cannot load it: {_line(error)}") from error
+        if drawn := _drawn(info):
+            raise NotComparable(
+                f"transformers misses {len(drawn)} of its tensors, such as {drawn[0]}"
+            )
+        names = {name.removeprefix(self._prefix) for name in self._used}
+        if unread := sorted(names.intersection(info["unexpected_keys"])):
+            raise NotComparable(f"transformers does not use {unread[0]}")
+        return model
+
+
+# A layer of a decoder, the one place where a comparison may stop early.
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def _drawn(info: Mapping[str, Any]) -> list[str]:
+    """The weights that a loaded model has at random and that features or logits depend on."""
+    missing = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+    # The norm of CLIP's class token and the head of SigLIP come after what is compared.
+    is_behind = re.compile(r".*(?:post_layernorm\.|head\.(?!weight)).*").fullmatch
+    return sorted(name for name in missing if not is_behind(name))
+
+
+def torch_tensors(tensors: Tensors) -> Iterator[tuple[str, Any]]:
+    """The tensors of a checkpoint, read by the libraries that transformers reads them with."""
+    if isinstance(tensors, TensorFolder):
+        for path in tensors.paths:
+            with importlib.import_module("safetensors").safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  It is no mapping.
+                    yield name, file.get_tensor(name)
+    else:
+        assert isinstance(tensors, PickledTensors), tensors
+        yield from tensors.tensors.items()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+Theirs = FolderModel | StateModel
+
+
 def compare_decoder(
-    cfg: Decoder.Config, params: Mapping[str, Any], source: Path, num_rows: int
+    cfg: Decoder.Config,
+    params: Mapping[str, Any],
+    theirs: Theirs,
+    num_rows: int,
+    window: int | None = None,
 ) -> Comparison:
-    """Logits of the decoder in a folder of Hugging Face, and of ours.
+    """Logits of a decoder of transformers, and of ours.
 
     Args:
         params: By path, without that of the decoder; read one at a time.
         num_rows: Of the vocabulary that the source has.
+        window: The longest rows in which the source attends to all positions; None for any.
     """
-    torch, transformers = _libraries()
-    tokens = random_tokens(num_rows)
+    torch, _ = _libraries()
+    tokens = random_tokens(num_rows)[:, :window]
     ours = decoder_logits(with_params(cfg, params), jnp.asarray(tokens, jnp.int32))
-    hf = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+    hf = theirs.config()
     what = "logits of random tokens"
     if cfg.num_layers < hf.num_hidden_layers:
         what += f" after {cfg.num_layers} of {hf.num_hidden_layers} layers"
         hf.num_hidden_layers = cfg.num_layers
         if getattr(hf, "layer_types", None):
             hf.layer_types = hf.layer_types[: cfg.num_layers]
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, config=hf, **_options(torch))
+    model = theirs.load(ARCHITECTURES[hf.model_type], hf)
     with torch.no_grad():
-        theirs = model.eval()(torch.from_numpy(tokens)).logits
-    return compare(what, ours[..., :num_rows], theirs)
+        logits = model.eval()(torch.from_numpy(tokens)).logits
+    return compare(what, ours[..., :num_rows], logits)
 
 
-def compare_tower(cfg: VisionEncoder.Config, params: Mapping[str, Any], source: Path) -> Comparison:
-    """Features of patches of a tower in a folder of Hugging Face, and of ours."""
-    torch, transformers = _libraries()
+def compare_tower(
+    cfg: VisionEncoder.Config, params: Mapping[str, Any], theirs: Theirs
+) -> Comparison:
+    """Features of patches of a tower of transformers, and of ours."""
+    torch, _ = _libraries()
     images = random_images(cfg.image_size)
     features = jax.jit(lambda encoder, images: encoder(images))
     with jax.default_matmul_precision("highest"):
         ours = features(with_params(cfg, params), jnp.asarray(images))
     is_siglip = cfg.class_token is None
-    name = "SiglipVisionModel" if is_siglip else "CLIPVisionModel"
-    model = getattr(transformers, name).from_pretrained(source, **_options(torch))
+    kind = "siglip_vision_model" if is_siglip else "clip_vision_model"
+    hf = theirs.config(kind)
+    model = theirs.load("SiglipVisionModel" if is_siglip else "CLIPVisionModel", hf)
     pixels = torch.from_numpy(pixel_values(images, cfg.pixel_mean, cfg.pixel_std))
     with torch.no_grad():
-        theirs = model.eval()(pixels).last_hidden_state
+        states = model.eval()(pixels).last_hidden_state
     if not is_siglip:
-        theirs = theirs[:, 1:]
-    return compare("features of random images", ours, theirs)
+        states = states[:, 1:]
+    return compare("features of random images", ours, states)
 
 
 def compare_llava(
-    parts: Mapping[str, Any], params: Mapping[str, Any], source: Path, hf: Mapping[str, Any]
+    parts: Mapping[str, Any],
+    params: Mapping[str, Any],
+    theirs: Theirs,
+    *,
+    num_rows: int,
+    image_token: int,
 ) -> Comparison:
-    """Logits of a LLaVA in a folder of Hugging Face, and of ours, of rows with an image each."""
-    torch, transformers = _libraries()
-    encoder, num_rows = parts["vision_encoder"], hf["text_config"].get("vocab_size", 32_000)
-    image_token, per_image = hf["image_token_index"], parts["connector"].num_image_tokens
+    """Logits of a LLaVA of transformers, and of ours, of rows with an image each."""
+    torch, _ = _libraries()
+    encoder, per_image = parts["vision_encoder"], parts["connector"].num_image_tokens
     images = random_images(encoder.image_size)
     tokens = random_tokens(num_rows, (len(images), per_image + 24))
     tokens[tokens == image_token] = 0
     tokens[:, 8 : 8 + per_image] = image_token
     cfg = MM1.default_config().set(**parts, image_token=image_token)
     ours = model_logits(with_params(cfg, params), one_document_rows(tokens, images))
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(source, **_options(torch))
+    model = theirs.load("LlavaForConditionalGeneration", theirs.config())
     pixels = torch.from_numpy(pixel_values(images, encoder.pixel_mean, encoder.pixel_std))
     with torch.no_grad():
-        theirs = model.eval()(input_ids=torch.from_numpy(tokens), pixel_values=pixels).logits
-    return compare("logits of random tokens and images", ours[..., :num_rows], theirs)
+        logits = model.eval()(input_ids=torch.from_numpy(tokens), pixel_values=pixels).logits
+    return compare("logits of random tokens and images", ours[..., :num_rows], logits)
 
 
 def compare_mm1(
@@ -167,9 +311,15 @@ def compare_mm1(
         pixels = pixel_values(images, encoder.pixel_mean, encoder.pixel_std)
         inputs["pixel_values"] = torch.from_numpy(pixels)
     ours = model_logits(with_params(cfg, params), one_document_rows(tokens, images))
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=True
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=True,
+        output_loading_info=True,
     )
+    if drawn := _drawn(info):
+        raise ValueError(f"{folder}: transformers finds no {drawn[0]} there")
     with torch.no_grad():
         theirs = model.eval()(input_ids=torch.from_numpy(tokens), **inputs).logits
     return compare(what, ours, theirs)

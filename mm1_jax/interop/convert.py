@@ -69,7 +69,7 @@ def differences(entries: Iterable[Entry], tensors: Tensors, read: ReadSlice) -> 
             theirs = value[piece.rows]
             stored = read(piece.parameter, piece.index)
             stored = stored[piece.place : piece.place + len(piece.layout.to_ours(theirs))]
-            if not _same_bits(piece.layout.to_theirs(stored), theirs):
+            if not same_bits(piece.layout.to_theirs(stored), theirs):
                 wrong.append(entry.name)
                 break
     return wrong
@@ -161,7 +161,7 @@ def raise_if_params_misfit(
         raise ValueError(f"{where}: no such {part}\n" + "\n".join(sorted(complaints)))
 
 
-def _same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
+def same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Whether both are the same in the dtype of `theirs`; compared in blocks, to save memory."""
     for start in range(0, len(theirs), _ROWS):
         rows = slice(start, start + _ROWS)

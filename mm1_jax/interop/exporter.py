@@ -24,7 +24,7 @@ from mm1_jax.interop.families import Changes, make_parts, make_table, source_con
 from mm1_jax.interop.importer import ParamsOf, compare_with_source
 from mm1_jax.interop.mapping import Entry
 from mm1_jax.interop.mm1 import mm1_config, mm1_entries
-from mm1_jax.interop.tensor_files import DTYPES, TensorSpec
+from mm1_jax.interop.tensor_files import DTYPES, TensorFolder, TensorSpec
 from mm1_jax.stored_config import as_stored
 from mm1_jax.weights_folder import StoredParams
 
@@ -74,7 +74,8 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
     description = stored.description
     if description is None:
         raise ValueError("a checkpoint of a run: its config says what its parts are")
-    parts = make_parts(description["config"], Changes(**description["changes"]))
+    changes = Changes(**description["changes"])
+    parts = make_parts(description["config"], changes, strict=False)
     return {name: as_stored(description["parts"][name], cfg) for name, cfg in parts.items()}
 
 
@@ -164,7 +165,7 @@ def export_source(
         comparison, reason = None, "it was not asked for"
         if not skip_comparison:
             comparison, reason = compare_with_source(
-                table, stored, config, folder, comparison_bytes
+                table, stored, config, TensorFolder(folder), comparison_bytes
             )
         if comparison is not None:
             raise_if_bad(comparison)
@@ -223,13 +224,20 @@ def export_plain(
         if reason is None:
             part = next(iter(parts)) if len(parts) == 1 else ""
             params = ParamsOf(stored, part, change=lambda x: rounded(x, dtype))
+            theirs = compare.FolderModel(folder)
             if part == "decoder":
                 rows = parts[part].vocab_size
-                comparison = compare.compare_decoder(parts[part], params, folder, rows)
+                comparison = compare.compare_decoder(parts[part], params, theirs, rows)
             elif part:
-                comparison = compare.compare_tower(parts[part], params, folder)
+                comparison = compare.compare_tower(parts[part], params, theirs)
             else:
-                comparison = compare.compare_llava(parts, params, folder, config)
+                comparison = compare.compare_llava(
+                    parts,
+                    params,
+                    theirs,
+                    num_rows=config["text_config"]["vocab_size"],
+                    image_token=config["image_token_index"],
+                )
             raise_if_bad(comparison)
     return Exported(num_parameters, config["model_type"], comparison, reason)
 

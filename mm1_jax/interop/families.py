@@ -1,13 +1,14 @@
 """What is in a folder of a foreign checkpoint, and the table that it is converted by."""
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.files import read_json_object
 from mm1_jax.interop import llama, llava, vision
+from mm1_jax.interop.fields import Fields, essential
 from mm1_jax.interop.mapping import Table, prefix_of
 from mm1_jax.interop.tensor_files import TensorSpec
 
@@ -19,6 +20,31 @@ _SIGLIP, _CLIP = ("siglip", "siglip_vision_model"), ("clip", "clip_vision_model"
 # These two have no such field themselves.
 _OPEN_CLIP, _AIM = "open_clip", "aim"
 _FAMILIES = (*llama.MODEL_TYPES, *_CLIP, *_SIGLIP, llava.MODEL_TYPE, _OPEN_CLIP, _AIM)
+_CLASSES = {
+    **llama.CLASSES,
+    "clip": vision.CLIP,
+    "clip_vision_model": vision.CLIP_VISION,
+    "siglip": vision.SIGLIP,
+    "siglip_vision_model": vision.SIGLIP_VISION,
+    llava.MODEL_TYPE: llava.LLAVA,
+    _OPEN_CLIP: vision.OPEN_CLIP,
+    _AIM: vision.AIM,
+}
+# How the names of the classes begin in `architectures`.
+_CLASS_NAMES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mixtral": "Mixtral",
+    "clip": "CLIP",
+    "clip_vision_model": "CLIPVision",
+    "siglip": "Siglip",
+    "siglip_vision_model": "SiglipVision",
+    llava.MODEL_TYPE: "Llava",
+}
+# Our name for what the processor beside a checkpoint says of pixels, in complete configs.
+_PREPROCESSOR = "mm1_jax_preprocessor"
 
 
 @dataclass(frozen=True)
@@ -39,101 +65,251 @@ class Changes:
 def read_config(source: Path) -> dict[str, Any]:
     """The config beside the tensors of a checkpoint; empty where there is none.
 
+    How the pixels of a tower are prepared, if a file beside it says so, is in it too.
+
     Raises:
         ValueError: It cannot be read.
     """
     folder = source if source.is_dir() else source.parent
-    for name in CONFIGS:
-        if (folder / name).is_file():
-            try:
-                return json.loads((folder / name).read_text())
-            except ValueError as error:
-                raise ValueError(f"{folder / name}: no JSON ({error})") from None
-    return {}
+    name = next((name for name in CONFIGS if (folder / name).is_file()), None)
+    if name is None:
+        return {}
+    config = read_json_object(folder / name)
+    if _PREPROCESSOR in config:
+        raise ValueError(f"{folder / name}: {_PREPROCESSOR} is no field of any config")
+    if name == CONFIGS[0] and (pixels := _processor(folder)) is not None:
+        config[_PREPROCESSOR] = pixels
+    return config
+
+
+def _processor(folder: Path) -> dict[str, Any] | None:
+    """The fields about pixels of the processor beside a checkpoint; None without one."""
+    for name, section in (("preprocessor_config.json", None), ("processor_config.json", "image")):
+        if not (folder / name).is_file():
+            continue
+        content: Any = read_json_object(folder / name)
+        if section is not None:
+            content = content.get("image_processor")
+        if isinstance(content, dict):
+            known = vision.CLIP_PROCESSOR.defaults
+            return {"file": name, **{k: v for k, v in content.items() if k in known}}
+    return None
 
 
 def complete_config(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
     """The config with a `model_type` and all sizes, some of which only the tensors tell.
 
     Raises:
-        ValueError: It is of no known family.
+        ValueError: It is of no known family, or names two.
     """
-    if config.get("model_type") in _FAMILIES:
-        return dict(config)
+    model_type = _model_type(config)
+    if model_type in _FAMILIES:
+        return {**config, "model_type": model_type}
     if "model_cfg" in config:
         return {**config, "model_type": _OPEN_CLIP}
     if _AIM_KERNEL in specs:
-        embed_dim, _, patch_size, _ = specs[_AIM_KERNEL].shape
-        return {
-            "model_type": _AIM,
-            "image_size": config.get("img_size", 224),
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "num_blocks": len({n.split(".")[2] for n in specs if n.startswith("trunk.blocks.")}),
-            "num_heads": config.get("num_heads", embed_dim // _AIM_HEAD_DIM),
-        }
+        return _complete_aim(config, specs)
     if prefix_of(specs, "conv1.weight") is not None:
         raise ValueError("a tower of open_clip needs its open_clip_config.json beside it")
     raise ValueError(
-        f"model_type={config.get('model_type')!r}: no known family. Known are "
+        f"config.json: model_type={model_type!r}: no known family. Known are "
         f"{', '.join(_FAMILIES[:-2])}; open_clip's towers by their open_clip_config.json, and "
         "AIM's trunks by the names of their tensors"
     )
 
 
+def _model_type(config: Mapping[str, Any]) -> Any:
+    """The family that `model_type` and `architectures` agree on."""
+    if "mm_vision_tower" in config:
+        raise ValueError(
+            "config.json: mm_vision_tower is there, as in LLaVA's own checkpoints; only the layout "
+            "of transformers is known (as of llava-hf, whose config.json has a vision_config)"
+        )
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    if classes is None:
+        return model_type
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"config.json: architectures={classes!r}: expected a list of names")
+    if model_type not in (None, *_CLASS_NAMES) or not classes:
+        return model_type
+    found = [family for family in _CLASS_NAMES if _known_classes(family) & set(classes)]
+    if model_type is None and found:
+        return found[0]
+    if model_type is not None and model_type not in found:
+        raise ValueError(
+            f"config.json: architectures={classes}: known of model_type={model_type!r} are "
+            f"{', '.join(sorted(_known_classes(model_type)))}"
+        )
+    return model_type
+
+
+def _known_classes(family: str) -> set[str]:
+    """The names of the classes of a family in `architectures`."""
+    name = _CLASS_NAMES[family]
+    if family == llava.MODEL_TYPE:
+        return {f"{name}ForConditionalGeneration"}
+    if family in llama.MODEL_TYPES:
+        return {f"{name}ForCausalLM", f"{name}Model"}
+    return {f"{name}Model", f"{name}ModelWithProjection"}
+
+
+def _complete_aim(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    shape = specs[_AIM_KERNEL].shape
+    if len(shape) != 4:
+        raise ValueError(f"{_AIM_KERNEL} is {list(shape)}; a convolution has four dimensions")
+    sizes = {
+        "patch_size": shape[2],
+        "embed_dim": shape[0],
+        "num_blocks": len({n.split(".")[2] for n in specs if n.startswith("trunk.blocks.")}),
+    }
+    for name, value in sizes.items():
+        if config.get(name, value) != value:
+            raise ValueError(
+                f"config.json: {name}={config[name]!r}: the checkpoint has tensors of {value}"
+            )
+    num_heads = max(1, sizes["embed_dim"] // _AIM_HEAD_DIM)
+    return {"num_heads": num_heads, **config, **sizes, "model_type": _AIM}
+
+
 def source_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The file that a complete config was read from, and what was in it."""
+    own = {k: v for k, v in config.items() if k != _PREPROCESSOR}
+    if config["model_type"] not in (_OPEN_CLIP, _AIM):
+        return "config.json", own
+    del own["model_type"]
     if config["model_type"] == _OPEN_CLIP:
-        return "open_clip_config.json", {k: v for k, v in config.items() if k != "model_type"}
-    if config["model_type"] == _AIM:
-        own = {k: v for k, v in config.items() if k not in ("model_type", "image_size")}
-        return "config.json", {"img_size": config["image_size"], **own}
-    return "config.json", dict(config)
+        return "open_clip_config.json", own
+    return "config.json", _renamed(own)
 
 
-def make_parts(config: Mapping[str, Any], changes: Changes) -> dict[str, InstantiableConfig]:
-    """The parts of an `MM1` that a checkpoint with this complete config has.
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an AIM as its authors name the fields; older folders of weights differ."""
+    return {"img_size" if k == "image_size" else k: v for k, v in config.items()}
 
-    Raises:
-        ValueError: It has something that ours has not.
+
+def fields_of(config: Mapping[str, Any], *, strict: bool = True) -> Fields:
+    """The fields of a complete config.
+
+    Args:
+        strict: Fields that no reader knows are errors; False for configs that were read before.
     """
     model_type = config["model_type"]
-    if model_type == llava.MODEL_TYPE:
-        encoder, connector, decoder = llava.llava_parts(config)
-        return {
-            vision.ENCODER: encoder,
-            "connector": connector,
-            "decoder": _changed(decoder, changes),
-        }
-    if model_type in llama.MODEL_TYPES:
-        return {"decoder": _changed(llama.decoder_config(config), changes)}
-    if changes != Changes():
+    file = "open_clip_config.json" if model_type == _OPEN_CLIP else "config.json"
+    ours = ("model_type", "architectures", _PREPROCESSOR)
+    if model_type == _OPEN_CLIP:
+        ours = ("model_type",)
+    given = {name: value for name, value in config.items() if name not in ours}
+    given = _renamed(given) if model_type == _AIM else given
+    return Fields(given, _CLASSES[model_type], file=file, strict=strict)
+
+
+def make_parts(
+    config: Mapping[str, Any], changes: Changes, *, strict: bool = True
+) -> dict[str, InstantiableConfig]:
+    """The parts of an `MM1` that a checkpoint with this complete config has.
+
+    Args:
+        strict: See `fields_of`.
+    """
+    fields = fields_of(config, strict=strict)
+    parts: dict[str, Any] = _read_parts(fields, config["model_type"])
+    if vision.ENCODER in parts and (processor := config.get(_PREPROCESSOR)) is not None:
+        klass = vision.CLIP_PROCESSOR
+        if parts[vision.ENCODER].class_token is None:
+            klass = vision.SIGLIP_PROCESSOR
+        given = {name: value for name, value in processor.items() if name != "file"}
+        vision.set_pixels(parts[vision.ENCODER], Fields(given, klass, file=processor["file"]))
+    fields.close()
+    if "decoder" in parts:
+        parts["decoder"] = _changed(parts["decoder"], changes)
+    elif changes != Changes():
         raise ValueError("a vocabulary and experts are of decoders; this checkpoint has none")
+    return parts
+
+
+def _read_parts(fields: Fields, model_type: str) -> dict[str, Any]:
+    if model_type == llava.MODEL_TYPE:
+        encoder, connector, decoder = llava.llava_parts(fields)
+        return {vision.ENCODER: encoder, "connector": connector, "decoder": decoder}
+    if model_type in llama.MODEL_TYPES:
+        return {"decoder": llama.decoder_config(fields)}
     if model_type in _CLIP:
-        encoder = vision.hf_clip_config(config.get("vision_config", config))
+        encoder = vision.hf_clip_config(_tower(fields, model_type))
     elif model_type in _SIGLIP:
-        encoder = vision.siglip_config(config.get("vision_config", config))
+        encoder = vision.siglip_config(_tower(fields, model_type))
     elif model_type == _OPEN_CLIP:
-        encoder = vision.open_clip_config(config["model_cfg"], config.get("preprocess_cfg", {}))
+        encoder = vision.open_clip_config(fields)
     else:
-        encoder = vision.aim_config(**{k: v for k, v in config.items() if k != "model_type"})
+        encoder = vision.aim_config(fields)
     return {vision.ENCODER: encoder}
+
+
+def _tower(fields: Fields, model_type: str) -> Fields:
+    """The fields of a CLIP or SigLIP tower, alone or beside a text tower."""
+    if model_type == "clip":
+        return vision.clip_pair_section(fields)
+    if model_type == "siglip":
+        return fields.section("vision_config", vision.SIGLIP_VISION)
+    return fields
 
 
 def make_table(
     parts: Mapping[str, Any], config: Mapping[str, Any], names: Collection[str]
 ) -> Table:
     """The table of a checkpoint with these parts, whose tensors have these names."""
-    model_type = config["model_type"]
+    model_type, fields = config["model_type"], fields_of(config)
     if model_type == llava.MODEL_TYPE:
         encoder, connector, decoder = parts.values()
-        return llava.llava_table(encoder, connector, decoder, names, config)
+        return llava.llava_table(encoder, connector, decoder, names, fields)
     if model_type in llama.MODEL_TYPES:
-        return llama.decoder_table(parts["decoder"], names, config)
+        return llama.decoder_table(parts["decoder"], names, fields)
     encoder = parts[vision.ENCODER]
     if model_type == _OPEN_CLIP:
         return vision.open_clip_table(encoder, names)
     return vision.aim_table(encoder) if model_type == _AIM else vision.hf_table(encoder, names)
+
+
+def left_out(config: Mapping[str, Any]) -> list[str]:
+    """Sizes that a complete config does not give, with the defaults that were taken for them."""
+    fields = fields_of(config)
+    _read_parts(fields, config["model_type"])
+    return fields.left_out()
+
+
+def num_rows(config: Mapping[str, Any]) -> int:
+    """Rows of the embedding of a decoder's config; 0 of others."""
+    model_type = _model_type(config)
+    if model_type not in (*llama.MODEL_TYPES, llava.MODEL_TYPE):
+        return 0
+    fields = fields_of({**config, "model_type": model_type})
+    return _read_parts(fields, model_type)["decoder"].vocab_size
+
+
+def reference_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The `model_type` and the fields of transformers' config of a complete config.
+
+    Fields that change no output are left out, since old ones are no longer understood. Of a model
+    with a text tower, it is the config of the other one.
+    """
+    model_type = config["model_type"]
+    given = fields_of(config).given
+    if model_type in ("clip", "siglip"):
+        section = _tower(fields_of(config), model_type)
+        klass = vision.CLIP_VISION if model_type == "clip" else vision.SIGLIP_VISION
+        return f"{model_type}_vision_model", essential(section.given, klass)
+    result = essential(given, _CLASSES[model_type])
+    if model_type == llava.MODEL_TYPE:
+        for name, section in llava.sections(fields_of(config)).items():
+            if section.given:
+                kind = {k: v for k, v in section.given.items() if k == "model_type"}
+                result[name] = {**essential(section.given, section.klass), **kind}
+    return model_type, result
+
+
+def image_token(config: Mapping[str, Any]) -> int | None:
+    """The id of the image token of a LLaVA; None of others."""
+    is_llava = config.get("model_type") == llava.MODEL_TYPE
+    return llava.image_token(fields_of(config)) if is_llava else None
 
 
 def _changed(cfg: Any, changes: Changes) -> Any:

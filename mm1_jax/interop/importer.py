@@ -10,18 +10,29 @@ import numpy as np
 
 from mm1_jax.files import whole_folder
 from mm1_jax.host_memory import peak_bytes
-from mm1_jax.interop import compare, vision
+from mm1_jax.interop import compare, llama, vision
 from mm1_jax.interop.aside import Aside, keep_aside
 from mm1_jax.interop.compare import Comparison
-from mm1_jax.interop.convert import Watch, differences, import_params, unequal_tensors
+from mm1_jax.interop.convert import (
+    Watch,
+    differences,
+    import_params,
+    same_bits,
+    unequal_tensors,
+)
 from mm1_jax.interop.families import (
     Changes,
     complete_config,
+    fields_of,
+    image_token,
+    left_out,
     make_parts,
     make_table,
+    num_rows,
     read_config,
+    reference_config,
 )
-from mm1_jax.interop.mapping import Table
+from mm1_jax.interop.mapping import Table, raise_if_misfit
 from mm1_jax.interop.pickled import PickledTensors
 from mm1_jax.interop.tensor_files import TensorFolder, Tensors
 from mm1_jax.models.decoder import decoder_stack
@@ -74,6 +85,36 @@ def open_tensors(source: Path, *, allow_pickle: bool = False) -> Tensors:
     return PickledTensors(pickled)
 
 
+class Examined(NamedTuple):
+    """A foreign checkpoint of which no value is read yet, but whose names and shapes fit.
+
+    Attributes:
+        config: The complete one.
+        notes: What users should know of it.
+    """
+
+    tensors: Tensors
+    config: dict[str, Any]
+    table: Table
+    notes: list[str]
+
+
+def examine(source: Path, changes: Changes, *, allow_pickle: bool = False) -> Examined:
+    """Reads the config of a checkpoint and the headers of its files.
+
+    Raises:
+        ValueError: A file is damaged or missing, a field is not known, or the tensors are others.
+    """
+    tensors = open_tensors(source, allow_pickle=allow_pickle)
+    config = complete_config(read_config(source), tensors.specs)
+    table = make_table(make_parts(config, changes), config, tensors.specs.keys())
+    raise_if_misfit(table, tensors.specs, source, left_out(config))
+    notes = list(table.notes)
+    if table.prefix:
+        notes.append(f"the tensors' names begin with {table.prefix!r}, which was taken off")
+    return Examined(tensors, config, table, notes)
+
+
 def import_checkpoint(
     source: Path,
     output: Path,
@@ -102,10 +143,7 @@ def import_checkpoint(
     if output.exists():
         raise ValueError(f"{output}: is there already; choose a new folder")
     changes = changes or Changes()
-    tensors = open_tensors(source, allow_pickle=allow_pickle)
-    config = complete_config(read_config(source), tensors.specs)
-    parts = make_parts(config, changes)
-    table = make_table(parts, config, tensors.specs.keys())
+    tensors, config, table, notes = examine(source, changes, allow_pickle=allow_pickle)
     used = {entry.name for entry in table.entries}
     others = [name for name in tensors.specs if name not in used]
     peaks: dict[str, int] = {}
@@ -115,11 +153,12 @@ def import_checkpoint(
         "config": config,
         "changes": asdict(changes),
         "parts": {name: cfg.debug_string().splitlines() for name, cfg in table.parts.items()},
-        "notes": list(table.notes),
+        "notes": notes,
         "tensors": {name: spec.dtype.name for name, spec in tensors.specs.items()},
         **(extra or {}),
     }
     with whole_folder(output) as folder:
+        raise_if_copies_differ(table, tensors, source)
         import_params(table, tensors, folder, where=source, watch=watch)
         keep_aside(tensors, others, source if source.is_dir() else source.parent, folder)
         for name, content in (files or {}).items():
@@ -134,7 +173,7 @@ def import_checkpoint(
         comparison, reason = None, "it was not asked for"
         if not skip_comparison:
             comparison, reason = compare_with_source(
-                table, stored, config, source, comparison_bytes
+                table, stored, config, tensors, comparison_bytes
             )
         peaks["compared"] = peak_bytes()
         if comparison is not None and not comparison.is_good:
@@ -149,35 +188,38 @@ def import_checkpoint(
         num_aside=len(others),
         comparison=comparison,
         not_compared=reason,
-        notes=tuple(table.notes),
+        notes=tuple(notes),
         peaks=peaks,
     )
 
 
 def compare_with_source(
-    table: Table, stored: StoredParams, config: Mapping[str, Any], source: Path, max_bytes: int
+    table: Table, stored: StoredParams, config: Mapping[str, Any], tensors: Tensors, max_bytes: int
 ) -> tuple[Comparison | None, str | None]:
-    """Outputs of the checkpoint in `source` and of ours; or None, and why there is none.
+    """Outputs of a foreign checkpoint and of ours; or None, and why there is none.
 
     Args:
         config: The complete one of the source.
+        tensors: Of the source.
         max_bytes: Of memory, for both models.
     """
-    reason = _not_comparable(config, source)
-    result = reason or _compare(table, stored, config, source, max_bytes)
+    try:
+        result = _not_comparable(config) or _compare(table, stored, config, tensors, max_bytes)
+    except compare.NotComparable as error:
+        result = str(error)
     return (None, result) if isinstance(result, str) else (result, None)
 
 
-def _not_comparable(config: Mapping[str, Any], source: Path) -> str | None:
+def _not_comparable(config: Mapping[str, Any]) -> str | None:
     if missing := compare.missing_libraries():
         return f"{' and '.join(missing)} not installed (pip install 'mm1_jax[hf]')"
-    if config["model_type"] in ("open_clip", "aim") or not source.is_dir():
+    if config["model_type"] in ("open_clip", "aim"):
         return "transformers has no implementation that reads this source"
     return None
 
 
 def _compare(
-    table: Table, stored: StoredParams, config: Mapping[str, Any], source: Path, max_bytes: int
+    table: Table, stored: StoredParams, config: Mapping[str, Any], tensors: Tensors, max_bytes: int
 ) -> Comparison | str:
     """The comparison, or why there is none."""
     parts: Mapping[str, Any] = table.parts
@@ -185,11 +227,21 @@ def _compare(
     reason = compare.too_large(num_parameters, max_bytes)
     if vision.ENCODER in parts and reason is not None:
         return reason
+    theirs = compare.StateModel(
+        *reference_config(config),
+        tensors,
+        prefix=table.prefix,
+        used={entry.name for entry in table.entries},
+    )
     if "decoder" in parts and vision.ENCODER in parts:
-        return compare.compare_llava(parts, ParamsOf(stored), source, config)
+        token, rows = image_token(config), num_rows(config)
+        assert token is not None
+        return compare.compare_llava(
+            parts, ParamsOf(stored), theirs, num_rows=rows, image_token=token
+        )
     if vision.ENCODER in parts:
         encoder = parts[vision.ENCODER]
-        return compare.compare_tower(encoder, ParamsOf(stored, vision.ENCODER), source)
+        return compare.compare_tower(encoder, ParamsOf(stored, vision.ENCODER), theirs)
     decoder = parts["decoder"]
     num_layers = decoder.num_layers
     if reason is not None and not (num_layers := _layers_that_fit(table, decoder, max_bytes)):
@@ -197,7 +249,18 @@ def _compare(
     num_groups = num_layers // decoder_stack(decoder).group_size
     params = ParamsOf(stored, "decoder", num_groups=num_groups)
     shallow = decoder.clone(num_layers=num_layers)
-    return compare.compare_decoder(shallow, params, source, config["vocab_size"])
+    window = llama.attention_window(fields_of(config))
+    return compare.compare_decoder(shallow, params, theirs, num_rows(config), window)
+
+
+def raise_if_copies_differ(table: Table, tensors: Tensors, where: Any) -> None:
+    """Raises ValueError where two tensors that the config says are one differ."""
+    for name, other in table.copies.items():
+        if not same_bits(tensors.read(other), tensors.read(name)):
+            raise ValueError(
+                f"{where}: {name} and {other} differ, and its config has tie_word_embeddings=true; "
+                "set it to false"
+            )
 
 
 class ParamsOf(Mapping[str, np.ndarray]):

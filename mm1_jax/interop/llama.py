@@ -4,10 +4,11 @@ They differ in biases, in norms of queries and keys, and in their feed-forward l
 are fields of our `Decoder`. Rotary pairs are (i, i + H/2) on both sides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.interop.fields import MOST_EXPERTS, MOST_LAYERS, Fields, ForeignClass
 from mm1_jax.interop.mapping import Entry, Slice, Table, prefix_of, stack_layers
 from mm1_jax.layers.attention import head_sizes
 from mm1_jax.layers.feed_forward import Activation, GatedFeedForward
@@ -16,7 +17,70 @@ from mm1_jax.layers.norm import RMSNorm
 from mm1_jax.layers.rotary import Rotary, StretchedRotary
 from mm1_jax.models.decoder import Decoder, decoder_stack
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "mixtral")
+_SIZES = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+}
+_COMMON = {
+    **_SIZES,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_theta": 10_000.0,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "partial_rotary_factor": None,
+}
+_QWEN = {
+    **_COMMON,
+    "vocab_size": 151_936,
+    "intermediate_size": 22_016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+_MISTRAL = {
+    **_COMMON,
+    "intermediate_size": 14_336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+    "sliding_window": 4096,
+}
+_NEUTRAL = ("attention_dropout",)
+CLASSES = {
+    "llama": ForeignClass(
+        "LlamaConfig",
+        {**_COMMON, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
+        (*_NEUTRAL, "pretraining_tp"),
+    ),
+    "mistral": ForeignClass("MistralConfig", _MISTRAL, _NEUTRAL),
+    # The biases of queries, keys and values are not a field.
+    "qwen2": ForeignClass("Qwen2Config", _QWEN, _NEUTRAL),
+    "qwen3": ForeignClass(
+        "Qwen3Config", {**_QWEN, "head_dim": 128, "attention_bias": False}, _NEUTRAL
+    ),
+    "mixtral": ForeignClass(
+        "MixtralConfig",
+        {
+            **_MISTRAL,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+            "sliding_window": None,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 8,
+        },
+        (*_NEUTRAL, "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
+    ),
+}
+MODEL_TYPES = tuple(CLASSES)
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -29,43 +93,77 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 _STRETCHED = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
-def decoder_config(hf: Mapping[str, Any]) -> Decoder.Config:
+def decoder_config(hf: Fields) -> Decoder.Config:
     """The decoder that a `config.json` describes.
 
     Raises:
         ValueError: It has something that ours has not; the field is named.
     """
-    model_type = hf["model_type"]
-    num_heads = hf["num_attention_heads"]
+    defaults = hf.klass.defaults
+    num_heads = hf.integer("num_attention_heads")
+    num_kv_heads = hf.integer_or_none("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
+        hf.refuse("num_key_value_heads", f"expected a divisor of num_attention_heads={num_heads}")
+    model_dim = hf.integer("hidden_size")
+    # Llama's class alone demands this where head_dim is given too.
+    head_dim = hf.integer_or_none("head_dim")
+    if model_dim % num_heads and (head_dim is None or hf.klass is CLASSES["llama"]):
+        hf.refuse("hidden_size", f"expected a multiple of num_attention_heads={num_heads}")
+    head_dim = head_dim or model_dim // num_heads
+    if head_dim % 2:
+        hf.refuse("head_dim", f"the heads of {head_dim} cannot be turned in pairs")
     cfg = Decoder.default_config().set(
-        vocab_size=hf["vocab_size"],
-        model_dim=hf["hidden_size"],
-        num_layers=hf["num_hidden_layers"],
+        vocab_size=hf.integer("vocab_size"),
+        model_dim=model_dim,
+        num_layers=hf.integer("num_hidden_layers", most=MOST_LAYERS),
         num_heads=num_heads,
-        num_kv_heads=hf.get("num_key_value_heads") or num_heads,
-        head_dim=hf.get("head_dim") or hf["hidden_size"] // num_heads,
-        hidden_dim=hf["intermediate_size"],
-        # The default of each class in transformers, which configs may leave out.
-        tied_embeddings=hf.get("tie_word_embeddings", False),
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        hidden_dim=hf.integer("intermediate_size"),
+        tied_embeddings=hf.flag("tie_word_embeddings"),
     )
-    eps = hf.get("rms_norm_eps", 1e-5 if model_type == "mixtral" else 1e-6)
+    # Rotary positions know no last one; that of Llama 3.1 is among its fields, where it counts.
+    hf.integer("max_position_embeddings")
+    eps = hf.number("rms_norm_eps")
     cfg.norm.eps = cfg.stack.layer.norm.eps = eps
     attention = cfg.stack.layer.attention.set(rotary=_rotary(hf))
-    if model_type == "qwen2":
+    if hf.klass is CLASSES["qwen2"]:
         attention.set(bias=True, output_bias=False)
-    else:
-        attention.bias = bool(hf.get("attention_bias", False))
-    if model_type == "qwen3":
+    elif "attention_bias" in defaults:
+        attention.bias = hf.flag("attention_bias")
+    if hf.klass is CLASSES["qwen3"]:
         attention.qk_norm = RMSNorm.default_config().set(eps=eps)
-    if hf.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"config.json: hidden_act={hf['hidden_act']!r}; only 'silu' is known")
-    if hf.get("mlp_bias"):
-        raise ValueError("config.json: mlp_bias=true; feed-forward layers have no biases here")
-    if model_type == "mixtral":
+    hf.one_of("hidden_act", {"silu": None, "swish": None})
+    if "num_local_experts" in defaults:
+        num_experts = hf.integer("num_local_experts", most=MOST_EXPERTS)
         cfg.moe = MoE.default_config().set(
-            num_experts=hf["num_local_experts"], experts_per_token=hf["num_experts_per_tok"]
+            num_experts=num_experts,
+            experts_per_token=hf.integer("num_experts_per_tok", most=num_experts),
         )
+    attention_window(hf)
     return cfg
+
+
+def attention_window(hf: Fields) -> int | None:
+    """How many positions the layers of a source attend to; None for all before them."""
+    defaults = hf.klass.defaults
+    if "sliding_window" not in defaults:
+        return None
+    window = hf.integer_or_none("sliding_window")
+    if "use_sliding_window" not in defaults:
+        return window
+    is_used, first = hf.flag("use_sliding_window"), hf.integer("max_window_layers", least=0)
+    num_layers, kinds = hf.integer("num_hidden_layers", most=MOST_LAYERS), hf.value("layer_types")
+    if kinds is None:
+        return window if is_used and first < num_layers else None
+    full, sliding = "full_attention", "sliding_attention"
+    if not isinstance(kinds, list) or any(kind not in (full, sliding) for kind in kinds):
+        hf.refuse("layer_types", f"expected a list of {full!r} and {sliding!r}")
+    if len(kinds) != num_layers:
+        hf.refuse("layer_types", f"expected one for each of num_hidden_layers={num_layers}")
+    if sliding in kinds and not (is_used and window):
+        hf.refuse("layer_types", f"{sliding!r} needs use_sliding_window=true and a sliding_window")
+    return window if sliding in kinds else None
 
 
 def hf_config(cfg: Decoder.Config) -> dict[str, Any]:
@@ -162,7 +260,7 @@ def upcycled(cfg: Decoder.Config, *, num_experts: int, moe_every: int) -> Decode
     return cfg.clone(moe=MoE.default_config().set(num_experts=num_experts), moe_every=moe_every)
 
 
-def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Mapping[str, Any]) -> Table:
+def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Fields) -> Table:
     """The table of a decoder for the tensors of a checkpoint.
 
     Args:
@@ -173,26 +271,42 @@ def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Mapping[str, An
     head = prefix_of(names, "lm_head.weight")
     if body is None:
         raise ValueError("no tensor named *embed_tokens.weight: this is no decoder of the family")
-    rows = hf["vocab_size"]
+    raise_if_other_depth(hf, names, f"{body}layers.", cfg.num_layers)
+    rows = hf.integer("vocab_size")
     ignored: list[str] = list(IGNORED)
+    copies = {}
     if cfg.tied_embeddings and head is not None:
         # Some checkpoints have the tied table twice.
         ignored.append(r".*lm_head\.weight")
+        copies[f"{head}lm_head.weight"] = f"{body}embed_tokens.weight"
     entries = decoder_entries(
         cfg,
         body=body,
         head=head or "",
         rows=rows,
-        dense_source=hf["model_type"] != "mixtral",
+        dense_source="num_local_experts" not in hf.klass.defaults,
     )
-    window = hf.get("sliding_window") if hf.get("use_sliding_window", True) else None
-    notes = []
+    window, notes = attention_window(hf), []
     if window:
         notes.append(
             f"the source attends to the last {window} positions only (sliding_window); here every "
             f"position sees all before it, which is the same in rows of up to {window}"
         )
-    return Table({"decoder": cfg}, entries, ignored, notes)
+    prefix = body.removesuffix("model.")
+    return Table({"decoder": cfg}, entries, ignored, notes, prefix, copies)
+
+
+def raise_if_other_depth(
+    hf: Fields, names: Iterable[str], prefix: str, num_layers: int, field: str = "num_hidden_layers"
+) -> None:
+    """Raises ValueError where the tensors are of more or fewer layers than the config says."""
+    found = {
+        int(number)
+        for name in names
+        if name.startswith(prefix) and (number := name[len(prefix) :].split(".")[0]).isdecimal()
+    }
+    if found and max(found) + 1 != num_layers:
+        hf.refuse(field, f"the checkpoint has tensors of {max(found) + 1} layers")
 
 
 def decoder_entries(
@@ -322,15 +436,54 @@ def _expert(layer: Slice, expert: int) -> Slice:
     return Slice(f"{layer.path}/feed_forward/experts", (*layer.index, expert))
 
 
-def _rotary(hf: Mapping[str, Any]) -> InstantiableConfig:
-    # transformers 5 has `rope_parameters`; before, it was two fields.
-    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    theta = float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+_ROPE = ForeignClass(
+    "rope_parameters",
+    {
+        **dict.fromkeys(("type", "rope_theta", "partial_rotary_factor", *_STRETCHED)),
+        "rope_type": "default",
+    },
+)
+
+
+def _rotary(hf: Fields) -> InstantiableConfig:
+    # transformers 5 has `rope_parameters`; before, it was `rope_scaling` beside `rope_theta`.
+    names = ("rope_scaling", "rope_parameters")
+    rotaries = [_rotary_of(hf, hf.section(name, _ROPE)) for name in names if hf.value(name)]
+    if len(rotaries) == 2 and rotaries[0].to_dict() != rotaries[1].to_dict():
+        hf.refuse("rope_scaling", "rope_parameters says otherwise; remove one of them")
+    return rotaries[0] if rotaries else _rotary_of(hf, hf.section("rope_parameters", _ROPE))
+
+
+def _rotary_of(hf: Fields, rope: Fields) -> InstantiableConfig:
+    """The positions that one of the two objects and the fields beside it describe."""
+    theta = outer = hf.number("rope_theta")
+    if rope.gives("rope_theta"):
+        theta = rope.number("rope_theta")
+    if hf.gives("rope_theta") and theta != outer:
+        hf.refuse("rope_theta", f"{rope.path}rope_theta={theta:g}; remove one of them")
+    for fields in (hf, rope):
+        if fields.value("partial_rotary_factor") not in (None, 1):
+            fields.refuse("partial_rotary_factor", "only 1, whole heads, is supported")
+    kind = rope.value("rope_type")
+    if rope.has("type"):
+        if rope.has("rope_type") and rope.value("type") != kind:
+            rope.refuse("type", f"rope_type={kind!r} beside it; remove one of them")
+        kind = rope.value("type")
     if kind == "default":
         return Rotary.default_config().set(theta=theta)
-    if kind == "llama3":
-        return StretchedRotary.default_config().set(
-            theta=theta, **{name: rope[name] for name in _STRETCHED}
-        )
-    raise ValueError(f"config.json: rope_type={kind!r}; known are 'default' and 'llama3'")
+    if kind != "llama3":
+        rope.refuse("type" if rope.has("type") else "rope_type", "known are default and llama3")
+    if not rope.has("original_max_position_embeddings"):
+        length = hf.integer("max_position_embeddings")
+    else:
+        length = rope.integer("original_max_position_embeddings")
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        rope.refuse("high_freq_factor", f"expected more than low_freq_factor={low:g}")
+    return StretchedRotary.default_config().set(
+        theta=theta,
+        factor=rope.number("factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position_embeddings=length,
+    )

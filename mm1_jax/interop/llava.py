@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mm1_jax.interop import llama, vision
+from mm1_jax.interop.fields import Fields, ForeignClass
 from mm1_jax.interop.mapping import Entry, Slice, Table, prefix_of
 from mm1_jax.models.connectors.mlp import MLP
 from mm1_jax.models.decoder import Decoder
@@ -14,43 +15,107 @@ from mm1_jax.models.vision_encoder import VisionEncoder
 
 MODEL_TYPE = "llava"
 _TOWERS = {
-    "clip_vision_model": vision.hf_clip_config,
-    "siglip_vision_model": vision.siglip_config,
+    "clip_vision_model": (vision.CLIP_VISION, vision.hf_clip_config),
+    "siglip_vision_model": (vision.SIGLIP_VISION, vision.siglip_config),
 }
+LLAVA = ForeignClass(
+    "LlavaConfig",
+    {
+        "vision_config": None,
+        "text_config": None,
+        "image_token_index": 32_000,
+        "image_token_id": None,
+        "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default",
+        "vision_feature_layer": -2,
+        "multimodal_projector_bias": True,
+        "tie_word_embeddings": False,
+    },
+    ("image_seq_length", "ignore_index", "vocab_size"),
+)
+# The tower of a config that has no vision_config at all.
+_OWN_TOWER = vision.CLIP_VISION._replace(
+    defaults={
+        **vision.CLIP_VISION.defaults,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+)
 
 
-def llava_parts(hf: Mapping[str, Any]) -> tuple[VisionEncoder.Config, MLP.Config, Decoder.Config]:
+def llava_parts(hf: Fields) -> tuple[VisionEncoder.Config, MLP.Config, Decoder.Config]:
     """Encoder, connector and decoder of a `config.json`."""
-    tower, text = hf["vision_config"], hf["text_config"]
-    if tower["model_type"] not in _TOWERS or text.get("model_type") not in llama.MODEL_TYPES:
-        raise ValueError(
-            f"config.json: a LLaVA of {tower['model_type']!r} and {text.get('model_type')!r}; "
-            f"known are {', '.join(_TOWERS)} with {', '.join(llama.MODEL_TYPES)}"
-        )
-    encoder = _TOWERS[tower["model_type"]](tower)
-    strategy = hf.get("vision_feature_select_strategy", "default")
+    tower, encoder = _tower(hf)
+    strategy = hf.one_of("vision_feature_select_strategy", {"default": "default", "full": "full"})
     if (encoder.class_token is None) != (strategy == "full"):
-        raise ValueError(
-            f"config.json: vision_feature_select_strategy={strategy!r}; here all patches are "
-            "features, and a class token is none"
+        hf.refuse(
+            "vision_feature_select_strategy",
+            "here all patches are features, and a class token is none",
         )
-    layer = hf.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise ValueError(f"config.json: vision_feature_layer={layer}; one layer is expected")
     # The states before the first layer and after each count as layers.
-    encoder.num_layers += 1 + layer if layer < 0 else layer - encoder.num_layers
+    num_layers = encoder.num_layers
+    layer = hf.integer("vision_feature_layer", least=-num_layers, most=num_layers)
+    encoder.num_layers = layer if layer >= 0 else num_layers + 1 + layer
+    if not encoder.num_layers:
+        hf.refuse("vision_feature_layer", "the states before the first layer are no features here")
     if encoder.final_norm is not None:
         # Only what leaves the last layer passes it.
         encoder.final_norm = None
-    activation = vision.ACTIVATIONS[hf.get("projector_hidden_act", "gelu")]
+    activation = hf.one_of("projector_hidden_act", vision.ACTIVATIONS)
     connector = MLP.default_config().set(
         num_image_tokens=(encoder.image_size // encoder.patch_size) ** 2, activation=activation
     )
-    if not hf.get("multimodal_projector_bias", True):
+    if not hf.flag("multimodal_projector_bias"):
         connector.up.bias = connector.down.bias = False
-    decoder = llama.decoder_config(_text_config(text, hf))
+    image_token(hf)
+    decoder = llama.decoder_config(text_fields(hf))
+    # Either of the two ties, as transformers 5 has it.
+    decoder.tied_embeddings |= hf.flag("tie_word_embeddings")
     connector.set(input_dim=encoder.model_dim, output_dim=decoder.model_dim)
     return encoder, connector, decoder
+
+
+def image_token(hf: Fields) -> int:
+    """The id of the image token of a LLaVA."""
+    index = hf.integer("image_token_index", least=0)
+    if not hf.has("image_token_id"):
+        return index
+    other = hf.integer("image_token_id", least=0)
+    if hf.gives("image_token_index") and other != index:
+        hf.refuse("image_token_id", f"image_token_index={index} beside it; remove one of them")
+    return other
+
+
+def text_fields(hf: Fields) -> Fields:
+    """The fields of the decoder of a LLaVA."""
+    return hf.section("text_config", llama.CLASSES[_type(hf, "text_config", llama.CLASSES)])
+
+
+def sections(hf: Fields) -> dict[str, Fields]:
+    """The fields of decoder and tower by the names of their sections."""
+    return {"text_config": text_fields(hf), "vision_config": _tower(hf)[0]}
+
+
+def _tower(hf: Fields) -> tuple[Fields, VisionEncoder.Config]:
+    """The fields of the tower of a LLaVA, and all of its layers."""
+    klass, read = _TOWERS[_type(hf, "vision_config", _TOWERS)]
+    tower = hf.section("vision_config", klass if hf.has("vision_config") else _OWN_TOWER)
+    return tower, read(tower)
+
+
+def _type(hf: Fields, section: str, known: Mapping[str, Any]) -> str:
+    """The `model_type` of a section: the first of those that are known, where it has none."""
+    given = hf.value(section) or {}
+    model_type = given.get("model_type", next(iter(known))) if isinstance(given, Mapping) else None
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ValueError(
+            f"{hf.file}: {hf.path}{section}.model_type={model_type!r}; known are {', '.join(known)}"
+        )
+    return model_type
 
 
 def llava_table(
@@ -58,18 +123,18 @@ def llava_table(
     connector: MLP.Config,
     decoder: Decoder.Config,
     names: Iterable[str],
-    hf: Mapping[str, Any],
+    hf: Fields,
 ) -> Table:
     """The table of a LLaVA for the tensors of a checkpoint."""
     names = list(names)
     tower = vision.hf_table(encoder, names)
-    text = llama.decoder_table(decoder, names, _text_config(hf["text_config"], hf))
+    text = llama.decoder_table(decoder, names, text_fields(hf))
     root = prefix_of(names, "multi_modal_projector.linear_1.weight")
     if root is None:
         raise ValueError("no tensor named *multi_modal_projector.linear_1.weight")
     tower_root = prefix_of(names, "embeddings.patch_embedding.weight") or ""
     # Layers of the tower that nothing is read from, and the norm after them.
-    unread = hf["vision_config"]["num_hidden_layers"]
+    unread = _tower(hf)[1].num_layers
     ignored = [
         rf".*{tower_root}encoder\.layers\.{i}\..*" for i in range(encoder.num_layers, unread)
     ]
@@ -79,6 +144,8 @@ def llava_table(
         [*tower.entries, *_connector(connector, f"{root}multi_modal_projector"), *text.entries],
         [*tower.ignored, *ignored, *text.ignored],
         [*tower.notes, *text.notes],
+        root.removesuffix("model."),
+        text.copies,
     )
 
 
@@ -145,19 +212,3 @@ def _connector(cfg: MLP.Config, root: str) -> list[Entry]:
         if cfg.up.bias:
             entries.append(place.entry(f"{root}.{theirs}.bias", f"{name}/bias", "d -> d", **sizes))
     return entries
-
-
-def _text_config(text: Mapping[str, Any], hf: Mapping[str, Any]) -> dict[str, Any]:
-    tied = text.get("tie_word_embeddings", hf.get("tie_word_embeddings", False))
-    return {**_LLAMA_DEFAULTS, **text, "tie_word_embeddings": tied}
-
-
-# What the class of transformers has where a text_config says nothing: LLaVA 1.5's is nearly empty.
-_LLAMA_DEFAULTS = {
-    "vocab_size": 32_000,
-    "hidden_size": 4096,
-    "intermediate_size": 11_008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "rms_norm_eps": 1e-6,
-}

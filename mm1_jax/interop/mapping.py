@@ -66,12 +66,17 @@ class Table(NamedTuple):
         entries: Its tensors, in the order of ours.
         ignored: Patterns of names that have no place here: text towers, buffers.
         notes: What users should know of it.
+        prefix: What precedes the names that transformers knows the tensors by, as wrappers leave
+            it: "module." and the like.
+        copies: Ignored tensors that are another one again -> that one.
     """
 
     parts: Mapping[str, InstantiableConfig]
     entries: Sequence[Entry]
     ignored: Sequence[str] = ()
     notes: Sequence[str] = ()
+    prefix: str = ""
+    copies: Mapping[str, str] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of our parameters by path."""
@@ -87,6 +92,13 @@ class Table(NamedTuple):
         return [path for path in self.shapes() if path not in filled]
 
 
+# What torch.compile, FSDP, checkpointing and adapters leave inside names.
+_WRAPPERS = (
+    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"),
+    *("base_layer", "lora_A", "lora_B"),
+)
+
+
 def parameter_shapes(cfg: InstantiableConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the parameters of a module, without making one."""
     module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
@@ -100,8 +112,14 @@ def flat_shapes(params: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def raise_if_misfit(table: Table, specs: Mapping[str, TensorSpec], where: Any) -> None:
-    """Raises ValueError, naming the tensors that are missing, too many, or of another shape."""
+def raise_if_misfit(
+    table: Table, specs: Mapping[str, TensorSpec], where: Any, left_out: Sequence[str] = ()
+) -> None:
+    """Raises ValueError, naming the tensors that are missing, too many, or of another shape.
+
+    Args:
+        left_out: Fields that the config does not give, with the defaults that were taken.
+    """
     expected = {entry.name: entry.shape for entry in table.entries}
     ignored = [re.compile(pattern) for pattern in table.ignored]
     extra = [
@@ -130,7 +148,15 @@ def raise_if_misfit(table: Table, specs: Mapping[str, TensorSpec], where: Any) -
         ),
     ]
     if complaints:
-        raise ValueError(f"{where}: tensors do not fit its config\n" + "\n".join(complaints))
+        first = f"{where}: tensors do not fit its config"
+        if left_out:
+            first += f", which leaves out {', '.join(left_out)} (the defaults of its class)"
+        if wrappers := sorted({w for name in specs for w in _WRAPPERS if f".{w}." in name}):
+            first += (
+                f", and have {', '.join(wrappers)} inside their names; save the model that is "
+                "wrapped (of an adapter, after merge_and_unload)"
+            )
+        raise ValueError("\n".join([first, *complaints]))
 
 
 def parameter_dtypes(table: Table, specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:

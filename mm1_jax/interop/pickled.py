@@ -12,7 +12,10 @@ from mm1_jax.interop.tensor_files import Tensors, TensorSpec
 
 
 class PickledTensors(Tensors):
-    """The tensors of state dicts, mapped into memory and copied one at a time."""
+    """The tensors of state dicts, mapped into memory and copied one at a time.
+
+    `tensors` are torch's.
+    """
 
     def __init__(self, paths: Sequence[Path]):
         try:
@@ -21,20 +24,25 @@ class PickledTensors(Tensors):
             raise ValueError(
                 f"{paths[0]}: pickles are read by torch ({error}): pip install 'mm1_jax[hf]'"
             ) from error
-        self._tensors: dict[str, Any] = {}
+        self.tensors: dict[str, Any] = {}
         for path in paths:
             try:
                 state = self._torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except Exception as error:  # What torch raises has no common base.
                 raise ValueError(f"{path}: torch finds no weights in it ({error})") from error
             # Trainers put the state dict beside their own state.
-            while isinstance(state.get("state_dict", state.get("model")), dict):
-                state = state.get("state_dict", state.get("model"))
-            self._tensors |= {k: v for k, v in state.items() if self._torch.is_tensor(v)}
-        self.specs = {name: self._spec(value) for name, value in self._tensors.items()}
+            while isinstance(state, dict):
+                inner = state.get("state_dict", state.get("model"))
+                if not isinstance(inner, dict):
+                    break
+                state = inner
+            if not isinstance(state, dict):
+                raise ValueError(f"{path}: torch finds no weights in it, but a {type(state)}")
+            self.tensors |= {k: v for k, v in state.items() if self._torch.is_tensor(v)}
+        self.specs = {name: self._spec(value) for name, value in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        value = self._tensors[name].contiguous()
+        value = self.tensors[name].contiguous()
         if value.dtype == self._torch.bfloat16:
             return value.view(self._torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
         return value.numpy().copy()

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mm1_jax.files import read_json_object
+
 INDEX = "model.safetensors.index.json"
 # The largest header that the library `safetensors` reads.
 MAX_HEADER_BYTES = 100_000_000
@@ -73,11 +75,11 @@ class TensorFile(Tensors):
                 raise ValueError(f"{path}: no safetensors file, or one that ends in its header")
             try:
                 header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: its header cannot be read ({error})") from None
         if not isinstance(header, dict):
             raise ValueError(f"{path}: its header is no JSON object")
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        header.pop("__metadata__", None)
         for name, entry in header.items():
             spec, start, end = _entry(path, name, entry)
             if 8 + length + end > size:
@@ -118,7 +120,7 @@ class TensorFolder(Tensors):
             if len(indices) > 1:
                 raise ValueError(f"{path}: several indices, {', '.join(p.name for p in indices)}")
             if indices:
-                index = json.loads(indices[0].read_text())["weight_map"]
+                index = _weight_map(indices[0])
                 paths = [path / name for name in sorted(set(index.values()))]
             elif whole.is_file():
                 paths = [whole]
@@ -142,9 +144,23 @@ class TensorFolder(Tensors):
                 "checkpoint, or was not fetched whole"
             )
         self.specs = {name: file.specs[name] for name, file in self._files.items()}
+        self.paths = paths
 
     def read(self, name: str) -> np.ndarray:
         return self._files[name].read(name)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor -> the shard that holds it, of an index."""
+    found = read_json_object(path).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path}: weight_map={found!r}: expected the file of every tensor")
+    for name, file in found.items():
+        if not isinstance(file, str) or file in ("", "..") or "/" in file or "\0" in file:
+            raise ValueError(
+                f"{path}: weight_map has {file!r} for {name}: expected the name of a file beside it"
+            )
+    return found
 
 
 class TensorWriter:
@@ -180,9 +196,10 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     try:
         dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
         start, end = map(int, entry["data_offsets"])
-    except (KeyError, TypeError, ValueError):
+        is_known = dtype in DTYPES
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{path}: the header's entry of {name} is damaged: {entry!r}") from None
-    if dtype not in DTYPES:
+    if not is_known:
         raise ValueError(f"{path}: {name} is of type {dtype}; known are {', '.join(DTYPES)}")
     spec = TensorSpec(shape, DTYPES[dtype])
     if min((0, *shape)) < 0 or start < 0 or end - start != spec.num_bytes:

@@ -1,12 +1,21 @@
 """Tokenizers in and out: files of a foreign folder, the image token added, and files for one."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.data.hf_tokenizer import CONFIG_FILE, HFTokenizer, load_tokenizer, special_tokens
+from mm1_jax.data.hf_tokenizer import (
+    CONFIG_FILE,
+    TOKEN_FILES,
+    HFTokenizer,
+    load_tokenizer,
+    load_tokenizer_text,
+    special_tokens,
+)
 from mm1_jax.data.tokenizer import IMAGE_PIECE, Tokenizer, tokenizer_path
+from mm1_jax.files import read_json_object
 from mm1_jax.interop.exporter import HF_MODEL, TOKENIZER_CODE, Vocabulary
 from mm1_jax.weights_folder import StoredParams
 
@@ -19,45 +28,206 @@ class ImportedTokenizer(NamedTuple):
     Attributes:
         files: Name -> content, for the folder of weights.
         cfg: The tokenizer, read from the folder that it came from.
+        notes: What users should know of the choice.
     """
 
     files: dict[str, bytes]
     cfg: InstantiableConfig
+    notes: tuple[str, ...] = ()
 
 
-def import_tokenizer(source: Path, num_rows: int) -> ImportedTokenizer | None:
+class Claim(NamedTuple):
+    """A token that a file of a checkpoint has, by its id; None where only the id is named."""
+
+    file: str
+    token: str | None
+    id: int
+
+
+def import_tokenizer(
+    source: Path, num_rows: int, image_token: int | None = None
+) -> ImportedTokenizer | None:
     """The tokenizer in a folder; None without one.
+
+    Where there are both, a tokenizer.model is taken unless tokenizer.json, which transformers
+    reads, has other tokens.
 
     Args:
         source: A folder, or one of the files.
         num_rows: Rows of the decoder's embedding.
+        image_token: The id that the model has for images; None where it has none.
 
     Raises:
-        ValueError: It cannot be read, or has no token that ends a text.
+        ValueError: It cannot be read, has no token that ends a text, lacks tokens that other files
+            have, or its image token would take the row of another token.
     """
     folder = source if source.is_dir() else source.parent
-    names = [SENTENCEPIECE, JSON] if source.is_dir() else [source.name]
-    name = next((name for name in names if (folder / name).is_file()), None)
-    if name is None:
+    files = (SENTENCEPIECE, JSON) if source.is_dir() else (source.name,)
+    paths = [folder / name for name in files if (folder / name).is_file()]
+    if not paths:
         return None
-    path = folder / name
+    claims, notes = _claims(folder), []
+    path = paths[0]
+    if len(paths) == 2 and (reason := _why_not(path, claims)) is not None:
+        notes.append(f"{JSON} is used: {reason}")
+        path = paths[1]
+    tokenizer: Any
     if path.suffix == ".model":
         cfg = Tokenizer.default_config().set(model_path=str(path))
-        cfg.instantiate()
-        return ImportedTokenizer({SENTENCEPIECE: path.read_bytes()}, cfg)
-    cfg = HFTokenizer.default_config().set(model_path=str(path), min_vocab_size=num_rows)
-    tokenizer: Any = cfg.instantiate()
-    files = {
-        JSON: with_image_token(path, tokenizer.image_token),
-        CONFIG_FILE: _json(special_tokens(path)),
+        tokenizer = cfg.instantiate()
+        piece = tokenizer.sentencepiece.piece_to_id
+        read = ImportedTokenizer({SENTENCEPIECE: path.read_bytes()}, cfg)
+        lost = _lost(tokenizer, claims)
+    else:
+        cfg = HFTokenizer.default_config().set(model_path=str(path), min_vocab_size=num_rows)
+        tokenizer, library = cfg.instantiate(), load_tokenizer(path)
+        piece = library.token_to_id
+        special = special_tokens(path, library)._asdict()
+        beside = {f"{k}_token": v for k, v in special.items() if k != "file" and v is not None}
+        json_file = with_image_token(path, tokenizer.image_token)
+        read = ImportedTokenizer({JSON: json_file, CONFIG_FILE: _json(beside)}, cfg)
+        lost = [c for c in claims if c.token is not None and piece(c.token) != c.id]
+        lost = [c for c in lost if (c.token, c.id) != (IMAGE_PIECE, tokenizer.image_token)]
+    if lost and source.is_dir():
+        raise ValueError(
+            f"{folder / lost[0].file}: has {lost[0].token!r} by id {lost[0].id}, and {path.name} "
+            f"has not. Write one {JSON} with all tokens (transformers' AutoTokenizer reads them, "
+            "and save_pretrained writes it), or choose a file by --tokenizer"
+        )
+    if lost:
+        notes.append(f"{path.name} lacks {len(lost)} tokens, such as {lost[0].token!r}")
+    _raise_if_taken(tokenizer.image_token, path, claims, image_token)
+    if tokenizer.image_token < num_rows and image_token is None:
+        notes.append(
+            f"the image token takes row {tokenizer.image_token} of {num_rows} of the embedding, "
+            "which no token of the source has"
+        )
+    return read._replace(notes=(*notes, *_other_ends(folder, tokenizer.eos, piece)))
+
+
+def _why_not(path: Path, claims: Sequence[Claim]) -> str | None:
+    """Why a tokenizer.model is not taken where there is a tokenizer.json; None where it is."""
+    try:
+        tokenizer = Tokenizer.default_config().set(model_path=str(path)).instantiate()
+    except ValueError as error:
+        return str(error)
+    if lost := _lost(tokenizer, claims):
+        return f"{path.name} lacks {len(lost)} of its tokens, such as {lost[0].token!r}"
+    piece = tokenizer.sentencepiece.piece_to_id
+    return next(iter(_other_ends(path.parent, tokenizer.eos, piece, TOKEN_FILES[:2])), None)
+
+
+def _lost(tokenizer: Tokenizer, claims: Sequence[Claim]) -> list[Claim]:
+    """Tokens of other files that a sentencepiece model has not, or by another id."""
+    model = tokenizer.sentencepiece
+    return [
+        claim
+        for claim in claims
+        if claim.token is not None
+        and not (claim.id < model.get_piece_size() and model.id_to_piece(claim.id) == claim.token)
+        and (claim.token, claim.id) != (IMAGE_PIECE, tokenizer.image_token)
+    ]
+
+
+def _claims(folder: Path) -> list[Claim]:
+    """The tokens that the files of a checkpoint have besides the vocabulary, and the ids."""
+    claims = []
+    content = {
+        name: read_json_object(folder / name) if (folder / name).is_file() else {}
+        for name in (JSON, "added_tokens.json", *TOKEN_FILES)
     }
-    return ImportedTokenizer(files, cfg)
+    for token, i in content["added_tokens.json"].items():
+        claims.append(_claim(folder / "added_tokens.json", token, i))
+    path = folder / CONFIG_FILE
+    decoder = content[CONFIG_FILE].get("added_tokens_decoder") or {}
+    for i, token in _mapping(path, "added_tokens_decoder", decoder).items():
+        text = token.get("content") if isinstance(token, dict) else token
+        claims.append(_claim(path, text, int(i) if i.isdecimal() else i))
+    for token in _list(folder / JSON, "added_tokens", content[JSON].get("added_tokens") or []):
+        token = _mapping(folder / JSON, "added_tokens", token)
+        claims.append(_claim(folder / JSON, token.get("content"), token.get("id")))
+    # One claim a token and id, by the first file that makes it.
+    claims = list({(claim.token, claim.id): claim for claim in reversed(claims)}.values())[::-1]
+    for name in ("generation_config.json", "config.json"):
+        given = content[name]
+        inner = given.get("text_config")
+        for each in (given, inner if isinstance(inner, dict) else {}):
+            for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                ids = each.get(field)
+                for i in ids if isinstance(ids, list) else [ids]:
+                    if isinstance(i, int) and not isinstance(i, bool) and i >= 0:
+                        claims.append(Claim(name, None, i))
+    return claims
+
+
+def _claim(path: Path, token: Any, i: Any) -> Claim:
+    if not isinstance(token, str) or isinstance(i, bool) or not isinstance(i, int) or i < 0:
+        raise ValueError(
+            f"{path}: an added token {token!r} by id {i!r}; expected text and a number"
+        )
+    return Claim(path.name, token, i)
+
+
+def _mapping(path: Path, field: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {field} holds {str(value)[:80]!r}; expected an object")
+    return value
+
+
+def _list(path: Path, field: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{path}: {field} is {str(value)[:80]!r}; expected a list")
+    return value
+
+
+def _raise_if_taken(
+    ours: int, path: Path, claims: Sequence[Claim], image_token: int | None
+) -> None:
+    """Raises ValueError where the id of the image token is that of another token."""
+    if image_token is not None and image_token != ours:
+        raise ValueError(
+            f"config.json: image_token_index={image_token}, and the image token of {path} is "
+            f"{ours}; give the tokenizer of this model, or --tokenizer=none"
+        )
+    for claim in claims:
+        if image_token is None and claim.id == ours and claim.token != IMAGE_PIECE:
+            what = f"the token {claim.token!r}" if claim.token else "a special token"
+            raise ValueError(
+                f"{path}: its image token would take id {ours}, which {claim.file} has for {what}; "
+                f"give a {JSON} that has this token by --tokenizer"
+            )
+
+
+def _other_ends(
+    folder: Path,
+    eos: int,
+    token_to_id: Callable[[str], int | None],
+    names: Sequence[str] = TOKEN_FILES,
+) -> list[str]:
+    """Notes on files that say that other tokens end a text."""
+    notes = []
+    for name in names:
+        given = read_json_object(folder / name) if (folder / name).is_file() else {}
+        if name in (CONFIG_FILE, "special_tokens_map.json"):
+            field, value = "eos_token", given.get("eos_token")
+            value = value.get("content") if isinstance(value, dict) else value
+            ids = [token_to_id(value)] if isinstance(value, str) else []
+        else:
+            field, value = "eos_token_id", given.get("eos_token_id")
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+        if ids and eos not in ids:
+            notes.append(f"{name} has {field}={value!r}, and the end of a text is the token {eos}")
+    return notes
 
 
 def with_image_token(path: Path, image_token: int) -> bytes:
-    """A tokenizer.json that has the token "<image>" by this id."""
-    content = json.loads(path.read_text())
-    added = content.setdefault("added_tokens", [])
+    """A tokenizer.json that has the token "<image>" by this id.
+
+    Raises:
+        ValueError: It has the token by another id.
+    """
+    content = read_json_object(path)
+    added = content["added_tokens"] = content.get("added_tokens") or []
     if not any(token["content"] == IMAGE_PIECE for token in added):
         added.append(
             {
@@ -70,7 +240,14 @@ def with_image_token(path: Path, image_token: int) -> bytes:
                 "special": True,
             }
         )
-    return json.dumps(content, ensure_ascii=False).encode()
+    result = json.dumps(content, ensure_ascii=False)
+    found = load_tokenizer_text(result, path).token_to_id(IMAGE_PIECE)
+    if found != image_token:
+        raise ValueError(
+            f"{path}: {IMAGE_PIECE!r} is its token {found}, and the image token has to be "
+            f"{image_token}; make it a special token, or rename it"
+        )
+    return result.encode()
 
 
 def export_tokenizer(tokenizer: Tokenizer) -> Vocabulary:

@@ -7,6 +7,7 @@ class token passes, nor projections, pooling heads and text towers.
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from mm1_jax.interop.fields import MOST_LAYERS, Fields, ForeignClass
 from mm1_jax.interop.mapping import Entry, Slice, Table, joined, prefix_of, stack_layers
 from mm1_jax.interop.tensor_files import TensorSpec
 from mm1_jax.layers.attention import head_sizes
@@ -21,82 +22,262 @@ ACTIVATIONS = {
     "gelu": Activation.GELU,
     "gelu_pytorch_tanh": Activation.GELU_TANH,
 }
-_HALF = (0.5, 0.5, 0.5)
+# torch's names for the two ways to compute a GELU, which open_clip hands on.
+_APPROXIMATE = {"none": Activation.GELU, "tanh": Activation.GELU_TANH}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5)
+
+_TOWER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+}
+# Old configs have fields of text towers in those of images.
+_NEUTRAL = ("attention_dropout", "dropout", "projection_dim", "tie_word_embeddings", "vocab_size")
+CLIP_VISION = ForeignClass(
+    "CLIPVisionConfig",
+    {**_TOWER, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    _NEUTRAL,
+)
+SIGLIP_VISION = ForeignClass(
+    "SiglipVisionConfig",
+    {**_TOWER, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    (*_NEUTRAL, "vision_use_head"),
+)
+# Of a model with a text tower, which is kept aside.
+_PAIR = ("text_config", "projection_dim", "logit_scale_init_value", "tie_word_embeddings")
+CLIP = ForeignClass(
+    "CLIPConfig",
+    {"vision_config": None, "vision_config_dict": None},
+    (*_PAIR, "text_config_dict"),
+)
+SIGLIP = ForeignClass("SiglipConfig", {"vision_config": None}, _PAIR)
+# How the processor beside a tower prepares pixels, where it does not do what its class does.
+_PROCESSOR = {"rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True}
+CLIP_PROCESSOR = ForeignClass(
+    "CLIPImageProcessor", {**_PROCESSOR, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+)
+SIGLIP_PROCESSOR = ForeignClass(
+    "SiglipImageProcessor", {**_PROCESSOR, "image_mean": _HALF, "image_std": _HALF}
+)
+
+OPEN_CLIP_VISION = ForeignClass(
+    "CLIPVisionCfg",
+    {
+        "layers": 12,
+        "width": 768,
+        "head_width": 64,
+        "mlp_ratio": 4.0,
+        "patch_size": 16,
+        "image_size": 224,
+        "ls_init_value": None,
+        "attentional_pool": False,
+        "no_ln_pre": False,
+        "pos_embed_type": "learnable",
+        "final_ln_after_pool": False,
+        "pool_type": "tok",
+        "act_kwargs": None,
+        "norm_kwargs": None,
+        "block_type": None,
+        "qk_norm": False,
+        "scaled_cosine_attn": False,
+        "scale_heads": False,
+        "scale_attn_inner": False,
+        "scale_attn": False,
+        "scale_fc": False,
+        "timm_model_name": None,
+    },
+    # Patches are dropped in training only; the others are of poolers and of timm's towers.
+    (
+        *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens"),
+        *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop"),
+        "timm_drop_path",
+    ),
+)
+OPEN_CLIP_MODEL = ForeignClass(
+    "CLIP",
+    {"vision_cfg": None, "quick_gelu": False},
+    # Of the text tower, the projections and the loss.
+    (
+        *("embed_dim", "text_cfg", "multimodal_cfg", "custom_text", "init_logit_scale"),
+        *("init_logit_bias", "nonscalar_logit_scale", "cast_dtype", "output_dict", "pad_id"),
+    ),
+)
+OPEN_CLIP_PREPROCESS = ForeignClass(
+    "PreprocessCfg",
+    {"mean": CLIP_MEAN, "std": CLIP_STD, "mode": "RGB"},
+    ("size", "interpolation", "resize_mode", "fill_color"),
+)
+OPEN_CLIP = ForeignClass("open_clip", {"model_cfg": None, "preprocess_cfg": None})
+_OPEN_CLIP_NORM = ForeignClass("LayerNorm", {"eps": 1e-5, "elementwise_affine": True, "bias": True})
+_OPEN_CLIP_GELU = ForeignClass("GELU", {"approximate": "none"})
+_QUICK_GELU = ForeignClass("QuickGELU", {})
 
 
-def hf_clip_config(hf: Mapping[str, Any]) -> VisionEncoder.Config:
+def hf_clip_config(hf: Fields) -> VisionEncoder.Config:
     """Of the `vision_config` of a CLIP, or the `config.json` of a CLIPVisionModel."""
     cfg = _clip(
-        image_size=hf.get("image_size", 224),
-        patch_size=hf.get("patch_size", 32),
-        width=hf.get("hidden_size", 768),
-        num_layers=hf.get("num_hidden_layers", 12),
-        num_heads=hf.get("num_attention_heads", 12),
-        hidden_dim=hf.get("intermediate_size", 3072),
-        activation=_activation(hf.get("hidden_act", "quick_gelu")),
+        **_hf_sizes(hf),
+        num_layers=hf.integer("num_hidden_layers", most=MOST_LAYERS),
+        hidden_dim=hf.integer("intermediate_size"),
+        activation=hf.one_of("hidden_act", ACTIVATIONS),
+        eps=hf.number("layer_norm_eps"),
     )
-    _set_eps(cfg, hf.get("layer_norm_eps", 1e-5))
+    _raise_if_no_multiple(hf)
     return cfg
 
 
-def open_clip_config(model: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Any:
-    """Of an `open_clip_config.json`: its `model_cfg` and `preprocess_cfg`."""
-    vision = model["vision_cfg"]
-    if "timm_model_name" in vision:
-        raise ValueError(
-            f"open_clip_config.json: the tower is timm's {vision['timm_model_name']}; only "
-            "open_clip's own VisionTransformer is known"
+def _hf_sizes(hf: Fields) -> dict[str, int]:
+    """Sizes that are named alike in the two towers of Hugging Face."""
+    sizes = {
+        "image_size": hf.side("image_size"),
+        "patch_size": hf.side("patch_size"),
+        "width": hf.integer("hidden_size"),
+        "num_heads": hf.integer("num_attention_heads"),
+    }
+    if sizes["width"] % sizes["num_heads"]:
+        hf.refuse("hidden_size", f"expected a multiple of num_attention_heads={sizes['num_heads']}")
+    if sizes["image_size"] < sizes["patch_size"]:
+        hf.refuse("image_size", f"expected at least patch_size={sizes['patch_size']}")
+    return sizes
+
+
+def _raise_if_no_multiple(fields: Fields, name: str = "image_size") -> None:
+    patch_size = fields.side("patch_size")
+    if fields.side(name) % patch_size:
+        fields.refuse(name, f"expected a multiple of patch_size={patch_size}")
+
+
+def clip_pair_section(hf: Fields) -> Fields:
+    """The fields of the tower in the `config.json` of a CLIP."""
+    # transformers lets this old field, where it is there, hide all of the other one.
+    name = "vision_config_dict" if hf.value("vision_config_dict") is not None else "vision_config"
+    hf.value("vision_config")
+    return hf.section(name, CLIP_VISION)
+
+
+def set_pixels(cfg: VisionEncoder.Config, processor: Fields) -> None:
+    """Takes mean and standard deviation of colours from the `preprocessor_config.json`."""
+    for name in ("do_rescale", "do_normalize"):
+        if not processor.flag(name):
+            processor.refuse(name, "only true is supported")
+    if abs(255 * processor.number("rescale_factor") - 1) > 1e-6:
+        processor.refuse("rescale_factor", "only 1/255 is supported")
+    cfg.pixel_mean = _colours(processor, "image_mean")
+    cfg.pixel_std = _colours(processor, "image_std", above=0.0)
+
+
+def _colours(fields: Fields, name: str, above: float = -1e38) -> tuple[float, float, float]:
+    values = fields.value(name)
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        fields.refuse(name, "expected a number for each of three colours")
+    red, green, blue = (fields.item(name, i).number(name, above=above) for i in range(3))
+    return red, green, blue
+
+
+def open_clip_config(hf: Fields) -> VisionEncoder.Config:
+    """Of an `open_clip_config.json`."""
+    model = hf.section("model_cfg", OPEN_CLIP_MODEL)
+    vision = model.section("vision_cfg", OPEN_CLIP_VISION)
+    if vision.has("timm_model_name"):
+        vision.refuse(
+            "timm_model_name",
+            "the tower is timm's; only open_clip's own VisionTransformer is known",
         )
-    width = vision["width"]
-    # The default of open_clip, unless the whole model has QuickGELU.
-    activation = Activation.QUICK_GELU if model.get("quick_gelu") else Activation.GELU
+    if isinstance(vision.value("layers"), list):
+        vision.refuse("layers", "a list is a ResNet; only open_clip's VisionTransformer is known")
+    # Positions of both kinds are a tensor of the checkpoint.
+    vision.one_of("pos_embed_type", {"learnable": None, "sin_cos_2d": None})
+    pool = vision.one_of("pool_type", {"tok": "tok", "avg": "avg"})
+    if pool == "avg" and not vision.flag("final_ln_after_pool"):
+        vision.refuse("pool_type", "patches pass the last norm here, unless final_ln_after_pool")
+    vision.flag("final_ln_after_pool")
+    quick_gelu = model.flag("quick_gelu")
+    activation_class = _QUICK_GELU if quick_gelu else _OPEN_CLIP_GELU
+    activation = vision.section("act_kwargs", activation_class)
+    width, head_width = vision.integer("width"), vision.integer("head_width")
+    if width % head_width:
+        vision.refuse("head_width", f"expected a divisor of width={width}")
+    hidden_dim = int(width * vision.number("mlp_ratio"))
+    if not 1 <= hidden_dim < 2**31:
+        vision.refuse("mlp_ratio", f"a feed-forward layer of {hidden_dim} is none")
+    norm = vision.section("norm_kwargs", _OPEN_CLIP_NORM)
     cfg = _clip(
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
+        image_size=vision.side("image_size"),
+        patch_size=vision.side("patch_size"),
         width=width,
-        num_layers=vision["layers"],
-        num_heads=width // vision.get("head_width", 64),
-        hidden_dim=int(width * vision.get("mlp_ratio", 4.0)),
-        activation=activation,
+        num_layers=vision.integer("layers", most=MOST_LAYERS),
+        num_heads=width // head_width,
+        hidden_dim=hidden_dim,
+        activation=Activation.QUICK_GELU
+        if quick_gelu
+        else activation.one_of("approximate", _APPROXIMATE),
+        eps=norm.number("eps"),
     )
-    for name in ("mean", "std"):
-        if name in preprocess:
-            cfg.set(**{f"pixel_{name}": tuple(preprocess[name])})
+    _raise_if_no_multiple(vision)
+    if vision.flag("no_ln_pre"):
+        cfg.pre_norm = None
+    preprocess = hf.section("preprocess_cfg", OPEN_CLIP_PREPROCESS)
+    cfg.pixel_mean = _colours(preprocess, "mean")
+    cfg.pixel_std = _colours(preprocess, "std", above=0.0)
     return cfg
 
 
-def siglip_config(hf: Mapping[str, Any]) -> VisionEncoder.Config:
+def siglip_config(hf: Fields) -> VisionEncoder.Config:
     """Of the `vision_config` of a SigLIP: no class token, a final norm, colours around a half."""
-    patch_size = hf.get("patch_size", 16)
-    # Its patches leave out what is beyond a multiple of their size.
-    image_size = hf.get("image_size", 224) // patch_size * patch_size
+    sizes = _hf_sizes(hf)
+    patch_size = sizes["patch_size"]
     cfg = VisionEncoder.default_config().set(
-        image_size=image_size,
+        # Its patches leave out what is beyond a multiple of their size.
+        image_size=sizes["image_size"] // patch_size * patch_size,
         patch_size=patch_size,
-        model_dim=hf.get("hidden_size", 768),
-        num_layers=hf.get("num_hidden_layers", 12),
-        num_heads=hf.get("num_attention_heads", 12),
-        hidden_dim=hf.get("intermediate_size", 3072),
+        model_dim=sizes["width"],
+        num_layers=hf.integer("num_hidden_layers", most=MOST_LAYERS),
+        num_heads=sizes["num_heads"],
+        hidden_dim=hf.integer("intermediate_size"),
         pixel_mean=_HALF,
         pixel_std=_HALF,
         final_norm=LayerNorm.default_config(),
     )
     cfg.patch_embedding.bias = True
-    cfg.stack.layer.feed_forward.activation = _activation(hf.get("hidden_act", "gelu_pytorch_tanh"))
-    _set_eps(cfg, hf.get("layer_norm_eps", 1e-6))
+    cfg.stack.layer.feed_forward.activation = hf.one_of("hidden_act", ACTIVATIONS)
+    _set_eps(cfg, hf.number("layer_norm_eps"))
     return cfg
 
 
-def aim_config(
-    *, image_size: int, patch_size: int, embed_dim: int, num_blocks: int, num_heads: int
-) -> VisionEncoder.Config:
+# The arguments of AIM's constructor; the tensors tell those without default.
+AIM = ForeignClass(
+    "AIM",
+    {
+        "img_size": 224,
+        "patch_size": 14,
+        "embed_dim": None,
+        "num_blocks": None,
+        "num_heads": None,
+        "num_channels": 3,
+        "mlp_ratio": 4,
+        "use_bias": False,
+        "post_trunk_norm": True,
+    },
+    ("probe_layers", "num_classes", "ffn_dropout_rate"),
+)
+
+
+def aim_config(hf: Fields) -> VisionEncoder.Config:
     """Of an AIM by the arguments of its constructor (apple/ml-aim)."""
+    embed_dim, num_heads = hf.integer("embed_dim"), hf.integer("num_heads")
+    if embed_dim % num_heads:
+        hf.refuse("num_heads", f"expected a divisor of the embed_dim {embed_dim}")
     cfg = VisionEncoder.default_config().set(
-        image_size=image_size,
-        patch_size=patch_size,
+        image_size=hf.side("img_size"),
+        patch_size=hf.side("patch_size"),
         model_dim=embed_dim,
-        num_layers=num_blocks,
+        num_layers=hf.integer("num_blocks", most=MOST_LAYERS),
         num_heads=num_heads,
         hidden_dim=4 * embed_dim,
         pixel_mean=IMAGENET_MEAN,
@@ -104,6 +285,7 @@ def aim_config(
         patch_norm=LayerNorm.default_config(),
         positions=SinCosPositions.default_config(),
     )
+    _raise_if_no_multiple(hf, "img_size")
     cfg.patch_embedding.bias = True
     cfg.stack.layer.attention.bias = False
     cfg.stack.layer.feed_forward.up.bias = False
@@ -144,7 +326,7 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
     ]
     if cfg.class_token is not None:
         ignored.append(_name(f"{root}post_layernorm.") + ".*")
-    return Table({ENCODER: cfg}, entries, ignored)
+    return Table({ENCODER: cfg}, entries, ignored, prefix=parent)
 
 
 def hf_export(
@@ -247,7 +429,8 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
         class_token=f"{root}class_embedding",
         positions=f"{root}positional_embedding",
     )
-    entries += _norm(encoder, f"{root}ln_pre", "pre_norm", D)
+    if cfg.pre_norm is not None:
+        entries += _norm(encoder, f"{root}ln_pre", "pre_norm", D)
     for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
         name = f"{root}transformer.resblocks.{i}"
         entries += _norm(layer, f"{name}.ln_1", "attention_norm", D)
@@ -290,6 +473,7 @@ def _clip(
     num_heads: int,
     hidden_dim: int,
     activation: Activation,
+    eps: float,
 ) -> VisionEncoder.Config:
     cfg = VisionEncoder.default_config().set(
         image_size=image_size,
@@ -303,7 +487,7 @@ def _clip(
         final_norm=None,
     )
     cfg.stack.layer.feed_forward.activation = activation
-    _set_eps(cfg, 1e-5)
+    _set_eps(cfg, eps)
     return cfg
 
 
@@ -311,14 +495,6 @@ def _set_eps(cfg: VisionEncoder.Config, eps: float) -> None:
     for norm in (cfg.pre_norm, cfg.final_norm, cfg.stack.layer.norm):
         if norm is not None:
             norm.eps = eps
-
-
-def _activation(name: str) -> Activation:
-    if name not in ACTIVATIONS:
-        raise ValueError(
-            f"config.json: hidden_act={name!r} of the tower; known are {', '.join(ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name]
 
 
 def _embeddings(

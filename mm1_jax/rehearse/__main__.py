@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.files import write_whole
+from mm1_jax.flags import number, whole
 from mm1_jax.launch import USER_ERROR, split_overrides
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
@@ -122,13 +123,18 @@ def _parser() -> argparse.ArgumentParser:
         "N",
         "images in a row, averaged over all rows, which the model FLOPs count (default: by "
         "stream: rows of captions are full, interleaved rows have 10, text has none)",
-        type=float,
+        type=number(),
     )
-    add("--model_flops", "N", "of a step, of the program of --hlo, for its MFU", type=float)
+    add(
+        "--model_flops",
+        "N",
+        "of a step, of the program of --hlo, for its MFU",
+        type=number(exclusive=True),
+    )
     parser.add_argument(
         "--all", action="store_true", help="every config on every topology, each in a process"
     )
-    add("--jobs", "N", "of --all, so many at a time (default: 1)", type=int, default=1)
+    add("--jobs", "N", "of --all, so many at a time (default: 1)", type=whole(), default=1)
     add("--configs", "A,B", "those of --all (default: all named configs)")
     add(
         "--topologies",

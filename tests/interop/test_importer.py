@@ -7,14 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from foreign_models import MODELS, assert_goes_back, save
+from foreign_models import MODELS, TEXT, assert_goes_back, save
 from parity import assert_equal, randomise
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from torch_modules import AimTrunk
+from transformers import MistralConfig, MistralForCausalLM
 
+from mm1_jax.interop import compare
 from mm1_jax.interop.aside import Aside
-from mm1_jax.interop.compare import compare_tower, pixel_values, random_images, with_params
+from mm1_jax.interop.compare import (
+    FolderModel,
+    compare_tower,
+    pixel_values,
+    random_images,
+    with_params,
+)
 from mm1_jax.interop.exporter import export_plain, parts_of_weights, plain
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
@@ -78,7 +86,7 @@ def test_a_tower_of_open_clip_has_the_features_of_the_same_tower_in_transformers
     stored = StoredParams(tmp_path / "ours")
     cfg = parts_of_weights(stored)["vision_encoder"]
     params = {path.partition("/")[2]: stored.read(path) for path in stored.shapes}
-    assert compare_tower(cfg, params, tmp_path / "hf").is_good
+    assert compare_tower(cfg, params, FolderModel(tmp_path / "hf")).is_good
     assert_goes_back(folder, tmp_path / "ours", tmp_path / "again")
     # And as a tower of transformers, with the norm of its class token.
     aside = Aside(tmp_path / "ours")
@@ -226,6 +234,93 @@ def test_pickles_are_refused_unless_they_are_allowed(tmp_path):
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours", allow_pickle=True)
     assert imported.comparison.is_good
+
+
+def rename(folder, change):
+    """Changes the names of the tensors in the one file of a checkpoint."""
+    damage(folder, lambda t: [t.update({change(name): t.pop(name)}) for name in list(t)])
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model."])
+def test_tensors_behind_a_prefix_are_compared_without_it(prefix, tmp_path):
+    save("llama", tmp_path / "hf")
+    rename(tmp_path / "hf", lambda name: prefix + name)
+    imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert imported.comparison.is_good and repr(prefix) in " ".join(imported.notes)
+    assert_goes_back(tmp_path / "hf", tmp_path / "ours", tmp_path / "again")
+
+
+def test_a_wrapper_inside_the_names_is_named(tmp_path):
+    save("llama", tmp_path / "hf")
+    rename(tmp_path / "hf", lambda name: name.replace("self_attn.", "self_attn._orig_mod."))
+    with pytest.raises(ValueError, match="have _orig_mod inside their names"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+
+
+def test_nothing_is_compared_with_weights_that_transformers_draws(tmp_path, monkeypatch):
+    save("llama", tmp_path / "hf")
+    read = compare.torch_tensors
+    monkeypatch.setattr(
+        compare, "torch_tensors", lambda t: ((n, v) for n, v in read(t) if n != KEY)
+    )
+    imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert imported.comparison is None
+    assert imported.not_compared == f"transformers misses 1 of its tensors, such as {KEY}"
+
+
+def test_shards_without_an_index_and_a_single_file_are_compared_as_well(tmp_path):
+    save("llama", tmp_path / "hf", max_shard_size="20KB")
+    (tmp_path / "hf" / "model.safetensors.index.json").unlink()
+    assert import_checkpoint(tmp_path / "hf", tmp_path / "ours").comparison.is_good
+    save("llama", tmp_path / "one")
+    file = tmp_path / "one" / "model.safetensors"
+    assert import_checkpoint(file, tmp_path / "of_file").comparison.is_good
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../x"}}', "[" * 10**5]
+)
+def test_an_index_that_is_none_is_named(content, tmp_path):
+    save("llama", tmp_path / "hf", max_shard_size="40KB")
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(index))):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+
+
+def test_two_output_layers_of_a_tied_decoder_must_be_the_same(tmp_path):
+    save("llama 3.2", tmp_path / "hf")
+    head, table = "lm_head.weight", "model.embed_tokens.weight"
+    damage(tmp_path / "hf", lambda t: t.update({head: t[table].copy()}))
+    assert import_checkpoint(tmp_path / "hf", tmp_path / "ours").comparison.is_good
+    damage(tmp_path / "hf", lambda t: t.update({head: 2 * t[table]}))
+    with pytest.raises(ValueError, match="lm_head.weight and model.embed_tokens.weight differ"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "again")
+
+
+def test_a_window_shorter_than_the_compared_rows_is_told_and_compared_within(tmp_path):
+    model = MistralForCausalLM(MistralConfig(**TEXT, sliding_window=8))
+    randomise(model).save_pretrained(tmp_path / "hf")
+    imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+    assert imported.comparison.is_good and "last 8 positions" in imported.notes[0]
+
+
+def test_sizes_that_a_config_leaves_out_are_told_where_the_tensors_do_not_fit(tmp_path):
+    save("llama", tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    del config["num_attention_heads"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="leaves out num_attention_heads=32 .*defaults"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+
+
+def test_a_decoder_of_another_depth_than_its_config_says_is_named(tmp_path):
+    save("llama", tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 5}))
+    with pytest.raises(ValueError, match="num_hidden_layers=5: .* tensors of 4 layers"):
+        import_checkpoint(tmp_path / "hf", tmp_path / "ours")
 
 
 def test_without_torch_it_says_that_nothing_was_compared(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import tokenizers
 import transformers
 from foreign_models import save
@@ -76,3 +77,115 @@ def test_the_rows_of_a_decoder_are_kept_where_they_are_more_than_ids(tmp_path):
     assert isinstance(tokenizer, HFTokenizer) and tokenizer.vocab_size == 1000
     content = json.loads(imported.files["tokenizer.json"])
     assert content["added_tokens"][-1]["id"] == tokenizer.image_token
+
+
+CONFIG = {"model_type": "llama", "vocab_size": 302}
+
+
+def write(folder, **files):
+    """JSON files by their names without ".json"."""
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A folder with a tokenizer.model, and a tokenizer.json of the same pieces and no more."""
+    (tmp_path / "tokenizer.model").write_bytes(SHIPPED_MODEL.read_bytes())
+    pieces = Tokenizer.default_config().instantiate().sentencepiece
+    vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    library.add_special_tokens(["<pad>", "<s>", "</s>", "<image>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, tokenizer_config={"eos_token": "</s>"})
+    return tmp_path
+
+
+def test_a_sentencepiece_model_is_taken_where_tokenizer_json_has_no_more(both):
+    imported = import_tokenizer(both, num_rows=0)
+    assert list(imported.files) == ["tokenizer.model"] and not imported.notes
+
+
+def test_tokenizer_json_is_taken_where_it_has_tokens_that_the_model_lacks(both):
+    library = tokenizers.Tokenizer.from_file(str(both / "tokenizer.json"))
+    library.add_special_tokens(["<|im_end|>"])
+    library.save(str(both / "tokenizer.json"))
+    write(both, tokenizer_config={"eos_token": "<|im_end|>"})
+    imported = import_tokenizer(both, num_rows=0)
+    assert "tokenizer.json" in imported.files
+    assert "lacks 1 of its tokens, such as '<|im_end|>'" in imported.notes[0]
+    tokenizer = imported.cfg.instantiate()
+    assert tokenizer.eos == library.token_to_id("<|im_end|>") != tokenizer.image_token
+    # By itself, the model cannot be taken for such a checkpoint.
+    (both / "tokenizer.json").unlink()
+    write(both, added_tokens={"<|im_end|>": tokenizer.eos}, tokenizer_config={})
+    with pytest.raises(ValueError, match=r"added_tokens.json: has '<\|im_end\|>' by id"):
+        import_tokenizer(both, num_rows=0)
+
+
+def test_a_model_that_is_not_of_sentencepiece_gives_way_to_tokenizer_json(both):
+    (both / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    imported = import_tokenizer(both, num_rows=0)
+    assert "tokenizer.json" in imported.files and "not a sentencepiece model" in imported.notes[0]
+
+
+def test_the_image_token_takes_no_row_of_another_token(tmp_path):
+    library = write_json_tokenizer(tmp_path)
+    first = library.get_vocab_size()
+    for name, content in (
+        ("added_tokens", {"<|im_start|>": first}),
+        ("tokenizer_config", {"added_tokens_decoder": {str(first): {"content": "<|im_start|>"}}}),
+        ("generation_config", {"eos_token_id": [2, first]}),
+        ("config", {**CONFIG, "pad_token_id": first}),
+    ):
+        write(tmp_path, **{name: content})
+        if name == "tokenizer_config":
+            write(tmp_path, tokenizer_config={"eos_token": "<|end|>", **content})
+        with pytest.raises(ValueError, match=f"{name}.json"):
+            import_tokenizer(tmp_path, num_rows=first + 8)
+        (tmp_path / f"{name}.json").unlink()
+        write(tmp_path, tokenizer_config={"eos_token": "<|end|>"})
+    imported = import_tokenizer(tmp_path, num_rows=first + 8)
+    assert f"takes row {first} of {first + 8}" in imported.notes[0]
+    with pytest.raises(ValueError, match="image_token_index=7, and the image token of"):
+        import_tokenizer(tmp_path, num_rows=first + 8, image_token=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config", {"eos_token": "<|end|>", "bos_token": "<|end|>"}),
+        ("special_tokens_map", {"eos_token": {"content": "<|end|>"}, "bos_token": "<|end|>"}),
+        ("generation_config", {"eos_token_id": ["END", 5], "bos_token_id": "END"}),
+        ("config", {**CONFIG, "eos_token_id": "END", "bos_token_id": "END"}),
+    ],
+)
+def test_the_end_of_a_text_is_read_where_transformers_reads_it(name, content, tmp_path):
+    library = write_json_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="special_tokens_map.json, .* which token ends a text"):
+        import_tokenizer(tmp_path, num_rows=0)
+    end = library.token_to_id("<|end|>")
+    text = json.dumps(content).replace('"END"', str(end))
+    (tmp_path / f"{name}.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    tokenizer = import_tokenizer(tmp_path, num_rows=0).cfg.instantiate()
+    assert tokenizer.eos == tokenizer.bos == end
+
+
+def test_files_that_say_otherwise_are_named(tmp_path):
+    write_json_tokenizer(tmp_path)
+    # An id that is a piece of text is the default of a class, and ends nothing.
+    write(tmp_path, config={**CONFIG, "eos_token_id": 2}, generation_config={"eos_token_id": 2})
+    notes = import_tokenizer(tmp_path, num_rows=0).notes
+    assert [note.split()[0] for note in notes] == ["generation_config.json", "config.json"]
+    write(tmp_path, tokenizer_config={"eos_token": ["<|end|>"]})
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token=\['<\|end\|>'\]"):
+        import_tokenizer(tmp_path, num_rows=0)
+
+
+def test_an_image_piece_that_is_text_is_refused(tmp_path):
+    library = write_json_tokenizer(tmp_path)
+    library.add_tokens(["<image>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="'<image>' is its token"):
+        import_tokenizer(tmp_path, num_rows=0)

@@ -43,6 +43,8 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole(source, tmp_path):
     assert not (tmp_path / left[0] / "weights.json").exists()
     assert main(["import", f"--source={source}", f"--output={output}", "--skip_comparison"]) == 0
     assert (output / "weights.json").exists()
+    # And what the killed one left is gone.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "weights"]
 
 
 def test_it_says_what_was_compared_and_how_long_it_took(source, tmp_path, capsys):

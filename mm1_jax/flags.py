@@ -1,0 +1,45 @@
+"""Types of the numbers on command lines, which say what is expected where one is out of range."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def whole(least: int = 1) -> Callable[[str], int]:
+    """The type of whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {least}")
+        return value
+
+    return parse
+
+
+def number(
+    least: float = 0.0, most: float = math.inf, *, exclusive: bool = False
+) -> Callable[[str], float]:
+    """The type of finite numbers from `least` to `most`.
+
+    Args:
+        exclusive: Leaves out `least` itself.
+    """
+    expected = f"{'above' if exclusive else 'at least'} {least:g}"
+    if math.isfinite(most):
+        expected += f" and at most {most:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        is_above = value > least if exclusive else value >= least
+        if not (is_above and value <= most and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number {expected}")
+        return value
+
+    return parse

@@ -1,0 +1,224 @@
+"""Fields of a foreign config: read by type, with the defaults of the class that wrote them.
+
+A config says less than its model computes: a field that equals the default of its class may be left
+out, and a field that a reader does not know changes the model all the same. So every class is a
+table of defaults, and a field that no reader reads has to be at its default, or to be neutral: of
+training, generation or files.
+"""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+# The largest size of an array, and counts beyond which a table of tensors would fill the memory.
+_MOST = 2**31 - 1
+MOST_LAYERS = 2000
+MOST_EXPERTS = 2048
+
+# Fields of every config of transformers, of version 4 and 5, that change no output of a model that
+# does not train. Parameters of generation were among them.
+_EVERYWHERE = frozenset(
+    (
+        *("_attn_implementation", "_attn_implementation_autoset"),
+        *("_attn_implementation_internal", "_commit_hash", "_experts_implementation_internal"),
+        *("_flash_attn_2_enabled", "_name_or_path", "architectures", "attn_implementation"),
+        *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward"),
+        *("cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty"),
+        *("do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id"),
+        *("experts_implementation", "exponential_decay_length_penalty", "finetuning_task"),
+        *("forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label"),
+        *("initializer_factor", "initializer_range", "is_decoder", "label2id", "length_penalty"),
+        *("max_length", "max_sequence_length", "min_length", "model_max_length", "model_type"),
+        *("name_or_path", "neftune_noise_alpha", "no_repeat_ngram_size", "num_beam_groups"),
+        *("num_beams", "num_labels", "num_return_sequences", "output_attentions"),
+        *("output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type"),
+        *("remove_invalid_values", "repetition_penalty", "return_dict"),
+        *("return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params"),
+        *("temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k"),
+        *("top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p"),
+        *("unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache"),
+    )
+)
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+# And fields of every config that change outputs, with the only values that are supported.
+_FIXED = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "per_layer_config": None,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+
+
+class ForeignClass(NamedTuple):
+    """A config class of others.
+
+    Attributes:
+        name: Its own.
+        defaults: Field -> default, of fields that decide which outputs a model has.
+        neutral: Fields that change no output here.
+    """
+
+    name: str
+    defaults: Mapping[str, Any]
+    neutral: Collection[str] = ()
+
+    def is_neutral(self, name: str) -> bool:
+        return name in self.neutral or name in _EVERYWHERE
+
+
+class Fields:
+    """The fields of a config or of one of its sections; `given` are those that are there.
+
+    Every method that reads a field raises ValueError where its value is not of the type or range,
+    naming file, field and value.
+    """
+
+    def __init__(
+        self,
+        given: Any,
+        klass: ForeignClass,
+        *,
+        file: str = "config.json",
+        path: str = "",
+        strict: bool = True,
+    ):
+        """Nothing is read yet.
+
+        Args:
+            given: The JSON object.
+            path: What precedes the names of fields in errors, as in "text_config.".
+            strict: Whether `close` raises; False for what was read before.
+        """
+        self.file, self.path, self.klass, self._strict = file, path, klass, strict
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{file}: {path.rstrip('.') or 'the file'} is no JSON object")
+        self.given = given
+        self._read: set[str] = set()
+        self._sections: list[Fields] = []
+
+    def gives(self, name: str) -> bool:
+        return name in self.given
+
+    def has(self, name: str) -> bool:
+        """Whether a field is given and not null."""
+        return self.given.get(name) is not None
+
+    def value(self, name: str) -> Any:
+        """A field as it is, or its default."""
+        self._read.add(name)
+        return self.given.get(name, self.klass.defaults.get(name))
+
+    def integer(self, name: str, least: int = 1, most: int = _MOST) -> int:
+        value = self.value(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.refuse(name, f"expected a whole number from {least} to {most}")
+        return value
+
+    def integer_or_none(self, name: str, least: int = 1) -> int | None:
+        return None if self.value(name) is None else self.integer(name, least)
+
+    def number(self, name: str, *, above: float = 0.0) -> float:
+        value = self.value(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # A whole number of hundreds of digits is no float.
+        if not is_number or not above < value < 1e38 or not math.isfinite(value):
+            self.refuse(name, f"expected a number above {above:g}")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.value(name)
+        if not isinstance(value, bool):
+            self.refuse(name, "expected true or false")
+        return value
+
+    def one_of(self, name: str, known: Mapping[str, T]) -> T:
+        value = self.value(name)
+        if not isinstance(value, str) or value not in known:
+            self.refuse(name, f"known are {', '.join(known)}")
+        return known[value]
+
+    def side(self, name: str) -> int:
+        """A field that is one number, or the same one for both sides of a square."""
+        value = self.value(name)
+        if isinstance(value, list | tuple):
+            if len(value) != 2 or value[0] != value[1]:
+                self.refuse(name, "only squares are known")
+            value = value[0]
+        return self._with(name, value).integer(name)
+
+    def item(self, name: str, index: int) -> "Fields":
+        """The same fields with one element of a list in its place."""
+        return self._with(name, self.value(name)[index])
+
+    def section(self, name: str, klass: ForeignClass) -> "Fields":
+        """A field that is an object; none of its fields are given where it is left out."""
+        value = self.value(name)
+        given = {} if value is None else value
+        path = f"{self.path}{name}."
+        child = Fields(given, klass, file=self.file, path=path, strict=self._strict)
+        self._sections.append(child)
+        return child
+
+    def _with(self, name: str, value: Any) -> "Fields":
+        return Fields({name: value}, self.klass, file=self.file, path=self.path)
+
+    def refuse(self, name: str, expected: str) -> NoReturn:
+        """Raises ValueError about the value of a field."""
+        if name in self.given:
+            value = _text(self.given[name])
+        else:
+            default = _text(self.klass.defaults.get(name))
+            value = f"{default} (left out, the default of {self.klass.name})"
+        raise ValueError(f"{self.file}: {self.path}{name}={value}: {expected}")
+
+    def close(self) -> None:
+        """Raises ValueError where a field that nothing has read changes the model."""
+        if not self._strict:
+            return
+        fixed = {**_FIXED, **self.klass.defaults}
+        for name, value in self.given.items():
+            if name in ("dtype", "torch_dtype") and value is not None:
+                if str(value).removeprefix("torch.") not in _DTYPES:
+                    self.refuse(name, f"known are {', '.join(_DTYPES)}")
+            elif name in self._read or self.klass.is_neutral(name):
+                continue
+            elif name in fixed:
+                default = fixed[name]
+                if value != default or isinstance(value, bool) is not isinstance(default, bool):
+                    self.refuse(name, f"only {_text(default)}, the default, is supported")
+            elif value not in (None, False, "", [], {}):
+                self.refuse(
+                    name,
+                    f"{self.klass.name} has no such field, so what it changes is not known; "
+                    "remove it if it changes nothing",
+                )
+        for section in self._sections:
+            section.close()
+
+    def left_out(self) -> list[str]:
+        """The sizes that were read and not given, with their defaults, as errors name them."""
+        mine = [
+            f"{self.path}{name}={_text(self.klass.defaults[name])}"
+            for name in self.klass.defaults
+            if name in self._read
+            and name not in self.given
+            and type(self.klass.defaults[name]) is int
+        ]
+        return [*mine, *(name for section in self._sections for name in section.left_out())]
+
+
+def essential(given: Mapping[str, Any], klass: ForeignClass) -> dict[str, Any]:
+    """The fields of a config that decide outputs."""
+    return {name: value for name, value in given.items() if not klass.is_neutral(name)}
+
+
+def _text(value: Any, most: int = 80) -> str:
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(type(value))
+    return text if len(text) <= most else text[:most] + "..."

@@ -1,0 +1,188 @@
+"""Defaults of config classes as their libraries have them, and fields that are refused by name."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mm1_jax.interop import families, llama, llava, vision
+from mm1_jax.interop.families import Changes, make_parts
+from mm1_jax.interop.fields import _FIXED, Fields, ForeignClass
+from mm1_jax.layers.feed_forward import Activation
+
+OPEN_CLIP = json.loads((Path(__file__).parent / "open_clip_defaults.json").read_text())
+# Names that configs give and that are no fields of a class: older ones, and those of a base class.
+NO_FIELDS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "vision_config_dict"}
+
+
+def default_of(field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+@pytest.mark.parametrize("model_type", [*llama.CLASSES, *families._CLASS_NAMES][5:])
+def test_the_defaults_of_a_class_are_those_of_transformers(model_type):
+    ours, theirs = families._CLASSES[model_type], CONFIG_MAPPING[model_type]
+    assert ours.name == theirs.__name__
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(theirs)}
+    for name, default in defaults.items():
+        if not ours.is_neutral(name):
+            assert {**_FIXED, **ours.defaults}[name] == default, name
+    aliases = set(getattr(theirs, "attribute_map", {}))
+    assert ours.defaults.keys() - defaults.keys() <= NO_FIELDS | aliases
+    if "rope_theta" in ours.defaults:
+        assert ours.defaults["rope_theta"] == theirs.default_theta
+    assert not set(ours.neutral) & set(ours.defaults)
+
+
+def test_a_llava_without_sections_has_the_parts_that_transformers_gives_it():
+    theirs = CONFIG_MAPPING["llava"]()
+    encoder, _, decoder = make_parts({"model_type": "llava"}, Changes()).values()
+    tower, text = theirs.vision_config, theirs.text_config
+    assert (tower.model_type, text.model_type) == ("clip_vision_model", "llama")
+    assert encoder.model_dim == tower.hidden_size and encoder.hidden_dim == tower.intermediate_size
+    # It reads the states before the last layer.
+    assert encoder.num_layers == tower.num_hidden_layers - 1
+    assert (encoder.image_size, encoder.patch_size) == (tower.image_size, tower.patch_size)
+    assert decoder.hidden_dim == text.intermediate_size
+    assert llava.image_token(families.fields_of({"model_type": "llava"})) == theirs.image_token_id
+
+
+@pytest.mark.parametrize(
+    ("ours", "names"),
+    [
+        (vision.OPEN_CLIP_VISION, ["CLIPVisionCfg"]),
+        (vision.OPEN_CLIP_MODEL, ["CLIP", "CustomTextCLIP", "CoCa"]),
+        (vision.OPEN_CLIP_PREPROCESS, ["PreprocessCfg"]),
+    ],
+)
+def test_the_defaults_of_open_clip_are_its_own(ours, names):
+    theirs = {k: v for name in names for k, v in OPEN_CLIP[name].items()}
+    for name, default in theirs.items():
+        if isinstance(default, dict):
+            default = tuple(OPEN_CLIP["constants"].get(default["source"], ()))
+        if not ours.is_neutral(name):
+            assert ours.defaults[name] == default, name
+    assert ours.defaults.keys() <= theirs.keys()
+
+
+LLAMA = {"model_type": "llama"}
+CLIP = {"model_type": "clip_vision_model"}
+
+
+def open_clip(model=(), **vision_cfg):
+    return {
+        "model_type": "open_clip",
+        "model_cfg": {"vision_cfg": vision_cfg, **dict(model)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**LLAMA, "attention_scale": 2}, "attention_scale=2: LlamaConfig has no such field"),
+        ({**LLAMA, "mlp_bias": True}, "mlp_bias=true: only false, the default, is supported"),
+        ({**LLAMA, "quantization_config": {"bits": 4}}, "quantization_config="),
+        ({**LLAMA, "hidden_act": "gelu"}, 'hidden_act="gelu": known are silu'),
+        ({**LLAMA, "hidden_size": 33}, "hidden_size=33: expected a multiple of num_attention"),
+        ({**LLAMA, "num_attention_heads": [4]}, r"num_attention_heads=\[4\]: expected a whole"),
+        ({**LLAMA, "num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: expected"),
+        ({**LLAMA, "rms_norm_eps": float("nan")}, "rms_norm_eps=NaN: expected a number above 0"),
+        ({**LLAMA, "dtype": ["float32"]}, r'dtype=\["float32"\]: known are'),
+        ({**LLAMA, "rope_scaling": {"type": "linear", "factor": 2}}, 'type="linear": known are'),
+        ({**LLAMA, "rope_scaling": [8]}, "rope_scaling is no JSON object"),
+        ({**LLAMA, "rope_theta": 5, "rope_parameters": {"rope_theta": 6}}, "rope_theta=5: rope_"),
+        ({"model_type": "mistral", "attention_bias": True}, "MistralConfig has no such field"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok=9: expected"),
+        ({"model_type": "qwen2", "layer_types": ["linear"]}, "layer_types="),
+        ({**CLIP, "num_channels": 1}, "num_channels=1: only 3, the default, is supported"),
+        ({**CLIP, "image_size": [224, 336]}, r"image_size=\[224, 336\]: only squares"),
+        ({**CLIP, "image_size": 225}, "image_size=225: expected a multiple of patch_size=32"),
+        ({"model_type": "llava", "vision_feature_layer": [-2]}, r"vision_feature_layer=\[-2\]"),
+        ({"model_type": "llava", "vision_feature_layer": 40}, "vision_feature_layer=40"),
+        ({"model_type": "llava", "projector_hidden_act": "relu"}, 'projector_hidden_act="relu"'),
+        ({"model_type": "llava", "text_config": 3}, "text_config.model_type=None"),
+        (
+            {"model_type": "llava", "text_config": {"rope_type": "x"}},
+            'text_config.rope_type="x": LlamaConfig has no such field',
+        ),
+        (open_clip(ls_init_value=1e-4), "ls_init_value=0.0001: only null"),
+        (open_clip(attentional_pool=True), "attentional_pool=true: only false"),
+        (open_clip(pool_type="avg"), 'pool_type="avg"'),
+        (open_clip(timm_model_name="vit_base"), "the tower is timm's"),
+        (open_clip(layers=[3, 4, 6, 3], patch_size=None), "a list is a ResNet"),
+        (open_clip(act_kwargs={"approximate": "yes"}), 'act_kwargs.approximate="yes"'),
+        (open_clip(act_kwargs={"inplace": True}), "act_kwargs.inplace=true: GELU has no such"),
+        (open_clip({"quick_gelu": True}, act_kwargs={"approximate": "tanh"}), "QuickGELU has no"),
+        (open_clip(norm_kwargs={"elementwise_affine": False}), "elementwise_affine=false: only"),
+        (open_clip(patch_size=15), "image_size=224 .* expected a multiple of patch_size=15"),
+        (open_clip(scale_fc=True), "vision_cfg.scale_fc=true: only false"),
+    ],
+)
+def test_a_field_that_ours_has_not_is_named_with_its_value(config, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make_parts(config, Changes())
+    file = "open_clip_config.json" if config["model_type"] == "open_clip" else "config.json"
+    assert str(error.value).startswith(f"{file}: ")
+
+
+def test_open_clip_fields_that_decide_what_is_computed_are_read():
+    config = open_clip(
+        act_kwargs={"approximate": "tanh"},
+        norm_kwargs={"eps": 1e-6},
+        image_size=[28, 28],
+        patch_size=14,
+        patch_dropout=0.5,
+        no_ln_pre=True,
+        pool_type="avg",
+        final_ln_after_pool=True,
+        pos_embed_type="sin_cos_2d",
+    )
+    (cfg,) = make_parts(config, Changes()).values()
+    assert cfg.stack.layer.feed_forward.activation is Activation.GELU_TANH
+    assert (cfg.stack.layer.norm.eps, cfg.image_size, cfg.pre_norm) == (1e-6, 28, None)
+    (cfg,) = make_parts(open_clip({"quick_gelu": True}), Changes()).values()
+    assert cfg.stack.layer.feed_forward.activation is Activation.QUICK_GELU
+    assert cfg.pre_norm.eps == 1e-5 and cfg.image_size == 224
+
+
+def test_colours_come_from_the_processor_beside_a_tower(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CLIP))
+    processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [1, 1, 1], "do_resize": True}
+    for name, content in (
+        ("preprocessor_config.json", processor),
+        ("processor_config.json", {"image_processor": processor}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+        config = families.read_config(tmp_path)
+        (cfg,) = make_parts(config, Changes()).values()
+        assert (cfg.pixel_mean, cfg.pixel_std) == ((0.5, 0.4, 0.3), (1, 1, 1))
+        assert families.source_config(config) == ("config.json", CLIP)
+        (tmp_path / name).unlink()
+    broken = {**processor, "image_std": [0, 1, 1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match=re.escape("preprocessor_config.json: image_std=[0,")):
+        make_parts(families.read_config(tmp_path), Changes())
+
+
+def test_what_was_read_before_is_read_again_without_complaint():
+    config = {**LLAMA, "attention_scale": 2}
+    assert make_parts(config, Changes(), strict=False)["decoder"].num_layers == 32
+
+
+def test_sizes_that_are_left_out_are_told():
+    config = {"model_type": "llama", "hidden_size": 64, "text": None}
+    assert "num_attention_heads=32" in families.left_out(config)
+    assert not any("hidden_size" in name for name in families.left_out(config))
+
+
+def test_a_whole_number_is_no_truth_value_and_no_text():
+    klass = ForeignClass("Class", {"size": 4})
+    for value in (True, "4", 4.0, None, {}, -1):
+        with pytest.raises(ValueError, match="config.json: section.size="):
+            Fields({"size": value}, klass, path="section.").integer("size")
+    assert Fields({}, klass).integer("size") == 4
