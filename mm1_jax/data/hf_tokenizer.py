@@ -208,28 +208,27 @@ class SpecialTokens(NamedTuple):
     pad: str | None
 
 
-def declared_tokens(path: Path, tokenizer: Any) -> list[SpecialTokens]:
-    """What the files beside a tokenizer.json say of its special tokens, those first that count.
+def special_tokens(path: Path, tokenizer: Any) -> SpecialTokens:
+    """What the first file says that knows which token ends a text.
+
+    Without such a file, it is what `CONFIG_FILE` says of the other tokens.
 
     Raises:
         ValueError: A file is damaged, or names a token that the tokenizer has not.
     """
-    found = []
-    for file in TOKEN_FILES:
-        beside = path.with_name(file)
-        content = read_json_object(beside) if beside.is_file() else {}
-        if file == "config.json" and isinstance(inner := content.get("text_config"), dict):
-            content = {**inner, **content}
-        tokens = [_token(beside, content, name, tokenizer) for name in ("bos", "eos", "pad")]
-        found.append(SpecialTokens(file, *tokens))
-    return found
+    first = _declared(path.with_name(CONFIG_FILE), tokenizer)
+    if first.eos is not None:
+        return first
+    others = (_declared(path.with_name(file), tokenizer) for file in TOKEN_FILES[1:])
+    return next((tokens for tokens in others if tokens.eos is not None), first)
 
 
-def special_tokens(path: Path, tokenizer: Any) -> SpecialTokens:
-    """What the first file says that knows which token ends a text; nothing if none does."""
-    declared = declared_tokens(path, tokenizer)
-    nothing = SpecialTokens(CONFIG_FILE, declared[0].bos, None, declared[0].pad)
-    return next((tokens for tokens in declared if tokens.eos is not None), nothing)
+def _declared(path: Path, tokenizer: Any) -> SpecialTokens:
+    content = read_json_object(path) if path.is_file() else {}
+    if path.name == "config.json" and isinstance(inner := content.get("text_config"), dict):
+        content = {**inner, **content}
+    tokens = [_token(path, content, name, tokenizer) for name in ("bos", "eos", "pad")]
+    return SpecialTokens(path.name, *tokens)
 
 
 def _token(beside: Path, content: Any, name: str, tokenizer: Any) -> str | None:

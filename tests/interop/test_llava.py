@@ -156,5 +156,5 @@ def test_a_config_of_another_tower_is_named(tmp_path):
     save("llava", tmp_path / "hf")
     config = read_config(tmp_path / "hf")
     config["vision_config"]["model_type"] = "dinov2"
-    with pytest.raises(ValueError, match="a LLaVA of 'dinov2'"):
+    with pytest.raises(ValueError, match="vision_config.model_type='dinov2'"):
         make_parts(config, Changes())
