@@ -29,20 +29,20 @@ def start(folder, how):
 
 
 def test_the_next_one_removes_what_killed_processes_left_and_nothing_that_is_in_use(tmp_path):
-    killed, waiting = start(tmp_path / "a", "killed"), start(tmp_path / "a", "waiting")
-    stale = killed.stdout.readline().strip()
-    used = waiting.stdout.readline().strip()
-    assert killed.wait() == 9
-    # Of other names, nothing is removed.
-    other = tmp_path / "a_longer_name.partial-x"
-    other.mkdir()
-    with whole_folder(tmp_path / "a") as mine:
-        names = {path.name for path in tmp_path.iterdir()}
-        assert stale not in names and names == {used, mine.name, other.name}
-        (mine / "ours").touch()
-    # The one that is waiting ends later, and leaves what is there.
-    waiting.communicate("")
-    assert waiting.returncode == 0
+    with start(tmp_path / "a", "killed") as killed, start(tmp_path / "a", "waiting") as waiting:
+        stale = killed.stdout.readline().strip()
+        used = waiting.stdout.readline().strip()
+        assert killed.wait() == 9
+        # Of other names, nothing is removed.
+        other = tmp_path / "a_longer_name.partial-x"
+        other.mkdir()
+        with whole_folder(tmp_path / "a") as mine:
+            names = {path.name for path in tmp_path.iterdir()}
+            assert stale not in names and names == {used, mine.name, other.name}
+            (mine / "ours").touch()
+        # The one that is waiting ends later, and leaves what is there.
+        waiting.communicate("")
+        assert waiting.returncode == 0
     assert sorted(os.listdir(tmp_path)) == ["a", other.name]
     assert os.listdir(tmp_path / "a") == ["ours"]
 

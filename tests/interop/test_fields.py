@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,11 @@ from mm1_jax.interop.fields import _FIXED, Fields, ForeignClass
 from mm1_jax.layers.feed_forward import Activation
 
 OPEN_CLIP = json.loads((Path(__file__).parent / "open_clip_defaults.json").read_text())
-# Names that configs give and that are no fields of a class: older ones, and those of a base class.
-NO_FIELDS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "vision_config_dict"}
+# Names that configs give and that are no fields of a class: older ones, and those that models read
+# all the same.
+NO_FIELDS = {
+    *("rope_theta", "rope_scaling", "partial_rotary_factor", "vision_config_dict", "head_dim"),
+}
 
 
 def default_of(field):
@@ -165,7 +167,7 @@ def test_colours_come_from_the_processor_beside_a_tower(tmp_path):
         (tmp_path / name).unlink()
     broken = {**processor, "image_std": [0, 1, 1]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(broken))
-    with pytest.raises(ValueError, match=re.escape("preprocessor_config.json: image_std=[0,")):
+    with pytest.raises(ValueError, match="preprocessor_config.json: image_std=0"):
         make_parts(families.read_config(tmp_path), Changes())
 
 
