@@ -73,8 +73,9 @@ def match(
     questions = _by_id(references, names, may_repeat)
     if extra := [key for key in answers if key not in questions]:
         raise ValueError(
-            f"{answers[extra[0]][0].where}: {annotations} has no annotation of {extra[0]!r}, nor "
-            f"of {len(extra) - 1} others; give the annotations of the split that was asked"
+            f"{answers[extra[0]][0].where}: {annotations} has no annotation of {extra[0]!r}; "
+            f"{len(extra)} of {len(answers)} ids are not in it; give the annotations of the split "
+            "that was asked"
         )
     if lacking := [key for key in questions if key not in answers]:
         raise ValueError(
