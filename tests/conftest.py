@@ -1,20 +1,25 @@
 """Strict settings for every test: eight CPU devices, no rank promotion, shapes checked.
 
-Test programs are small and run once, so they are compiled with few optimisations.
+Test programs are small and run once, so they are compiled with few optimizations. XLA takes the
+last of equal flags: XLA_FLAGS of the caller come after these, so that
+`XLA_FLAGS="--xla_cpu_max_isa=AVX2 --xla_backend_optimization_level=2" pytest` rounds as another
+processor does. Processes that tests start with flags of their own begin with MM1_TEST_XLA_FLAGS.
 """
 
 import os
 import platform
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
+# Not changed where it is set: a worker of pytest-xdist inherits the flags below as well.
+FLAGS = os.environ.setdefault("MM1_TEST_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        FLAGS,
+        "--xla_force_host_platform_device_count=8",
+    )
 )
-# A worker of pytest-xdist inherits them.
-_given = os.environ.get("XLA_FLAGS", "").split()
-os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys((*_given, *_FLAGS)))
 
 from collections.abc import Callable
 

@@ -99,8 +99,9 @@ class Bench:
             "JAX_PLATFORMS": "cpu",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT / "tools"),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1 "
-            "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true "
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1",
         }
         # Lines that cannot be written for now are kept in the buffer.
         environment.pop("PYTHONUNBUFFERED", None)

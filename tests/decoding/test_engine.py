@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from drawn_model import drawn_model
 from flax import nnx
+from near_ties import assert_same_answers, logits_after
 
 from mm1_jax.batch import Batch
 from mm1_jax.decoding import engine as engine_module
@@ -88,9 +89,18 @@ def expected() -> list[list[int]]:
     return [alone(batch) for batch in prompts()]
 
 
+def assert_answers(found: list[list[int]], wanted: list[list[int]], batches: list[Batch]) -> None:
+    """Equal, up to near ties: slots, meshes and prefixes make other programs."""
+    found, wanted = ([row + [PAD] * (NEW - len(row)) for row in each] for each in (found, wanted))
+    scores = [
+        logits_after(tiny(), batch, [row]) for batch, row in zip(batches, wanted, strict=True)
+    ]
+    assert_same_answers(found, wanted, lambda row, step: scores[row](0, step))
+
+
 def test_more_requests_than_slots_are_answered_as_each_alone():
     assert len({len(answer) for answer in expected()}) > 1
-    assert run([Request(batch) for batch in prompts()]) == expected()
+    assert_answers(run([Request(batch) for batch in prompts()]), expected(), prompts())
 
 
 def test_what_is_drawn_depends_on_seed_and_row_id_alone():
@@ -129,13 +139,14 @@ def test_a_shared_prefix_is_read_once_and_changes_no_answer(monkeypatch):
     prefix = engine.prefix(prompt(exemplar, 16, colour=200))
     texts = [[*[IMAGE] * 4, 8], [*[IMAGE] * 4, 9, 10], [11, 12]]
     requests = [Request(prompt(text, 8, 70 * i), prefix) for i, text in enumerate(texts)]
-    answers = dict(engine.run(requests))
+    answers, batches = dict(engine.run(requests)), []
     for i, text in enumerate(texts):
         whole = prompt([*exemplar, *text], 32)
         images = np.stack([np.full((8, 8, 3), colour, np.uint8) for colour in (200, 70 * i)])
         index = np.array([[0, 1 if IMAGE in text else -1]], np.int32)
-        whole = Batch(**(vars(whole) | {"images": images, "image_index": index}))
-        assert answers[i] == alone(whole)
+        batches.append(Batch(**(vars(whole) | {"images": images, "image_index": index})))
+    wanted = [alone(batch) for batch in batches]
+    assert_answers([answers[i] for i in range(len(texts))], wanted, batches)
     assert len(set(map(tuple, answers.values()))) > 1
 
 
@@ -169,7 +180,7 @@ def test_the_answers_on_a_mesh_are_those_of_one_device_and_the_cache_is_split():
         )
         answers = dict(engine.run([Request(batch) for batch in prompts()]))
         cache = engine._empty().caches[0]
-    assert [answers[i] for i in range(len(TEXTS))] == expected()
+    assert_answers([answers[i] for i in range(len(TEXTS))], expected(), prompts())
     # 4 rows over data and fsdp, 2 kv heads over model.
     assert cache.keys.sharding.shard_shape(cache.keys.shape) == (1, 1, 32, 4)
 

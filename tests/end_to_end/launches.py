@@ -10,12 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 
 
-def start(arguments: Sequence[str], cache: Path, **environment: str) -> subprocess.Popen:
+def start(
+    arguments: Sequence[str], cache: Path, *, xla_flags: str = "", **environment: str
+) -> subprocess.Popen:
     """A launch; those that share a cache share the compiled programs, which saves time."""
     environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"{xla_flags} {os.environ['MM1_TEST_XLA_FLAGS']}",
         **environment,
     }
     return subprocess.Popen(

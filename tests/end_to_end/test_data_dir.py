@@ -41,7 +41,7 @@ SMALL = {
 
 
 def run(*arguments, status=0):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": os.environ["MM1_TEST_XLA_FLAGS"]}
     result = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True
     )

@@ -28,7 +28,8 @@ BATCH_SIZE = 64
 
 def run(*arguments: object) -> None:
     command = [sys.executable, *map(str, arguments)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = os.environ["MM1_TEST_XLA_FLAGS"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)

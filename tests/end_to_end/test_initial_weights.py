@@ -28,7 +28,7 @@ def start(folder: Path, config: str) -> subprocess.Popen:
         ],
         folder / "cache",
         PYTHONPATH=os.pathsep.join(map(str, FOLDERS)),
-        XLA_FLAGS="--xla_backend_optimization_level=0",
+        xla_flags="--xla_backend_optimization_level=0",
     )
 
 

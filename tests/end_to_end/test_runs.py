@@ -8,6 +8,7 @@ from pathlib import Path
 import launches
 import pytest
 from launches import finish, wait_for_step
+from near_ties import assert_same_loads
 
 MAX_STEPS = 30
 
@@ -50,7 +51,7 @@ def start(
 ) -> subprocess.Popen:
     options = [f"--config={config}", f"--output_dir={workspace / folder}", *SMALL, *arguments]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return launches.start(options, workspace / cache, XLA_FLAGS=flags)
+    return launches.start(options, workspace / cache, xla_flags=flags)
 
 
 def records(folder: Path) -> list[dict]:
@@ -133,7 +134,8 @@ def test_with_experts_on_four_devices_the_losses_are_those_of_one(undisturbed_mo
     ours, theirs = workspace / "sharded_moe", undisturbed_moe
     assert losses(ours)[:5] == pytest.approx(losses(theirs)[:5], rel=1e-5)
     for mine, other in zip(records(ours)[:5], records(theirs)[:5], strict=True):
-        assert mine["expert_load"] == other["expert_load"]
+        loads = (record["expert_load"] for record in (mine, other))
+        assert_same_loads(*loads, num_choices=2 * mine["tokens"], at_most=2)
 
 
 def test_the_report_of_a_sparse_model_has_the_load_of_each_expert(undisturbed_moe):

@@ -102,7 +102,8 @@ def test_memory_of_a_process_that_imports_tables_of_1_gib(tmp_path):
     )
     command = [sys.executable, "tools/convert_checkpoint.py", "import", f"--source={source}"]
     command += [f"--output={tmp_path / 'ours'}", "--skip_comparison"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = os.environ["MM1_TEST_XLA_FLAGS"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)

@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 import torch
 from foreign_models import IMAGE_TOKEN, LLAVAS, save
+from near_ties import assert_answers_of_transformers
 from test_mm1_export import draw, store
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -43,7 +44,9 @@ def assert_same_answers(parts, params, folder, image_token=IMAGE_TOKEN):
     )
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     pixels = pixel_values(images, encoder.pixel_mean, encoder.pixel_std)
-    theirs = model.generate(
+    assert_answers_of_transformers(
+        ours,
+        model,
         input_ids=torch.from_numpy(tokens),
         pixel_values=torch.from_numpy(pixels),
         max_new_tokens=64,
@@ -51,9 +54,7 @@ def assert_same_answers(parts, params, folder, image_token=IMAGE_TOKEN):
         eos_token_id=2,
         pad_token_id=0,
         suppress_tokens=[0, 1, image_token],
-    )[:, tokens.shape[1] :]
-    assert len(np.unique(ours)) > 4
-    np.testing.assert_array_equal(np.asarray(ours)[:, : theirs.shape[1]], theirs)
+    )
 
 
 SLOW_LLAVAS = [pytest.param(n, marks=() if n == "llava" else pytest.mark.slow) for n in LLAVAS]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hf_weights import imported_weights
+from near_ties import assert_same_answers
 from parity import randomise, with_weights
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation import (
@@ -82,9 +83,11 @@ def padded(sequences: torch.Tensor, length: int) -> np.ndarray:
 
 def test_greedy_answers_are_those_of_transformers(models):
     theirs, ours = models
-    expected = padded(their_answers(theirs, max_new_tokens=12).sequences, 12)
+    expected = their_answers(theirs, max_new_tokens=12)
     answers = generate(ours, rows(PROMPTS), max_new_tokens=12, eos=EOS, pad=PAD)
-    np.testing.assert_array_equal(answers, expected)
+    assert_same_answers(
+        answers, padded(expected.sequences, 12), lambda row, step: expected.scores[step][row]
+    )
 
 
 @pytest.mark.parametrize(("num_beams", "length_penalty"), [(2, 1.0), (4, 0.0), (4, 2.0)])
@@ -109,9 +112,13 @@ def test_beams_and_their_scores_are_those_of_transformers(models, num_beams, len
     tokens = padded(expected.sequences, 10)
     # Answers are longer where length is preferred.
     assert length_penalty > 1 or EOS in tokens[:, :-1]
-    np.testing.assert_array_equal(beams.tokens, tokens.reshape(len(PROMPTS), num_beams, 10))
     scores = expected.sequences_scores.numpy().reshape(len(PROMPTS), num_beams)
     np.testing.assert_allclose(beams.scores, scores, rtol=2e-5)
+    # Beams whose scores are as near may change places.
+    gaps = -np.diff(scores, axis=1)
+    is_tied = np.pad(gaps < 1e-4, ((0, 0), (0, 1))) | np.pad(gaps < 1e-4, ((0, 0), (1, 0)))
+    differs = np.any(beams.tokens != tokens.reshape(len(PROMPTS), num_beams, 10), axis=2)
+    assert not np.any(differs & ~is_tied) and differs.sum() <= 2
 
 
 @pytest.mark.parametrize(

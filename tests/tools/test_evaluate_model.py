@@ -164,7 +164,8 @@ def test_two_processes_give_the_answers_of_one(run, benchmarks_dir, tmp_path):
             + [f"--process_id={process}"],
             cwd=tmp_path,
             env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": ""},
+            | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2"}
+            | {"XLA_FLAGS": os.environ["MM1_TEST_XLA_FLAGS"]},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
