@@ -244,7 +244,7 @@ def _rehearse_all(
     reports: dict[str, dict[str, Any]] = {}
     if options.json.exists():
         stored = json.loads(options.json.read_text())
-        reports = {_key(each): each for each in stored["reports"]}
+        reports = {report_key(each): each for each in stored["reports"]}
     if options.topologies:
         chosen = [parse_topology(name) for name in options.topologies.split(",")]
         pairs = [(name, topology) for name in names for topology in chosen]
@@ -253,8 +253,11 @@ def _rehearse_all(
         pairs = [(name, t) for name in names for t in known if _has_mesh_rule(configs[name], t)]
     lock = threading.Lock()
 
+    def key_of(name: str, topology: Topology) -> str:
+        return report_key({"config": name, "topology": topology.name, "overrides": overrides})
+
     def add(number: int, name: str, topology: Topology) -> None:
-        key, current = f"{name} on {topology.name}", fingerprint(configs[name], topology)
+        key, current = key_of(name, topology), fingerprint(configs[name], topology)
         present = reports.get(key, {"error": "not there yet"})
         if "error" not in present and present.get("fingerprint") == current:
             return
@@ -269,7 +272,7 @@ def _rehearse_all(
         started = [pool.submit(add, n, *pair) for n, pair in enumerate(pairs, start=1)]
         for each in started:
             each.result()
-    asked = [reports[f"{name} on {topology.name}"] for name, topology in pairs]
+    asked = [reports[key_of(*pair)] for pair in pairs]
     print(render_table(asked))
     return 1 if any("error" in report for report in asked) else 0
 
@@ -307,13 +310,16 @@ def _rehearse_in_a_process(
     print(f"  {error}", file=sys.stderr, flush=True)
     return {
         "config": name,
+        "overrides": dict(overrides),
         **_described(topology),
         "error": error.removeprefix("error: ") or f"exit status {result.returncode}",
     }
 
 
-def _key(report: Mapping[str, Any]) -> str:
-    return f"{report['config']} on {report['topology']}"
+def report_key(report: Mapping[str, Any]) -> str:
+    """Tells reports of a table apart: config, topology, and the fields that were set."""
+    fields = (f" {path}={text}" for path, text in sorted(report.get("overrides", {}).items()))
+    return f"{report['config']} on {report['topology']}" + "".join(fields)
 
 
 def _described(topology: Topology) -> dict[str, Any]:

@@ -291,7 +291,8 @@ def render_table(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
-    names = (report["config"], report["topology"])
+    fields = (f" {path}={text}" for path, text in report.get("overrides", {}).items())
+    names = (report["config"] + "".join(fields), report["topology"])
     if "error" in report:
         error = "error: " + report["error"].partition("\n")[0][:60].replace("|", "/")
         return (*names, error, *[""] * (len(_COLUMNS) - 3))
