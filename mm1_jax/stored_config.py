@@ -21,7 +21,9 @@ RENAMED = {"mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizer.AdamW"}
 # default that it was trained with. The oldest also stands for runs from before the field: a new
 # field whose default means "as before" has an entry of one default. Entries are only ever added to;
 # the class is named as it is called now.
-DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {}
+DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("mm1_jax.models.connectors.c_abstractor.CAbstractor", "norm.eps"): ("1e-06", "1e-05"),
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -339,14 +340,15 @@ def fingerprint(cfg: Any, topology: Topology) -> str:
 
     Data, what is kept of a run, and mesh rules for other devices may change. A field without a
     value, None or empty, is not in the text of a config, so that a new one of that kind, which
-    changes no program until it is set, changes no fingerprint either.
+    changes no program until it is set, changes no fingerprint either. Nor does the eps of a norm, a
+    constant on which no figure of a report depends.
     """
     choose = importlib.import_module("mm1_jax.parallelism").choose
     trainer = cfg.trainer
     chosen = choose(trainer.mesh_rules, trainer.parallelism, _devices_name(topology))
     configs = (cfg.model, trainer.optimizer, trainer.loss, chosen)
     compiled = (
-        *(each.debug_string() for each in configs),
+        *(re.sub(r"(?m)^.*\beps: .*\n?", "", each.debug_string()) for each in configs),
         str(cfg.klass.batch_shapes(cfg)),
         str(cfg.klass.num_corpora(cfg)),
     )

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
-from parity import assert_equal, randomise, with_weights
-from torch_modules import HoneybeeCAbstractor, c_abstractor_weights
+from make_arrays import C_ABSTRACTORS, c_abstractor, load
+from parity import assert_equal, with_weights
+from torch_modules import c_abstractor_weights
 
 from mm1_jax.config import maybe_set_config
 from mm1_jax.layers.stack import Remat
@@ -129,19 +130,9 @@ def test_adaptive_pooling_equals_torch(size, bins):
     np.testing.assert_allclose(adaptive_pool(x, bins), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "hidden", "outputs", "grid", "side", "depth", "mlp_depth"),
-    [
-        (1280, 1024, 1536, 27, 12, 3, 2),
-        (INPUT_DIM, 8, OUTPUT_DIM, GRID, 3, 3, 2),
-        (INPUT_DIM, INPUT_DIM, OUTPUT_DIM, GRID, 3, 2, 1),
-        (INPUT_DIM, 8, OUTPUT_DIM, GRID, 3, 0, 2),
-    ],
-    ids=["full size", "small", "no change of channels", "no blocks"],
-)
-def test_c_abstractor_equals_honeybees(inputs, hidden, outputs, grid, side, depth, mlp_depth, call):
-    reference = HoneybeeCAbstractor(inputs, hidden, outputs, grid, side, depth, mlp_depth)
-    randomise(reference)
+def of_honeybee(name: str, arrays: dict) -> tuple:
+    """Our config with the sizes of a reference, and the reference's weights, inputs and outputs."""
+    inputs, hidden, outputs, grid, side, depth, mlp_depth = C_ABSTRACTORS[name]
     cfg = CAbstractor.default_config().set(
         input_dim=inputs,
         output_dim=outputs,
@@ -151,11 +142,25 @@ def test_c_abstractor_equals_honeybees(inputs, hidden, outputs, grid, side, dept
         depth=depth,
         mlp_depth=mlp_depth,
     )
-    connector = with_weights(cfg, c_abstractor_weights(reference))
-    image_features = draw(1, grid**2, inputs)
-    with torch.no_grad():
-        expected = reference(to_torch(image_features))
-    assert_equal(call(connector, image_features), expected)
+    weights = {path.partition("/")[2]: value for path, value in arrays.items() if "/" in path}
+    return cfg, c_abstractor_weights(weights), arrays["inputs"], torch.tensor(arrays["outputs"])
+
+
+@pytest.mark.parametrize("source", ["stored", "live"])
+@pytest.mark.parametrize("name", C_ABSTRACTORS)
+def test_c_abstractor_equals_honeybees_of_timms_blocks(name, source, call):
+    if source == "live":
+        pytest.importorskip("timm")
+    arrays = load(name) if source == "stored" else c_abstractor(name)
+    cfg, weights, inputs, expected = of_honeybee(name, arrays)
+    assert_equal(call(with_weights(cfg, weights), inputs), expected)
+
+
+def test_another_eps_than_timms_would_be_seen(call):
+    cfg, weights, inputs, expected = of_honeybee("c_abstractor", load("c_abstractor"))
+    cfg.norm.eps = 1e-6
+    found = np.asarray(call(with_weights(cfg, weights), inputs))
+    assert np.abs(found - expected.numpy()).max() > 1e-4 * expected.abs().max()
 
 
 def to_torch(x):

@@ -1,15 +1,22 @@
-"""CLIP's vision towers against transformers, at full width and two layers."""
+"""CLIP's vision towers against transformers, at full width and two layers, and open_clip."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hf_weights import imported_weights
+from make_arrays import TOWER, TOWERS, clip, load
 from parity import assert_equal, randomise, with_weights
+from safetensors.numpy import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from experiments.vision_encoders import vit_h14, vit_l14
+from mm1_jax.interop.exporter import parts_of_weights
+from mm1_jax.interop.importer import import_checkpoint
 from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.weights_folder import StoredParams
 
 
 def hf_tower(cfg, image_size):
@@ -63,3 +70,32 @@ def test_features_of_patches_equal_those_of_transformers(
     with torch.no_grad():
         expected = tower(pixels.permute(0, 3, 1, 2)).last_hidden_state[:, 1:]
     assert_equal(call(ours, images), expected)
+
+
+@pytest.mark.parametrize("source", ["stored", "live"])
+@pytest.mark.parametrize("name", ["gelu", "quick_gelu", "larger"])
+def test_features_of_an_imported_tower_equal_those_of_open_clip(name, source, call, tmp_path):
+    """The tower is built from its `open_clip_config.json` alone."""
+    if source == "live":
+        pytest.importorskip("open_clip")
+    arrays = load("open_clip") if source == "stored" else clip()
+    # A larger image than the weights are for: positions are resized.
+    size = {"image_size": TOWER["image_size"]}
+    model = {**TOWERS[name], "vision_cfg": {**TOWER, **TOWERS[name].get("vision_cfg", {}), **size}}
+    (tmp_path / "theirs").mkdir()
+    config = {"model_cfg": model, "preprocess_cfg": {}}
+    (tmp_path / "theirs" / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(
+        {
+            f"visual.{path.partition('/')[2]}": value
+            for path, value in arrays.items()
+            if path.startswith("weights/")
+        },
+        tmp_path / "theirs" / "open_clip_model.safetensors",
+    )
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours", skip_comparison=True)
+    stored = StoredParams(tmp_path / "ours")
+    cfg = parts_of_weights(stored)["vision_encoder"]
+    params = {path.partition("/")[2]: stored.read(path) for path in stored.shapes}
+    found = call(with_weights(cfg, params), arrays[f"{name}/images"])
+    assert_equal(found, torch.tensor(arrays[f"{name}/features"]))

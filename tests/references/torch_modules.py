@@ -1,8 +1,10 @@
-"""References that no installable package offers, written in torch's own modules.
+"""AIM's trunk (arXiv 2401.08541) in torch's own modules, and weights of references as ours.
 
-AIM's trunk (arXiv 2401.08541), and Honeybee's C-Abstractor (arXiv 2312.06742) from timm's RegNet
-block. Submodules have the names of the originals, without the levels that hold one child.
+No installable package has AIM's first version. Submodules have the names of apple/ml-aim, without
+the levels that hold one child; eps, biases and the exact GELU are those of aim-v1/aim/v1/torch.
 """
+
+import re
 
 import numpy as np
 import torch
@@ -116,89 +118,8 @@ def aim_weights(trunk: AimTrunk) -> Weights:
     )
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """timm's: over the channels at each place."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=1e-6)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class ConvNormAct(nn.Module):
-    def __init__(self, inputs: int, outputs: int, size: int = 1, groups: int = 1, act: bool = True):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)
-        self.bn = LayerNorm2d(outputs)
-        self.act = nn.SiLU() if act else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.bn(self.conv(x)))
-
-
-class SqueezeExcite(nn.Module):
-    def __init__(self, channels: int, squeezed: int):
-        super().__init__()
-        self.fc1 = nn.Conv2d(channels, squeezed, 1)
-        self.fc2 = nn.Conv2d(squeezed, channels, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True))))
-        return x * torch.sigmoid(gate)
-
-
-class Bottleneck(nn.Module):
-    """RegNet's with timm's defaults: bottleneck ratio and group size 1, squeeze ratio 0.25."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.conv1 = ConvNormAct(inputs, outputs)
-        self.conv2 = ConvNormAct(outputs, outputs, size=3, groups=outputs)
-        self.se = SqueezeExcite(outputs, round(inputs * 0.25))
-        self.conv3 = ConvNormAct(outputs, outputs, act=False)
-        same = inputs == outputs
-        self.downsample = nn.Identity() if same else ConvNormAct(inputs, outputs, act=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.silu(self.conv3(self.se(self.conv2(self.conv1(x)))) + self.downsample(x))
-
-
-class HoneybeeCAbstractor(nn.Module):
-    def __init__(
-        self,
-        inputs: int,
-        hidden: int,
-        outputs: int,
-        grid: int,
-        side: int,
-        depth: int = 3,
-        mlp_depth: int = 2,
-    ):
-        super().__init__()
-        self.grid = grid
-        self.pos_emb = nn.Parameter(torch.zeros(grid**2, inputs))
-
-        def stage(channels: int) -> nn.Sequential:
-            dims = [channels] + [hidden] * depth
-            return nn.Sequential(
-                *(Bottleneck(*pair) for pair in zip(dims[:-1], dims[1:], strict=True))
-            )
-
-        pool = nn.AdaptiveAvgPool2d(side)
-        self.net = nn.Sequential(stage(inputs), pool, stage(hidden))
-        layers = [nn.Linear(hidden if depth else inputs, outputs)]
-        for _ in range(1, mlp_depth):
-            layers += [nn.SiLU(), nn.Linear(outputs, outputs)]
-        self.readout = nn.Sequential(*layers)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        x = (features + self.pos_emb).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return self.readout(self.net(x).flatten(2).transpose(1, 2))
-
-
-def c_abstractor_weights(module: HoneybeeCAbstractor) -> Weights:
-    weights = numpy_weights(module)
+def c_abstractor_weights(weights: Weights) -> Weights:
+    """Those of Honeybee's, with timm's names, as ours."""
 
     def conv_norm(name: str) -> dict:
         return {
@@ -221,13 +142,18 @@ def c_abstractor_weights(module: HoneybeeCAbstractor) -> Weights:
             result["shortcut"] = conv_norm(f"{name}.downsample")
         return result
 
-    def stage(number: int) -> dict:
-        return {i: block(f"net.{number}.{i}") for i in range(len(module.net[number]))}
+    def numbers(pattern: str) -> list[int]:
+        found = (re.match(pattern, name) for name in weights)
+        return sorted({int(match[1]) for match in found if match})
 
-    read_out = [linear(weights, f"readout.{i}") for i in range(0, len(module.readout), 2)]
+    def stage(number: int) -> dict:
+        name = f"net.{number}.b"
+        return {i - 1: block(f"{name}{i}") for i in numbers(rf"net\.{number}\.b(\d+)\.")}
+
+    read_out = [linear(weights, f"readout.{i}") for i in numbers(r"readout\.(\d+)\.")]
     return flat(
         {
-            "positions": {"positions": weights["pos_emb"]},
+            "positions": {"positions": weights["pos_emb"][0]},
             "stage_1": stage(0),
             "stage_2": stage(2),
             "read_out": dict(enumerate(read_out)),

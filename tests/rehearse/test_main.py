@@ -9,9 +9,10 @@ import pytest
 
 from experiments import pretrain
 from mm1_jax.chips import GIB
-from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, main
+from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, fingerprint, main, report_key
 from mm1_jax.rehearse.compile import bytes_needed, expected_images
 from mm1_jax.rehearse.report import advice, render, render_table
+from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.run_folder import Launch
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,17 @@ def test_images_are_counted_by_stream_and_never_beyond_their_slots():
     cfg.input.streams[0].name = "unheard"
     with pytest.raises(ValueError, match="--images_per_row"):
         expected_images(cfg)
+
+
+def test_a_table_tells_reports_apart_by_what_is_compiled():
+    cfg, topology = Launch("small", "small_experiment").resolved_config(), parse_topology("v5e:2x2")
+    before = fingerprint(cfg, topology)
+    cfg.model.decoder.norm.eps = 1e-3
+    assert fingerprint(cfg, topology) == before
+    cfg.model.decoder.num_layers = 4
+    assert fingerprint(cfg, topology) != before
+    reports = [{"config": "small", "topology": "v5e:2x2", "overrides": o} for o in ({}, {"a": "1"})]
+    assert [report_key(each) for each in reports] == ["small on v5e:2x2", "small on v5e:2x2 a=1"]
 
 
 def test_words_of_the_compiler_on_what_does_not_fit():

@@ -20,6 +20,10 @@ from mm1_jax.layers.position_embedding import PositionEmbedding
 from mm1_jax.layers.stack import Remat, rematerialise
 from mm1_jax.models.connectors.base import Connector, adaptive_pool, square_side, to_grid
 
+# The eps of timm's LayerNormAct2d, as in Honeybee's blocks. With the 1e-6 of the towers' norms,
+# outputs differ by 1e-4 and more where features are small.
+NORM = LayerNorm.default_config().set(eps=1e-5)
+
 
 class CAbstractor(Connector):
     """Positions, convolutions, pooling to a square of tokens, convolutions, and a read-out MLP."""
@@ -34,7 +38,7 @@ class CAbstractor(Connector):
         # Linear layers of the read-out, with SiLU between them.
         mlp_depth: int = 2
         positions: InstantiableConfig = PositionEmbedding.default_config()
-        norm: InstantiableConfig = LayerNorm.default_config()
+        norm: InstantiableConfig = NORM
         # What the norm at the end of each block's branch is scaled by at first. With 0 the blocks
         # start as their shortcuts and features pass unmixed; Honeybee starts with 1.
         branch_init_scale: float = 1.0
@@ -94,7 +98,7 @@ class BottleneckBlock(Module):
     class Config(Module.Config):
         input_dim: Required[int] = REQUIRED
         output_dim: Required[int] = REQUIRED
-        norm: InstantiableConfig = LayerNorm.default_config()
+        norm: InstantiableConfig = NORM
         branch_init_scale: float = 1.0
         # Channels of the squeeze, as a share of the channels that enter the block.
         squeeze_ratio: float = 0.25
@@ -134,7 +138,7 @@ class PointwiseNorm(Module):
         input_dim: Required[int] = REQUIRED
         output_dim: Required[int] = REQUIRED
         linear: InstantiableConfig = Linear.default_config()
-        norm: InstantiableConfig = LayerNorm.default_config()
+        norm: InstantiableConfig = NORM
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.linear = cfg.linear.set(
