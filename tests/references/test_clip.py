@@ -73,7 +73,7 @@ def test_features_of_patches_equal_those_of_transformers(
 
 
 @pytest.mark.parametrize("source", ["stored", "live"])
-@pytest.mark.parametrize("name", ["gelu", "quick_gelu", "larger"])
+@pytest.mark.parametrize("name", TOWERS)
 def test_features_of_an_imported_tower_equal_those_of_open_clip(name, source, call, tmp_path):
     """The tower is built from its `open_clip_config.json` alone."""
     if source == "live":
