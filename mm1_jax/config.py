@@ -29,9 +29,19 @@ import re
 import types
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, dataclass_transform
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_type_hints,
+)
 
 import attrs
+
+from mm1_jax.field_types import Complaint, complaints, has_limits
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Configurable")
@@ -64,6 +74,10 @@ class UnknownFieldError(AttributeError):
 
 class RequiredFieldMissingError(ValueError):
     """A config was instantiated while a required field had no value."""
+
+
+class ConstructionError(TypeError, ValueError):
+    """A class cannot be constructed from its config and the runtime arguments of its caller."""
 
 
 class FrozenConfigError(RuntimeError):
@@ -173,6 +187,9 @@ def _validate_all(values: Iterable[Any]) -> None:
         validate_config_field_value(value)
 
 
+_FOREIGN_LEAVES = {("numpy", "dtype"), ("jax", "PartitionSpec"), ("jax", "P")}
+
+
 def _is_leaf(value: Any) -> bool:
     leaves = (
         type(None),
@@ -188,9 +205,10 @@ def _is_leaf(value: Any) -> bool:
         range,
         enum.Enum,
     )
-    # NumPy is no dependency of this file, so its dtypes are recognised by name.
+    # NumPy and JAX are no dependencies of this file, so their types are recognised by name.
     return isinstance(value, leaves) or any(
-        cls.__module__ == "numpy" and cls.__name__ == "dtype" for cls in type(value).__mro__
+        (cls.__module__.partition(".")[0], cls.__name__) in _FOREIGN_LEAVES
+        for cls in type(value).__mro__
     )
 
 
@@ -245,8 +263,23 @@ def _children(key: str, value: Any) -> list[tuple[str, Any]] | None:
     return None
 
 
+def _skipped(value: Any) -> set[str]:
+    """Fields of a config, dataclass or attrs object whose metadata keep them out of texts."""
+    if isinstance(value, type):
+        return set()
+    if dataclasses.is_dataclass(value):
+        fields: Iterable[Any] = dataclasses.fields(value)
+    else:
+        fields = _fields(type(value)).values()
+    return {field.name for field in fields if field.metadata.get("skip_serialization")}
+
+
 def _qualified_name(value: Any) -> str:
     return f"{value.__module__}.{value.__name__}"
+
+
+def _without(values: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _plain(value: Any) -> Any:
@@ -258,9 +291,9 @@ def _plain(value: Any) -> Any:
     if is_named_tuple(value):
         return _plain(value._asdict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return _plain(_without(dataclasses.asdict(value), _skipped(value)))
     if is_attrs(value):
-        return _plain(attrs.asdict(value, recurse=False))
+        return _plain(_without(attrs.asdict(value, recurse=False), _skipped(value)))
     if isinstance(value, dict):
         # The constructor of a defaultdict takes a factory first.
         cls = dict if isinstance(value, defaultdict) else type(value)
@@ -390,8 +423,11 @@ class ConfigBase:
         walk("", self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dicts of plain values; classes and functions become their names."""
-        return {name: _plain(value) for name, value in self.items()}
+        """Nested dicts of plain values; classes and functions become their names.
+
+        Fields with `metadata={"skip_serialization": True}` are left out, here and in texts.
+        """
+        return {name: _plain(x) for name, x in _without(dict(self.items()), _skipped(self)).items()}
 
     def to_flat_dict(self, *, omit_default_values: Collection[Any]) -> dict[str, Any]:
         """A dict from path to leaf value.
@@ -411,17 +447,18 @@ class ConfigBase:
                 inner = value.to_flat_dict(omit_default_values=omit_default_values)
                 result.update({f"{key}.{k}": v for k, v in inner.items()})
                 return []
+            if children is not None and (skipped := _skipped(value)):
+                ends = {f"{key}[{name!r}]" for name in skipped} | (skipped if not key else set())
+                children = [child for child in children if child[0] not in ends]
             if (
                 children is not None
                 and dataclasses.is_dataclass(value)
                 and not isinstance(value, type)
             ):
-                defaults = [field.default for field in dataclasses.fields(value)]
-                return [
-                    child
-                    for child, default in zip(children, defaults, strict=True)
-                    if not omitted(child[1], default)
-                ]
+                defaults = {
+                    f"{key}[{field.name!r}]": field.default for field in dataclasses.fields(value)
+                }
+                return [child for child in children if not omitted(child[1], defaults[child[0]])]
             return children
 
         def visit(key: str, value: Any) -> None:
@@ -506,6 +543,74 @@ def _allowed_attributes() -> frozenset[str]:
 ConfigOr = Union[T, InstantiableConfig[T]]  # noqa: UP007
 
 
+def field_annotation(cfg: ConfigBase, name: str) -> Any:
+    """The declared type of a field; Any where it is a name that cannot be resolved."""
+    return _annotation(type(cfg), name)
+
+
+def _annotation(cls: type, name: str) -> Any:
+    annotation = _fields(cls)[name].type
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return get_type_hints(cls, include_extras=True)[name]
+    except NameError:
+        return Any
+
+
+def check_values(cfg: ConfigBase, name: str = "") -> None:
+    """Checks all values inside `cfg` against the declared types of their fields.
+
+    Assignment checks no types, as in AXLearn; this is for a whole config, before it is used. A
+    default is taken as it is. Arguments of a configured function or class are not checked.
+
+    Args:
+        name: What paths begin with.
+
+    Raises:
+        ValueError: Values have a wrong type, or are out of range; names all of them.
+    """
+    found: list[Complaint] = []
+
+    def enter(path: str, value: Any, children: list | None) -> list | None:
+        if isinstance(value, ConfigBase) and not isinstance(
+            value, FunctionConfigBase | ClassConfigBase
+        ):
+            for field, content in value.items():
+                if content is not _fields(type(value))[field].default:
+                    prefix = ".".join(part for part in (name, path, field) if part)
+                    found.extend(_complaints(prefix, value, field))
+        return children
+
+    cfg.visit(lambda path, value: None, enter)
+    if found:
+        raise ValueError("; ".join(map(str, found)))
+
+
+def _check_ranges(cfg: ConfigBase) -> None:
+    """Raises ValueError where a field of `cfg` itself is out of its range."""
+    limited = [
+        name for name, _ in cfg.items() if any(map(has_limits, _annotations(type(cfg), name)))
+    ]
+    found = [complaint for name in limited for complaint in _complaints(name, cfg, name)]
+    if found:
+        raise ValueError("; ".join(map(str, found)))
+
+
+def _complaints(path: str, cfg: ConfigBase, name: str) -> list[Complaint]:
+    for annotation in _annotations(type(cfg), name):
+        if found := list(complaints(path, getattr(cfg, name), annotation)):
+            return found
+    return []
+
+
+@functools.cache
+def _annotations(cls: type, name: str) -> list[Any]:
+    """The declared type of a field, and those with a range that it overrides."""
+    declared = [_annotation(base, name) for base in cls.__mro__ if name in _fields(base)]
+    return declared[:1] + [each for each in declared[1:] if has_limits(each)]
+
+
 def maybe_instantiate(x: ConfigOr[T], **kwargs: Any) -> T:
     """Instantiates `x` if it is a config; anything else is returned as it is."""
     value: Any = x
@@ -542,6 +647,19 @@ def _raise_if_required_fields_are_missing(cfg: ConfigBase, given: Collection[str
     raise RequiredFieldMissingError(message)
 
 
+def _raise_if_not_constructible(cls: type, kwargs: dict[str, Any]) -> None:
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise ConstructionError(f"{cls.__name__} does not define {missing}")
+    try:
+        inspect.signature(cls.__init__).bind(None, None, **kwargs)
+    except TypeError as error:
+        arguments = ", ".join(("cfg", *(f"{name}=..." for name in kwargs)))
+        raise ConstructionError(
+            f"{cls.__name__}.__init__ is called as ({arguments}): {error}"
+        ) from None
+
+
 class Configurable:
     """An object that is made from a config: a class with a `Config` inside, which it is built from.
 
@@ -557,12 +675,17 @@ class Configurable:
         def instantiate(self, **kwargs: Any) -> C:
             """Makes the object; the constructor gets a copy of this config that it may change."""
             _raise_if_required_fields_are_missing(self)
+            try:
+                _check_ranges(self)
+            except ValueError as error:
+                raise ValueError(f"{self.klass.__name__}: {error}") from None
             clashes = sorted(name for name in kwargs if name in self)
             if clashes:
                 raise ValueError(
                     f"{', '.join(clashes)}: runtime argument of {self.klass.__name__} with the "
                     "name of a config field; set the field instead, or rename the argument"
                 )
+            _raise_if_not_constructible(self.klass, kwargs)
             return self.klass(copy.deepcopy(self), **kwargs)
 
     @classmethod

@@ -15,7 +15,7 @@
                                            trained
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,18 @@ from mm1_jax.config import (
     Configurable,
     Required,
     RequiredFieldMissingError,
+    check_values,
+    close_names,
     config_class,
 )
 from mm1_jax.data.image_buffer import ImageBuffer, image_buffer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
+from mm1_jax.field_types import class_name
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.models.mm1 import MM1, reads_images
+from mm1_jax.train.contracts import check_step
 from mm1_jax.train.initial_weights import with_stored_defaults
 from mm1_jax.train.optimizer import mm1_learning_rate
 from mm1_jax.train.program import Program
@@ -59,11 +63,13 @@ class Experiment(Configurable):
         """A copy of `cfg` in which the fields that must agree are filled in.
 
         Raises:
-            ValueError: A required field is not set, a size is not positive, or two fields disagree.
+            ValueError: A required field is not set, a value has a wrong type or is out of range,
+                or two fields disagree.
         """
         cfg = cfg.clone()
+        check_values(cfg)
         _raise_if_incomplete(cfg)
-        _raise_if_a_size_is_not_positive(cfg.model)
+        _raise_if_a_part_is_another(cfg)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
             _set_data_dir(part, cfg.input.data_dir)
         cfg.model = with_stored_defaults(cfg.model, cfg.trainer.initial_weights)
@@ -72,6 +78,11 @@ class Experiment(Configurable):
         _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
         _agree(cfg, "model.image_group_rows", cfg.input.image_group_rows, "input.image_group_rows")
         if reads_images(cfg.model):
+            if not cfg.input.max_images:
+                raise ValueError(
+                    "input.max_images=0: the model reads images, and rows have no room for one; "
+                    "set it to 1 or more, or model.vision_encoder=None and model.connector=None"
+                )
             tokens, size = cfg.model.connector.num_image_tokens, cfg.model.vision_encoder.image_size
             _agree(cfg, "input.num_image_tokens", tokens, "model.connector.num_image_tokens")
             _agree(cfg, "input.image_size", size, "model.vision_encoder.image_size")
@@ -89,6 +100,7 @@ class Experiment(Configurable):
     def __init__(self, cfg: Config, *, output_dir: Path):
         super().__init__(cfg)
         cfg = self.resolve(cfg)
+        self.check(cfg)
         # A file for each process, as only one may write into it.
         process = distributed.process_index()
         suffix = f".process_{process:05}" if process else ""
@@ -98,6 +110,7 @@ class Experiment(Configurable):
         evaluators = {
             name: evaluator.instantiate(input=self.input) for name, evaluator in cfg.evals.items()
         }
+        self.check_parts(cfg, self.input, evaluators)
         self.trainer = cfg.trainer.instantiate(
             model=cfg.model,
             input=self.input,
@@ -105,6 +118,39 @@ class Experiment(Configurable):
             output_dir=output_dir,
             flops=_flops(cfg),
         )
+
+    @staticmethod
+    def check(cfg: Any) -> None:
+        """Traces a step of a resolved `cfg`, on no device; raises ValueError if a part fails."""
+        check_step(
+            model=cfg.model,
+            loss=cfg.trainer.loss,
+            optimizer=cfg.trainer.optimizer,
+            batch=Experiment.batch_shapes(cfg),
+            num_corpora=Experiment.num_corpora(cfg),
+        )
+
+    @staticmethod
+    def check_parts(cfg: Any, input: Input, evaluators: Mapping[str, Evaluator]) -> None:
+        """Raises ValueError where input and evaluators do not go with the rest of `cfg`."""
+        tokenizer = input.tokenizer
+        for name, made, declared in (
+            ("vocab_size", tokenizer.vocab_size, cfg.model.decoder.vocab_size),
+            ("image_token", tokenizer.image_token, cfg.model.image_token),
+        ):
+            if made != declared:
+                raise ValueError(
+                    f"input.tokenizer: {type(tokenizer).__name__} has {name}={made}, and its "
+                    f"`vocabulary` says {declared}, which the model is built for"
+                )
+        snapshot = input.snapshot
+        if snapshot is not None and snapshot.num_steps < cfg.trainer.max_steps:
+            raise ValueError(
+                f"input.snapshot={str(snapshot.folder)!r} has {snapshot.num_steps} steps, and "
+                f"trainer.max_steps is {cfg.trainer.max_steps}; make a longer snapshot with "
+                "tools/snapshot.py, or train for as many steps as it has"
+            )
+        _check_best_metric(cfg.trainer.checkpointer.best_metric, evaluators)
 
     def run(self) -> Any:
         """Trains, evaluates and reports; resumes if `output_dir` holds a checkpoint."""
@@ -144,6 +190,19 @@ class Experiment(Configurable):
             images=jax.ShapeDtypeStruct((J, size, size, 3), jnp.uint8),
             image_index=jax.ShapeDtypeStruct((B, I), jnp.int32),
         )
+
+
+def _check_best_metric(metric: str | None, evaluators: Mapping[str, Evaluator]) -> None:
+    """Asks every evaluator, which also tries the methods of benchmarks on their first task."""
+    names = [evaluator.metric_names() for evaluator in evaluators.values()]
+    known = [name for each in names for name in each or ()]
+    if metric is None or metric in known or None in names:
+        return
+    hint = close_names(metric, known) or known
+    expected = f"one of {', '.join(hint)}" if known else "None, as there are no evals"
+    raise ValueError(
+        f"trainer.checkpointer.best_metric={metric!r}: no evaluator reports it, expected {expected}"
+    )
 
 
 def _flops(cfg: Any) -> ForwardFlops | None:
@@ -195,18 +254,26 @@ def _raise_if_incomplete(cfg: Any) -> None:
         )
 
 
-def _raise_if_a_size_is_not_positive(model: Any) -> None:
-    wrong: list[str] = []
+# Fields and class attributes of the parts that a model, or an experiment, looks at.
+_NEEDED = {
+    "model.vision_encoder": ("image_size", "patch_size", "model_dim"),
+    "model.connector": ("num_image_tokens",),
+    "model.decoder": ("vocab_size", "model_dim", "num_layers", "stack"),
+    "input.tokenizer": ("klass.vocabulary",),
+}
 
-    def check(path: str, value: Any) -> None:
-        name = path.rpartition(".")[2]
-        is_size = name.startswith("num_") or name.endswith(("_dim", "_size"))
-        if is_size and isinstance(value, int) and value < 1:
-            wrong.append(f"model.{path}={value}")
 
-    model.visit(check)
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)}: expected at least 1")
+def _raise_if_a_part_is_another(cfg: Any) -> None:
+    """Raises where a part is a config, but of another kind of part."""
+    for path, names in _NEEDED.items():
+        part = cfg.get_recursively(path.split("."))
+        for name in names:
+            holder, _, attribute = name.rpartition(".")
+            if part is not None and not hasattr(getattr(part, holder, part), attribute):
+                raise ValueError(
+                    f"{path} is a config of {class_name(type(part))}, which has no {attribute}; "
+                    f"expected that of a {path.rpartition('.')[2].replace('_', ' ')}"
+                )
 
 
 def _set_data_dir(cfg: Any, data_dir: str) -> None:

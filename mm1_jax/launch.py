@@ -86,6 +86,13 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             rest.append(argument)
             continue
         negated, path, value = match.groups()
+        if negated and value is not None:
+            print(
+                f"error: {argument}: --noconfig.{path} takes no value, it sets the field to False; "
+                f"--config.{path}={value} sets another value",
+                file=sys.stderr,
+            )
+            raise SystemExit(USER_ERROR)
         if value is None and not negated and arguments and not arguments[0].startswith("--"):
             value = arguments.pop(0)
         if value is None:

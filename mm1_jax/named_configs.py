@@ -7,14 +7,22 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from mm1_jax.config import close_names
+from mm1_jax import config
+from mm1_jax.config import (
+    InstantiableConfig,
+    InvalidConfigValueError,
+    UnknownFieldError,
+    close_names,
+)
 
 EXPERIMENTS = "experiments"
+_INSTALLED = "site-packages"
 
 
 @dataclass(frozen=True)
@@ -23,10 +31,41 @@ class NamedConfig:
 
     name: str
     module: str
-    make: Callable[[], Any]
+    make: Any  # whatever the module has there; checked when it is called
 
     def __call__(self) -> Any:
-        return self.make()
+        """The config, before overrides.
+
+        Raises:
+            ValueError: The function makes something else.
+        """
+        where = f"--config={self.name}: {self.module}.named_configs()[{self.name!r}]"
+        if isinstance(self.make, InstantiableConfig):
+            raise ValueError(
+                f"{where} is a config, expected a function that makes one, without arguments"
+            )
+        if not callable(self.make):
+            raise ValueError(f"{where} is {self.make!r}, expected a function that makes a config")
+        if _needs_arguments(self.make):
+            raise ValueError(f"{where} needs arguments; give them by functools.partial")
+        try:
+            cfg = self.make()
+        except (UnknownFieldError, InvalidConfigValueError) as error:
+            calls = traceback.extract_tb(error.__traceback__)
+            own = [
+                x for x in calls if x.filename != config.__file__ and _INSTALLED not in x.filename
+            ]
+            line = (own or calls)[-1]
+            raise ValueError(f"{where}, {line.filename}:{line.lineno}: {error}") from error
+        if isinstance(cfg, InstantiableConfig) and hasattr(getattr(cfg, "klass", None), "resolve"):
+            return cfg
+        if cfg is None:
+            found = "None; does the function lack its last line, `return cfg`?"
+        elif isinstance(cfg, InstantiableConfig):
+            found = f"a config of {getattr(cfg, 'klass', type(cfg)).__name__}"
+        else:
+            found = f"the class {cfg.__name__}" if isinstance(cfg, type) else f"{cfg!r}"
+        raise ValueError(f"{where} returned {found}; expected an Experiment.Config")
 
     @property
     def summary(self) -> str:
@@ -48,6 +87,11 @@ def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
                 "give a module that maps names to functions that make configs"
             )
         configs = each.named_configs() if hasattr(each, "named_configs") else {}
+        if not isinstance(configs, Mapping):
+            raise ValueError(
+                f"{each.__name__}.named_configs() returned {configs!r}; expected a dict from names "
+                "to functions that make configs"
+            )
         for name, make in configs.items():
             if name in found:
                 raise ValueError(
@@ -66,6 +110,12 @@ def find_named_config(name: str, module: str | None = None) -> NamedConfig:
         known = ", ".join(sorted(configs)) or "none"
         raise ValueError(f"--config={name}: there is no such config; {hint} Known: {known}")
     return configs[name]
+
+
+def _needs_arguments(make: Callable) -> bool:
+    parameters = inspect.signature(make).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in variadic for p in parameters)
 
 
 def _experiments() -> list[ModuleType]:

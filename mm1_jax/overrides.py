@@ -16,12 +16,18 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import attrs
 from absl import flags
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
-from mm1_jax.config import REQUIRED, ConfigBase, RequiredFieldValue, close_names
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigBase,
+    RequiredFieldValue,
+    close_names,
+    field_annotation,
+)
+from mm1_jax.field_types import without_limits
 
 _SCALARS = (bool, int, float, str)
 
@@ -79,19 +85,11 @@ def _options(annotation: Any) -> set[Any]:
         options = set().union(*(_options(option) for option in typing.get_args(annotation)))
         # `Required[T]` is a union with Any.
         return options - {Any} if len(options) > 1 else options
-    return {annotation} - {types.NoneType, RequiredFieldValue}
+    return {without_limits(annotation)} - {types.NoneType, RequiredFieldValue}
 
 
 def _annotation(cfg: Any, name: str) -> Any:
-    if not isinstance(cfg, ConfigBase):
-        return Any
-    annotation = attrs.fields_dict(type(cfg))[name].type
-    if isinstance(annotation, str):
-        try:
-            annotation = typing.get_type_hints(type(cfg))[name]
-        except NameError:
-            return Any
-    return annotation
+    return field_annotation(cfg, name) if isinstance(cfg, ConfigBase) else Any
 
 
 def _type_of_field(value: Any, annotation: Any) -> type | None:

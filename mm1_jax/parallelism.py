@@ -7,7 +7,7 @@ number of devices; `choose` takes the first that matches, and puts `trainer.para
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from mm1_jax.config import (
     Required,
     config_class,
 )
+from mm1_jax.field_types import PositiveInt, Range
 from mm1_jax.layers.stack import Remat
 from mm1_jax.sharding import MESH_AXES, AxisRules
 
@@ -38,6 +39,10 @@ _DEVICE_KINDS = (
 )
 
 
+# -1 takes the devices that the other axes leave.
+AxisSize = Annotated[int, Range(at_least=-1, other_than=0)]
+
+
 class Parallelism(Configurable):
     """How many ways each mesh axis splits the work, and what a step keeps; makes the mesh.
 
@@ -49,14 +54,14 @@ class Parallelism(Configurable):
         # Sizes of the mesh axes: 1, but `data` is -1, "all remaining devices", unless another is:
         # then it is the number of slices, so that their network carries sums of gradients alone.
         # Axes of size 1 are not created. docs/training.md says why there are no pipeline stages.
-        data: int | None = None
-        expert: int | None = None
-        fsdp: int | None = None
-        seq: int | None = None
-        model: int | None = None
+        data: AxisSize | None = None
+        expert: AxisSize | None = None
+        fsdp: AxisSize | None = None
+        seq: AxisSize | None = None
+        model: AxisSize | None = None
         rules: AxisRules | None = None  # AxisRules()
         # Micro-batches that one update adds up: 1.
-        gradient_accumulation: int | None = None
+        gradient_accumulation: PositiveInt | None = None
         # What layers keep for the backward pass: what the model's config says.
         decoder_remat: Remat | None = None
         decoder_saved_names: tuple[str, ...] | None = None
@@ -73,11 +78,6 @@ class Parallelism(Configurable):
         self.gradient_accumulation: int = (
             1 if cfg.gradient_accumulation is None else cfg.gradient_accumulation
         )
-        if self.gradient_accumulation < 1:
-            raise ValueError(
-                f"parallelism.gradient_accumulation={cfg.gradient_accumulation}: "
-                "expected at least 1"
-            )
         self.compiler_options = _options(cfg.compiler_options or ())
 
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:

@@ -98,6 +98,19 @@ _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
 )
 
 
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def tracing_for(platform: str) -> Iterator[None]:
+    """Inside this context, and without a mesh, tracing asks no device for its platform."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | None, rules: AxisRules | None = None) -> Iterator[None]:
     """Makes `constrain` place activations on `mesh` while tracing inside this context."""
@@ -124,7 +137,7 @@ def current_platform() -> str:
     """
     placement = _placement.get()
     if placement is None:
-        platform = jax.default_backend()
+        platform = _platform.get() or jax.default_backend()
     else:
         platform = placement.mesh.devices.flat[0].platform
     return "gpu" if platform in ("cuda", "rocm") else platform

@@ -13,6 +13,7 @@ from typing import Any, Optional, Union, get_origin
 import attrs
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from mm1_jax import config
 from mm1_jax.config import (
@@ -29,6 +30,7 @@ from mm1_jax.config import (
     RequiredFieldMissingError,
     RequiredFieldValue,
     UnknownFieldError,
+    check_values,
     close_names,
     config_class,
     config_for_class,
@@ -644,3 +646,38 @@ def test_functions_are_kept_by_reference():
 def test_configs_can_be_pickled():
     cfg = pickle.loads(pickle.dumps(Plain(num_layers=3).to_dict()))
     assert Plain().set(**cfg).num_layers == 3
+
+
+def test_fields_may_be_kept_out_of_texts():
+    @dataclasses.dataclass
+    class Data:
+        shown: int = 1
+        hidden: int = dataclasses.field(default=2, metadata={"skip_serialization": True})
+
+    @attrs.define
+    class Attrs:
+        shown: int = 1
+        hidden: int = attrs.field(default=2, metadata={"skip_serialization": True})
+
+    @config_class
+    class Config(ConfigBase):
+        shown: int = 1
+        hidden: int = attrs.field(default=2, metadata={"skip_serialization": True})
+        data: Data = Data()
+        more: Attrs = Attrs()
+
+    cfg = Config()
+    assert cfg.hidden == 2 and cfg.clone(hidden=5).hidden == 5
+    assert cfg.debug_string() == "data['shown']: 1\nmore['shown']: 1\nshown: 1"
+    assert cfg.to_dict() == {"shown": 1, "data": {"shown": 1}, "more": {"shown": 1}}
+
+
+def test_a_partition_spec_is_a_value():
+    @config_class
+    class Config(ConfigBase):
+        spec: PartitionSpec | None = None
+
+    cfg = Config().set(spec=PartitionSpec("data", None))
+    assert cfg.clone().spec == PartitionSpec("data", None) == cfg.to_dict()["spec"]
+    assert cfg.debug_string() == f"spec: {PartitionSpec('data', None)!r}"
+    check_values(cfg)

@@ -66,6 +66,7 @@ class ExampleBuilder:
         """The example to train on."""
         sequence, scored, images = self._cut(*self._tokenise(document))
         tokens = np.array(sequence, np.int32)
+        self._check_range(tokens)
         is_image = tokens == self.tokenizer.image_token
         return Example(
             tokens=tokens[:-1],
@@ -110,12 +111,23 @@ class ExampleBuilder:
                 f"max_sequence_length={self.max_sequence_length} and max_images={self.max_images} "
                 "is all there is. Use fewer shots, or raise these fields of the input."
             )
+        tokens = np.array(sequence[:-1], np.int32)
+        self._check_range(tokens)
         return Example(
-            tokens=np.array(sequence[:-1], np.int32),
+            tokens=tokens,
             targets=np.zeros(length, np.int32),
             loss_mask=np.zeros(length, bool),
             images=tuple(images),
         )
+
+    def _check_range(self, tokens: np.ndarray) -> None:
+        # The embedding would take its last row for them.
+        size = self.tokenizer.vocab_size
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < size:
+            raise ValueError(
+                f"input.tokenizer: {type(self.tokenizer).__name__} makes ids from {tokens.min()} "
+                f"to {tokens.max()}, and its vocab_size is {size}"
+            )
 
     def _tokenise(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
         """The whole sequence from bos on, which of it is scored, and the images."""

@@ -19,6 +19,7 @@ from mm1_jax.data.tokenizer import (
     tokenizer_path,
     without_half_pairs,
 )
+from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.files import read_json_object
 
 # Beside a tokenizer.json: which of its tokens begin and end a text.
@@ -43,7 +44,7 @@ class HFTokenizer(Tokenizer):
         pad: str | None = None
         # Rows of the embedding of a decoder that was trained with this tokenizer, where they are
         # more than its ids.
-        min_vocab_size: int = 0
+        min_vocab_size: NonNegativeInt = 0
 
     @staticmethod
     def vocabulary(cfg: Any) -> Vocabulary:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from mm1_jax.batch import Image
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import Decay, NonNegative, PositiveInt, Share
 
 try:
     import simplejpeg
@@ -80,10 +81,10 @@ class Augmentation(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        shift: float = 0.0  # Largest shift in each direction, as a fraction of the side.
-        rotate: float = 0.0  # Largest turn, in radians.
-        scale: float = 0.0  # Largest change of size, as a fraction.
-        contrast: float = 0.0  # Largest change of contrast around the mean, as a fraction.
+        shift: Share = 0.0  # Largest shift in each direction, as a fraction of the side.
+        rotate: NonNegative = 0.0  # Largest turn, in radians.
+        scale: Decay = 0.0  # Largest change of size, as a fraction.
+        contrast: Share = 0.0  # Largest change of contrast around the mean, as a fraction.
 
     def __call__(
         self, pixels: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
@@ -114,10 +115,10 @@ class ImageTransform(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        image_size: int | None = None  # Set by the experiment, from the vision encoder.
+        image_size: PositiveInt | None = None  # Set by the experiment, from the vision encoder.
         fit: Fit = Fit.STRETCH
         # Larger pictures are refused before they take memory.
-        max_pixels: int = 64_000_000
+        max_pixels: PositiveInt = 64_000_000
         jpeg_decoder: JpegDecoder = JpegDecoder.PILLOW
 
     def __init__(self, cfg: Config):

@@ -46,7 +46,8 @@ from mm1_jax.data.snapshot import (
     SnapshotPlanner,
 )
 from mm1_jax.data.sources import ArrayRecordSource, source_folder
-from mm1_jax.data.tokenizer import Tokenizer, tokenizer_path
+from mm1_jax.data.tokenizer import Tokenizer, check_tokenizer, tokenizer_path
+from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
 
 # So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
 _LEAST_DOCUMENTS = 1000
@@ -91,27 +92,27 @@ class Input(Configurable):
         data_dir: str = "data"
         tokenizer: InstantiableConfig = Tokenizer.default_config()
         image_transform: InstantiableConfig = ImageTransform.default_config()
-        batch_size: Required[int] = REQUIRED  # Rows, over all hosts.
-        max_sequence_length: Required[int] = REQUIRED
-        max_images: Required[int] = REQUIRED  # Per row.
+        batch_size: Required[PositiveInt] = REQUIRED  # Rows, over all hosts.
+        max_sequence_length: Required[PositiveInt] = REQUIRED
+        max_images: Required[NonNegativeInt] = REQUIRED  # Per row.
         # None: set by the experiment from the connector and the vision encoder.
-        num_image_tokens: int | None = None
-        image_size: int | None = None
+        num_image_tokens: NonNegativeInt | None = None
+        image_size: NonNegativeInt | None = None
         # Consecutive rows of the batch that share a buffer of images, of so many slots a row: the
         # vision encoder runs over slots, and rows alone would need `max_images` (None). Documents
         # without room are counted and not scored. `describe` says how many slots are enough.
-        image_group_rows: int = 1
-        images_per_row: float | None = None
+        image_group_rows: PositiveInt = 1
+        images_per_row: Positive | None = None
         # A folder that tools/snapshot.py wrote: its rows, in place of a plan made here.
         snapshot: str | None = None
         packing: Packing.Config = Packing.default_config()
-        seed: int = 0
+        seed: Seed = 0
         # Processes that read and decode; 0 is one thread of this process.
-        num_workers: int = 0
+        num_workers: NonNegativeInt = 0
         # Batches made ahead: per worker, or by the thread. 0 without workers makes none ahead.
-        prefetch: int = 2
+        prefetch: NonNegativeInt = 2
         # Of a corpus, before its documents are too often bad to go on.
-        max_bad_fraction: float = 0.01
+        max_bad_fraction: Share = 0.01
 
     def __init__(
         self,
@@ -146,6 +147,7 @@ class Input(Configurable):
         self.prefetch = cfg.prefetch
         self.max_bad_fraction = cfg.max_bad_fraction
         self.tokenizer: Tokenizer = cfg.tokenizer.instantiate()
+        check_tokenizer(self.tokenizer)
         # None: there are no images.
         self.image_transform: ImageTransform | None = None
         if cfg.max_images:
@@ -363,6 +365,7 @@ class Input(Configurable):
             bad=len(lengths.unusable),
             documents=len(corpus),
             limit=self.max_bad_fraction,
+            example=lengths.unusable[0].reason if lengths.unusable else "",
         )
         return lengths
 
@@ -688,14 +691,9 @@ def _set_by_experiment(cfg: Input.Config, name: str) -> int:
 
 
 def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
-    of_images = ("num_image_tokens", "image_size")
-    positive = ("batch_size", "max_sequence_length", *(of_images if cfg.max_images else ()))
-    for name in positive:
+    for name in ("num_image_tokens", "image_size") if cfg.max_images else ():
         if getattr(cfg, name) < 1:
             raise ValueError(f"input.{name}={getattr(cfg, name)} must be at least 1.")
-    for name in ("max_images", *of_images, "num_workers", "prefetch", "seed"):
-        if getattr(cfg, name) < 0:
-            raise ValueError(f"input.{name}={getattr(cfg, name)} must not be negative.")
     positions = cfg.max_images * num_image_tokens
     # A row has text too, so it may never have all of its images; it need not, to be a row.
     if positions > cfg.max_sequence_length:
@@ -714,17 +712,6 @@ def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
 
 
 def _check_weights(streams: Sequence[Stream.Config]):
-    weights = [("input.streams", stream.name, stream.weight) for stream in streams] + [
-        (f"input.streams ({stream.name}).corpora", entry.corpus.name, entry.weight)
-        for stream in streams
-        for entry in (*stream.corpora, *stream.fillers)
-    ]
-    for path, name, weight in weights:
-        if not isinstance(weight, int) or weight < 0:
-            raise ValueError(
-                f"{path}: weight {weight} of {name!r} must be a non-negative integer "
-                "(45%, 45% and 10% are 9, 9 and 2)."
-            )
     if not any(stream.weight for stream in streams):
         raise ValueError("input.streams has no stream with a weight above 0.")
 

@@ -23,6 +23,7 @@ from mm1_jax.config import (
     Required,
     config_class,
 )
+from mm1_jax.field_types import NonEmpty, NonNegativeInt
 
 # A period longer than this (the sum of the weights after division by their common divisor) would
 # need a table of that many entries; nobody means such weights.
@@ -38,7 +39,7 @@ class CorpusWeight(ConfigBase):
     """A corpus and its share of the examples of a stream."""
 
     corpus: Required[InstantiableConfig] = REQUIRED
-    weight: int = 1
+    weight: NonNegativeInt = 1
 
 
 class Stream(Configurable):
@@ -46,8 +47,8 @@ class Stream(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        name: Required[str] = REQUIRED
-        weight: int = 1
+        name: Required[NonEmpty] = REQUIRED
+        weight: NonNegativeInt = 1
         corpora: Required[list[CorpusWeight]] = REQUIRED
         # Examples without images, for what rows leave empty when their images are used up, as rows
         # of captions do by a quarter. A splitter with `max_positions` makes them short enough.
@@ -75,8 +76,8 @@ class Stream(Configurable):
 class Stage(ConfigBase):
     """Weights of streams by name from a step on, until the next stage; others keep theirs."""
 
-    from_step: Required[int] = REQUIRED
-    weights: Required[dict[str, int]] = REQUIRED
+    from_step: Required[NonNegativeInt] = REQUIRED
+    weights: Required[dict[str, NonNegativeInt]] = REQUIRED
 
 
 class CorpusShare(NamedTuple):

@@ -21,6 +21,7 @@ from jaxtyping import Int
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import MixedStream, Mixture, Turns, hash_seed, permutation
+from mm1_jax.field_types import PositiveInt
 
 
 class PlannedRecord(NamedTuple):
@@ -87,8 +88,8 @@ class Packing(Configurable):
     class Config(Configurable.Config):
         # Must divide the batch size, and be divisible by the number of hosts; part of what decides
         # the rows, so it cannot change during a run. None is one shard per row of the batch.
-        num_shards: Optional[int] = None  # noqa: UP045
-        num_bins: int = 16
+        num_shards: Optional[PositiveInt] = None  # noqa: UP045
+        num_bins: PositiveInt = 16
 
     def __init__(
         self,
@@ -109,13 +110,11 @@ class Packing(Configurable):
         """
         super().__init__(cfg)
         self.num_shards = batch_size if cfg.num_shards is None else cfg.num_shards
-        if self.num_shards < 1 or batch_size % self.num_shards:
+        if batch_size % self.num_shards:
             raise ValueError(
                 f"input.packing.num_shards={cfg.num_shards} must divide "
                 f"input.batch_size={batch_size}; take a divisor, or None for one shard per row."
             )
-        if cfg.num_bins < 1:
-            raise ValueError(f"input.packing.num_bins={cfg.num_bins} must be at least 1.")
         self.num_bins = cfg.num_bins
         self.batch_size = batch_size
         self.rows_per_shard = batch_size // self.num_shards

@@ -25,6 +25,7 @@ from mm1_jax.data.ingest.formats.parquet import missing_column
 from mm1_jax.data.ingest.formats.source_files import documents_below, links_not_followed
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources import FileSource, SplitIndices
+from mm1_jax.field_types import PositiveInt
 
 _SUFFIX = ".parquet"
 # More rows than this in a group are no rows, but a damaged number.
@@ -50,15 +51,11 @@ class ParquetSource(FileSource):
         columns: dict[str, str] | None = None
         # What a process keeps in memory: row groups, and the most bytes that one of them may have
         # in the columns that are read, before compression.
-        cached_row_groups: int = 4
-        max_row_group_bytes: int = 2**30
+        cached_row_groups: PositiveInt = 4
+        max_row_group_bytes: PositiveInt = 2**30
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
-        if cfg.cached_row_groups < 1:
-            raise ValueError(
-                f"source.cached_row_groups={cfg.cached_row_groups} must be at least 1."
-            )
         is_file = self.path.is_file()
         self._files = [self.path] if is_file else documents_below(self.path, (_SUFFIX,))
         if not self._files:

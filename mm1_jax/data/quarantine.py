@@ -50,15 +50,20 @@ class Quarantine:
         return [Quarantined(**json.loads(line)) for line in whole.splitlines()]
 
 
-def check_bad_fraction(corpus: str, *, bad: int, documents: int, least: int = 1, limit: float):
+def check_bad_fraction(
+    corpus: str, *, bad: int, documents: int, least: int = 1, limit: float, example: str = ""
+):
     """Stops where more than the fraction `limit` of a corpus's documents are bad.
 
     While fewer than `least` documents have come, the fraction is of that many: the first document
     of a million says nothing about the rest.
+
+    Args:
+        example: Why one of them is bad.
     """
     if bad > limit * max(documents, least):
         raise ValueError(
             f"{bad} of {documents} documents of corpus {corpus!r} cannot be used, more than "
-            f"input.max_bad_fraction={limit:g} allows. The quarantine log says which and why; "
-            "mend the data, or raise the limit."
+            f"input.max_bad_fraction={limit:g} allows{f', such as {example}' if example else ''}. "
+            "The quarantine log says which and why; mend the data, or raise the limit."
         )

@@ -13,6 +13,7 @@ import sentencepiece
 
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.tokenizer import Tokenizer, Vocabulary, tokenizer_path, without_half_pairs
+from mm1_jax.field_types import NonNegativeInt
 
 
 class SeqioTokenizer(Tokenizer):
@@ -28,9 +29,9 @@ class SeqioTokenizer(Tokenizer):
         # "my_project.tasks.VOCABULARY", "seqio.ByteVocabulary". Instead of `model_path`.
         vocabulary: str | None = None
         # Ids after the pieces of the model of `model_path`.
-        extra_ids: int = 0
+        extra_ids: NonNegativeInt = 0
         # One of the extra ids; None: the first id after the vocabulary.
-        image_token: int | None = None
+        image_token: NonNegativeInt | None = None
 
     @staticmethod
     def vocabulary(cfg: Any) -> Vocabulary:

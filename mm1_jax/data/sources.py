@@ -16,6 +16,7 @@ import numpy as np
 from mm1_jax.batch import Record
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.data.record_files import BadRecord, RecordFiles
+from mm1_jax.field_types import PositiveInt
 
 SPLITS = ("train", "test")
 
@@ -84,7 +85,7 @@ class FileSource(Source):
         path: Required[str] = REQUIRED
         data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
         # Every n-th record is kept for the test split.
-        test_every: int = 20
+        test_every: PositiveInt = 20
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)

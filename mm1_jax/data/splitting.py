@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import PositiveInt
 
 # A sentence may end here; a block does, by preference.
 _SENTENCE_ENDS = ".!?:;"
@@ -30,9 +31,9 @@ class Splitter(Configurable):
     class Config(Configurable.Config):
         # Longest block of text, in characters. Shorter ones fill rows better; a text without
         # spaces is cut where the block is full.
-        block_characters: int = 1000
+        block_characters: PositiveInt = 1000
         # Longest part, in positions; None: a row.
-        max_positions: int | None = None
+        max_positions: PositiveInt | None = None
         # Whether a part may end with an image whose text begins the next part.
         may_part_image_from_text: bool = False
 

@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import sentencepiece
 
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.field_types import PositiveInt
 
 SHIPPED_MODEL = Path(__file__).parent / "assets" / "tiny.model"
 
@@ -44,10 +46,10 @@ class Tokenizer(Configurable):
         model_path: str | None = None
         data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
         # The vocabulary size is rounded up to a multiple of this, so that it shards evenly.
-        vocab_multiple: int = 64
+        vocab_multiple: PositiveInt = 64
         # Pieces of the model, for configs that are looked at before there is a file. A file that is
         # there must have as many.
-        num_pieces: int | None = None
+        num_pieces: PositiveInt | None = None
 
     @staticmethod
     def vocabulary(cfg: Any) -> "Vocabulary":
@@ -124,6 +126,25 @@ class Tokenizer(Configurable):
 def without_half_pairs(text: str) -> str:
     """The text with "?" for halves of surrogate pairs: JSON can hold them, no bytes spell them."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises ValueError where a tokenizer makes ids that the embedding table has no row for."""
+    name, size = type(tokenizer).__name__, tokenizer.vocab_size
+    special = {role: getattr(tokenizer, role) for role in ("pad", "bos", "eos", "image_token")}
+    encoded = list(tokenizer.encode("A text, 42."))
+    for role, ids in (*((role, [i]) for role, i in special.items()), ("encode", encoded)):
+        wrong = [i for i in ids if not isinstance(i, int | np.integer) or not 0 <= i < size]
+        if wrong:
+            raise ValueError(
+                f"input.tokenizer: {name}.{role} gives {wrong[0]!r}, expected whole numbers from 0 "
+                f"to {size - 1} (its vocab_size is {size})"
+            )
+    if special["image_token"] in encoded:
+        raise ValueError(
+            f"input.tokenizer: {name}.encode gives the image_token {special['image_token']} for "
+            "text; the placeholder needs an id of its own"
+        )
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -1,7 +1,9 @@
 """What an evaluator is: a model in, named numbers and samples out, at chosen steps of a run."""
 
 import abc
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +11,8 @@ from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import ImageTransform
 from mm1_jax.data.input import Input
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizer import Tokenizer, check_tokenizer
+from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.models.mm1 import MM1
 
 
@@ -54,6 +57,7 @@ class PromptInput:
     def of(cls, cfg: Input.Config) -> "PromptInput":
         """From the resolved config of an input."""
         tokenizer = cfg.tokenizer.instantiate()
+        check_tokenizer(tokenizer)
         transform = None
         if cfg.max_images:
             transform = cfg.image_transform.set(image_size=cfg.image_size).instantiate()
@@ -71,12 +75,10 @@ class EveryNSteps(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        n: int = 0
+        n: NonNegativeInt = 0
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        if cfg.n < 0:
-            raise ValueError(f"run.n={cfg.n}: must be positive, or 0 for only after the last step")
         self._n = cfg.n
 
     def due(self, step: int, max_steps: int) -> bool:
@@ -106,3 +108,19 @@ class Evaluator(Configurable, abc.ABC):
 
     @abc.abstractmethod
     def run(self, model: MM1) -> EvalResult: ...
+
+    def metric_names(self) -> Collection[str] | None:
+        """The keys of the metrics that `run` may give; None where they are not known before."""
+        return None
+
+
+def check_result(evaluator: Any, result: Any) -> None:
+    """Raises ValueError where an evaluator returned something else than numbers by name."""
+    name = type(evaluator).__name__
+    if not isinstance(result, EvalResult):
+        raise ValueError(f"{name}.run returned a {type(result).__name__}, expected an EvalResult")
+    for key, value in result.metrics.items():
+        if not isinstance(key, str) or not isinstance(value, int | float | np.number):
+            raise ValueError(
+                f"{name}.run returned the metric {key!r}: {value!r}, expected a number"
+            )

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.field_types import PositiveInt, Share
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.sharding import Placement, constrain, current_placement
 
@@ -77,19 +78,15 @@ class SimilarExemplars(Configurable):
     class Config(Configurable.Config):
         # What a text's likeness counts, 0 to 1, against the picture's: the cosine of the means of
         # the decoder's token embeddings.
-        text_weight: float = 0.0
+        text_weight: Share = 0.0
         # An .npz with `support`, `query`, a vector each, and their `support_ids`, `query_ids`;
         # None: features of the model's own vision encoder.
         features_file: str | None = None
         # Pictures or texts at once; their features do not depend on the batches of the benchmark.
-        batch_size: int = 32
+        batch_size: PositiveInt = 32
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        if not 0 <= cfg.text_weight <= 1:
-            raise ValueError(f"exemplars.text_weight={cfg.text_weight}: must be from 0 to 1")
-        if cfg.batch_size < 1:
-            raise ValueError(f"exemplars.batch_size={cfg.batch_size}: must be at least 1")
         if cfg.features_file is not None and cfg.text_weight:
             raise ValueError(
                 f"exemplars.features_file={cfg.features_file!r} and text_weight={cfg.text_weight}: "

@@ -10,6 +10,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.config import config_class
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import EvalResult, Evaluator
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.models.cross_entropy import corpus_sums, token_losses
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.sharding import Placement, constrain, current_placement
@@ -24,18 +25,19 @@ class HeldOutLoss(Evaluator):
 
     @config_class
     class Config(Evaluator.Config):
-        num_batches: int = 8
+        num_batches: PositiveInt = 8
 
     def __init__(self, cfg: Config, *, input: Input):
         super().__init__(cfg, input=input)
-        if cfg.num_batches < 1:
-            raise ValueError(f"held_out_loss: num_batches={cfg.num_batches} must be at least 1")
         self._train_input = input
 
     @functools.cached_property
     def _input(self) -> Input:
         # Not in the constructor: nobody need read the test split before there is a model to judge.
         return self._train_input.config.instantiate(split="test")
+
+    def metric_names(self) -> list[str]:
+        return [f"held_out_loss/0/{corpus}" for corpus in self._train_input.corpus_names]
 
     def run(self, model: MM1) -> EvalResult:
         names = self._input.corpus_names

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention_kernels import (
     ATTENTION_PROJECTION,
     KEY,
@@ -44,11 +45,11 @@ class Attention(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        source_dim: int | None = None  # of what cross-attention reads; None is input_dim
-        num_heads: Required[int] = REQUIRED
-        num_kv_heads: int | None = None  # None is num_heads
-        head_dim: int | None = None  # None is input_dim / num_heads
+        input_dim: Required[PositiveInt] = REQUIRED
+        source_dim: PositiveInt | None = None  # of what cross-attention reads; None is input_dim
+        num_heads: Required[PositiveInt] = REQUIRED
+        num_kv_heads: PositiveInt | None = None  # None is num_heads
+        head_dim: PositiveInt | None = None  # None is input_dim / num_heads
         pattern: Pattern = Pattern.BIDIRECTIONAL
         kernel: Kernel = Kernel.AUTO  # of self-attention over whole rows; the rest is XLA's
         bias: bool = False

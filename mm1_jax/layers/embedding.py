@@ -9,6 +9,7 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.layers.module import Module, param
 
 
@@ -17,10 +18,10 @@ class Embedding(Module):
 
     @config_class
     class Config(Module.Config):
-        vocab_size: Required[int] = REQUIRED
-        model_dim: Required[int] = REQUIRED
+        vocab_size: Required[PositiveInt] = REQUIRED
+        model_dim: Required[PositiveInt] = REQUIRED
         # Standard deviation of the entries; None is 1 / sqrt(model_dim), for logits of unit size.
-        init_std: float | None = None
+        init_std: NonNegative | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         std = cfg.model_dim**-0.5 if cfg.init_std is None else cfg.init_std

@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module
 from mm1_jax.layers.saved_names import saved_name
@@ -44,8 +45,8 @@ class GatedFeedForward(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        hidden_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        hidden_dim: Required[PositiveInt] = REQUIRED
         activation: Activation = Activation.SILU
         gate: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
         up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
@@ -73,8 +74,8 @@ class FeedForward(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        hidden_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        hidden_dim: Required[PositiveInt] = REQUIRED
         activation: Activation = Activation.GELU
         up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"), bias=True)
         down: InstantiableConfig = Linear.default_config().set(

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.layers.module import Initializer, Module, param
 
 
@@ -35,12 +36,12 @@ class Linear(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        output_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        output_dim: Required[PositiveInt] = REQUIRED
         bias: bool = False
         axes: tuple[str | None, str | None] = ("embed", "mlp")  # logical names of input and output
         output_first: bool = False  # store the kernel as [output, input]
-        init_scale: float = 1.0  # standard deviation is init_scale / sqrt(input_dim)
+        init_scale: NonNegative = 1.0  # standard deviation is init_scale / sqrt(input_dim)
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         shape, axes = (cfg.input_dim, cfg.output_dim), tuple(cfg.axes)
@@ -61,12 +62,12 @@ class SplitHeads(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        num_heads: Required[int] = REQUIRED
-        head_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        num_heads: Required[PositiveInt] = REQUIRED
+        head_dim: Required[PositiveInt] = REQUIRED
         bias: bool = False
         axis: str | None = "heads"
-        init_scale: float = 1.0
+        init_scale: NonNegative = 1.0
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         shape = (cfg.input_dim, cfg.num_heads, cfg.head_dim)
@@ -83,12 +84,12 @@ class JoinHeads(Module):
 
     @config_class
     class Config(Module.Config):
-        num_heads: Required[int] = REQUIRED
-        head_dim: Required[int] = REQUIRED
-        output_dim: Required[int] = REQUIRED
+        num_heads: Required[PositiveInt] = REQUIRED
+        head_dim: Required[PositiveInt] = REQUIRED
+        output_dim: Required[PositiveInt] = REQUIRED
         bias: bool = False
         axis: str | None = "heads"
-        init_scale: float = 1.0
+        init_scale: NonNegative = 1.0
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         shape = (cfg.output_dim, cfg.num_heads, cfg.head_dim)

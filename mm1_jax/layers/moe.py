@@ -23,6 +23,7 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.expert_dispatch import (
     Routes,
     capacity_slots,
@@ -72,11 +73,11 @@ class Experts(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        hidden_dim: Required[int] = REQUIRED
-        num_experts: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        hidden_dim: Required[PositiveInt] = REQUIRED
+        num_experts: Required[PositiveInt] = REQUIRED
         activation: Activation = Activation.SILU
-        init_scale: float = 1.0
+        init_scale: NonNegative = 1.0
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         E, D, F = cfg.num_experts, cfg.input_dim, cfg.hidden_dim
@@ -101,7 +102,7 @@ class Dropless(Module):
     class Config(Module.Config):
         # Room for this many times a device's balanced share; choices beyond it are dropped, and
         # counted. None is room for the worst case, in which nothing is ever dropped.
-        receive_factor: float | None = None
+        receive_factor: Positive | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.receive_factor = cfg.receive_factor
@@ -201,11 +202,11 @@ class Capacity(Module):
     @config_class
     class Config(Module.Config):
         # C = capacity_factor group_size / E: 2.0 is enough for balanced top-2.
-        capacity_factor: float = 2.0
-        min_capacity: int = 4
+        capacity_factor: Positive = 2.0
+        min_capacity: PositiveInt = 4
         # Tokens that compete for places, neighbours in a row; None is a row. Large groups drop less
         # at the same cost; a row that is split over devices needs groups that are not.
-        group_size: int | None = None
+        group_size: PositiveInt | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.capacity_factor = cfg.capacity_factor
@@ -297,10 +298,10 @@ class MoE(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        hidden_dim: Required[int] = REQUIRED
-        num_experts: Required[int] = REQUIRED
-        experts_per_token: int = 2
+        input_dim: Required[PositiveInt] = REQUIRED
+        hidden_dim: Required[PositiveInt] = REQUIRED
+        num_experts: Required[PositiveInt] = REQUIRED
+        experts_per_token: PositiveInt = 2
         dispatch: InstantiableConfig = Dropless.default_config()
         experts: InstantiableConfig = Experts.default_config()
 

@@ -6,6 +6,7 @@ from jax.nn.initializers import constant, ones, zeros
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.module import Module, param
 
 
@@ -14,8 +15,8 @@ class RMSNorm(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        eps: float = 1e-5
+        input_dim: Required[PositiveInt] = REQUIRED
+        eps: Positive = 1e-5
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         # Whole on every device: gathering so few numbers costs more than keeping them.
@@ -33,10 +34,10 @@ class LayerNorm(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        eps: float = 1e-6
+        input_dim: Required[PositiveInt] = REQUIRED
+        eps: Positive = 1e-6
         # All entries of `scale` at first; 0 starts the branch that ends here as nothing.
-        init_scale: float = 1.0
+        init_scale: NonNegative = 1.0
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         init = constant(cfg.init_scale)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.module import Module, param
 
 
@@ -18,11 +19,11 @@ class PositionEmbedding(Module):
     @config_class
     class Config(Module.Config):
         # Cells along each side of the grid that the positions are stored for; set by the parent.
-        grid_size: Required[int] = REQUIRED
-        model_dim: Required[int] = REQUIRED
+        grid_size: Required[PositiveInt] = REQUIRED
+        model_dim: Required[PositiveInt] = REQUIRED
         # Standard deviation of the initial positions. Where a model must learn to tell positions
         # apart within a few hundred steps, 0.4 works and 0.02 stays on a plateau.
-        init_std: float = 0.02
+        init_std: NonNegative = 0.02
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.grid_size = cfg.grid_size
@@ -47,7 +48,7 @@ class SinCosPositions(Module):
 
     @config_class
     class Config(Module.Config):
-        theta: float = 10_000.0  # the slowest pair turns once in about 2 pi theta cells
+        theta: Positive = 10_000.0  # the slowest pair turns once in about 2 pi theta cells
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.theta = cfg.theta

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import config_class
+from mm1_jax.field_types import Positive, PositiveInt
 from mm1_jax.layers.module import Module
 from mm1_jax.sharding import current_platform
 
@@ -23,7 +24,7 @@ class Rotary(Module):
 
     @config_class
     class Config(Module.Config):
-        theta: float = 10_000.0  # the slowest pair turns once in about 2 pi theta positions
+        theta: Positive = 10_000.0  # the slowest pair turns once in about 2 pi theta positions
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.theta = cfg.theta
@@ -48,11 +49,11 @@ class StretchedRotary(Module):
 
     @config_class
     class Config(Module.Config):
-        theta: float = 500_000.0
-        factor: float = 8.0
-        low_freq_factor: float = 1.0
-        high_freq_factor: float = 4.0
-        original_max_position_embeddings: int = 8192
+        theta: Positive = 500_000.0
+        factor: Positive = 8.0
+        low_freq_factor: Positive = 1.0
+        high_freq_factor: Positive = 4.0
+        original_max_position_embeddings: PositiveInt = 8192
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         if cfg.high_freq_factor <= cfg.low_freq_factor:

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.kv_cache import Caches
-from mm1_jax.layers.module import Module
+from mm1_jax.layers.module import Module, checked, checked_tuple
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.layers.saved_names import check_saved_names
 
@@ -36,11 +37,11 @@ class Stack(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        num_layers: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        num_layers: Required[PositiveInt] = REQUIRED
         layer: Required[InstantiableConfig] = REQUIRED
         last_layer: InstantiableConfig | None = None
-        group_size: int = 1
+        group_size: PositiveInt = 1
         remat: Remat = Remat.FULL
         saved_names: tuple[str, ...] = ()  # named values that are kept too, with Remat.FULL
         offloaded_names: tuple[str, ...] = ()  # and these, in the memory of the host
@@ -93,14 +94,15 @@ class Stack(Module):
             )
 
         def run_layer(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-            x, _, statistics = layer(
+            output = layer(
                 x,
                 positions=positions,
                 segment_ids=segment_ids,
                 dropless=dropless,
                 prefix_lengths=prefix_lengths,
             )
-            return x, statistics
+            y, _, statistics = checked_tuple(layer, output, ("x", "cache", "router statistics"))
+            return checked(layer, y, x.shape, x.dtype), statistics
 
         run_layer = rematerialise(
             run_layer,

@@ -7,10 +7,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.feed_forward import GatedFeedForward
 from mm1_jax.layers.kv_cache import KVCache
-from mm1_jax.layers.module import Module
+from mm1_jax.layers.module import Module, checked, checked_tuple
 from mm1_jax.layers.moe import MoE, RouterStatistics
 from mm1_jax.layers.norm import RMSNorm
 from mm1_jax.sharding import constrain
@@ -21,7 +22,7 @@ class TransformerBlock(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
         attention: InstantiableConfig = Attention.default_config()
         feed_forward: InstantiableConfig = GatedFeedForward.default_config()  # or FeedForward, MoE
         norm: InstantiableConfig = RMSNorm.default_config()  # of both
@@ -46,18 +47,21 @@ class TransformerBlock(Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None, RouterStatistics | None]:
         """Returns the new x, the cache extended by it, and what the router did (None if dense)."""
         x = constrain(x, "batch", "sequence", None)
-        attended, cache = self.attention(
-            self.attention_norm(x),
+        normed = checked(self.attention_norm, self.attention_norm(x), x.shape, x.dtype)
+        output = self.attention(
+            normed,
             positions=positions,
             segment_ids=segment_ids,
             cache=cache,
             cache_start=cache_start,
             prefix_lengths=prefix_lengths,
         )
-        x = x + attended
-        normed = self.feed_forward_norm(x)
+        attended, cache = checked_tuple(self.attention, output, ("x", "cache"))
+        x = x + checked(self.attention, attended, x.shape, x.dtype)
+        normed = checked(self.feed_forward_norm, self.feed_forward_norm(x), x.shape, x.dtype)
         if isinstance(self.feed_forward, MoE):
             y, statistics = self.feed_forward(normed, segment_ids, dropless=dropless)
         else:
             y, statistics = self.feed_forward(normed), None
+        y = checked(self.feed_forward, y, x.shape, x.dtype)
         return constrain(x + y, "batch", "sequence", None), cache, statistics

@@ -7,16 +7,18 @@ sparse; all else stays.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention import Attention, Pattern, head_sizes
 from mm1_jax.layers.embedding import Embedding
 from mm1_jax.layers.feed_forward import GatedFeedForward
 from mm1_jax.layers.kv_cache import Caches, empty_cache
-from mm1_jax.layers.module import Module
+from mm1_jax.layers.module import Module, checked, checked_tuple
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.layers.norm import RMSNorm
 from mm1_jax.layers.rotary import Rotary
@@ -48,15 +50,15 @@ class Decoder(Module):
 
     @config_class
     class Config(Module.Config):
-        vocab_size: int | None = None  # set by the experiment: the tokenizer's
-        model_dim: Required[int] = REQUIRED
-        num_layers: Required[int] = REQUIRED
-        num_heads: Required[int] = REQUIRED
-        num_kv_heads: int | None = None  # None is num_heads
-        head_dim: int | None = None  # None is model_dim / num_heads
-        hidden_dim: Required[int] = REQUIRED  # of every feed-forward layer, and of each expert
+        vocab_size: PositiveInt | None = None  # set by the experiment: the tokenizer's
+        model_dim: Required[PositiveInt] = REQUIRED
+        num_layers: Required[PositiveInt] = REQUIRED
+        num_heads: Required[PositiveInt] = REQUIRED
+        num_kv_heads: PositiveInt | None = None  # None is num_heads
+        head_dim: PositiveInt | None = None  # None is model_dim / num_heads
+        hidden_dim: Required[PositiveInt] = REQUIRED  # of every feed-forward layer and each expert
         moe: InstantiableConfig | None = None
-        moe_every: int = 1  # 2: every second layer is sparse, the first of them the second
+        moe_every: PositiveInt = 1  # 2: every second layer is sparse, the first of them the second
         tied_embeddings: bool = False  # the token embedding is the output layer too
         embedding: InstantiableConfig = Embedding.default_config().set(init_std=1.0)
         head: InstantiableConfig = Embedding.default_config()  # not used with tied_embeddings
@@ -67,6 +69,7 @@ class Decoder(Module):
         if cfg.vocab_size is None:
             raise ValueError("decoder: vocab_size is None; set it to the tokenizer's")
         table = {"vocab_size": cfg.vocab_size, "model_dim": cfg.model_dim}
+        self.vocab_size, self.model_dim = cfg.vocab_size, cfg.model_dim
         self.embedding = cfg.embedding.set(**table).instantiate(rngs=rngs)
         stack = decoder_stack(cfg)
         self.stack = stack.instantiate(rngs=rngs)
@@ -77,7 +80,10 @@ class Decoder(Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The token embeddings; image positions hold those of the image token until the merge."""
-        return self.embedding(tokens)
+        embeddings = self.embedding(tokens)
+        return checked(
+            self.embedding, embeddings, (*tokens.shape, self.model_dim), embeddings.dtype
+        )
 
     def __call__(
         self,
@@ -97,7 +103,7 @@ class Decoder(Module):
                 next T tokens must have the positions from there on.
             dropless: Sparse layers drop nothing, whatever their dispatch: for evaluation.
         """
-        hidden, caches, router = self.stack(
+        output = self.stack(
             embeddings,
             positions=positions,
             segment_ids=segment_ids,
@@ -105,11 +111,18 @@ class Decoder(Module):
             cache_start=cache_start,
             dropless=dropless,
         )
-        return DecoderOutput(self.norm(hidden), caches, router)
+        names = ("hidden", "caches", "router statistics")
+        hidden, caches, router = checked_tuple(self.stack, output, names)
+        shape, dtype = embeddings.shape, embeddings.dtype
+        hidden = checked(self.stack, hidden, shape, dtype)
+        return DecoderOutput(checked(self.norm, self.norm(hidden), shape, dtype), caches, router)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token, float32. Entries that pad the vocabulary are ordinary ones."""
-        return constrain(self.output_layer.attend(hidden), "batch", "sequence", "activation_vocab")
+        logits = self.output_layer.attend(hidden)
+        shape = (*hidden.shape[:-1], self.vocab_size)
+        logits = checked(self.output_layer, logits, shape, jnp.float32)
+        return constrain(logits, "batch", "sequence", "activation_vocab")
 
     @property
     def output_layer(self) -> Embedding:

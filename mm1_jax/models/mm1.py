@@ -1,6 +1,6 @@
 """The whole model: vision encoder, connector, decoder (MM1, section 3)."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig, config_class, maybe_set_config
+from mm1_jax.field_types import NonNegativeInt, PositiveInt
 from mm1_jax.layers.embedding import Embedding
 from mm1_jax.layers.kv_cache import Caches
-from mm1_jax.layers.module import Module, cast
+from mm1_jax.layers.module import Module, cast, checked
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.decoder import Decoder
@@ -42,12 +43,12 @@ class MM1(Module):
         connector: InstantiableConfig | None = CAbstractor.default_config()
         decoder: InstantiableConfig = Decoder.default_config()
         # Id of the placeholder token; None until the experiment sets the tokenizer's.
-        image_token: int | None = None
+        image_token: NonNegativeInt | None = None
         # Consecutive rows that share a buffer of images; the experiment sets the input's. None:
         # an image may be anywhere in the batch, which on a mesh is sent to all devices.
-        image_group_rows: int | None = None
+        image_group_rows: PositiveInt | None = None
         # What activations and matrix products are computed in: "float32" or "bfloat16".
-        dtype: str = "float32"
+        dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         if cfg.image_token is None:
@@ -55,8 +56,6 @@ class MM1(Module):
                 "image_token=None: set it to the tokenizer's id of the image placeholder "
                 "(an experiment does it when it is resolved)"
             )
-        if cfg.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={cfg.dtype!r}: must be 'float32' or 'bfloat16'")
         self.image_token = cfg.image_token
         self.image_group_rows = cfg.image_group_rows
         self.dtype = cfg.dtype
@@ -69,6 +68,9 @@ class MM1(Module):
                 output_dim=cfg.decoder.model_dim,
                 grid_size=cfg.vision_encoder.image_size // cfg.vision_encoder.patch_size,
             )
+            self.patch_size = cfg.vision_encoder.patch_size
+            self.feature_dim = cfg.vision_encoder.model_dim
+            self.num_image_tokens = cfg.connector.num_image_tokens
             vision_encoder = cfg.vision_encoder.instantiate(rngs=rngs)
             connector = cfg.connector.instantiate(rngs=rngs)
         self.vision_encoder, self.connector = vision_encoder, connector
@@ -161,11 +163,20 @@ class MM1(Module):
         graphdef, params = nnx.split(self)
         return nnx.merge(graphdef, cast(params, self.dtype))
 
+    def _checked_features(self, features: Any, batch: Batch) -> Float[Array, "J P Dv"]:
+        num_images, height, width, _ = batch.images.shape
+        num_patches = (height // self.patch_size) * (width // self.patch_size)
+        shape = (num_images, num_patches, self.feature_dim)
+        return checked(self.vision_encoder, features, shape, self.dtype)
+
     def _embed(self, batch: Batch) -> Float[Array, "B T D"]:
         embeddings = self.decoder.embed(batch.tokens)
         if self.vision_encoder is not None and self.connector is not None:
-            image_features = self.vision_encoder(batch.images)
-            image_embeddings = self.connector(image_features)
+            image_features = self._checked_features(self.vision_encoder(batch.images), batch)
+            shape = (len(batch.images), self.num_image_tokens, embeddings.shape[-1])
+            image_embeddings = checked(
+                self.connector, self.connector(image_features), shape, embeddings.dtype
+            )
             embeddings = merge_images(
                 embeddings,
                 constrain(image_embeddings, "images", None, None),

@@ -8,6 +8,7 @@ Legend: J images, h w pixels, P patches/image, Dv vision dim.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, maybe_set_config
+from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.attention_kernels import row_length
 from mm1_jax.layers.feed_forward import FeedForward
 from mm1_jax.layers.linear import Linear
-from mm1_jax.layers.module import Module, param
+from mm1_jax.layers.module import Module, checked, checked_tuple, param
 from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.layers.position_embedding import PositionEmbedding, resize_grid
 from mm1_jax.layers.stack import Stack
@@ -36,8 +38,8 @@ class ClassToken(Module):
 
     @config_class
     class Config(Module.Config):
-        model_dim: Required[int] = REQUIRED
-        init_std: float = 0.02
+        model_dim: Required[PositiveInt] = REQUIRED
+        init_std: NonNegative = 0.02
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         init = jax.nn.initializers.truncated_normal(cfg.init_std)
@@ -58,15 +60,15 @@ class VisionEncoder(Module):
     @config_class
     class Config(Module.Config):
         # Side of the square images that positions are stored for; others resize learned positions.
-        image_size: Required[int] = REQUIRED
-        patch_size: Required[int] = REQUIRED
-        model_dim: Required[int] = REQUIRED
-        num_layers: Required[int] = REQUIRED
-        num_heads: Required[int] = REQUIRED
-        hidden_dim: Required[int] = REQUIRED
+        image_size: Required[PositiveInt] = REQUIRED
+        patch_size: Required[PositiveInt] = REQUIRED
+        model_dim: Required[PositiveInt] = REQUIRED
+        num_layers: Required[PositiveInt] = REQUIRED
+        num_heads: Required[PositiveInt] = REQUIRED
+        hidden_dim: Required[PositiveInt] = REQUIRED
         # Mean and standard deviation of the colours, of pixels in 0..1; the figures are CLIP's.
         pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-        pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+        pixel_std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
         patch_embedding: InstantiableConfig = Linear.default_config().set(axes=(None, "embed"))
         # A norm between patch embedding and positions, as AIM's trunks have it.
         patch_norm: InstantiableConfig | None = None
@@ -94,7 +96,7 @@ class VisionEncoder(Module):
         def optional(child: InstantiableConfig | None, **dims: int) -> Module | None:
             return None if child is None else child.set(**dims).instantiate(rngs=rngs)
 
-        self.patch_size = cfg.patch_size
+        self.patch_size, self.model_dim = cfg.patch_size, cfg.model_dim
         self.pixel_mean, self.pixel_std = tuple(cfg.pixel_mean), tuple(cfg.pixel_std)
         self.patch_embedding = cfg.patch_embedding.set(
             input_dim=3 * cfg.patch_size**2, output_dim=cfg.model_dim
@@ -128,15 +130,19 @@ class VisionEncoder(Module):
         """
         pixels = normalise(images, self.pixel_mean, self.pixel_std)
         pixels = pixels.astype(self.patch_embedding.kernel[...].dtype)
-        x = self.patch_embedding(to_patches(pixels, self.patch_size))
-        if self.patch_norm is not None:
-            x = self.patch_norm(x)
-        x = self.positions(x)
+        patches = to_patches(pixels, self.patch_size)
+        shape, dtype = (*patches.shape[:-1], self.model_dim), patches.dtype
+
+        def checked_call(part: Any, x: Array) -> Array:
+            return x if part is None else checked(part, part(x), shape, dtype)
+
+        x = checked_call(self.patch_embedding, patches)
+        x = checked_call(self.patch_norm, x)
+        x = checked_call(self.positions, x)
         x = x.reshape(len(x), -1, x.shape[-1])
-        if self.class_token is not None:
-            x = self.class_token(x)
-        if self.pre_norm is not None:
-            x = self.pre_norm(x)
+        shape = (len(x), x.shape[1] + (self.class_token is not None), self.model_dim)
+        x = checked_call(self.class_token, x)
+        x = checked_call(self.pre_norm, x)
         length = x.shape[1]
         positions = segment_ids = None
         if prefix_lengths is not None:
@@ -147,14 +153,16 @@ class VisionEncoder(Module):
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
             positions = jnp.broadcast_to(jnp.arange(length + padding)[None], x.shape[:2])
             segment_ids = (positions < length).astype(jnp.int32)
-        x, _, _ = self.stack(
+        output = self.stack(
             constrain(x, "images", None, None),
             positions=positions,
             segment_ids=segment_ids,
             prefix_lengths=prefix_lengths,
         )
+        x, _, _ = checked_tuple(self.stack, output, ("x", "caches", "router statistics"))
         x = x[:, self.class_token is not None : length]
-        return x if self.final_norm is None else self.final_norm(x)
+        shape = x.shape
+        return checked_call(self.final_norm, x)
 
 
 def resized_positions(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import Positive, PositiveInt
 from mm1_jax.files import write_whole
 
 # A median of fewer steps says little.
@@ -41,30 +42,22 @@ class Anomalies(Configurable):
     class Config(Configurable.Config):
         policy: Literal["stop", "skip", "roll_back"] = "stop"
         # A larger norm of the gradient, before clipping, is an anomaly, too: none is.
-        max_grad_norm: float | None = None
+        max_grad_norm: Positive | None = None
         # So is one of more than so many times the median of `spike_window` steps: none is. Known
         # only when the step is made, so not for `skip`.
-        spike_factor: float | None = None
-        spike_window: int = 200
+        spike_factor: Positive | None = None
+        spike_window: PositiveInt = 200
         # More anomalies than this without a step between them that is none, skipped or gone back
         # from, end the run.
-        max_in_a_row: int = 10
+        max_in_a_row: PositiveInt = 10
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        if cfg.policy not in ("stop", "skip", "roll_back"):
-            raise ValueError(
-                f"anomalies.policy={cfg.policy!r}: expected 'stop', 'skip' or 'roll_back'"
-            )
         if cfg.policy == "skip" and cfg.spike_factor is not None:
             raise ValueError(
                 "anomalies.spike_factor compares with steps that are made; policy='skip' decides "
                 "inside of the step, by max_grad_norm"
             )
-        for name in ("max_grad_norm", "spike_factor"):
-            value = getattr(cfg, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"anomalies.{name}={value}: expected more than 0")
         self._norms: deque[float] = deque(maxlen=cfg.spike_window)
         self._in_a_row = 0
 

@@ -25,6 +25,7 @@ from etils import epath
 
 from mm1_jax import distributed
 from mm1_jax.config import Configurable, InstantiableConfig, config_class
+from mm1_jax.field_types import NonEmpty, PositiveInt
 from mm1_jax.stored_config import config_differences
 from mm1_jax.train.commit_barrier import CommitBarrier, OutOfStep
 from mm1_jax.train.manifest import find_damage, write_manifest
@@ -63,20 +64,20 @@ class Checkpointer(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        every_n_steps: int = 1000
-        keep_last: int = 3
+        every_n_steps: PositiveInt = 1000
+        keep_last: PositiveInt = 3
         # Besides, every one whose step is a multiple of this: none.
-        keep_every_n_steps: int | None = None
+        keep_every_n_steps: PositiveInt | None = None
         # Besides, the one after whose step this metric of an evaluation was best, such as
         # "held_out_loss/0/text"; a state that is evaluated is saved then.
-        best_metric: str | None = None
+        best_metric: NonEmpty | None = None
         best_mode: Literal["min", "max"] = "min"
         # Where they lie; None: in the output folder. gs:// and s3:// as far as etils opens them.
         location: str | None = None
         # Process 0 reads every file once more when it is written, and when it is restored.
         checksums: bool = True
         # For all processes to have written their part.
-        timeout_seconds: int = 1200
+        timeout_seconds: PositiveInt = 1200
 
     def __init__(
         self,
@@ -95,12 +96,6 @@ class Checkpointer(Configurable):
             report: Is told what people should know of: damage, and saves that failed.
         """
         super().__init__(cfg)
-        for name in ("every_n_steps", "keep_last", "keep_every_n_steps", "timeout_seconds"):
-            value = getattr(cfg, name)
-            if value is not None and value < 1:
-                raise ValueError(f"checkpointer.{name}={value}: expected at least 1")
-        if cfg.best_mode not in ("min", "max"):
-            raise ValueError(f"checkpointer.best_mode={cfg.best_mode!r}: expected 'min' or 'max'")
         self._every_n_steps = cfg.every_n_steps
         self._directory = epath.Path(cfg.location or directory.absolute())
         self._model = model

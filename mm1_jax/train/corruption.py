@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.train.train_state import TrainState
 
 
@@ -31,16 +32,12 @@ class Corruption(Configurable):
     @config_class
     class Config(Configurable.Config):
         # The step takes twice the time then, and memory for a second state.
-        recompute_every_n_steps: int | None = None
-        compare_replicas_every_n_steps: int | None = None
+        recompute_every_n_steps: PositiveInt | None = None
+        compare_replicas_every_n_steps: PositiveInt | None = None
 
     def __init__(self, cfg: Config, *, mesh: Mesh, state: TrainState):
         """`state` are shapes with shardings."""
         super().__init__(cfg)
-        for name in ("recompute_every_n_steps", "compare_replicas_every_n_steps"):
-            value = getattr(cfg, name)
-            if value is not None and value < 1:
-                raise ValueError(f"corruption.{name}={value}: expected at least 1")
         self._mesh = mesh
         self._names = [
             jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state)

@@ -33,6 +33,7 @@ from mm1_jax.config import (
     Required,
     config_class,
 )
+from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.stored_config import as_stored
@@ -57,7 +58,7 @@ class InitialWeights(Configurable):
         # From `data_dir` on: a folder of tools/convert_checkpoint.py, or the outputs of a run.
         path: Required[str] = REQUIRED
         data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
-        step: int | None = None  # Which checkpoint of a run; None: the newest.
+        step: NonNegativeInt | None = None  # Which checkpoint of a run; None: the newest.
         # Where the checkpoint has what this part has; None: under the same path.
         source: str | None = None
         # Rules: parameters that are drawn all the same, and what of the checkpoint is left aside.

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.models.cross_entropy import chunked_token_losses, corpus_sums
 from mm1_jax.train.metrics import Mean, Metrics
 
@@ -44,11 +45,11 @@ class Loss(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        z_loss: float = 1e-4
-        load_balance_loss: float = 0.01
-        router_z_loss: float = 0.001
+        z_loss: NonNegative = 1e-4
+        load_balance_loss: NonNegative = 0.01
+        router_z_loss: NonNegative = 0.001
         # Positions of a row whose logits are held at a time; None: all of them.
-        chunk_length: int | None = None
+        chunk_length: PositiveInt | None = None
 
     def __call__(
         self,

@@ -10,6 +10,8 @@ import optax
 from flax import nnx
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import Decay, NonNegative, NonNegativeInt, Positive, PositiveInt
+from mm1_jax.layers.module import ContractError
 from mm1_jax.train.adafactor import Matrix, scale_by_adafactor
 from mm1_jax.train.parameter_paths import picked, picks
 from mm1_jax.train.schedule import Schedule, fraction_of_peak
@@ -42,26 +44,26 @@ class Optimizer(Configurable, abc.ABC):
     @config_class
     class Config(Configurable.Config):
         # Peak; None: by the experiment, from `mm1_learning_rate`.
-        learning_rate: float | None = None
-        weight_decay: float = 0.0
+        learning_rate: NonNegative | None = None
+        weight_decay: NonNegative = 0.0
         # "matrices" leaves out norm scales, biases and other vectors.
         decayed: Literal["all", "matrices"] = "all"
-        warmup_steps: int = 2000
+        warmup_steps: NonNegativeInt = 2000
         schedule: Schedule | None = None  # Schedule.COSINE
         # Steps at the peak between warm-up and decay: none.
-        stable_steps: int | None = None
+        stable_steps: NonNegativeInt | None = None
         # Where cosine and linear reach their end; None: by the experiment, `trainer.max_steps`.
-        decay_steps: int | None = None
+        decay_steps: NonNegativeInt | None = None
         # Learning rate at that end, as a fraction of the peak.
-        final_fraction: float = 0.1
+        final_fraction: NonNegative = 0.1
         # Largest global norm of the gradient of what is trained; None: no clipping.
-        clip: float | None = 1.0
+        clip: Positive | None = 1.0
         # Rules of `parameter_paths`: these get no gradient, no decay and no moments.
         frozen: tuple[str, ...] = ()
         # Rule -> what the learning rate is multiplied by; the first rule that picks a parameter.
-        learning_rate_factors: dict[str, float] = {}
+        learning_rate_factors: dict[str, Positive] = {}
         # Of the exponential average of parameters that is evaluated and saved as the model: none.
-        ema_decay: float | None = None
+        ema_decay: Decay | None = None
         # What weights are stored in, all but norms and routers, and what gradients of micro-batches
         # add up in: "float32". The model computes in `model.dtype`, and the optimiser in float32.
         parameters_dtype: Literal["float32", "bfloat16"] | None = None
@@ -74,33 +76,18 @@ class Optimizer(Configurable, abc.ABC):
                 raise ValueError(
                     f"optimizer.{name} is None: set it, or let the experiment set it from the model"
                 )
-        if cfg.decayed not in ("all", "matrices"):
-            raise ValueError(f"optimizer.decayed={cfg.decayed!r}: expected 'all' or 'matrices'")
         self._schedule = Schedule.COSINE if cfg.schedule is None else Schedule(cfg.schedule)
         stable_steps, decay_steps = cfg.stable_steps or 0, cfg.decay_steps or 0
-        if not 0 <= cfg.warmup_steps <= decay_steps:
+        if cfg.warmup_steps > decay_steps:
             raise ValueError(
                 f"optimizer.warmup_steps={cfg.warmup_steps}: expected 0 to "
                 f"decay_steps={decay_steps}; warm up for fewer steps, or train longer"
             )
-        if not 0 <= stable_steps <= decay_steps - cfg.warmup_steps:
+        if stable_steps > decay_steps - cfg.warmup_steps:
             raise ValueError(
                 f"optimizer.stable_steps={stable_steps}: expected 0 to decay_steps - warmup_steps "
                 f"= {decay_steps - cfg.warmup_steps}"
             )
-        if cfg.ema_decay is not None and not 0 <= cfg.ema_decay < 1:
-            raise ValueError(
-                f"optimizer.ema_decay={cfg.ema_decay}: expected at least 0 and less than 1, such "
-                "as 0.999; None for no average"
-            )
-        for rule, factor in cfg.learning_rate_factors.items():
-            if factor <= 0:
-                raise ValueError(
-                    f"optimizer.learning_rate_factors[{rule!r}]={factor}: expected more than 0; "
-                    "parameters that are not to change go into optimizer.frozen"
-                )
-        for name in ("parameters_dtype", "accumulation_dtype"):
-            check_dtype(name, getattr(cfg, name))
 
     @abc.abstractmethod
     def direction(self, params: nnx.State) -> optax.GradientTransformation:
@@ -146,7 +133,7 @@ class Optimizer(Configurable, abc.ABC):
         clip = optax.identity() if cfg.clip is None else optax.clip_by_global_norm(cfg.clip)
         # The decay and the rate belong to the direction's tuple: it is that of `optax.adamw`.
         steps = optax.chain(
-            self.direction(params),
+            _checked(self, self.direction(params)),
             optax.add_decayed_weights(
                 cfg.weight_decay, decay_mask(params) if cfg.decayed == "matrices" else None
             ),
@@ -178,16 +165,15 @@ class AdamW(Optimizer):
 
     @config_class
     class Config(Optimizer.Config):
-        weight_decay: float = 0.1
-        b1: float = 0.9
-        b2: float = 0.95
-        eps: float = 1e-8
+        weight_decay: NonNegative = 0.1
+        b1: Decay = 0.9
+        b2: Decay = 0.95
+        eps: Positive = 1e-8
         # What m and v are stored in: "float32". They are computed in float32.
         moments_dtype: Literal["float32", "bfloat16"] | None = None
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        check_dtype("moments_dtype", cfg.moments_dtype)
         # Half a unit of bfloat16's last place is 1/512 at worst: smaller changes round to none.
         if cfg.moments_dtype == "bfloat16" and 1 - max(cfg.b1, cfg.b2) < 0.02:
             raise ValueError(
@@ -212,10 +198,10 @@ class Adafactor(Optimizer):
     @config_class
     class Config(Optimizer.Config):
         # Matrices with a smaller dim keep all their second moments.
-        min_factored_dim: int = 128
-        decay_exponent: float = 0.8
+        min_factored_dim: PositiveInt = 128
+        decay_exponent: Positive = 0.8
         # Largest root mean square of the direction of a matrix; None: not clipped.
-        update_clip: float | None = 1.0
+        update_clip: Positive | None = 1.0
         # Multiply by the root mean square of the matrix: the rate is then a relative change.
         relative: bool = True
 
@@ -237,11 +223,6 @@ class Adafactor(Optimizer):
 def decay_mask(params: nnx.State) -> Any:
     """True for matrices, by their logical names: stacked norm scales have two dims and are none."""
     return _tree(params, lambda path, variable: len(_own_dims(variable)) >= 2)
-
-
-def check_dtype(name: str, dtype: str | None) -> None:
-    if dtype not in (None, "float32", "bfloat16"):
-        raise ValueError(f"optimizer.{name}={dtype!r}: expected 'float32' or 'bfloat16'")
 
 
 def _own_dims(variable: nnx.Variable) -> tuple[int, ...]:
@@ -276,6 +257,38 @@ def _scale_by(factors: Any) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, _: jax.tree.map(lambda x, factor: factor * x, updates, factors)
     )
+
+
+def _checked(optimizer: Optimizer, direction: Any) -> optax.GradientTransformation:
+    """The same, with the directions compared with the gradient: a scalar would broadcast."""
+    name = f"{type(optimizer).__name__}.direction"
+    if not (callable(getattr(direction, "init", None)) and hasattr(direction, "update")):
+        raise ContractError(
+            type(optimizer),
+            f"{name} returned {direction!r}, expected an optax.GradientTransformation",
+        )
+
+    def shapes(tree: Any) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+            for path, x in leaves
+        }
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        expected = shapes(updates)
+        updates, state = direction.update(updates, state, params)
+        found = shapes(updates)
+        wrong = [path for path in [*expected, *found] if expected.get(path) != found.get(path)]
+        if wrong:
+            raise ContractError(
+                type(optimizer),
+                f"{name} makes {found.get(wrong[0], 'nothing')} for the parameter {wrong[0]}, "
+                f"expected {expected.get(wrong[0], 'nothing')}, the shape of its gradient",
+            )
+        return updates, state
+
+    return optax.GradientTransformation(direction.init, update)
 
 
 def _stored_in(

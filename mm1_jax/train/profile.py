@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import NonNegativeInt, PositiveInt
 
 
 class Profile(Configurable):
@@ -20,13 +21,11 @@ class Profile(Configurable):
     @config_class
     class Config(Configurable.Config):
         # After so many steps: never.
-        first_step: int | None = None
-        num_steps: int = 3
+        first_step: NonNegativeInt | None = None
+        num_steps: PositiveInt = 3
 
     def __init__(self, cfg: Config, *, directory: Path):
         super().__init__(cfg)
-        if cfg.num_steps < 1:
-            raise ValueError(f"profile.num_steps={cfg.num_steps}: expected at least 1")
         self._directory = directory
         self._is_on = False
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import Positive
 
 # Without a bar, these steps have a line whatever the time: enough to see that it works.
 _FIRST_STEPS = (1, 2, 5, 10)
@@ -27,7 +28,7 @@ class Progress(Configurable):
     @config_class
     class Config(Configurable.Config):
         # Between two lines, where there is no terminal.
-        every_n_seconds: float = 5.0
+        every_n_seconds: Positive = 5.0
 
     def __init__(self, cfg: Config, *, max_steps: int, first_step: int, has_bar: bool = True):
         """`has_bar`: whether there is one on a terminal."""

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
+from mm1_jax.layers.module import ContractError, checked, checked_tuple
 from mm1_jax.models.image_exchange import shards_per_group
 from mm1_jax.sharding import AxisRules, batch_shardings, constrain_batch, use_mesh
 from mm1_jax.train.loss import Loss, Totals, totals
@@ -20,6 +21,34 @@ from mm1_jax.train.train_state import TrainState
 from mm1_jax.train.update import Update
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_objective(graphdef: nnx.GraphDef, loss: Loss, num_corpora: int) -> Callable[..., Any]:
+    """The function (trained, frozen, batch, totals) -> (total loss, metrics) of a model."""
+
+    def objective(
+        trained: Any, frozen: Any, batch: Batch, totals: Totals | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        model = nnx.merge(graphdef, union(trained, frozen))
+        output = model(batch)
+        result = loss(
+            output.hidden,
+            model.output_layer(),
+            batch,
+            output.router,
+            num_corpora=num_corpora,
+            totals=totals,
+        )
+        total, metrics = checked_tuple(loss, result, ("total", "metrics"))
+        if not isinstance(metrics, dict) or not {"loss", "corpus_loss"} <= metrics.keys():
+            raise ContractError(
+                type(loss),
+                f"{type(loss).__name__} returned metrics {metrics!r}, expected a dict with means "
+                "'loss' and 'corpus_loss'",
+            )
+        return checked(loss, total, (), jnp.float32), metrics
+
+    return objective
 
 
 def make_train_step(
@@ -42,20 +71,7 @@ def make_train_step(
             gradients add up to that of the batch: all losses are divided by its totals.
     """
 
-    def objective(
-        trained: Any, frozen: Any, batch: Batch, totals: Totals | None = None
-    ) -> tuple[jax.Array, Metrics]:
-        model = nnx.merge(graphdef, union(trained, frozen))
-        output = model(batch)
-        return loss(
-            output.hidden,
-            model.output_layer(),
-            batch,
-            output.router,
-            num_corpora=num_corpora,
-            totals=totals,
-        )
-
+    objective = make_objective(graphdef, loss, num_corpora)
     value_and_gradient = jax.value_and_grad(objective, has_aux=True)
     dtype = update.accumulation_dtype
 

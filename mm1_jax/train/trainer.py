@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from absl import logging
@@ -37,11 +37,14 @@ from flax import nnx
 from mm1_jax import distributed
 from mm1_jax.batch import Batch
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
+from mm1_jax.evals.evaluator import check_result
+from mm1_jax.field_types import PositiveInt, Range
 from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.parallelism import MeshRule, Parallelism, choose, devices_name
 from mm1_jax.stored_config import former_defaults
 from mm1_jax.train.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
 from mm1_jax.train.checkpoint import Checkpointer
+from mm1_jax.train.contracts import check_learning_rate
 from mm1_jax.train.corruption import Corruption
 from mm1_jax.train.goodput import Goodput
 from mm1_jax.train.host_batches import HostBatches, Part
@@ -73,9 +76,9 @@ class Trainer(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        max_steps: Required[int] = REQUIRED
+        max_steps: Required[PositiveInt] = REQUIRED
         # Of the initial parameters; the data side has its own.
-        seed: int = 0
+        seed: Annotated[int, Range(at_least=-(2**63), below=2**63)] = 0
         # Parts of the model, by path, that start from other checkpoints; the rest is drawn.
         initial_weights: dict[str, InitialWeights.Config] = {}
         optimizer: Optimizer.Config = AdamW.default_config()
@@ -87,7 +90,7 @@ class Trainer(Configurable):
         checkpointer: Checkpointer.Config = Checkpointer.default_config()
         progress: Progress.Config = Progress.default_config()
         # Steps between two sets of numbers in TensorBoard; `metrics.jsonl` has every step.
-        summary_every_n_steps: int = 10
+        summary_every_n_steps: PositiveInt = 10
         # Whether every record has the norms of gradient and update of each part: no.
         norms_by_part: bool | None = None
         anomalies: Anomalies.Config = Anomalies.default_config()
@@ -118,9 +121,6 @@ class Trainer(Configurable):
             flops: Of the model; None: utilisation is not reported.
         """
         super().__init__(cfg)
-        for name in ("max_steps", "summary_every_n_steps"):
-            if getattr(cfg, name) < 1:
-                raise ValueError(f"trainer.{name}={getattr(cfg, name)}: expected at least 1")
         self._max_steps = cfg.max_steps
         self._input = input
         self._evaluators = evaluators
@@ -139,6 +139,7 @@ class Trainer(Configurable):
             num_corpora=len(input.corpus_names),
             devices=devices,
         )
+        check_learning_rate(self.program.optimizer, cfg.max_steps)
         self._utilisation = Utilisation(flops, num_rows=input.batch_size, devices=devices)
         self._corruption: Corruption = cfg.corruption.instantiate(
             mesh=self.program.mesh, state=self.program.abstract_state
@@ -364,6 +365,7 @@ class Trainer(Configurable):
                 self.program.use_mesh(),
             ):
                 result = evaluator.run(self.program.model(state.params))
+                check_result(evaluator, result)
         except Interrupted:
             return None
         except Exception as error:

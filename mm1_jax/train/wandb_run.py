@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import NonEmpty
 from mm1_jax.files import write_whole
 from mm1_jax.train.sample_pictures import choose_samples, sample_grid
 from mm1_jax.train.summaries import NUM_PICTURES, flat
@@ -26,7 +27,7 @@ class WandbRun(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        project: str = "mm1_jax"
+        project: NonEmpty = "mm1_jax"
         entity: str | None = None
         # None: that of the output folder.
         name: str | None = None
@@ -43,8 +44,6 @@ class WandbRun(Configurable):
             ValueError: The package is not there, or the service does not take the run.
         """
         super().__init__(cfg)
-        if cfg.mode not in ("online", "offline"):
-            raise ValueError(f"trainer.wandb.mode={cfg.mode!r}: expected 'online' or 'offline'")
         try:
             self._wandb: Any = importlib.import_module("wandb")
         except ModuleNotFoundError:

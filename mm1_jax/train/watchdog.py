@@ -18,6 +18,7 @@ from typing import Any
 
 from mm1_jax import distributed
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import Positive
 from mm1_jax.files import write_whole
 from mm1_jax.train.goodput import Goodput
 
@@ -29,16 +30,12 @@ class Watchdog(Configurable):
     class Config(Configurable.Config):
         # Without any progress, a batch, a step, a save or the end of an evaluation, the loop hangs;
         # None: never.
-        hang_seconds: float | None = 1800.0
+        hang_seconds: Positive | None = 1800.0
         abort: bool = False
-        status_every_n_seconds: float = 10.0
+        status_every_n_seconds: Positive = 10.0
 
     def __init__(self, cfg: Config, *, output_dir: Path, goodput: Goodput):
         super().__init__(cfg)
-        for name in ("hang_seconds", "status_every_n_seconds"):
-            value = getattr(cfg, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"watchdog.{name}={value}: expected more than 0")
         self._path = output_dir / "hosts" / f"process_{distributed.process_index():05}.txt"
         self._goodput = goodput
         self._step = 0

@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_refused_with_its_name(folder):
         ValueError, match="row group 0 has .*source.max_row_group_bytes=10.*convert"
     ):
         config(folder, max_row_group_bytes=10).instantiate(split="train")
-    with pytest.raises(ValueError, match="cached_row_groups=0 must be at least 1"):
+    with pytest.raises(ValueError, match="cached_row_groups=0: expected at least 1"):
         config(folder, cached_row_groups=0).instantiate(split="train")
     (folder / "c.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
     with pytest.raises(ValueError, match="c.parquet: "):

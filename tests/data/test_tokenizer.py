@@ -9,7 +9,7 @@ import sentencepiece
 
 from mm1_jax.data import tokenizer as tokenizer_module
 from mm1_jax.data.corpora.questions import question_prompt
-from mm1_jax.data.tokenizer import SHIPPED_MODEL, Tokenizer
+from mm1_jax.data.tokenizer import IMAGE_TOKEN, SHIPPED_MODEL, Tokenizer, check_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -164,3 +164,21 @@ def test_the_fingerprint_is_of_the_model_not_of_its_place(tokenizer, tmp_path):
 
     assert fingerprint(SHIPPED_MODEL.read_bytes()) == tokenizer.fingerprint()
     assert fingerprint(tokenizer_module.train(["one two three"], 300)) != tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("encode", lambda text: [5, 9999], "encode gives 9999, expected whole numbers from 0 to"),
+        ("encode", lambda text: text.split(), "encode gives 'A', expected whole numbers from 0"),
+        ("encode", lambda text: [IMAGE_TOKEN], "encode gives the image_token 4 for text"),
+        ("bos", -1, "bos gives -1, expected whole numbers from 0 to"),
+        ("image_token", 704, "image_token gives 704, expected whole numbers from 0 to 703"),
+    ],
+)
+def test_ids_that_the_embedding_has_no_row_for_are_refused(name, value, said):
+    tokenizer = Tokenizer.default_config().instantiate()
+    check_tokenizer(tokenizer)
+    setattr(tokenizer, name, value)
+    with pytest.raises(ValueError, match=said):
+        check_tokenizer(tokenizer)

@@ -19,7 +19,7 @@ def test_without_a_number_it_is_only_after_the_last_step():
 
 
 def test_a_negative_number_is_refused():
-    with pytest.raises(ValueError, match="run.n=-1"):
+    with pytest.raises(ValueError, match="n=-1: expected at least 0"):
         steps(-1, 10)
 
 

@@ -1,8 +1,11 @@
 """A corpus: a source of records and the function that makes documents of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from mm1_jax.batch import Document, Record
+import numpy as np
+
+from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import (
     REQUIRED,
     ConfigOr,
@@ -12,9 +15,10 @@ from mm1_jax.config import (
     config_class,
     maybe_instantiate,
 )
-from mm1_jax.data.images import Augmentation
+from mm1_jax.data.images import Augmentation, BadImage
 from mm1_jax.data.sources import BadRecord, Source
 from mm1_jax.data.splitting import Part, Splitter
+from mm1_jax.field_types import NonEmpty
 
 __all__ = ["BadRecord", "Corpus"]
 
@@ -24,7 +28,7 @@ class Corpus(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        name: Required[str] = REQUIRED
+        name: Required[NonEmpty] = REQUIRED
         source: Required[InstantiableConfig] = REQUIRED
         to_document: Required[ConfigOr[Callable[[Record], Document]]] = REQUIRED
         # Cuts documents that are longer than a row; None: what does not fit is left out.
@@ -51,14 +55,37 @@ class Corpus(Configurable):
     def document(self, index: int) -> Document:
         """All of record `index`; raises BadRecord where it has no document."""
         record = self.source[index]
+        if not isinstance(record, Mapping):
+            raise ValueError(
+                f"corpus {self.name!r}, record {index}: {type(self.source).__name__} gave "
+                f"{_described(record)}, expected a dict of fields"
+            )
         try:
-            return self._to_document(record)
+            document = self._to_document(record)
         # What a function over fields meets when one is missing or of another type.
         except (LookupError, TypeError, AttributeError) as error:
             fields = ", ".join(sorted(record))
             raise BadRecord(
                 f"{self.name}, record {index}: {type(error).__name__} {error}; fields: {fields}"
             ) from error
+        except (BadRecord, BadImage):
+            raise
+        except (ValueError, ArithmeticError, AssertionError) as error:
+            raise ValueError(
+                f"corpus {self.name!r}, record {index}: {self._function} failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if (wrong := _wrong_in(document)) is not None:
+            raise ValueError(
+                f"corpus {self.name!r}, record {index}: {self._function} returned {wrong}, "
+                "expected a Document whose segments are Text and Image"
+            )
+        return document
+
+    @property
+    def _function(self) -> str:
+        name = getattr(self._to_document, "__name__", type(self._to_document).__name__)
+        return f"to_document={name}"
 
     def part(self, part: Part) -> Document:
         """What a part of a record holds."""
@@ -76,3 +103,30 @@ class Corpus(Configurable):
         fields = self._config.debug_string(kv_separator="=").splitlines()
         making = [line for line in fields if line.startswith(("to_document", "splitter"))]
         return " ".join([self.source.fingerprint(), *making])
+
+
+def _wrong_in(document: Any) -> str | None:
+    """What is no Document, or no segment of one; None where all is well."""
+    if not isinstance(document, Document):
+        return _described(document)
+    if not isinstance(document.segments, tuple | list):
+        return f"a Document with segments={_described(document.segments)}"
+    for segment in document.segments:
+        match segment:
+            case Text(text=str(), scored=bool() | np.bool_()):
+                continue
+            case Image(data=bytes() | np.ndarray()):
+                continue
+            case Image(data=data) if callable(data):
+                continue
+            case Text(text=str(), scored=value):
+                return f"a Text with scored={_described(value)}"
+            case Text(text=value) | Image(data=value):
+                return f"a {type(segment).__name__} that holds {_described(value)}"
+            case _:
+                return f"a Document with the segment {_described(segment)}"
+    return None
+
+
+def _described(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

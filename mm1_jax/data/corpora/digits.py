@@ -30,6 +30,7 @@ from mm1_jax.data.corpora.embedded import (
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.sources import Source, SplitIndices
+from mm1_jax.field_types import PositiveInt, Seed
 
 TEST_EVERY = 5
 # The kinds of questions, by turns: mostly which digit it is.
@@ -44,8 +45,8 @@ class DigitsSource(Source):
         kind: Required[Kind] = REQUIRED
         # How many interleaved pages or texts the training split has. Captions have one record a
         # scan, questions as many as there are turns of kinds.
-        num_records: int = 8192
-        seed: int = 0
+        num_records: PositiveInt = 8192
+        seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)

@@ -32,6 +32,7 @@ from mm1_jax.data.corpora.embedded import (
 )
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.sources import Source
+from mm1_jax.field_types import PositiveInt, Seed
 
 COLORS = {
     "red": (225, 35, 35),
@@ -107,8 +108,8 @@ class ScenesSource(Source):
     @config_class
     class Config(Source.Config):
         kind: Required[Kind] = REQUIRED
-        num_records: int = 8192  # Of the training split.
-        seed: int = 0
+        num_records: PositiveInt = 8192  # Of the training split.
+        seed: Seed = 0
 
     def __len__(self) -> int:
         return num_drawn(self._config.num_records, self.split)

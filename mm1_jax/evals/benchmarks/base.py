@@ -38,6 +38,7 @@ from mm1_jax.evals.prompts import (
     text_of,
     without_answer,
 )
+from mm1_jax.field_types import NonEmpty, NonNegativeInt, Positive, PositiveInt, Seed
 from mm1_jax.generate import bucket, generate
 from mm1_jax.models.mm1 import MM1
 
@@ -130,21 +131,21 @@ class Benchmark(Evaluator):
 
     @config_class
     class Config(Evaluator.Config):
-        name: Required[str] = REQUIRED
+        name: Required[NonEmpty] = REQUIRED
         # Its documents end with the answer.
         corpus: Required[Corpus.Config] = REQUIRED
         # Where exemplars come from; "test" where there is no train split, and then never the query.
         exemplar_split: str = "train"
-        shots: tuple[int, ...] = (0, 4, 8)
+        shots: tuple[NonNegativeInt, ...] = (0, 4, 8)
         # Shots at which all is repeated with every picture blank, under the name `<name>_blank`.
-        blank_shots: tuple[int, ...] = (0,)
+        blank_shots: tuple[NonNegativeInt, ...] = (0,)
         # How many records are asked without and with exemplars, a random subset; None: all.
-        num_examples: int | None = None
-        num_few_shot_examples: int | None = 120
-        batch_size: int = 64
-        max_new_tokens: int = 24
+        num_examples: PositiveInt | None = None
+        num_few_shot_examples: PositiveInt | None = 120
+        batch_size: PositiveInt = 64
+        max_new_tokens: PositiveInt = 24
         # An answer ends before the first of these.
-        stop_strings: tuple[str, ...] = ("\n",)
+        stop_strings: tuple[NonEmpty, ...] = ("\n",)
         # Between the words around an answer and the answer, which are then one text; None: they
         # are tokenised apart, as in training.
         answer_joiner: str | None = None
@@ -155,20 +156,13 @@ class Benchmark(Evaluator):
         # The metric that reports show as the score; None: accuracy, or else exact_match.
         headline: str | None = None
         # The factor that makes percentages of it; None: 100, of shares of 1.
-        headline_scale: float | None = None
+        headline_scale: Positive | None = None
         # Of the random choice of records and exemplars.
-        seed: int = 0
-        num_samples: int = 8
+        seed: Seed = 0
+        num_samples: NonNegativeInt = 8
 
     def __init__(self, cfg: Config, *, input: Input | PromptInput):
         super().__init__(cfg, input=input)
-        for name in ("shots", "blank_shots"):
-            if min(getattr(cfg, name), default=0) < 0:
-                raise ValueError(f"{cfg.name}: {name}={getattr(cfg, name)} must not be negative")
-        for name in ("num_examples", "num_few_shot_examples", "batch_size", "max_new_tokens"):
-            value = getattr(cfg, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{cfg.name}: {name}={value} must be at least 1")
         if input.image_transform is None and self.shows_images:
             raise ValueError(
                 f"evals: the benchmark {cfg.name!r} shows images, and the model reads none; take "
@@ -402,6 +396,11 @@ class Benchmark(Evaluator):
         cfg = self.config
         if not self._query_indices:
             raise ValueError(f"{cfg.name}: corpus {cfg.corpus.name!r} has no test record to ask")
+        for indices, corpus in (
+            (self._query_indices, self._queries),
+            (self._support_indices, self._support),
+        ):
+            self._check_indices(indices, len(corpus))
         exemplar_indices(
             len(self._support_indices),
             max((*cfg.shots, *cfg.blank_shots), default=0),
@@ -420,6 +419,60 @@ class Benchmark(Evaluator):
                 f"occur more than once, the first {repeated[0]!r}; give each record an id of its "
                 "own, or none an id"
             )
+
+    def _check_indices(self, indices: Sequence[int], num_records: int) -> None:
+        beyond = [i for i in indices if not 0 <= i < num_records]
+        if beyond:
+            raise ValueError(
+                f"{self.config.name}: {type(self).__name__}.indices has {beyond[0]}, expected "
+                f"indices of the {num_records} records"
+            )
+
+    @functools.cached_property
+    def _metrics(self) -> list[str] | None:
+        """Names of the metrics, by scoring an empty answer to the first task.
+
+        None where a subclass scores in a way of its own.
+
+        Raises:
+            ValueError: A method of the subclass returns something else than it should.
+        """
+        if type(self).score is not Benchmark.score:
+            return None
+        name = type(self).__name__
+        try:
+            verdict = self._verdict(self._task(0, 0), "")
+            columns = self.columns([verdict])
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            raise ValueError(
+                f"{self.config.name}: {name} fails on an empty answer to task {self.key(0)!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(verdict.correct, bool | np.bool_ | None):
+            raise ValueError(
+                f"{self.config.name}: {name}.judge returned {verdict.correct!r}, expected True, "
+                "False or None"
+            )
+        if not isinstance(columns, Mapping) or any(np.shape(x) != (1,) for x in columns.values()):
+            raise ValueError(
+                f"{self.config.name}: {name}.columns returned {columns!r} for one verdict, "
+                "expected a dict from names to arrays with a value for each verdict"
+            )
+        scores = self.combine(column_means(columns))
+        if not isinstance(scores, Mapping):
+            raise ValueError(
+                f"{self.config.name}: {name}.combine returned {scores!r}, expected a dict from "
+                "names to arrays"
+            )
+        return list(scores)
+
+    def metric_names(self) -> list[str] | None:
+        cfg, metrics = self.config, self._metrics
+        if metrics is None:
+            return None
+        asked = [(cfg.name, shots) for shots in cfg.shots]
+        asked += [(f"{cfg.name}_blank", shots) for shots in cfg.blank_shots]
+        return [f"{name}/{shots}/{metric}" for name, shots in asked for metric in metrics]
 
     def _task(self, shots: int, place: int) -> Task:
         cfg = self.config

@@ -29,6 +29,7 @@ from mm1_jax.evals.predictions.files import read_file
 from mm1_jax.evals.predictions.records import Record as Entry
 from mm1_jax.evals.predictions.records import read_records
 from mm1_jax.evals.prompts import CaptionTask, QuestionTask
+from mm1_jax.field_types import Positive, PositiveInt
 
 HINT = "Compare with the layout in docs/evaluation.md, or unpack the file again"
 
@@ -146,11 +147,11 @@ class PublishedBenchmark(Benchmark):
 
     @config_class
     class Config(Benchmark.Config):
-        num_few_shot_examples: int | None = None
+        num_few_shot_examples: PositiveInt | None = None
         blank_shots: tuple[int, ...] = ()
-        batch_size: int = 16
+        batch_size: PositiveInt = 16
         headline: Required[str] = REQUIRED
-        headline_scale: float = 1.0
+        headline_scale: Positive = 1.0
         # Whether a picture that is not there is only counted; it is not shown then.
         allow_missing_images: bool = False
 
@@ -217,9 +218,9 @@ class CaptionBenchmark(PublishedBenchmark):
         stop_strings: tuple[str, ...] = ("\n",)
         answer_joiner: str | None = " "
         exemplar_separator: str | None = "\n"
-        max_new_tokens: int = 30
+        max_new_tokens: PositiveInt = 30
         headline: str = "CIDEr"
-        headline_scale: float = 100.0
+        headline_scale: Positive = 100.0
 
     def has_reference(self, task: Task) -> bool:
         return bool(task.record["captions"])
@@ -250,7 +251,7 @@ class VqaBenchmark(PublishedBenchmark):
         stop_strings: tuple[str, ...] = ("\n", ".", ",", "Question")
         answer_joiner: str | None = " "
         exemplar_separator: str | None = "\n"
-        max_new_tokens: int = 10
+        max_new_tokens: PositiveInt = 10
         headline: str = "acc_processed"
 
     def judge(self, task: Task, answer: str) -> bool | None:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.feed_forward import FeedForward
 from mm1_jax.layers.linear import Linear
@@ -25,12 +26,12 @@ class AttentionPooling(Connector):
 
     @config_class
     class Config(Connector.Config):
-        num_layers: int = 1
-        num_heads: int = 16
+        num_layers: PositiveInt = 1
+        num_heads: PositiveInt = 16
         # Widths of the queries and of the blocks' feed-forward layers.
-        model_dim: int = 1024
-        hidden_dim: int = 4096
-        query_init_std: float = 0.02
+        model_dim: PositiveInt = 1024
+        hidden_dim: PositiveInt = 4096
+        query_init_std: NonNegative = 0.02
         norm: InstantiableConfig = LayerNorm.default_config()
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -67,8 +68,8 @@ class CrossAttentionBlock(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        source_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        source_dim: Required[PositiveInt] = REQUIRED
         attention: InstantiableConfig = Attention.default_config().set(bias=True)
         feed_forward: InstantiableConfig = FeedForward.default_config()
         norm: InstantiableConfig = LayerNorm.default_config()

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.module import Module
 
 
@@ -23,10 +24,10 @@ class Connector(Module):
 
     @config_class
     class Config(Module.Config):
-        num_image_tokens: Required[int] = REQUIRED
+        num_image_tokens: Required[PositiveInt] = REQUIRED
         # Set by the parent: the dims of the vision encoder and of the decoder.
-        input_dim: Required[int] = REQUIRED
-        output_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        output_dim: Required[PositiveInt] = REQUIRED
 
     def __call__(self, image_features: Float[Array, "J P Dv"]) -> Float[Array, "J M D"]:
         raise NotImplementedError(type(self))

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.field_types import NonNegative, NonNegativeInt, Positive, PositiveInt
 from mm1_jax.layers.linear import Linear, fan_in
 from mm1_jax.layers.module import Module, param
 from mm1_jax.layers.norm import LayerNorm
@@ -31,17 +32,17 @@ class CAbstractor(Connector):
     @config_class
     class Config(Connector.Config):
         # Patches along each side of an image, set by the parent; other grids resize the positions.
-        grid_size: Required[int] = REQUIRED
+        grid_size: Required[PositiveInt] = REQUIRED
         # Blocks before the pooling, and as many after it; with 0 it is pooling and the MLP.
-        depth: int = 3
-        hidden_dim: int = 1024
+        depth: NonNegativeInt = 3
+        hidden_dim: PositiveInt = 1024
         # Linear layers of the read-out, with SiLU between them.
-        mlp_depth: int = 2
+        mlp_depth: PositiveInt = 2
         positions: InstantiableConfig = PositionEmbedding.default_config()
         norm: InstantiableConfig = NORM
         # What the norm at the end of each block's branch is scaled by at first. With 0 the blocks
         # start as their shortcuts and features pass unmixed; Honeybee starts with 1.
-        branch_init_scale: float = 1.0
+        branch_init_scale: NonNegative = 1.0
         remat: Remat = Remat.FULL
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -96,12 +97,12 @@ class BottleneckBlock(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        output_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        output_dim: Required[PositiveInt] = REQUIRED
         norm: InstantiableConfig = NORM
-        branch_init_scale: float = 1.0
+        branch_init_scale: NonNegative = 1.0
         # Channels of the squeeze, as a share of the channels that enter the block.
-        squeeze_ratio: float = 0.25
+        squeeze_ratio: Positive = 0.25
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         def pointwise(input_dim: int, norm: InstantiableConfig = cfg.norm) -> PointwiseNorm:
@@ -135,8 +136,8 @@ class PointwiseNorm(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        output_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        output_dim: Required[PositiveInt] = REQUIRED
         linear: InstantiableConfig = Linear.default_config()
         norm: InstantiableConfig = NORM
 
@@ -155,8 +156,8 @@ class SqueezeExcite(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[int] = REQUIRED
-        hidden_dim: Required[int] = REQUIRED
+        input_dim: Required[PositiveInt] = REQUIRED
+        hidden_dim: Required[PositiveInt] = REQUIRED
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         # The squeezed dim is small and often odd, so it is not split.

@@ -1,0 +1,129 @@
+"""Traces a training step without arrays and without devices, to check what its parts return.
+
+Vision encoder, connector, decoder, their layers, loss and optimizer can each be replaced by an
+experiment. Where they are called, `checked` compares shapes and types with those that the caller
+relies on; here it happens before data is read and devices are touched.
+"""
+
+import traceback
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mm1_jax.batch import Batch
+from mm1_jax.config import ConstructionError, InstantiableConfig
+from mm1_jax.layers.module import ContractError, checked
+from mm1_jax.sharding import tracing_for
+from mm1_jax.train.loss import Loss
+from mm1_jax.train.optimizer import Optimizer
+from mm1_jax.train.train_state import abstract_model, make_initialize
+from mm1_jax.train.train_step import make_objective
+
+# Steps at which a schedule is looked at.
+_MOST_RATES = 1024
+
+
+def check_step(
+    *,
+    model: InstantiableConfig,
+    loss: Loss.Config,
+    optimizer: Optimizer.Config,
+    batch: Batch,
+    num_corpora: int,
+) -> None:
+    """Traces a step over a batch of these shapes.
+
+    Raises:
+        ValueError: A part returns something else than it should; names field and class.
+    """
+    try:
+        with tracing_for("cpu"):
+            _trace_step(model, loss, optimizer, batch, num_corpora)
+    except ContractError as error:
+        cfgs = {"model": model, "trainer.loss": loss, "trainer.optimizer": optimizer}
+        fields = _fields_of(error.part, cfgs)
+        where = f"{' and '.join(fields)}: " if fields else ""
+        raise ValueError(f"{where}{error}") from error
+    except ConstructionError:
+        raise
+    except (TypeError, AttributeError, LookupError, AssertionError) as error:
+        raise ValueError(
+            f"a training step cannot be traced: {type(error).__name__} at {_place(error)}: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+
+
+def check_learning_rate(optimizer: Optimizer, max_steps: int) -> None:
+    """Raises ValueError where a schedule gives no rate that can be trained with; uses a device."""
+    steps = np.unique(np.linspace(0, max_steps - 1, _MOST_RATES).astype(np.int32))
+    rates = np.asarray(jax.vmap(optimizer.learning_rate)(jnp.asarray(steps)))
+    wrong = ~(np.isfinite(rates) & (rates >= 0))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"trainer.optimizer: {type(optimizer).__name__}.learning_rate gives {rates[first]:g} "
+            f"for step {steps[first]}, expected a finite number, at least 0"
+        )
+
+
+def _place(error: BaseException) -> str:
+    """File and line that raised, that of the last caller outside of installed packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}"
+
+
+def _trace_step(model: Any, loss: Any, optimizer: Any, batch: Batch, num_corpora: int) -> None:
+    def make_model(prng_key: jax.Array) -> nnx.Module:
+        return model.instantiate(rngs=nnx.Rngs(params=prng_key))
+
+    graphdef, params = abstract_model(make_model)
+    made: Optimizer = optimizer.instantiate()
+    update = made.update(params)
+    initialize = make_initialize(make_model, update.first_state)
+    before = jax.eval_shape(initialize, jax.eval_shape(lambda: jax.random.key(0)))
+    weights = update.weights(before)
+    jax.eval_shape(make_objective(graphdef, loss.instantiate(), num_corpora), *weights, batch)
+    rate = jax.eval_shape(made.learning_rate, before.step)
+    checked(made, rate, (), jnp.float32)
+    gradient = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), weights[0])
+    _, after = jax.eval_shape(update.apply, before, gradient)
+    old, new = (
+        {
+            jax.tree_util.keystr(path): (x.shape, x.dtype)
+            for path, x in jax.tree_util.tree_leaves_with_path(opt_state)
+        }
+        for opt_state in (before.opt_state, after)
+    )
+    changed = [path for path in [*old, *new] if old.get(path) != new.get(path)]
+    if changed:
+        raise ContractError(
+            type(made),
+            f"{type(made).__name__} changes its state in a step: {changed[0]} is "
+            f"{_shown(old.get(changed[0]))} before and {_shown(new.get(changed[0]))} after it, "
+            "expected the same shape and type",
+        )
+
+
+def _shown(leaf: tuple[tuple[int, ...], Any] | None) -> str:
+    return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+
+
+def _fields_of(part: type, cfgs: dict[str, InstantiableConfig]) -> list[str]:
+    """Paths of the fields that configure objects of this class."""
+    found: list[str] = []
+
+    def enter(path: str, value: Any, children: list | None) -> list | None:
+        if getattr(value, "klass", None) is part:
+            found.append(path)
+        return children
+
+    for name, cfg in cfgs.items():
+        start = len(found)
+        cfg.visit(lambda path, value: None, enter)
+        found[start:] = [f"{name}.{path}" if path else name for path in found[start:]]
+    return found
