@@ -130,7 +130,15 @@ class ExcludedSteps:
 
     def __init__(self, directory: Path):
         self._path = directory / "excluded_steps.json"
-        self._steps: list[int] = json.loads(self._path.read_text()) if self._path.exists() else []
+        self._steps: list[int] = []
+        if self._path.exists():
+            try:
+                self._steps = [int(step) for step in json.loads(self._path.read_text())]
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{self._path}: damaged ({error}); it lists the steps that are left out, as "
+                    "[3, 17]: write it again, or remove it to make all steps"
+                ) from None
 
     def __contains__(self, step: int) -> bool:
         return step in self._steps

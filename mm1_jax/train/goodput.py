@@ -17,9 +17,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from mm1_jax.files import write_whole
 
@@ -164,9 +166,23 @@ def _read(path: Path | None) -> list[dict[str, Any]]:
     if path is None or not path.exists():
         return []
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text())
-        return list(content["launches"])
-    except (ValueError, KeyError):
+        launches = json.loads(path.read_text())["launches"]
+        for launch in launches:
+            times = [launch[name] for name in ("start", "end", "lost_step_seconds")]
+            sum([*times, *(launch["seconds"][phase] for phase in PHASES)])
+            max(launch["first_step"], launch["last_step"], *dict(launch["saved"]).values(), 0)
+        return list(launches)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        aside = path.with_name(f"{_NAME}.damaged")
+        with contextlib.suppress(OSError):
+            path.replace(aside)
+        logging.warning(
+            "%s: damaged (%s %s); put aside as %s, and the clock begins anew",
+            path,
+            type(error).__name__,
+            error,
+            aside.name,
+        )
         return []
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from mm1_jax.files import write_whole
 
 
@@ -33,7 +35,7 @@ class JsonLines:
             raise
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records in order, up to the half line that a killed process may leave."""
+        """The records in order, without the half line that a killed process may leave."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -41,10 +43,9 @@ class JsonLines:
                 try:
                     record = json.loads(line)
                 except ValueError:
-                    return
-                if not line.endswith(b"\n") or not isinstance(record, dict):
-                    return
-                yield record
+                    continue
+                if line.endswith(b"\n") and isinstance(record, dict) and "step" in record:
+                    yield record
 
     def rewind(self, step: int) -> bool:
         """Keeps the records up to `step` only; whether anything was taken away."""
@@ -52,8 +53,12 @@ class JsonLines:
             return False
         kept = [json.dumps(record) for record in self.records() if record["step"] <= step]
         text = "".join(line + "\n" for line in kept)
-        if text == self.path.read_text(errors="replace"):
+        present = self.path.read_text(errors="replace")
+        if text == present:
             return False
+        # Half a line, at the end, is of a process that was killed.
+        if damaged := present.count("\n") - sum(1 for _ in self.records()):
+            logging.warning("%s: %d damaged lines are left out", self.path, damaged)
         write_whole(self.path, text)
         return True
 

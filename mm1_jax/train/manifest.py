@@ -37,9 +37,9 @@ def find_damage(folder: epath.Path) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError:
-        return [f"{MANIFEST} is no JSON"]
+        manifest = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        return [f"{MANIFEST} is no JSON object"]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         found = pool.map(lambda item: _difference(folder, *item), manifest.items())
         return [line for line in found if line is not None]

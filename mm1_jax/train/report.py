@@ -109,13 +109,13 @@ def write_report(
 
 def is_reported(directory: Path, step: int, evaluators: str) -> bool:
     """Whether `directory` has the complete report after `step` steps, of these evaluators."""
-    report, evals = directory / "report.json", directory / _EVALS_NAME
-    return (
-        report.exists()
-        and json.loads(report.read_text()).get("training/steps") == step
-        and evals.exists()
-        and evals.read_text() == evaluators
-    )
+    try:
+        report = json.loads((directory / "report.json").read_text())
+        evals = (directory / _EVALS_NAME).read_text()
+        return report["training/steps"] == step and evals == evaluators
+    # Not there, or damaged: it is written again.
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def split_metrics(

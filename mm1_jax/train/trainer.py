@@ -19,8 +19,8 @@ supervisor knows that there is more to do.
 Of several processes, each makes the rows of its devices and runs the same loop; the first writes
 the logs. A signal to one stops all, after the same step.
 
-An evaluation that fails does not end a run. Where one of those at the end failed, the report has
-the others and says why, the exit code is `EVALUATION_FAILED`, and a new launch evaluates again.
+An evaluation or a save that fails does not end a run. Where one of those at the end failed, the
+report has the others and says why, the exit code is `INCOMPLETE`, and a new launch repeats it.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.parallelism import MeshRule, Parallelism, choose, devices_name
 from mm1_jax.stored_config import former_defaults
 from mm1_jax.train.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
-from mm1_jax.train.checkpoint import Checkpointer
+from mm1_jax.train.checkpoint import Checkpointer, SaveFailed
 from mm1_jax.train.contracts import check_learning_rate
 from mm1_jax.train.corruption import Corruption
 from mm1_jax.train.goodput import Goodput
@@ -64,8 +64,10 @@ from mm1_jax.train.utilisation import Utilisation
 from mm1_jax.train.wandb_run import WandbRun
 from mm1_jax.train.watchdog import Watchdog
 
-# Exit code of a run whose report lacks an evaluation.
-EVALUATION_FAILED = 3
+# Exit code of a run whose report lacks an evaluation, or whose last state is not saved.
+INCOMPLETE = 3
+# Exit code of a run that was stopped and could not be saved.
+NOT_SAVED = 1
 
 # Processes that evaluate alike end within this time of each other.
 _EVALUATION_PATIENCE_SECONDS = 300.0
@@ -174,8 +176,8 @@ class Trainer(Configurable):
         """Trains up to `max_steps`, from the newest checkpoint if there is one, and reports.
 
         Raises:
-            SystemExit: A signal asked to stop, or an evaluation at the end failed; everything else
-                is done and saved.
+            SystemExit: A signal asked to stop, or an evaluation, the save or the report at the end
+                failed; everything else is done.
             NonFiniteLoss: Training cannot go on; the last checkpoint is from before.
         """
         self._output_dir.mkdir(parents=True, exist_ok=True)
@@ -314,7 +316,8 @@ class Trainer(Configurable):
         """
         if not self._anomalies.may_roll_back():
             raise anomaly
-        self._checkpointer.wait()
+        if (failure := self._failed_save()) is not None:
+            self._log.message(f"error: {failure}")
         saved_step = self._checkpointer.newest_whole_step(before=anomaly.step)
         step = saved_step or 0
         self._log.message(f"{anomaly}; back to step {step}, without this one")
@@ -406,9 +409,11 @@ class Trainer(Configurable):
         if number is None:
             return
         self._save(step, state)
-        with self._goodput.measure("checkpoint"):
-            self._checkpointer.wait()
+        failure = self._failed_save(step)
         self._goodput.write()
+        if failure is not None:
+            self._log.message(f"error: {number.name}: stopped after step {step}; {failure}")
+            raise SystemExit(NOT_SAVED)
         self._log.message(
             f"{number.name}: stopped after step {step}, saved in {self._output_dir}; "
             "launch again to continue"
@@ -459,10 +464,9 @@ class Trainer(Configurable):
                 failures[name] = _reason(result)
             else:
                 results.append(result)
-        with self._goodput.measure("checkpoint"):
-            self._checkpointer.wait()
+        errors = [self._failed_save(step)]
         with self._goodput.measure("report"):
-            self._write_report(results, failures)
+            errors.append(self._failed_report(results, failures))
         self._goodput.write()
         self._log.scalars(step, {f"goodput/{k}": v for k, v in self._goodput.totals().items()})
         self._log.message(self._goodput.describe())
@@ -471,11 +475,43 @@ class Trainer(Configurable):
             f"TensorBoard: tensorboard --logdir {self._output_dir / 'tensorboard'}"
         )
         if failures:
-            self._log.message(
-                f"error: the report is without the evaluations that failed: {', '.join(failures)}; "
+            errors.append(
+                f"the report is without the evaluations that failed: {', '.join(failures)}; "
                 "launch again to repeat the evaluation of the trained model"
             )
-            raise SystemExit(EVALUATION_FAILED)
+        if any(errors):
+            for error in filter(None, errors):
+                self._log.message(f"error: {error}")
+            raise SystemExit(INCOMPLETE)
+
+    def _failed_save(self, step: int | None = None) -> str | None:
+        """Waits for the save before; a sentence where it failed, or is not that of `step`."""
+        failure = None
+        with self._goodput.measure("checkpoint"):
+            try:
+                self._checkpointer.wait()
+            except SaveFailed as error:
+                failure = str(error)
+        saved = self._checkpointer.latest_step()
+        if failure is None and step is not None and saved != step:
+            # It was not begun, and said why.
+            failure = f"step {step} could not be saved"
+        if failure is None:
+            return None
+        again = "from the start" if saved is None else f"after step {saved}"
+        return f"{failure}; make room, or mend what failed, and launch again to continue {again}"
+
+    def _failed_report(self, results: Sequence[Any], failures: Mapping[str, str]) -> str | None:
+        """Writes the report; a sentence where it cannot be written."""
+        failure = None
+        try:
+            self._write_report(results, failures)
+        except OSError as error:
+            failure = (
+                f"the report could not be written ({error.strerror or error}); make room, and "
+                "launch again to repeat it"
+            )
+        return distributed.broadcast(failure)
 
     def _write_report(self, results: Sequence[Any], failures: Mapping[str, str]) -> None:
         accounting = self._batches.accounting()

@@ -69,6 +69,14 @@ def test_excluded_steps_are_kept_in_the_folder(tmp_path):
     assert json.loads((tmp_path / "excluded_steps.json").read_text()) == [3, 7]
 
 
+@pytest.mark.parametrize("text", ["", "{", "3", '["a"]', "null"])
+def test_damaged_excluded_steps_are_named(tmp_path, text):
+    """They decide what is trained, so they are not passed over."""
+    (tmp_path / "excluded_steps.json").write_text(text)
+    with pytest.raises(ValueError, match="excluded_steps.json: damaged"):
+        ExcludedSteps(tmp_path)
+
+
 def spoilt(fakes, steps):
     """An input whose batches of some steps make the loss infinite."""
 

@@ -79,6 +79,20 @@ def test_a_roll_back_loses_what_was_made_since_the_checkpoint(clock, tmp_path):
     assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
 
 
-def test_a_damaged_file_is_begun_anew(clock, tmp_path):
-    (tmp_path / "goodput.json").write_text("{")
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "null", "\x00", '{"launches": 1}', '{"launches": [{"start": 1}]}']
+    + ['{"launches": [null]}'],
+)
+def test_a_damaged_file_is_named_and_begun_anew(clock, tmp_path, text, caplog):
+    (tmp_path / "goodput.json").write_text(text)
     assert run(clock, tmp_path, 0, 2).totals()["launches"] == 1
+    assert (tmp_path / "goodput.json.damaged").read_text() == text
+    assert str(tmp_path / "goodput.json") in caplog.text
+    assert json.loads((tmp_path / "goodput.json").read_text())["totals"]["launches"] == 1
+
+
+def test_what_a_launch_wrote_is_not_damaged(clock, tmp_path, caplog):
+    run(clock, tmp_path, 0, 2)
+    assert run(clock, tmp_path, 2, 4).totals()["launches"] == 2
+    assert caplog.text == ""

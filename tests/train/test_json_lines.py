@@ -36,6 +36,17 @@ def test_rewinding_takes_away_later_steps_and_half_a_line(lines):
     assert [record["step"] for record in lines.records()] == [1, 2]
 
 
+@pytest.mark.parametrize("damaged", ["\x00\x00", '{"step": 2, "lo', "[2]", "{}", "\udcff"])
+def test_a_damaged_line_costs_no_others(lines, damaged, caplog):
+    first, _, last = lines.path.read_text().splitlines()
+    text = f"{first}\n{damaged}\n{last}\n"
+    lines.path.write_text(text, errors="surrogateescape")
+    assert [record["step"] for record in lines.records()] == [1, 3]
+    assert lines.rewind(3)
+    assert lines.path.read_text() == f"{first}\n{last}\n"
+    assert f"{lines.path}: 1 damaged lines" in caplog.text
+
+
 def test_a_line_that_lacks_only_its_end_is_not_a_record(lines):
     lines.path.write_text(lines.path.read_text().rstrip("\n"))
     assert [record["step"] for record in lines.records()] == [1, 2]
