@@ -1,0 +1,92 @@
+"""Runs that earlier code trained (`tests/stored_runs`): what is made of them stays as it was."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from launches import ROOT, finish, start
+
+from mm1_jax.interop.exporter import export_mm1
+from mm1_jax.interop.mm1 import model_parts
+from mm1_jax.run_folder import MAY_CHANGE, load_experiment
+from mm1_jax.stored_config import fields_of
+from mm1_jax.weights_folder import StoredParams
+
+STORED = ROOT / "tests" / "stored_runs"
+RUNS = sorted(path.name for path in STORED.iterdir() if path.is_dir())
+
+
+@pytest.fixture(params=RUNS)
+def stored(request) -> Path:
+    return STORED / request.param
+
+
+def _fields(folder: Path) -> dict[str, str]:
+    return fields_of((folder / "config.txt").read_text().splitlines())
+
+
+def _steps(folder: Path) -> dict[int, dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record for record in map(json.loads, lines)}
+
+
+def test_a_stored_run_is_resumed_with_what_it_was_trained_with(stored, tmp_path):
+    folder = tmp_path / stored.name
+    shutil.copytree(stored, folder)
+    launch = json.loads((folder / "launch.json").read_text())
+    overrides = [
+        f"--config.{path}={text}"
+        for path, text in launch["overrides"].items()
+        if not path.startswith("evals.") or path.startswith("evals.held_out_loss.")
+    ]
+    (saved,) = (int(path.name) for path in folder.glob("checkpoints/[0-9]*"))
+    output = finish(
+        start(
+            [
+                "--module=held_out_only",
+                f"--config={launch['config']}",
+                f"--output_dir={folder}",
+                *overrides,
+            ],
+            tmp_path / "cache",
+            PYTHONPATH=os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
+            XLA_FLAGS="--xla_force_host_platform_device_count=1",
+        )
+    )
+    assert f"continues after step {saved}" in output
+    before, now = _fields(stored), _fields(folder)
+    for path in before:
+        assert path.startswith(MAY_CHANGE) or now[path] == before[path], path
+    expected, steps = _steps(stored), _steps(folder)
+    assert steps.keys() == expected.keys() and max(steps) > saved
+    for step in range(saved + 1, max(steps) + 1):
+        assert steps[step]["learning_rate"] == pytest.approx(expected[step]["learning_rate"])
+        # Another processor rounds otherwise.
+        for name in ("loss", "grad_norm", "total_loss"):
+            assert steps[step][name] == pytest.approx(expected[step][name], rel=1e-4), name
+    ours, theirs = (
+        json.loads((path / "evaluations.jsonl").read_text().splitlines()[0])
+        for path in (folder, stored)
+    )
+    assert ours.pop("evaluator") == theirs.pop("evaluator") == "held_out_loss"
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_stored_run_is_read_with_what_it_was_trained_with(stored, tmp_path):
+    cfg = load_experiment(stored)
+    before = {path: text for path, text in _fields(stored).items() if path.startswith("model.")}
+    now = fields_of(f"model.{line}" for line in cfg.model.debug_string().splitlines())
+    assert {path: now[path] for path in before} == before
+    export_mm1(
+        StoredParams(stored),
+        model_parts(cfg.model),
+        tmp_path / "hf",
+        image_token=cfg.model.image_token,
+        skip_comparison=True,
+    )
+    exported = json.loads((tmp_path / "hf" / "config.json").read_text())
+    expected = json.loads((stored / "exported_config.json").read_text())
+    settings = ("vision_settings", "connector_settings", "decoder_settings", "image_token_id")
+    assert [exported[name] for name in settings] == [expected[name] for name in settings]
