@@ -15,6 +15,7 @@
                                            trained
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from mm1_jax.data.image_buffer import ImageBuffer, image_buffer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.field_types import class_name
+from mm1_jax.files import raise_if_remote
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.models.mm1 import MM1, reads_images
@@ -63,12 +65,13 @@ class Experiment(Configurable):
         """A copy of `cfg` in which the fields that must agree are filled in.
 
         Raises:
-            ValueError: A required field is not set, a value has a wrong type or is out of range,
-                or two fields disagree.
+            ValueError: A required field is not set, a value has a wrong type or is out of range, a
+                path is not local, or two fields disagree.
         """
         cfg = cfg.clone()
         check_values(cfg)
         _raise_if_incomplete(cfg)
+        cfg.visit(_raise_if_not_local)
         _raise_if_a_part_is_another(cfg)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
             _set_data_dir(part, cfg.input.data_dir)
@@ -274,6 +277,13 @@ def _raise_if_a_part_is_another(cfg: Any) -> None:
                     f"{path} is a config of {class_name(type(part))}, which has no {attribute}; "
                     f"expected that of a {path.rpartition('.')[2].replace('_', ' ')}"
                 )
+
+
+def _raise_if_not_local(path: str, value: Any) -> None:
+    """Raises ValueError where a field for local files names a store, such as gs://."""
+    name = re.sub(r"\[.*", "", path.rpartition(".")[2])
+    if isinstance(value, str) and name.endswith(("dir", "path", "folder", "file", "snapshot")):
+        raise_if_remote(path, value)
 
 
 def _set_data_dir(cfg: Any, data_dir: str) -> None:

@@ -1,9 +1,10 @@
-"""Files and folders that are there whole or not at all, and files that are not what they seem."""
+"""Local files and folders: there whole or not at all, and not always what they seem."""
 
 import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,16 @@ def utf8(text: str) -> bytes:
     meaning.
     """
     return text.encode("utf-8", "backslashreplace")
+
+
+def raise_if_remote(name: str, path: str | Path) -> None:
+    """Raises ValueError where `path` is in a store, such as gs://, and a local one is expected."""
+    # A Path has lost one of the slashes.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+        raise ValueError(
+            f"{name}={path}: expected a local path; mount the store (gcsfuse, mountpoint-s3) or "
+            "copy the files"
+        )
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

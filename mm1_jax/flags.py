@@ -1,8 +1,11 @@
-"""Types of the numbers on command lines, which say what is expected where one is out of range."""
+"""Types of numbers and paths on command lines, which say what is expected of them."""
 
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
+
+from mm1_jax.files import raise_if_remote
 
 
 def whole(least: int = 1) -> Callable[[str], int]:
@@ -43,3 +46,17 @@ def number(
         return value
 
     return parse
+
+
+def local_text(text: str) -> str:
+    """The type of paths of local files and folders, as given."""
+    try:
+        raise_if_remote("value", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def local_path(text: str) -> Path:
+    """The type of local files and folders."""
+    return Path(local_text(text))

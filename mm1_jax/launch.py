@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags, logging
 
 from mm1_jax.cluster import Cluster, find_cluster
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, local_text, whole
 from mm1_jax.named_configs import find_named_config, named_configs
 from mm1_jax.rendezvous import meet
 from mm1_jax.run_folder import MAY_CHANGE, Launch, RunFolder
@@ -55,7 +55,8 @@ exit codes:
   1         unexpected error
   2         error that a change of the command line, config or data mends, e.g. an unknown
             field, too many bad pictures, a loss that is not finite
-  3         trained and reported, but an evaluation failed; launch again to repeat it
+  3         trained and reported, but an evaluation or the last save failed; launch again to
+            repeat it
   130, 143  stopped by SIGINT or SIGTERM and saved; launch again to continue
 
 many processes:
@@ -118,6 +119,7 @@ def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True
     )
     parser.add_argument(
         "--data_dir",
+        type=local_text,
         metavar="DIR",
         help="where records and tokenizer lie (short for --config.input.data_dir; default: ./data)",
     )
@@ -141,7 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_config_options(parser, required=False)
     parser.add_argument(
-        "--output_dir", metavar="DIR", type=Path, help="where outputs go (default: ./runs/NAME)"
+        "--output_dir",
+        metavar="DIR",
+        type=local_path,
+        help="where outputs go (default: ./runs/NAME)",
     )
     parser.add_argument("--list", action="store_true", help="show all named configs and exit")
     parser.add_argument(

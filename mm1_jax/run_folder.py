@@ -2,6 +2,7 @@
 
     launch.json   the name of the config, its module and the overrides of the command line
     config.txt    the resolved config, one `path: value` a line
+    run.json      the identity of the run, which lies beside its checkpoints, too
     launch.lock   the process that runs there, as long as it does
 
 A launch into a folder that holds a run resumes it, if the config is the same up to MAY_CHANGE.
@@ -14,14 +15,26 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 from etils import epath
 
+from mm1_jax.checkpoint_folder import (
+    CONFIG,
+    IDENTITY,
+    LOCK,
+    checkpoint_folder,
+    checkpoints_of,
+    newest_step,
+    raise_if_taken,
+    read_identity,
+)
 from mm1_jax.files import write_whole
 from mm1_jax.named_configs import find_named_config
 from mm1_jax.overrides import apply_overrides, is_overridden, restore_values
@@ -84,15 +97,10 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._checkpoints: epath.Path = epath.Path(self.path / "checkpoints")
 
     @property
     def holds_a_run(self) -> bool:
         return self._config_path.exists()
-
-    @property
-    def holds_checkpoints(self) -> bool:
-        return self._newest_checkpoint is not None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -103,7 +111,7 @@ class RunFolder:
         """
         with self._explained_errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / "launch.lock").open("a+")
+            file = (self.path / LOCK).open("a+")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,14 +139,13 @@ class RunFolder:
             that have changed since a resumed run was launched.
 
         Raises:
-            ValueError: The folder holds a run of another config, or cannot be written to.
+            ValueError: The folder holds a run of another config, the checkpoints are of another
+                run or of one that is not known, or a folder cannot be written to.
         """
-        location = getattr(getattr(cfg.trainer, "checkpointer", None), "location", None)
-        if location is not None:
-            self._checkpoints = epath.Path(location)
-        resumes = self.holds_a_run and self.holds_checkpoints
+        checkpoints = self._checkpoints(cfg)
+        newest = newest_step(checkpoints)
         kept: dict[str, str] = {}
-        if resumes:
+        if newest is not None:
 
             def is_kept(difference: Difference) -> bool:
                 return difference.is_default and not is_overridden(
@@ -147,15 +154,16 @@ class RunFolder:
 
             cfg, kept = self._as_stored(launch, cfg, is_kept)
             self._raise_if_changed(cfg, "Launch into a new --output_dir, or undo the change.")
-            self._raise_if_beyond(cfg.trainer.max_steps)
+            self._raise_if_beyond(cfg.trainer.max_steps, newest)
         with self._explained_errors():
-            if self.holds_a_run and not resumes:
+            if self.holds_a_run and newest is None:
                 for log in self.path.glob("quarantine*.jsonl"):
                     log.unlink()
                 for name in ("goodput.json", "excluded_steps.json"):
                     (self.path / name).unlink(missing_ok=True)
                 shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
+            self._write_identity(launch, checkpoints)
             write_whole(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
             # The last file written: a folder without it holds no run.
             write_whole(self._config_path, cfg.debug_string() + "\n")
@@ -171,11 +179,22 @@ class RunFolder:
                 f"{self.path}: no run there ({self._config_path.name} is missing); "
                 "give the output folder of a launch"
             )
-        launch = Launch(**json.loads(self._launch_path.read_text()))
+        launch = self._stored_launch()
         cfg = launch.resolved_config()
         cfg, _ = self._as_stored(launch, cfg, lambda each: not _may_change(each.path))
+        checkpoints_of(self.path)
         self._raise_if_changed(cfg, "Use the code that the run was launched with.")
         return cfg
+
+    def _stored_text(self) -> str:
+        text = self._config_path.read_bytes().decode(errors="replace")
+        if ": " not in text or not text.endswith("\n"):
+            raise ValueError(
+                f"{self._config_path}: damaged, so that it is not known what the run was trained "
+                "with; put back a copy, which `--print_config` of the code and command of its "
+                "launch prints"
+            )
+        return text
 
     @property
     def _launch_path(self) -> Path:
@@ -183,15 +202,74 @@ class RunFolder:
 
     @property
     def _config_path(self) -> Path:
-        return self.path / "config.txt"
+        return self.path / CONFIG
 
-    @property
-    def _newest_checkpoint(self) -> int | None:
-        # What is being written, or was when a process was killed, has another name than its step.
-        if not self._checkpoints.exists():
-            return None
-        names = [path.name for path in self._checkpoints.iterdir()]
-        return max((int(name) for name in names if name.isdecimal()), default=None)
+    def _stored_launch(self) -> Launch:
+        path = self._launch_path
+        try:
+            launch = Launch(**json.loads(path.read_text()))
+            if isinstance(launch.config, str) and isinstance(launch.overrides, dict):
+                return launch
+            reason = "config is no name, or overrides are no object"
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error)
+        raise ValueError(
+            f"{path}: missing or damaged ({reason}); give the command of the run's launch once "
+            "more, which writes it again"
+        )
+
+    def _checkpoints(self, cfg: Any) -> epath.Path:
+        """The folder that a run of this config saves to and resumes from.
+
+        Raises:
+            ValueError: Its checkpoints are of another run, or nothing says of which; or the run
+                has its own elsewhere.
+        """
+        location = getattr(getattr(cfg.trainer, "checkpointer", None), "location", None)
+        folder = checkpoint_folder(location, self.path)
+        raise_if_taken(folder, self.path)
+        newest = newest_step(folder)
+        if newest is not None and not self.holds_a_run:
+            raise ValueError(
+                f"{folder} holds checkpoints up to step {newest}, and {self._config_path}, which "
+                "says what their run was, is missing; put it back, remove the checkpoints, or "
+                "choose another --output_dir and trainer.checkpointer.location"
+            )
+        if self.holds_a_run:
+            before = checkpoints_of(self.path)
+            if newest is None and (lost := newest_step(before)) is not None:
+                raise ValueError(
+                    f"{folder}, where trainer.checkpointer.location says, holds no checkpoint, but "
+                    f"the run in {self.path} has made {lost} steps, saved in {before}; name that "
+                    "folder, move it, or launch into a new --output_dir"
+                )
+            # A run that has an identity gives it to its checkpoints.
+            is_known = read_identity(folder) is not None or read_identity(self.path) is None
+            if newest is not None and folder != before and not is_known:
+                raise ValueError(
+                    f"{folder}, where trainer.checkpointer.location says, holds checkpoints up to "
+                    f"step {newest} of an unknown run, and those of the run in {self.path} would "
+                    f"be in {before}; name another folder, or copy {self.path / IDENTITY} there if "
+                    "they are of this run"
+                )
+        return folder
+
+    def _write_identity(self, launch: Launch, checkpoints: epath.Path) -> None:
+        known = read_identity(self.path) or {
+            "run": uuid.uuid4().hex,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        identity = known | {"output_dir": str(self.path.resolve()), "config": launch.config}
+        text = json.dumps(identity, indent=2) + "\n"
+        write_whole(self.path / IDENTITY, text)
+        try:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            (checkpoints / IDENTITY).write_text(text)
+        except OSError as error:
+            raise ValueError(
+                f"{checkpoints}: cannot write checkpoints there ({error.strerror or error}); "
+                "choose another trainer.checkpointer.location"
+            ) from error
 
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:
@@ -203,9 +281,8 @@ class RunFolder:
                 "choose a folder that can be written to"
             ) from error
 
-    def _raise_if_beyond(self, max_steps: int) -> None:
-        newest = self._newest_checkpoint
-        if newest is not None and max_steps < newest:
+    def _raise_if_beyond(self, max_steps: int, newest: int) -> None:
+        if max_steps < newest:
             raise ValueError(
                 f"trainer.max_steps={max_steps}: the run in {self.path} has made {newest} steps; "
                 "give at least as many, or launch into a new --output_dir"
@@ -215,7 +292,7 @@ class RunFolder:
         self, launch: Launch, cfg: Any, is_kept: Callable[[Difference], bool]
     ) -> tuple[Any, dict[str, str]]:
         """`cfg` with those values of the stored config that are kept, and these values by path."""
-        stored = self._config_path.read_text()
+        stored = self._stored_text()
         kept = [each for each in config_differences(stored, cfg) if is_kept(each)]
         if not kept:
             return cfg, {}
@@ -233,7 +310,7 @@ class RunFolder:
         return cfg, values
 
     def _raise_if_changed(self, cfg: Any, advice: str) -> None:
-        differences = config_differences(self._config_path.read_text(), cfg)
+        differences = config_differences(self._stored_text(), cfg)
         fixed = [each for each in differences if not _may_change(each.path)]
         if not fixed:
             return

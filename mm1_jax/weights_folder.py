@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging
 
+from mm1_jax.checkpoint_folder import checkpoints_of
+
 DESCRIPTION = "weights.json"
 PARAMS = "params"
 # Of the files that an array is cut into.
@@ -191,7 +193,14 @@ class StoredParams:
 
 
 def _checkpoint(folder: Path, step: int | None) -> Path:
-    names = [path.name for path in folder.glob("checkpoints/*")]
+    checkpoints = checkpoints_of(folder)
+    if "://" in str(checkpoints):
+        raise ValueError(
+            f"{folder}: its checkpoints are in {checkpoints}, and arrays are read from local "
+            "folders only; mount the store or copy them, and launch the run once more with "
+            "trainer.checkpointer.location set to that folder"
+        )
+    names = [path.name for path in Path(checkpoints).glob("*")]
     steps = sorted(int(name) for name in names if name.isdecimal())
     if not steps:
         raise ValueError(
@@ -200,7 +209,7 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
         )
     if step not in (None, *steps):
         raise ValueError(f"step={step}: {folder} has complete checkpoints of the steps {steps}")
-    return folder / "checkpoints" / str(steps[-1] if step is None else step) / "state"
+    return Path(checkpoints) / str(steps[-1] if step is None else step) / "state"
 
 
 def _driver(folder: Path, path: str, is_ocdbt: bool = False, is_zarr3: bool = False) -> dict:

@@ -61,9 +61,16 @@ class Optimizer(Configurable):
         decay_steps: int | None = None
 
 
+class Checkpointer(Configurable):
+    @config_class
+    class Config(Configurable.Config):
+        location: str | None = None
+
+
 class Trainer(Configurable):
     @config_class
     class Config(Configurable.Config):
+        checkpointer: Checkpointer.Config = Checkpointer.default_config()
         max_steps: Required[int] = REQUIRED
         seed: int = 0
         optimizer: Optimizer.Config = Optimizer.default_config()

@@ -16,6 +16,7 @@ from mm1_jax.experiment import Experiment, missing_fields
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.mm1 import MM1
+from mm1_jax.train.initial_weights import InitialWeights
 from mm1_jax.train.optimizer import mm1_learning_rate
 from mm1_jax.train.trainer import Trainer
 
@@ -71,6 +72,17 @@ def test_resolving_changes_nothing_that_was_set_and_not_its_argument(cfg):
 def test_values_that_disagree_name_both_paths(cfg, path, value, source):
     cfg.set_recursively(path.split("."), value=value)
     with pytest.raises(ValueError, match=f"{path} is {value}, but {source} makes it"):
+        Experiment.resolve(cfg)
+
+
+def test_data_in_a_store_is_refused(cfg):
+    cfg.input.data_dir = "gs://bucket/data"
+    with pytest.raises(ValueError, match="input.data_dir=gs://bucket/data: expected a local path"):
+        Experiment.resolve(cfg)
+    cfg.input.data_dir = "data"
+    cfg.trainer.checkpointer.location = "gs://bucket/checkpoints"
+    cfg.trainer.initial_weights = {"decoder": InitialWeights.default_config().set(path="s3://a/b")}
+    with pytest.raises(ValueError, match=r"initial_weights\['decoder'\].path=s3://a/b: "):
         Experiment.resolve(cfg)
 
 

@@ -1,4 +1,4 @@
-"""Numbers on command lines: in their range, or exit code 2 and a sentence with the flag."""
+"""Numbers and paths on command lines: as expected, or exit code 2 and a sentence with the flag."""
 
 import argparse
 import importlib
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mm1_jax.flags import number, whole
+from mm1_jax.files import raise_if_remote
+from mm1_jax.flags import local_path, local_text, number, whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,3 +54,29 @@ def test_ranges_end_where_they_say(parse, good, bad):
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError, match="expected a"):
             parse(text)
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/a", "s3://bucket/a", "hdfs://host/a", "gs:/bucket"])
+def test_a_path_in_a_store_is_refused(text, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=local_path)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args([f"--output={text}"])
+    assert end.value.code == 2
+    assert f"argument --output: value={text}: expected a local path" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="input.data_dir=.*: expected a local path"):
+        raise_if_remote("input.data_dir", Path(text))
+
+
+@pytest.mark.parametrize("text", ["a", "a/b:c", "/a", "../a", "C", "a:b/c", "", "./gs://a"])
+def test_a_local_path_stays_as_it_is(text):
+    assert local_path(text) == Path(text) and local_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*(ROOT / "tools").glob("*.py"), *(ROOT / "mm1_jax").rglob("*.py")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_option_that_names_a_file_says_that_it_is_local(file):
+    assert "type=Path" not in file.read_text()

@@ -14,7 +14,7 @@ ALLOWED = {
     "field_types": set(),
     "config": {"field_types"},
     "files": set(),
-    "flags": set(),
+    "flags": {"files"},
     "batch": set(),
     "sharding": {"config", "batch"},
     "parallelism": {"config", "sharding", "layers"},
@@ -47,9 +47,9 @@ ALLOWED = {
             "models",
             "evals.evaluator",
         ),
-        *("weights_folder", "stored_config"),
+        *("weights_folder", "stored_config", "checkpoint_folder"),
     },
-    "weights_folder": set(),
+    "weights_folder": {"checkpoint_folder"},
     "stored_config": {"config", "overrides"},
     "interop": {
         *("config", "files", "batch", "layers", "models", "weights_folder", "host_memory"),
@@ -58,9 +58,12 @@ ALLOWED = {
     },
     "named_configs": {"config"},
     "overrides": {"config"},
-    "run_folder": {"config", "files", "named_configs", "overrides", "stored_config"},
+    "checkpoint_folder": set(),
+    "run_folder": {
+        *("config", "files", "named_configs", "overrides", "stored_config", "checkpoint_folder"),
+    },
     # The composition root: puts data, model, trainer and evaluators together.
-    "experiment": {"distributed", "config", "batch", "models", "data", "train", "evals"},
+    "experiment": {"distributed", "config", "files", "batch", "models", "data", "train", "evals"},
     # What lmms-eval loads; nothing here imports it.
     "lmms_eval_model": {
         *("batch", "data", "evals", "generate", "run_folder", "trained_model"),

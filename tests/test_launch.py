@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mm1_jax.launch import main, split_overrides
-from mm1_jax.train.trainer import EVALUATION_FAILED
+from mm1_jax.train.trainer import INCOMPLETE
 
 TESTS = Path(__file__).parent
 MODULE = "--module=fake_experiment"
@@ -56,6 +56,15 @@ def test_the_module_runs_as_a_program(tmp_path):
     )
     assert result.returncode == 2
     assert "did you mean fake_small" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["output_dir", "data_dir"])
+def test_a_folder_in_a_store_is_refused(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([MODULE, "--config=fake_small", f"--{option}=gs://bucket/x"])
+    assert end.value.code == 2 and not list(tmp_path.iterdir())
+    assert f"--{option}: value=gs://bucket/x: expected a local path" in capsys.readouterr().err
 
 
 def test_overrides_are_told_from_other_arguments():
@@ -226,7 +235,7 @@ def test_help_says_what_the_exit_codes_mean(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out.partition("exit codes:")[2]
-    for code in ("0 ", "1 ", "2 ", f"{EVALUATION_FAILED} ", "130, 143"):
+    for code in ("0 ", "1 ", "2 ", f"{INCOMPLETE} ", "130, 143"):
         assert f"\n  {code}" in text
 
 

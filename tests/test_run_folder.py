@@ -1,8 +1,11 @@
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mm1_jax.checkpoint_folder import checkpoints_of
 from mm1_jax.data.tokenizer import SHIPPED_MODEL
 from mm1_jax.run_folder import (
     MAY_CHANGE,
@@ -11,6 +14,7 @@ from mm1_jax.run_folder import (
     load_experiment,
 )
 from mm1_jax.stored_config import DEFAULTS
+from mm1_jax.weights_folder import StoredParams
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +27,7 @@ def _launch(**overrides) -> Launch:
     return Launch("fake_small", "fake_experiment", paths)
 
 
-def _claim(folder, **overrides):
+def _claim(folder, **overrides) -> Any:
     """Claims a folder as a launch does; the config that it trains."""
     launch = _launch(**overrides)
     return launch.resolved_config(RunFolder(folder).claim(launch, launch.resolved_config()))
@@ -183,10 +187,10 @@ def test_a_run_without_a_checkpoint_binds_nobody(tmp_path):
 def test_half_a_checkpoint_is_none(tmp_path):
     _claim(tmp_path)
     (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp-3").mkdir(parents=True)
-    assert not RunFolder(tmp_path).holds_checkpoints
     _claim(tmp_path, trainer__seed="1")
     (tmp_path / "checkpoints" / "10").mkdir()
-    assert RunFolder(tmp_path).holds_checkpoints
+    with pytest.raises(ValueError, match="trainer.seed: 1 -> 0"):
+        _claim(tmp_path)
 
 
 def _leave_logs(folder):
@@ -199,7 +203,7 @@ def test_a_run_without_a_checkpoint_leaves_no_logs_to_the_next(tmp_path):
     _claim(tmp_path)
     _leave_logs(tmp_path)
     _claim(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"launch.json", "config.txt"}
+    assert not {path.name for path in tmp_path.iterdir()} & {"quarantine.jsonl", "tensorboard"}
 
 
 def test_a_run_that_goes_on_keeps_its_logs(run):
@@ -222,10 +226,17 @@ def test_fewer_steps_than_were_made_are_refused(run):
     assert (run / "config.txt").read_text() == before
 
 
-def test_a_launch_killed_between_its_two_files_is_no_run(run):
+def test_a_launch_killed_between_its_two_files_is_no_run(tmp_path):
+    _claim(tmp_path)
+    (tmp_path / "config.txt").unlink()
+    _claim(tmp_path, trainer__seed="1")
+    assert json.loads((tmp_path / "launch.json").read_text())["overrides"] == {"trainer.seed": "1"}
+
+
+def test_checkpoints_without_a_config_are_not_resumed(run):
     (run / "config.txt").unlink()
-    _claim(run, trainer__seed="1")
-    assert json.loads((run / "launch.json").read_text())["overrides"] == {"trainer.seed": "1"}
+    with pytest.raises(ValueError, match="up to step 10, and .*config.txt.* is missing"):
+        _claim(run)
 
 
 def test_what_may_change_is_a_field_and_not_the_beginning_of_a_name(run):
@@ -245,3 +256,126 @@ def test_an_override_mends_what_does_not_fit(tmp_path, monkeypatch):
         Launch("mm1_3b").resolved_config()
     cfg = Launch("mm1_3b", None, {"input.tokenizer.num_pieces": "704"}).resolved_config()
     assert cfg.model.decoder.vocab_size == 704
+
+
+def _save(folder, step=10):
+    (folder / str(step)).mkdir(parents=True)
+
+
+def test_two_runs_do_not_share_checkpoints(tmp_path):
+    shared = {"trainer__checkpointer__location": str(tmp_path / "shared")}
+    _claim(tmp_path / "a", **shared)
+    _save(tmp_path / "shared")
+    for _ in range(2):
+        with pytest.raises(ValueError) as error:
+            _claim(tmp_path / "b", **shared)
+        for folder in ("a", "b", "shared"):
+            assert str(tmp_path / folder) in str(error.value)
+    assert not (tmp_path / "b" / "config.txt").exists()
+    _claim(tmp_path / "a", **shared)
+    # A run of its own, which is then told to save there.
+    _claim(tmp_path / "b")
+    with pytest.raises(ValueError, match="are of the run in"):
+        _claim(tmp_path / "b", **shared)
+
+
+def test_two_runs_that_start_together_do_not_share_checkpoints(tmp_path):
+    """The first one runs, and has saved nothing yet."""
+    shared = {"trainer__checkpointer__location": str(tmp_path / "shared")}
+    with RunFolder(tmp_path / "a").lock():
+        _claim(tmp_path / "a", **shared)
+        with pytest.raises(ValueError, match="are of the run in"):
+            _claim(tmp_path / "b", **shared)
+    _claim(tmp_path / "b", **shared)
+
+
+def test_a_copied_run_does_not_share_the_checkpoints_of_the_first(tmp_path):
+    shared = {"trainer__checkpointer__location": str(tmp_path / "shared")}
+    _claim(tmp_path / "a", **shared)
+    _save(tmp_path / "shared")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    with pytest.raises(ValueError, match="are of the run in"):
+        _claim(tmp_path / "copy", **shared)
+    (tmp_path / "a").rename(tmp_path / "moved")
+    _claim(tmp_path / "moved", **shared)
+
+
+def test_checkpoints_of_another_run_are_not_read(tmp_path):
+    for name in ("a", "b"):
+        _claim(tmp_path / name)
+        _save(tmp_path / name / "checkpoints")
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
+    for read in (load_experiment, _claim, StoredParams):
+        with pytest.raises(ValueError, match=f"are of the run in {tmp_path / 'a'}"):
+            read(tmp_path / "b")
+
+
+def test_a_folder_that_was_moved_is_of_the_same_run(run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    load_experiment(moved)
+    _claim(moved)
+    (moved / "run.json").write_text("damaged")
+    _claim(moved)
+
+
+def test_checkpoints_of_earlier_code_are_taken_with_a_note(run, capsys):
+    for path in (run / "run.json", run / "checkpoints" / "run.json"):
+        path.unlink()
+    load_experiment(run)
+    assert f"{run / 'checkpoints'} has no run.json" in capsys.readouterr().err
+    _claim(run)
+    load_experiment(run)
+    assert capsys.readouterr().err == ""
+
+
+def test_checkpoints_of_earlier_code_are_not_taken_for_those_of_a_new_run(tmp_path):
+    _claim(tmp_path / "run")
+    _save(tmp_path / "old")
+    with pytest.raises(ValueError, match="holds checkpoints up to step 10 of an unknown run"):
+        _claim(tmp_path / "run", trainer__checkpointer__location=str(tmp_path / "old"))
+
+
+def test_a_relative_location_starts_at_the_output_folder(tmp_path, monkeypatch):
+    location = {"trainer__checkpointer__location": "saved/here"}
+    _claim(tmp_path / "run", **location)
+    _save(tmp_path / "run" / "saved" / "here")
+    monkeypatch.chdir(tmp_path / "run")
+    assert checkpoints_of(tmp_path / "run") == tmp_path / "run" / "saved" / "here"
+    with pytest.raises(ValueError, match="trainer.seed"):
+        _claim(tmp_path / "run", trainer__seed="1", **location)
+
+
+def test_a_run_does_not_lose_its_checkpoints_to_a_new_location(run, tmp_path):
+    location = {"trainer__checkpointer__location": str(tmp_path / "elsewhere")}
+    with pytest.raises(ValueError, match="has made 10 steps, saved in"):
+        _claim(run, **location)
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    _claim(run, **location)
+
+
+@pytest.mark.parametrize("location", ["hdfs://a/b", "gs://bucket/run", "s3://bucket/run"])
+def test_a_store_that_cannot_be_opened_ends_before_training(tmp_path, location):
+    with pytest.raises(ValueError, match=f"trainer.checkpointer.location={location}: "):
+        _claim(tmp_path / "run", trainer__checkpointer__location=location)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"name": "x"}', '{"config": "fake_small", "overrides": []}']
+)
+def test_a_damaged_launch_is_named_and_written_again(run, text):
+    (run / "launch.json").write_text(text)
+    with pytest.raises(ValueError, match="launch.json: missing or damaged"):
+        load_experiment(run)
+    _claim(run)
+    assert load_experiment(run).trainer.max_steps == 10
+
+
+@pytest.mark.parametrize("text", ["", "\x00\n", "model.dtype: 'float32'"])
+def test_a_damaged_config_is_named(run, text):
+    (run / "config.txt").write_text(text)
+    for read in (load_experiment, _claim):
+        with pytest.raises(ValueError, match="config.txt: damaged"):
+            read(run)

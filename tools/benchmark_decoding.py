@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 
 USER_ERROR = 2
 VOCAB_SIZE = 32_000
@@ -61,7 +61,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cache_dtype", help="float32, bfloat16 or int8, of ours; default: the model's, float32"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="write the figures there as well"
+    )
     flags = parser.parse_args(arguments)
     if flags.new_tokens < 2:
         parser.error(f"--new_tokens={flags.new_tokens}: must be at least 2, to time those after it")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 
 WARM_UP = 3
 
@@ -124,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=whole(), default=100, metavar="N", help="(100)")
     parser.add_argument("--batch_size", type=whole(), default=1, metavar="N", help="rows (1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the seconds there as well")
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="write the seconds there as well"
+    )
     flags = parser.parse_args(argv)
     if flags.steps < 2 or flags.batch_size < 1:
         parser.error("--steps: expected at least 2, --batch_size at least 1")

@@ -38,7 +38,7 @@ from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources import JsonlSource
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
-from mm1_jax.flags import number, whole
+from mm1_jax.flags import local_path, number, whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 # The pictures of so many batches are what the others decode, and a turn is as many, or a multiple.
@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="says how many cores feed such steps",
     )
     parser.add_argument("--hosts", default=1, type=whole(), help="which share a step (1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to keep the numbers")
+    parser.add_argument("--json", type=local_path, metavar="FILE", help="where to keep the numbers")
     return parser.parse_args(arguments)
 
 

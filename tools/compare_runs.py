@@ -18,6 +18,7 @@ import numpy as np
 import scipy.stats
 
 from mm1_jax.files import write_whole
+from mm1_jax.flags import local_path
 from mm1_jax.launch import USER_ERROR
 
 EPILOG = """\
@@ -93,7 +94,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="PATTERN[,PATTERN]",
         help="keys BENCHMARK/SHOTS/METRIC, * for anything; default: all",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="write the numbers there as well"
+    )
     return parser.parse_args(arguments)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.flags import number, whole
+from mm1_jax.flags import local_path, local_text, number, whole
 
 EPILOG = """\
 import reads safetensors, in one file or in shards, of
@@ -69,10 +69,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     importing = commands.add_parser("import", help="a foreign checkpoint -> a folder of weights")
     importing.add_argument(
-        "--source", required=True, type=Path, metavar="PATH", help="its folder, or its one file"
+        "--source",
+        required=True,
+        type=local_path,
+        metavar="PATH",
+        help="its folder, or its one file",
     )
     importing.add_argument(
         "--tokenizer",
+        type=local_text,
         metavar="PATH",
         help="tokenizer.model or tokenizer.json; default: what is beside the decoder; none: none",
     )
@@ -95,7 +100,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     exporting.add_argument(
         "--checkpoint",
         required=True,
-        type=Path,
+        type=local_path,
         metavar="FOLDER",
         help="a run's output folder, or a folder of weights",
     )
@@ -119,7 +124,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--license", default="", metavar="NAME", help="of the model, for its card"
     )
     for each in (importing, exporting):
-        each.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+        each.add_argument(
+            "--output", required=True, type=local_path, metavar="DIR", help="a new folder"
+        )
         each.add_argument("--skip_comparison", action="store_true", help="do not compare outputs")
         each.add_argument(
             "--comparison_memory",

@@ -37,7 +37,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.registry import FORMATS
 from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, verify
-from mm1_jax.flags import number, whole
+from mm1_jax.flags import local_path, local_text, number, whole
 from mm1_jax.launch import USER_ERROR, split_overrides
 from mm1_jax.named_configs import find_named_config
 from mm1_jax.run_folder import Launch
@@ -99,11 +99,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--input",
         action="append",
         default=[],
-        type=Path,
+        type=local_path,
         metavar="PATH",
         help="a file or folder of that format; may be given several times",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder, of records")
+    parser.add_argument("--output", type=local_path, metavar="DIR", help="a new folder, of records")
     parser.add_argument("--license", default="unknown", metavar="TEXT", help="of the data")
     parser.add_argument(
         "--filters",
@@ -113,6 +113,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--benchmark_images",
+        type=local_text,
         action="append",
         default=[],
         metavar="PATH",
@@ -151,6 +152,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data_dir",
+        type=local_text,
         metavar="DIR",
         help="where --lengths_for has tokenizer and records (the folder of --output)",
     )

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 from mm1_jax.launch import USER_ERROR, add_cluster_options, chosen_cluster, join, leave
 
 STOPPED = 130
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         f"{ALL}: those that have a subfolder in --predictions",
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FOLDER", help="a run's output folder, to be asked"
+        "--checkpoint", type=local_path, metavar="FOLDER", help="a run's output folder, to be asked"
     )
     parser.add_argument(
         "--step", type=whole(0), help="which of its checkpoints; default: the newest"
@@ -131,7 +131,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--benchmarks_dir",
-        type=Path,
+        type=local_path,
         default=Path("benchmarks"),
         metavar="DIR",
         help="the folder with a folder of each benchmark; default: %(default)s",
@@ -149,7 +149,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="for answers and report; default: evaluation/STEP in the run's folder",
     )
@@ -173,7 +173,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME[,NAME]",
         help="METEOR, SPICE: of captions as well; they need Java and .[caption-metrics]",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="write the scores there as well"
+    )
     add_cluster_options(parser)
     flags = parser.parse_args(arguments)
     if flags.list:
@@ -451,6 +453,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     import hashlib
 
     from mm1_jax import distributed
+    from mm1_jax.checkpoint_folder import checkpoints_of
     from mm1_jax.evals.benchmarks.registry import CHAT, JUDGED, PRETRAINING, TEXT_CORE
     from mm1_jax.evals.evaluation import averages, evaluate
     from mm1_jax.evals.report import markdown
@@ -475,7 +478,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
         "step": step,
         "model": hashlib.sha256(cfg.model.debug_string().encode()).hexdigest(),
     }
-    manifest = folder / "checkpoints" / str(step) / "manifest.json"
+    manifest = checkpoints_of(folder) / str(step) / "manifest.json"
     if manifest.exists():
         # Its checksums tell the parameters from those of another training.
         identity["parameters"] = hashlib.sha256(manifest.read_bytes()).hexdigest()

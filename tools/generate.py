@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.data.corpora.questions import question_prompt
-from mm1_jax.flags import number, whole
+from mm1_jax.flags import local_text, number, whole
 
 IMAGE_MARK = "<image>"
 EPILOG = """\
@@ -47,13 +47,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="FOLDER", help="a run's output folder"
+        "--checkpoint",
+        type=local_text,
+        required=True,
+        metavar="FOLDER",
+        help="a run's output folder",
     )
     parser.add_argument(
         "--step", type=whole(0), help="which of its checkpoints; default: the newest"
     )
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated"
+        "--image",
+        type=local_text,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture; may be repeated",
     )
     parser.add_argument(
         "--prompt",

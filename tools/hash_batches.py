@@ -19,7 +19,7 @@ import numpy as np
 from mm1_jax.batch import Batch
 from mm1_jax.data.input import Input, InputIterator, merge_states
 from mm1_jax.files import write_whole
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 EPILOG = """\
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=whole(0), help="of each host; default: as in the config")
     parser.add_argument(
         "--state",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="where to keep the state as of the last batch; goes on from it if it is there",
     )

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 
 ROOT = Path(__file__).parents[1]
 HEARTBEAT_SECONDS = 15
@@ -505,9 +505,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of these alone, with commas between: {', '.join(f.__name__ for f in FAULTS)}",
     )
     parser.add_argument(
-        "--log", type=Path, help="outcomes, a line of JSON each; those that it has are kept"
+        "--log", type=local_path, help="outcomes, a line of JSON each; those that it has are kept"
     )
-    parser.add_argument("--output", type=Path, help="a document that holds the table")
+    parser.add_argument("--output", type=local_path, help="a document that holds the table")
     options = parser.parse_args(argv)
     names = [f.__name__ for f in FAULTS]
     wanted = names if options.only is None else options.only.split(",")

@@ -23,7 +23,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.data.input import Input
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 # More rows of a large config make a page that browsers are slow to show.
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"from A to B - 1 (default: the first {MOST_ROWS})",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: NAME_step_STEP.html, here"
+        "--output", type=local_path, metavar="FILE", help="default: NAME_step_STEP.html, here"
     )
     args = parser.parse_args(arguments)
     if args.step < 0:

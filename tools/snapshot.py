@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mm1_jax.data.input import Input
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=whole(), required=True, metavar="N", help="how many batches"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--output", type=local_path, required=True, metavar="DIR", help="a new folder"
+    )
     parser.add_argument(
         "--form", choices=[form.value for form in Form], default=Form.IDS.value, help="(ids)"
     )

@@ -28,7 +28,7 @@ from mm1_jax.data.record_files import MANIFEST, RecordFiles
 from mm1_jax.data.sources import BadRecord
 from mm1_jax.data.splitting import text_blocks
 from mm1_jax.files import write_whole
-from mm1_jax.flags import whole
+from mm1_jax.flags import local_path, whole
 from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
 
 VOCAB_SIZE = 704
@@ -132,14 +132,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, help="the file to write; needed without --config")
+    parser.add_argument(
+        "--output", type=local_path, help="the file to write; needed without --config"
+    )
     parser.add_argument(
         "--vocab_size",
         type=whole(),
         help=f"pieces at most (default: {VOCAB_SIZE}, or what --config says)",
     )
     add_config_options(parser, required=False)
-    parser.add_argument("--text", type=Path, nargs="*", default=[], help="UTF-8 text files")
+    parser.add_argument("--text", type=local_path, nargs="*", default=[], help="UTF-8 text files")
     parser.add_argument(
         "--max_characters",
         type=whole(),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.files import write_whole
-from mm1_jax.flags import number, whole
+from mm1_jax.flags import local_path, number, whole
 from mm1_jax.launch import USER_ERROR, split_overrides
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
@@ -116,9 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", "NAME", "the config; --config.PATH=VALUE sets a field, as in a launch")
     add("--module", "MODULE", "the module whose named_configs() has NAME (default: all)")
     add("--topology", "NAME", "the slice, e.g. v5p:4x4x8")
-    add("--json", "FILE", "where to write the report, or with --all the reports", type=Path)
-    add("--save_hlo", "FILE", "where to write the compiled program (.gz: compressed)", type=Path)
-    add("--hlo", "FILE", "predict this optimised HLO text (or .gz) instead", type=Path)
+    add("--json", "FILE", "where to write the report, or with --all the reports", type=local_path)
+    add(
+        "--save_hlo",
+        "FILE",
+        "where to write the compiled program (.gz: compressed)",
+        type=local_path,
+    )
+    add("--hlo", "FILE", "predict this optimised HLO text (or .gz) instead", type=local_path)
     add(
         "--images_per_row",
         "N",

@@ -2,6 +2,7 @@
 
     <step>/             state, input (the data state), model (its config as text), manifest.json
     <step>.damaged/     what could not be restored, for people to look at
+    run.json            which run they are of
     best.json           the step that `best_metric` liked best up to now
 
 A step's folder gets its name only when all of it is there, so what a killed process leaves half
@@ -9,6 +10,7 @@ written is never taken for a checkpoint, and is removed at the next start. What 
 found by its checksums, and the newest whole checkpoint is used.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -24,6 +26,7 @@ from absl import logging
 from etils import epath
 
 from mm1_jax import distributed
+from mm1_jax.checkpoint_folder import checkpoint_folder
 from mm1_jax.config import Configurable, InstantiableConfig, config_class
 from mm1_jax.field_types import NonEmpty, PositiveInt
 from mm1_jax.stored_config import config_differences
@@ -43,6 +46,7 @@ _NOT_OF_THE_MODEL = (
     "image_group_rows",
 )
 _MOST_LINES = 12
+_MOST_CHARACTERS = 240
 
 
 # How long one of several processes that ends waits for what it is writing.
@@ -72,7 +76,8 @@ class Checkpointer(Configurable):
         # "held_out_loss/0/text"; a state that is evaluated is saved then.
         best_metric: NonEmpty | None = None
         best_mode: Literal["min", "max"] = "min"
-        # Where they lie; None: in the output folder. gs:// and s3:// as far as etils opens them.
+        # Where they lie: an absolute path, a path from the output folder on, gs:// or s3://.
+        # None: `checkpoints` in the output folder.
         location: str | None = None
         # Process 0 reads every file once more when it is written, and when it is restored.
         checksums: bool = True
@@ -97,7 +102,12 @@ class Checkpointer(Configurable):
         """
         super().__init__(cfg)
         self._every_n_steps = cfg.every_n_steps
-        self._directory = epath.Path(cfg.location or directory.absolute())
+        logging.get_absl_logger().addFilter(_is_told_once)
+        self._directory = (
+            epath.Path(directory.absolute())
+            if cfg.location is None
+            else checkpoint_folder(cfg.location, directory.parent)
+        )
         self._model = model
         self._report = report
         self._read_only = read_only
@@ -279,9 +289,9 @@ class Checkpointer(Configurable):
         if step is None:
             return
         reasons = distributed.exchange(self._outcome())
-        self._saving = None
         failed = {process: reason for process, reason in enumerate(reasons) if reason}
         if not failed:
+            self._saving = None
             return
         self._give_up()
         # Not of those who only learnt of it.
@@ -307,13 +317,17 @@ class Checkpointer(Configurable):
 
     def _give_up(self) -> None:
         """Forgets the save that failed, and removes what is there of it."""
-        self._saving = None
-        # Removes what is unfinished.
+        step, self._saving = self._saving, None
+        if distributed.is_first():
+            # Now, as what comes next may need the space; orbax does so before its next save.
+            for folder in self._unfinished(step):
+                with contextlib.suppress(OSError):
+                    folder.rmtree(missing_ok=True)
         self._manager = self._open()
 
     def _report_failure(self, error: "SaveFailed") -> None:
         self._report(
-            f"error: {error}; training goes on, and the next save is in at most "
+            f"error: {error}; the run goes on without it, and saves every "
             f"{self._every_n_steps} steps"
         )
 
@@ -364,9 +378,16 @@ class Checkpointer(Configurable):
 
     def _read_best(self) -> dict[str, Any]:
         path = self._directory / "best.json"
+        if not path.exists():
+            return {}
         try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError:
+            best = json.loads(path.read_text())
+            return {"step": int(best["step"]), "metric": best["metric"], "value": best["value"]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            self._report(
+                f"error: {path}: damaged ({_first_line(error)}) and ignored; earlier checkpoints "
+                "do not count as the best one any more"
+            )
             return {}
 
     def _raise_if_of_another_model(self, step: int, state: TrainState) -> None:
@@ -416,8 +437,22 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+def _is_told_once(record: Any) -> bool:
+    """Leaves out the tracebacks that each thread of orbax logs of a failed save, which is reported.
+
+    They are there with --verbosity=1.
+    """
+    is_orbax = "orbax" in Path(record.pathname).parts
+    return not (is_orbax and record.exc_info) or logging.level_debug()
+
+
 def _first_line(error: BaseException) -> str:
     # What it is about came before that.
     while isinstance(error, OutOfStep) and error.__context__ is not None:
         error = error.__context__
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+    line = str(error).strip().partition("\n")[0]
+    if len(line) > _MOST_CHARACTERS:
+        # Files come first, and the cause of the operating system last.
+        half = _MOST_CHARACTERS // 2
+        line = f"{line[:half]} ... {line[-half:]}"
+    return f"{type(error).__name__}: {line}"

@@ -499,7 +499,7 @@ class Trainer(Configurable):
         if failure is None:
             return None
         again = "from the start" if saved is None else f"after step {saved}"
-        return f"{failure}; make room, or mend what failed, and launch again to continue {again}"
+        return f"{failure}; free space, or fix the cause, and launch again to continue {again}"
 
     def _failed_report(self, results: Sequence[Any], failures: Mapping[str, str]) -> str | None:
         """Writes the report; a sentence where it cannot be written."""
@@ -508,8 +508,8 @@ class Trainer(Configurable):
             self._write_report(results, failures)
         except OSError as error:
             failure = (
-                f"the report could not be written ({error.strerror or error}); make room, and "
-                "launch again to repeat it"
+                f"the report could not be written ({error.strerror or error}); free space, "
+                "and launch again to repeat it"
             )
         return distributed.broadcast(failure)
 

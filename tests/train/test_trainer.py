@@ -249,7 +249,7 @@ def fill_disk(monkeypatch, step):
 
 
 def test_a_last_save_that_fails_leaves_the_report(
-    make_trainer, fakes, run, unstopped, monkeypatch, capsys
+    make_trainer, fakes, run, unstopped, monkeypatch, capsys, caplog
 ):
     with monkeypatch.context() as patch:
         fill_disk(patch, 6)
@@ -257,6 +257,7 @@ def test_a_last_save_that_fails_leaves_the_report(
             make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
     assert exit.value.code == 3
     assert json.loads((run / "report.json").read_text())["quiz/0/accuracy"] == 0.75
+    assert "Traceback" not in caplog.text
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "error" in line)
     assert "step 6 could not be saved" in line and "No space left" in line
     assert "continue after step 4" in line

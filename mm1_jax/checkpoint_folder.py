@@ -1,0 +1,157 @@
+"""The folder with the checkpoints of a run, and the identity that ties it to the run.
+
+    run.json    in the output folder and beside the checkpoints: the id of the run, its output
+                folder, its config's name and the time of its first launch
+
+Checkpoints may lie anywhere (`trainer.checkpointer.location`), so two runs may name one folder by
+mistake; the second would resume the state of the first. Checkpoints that earlier code wrote have no
+`run.json`.
+"""
+
+import fcntl
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+IDENTITY = "run.json"
+CONFIG = "config.txt"
+LOCK = "launch.lock"
+# Stores that both etils and tensorstore read and write, and the package that etils needs.
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+
+
+def checkpoint_folder(location: str | None, output_dir: Path) -> epath.Path:
+    """Where a run keeps its checkpoints.
+
+    Args:
+        location: An absolute path, gs:// or s3://; a relative path starts at the output folder, so
+            that it is the same one for every later launch and tool; None: `checkpoints` there.
+
+    Raises:
+        ValueError: It is in a store that cannot be opened here.
+    """
+    if location is None or "://" not in location:
+        return epath.Path(output_dir.absolute() / (location or "checkpoints"))
+    field, scheme = f"trainer.checkpointer.location={location}", location.partition("://")[0]
+    if scheme not in _PACKAGES:
+        raise ValueError(
+            f"{field}: expected a local path or one of "
+            f"{', '.join(f'{known}://' for known in _PACKAGES)}"
+        )
+    path = epath.Path(location)
+    try:
+        path.exists()
+    except ImportError:
+        raise ValueError(
+            f"{field}: {scheme}:// needs a package that is not installed; "
+            f"pip install {_PACKAGES[scheme]}, or name a local path"
+        ) from None
+    # Whatever the store's client raises without a network, credentials or such a bucket.
+    except Exception as error:
+        raise ValueError(f"{field}: cannot be opened ({type(error).__name__}: {error})") from error
+    return path
+
+
+def checkpoints_of(output_dir: Path) -> epath.Path:
+    """The checkpoints of the run in an output folder.
+
+    Raises:
+        ValueError: They are of another run.
+    """
+    folder = checkpoint_folder(stored_location(output_dir), output_dir)
+    identity = read_identity(folder)
+    if identity is None:
+        if newest_step(folder) is not None and (output_dir / CONFIG).exists():
+            _note_unknown(folder)
+    elif not _is_of(identity, output_dir):
+        raise ValueError(of_another_run(folder, identity, output_dir))
+    return folder
+
+
+def stored_location(output_dir: Path) -> str | None:
+    """The location that the stored config of a run names."""
+    config = output_dir / CONFIG
+    if not config.exists():
+        return None
+    found = re.search(
+        r"^trainer\.checkpointer\.location: '(.*)'$", config.read_text(), re.MULTILINE
+    )
+    return None if found is None else found[1]
+
+
+def newest_step(folder: epath.Path) -> int | None:
+    """The newest complete checkpoint; None where there is none."""
+    # An incomplete one has another name than its step.
+    if not folder.exists():
+        return None
+    names = [path.name for path in folder.iterdir()]
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def read_identity(folder: Path | epath.Path) -> dict[str, Any] | None:
+    """The identity in a folder; None where there is none, or it is damaged."""
+    try:
+        identity = json.loads((folder / IDENTITY).read_text())
+        return identity if {"run", "output_dir"} <= identity.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_of(identity: dict[str, Any], output_dir: Path) -> bool:
+    ours = read_identity(output_dir)
+    if ours is None:
+        return identity["output_dir"] == str(output_dir.resolve())
+    return identity["run"] == ours["run"]
+
+
+def raise_if_taken(folder: epath.Path, output_dir: Path) -> None:
+    """Raises ValueError where a launch into `output_dir` may not save to `folder`."""
+    identity = read_identity(folder)
+    if identity is None:
+        return
+    owner = Path(identity["output_dir"])
+    newest = newest_step(folder)
+    if _is_of(identity, output_dir):
+        # The owner may have been moved. A copy shares its checkpoints where they lie elsewhere.
+        is_copy = owner != output_dir.resolve() and read_identity(owner) == identity
+        if is_copy and not Path(folder).is_relative_to(output_dir.absolute()):
+            raise ValueError(of_another_run(folder, identity, output_dir))
+    elif newest is not None or not owner.exists() or is_running(owner):
+        raise ValueError(of_another_run(folder, identity, output_dir))
+
+
+def of_another_run(folder: epath.Path, identity: dict[str, Any], output_dir: Path) -> str:
+    """The sentence for checkpoints that are not those of the run in `output_dir`."""
+    return (
+        f"the checkpoints in {folder} are of the run in {identity['output_dir']} "
+        f"({identity.get('config')}, {identity.get('created')}), not of that in {output_dir}; "
+        "give each run its own trainer.checkpointer.location, or remove "
+        f"{folder / IDENTITY} if they are of this run"
+    )
+
+
+def is_running(output_dir: Path) -> bool:
+    """Whether a launch into this folder is running on this host."""
+    try:
+        with (output_dir / LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@functools.cache
+def _note_unknown(folder: epath.Path) -> None:
+    """Says once that it is not known whose checkpoints these are."""
+    print(
+        f"note: {folder} has no {IDENTITY}, which earlier code did not write: its checkpoints are "
+        "taken for those of this run",
+        file=sys.stderr,
+    )
