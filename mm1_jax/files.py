@@ -105,11 +105,15 @@ def _locked_folder(folder: Path) -> tuple[Path, int]:
     """A new partial folder, and a descriptor that locks it for as long as this process lives."""
     while True:
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
-        lock = os.open(partial, os.O_RDONLY)
+        try:
+            lock = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            # Another process has taken it for stale.
+            continue
         # Where a file system has no locks, nothing is ever taken for stale.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # Another process may have taken it for stale before it was locked.
+        # The same, between the opening and the lock.
         with contextlib.suppress(FileNotFoundError):
             if partial.stat().st_ino == os.fstat(lock).st_ino:
                 return partial, lock
