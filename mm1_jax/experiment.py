@@ -134,7 +134,7 @@ class Experiment(Configurable):
         )
 
     @staticmethod
-    def check_parts(cfg: Any, input: Input, evaluators: Mapping[str, Evaluator]) -> None:
+    def check_parts(cfg: Any, input: Any, evaluators: Mapping[str, Any]) -> None:
         """Raises ValueError where input and evaluators do not go with the rest of `cfg`."""
         tokenizer = input.tokenizer
         for name, made, declared in (
@@ -195,7 +195,7 @@ class Experiment(Configurable):
         )
 
 
-def _check_best_metric(metric: str | None, evaluators: Mapping[str, Evaluator]) -> None:
+def _check_best_metric(metric: str | None, evaluators: Mapping[str, Any]) -> None:
     """Asks every evaluator, which also tries the methods of benchmarks on their first task."""
     names = [evaluator.metric_names() for evaluator in evaluators.values()]
     known = [name for each in names for name in each or ()]

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -221,3 +222,47 @@ def test_images_and_a_model_of_text_do_not_go_together(cfg, tmp_path):
     cfg.input.set(streams=embedded()[2:], max_images=0)
     with pytest.raises(ValueError, match="benchmark 'digits_vqa' shows images.*reads none"):
         cfg.instantiate(output_dir=tmp_path)
+
+
+def _parts(cfg, *metrics):
+    """What `check_parts` looks at: an input without a snapshot, and evaluators with these names."""
+    tokenizer = SimpleNamespace(
+        vocab_size=cfg.model.decoder.vocab_size, image_token=cfg.model.image_token
+    )
+    evaluators = {
+        str(i): SimpleNamespace(metric_names=lambda names=names: names)
+        for i, names in enumerate(metrics)
+    }
+    return SimpleNamespace(tokenizer=tokenizer, snapshot=None), evaluators
+
+
+def test_a_metric_that_no_evaluator_reports_is_named_with_the_close_ones(cfg):
+    cfg = Experiment.resolve(cfg)
+    cfg.trainer.checkpointer.best_metric = "digits_vqa/0/acuracy"
+    known = ["digits_vqa/0/accuracy", "held_out_loss/0/text"]
+    with pytest.raises(ValueError, match="no evaluator reports it, expected one of digits_vqa/0/a"):
+        Experiment.check_parts(cfg, *_parts(cfg, known))
+    with pytest.raises(ValueError, match="expected None, as there are no evals"):
+        Experiment.check_parts(cfg, *_parts(cfg))
+    # An evaluator that does not say may report it.
+    Experiment.check_parts(cfg, *_parts(cfg, known, None))
+    cfg.trainer.checkpointer.best_metric = known[0]
+    Experiment.check_parts(cfg, *_parts(cfg, known))
+
+
+def test_a_snapshot_that_ends_before_the_training_is_refused(cfg):
+    cfg = Experiment.resolve(cfg)
+    input, evaluators = _parts(cfg)
+    input.snapshot = SimpleNamespace(folder="rows", num_steps=29)
+    with pytest.raises(ValueError, match="'rows' has 29 steps, and trainer.max_steps is 30"):
+        Experiment.check_parts(cfg, input, evaluators)
+    input.snapshot.num_steps = 30
+    Experiment.check_parts(cfg, input, evaluators)
+
+
+def test_a_tokenizer_has_to_be_as_its_vocabulary_says(cfg):
+    cfg = Experiment.resolve(cfg)
+    input, evaluators = _parts(cfg)
+    input.tokenizer.vocab_size = 64
+    with pytest.raises(ValueError, match="has vocab_size=64, and its `vocabulary` says 704"):
+        Experiment.check_parts(cfg, input, evaluators)

@@ -1,7 +1,7 @@
 """What an evaluator is: a model in, named numbers and samples out, at chosen steps of a run."""
 
 import abc
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +117,7 @@ class Evaluator(Configurable, abc.ABC):
 def check_result(evaluator: Any, result: Any) -> None:
     """Raises ValueError where an evaluator returned something else than numbers by name."""
     name = type(evaluator).__name__
-    if not isinstance(result, EvalResult):
+    if not isinstance(getattr(result, "metrics", None), Mapping) or not hasattr(result, "samples"):
         raise ValueError(f"{name}.run returned a {type(result).__name__}, expected an EvalResult")
     for key, value in result.metrics.items():
         if not isinstance(key, str) or not isinstance(value, int | float | np.number):

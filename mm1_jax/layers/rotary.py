@@ -95,6 +95,11 @@ def rotary(
         scale: Multiplies the result, at no cost.
         stretch: Changes the frequencies of the pairs, in radians a position.
     """
+    if x_BTNH.shape[-1] % 2:
+        raise ValueError(
+            f"attention: head_dim is {x_BTNH.shape[-1]}, and rotary positions turn pairs of dims; "
+            "set an even head_dim"
+        )
     half = x_BTNH.shape[-1] // 2
     frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     if stretch is not None:

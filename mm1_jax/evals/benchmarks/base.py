@@ -440,19 +440,20 @@ class Benchmark(Evaluator):
         if type(self).score is not Benchmark.score:
             return None
         name = type(self).__name__
+        task = self._task(0, 0)
         try:
-            verdict = self._verdict(self._task(0, 0), "")
-            columns = self.columns([verdict])
+            correct = self.judge(task, "")
+            if not isinstance(correct, bool | np.bool_ | None):
+                raise ValueError(
+                    f"{self.config.name}: {name}.judge returned {correct!r}, expected True, False "
+                    "or None"
+                )
+            columns = self.columns([Verdict(task, "", reference(task.document), correct)])
         except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise ValueError(
-                f"{self.config.name}: {name} fails on an empty answer to task {self.key(0)!r}: "
+                f"{self.config.name}: {name} fails on an empty answer to task {task.key!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if not isinstance(verdict.correct, bool | np.bool_ | None):
-            raise ValueError(
-                f"{self.config.name}: {name}.judge returned {verdict.correct!r}, expected True, "
-                "False or None"
-            )
         if not isinstance(columns, Mapping) or any(np.shape(x) != (1,) for x in columns.values()):
             raise ValueError(
                 f"{self.config.name}: {name}.columns returned {columns!r} for one verdict, "

@@ -252,6 +252,28 @@ def test_sizes_that_make_no_sense_are_refused(fields, input):
         benchmark(DigitsVQA, input, **fields)
 
 
+@pytest.mark.parametrize(
+    ("method", "value", "said"),
+    [
+        ("columns", 0.5, "columns returned 0.5 for one verdict, expected a dict"),
+        ("columns", {"accuracy": np.zeros(3)}, "columns returned .* a value for each verdict"),
+        ("combine", ["accuracy"], "combine returned .'accuracy'., expected a dict"),
+        ("judge", "yes", "judge returned 'yes', expected True, False or None"),
+        ("indices", [10**6], "indices has 1000000, expected indices of the"),
+    ],
+)
+def test_a_benchmark_is_tried_on_its_first_task(method, value, said, input):
+    Mine = type("Mine", (DigitsVQA,), {method: lambda self, *args: value})
+    with pytest.raises(ValueError, match=f"^digits_vqa: Mine.{said}"):
+        benchmark(Mine, input).metric_names()
+
+
+def test_the_names_of_metrics_are_known_before_there_is_a_model(input):
+    asking = benchmark(DigitsVQA, input, shots=(0, 4), blank_shots=(0,))
+    names = [f"digits_vqa{part}/accuracy" for part in ("/0", "/4", "_blank/0")]
+    assert asking.metric_names() == names
+
+
 def test_a_benchmark_is_a_corpus_and_a_score(input, model, spy):
     class Parity(Benchmark):
         @config_class
