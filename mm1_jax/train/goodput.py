@@ -9,7 +9,8 @@
 
 Goodput is the share of the time since the first launch began in steps that were kept. Lost are
 steps that a later launch had to make again, and the time between the end of a launch, as it last
-wrote it down, and the start of the next.
+wrote it down, and the start of the next. Within a launch time is that of a clock that nobody sets;
+a launch never starts before the end of the one before, whatever the clock of the machine says.
 """
 
 import contextlib
@@ -39,19 +40,23 @@ class Goodput:
         self._path = None if directory is None else directory / _NAME
         self._earlier = _read(self._path)
         self._lock = threading.RLock()
-        self._start = time.time() - _process_age()
+        age = _process_age()
+        ends = [launch["end"] for launch in self._earlier]
+        self._start = max([time.time() - age, *ends])
+        # What `time.monotonic` says at `_start`, the start of the process.
+        self._zero = time.monotonic() - age
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._saved: dict[str, float] = {}
         self._first_step = self._last_step = 0
         self._lost = 0.0
         self._phase = "start_up"
-        self._since = self._start
+        self._since = self._zero
 
     @property
     def phase(self) -> tuple[str, float]:
-        """What is going on, and since when, in seconds of `time.time`."""
+        """The current phase, and for how many seconds it has been."""
         with self._lock:
-            return self._phase, self._since
+            return self._phase, time.monotonic() - self._since
 
     @contextlib.contextmanager
     def measure(self, phase: str) -> Iterator[None]:
@@ -103,7 +108,7 @@ class Goodput:
         lost = sum(each["lost_step_seconds"] for each in launches)
         ends = zip(launches, launches[1:], strict=False)
         down = sum(max(0.0, after["start"] - before["end"]) for before, after in ends)
-        elapsed = max(launches[-1]["end"] - launches[0]["start"], 1e-9)
+        elapsed = max(sum(seconds.values()) + down, 1e-9)
         kept = seconds["step"] - lost
         return {
             **{f"{name}_seconds": value for name, value in seconds.items()},
@@ -139,18 +144,18 @@ class Goodput:
 
     def _enter(self, phase: str) -> None:
         with self._lock:
-            now = time.time()
-            self._seconds[self._phase] += max(0.0, now - self._since)
+            now = time.monotonic()
+            self._seconds[self._phase] += now - self._since
             self._phase, self._since = phase, now
 
     def _launch(self) -> dict[str, Any]:
         with self._lock:
-            now = time.time()
+            now = time.monotonic()
             seconds = dict(self._seconds)
-            seconds[self._phase] += max(0.0, now - self._since)
+            seconds[self._phase] += now - self._since
             return {
                 "start": self._start,
-                "end": now,
+                "end": self._start + now - self._zero,
                 "first_step": self._first_step,
                 "last_step": self._last_step,
                 "seconds": seconds,

@@ -68,8 +68,8 @@ class Watchdog(Configurable):
         while True:
             if time.monotonic() - written >= cfg.status_every_n_seconds:
                 written = time.monotonic()
-                phase, since = self._goodput.phase
-                self._write(f"{phase} for {time.time() - since:.0f} s")
+                phase, seconds = self._goodput.phase
+                self._write(f"{phase} for {seconds:.0f} s")
                 self._goodput.write()
             if self._ended.wait(interval):
                 return

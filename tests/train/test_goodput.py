@@ -7,11 +7,17 @@ from mm1_jax.train.goodput import PHASES, Goodput
 
 
 class Clock:
+    """Time that goes on, and a clock on the wall that may be set."""
+
     def __init__(self):
         self.now = 1000.0
+        self.set_by = 0.0
+
+    def monotonic(self):
+        return self.now
 
     def time(self):
-        return self.now
+        return 1e9 + self.now + self.set_by
 
 
 @pytest.fixture
@@ -77,6 +83,44 @@ def test_a_roll_back_loses_what_was_made_since_the_checkpoint(clock, tmp_path):
     # Twice from the same one, with nothing in between, loses nothing more.
     goodput.rolled_back(4)
     assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
+
+
+def test_a_clock_that_is_set_in_a_launch_changes_nothing(clock, tmp_path):
+    goodput = Goodput(tmp_path)
+    clock.now += 5
+    goodput.begin(0)
+    for step, set_by in enumerate((0, -3600, 7200)):
+        clock.set_by = set_by
+        clock.now += 2
+        goodput.step(step + 1)
+        assert goodput.phase == ("step", 2.0 * (step + 1))
+    totals = goodput.totals()
+    assert (totals["elapsed_seconds"], totals["step_seconds"]) == (11, 6)
+    assert totals["goodput"] == 6 / 11
+
+
+def test_a_clock_that_is_set_back_between_launches_loses_no_time(clock, tmp_path):
+    run(clock, tmp_path, 0, 8, save_at=8)
+    clock.now += 100
+    clock.set_by = -5000
+    totals = run(clock, tmp_path, 8, 4).totals()
+    # How long nothing ran is not known, and not negative.
+    assert totals["down_seconds"] == 0
+    assert totals["elapsed_seconds"] == pytest.approx(15 + 9)
+    assert totals["goodput"] == pytest.approx((6 + 3) / (15 + 9))
+    # The next one counts from there.
+    clock.now += 10
+    assert run(clock, tmp_path, 12, 1).totals()["goodput"] < 1
+
+
+def test_what_an_earlier_version_wrote_under_a_clock_set_back_is_no_more_than_all(clock, tmp_path):
+    run(clock, tmp_path, 0, 8)
+    path = tmp_path / "goodput.json"
+    content = json.loads(path.read_text())
+    content["launches"][0]["end"] = content["launches"][0]["start"] - 3600
+    path.write_text(json.dumps(content))
+    totals = run(clock, tmp_path, 8, 4).totals()
+    assert 0 < totals["goodput"] <= 1
 
 
 @pytest.mark.parametrize(
