@@ -63,10 +63,11 @@ class Cluster:
                 f"process {self.process_id} of {self.num_processes} ({self.source}): expected a "
                 f"number from 0 to {self.num_processes - 1}"
             )
-        if not re.fullmatch(r".+:\d+", self.coordinator_address):
+        host, _, port = self.coordinator_address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise ValueError(
                 f"coordinator address {self.coordinator_address!r} ({self.source}): expected "
-                "HOST:PORT of process 0"
+                f"HOST:PORT of process 0, PORT a number from 1 to {2**16 - 1}"
             )
 
 

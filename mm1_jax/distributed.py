@@ -26,6 +26,9 @@ _PATIENCE_SECONDS = 1800.0
 _LINGER_SECONDS = 5.0
 _GRACE_SECONDS = 1.0
 
+# A wait in C++ knows nothing of signals; between two such waits, their handlers run.
+_SIGNAL_SECONDS = 1.0
+
 _calls = itertools.count()
 
 
@@ -55,6 +58,17 @@ def initialize(cluster: Any, *, initialization_timeout: int, heartbeat_timeout: 
         # A process that has failed does not wait for others, see `leave`.
         shutdown_timeout_seconds=heartbeat_timeout,
     )
+
+
+def uses_devices() -> bool:
+    """Whether jax has been asked for devices, after which `initialize` comes too late."""
+    # No public function of jax says so.
+    return jax._src.xla_bridge.backends_are_initialized()
+
+
+def start_devices() -> None:
+    """Makes the devices of all processes known to each; all have to come to it."""
+    jax.devices()
 
 
 def process_count() -> int:
@@ -204,14 +218,18 @@ def _set(key: str, value: Any) -> None:
 
 
 def _get(key: str, process: int, patience: float) -> Any:
-    try:
-        text = _client().blocking_key_value_get(f"mm1/{key}", int(patience * 1000))
-    except jax.errors.JaxRuntimeError as error:
-        raise RuntimeError(
-            f"process {process_index()} waited {patience:g} s for process {process}, or "
-            f"lost the connection ({error})"
-        ) from error
-    return json.loads(text)
+    deadline = time.monotonic() + patience
+    while True:
+        left = max(0.001, min(deadline - time.monotonic(), _SIGNAL_SECONDS))
+        try:
+            return json.loads(_client().blocking_key_value_get(f"mm1/{key}", int(left * 1000)))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error) and time.monotonic() < deadline:
+                continue
+            raise RuntimeError(
+                f"process {process_index()} waited {patience:g} s for process {process}, or "
+                f"lost the connection ({error})"
+            ) from error
 
 
 def _client() -> Any:

@@ -110,17 +110,28 @@ class Experiment(Configurable):
         self.input = cfg.input.instantiate(
             split="train", quarantine_path=output_dir / f"quarantine{suffix}.jsonl"
         )
-        evaluators = {
+        self.evaluators: dict[str, Evaluator] = {
             name: evaluator.instantiate(input=self.input) for name, evaluator in cfg.evals.items()
         }
-        self.check_parts(cfg, self.input, evaluators)
+        self.check_parts(cfg, self.input, self.evaluators)
+        self._initial_weights = cfg.trainer.initial_weights
         self.trainer = cfg.trainer.instantiate(
             model=cfg.model,
             input=self.input,
-            evaluators=evaluators,
+            evaluators=self.evaluators,
             output_dir=output_dir,
             flops=_flops(cfg),
         )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Digests of all data and weights that are read, by name, wherever they lie."""
+        weights = {part: each.instantiate() for part, each in self._initial_weights.items()}
+        return {
+            **{f"data of input: {name}": x for name, x in self.input.fingerprint().items()},
+            "steps of input.snapshot": self.input.snapshot and self.input.snapshot.num_steps,
+            **{f"data of evals.{name}": x.fingerprint() for name, x in self.evaluators.items()},
+            **{f"weights of {part}": each.fingerprint() for part, each in weights.items()},
+        }
 
     @staticmethod
     def check(cfg: Any) -> None:

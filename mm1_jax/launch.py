@@ -6,6 +6,12 @@ Nothing heavy is imported here: experiments are imported when the command line i
 jax when all processes of the run have met.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take a second.
+    end_on_signals()
+
 import argparse
 import contextlib
 import hashlib
@@ -14,21 +20,26 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
 
 from mm1_jax.cluster import Cluster, find_cluster
+from mm1_jax.command import USER_ERROR, complain, ignore_signals, status_of, stop_status
 from mm1_jax.flags import local_path, local_text, whole
 from mm1_jax.named_configs import find_named_config, named_configs
-from mm1_jax.rendezvous import meet
+from mm1_jax.rendezvous import DECLINE_SECONDS, decline, meet
 from mm1_jax.run_folder import MAY_CHANGE, Launch, RunFolder
 from mm1_jax.supervisor import supervise
 
-# Exit codes; `train.trainer` has those of a run that was stopped or lacks an evaluation.
-USER_ERROR = 2
+# Said of a launch that a signal stops where it cannot save.
+_NOT_SAVED = "nothing was saved at this point, launch again to continue"
+
+# Ended by a change of the command line, config or data; FloatingPointError is a loss that is not
+# finite. Anything else is worth another start.
+_USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 
 _DESCRIPTION = """\
 Trains a named config and writes checkpoints, metrics and a report into a folder.
@@ -57,7 +68,8 @@ exit codes:
             field, too many bad pictures, a loss that is not finite
   3         trained and reported, but an evaluation or the last save failed; launch again to
             repeat it
-  130, 143  stopped by SIGINT or SIGTERM and saved; launch again to continue
+  130, 143  stopped by SIGINT or SIGTERM, and saved if training had begun; launch again to
+            continue
 
 many processes:
   Give the same command on every host. On Cloud TPU, GKE, Slurm and under mpirun, the processes
@@ -115,7 +127,8 @@ def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True
     parser.add_argument(
         "--module",
         metavar="MODULE",
-        help="the module whose named_configs() has NAME (default: all modules of `experiments`)",
+        help="the module whose named_configs() has NAME, in the current folder or on PYTHONPATH "
+        "(default: all modules of `experiments`)",
     )
     parser.add_argument(
         "--data_dir",
@@ -226,7 +239,10 @@ def list_configs(module: str | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the result is the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return status_of(lambda: _main(list(sys.argv[1:] if argv is None else argv)), errors=())
+
+
+def _main(arguments: list[str]) -> int:
     rest, overrides = split_overrides(arguments)
     parser = _parser()
     options = parser.parse_args(rest)
@@ -244,50 +260,63 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = [sys.executable, "-m", "mm1_jax.launch", *arguments, "--max_restarts=0"]
             return supervise(command, options.max_restarts)
         _keep_programs(options.compilation_cache)
+        cluster = None if options.print_config else chosen_cluster(options)
         launch = chosen_launch(options, overrides)
         cfg = launch.resolved_config()
         if options.print_config:
             print(cfg.debug_string())
             return 0
-        cluster = chosen_cluster(options)
         folder = RunFolder(options.output_dir or Path("runs") / options.config)
-        _run(launch, cfg, folder, cluster, options)
-    # FloatingPointError is a loss that is not finite.
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        logging.debug("Traceback of the error below:", exc_info=True)
-        process = "" if cluster is None else f" (process {cluster.process_id})"
-        print(f"error{process}: {error}", file=sys.stderr)
-        leave(cluster, USER_ERROR)
-        return USER_ERROR
-    except Exception:
-        if cluster is None:
-            raise
-        traceback.print_exc()
-        leave(cluster, 1)
-    except SystemExit as error:
-        leave(cluster, error.code, in_order=True)
-        raise
-    if cluster is None or cluster.process_id == 0:
-        print(f"Outputs: {folder.path}", flush=True)
-    leave(cluster, 0, in_order=True)
-    return 0
-
-
-def _run(
-    launch: Launch,
-    cfg: Any,
-    folder: RunFolder,
-    cluster: Cluster | None,
-    options: argparse.Namespace,
-) -> None:
-    """Builds the experiment and runs it, as the only process or together with others."""
+    except _USER_ERRORS as error:
+        status = _failed(error, cluster)
+        if cluster is not None:
+            decline(cluster, str(error), min(options.initialization_timeout, DECLINE_SECONDS))
+        return status
     if cluster is None:
+        return _run_alone(launch, cfg, folder)
+    return of_several(cluster, lambda: _run(launch, cfg, folder, cluster, options))
+
+
+def _run_alone(launch: Launch, cfg: Any, folder: RunFolder) -> int:
+    try:
         with folder.lock():
             kept = folder.claim(launch, cfg)
             cfg = launch.resolved_config(kept) if kept else cfg
             cfg.instantiate(output_dir=folder.path).run()
-        return
-    distributed = join(cluster, options)
+    except _USER_ERRORS as error:
+        return _failed(error)
+    except KeyboardInterrupt as stop:
+        stop.add_note(_NOT_SAVED)
+        raise
+    except SystemExit as end:
+        return _status_of_exit(end)
+    print(f"Outputs: {folder.path}", flush=True)
+    return 0
+
+
+def _run(
+    launch: Launch, cfg: Any, folder: RunFolder, cluster: Cluster, options: argparse.Namespace
+) -> int:
+    """Builds the experiment and runs it together with the other processes."""
+    distributed = importlib.import_module("mm1_jax.distributed")
+    if distributed.uses_devices():
+        others = "" if options.module else " (or another module of `experiments`)"
+        raise ValueError(
+            f"{launch.module}{others}: its import, or the function of --config={launch.config}, "
+            "uses JAX's devices, which a process may only do after it has joined the others; make "
+            "arrays, and ask for devices, in classes that the config names (numpy serves a config)"
+        )
+    join(cluster, options)
+    agreement = importlib.import_module("mm1_jax.agreement")
+    agreement.agree(
+        {
+            "--config": launch.config,
+            "--output_dir": folder.path.absolute(),
+            "module of the config": launch.module,
+            **agreement.config_facts(cfg),
+            **agreement.host_facts(str(launch.module).split(".")[:1]),
+        }
+    )
     with contextlib.ExitStack() as stack:
         kept = None
         with distributed.together():
@@ -296,22 +325,80 @@ def _run(
                 kept = folder.claim(launch, cfg)
         kept = distributed.broadcast(kept)
         cfg = launch.resolved_config(kept) if kept else cfg
+        distributed.start_devices()
         with distributed.together():
             experiment = cfg.instantiate(output_dir=folder.path)
+            # Read here, where each may fail alone.
+            data = experiment.fingerprint()
+        agreement.agree(data)
         experiment.run()
+    if cluster.process_id == 0:
+        print(f"Outputs: {folder.path}", flush=True)
+    return 0
 
 
-def leave(cluster: Cluster | None, status: Any, *, in_order: bool = False) -> None:
-    """Ends a process of several; `in_order` where all of them end alike. Alone: does nothing."""
-    # Where jax is not there yet, no peer waits for this process in a way that it cannot see.
+def of_several(
+    cluster: Cluster,
+    action: Callable[[], int],
+    *,
+    errors: tuple[type[Exception], ...] = _USER_ERRORS,
+    note: str = _NOT_SAVED,
+) -> int:
+    """Exit status of an action of one process of several, which ends with it.
+
+    Args:
+        errors: Those whose text is all that a user needs; others keep their traceback.
+        note: Said of an action that a signal has stopped.
+    """
+    in_order = False
+    try:
+        status = action()
+        in_order = True
+    except errors as error:
+        status = _failed(error, cluster)
+    except KeyboardInterrupt as stop:
+        stop.add_note(note)
+        status = stop_status(stop)
+    except SystemExit as end:
+        status, in_order = _status_of_exit(end), True
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    leave(cluster, status, in_order=in_order)
+    return status
+
+
+def _failed(error: Exception, cluster: Cluster | None = None) -> int:
+    logging.debug("Traceback of the error below:", exc_info=True)
+    process = "" if cluster is None else f" (process {cluster.process_id})"
+    complain(f"error{process}: {error}")
+    return USER_ERROR
+
+
+def _status_of_exit(end: SystemExit) -> int:
+    """Status of a run that was stopped or lacks an evaluation; 0 stands for success alone."""
+    if isinstance(end.code, int) and end.code:
+        return end.code
+    complain(f"error: the experiment ended the process before its end, by sys.exit({end.code!r})")
+    return 1
+
+
+def leave(cluster: Cluster | None, status: int, *, in_order: bool = False) -> None:
+    """Ends a process of several; `in_order` where all of them end alike. Alone: does nothing.
+
+    Returns where there is no connection to the others: none of them waits for this process in a
+    way that it cannot see.
+    """
     distributed = sys.modules.get("mm1_jax.distributed")
     if cluster is None or distributed is None:
         return
-    code = status if isinstance(status, int) else 1
+    # A supervisor of all processes, srun for one, stops those that are left when the first ends,
+    # and they have to say the same.
+    ignore_signals()
     if in_order:
-        distributed.finish(code)
+        distributed.finish(status)
     else:
-        distributed.leave(code)
+        distributed.leave(status)
 
 
 def _keep_programs(folder: str) -> None:

@@ -5,11 +5,16 @@ Modules are found by their names when they are asked for: this package imports n
 
 import functools
 import importlib
+import importlib.machinery
+import importlib.util
 import inspect
+import os
 import pkgutil
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -78,7 +83,7 @@ class NamedConfig:
 
 def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
     """All named configs of one module, or of all modules of the `experiments` package."""
-    modules = _experiments() if module is None else [_import(module, "--module")]
+    modules = _experiments() if module is None else [import_module(module, "--module")]
     found: dict[str, NamedConfig] = {}
     for each in modules:
         if module is not None and not hasattr(each, "named_configs"):
@@ -118,20 +123,64 @@ def _needs_arguments(make: Callable) -> bool:
     return any(p.default is p.empty and p.kind not in variadic for p in parameters)
 
 
-def _experiments() -> list[ModuleType]:
-    package = _import(EXPERIMENTS, "the package of experiments")
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return [importlib.import_module(f"{EXPERIMENTS}.{name}") for name in names]
+def import_module(name: str, option: str) -> ModuleType:
+    """The module of a command line, of the current folder or of where Python finds any other.
 
+    Scripts would otherwise look into the folder that they are in, and not into the current one as
+    `python -m` does.
 
-def _import(module: str, what: str) -> ModuleType:
+    Raises:
+        ValueError: There is none.
+    """
+    experiments = _own_experiments()
+    folder = os.getcwd()
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+    if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"{option}={name}: expected a module as `import` names it, {_spelt(name)}")
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(name)
+    except SystemExit as end:
+        raise ValueError(
+            f"{option}={name}: its import ends the process, by sys.exit({end.code!r}); a module of "
+            'configs does so under `if __name__ == "__main__"` alone'
+        ) from end
     except ModuleNotFoundError as error:
         # A module that exists and misses something itself is a different error.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(
-            f"{what}: cannot import {module!r}; launch from the folder that holds it, "
-            "or name another module by --module"
-        ) from error
+        hint = f"no such file is in {folder}, nor on PYTHONPATH"
+        if name.startswith(f"{EXPERIMENTS}."):
+            hint = f"the package is {experiments}; give a folder of your own another name"
+        raise ValueError(f"{option}={name}: cannot import {error.name!r}: {hint}") from error
+
+
+def _experiments() -> list[ModuleType]:
+    folder, other = _own_experiments(), Path(EXPERIMENTS)
+    if (other / "__init__.py").exists() and other.resolve() != folder:
+        print(
+            f"note: ./{other} is not read, but {folder} is; --module names others", file=sys.stderr
+        )
+    names = sorted(info.name for info in pkgutil.iter_modules([str(folder)]))
+    return [import_module(f"{EXPERIMENTS}.{name}", "--config") for name in names]
+
+
+def _own_experiments() -> Path:
+    """The folder of the package that came with this one, which is imported under its name.
+
+    Another folder of that name, in the current one for instance, does not take its place.
+    """
+    folder = Path(__file__).resolve().parents[1] / EXPERIMENTS
+    if EXPERIMENTS not in sys.modules:
+        spec = importlib.machinery.PathFinder.find_spec(EXPERIMENTS, [str(folder.parent)])
+        if spec is not None and spec.loader is not None:
+            package = importlib.util.module_from_spec(spec)
+            sys.modules[EXPERIMENTS] = package
+            spec.loader.exec_module(package)
+    return folder
+
+
+def _spelt(name: str) -> str:
+    """The name of a file as that of a module: `./my/mod.py` is `my.mod`."""
+    parts = [part for part in name.removesuffix(".py").split("/") if part not in ("", ".")]
+    return ".".join(parts) or "my.module"

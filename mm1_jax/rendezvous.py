@@ -2,7 +2,8 @@
 
 JAX aborts a process that cannot reach the others, with a stack dump and without their names. Here
 process 0 listens where JAX's service will listen afterwards, each other process says its number
-there, and is told that all have come, or, when the time is up, which have not.
+there, and is told that all have come, or, when the time is up, which have not. One that cannot
+come, because its config is wrong for instance, says so, and nobody waits for it.
 """
 
 import contextlib
@@ -17,10 +18,14 @@ _GREETING = "mm1_jax"
 _READY = "ready"
 _RETRY_SECONDS = 0.5
 _LONGEST_LINE = 1 << 16
+# A process that cannot run is so long there to say so to the others, which may start later.
+DECLINE_SECONDS = 30
+# What is sent in one piece.
+_LONGEST_REASON = 1000
 
 
 class Unreachable(ValueError):
-    """Processes of the run did not come in time."""
+    """Processes of the run did not come in time, or said that they cannot."""
 
 
 def meet(cluster: Cluster, timeout: float | int) -> None:
@@ -35,19 +40,33 @@ def meet(cluster: Cluster, timeout: float | int) -> None:
         _join(cluster, time.monotonic() + timeout, timeout)
 
 
+def decline(cluster: Cluster, reason: str, timeout: float | int = DECLINE_SECONDS) -> None:
+    """Tells the others, for at most `timeout` seconds, that this process cannot come, and why."""
+    reason = " ".join(reason.split())[:_LONGEST_REASON] or "an error"
+    deadline = time.monotonic() + timeout
+    with contextlib.suppress(Unreachable):
+        if cluster.process_id == 0:
+            _Host(cluster, failure=(0, reason)).serve(deadline, timeout)
+        else:
+            _join(cluster, deadline, timeout, failure=reason)
+
+
 class _Host:
     """Process 0: notes who has come."""
 
-    def __init__(self, cluster: Cluster):
+    def __init__(self, cluster: Cluster, failure: tuple[int, str] | None = None):
+        """`failure`: the process that cannot come, and why."""
         self._cluster = cluster
         self._guests: dict[int, socket.socket] = {}
+        self._failure = failure
 
     def serve(self, deadline: float, timeout: float | int) -> None:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(self._listen())
             selector = stack.enter_context(selectors.DefaultSelector())
             selector.register(listener, selectors.EVENT_READ)
-            while self._missing and time.monotonic() < deadline:
+            self._deadline = deadline
+            while self._missing and time.monotonic() < self._deadline:
                 for key, _ in selector.select(min(_RETRY_SECONDS, deadline - time.monotonic())):
                     if key.fileobj is listener:
                         guest = stack.enter_context(listener.accept()[0])
@@ -57,7 +76,12 @@ class _Host:
                         assert isinstance(key.fileobj, socket.socket)
                         self._hear(key.fileobj, selector)
             missing = self._missing
-            self._tell(f"missing {' '.join(map(str, missing))}" if missing else _READY)
+            if self._failure is not None:
+                self._tell("failed {} {}".format(*self._failure))
+            else:
+                self._tell(f"missing {' '.join(map(str, missing))}" if missing else _READY)
+        if self._failure is not None:
+            raise Unreachable(_who_failed(*self._failure))
         if missing:
             raise Unreachable(_who_is_missing(self._cluster, missing, timeout))
 
@@ -88,7 +112,7 @@ class _Host:
             words = guest.recv(_LONGEST_LINE).decode().split()
         except (OSError, UnicodeDecodeError):
             words = []
-        valid = len(words) == 3 and words[0] == _GREETING and all(w.isdigit() for w in words[1:])
+        valid = len(words) >= 3 and words[0] == _GREETING and all(w.isdigit() for w in words[1:3])
         if not valid:
             # Gone, or no process of ours; one that came and is gone will come again.
             self._guests = {i: sock for i, sock in self._guests.items() if sock is not guest}
@@ -100,6 +124,10 @@ class _Host:
             self._tell(f"differs {number} {self._cluster.num_processes}", {process: guest})
             return
         self._guests[process] = guest
+        if len(words) > 3:
+            self._failure = (process, " ".join(words[3:]))
+            # For the others, who may be about to come.
+            self._deadline = min(self._deadline, time.monotonic() + DECLINE_SECONDS)
 
     def _tell(self, line: str, guests: dict[int, socket.socket] | None = None) -> None:
         for guest in (self._guests if guests is None else guests).values():
@@ -111,13 +139,15 @@ class _Host:
                     pass
 
 
-def _join(cluster: Cluster, deadline: float, timeout: float | int) -> None:
-    """Another process: says who it is until process 0 answers."""
+def _join(
+    cluster: Cluster, deadline: float, timeout: float | int, failure: str | None = None
+) -> None:
+    """Another process: says who it is, or why it cannot come, until process 0 answers."""
     host, _, port = cluster.coordinator_address.rpartition(":")
     problem = "no answer"
     while time.monotonic() < deadline:
         try:
-            reply = _ask((host.strip("[]"), int(port)), cluster, deadline)
+            reply = _ask((host.strip("[]"), int(port)), cluster, deadline, failure)
         except OSError as error:
             problem = error.strerror or str(error)
             reply = ""
@@ -126,6 +156,8 @@ def _join(cluster: Cluster, deadline: float, timeout: float | int) -> None:
                 return
             case ["missing", *numbers]:
                 raise Unreachable(_who_is_missing(cluster, [int(i) for i in numbers], timeout))
+            case ["failed", number, *words]:
+                raise Unreachable(_who_failed(int(number), " ".join(words)))
             case ["differs", own, other]:
                 raise Unreachable(
                     f"process {cluster.process_id} was told that there are {own} processes, and "
@@ -139,10 +171,10 @@ def _join(cluster: Cluster, deadline: float, timeout: float | int) -> None:
     )
 
 
-def _ask(address: tuple[str, int], cluster: Cluster, deadline: float) -> str:
+def _ask(address: tuple[str, int], cluster: Cluster, deadline: float, failure: str | None) -> str:
     with socket.create_connection(address, timeout=max(0.1, deadline - time.monotonic())) as peer:
-        greeting = f"{_GREETING} {cluster.process_id} {cluster.num_processes}\n"
-        peer.sendall(greeting.encode())
+        greeting = f"{_GREETING} {cluster.process_id} {cluster.num_processes} {failure or ''}"
+        peer.sendall(f"{greeting.strip()}\n".encode())
         # Process 0 waits as long as this one, and then has to say so.
         peer.settimeout(max(0.1, deadline - time.monotonic() + 2))
         return "".join(_text(peer)).strip()
@@ -154,6 +186,10 @@ def _text(peer: socket.socket) -> Iterator[str]:
         yield data.decode(errors="replace")
         if not data or data.endswith(b"\n"):
             return
+
+
+def _who_failed(process: int, reason: str) -> str:
+    return f"process {process} cannot run: {reason}"
 
 
 def _who_is_missing(cluster: Cluster, missing: list[int], timeout: float | int) -> str:

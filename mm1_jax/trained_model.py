@@ -50,6 +50,17 @@ def load_model(
         checkpointer.close()
 
 
+def newest_step(folder: Path, cfg: Any) -> int | None:
+    """The step of the newest checkpoint of a run; None where it has none."""
+    checkpointer = cfg.trainer.checkpointer.instantiate(
+        directory=folder / "checkpoints", read_only=True
+    )
+    try:
+        return checkpointer.latest_step()
+    finally:
+        checkpointer.close()
+
+
 def placement_of(cfg: Any, text: str) -> Placement:
     """Where a model of a run is placed: "run", as in training; or sizes, "data=2,model=4".
 

@@ -155,6 +155,11 @@ class StoredParams:
         self._is_zarr3 = structure.get("use_zarr3", False)
 
     @property
+    def folder(self) -> Path:
+        """Where the arrays are."""
+        return self._folder
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by its path."""
         return {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}

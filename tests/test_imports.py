@@ -24,12 +24,15 @@ ALLOWED = {
     "generate": {"config", "batch", "sharding", "layers", "models", "decoding.sampling"},
     "decoding": {"config", "batch", "sharding", "layers", "models", "generate"},
     "evals": {
-        *("distributed", "config", "files", "batch", "sharding", "data", "models", "generate"),
+        *("distributed", "agreement", "config", "files", "batch", "sharding", "data", "models"),
+        "generate",
     },
     # Which processes there are, before any of them has jax; and what they tell each other.
+    "command": set(),
     "cluster": set(),
     "rendezvous": {"cluster"},
     "distributed": set(),
+    "agreement": {"distributed"},
     "chips": set(),
     "host_memory": set(),
     "supervisor": set(),
@@ -71,13 +74,13 @@ ALLOWED = {
     "trained_model": {"sharding", "parallelism", "models", "train"},
     "launch": {
         *("flags", "config", "named_configs", "run_folder"),
-        *("cluster", "rendezvous", "supervisor"),
+        *("command", "cluster", "rendezvous", "supervisor"),
     },
     # Reaches the experiment by its config, as a launch does.
     "rehearse": {
         *("chips", "flags"),
         *("config", "files", "sharding", "parallelism", "models"),
-        *("named_configs", "run_folder", "launch"),
+        *("command", "named_configs", "run_folder", "launch"),
     },
 }
 # Libraries that a part may not import, directly.

@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mm1_jax import distributed, launch
 from mm1_jax.launch import main, split_overrides
 from mm1_jax.train.trainer import INCOMPLETE
 
@@ -294,3 +296,67 @@ def test_a_second_launch_resumes_and_a_changed_one_is_refused(capsys, tmp_path):
     assert main([MODULE, *argv, "--config.evals.digits_vqa.num_examples=9"]) == 0
     error = _error(capsys, *argv, "--config.trainer.seed=1")
     assert "trainer.seed: 0 -> 1" in error and "num_examples" not in error
+
+
+TWO = ("--num_processes=2", "--process_id=0", "--coordinator_address=127.0.0.1:9000")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (RuntimeError("no connection"), 1),
+        (OverflowError("port"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (ValueError("a wrong field"), 2),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(143), 143),
+        (SystemExit(3), 3),
+        # Of code that ends the process as if all were done.
+        (SystemExit(0), 1),
+        (SystemExit(None), 1),
+        (SystemExit("text"), 1),
+    ],
+)
+@pytest.mark.parametrize("options", [(), TWO], ids=["alone", "one of several"])
+def test_no_launch_that_fails_ends_with_0(tmp_path, monkeypatch, capsys, options, raised, status):
+    def fail(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(launch, "join", fail)
+    monkeypatch.setattr(importlib.import_module("fake_experiment").FakeExperiment, "run", fail)
+    # Those of other tests.
+    monkeypatch.setattr(distributed, "uses_devices", lambda: False)
+    argv = [MODULE, "--config=fake_small", f"--output_dir={tmp_path}", *options]
+    try:
+        assert main(argv) == status
+    except Exception as error:
+        # Python prints it, and ends with 1.
+        assert error is raised and status == 1 and not options
+    assert "Outputs" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http", ""])
+def test_a_port_that_cannot_be_is_explained(capsys, port):
+    error = _error(
+        capsys,
+        *("--config=fake_small", "--num_processes=2", "--process_id=0"),
+        f"--coordinator_address=localhost:{port}",
+    )
+    assert f"'localhost:{port}'" in error and "PORT a number from 1 to 65535" in error
+
+
+def test_a_module_that_uses_devices_before_the_processes_have_met_is_named(tmp_path):
+    (tmp_path / "eager.py").write_text(
+        "import jax, fake_experiment\njax.devices()\n"
+        "named_configs = fake_experiment.named_configs\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "mm1_jax.launch", "--module=eager", "--config=fake_small", *TWO],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error (process 0): eager: its import")
+    assert "Traceback" not in result.stderr

@@ -1,7 +1,11 @@
-"""Functions that do not make the config of an experiment, each told in a sentence."""
+"""Configs by name: modules are found, and functions that make no config are told in a sentence."""
 
+import importlib.util
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +13,115 @@ from experiments.pretrain import mm1_tiny
 from mm1_jax.launch import main
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.mm1 import MM1
+from mm1_jax.named_configs import import_module
 from mm1_jax.run_folder import Launch
+
+ROOT = Path(__file__).parents[1]
+# With options that each of them needs besides.
+TOOLS = {
+    "benchmark_input": [],
+    "compute_lengths": [],
+    "convert_records": ["--format=jsonl", "--input=x", "--output=x", "--license=x"],
+    "hash_batches": [],
+    "show_batch": ["--output=x.html"],
+    "snapshot": ["--steps=1", "--output=x"],
+    "train_tokenizer": ["--output=x"],
+}
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of the current folder, which says that it was found."""
+    name = f"module_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        "def config():\n    raise ValueError('it is found')\n"
+        "def named_configs():\n    return {'config': config}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_finds_a_module_of_the_current_folder(own_module, capsys, tool):
+    spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = "--lengths_for" if tool == "convert_records" else "--config"
+    argv = [f"--module={own_module}", f"{config}=config", *TOOLS[tool]]
+    assert module.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.endswith("it is found\n")
+
+
+def test_the_list_of_tools_is_whole():
+    with_module = {
+        path.stem
+        for path in (ROOT / "tools").glob("*.py")
+        if '"--module"' in (text := path.read_text()) or "add_config_options" in text
+    }
+    assert with_module == set(TOOLS)
+
+
+def test_a_module_of_the_current_folder_comes_before_those_beside_a_script(own_module):
+    Path("snapshot.py").write_text("is_own = True\n")
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        assert import_module("snapshot", "--module").is_own
+    finally:
+        del sys.modules["snapshot"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no_such_module", "cannot import 'no_such_module': no such file is in {cwd}"),
+        ("./own/configs.py", "expected a module as `import` names it, own.configs"),
+        ("configs.py", "expected a module as `import` names it, configs"),
+        ("", "--module=: expected a module"),
+        (".configs", "expected a module"),
+        ("experiments.mine", "give a folder of your own another name"),
+    ],
+)
+def test_a_module_that_is_not_there_is_explained(own_module, name, said):
+    with pytest.raises(ValueError) as error:
+        import_module(name, "--module")
+    assert said.format(cwd=os.getcwd()) in str(error.value)
+
+
+def test_a_folder_called_experiments_does_not_hide_the_package(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("")
+    code = (
+        "from mm1_jax.named_configs import import_module\n"
+        "print(import_module('experiments', '').__file__)\n"
+        "try:\n    import_module('experiments.golden.nothing', '--module')\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = result.stdout.splitlines()
+    assert Path(first) == ROOT / "experiments" / "__init__.py"
+    assert f"the package is {ROOT / 'experiments'}" in second
+
+
+def test_a_module_that_ends_the_process_does_not_end_a_command_with_0(own_module):
+    Path("ending.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ValueError, match="--module=ending: its import ends the process"):
+        import_module("ending", "--module")
+
+
+def test_a_module_that_misses_another_one_is_a_fault_of_its_own(own_module):
+    Path("broken.py").write_text("import a_package_that_is_not_there\n")
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        import_module("broken", "--module")
 
 
 def _forgets_to_return():

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mm1_jax.cluster import Cluster
-from mm1_jax.rendezvous import Unreachable, meet
+from mm1_jax.rendezvous import Unreachable, decline, meet
 
 
 @pytest.fixture
@@ -46,6 +46,24 @@ def test_every_process_learns_who_is_missing(address):
     assert time.monotonic() - start < 10
     for text in told:
         assert "processes 1, 3 of 4 were not there within 1.5 s" in text
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_cannot_run_says_so_and_is_not_waited_for(address, failing):
+    def one(process):
+        cluster = Cluster(address, 3, process, "a test")
+        if process == failing:
+            decline(cluster, "--config=x: there is no\nsuch config", 20)
+            return None
+        with pytest.raises(Unreachable) as error:
+            meet(cluster, 60)
+        return str(error.value)
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        told = [text for text in pool.map(one, range(3)) if text is not None]
+    assert time.monotonic() - start < 15
+    assert told == [f"process {failing} cannot run: --config=x: there is no such config"] * 2
 
 
 def test_without_process_0_the_others_name_its_address(address):

@@ -7,6 +7,12 @@ are random, and go to transformers by the export that users run. A sum in anothe
 near equal logits around, so where answers differ, the gap between the two best logits is told.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import json
 import math
@@ -19,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
 
 USER_ERROR = 2
@@ -223,6 +230,7 @@ def lines(figures: dict[str, Any]) -> list[str]:
     return shown
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -232,23 +240,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
         import transformers
     except ImportError as error:
-        print(f"error: {error}; pip install torch transformers", file=sys.stderr)
-        return USER_ERROR
+        raise ValueError(f"{error}; pip install torch transformers") from error
     torch.set_num_threads(flags.threads)
     transformers.utils.logging.set_verbosity_error()
-    try:
-        ours, theirs = models(flags)
-        figures = []
-        for batch_size in flags.batch_sizes:
-            figures.append(measure(flags, ours, theirs, batch_size))
-            print("\n".join(lines(figures[-1])), flush=True)
-        if flags.json is not None:
-            from mm1_jax.files import write_whole
+    ours, theirs = models(flags)
+    figures = []
+    for batch_size in flags.batch_sizes:
+        figures.append(measure(flags, ours, theirs, batch_size))
+        print("\n".join(lines(figures[-1])), flush=True)
+    if flags.json is not None:
+        from mm1_jax.files import write_whole
 
-            write_whole(flags.json, json.dumps(figures, indent=1) + "\n")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        write_whole(flags.json, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

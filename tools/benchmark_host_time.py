@@ -8,6 +8,12 @@ for batches, for the device, and for saves, which stand beside it. The call that
 device counts as far as it computes in the calling thread; the rest of it waits for the step before.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import contextlib
 import json
@@ -19,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
 
 WARM_UP = 3
@@ -116,6 +123,7 @@ def measure(steps: int, batch_size: int) -> dict[str, float]:
     }
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tools/benchmark_host_time.py",

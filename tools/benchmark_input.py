@@ -8,6 +8,12 @@ and resized in a loop, which no input can beat, and against webdataset with torc
 shard of the same pictures.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import contextlib
 import copy
@@ -28,6 +34,7 @@ import numpy as np
 import PIL.Image
 
 from mm1_jax.batch import Batch, Image
+from mm1_jax.command import command
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.interleaved import interleaved_document
@@ -39,7 +46,7 @@ from mm1_jax.data.sources import JsonlSource
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path, number, whole
-from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
 
 # The pictures of so many batches are what the others decode, and a turn is as many, or a multiple.
 NUM_RECORDED = 4
@@ -541,18 +548,15 @@ def benchmark(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any
     return report
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
-    try:
-        cfg = chosen_launch(args, overrides).resolved_config().input
-        with tempfile.TemporaryDirectory() as folder:
-            report = benchmark(args, cfg, Path(folder))
-        if args.json is not None:
-            write_whole(args.json, json.dumps(report, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    cfg = chosen_launch(args, overrides).resolved_config().input
+    with tempfile.TemporaryDirectory() as folder:
+        report = benchmark(args, cfg, Path(folder))
+    if args.json is not None:
+        write_whole(args.json, json.dumps(report, indent=2) + "\n")
     return 0
 
 

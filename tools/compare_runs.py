@@ -4,6 +4,12 @@ python tools/compare_runs.py --metrics='scenes_names/*/accuracy' \\
     mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import fnmatch
 import glob
@@ -17,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from mm1_jax.command import command
 from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path
-from mm1_jax.launch import USER_ERROR
 
 EPILOG = """\
 runs:
@@ -180,23 +186,20 @@ def markdown(table: Mapping[str, Mapping[str, Kind]]) -> str:
     return "\n".join([*lines, "", f"Means and 95% intervals over runs: {counts}."])
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        groups = {
-            name: [metrics_of(folder) for folder in folders]
-            for name, folders in grouped(flags.runs).items()
+    groups = {
+        name: [metrics_of(folder) for folder in folders]
+        for name, folders in grouped(flags.runs).items()
+    }
+    table = compare(groups, flags.metrics.split(","))
+    if flags.json is not None:
+        numbers = {
+            key: {name: asdict(kind) for name, kind in by_name.items()}
+            for key, by_name in table.items()
         }
-        table = compare(groups, flags.metrics.split(","))
-        if flags.json is not None:
-            numbers = {
-                key: {name: asdict(kind) for name, kind in by_name.items()}
-                for key, by_name in table.items()
-            }
-            write_whole(flags.json, json.dumps(numbers, indent=1) + os.linesep)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        write_whole(flags.json, json.dumps(numbers, indent=1) + os.linesep)
     print(markdown(table))
     return 0
 

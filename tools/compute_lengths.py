@@ -7,13 +7,21 @@ It is kept beside the records, and made again when they, the tokenizer or a size
 Prints what each corpus holds.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
+from mm1_jax.command import command
+from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -24,13 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(rest)
     if options.num_workers is not None:
         overrides["input.num_workers"] = options.num_workers
-    try:
-        cfg = chosen_launch(options, overrides).resolved_config()
-        for split in ("train", "test"):
-            print(cfg.input.instantiate(split=split).describe(), flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    cfg = chosen_launch(options, overrides).resolved_config()
+    for split in ("train", "test"):
+        print(cfg.input.instantiate(split=split).describe(), flush=True)
     return 0
 
 

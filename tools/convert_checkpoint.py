@@ -7,14 +7,20 @@ Every conversion ends with a comparison of outputs with the other implementation
 where they differ.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.command import command
 from mm1_jax.flags import local_path, local_text, number, whole
 
 EPILOG = """\
@@ -225,8 +231,6 @@ def run_export(flags: argparse.Namespace) -> str:
         return told(export_source(stored, flags.checkpoint, flags.output, **common))
     fit = "stretch"
     if stored.description is None:
-        # As `python -m` has it: the run's module may be one of the folder it was launched from.
-        sys.path.insert(0, os.getcwd())
         cfg = load_experiment(flags.checkpoint)
         parts, image_token = model_parts(cfg.model), cfg.model.image_token
         tokenizer = cfg.input.tokenizer.instantiate()
@@ -296,14 +300,11 @@ class Display:
             )
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
     start = time.monotonic()
-    try:
-        print((run_import if flags.command == "import" else run_export)(flags))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print((run_import if flags.command == "import" else run_export)(flags))
     seconds = time.monotonic() - start
     from mm1_jax.host_memory import peak_bytes
 

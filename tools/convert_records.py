@@ -6,6 +6,12 @@ Stopped or killed at any moment, the same command goes on where it was; with any
 it writes the same files.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import contextlib
 import importlib
@@ -24,6 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.filters import named_filters, without_benchmarks
+from mm1_jax.command import command
 from mm1_jax.config import close_names
 from mm1_jax.data.ingest.conversion_log import (
     OVERLAP,
@@ -38,12 +45,11 @@ from mm1_jax.data.ingest.formats.registry import FORMATS
 from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, verify
 from mm1_jax.flags import local_path, local_text, number, whole
-from mm1_jax.launch import USER_ERROR, split_overrides
-from mm1_jax.named_configs import find_named_config
+from mm1_jax.launch import split_overrides
+from mm1_jax.named_configs import find_named_config, import_module
 from mm1_jax.run_folder import Launch
 
 DAMAGED = 1
-INTERRUPTED = 130  # As shells have it.
 SECONDS_BETWEEN_LINES = 10
 
 # Counts of the manifest, and what the summary says of them.
@@ -78,7 +84,7 @@ exit codes:
   0    done, or was done already
   1    --verify: a shard is damaged or missing
   2    the command or the data must be changed; the message says how
-  130  interrupted; the same command goes on
+  130  interrupted; the same command resumes (143: by SIGTERM)
 """
 
 
@@ -198,7 +204,7 @@ def find_format(name: str) -> type[Format]:
         hint = f"did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(FORMATS)}."
         raise ValueError(f"--format={name}: there is no such format; {hint}")
     try:
-        found = getattr(importlib.import_module(module), class_name)
+        found = getattr(import_module(module, "--format"), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"--format={name}: {error}; expected a module that Python finds (PYTHONPATH), and a "
@@ -403,19 +409,20 @@ def conversion(args: argparse.Namespace) -> Conversion:
     )
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.list:
         print(describe_formats())
         return 0
+    if args.verify:
+        return verified(args.output)
+    # Before anything is converted: what is wrong with the command comes out at once.
+    cfg = None if args.lengths_for is None else lengths_input(args)
+    is_beam = args.runner == "beam"
+    runner = beam_runner(shlex.split(args.beam_args)) if is_beam else Workers(args.num_workers)
+    was_done = (args.output / MANIFEST).exists()
     try:
-        if args.verify:
-            return verified(args.output)
-        # Before anything is converted: what is wrong with the command comes out at once.
-        cfg = None if args.lengths_for is None else lengths_input(args)
-        is_beam = args.runner == "beam"
-        runner = beam_runner(shlex.split(args.beam_args)) if is_beam else Workers(args.num_workers)
-        was_done = (args.output / MANIFEST).exists()
         with contextlib.closing(Display()) as display:
             manifest = convert(
                 conversion(args),
@@ -423,22 +430,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 max_bad_fraction=args.max_bad_fraction,
                 on_progress=display,
             )
-    except (ValueError, OSError) as error:
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        done = args.output / PROGRESS
-        print(f"interrupted; {done} knows what is done, the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"{args.output / PROGRESS} knows what is done, the same command resumes")
+        raise
     if was_done:
         print("This was converted before; nothing is left to do.")
     print(summary(args.output, manifest))
     if cfg is not None:
         try:
             print("\n".join(lengths(cfg, args.output)))
-        except (ValueError, OSError) as error:
-            print(f"error: --lengths_for={args.lengths_for}: {error}", file=sys.stderr)
-            return USER_ERROR
+        except ValueError as error:
+            raise ValueError(f"--lengths_for={args.lengths_for}: {error}") from error
     return 0
 
 

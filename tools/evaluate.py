@@ -4,6 +4,12 @@ python tools/evaluate.py --checkpoint=runs/mm1_tiny --benchmarks=digits_vqa --js
 python tools/evaluate.py --score_only --benchmarks=pope --predictions=FILE --json=scores.json
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import io
 import json
@@ -11,15 +17,20 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import USER_ERROR, add_cluster_options, chosen_cluster, join, leave
+from mm1_jax.launch import add_cluster_options, chosen_cluster, join, of_several
 
-STOPPED = 130
+RESUMES = "the same command resumes"
+# Options of one of several processes that need not be those of the others: itself and its folders.
+MAY_DIFFER = (
+    *("process_id", "initialization_timeout", "heartbeat_timeout", "json"),
+    *("checkpoint", "benchmarks_dir", "output"),
+)
 ALL = "all"
 # Benchmarks that stand for several: of MM1, tables 3 and 4 and TextCore; those that need no files.
 GROUPS = ("pretraining", "chat", "judged", "text_core", "embedded")
@@ -65,8 +76,8 @@ examples:
 
 exit codes:
   0    scored
-  130  stopped by Ctrl-C; the same command goes on
   2    the command or a file must be changed; the message says how
+  130  stopped by Ctrl-C (143: by SIGTERM); the same command resumes
 """
 
 
@@ -453,6 +464,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     import hashlib
 
     from mm1_jax import distributed
+    from mm1_jax.agreement import agree, config_facts
     from mm1_jax.checkpoint_folder import checkpoints_of
     from mm1_jax.evals.benchmarks.registry import CHAT, JUDGED, PRETRAINING, TEXT_CORE
     from mm1_jax.evals.evaluation import averages, evaluate
@@ -460,7 +472,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     from mm1_jax.files import write_whole
     from mm1_jax.run_folder import load_experiment
     from mm1_jax.sharding import use_mesh
-    from mm1_jax.trained_model import load_model, placement_of
+    from mm1_jax.trained_model import load_model, newest_step, placement_of
 
     folder = flags.checkpoint
     # Left alone, a process whose files are other ones would be waited for.
@@ -471,17 +483,27 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
         # Replies to what was asked of the judge serve all steps.
         judge = judge_of(flags, (flags.output or folder / "evaluation") / "judge")
         benchmarks = built(flags, cfg)
+        step = newest_step(folder, cfg) if flags.step is None else flags.step
+        identity = {
+            "step": step,
+            "model": hashlib.sha256(cfg.model.debug_string().encode()).hexdigest(),
+        }
+        manifest = checkpoints_of(folder) / str(step) / "manifest.json"
+        if manifest.exists():
+            # Its checksums tell the parameters from those of another training.
+            identity["parameters"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    agree(
+        {f"the checkpoint's {name}": value for name, value in identity.items()}
+        | {f"data of {name}": each.fingerprint() for name, each in benchmarks.items()}
+        | {
+            f"{name}.{path}": value
+            for name, each in benchmarks.items()
+            for path, value in config_facts(each.config).items()
+        }
+    )
     mesh = flags.mesh or (None if distributed.process_count() == 1 else "run")
     placement = None if mesh is None else placement_of(cfg, mesh)
-    model, step = load_model(folder, cfg, flags.step, placement=placement)
-    identity = {
-        "step": step,
-        "model": hashlib.sha256(cfg.model.debug_string().encode()).hexdigest(),
-    }
-    manifest = checkpoints_of(folder) / str(step) / "manifest.json"
-    if manifest.exists():
-        # Its checksums tell the parameters from those of another training.
-        identity["parameters"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    model, _ = load_model(folder, cfg, step, placement=placement)
     output = flags.output or folder / "evaluation" / str(step)
     output.mkdir(parents=True, exist_ok=True)
     scores, protocol, values = [], {}, {}
@@ -548,52 +570,60 @@ def table(scores: Mapping[str, Any], indent: str = "") -> list[str]:
     return lines
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may lack the characters of questions and of names in files.
         sys.stdout.reconfigure(errors="backslashreplace")
-    cluster = None
-    try:
-        if flags.list:
-            print(describe())
-            return 0
-        if flags.checkpoint is not None:
-            # As `python -m` has it: the run's module may be one of the folder that it was launched
-            # from.
-            sys.path.insert(0, os.getcwd())
-            # orbax warns that a folder which is only read is only read.
-            logging.getLogger("absl").setLevel(logging.ERROR)
-            cluster = chosen_cluster(flags)
-            if cluster is not None:
-                join(cluster, flags)
-            scores, notes = ask(flags), []
-        else:
-            scores, notes = score_predictions(flags)
-        if flags.json is not None and (cluster is None or cluster.process_id == 0):
-            from mm1_jax.files import write_whole
-
-            write_whole(flags.json, json.dumps(scores, indent=1) + os.linesep)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        leave(cluster, USER_ERROR)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        leave(cluster, STOPPED)
-        return STOPPED
-    except Exception:
-        if cluster is None:
-            raise
-        traceback.print_exc()
-        leave(cluster, 1)
-    if flags.checkpoint is not None:
-        leave(cluster, 0, in_order=True)
+    if flags.list:
+        print(describe())
         return 0
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    print("\n".join(table(scores)))
+    if flags.checkpoint is None:
+        scores, notes = score_predictions(flags)
+        write_scores(flags, scores)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        print("\n".join(table(scores)))
+        return 0
+    # orbax warns that a folder which is only read is only read.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    cluster = chosen_cluster(flags)
+    if cluster is not None:
+        return of_several(
+            cluster,
+            lambda: ask_together(flags, cluster),
+            errors=(ValueError, OSError),
+            note=RESUMES,
+        )
+    try:
+        write_scores(flags, ask(flags))
+    except KeyboardInterrupt as stop:
+        stop.add_note(RESUMES)
+        raise
     return 0
+
+
+def ask_together(flags: argparse.Namespace, cluster: Any) -> int:
+    """One process of several asks with the others."""
+    distributed = join(cluster, flags)
+    from mm1_jax.agreement import agree, host_facts
+
+    # The folders hold the same; where they are is another thing.
+    given = {f"--{name}": x for name, x in vars(flags).items() if name not in MAY_DIFFER}
+    agree(given | host_facts())
+    distributed.start_devices()
+    scores = ask(flags)
+    if cluster.process_id == 0:
+        write_scores(flags, scores)
+    return 0
+
+
+def write_scores(flags: argparse.Namespace, scores: Mapping[str, Any]) -> None:
+    from mm1_jax.files import write_whole
+
+    if flags.json is not None:
+        write_whole(flags.json, json.dumps(scores, indent=1) + os.linesep)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,21 @@
 The answer goes to standard output.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import logging
-import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.command import command
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.flags import local_text, number, whole
 
@@ -36,10 +43,14 @@ examples:
   python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png \\
       --temperature=0.8 --top_p=0.9 --seed=1
   python tools/generate.py --checkpoint=runs/mm1_tiny --image=a.png --beams=4
+
+exit codes:
+  0  answered
+  2  the command or a file must be changed; the message says how
 """
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/generate.py",
         description="Asks a trained model about pictures; prints its answer.",
@@ -220,17 +231,14 @@ def _prompt(flags: argparse.Namespace, cfg: Any, tokenizer: Any, image_transform
     )
 
 
-def main() -> None:
-    flags = parse(sys.argv[1:])
-    # As `python -m` has it: the run's module may be one of the folder that it was launched from.
-    sys.path.insert(0, os.getcwd())
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = parse(sys.argv[1:] if argv is None else argv)
     # orbax warns that a folder which is only read is only read.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        print(answer(flags))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    print(answer(flags))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,12 @@
 Equal for all numbers of hosts and workers, and after any restart on others.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import hashlib
 import json
@@ -17,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from mm1_jax.batch import Batch
+from mm1_jax.command import command
 from mm1_jax.data.input import Input, InputIterator, merge_states
 from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
 
 EPILOG = """\
 The hosts' parts are made in this one process, one after the other, as each host would make its
@@ -141,18 +148,15 @@ def hashes(
         hosts.close()
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
-    try:
-        cfg = chosen_launch(args, overrides).resolved_config().input
-        if args.workers is not None:
-            cfg.num_workers = args.workers
-        for step, digest in hashes(cfg.instantiate(), args.steps, args.hosts, args.state):
-            print(f"{step} {digest}", flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    cfg = chosen_launch(args, overrides).resolved_config().input
+    if args.workers is not None:
+        cfg.num_workers = args.workers
+    for step, digest in hashes(cfg.instantiate(), args.steps, args.hosts, args.state):
+        print(f"{step} {digest}", flush=True)
     return 0
 
 

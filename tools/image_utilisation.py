@@ -8,13 +8,21 @@ document overflowed in the planned steps and the one that can never overflow, wi
 slots that hold an image; against slots of its own for every row.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from mm1_jax.command import command
 from mm1_jax.data.image_buffer import most_images
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import CorpusShare, MixedStream
@@ -110,7 +118,8 @@ def table(args: argparse.Namespace, images: Int[np.ndarray, "steps rows"]) -> li
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     summary, _, text = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "| slots for the worst case | per row | used |\n|---|---|---|---|---|---|---|"
         )
         print("\n".join(table(args, images)) + "\n", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

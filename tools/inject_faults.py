@@ -8,6 +8,12 @@ must end with the losses and the parameters of an undisturbed run of as many pro
 or stop with a message that names the cause.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import contextlib
 import dataclasses
@@ -23,10 +29,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +87,14 @@ class Launch:
             time.sleep(0.005)
 
 
+@dataclass(frozen=True)
+class Own:
+    """Arguments and variables of the environment of one process."""
+
+    arguments: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Bench:
     """Where runs are made: their folders, and what they share."""
@@ -91,9 +106,19 @@ class Bench:
     launches: list[Launch] = field(default_factory=list)
 
     def launch(
-        self, *overrides: str, fault: str = "", absent: Sequence[int] = (), timeout: int = 60
+        self,
+        *overrides: str,
+        fault: str = "",
+        absent: Sequence[int] = (),
+        timeout: int = 60,
+        config: str = "small_run",
+        own: Mapping[int, "Own"] | None = None,
     ) -> Launch:
-        """Starts all processes but the absent ones, in the folder of the run."""
+        """Starts all processes but the absent ones, in the folder of the run.
+
+        Args:
+            own: Arguments and variables of single processes, which the others do not have.
+        """
         environment = os.environ | {
             "FAULT": fault,
             "JAX_PLATFORMS": "cpu",
@@ -119,15 +144,18 @@ class Bench:
             )
             command = [
                 *(sys.executable, "-m", "mm1_jax.launch"),
-                *("--module=small_run", "--config=small_run", f"--output_dir={self.folder}"),
+                *("--module=small_run", f"--config={config}", f"--output_dir={self.folder}"),
                 f"--compilation_cache={self.workspace / f'programs_{self.num_processes}'}",
                 *(cluster if self.num_processes > 1 else ("--num_processes=1",)),
                 *overrides,
             ]
+            more = (own or {}).get(process, Own())
+            command += more.arguments
+            variables = environment | more.variables
             with output.open("w") as file:
                 processes.append(
                     subprocess.Popen(
-                        command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+                        command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
                     )
                 )
             outputs.append(output)
@@ -320,6 +348,69 @@ def absent_process(bench: Bench) -> str:
     return f"process {missing}"
 
 
+# What one process is launched with, and the name of the fact that all have to state.
+DIFFERENCES: dict[str, str] = {
+    "--config.trainer.optimizer.learning_rate=0.07": "trainer.optimizer.learning_rate",
+    "--config.trainer.seed=1": "trainer.seed",
+    "--config.input.seed=1": "input.seed",
+    "--config.trainer.checkpointer.every_n_steps=3": "trainer.checkpointer.every_n_steps",
+    "--config.trainer.max_steps=13": "trainer.max_steps",
+    "--config.digest.n=3": "digest.n",
+    "--config.model.model_dim=48": "model.model_dim",
+    "--config.input.streams.0.weight=2": "input.streams[0].weight",
+    "--output_dir=elsewhere": "--output_dir",
+    "XLA_FLAGS=--xla_cpu_enable_fast_math=true": "XLA_FLAGS --xla_cpu_enable_fast_math",
+    "JAX_DEFAULT_MATMUL_PRECISION=highest": "option of JAX jax_default_matmul_precision",
+    "a package": "version of optax",
+    "data": "drawn.source",
+}
+
+
+def differing_process(bench: Bench, difference: str) -> float:
+    """Launches one process with a difference; seconds until all have said so and ended with 2."""
+    victim = bench.some_process()
+    folders = [bench.workspace / f"data{number}" for number in range(2)]
+    for number, folder in enumerate(folders):
+        folder.mkdir(exist_ok=True)
+        texts = (json.dumps({"text": f"text {i} of {number}"}) for i in range(64))
+        (folder / "texts.jsonl").write_text("\n".join(texts) + "\n")
+    # The metadata of a package that is not there.
+    metadata = folders[1] / "optax-99.dist-info" / "METADATA"
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: optax\nVersion: 99\n")
+    overrides, config, own = [], "small_run", Own()
+    if difference == "data":
+        config = "small_run_of_texts"
+        overrides = [f"--data_dir={folders[0]}"]
+        own = Own([f"--data_dir={folders[1]}"])
+    elif difference == "a package":
+        own = Own(variables={"PYTHONPATH": f"{folders[1]}:{ROOT / 'tools'}"})
+    elif difference.startswith("--"):
+        own = Own([difference])
+    else:
+        name, _, value = difference.partition("=")
+        own = Own(variables={name: f"{os.environ.get(name, '')} {value}".strip()})
+    launch = bench.launch(*overrides, config=config, own={victim: own})
+    codes = launch.wait(60)
+    seconds = time.monotonic() - launch.start
+    if set(codes) != {2}:
+        raise Broken(f"exit codes {codes}: expected 2 of all\n{launch.text[-3000:]}")
+    for output in launch.outputs:
+        if f"  {DIFFERENCES[difference]}" not in (text := output.read_text()):
+            raise Broken(f"{output}: nothing says {DIFFERENCES[difference]}:\n{text[-3000:]}")
+    if (bench.folder / "metrics.jsonl").exists():
+        raise Broken("they began to train")
+    return seconds
+
+
+def hosts_differ(bench: Bench) -> str:
+    """A process has another config, data, package or flag: all name it, and end before training."""
+    difference = bench.rng.choice(sorted(DIFFERENCES))
+    seconds = differing_process(bench, difference)
+    bench.finish()
+    return f"{difference}, {seconds:.0f} s"
+
+
 FAULTS: tuple[Callable[[Bench], str], ...] = (
     kill_at_a_step,
     kill_while_saving,
@@ -334,6 +425,7 @@ FAULTS: tuple[Callable[[Bench], str], ...] = (
     not_a_number,
     bad_data,
     absent_process,
+    hosts_differ,
 )
 
 
@@ -396,7 +488,7 @@ def plan(
         num_processes = counts[turn % len(counts)]
         for fault in faults:
             # Where there is but one process, none can wait for it.
-            if num_processes > 1 or fault is not absent_process:
+            if num_processes > 1 or fault not in (absent_process, hosts_differ):
                 yield fault, num_processes, seed + turn
 
 
@@ -490,6 +582,7 @@ def write_table(path: Path, table: str) -> None:
     path.write_text(f"{before}{begin}\n{table}\n{end}{after}")
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tools/inject_faults.py", description=__doc__.partition("\n")[0]

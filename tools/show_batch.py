@@ -5,6 +5,12 @@
 The page is one file and needs neither a network nor scripts.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import base64
 import html
@@ -20,11 +26,12 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from mm1_jax.batch import Batch
+from mm1_jax.command import command
 from mm1_jax.data.input import Input
 from mm1_jax.data.tokenizer import Tokenizer
 from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
 
 # More rows of a large config make a page that browsers are slow to show.
 MOST_ROWS = 8
@@ -495,20 +502,17 @@ scored: the token to predict there stands below it</div>
 """
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
     output = args.output or Path(f"{args.config}_step_{args.step}.html")
-    try:
-        cfg = chosen_launch(args, overrides).resolved_config().input
-        input = cfg.set(num_workers=0, prefetch=0).instantiate()
-        shown = args.rows or range(min(MOST_ROWS, input.batch_size))
-        made = make(input, args.step, shown)
-        page = Page(input, made, shown, title=args.config, step=args.step)
-        write_whole(output, page.text())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    cfg = chosen_launch(args, overrides).resolved_config().input
+    input = cfg.set(num_workers=0, prefetch=0).instantiate()
+    shown = args.rows or range(min(MOST_ROWS, input.batch_size))
+    made = make(input, args.step, shown)
+    page = Page(input, made, shown, title=args.config, step=args.step)
+    write_whole(output, page.text())
     print(output)
     return 0
 

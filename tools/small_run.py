@@ -36,9 +36,10 @@ from mm1_jax import distributed
 from mm1_jax.batch import Batch, Document, Image, Record, Text
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources import Source
+from mm1_jax.data.sources import JsonlSource, Source
 from mm1_jax.layers.module import Module, param
 from mm1_jax.train.anomalies import Anomalies
 from mm1_jax.train.checkpoint import Checkpointer
@@ -203,10 +204,15 @@ class SmallRun(Configurable):
         model: Bigrams.Config = Bigrams.default_config()
         input: Input.Config = Input.default_config()
         trainer: Trainer.Config = Trainer.default_config()
+        digest: Digest.Config = Digest.default_config()
 
     @staticmethod
     def resolve(cfg: Any) -> Any:
         cfg = cfg.clone()
+        for stream in cfg.input.streams:
+            for entry in stream.corpora:
+                if "data_dir" in entry.corpus.source:
+                    entry.corpus.source.data_dir = cfg.input.data_dir
         cfg.trainer.optimizer.decay_steps = cfg.trainer.max_steps
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         cfg.model.vocab_size = vocabulary.vocab_size
@@ -216,16 +222,19 @@ class SmallRun(Configurable):
         super().__init__(cfg)
         cfg = self.resolve(cfg)
         process = distributed.process_index()
-        input: Any = cfg.input.instantiate(
+        self._input: Input = cfg.input.instantiate(
             split="train", quarantine_path=output_dir / f"quarantine.{process}.jsonl"
         )
         fault = os.environ.get("FAULT")
         self.trainer: Trainer = cfg.trainer.instantiate(
             model=cfg.model,
-            input=FaultyInput(input, fault) if fault else input,
-            evaluators={"digest": Digest.default_config().instantiate()},
+            input=FaultyInput(self._input, fault) if fault else self._input,
+            evaluators={"digest": cfg.digest.instantiate()},
             output_dir=output_dir,
         )
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._input.fingerprint()
 
     def run(self) -> None:
         self.trainer.run()
@@ -254,5 +263,14 @@ def small_run() -> SmallRun.Config:
     return cfg
 
 
+def small_run_of_texts() -> SmallRun.Config:
+    """The same of a file, texts.jsonl in --data_dir."""
+    cfg = small_run()
+    (entry,) = cfg.input.streams[0].corpora
+    entry.corpus.set(source=JsonlSource.default_config().set(path="texts.jsonl"))
+    entry.corpus.to_document = text_document
+    return cfg
+
+
 def named_configs() -> dict[str, Any]:
-    return {"small_run": small_run}
+    return {f.__name__: f for f in (small_run, small_run_of_texts)}

@@ -10,6 +10,12 @@ as the config itself, bit for bit. --config.PATH=VALUE changes the config, as in
 has to be given to the launch, too.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,11 +23,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mm1_jax.command import command
 from mm1_jax.data.input import Input
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
 
 
 def planned_steps(input: Input, num_steps: int) -> Iterator[Sequence[PlannedRow]]:
@@ -52,6 +59,7 @@ def snapshot(input: Input, num_steps: int, form: Form, folder: Path) -> Snapshot
     return Snapshot(folder)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -68,15 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--form", choices=[form.value for form in Form], default=Form.IDS.value, help="(ids)"
     )
     options = parser.parse_args(rest)
-    try:
-        if options.output.exists() and any(options.output.iterdir()):
-            raise ValueError(f"--output={options.output} is not empty; name a new folder")
-        cfg = chosen_launch(options, overrides).resolved_config()
-        input = cfg.input.instantiate(split="train")
-        made = snapshot(input, options.steps, Form(options.form), options.output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    if options.output.exists() and any(options.output.iterdir()):
+        raise ValueError(f"--output={options.output} is not empty; name a new folder")
+    cfg = chosen_launch(options, overrides).resolved_config()
+    input = cfg.input.instantiate(split="train")
+    made = snapshot(input, options.steps, Form(options.form), options.output)
     size = sum(path.stat().st_size for path in made.folder.iterdir())
     rows = made.num_steps * made.batch_size
     print(

@@ -13,12 +13,19 @@ that lie evenly over all of a folder or corpus, as many characters from each, up
 --max_characters.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take seconds.
+    end_on_signals()
+
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mm1_jax.batch import Document, Text
+from mm1_jax.command import command
 from mm1_jax.data import tokenizer
 from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.embedded import Kind
@@ -29,7 +36,7 @@ from mm1_jax.data.sources import BadRecord
 from mm1_jax.data.splitting import text_blocks
 from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import USER_ERROR, add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
 
 VOCAB_SIZE = 704
 NUM_RECORDS = 1024  # Of each embedded corpus; more of them say nothing new.
@@ -127,6 +134,7 @@ def _evenly(num: int) -> Iterator[int]:
             yield index
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -150,29 +158,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(rest)
     output, vocab_size = args.output, args.vocab_size
-    try:
-        if args.config is not None:
-            cfg = chosen_launch(args, overrides).resolved_config().input
-            texts = corpora_texts(cfg, args.max_characters)
-            if output is None and cfg.tokenizer.model_path is None:
-                raise ValueError(
-                    f"--output is needed: {args.config} uses the tokenizer of the package "
-                    "(input.tokenizer.model_path is not set)"
-                )
-            output = tokenizer.tokenizer_path(cfg.tokenizer) if output is None else output
-            vocab_size = cfg.tokenizer.num_pieces if vocab_size is None else vocab_size
-        elif output is None:
-            raise ValueError("--output=FILE is needed without --config")
-        elif args.data_dir is not None:
-            texts = folder_texts(Path(args.data_dir), args.max_characters)
-        elif args.text:
-            texts = file_texts(args.text)
-        else:
-            texts = embedded_texts()
-        model = tokenizer.train(texts, VOCAB_SIZE if vocab_size is None else vocab_size)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    if args.config is not None:
+        cfg = chosen_launch(args, overrides).resolved_config().input
+        texts = corpora_texts(cfg, args.max_characters)
+        if output is None and cfg.tokenizer.model_path is None:
+            raise ValueError(
+                f"--output is needed: {args.config} uses the tokenizer of the package "
+                "(input.tokenizer.model_path is not set)"
+            )
+        output = tokenizer.tokenizer_path(cfg.tokenizer) if output is None else output
+        vocab_size = cfg.tokenizer.num_pieces if vocab_size is None else vocab_size
+    elif output is None:
+        raise ValueError("--output=FILE is needed without --config")
+    elif args.data_dir is not None:
+        texts = folder_texts(Path(args.data_dir), args.max_characters)
+    elif args.text:
+        texts = file_texts(args.text)
+    else:
+        texts = embedded_texts()
+    model = tokenizer.train(texts, VOCAB_SIZE if vocab_size is None else vocab_size)
     write_whole(output, model)
     print(f"Wrote {output}")
     return 0

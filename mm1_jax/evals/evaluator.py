@@ -106,6 +106,10 @@ class Evaluator(Configurable, abc.ABC):
         """Whether to run after `step` of `max_steps` steps."""
         return self._schedule.due(step, max_steps)
 
+    def fingerprint(self) -> str:
+        """Digest of what it reads besides the train input; empty for what is read when it runs."""
+        return ""
+
     @abc.abstractmethod
     def run(self, model: MM1) -> EvalResult: ...
 

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from mm1_jax import distributed
+from mm1_jax.agreement import agree
 from mm1_jax.batch import Batch
 from mm1_jax.config import config_class
 from mm1_jax.data.input import Input
@@ -34,7 +36,10 @@ class HeldOutLoss(Evaluator):
     @functools.cached_property
     def _input(self) -> Input:
         # Not in the constructor: nobody need read the test split before there is a model to judge.
-        return self._train_input.config.instantiate(split="test")
+        with distributed.together():
+            held_out = self._train_input.config.instantiate(split="test")
+        agree({f"held-out data: {name}": x for name, x in held_out.fingerprint().items()})
+        return held_out
 
     def metric_names(self) -> list[str]:
         return [f"held_out_loss/0/{corpus}" for corpus in self._train_input.corpus_names]

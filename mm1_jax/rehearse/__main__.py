@@ -5,6 +5,12 @@
 Nothing heavy is imported here: `--help`, wrong names and `--hlo` do without jax.
 """
 
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take a second.
+    end_on_signals()
+
 import argparse
 import contextlib
 import gzip
@@ -23,9 +29,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.command import command
 from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path, number, whole
-from mm1_jax.launch import USER_ERROR, split_overrides
+from mm1_jax.launch import split_overrides
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
     ModelFlops,
@@ -150,31 +157,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the result is the exit status."""
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options = parser.parse_args(rest)
     os.environ.update(ENVIRONMENT)
-    try:
-        if options.all:
-            return _rehearse_all(parser, options, overrides)
-        if options.topology is None:
-            parser.error("--topology=NAME is needed, e.g. --topology=v5p:4x4x8")
-        topology = parse_topology(options.topology)
-        if not topology.is_tpu:
-            os.environ.update(gpus.environment())
-        if options.hlo is not None:
-            report = _predict_file(options, overrides, topology)
-        elif options.config is None:
-            parser.error("--config=NAME is needed, or --hlo=FILE")
-        else:
-            report = _rehearse(options, overrides, topology)
-        if options.json is not None:
-            _write(options.json, json.dumps(report, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    if options.all:
+        return _rehearse_all(parser, options, overrides)
+    if options.topology is None:
+        parser.error("--topology=NAME is needed, e.g. --topology=v5p:4x4x8")
+    topology = parse_topology(options.topology)
+    if not topology.is_tpu:
+        os.environ.update(gpus.environment())
+    if options.hlo is not None:
+        report = _predict_file(options, overrides, topology)
+    elif options.config is None:
+        parser.error("--config=NAME is needed, or --hlo=FILE")
+    else:
+        report = _rehearse(options, overrides, topology)
+    if options.json is not None:
+        _write(options.json, json.dumps(report, indent=2) + "\n")
     print(render(report))
     return 0 if report.get("memory", {"fits": True})["fits"] else DOES_NOT_FIT
 

@@ -34,6 +34,7 @@ from mm1_jax.config import (
     config_class,
 )
 from mm1_jax.field_types import NonNegativeInt
+from mm1_jax.files import contents_digest
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.stored_config import as_stored
@@ -72,6 +73,15 @@ class InitialWeights(Configurable):
         resize_positions: bool = False
         # Off: fields that shapes do not show may differ from what the weights were made for.
         check_config: bool = True
+
+    def fingerprint(self) -> str:
+        """Digest of the checkpoint, wherever it lies; a run that resumes needs none."""
+        cfg = self._config
+        try:
+            stored = StoredParams(Path(cfg.data_dir or ".", cfg.path), cfg.step)
+        except ValueError:
+            return "not there"
+        return contents_digest(stored.folder)
 
     def load(
         self, part: str, params: Mapping[str, jax.ShapeDtypeStruct], model: InstantiableConfig

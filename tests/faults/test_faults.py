@@ -20,6 +20,7 @@ def load_tool():
 
 
 faults = load_tool()
+slow = pytest.mark.slow
 # The rest take their time: heartbeats, timeouts, workers.
 QUICK = ("kill_at_a_step", "kill_while_saving", "terminate", "cut_a_file", "not_a_number")
 
@@ -41,6 +42,22 @@ def workspace(tmp_path_factory):
 def test_a_run_of_two_processes_comes_through(workspace, fault, seed):
     outcome = faults.inject(fault, workspace, 2, seed)
     assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        pytest.param(each, marks=() if each in ("--config.trainer.seed=1", "data") else slow)
+        for each in faults.DIFFERENCES
+    ],
+)
+def test_processes_that_differ_name_the_fact_and_end_before_they_train(workspace, difference):
+    bench = faults.Bench(workspace, 2, folder=workspace / f"differ {len(difference)}")
+    try:
+        assert faults.differing_process(bench, difference) < 60
+    finally:
+        for launch in bench.launches:
+            launch.end()
 
 
 @pytest.mark.slow

@@ -78,5 +78,5 @@ def test_a_pattern_stands_for_its_folders(runs, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_compared_is_said(change, message, runs, capsys):
-    assert tool.main(change(runs)) == tool.USER_ERROR
+    assert tool.main(change(runs)) == 2
     assert message in capsys.readouterr().err

@@ -202,7 +202,7 @@ def test_ctrl_c_ends_it_with_a_word_on_how_to_go_on(source, tmp_path, num_worker
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "the same command goes on" in error and "Traceback" not in error
+    assert "the same command resumes" in error and "Traceback" not in error
     assert not list(output.glob("*.partial"))
 
 
@@ -210,7 +210,7 @@ def test_ctrl_c_ends_it_with_a_word_on_how_to_go_on(source, tmp_path, num_worker
     ("arguments", "message"),
     [
         (("--format=webdatset",), "no such format; did you mean webdataset"),
-        (("--format=nowhere:Format",), "No module named 'nowhere'; expected a module that"),
+        (("--format=nowhere:Format",), "--format=nowhere: cannot import 'nowhere'"),
         (("--format=pathlib:Path",), "it is no subclass of Format"),
         (("--format=jsonl", "--option.knd=text"), "no such option; did you mean kind?"),
         (("--format=mmc4", "--option.min_similarity=x"), "expected a value of type float"),

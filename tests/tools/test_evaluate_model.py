@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
     assert json.loads(Path(f"{output}.json").read_text()) == scores
     # Of another checkpoint, the answers are others.
     capsys.readouterr()
-    assert ask(folder, output, *flags, "--step=3") == tool.USER_ERROR
+    assert ask(folder, output, *flags, "--step=3") == 2
     assert "answers that were given otherwise" in capsys.readouterr().err
     # More of the same records go on from those that are there.
     monkeypatch.undo()
@@ -132,7 +133,9 @@ def test_a_mesh_of_devices_gives_the_same_answers(run, benchmarks_dir, tmp_path)
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_two_processes_give_the_answers_of_one(run, benchmarks_dir, tmp_path):
+@pytest.fixture
+def by_two(run, tmp_path):
+    """Gives a command to two processes; exit codes and output of both."""
     folder, _, _ = run
     # Where the processes find the module of the run.
     module = json.loads((folder / "launch.json").read_text())["module"]
@@ -141,43 +144,68 @@ def test_two_processes_give_the_answers_of_one(run, benchmarks_dir, tmp_path):
         "def named_configs():\n    return {'minute': experiment}\n"
     )
     (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    paths = [str(TOOL.parents[1]), str(TOOL.parents[1] / "tests" / "data")]
+
+    def give(*asked, of_second=()):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, TOOL, f"--checkpoint={folder}", *asked]
+                + [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+                + [f"--process_id={process}", *(of_second if process else ())],
+                cwd=tmp_path,
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2"}
+                | {"XLA_FLAGS": os.environ["MM1_TEST_XLA_FLAGS"]},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(2)
+        ]
+        said = [process.communicate(timeout=300) for process in processes]
+        return [process.returncode for process in processes], said
+
+    return give
+
+
+def test_two_processes_give_the_answers_of_one(run, by_two, benchmarks_dir, tmp_path):
     asked = (
         "--benchmarks=gqa",
         f"--benchmarks_dir={benchmarks_dir}",
         "--set=gqa.max_new_tokens=3",
         "--shots=0,2",
     )
-    assert ask(folder, tmp_path / "one", *asked) == 0
+    assert ask(run[0], tmp_path / "one", *asked) == 0
     # A part of the answers is there already.
     log = tmp_path / "two" / "gqa" / "0_shot.jsonl"
     log.parent.mkdir(parents=True)
     first = (tmp_path / "one" / "gqa" / "0_shot.jsonl").read_text().splitlines(keepends=True)[:2]
     log.write_text("".join(first))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    paths = [str(TOOL.parents[1]), str(TOOL.parents[1] / "tests" / "data")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, TOOL, f"--checkpoint={folder}", f"--output={tmp_path / 'two'}", *asked]
-            + [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
-            + [f"--process_id={process}"],
-            cwd=tmp_path,
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2"}
-            | {"XLA_FLAGS": os.environ["MM1_TEST_XLA_FLAGS"]},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    codes, said = by_two(f"--output={tmp_path / 'two'}", *asked)
+    assert codes == [0, 0], said
     assert [", step 7\n" in output for output, _ in said] == [True, False]
     for name in ("gqa/0_shot.jsonl", "gqa/2_shot.jsonl", "scores.json"):
         one, two = ((tmp_path / output / name).read_text() for output in ("one", "two"))
         assert one == two, name
+
+
+def test_two_processes_that_are_asked_other_things_name_them(by_two, benchmarks_dir, tmp_path):
+    """Options before a model is read, and then the files of the benchmark."""
+    other = tmp_path / "other_benchmarks"
+    shutil.copytree(benchmarks_dir, other)
+    asked = ("--benchmarks=gqa", "--shots=0,2", f"--benchmarks_dir={benchmarks_dir}")
+    path = other / "gqa" / "testdev_balanced_questions.json"
+    path.write_text(path.read_text().replace("?", "??"))
+    for of_second, fact in (
+        ("--shots=0", "--shots: 0,2 in process 0; 0 in process 1"),
+        (f"--benchmarks_dir={other}", "data of gqa: "),
+    ):
+        codes, said = by_two(*asked, of_second=[of_second])
+        assert codes == [2, 2], said
+        assert all(fact in errors and "Traceback" not in errors for _, errors in said), said
 
 
 @pytest.mark.parametrize(
@@ -199,12 +227,12 @@ def test_a_command_that_cannot_work_says_how_to_mend_it(
     flags, message, run, benchmarks_dir, tmp_path, capsys
 ):
     arguments = (f"--benchmarks_dir={benchmarks_dir}", *flags)
-    assert ask(run[0], tmp_path / "out", *arguments) == tool.USER_ERROR
+    assert ask(run[0], tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):
-    assert ask(tmp_path / "x", tmp_path / "out", "--benchmarks=gqa") == tool.USER_ERROR
+    assert ask(tmp_path / "x", tmp_path / "out", "--benchmarks=gqa") == 2
     assert "no such folder" in capsys.readouterr().err
 
 
