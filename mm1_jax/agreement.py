@@ -156,6 +156,9 @@ def _code(modules: Iterable[str]) -> Iterator[tuple[str, str]]:
         top, source = name.partition(".")[0], getattr(module, "__file__", None)
         if source is None or not source.endswith(".py") or top in (package.name, "__main__"):
             continue
+        # Some libraries make modules whose file is a name alone.
+        if not Path(source).is_file():
+            continue
         is_own = not any(folder in Path(source).parents for folder in installed)
         if is_own or top in wanted:
             files.setdefault(top, []).append((name, Path(source)))

@@ -114,7 +114,7 @@ class Experiment(Configurable):
             name: evaluator.instantiate(input=self.input) for name, evaluator in cfg.evals.items()
         }
         self.check_parts(cfg, self.input, self.evaluators)
-        self._initial_weights = cfg.trainer.initial_weights
+        self._resolved = cfg
         self.trainer = cfg.trainer.instantiate(
             model=cfg.model,
             input=self.input,
@@ -125,7 +125,8 @@ class Experiment(Configurable):
 
     def fingerprint(self) -> dict[str, Any]:
         """Digests of all data and weights that are read, by name, wherever they lie."""
-        weights = {part: each.instantiate() for part, each in self._initial_weights.items()}
+        initial_weights = self._resolved.trainer.initial_weights
+        weights = {part: each.instantiate() for part, each in initial_weights.items()}
         return {
             **{f"data of input: {name}": x for name, x in self.input.fingerprint().items()},
             "steps of input.snapshot": self.input.snapshot and self.input.snapshot.num_steps,
