@@ -9,7 +9,7 @@ from hf_weights import imported_weights
 from parity import assert_equal, randomise, with_weights
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from mm1_jax.interop.llama import decoder_config
+from mm1_jax.interop.families import Changes, make_parts
 
 SIZES = {
     "vocab_size": 200,
@@ -54,7 +54,9 @@ def test_logits_of_packed_documents_equal_those_of_each_alone_in_transformers(
     build, fields, tmp_path
 ):
     model = randomise(build(**fields))
-    ours = with_weights(decoder_config(model.config.to_dict()), imported_weights(model, tmp_path))
+    ours = with_weights(
+        make_parts(model.config.to_dict(), Changes())["decoder"], imported_weights(model, tmp_path)
+    )
     tokens = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (len(ROWS), 16))
     segment_ids, positions = np.zeros_like(tokens), np.zeros_like(tokens)
     for row, lengths in enumerate(ROWS):

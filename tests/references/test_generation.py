@@ -18,7 +18,7 @@ from mm1_jax.decoding.beam_search import beam_search
 from mm1_jax.decoding.sampling import Sampling, truncated
 from mm1_jax.generate import generate
 from mm1_jax.interop.compare import one_document_rows
-from mm1_jax.interop.llama import decoder_config
+from mm1_jax.interop.families import Changes, make_parts
 from mm1_jax.models.mm1 import MM1
 
 PAD, EOS, VOCAB = 0, 2, 24
@@ -49,7 +49,7 @@ def models(tmp_path_factory):
     cfg = MM1.default_config().set(
         vision_encoder=None,
         connector=None,
-        decoder=decoder_config(theirs.config.to_dict()),
+        decoder=make_parts(theirs.config.to_dict(), Changes())["decoder"],
         image_token=VOCAB - 1,
     )
     return theirs, with_weights(cfg, {f"decoder/{name}": x for name, x in weights.items()})
