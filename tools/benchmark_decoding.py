@@ -28,7 +28,6 @@ from typing import Any
 from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
 
-USER_ERROR = 2
 VOCAB_SIZE = 32_000
 # An id that no logit has: no answer ends before its last token.
 NO_TOKEN = -1
