@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from launches import ROOT, finish, start
 
+from experiments import pretrain
+from mm1_jax.experiment import Experiment
 from mm1_jax.interop.exporter import export_mm1
 from mm1_jax.interop.mm1 import model_parts
 from mm1_jax.run_folder import MAY_CHANGE, load_experiment
 from mm1_jax.stored_config import fields_of
+from mm1_jax.train.initial_weights import InitialWeights
 from mm1_jax.weights_folder import StoredParams
 
 STORED = ROOT / "tests" / "stored_runs"
@@ -72,6 +75,19 @@ def test_a_stored_run_is_resumed_with_what_it_was_trained_with(stored, tmp_path)
     )
     assert ours.pop("evaluator") == theirs.pop("evaluator") == "held_out_loss"
     assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_initial_weights_bring_the_defaults_that_they_were_trained_with(stored):
+    def eps(part, **chosen):
+        cfg = pretrain.mm1_tiny()
+        cfg.model.connector.norm.set(**chosen)
+        cfg.trainer.initial_weights = {part: InitialWeights.default_config().set(path=str(stored))}
+        return Experiment.resolve(cfg).model.connector.norm.eps
+
+    assert _fields(stored)["model.connector.norm.eps"] == "1e-06"
+    assert (eps("connector"), eps("connector/stage_1"), eps("decoder")) == (1e-6, 1e-6, 1e-5)
+    # Chosen, and not a default that has changed.
+    assert eps("connector", eps=3e-4) == 3e-4
 
 
 def test_a_stored_run_is_read_with_what_it_was_trained_with(stored, tmp_path):
