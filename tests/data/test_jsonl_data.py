@@ -115,10 +115,12 @@ def experiment() -> Experiment.Config:
             model_dim=16, num_layers=1, num_heads=2, hidden_dim=24
         ),
     )
+    trainer = Trainer.default_config().set(max_steps=1)
+    trainer.optimizer.warmup_steps = 0
     return Experiment.default_config().set(
         model=model,
         input=input_config("records.jsonl"),
-        trainer=Trainer.default_config().set(max_steps=1),
+        trainer=trainer,
     )
 
 

@@ -115,5 +115,5 @@ def test_blocks_keep_images_scores_and_the_end():
 
 
 def test_a_block_length_of_zero_is_an_error():
-    with pytest.raises(ValueError, match="block_characters=0 must be positive"):
+    with pytest.raises(ValueError, match="block_characters=0: expected at least 1"):
         Splitter.default_config().set(block_characters=0).instantiate()

@@ -328,9 +328,9 @@ def test_however_rows_share_a_buffer_logits_and_gradients_are_the_same(
 
 def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):
     with pytest.raises(ValueError, match="dtype='float16': expected one of 'float32', 'bfloat16'"):
-        build(cfg.set(dtype="float16"))
+        build(cfg.clone(dtype="float16"))
     with pytest.raises(ValueError, match="image_token=None: set it to the tokenizer's"):
-        build(cfg.set(image_token=None))
+        build(cfg.clone(image_token=None))
 
 
 def test_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
