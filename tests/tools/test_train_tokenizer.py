@@ -62,7 +62,6 @@ def test_what_is_missing_is_named(tmp_path, capsys, arguments, message):
     ("files", "vocab_size", "message"),
     [
         ({"a.txt": b"one two three"}, 100, "vocab_size=100: .* alone take 2[0-9]+ pieces"),
-        ({"a.txt": b"one two three"}, 0, "vocab_size=0"),
         ({"a.txt": b"", "b.txt": b" \n\n"}, 300, "there is no text in .*a.txt, .*b.txt"),
         ({"a.txt": b"caf\xe9"}, 300, "a.txt is not UTF-8"),
         ({"a.txt": b"one two", "b.txt": b"one\ncaf\xe9"}, 300, "b.txt is not UTF-8"),
