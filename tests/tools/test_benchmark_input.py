@@ -170,7 +170,7 @@ def test_files_are_compared_with_webdataset(tmp_path):
     ("arguments", "message"),
     [
         (("--config=drawm",), "did you mean drawn"),
-        (("--config.input.max_images=0",), "reads no pictures"),
+        (("--config.input.max_images=0",), "input.max_images=0: the model reads images"),
     ],
 )
 def test_errors_of_one_line(quick, capsys, arguments, message):

@@ -136,5 +136,5 @@ def test_a_folder_without_a_checkpoint_is_named(trainer, open_checkpointer):
 
 @pytest.mark.parametrize("field", ["every_n_steps", "keep_last"])
 def test_bad_fields_are_named(tmp_path, field):
-    with pytest.raises(ValueError, match=f"checkpointer.{field}=0"):
+    with pytest.raises(ValueError, match=f"{field}=0: expected at least 1"):
         Checkpointer.default_config().set(**{field: 0}).instantiate(directory=tmp_path)

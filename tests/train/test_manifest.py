@@ -42,4 +42,4 @@ def test_lost_ends_and_lost_files_are_found(folder):
 def test_a_damaged_manifest_is_damage(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text()[:-20])
-    assert find_damage(folder) == ["manifest.json is no JSON"]
+    assert find_damage(folder) == ["manifest.json is no JSON object"]
