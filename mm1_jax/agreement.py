@@ -45,7 +45,7 @@ XLA_FLAGS_MAY_DIFFER = ("dump", "cache_dir", "log")
 _XLA_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _VARIABLES = ("NVIDIA_TF32_OVERRIDE",)
 
-# Those that compute, read, decode, order or store; another version may do so otherwise.
+# Packages that compute, read, decode, order or store; another version may do so otherwise.
 _PACKAGES = (
     *("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin"),
     *("jax-cuda13-pjrt", "flax", "optax", "orbax-checkpoint", "tensorstore", "ml_dtypes", "numpy"),
@@ -54,7 +54,7 @@ _PACKAGES = (
     *("attrs", "etils", "ml_collections", "msgpack", "cloudpickle"),
 )
 
-# Of a process, at most so many differences are sent and shown, each value cut to a length.
+# Differences of a process that are sent and shown, and characters of a value, at most.
 _MOST = 20
 _LONGEST = 200
 

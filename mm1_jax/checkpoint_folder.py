@@ -136,7 +136,7 @@ def of_another_run(folder: epath.Path, identity: dict[str, Any], output_dir: Pat
 
 
 def is_running(output_dir: Path) -> bool:
-    """Whether a launch into this folder is running on this host."""
+    """Tells if a launch into this folder is running on this host."""
     try:
         with (output_dir / LOCK).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -61,7 +61,7 @@ def initialize(cluster: Any, *, initialization_timeout: int, heartbeat_timeout: 
 
 
 def uses_devices() -> bool:
-    """Whether jax has been asked for devices, after which `initialize` comes too late."""
+    """Tells if jax has been asked for devices, after which `initialize` comes too late."""
     # No public function of jax says so.
     return jax._src.xla_bridge.backends_are_initialized()
 

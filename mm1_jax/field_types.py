@@ -88,7 +88,7 @@ class Complaint:
 
 
 def complaints(path: str, value: Any, annotation: Any) -> Iterator[Complaint]:
-    """What is wrong with the value of a field, and with the values in it.
+    """Lists the faults of the value of a field, and of the values in it.
 
     Floats are finite, ints pass for floats, and lists for tuples. A type that is not known passes.
     """
@@ -137,7 +137,7 @@ def without_limits(annotation: Any) -> Any:
 
 @functools.cache
 def has_limits(annotation: Any) -> bool:
-    """Whether an annotation allows only some values of its type: a range, or a choice."""
+    """Tells if an annotation allows only some values of its type: a range, or a choice."""
     if typing.get_origin(annotation) is typing.Literal:
         return True
     if typing.get_origin(annotation) is Annotated:
@@ -186,7 +186,7 @@ def _of_items(path: str, value: Any, annotation: Any) -> Iterator[Complaint]:
 
 
 def _is_of(value: Any, annotation: Any) -> bool:
-    """Whether a value is of a type, its items and its range left aside."""
+    """Tells if a value is of a type, its items and its range left aside."""
     origin = typing.get_origin(annotation) or annotation
     if origin is typing.Literal:
         return any(value == arg and type(value) is type(arg) for arg in typing.get_args(annotation))

@@ -201,7 +201,7 @@ def _no_tokenizer(path: Path, error: Exception) -> ValueError:
 
 
 class SpecialTokens(NamedTuple):
-    """What a file beside a tokenizer.json says of bos, eos and pad: their tokens, or None."""
+    """Returns bos, eos and pad as a file beside a tokenizer.json has them: tokens, or None."""
 
     file: str
     bos: str | None

@@ -104,7 +104,7 @@ class Fields:
         return name in self.given
 
     def has(self, name: str) -> bool:
-        """Whether a field is given and not null."""
+        """Tells if a field is given and not null."""
         return self.given.get(name) is not None
 
     def value(self, name: str) -> Any:

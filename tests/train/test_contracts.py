@@ -17,7 +17,7 @@ from mm1_jax.layers.position_embedding import PositionEmbedding
 from mm1_jax.layers.transformer import TransformerBlock
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.vision_encoder import VisionEncoder
-from mm1_jax.train.contracts import check_learning_rate, check_step
+from mm1_jax.train.contracts import check_learning_rate
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.optimizer import AdamW
 
@@ -29,16 +29,6 @@ def cfg():
     cfg.model.connector = AveragePooling.default_config().set(num_image_tokens=4)
     cfg.input.set(batch_size=1, max_sequence_length=16, max_images=2)
     return Experiment.resolve(cfg)
-
-
-def _check(cfg):
-    check_step(
-        model=cfg.model,
-        loss=cfg.trainer.loss,
-        optimizer=cfg.trainer.optimizer,
-        batch=Experiment.batch_shapes(cfg),
-        num_corpora=Experiment.num_corpora(cfg),
-    )
 
 
 def _replace(cfg, path, cls):
@@ -100,14 +90,14 @@ def test_a_part_that_returns_another_shape_is_named_with_its_field(
 ):
     _replace(cfg, path, _changed(base, change))
     with pytest.raises(ValueError) as error:
-        _check(cfg)
+        Experiment.check(cfg)
     said = str(error.value)
     assert said.startswith(f"{path}: Part returned ") and said.index(got) < said.index("expected")
     assert expected in said.partition("expected")[2]
 
 
 def test_the_parts_that_are_there_keep_their_contracts(cfg):
-    _check(cfg)
+    Experiment.check(cfg)
 
 
 def _direction(init, update):
@@ -142,7 +132,7 @@ WRONG_OPTIMIZERS = [
 def test_an_optimizer_has_to_return_a_direction_like_the_gradient(cfg, init, update, said):
     _replace(cfg, "trainer.optimizer", _direction(init, update))
     with pytest.raises(ValueError, match="^trainer.optimizer: Part") as error:
-        _check(cfg)
+        Experiment.check(cfg)
     assert said in str(error.value)
 
 
@@ -153,7 +143,7 @@ def test_an_optimizer_without_a_direction_is_named(cfg):
 
     _replace(cfg, "trainer.optimizer", Nothing)
     with pytest.raises(ValueError, match="Nothing.direction returned None, expected an optax"):
-        _check(cfg)
+        Experiment.check(cfg)
 
 
 def test_a_schedule_has_to_give_rates(cfg):
@@ -175,7 +165,7 @@ def test_a_schedule_has_to_give_rates(cfg):
 def test_an_error_inside_a_part_is_one_sentence_with_its_place(cfg):
     _replace(cfg, "model.connector", _changed(AveragePooling, lambda y: y @ np.ones((3, 3), "f4")))
     with pytest.raises(ValueError, match=r"cannot be traced: TypeError at .*test_contracts.py:\d+"):
-        _check(cfg)
+        Experiment.check(cfg)
 
 
 def test_a_constructor_that_lacks_an_argument_is_named(cfg):
@@ -185,7 +175,7 @@ def test_a_constructor_that_lacks_an_argument_is_named(cfg):
 
     _replace(cfg, "model.connector", NoKeys)
     with pytest.raises(ValueError, match=r"NoKeys.__init__ is called as \(cfg, rngs=...\)"):
-        _check(cfg)
+        Experiment.check(cfg)
 
 
 class NoTokens(Configurable):

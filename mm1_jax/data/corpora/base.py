@@ -106,7 +106,7 @@ class Corpus(Configurable):
 
 
 def _wrong_in(document: Any) -> str | None:
-    """What is no Document, or no segment of one; None where all is well."""
+    """Describes what is no Document, or no segment of one; None where all is well."""
     if not isinstance(document, Document):
         return _described(document)
     if not isinstance(document.segments, tuple | list):

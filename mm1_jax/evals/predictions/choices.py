@@ -125,7 +125,7 @@ def _right_letter(asked: Record, letters: Iterable[str]) -> str:
 
 
 def _chosen(pairs: Sequence[tuple[Record, Record]]) -> list[bool]:
-    """Whether each reply chooses the right option."""
+    """Tells for each reply if it chooses the right option."""
     right = {asked.text("answer") for _, asked in pairs}
     last = max((letter for letter in right if letter in {*ascii_uppercase}), default="A")
     # Where no file has the options, at least the official four.

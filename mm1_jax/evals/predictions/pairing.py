@@ -156,7 +156,7 @@ def _by_order(
 
 
 def _may_be_id(name: str, records: Sequence[Record]) -> bool:
-    """Whether the name says so, or most records have a text or an integer of their own there."""
+    """Tells if the name says so, or most records have their own text or integer there."""
     if name in _NO_IDS:
         return False
     if _ID_NAME.fullmatch(name):

@@ -29,7 +29,7 @@ _INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is null or NaN, which pandas writes for null."""
+    """Tells if a value is null or NaN, which pandas writes for null."""
     return value is None or isinstance(value, float) and math.isnan(value)
 
 

@@ -127,7 +127,7 @@ class Page:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is neither a picture nor a text that is not blank."""
+        """Tells if there is neither a picture nor a text that is not blank."""
         return not any(self._images) and not any(text and text.strip() for text in self._texts)
 
     def record(self, id: str, **extras: Any) -> Record:
@@ -219,7 +219,7 @@ def _parallel_pages(
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value says that there is none: null, or NaN, which pandas writes for it."""
+    """Tells if a value stands for none: null, or NaN, which pandas writes for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -126,7 +126,7 @@ def _raise(error: OSError) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file in an archive is of the system that packed it: `._a.jpg`, `.DS_Store`."""
+    """Tells if the system that packed an archive added a file: `._a.jpg`, `.DS_Store`."""
     return any(
         (part.startswith(".") and part not in (".", "..")) or _OF_ARCHIVERS.fullmatch(part)
         for part in name.split("/")
