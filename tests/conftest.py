@@ -6,6 +6,7 @@ last of equal flags: XLA_FLAGS of the caller come after these, so that
 processor does. Processes that tests start with flags of their own begin with MM1_TEST_XLA_FLAGS.
 """
 
+import logging
 import os
 import platform
 
@@ -21,7 +22,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from jaxtyping import install_import_hook
 
@@ -48,6 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
     }
     for name, value in options.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def absl_level() -> Iterator[None]:
+    """Restores absl's level, which a command sets for its whole process."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

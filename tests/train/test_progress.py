@@ -32,7 +32,7 @@ def test_a_file_gets_a_line_now_and_then(capsys):
 
 
 def test_a_file_gets_every_line_that_is_due(capsys):
-    follow(0, 30, every_n_seconds=0)
+    follow(0, 30, every_n_seconds=1e-9)
     assert len(capsys.readouterr().out.splitlines()) == 31
 
 
