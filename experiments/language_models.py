@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from experiments import mesh_rules, mixtures, pretrain, sizes
 from mm1_jax.experiment import Experiment
 from mm1_jax.models.decoder import Decoder
-from mm1_jax.parallelism import MeshRule
+from mm1_jax.parallel.parallelism import MeshRule
 
 
 def language_model(decoder: Decoder.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Config:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT, KEY, QUERY, VALUE
 from mm1_jax.layers.feed_forward import MLP_GATE, MLP_UP
-from mm1_jax.parallelism import MeshRule, Parallelism
+from mm1_jax.parallel.parallelism import MeshRule, Parallelism
 
 # With these, the backward pass runs no attention again: it needs all of them and nothing else.
 ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)

@@ -14,12 +14,12 @@ that of the paper's models; the law was fitted to decoders of its own.
 from collections.abc import Callable
 
 from experiments import mesh_rules, pretrain, sizes, vision_encoders
-from mm1_jax.data.hf_tokenizer import HFTokenizer
+from mm1_jax.checkpoints.initial_weights import InitialWeights
+from mm1_jax.data.tokenizers.hf import HFTokenizer
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.norm import RMSNorm
 from mm1_jax.layers.rotary import Rotary
 from mm1_jax.models.decoder import Decoder
-from mm1_jax.train.initial_weights import InitialWeights
 
 ENCODER = "weights/dfn_vit_h14_378"
 

@@ -14,7 +14,7 @@ from experiments import mesh_rules, mixtures, sizes, vision_encoders
 from experiments.mesh_rules import Fit
 from mm1_jax.data.input import Input
 from mm1_jax.data.packing import Packing
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
 from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
 from mm1_jax.evals.held_out_loss import HeldOutLoss
@@ -22,7 +22,7 @@ from mm1_jax.experiment import Experiment
 from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT
 from mm1_jax.layers.moe import EXPERT_GATE, EXPERT_INPUTS, EXPERT_UP
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.parallelism import MeshRule
+from mm1_jax.parallel.parallelism import MeshRule
 from mm1_jax.train.trainer import Trainer
 
 

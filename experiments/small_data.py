@@ -27,7 +27,7 @@ from collections.abc import Callable
 from experiments import mixtures, sizes
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import Stage
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals.benchmarks.easy_vqa import EasyVQA
 from mm1_jax.evals.evaluator import EveryNSteps
 from mm1_jax.evals.held_out_loss import HeldOutLoss

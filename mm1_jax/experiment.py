@@ -23,8 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mm1_jax import distributed
 from mm1_jax.batch import Batch
+from mm1_jax.checkpoints.initial_weights import with_stored_defaults
 from mm1_jax.config import (
     REQUIRED,
     ConfigBase,
@@ -39,12 +39,12 @@ from mm1_jax.data.image_buffer import ImageBuffer, image_buffer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.field_types import class_name
-from mm1_jax.files import raise_if_remote
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.models.mm1 import MM1, reads_images
+from mm1_jax.multihost import distributed
+from mm1_jax.storage import raise_if_remote
 from mm1_jax.train.contracts import check_step
-from mm1_jax.train.initial_weights import with_stored_defaults
 from mm1_jax.train.optimizer import mm1_learning_rate
 from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer

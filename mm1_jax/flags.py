@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from mm1_jax.files import raise_if_remote
+from mm1_jax.storage import raise_if_remote
 
 
 def whole(least: int = 1) -> Callable[[str], int]:

@@ -4,6 +4,7 @@ Stored texts lie in the output folder of a run (`config.txt`), in each of its ch
 and in folders of converted weights (`weights.json`).
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,8 +14,27 @@ from mm1_jax.overrides import restore_values
 
 C = TypeVar("C", bound=ConfigBase)
 
-# Former names of classes, and their present ones.
-RENAMED = {"mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizer.AdamW"}
+# Former names of classes, and of modules whose classes have moved, with their present ones.
+RENAMED = {
+    "mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizer.AdamW",
+    "mm1_jax.data.parquet_source": "mm1_jax.data.sources.parquet",
+    "mm1_jax.data.webdataset_source": "mm1_jax.data.sources.webdataset",
+    "mm1_jax.data.tfds_source": "mm1_jax.data.sources.tfds",
+    "mm1_jax.data.sources": "mm1_jax.data.sources.local",
+    "mm1_jax.data.tokenizer": "mm1_jax.data.tokenizers.sentencepiece",
+    "mm1_jax.data.hf_tokenizer": "mm1_jax.data.tokenizers.hf",
+    "mm1_jax.data.seqio_tokenizer": "mm1_jax.data.tokenizers.seqio",
+    "mm1_jax.parallelism": "mm1_jax.parallel.parallelism",
+    "mm1_jax.train.anomalies": "mm1_jax.train.guards.anomalies",
+    "mm1_jax.train.checkpoint": "mm1_jax.checkpoints.checkpointer",
+    "mm1_jax.train.corruption": "mm1_jax.train.guards.corruption",
+    "mm1_jax.train.initial_weights": "mm1_jax.checkpoints.initial_weights",
+    "mm1_jax.train.profile": "mm1_jax.train.logs.profile",
+    "mm1_jax.train.progress": "mm1_jax.train.logs.progress",
+    "mm1_jax.train.wandb_run": "mm1_jax.train.logs.wandb_run",
+    "mm1_jax.train.watchdog": "mm1_jax.train.guards.watchdog",
+}
+_QUOTED_NAME = re.compile(r"'(mm1_jax[\w.]*)\.(\w+)'")
 
 # Defaults that a field has had, oldest first and the present one last, by class and path inside its
 # config, each as the text of a config spells it ("None" where it is not set). A run keeps the
@@ -47,8 +67,7 @@ class Difference:
 def config_differences(stored: str | Iterable[str], cfg: ConfigBase) -> list[Difference]:
     """The differences between the text of a config, or its lines, and a config, by path."""
     lines = stored.splitlines() if isinstance(stored, str) else stored
-    present = {repr(name): repr(now) for name, now in RENAMED.items()}
-    old = {path: present.get(text, text) for path, text in fields_of(lines).items()}
+    old = {path: with_present_names(text) for path, text in fields_of(lines).items()}
     new = fields_of(cfg.debug_string().splitlines())
     defaults = _defaults(cfg)
     for path, texts in defaults.items():
@@ -64,6 +83,17 @@ def config_differences(stored: str | Iterable[str], cfg: ConfigBase) -> list[Dif
         for path in sorted(old.keys() | new.keys())
         if old.get(path) != new.get(path)
     ]
+
+
+def with_present_names(text: str) -> str:
+    """The text of a value, with classes and functions of this package under their present names."""
+
+    def present(match: re.Match) -> str:
+        module, name = match.groups()
+        full = f"{module}.{name}"
+        return repr(RENAMED.get(full) or f"{RENAMED.get(module, module)}.{name}")
+
+    return _QUOTED_NAME.sub(present, text)
 
 
 def as_stored(stored: Iterable[str], cfg: C, *, only_defaults: bool = False) -> C:

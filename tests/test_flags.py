@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mm1_jax.files import raise_if_remote
 from mm1_jax.flags import local_path, local_text, number, whole
+from mm1_jax.storage import raise_if_remote
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mm1_jax.launch import _parser, split_overrides
+from mm1_jax.launch.__main__ import _parser
+from mm1_jax.launch.config_options import split_overrides
 
 FILES = Path(__file__).parent.parent / "launch_files"
 ENVIRONMENT = {

@@ -3,6 +3,7 @@ import importlib
 import pytest
 
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.stored_config import (
     DEFAULTS,
     RENAMED,
@@ -82,16 +83,35 @@ def test_a_part_takes_the_values_of_a_stored_text():
     assert former_defaults(Part.default_config()) == []
 
 
-@pytest.mark.parametrize(("then", "now"), RENAMED.items())
-def test_a_class_that_was_renamed_is_no_difference(then, now):
+def test_a_class_that_was_renamed_is_no_difference():
     cfg = AdamW.default_config()
+    now = f"{AdamW.__module__}.{AdamW.__name__}"
+    (then,) = (name for name, present in RENAMED.items() if present == now)
     text = cfg.debug_string()
-    if f"{AdamW.__module__}.{AdamW.__name__}" == now:
-        assert config_differences(text.replace(repr(now), repr(then)), cfg) == []
-        (difference,) = config_differences(text.replace(repr(now), f"'{then}X'"), cfg)
-        assert difference.path == "klass"
-    # The present name is that of a class.
-    assert isinstance(_class(now), type)
+    assert config_differences(text.replace(repr(now), repr(then)), cfg) == []
+    (difference,) = config_differences(text.replace(repr(now), f"'{then}X'"), cfg)
+    assert difference.path == "klass"
+
+
+def test_a_class_is_found_in_the_module_that_it_has_moved_to():
+    cfg = Tokenizer.default_config()
+    now, then = "mm1_jax.data.tokenizers.sentencepiece", "mm1_jax.data.tokenizer"
+    assert RENAMED[then] == now
+    text = cfg.debug_string()
+    assert f"'{now}.Tokenizer'" in text
+    assert config_differences(text.replace(now, then), cfg) == []
+    assert len(config_differences(text.replace(now, "mm1_jax.elsewhere"), cfg)) == 1
+
+
+@pytest.mark.parametrize("now", RENAMED.values())
+def test_a_present_name_is_that_of_a_class_or_a_module(now):
+    module, _, name = now.rpartition(".")
+    if name.islower():
+        importlib.import_module(now)
+    else:
+        assert isinstance(_class(now), type)
+    # A name leads to the present one in one step.
+    assert now not in RENAMED
 
 
 @pytest.mark.parametrize("key", DEFAULTS, ids=".".join)

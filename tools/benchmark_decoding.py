@@ -120,7 +120,7 @@ def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) 
     import numpy as np
     import torch
 
-    from mm1_jax.generate import generate
+    from mm1_jax.decoding.generate import generate
     from mm1_jax.interop.compare import one_document_rows
 
     rng = np.random.default_rng(0)
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures.append(measure(flags, ours, theirs, batch_size))
         print("\n".join(lines(figures[-1])), flush=True)
     if flags.json is not None:
-        from mm1_jax.files import write_whole
+        from mm1_jax.storage import write_whole
 
         write_whole(flags.json, json.dumps(figures, indent=1) + "\n")
     return 0

@@ -77,8 +77,8 @@ def measure(steps: int, batch_size: int) -> dict[str, float]:
     """Seconds of `steps` steps, by what they went to."""
     import jax
 
+    from mm1_jax.checkpoints.checkpointer import Checkpointer
     from mm1_jax.experiment import Experiment
-    from mm1_jax.train.checkpoint import Checkpointer
     from mm1_jax.train.trainer import Trainer
 
     watch, begun = Stopwatch(), []

@@ -42,11 +42,11 @@ from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.images import Fit, ImageTransform, JpegDecoder
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources import JsonlSource
-from mm1_jax.data.tokenizer import Tokenizer
-from mm1_jax.files import write_whole
+from mm1_jax.data.sources.local import JsonlSource
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.flags import local_path, number, whole
-from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.storage import write_whole
 
 # The pictures of so many batches are what the others decode, and a turn is as many, or a multiple.
 NUM_RECORDED = 4

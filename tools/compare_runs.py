@@ -24,8 +24,8 @@ import numpy as np
 import scipy.stats
 
 from mm1_jax.command import command
-from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path
+from mm1_jax.storage import write_whole
 
 EPILOG = """\
 runs:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from mm1_jax.command import command
-from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 
 
 @command

@@ -199,6 +199,7 @@ def run_import(flags: argparse.Namespace) -> str:
 
 
 def run_export(flags: argparse.Namespace) -> str:
+    from mm1_jax.checkpoints.weights_folder import StoredParams
     from mm1_jax.interop import families
     from mm1_jax.interop.aside import Aside
     from mm1_jax.interop.exporter import (
@@ -213,8 +214,7 @@ def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.interop.mm1 import model_parts
     from mm1_jax.interop.model_card import model_card
     from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
-    from mm1_jax.run_folder import load_experiment
-    from mm1_jax.weights_folder import StoredParams
+    from mm1_jax.launch.run_folder import load_experiment
 
     stored = StoredParams(flags.checkpoint, flags.step)
     sizes = {

@@ -45,9 +45,9 @@ from mm1_jax.data.ingest.formats.registry import FORMATS
 from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, verify
 from mm1_jax.flags import local_path, local_text, number, whole
-from mm1_jax.launch import split_overrides
-from mm1_jax.named_configs import find_named_config, import_module
-from mm1_jax.run_folder import Launch
+from mm1_jax.launch.config_options import split_overrides
+from mm1_jax.launch.named_configs import find_named_config, import_module
+from mm1_jax.launch.run_folder import Launch
 
 DAMAGED = 1
 SECONDS_BETWEEN_LINES = 10

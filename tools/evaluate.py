@@ -23,7 +23,7 @@ from typing import Any
 
 from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import add_cluster_options, chosen_cluster, join, of_several
+from mm1_jax.launch.processes import add_cluster_options, chosen_cluster, join, of_several
 
 RESUMES = "the same command resumes"
 # Options of one of several processes that need not be those of the others: itself and its folders.
@@ -432,7 +432,7 @@ class Silent:
 
 def bar(name: str, total: int, done: int) -> Any:
     """Of tqdm on a terminal, else lines; of several processes, the first one has it."""
-    from mm1_jax import distributed
+    from mm1_jax.multihost import distributed
 
     if not distributed.is_first():
         return Silent()
@@ -463,16 +463,16 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     """Asks the model of a run; all scores by key. Raises ValueError on what can be mended."""
     import hashlib
 
-    from mm1_jax import distributed
-    from mm1_jax.agreement import agree, config_facts
-    from mm1_jax.checkpoint_folder import checkpoints_of
+    from mm1_jax.checkpoints.checkpoint_folder import checkpoints_of
+    from mm1_jax.checkpoints.trained_model import load_model, newest_step, placement_of
     from mm1_jax.evals.benchmarks.registry import CHAT, JUDGED, PRETRAINING, TEXT_CORE
     from mm1_jax.evals.evaluation import averages, evaluate
     from mm1_jax.evals.report import markdown
-    from mm1_jax.files import write_whole
-    from mm1_jax.run_folder import load_experiment
-    from mm1_jax.sharding import use_mesh
-    from mm1_jax.trained_model import load_model, newest_step, placement_of
+    from mm1_jax.launch.run_folder import load_experiment
+    from mm1_jax.multihost import distributed
+    from mm1_jax.multihost.agreement import agree, config_facts
+    from mm1_jax.parallel.sharding import use_mesh
+    from mm1_jax.storage import write_whole
 
     folder = flags.checkpoint
     # Left alone, a process whose files are other ones would be waited for.
@@ -607,7 +607,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ask_together(flags: argparse.Namespace, cluster: Any) -> int:
     """One process of several asks with the others."""
     distributed = join(cluster, flags)
-    from mm1_jax.agreement import agree, host_facts
+    from mm1_jax.multihost.agreement import agree, host_facts
 
     # The folders hold the same; where they are is another thing.
     given = {f"--{name}": x for name, x in vars(flags).items() if name not in MAY_DIFFER}
@@ -620,7 +620,7 @@ def ask_together(flags: argparse.Namespace, cluster: Any) -> int:
 
 
 def write_scores(flags: argparse.Namespace, scores: Mapping[str, Any]) -> None:
-    from mm1_jax.files import write_whole
+    from mm1_jax.storage import write_whole
 
     if flags.json is not None:
         write_whole(flags.json, json.dumps(scores, indent=1) + os.linesep)

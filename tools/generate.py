@@ -152,12 +152,12 @@ def answer(flags: argparse.Namespace) -> str:
     # Imported here, so that --help and mistakes in the flags are answered at once.
     import numpy as np
 
+    from mm1_jax.checkpoints.trained_model import load_model
     from mm1_jax.data.rows import RowShape, assemble
     from mm1_jax.decoding.beam_search import beam_search
+    from mm1_jax.decoding.generate import bucket, generate
     from mm1_jax.decoding.sampling import Sampling
-    from mm1_jax.generate import bucket, generate
-    from mm1_jax.run_folder import load_experiment
-    from mm1_jax.trained_model import load_model
+    from mm1_jax.launch.run_folder import load_experiment
 
     try:
         sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)

@@ -25,9 +25,9 @@ import numpy as np
 from mm1_jax.batch import Batch
 from mm1_jax.command import command
 from mm1_jax.data.input import Input, InputIterator, merge_states
-from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.storage import write_whole
 
 EPILOG = """\
 The hosts' parts are made in this one process, one after the other, as each host would make its

@@ -28,10 +28,10 @@ from jaxtyping import UInt8
 from mm1_jax.batch import Batch
 from mm1_jax.command import command
 from mm1_jax.data.input import Input
-from mm1_jax.data.tokenizer import Tokenizer
-from mm1_jax.files import write_whole
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.storage import write_whole
 
 # More rows of a large config make a page that browsers are slow to show.
 MOST_ROWS = 8

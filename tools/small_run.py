@@ -32,17 +32,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mm1_jax import distributed
 from mm1_jax.batch import Batch, Document, Image, Record, Text
+from mm1_jax.checkpoints.checkpointer import Checkpointer
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources import JsonlSource, Source
+from mm1_jax.data.sources.local import JsonlSource, Source
 from mm1_jax.layers.module import Module, param
-from mm1_jax.train.anomalies import Anomalies
-from mm1_jax.train.checkpoint import Checkpointer
+from mm1_jax.multihost import distributed
+from mm1_jax.train.guards.anomalies import Anomalies
 from mm1_jax.train.trainer import Trainer
 
 _WORDS = ["a", "red", "circle", "left", "of", "two", "small", "blue", "squares"]

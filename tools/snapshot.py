@@ -28,7 +28,7 @@ from mm1_jax.data.input import Input
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 
 
 def planned_steps(input: Input, num_steps: int) -> Iterator[Sequence[PlannedRow]]:

@@ -26,17 +26,17 @@ from pathlib import Path
 
 from mm1_jax.batch import Document, Text
 from mm1_jax.command import command
-from mm1_jax.data import tokenizer
 from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.kinds import TO_DOCUMENT
 from mm1_jax.data.input import Input, used_corpora
 from mm1_jax.data.record_files import MANIFEST, RecordFiles
-from mm1_jax.data.sources import BadRecord
+from mm1_jax.data.sources.local import BadRecord
 from mm1_jax.data.splitting import text_blocks
-from mm1_jax.files import write_whole
+from mm1_jax.data.tokenizers import sentencepiece as tokenizer
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.storage import write_whole
 
 VOCAB_SIZE = 704
 NUM_RECORDS = 1024  # Of each embedded corpus; more of them say nothing new.

@@ -17,8 +17,8 @@ import sys
 import numpy as np
 
 from mm1_jax.batch import Document, Example, Image
-from mm1_jax.data.sources import BadRecord
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 
 class ExampleBuilder:

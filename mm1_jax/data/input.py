@@ -45,8 +45,8 @@ from mm1_jax.data.snapshot import (
     Snapshot,
     SnapshotPlanner,
 )
-from mm1_jax.data.sources import ArrayRecordSource, source_folder
-from mm1_jax.data.tokenizer import Tokenizer, check_tokenizer, tokenizer_path
+from mm1_jax.data.sources.local import ArrayRecordSource, source_folder
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer, tokenizer_path
 from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
 
 # So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.

@@ -28,7 +28,7 @@ from mm1_jax.data.corpora.base import BadRecord, Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.quarantine import Quarantined
 from mm1_jax.data.splitting import Part
-from mm1_jax.files import whole_folder
+from mm1_jax.storage import whole_folder
 
 # What makes a table another one although nothing that it is made from has changed.
 _VERSION = 1

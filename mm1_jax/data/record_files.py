@@ -29,7 +29,7 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from mm1_jax.batch import Record
-from mm1_jax.files import write_whole
+from mm1_jax.storage import write_whole
 
 MANIFEST = "manifest.json"
 _VERSION = 1

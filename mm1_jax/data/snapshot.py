@@ -24,7 +24,7 @@ from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.record_files import BadRecord, Kind, Manifest, RecordFiles, ShardWriter
-from mm1_jax.files import write_whole
+from mm1_jax.storage import write_whole
 
 SNAPSHOT = "snapshot.json"
 _VERSION = 1

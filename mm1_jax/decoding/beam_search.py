@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.batch import Batch
+from mm1_jax.decoding.generate import check_decoding, last_states, prompt_lengths
 from mm1_jax.decoding.sampling import allowed
-from mm1_jax.generate import check_decoding, last_states, prompt_lengths
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import Placement, constrain, current_placement
+from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
 # Of what there is not, or must not be; finite, so that lengths can divide it.
 _NONE = -1e9

@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mm1_jax.batch import Batch
+from mm1_jax.decoding.generate import check_decoding, last_states, prompt_lengths
 from mm1_jax.decoding.sampling import GREEDY, Sampling, choose, row_keys
-from mm1_jax.generate import check_decoding, last_states, prompt_lengths
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import Placement, current_placement
+from mm1_jax.parallel.sharding import Placement, current_placement
 
 
 class Prefix(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.files import utf8
+from mm1_jax.storage import utf8
 
 
 @dataclass(frozen=True)

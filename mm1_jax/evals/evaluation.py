@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mm1_jax import distributed
 from mm1_jax.evals.answer_log import AnswerLog
 from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.judged import JudgedBenchmark
 from mm1_jax.evals.benchmarks.published import PublishedBenchmark
 from mm1_jax.evals.cases import cases_page
 from mm1_jax.evals.judge import Judge
-from mm1_jax.files import write_whole
 from mm1_jax.models.mm1 import MM1
+from mm1_jax.multihost import distributed
+from mm1_jax.storage import write_whole
 
 # Fields of a benchmark that do not decide what the model says to a task.
 _NOT_OF_THE_ANSWERS = (

@@ -11,7 +11,7 @@ from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import ImageTransform
 from mm1_jax.data.input import Input
-from mm1_jax.data.tokenizer import Tokenizer, check_tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer
 from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.models.mm1 import MM1
 

@@ -23,10 +23,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.field_types import PositiveInt, Share
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import Placement, constrain, current_placement
+from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
 # Likeness that differs by less is equal: what the order of sums changes must not decide.
 _DECIMALS = 5

@@ -6,8 +6,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from mm1_jax import distributed
-from mm1_jax.agreement import agree
 from mm1_jax.batch import Batch
 from mm1_jax.config import config_class
 from mm1_jax.data.input import Input
@@ -15,7 +13,9 @@ from mm1_jax.evals.evaluator import EvalResult, Evaluator
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.models.cross_entropy import corpus_sums, token_losses
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import Placement, constrain, current_placement
+from mm1_jax.multihost import distributed
+from mm1_jax.multihost.agreement import agree
+from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
 
 class HeldOutLoss(Evaluator):

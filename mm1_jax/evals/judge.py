@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.files import write_whole
+from mm1_jax.storage import write_whole
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 # What may go well later: too many requests, and what servers and proxies say when they cannot.

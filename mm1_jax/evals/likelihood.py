@@ -23,11 +23,11 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from mm1_jax.batch import Batch, Document, Example, Image, Text
 from mm1_jax.data.rows import RowShape, assemble
-from mm1_jax.data.tokenizer import Tokenizer
-from mm1_jax.generate import bucket
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.decoding.generate import bucket
 from mm1_jax.models.cross_entropy import token_losses
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.sharding import Placement, constrain, current_placement
+from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
 # The most logits there are at once, over all devices: 256 MB of float32.
 _MAX_LOGITS = 2**26

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mm1_jax.checkpoints.weights_folder import StoredParams, WeightsWriter
 from mm1_jax.interop.mapping import Entry, Table, parameter_dtypes, raise_if_misfit
 from mm1_jax.interop.tensor_files import Tensors, TensorSpec, TensorWriter
-from mm1_jax.weights_folder import StoredParams, WeightsWriter
 
 # Reads a slice of one of our parameters: its path, and the index of its leading dims.
 ReadSlice = Callable[[str, tuple[int, ...]], np.ndarray]

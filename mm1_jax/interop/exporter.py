@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.files import whole_folder
 from mm1_jax.interop import compare, llama, llava, vision
 from mm1_jax.interop.aside import Aside
 from mm1_jax.interop.compare import Comparison
@@ -25,8 +25,8 @@ from mm1_jax.interop.importer import ParamsOf, compare_with_source
 from mm1_jax.interop.mapping import Entry
 from mm1_jax.interop.mm1 import mm1_config, mm1_entries
 from mm1_jax.interop.tensor_files import DTYPES, TensorFolder, TensorSpec
+from mm1_jax.storage import whole_folder
 from mm1_jax.stored_config import as_stored
-from mm1_jax.weights_folder import StoredParams
 
 # The code that an export of a whole model brings along.
 HF_MODEL = Path(__file__).parent / "hf_model"

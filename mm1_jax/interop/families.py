@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.files import read_json_object
 from mm1_jax.interop import llama, llava, vision
 from mm1_jax.interop.fields import Fields, essential
 from mm1_jax.interop.mapping import Table, prefix_of
 from mm1_jax.interop.tensor_files import TensorSpec
+from mm1_jax.storage import read_json_object
 
 # Files that say what a checkpoint is.
 CONFIGS = ("config.json", "open_clip_config.json")

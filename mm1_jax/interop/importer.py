@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm1_jax.files import whole_folder
+from mm1_jax.checkpoints.weights_folder import StoredParams, describe
 from mm1_jax.host_memory import peak_bytes
 from mm1_jax.interop import compare, llama, vision
 from mm1_jax.interop.aside import Aside, keep_aside
@@ -36,7 +36,7 @@ from mm1_jax.interop.mapping import Table, raise_if_misfit
 from mm1_jax.interop.pickled import PickledTensors
 from mm1_jax.interop.tensor_files import TensorFolder, Tensors
 from mm1_jax.models.decoder import decoder_stack
-from mm1_jax.weights_folder import StoredParams, describe
+from mm1_jax.storage import whole_folder
 
 FORMAT = 1
 

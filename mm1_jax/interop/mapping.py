@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mm1_jax.checkpoints.weights_folder import complaint
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.interop.layout import Layout
 from mm1_jax.interop.tensor_files import TensorSpec
-from mm1_jax.weights_folder import complaint
 
 
 class Piece(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mm1_jax.files import read_json_object
+from mm1_jax.storage import read_json_object
 
 INDEX = "model.safetensors.index.json"
 # The largest header that the library `safetensors` reads.

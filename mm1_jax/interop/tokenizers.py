@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.data.hf_tokenizer import (
+from mm1_jax.data.tokenizers.hf import (
     CONFIG_FILE,
     TOKEN_FILES,
     HFTokenizer,
@@ -14,10 +15,9 @@ from mm1_jax.data.hf_tokenizer import (
     load_tokenizer_text,
     special_tokens,
 )
-from mm1_jax.data.tokenizer import IMAGE_PIECE, Tokenizer, tokenizer_path
-from mm1_jax.files import read_json_object
+from mm1_jax.data.tokenizers.sentencepiece import IMAGE_PIECE, Tokenizer, tokenizer_path
 from mm1_jax.interop.exporter import HF_MODEL, TOKENIZER_CODE, Vocabulary
-from mm1_jax.weights_folder import StoredParams
+from mm1_jax.storage import read_json_object
 
 SENTENCEPIECE, JSON = "tokenizer.model", "tokenizer.json"
 

@@ -25,7 +25,7 @@ from mm1_jax.layers.attention_mask import Visibility
 from mm1_jax.layers.kv_cache import KVCache
 from mm1_jax.layers.linear import JoinHeads, SplitHeads
 from mm1_jax.layers.module import Module
-from mm1_jax.sharding import constrain
+from mm1_jax.parallel.sharding import constrain
 
 
 class Pattern(enum.Enum):

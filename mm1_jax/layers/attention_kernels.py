@@ -30,8 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.layers.attention_mask import Visibility
-from mm1_jax.layers.saved_names import saved_name
-from mm1_jax.sharding import current_placement, current_platform, dividing_spec
+from mm1_jax.parallel.rematerialisation import saved_name
+from mm1_jax.parallel.sharding import current_placement, current_platform, dividing_spec
 
 # Names of what a rematerialisation policy may keep. The output's is also that of the logsumexp of a
 # fused kernel: with both kept (and query, key and value) the backward pass runs no forward kernel.

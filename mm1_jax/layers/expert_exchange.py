@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.sharding import current_platform, shard_axes
+from mm1_jax.parallel.sharding import current_platform, shard_axes
 
 
 class Exchange(NamedTuple):

@@ -11,8 +11,8 @@ from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module
-from mm1_jax.layers.saved_names import saved_name
-from mm1_jax.sharding import constrain
+from mm1_jax.parallel.rematerialisation import saved_name
+from mm1_jax.parallel.sharding import constrain
 
 # Names of the products, which a rematerialisation policy may keep.
 MLP_GATE = saved_name("mlp_gate")

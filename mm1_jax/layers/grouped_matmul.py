@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu.megablox import gmm
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.layers.expert_dispatch import Slots
-from mm1_jax.sharding import current_platform
+from mm1_jax.parallel.sharding import current_platform
 
 # Gathered kernels hold at most as many numbers: 64 MiB in float32.
 MAX_GATHERED = 1 << 24

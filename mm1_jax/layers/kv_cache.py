@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.layers.attention_kernels import MASKED
 from mm1_jax.layers.attention_mask import attention_mask
-from mm1_jax.sharding import constrain
+from mm1_jax.parallel.sharding import constrain
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.sharding import LogicalAxes
+from mm1_jax.parallel.sharding import LogicalAxes
 
 Initializer = Callable[..., jax.Array]
 

@@ -36,8 +36,8 @@ from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.grouped_matmul import group_by_expert, grouped_matmul, row_block
 from mm1_jax.layers.linear import fan_in
 from mm1_jax.layers.module import Module, param
-from mm1_jax.layers.saved_names import saved_name
-from mm1_jax.sharding import gather_shards, per_shard, shard_axes, sum_shards
+from mm1_jax.parallel.rematerialisation import saved_name
+from mm1_jax.parallel.sharding import gather_shards, per_shard, shard_axes, sum_shards
 
 # Names of what a rematerialisation policy may keep: the experts' rows, and two products.
 EXPERT_INPUTS = saved_name("expert_inputs")

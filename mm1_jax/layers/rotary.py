@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from mm1_jax.config import config_class
 from mm1_jax.field_types import Positive, PositiveInt
 from mm1_jax.layers.module import Module
-from mm1_jax.sharding import current_platform
+from mm1_jax.parallel.sharding import current_platform
 
 
 class Rotary(Module):

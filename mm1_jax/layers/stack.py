@@ -4,7 +4,6 @@ Compile time then does not grow with depth. Layers may come in groups whose last
 sparse layer after n - 1 dense ones): one body for each of the two kinds, however many layers.
 """
 
-import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,18 +17,7 @@ from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.layers.module import Module, checked, checked_tuple
 from mm1_jax.layers.moe import RouterStatistics
-from mm1_jax.layers.saved_names import check_saved_names
-
-
-class Remat(enum.Enum):
-    """What a layer keeps for the backward pass: everything, its input, or also matrix products.
-
-    Values that layers name (`jax.ad_checkpoint.checkpoint_name`) can be kept besides.
-    """
-
-    NONE = "none"
-    FULL = "full"
-    DOTS = "dots"
+from mm1_jax.parallel.rematerialisation import Remat, check_saved_names
 
 
 class Stack(Module):

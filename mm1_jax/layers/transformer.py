@@ -14,7 +14,7 @@ from mm1_jax.layers.kv_cache import KVCache
 from mm1_jax.layers.module import Module, checked, checked_tuple
 from mm1_jax.layers.moe import MoE, RouterStatistics
 from mm1_jax.layers.norm import RMSNorm
-from mm1_jax.sharding import constrain
+from mm1_jax.parallel.sharding import constrain
 
 
 class TransformerBlock(Module):

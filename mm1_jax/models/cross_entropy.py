@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
-from mm1_jax.sharding import gather_all_shards, per_shard
+from mm1_jax.parallel.sharding import gather_all_shards, per_shard
 
 
 def token_losses(

@@ -24,7 +24,7 @@ from mm1_jax.layers.norm import RMSNorm
 from mm1_jax.layers.rotary import Rotary
 from mm1_jax.layers.stack import Stack
 from mm1_jax.layers.transformer import TransformerBlock
-from mm1_jax.sharding import constrain
+from mm1_jax.parallel.sharding import constrain
 
 
 class DecoderOutput(NamedTuple):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.batch import dealt_slots
 from mm1_jax.models.merge import merge
-from mm1_jax.sharding import current_placement
+from mm1_jax.parallel.sharding import current_placement
 
 
 def merge_images(

@@ -17,7 +17,7 @@ from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.image_exchange import merge_images
 from mm1_jax.models.vision_encoder import VisionEncoder
-from mm1_jax.sharding import constrain
+from mm1_jax.parallel.sharding import constrain
 
 
 class MM1Output(NamedTuple):

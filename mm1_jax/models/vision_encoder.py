@@ -26,7 +26,7 @@ from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.layers.position_embedding import PositionEmbedding, resize_grid
 from mm1_jax.layers.stack import Stack
 from mm1_jax.layers.transformer import TransformerBlock
-from mm1_jax.sharding import constrain
+from mm1_jax.parallel.sharding import constrain
 
 # Of the patches: as much more is computed, where attention wants longer rows, for layers that need
 # not pad and copy queries, keys and values each.

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.command import command
-from mm1_jax.files import write_whole
 from mm1_jax.flags import local_path, number, whole
-from mm1_jax.launch import split_overrides
+from mm1_jax.launch.config_options import split_overrides
+from mm1_jax.launch.run_folder import Launch
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
     ModelFlops,
@@ -43,7 +43,7 @@ from mm1_jax.rehearse.report import (
     render_table,
 )
 from mm1_jax.rehearse.topologies import Topology, parse_topology
-from mm1_jax.run_folder import Launch
+from mm1_jax.storage import write_whole
 
 DOES_NOT_FIT = 3
 
@@ -59,6 +59,9 @@ TOPOLOGIES = (
     "tpu7x:4x4x8",
     "2xv5p:4x4x4",
 )
+
+# Parts of a config's text that change no program: lines of eps, and the modules of classes.
+_UNCOMPILED = re.compile(r"(?m)^.*\beps: .*\n?|(?<=')mm1_jax[\w.]*\.(?=\w+')")
 
 # So that jax looks for no accelerator, libtpu for no machine that it might run on, and neither
 # keeps a second process from doing the same.
@@ -244,7 +247,7 @@ def _rehearse_all(
     """Rehearses each pair in a process of its own; what `--json` holds already is not repeated."""
     if options.json is None:
         parser.error("--all needs --json=FILE, where it keeps the reports")
-    module = importlib.import_module("mm1_jax.named_configs")
+    module = importlib.import_module("mm1_jax.launch.named_configs")
     names = (
         options.configs.split(",")
         if options.configs
@@ -288,12 +291,12 @@ def _rehearse_all(
 
 
 def _has_mesh_rule(cfg: Any, topology: Topology) -> bool:
-    matches = importlib.import_module("mm1_jax.parallelism").matches
+    matches = importlib.import_module("mm1_jax.parallel.parallelism").matches
     return any(matches(rule, _devices_name(topology)) for rule in cfg.trainer.mesh_rules)
 
 
 def _devices_name(topology: Topology) -> str:
-    name_of = importlib.import_module("mm1_jax.parallelism").name_of
+    name_of = importlib.import_module("mm1_jax.parallel.parallelism").name_of
     return name_of(topology.chip.name, topology.num_devices, topology.num_slices)
 
 
@@ -350,14 +353,14 @@ def fingerprint(cfg: Any, topology: Topology) -> str:
     Data, what is kept of a run, and mesh rules for other devices may change. A field without a
     value, None or empty, is not in the text of a config, so that a new one of that kind, which
     changes no program until it is set, changes no fingerprint either. Nor does the eps of a norm, a
-    constant on which no figure of a report depends.
+    constant on which no figure of a report depends, nor the module that a class is in.
     """
-    choose = importlib.import_module("mm1_jax.parallelism").choose
+    choose = importlib.import_module("mm1_jax.parallel.parallelism").choose
     trainer = cfg.trainer
     chosen = choose(trainer.mesh_rules, trainer.parallelism, _devices_name(topology))
     configs = (cfg.model, trainer.optimizer, trainer.loss, chosen)
     compiled = (
-        *(re.sub(r"(?m)^.*\beps: .*\n?", "", each.debug_string()) for each in configs),
+        *(_UNCOMPILED.sub("", each.debug_string()) for each in configs),
         str(cfg.klass.batch_shapes(cfg)),
         str(cfg.klass.num_corpora(cfg)),
     )

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from mm1_jax.chips import GIB
 from mm1_jax.models.flops import forward_flops
+from mm1_jax.parallel.chips import GIB
+from mm1_jax.parallel.sharding import MESH_AXES
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.topologies import Topology
-from mm1_jax.sharding import MESH_AXES
 
 # What a compiled program depends on; one of the last two compiles it.
 _VERSIONS = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda13-plugin")

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mm1_jax.chips import GIB
+from mm1_jax.parallel.chips import GIB
 from mm1_jax.rehearse.predict import (
     KERNEL_EFFICIENCY,
     Traffic,

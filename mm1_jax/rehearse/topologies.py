@@ -7,8 +7,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from mm1_jax.chips import CHIPS, Chip
 from mm1_jax.config import close_names
+from mm1_jax.parallel.chips import CHIPS, Chip
 
 # Cloud's accelerator types -> the chip, and how many the number counts for each chip.
 _CLOUD = {

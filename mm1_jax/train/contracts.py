@@ -16,7 +16,7 @@ from flax import nnx
 from mm1_jax.batch import Batch
 from mm1_jax.config import ConstructionError, InstantiableConfig
 from mm1_jax.layers.module import ContractError, checked
-from mm1_jax.sharding import tracing_for
+from mm1_jax.parallel.sharding import tracing_for
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.optimizer import Optimizer
 from mm1_jax.train.train_state import abstract_model, make_initialize

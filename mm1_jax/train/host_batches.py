@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mm1_jax import distributed
 from mm1_jax.batch import Batch
+from mm1_jax.multihost import distributed
 
 
 class Part(NamedTuple):

@@ -12,8 +12,8 @@ from flax import nnx
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.field_types import Decay, NonNegative, NonNegativeInt, Positive, PositiveInt
 from mm1_jax.layers.module import ContractError
+from mm1_jax.layers.parameter_paths import picked, picks
 from mm1_jax.train.adafactor import Matrix, scale_by_adafactor
-from mm1_jax.train.parameter_paths import picked, picks
 from mm1_jax.train.schedule import Schedule, fraction_of_peak
 from mm1_jax.train.update import Update
 

@@ -13,9 +13,9 @@ from flax import nnx
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import batch_shardings, device_batch, use_mesh
-from mm1_jax.train.anomalies import Anomalies
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import batch_shardings, device_batch, use_mesh
+from mm1_jax.train.guards.anomalies import Anomalies
 from mm1_jax.train.host_batches import Part, place_parts
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.optimizer import Optimizer

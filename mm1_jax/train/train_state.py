@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mm1_jax.sharding import AxisRules, parameter_shardings
-from mm1_jax.train.parameter_paths import map_with_paths, parameter_paths
+from mm1_jax.layers.parameter_paths import map_with_paths, parameter_paths
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings
 
 
 class TrainState(NamedTuple):

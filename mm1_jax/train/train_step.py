@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
 from mm1_jax.layers.module import ContractError, checked, checked_tuple
+from mm1_jax.layers.parameter_paths import union
 from mm1_jax.models.image_exchange import shards_per_group
-from mm1_jax.sharding import AxisRules, batch_shardings, constrain_batch, use_mesh
+from mm1_jax.parallel.sharding import AxisRules, batch_shardings, constrain_batch, use_mesh
 from mm1_jax.train.loss import Loss, Totals, totals
 from mm1_jax.train.metrics import Mean, Metrics
-from mm1_jax.train.parameter_paths import union
 from mm1_jax.train.train_state import TrainState
 from mm1_jax.train.update import Update
 

@@ -34,35 +34,35 @@ import jax
 from absl import logging
 from flax import nnx
 
-from mm1_jax import distributed
 from mm1_jax.batch import Batch
+from mm1_jax.checkpoints.checkpointer import Checkpointer, SaveFailed
+from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
 from mm1_jax.evals.evaluator import check_result
 from mm1_jax.field_types import PositiveInt, Range
+from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.models.flops import ForwardFlops
-from mm1_jax.parallelism import MeshRule, Parallelism, choose, devices_name
+from mm1_jax.multihost import distributed
+from mm1_jax.parallel.parallelism import MeshRule, Parallelism, choose, devices_name
 from mm1_jax.stored_config import former_defaults
-from mm1_jax.train.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
-from mm1_jax.train.checkpoint import Checkpointer, SaveFailed
 from mm1_jax.train.contracts import check_learning_rate
-from mm1_jax.train.corruption import Corruption
-from mm1_jax.train.goodput import Goodput
+from mm1_jax.train.guards.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
+from mm1_jax.train.guards.corruption import Corruption
+from mm1_jax.train.guards.stop import Interrupted, StopSignals
+from mm1_jax.train.guards.watchdog import Watchdog
 from mm1_jax.train.host_batches import HostBatches, Part
-from mm1_jax.train.initial_weights import InitialWeights
+from mm1_jax.train.logs.goodput import Goodput
+from mm1_jax.train.logs.profile import Profile
+from mm1_jax.train.logs.progress import Progress, say
+from mm1_jax.train.logs.report import is_reported, summarize_training, write_report
+from mm1_jax.train.logs.run_log import RunLog
+from mm1_jax.train.logs.utilisation import Utilisation
+from mm1_jax.train.logs.wandb_run import WandbRun
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.optimizer import AdamW, Optimizer
-from mm1_jax.train.parameter_paths import parameter_path
-from mm1_jax.train.profile import Profile
 from mm1_jax.train.program import Program
-from mm1_jax.train.progress import Progress, say
-from mm1_jax.train.report import is_reported, summarize_training, write_report
-from mm1_jax.train.run_log import RunLog
-from mm1_jax.train.stop import Interrupted, StopSignals
 from mm1_jax.train.train_state import TrainState, abstract_model
-from mm1_jax.train.utilisation import Utilisation
-from mm1_jax.train.wandb_run import WandbRun
-from mm1_jax.train.watchdog import Watchdog
 
 # Exit code of a run whose report lacks an evaluation, or whose last state is not saved.
 INCOMPLETE = 3

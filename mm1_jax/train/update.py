@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from mm1_jax.train.parameter_paths import map_with_paths, partition, union
+from mm1_jax.layers.parameter_paths import map_with_paths, partition, union
 from mm1_jax.train.train_state import TrainState
 
 

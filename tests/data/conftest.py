@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 
 @pytest.fixture(scope="session")

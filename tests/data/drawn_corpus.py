@@ -11,7 +11,7 @@ from mm1_jax.data.corpora.base import BadRecord, Corpus
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources import Source
+from mm1_jax.data.sources.local import Source
 
 WORDS = ["a", "red", "circle", "left", "of", "two", "small", "blue", "squares"]
 

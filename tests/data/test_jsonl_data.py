@@ -14,9 +14,9 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources import JsonlSource
+from mm1_jax.data.sources.local import JsonlSource
 from mm1_jax.experiment import Experiment
-from mm1_jax.launch import main
+from mm1_jax.launch.__main__ import main
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1

@@ -12,7 +12,7 @@ from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
 from mm1_jax.data.snapshot import CorpusExamples
-from mm1_jax.data.tokenizer import IMAGE_TOKEN
+from mm1_jax.data.tokenizers.sentencepiece import IMAGE_TOKEN
 
 M = 4
 SHAPE = RowShape(max_sequence_length=128, max_images=8, image_size=16)

@@ -8,7 +8,7 @@ import pytest
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data import splitting
 from mm1_jax.data.splitting import Splitter, text_blocks
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 WORDS = ["a", "cat.", "Two", "dogs;", "\n", "  ", "caf\u00e9!", "x" * 30, "\u96e8"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mm1_jax.data.ingest.formats.registry import make_format
-from mm1_jax.data.seqio_tokenizer import SeqioTokenizer
-from mm1_jax.data.tfds_source import TfdsSource
+from mm1_jax.data.sources.tfds import TfdsSource
+from mm1_jax.data.tokenizers.seqio import SeqioTokenizer
 
 
 @pytest.fixture(autouse=True)

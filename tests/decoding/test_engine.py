@@ -14,14 +14,14 @@ from near_ties import assert_same_answers, logits_after
 from mm1_jax.batch import Batch
 from mm1_jax.decoding import engine as engine_module
 from mm1_jax.decoding.engine import Engine, Request
+from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.sampling import Sampling
-from mm1_jax.generate import generate
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
 PAD, BOS, EOS, IMAGE, VOCAB = 0, 1, 2, 3, 16
 NEW = 6

@@ -14,8 +14,8 @@ from launches import ROOT, finish, wait_for_step
 from parity import randomise
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.interop.importer import import_checkpoint
-from mm1_jax.weights_folder import StoredParams
 
 FOLDERS = (ROOT, ROOT / "tests" / "data", ROOT / "tests" / "interop")
 

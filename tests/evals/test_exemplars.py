@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mm1_jax.batch import Document, Image, Text
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals import exemplars
 from mm1_jax.evals.benchmarks import base
 from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA

@@ -14,9 +14,10 @@ from near_ties import is_near_tie
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mm1_jax.batch import Batch, Document, Image, Text
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.rows import RowShape, assemble
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals import likelihood
 from mm1_jax.evals.likelihood import LikelihoodScorer, Request, encode_pair
 from mm1_jax.interop.exporter import parts_of_weights
@@ -26,9 +27,8 @@ from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
-from mm1_jax.weights_folder import StoredParams
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
 NUM_IMAGE_TOKENS = 4
 

@@ -6,7 +6,7 @@ from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.conversations import conversation_document
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals.prompts import (
     ChatTask,
     QuestionTask,

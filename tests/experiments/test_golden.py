@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mm1_jax.experiment import Experiment
-from mm1_jax.named_configs import named_configs
+from mm1_jax.launch.named_configs import named_configs
 
 GOLDEN = Path(__file__).parent.parent.parent / "experiments" / "golden"
 NAMES = sorted(named_configs())

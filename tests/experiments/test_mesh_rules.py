@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import pretrain
-from mm1_jax.parallelism import choose, matches, mesh_shape, name_of
+from mm1_jax.parallel.parallelism import choose, matches, mesh_shape, name_of
 
 CONFIGS = ("mm1_3b", "mm1_7b", "mm1_30b", "mm1_3b_moe", "mm1_7b_moe")
 GPUS = [(kind, n, 1) for kind in ("h100", "h200") for n in (8, 16, 32, 64, 128, 256, 512)]

@@ -8,12 +8,12 @@ import pytest
 from flax import nnx
 
 from mm1_jax.experiment import Experiment
-from mm1_jax.layers.stack import Remat
+from mm1_jax.launch.named_configs import named_configs
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.named_configs import named_configs
-from mm1_jax.parallelism import Parallelism, choose
-from mm1_jax.sharding import AxisRules, parameter_shardings
+from mm1_jax.parallel.parallelism import Parallelism, choose
+from mm1_jax.parallel.rematerialisation import Remat
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings
 
 
 @functools.cache

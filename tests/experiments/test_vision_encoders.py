@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from experiments.vision_encoders import aim_1b, aim_3b, aim_600m, vit_h14, vit_l14
 from mm1_jax.layers.attention import Pattern
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, parameter_shardings
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings
 
 
 def params(cfg):

@@ -7,10 +7,10 @@ configs; `from_run` is sparse, and starts from what `from_foreign` has trained.
 from drawn_corpus import input_config
 
 from experiments import pretrain
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.checkpoints.initial_weights import InitialWeights
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.interop.families import Changes, make_parts
 from mm1_jax.layers.moe import MoE
-from mm1_jax.train.initial_weights import InitialWeights
 
 TOWER = {
     "model_type": "clip_vision_model",

@@ -30,10 +30,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.interop.exporter import Exported, export_source
 from mm1_jax.interop.families import complete_config, read_config
 from mm1_jax.interop.tensor_files import TensorFolder
-from mm1_jax.weights_folder import StoredParams
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

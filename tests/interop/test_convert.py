@@ -12,13 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from mm1_jax.checkpoints.weights_folder import StoredParams, describe
 from mm1_jax.interop.convert import differences, import_params
 from mm1_jax.interop.families import Changes, make_parts
 from mm1_jax.interop.llama import decoder_entries
 from mm1_jax.interop.mapping import Table
 from mm1_jax.interop.tensor_files import Tensors, TensorSpec, TensorWriter
 from mm1_jax.models.decoder import Decoder
-from mm1_jax.weights_folder import StoredParams, describe
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -28,11 +28,11 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.interop.aside import Aside
 from mm1_jax.interop.exporter import export_plain, export_source, parts_of_weights, plain
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
-from mm1_jax.weights_folder import StoredParams
 
 
 def there_and_back(folder, **options):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file as save_torch_file
 from torch_modules import AimTrunk
 from transformers import MistralConfig, MistralForCausalLM
 
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.interop import compare
 from mm1_jax.interop.aside import Aside
 from mm1_jax.interop.compare import (
@@ -28,7 +29,6 @@ from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
 from mm1_jax.interop.vision import ACTIVATIONS
 from mm1_jax.layers.feed_forward import Activation
-from mm1_jax.weights_folder import StoredParams
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,9 +11,10 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from experiments import sizes
 from mm1_jax.batch import Image
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.data.images import ImageTransform
-from mm1_jax.data.tokenizer import Tokenizer
-from mm1_jax.generate import generate
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.decoding.generate import generate
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
 from mm1_jax.interop.exporter import export_plain, parts_of_weights, plain_llava
 from mm1_jax.interop.families import Changes, make_parts, read_config
@@ -23,7 +24,6 @@ from mm1_jax.interop.tokenizers import export_tokenizer
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.connectors.mlp import MLP
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.weights_folder import StoredParams
 
 
 def assert_same_answers(parts, params, folder, image_token=IMAGE_TOKEN):

@@ -9,7 +9,8 @@ from near_ties import assert_answers_of_transformers
 from transformers import AutoModelForCausalLM
 
 from experiments import sizes, vision_encoders
-from mm1_jax.generate import generate
+from mm1_jax.checkpoints.weights_folder import StoredParams, WeightsWriter, describe
+from mm1_jax.decoding.generate import generate
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
 from mm1_jax.interop.exporter import Vocabulary, export_mm1
 from mm1_jax.interop.mm1 import model_parts
@@ -21,7 +22,6 @@ from mm1_jax.models.connectors.attention_pooling import AttentionPooling
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.connectors.mlp import MLP
-from mm1_jax.weights_folder import StoredParams, WeightsWriter, describe
 
 IMAGE_TOKEN = 4
 

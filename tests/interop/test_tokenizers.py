@@ -7,10 +7,10 @@ import tokenizers
 import transformers
 from foreign_models import save
 
-from mm1_jax.data.hf_tokenizer import HFTokenizer
-from mm1_jax.data.tokenizer import SHIPPED_MODEL, Tokenizer
+from mm1_jax.checkpoints.weights_folder import StoredParams
+from mm1_jax.data.tokenizers.hf import HFTokenizer
+from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL, Tokenizer
 from mm1_jax.interop.tokenizers import export_tokenizer, import_tokenizer, stored_tokenizer
-from mm1_jax.weights_folder import StoredParams
 from tools import convert_checkpoint
 
 TEXTS = ("two circles, and a red  square!", "naïve\n\n12", "Question: what digit is this?")

@@ -25,8 +25,8 @@ from mm1_jax.layers.attention_kernels import (
 )
 from mm1_jax.layers.attention_mask import Visibility
 from mm1_jax.layers.rotary import Rotary
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, use_mesh
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, use_mesh
 
 T = 6
 POSITIONS = jnp.arange(T)[None]

@@ -23,8 +23,8 @@ from mm1_jax.layers.moe import (
     Dropless,
     MoE,
 )
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
 B, T, D, E = 2, 12, 8, 4
 SEGMENT_IDS = jnp.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])

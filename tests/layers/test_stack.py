@@ -12,8 +12,9 @@ from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.feed_forward import FeedForward
 from mm1_jax.layers.moe import MoE
 from mm1_jax.layers.norm import LayerNorm
-from mm1_jax.layers.stack import Remat, Stack
+from mm1_jax.layers.stack import Stack
 from mm1_jax.layers.transformer import TransformerBlock
+from mm1_jax.parallel.rematerialisation import Remat
 
 X = jax.random.normal(jax.random.key(1), (2, 5, 8))
 

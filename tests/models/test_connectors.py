@@ -10,12 +10,12 @@ from parity import assert_equal, with_weights
 from torch_modules import c_abstractor_weights
 
 from mm1_jax.config import maybe_set_config
-from mm1_jax.layers.stack import Remat
 from mm1_jax.models.connectors.attention_pooling import AttentionPooling
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.connectors.base import adaptive_pool
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.connectors.mlp import MLP
+from mm1_jax.parallel.rematerialisation import Remat
 
 INPUT_DIM, OUTPUT_DIM, GRID = 12, 10, 5
 

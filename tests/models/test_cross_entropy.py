@@ -8,10 +8,10 @@ from flax import nnx
 
 from mm1_jax.layers.embedding import Embedding
 from mm1_jax.models.cross_entropy import chunked_token_losses
-from mm1_jax.parallelism import Parallelism
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 from mm1_jax.rehearse.predict import traffic
 from mm1_jax.rehearse.program import parse
-from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
 
 ROWS, LENGTH, DIM, VOCAB = 8, 12, 16, 32
 MESHES = (

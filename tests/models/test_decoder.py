@@ -9,8 +9,8 @@ from flax import nnx
 from mm1_jax.layers.moe import Capacity, Dropless, MoE
 from mm1_jax.layers.norm import RMSNorm
 from mm1_jax.models.decoder import Decoder, num_non_embedding_parameters
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, constrain, parameter_shardings, use_mesh
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, constrain, parameter_shardings, use_mesh
 
 V, T = 24, 10
 # Documents of 4, 3 and 2 tokens and one padded position; of 10 tokens.

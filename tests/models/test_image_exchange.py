@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from mm1_jax.batch import dealt_slots
 from mm1_jax.models.image_exchange import merge_images, most_from_one, shards_per_group
 from mm1_jax.models.merge import merge
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import use_mesh
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import use_mesh
 
 ROWS, LENGTH, SLOTS, M, D = 8, 16, 4, 3, 8
 MESHES = {

@@ -9,8 +9,8 @@ from experiments.vision_encoders import vit_h14
 from mm1_jax.batch import Batch, dealt_slots
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
 IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS = 3, 8, 4
 

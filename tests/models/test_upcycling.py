@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from mm1_jax.layers.moe import Capacity, Dropless, MoE
+from mm1_jax.layers.parameter_paths import map_with_paths, parameter_paths
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.upcycling import upcycle
-from mm1_jax.train.parameter_paths import map_with_paths, parameter_paths
 
 ROWS, LENGTH, LAYERS, DIM, EXPERTS = 2, 12, 4, 8, 4
 AMPLE = Capacity.default_config().set(capacity_factor=float(EXPERTS))

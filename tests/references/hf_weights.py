@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from parity import Weights
 
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.interop.importer import import_checkpoint
-from mm1_jax.weights_folder import StoredParams
 
 
 def imported_weights(model: torch.nn.Module, folder: Path) -> Weights:

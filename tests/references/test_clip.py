@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from experiments.vision_encoders import vit_h14, vit_l14
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.interop.exporter import parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
 from mm1_jax.layers.feed_forward import Activation
-from mm1_jax.weights_folder import StoredParams
 
 
 def hf_tower(cfg, image_size):

@@ -15,8 +15,8 @@ from transformers.generation import (
 )
 
 from mm1_jax.decoding.beam_search import beam_search
+from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.sampling import Sampling, truncated
-from mm1_jax.generate import generate
 from mm1_jax.interop.compare import one_document_rows
 from mm1_jax.interop.families import Changes, make_parts
 from mm1_jax.models.mm1 import MM1

@@ -1,8 +1,8 @@
 """An experiment that compiles for a TPU in seconds, and one that no slice has room for."""
 
 from experiments import pretrain
-from mm1_jax.layers.stack import Remat
 from mm1_jax.models.connectors.average_pooling import AveragePooling
+from mm1_jax.parallel.rematerialisation import Remat
 
 
 def small():

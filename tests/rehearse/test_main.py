@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from experiments import pretrain
-from mm1_jax.chips import GIB
+from mm1_jax.launch.run_folder import Launch
+from mm1_jax.parallel.chips import GIB
 from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, fingerprint, main, report_key
 from mm1_jax.rehearse.compile import bytes_needed, expected_images
 from mm1_jax.rehearse.report import advice, render, render_table
 from mm1_jax.rehearse.topologies import parse_topology
-from mm1_jax.run_folder import Launch
 
 ROOT = Path(__file__).parents[2]
 MODULE = "--module=small_experiment"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mm1_jax.launch.run_folder import Launch
 from mm1_jax.rehearse.__main__ import fingerprint, report_key
 from mm1_jax.rehearse.report import render_table
 from mm1_jax.rehearse.topologies import parse_topology
-from mm1_jax.run_folder import Launch
 
 DOCS = Path(__file__).parents[2] / "docs"
 REPORTS = {

@@ -1,6 +1,6 @@
 import pytest
 
-from mm1_jax.chips import CHIPS
+from mm1_jax.parallel.chips import CHIPS
 from mm1_jax.rehearse.topologies import parse_topology
 
 

@@ -12,8 +12,8 @@ from foreign_formats import contents, write_numbers
 
 from mm1_jax.data.input import lengths_of_folder, used_corpora
 from mm1_jax.data.record_files import Manifest, RecordFiles
-from mm1_jax.data.tokenizer import SHIPPED_MODEL
-from mm1_jax.run_folder import Launch
+from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL
+from mm1_jax.launch.run_folder import Launch
 
 HERE = Path(__file__).parent
 TOOL = HERE.parents[1] / "tools" / "convert_records.py"

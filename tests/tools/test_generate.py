@@ -13,8 +13,8 @@ from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.rows import RowShape, assemble
+from mm1_jax.decoding.generate import generate
 from mm1_jax.evals.prompts import without_answer
-from mm1_jax.generate import generate
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 _spec = importlib.util.spec_from_file_location("generate_tool", TOOL)

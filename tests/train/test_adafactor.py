@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules
 from mm1_jax.train.optimizer import Adafactor
 from mm1_jax.train.train_state import state_shardings
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mm1_jax.sharding import AxisRules, batch_shardings
+from mm1_jax.parallel.sharding import AxisRules, batch_shardings
 from mm1_jax.train.host_batches import Part, host_rows, place_parts
 
 

@@ -12,7 +12,7 @@ import pytest
 from mm1_jax.batch import Batch
 from mm1_jax.layers.moe import Capacity, MoE
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.parallelism import Parallelism
+from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import divide
 from mm1_jax.train.optimizer import AdamW

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.pretrain import mm1_tiny_moe
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.train.metrics import divide
 
 ROWS, LENGTH, IMAGES = 8, 16, 2

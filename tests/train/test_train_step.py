@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from mm1_jax.train.logs.run_log import step_record
 from mm1_jax.train.metrics import Mean, divide
-from mm1_jax.train.run_log import step_record
 
 
 def losses(folder):

@@ -9,9 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mm1_jax.train import checkpoint
+from mm1_jax.checkpoints import checkpointer as checkpoint
 from mm1_jax.train import trainer as trainer_module
-from mm1_jax.train.anomalies import NonFiniteLoss
+from mm1_jax.train.guards.anomalies import NonFiniteLoss
 
 
 def records(folder, name="metrics.jsonl"):

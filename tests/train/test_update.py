@@ -9,10 +9,10 @@ import optax
 import pytest
 from flax import nnx
 
-from mm1_jax.parallelism import Parallelism
+from mm1_jax.layers.parameter_paths import parameter_paths
+from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.optimizer import Adafactor, AdamW
-from mm1_jax.train.parameter_paths import parameter_paths
 from mm1_jax.train.program import Program
 
 STEPS = 3

@@ -16,7 +16,7 @@ from mm1_jax.config import (
     maybe_instantiate,
 )
 from mm1_jax.data.images import Augmentation, BadImage
-from mm1_jax.data.sources import BadRecord, Source
+from mm1_jax.data.sources.local import BadRecord, Source
 from mm1_jax.data.splitting import Part, Splitter
 from mm1_jax.field_types import NonEmpty
 

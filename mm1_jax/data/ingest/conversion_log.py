@@ -16,7 +16,7 @@ from typing import Any
 from mm1_jax.data.ingest.formats.base import Unit, reason_class
 from mm1_jax.data.ingest.runners import NumberedUnits
 from mm1_jax.data.record_files import Shard
-from mm1_jax.files import write_whole
+from mm1_jax.storage import write_whole
 
 PROGRESS = "progress"
 QUARANTINE = "quarantine.jsonl"

@@ -48,10 +48,10 @@ from mm1_jax.data.ingest.formats.base import (
 )
 from mm1_jax.data.ingest.formats.marks import spelt_marks
 from mm1_jax.data.ingest.formats.records import IMAGE
-from mm1_jax.data.ingest.formats.source_files import git_lfs_pointer, links_not_followed
 from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_process
+from mm1_jax.data.readers.source_files import git_lfs_pointer, links_not_followed
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, ShardWriter
-from mm1_jax.files import write_whole
+from mm1_jax.storage import write_whole
 
 _SETTINGS = "conversion.json"
 # Rejected entries are held in memory until their part ends.

@@ -25,7 +25,7 @@ import PIL.Image
 from mm1_jax.batch import Image, Record
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.data.images import FORMATS, BadImage, decode
-from mm1_jax.data.ingest.formats.source_files import documents_below
+from mm1_jax.data.readers.source_files import documents_below
 from mm1_jax.data.record_files import Kind
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from absl import logging
 
-from mm1_jax import distributed
 from mm1_jax.batch import Batch, Document, Example, Image, Record
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
+from mm1_jax.decoding.generate import bucket, generate
 from mm1_jax.evals.answer_log import Answer, AnswerLog
 from mm1_jax.evals.cases import Case, best_and_worst
 from mm1_jax.evals.evaluator import EvalResult, Evaluator, PromptInput, Sample
@@ -39,8 +39,8 @@ from mm1_jax.evals.prompts import (
     without_answer,
 )
 from mm1_jax.field_types import NonEmpty, NonNegativeInt, Positive, PositiveInt, Seed
-from mm1_jax.generate import bucket, generate
 from mm1_jax.models.mm1 import MM1
+from mm1_jax.multihost import distributed
 
 # The pixels of a blanked picture: mid-grey, the ground of no embedded picture.
 BLANK = 128

@@ -10,7 +10,7 @@ from typing import Any
 
 from mm1_jax.config import config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.ingest.formats.image_files import ImageFolder
+from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.evals.benchmarks.published import (
     AnnotationSource,
     CaptionBenchmark,

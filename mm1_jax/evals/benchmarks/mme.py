@@ -12,7 +12,7 @@ import numpy as np
 
 from mm1_jax.config import config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.ingest.formats.image_files import ImageFolder
+from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.evals.benchmarks.base import Task, Verdict
 from mm1_jax.evals.benchmarks.chat import IN_FEW_WORDS, ChatBenchmark, chat_corpus
 from mm1_jax.evals.benchmarks.published import HINT, AnnotationSource, ImageFile, question_record

@@ -13,7 +13,7 @@ import numpy as np
 
 from mm1_jax.config import config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.ingest.formats.image_files import ImageFolder
+from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.evals.benchmarks.base import Task, Verdict
 from mm1_jax.evals.benchmarks.chat import (
     BY_LETTER,

@@ -18,8 +18,9 @@ from mm1_jax.layers.linear import Linear, fan_in
 from mm1_jax.layers.module import Module, param
 from mm1_jax.layers.norm import LayerNorm
 from mm1_jax.layers.position_embedding import PositionEmbedding
-from mm1_jax.layers.stack import Remat, rematerialise
+from mm1_jax.layers.stack import rematerialise
 from mm1_jax.models.connectors.base import Connector, adaptive_pool, square_side, to_grid
+from mm1_jax.parallel.rematerialisation import Remat
 
 # The eps of timm's LayerNormAct2d, as in Honeybee's blocks. With the 1e-6 of the towers' norms,
 # outputs differ by 1e-4 and more where features are small.

@@ -4,7 +4,7 @@ import pytest
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.corpora.base import BadRecord, Corpus
-from mm1_jax.data.sources import Source
+from mm1_jax.data.sources.local import Source
 
 
 class Records(Source):

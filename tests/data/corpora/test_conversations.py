@@ -2,7 +2,7 @@ import pytest
 
 from mm1_jax.batch import Image, Text
 from mm1_jax.data.corpora.conversations import conversation_document
-from mm1_jax.data.sources import BadRecord
+from mm1_jax.data.sources.local import BadRecord
 
 
 def document(*turns, images=(b"1",)):

@@ -12,16 +12,16 @@ import pytest
 from drawn_model import drawn_model
 from flax import nnx
 
+from mm1_jax.decoding.generate import generate
 from mm1_jax.evals.answer_log import AnswerLog
 from mm1_jax.evals.benchmarks import base
 from mm1_jax.evals.benchmarks.digits import DigitsVQA
-from mm1_jax.generate import generate
 from mm1_jax.models.connectors.attention_pooling import AttentionPooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
-from mm1_jax.parallelism import Parallelism
-from mm1_jax.sharding import AxisRules, parameter_shardings, use_mesh
+from mm1_jax.parallel.parallelism import Parallelism
+from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
 SHOTS, TASKS, NEW_TOKENS, NEAR = 2, 5, 4, 1e-4
 

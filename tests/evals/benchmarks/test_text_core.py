@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.tokenizer import Tokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals.answer_log import AnswerLog
 from mm1_jax.evals.benchmarks import base, likelihood
 from mm1_jax.evals.benchmarks.digits import DigitsVQA

@@ -6,11 +6,11 @@ from urllib.parse import unquote, urlsplit
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit
-from mm1_jax.data.ingest.formats.compressed import read_document
-from mm1_jax.data.ingest.formats.image_files import ImageFolder
-from mm1_jax.data.ingest.formats.markup import Picture, html_parts, markdown_parts
 from mm1_jax.data.ingest.formats.records import Page, from_base64, page_records, records_of
-from mm1_jax.data.ingest.formats.source_files import documents_below, entry_id, source_files
+from mm1_jax.data.readers.compressed import read_document
+from mm1_jax.data.readers.image_files import ImageFolder
+from mm1_jax.data.readers.markup import Picture, html_parts, markdown_parts
+from mm1_jax.data.readers.source_files import documents_below, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, Kind
 
 _MARKDOWN, _HTML = (".md", ".markdown"), (".html", ".htm")

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Entry, Format, Unit
-from mm1_jax.data.ingest.formats.image_files import ImageFolder, stored_image
-from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.ingest.formats.records import captions_record, records_of
+from mm1_jax.data.readers.image_files import ImageFolder, stored_image
+from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.record_files import Kind
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")

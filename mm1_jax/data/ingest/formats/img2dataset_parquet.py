@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Entry, Format, Unit
-from mm1_jax.data.ingest.formats.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.ingest.formats.records import captions_record, records_of
+from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.record_files import BadRecord, Kind
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -7,9 +7,6 @@ from typing import Any
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.compressed import compressed
-from mm1_jax.data.ingest.formats.image_files import ImageFolder
-from mm1_jax.data.ingest.formats.json_files import as_object, entries
 from mm1_jax.data.ingest.formats.marks import END_OF_TEXT
 from mm1_jax.data.ingest.formats.records import (
     as_list,
@@ -20,7 +17,10 @@ from mm1_jax.data.ingest.formats.records import (
     records_of,
     text_record,
 )
-from mm1_jax.data.ingest.formats.source_files import source_files
+from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.image_files import ImageFolder
+from mm1_jax.data.readers.json_files import as_object, entries
+from mm1_jax.data.readers.source_files import source_files
 from mm1_jax.data.record_files import Kind
 
 _EXPECTED = "JSON lines, *.jsonl, which may be in .gz, .zst or .zip"

@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit, documents_of
-from mm1_jax.data.ingest.formats.compressed import compressed
-from mm1_jax.data.ingest.formats.image_files import ImageFolder, ImageTar, image_files
-from mm1_jax.data.ingest.formats.json_files import as_object, entries
 from mm1_jax.data.ingest.formats.records import (
     Page,
     as_list,
@@ -17,7 +14,10 @@ from mm1_jax.data.ingest.formats.records import (
     page_records,
     records_of,
 )
-from mm1_jax.data.ingest.formats.source_files import source_files
+from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, image_files
+from mm1_jax.data.readers.json_files import as_object, entries
+from mm1_jax.data.readers.source_files import source_files
 from mm1_jax.data.record_files import BadRecord, Kind
 
 

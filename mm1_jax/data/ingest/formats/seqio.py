@@ -15,9 +15,9 @@ import numpy as np
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.compressed import decode_text
 from mm1_jax.data.ingest.formats.records import records_of, text_record
-from mm1_jax.data.ingest.formats.source_files import entry_id
+from mm1_jax.data.readers.compressed import decode_text
+from mm1_jax.data.readers.source_files import entry_id
 from mm1_jax.data.record_files import BadRecord, Kind
 
 

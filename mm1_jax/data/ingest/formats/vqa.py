@@ -11,9 +11,6 @@ from typing import Any
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.compressed import compressed
-from mm1_jax.data.ingest.formats.image_files import ImageFolder, ImageTar, holds_images, image_files
-from mm1_jax.data.ingest.formats.json_files import as_object, stream_json
 from mm1_jax.data.ingest.formats.records import (
     IMAGE,
     as_list,
@@ -23,7 +20,10 @@ from mm1_jax.data.ingest.formats.records import (
     is_missing,
     records_of,
 )
-from mm1_jax.data.ingest.formats.source_files import entry_id, source_files
+from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
+from mm1_jax.data.readers.json_files import as_object, stream_json
+from mm1_jax.data.readers.source_files import entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, Kind
 
 _EXPECTED = "a JSON file of VQAv2 questions, *questions.json"

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.compressed import decode_text
-from mm1_jax.data.ingest.formats.json_files import as_object, parse_json
 from mm1_jax.data.ingest.formats.records import captions_record, records_of
-from mm1_jax.data.ingest.formats.source_files import entry_id, source_files
-from mm1_jax.data.ingest.formats.tar import Member, members, read_member
+from mm1_jax.data.readers.compressed import decode_text
+from mm1_jax.data.readers.json_files import as_object, parse_json
+from mm1_jax.data.readers.source_files import entry_id, source_files
+from mm1_jax.data.readers.tar import Member, members, read_member
 from mm1_jax.data.record_files import BadRecord, Kind
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -134,7 +134,7 @@ def test_links_and_paths_out_of_the_archive_do_nothing(tmp_path, convert, reason
 
 def test_an_image_out_of_bounds_is_rejected_without_being_read(tmp_path, convert, monkeypatch):
     write_shard(tmp_path / "a.tar", sample("big", image=b"x" * 1000) + sample("small"))
-    monkeypatch.setattr("mm1_jax.data.ingest.formats.tar.MAX_ENTRY_BYTES", 100)
+    monkeypatch.setattr("mm1_jax.data.readers.tar.MAX_ENTRY_BYTES", 100)
     (record,), (rejected,) = convert(Webdataset(), tmp_path)
     assert record["id"] == "a.tar:small"
     assert (rejected.id, "more than 100" in rejected.reason) == ("a.tar:big", True)

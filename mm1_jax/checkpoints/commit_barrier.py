@@ -1,0 +1,46 @@
+"""The points at which processes wait for each other while a checkpoint is written.
+
+orbax has barriers of its own, which a process that could not write never comes to: the others wait
+there until their time is up, minutes later, and are out of step with it from then on. Here, every
+process says at which barrier it is. Where that is not the same one for all, the save has failed,
+and all of them are told at once.
+"""
+
+import itertools
+import threading
+
+from mm1_jax.multihost import distributed
+
+
+class OutOfStep(RuntimeError):
+    """Another process could not write its part."""
+
+
+class CommitBarrier:
+    """What orbax takes as `barrier_sync_fn`; of one checkpoint manager."""
+
+    def __init__(self, name: str):
+        """`name` is the same in all processes, and another one for every manager."""
+        self._name = name
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._is_broken = False
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        with self._lock:
+            if self._is_broken:
+                raise OutOfStep(f"a save has failed before {key}")
+            place, patience = f"{self._name}/{next(self._numbers)}", timeout_ms / 1000
+            processes = range(distributed.process_count())
+            if distributed.is_first():
+                keys = [
+                    key,
+                    *(distributed.wait_for(f"{place}/{p}", p, patience) for p in processes[1:]),
+                ]
+                distributed.post(f"{place}/all", keys if len(set(keys)) > 1 else [])
+            else:
+                distributed.post(f"{place}/{distributed.process_index()}", key)
+            differing = distributed.wait_for(f"{place}/all", 0, patience)
+            if differing:
+                self._is_broken = True
+                raise OutOfStep(f"processes wait at different barriers: {differing}")

@@ -1,0 +1,276 @@
+"""The initial parameters of parts of a model, from folders of weights or checkpoints of other runs.
+
+    cfg.trainer.initial_weights = {
+        "vision_encoder": InitialWeights.default_config().set(path="weights/dfn_vit_h14_378"),
+        "decoder": InitialWeights.default_config().set(path="weights/qwen3_1p7b"),
+    }
+
+What no entry is about, such as the connector here, is drawn as ever. Every parameter of a part
+must be in its checkpoint, in the same shape, and the checkpoint may have no other ones there;
+fields that shapes do not show (an eps, the base of rotary positions, an activation) must be as the
+weights were made for. What is to differ is named by a rule (see `parameter_paths`). Defaults that
+have changed since (`stored_config.DEFAULTS`) are taken from there.
+
+A sparse decoder starts from a dense one with `upcycle`, and an encoder for another size of images
+from learned positions of any grid with `resize_positions`.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mm1_jax.checkpoints.weights_folder import StoredParams, complaint, stored_config
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigBase,
+    Configurable,
+    InstantiableConfig,
+    Required,
+    config_class,
+)
+from mm1_jax.field_types import NonNegativeInt
+from mm1_jax.layers.parameter_paths import picked
+from mm1_jax.models.upcycling import DenseParameter, dense_parameter
+from mm1_jax.models.vision_encoder import resized_positions
+from mm1_jax.storage import contents_digest
+from mm1_jax.stored_config import as_stored
+
+# Fields that decide what a part computes, and that no shape shows.
+_NOT_IN_SHAPES = (
+    *("activation", "eps", "experts_per_token", "factor", "high_freq_factor", "low_freq_factor"),
+    *("original_max_position_embeddings", "patch_size", "pattern", "theta"),
+)
+_COLOURS = ("pixel_mean", "pixel_std")
+# Learned positions of a grid, in any module.
+_POSITIONS = "positions/positions"
+
+
+class InitialWeights(Configurable):
+    """Where the initial parameters of one part come from."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # From `data_dir` on: a folder of tools/convert_checkpoint.py, or the outputs of a run.
+        path: Required[str] = REQUIRED
+        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        step: NonNegativeInt | None = None  # Which checkpoint of a run; None: the newest.
+        # Where the checkpoint has what this part has; None: under the same path.
+        source: str | None = None
+        # Rules: parameters that are drawn all the same, and what of the checkpoint is left aside.
+        fresh: Sequence[str] = ()
+        unused: Sequence[str] = ()
+        # The checkpoint is dense and the part sparse: every expert starts as a copy of the layer
+        # that it replaces, and routers are drawn.
+        upcycle: bool = False
+        # Learned positions of a grid may be of another one: they are resized, bicubically, as an
+        # encoder resizes its own for larger images.
+        resize_positions: bool = False
+        # Off: fields that shapes do not show may differ from what the weights were made for.
+        check_config: bool = True
+
+    def fingerprint(self) -> str:
+        """Digest of the checkpoint, wherever it lies; a run that resumes needs none."""
+        cfg = self._config
+        try:
+            stored = StoredParams(Path(cfg.data_dir or ".", cfg.path), cfg.step)
+        except ValueError:
+            return "not there"
+        return contents_digest(stored.folder)
+
+    def load(
+        self, part: str, params: Mapping[str, jax.ShapeDtypeStruct], model: InstantiableConfig
+    ) -> dict[str, jax.Array]:
+        """The parameters of a part, onto their shardings, by path.
+
+        Args:
+            part: Path of what holds them: "decoder".
+            params: All parameters of the model by path.
+            model: Its config.
+
+        Raises:
+            ValueError: They do not fit; all names are listed.
+        """
+        cfg, field = self._config, f"trainer.initial_weights[{part!r}]"
+        folder = Path(cfg.data_dir or ".", cfg.path)
+        try:
+            stored = StoredParams(folder, cfg.step)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+        source = part if cfg.source is None else cfg.source
+        own = _inside(part, params)
+        if not own:
+            parts = ", ".join(sorted({path.partition("/")[0] for path in params}))
+            raise ValueError(f"{field}: the model has no {part!r}; its parts are {parts}")
+        shapes = {path: tuple(leaf.shape) for path, leaf in params.items()}
+        dense: dict[str, DenseParameter] = {}
+        if cfg.upcycle:
+            found = {path: dense_parameter(path, shapes) for path in own}
+            dense = {path: each for path, each in found.items() if each is not None}
+            if not any(each.has_experts for each in dense.values()):
+                raise ValueError(f"{field}.upcycle=True: the model has no experts in {part!r}")
+            own = set(dense)
+        there = _inside(source, stored.shapes)
+        if cfg.fresh:
+            own = _without(own, picked(cfg.fresh, sorted(own), f"{field}.fresh"))
+        if cfg.unused and there:
+            there = _without(there, picked(cfg.unused, sorted(there), f"{field}.unused"))
+        expected = {path: dense[path].shape if path in dense else shapes[path] for path in own}
+        names = {
+            path: source + (dense[path].path if path in dense else path).removeprefix(part)
+            for path in own
+        }
+        misshapen = {
+            path: theirs
+            for path, theirs in names.items()
+            if theirs in there and stored.shapes[theirs] != expected[path]
+        }
+        resized = {
+            path: theirs
+            for path, theirs in misshapen.items()
+            if path.endswith(_POSITIONS) and _are_grids(stored.shapes[theirs], expected[path])
+        }
+        if cfg.resize_positions:
+            misshapen = {path: misshapen[path] for path in misshapen.keys() - resized.keys()}
+        missing = sorted({theirs for theirs in names.values() if theirs not in there})
+        complaints = [
+            *complaint("missing there", missing),
+            *complaint("without a place in the model", sorted(there - set(names.values()))),
+            *complaint(
+                "misshapen",
+                [
+                    f"{theirs} is {list(stored.shapes[theirs])}, and the model's "
+                    f"{list(expected[path])}"
+                    + ("; resize_positions=True resizes it" if path in resized else "")
+                    for path, theirs in sorted(misshapen.items())
+                ],
+            ),
+        ]
+        if any("/experts/" in name for name in missing) and not cfg.upcycle:
+            complaints.append("  if the decoder there is dense, upcycle=True makes copies of it")
+        if cfg.check_config and stored.description is not None:
+            complaints += _differences(stored.description, source, part, model, cfg.upcycle)
+        if complaints:
+            raise ValueError(
+                f"{field}: the parameters in {folder} do not fit\n" + "\n".join(complaints)
+            )
+        dense = {path: dense[path] for path in own & dense.keys() if dense[path].group_size}
+        return _loaded(stored, {path: params[path] for path in own}, names, dense, resized)
+
+
+def with_stored_defaults(
+    model: InstantiableConfig, initial_weights: Mapping[str, InitialWeights.Config]
+) -> Any:
+    """The config of a model, with the defaults that its initial weights were trained with.
+
+    Defaults that have changed since a part was trained stay for it; what is chosen in `model`
+    stays, too.
+    """
+    model = model.clone()
+    for part, weights in initial_weights.items():
+        name, source = (each.partition("/")[0] for each in (part, weights.source or part))
+        cfg = getattr(model, name, None)
+        if not (weights.check_config and isinstance(cfg, ConfigBase)):
+            continue
+        folder = Path(weights.data_dir or ".", str(weights.path))
+        lines = stored_config(folder, source, weights.step)
+        if lines is not None:
+            setattr(model, name, as_stored(lines, cfg, only_defaults=True))
+    return model
+
+
+def _loaded(
+    stored: StoredParams,
+    params: Mapping[str, jax.ShapeDtypeStruct],
+    names: Mapping[str, str],
+    dense: Mapping[str, DenseParameter],
+    resized: Collection[str],
+) -> dict[str, jax.Array]:
+    """Parameters by path, of those that are stored by `names`.
+
+    Args:
+        dense: Those that are copied from layers of a dense decoder.
+        resized: Those that are positions of another grid.
+    """
+    result = {
+        path: _made(
+            params[path],
+            functools.partial(each.read, functools.partial(stored.read, names[path])),
+        )
+        for path, each in dense.items()
+    }
+    for path in resized:
+        positions = jnp.asarray(stored.read(names[path]), jnp.float32)
+        grid = np.asarray(resized_positions(positions, params[path].shape[0]))
+        result[path] = _made(params[path], lambda shape, index, grid=grid: grid[index])
+    alike = {path: theirs for path, theirs in names.items() if path not in result}
+    if alike:
+        loaded = stored.restore({theirs: params[path] for path, theirs in alike.items()})
+        result |= {path: loaded[theirs] for path, theirs in alike.items()}
+    return result
+
+
+def _made(
+    like: jax.ShapeDtypeStruct, values: Callable[[tuple[int, ...], tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """An array onto its sharding, of which every device asks for its own values."""
+    shape = tuple(like.shape)
+    assert like.sharding is not None
+    return jax.make_array_from_callback(
+        shape, like.sharding, lambda index: np.asarray(values(shape, index), like.dtype)
+    )
+
+
+def _are_grids(*shapes: tuple[int, ...]) -> bool:
+    """Whether these are positions of square grids, of one dim."""
+    are_square = all(len(s) == 2 and math.isqrt(s[0]) ** 2 == s[0] for s in shapes)
+    return are_square and len({shape[1] for shape in shapes}) == 1
+
+
+def _inside(part: str, paths: Collection[str]) -> set[str]:
+    return {path for path in paths if path == part or path.startswith(f"{part}/")}
+
+
+def _without(paths: set[str], chosen: Collection[str]) -> set[str]:
+    return paths.difference(chosen)
+
+
+def _differences(
+    description: Mapping[str, Any],
+    source: str,
+    part: str,
+    model: InstantiableConfig,
+    is_upcycled: bool,
+) -> list[str]:
+    """The fields that decide what is computed, and differ from those the weights were made for."""
+    texts = description["parts"].get(source)
+    if texts is None or part not in model:
+        return []
+    made_for, now = _fields(texts), _fields(getattr(model, part).debug_string().splitlines())
+    if is_upcycled:
+        # Experts are what the dense layer was; how many see a token changes nothing at first.
+        activation = now.get("moe.experts.activation")
+        now = {path: value for path, value in now.items() if not path.startswith("moe.")}
+        now["stack.layer.feed_forward.activation"] = str(activation)
+    return complaint(
+        "made for other fields",
+        [
+            f"model.{part}.{path} is {now.get(path)}, and was {made_for.get(path)}"
+            for path in sorted(made_for.keys() | now.keys())
+            if made_for.get(path) != now.get(path)
+        ],
+    )
+
+
+def _fields(lines: Sequence[str]) -> dict[str, str]:
+    fields = dict(line.split(": ", 1) for line in lines)
+    return {
+        path: value
+        for path, value in fields.items()
+        if path.rpartition(".")[2].startswith(_COLOURS) or path.rpartition(".")[2] in _NOT_IN_SHAPES
+    }

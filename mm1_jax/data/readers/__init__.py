@@ -1,0 +1,1 @@
+"""Foreign files as streams of bytes, lines, JSON values, members and pictures."""

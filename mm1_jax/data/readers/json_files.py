@@ -1,0 +1,197 @@
+"""JSON from files that may hold anything: its lines, and lists too long for memory by element."""
+
+import codecs
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mm1_jax.data.ingest.formats.base import Rejected
+from mm1_jax.data.readers.compressed import MAX_LINE_BYTES, decode_text, lines, opened
+from mm1_jax.data.readers.source_files import entry_id
+from mm1_jax.data.record_files import BadRecord
+
+# What `json` raises: for syntax and for integers of thousands of digits, for nesting, for size.
+_JSON_ERRORS = (ValueError, RecursionError, MemoryError)
+_CHUNK_BYTES = 2**20
+# An error at most this far from the end of the buffer may be of a token that goes on behind it.
+_MAX_TOKEN = 16
+_NUMBER_TAIL = re.compile(r"[0-9.eE+-]*")
+_SPACE = re.compile(r"[ \t\n\r]*")
+# Bytes that are no UTF-8, as the error handler "surrogateescape" writes them.
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def parse_json(data: bytes) -> Any:
+    """Raises BadRecord for whatever is no JSON, or too deep."""
+    text = decode_text(data)
+    try:
+        return json.loads(text)
+    except _JSON_ERRORS as error:
+        raise BadRecord(f"not JSON: {error}") from error
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """The value, if it is a JSON object."""
+    if not isinstance(value, dict):
+        raise BadRecord(f"a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+class Element(NamedTuple):
+    """A value of a JSON file: where it stands, and what it is.
+
+    Attributes:
+        key: The key of the list, in the object that the file holds; None for a file that is a list.
+        place: Its place in the list; None for a value of the object that is no list.
+    """
+
+    id: str
+    key: str | None
+    place: int | None
+    value: Any
+
+
+def stream_json(path: Path) -> Iterator[Element | Rejected]:
+    """The elements of a file that is a list, or an object of lists and other values.
+
+    Memory holds one element. What follows an element that is no JSON cannot be read: the last
+    thing is then a Rejected.
+    """
+    at = None
+    try:
+        with opened(path) as stream:
+            cursor = _Cursor(stream)
+            if cursor.take("["):
+                for place in cursor.items("]"):
+                    at = place
+                    yield Element(entry_id(path, at), None, place, cursor.value())
+            elif cursor.take("{"):
+                for _ in cursor.items("}"):
+                    at = None
+                    key = cursor.value()
+                    if not isinstance(key, str) or not cursor.take(":"):
+                        raise BadRecord("not JSON: expected a key and a colon")
+                    if not cursor.take("["):
+                        yield Element(entry_id(path, key), key, None, cursor.value())
+                        continue
+                    for place in cursor.items("]"):
+                        at = f"{key}:{place}"
+                        yield Element(entry_id(path, at), key, place, cursor.value())
+            else:
+                raise BadRecord("neither a JSON list nor a JSON object")
+            at = None
+            if cursor.peek():
+                raise BadRecord("not JSON: something follows the end")
+    except BadRecord as error:
+        yield Rejected(entry_id(path, at), f"{error}; what follows is not read")
+
+
+def entries(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
+    """The id and the value of each entry of a JSON list, or of each line of a JSONL file."""
+    if ".jsonl" in path.name.lower():
+        for item in lines(path):
+            if isinstance(item, Rejected):
+                yield item
+                continue
+            entry, line = item
+            try:
+                yield entry, parse_json(line)
+            except BadRecord as error:
+                yield Rejected(entry, str(error))
+        return
+    for element in stream_json(path):
+        if isinstance(element, Rejected):
+            yield element
+        elif element.key is None:
+            yield element.id, element.value
+        else:
+            yield Rejected(entry_id(path), "a JSON object, expected a list of them")
+            return
+
+
+class _Cursor:
+    """A position in a stream of JSON text, of which a window is in memory."""
+
+    def __init__(self, stream: io.BufferedIOBase):
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._json = json.JSONDecoder()
+        self._window = ""
+        self._at = 0
+        self._is_end = False
+
+    def peek(self) -> str:
+        """The next character that is not space; nothing at the end."""
+        while True:
+            match = _SPACE.match(self._window, self._at)
+            assert match is not None
+            self._at = match.end()
+            if self._at < len(self._window):
+                return self._window[self._at]
+            if self._is_end:
+                return ""
+            self._more(_CHUNK_BYTES)
+
+    def take(self, character: str) -> bool:
+        """Steps over the character, if it is the next one."""
+        is_next = self.peek() == character
+        self._at += is_next
+        return is_next
+
+    def items(self, end: str) -> Iterator[int]:
+        """Counts what stands between commas, with the cursor before it, up to the end sign."""
+        if self.take(end):
+            return
+        for place in itertools.count():
+            yield place
+            if self.take(end):
+                return
+            if not self.take(","):
+                raise BadRecord(f"not JSON: expected a comma or {end!r}")
+
+    def value(self) -> Any:
+        """The JSON value that comes next."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._window, self._at)
+            except json.JSONDecodeError as error:
+                self._go_on_after(error)
+            except _JSON_ERRORS as error:
+                raise BadRecord(f"not JSON: {error}") from error
+            else:
+                # The rest of a number may be behind the window.
+                tail = _NUMBER_TAIL.match(self._window, end)
+                if self._is_end or tail is None or tail.end() < len(self._window):
+                    break
+                self._more(_CHUNK_BYTES)
+        text = self._window[self._at : end]
+        self._at = end
+        if not text.isascii() and _NOT_UTF8.search(text):
+            raise BadRecord("not UTF-8")
+        return value
+
+    def _go_on_after(self, error: json.JSONDecodeError) -> None:
+        """Reads on if the error may come from the end of the window, and raises otherwise."""
+        is_torn = (
+            error.msg.startswith("Unterminated string")
+            or error.pos >= len(self._window) - _MAX_TOKEN
+        )
+        if self._is_end or not is_torn:
+            raise BadRecord(f"not JSON: {error.msg}")
+        size = len(self._window) - self._at
+        if size > MAX_LINE_BYTES:
+            raise BadRecord(f"an element of more than {MAX_LINE_BYTES} characters")
+        # Twice as much each time: parsing again then costs no more than parsing.
+        self._more(max(_CHUNK_BYTES, size))
+
+    def _more(self, num_bytes: int) -> None:
+        data = self._stream.read(num_bytes)
+        self._is_end = not data
+        text = self._decoder.decode(data, final=self._is_end)
+        self._window = self._window[self._at :] + text
+        self._at = 0

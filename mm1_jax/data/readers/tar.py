@@ -1,0 +1,212 @@
+"""The members of a tar file by their headers, and their bytes. Nothing is ever put on the disk.
+
+Of the many kinds of entries only files are members. The parser is our own because of hostile files:
+that of the standard library stops silently at a damaged header, takes negative sizes, unrolls
+sparse files of any size and searches headers with expressions that can take for ever.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mm1_jax.data.ingest.formats.base import HIDDEN, Documents, Rejected
+from mm1_jax.data.readers.source_files import (
+    MAX_ENTRY_BYTES,
+    entry_id,
+    is_hidden,
+    printable,
+)
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.storage import stand_in
+
+_BLOCK = 512
+_FILES = (b"0", b"\0", b"7")
+_DIRECTORY, _SPARSE = b"5", b"S"
+_REFUSED = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a pipe",
+    _SPARSE: "a sparse file",
+}
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+# Entries that say something of the entry that follows; "g" says it of all, but of nothing that is
+# read here.
+_LONG_NAME, _EXTENSION = b"L", b"x"
+_EXTENSIONS = (_LONG_NAME, _EXTENSION, b"K", b"g")
+# They hold a name and a few numbers.
+_MAX_EXTENSION_BYTES = 2**20
+
+
+class Member(NamedTuple):
+    """A file in a tar file: its name, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def members(file: io.BufferedIOBase, path: Path) -> Iterator[Member | Rejected | Documents]:
+    """The files of the tar file at `path`, which is open, in their order; HIDDEN for a hidden one.
+
+    Folders are passed over. What follows damage cannot be read: the last thing is then a Rejected.
+    """
+    is_tar = False
+    try:
+        for kind, member in _entries(file):
+            is_tar = True
+            if kind != _DIRECTORY and is_hidden(member.name):
+                yield HIDDEN
+            elif kind in _FILES and not member.name.endswith("/"):
+                yield member
+            elif kind not in (_DIRECTORY, *_FILES):
+                reason = _REFUSED.get(kind, f"an entry of type {kind!a}")
+                yield Rejected(entry_id(path, member.name), f"{reason}, expected a file")
+    except (BadRecord, OSError) as error:
+        said = "" if is_tar else _stand_in(file)
+        yield Rejected(entry_id(path), said or f"tar: {error}; what follows is not read")
+
+
+def _stand_in(file: io.BufferedIOBase) -> str:
+    with contextlib.suppress(OSError):
+        file.seek(0)
+        return stand_in(file.read(64))
+    return ""
+
+
+def _entries(file: io.BufferedIOBase) -> Iterator[tuple[bytes, Member]]:
+    """All entries with their types; what extensions say of them is applied."""
+    end = file.seek(0, os.SEEK_END)
+    at, is_closed, said = 0, False, _Said()
+    while at < end:
+        header = _read(file, at, _BLOCK, end)
+        at += _BLOCK
+        # Files put one behind the other go on after the closing blocks of the first.
+        is_closed = not header.strip(b"\0")
+        if is_closed:
+            continue
+        _check(header)
+        kind = header[156:157]
+        size = 0 if kind in _WITHOUT_DATA else _number(header[124:136])
+        if kind in _EXTENSIONS:
+            if size > _MAX_EXTENSION_BYTES:
+                raise BadRecord(f"at byte {at}, a header of {size} bytes")
+            said = _said(kind, _read(file, at, size, end), said)
+        else:
+            if kind == _SPARSE:
+                at = _after_map(file, at, header, end)
+            size = size if said.size is None or kind in _WITHOUT_DATA else said.size
+            if size > end - at:
+                raise BadRecord(f"at byte {at}, the file ends inside an entry of {size} bytes")
+            name = _name(header) if said.name is None else said.name
+            yield _SPARSE if said.is_sparse else kind, Member(name, at, size)
+            said = _Said()
+        at += -(-size // _BLOCK) * _BLOCK
+    if not is_closed:
+        raise BadRecord("the file ends without its closing blocks, so it may be cut short")
+
+
+class _Said(NamedTuple):
+    """What extensions say of the entry that follows them."""
+
+    name: str | None = None
+    size: int | None = None
+    is_sparse: bool = False
+
+
+def _said(kind: bytes, data: bytes, before: _Said) -> _Said:
+    if kind == _LONG_NAME:
+        return before._replace(name=_text(data))
+    if kind != _EXTENSION:
+        return before
+    fields = _fields(data)
+    return _Said(
+        name=_text(fields[b"path"]) if b"path" in fields else before.name,
+        size=_decimal(fields[b"size"]) if b"size" in fields else before.size,
+        is_sparse=any(field.startswith(b"GNU.sparse.") for field in fields),
+    )
+
+
+def read_member(file: io.BufferedIOBase, member: Member) -> bytes:
+    """The bytes of a member of an open tar file."""
+    if member.size > MAX_ENTRY_BYTES:
+        raise BadRecord(f"it has {member.size} bytes, more than {MAX_ENTRY_BYTES}")
+    try:
+        return _read(file, member.offset, member.size, member.offset + member.size)
+    except OSError as error:
+        raise BadRecord(f"it cannot be read: {error.strerror}") from error
+
+
+def _read(file: io.BufferedIOBase, at: int, num_bytes: int, end: int) -> bytes:
+    file.seek(at)
+    data = file.read(num_bytes) if at + num_bytes <= end else b""
+    if len(data) != num_bytes:
+        raise BadRecord("the file is cut short")
+    return data
+
+
+def _check(header: bytes) -> None:
+    """Raises BadRecord unless the header's sum is what it says."""
+    summed = header[:148] + b" " * 8 + header[156:]
+    excess = _number(header[148:156]) - sum(summed)
+    # Some programs sum signed bytes.
+    if excess and excess != -256 * sum(byte > 127 for byte in summed):
+        raise BadRecord("no header where one is expected")
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or bytes of a large number marked by their first bit."""
+    if field[0] & 0x80:
+        if field[0] != 0x80:
+            raise BadRecord("a negative number in a header")
+        return int.from_bytes(field[1:], "big")
+    digits = field.split(b"\0")[0].strip() or b"0"
+    if digits.strip(b"01234567"):
+        raise BadRecord("no number where a header has one")
+    return int(digits, 8)
+
+
+def _decimal(field: bytes) -> int:
+    # Twenty digits are more than any disk has bytes.
+    if not field.isdigit() or len(field) > 20:
+        raise BadRecord("no number where a header has one")
+    return int(field)
+
+
+def _name(header: bytes) -> str:
+    name, prefix = header[:100], header[345:500]
+    # GNU's own layout, of a space after "ustar", has times where the prefix is.
+    has_prefix = header[257:263] == b"ustar\0"
+    return _text(prefix) + "/" + _text(name) if has_prefix and prefix[0] else _text(name)
+
+
+def _text(field: bytes) -> str:
+    return printable(field.split(b"\0")[0].decode("utf-8", "surrogateescape"))
+
+
+def _fields(data: bytes) -> dict[bytes, bytes]:
+    """The `size key=value` lines of an extended header."""
+    fields: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(data) and data[at]:
+        digits, space, _ = data[at : at + 20].partition(b" ")
+        end = at + _decimal(digits) if space else at
+        key, equals, value = data[at + len(digits) + 1 : end - 1].partition(b"=")
+        if not equals or not at < end <= len(data):
+            raise BadRecord("a damaged header")
+        fields[key] = value
+        at = end
+    return fields
+
+
+def _after_map(file: io.BufferedIOBase, at: int, header: bytes, end: int) -> int:
+    """Where the data of a sparse file starts: behind the blocks that map it."""
+    has_more = header[482]
+    while has_more:
+        has_more = _read(file, at, _BLOCK, end)[504]
+        at += _BLOCK
+    return at

@@ -1,0 +1,113 @@
+"""Pictures in the tar shards that img2dataset downloaded, by the URL that each came from.
+
+Where a picture lies is found by one pass over the headers and the JSON of the shards, and kept
+beside them: 28 bytes a picture, of which a reader maps into memory what it looks at.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from mm1_jax.data.ingest.formats.webdataset import IMAGES, sample_name
+from mm1_jax.data.readers.json_files import as_object, parse_json
+from mm1_jax.data.readers.source_files import documents_below, files_key
+from mm1_jax.data.readers.tar import Member, members, read_member
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.storage import whole_folder
+
+# What makes an index another one although no file has changed.
+_VERSION = 1
+_SUFFIX = ".tar"
+_PLACE = np.dtype([("url", "<u8"), ("shard", "<i4"), ("offset", "<i8"), ("size", "<i8")])
+
+
+class UrlIndex:
+    """Pictures by URL, in the tar shards below a folder.
+
+    Shards are of img2dataset: `KEY.jpg` and `KEY.json`, whose `url` is the address. Of pictures
+    with the same URL, the first one counts. URLs are told apart by 64 bits of a digest.
+
+    Raises:
+        ValueError: There are no shards, or the index cannot be written beside them.
+    """
+
+    def __init__(self, folder: Path, follow_links: bool = False):
+        self._shards = documents_below(folder, (_SUFFIX,), follow_links)
+        if not self._shards:
+            raise ValueError(f"{folder}: expected tar shards of img2dataset, *.tar, found none")
+        index = folder / f"url_index-{files_key(self._shards, folder, _VERSION)}"
+        if not index.is_dir():
+            self._make(index)
+        self._places = np.load(index / "places.npy", mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, url: str) -> bytes:
+        """The bytes of a picture; BadRecord where there is none."""
+        digest = _digest_of(url)
+        at = int(np.searchsorted(self._places["url"], digest))
+        if at == len(self._places) or self._places["url"][at] != digest:
+            raise BadRecord(f"no file is known for {url!a:.200}")
+        _, shard, offset, size = self._places[at].item()
+        path = self._shards[shard]
+        try:
+            with path.open("rb") as file:
+                data = read_member(file, Member("", offset, size))
+        except (OSError, BadRecord) as error:
+            raise BadRecord(f"{url!a:.200} in {path.name}: {error}") from error
+        if not data:
+            raise BadRecord(f"image {url!a:.200}: it is empty")
+        return data
+
+    def _make(self, index: Path) -> None:
+        shards = tqdm.tqdm(self._shards, desc="URLs of pictures", unit="shard", mininterval=1)
+        found = [
+            (digest, number, member.offset, member.size)
+            for number, path in enumerate(shards)
+            for digest, member in _pictures(path)
+        ]
+        places = np.array(found, _PLACE)
+        # Stable, so that of equal URLs the first one stays.
+        places = places[np.argsort(places["url"], kind="stable")]
+        is_first = np.ones(len(places), bool)
+        is_first[1:] = places["url"][1:] != places["url"][:-1]
+        try:
+            with whole_folder(index) as partial:
+                np.save(partial / "places.npy", places[is_first])
+        except OSError as error:
+            raise ValueError(
+                f"{index}: the index of URLs cannot be written beside the shards: {error.strerror}"
+            ) from error
+
+
+def _digest_of(url: str) -> np.uint64:
+    data = url.encode("utf-8", "surrogatepass")
+    return np.frombuffer(hashlib.blake2b(data, digest_size=8).digest(), "<u8")[0]
+
+
+def _pictures(path: Path) -> Iterator[tuple[np.uint64, Member]]:
+    """The digest of each URL in a shard, and its picture. What is damaged has no picture."""
+    image: dict[str, Member] = {}
+    about: dict[str, Member] = {}
+    with path.open("rb") as file:
+        for member in members(file, path):
+            if not isinstance(member, Member) or (name := sample_name(member.name)) is None:
+                continue
+            key, extension = name
+            if extension in IMAGES:
+                image.setdefault(key, member)
+            elif extension == "json":
+                about.setdefault(key, member)
+            # Samples need not be kept once they are whole: shards may be large.
+            if key in image and key in about:
+                picture, described = image.pop(key), about.pop(key)
+                try:
+                    url = as_object(parse_json(read_member(file, described))).get("url")
+                except BadRecord:
+                    continue
+                if isinstance(url, str):
+                    yield _digest_of(url), picture

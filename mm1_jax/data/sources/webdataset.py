@@ -1,0 +1,264 @@
+"""Samples of WebDataset shards where they lie, by number; nothing is unpacked or converted.
+
+Where the members of each sample lie is found by one pass over the headers of the tar files, and
+kept beside them. A change of a file makes another index.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import logging
+
+from mm1_jax.batch import Record
+from mm1_jax.data.ingest.formats.base import Documents, Rejected
+from mm1_jax.data.ingest.formats.records import captions_record
+from mm1_jax.data.ingest.formats.webdataset import sample_name
+from mm1_jax.data.readers.compressed import decode_text
+from mm1_jax.data.readers.json_files import as_object, parse_json
+from mm1_jax.data.readers.source_files import (
+    documents_below,
+    entry_id,
+    files_key,
+    links_not_followed,
+)
+from mm1_jax.data.readers.tar import Member, members, read_member
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.sources.local import FileSource, SplitIndices
+from mm1_jax.storage import whole_folder
+
+# What makes an index another one although no file has changed.
+_VERSION = 2
+_SUFFIX = ".tar"
+_IMAGE, _TEXT, _ABOUT = range(3)
+_PARTS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), _IMAGE), "txt": _TEXT, "json": _ABOUT}
+# Offset and size of image, text and JSON; (-1, -1) where there is none. Entries that are no sample
+# have shard -1.
+_SAMPLE = np.dtype([("shard", "<i4"), ("num_images", "<i4"), ("spans", "<i8", (3, 2))])
+# Data with more entries than this that are no samples is something else.
+_MAX_REJECTED = 10_000
+
+
+class WebDatasetSource(FileSource):
+    """The samples of a tar file, or of those below a folder in the order of their paths.
+
+    Members that stand together and share a key are a sample, as in the format `webdataset`; hidden
+    files are skipped. A record is what its `.json` says, and `id`, `image` and `captions`, which is
+    its `.txt`, or without one the `caption` of the JSON. An entry that belongs to no sample is a
+    bad record in its place, so that it is counted. The fingerprint is of the places and sizes of
+    members, and does not see their bytes.
+    """
+
+    def __init__(self, cfg: FileSource.Config, *, split: str):
+        super().__init__(cfg, split=split)
+        is_file = self.path.is_file()
+        self._shards = [self.path] if is_file else documents_below(self.path, (_SUFFIX,))
+        if not self._shards:
+            raise ValueError(
+                f"source.path={str(self.path)!r} holds no shards of WebDataset. Set it to a "
+                f"{_SUFFIX} file, or to a folder of such files."
+            )
+        if not is_file and (links := links_not_followed(self.path)):
+            logging.warning("source.path: %s; name what they lead to", links)
+        self.cache_dir = self.path.parent if is_file else self.path
+        self._index = _index(self._shards, self.path, self.cache_dir)
+        self._split = SplitIndices(len(self._index.samples), split, cfg.test_every)
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> Record:
+        number = self._split[index]
+        sample = self._index.samples[number]
+        shard, num_images = int(sample["shard"]), int(sample["num_images"])
+        if shard < 0:
+            raise BadRecord(self._index.rejected[number])
+        path = self._shards[shard]
+        spans = sample["spans"].tolist()
+        parts = [None if size < 0 else Member("", offset, size) for offset, size in spans]
+        where = entry_id(path, next(member.offset for member in parts if member))
+        try:
+            if num_images != 1:
+                raise BadRecord(f"{num_images} images, expected one" if num_images else "no image")
+            with path.open("rb") as file:
+                return _record(file, where, parts)
+        except BadRecord as error:
+            raise BadRecord(f"{where}: {error}") from error
+        except OSError as error:
+            raise BadRecord(f"{where}: it cannot be read: {error.strerror}") from error
+
+    def fingerprint(self) -> str:
+        return (
+            f"samples={len(self._index.samples)} digest={self._index.digest} split={self.split} "
+            f"test_every={self._config.test_every}"
+        )
+
+
+def _record(file: io.BufferedIOBase, entry: str, parts: Sequence[Member | None]) -> Record:
+    image, text, about = (part and read_member(file, part) for part in parts)
+    fields: dict[str, Any] = {}
+    if about is not None:
+        try:
+            fields = as_object(parse_json(about))
+        except BadRecord:
+            # It is needed only where there is no other caption.
+            if text is None:
+                raise
+    caption = fields.pop("caption", None)
+    if text is not None:
+        caption = decode_text(text)
+    return fields | captions_record(entry, image, [(caption, "caption")])
+
+
+class _Index:
+    """Where the samples are.
+
+    Attributes:
+        samples: Of type `_SAMPLE`.
+        rejected: Why an entry is no sample, by its place among the samples.
+        digest: Tells another index.
+    """
+
+    def __init__(self, samples: np.ndarray, rejected: dict[int, str], digest: str):
+        self.samples = samples
+        self.rejected = rejected
+        self.digest = digest
+        self._folder: Path | None = None
+
+    def store(self, folder: Path) -> "_Index":
+        """Writes it down, whole or not at all; what is returned reads it from there."""
+        with whole_folder(folder) as partial:
+            np.save(partial / "samples.npy", self.samples)
+            facts = {"digest": self.digest, "rejected": list(self.rejected.items())}
+            (partial / "facts.json").write_text(json.dumps(facts))
+        return _Index.load(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "_Index":
+        """Reads what `store` wrote; the samples stay on disk. ValueError for anything else."""
+        try:
+            samples = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
+            facts = json.loads((folder / "facts.json").read_text())
+            index = cls(samples, dict(facts["rejected"]), facts["digest"])
+        except OSError:
+            raise
+        # For a header that is damaged, numpy raises whatever its parser does.
+        except Exception as error:
+            raise ValueError(f"{folder} is no index: {error}") from error
+        if samples.dtype != _SAMPLE or samples.ndim != 1:
+            raise ValueError(f"{folder} is no index: {samples.dtype} {samples.shape}")
+        index._folder = folder
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would be sent to workers as an array.
+        return self.__dict__ if self._folder is None else {"_folder": self._folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        folder = state["_folder"]
+        self.__dict__.update(state if folder is None else _Index.load(folder).__dict__)
+
+
+def _index(shards: Sequence[Path], source: Path, cache_dir: Path) -> _Index:
+    """The index of shards: read if it was made before, else made and kept if that is possible."""
+    folder = cache_dir / "webdataset_index" / files_key(shards, cache_dir, _VERSION)
+    try:
+        return _Index.load(folder)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        logging.warning("%s; it is made again", error)
+        shutil.rmtree(folder, ignore_errors=True)
+    index = _made(shards, source)
+    try:
+        return index.store(folder)
+    except (OSError, ValueError) as error:
+        logging.warning("%s: the index of the shards is not kept (%s)", folder, error)
+        return index
+
+
+def _made(shards: Sequence[Path], source: Path) -> _Index:
+    digest = hashlib.blake2b(digest_size=8)
+    tables: list[np.ndarray] = []
+    rejected: dict[int, str] = {}
+    start = 0
+    for number, path in enumerate(tqdm.tqdm(shards, f"index of {source}", delay=3, disable=None)):
+        rows = []
+        for item in _samples(path):
+            if isinstance(item, Rejected):
+                rejected[start + len(rows)] = f"{item.id}: {item.reason}"
+                rows.append((-1, 0, _NOWHERE))
+            else:
+                rows.append((number, *item))
+            if len(rejected) > _MAX_REJECTED:
+                raise ValueError(
+                    f"{source}: more than {_MAX_REJECTED} entries are no samples; the first is "
+                    f"{next(iter(rejected.values()))}"
+                )
+        tables.append(np.array(rows, _SAMPLE))
+        start += len(rows)
+        digest.update(path.stat().st_size.to_bytes(8, "little"))
+        digest.update(tables[-1].tobytes())
+    if start == len(rejected):
+        reason = next(iter(rejected.values()), "its shards are empty")
+        raise ValueError(f"source.path={str(source)!r} holds no sample of WebDataset: {reason}")
+    return _Index(np.concatenate(tables), rejected, digest.hexdigest())
+
+
+_NOWHERE = ((-1, -1),) * 3
+# Images and spans of a sample.
+_Places = tuple[int, tuple[tuple[int, int], ...]]
+
+
+def _samples(path: Path) -> Iterator[_Places | Rejected]:
+    """Where the members of each run of members with the same key are."""
+    try:
+        with path.open("rb") as file:
+            yield from _runs(file, path)
+    except OSError as error:
+        yield Rejected(entry_id(path), f"it cannot be read: {error.strerror}")
+
+
+def _runs(file: io.BufferedIOBase, path: Path) -> Iterator[_Places | Rejected]:
+    finished: set[str] = set()
+    run: dict[str, Member] = {}
+    key = None
+    for member in members(file, path):
+        if isinstance(member, Documents):
+            continue
+        if isinstance(member, Rejected):
+            yield member
+            continue
+        name = sample_name(member.name)
+        if name is None or name[0] in finished:
+            reason = "its key has been there before" if name else "a name without an extension"
+            yield Rejected(entry_id(path, member.name), reason)
+            continue
+        if key is not None and name[0] != key:
+            yield _places(run, path, key)
+            finished.add(key)
+            run = {}
+        key, extension = name
+        if extension in run:
+            yield Rejected(entry_id(path, member.name), "it comes a second time")
+        else:
+            run[extension] = member
+    if key is not None:
+        yield _places(run, path, key)
+
+
+def _places(run: dict[str, Member], path: Path, key: str) -> _Places | Rejected:
+    spans = list(_NOWHERE)
+    for extension, member in run.items():
+        if extension in _PARTS:
+            spans[_PARTS[extension]] = member.offset, member.size
+    if spans == list(_NOWHERE):
+        return Rejected(entry_id(path, key), f"none of {', '.join(_PARTS)}")
+    num_images = sum(_PARTS.get(extension) == _IMAGE for extension in run)
+    return num_images, tuple(spans)

@@ -1,0 +1,1 @@
+"""Text to token ids and back, with the special tokens of documents."""

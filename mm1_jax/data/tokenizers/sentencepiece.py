@@ -1,0 +1,245 @@
+"""Text to token ids and back: a sentencepiece model and the special tokens.
+
+`tools/train_tokenizer.py` trains such models; a tiny one, trained on the embedded corpora, ships
+with the package. They use byte fallback, so every text can be encoded and none needs an unknown
+token. Any other sentencepiece model (of Llama, Mistral, T5, ...) serves as well: the image
+placeholder gets the first id after its pieces, and pad and bos stand in for one another where the
+model lacks one, as documents are never told apart by them.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sentencepiece
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.field_types import PositiveInt
+
+SHIPPED_MODEL = Path(__file__).parents[1] / "assets" / "tiny.model"
+
+# Where models trained by `train` keep them; other models have no image piece. Control symbols never
+# match text: a document that spells "<image>" or "<s>" is encoded as those characters.
+PAD, BOS, EOS = 0, 1, 2
+IMAGE_PIECE = "<image>"
+IMAGE_TOKEN = 4
+
+
+class Vocabulary(NamedTuple):
+    """The size of the embedding table, and the id of the image placeholder."""
+
+    vocab_size: int
+    image_token: int
+
+
+class Tokenizer(Configurable):
+    """A sentencepiece model with the special tokens of documents."""
+
+    @config_class
+    class Config(Configurable.Config):
+        # A sentencepiece model file, from `data_dir` on; None means the one that ships with the
+        # package.
+        model_path: str | None = None
+        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        # The vocabulary size is rounded up to a multiple of this, so that it shards evenly.
+        vocab_multiple: PositiveInt = 64
+        # Pieces of the model, for configs that are looked at before there is a file. A file that is
+        # there must have as many.
+        num_pieces: PositiveInt | None = None
+
+    @staticmethod
+    def vocabulary(cfg: Any) -> "Vocabulary":
+        """What the model has to know of the tokenizer; without a file, as `train` makes them."""
+        if cfg.num_pieces is None or tokenizer_path(cfg).is_file():
+            tokenizer = cfg.instantiate()
+            return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
+        return Vocabulary(_round_up(cfg.num_pieces, cfg.vocab_multiple), IMAGE_TOKEN)
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        path = tokenizer_path(cfg)
+        self._model = _load(path)
+        pieces = self._model.get_piece_size()
+        if cfg.num_pieces not in (None, pieces):
+            raise ValueError(
+                f"tokenizer.num_pieces={cfg.num_pieces}, but {path} has {pieces}; set the field "
+                "to that, or train a model of that size with tools/train_tokenizer.py"
+            )
+        pad, bos, eos = (self._model.pad_id(), self._model.bos_id(), self._model.eos_id())
+        if eos < 0:
+            raise ValueError(
+                f"tokenizer.model_path={str(path)!r} has no piece for the end of a text (eos_id "
+                "is -1); choose a model that has, or train one with tools/train_tokenizer.py"
+            )
+        self.eos = eos
+        self.pad = pad if pad >= 0 else 0
+        self.bos = next(i for i in (bos, pad, eos) if i >= 0)
+        image_token = self._model.piece_to_id(IMAGE_PIECE)
+        self.image_token = image_token if self._model.is_control(image_token) else pieces
+        self.vocab_size = _round_up(max(pieces, self.image_token + 1), cfg.vocab_multiple)
+        # Ids that no text may have. What no piece spells may be the id of an unknown one.
+        self._reserved = {i for i in (bos, eos, pad) if i >= 0} | {self.image_token}
+        self._reserved.discard(self._model.unk_id())
+
+    @property
+    def sentencepiece(self) -> sentencepiece.SentencePieceProcessor:
+        """The model itself."""
+        return self._model
+
+    @property
+    def not_text(self) -> tuple[int, ...]:
+        """The ids that no answer contains: all but text and eos, the vocabulary's padding too."""
+        return tuple(i for i in range(self.vocab_size) if i != self.eos and not self._is_text(i))
+
+    def fingerprint(self) -> str:
+        """A digest of the model."""
+        return hashlib.blake2b(self._model.serialized_model_proto(), digest_size=8).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens. Empty text has no ids."""
+        return self._checked(self._model.encode(without_half_pairs(text)), text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
+        return self._model.decode([int(i) for i in ids if self._is_text(int(i))])
+
+    def _checked(self, ids: list[int], text: str) -> list[int]:
+        """The ids of a text, none of which may stand for something else than text.
+
+        Raises:
+            BadRecord: The text spells a token that does.
+        """
+        if not self._reserved.isdisjoint(ids):
+            i = next(i for i in ids if i in self._reserved)
+            raise BadRecord(f"token {i} is not for text, and a text spells it: {text!a:.200}")
+        return ids
+
+    def _is_text(self, i: int) -> bool:
+        model = self._model
+        return 0 <= i < model.get_piece_size() and not (model.is_control(i) or model.is_unknown(i))
+
+
+def without_half_pairs(text: str) -> str:
+    """The text with "?" for halves of surrogate pairs: JSON can hold them, no bytes spell them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises ValueError where a tokenizer makes ids that the embedding table has no row for."""
+    name, size = type(tokenizer).__name__, tokenizer.vocab_size
+    special = {role: getattr(tokenizer, role) for role in ("pad", "bos", "eos", "image_token")}
+    encoded = list(tokenizer.encode("A text, 42."))
+    for role, ids in (*((role, [i]) for role, i in special.items()), ("encode", encoded)):
+        wrong = [i for i in ids if not isinstance(i, int | np.integer) or not 0 <= i < size]
+        if wrong:
+            raise ValueError(
+                f"input.tokenizer: {name}.{role} gives {wrong[0]!r}, expected whole numbers from 0 "
+                f"to {size - 1} (its vocab_size is {size})"
+            )
+    if special["image_token"] in encoded:
+        raise ValueError(
+            f"input.tokenizer: {name}.encode gives the image_token {special['image_token']} for "
+            "text; the placeholder needs an id of its own"
+        )
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def train(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Trains a model and returns the content of its file.
+
+    Whitespace is kept as it is and Unicode is not normalised, so that `decode(encode(text))` is
+    `text` (but for U+2581, sentencepiece's own sign for a space). One thread: with more, the
+    result depends on their timing.
+
+    Raises:
+        ValueError: There is no text, or it needs more than `vocab_size` pieces.
+        Exception: That of `texts`, as it is.
+    """
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size={vocab_size} must be at least 1")
+    chunks: list[bytes] = []
+    # The library hides what its input raises behind an error of its own.
+    errors: list[BaseException] = []
+    is_empty = True
+
+    def sentences() -> Iterator[str]:
+        nonlocal is_empty
+        try:
+            for text in texts:
+                is_empty = is_empty and not text.strip()
+                yield without_half_pairs(text)
+        except BaseException as error:
+            errors.append(error)
+
+    class Writer:
+        def write(self, chunk: bytes) -> None:
+            chunks.append(chunk)
+
+    try:
+        _train(sentences(), Writer(), vocab_size)
+    except RuntimeError as error:
+        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        if errors:
+            raise errors[0] from None
+        if is_empty:
+            raise ValueError("there is no text to train a tokenizer on") from None
+        if needed is None:
+            raise ValueError(f"no tokenizer can be trained on these texts: {error}") from error
+        raise ValueError(
+            f"vocab_size={vocab_size}: the bytes and the characters of the texts alone take "
+            f"{needed[1]} pieces; choose more than that"
+        ) from error
+    if errors:
+        raise errors[0]
+    return b"".join(chunks)
+
+
+def _train(texts: Iterator[str], writer: Any, vocab_size: int) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts,
+        model_writer=writer,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        pad_id=PAD,
+        bos_id=BOS,
+        eos_id=EOS,
+        unk_id=3,
+        pad_piece="<pad>",
+        control_symbols=[IMAGE_PIECE],
+        # Apart from the words, so that a word is one token at the end of a sentence too.
+        user_defined_symbols=list(".,:;?!"),
+        num_threads=1,
+        minloglevel=2,
+    )
+
+
+def tokenizer_path(cfg: Any) -> Path:
+    """The file of a tokenizer."""
+    return Path(cfg.data_dir or ".", cfg.model_path) if cfg.model_path else SHIPPED_MODEL
+
+
+def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+    if not path.is_file():
+        raise ValueError(
+            f"tokenizer.model_path={str(path)!r} is not a file. Train one with "
+            "tools/train_tokenizer.py, or leave the field unset to use the shipped model."
+        )
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"tokenizer.model_path={str(path)!r} is not a sentencepiece model: {error}"
+        ) from error

@@ -1,0 +1,166 @@
+"""Vocabularies of seqio as tokenizers, for models whose data is kept that way.
+
+The library is an import of the extra `seqio`, and brings TensorFlow into every process that reads
+data. A SentencePiece model without extra ids needs none of that: `tokenizer.Tokenizer` reads it.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import sentencepiece
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.tokenizers.sentencepiece import (
+    Tokenizer,
+    Vocabulary,
+    tokenizer_path,
+    without_half_pairs,
+)
+from mm1_jax.field_types import NonNegativeInt
+
+
+class SeqioTokenizer(Tokenizer):
+    """A `seqio.Vocabulary` with the special tokens of documents.
+
+    The image placeholder is an extra id, or by default the first id after the vocabulary. Other
+    extra ids are what the vocabulary makes of them; no answer contains one.
+    """
+
+    @config_class
+    class Config(Tokenizer.Config):
+        # Where Python finds a vocabulary, or what makes one without arguments:
+        # "my_project.tasks.VOCABULARY", "seqio.ByteVocabulary". Instead of `model_path`.
+        vocabulary: str | None = None
+        # Ids after the pieces of the model of `model_path`.
+        extra_ids: NonNegativeInt = 0
+        # One of the extra ids; None: the first id after the vocabulary.
+        image_token: NonNegativeInt | None = None
+
+    @staticmethod
+    def vocabulary(cfg: Any) -> Vocabulary:
+        """What the model has to know of the tokenizer."""
+        tokenizer = cfg.instantiate()
+        return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
+
+    def __init__(self, cfg: Config):
+        # Not that of Tokenizer, which reads the model without extra ids.
+        Configurable.__init__(self, cfg)
+        if cfg.num_pieces is not None:
+            raise ValueError("tokenizer.num_pieces: a seqio vocabulary says how many it has")
+        self._vocabulary = _vocabulary(cfg)
+        size, num_extra = self._vocabulary.vocab_size, self._vocabulary.extra_ids
+        self._extra_ids = range(size - num_extra, size)
+        self.pad = _id(self._vocabulary, "pad_id") or 0
+        eos = _id(self._vocabulary, "eos_id")
+        if eos is None:
+            raise ValueError(
+                f"tokenizer: {self._vocabulary} has no id for the end of a text (eos_id)"
+            )
+        self.eos = eos
+        bos = _id(self._vocabulary, "bos_id")
+        # Documents are never told apart by it.
+        self.bos = self.pad if bos is None else bos
+        self.image_token = size if cfg.image_token is None else cfg.image_token
+        if self.image_token != size and self.image_token not in self._extra_ids:
+            raise ValueError(
+                f"tokenizer.image_token={self.image_token} is none of the {num_extra} extra ids, "
+                f"from {size - num_extra} on; set it to one, or to None for an id of its own"
+            )
+        self._special = {self.pad, self.bos, self.eos, _id(self._vocabulary, "unk_id")}
+        unknown = _id(self._vocabulary, "unk_id")
+        self._reserved = {self.bos, self.eos, self.image_token} - {unknown}
+        model = getattr(self._vocabulary, "tokenizer", None)
+        if isinstance(model, sentencepiece.SentencePieceProcessor):
+            self._special.update(i for i in range(size) if model.is_control(i))
+        num_ids = max(size, self.image_token + 1)
+        self.vocab_size = -(-num_ids // cfg.vocab_multiple) * cfg.vocab_multiple
+
+    def fingerprint(self) -> str:
+        """A digest of the vocabulary and of the id of the image placeholder."""
+        digest = hashlib.blake2b(f"{self.image_token} {self._extra_ids}".encode(), digest_size=8)
+        model = getattr(self._vocabulary, "sp_model", None)
+        if model is None:
+            # What there is to know of any vocabulary: what its ids stand for.
+            texts = map(self._decode, range(self._vocabulary.vocab_size))
+            model = "\0".join([type(self._vocabulary).__name__, *texts]).encode()
+        digest.update(model)
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens. Empty text has no ids.
+
+        Raises:
+            BadRecord: The text spells the image placeholder, as "<extra_id_0>" may, or another
+                special token.
+        """
+        text = without_half_pairs(text)
+        ids = [int(i) for i in self._vocabulary.encode(text)] if text else []
+        return self._checked(ids, text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
+        return self._vocabulary.decode([int(i) for i in ids if self._is_text(int(i))])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not every vocabulary can be pickled; what was made here can be made again.
+        return {"_config": self._config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_config"])
+
+    def _decode(self, i: int) -> str:
+        return str(self._vocabulary.decode([i]))
+
+    def _is_text(self, i: int) -> bool:
+        return 0 <= i < self._extra_ids.start and i not in self._special
+
+
+def _id(vocabulary: Any, name: str) -> int | None:
+    """The id of a special token; None where the vocabulary has none."""
+    try:
+        value = getattr(vocabulary, name)
+    except NotImplementedError:
+        return None
+    return None if value is None or value < 0 else int(value)
+
+
+def _vocabulary(cfg: Any) -> Any:
+    """The vocabulary that a config names, with its model read."""
+    if (cfg.vocabulary is None) == (cfg.model_path is None):
+        raise ValueError("tokenizer: set one of vocabulary and model_path, and not the other")
+    try:
+        seqio = importlib.import_module("seqio")
+    except ImportError as error:
+        raise ValueError(
+            f"SeqioTokenizer needs seqio ({error}): pip install 'mm1_jax[seqio]'"
+        ) from error
+    if cfg.model_path is not None:
+        path = tokenizer_path(cfg)
+        if not path.is_file():
+            raise ValueError(f"tokenizer.model_path={str(path)!r} is not a file")
+        vocabulary: Any = seqio.SentencePieceVocabulary(str(path), extra_ids=cfg.extra_ids)
+    else:
+        if cfg.extra_ids:
+            raise ValueError("tokenizer.extra_ids is of model_path; a vocabulary has its own")
+        module, _, name = cfg.vocabulary.rpartition(".")
+        try:
+            vocabulary = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"tokenizer.vocabulary={cfg.vocabulary!r}: {error}; expected MODULE.NAME of a "
+                "seqio.Vocabulary"
+            ) from error
+        if not isinstance(vocabulary, seqio.Vocabulary) and callable(vocabulary):
+            vocabulary = vocabulary()
+    if not isinstance(vocabulary, seqio.Vocabulary):
+        raise ValueError(f"tokenizer.vocabulary={cfg.vocabulary!r} is no seqio.Vocabulary")
+    try:
+        # Models are read when they are needed first.
+        size = vocabulary.vocab_size
+    except Exception as error:  # What TensorFlow and sentencepiece raise has no common base.
+        raise ValueError(f"tokenizer: {error}") from error
+    if not isinstance(size, int):
+        raise ValueError(f"tokenizer: a vocabulary of {size!r} ids")
+    return vocabulary

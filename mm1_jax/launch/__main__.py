@@ -1,0 +1,267 @@
+"""Entry point: finds a named config, applies overrides, builds the experiment and runs it.
+
+    python -m mm1_jax.launch --config=mm1_tiny --config.trainer.max_steps=100
+
+Nothing heavy is imported here: experiments are imported when the command line is understood, and
+jax when all processes of the run have met.
+"""
+
+if __name__ == "__main__":
+    from mm1_jax.command import end_on_signals
+
+    # Before the imports, which take a second.
+    end_on_signals()
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+
+from mm1_jax.command import status_of
+from mm1_jax.flags import local_path, whole
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.named_configs import named_configs
+from mm1_jax.launch.processes import (
+    NOT_SAVED,
+    USER_ERRORS,
+    add_cluster_options,
+    chosen_cluster,
+    failed,
+    join,
+    of_several,
+    status_of_exit,
+)
+from mm1_jax.launch.run_folder import MAY_CHANGE, Launch, RunFolder
+from mm1_jax.launch.supervisor import supervise
+from mm1_jax.multihost.cluster import Cluster
+from mm1_jax.multihost.rendezvous import DECLINE_SECONDS, decline
+
+_DESCRIPTION = """\
+Trains a named config and writes checkpoints, metrics and a report into a folder.
+A second launch into the same folder resumes the run, and SIGTERM saves before it ends.
+"""
+
+_EPILOG = f"""\
+fields of the config:
+  --config.PATH=VALUE   sets any field, e.g. --config.trainer.max_steps=100
+                        or --config.evals.digits_vqa.num_examples=10 or
+                        --config.input.streams.0.weight=3; --print_config shows the
+                        paths. What must agree follows: the input takes the number
+                        of tokens per image from the model's connector.
+
+resuming:
+  A run goes on in its folder with the same config. These fields may change:
+  {", ".join(MAY_CHANGE[:5])},
+  {", ".join(MAY_CHANGE[5:9])},
+  {", ".join(MAY_CHANGE[9:])}
+  (max_steps where it leaves optimizer.decay_steps, which follows it unless set, as it was).
+
+exit codes:
+  0         done, or was done already
+  1         unexpected error
+  2         error that a change of the command line, config or data mends, e.g. an unknown
+            field, too many bad pictures, a loss that is not finite
+  3         trained and reported, but an evaluation or the last save failed; launch again to
+            repeat it
+  130, 143  stopped by SIGINT or SIGTERM, and saved if training had begun; launch again to
+            continue
+
+many processes:
+  Give the same command on every host. On Cloud TPU, GKE, Slurm and under mpirun, the processes
+  find each other; elsewhere --coordinator_address, --num_processes and --process_id say who they
+  are. docs/pods.md has the launch files.
+
+examples:
+  python -m mm1_jax.launch --list
+  python -m mm1_jax.launch --config=mm1_tiny
+  python -m mm1_jax.launch --config=mm1_tiny --config.model.connector.num_image_tokens=9 \\
+      --output_dir=runs/nine_tokens
+  python -m mm1_jax.launch --module=my.module --config=my_config --print_config
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mm1_jax.launch",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_config_options(parser, required=False)
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        type=local_path,
+        help="where outputs go (default: ./runs/NAME)",
+    )
+    parser.add_argument("--list", action="store_true", help="show all named configs and exit")
+    parser.add_argument(
+        "--print_config", action="store_true", help="show the resolved config and exit"
+    )
+    parser.add_argument(
+        "--max_restarts",
+        metavar="N",
+        type=whole(0),
+        default=0,
+        help="start a run again that died, so many times (default: 0)",
+    )
+    parser.add_argument(
+        "--compilation_cache",
+        metavar="DIR",
+        default="default",
+        help='where compiled programs are kept; "" for nowhere (default: in ~/.cache/mm1_jax, or '
+        "what JAX_COMPILATION_CACHE_DIR says)",
+    )
+    add_cluster_options(parser)
+    parser.add_argument(
+        "--verbosity",
+        metavar="N",
+        type=whole(-1),
+        default=-1,
+        help="what libraries log: -1 warnings (default), 0 information, 1 tracebacks of errors too",
+    )
+    return parser
+
+
+def list_configs(module: str | None) -> str:
+    configs = named_configs(module)
+    width = max(map(len, configs), default=0)
+    return "\n".join(
+        f"{name:{width}}  {configs[name].summary}".rstrip() for name in sorted(configs)
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the result is the exit status."""
+    return status_of(lambda: _main(list(sys.argv[1:] if argv is None else argv)), errors=())
+
+
+def _main(arguments: list[str]) -> int:
+    rest, overrides = split_overrides(arguments)
+    parser = _parser()
+    options = parser.parse_args(rest)
+    logging.set_verbosity(options.verbosity)
+    # Libraries may read flags of absl, which this parser stands in for.
+    flags.FLAGS.mark_as_parsed()
+    cluster = None
+    try:
+        if options.list:
+            print(list_configs(options.module))
+            return 0
+        if options.config is None:
+            parser.error("--config=NAME is needed; --list shows all names")
+        if options.max_restarts > 0:
+            command = [sys.executable, "-m", "mm1_jax.launch", *arguments, "--max_restarts=0"]
+            return supervise(command, options.max_restarts)
+        _keep_programs(options.compilation_cache)
+        cluster = None if options.print_config else chosen_cluster(options)
+        launch = chosen_launch(options, overrides)
+        cfg = launch.resolved_config()
+        if options.print_config:
+            print(cfg.debug_string())
+            return 0
+        folder = RunFolder(options.output_dir or Path("runs") / options.config)
+    except USER_ERRORS as error:
+        status = failed(error, cluster)
+        if cluster is not None:
+            decline(cluster, str(error), min(options.initialization_timeout, DECLINE_SECONDS))
+        return status
+    if cluster is None:
+        return _run_alone(launch, cfg, folder)
+    return of_several(cluster, lambda: _run(launch, cfg, folder, cluster, options))
+
+
+def _run_alone(launch: Launch, cfg: Any, folder: RunFolder) -> int:
+    try:
+        with folder.lock():
+            kept = folder.claim(launch, cfg)
+            cfg = launch.resolved_config(kept) if kept else cfg
+            cfg.instantiate(output_dir=folder.path).run()
+    except USER_ERRORS as error:
+        return failed(error)
+    except KeyboardInterrupt as stop:
+        stop.add_note(NOT_SAVED)
+        raise
+    except SystemExit as end:
+        return status_of_exit(end)
+    print(f"Outputs: {folder.path}", flush=True)
+    return 0
+
+
+def _run(
+    launch: Launch, cfg: Any, folder: RunFolder, cluster: Cluster, options: argparse.Namespace
+) -> int:
+    """Builds the experiment and runs it together with the other processes."""
+    distributed = importlib.import_module("mm1_jax.multihost.distributed")
+    if distributed.uses_devices():
+        others = "" if options.module else " (or another module of `experiments`)"
+        raise ValueError(
+            f"{launch.module}{others}: its import, or the function of --config={launch.config}, "
+            "uses JAX's devices, which a process may only do after it has joined the others; make "
+            "arrays, and ask for devices, in classes that the config names (numpy serves a config)"
+        )
+    join(cluster, options)
+    agreement = importlib.import_module("mm1_jax.multihost.agreement")
+    agreement.agree(
+        {
+            "--config": launch.config,
+            "--output_dir": folder.path.absolute(),
+            "module of the config": launch.module,
+            **agreement.config_facts(cfg),
+            **agreement.host_facts(str(launch.module).split(".")[:1]),
+        }
+    )
+    with contextlib.ExitStack() as stack:
+        kept = None
+        with distributed.together():
+            if distributed.is_first():
+                stack.enter_context(folder.lock())
+                kept = folder.claim(launch, cfg)
+        kept = distributed.broadcast(kept)
+        cfg = launch.resolved_config(kept) if kept else cfg
+        distributed.start_devices()
+        with distributed.together():
+            experiment = cfg.instantiate(output_dir=folder.path)
+            # Read here, where each may fail alone.
+            data = experiment.fingerprint()
+        agreement.agree(data)
+        experiment.run()
+    if cluster.process_id == 0:
+        print(f"Outputs: {folder.path}", flush=True)
+    return 0
+
+
+def _keep_programs(folder: str) -> None:
+    """Tells jax, which is not imported yet, where compiled programs are kept."""
+    if "jax" in sys.modules:
+        return
+    if not folder:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    elif folder != "default":
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # Code for one CPU may not run on another one that shares the home.
+        default = cache / "mm1_jax" / "programs" / _cpu()
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default))
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return hashlib.sha256("\n".join(sorted(flags)).encode()).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""One process of several: its options, how it joins the others, and how all of them end alike."""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+
+from mm1_jax.command import USER_ERROR, complain, ignore_signals, stop_status
+from mm1_jax.flags import whole
+from mm1_jax.multihost.cluster import Cluster, find_cluster
+from mm1_jax.multihost.rendezvous import meet
+
+# Said of a launch that a signal stops where it cannot save.
+NOT_SAVED = "nothing was saved at this point, launch again to continue"
+
+# Ended by a change of the command line, config or data; FloatingPointError is a loss that is not
+# finite. Anything else is worth another start.
+USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which processes work together, for `chosen_cluster` and `join`."""
+    group = parser.add_argument_group("many processes")
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num_processes", metavar="N", type=whole(), help="1: on its own, anywhere")
+    group.add_argument("--process_id", metavar="I", type=whole(0), help="which of them, from 0")
+    group.add_argument(
+        "--initialization_timeout",
+        metavar="SECONDS",
+        type=whole(),
+        default=300,
+        help="how long processes wait for each other at the start (default: 300)",
+    )
+    group.add_argument(
+        "--heartbeat_timeout",
+        metavar="SECONDS",
+        type=whole(),
+        default=30,
+        help="after which a silent process counts as dead, which ends the others (default: 30)",
+    )
+
+
+def chosen_cluster(options: argparse.Namespace) -> Cluster | None:
+    """The processes that options or environment tell of; None where this one is on its own."""
+    return find_cluster(options.coordinator_address, options.num_processes, options.process_id)
+
+
+def join(cluster: Cluster, options: argparse.Namespace) -> Any:
+    """Waits for the others and becomes one of them.
+
+    Returns:
+        The module `mm1_jax.multihost.distributed`, which speaks with them.
+    """
+    meet(cluster, options.initialization_timeout)
+    distributed = importlib.import_module("mm1_jax.multihost.distributed")
+    distributed.initialize(
+        cluster,
+        initialization_timeout=options.initialization_timeout,
+        heartbeat_timeout=options.heartbeat_timeout,
+    )
+    return distributed
+
+
+def of_several(
+    cluster: Cluster,
+    action: Callable[[], int],
+    *,
+    errors: tuple[type[Exception], ...] = USER_ERRORS,
+    note: str = NOT_SAVED,
+) -> int:
+    """Exit status of an action of one process of several, which ends with it.
+
+    Args:
+        errors: Those whose text is all that a user needs; others keep their traceback.
+        note: Said of an action that a signal has stopped.
+    """
+    in_order = False
+    try:
+        status = action()
+        in_order = True
+    except errors as error:
+        status = failed(error, cluster)
+    except KeyboardInterrupt as stop:
+        stop.add_note(note)
+        status = stop_status(stop)
+    except SystemExit as end:
+        status, in_order = status_of_exit(end), True
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    leave(cluster, status, in_order=in_order)
+    return status
+
+
+def failed(error: Exception, cluster: Cluster | None = None) -> int:
+    logging.debug("Traceback of the error below:", exc_info=True)
+    process = "" if cluster is None else f" (process {cluster.process_id})"
+    complain(f"error{process}: {error}")
+    return USER_ERROR
+
+
+def status_of_exit(end: SystemExit) -> int:
+    """Status of a run that was stopped or lacks an evaluation; 0 stands for success alone."""
+    if isinstance(end.code, int) and end.code:
+        return end.code
+    complain(f"error: the experiment ended the process before its end, by sys.exit({end.code!r})")
+    return 1
+
+
+def leave(cluster: Cluster | None, status: int, *, in_order: bool = False) -> None:
+    """Ends a process of several; `in_order` where all of them end alike. Alone: does nothing.
+
+    Returns where there is no connection to the others: none of them waits for this process in a
+    way that it cannot see.
+    """
+    distributed = sys.modules.get("mm1_jax.multihost.distributed")
+    if cluster is None or distributed is None:
+        return
+    # A supervisor of all processes, srun for one, stops those that are left when the first ends,
+    # and they have to say the same.
+    ignore_signals()
+    if in_order:
+        distributed.finish(status)
+    else:
+        distributed.leave(status)

@@ -1,0 +1,339 @@
+"""The output folder of a run: how it was launched, and whether a second launch may go on there.
+
+    launch.json   the name of the config, its module and the overrides of the command line
+    config.txt    the resolved config, one `path: value` a line
+    run.json      the identity of the run, which lies beside its checkpoints, too
+    launch.lock   the process that runs there, as long as it does
+
+A launch into a folder that holds a run resumes it, if the config is the same up to MAY_CHANGE.
+Defaults that have changed in between (`stored_config.DEFAULTS`) stay those of the run.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from mm1_jax.checkpoints.checkpoint_folder import (
+    CONFIG,
+    IDENTITY,
+    LOCK,
+    checkpoint_folder,
+    checkpoints_of,
+    newest_step,
+    raise_if_taken,
+    read_identity,
+)
+from mm1_jax.launch.named_configs import find_named_config
+from mm1_jax.overrides import apply_overrides, is_overridden, restore_values
+from mm1_jax.storage import write_whole
+from mm1_jax.stored_config import Difference, config_differences
+
+# Fields that may differ between launches into one folder, with all that is inside them: what is
+# evaluated, logged and kept, where the data lies, which a checkpoint knows by its content, and how
+# fast it is read. None of them changes what is learnt.
+# A new `trainer.max_steps` passes only where it does not stretch the schedule: the resolved
+# `trainer.optimizer.decay_steps` follows it unless it is set, and may not change.
+MAY_CHANGE = (
+    "evals",
+    "input.data_dir",
+    "input.max_bad_fraction",
+    "input.num_workers",
+    "input.prefetch",
+    "trainer.anomalies",
+    "trainer.checkpointer",
+    "trainer.corruption",
+    "trainer.max_steps",
+    # The state goes onto any mesh; the losses then agree to rounding, and not to the last bit.
+    "trainer.mesh_rules",
+    "trainer.parallelism",
+    "trainer.profile",
+    "trainer.progress",
+    "trainer.summary_every_n_steps",
+    "trainer.wandb",
+    "trainer.watchdog",
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What names a config: its name, the module that holds it, overrides as text by path."""
+
+    config: str
+    module: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def resolved_config(self, stored: Mapping[str, str] | None = None) -> Any:
+        """Makes the config, applies the overrides, and fills in what must agree.
+
+        Args:
+            stored: Values that a run keeps, as the text of its config spells them, by path.
+        """
+        cfg = find_named_config(self.config, self.module)()
+        resolve = cfg.klass.resolve
+        try:
+            types_from = resolve(cfg)
+        except ValueError:
+            # What is missing or does not fit, the overrides may mend.
+            types_from = cfg
+        # Overrides go into the config as it was written, so that what follows from them follows.
+        cfg = apply_overrides(cfg, self.overrides, types_from=types_from)
+        return resolve(restore_values(cfg, stored) if stored else cfg)
+
+
+class RunFolder:
+    """A folder with the outputs of one run."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    @property
+    def holds_a_run(self) -> bool:
+        return self._config_path.exists()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other launches out of the folder; the system lifts it when the process ends.
+
+        Raises:
+            ValueError: Another process runs there, or nothing can be written there.
+        """
+        with self._explained_errors():
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("a+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(
+                    f"--output_dir={self.path}: process {file.read().strip() or 'unknown'} runs "
+                    "there; wait for its end, stop it, or choose another folder"
+                ) from None
+            except OSError as error:
+                logging.warning("%s: launches are not kept apart (%s)", self.path, error)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+    def claim(self, launch: Launch, cfg: Any) -> dict[str, str]:
+        """Makes the folder one of this launch.
+
+        A run that ended before its first checkpoint leaves nothing to resume from, so it binds
+        nobody to its config; what it appended to is removed.
+
+        Returns:
+            Values to train with in place of those in `cfg`, for `Launch.resolved_config`: defaults
+            that have changed since a resumed run was launched.
+
+        Raises:
+            ValueError: The folder holds a run of another config, the checkpoints are of another
+                run or of one that is not known, or a folder cannot be written to.
+        """
+        checkpoints = self._checkpoints(cfg)
+        newest = newest_step(checkpoints)
+        kept: dict[str, str] = {}
+        if newest is not None:
+
+            def is_kept(difference: Difference) -> bool:
+                return difference.is_default and not is_overridden(
+                    difference.path, launch.overrides
+                )
+
+            cfg, kept = self._as_stored(launch, cfg, is_kept)
+            self._raise_if_changed(cfg, "Launch into a new --output_dir, or undo the change.")
+            self._raise_if_beyond(cfg.trainer.max_steps, newest)
+        with self._explained_errors():
+            if self.holds_a_run and newest is None:
+                for log in self.path.glob("quarantine*.jsonl"):
+                    log.unlink()
+                for name in ("goodput.json", "excluded_steps.json"):
+                    (self.path / name).unlink(missing_ok=True)
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_identity(launch, checkpoints)
+            write_whole(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
+            # The last file written: a folder without it holds no run.
+            write_whole(self._config_path, cfg.debug_string() + "\n")
+        return kept
+
+    def load_experiment(self) -> Any:
+        """The resolved config of the run, made anew from its name and overrides.
+
+        Where the code makes other values now, those that the run was trained with count.
+        """
+        if not self.holds_a_run:
+            raise ValueError(
+                f"{self.path}: no run there ({self._config_path.name} is missing); "
+                "give the output folder of a launch"
+            )
+        launch = self._stored_launch()
+        cfg = launch.resolved_config()
+        cfg, _ = self._as_stored(launch, cfg, lambda each: not _may_change(each.path))
+        checkpoints_of(self.path)
+        self._raise_if_changed(cfg, "Use the code that the run was launched with.")
+        return cfg
+
+    def _stored_text(self) -> str:
+        text = self._config_path.read_bytes().decode(errors="replace")
+        if ": " not in text or not text.endswith("\n"):
+            raise ValueError(
+                f"{self._config_path}: damaged, so that it is not known what the run was trained "
+                "with; put back a copy, which `--print_config` of the code and command of its "
+                "launch prints"
+            )
+        return text
+
+    @property
+    def _launch_path(self) -> Path:
+        return self.path / "launch.json"
+
+    @property
+    def _config_path(self) -> Path:
+        return self.path / CONFIG
+
+    def _stored_launch(self) -> Launch:
+        path = self._launch_path
+        try:
+            launch = Launch(**json.loads(path.read_text()))
+            if isinstance(launch.config, str) and isinstance(launch.overrides, dict):
+                return launch
+            reason = "config is no name, or overrides are no object"
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error)
+        raise ValueError(
+            f"{path}: missing or damaged ({reason}); give the command of the run's launch once "
+            "more, which writes it again"
+        )
+
+    def _checkpoints(self, cfg: Any) -> epath.Path:
+        """The folder that a run of this config saves to and resumes from.
+
+        Raises:
+            ValueError: Its checkpoints are of another run, or nothing says of which; or the run
+                has its own elsewhere.
+        """
+        location = getattr(getattr(cfg.trainer, "checkpointer", None), "location", None)
+        folder = checkpoint_folder(location, self.path)
+        raise_if_taken(folder, self.path)
+        newest = newest_step(folder)
+        if newest is not None and not self.holds_a_run:
+            raise ValueError(
+                f"{folder} holds checkpoints up to step {newest}, and {self._config_path}, which "
+                "says what their run was, is missing; put it back, remove the checkpoints, or "
+                "choose another --output_dir and trainer.checkpointer.location"
+            )
+        if self.holds_a_run:
+            before = checkpoints_of(self.path)
+            if newest is None and (lost := newest_step(before)) is not None:
+                raise ValueError(
+                    f"{folder}, where trainer.checkpointer.location says, holds no checkpoint, but "
+                    f"the run in {self.path} has made {lost} steps, saved in {before}; name that "
+                    "folder, move it, or launch into a new --output_dir"
+                )
+            # A run that has an identity gives it to its checkpoints.
+            is_known = read_identity(folder) is not None or read_identity(self.path) is None
+            if newest is not None and folder != before and not is_known:
+                raise ValueError(
+                    f"{folder}, where trainer.checkpointer.location says, holds checkpoints up to "
+                    f"step {newest} of an unknown run, and those of the run in {self.path} would "
+                    f"be in {before}; name another folder, or copy {self.path / IDENTITY} there if "
+                    "they are of this run"
+                )
+        return folder
+
+    def _write_identity(self, launch: Launch, checkpoints: epath.Path) -> None:
+        known = read_identity(self.path) or {
+            "run": uuid.uuid4().hex,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        identity = known | {"output_dir": str(self.path.resolve()), "config": launch.config}
+        text = json.dumps(identity, indent=2) + "\n"
+        write_whole(self.path / IDENTITY, text)
+        try:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            (checkpoints / IDENTITY).write_text(text)
+        except OSError as error:
+            raise ValueError(
+                f"{checkpoints}: cannot write checkpoints there ({error.strerror or error}); "
+                "choose another trainer.checkpointer.location"
+            ) from error
+
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"--output_dir={self.path}: cannot write there ({error.strerror}); "
+                "choose a folder that can be written to"
+            ) from error
+
+    def _raise_if_beyond(self, max_steps: int, newest: int) -> None:
+        if max_steps < newest:
+            raise ValueError(
+                f"trainer.max_steps={max_steps}: the run in {self.path} has made {newest} steps; "
+                "give at least as many, or launch into a new --output_dir"
+            )
+
+    def _as_stored(
+        self, launch: Launch, cfg: Any, is_kept: Callable[[Difference], bool]
+    ) -> tuple[Any, dict[str, str]]:
+        """`cfg` with those values of the stored config that are kept, and these values by path."""
+        stored = self._stored_text()
+        kept = [each for each in config_differences(stored, cfg) if is_kept(each)]
+        if not kept:
+            return cfg, {}
+        values = {each.path: each.stored or "None" for each in kept}
+        cfg = launch.resolved_config(values)
+        for each in config_differences(stored, cfg):
+            values.pop(each.path, None)
+        if values:
+            changes = "; ".join(str(each) for each in kept if each.path in values)
+            print(
+                f"note: {self.path}: its run keeps the values that it was trained with "
+                f"(stored -> now): {changes}",
+                file=sys.stderr,
+            )
+        return cfg, values
+
+    def _raise_if_changed(self, cfg: Any, advice: str) -> None:
+        differences = config_differences(self._stored_text(), cfg)
+        fixed = [each for each in differences if not _may_change(each.path)]
+        if not fixed:
+            return
+        lines = "".join(f"\n  {each}" for each in fixed)
+        hint = ""
+        decay = next((each for each in fixed if each.path.endswith(".decay_steps")), None)
+        if decay and decay.stored:
+            hint = (
+                f" (decay_steps follows max_steps; --config.{decay.path}={decay.stored} "
+                "keeps the schedule of the run.)"
+            )
+        raise ValueError(
+            f"The run in {self.path} has another config (stored -> now):{lines}\n{advice}{hint}"
+        )
+
+
+def load_experiment(folder: str | os.PathLike) -> Any:
+    """The resolved config of the run in `folder`."""
+    return RunFolder(folder).load_experiment()
+
+
+def _may_change(path: str) -> bool:
+    # Other fields of that name follow `input.data_dir`.
+    if path.rpartition(".")[2] == "data_dir":
+        return True
+    return any(path == p or path.startswith((f"{p}.", f"{p}[")) for p in MAY_CHANGE)

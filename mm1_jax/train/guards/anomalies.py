@@ -1,0 +1,158 @@
+"""Steps that must not be taken: a loss or gradient that is not finite, or a gradient far too large.
+
+    stop       the run ends with an error; the last checkpoint is from before
+    skip       the compiled step leaves parameters and moments as they were, bit for bit
+    roll_back  the newest checkpoint from before is restored, and the batch at fault left out
+
+What a run does is a function of its batches in any case: `excluded_steps.json` keeps which were
+left out, so that a restart leaves out the same.
+"""
+
+import json
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mm1_jax.config import Configurable, config_class
+from mm1_jax.field_types import Positive, PositiveInt
+from mm1_jax.storage import write_whole
+
+# A median of fewer steps says little.
+_LEAST_STEPS = 20
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or the gradient of a step is infinite or not a number, or the gradient too large."""
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
+class Anomalies(Configurable):
+    """Judges steps by their loss and the norm of their gradient."""
+
+    @config_class
+    class Config(Configurable.Config):
+        policy: Literal["stop", "skip", "roll_back"] = "stop"
+        # A larger norm of the gradient, before clipping, is an anomaly, too: none is.
+        max_grad_norm: Positive | None = None
+        # So is one of more than so many times the median of `spike_window` steps: none is. Known
+        # only when the step is made, so not for `skip`.
+        spike_factor: Positive | None = None
+        spike_window: PositiveInt = 200
+        # More anomalies than this without a step between them that is none, skipped or gone back
+        # from, end the run.
+        max_in_a_row: PositiveInt = 10
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        if cfg.policy == "skip" and cfg.spike_factor is not None:
+            raise ValueError(
+                "anomalies.spike_factor compares with steps that are made; policy='skip' decides "
+                "inside of the step, by max_grad_norm"
+            )
+        self._norms: deque[float] = deque(maxlen=cfg.spike_window)
+        self._in_a_row = 0
+
+    @property
+    def skips(self) -> bool:
+        return self._config.policy == "skip"
+
+    @property
+    def rolls_back(self) -> bool:
+        return self._config.policy == "roll_back"
+
+    def accepts(self, total_loss: jax.Array, grad_norm: jax.Array) -> jax.Array:
+        """Inside the compiled step: whether its update is taken."""
+        is_fine = jnp.isfinite(total_loss) & jnp.isfinite(grad_norm)
+        if self._config.max_grad_norm is not None:
+            is_fine &= grad_norm <= self._config.max_grad_norm
+        return is_fine
+
+    def judge(self, record: Mapping[str, Any]) -> str | None:
+        """What to say of a step, from its record; None where nothing is wrong with it.
+
+        Raises:
+            NonFiniteLoss: It was not skipped, or too many in a row were.
+        """
+        reason = self._reason(record)
+        if reason is None:
+            self._in_a_row = 0
+            self._norms.append(record["grad_norm"])
+            return None
+        self._in_a_row += 1
+        if self.skips and self._in_a_row <= self._config.max_in_a_row:
+            return f"step {record['step']} is skipped: {reason}"
+        raise NonFiniteLoss(record["step"], f"step {record['step']}: {reason}. {self._advice()}")
+
+    def may_roll_back(self) -> bool:
+        """Whether to restore and go on, after `judge` has raised."""
+        return self.rolls_back and self._in_a_row <= self._config.max_in_a_row
+
+    def _reason(self, record: Mapping[str, Any]) -> str | None:
+        cfg, norm = self._config, record["grad_norm"]
+        what = (
+            f"loss {record['total_loss']}, gradient norm {norm} at learning rate "
+            f"{record['learning_rate']:.3g}; cross entropy by corpus: {_by_corpus(record)}"
+        )
+        if not np.isfinite([record["total_loss"], norm]).all():
+            return what
+        if cfg.max_grad_norm is not None and norm > cfg.max_grad_norm:
+            return f"{what}; above anomalies.max_grad_norm={cfg.max_grad_norm:g}"
+        if cfg.spike_factor is not None and len(self._norms) >= _LEAST_STEPS:
+            median = statistics.median(self._norms)
+            if norm > cfg.spike_factor * median:
+                return f"{what}; {norm / median:.1f} times the median of {len(self._norms)} steps"
+        return None
+
+    def _advice(self) -> str:
+        if self.skips or self.rolls_back:
+            return (
+                f"{self._in_a_row} in a row, with trainer.anomalies.max_in_a_row="
+                f"{self._config.max_in_a_row}: training stops, and this step is not saved"
+            )
+        return (
+            "Training stops, and this step is not saved. Start again with a lower learning rate, "
+            "or without the corpus at fault, in a new --output_dir: this folder goes on with no "
+            "other config"
+        )
+
+
+class ExcludedSteps:
+    """The steps whose batches are left out, in a file of the run."""
+
+    def __init__(self, directory: Path):
+        self._path = directory / "excluded_steps.json"
+        self._steps: list[int] = []
+        if self._path.exists():
+            try:
+                self._steps = [int(step) for step in json.loads(self._path.read_text())]
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{self._path}: damaged ({error}); it lists the steps that are left out, as "
+                    "[3, 17]: write it again, or remove it to make all steps"
+                ) from None
+
+    def __contains__(self, step: int) -> bool:
+        return step in self._steps
+
+    def add(self, step: int, *, write: bool) -> None:
+        self._steps = sorted({*self._steps, step})
+        if write:
+            write_whole(self._path, json.dumps(self._steps) + "\n")
+
+
+def _by_corpus(record: Mapping[str, Any]) -> str:
+    losses = (
+        f"{name.removeprefix('loss/')} {value}"
+        for name, value in record.items()
+        if name.startswith("loss/")
+    )
+    return ", ".join(losses) or "none scored"

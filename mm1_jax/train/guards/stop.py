@@ -1,0 +1,121 @@
+"""When a run is to stop: a signal to one process stops all of them, after the same step.
+
+A process that gets SIGTERM or SIGINT tells the others through the service of process 0. All then
+say how many points of the loop they have passed, where stopping is possible, and stop at the one
+after the furthest. They pass the same points in the same order, so that is the same step for all,
+and none waits on the devices for a peer that has stopped.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from mm1_jax.multihost import distributed
+
+# Between two looks at what the others say; a stop is as much later.
+_POLL_SECONDS = 0.5
+
+
+class Interrupted(BaseException):
+    """A signal came while something was done that may end anywhere."""
+
+
+class StopSignals:
+    """Notes the first SIGTERM or SIGINT inside the context; a second one acts as it did before."""
+
+    def __init__(self) -> None:
+        self._noted: signal.Signals | None = None
+        self._interrupts = False
+        self._previous: dict[signal.Signals, Any] = {}
+        self._agreement = _Agreement() if distributed.process_count() > 1 else None
+
+    def __enter__(self) -> "StopSignals":
+        # Python allows handlers in the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        if self._agreement is not None:
+            self._agreement.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._restore_handlers()
+        if self._agreement is not None:
+            self._agreement.end()
+
+    def asked(self) -> signal.Signals | None:
+        """The signal to stop for at this point of the loop; every process calls it there."""
+        if self._agreement is None:
+            return self._noted
+        return self._agreement.passes(self._noted)
+
+    @property
+    def noted(self) -> signal.Signals | None:
+        """The signal that this process got itself, which it may not stop for yet."""
+        return self._noted
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal does not wait: it raises `Interrupted`; not where others would wait."""
+        self._interrupts = self._agreement is None
+        try:
+            yield
+        finally:
+            self._interrupts = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = signal.Signals(number)
+        self._restore_handlers()
+        if self._interrupts:
+            self._interrupts = False
+            raise Interrupted
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class _Agreement:
+    """The point after which all processes stop, found in a thread beside the loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._passed = 0
+        self._last: int | None = None
+        self._signal: signal.Signals | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stop", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def passes(self, noted: signal.Signals | None) -> signal.Signals | None:
+        if noted is not None and self._signal is None:
+            distributed.post("stop/signal", int(noted))
+        # Held while the others are asked how far they are: until then, this one gets no further.
+        with self._lock:
+            self._passed += 1
+            if self._last is not None and self._passed >= self._last:
+                return self._signal
+            return None
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_POLL_SECONDS):
+            number = distributed.look("stop/signal")
+            if number is None:
+                continue
+            with self._lock:
+                self._signal = signal.Signals(number)
+                distributed.post(f"stop/passed/{distributed.process_index()}", self._passed)
+                self._last = 1 + max(
+                    distributed.wait_for(f"stop/passed/{process}", process)
+                    for process in range(distributed.process_count())
+                )
+            return

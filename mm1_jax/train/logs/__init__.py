@@ -1,0 +1,1 @@
+"""Everything that a run writes for people: metrics, progress, summaries, reports, profiles."""

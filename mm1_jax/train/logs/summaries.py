@@ -1,0 +1,45 @@
+"""TensorBoard summaries: the numbers of a run, and what the model says under held-out pictures."""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.train.logs.sample_pictures import choose_samples, sample_grid
+
+NUM_PICTURES = 16
+
+
+class Summaries:
+    """Writes event files; of those of earlier launches, what follows `first_step` is void."""
+
+    def __init__(self, directory: Path, *, first_step: int):
+        # tensorboardX imports torch where it is installed, which takes seconds: only a run pays it.
+        writer = importlib.import_module("tensorboardX").SummaryWriter
+        self._writer = writer(str(directory), purge_step=first_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Numbers under their names; a list becomes one number per item."""
+        for name, value in flat(values):
+            self._writer.add_scalar(name, value, step)
+
+    def samples(self, step: int, name: str, samples: Sequence[Any]) -> None:
+        """A grid of pictures with the model's answers."""
+        chosen = choose_samples(samples, NUM_PICTURES)
+        if chosen:
+            self._writer.add_image(f"samples/{name}", sample_grid(chosen), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """The numbers, those of lists as `name/index`; anything else is left out."""
+    for name, value in values.items():
+        if isinstance(value, list):
+            yield from flat({f"{name}/{i}": item for i, item in enumerate(value)})
+        elif isinstance(value, (int, float)):
+            yield name, value

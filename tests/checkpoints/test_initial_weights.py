@@ -1,0 +1,218 @@
+"""Runs that start from other checkpoints, part by part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+import torch
+import torch.nn.functional as F
+from foreign_models import save
+
+from experiments.pretrain import mm1_tiny
+from mm1_jax.checkpoints.initial_weights import InitialWeights
+from mm1_jax.checkpoints.weights_folder import StoredParams
+from mm1_jax.experiment import Experiment
+from mm1_jax.interop.compare import compare, decoder_logits, random_tokens, with_params
+from mm1_jax.interop.exporter import parts_of_weights
+from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.layers.feed_forward import Activation
+from mm1_jax.layers.moe import MoE
+from mm1_jax.layers.parameter_paths import parameter_path
+from mm1_jax.models.upcycling import upcycle
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Folders of a tower's and a decoder's weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("clip vision", "qwen3"):
+        save(name, folder / "hf" / name)
+        import_checkpoint(folder / "hf" / name, folder / name, skip_comparison=True)
+    return folder
+
+
+@pytest.fixture
+def cfg(weights):
+    """An MM1 of that tower and that decoder, with a connector of its own."""
+    cfg = mm1_tiny()
+    cfg.input.set(streams=[], data_dir=str(weights))
+    cfg.evals = {}
+    cfg.model.vision_encoder = parts_of_weights(StoredParams(weights / "clip vision"))[
+        "vision_encoder"
+    ]
+    cfg.model.decoder = parts_of_weights(StoredParams(weights / "qwen3"))["decoder"]
+    cfg.trainer.optimizer.set(learning_rate=1e-3)
+    cfg.trainer.initial_weights = {
+        "vision_encoder": InitialWeights.default_config().set(path="clip vision"),
+        "decoder": InitialWeights.default_config().set(path="qwen3"),
+    }
+    return cfg
+
+
+def first_params(cfg):
+    model = cfg.model.clone(image_token=99)
+    optimizer = cfg.trainer.optimizer.clone(decay_steps=100)
+    trainer = cfg.trainer.clone(optimizer=optimizer)
+    program = trainer.klass.program_of(
+        trainer,
+        model=model,
+        batch_size=8,
+        image_buffer=(1, 8),
+        num_corpora=1,
+        devices=jax.devices()[:2],
+    )
+    params = program.abstract_state.params
+    shapes = {parameter_path(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    loaded = {}
+    for part, weights in cfg.trainer.initial_weights.items():
+        loaded |= weights.instantiate().load(part, shapes, model)
+    state = program.first_state(jax.random.key(0), loaded)
+    return {parameter_path(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)}
+
+
+def at(cfg, weights):
+    for each in cfg.trainer.initial_weights.values():
+        each.data_dir = str(weights)
+    return cfg
+
+
+def test_parts_start_from_their_checkpoints_and_the_rest_is_drawn(cfg, weights):
+    params = first_params(at(cfg, weights))
+    for name, part in (("clip vision", "vision_encoder"), ("qwen3", "decoder")):
+        stored = StoredParams(weights / name)
+        own = [path for path in params if path.startswith(part)]
+        assert set(own) == set(stored.shapes)
+        for path in own:
+            np.testing.assert_array_equal(params[path], stored.read(path), path)
+            assert len(params[path].sharding.device_set) == 2
+    cfg.trainer.initial_weights = {}
+    drawn = first_params(cfg)
+    connector = [path for path in params if path.startswith("connector")]
+    for path in connector:
+        np.testing.assert_array_equal(params[path], drawn[path], path)
+    assert connector and not np.array_equal(
+        params["decoder/embedding/weight"], drawn["decoder/embedding/weight"]
+    )
+
+
+def test_data_dir_is_that_of_the_input(cfg):
+    cfg.model.decoder.vocab_size = None
+    resolved = Experiment.resolve(cfg)
+    folders = {each.data_dir for each in resolved.trainer.initial_weights.values()}
+    assert folders == {cfg.input.data_dir}
+
+
+def test_what_does_not_fit_is_named(cfg, weights):
+    at(cfg, weights)
+    cfg.model.decoder.set(vocab_size=128, tied_embeddings=True)
+    cfg.model.decoder.stack.layer.attention.bias = True
+    cfg.model.decoder.stack.layer.attention.rotary.theta = 77.0
+    with pytest.raises(ValueError, match=r"initial_weights\['decoder'\]") as error:
+        first_params(cfg)
+    message = str(error.value)
+    assert "missing there:\n    decoder/stack/layer/attention/" in message
+    assert "query/bias" in message
+    assert "without a place in the model:\n    decoder/head/weight" in message
+    assert "decoder/embedding/weight is [100, 32], and the model's [128, 32]" in message
+    assert "model.decoder.stack.layer.attention.rotary.theta is 77.0, and was 10000.0" in message
+
+
+def test_rules_name_what_may_differ(cfg, weights):
+    at(cfg, weights)
+    cfg.model.decoder.set(vocab_size=128, tied_embeddings=True)
+    cfg.model.decoder.stack.layer.attention.rotary.theta = 77.0
+    cfg.trainer.initial_weights["decoder"].set(
+        fresh=["decoder/embedding"],
+        unused=["decoder/embedding", "decoder/head"],
+        check_config=False,
+    )
+    params = first_params(cfg)
+    stored = StoredParams(weights / "qwen3")
+    assert params["decoder/embedding/weight"].shape == (128, 32)
+    np.testing.assert_array_equal(params["decoder/norm/scale"], stored.read("decoder/norm/scale"))
+    cfg.trainer.initial_weights["decoder"].fresh = ["decoder/embeding"]
+    with pytest.raises(ValueError, match="decoder/embedding"):
+        first_params(cfg)
+
+
+def test_a_folder_without_weights_and_a_part_that_is_not_there_are_named(cfg, weights):
+    at(cfg, weights)
+    cfg.trainer.initial_weights["decoder"].path = "hf"
+    with pytest.raises(ValueError, match="neither weights.json nor a complete checkpoint"):
+        first_params(cfg)
+    cfg.trainer.initial_weights = {"encoder": cfg.trainer.initial_weights["vision_encoder"]}
+    with pytest.raises(ValueError, match="has no 'encoder'; its parts are connector, decoder"):
+        first_params(cfg)
+
+
+@pytest.mark.parametrize("moe_every", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_sparse_decoder_starts_as_the_dense_one_that_it_computes_the_same_as(
+    cfg, weights, moe_every
+):
+    at(cfg, weights)
+    dense = cfg.model.decoder.clone()
+    cfg.model.decoder.set(moe=MoE.default_config().set(num_experts=4), moe_every=moe_every)
+    with pytest.raises(ValueError, match="if the decoder there is dense, upcycle=True makes"):
+        first_params(cfg)
+    cfg.trainer.initial_weights["decoder"].upcycle = True
+    params = below(first_params(cfg), "decoder/")
+    stored = StoredParams(weights / "qwen3")
+    theirs = below({path: stored.read(path) for path in stored.shapes}, "decoder/")
+    # The same as the pure function makes of whole trees.
+    expected = parity.flat(upcycle(nested(theirs), nested(params)))
+    assert expected.keys() == params.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(params[path], value, path)
+    tokens = jnp.asarray(random_tokens(100, (2, 12)), jnp.int32)
+    logits = [
+        decoder_logits(with_params(decoder, values), tokens)
+        for decoder, values in ((dense, theirs), (cfg.model.decoder, params))
+    ]
+    assert compare("logits", logits[1], logits[0]).difference < 4e-6 * np.abs(logits[0]).max()
+    cfg.trainer.initial_weights["decoder"].set(
+        fresh=["decoder/norm"], unused=["decoder/norm", "decoder/stack/layer/.*/down/kernel"]
+    )
+    with pytest.raises(
+        ValueError, match=r"missing there:\n +decoder/stack/layer/feed_forward/down"
+    ):
+        first_params(cfg)
+    cfg.model.decoder.moe.experts.activation = Activation.GELU
+    with pytest.raises(ValueError, match=r"feed_forward\.activation is .*GELU.*, and was .*SILU"):
+        first_params(cfg)
+
+
+def test_upcycling_a_part_without_experts_is_an_error(cfg, weights):
+    at(cfg, weights).trainer.initial_weights["decoder"].upcycle = True
+    with pytest.raises(ValueError, match=r"upcycle=True: the model has no experts in 'decoder'"):
+        first_params(cfg)
+
+
+def test_positions_of_another_grid_are_resized_as_open_clip_does_if_they_may_be(cfg, weights):
+    at(cfg, weights).model.vision_encoder.image_size = 24
+    name = "vision_encoder/positions/positions"
+    message = rf"{name} is \[16, 32\], and the model's \[36, 32\]; resize_positions=True resizes it"
+    with pytest.raises(ValueError, match=message):
+        first_params(cfg)
+    cfg.trainer.initial_weights["vision_encoder"].resize_positions = True
+    params, stored = first_params(cfg), StoredParams(weights / "clip vision")
+    grid = torch.from_numpy(stored.read(name)).T.unflatten(1, (4, 4))[None]
+    expected = F.interpolate(grid, (6, 6), mode="bicubic", antialias=True)[0].flatten(1).T
+    np.testing.assert_allclose(params[name], expected, atol=1e-5)
+    other = "vision_encoder/class_token/position"
+    np.testing.assert_array_equal(params[other], stored.read(other))
+
+
+def below(params, prefix):
+    return {path.removeprefix(prefix): x for path, x in params.items() if path.startswith(prefix)}
+
+
+def nested(params):
+    tree = {}
+    for path, value in params.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = jnp.asarray(value)
+    return tree
