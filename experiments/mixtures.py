@@ -11,7 +11,7 @@ from mm1_jax.data.corpora.questions import question_document
 from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources.local import ArrayRecordSource
+from mm1_jax.data.sources.array_record import ArrayRecordSource
 from mm1_jax.data.splitting import Splitter
 
 

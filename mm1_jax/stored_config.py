@@ -20,7 +20,16 @@ RENAMED = {
     "mm1_jax.data.parquet_source": "mm1_jax.data.sources.parquet",
     "mm1_jax.data.webdataset_source": "mm1_jax.data.sources.webdataset",
     "mm1_jax.data.tfds_source": "mm1_jax.data.sources.tfds",
-    "mm1_jax.data.sources": "mm1_jax.data.sources.local",
+    "mm1_jax.data.sources": "mm1_jax.data.sources.base",
+    "mm1_jax.data.sources.ArrayRecordSource": (
+        "mm1_jax.data.sources.array_record.ArrayRecordSource"
+    ),
+    "mm1_jax.data.sources.JsonlSource": "mm1_jax.data.sources.jsonl.JsonlSource",
+    "mm1_jax.data.sources.local": "mm1_jax.data.sources.base",
+    "mm1_jax.data.sources.local.ArrayRecordSource": (
+        "mm1_jax.data.sources.array_record.ArrayRecordSource"
+    ),
+    "mm1_jax.data.sources.local.JsonlSource": "mm1_jax.data.sources.jsonl.JsonlSource",
     "mm1_jax.data.tokenizer": "mm1_jax.data.tokenizers.sentencepiece",
     "mm1_jax.data.hf_tokenizer": "mm1_jax.data.tokenizers.hf",
     "mm1_jax.data.seqio_tokenizer": "mm1_jax.data.tokenizers.seqio",

@@ -59,6 +59,15 @@ ALLOWED = {
         *("config", "storage", "command", "flags", "parallel", "models", "launch"),
     },
 }
+# Rooms of the data -> all that they may import of it beside themselves.
+ROOMS = {
+    "data.readers": {"record_files"},
+    "data.sources": {"readers", "record_files", "records"},
+    "data.corpora": {"readers", "sources", "record_files", "images", "splitting"},
+    "data.tokenizers": {"record_files"},
+    "data.ingest": {"readers", "record_files", "records", "images"},
+    "data.ingest.formats": {"readers", "record_files", "records"},
+}
 # Libraries that a part may not import, directly.
 FORBIDDEN = {
     "": {"torch", "tensorflow", "seqio", "tensorflow_datasets", "pickle"},
@@ -113,6 +122,29 @@ def test_imports_point_the_allowed_way(path):
             targets |= {"field_types"} if "config" in targets else set()
             allowed = any(rest == to or rest.startswith(to + ".") for to in targets)
             assert allowed, f"{path}: {part} may not import {target} ({name})"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_the_data_import_only_what_comes_before_them(room):
+    part = room.partition(".")[0]
+    allowed = tuple(f"mm1_jax.{name}." for name in (room, *(f"{part}.{x}" for x in ROOMS[room])))
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "mm1_jax" / room.replace(".", "/")).rglob("*.py")
+        for name in _imports(path)
+        if name.startswith(f"mm1_jax.{part}.") and not name.startswith(allowed)
+    ]
+    assert wrong == []
+
+
+def test_only_conversions_and_their_tools_read_foreign_formats():
+    """Training reads records, and so nothing of the package but the conversion itself does."""
+    assert [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in _modules()
+        for name in _imports(path)
+        if name.startswith("mm1_jax.data.ingest") and "ingest" not in path.parts
+    ] == []
 
 
 def test_no_import_stands_inside_a_function():

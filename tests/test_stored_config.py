@@ -11,6 +11,7 @@ from mm1_jax.stored_config import (
     config_differences,
     fields_of,
     former_defaults,
+    with_present_names,
 )
 from mm1_jax.train.optimizer import AdamW
 
@@ -101,6 +102,16 @@ def test_a_class_is_found_in_the_module_that_it_has_moved_to():
     assert f"'{now}.Tokenizer'" in text
     assert config_differences(text.replace(now, then), cfg) == []
     assert len(config_differences(text.replace(now, "mm1_jax.elsewhere"), cfg)) == 1
+
+
+@pytest.mark.parametrize("module", ["mm1_jax.data.sources", "mm1_jax.data.sources.local"])
+def test_classes_of_one_module_are_found_in_the_modules_that_each_has_moved_to(module):
+    for name, now in (("ArrayRecordSource", "array_record"), ("JsonlSource", "jsonl")):
+        cfg = _class(f"mm1_jax.data.sources.{now}.{name}").default_config()
+        text = cfg.debug_string()
+        assert f"'mm1_jax.data.sources.{now}.{name}'" in text
+        assert config_differences(text.replace(f"mm1_jax.data.sources.{now}", module), cfg) == []
+    assert with_present_names(f"'{module}.FileSource'") == "'mm1_jax.data.sources.base.FileSource'"
 
 
 @pytest.mark.parametrize("now", RENAMED.values())

@@ -42,7 +42,7 @@ from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.images import Fit, ImageTransform, JpegDecoder
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources.local import JsonlSource
+from mm1_jax.data.sources.jsonl import JsonlSource
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.flags import local_path, number, whole
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides

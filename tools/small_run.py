@@ -39,7 +39,8 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources.local import JsonlSource, Source
+from mm1_jax.data.sources.base import Source
+from mm1_jax.data.sources.jsonl import JsonlSource
 from mm1_jax.layers.module import Module, param
 from mm1_jax.multihost import distributed
 from mm1_jax.train.guards.anomalies import Anomalies

@@ -17,7 +17,7 @@ import sys
 import numpy as np
 
 from mm1_jax.batch import Document, Example, Image
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 

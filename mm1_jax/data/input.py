@@ -45,7 +45,7 @@ from mm1_jax.data.snapshot import (
     Snapshot,
     SnapshotPlanner,
 )
-from mm1_jax.data.sources.local import ArrayRecordSource, source_folder
+from mm1_jax.data.sources.array_record import ArrayRecordSource, source_folder
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer, tokenizer_path
 from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
 

@@ -24,9 +24,10 @@ from absl import logging
 from jaxtyping import Int
 
 from mm1_jax.batch import Image
-from mm1_jax.data.corpora.base import BadRecord, Corpus
+from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.quarantine import Quarantined
+from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.splitting import Part
 from mm1_jax.storage import whole_folder
 

@@ -7,11 +7,12 @@ import numpy as np
 
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import config_class
-from mm1_jax.data.corpora.base import BadRecord, Corpus
+from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources.local import Source
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.sources.base import Source
 
 WORDS = ["a", "red", "circle", "left", "of", "two", "small", "blue", "squares"]
 

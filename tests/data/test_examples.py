@@ -5,7 +5,7 @@ import pytest
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 WORDS = ("a", "red", "circle", "left", "of", "xyzzy", "7", "<image>", "\u00e9")

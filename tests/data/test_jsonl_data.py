@@ -14,7 +14,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.sources.local import JsonlSource
+from mm1_jax.data.sources.jsonl import JsonlSource
 from mm1_jax.experiment import Experiment
 from mm1_jax.launch.__main__ import main
 from mm1_jax.models.connectors.average_pooling import AveragePooling

@@ -10,7 +10,7 @@ from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths, compute_lengths, corpus_lengths
 from mm1_jax.data.record_files import Kind, Manifest, ShardWriter
-from mm1_jax.data.sources.local import ArrayRecordSource
+from mm1_jax.data.sources.array_record import ArrayRecordSource
 from mm1_jax.data.splitting import Part, Splitter
 
 NUM_RECORDS = 30

@@ -16,11 +16,10 @@ from mm1_jax.config import (
     maybe_instantiate,
 )
 from mm1_jax.data.images import Augmentation, BadImage
-from mm1_jax.data.sources.local import BadRecord, Source
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.sources.base import Source
 from mm1_jax.data.splitting import Part, Splitter
 from mm1_jax.field_types import NonEmpty
-
-__all__ = ["BadRecord", "Corpus"]
 
 
 class Corpus(Configurable):

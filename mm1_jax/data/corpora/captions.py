@@ -1,7 +1,7 @@
 """Captioned pictures: `{"image", "caption"}`, or `captions`, a list of `{"text"}` by preference."""
 
 from mm1_jax.batch import Document, Image, Record, Text
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 
 
 def caption_document(record: Record) -> Document:

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 
 from mm1_jax.batch import Document, Image, Record, Text
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 
 IMAGE = "<image>"
 _PREFIX = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}

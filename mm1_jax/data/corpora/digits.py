@@ -29,7 +29,7 @@ from mm1_jax.data.corpora.embedded import (
 )
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.images import Augmentation
-from mm1_jax.data.sources.local import Source, SplitIndices
+from mm1_jax.data.sources.base import Source, SplitIndices
 from mm1_jax.field_types import PositiveInt, Seed
 
 TEST_EVERY = 5

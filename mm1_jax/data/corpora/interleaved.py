@@ -4,8 +4,8 @@ At each place exactly one of the two lists has a value, the other has None.
 """
 
 from mm1_jax.batch import Document, Image, Record, Text
-from mm1_jax.data.ingest.formats.marks import END_OF_DOCUMENT
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.readers.marks import END_OF_DOCUMENT
+from mm1_jax.data.record_files import BadRecord
 
 
 def interleaved_document(record: Record) -> Document:

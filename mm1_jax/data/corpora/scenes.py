@@ -31,7 +31,7 @@ from mm1_jax.data.corpora.embedded import (
     text_record,
 )
 from mm1_jax.data.corpora.questions import question_prompt
-from mm1_jax.data.sources.local import Source
+from mm1_jax.data.sources.base import Source
 from mm1_jax.field_types import PositiveInt, Seed
 
 COLORS = {

@@ -1,7 +1,7 @@
 """Plain text: `{"text"}`."""
 
 from mm1_jax.batch import Document, Record, Text
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 
 
 def text_document(record: Record) -> Document:

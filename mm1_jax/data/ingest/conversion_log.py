@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.data.ingest.formats.base import Unit, reason_class
 from mm1_jax.data.ingest.runners import NumberedUnits
+from mm1_jax.data.readers.entries import reason_class
+from mm1_jax.data.readers.source_files import Unit
 from mm1_jax.data.record_files import Shard
 from mm1_jax.storage import write_whole
 

@@ -38,19 +38,13 @@ from mm1_jax.data.ingest.conversion_log import (
     parts_of,
 )
 from mm1_jax.data.ingest.filters import Filter, FrequentImages, apply_filters, frequent_keys
-from mm1_jax.data.ingest.formats.base import (
-    Entry,
-    Format,
-    Rejected,
-    Unit,
-    documents_of,
-    reason_class,
-)
-from mm1_jax.data.ingest.formats.marks import spelt_marks
-from mm1_jax.data.ingest.formats.records import IMAGE
+from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_process
-from mm1_jax.data.readers.source_files import git_lfs_pointer, links_not_followed
+from mm1_jax.data.readers.entries import Entry, Rejected, documents_of, reason_class
+from mm1_jax.data.readers.marks import spelt_marks
+from mm1_jax.data.readers.source_files import Unit, git_lfs_pointer, links_not_followed
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, ShardWriter
+from mm1_jax.data.records import IMAGE
 from mm1_jax.storage import write_whole
 
 _SETTINGS = "conversion.json"

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from mm1_jax.data.ingest.formats.base import Unit
+from mm1_jax.data.readers.source_files import Unit
 
 # How long the caller of workers waits at most until it looks at what they have done.
 _POLL_SECONDS = 0.5

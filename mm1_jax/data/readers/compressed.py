@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zstandard
 
-from mm1_jax.data.ingest.formats.base import Rejected
+from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.readers.source_files import MAX_ENTRY_BYTES, entry_id, is_hidden
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import GIT_LFS, stand_in

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.data.ingest.formats.base import Rejected
+from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.readers.json_files import as_object, parse_json
 from mm1_jax.data.readers.source_files import is_hidden, read_whole
 from mm1_jax.data.readers.tar import Member, members, read_member

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.readers.compressed import MAX_LINE_BYTES, decode_text, lines, opened
+from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.readers.source_files import entry_id
 from mm1_jax.data.record_files import BadRecord
 

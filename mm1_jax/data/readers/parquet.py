@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mm1_jax.data.ingest.formats.base import Rejected, Unit
-from mm1_jax.data.readers.source_files import entry_id, source_files
+from mm1_jax.data.readers.entries import Rejected
+from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import stand_in
 

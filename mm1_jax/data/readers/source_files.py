@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mm1_jax.data.record_files import BadRecord
@@ -17,6 +18,19 @@ MAX_ENTRY_BYTES = 256 * 2**20
 _MOST_LOOKED_AT = 100
 # Folders of attributes, in zips of macOS and where a tar was unpacked by a program that knows none.
 _OF_ARCHIVERS = re.compile(r"__MACOSX|PaxHeaders?(\..*)?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process reads from start to end: a file, or a part of it that it can seek to.
+
+    Attributes:
+        path: The file.
+        part: Which part of the file, for formats whose files have parts (row groups of Parquet).
+    """
+
+    path: Path
+    part: int = 0
 
 
 def source_files(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mm1_jax.data.ingest.formats.base import HIDDEN, Documents, Rejected
+from mm1_jax.data.readers.entries import HIDDEN, Documents, Rejected
 from mm1_jax.data.readers.source_files import (
     MAX_ENTRY_BYTES,
     entry_id,

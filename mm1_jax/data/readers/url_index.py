@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from mm1_jax.data.ingest.formats.webdataset import IMAGES, sample_name
 from mm1_jax.data.readers.json_files import as_object, parse_json
 from mm1_jax.data.readers.source_files import documents_below, files_key
 from mm1_jax.data.readers.tar import Member, members, read_member
+from mm1_jax.data.readers.webdataset import IMAGES, sample_name
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import whole_folder
 

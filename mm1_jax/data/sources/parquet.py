@@ -24,7 +24,7 @@ from mm1_jax.data.readers.image_files import ImageFolder, stored_image
 from mm1_jax.data.readers.parquet import missing_column
 from mm1_jax.data.readers.source_files import documents_below, links_not_followed
 from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.sources.local import FileSource, SplitIndices
+from mm1_jax.data.sources.base import FileSource, SplitIndices
 from mm1_jax.field_types import PositiveInt
 
 _SUFFIX = ".parquet"

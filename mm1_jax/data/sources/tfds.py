@@ -16,7 +16,7 @@ from mm1_jax.batch import Record
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.readers.compressed import decode_text
 from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.sources.local import Source
+from mm1_jax.data.sources.base import Source
 
 _PREPARE = (
     "Prepare it: tensorflow_datasets.builder(NAME, data_dir=DIR, file_format='array_record')"

@@ -17,10 +17,8 @@ import tqdm
 from absl import logging
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Rejected
-from mm1_jax.data.ingest.formats.records import captions_record
-from mm1_jax.data.ingest.formats.webdataset import sample_name
 from mm1_jax.data.readers.compressed import decode_text
+from mm1_jax.data.readers.entries import Documents, Rejected
 from mm1_jax.data.readers.json_files import as_object, parse_json
 from mm1_jax.data.readers.source_files import (
     documents_below,
@@ -28,16 +26,18 @@ from mm1_jax.data.readers.source_files import (
     files_key,
     links_not_followed,
 )
-from mm1_jax.data.readers.tar import Member, members, read_member
+from mm1_jax.data.readers.tar import Member, read_member
+from mm1_jax.data.readers.webdataset import IMAGES, Sample, samples
 from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.sources.local import FileSource, SplitIndices
+from mm1_jax.data.records import captions_record
+from mm1_jax.data.sources.base import FileSource, SplitIndices
 from mm1_jax.storage import whole_folder
 
 # What makes an index another one although no file has changed.
 _VERSION = 2
 _SUFFIX = ".tar"
 _IMAGE, _TEXT, _ABOUT = range(3)
-_PARTS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), _IMAGE), "txt": _TEXT, "json": _ABOUT}
+_PARTS = {**dict.fromkeys(IMAGES, _IMAGE), "txt": _TEXT, "json": _ABOUT}
 # Offset and size of image, text and JSON; (-1, -1) where there is none. Entries that are no sample
 # have shard -1.
 _SAMPLE = np.dtype([("shard", "<i4"), ("num_images", "<i4"), ("spans", "<i8", (3, 2))])
@@ -217,48 +217,22 @@ _Places = tuple[int, tuple[tuple[int, int], ...]]
 
 
 def _samples(path: Path) -> Iterator[_Places | Rejected]:
-    """Where the members of each run of members with the same key are."""
+    """Where the members of each sample of a shard are."""
     try:
         with path.open("rb") as file:
-            yield from _runs(file, path)
+            for item in samples(file, path):
+                if not isinstance(item, Documents):
+                    yield _places(item, path) if isinstance(item, Sample) else item
     except OSError as error:
         yield Rejected(entry_id(path), f"it cannot be read: {error.strerror}")
 
 
-def _runs(file: io.BufferedIOBase, path: Path) -> Iterator[_Places | Rejected]:
-    finished: set[str] = set()
-    run: dict[str, Member] = {}
-    key = None
-    for member in members(file, path):
-        if isinstance(member, Documents):
-            continue
-        if isinstance(member, Rejected):
-            yield member
-            continue
-        name = sample_name(member.name)
-        if name is None or name[0] in finished:
-            reason = "its key has been there before" if name else "a name without an extension"
-            yield Rejected(entry_id(path, member.name), reason)
-            continue
-        if key is not None and name[0] != key:
-            yield _places(run, path, key)
-            finished.add(key)
-            run = {}
-        key, extension = name
-        if extension in run:
-            yield Rejected(entry_id(path, member.name), "it comes a second time")
-        else:
-            run[extension] = member
-    if key is not None:
-        yield _places(run, path, key)
-
-
-def _places(run: dict[str, Member], path: Path, key: str) -> _Places | Rejected:
+def _places(sample: Sample, path: Path) -> _Places | Rejected:
     spans = list(_NOWHERE)
-    for extension, member in run.items():
+    for extension, member in sample.members.items():
         if extension in _PARTS:
             spans[_PARTS[extension]] = member.offset, member.size
     if spans == list(_NOWHERE):
-        return Rejected(entry_id(path, key), f"none of {', '.join(_PARTS)}")
-    num_images = sum(_PARTS.get(extension) == _IMAGE for extension in run)
+        return Rejected(entry_id(path, sample.key), f"none of {', '.join(_PARTS)}")
+    num_images = sum(_PARTS.get(extension) == _IMAGE for extension in sample.members)
     return num_images, tuple(spans)

@@ -21,7 +21,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.images import BadImage
 from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.sources.local import Source
+from mm1_jax.data.sources.base import Source
 from mm1_jax.evals.benchmarks.base import Benchmark, Task, Tasks, Verdict
 from mm1_jax.evals.metrics.captions import cider_d, rouge_l, tokenized
 from mm1_jax.evals.metrics.vqa import official_accuracy, processed_accuracy

@@ -3,8 +3,9 @@
 import pytest
 
 from mm1_jax.batch import Document, Image, Text
-from mm1_jax.data.corpora.base import BadRecord, Corpus
-from mm1_jax.data.sources.local import Source
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.sources.base import Source
 
 
 class Records(Source):

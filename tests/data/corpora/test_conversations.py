@@ -2,7 +2,7 @@ import pytest
 
 from mm1_jax.batch import Image, Text
 from mm1_jax.data.corpora.conversations import conversation_document
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 
 
 def document(*turns, images=(b"1",)):

@@ -2,7 +2,7 @@ import pytest
 
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.interleaved import interleaved_document
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 
 
 def test_a_page_that_is_read_in_place_may_not_hold_two_documents():

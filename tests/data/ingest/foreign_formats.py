@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, Unit
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.entries import Rejected
+from mm1_jax.data.readers.source_files import Unit
 from mm1_jax.data.record_files import Kind
 
 

@@ -14,9 +14,9 @@ from mm1_jax.data.ingest import convert as convert_module
 from mm1_jax.data.ingest.conversion_log import parts_of
 from mm1_jax.data.ingest.convert import Conversion, content_counts, convert
 from mm1_jax.data.ingest.filters import EvaluationOverlap, FrequentImages, ImageCount, ImageFilter
-from mm1_jax.data.ingest.formats.base import Rejected, reason_class
 from mm1_jax.data.ingest.formats.registry import make_format
 from mm1_jax.data.ingest.runners import Workers
+from mm1_jax.data.readers.entries import Rejected, reason_class
 from mm1_jax.data.record_files import Kind, Manifest, RecordFiles, verify
 
 HERE = Path(__file__).parent

@@ -5,9 +5,9 @@ import zipfile
 import pytest
 import zstandard
 
-from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.readers import compressed
 from mm1_jax.data.readers.compressed import lines, opened, read_document
+from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.record_files import BadRecord
 
 LINES = [f"line {i} ".encode() * 50 + os.urandom(20).hex().encode() for i in range(2000)]

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.readers import json_files
+from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.readers.json_files import entries, parse_json, stream_json
 from mm1_jax.data.record_files import BadRecord
 

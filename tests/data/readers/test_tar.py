@@ -3,8 +3,8 @@ import tarfile
 
 import pytest
 
-from mm1_jax.data.ingest.formats.base import Rejected
 from mm1_jax.data.readers import tar
+from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.readers.tar import Member, members, read_member
 from mm1_jax.data.record_files import BadRecord
 

@@ -13,7 +13,7 @@ import pytest
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.lengths import corpus_lengths
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources.tfds import TfdsSource
 
 with warnings.catch_warnings():

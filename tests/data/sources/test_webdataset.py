@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.lengths import corpus_lengths
+from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources import webdataset as webdataset_source
-from mm1_jax.data.sources.local import BadRecord
 from mm1_jax.data.sources.webdataset import WebDatasetSource
 
 

@@ -8,7 +8,7 @@ from drawn_corpus import input_config
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.sources.local import BadRecord
+from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL, Tokenizer
 from mm1_jax.data.tokenizers.seqio import SeqioTokenizer
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.records import as_text, captions_record, is_key, records_of
+from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, image_files
 from mm1_jax.data.readers.json_files import as_object, stream_json
-from mm1_jax.data.readers.source_files import entry_id, source_files
+from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import as_text, captions_record, is_key, records_of
 
 _EXPECTED = "a JSON file of COCO captions: images, and annotations that have a caption"
 

@@ -5,13 +5,14 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit
-from mm1_jax.data.ingest.formats.records import Page, from_base64, page_records, records_of
+from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import read_document
+from mm1_jax.data.readers.entries import Documents, Entry
 from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.data.readers.markup import Picture, html_parts, markdown_parts
-from mm1_jax.data.readers.source_files import documents_below, entry_id, source_files
+from mm1_jax.data.readers.source_files import Unit, documents_below, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import Page, from_base64, page_records, records_of
 
 _MARKDOWN, _HTML = (".md", ".markdown"), (".html", ".htm")
 _SUFFIXES = (*_MARKDOWN, *_HTML)

@@ -7,11 +7,13 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Entry, Format, Unit
-from mm1_jax.data.ingest.formats.records import captions_record, records_of
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.image_files import ImageFolder, stored_image
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
+from mm1_jax.data.readers.source_files import Unit
 from mm1_jax.data.record_files import Kind
+from mm1_jax.data.records import captions_record, records_of
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _CAPTIONS = ("caption", "captions", "text", "txt", "alt_text", "sentences")

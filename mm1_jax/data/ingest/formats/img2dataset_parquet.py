@@ -7,10 +7,12 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Entry, Format, Unit
-from mm1_jax.data.ingest.formats.records import captions_record, records_of
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
+from mm1_jax.data.readers.source_files import Unit
 from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import captions_record, records_of
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _CAPTIONS = ("txt", "caption")

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.marks import END_OF_TEXT
-from mm1_jax.data.ingest.formats.records import (
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.entries import Documents, Entry, Rejected
+from mm1_jax.data.readers.image_files import ImageFolder
+from mm1_jax.data.readers.json_files import as_object, entries
+from mm1_jax.data.readers.marks import END_OF_TEXT
+from mm1_jax.data.readers.source_files import Unit, source_files
+from mm1_jax.data.record_files import Kind
+from mm1_jax.data.records import (
     as_list,
     captions_record,
     conversation_record,
@@ -17,11 +23,6 @@ from mm1_jax.data.ingest.formats.records import (
     records_of,
     text_record,
 )
-from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.image_files import ImageFolder
-from mm1_jax.data.readers.json_files import as_object, entries
-from mm1_jax.data.readers.source_files import source_files
-from mm1_jax.data.record_files import Kind
 
 _EXPECTED = "JSON lines, *.jsonl, which may be in .gz, .zst or .zip"
 # The fields that only records of one kind have.

@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.records import (
-    as_list,
-    conversation_record,
-    is_missing,
-    records_of,
-)
+from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, image_files
 from mm1_jax.data.readers.json_files import as_object, entries
-from mm1_jax.data.readers.source_files import source_files
+from mm1_jax.data.readers.source_files import Unit, source_files
 from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import as_list, conversation_record, is_missing, records_of
 
 _EXPECTED = "JSON of LLaVA: a list, or lines, of objects with conversations"
 _ROLES = {

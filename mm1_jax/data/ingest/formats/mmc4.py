@@ -4,8 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit, documents_of
-from mm1_jax.data.ingest.formats.records import (
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.entries import Documents, Entry, documents_of
+from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, image_files
+from mm1_jax.data.readers.json_files import as_object, entries
+from mm1_jax.data.readers.source_files import Unit, source_files
+from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import (
     Page,
     as_list,
     as_text,
@@ -14,11 +20,6 @@ from mm1_jax.data.ingest.formats.records import (
     page_records,
     records_of,
 )
-from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, image_files
-from mm1_jax.data.readers.json_files import as_object, entries
-from mm1_jax.data.readers.source_files import source_files
-from mm1_jax.data.record_files import BadRecord, Kind
 
 
 class Mmc4(Format):

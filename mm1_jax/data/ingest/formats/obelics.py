@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit
-from mm1_jax.data.ingest.formats.records import parallel_record, records_of
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.entries import Documents, Entry
 from mm1_jax.data.readers.image_files import URL_MAP, ImageFolder, UrlMap, stored_image
 from mm1_jax.data.readers.json_files import parse_json
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
-from mm1_jax.data.readers.source_files import documents_below
+from mm1_jax.data.readers.source_files import Unit, documents_below
 from mm1_jax.data.readers.url_index import UrlIndex
 from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import parallel_record, records_of
 
 _NEEDED = ("images", "texts")
 _OTHERS = ("metadata", "general_metadata")

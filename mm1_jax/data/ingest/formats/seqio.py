@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.records import records_of, text_record
+from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import decode_text
-from mm1_jax.data.readers.source_files import entry_id
+from mm1_jax.data.readers.entries import Documents, Entry, Rejected
+from mm1_jax.data.readers.source_files import Unit, entry_id
 from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import records_of, text_record
 
 
 class Seqio(Format):

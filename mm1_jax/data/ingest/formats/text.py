@@ -7,14 +7,15 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Unit
-from mm1_jax.data.ingest.formats.marks import END_OF_TEXT
-from mm1_jax.data.ingest.formats.records import records_of, text_record
+from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import compressed, lines, read_document
+from mm1_jax.data.readers.entries import Documents, Entry
 from mm1_jax.data.readers.json_files import as_object, parse_json
+from mm1_jax.data.readers.marks import END_OF_TEXT
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
-from mm1_jax.data.readers.source_files import documents_below, entry_id, source_files
+from mm1_jax.data.readers.source_files import Unit, documents_below, entry_id, source_files
 from mm1_jax.data.record_files import Kind
+from mm1_jax.data.records import records_of, text_record
 
 _LINES = (*compressed(".jsonl"), ".json.gz", ".json.zst")
 _PARQUET = ".parquet"

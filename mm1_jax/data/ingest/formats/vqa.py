@@ -10,8 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.records import (
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.compressed import compressed
+from mm1_jax.data.readers.entries import Entry, Rejected
+from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
+from mm1_jax.data.readers.json_files import as_object, stream_json
+from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
+from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.records import (
     IMAGE,
     as_list,
     as_text,
@@ -20,11 +26,6 @@ from mm1_jax.data.ingest.formats.records import (
     is_missing,
     records_of,
 )
-from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
-from mm1_jax.data.readers.json_files import as_object, stream_json
-from mm1_jax.data.readers.source_files import entry_id, source_files
-from mm1_jax.data.record_files import BadRecord, Kind
 
 _EXPECTED = "a JSON file of VQAv2 questions, *questions.json"
 _NUMBER = re.compile(r"[0-9]{1,18}$")

@@ -1,30 +1,19 @@
 """Tar shards of WebDataset, as img2dataset writes them: `KEY.jpg`, `KEY.txt` and `KEY.json`."""
 
 import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Format, Rejected, Unit
-from mm1_jax.data.ingest.formats.records import captions_record, records_of
+from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import decode_text
+from mm1_jax.data.readers.entries import Documents, Entry, Rejected
 from mm1_jax.data.readers.json_files import as_object, parse_json
-from mm1_jax.data.readers.source_files import entry_id, source_files
-from mm1_jax.data.readers.tar import Member, members, read_member
+from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
+from mm1_jax.data.readers.tar import read_member
+from mm1_jax.data.readers.webdataset import IMAGES, Sample, samples
 from mm1_jax.data.record_files import BadRecord, Kind
-
-IMAGES = ("jpg", "jpeg", "png", "webp")
-# WebDataset's rule: the key ends at the first dot behind the folders.
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-
-
-class _Sample(NamedTuple):
-    """The members of one key, by extension."""
-
-    key: str
-    members: dict[str, Member]
+from mm1_jax.data.records import captions_record, records_of
 
 
 class Webdataset(Format):
@@ -50,13 +39,13 @@ class Webdataset(Format):
         try:
             with unit.path.open("rb") as file:
                 yield from records_of(
-                    _samples(file, unit.path),
+                    _named_samples(file, unit.path),
                     lambda entry, sample: self._record(file, entry, sample),
                 )
         except OSError as error:
             yield Rejected(entry_id(unit.path), f"it cannot be read: {error.strerror}")
 
-    def _record(self, file: io.BufferedIOBase, entry: str, sample: _Sample) -> Record:
+    def _record(self, file: io.BufferedIOBase, entry: str, sample: Sample) -> Record:
         images = [member for name in IMAGES if (member := sample.members.get(name))]
         if len(images) != 1:
             raise BadRecord(f"{len(images)} images, expected one" if images else "no image")
@@ -78,37 +67,9 @@ class Webdataset(Format):
         )
 
 
-def sample_name(name: str) -> tuple[str, str] | None:
-    """Key and extension of a member, by WebDataset's rule; None where it has no extension."""
-    match = _NAME.fullmatch(name)
-    return None if match is None else (match[1], match[2].lower())
-
-
-def _samples(
+def _named_samples(
     file: io.BufferedIOBase, path: Path
-) -> Iterator[tuple[str, _Sample] | Rejected | Documents]:
-    """The id and the members of each run of members with the same key."""
-    finished, sample = set(), None
-    for member in members(file, path):
-        if isinstance(member, Rejected | Documents):
-            yield member
-            continue
-        name = sample_name(member.name)
-        if name is None:
-            yield Rejected(entry_id(path, member.name), "a name without an extension")
-            continue
-        key, extension = name
-        if key in finished:
-            yield Rejected(entry_id(path, member.name), "its key has been there before")
-            continue
-        if sample is None or key != sample.key:
-            if sample is not None:
-                yield entry_id(path, sample.key), sample
-                finished.add(sample.key)
-            sample = _Sample(key, {})
-        if extension in sample.members:
-            yield Rejected(entry_id(path, member.name), "it comes a second time")
-        else:
-            sample.members[extension] = member
-    if sample is not None:
-        yield entry_id(path, sample.key), sample
+) -> Iterator[tuple[str, Sample] | Rejected | Documents]:
+    """The samples of a shard, each with its id."""
+    for item in samples(file, path):
+        yield (entry_id(path, item.key), item) if isinstance(item, Sample) else item

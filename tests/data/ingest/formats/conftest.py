@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format, Rejected, documents_of
+from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.readers.entries import Rejected, documents_of
 from mm1_jax.data.record_files import Kind, decode_record, encode_record
 
 

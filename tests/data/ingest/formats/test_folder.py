@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from mm1_jax.data.ingest.formats import folder as folder_module
-from mm1_jax.data.ingest.formats.base import Unit
 from mm1_jax.data.ingest.formats.folder import Folder
+from mm1_jax.data.readers.source_files import Unit
 
 
 @pytest.fixture

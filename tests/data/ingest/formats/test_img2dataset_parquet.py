@@ -2,8 +2,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mm1_jax.data.ingest.formats.base import Unit
 from mm1_jax.data.ingest.formats.img2dataset_parquet import Img2datasetParquet
+from mm1_jax.data.readers.source_files import Unit
 
 
 def write(path, rows, **options):

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obelics_parquet import write
 
+from mm1_jax.data import records
 from mm1_jax.data.ingest.convert import Conversion
 from mm1_jax.data.ingest.convert import convert as convert_folder
 from mm1_jax.data.ingest.filters import ImageCount
-from mm1_jax.data.ingest.formats import records
-from mm1_jax.data.ingest.formats.base import documents_of
 from mm1_jax.data.ingest.formats.obelics import Obelics
+from mm1_jax.data.readers.entries import documents_of
 from mm1_jax.data.record_files import BadRecord, RecordFiles
 
 STRUCT = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))

@@ -7,8 +7,8 @@ import pytest
 import zstandard
 
 from mm1_jax.data.ingest.formats import text as text_module
-from mm1_jax.data.ingest.formats.base import Unit
 from mm1_jax.data.ingest.formats.text import PlainText
+from mm1_jax.data.readers.source_files import Unit
 
 
 def test_every_kind_of_file_is_read(tmp_path, convert):

@@ -6,8 +6,8 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
-from mm1_jax.data.ingest.formats.base import HIDDEN
 from mm1_jax.data.ingest.formats.webdataset import Webdataset
+from mm1_jax.data.readers.entries import HIDDEN
 
 
 def write_shard(path, files):

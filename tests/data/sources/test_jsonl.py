@@ -10,7 +10,8 @@ from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.images import Augmentation, decode
-from mm1_jax.data.sources.local import BadRecord, JsonlSource
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.sources.jsonl import JsonlSource
 
 
 def jsonl(tmp_path, lines, **fields):

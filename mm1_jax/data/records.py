@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Documents, Entry, Rejected, reason_class
-from mm1_jax.data.ingest.formats.marks import END_OF_DOCUMENT, cut
+from mm1_jax.data.readers.entries import Documents, Entry, Rejected, reason_class
+from mm1_jax.data.readers.marks import END_OF_DOCUMENT, cut
 from mm1_jax.data.readers.source_files import entry_id
 from mm1_jax.data.record_files import BadRecord
 

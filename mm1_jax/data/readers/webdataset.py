@@ -1,0 +1,59 @@
+"""The samples of WebDataset's tar shards: members that stand together and share a key."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mm1_jax.data.readers.entries import Documents, Rejected
+from mm1_jax.data.readers.source_files import entry_id
+from mm1_jax.data.readers.tar import Member, members
+
+# Extensions of a picture.
+IMAGES = ("jpg", "jpeg", "png", "webp")
+# WebDataset's rule: the key ends at the first dot behind the folders.
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
+
+
+class Sample(NamedTuple):
+    """The members of one key, by extension."""
+
+    key: str
+    members: dict[str, Member]
+
+
+def sample_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member, by WebDataset's rule; None where it has no extension."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (match[1], match[2].lower())
+
+
+def samples(file: io.BufferedIOBase, path: Path) -> Iterator[Sample | Rejected | Documents]:
+    """The samples of the tar file at `path`, which is open; HIDDEN for a hidden file.
+
+    A member that belongs to no sample is a Rejected.
+    """
+    finished: set[str] = set()
+    sample = None
+    for member in members(file, path):
+        if isinstance(member, Rejected | Documents):
+            yield member
+            continue
+        name = sample_name(member.name)
+        if name is None or name[0] in finished:
+            reason = "its key has been there before" if name else "a name without an extension"
+            yield Rejected(entry_id(path, member.name), reason)
+            continue
+        key, extension = name
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+                finished.add(sample.key)
+            sample = Sample(key, {})
+        if extension in sample.members:
+            yield Rejected(entry_id(path, member.name), "it comes a second time")
+        else:
+            sample.members[extension] = member
+    if sample is not None:
+        yield sample

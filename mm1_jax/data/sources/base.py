@@ -1,0 +1,92 @@
+"""Random-access readers of records: `len(source)` and `source[i]`, a pure function of i.
+
+A source is built for one split, "train" or "test"; the two never share a record.
+"""
+
+import abc
+from collections.abc import Iterator
+from pathlib import Path
+
+from mm1_jax.batch import Record
+from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.field_types import PositiveInt
+
+SPLITS = ("train", "test")
+
+
+class Source(Configurable, abc.ABC):
+    """Records by number. Sources are pickled into workers, so they hold no open files.
+
+    Attributes:
+        cache_dir: Where what is computed from the records may be kept; None: nowhere.
+    """
+
+    cache_dir: Path | None = None
+
+    def __init__(self, cfg: Configurable.Config, *, split: str):
+        super().__init__(cfg)
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}; expected one of {SPLITS}.")
+        self.split = split
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Record: ...
+
+    def fingerprint(self) -> str:
+        """What decides the records, to tell edited data from the data of a saved state.
+
+        The fields of the config, unless the records lie in files.
+        """
+        return self._config.debug_string(kv_separator="=", field_separator=" ")
+
+
+class SplitIndices:
+    """The records of a split: every `every`-th one, from the end of its group, is test.
+
+    In constant memory: a corpus may have billions of records.
+    """
+
+    def __init__(self, num_records: int, split: str, every: int):
+        self.every = every
+        self._is_test = split == "test"
+        num_test = num_records // every
+        self._len = num_test if self._is_test else num_records - num_test
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __iter__(self) -> Iterator[int]:
+        return map(self.__getitem__, range(self._len))
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < self._len:
+            raise IndexError(f"record {index} of {self._len}")
+        if self._is_test:
+            return index * self.every + self.every - 1
+        return index + index // (self.every - 1)
+
+
+class FileSource(Source):
+    """Records that lie in a file or a folder."""
+
+    @config_class
+    class Config(Source.Config):
+        # From `data_dir` on, unless it is absolute.
+        path: Required[str] = REQUIRED
+        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        # Every n-th record is kept for the test split.
+        test_every: PositiveInt = 20
+
+    def __init__(self, cfg: Config, *, split: str):
+        super().__init__(cfg, split=split)
+        if cfg.test_every < 2:
+            raise ValueError(f"source.test_every={cfg.test_every} must be at least 2.")
+        self.path = source_path(cfg)
+
+
+def source_path(cfg: FileSource.Config) -> Path:
+    """The file or folder of a source."""
+    return Path(cfg.data_dir or ".", cfg.path)
