@@ -1,31 +1,9 @@
-import io
-import json
-import tarfile
-from pathlib import Path
-
 import numpy as np
 import pytest
-from obelics_parquet import write
+from img2dataset_shards import sample, shard
 
-from mm1_jax.data.ingest.formats.obelics import Obelics
 from mm1_jax.data.readers.url_index import UrlIndex
 from mm1_jax.data.record_files import BadRecord
-
-
-def shard(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for key, parts in samples:
-            for extension, data in parts.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def sample(key: str, url: object, picture: bytes = b"", **parts: bytes):
-    about = json.dumps({"url": url, "key": key}).encode()
-    return key, {"jpg": picture or key.encode(), "json": about, **parts}
 
 
 def test_every_picture_is_found_by_its_url_in_its_shard(tmp_path):
@@ -89,22 +67,6 @@ def test_a_cut_shard_gives_what_is_before_the_damage(tmp_path):
 def test_a_folder_without_shards_says_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="tar shards of img2dataset"):
         UrlIndex(tmp_path)
-
-
-def test_pages_of_obelics_get_their_pictures_from_shards(tmp_path, convert):
-    images = tmp_path / "downloads"
-    shard(images / "00000.tar", [sample("000", "http://x/a"), sample("001", "http://x/b")])
-    pages = tmp_path / "pages"
-    pages.mkdir()
-    rows = [
-        {"images": ["http://x/b", None], "texts": [None, "one"]},
-        {"images": [None, "http://x/a", "http://x/lost"], "texts": ["two", None, None]},
-    ]
-    write(pages / "0.parquet", rows)
-    (first, second), rejected = convert(Obelics(images=images), pages)
-    assert rejected == []
-    assert first["images"] == [b"001", None] and first["missing_images"] == 0
-    assert second["images"] == [None, b"000"] and second["missing_images"] == 1
 
 
 def test_the_index_takes_28_bytes_a_picture(tmp_path):

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from img2dataset_shards import sample, shard
 from obelics_parquet import write
 
 from mm1_jax.data import records
@@ -274,3 +275,19 @@ def test_real_pages_are_what_pyarrow_reads(test_data, convert):
             None if url is None else (source / files[url]).read_bytes() for url in row["images"]
         ]
     assert sum(image is not None for record in records for image in record["images"]) == 30
+
+
+def test_pages_of_obelics_get_their_pictures_from_shards(tmp_path, convert):
+    images = tmp_path / "downloads"
+    shard(images / "00000.tar", [sample("000", "http://x/a"), sample("001", "http://x/b")])
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    rows = [
+        {"images": ["http://x/b", None], "texts": [None, "one"]},
+        {"images": [None, "http://x/a", "http://x/lost"], "texts": ["two", None, None]},
+    ]
+    write(pages / "0.parquet", rows)
+    (first, second), rejected = convert(Obelics(images=images), pages)
+    assert rejected == []
+    assert first["images"] == [b"001", None] and first["missing_images"] == 0
+    assert second["images"] == [None, b"000"] and second["missing_images"] == 1
