@@ -13,7 +13,6 @@ Shape letters, everywhere in the project:
     M image tokens/image                           Dv vision dim             h w pixels
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,11 +85,9 @@ class Batch:
     NumPy arrays on the host, JAX arrays on the device; a pytree (registered in `sharding.py`).
     Masks are derived from `positions` and `segment_ids`, so none is shipped.
 
-    The buffer of pictures is cut as the rows are: each 1/n of the rows has the same 1/n of it, down
-    to groups of `input.image_group_rows` rows, whose pictures stand where `dealt_slots` says. So a
-    part of a batch that holds whole groups (of a host, a device, a micro-batch) finds its pictures
-    at `image_index` modulo the slots of a group, in the slots of the group that the row is in. In a
-    buffer with a slot for every place of every row (J = B * I), each row is a group.
+    `ImageBuffer` decides where pictures stand. The buffer is cut as the rows are, down to groups of
+    rows that share slots, each of which finds its pictures at `image_index` modulo the slots of a
+    group. In a buffer with a slot for every place of every row (J = B * I), each row is a group.
 
     Attributes:
         tokens: Inputs; image positions hold the image token.
@@ -112,17 +109,3 @@ class Batch:
     corpus_ids: Int[Any, "B T"]
     images: UInt8[Any, "J h w 3"]
     image_index: Int[Any, "B I"]
-
-
-def dealt_slots(num_slots: int, num_rows: int) -> Int[np.ndarray, "num_slots"]:
-    """Which slot the first, the second, ... picture of a group of rows takes in its buffer.
-
-    Pictures are dealt like cards to as many equal parts of the buffer as rows and slots can both be
-    cut into. So any devices that share a group evenly get the same share, of all of its pictures
-    and of any run of them, such as those that one device's rows show: what two devices exchange is
-    then about as much for all pairs, and bounded well. For 6 slots and 4 rows, or 2:
-
-        [0, 3, 1, 4, 2, 5]
-    """
-    num_parts = math.gcd(num_slots, num_rows)
-    return np.arange(num_slots).reshape(num_parts, -1).T.ravel()

@@ -35,7 +35,6 @@ from mm1_jax.config import (
     close_names,
     config_class,
 )
-from mm1_jax.data.image_buffer import ImageBuffer, image_buffer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.field_types import class_name
@@ -178,7 +177,7 @@ class Experiment(Configurable):
             cfg.trainer,
             model=cfg.model,
             batch_size=cfg.input.batch_size,
-            image_buffer=_image_buffer(cfg.input),
+            image_buffer=cfg.input.klass.buffer_of(cfg.input),
             num_corpora=Experiment.num_corpora(cfg),
             devices=devices,
         )
@@ -192,7 +191,7 @@ class Experiment(Configurable):
     def batch_shapes(cfg: Any) -> Batch:
         """Shapes and types of the batches of a resolved `cfg`."""
         B, T, I = cfg.input.batch_size, cfg.input.max_sequence_length, cfg.input.max_images
-        J = _image_buffer(cfg.input).num_slots(B)
+        J = cfg.input.klass.buffer_of(cfg.input).num_slots(B)
         size = cfg.input.image_size
         tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
         return Batch(
@@ -226,15 +225,6 @@ def _flops(cfg: Any) -> ForwardFlops | None:
     except ValueError:
         # Of a layer that there is no rule for.
         return None
-
-
-def _image_buffer(cfg: Input.Config) -> ImageBuffer:
-    return image_buffer(
-        group_rows=cfg.image_group_rows,
-        images_per_row=cfg.images_per_row,
-        max_images=cfg.max_images,
-        batch_size=cfg.batch_size,
-    )
 
 
 # Required fields of the parts of a model that the model sets, from those of other parts.

@@ -17,15 +17,16 @@ ALLOWED = {
     "stored_config": {"config", "overrides"},
     "storage": set(),
     "batch": set(),
+    "image_buffer": set(),
     "host_memory": set(),
     "command": set(),
     "flags": {"storage"},
     "parallel": {"config", "batch"},
     # Which processes there are, before any of them has jax; and what they tell each other.
     "multihost": set(),
-    "data": {"config", "storage", "batch"},
+    "data": {"config", "storage", "batch", "image_buffer"},
     "layers": {"config", "parallel"},
-    "models": {"config", "batch", "parallel", "layers"},
+    "models": {"config", "batch", "image_buffer", "parallel", "layers"},
     "decoding": {"config", "batch", "parallel", "layers", "models"},
     "checkpoints": {
         *("config", "stored_config", "storage", "parallel", "multihost", "models"),
@@ -33,7 +34,8 @@ ALLOWED = {
         *("layers.parameter_paths", "train.train_state"),
     },
     "train": {
-        *("config", "stored_config", "storage", "batch", "host_memory", "parallel", "multihost"),
+        *("config", "stored_config", "storage", "batch", "image_buffer", "host_memory"),
+        *("parallel", "multihost"),
         *("layers.module", "layers.parameter_paths", "models", "checkpoints", "evals.evaluator"),
     },
     "evals": {
@@ -74,6 +76,7 @@ FORBIDDEN = {
     "field_types": {"jax", "flax", "numpy", "ml_collections"},
     "config": {"jax", "flax", "numpy", "ml_collections"},
     "batch": {"jax", "flax", "grain"},
+    "image_buffer": {"jax", "flax", "grain"},
     "data": {"jax", "flax", "optax", "orbax"},
     "layers": {"optax", "orbax", "grain"},
     "models": {"optax", "orbax", "grain"},

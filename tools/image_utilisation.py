@@ -23,9 +23,8 @@ import numpy as np
 from jaxtyping import Int
 
 from mm1_jax.command import command
-from mm1_jax.data.image_buffer import most_images
 from mm1_jax.data.lengths import Lengths
-from mm1_jax.data.mixture import CorpusShare, MixedStream
+from mm1_jax.data.mixture import CorpusShare, MixedStream, most_in_a_run
 from mm1_jax.data.packing import Packing
 from mm1_jax.flags import number, whole
 
@@ -108,7 +107,7 @@ def table(args: argparse.Namespace, images: Int[np.ndarray, "steps rows"]) -> li
         fullest = int(images.reshape(len(images), -1, rows).sum(axis=2).max())
         # Devices share a group evenly, up to one row each.
         slots = math.ceil(fullest / args.multiple) * args.multiple
-        safe = math.ceil(most_images(weights, most, rows) / args.multiple) * args.multiple
+        safe = math.ceil(most_in_a_run(weights, most, rows) / args.multiple) * args.multiple
         cells = [
             cell
             for n in (slots, safe)

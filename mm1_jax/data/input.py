@@ -30,10 +30,9 @@ from mm1_jax.config import (
 )
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.image_buffer import RowSlots, image_buffer, most_images
 from mm1_jax.data.images import Augmentation, ImageTransform
 from mm1_jax.data.lengths import Lengths, corpus_lengths
-from mm1_jax.data.mixture import CorpusShare, MixedStream, Stage, Stream
+from mm1_jax.data.mixture import CorpusShare, MixedStream, Stage, Stream, most_in_a_run
 from mm1_jax.data.packing import Packing, PlannedRow, Planner
 from mm1_jax.data.quarantine import Quarantine, Quarantined, check_bad_fraction
 from mm1_jax.data.record_files import MANIFEST
@@ -48,6 +47,7 @@ from mm1_jax.data.snapshot import (
 from mm1_jax.data.sources.array_record import ArrayRecordSource, source_folder
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer, tokenizer_path
 from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
+from mm1_jax.image_buffer import ImageBuffer, RowSlots
 
 # So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
 _LEAST_DOCUMENTS = 1000
@@ -136,12 +136,7 @@ class Input(Configurable):
         self.split = split
         self.batch_size: int = cfg.batch_size
         self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, image_size)
-        self.image_buffer = image_buffer(
-            group_rows=cfg.image_group_rows,
-            images_per_row=cfg.images_per_row,
-            max_images=cfg.max_images,
-            batch_size=cfg.batch_size,
-        )
+        self.image_buffer = self.buffer_of(cfg)
         self.num_image_tokens = num_image_tokens
         self.num_workers = cfg.num_workers
         self.prefetch = cfg.prefetch
@@ -247,6 +242,16 @@ class Input(Configurable):
         """How many corpora an Input of such a config has."""
         return len(used_corpora(cfg))
 
+    @staticmethod
+    def buffer_of(cfg: "Input.Config") -> ImageBuffer:
+        """The buffer of pictures of the batches of an Input of such a config."""
+        return ImageBuffer.make(
+            batch_size=cfg.batch_size,
+            max_images=cfg.max_images,
+            image_group_rows=cfg.image_group_rows,
+            images_per_row=cfg.images_per_row,
+        )
+
     @property
     def max_sequence_length(self) -> int:
         return self.shape.max_sequence_length
@@ -345,7 +350,7 @@ class Input(Configurable):
         rows = self.config.image_group_rows
         expected = float(np.average(row_images, weights=weights))
         most = [self.max_images if images else 0 for images in row_images]
-        enough = most_images(weights, most, rows)
+        enough = most_in_a_run(weights, most, rows)
         return (
             f"  images: {slots} slots for {group_rows} rows, {expected * group_rows / slots:.1%} "
             f"of them used ({expected:.1f} images a row); {rows} rows never need more than "
@@ -556,7 +561,9 @@ class _BatchesIterator(grain.DatasetIterator):
             self._planner.next_rows()
         planned = self._planner.next_rows()
         next_index = self._planner.next_index.copy()
-        slots = self._batches.buffer.place(planned, first_row=self._groups.start)
+        slots = self._batches.buffer.place(
+            [row.num_images for row in planned], first_row=self._groups.start
+        )
         loaded, others, quarantined = [], [], []
         loader, rows = self._batches.row_loader, self._batches.rows
         part = self._batches.buffer.slots(rows)

@@ -8,6 +8,7 @@ so for all weights (29:57:14 errs by 1.26 at worst).
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -175,6 +176,18 @@ def count(i: int, choice: int, weights: tuple[int, ...]) -> int:
     rounds, place = divmod(i, period.length)
     places = period.places[choice]
     return rounds * len(places) + int(np.searchsorted(places, place))
+
+
+def most_in_a_run(weights: tuple[int, ...], amounts: Sequence[int], length: int) -> int:
+    """The most that a run of so many places of the interleaving can add up to.
+
+    Args:
+        amounts: The most that a place of each choice has.
+    """
+    period = sum(weights) // math.gcd(*weights)
+    each = [amounts[select(i, weights)[0]] for i in range(period + length)]
+    before = np.concatenate([[0], np.cumsum(each)])
+    return int(np.max(before[length:] - before[:-length]))
 
 
 def hash_seed(*parts: int | str) -> int:

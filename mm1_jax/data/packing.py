@@ -41,6 +41,11 @@ class PlannedRow(NamedTuple):
     records: tuple[PlannedRecord, ...]
     number: int = -1
 
+    @property
+    def num_images(self) -> list[int]:
+        """Pictures of each record."""
+        return [record.num_images for record in self.records]
+
 
 class _Group(NamedTuple):
     """Rows that were packed together, in order of emission, and the records that come after."""

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from mm1_jax.batch import Batch, Example, Image
-from mm1_jax.data.image_buffer import RowSlots
 from mm1_jax.data.images import Augmentation, BadImage, ImageTransform
 from mm1_jax.data.mixture import hash_seed
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.quarantine import Quarantined
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.snapshot import Examples
+from mm1_jax.image_buffer import ImageBuffer, RowSlots
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,8 @@ def assemble(
         num_rows: Rows of the batch, when more than there are examples; the rest is padding.
         corpus: The corpus id that all examples get.
     """
+    buffer = ImageBuffer(1, shape.max_images)
+    slots = buffer.place([[len(example.images)] for example in examples])
     rows = [
         [
             LoadedExample(
@@ -233,7 +235,7 @@ def assemble(
                 example.targets,
                 example.loss_mask,
                 [image_transform(image) for image in example.images],
-                range(b * shape.max_images, b * shape.max_images + len(example.images)),
+                slots[b][0],
                 corpus,
             )
         ]
@@ -243,7 +245,7 @@ def assemble(
     if num_rows < len(rows):
         raise ValueError(f"num_rows={num_rows} is too small for {len(rows)} examples.")
     rows += [[]] * (num_rows - len(rows))
-    return concatenate(rows, shape, buffer=range(num_rows * shape.max_images))
+    return concatenate(rows, shape, buffer=buffer.slots(range(num_rows)))
 
 
 def _check_budget(num_tokens: int, num_images: int, shape: RowShape):

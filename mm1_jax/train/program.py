@@ -13,6 +13,7 @@ from flax import nnx
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.parallel.sharding import batch_shardings, device_batch, use_mesh
 from mm1_jax.train.guards.anomalies import Anomalies
@@ -52,7 +53,7 @@ class Program:
         optimizer: Optimizer.Config,
         parallelism: Parallelism.Config,
         batch_size: int,
-        image_buffer: tuple[int, int],
+        image_buffer: ImageBuffer,
         num_corpora: int,
         devices: Sequence[Any],
         anomalies: Anomalies.Config | None = None,

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.module import ContractError, checked, checked_tuple
 from mm1_jax.layers.parameter_paths import union
-from mm1_jax.models.image_exchange import shards_per_group
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings, constrain_batch, use_mesh
 from mm1_jax.train.loss import Loss, Totals, totals
 from mm1_jax.train.metrics import Mean, Metrics
@@ -166,13 +166,13 @@ def lower_train_step(
 def raise_if_indivisible(
     num_rows: int,
     shardings: Batch,
-    image_buffer: tuple[int, int] | None = None,
+    image_buffer: ImageBuffer | None = None,
     gradient_accumulation: int = 1,
 ) -> None:
     """Raises ValueError if the rows of a batch cannot be dealt out evenly to the devices.
 
     Args:
-        image_buffer: How many rows share how many slots for images; these must be, too.
+        image_buffer: Its groups of rows and their slots must be, too.
         gradient_accumulation: Micro-batches, each of which is dealt out on its own.
     """
     if num_rows % gradient_accumulation:
@@ -193,8 +193,7 @@ def raise_if_indivisible(
             "trainer.parallelism"
         )
     if image_buffer is not None:
-        group_rows, group_slots = image_buffer
-        shards_per_group(num_rows, num_rows * group_slots // group_rows, group_rows, num_shards)
+        image_buffer.shards_per_group(num_rows, num_shards)
 
 
 def _mean_of_one(value: jax.Array) -> Mean:

@@ -40,6 +40,7 @@ from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig, Required, config_class
 from mm1_jax.evals.evaluator import check_result
 from mm1_jax.field_types import PositiveInt, Range
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.multihost import distributed
@@ -154,7 +155,7 @@ class Trainer(Configurable):
         *,
         model: InstantiableConfig,
         batch_size: int,
-        image_buffer: tuple[int, int],
+        image_buffer: ImageBuffer,
         num_corpora: int,
         devices: Sequence[Any],
     ) -> Program:

@@ -13,6 +13,7 @@ from experiments.pretrain import mm1_tiny
 from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.experiment import Experiment
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.interop.compare import compare, decoder_logits, random_tokens, with_params
 from mm1_jax.interop.exporter import parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
@@ -58,7 +59,7 @@ def first_params(cfg):
         trainer,
         model=model,
         batch_size=8,
-        image_buffer=(1, 8),
+        image_buffer=ImageBuffer(1, 8),
         num_corpora=1,
         devices=jax.devices()[:2],
     )

@@ -10,6 +10,7 @@ from mm1_jax.data.mixture import (
     Mixture,
     count,
     hash_seed,
+    most_in_a_run,
     select,
     shuffle_index,
 )
@@ -140,3 +141,12 @@ def test_epochs_and_seeds_all_have_shuffles_of_their_own():
             epochs[epoch].append(index)
         orders |= {tuple(order) for order in epochs}
     assert len(orders) == 9
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 64])
+def test_the_most_in_a_run_is_that_of_the_worst_one(length):
+    weights, amounts = (9, 9, 2), (16, 12, 0)
+    each = [amounts[select(i, weights)[0]] for i in range(200)]
+    worst = max(sum(each[i : i + length]) for i in range(200 - length))
+    assert most_in_a_run(weights, amounts, length) == worst
+    assert most_in_a_run((18, 18, 4), amounts, length) == worst

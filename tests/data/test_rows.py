@@ -6,13 +6,13 @@ from drawn_corpus import corpus
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.image_buffer import ImageBuffer
 from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
 from mm1_jax.data.snapshot import CorpusExamples
 from mm1_jax.data.tokenizers.sentencepiece import IMAGE_TOKEN
+from mm1_jax.image_buffer import ImageBuffer
 
 M = 4
 SHAPE = RowShape(max_sequence_length=128, max_images=8, image_size=16)
@@ -73,7 +73,7 @@ def plan(example_builder):
 
 
 def _load(loader, *rows, buffer=OWN, first_row=0):
-    slots = buffer.place(rows, first_row=first_row)
+    slots = buffer.place([row.num_images for row in rows], first_row=first_row)
     return [loader.load(row, numbers) for row, numbers in zip(rows, slots, strict=True)]
 
 
@@ -245,7 +245,7 @@ def test_rows_of_a_group_share_a_buffer_and_a_document_without_room_is_not_score
     whole = _batch(make_loader(), *rows)
     counts = [[record.num_images for record in row.records] for row in rows]
     buffer = ImageBuffer(group_rows=4, group_slots=sum(map(sum, counts)) - 1)
-    placed = buffer.place(rows)
+    placed = buffer.place([row.num_images for row in rows])
     lost = [(b, n) for b, row in enumerate(placed) for n, x in enumerate(row) if -1 in x]
     # The last document has no room, even if there is some for one of its pictures.
     assert lost == [(3, 1)] and placed[3][1] == [-1] * counts[3][1]
@@ -268,7 +268,7 @@ def test_pictures_of_other_rows_are_read_where_the_buffer_is_shared(make_loader,
     loader, rows = make_loader(bad_images=[2]), [plan(0, 1), plan(2), plan(3, 4), plan(5)]
     buffer = ImageBuffer(group_rows=4, group_slots=12)
     whole = _batch(loader, *rows, buffer=buffer)
-    slots = buffer.place(rows)
+    slots = buffer.place([row.num_images for row in rows])
     for half in (range(0, 2), range(2, 4)):
         part = buffer.slots(half)
         own = [loader.load(rows[b], slots[b])[0] for b in half]

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mm1_jax.batch import dealt_slots
-from mm1_jax.models.image_exchange import merge_images, most_from_one, shards_per_group
+from mm1_jax.image_buffer import ImageBuffer
+from mm1_jax.models.image_exchange import merge_images
 from mm1_jax.models.merge import merge
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.parallel.sharding import use_mesh
@@ -32,7 +32,7 @@ def make_rows(group_rows, group_slots, seed=0):
     rng = np.random.default_rng(seed)
     is_image = np.zeros((ROWS, LENGTH), bool)
     image_index = np.full((ROWS, SLOTS), -1, np.int32)
-    order = dealt_slots(group_slots, group_rows)
+    order = ImageBuffer(group_rows, group_slots).dealt()
     for start in range(0, ROWS, group_rows):
         taken = 0
         for b in range(start, start + group_rows):
@@ -116,7 +116,7 @@ def test_embeddings_go_no_further_than_the_group(group_rows, group_slots):
         assert found == []
         return
     # There, and the gradients back.
-    capacity = most_from_one(group_slots, group_rows, SLOTS, group_rows)
+    capacity = ImageBuffer(group_rows, group_slots).most_from_one_shard(SLOTS, group_rows)
     there = ("all-to-all", group_rows * capacity * M * D, group_rows)
     assert found == ([] if group_rows == 1 else [there, there])
     assert capacity * group_rows <= max(2 * SLOTS, group_rows)
@@ -149,24 +149,3 @@ def test_prompts_that_are_fewer_than_the_devices_keep_their_own_images():
     with use_mesh(make_mesh("data 2, fsdp 4")):
         merged = jax.jit(lambda *x: merge_images(*x, group_rows=64))(*arguments)
     np.testing.assert_array_equal(merged, merge(*arguments))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ((8, 24, 8, 3), "input.image_group_rows=8: .* of 8 rows on 3 devices has 2.66667 rows"),
-        ((12, 36, 6, 3), "input.image_group_rows=6: .* has 4 rows a device"),
-        ((8, 24, 16, 4), "input.image_group_rows=16: .* of 8 rows on 4 devices"),
-        ((8, 26, 8, 4), r"input.images_per_row: 8 rows share 26 .* take 3.5, for 28"),
-    ],
-)
-def test_groups_that_do_not_fit_the_mesh_are_refused(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        shards_per_group(*sizes)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "shards"), [((64, 96, 8, 4), 1), ((64, 96, 16, 4), 1), ((64, 96, 32, 4), 2)]
-)
-def test_shards_of_a_group(sizes, shards):
-    assert shards_per_group(*sizes) == shards

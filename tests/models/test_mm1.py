@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from experiments.vision_encoders import vit_h14
-from mm1_jax.batch import Batch, dealt_slots
+from mm1_jax.batch import Batch
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.parallelism import Parallelism
@@ -264,7 +265,7 @@ def grouped(rows, pictures, group_rows, group_slots):
 
     The `pictures` of a row are numbers of it, in the order of its documents.
     """
-    order = dealt_slots(group_slots, group_rows)
+    order = ImageBuffer(group_rows, group_slots).dealt()
     buffer = np.zeros((len(rows) // group_rows * group_slots, *pictures.shape[1:]), np.uint8)
     places, moved, taken = {}, [], 0
     for b, documents in enumerate(rows):

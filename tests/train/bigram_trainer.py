@@ -11,6 +11,7 @@ from flax import nnx
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.module import Module, param
 from mm1_jax.train.trainer import Trainer
 
@@ -88,7 +89,7 @@ class FakeInput:
     """`on_batch(step, batch)` may change a batch, or do something when it is made."""
 
     corpus_names = CORPUS_NAMES
-    image_buffer = (1, 2)
+    image_buffer = ImageBuffer(1, 2)
 
     def __init__(self, on_batch: Any = lambda step, batch: batch, batch_size: int = 4):
         self._on_batch = on_batch

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mm1_jax.batch import Batch
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.moe import Capacity, MoE
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.parallelism import Parallelism
@@ -88,7 +89,7 @@ def make_program(sparse, axes, frozen=(), **parallelism):
         ),
         parallelism=Parallelism.default_config().set(**{"data": 1, **axes}, **parallelism),
         batch_size=ROWS,
-        image_buffer=(1, SLOTS),
+        image_buffer=ImageBuffer(1, SLOTS),
         num_corpora=2,
         devices=jax.devices()[: np.prod(list(axes.values()), dtype=int)],
     )

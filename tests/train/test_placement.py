@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.pretrain import mm1_tiny_moe
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.train.metrics import divide
 
 ROWS, LENGTH, IMAGES = 8, 16, 2
@@ -54,7 +55,7 @@ def placed(request, tmp_path_factory, make_batch):
     trainer = cfg.trainer.instantiate(
         model=cfg.model,
         input=SimpleNamespace(
-            batch_size=ROWS, image_buffer=(1, IMAGES), corpus_names=["captions", "text"]
+            batch_size=ROWS, image_buffer=ImageBuffer(1, IMAGES), corpus_names=["captions", "text"]
         ),
         evaluators={},
         output_dir=folder,

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mm1_jax.checkpoints import checkpointer as checkpoint
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.train import trainer as trainer_module
 from mm1_jax.train.guards.anomalies import NonFiniteLoss
 
@@ -184,8 +185,8 @@ def test_rows_that_the_devices_cannot_share_are_an_error_at_once(make_trainer, f
 @pytest.mark.parametrize(
     ("image_buffer", "message"),
     [
-        ((3, 5), "input.image_group_rows=3: .* 4 devices"),
-        ((4, 6), "input.images_per_row: .* 2, for 8"),
+        (ImageBuffer(3, 5), "input.image_group_rows=3: .* 4 devices"),
+        (ImageBuffer(4, 6), "input.images_per_row: .* 2, for 8"),
     ],
 )
 def test_groups_of_rows_that_the_devices_cannot_share_are_refused(

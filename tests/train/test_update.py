@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.parameter_paths import parameter_paths
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
@@ -35,7 +36,7 @@ def make_program(fakes):
             optimizer=cfg,
             parallelism=parallelism,
             batch_size=4,
-            image_buffer=(1, 2),
+            image_buffer=ImageBuffer(1, 2),
             num_corpora=2,
             devices=jax.devices()[:num_devices],
         )

@@ -3,29 +3,19 @@ import itertools
 import numpy as np
 import pytest
 
-from mm1_jax.batch import dealt_slots
-from mm1_jax.data.image_buffer import ImageBuffer, image_buffer, most_images
-from mm1_jax.data.mixture import select
-from mm1_jax.data.packing import PlannedRecord, PlannedRow
-
-
-def _rows(*counts):
-    """Rows of documents with so many pictures each."""
-    return [
-        PlannedRow(0, tuple(PlannedRecord(0, 0, i, 9, n) for i, n in enumerate(row)))
-        for row in counts
-    ]
+from mm1_jax.data.mixture import most_in_a_run, select
+from mm1_jax.image_buffer import ImageBuffer
 
 
 def _make(**fields):
-    return image_buffer(
-        **(dict(group_rows=4, images_per_row=None, max_images=16, batch_size=8) | fields)
+    return ImageBuffer.make(
+        **(dict(image_group_rows=4, images_per_row=None, max_images=16, batch_size=8) | fields)
     )
 
 
 @pytest.mark.parametrize(("num_slots", "num_rows"), [(6, 4), (12, 4), (7, 4), (776, 64), (5, 1)])
 def test_every_slot_is_dealt_once_and_any_devices_get_equal_shares(num_slots, num_rows):
-    slots = dealt_slots(num_slots, num_rows)
+    slots = ImageBuffer(num_rows, num_slots).dealt()
     assert sorted(slots) == list(range(num_slots))
     for num_shards in range(1, num_rows + 1):
         if num_slots % num_shards or num_rows % num_shards:
@@ -40,13 +30,13 @@ def test_every_slot_is_dealt_once_and_any_devices_get_equal_shares(num_slots, nu
 
 def test_pictures_are_dealt_in_the_order_of_their_rows():
     buffer = ImageBuffer(group_rows=2, group_slots=6)
-    rows = _rows([1, 2], [0, 3], [2], [])
+    rows = [[1, 2], [0, 3], [2], []]
     assert buffer.place(rows) == [[[0], [3, 1]], [[], [4, 2, 5]], [[6, 9]], []]
     assert buffer.place(rows[2:], first_row=2) == [[[6, 9]], []]
 
 
 def test_a_document_that_does_not_fit_leaves_its_room_to_those_after_it():
-    rows = _rows([2, 3], [1, 1, 0])
+    rows = [[2, 3], [1, 1, 0]]
     assert ImageBuffer(2, 4).place(rows) == [[[0, 2], [-1, -1, -1]], [[1], [3], []]]
 
 
@@ -54,7 +44,20 @@ def test_rows_with_a_slot_for_everything_have_their_own():
     assert _make() == _make(images_per_row=16) == ImageBuffer(1, 16)
     assert _make(images_per_row=11.1) == ImageBuffer(4, 45)
     own = ImageBuffer(1, 3)
-    assert own.place(_rows([1, 2], [1])) == [[[0], [1, 2]], [[3]]]
+    assert own.place([[1, 2], [1]]) == [[[0], [1, 2]], [[3]]]
+
+
+def test_the_buffer_of_a_batch_is_known_by_its_shape():
+    for buffer in (_make(), _make(images_per_row=11.1)):
+        for num_rows in (4, 8):
+            slots = buffer.num_slots(num_rows)
+            assert ImageBuffer.of_batch(num_rows, slots, max_images=16, group_rows=4) == buffer
+
+
+def test_rows_without_images_have_no_slots():
+    buffer = _make(max_images=0)
+    assert buffer.num_slots(8) == 0 and buffer.place([[0, 0], []]) == [[[], []], []]
+    assert buffer.shards_per_group(8, 4) == 1
 
 
 def test_parts_of_the_batch_have_parts_of_the_buffer():
@@ -66,30 +69,21 @@ def test_parts_of_the_batch_have_parts_of_the_buffer():
         buffer.slots(range(1, 2))
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 64])
-def test_the_most_images_are_those_of_the_worst_run_of_rows(num_rows):
-    weights, row_images = (9, 9, 2), (16, 12, 0)
-    rows = [row_images[select(i, weights)[0]] for i in range(200)]
-    worst = max(sum(rows[i : i + num_rows]) for i in range(200 - num_rows))
-    assert most_images(weights, row_images, num_rows) == worst
-    assert most_images((18, 18, 4), row_images, num_rows) == worst
-
-
-def test_that_many_slots_never_overflow():
+def test_as_many_slots_as_rows_can_have_images_never_overflow():
     row_images = (4, 3, 0)
-    buffer = ImageBuffer(5, most_images((2, 2, 1), row_images, 5))
-    documents = [[[1] * 4], [[3]], [[0]]]
+    buffer = ImageBuffer(5, most_in_a_run((2, 2, 1), row_images, 5))
+    documents = [[1] * 4, [3], [0]]
     for shift in range(5):
         kinds = [select(shift + i, (2, 2, 1))[0] for i in range(5)]
-        placed = buffer.place(_rows(*(documents[kind][0] for kind in kinds)))
+        placed = buffer.place([documents[kind] for kind in kinds])
         assert min(itertools.chain(*itertools.chain(*placed))) == 0
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"group_rows": 3}, "input.image_group_rows=3 must divide input.batch_size=8"),
-        ({"group_rows": 0}, "input.image_group_rows=0 must divide"),
+        ({"image_group_rows": 3}, "input.image_group_rows=3 must divide input.batch_size=8"),
+        ({"image_group_rows": 0}, "input.image_group_rows=0 must divide"),
         ({"images_per_row": 0}, "input.images_per_row=0 must be above 0 and at most"),
         ({"images_per_row": 16.5}, "input.images_per_row=16.5 .* input.max_images=16"),
     ],
@@ -97,3 +91,23 @@ def test_that_many_slots_never_overflow():
 def test_a_buffer_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         _make(**fields)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "buffer", "num_shards", "message"),
+    [
+        (8, (8, 24), 3, "input.image_group_rows=8: .* of 8 rows on 3 devices has 2.66667 rows"),
+        (12, (6, 18), 3, "input.image_group_rows=6: .* has 4 rows a device"),
+        (8, (16, 48), 4, "input.image_group_rows=16: .* of 8 rows on 4 devices"),
+        (8, (8, 26), 4, r"input.images_per_row: 8 rows share 26 .* take 3.5, for 28"),
+    ],
+)
+def test_groups_that_do_not_fit_the_mesh_are_refused(num_rows, buffer, num_shards, message):
+    with pytest.raises(ValueError, match=message):
+        ImageBuffer(*buffer).shards_per_group(num_rows, num_shards)
+
+
+@pytest.mark.parametrize(("group_rows", "num_sharing"), [(8, 1), (16, 1), (32, 2)])
+def test_devices_share_a_group_or_have_whole_ones(group_rows, num_sharing):
+    buffer = ImageBuffer(group_rows, group_rows * 96 // 64)
+    assert buffer.shards_per_group(64, 4) == num_sharing
