@@ -35,7 +35,7 @@ class ImageBuffer(NamedTuple):
         batch_size: int,
         max_images: int,
         image_group_rows: int = 1,
-        images_per_row: float | None = None,
+        images_per_row: float | int | None = None,
     ) -> "ImageBuffer":
         """The buffer that these fields of an input ask for.
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from mm1_jax.batch import Batch
 from mm1_jax.command import command
-from mm1_jax.data.input import Input, InputIterator, merge_states
+from mm1_jax.data.input import Input
+from mm1_jax.data.input_iterator import InputIterator, merge_states
 from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 from mm1_jax.storage import write_whole

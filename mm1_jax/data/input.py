@@ -1,25 +1,15 @@
-"""The Input: plans rows, materialises them ahead of the training loop, and hands out batches.
+"""The Input: builds corpora, plan and tokenizer from a config, and checks that they go together.
 
 A batch is a function of (config, seed, step) alone: whichever rows of it a host asks for, with
-however many workers, and after whatever restarts. The workers are grain's; they hold no state
-worth saving. The state is the plan's, as of the last batch that was handed out, and a few kB.
+however many workers, and after whatever restarts.
 """
 
 import copy
 import itertools
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
-import numpy as np
-from absl import flags
-from grain.experimental import ThreadPrefetchIterDataset
-from jaxtyping import Int
-
-from mm1_jax.batch import Batch
 from mm1_jax.config import (
     REQUIRED,
     Configurable,
@@ -28,56 +18,23 @@ from mm1_jax.config import (
     config_class,
     maybe_instantiate,
 )
+from mm1_jax.data.accounting import Accounting
+from mm1_jax.data.batches import BatchMaker
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import Augmentation, ImageTransform
+from mm1_jax.data.input_iterator import InputIterator, differences, merge_states
 from mm1_jax.data.lengths import Lengths, corpus_lengths
-from mm1_jax.data.mixture import CorpusShare, MixedStream, Stage, Stream, most_in_a_run
-from mm1_jax.data.packing import Packing, PlannedRow, Planner
-from mm1_jax.data.quarantine import Quarantine, Quarantined, check_bad_fraction
+from mm1_jax.data.mixture import CorpusShare, MixedStream, Stage, Stream
+from mm1_jax.data.packing import Packing, Planner
+from mm1_jax.data.quarantine import Quarantine, check_bad_fraction
 from mm1_jax.data.record_files import MANIFEST
-from mm1_jax.data.rows import RowLoader, RowShape, concatenate
-from mm1_jax.data.snapshot import (
-    CorpusExamples,
-    Examples,
-    Form,
-    Snapshot,
-    SnapshotPlanner,
-)
+from mm1_jax.data.rows import RowLoader, RowShape
+from mm1_jax.data.snapshot import CorpusExamples, Examples, Form, Snapshot, SnapshotPlanner
 from mm1_jax.data.sources.array_record import ArrayRecordSource, source_folder
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer, tokenizer_path
 from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
-from mm1_jax.image_buffer import ImageBuffer, RowSlots
-
-# So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
-_LEAST_DOCUMENTS = 1000
-
-
-@dataclass(frozen=True)
-class Consumed:
-    """What a corpus has given so far.
-
-    Among the documents are the bad ones, and those that overflowed: the buffer of their rows had no
-    room for their images. Neither are scored.
-    """
-
-    documents: int
-    tokens: int
-    images: int
-    bad_documents: int
-    overflowed: int
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What goes with a batch from where it is made to where it is handed out.
-
-    `consumed` holds a row per corpus, its columns are the fields of `Consumed`.
-    """
-
-    next_index: Int[np.ndarray, "v k"]
-    consumed: Int[np.ndarray, "c 5"]
-    quarantined: tuple[Quarantined, ...]
+from mm1_jax.image_buffer import ImageBuffer
 
 
 class Input(Configurable):
@@ -154,7 +111,7 @@ class Input(Configurable):
             self._read_rows(self.snapshot)
         else:
             self._read_records()
-        self.row_loader = RowLoader(
+        row_loader = RowLoader(
             self.examples,
             corpus_names=self.corpus_names,
             augmentations=self.augmentations,
@@ -163,6 +120,7 @@ class Input(Configurable):
             image_token=self.tokenizer.image_token,
             seed=cfg.seed,
         )
+        self.batch_maker = BatchMaker(self.plan, row_loader, self.shape, self.image_buffer)
 
     def _read_records(self) -> None:
         """Builds the corpora, and the plan of their rows or that of a snapshot of ids."""
@@ -218,7 +176,7 @@ class Input(Configurable):
         self.plan = self.examples = snapshot
 
     def _check_snapshot(self, snapshot: Snapshot, here: Mapping[str, Any]) -> None:
-        if differing := _differences(snapshot.fingerprint, here, "of the snapshot"):
+        if differing := differences(snapshot.fingerprint, here, "of the snapshot"):
             raise ValueError(
                 f"input.snapshot={str(snapshot.folder)!r} is of an input that makes other batches:"
                 f"\n{differing}\nUse the config and the data that it was made with, or make it "
@@ -273,9 +231,13 @@ class Input(Configurable):
             num_workers: Its share of `num_workers`, where a host has several iterators; None: all.
         """
         return InputIterator(
-            self,
+            self.batch_maker,
             range(self.batch_size) if rows is None else rows,
-            self.num_workers if num_workers is None else num_workers,
+            accounting=self._accounting(),
+            quarantine=Quarantine(self.quarantine_path),
+            fingerprint=self.fingerprint(),
+            num_workers=self.num_workers if num_workers is None else num_workers,
+            prefetch=self.prefetch,
         )
 
     @staticmethod
@@ -285,22 +247,11 @@ class Input(Configurable):
 
     def accounting(self, state: Mapping[str, Any]) -> dict[str, dict[str, int | float]]:
         """What each corpus has given, and in how many epochs, as of a saved state."""
-        return {
-            name: {
-                **{
-                    field.name: before + since
-                    for field, before, since in zip(
-                        fields(Consumed),
-                        state["consumed_before"][name],
-                        state["consumed"][name],
-                        strict=True,
-                    )
-                },
-                "epochs": (state["consumed_before"][name][0] + state["consumed"][name][0])
-                / self.num_usable[i],
-            }
-            for i, name in enumerate(self.corpus_names)
-        }
+        return self._accounting().report(state)
+
+    def _accounting(self) -> Accounting:
+        num_usable = dict(zip(self.corpus_names, self.num_usable, strict=True))
+        return Accounting(num_usable, self.max_bad_fraction)
 
     def planner(self, rows: range) -> Planner | SnapshotPlanner:
         """Plans some rows of every batch, from step 0."""
@@ -320,42 +271,11 @@ class Input(Configurable):
             lines.append(f"  {self.snapshot.num_steps:,} steps of {self.snapshot.folder}")
         if self.plan is self.examples:
             return "\n".join(lines)
-        streams = self.packing.mixture.streams
-        total = sum(stream.weight for stream in streams)
-        for stream in streams:
-            lines.append(f"  {stream.name}: {stream.weight / total:.1%} of the rows")
-            examples = sum(share.weight for share in stream.corpora)
-            for share in stream.corpora:
-                lines.append(
-                    f"    {share.name}: {share.weight / examples:.1%} of the examples, "
-                    + self.lengths[share.corpus].describe()
-                )
-            for share in stream.fillers:
-                lines.append(
-                    f"    {share.name}: fills what is left of the rows, "
-                    + self.lengths[share.corpus].describe()
-                )
-        names = [stream.name for stream in streams]
-        for first, weights in self.packing.turns.stages[1:]:
-            shares = (f"{n} {w / sum(weights):.1%}" for n, w in zip(names, weights, strict=True))
-            lines.append(f"  from step {first:,} on: {', '.join(shares)}")
-        return "\n".join([*lines, self._describe_buffer()])
-
-    def _describe_buffer(self) -> str:
+        lines += self.packing.describe()
         if not self.max_images:
-            return "  images: none"
-        (group_rows, slots), packing = self.image_buffer, self.packing
-        weights = packing.mixture.weights
-        row_images = [packing.expected_images(k) for k in range(len(weights))]
-        rows = self.config.image_group_rows
-        expected = float(np.average(row_images, weights=weights))
-        most = [self.max_images if images else 0 for images in row_images]
-        enough = most_in_a_run(weights, most, rows)
-        return (
-            f"  images: {slots} slots for {group_rows} rows, {expected * group_rows / slots:.1%} "
-            f"of them used ({expected:.1f} images a row); {rows} rows never need more than "
-            f"{enough} ({enough / rows:g} a row, {expected * rows / enough:.1%} used)"
-        )
+            return "\n".join([*lines, "  images: none"])
+        group_rows = self.config.image_group_rows
+        return "\n".join([*lines, self.packing.describe_buffer(self.image_buffer, group_rows)])
 
     def _lengths(self, corpus: Corpus) -> Lengths:
         if not len(corpus):
@@ -373,242 +293,6 @@ class Input(Configurable):
             example=lengths.unusable[0].reason if lengths.unusable else "",
         )
         return lengths
-
-
-class InputIterator(Iterator[Batch]):
-    """Some rows of batch after batch.
-
-    `image_index` counts in the buffer of the global batch; of that buffer, a batch of some rows
-    holds the part that belongs to them. Where that cuts a group of rows, pictures of its other rows
-    may be in this part, and are read here too: about twice as many pictures are decoded.
-    """
-
-    def __init__(self, input: Input, rows: range, num_workers: int):
-        input.image_buffer.slots(rows)
-        planner = input.planner(input.image_buffer.whole_groups(rows))
-        self.input = input
-        self.rows = rows
-        self._num_workers = num_workers
-        self._step = planner.step
-        self._next_index = planner.next_index
-        # Over all hosts until the last restart on other rows, and in this iterator since.
-        self._consumed_before = np.zeros((len(input.corpus_names), len(fields(Consumed))), np.int64)
-        self._consumed = np.zeros_like(self._consumed_before)
-        self._fingerprint = input.fingerprint()
-        self._quarantine = Quarantine(input.quarantine_path)
-        # Empty, or the one grain iterator in use. It is closed and forgotten at the latest when the
-        # interpreter exits: a thread that is inside of a C++ library then would abort the process.
-        self._batches: list[grain.DatasetIterator] = []
-        weakref.finalize(self, _close, self._batches)
-
-    def __next__(self) -> Batch:
-        if not self._batches:
-            self._batches.append(self._start())
-        batch = dict(next(self._batches[0]))
-        report: _Report = batch.pop("report")
-        self._step += 1
-        self._next_index = report.next_index
-        self._consumed = self._consumed + report.consumed
-        self._quarantine.add(report.quarantined)
-        self._check_bad_fractions()
-        if self._num_workers:
-            # A worker's arrays lie in shared memory, which must not outlive this process.
-            batch = {name: np.array(array) for name, array in batch.items()}
-        return Batch(**batch)
-
-    @property
-    def step(self) -> int:
-        """The step of the batch that comes next."""
-        return self._step
-
-    def accounting(self) -> dict[str, dict[str, int | float]]:
-        """What each corpus has given, and in how many epochs, as of the last batch.
-
-        Counts are of this iterator's rows; sum them over hosts, epochs included.
-        """
-        return self.input.accounting(self.get_state())
-
-    def get_state(self) -> dict[str, Any]:
-        """The state as of the last batch handed out, in JSON types."""
-        return {
-            "step": self._step,
-            "rows": [self.rows.start, self.rows.stop],
-            "next_index": self._next_index.tolist(),
-            "consumed_before": self._by_corpus(self._consumed_before),
-            "consumed": self._by_corpus(self._consumed),
-            "fingerprint": copy.deepcopy(self._fingerprint),
-        }
-
-    def set_state(self, state: Mapping[str, Any]):
-        """Goes to a saved state, of this or any other Input that makes the same batches."""
-        _check_fingerprint(state["fingerprint"], self._fingerprint)
-        planner = self.input.planner(self.input.image_buffer.whole_groups(self.rows))
-        planner.restore(state["step"], np.array(state["next_index"], np.int64))
-        self.close()
-        self._step = planner.step
-        self._next_index = planner.next_index
-        names = self.input.corpus_names
-        before = np.array([state["consumed_before"][name] for name in names], np.int64)
-        own = np.array([state["consumed"][name] for name in names], np.int64)
-        if list(state["rows"]) != [self.rows.start, self.rows.stop]:
-            before, own = before + own, np.zeros_like(own)
-        self._consumed_before, self._consumed = before, own
-
-    def close(self):
-        """Ends the workers and drops what they made ahead; the next batch starts them again."""
-        _close(self._batches)
-
-    def _start(self) -> grain.DatasetIterator:
-        num_workers, prefetch = self._num_workers, self.input.prefetch
-        batches = _Batches(self.input, self.rows, self._step, self._next_index)
-        if num_workers:
-            if not flags.FLAGS.is_parsed():
-                # grain hands its own flags to the workers, and fails outside absl's app.run.
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(
-                num_workers=num_workers, per_worker_buffer_size=max(1, prefetch)
-            )
-            return iter(batches.mp_prefetch(options))
-        if prefetch:
-            return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch))
-        return iter(batches)
-
-    def _check_bad_fractions(self):
-        totals = self._consumed_before + self._consumed
-        for i in np.flatnonzero(totals[:, 3]).tolist():
-            check_bad_fraction(
-                self.input.corpus_names[i],
-                bad=int(totals[i, 3]),
-                documents=int(totals[i, 0]),
-                least=min(_LEAST_DOCUMENTS, self.input.num_usable[i]),
-                limit=self.input.max_bad_fraction,
-            )
-
-    def _by_corpus(self, counts: np.ndarray) -> dict[str, list[int]]:
-        return dict(zip(self.input.corpus_names, counts.tolist(), strict=True))
-
-
-def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One state of the whole batch from the states of iterators that made parts of it.
-
-    Iterators of the same rows, on hosts that share them, count once.
-    """
-    first = states[0]
-    for state in states[1:]:
-        _check_fingerprint(state["fingerprint"], first["fingerprint"])
-        for name in ("step", "consumed_before"):
-            if state[name] != first[name]:
-                raise ValueError(
-                    f"States of one moment must agree in {name!r}: {state[name]} against "
-                    f"{first[name]}. Save on all hosts after the same step, from iterators that "
-                    "were restored from the same state."
-                )
-    parts = sorted({tuple(state["rows"]): state for state in states}.items())
-    for (a, _), (b, _) in zip(parts, parts[1:], strict=False):
-        if a[1] != b[0]:
-            raise ValueError(f"States of rows {a} and {b} overlap or leave a gap.")
-    totals = {
-        name: np.sum([before] + [state["consumed"][name] for _, state in parts], axis=0).tolist()
-        for name, before in first["consumed_before"].items()
-    }
-    return {
-        "step": first["step"],
-        "rows": [parts[0][0][0], parts[-1][0][1]],
-        "next_index": np.max([state["next_index"] for state in states], axis=0).tolist(),
-        "consumed_before": totals,
-        "consumed": {name: [0] * len(counts) for name, counts in totals.items()},
-        "fingerprint": copy.deepcopy(dict(first["fingerprint"])),
-    }
-
-
-class _Batches(grain.IterDataset):
-    """Batches as a grain dataset, which a pool of workers can share: each takes every n-th step.
-
-    Every worker plans every step, which costs next to nothing, and makes only its own.
-    """
-
-    def __init__(self, input: Input, rows: range, step: int, next_index: np.ndarray):
-        super().__init__()
-        self.plan = input.plan
-        self.row_loader = input.row_loader
-        self.shape = input.shape
-        self.buffer = input.image_buffer
-        self.rows = rows
-        self.step = step
-        self.next_index = next_index
-        self.turns = slice(0, None, 1)
-
-    def set_slice(self, sl: slice, sequential_slice: bool = False):
-        assert not sequential_slice
-        self.turns = sl
-
-    def __iter__(self) -> "_BatchesIterator":
-        return _BatchesIterator(self)
-
-
-class _BatchesIterator(grain.DatasetIterator):
-    def __init__(self, batches: _Batches):
-        super().__init__()
-        self._batches = batches
-        self._groups = batches.buffer.whole_groups(batches.rows)
-        self._planner = batches.plan.planner(self._groups)
-        self._planner.restore(batches.step, batches.next_index)
-        self._num_corpora = len(batches.row_loader.corpus_names)
-
-    def __next__(self) -> dict[str, Any]:
-        turns = self._batches.turns
-        while (self._planner.step - self._batches.step - turns.start) % turns.step:
-            self._planner.next_rows()
-        planned = self._planner.next_rows()
-        next_index = self._planner.next_index.copy()
-        slots = self._batches.buffer.place(
-            [row.num_images for row in planned], first_row=self._groups.start
-        )
-        loaded, others, quarantined = [], [], []
-        loader, rows = self._batches.row_loader, self._batches.rows
-        part = self._batches.buffer.slots(rows)
-        for number, row, row_slots in zip(self._groups, planned, slots, strict=True):
-            if number in rows:
-                examples, bad = loader.load(row, row_slots)
-                loaded.append(examples)
-                quarantined += bad
-            else:
-                others += loader.load_images(row, row_slots, part)
-        batch = concatenate(loaded, self._batches.shape, buffer=part, others=others)
-        own = slice(rows.start - self._groups.start, rows.stop - self._groups.start)
-        consumed = self._count(planned[own], slots[own], quarantined)
-        report = _Report(next_index, consumed, tuple(quarantined))
-        return {field.name: getattr(batch, field.name) for field in fields(batch)} | {
-            "report": report
-        }
-
-    def get_state(self) -> dict[str, Any]:
-        # Never used: a restart makes a new dataset from the state of the InputIterator.
-        return {}
-
-    def set_state(self, state: dict[str, Any]):
-        raise NotImplementedError
-
-    def _count(
-        self,
-        planned: Sequence[PlannedRow],
-        slots: Sequence[RowSlots],
-        quarantined: Sequence[Quarantined],
-    ) -> np.ndarray:
-        counts = np.zeros((self._num_corpora, len(fields(Consumed))), np.int64)
-        for row, row_slots in zip(planned, slots, strict=True):
-            for record, numbers in zip(row.records, row_slots, strict=True):
-                counts[record.corpus, :3] += (1, record.num_tokens, record.num_images)
-                counts[record.corpus, 4] += any(i < 0 for i in numbers)
-        names = self._batches.row_loader.corpus_names
-        for entry in quarantined:
-            counts[names.index(entry.corpus), 3] += 1
-        return counts
-
-
-def _close(batches: list[grain.DatasetIterator]):
-    while batches:
-        batches.pop().close()
 
 
 def _used(cfg: Input.Config) -> list[Stream.Config]:
@@ -752,21 +436,3 @@ def _check_unique(what: str, names: Sequence[str]):
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"input.streams: the {what} names {twice} occur more than once.")
-
-
-def _check_fingerprint(saved: Mapping[str, Any], here: Mapping[str, Any]):
-    differing = _differences(saved, here, "in the state")
-    if differing:
-        raise ValueError(
-            "The state belongs to an input that makes other batches:\n"
-            + differing
-            + "\nUse the config that the state was saved with, or start without it."
-        )
-
-
-def _differences(saved: Mapping[str, Any], here: Mapping[str, Any], where: str) -> str:
-    return "\n".join(
-        f"  {name}: {saved.get(name, 'absent')} {where}, {here.get(name, 'absent')} here"
-        for name in sorted(saved.keys() | here.keys())
-        if saved.get(name) != here.get(name)
-    )

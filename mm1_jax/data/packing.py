@@ -20,8 +20,16 @@ from jaxtyping import Int
 
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.lengths import Lengths
-from mm1_jax.data.mixture import MixedStream, Mixture, Turns, hash_seed, permutation
+from mm1_jax.data.mixture import (
+    MixedStream,
+    Mixture,
+    Turns,
+    hash_seed,
+    most_in_a_run,
+    permutation,
+)
 from mm1_jax.field_types import PositiveInt
+from mm1_jax.image_buffer import ImageBuffer
 
 
 class PlannedRecord(NamedTuple):
@@ -178,6 +186,43 @@ class Packing(Configurable):
         shards = range(min(self.num_shards, 4))
         rows = [row for shard in shards for row in self.fill(stream, shard, 1, 0).rows]
         return sum(record.num_images for row in rows for record in row) / len(rows)
+
+    def describe(self) -> list[str]:
+        """Lines that say what each stream holds."""
+        lines, streams = [], self.mixture.streams
+        total = sum(stream.weight for stream in streams)
+        for stream in streams:
+            lines.append(f"  {stream.name}: {stream.weight / total:.1%} of the rows")
+            examples = sum(share.weight for share in stream.corpora)
+            for share in stream.corpora:
+                lines.append(
+                    f"    {share.name}: {share.weight / examples:.1%} of the examples, "
+                    + self.lengths[share.corpus].describe()
+                )
+            for share in stream.fillers:
+                lines.append(
+                    f"    {share.name}: fills what is left of the rows, "
+                    + self.lengths[share.corpus].describe()
+                )
+        names = [stream.name for stream in streams]
+        for first, weights in self.turns.stages[1:]:
+            shares = (f"{n} {w / sum(weights):.1%}" for n, w in zip(names, weights, strict=True))
+            lines.append(f"  from step {first:,} on: {', '.join(shares)}")
+        return lines
+
+    def describe_buffer(self, buffer: ImageBuffer, num_rows: int) -> str:
+        """Says how full a buffer of images gets, and how many slots `num_rows` rows ever need."""
+        weights = self.mixture.weights
+        row_images = [self.expected_images(k) for k in range(len(weights))]
+        expected = float(np.average(row_images, weights=weights))
+        most = [self.max_images if images else 0 for images in row_images]
+        enough = most_in_a_run(weights, most, num_rows)
+        group_rows, slots = buffer
+        return (
+            f"  images: {slots} slots for {group_rows} rows, {expected * group_rows / slots:.1%} "
+            f"of them used ({expected:.1f} images a row); {num_rows} rows never need more than "
+            f"{enough} ({enough / num_rows:g} a row, {expected * num_rows / enough:.1%} used)"
+        )
 
     def locate(self, stream: int, shard: int, number: int) -> tuple[int, int]:
         """Group, and row in it, of the `number`-th row that a shard emits of a stream."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawn_corpus import AbsentSource, corpus, input_config, stream
 
-from mm1_jax.data.input import merge_states
+from mm1_jax.data.input_iterator import merge_states
 
 STEPS = 6
 

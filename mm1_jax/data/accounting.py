@@ -1,0 +1,114 @@
+"""How much each corpus has given to training, and how much of that was bad."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from mm1_jax.data.packing import PlannedRow
+from mm1_jax.data.quarantine import Quarantined, check_bad_fraction
+from mm1_jax.image_buffer import RowSlots
+
+# So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
+_LEAST_DOCUMENTS = 1000
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What a corpus has given so far.
+
+    Among the documents are the bad ones, and those that overflowed: the buffer of their rows had no
+    room for their images. Neither are scored.
+    """
+
+    documents: int
+    tokens: int
+    images: int
+    bad_documents: int
+    overflowed: int
+
+
+# A row per corpus; the columns are the fields of `Consumed`.
+Counts = Int[np.ndarray, "corpora 5"]
+
+
+def count_rows(
+    corpus_names: Sequence[str],
+    planned: Sequence[PlannedRow],
+    slots: Sequence[RowSlots],
+    quarantined: Sequence[Quarantined],
+) -> Counts:
+    """What some rows take of each corpus."""
+    counts = np.zeros((len(corpus_names), len(fields(Consumed))), np.int64)
+    for row, row_slots in zip(planned, slots, strict=True):
+        for record, numbers in zip(row.records, row_slots, strict=True):
+            counts[record.corpus, :3] += (1, record.num_tokens, record.num_images)
+            counts[record.corpus, 4] += any(i < 0 for i in numbers)
+    for entry in quarantined:
+        counts[corpus_names.index(entry.corpus), 3] += 1
+    return counts
+
+
+class Accounting:
+    """What each corpus has given: by all hosts before a restart on other rows, and here since."""
+
+    def __init__(self, num_usable: Mapping[str, int], max_bad_fraction: float):
+        """`num_usable` are the examples of an epoch of each corpus, by its name."""
+        self._num_usable = num_usable
+        self._max_bad_fraction = max_bad_fraction
+        self._before = np.zeros((len(num_usable), len(fields(Consumed))), np.int64)
+        self._since = np.zeros_like(self._before)
+
+    def add(self, counts: Counts) -> None:
+        """Raises ValueError where too many documents of a corpus are bad."""
+        self._since = self._since + counts
+        totals = self._before + self._since
+        for i, (name, num_usable) in enumerate(self._num_usable.items()):
+            if totals[i, 3]:
+                check_bad_fraction(
+                    name,
+                    bad=int(totals[i, 3]),
+                    documents=int(totals[i, 0]),
+                    least=min(_LEAST_DOCUMENTS, num_usable),
+                    limit=self._max_bad_fraction,
+                )
+
+    def get_state(self) -> dict[str, dict[str, list[int]]]:
+        return {
+            "consumed_before": self._by_corpus(self._before),
+            "consumed": self._by_corpus(self._since),
+        }
+
+    def set_state(self, state: Mapping[str, Any], *, is_of_these_rows: bool) -> None:
+        """Goes to a saved state; that of other rows becomes a part of what was before."""
+        before, since = (
+            np.array([state[key][name] for name in self._num_usable], np.int64)
+            for key in ("consumed_before", "consumed")
+        )
+        if not is_of_these_rows:
+            before, since = before + since, np.zeros_like(since)
+        self._before, self._since = before, since
+
+    def report(self, state: Mapping[str, Any]) -> dict[str, dict[str, int | float]]:
+        """What each corpus has given, and in how many epochs, as of a saved state."""
+        reports = {}
+        for name, num_usable in self._num_usable.items():
+            pairs = zip(state["consumed_before"][name], state["consumed"][name], strict=True)
+            consumed = Consumed(*(before + since for before, since in pairs))
+            reports[name] = {**vars(consumed), "epochs": consumed.documents / num_usable}
+        return reports
+
+    def _by_corpus(self, counts: np.ndarray) -> dict[str, list[int]]:
+        return dict(zip(self._num_usable, counts.tolist(), strict=True))
+
+
+def merge_accounts(states: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """The state of all rows from those of parts, which agree in what was before."""
+    totals = {
+        name: np.sum([before] + [state["consumed"][name] for state in states], axis=0).tolist()
+        for name, before in states[0]["consumed_before"].items()
+    }
+    zeros = {name: [0] * len(counts) for name, counts in totals.items()}
+    return {"consumed_before": totals, "consumed": zeros}

@@ -1,0 +1,114 @@
+"""Planned rows -> batches, ahead of the training loop, in grain's workers.
+
+Workers hold no state that is worth saving: all of them plan every step, which costs next to
+nothing, and each makes every n-th batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from mm1_jax.batch import Batch
+from mm1_jax.data.accounting import Counts, count_rows
+from mm1_jax.data.packing import Packing, PlannedRow, Planner
+from mm1_jax.data.quarantine import Quarantined
+from mm1_jax.data.rows import RowLoader, RowShape, concatenate
+from mm1_jax.data.snapshot import Snapshot, SnapshotPlanner
+from mm1_jax.image_buffer import ImageBuffer
+
+
+@dataclass(frozen=True)
+class Report:
+    """What goes with a batch from where it is made to where it is handed out."""
+
+    next_index: Int[np.ndarray, "v k"]
+    consumed: Counts
+    quarantined: tuple[Quarantined, ...]
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes some rows of any batch; sent to workers."""
+
+    plan: Packing | Snapshot
+    row_loader: RowLoader
+    shape: RowShape
+    image_buffer: ImageBuffer
+
+    def planner(self, rows: range) -> Planner | SnapshotPlanner:
+        """Plans these rows of every batch from step 0, with all that share slots with them."""
+        return self.plan.planner(self.image_buffer.whole_groups(rows))
+
+    def make(
+        self, planned: Sequence[PlannedRow], rows: range
+    ) -> tuple[Batch, Counts, list[Quarantined]]:
+        """The batch of these rows, of which `planned` has the whole groups; and its accounts.
+
+        Where `rows` cut a group, pictures of its other rows may be in this part of the buffer, and
+        are read here too.
+        """
+        groups = self.image_buffer.whole_groups(rows)
+        slots = self.image_buffer.place([row.num_images for row in planned], first_row=groups.start)
+        part = self.image_buffer.slots(rows)
+        loaded, others, quarantined = [], [], []
+        for number, row, row_slots in zip(groups, planned, slots, strict=True):
+            if number in rows:
+                examples, bad = self.row_loader.load(row, row_slots)
+                loaded.append(examples)
+                quarantined += bad
+            else:
+                others += self.row_loader.load_images(row, row_slots, part)
+        batch = concatenate(loaded, self.shape, buffer=part, others=others)
+        own = slice(rows.start - groups.start, rows.stop - groups.start)
+        counts = count_rows(self.row_loader.corpus_names, planned[own], slots[own], quarantined)
+        return batch, counts, quarantined
+
+
+class Batches(grain.IterDataset):
+    """Batches as dicts, with a `report`, from a step on: a dataset that workers can share."""
+
+    def __init__(self, maker: BatchMaker, rows: range, step: int, next_index: np.ndarray):
+        super().__init__()
+        self.maker = maker
+        self.rows = rows
+        self.step = step
+        self.next_index = next_index
+        self.turns = slice(0, None, 1)
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False):
+        assert not sequential_slice
+        self.turns = sl
+
+    def __iter__(self) -> "_BatchesIterator":
+        return _BatchesIterator(self)
+
+
+class _BatchesIterator(grain.DatasetIterator):
+    def __init__(self, batches: Batches):
+        super().__init__()
+        self._batches = batches
+        self._planner = batches.maker.planner(batches.rows)
+        self._planner.restore(batches.step, batches.next_index)
+
+    def __next__(self) -> dict[str, Any]:
+        turns = self._batches.turns
+        while (self._planner.step - self._batches.step - turns.start) % turns.step:
+            self._planner.next_rows()
+        planned = self._planner.next_rows()
+        next_index = self._planner.next_index.copy()
+        batch, counts, quarantined = self._batches.maker.make(planned, self._batches.rows)
+        report = Report(next_index, counts, tuple(quarantined))
+        return {field.name: getattr(batch, field.name) for field in fields(batch)} | {
+            "report": report
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        # Never used: a restart makes a new dataset from the state of the InputIterator.
+        return {}
+
+    def set_state(self, state: dict[str, Any]):
+        raise NotImplementedError
