@@ -37,8 +37,9 @@ from mm1_jax.data.ingest.conversion_log import (
     part_name,
     parts_of,
 )
-from mm1_jax.data.ingest.filters import Filter, FrequentImages, apply_filters, frequent_keys
+from mm1_jax.data.ingest.filters import Filter, FrequentImages, apply_filters
 from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.ingest.image_keys import frequent_keys
 from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_process
 from mm1_jax.data.readers.entries import Entry, Rejected, documents_of, reason_class
 from mm1_jax.data.readers.marks import spelt_marks

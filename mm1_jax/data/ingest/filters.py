@@ -10,38 +10,23 @@ Filters are applied in the order in which they stand, so each one sees what the 
 import abc
 import enum
 import hashlib
-import io
-import itertools
-import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 
-from mm1_jax.batch import Image, Record
+from mm1_jax.batch import Record
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
-from mm1_jax.data.images import FORMATS, BadImage, decode
+from mm1_jax.data.images import BadImage
+from mm1_jax.data.ingest.image_keys import image_keys, load_keys
+from mm1_jax.data.ingest.perceptual_hash import HammingIndex, perceptual_hash
+from mm1_jax.data.ingest.record_images import Picture, picture_size, pictures, without_images
 from mm1_jax.data.readers.source_files import documents_below
 from mm1_jax.data.record_files import Kind
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-
-# Of one range of keys, when counts are merged: 512 MiB, and twice that while they are sorted.
-_KEYS_IN_MEMORY = 2**26
-# Sorted keys above this size stay in the file, which the processes of a machine then share.
-_MAPPED_BYTES = 2**24
-
-
-class Picture(NamedTuple):
-    """An image of a record: its place in the list of images, its file, and where that is from."""
-
-    place: int
-    data: bytes
-    url: str | None
 
 
 class Filtered(NamedTuple):
@@ -217,7 +202,7 @@ class FrequentImages(Filter):
     def _is_frequent(self, key: int) -> bool:
         assert self._path is not None, "FrequentImages is used before the images are counted"
         if self._frequent is None:
-            self._frequent = _load_keys(self._path)
+            self._frequent = load_keys(self._path)
         place = int(np.searchsorted(self._frequent, np.uint64(key)))
         return place < len(self._frequent) and int(self._frequent[place]) == key
 
@@ -350,151 +335,6 @@ class EvaluationOverlap(Filter):
             return None
         name = self._names[self._owners[found[0]]]
         return {"benchmark": name, "same_bytes": False, "distance": found[1]}
-
-
-def pictures(record: Record, kind: Kind) -> Iterator[Picture]:
-    """The images of a record in order; places without one are passed over."""
-    if kind is Kind.CAPTIONS:
-        images, urls = [record["image"]], [record.get("url")]
-    else:
-        images = record["images"]
-        urls = record.get("urls") or [None] * len(images)
-    for place, (image, url) in enumerate(zip(images, urls, strict=True)):
-        if image is not None:
-            yield Picture(place, image, url)
-
-
-def without_images(record: Record, kind: Kind, places: Iterable[int]) -> Record | None:
-    """The record without the images at `places`; None where nothing of it is left."""
-    places = set(places)
-    if not places:
-        return record
-    if kind is not Kind.INTERLEAVED:
-        return None
-    kept = [place for place in range(len(record["images"])) if place not in places]
-    if not kept:
-        return None
-    parallel = [name for name in ("texts", "images", "urls") if record.get(name) is not None]
-    return dict(record) | {name: [record[name][place] for place in kept] for name in parallel}
-
-
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height as the header has them; raises BadImage where there is none."""
-    try:
-        # Pillow warns of large pictures; here the caller judges sizes. Of twice as large ones it
-        # raises an error, so their size is never known.
-        with (
-            warnings.catch_warnings(action="ignore", category=PIL.Image.DecompressionBombWarning),
-            PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture,
-        ):
-            return picture.size
-    # Pillow's parsers raise nearly anything on a damaged file.
-    except Exception as error:
-        raise BadImage(f"{type(error).__name__}: {error}") from error
-
-
-def image_keys(picture: Picture) -> Iterator[int]:
-    """What tells two uses of one image: 64 bits of the MD5 of its bytes, and of its URL's.
-
-    Among the keys of a billion images, chance makes less than one pair.
-    """
-    sources = [picture.data]
-    if picture.url is not None:
-        sources.append(picture.url.encode("utf-8", "surrogatepass"))
-    for source in sources:
-        yield int.from_bytes(hashlib.md5(source, usedforsecurity=False).digest()[:8], "big")
-
-
-def frequent_keys(
-    paths: Sequence[Path], more_than: int, *, keys_in_memory: int = _KEYS_IN_MEMORY
-) -> np.ndarray:
-    """The keys, sorted, that occur more than so many times in files of sorted keys.
-
-    The keys are hashes, so equal ranges of them hold about equal numbers. One range at a time is
-    read of every file, and memory is that of a range, not of all keys.
-    """
-    total = sum(len(_load_keys(path)) for path in paths)
-    num_ranges = max(1, math.ceil(total / keys_in_memory))
-    starts = np.array([i * 2**64 // num_ranges for i in range(num_ranges)], np.uint64)
-    found = []
-    for number in range(num_ranges):
-        pieces = []
-        for path in paths:
-            keys = _load_keys(path)
-            edges = np.searchsorted(keys, starts[number : number + 2])
-            start, stop = edges if len(edges) == 2 else (edges[0], len(keys))
-            pieces.append(np.asarray(keys[start:stop]))
-        values, counts = np.unique(np.concatenate(pieces), return_counts=True)
-        found.append(values[counts > more_than])
-    return np.concatenate(found)
-
-
-def _load_keys(path: Path) -> np.ndarray:
-    is_large = path.stat().st_size > _MAPPED_BYTES
-    return np.load(path, mmap_mode="r" if is_large else None)
-
-
-# Rows 1 to 8 of the discrete cosine transform of 32 values. The constant row is left out: it is the
-# brightness, and the bits of edges that span the picture.
-_DCT = np.cos(np.pi * np.arange(1, 9)[:, None] * (2 * np.arange(32)[None] + 1) / 64)
-# In grey levels of 255. In a flatter picture the frequencies are noise of the encoder.
-_FLAT = 1.0
-
-
-def perceptual_hash(data: bytes, *, max_pixels: int) -> int | None:
-    """64 bits that say which low frequencies of a picture are above their median (pHash).
-
-    None for what cannot be decoded, and for pictures of one colour, which would all be alike.
-    """
-    try:
-        pixels = decode(Image(data), max_pixels=max_pixels)
-    except BadImage:
-        return None
-    # Pillow's resize averages over all pixels, so the size of the picture hardly matters.
-    picture = PIL.Image.fromarray(pixels).convert("L")
-    grey = np.asarray(picture.resize((32, 32), PIL.Image.Resampling.BICUBIC), np.float64)
-    if grey.std() < _FLAT:
-        return None
-    frequencies = _DCT @ grey @ _DCT.T
-    bits = np.packbits(frequencies > np.median(frequencies))
-    return int.from_bytes(bits.tobytes(), "big")
-
-
-class HammingIndex:
-    """Finds, among 64-bit hashes, the nearest one to another that differs in few bits.
-
-    The bits are cut into `max_distance` + 1 bands. Hashes that differ in `max_distance` bits agree
-    in all bits of at least one band, so only those that share a band with the query are compared:
-    at distance 4, of 100,000 hashes about a hundred.
-    """
-
-    def __init__(self, hashes: np.ndarray, max_distance: int):
-        self._hashes = hashes
-        self._max_distance = max_distance
-        edges = [64 * band // (max_distance + 1) for band in range(max_distance + 2)]
-        self._bands = []
-        for low, high in itertools.pairwise(edges):
-            shift, mask = np.uint64(low), np.uint64(2 ** (high - low) - 1)
-            values = hashes >> shift & mask
-            order = np.argsort(values, kind="stable")
-            self._bands.append((shift, mask, values[order], order))
-
-    def nearest(self, query: int) -> tuple[int, int] | None:
-        """Index and distance of the nearest hash, the first of equals, or None."""
-        value = np.uint64(query)
-        candidates = []
-        for shift, mask, values, order in self._bands:
-            band = value >> shift & mask
-            start = np.searchsorted(values, band, "left")
-            stop = np.searchsorted(values, band, "right")
-            candidates.append(order[start:stop])
-        indices = np.unique(np.concatenate(candidates))
-        if not len(indices):
-            return None
-        distances = np.bitwise_count(self._hashes[indices] ^ value)
-        best = int(np.argmin(distances))
-        distance = int(distances[best])
-        return (int(indices[best]), distance) if distance <= self._max_distance else None
 
 
 def benchmark_files(names: Sequence[str]) -> Iterator[tuple[str, Path]]:

@@ -1,8 +1,5 @@
 import io
-import itertools
-import os
 import pickle
-import random
 import struct
 import zlib
 from collections import Counter
@@ -18,19 +15,14 @@ from mm1_jax.data.ingest.filters import (
     AnswerTypes,
     EvaluationOverlap,
     FrequentImages,
-    HammingIndex,
     ImageCount,
     ImageFilter,
     RepeatedImages,
     apply_filters,
-    frequent_keys,
-    perceptual_hash,
-    picture_size,
 )
+from mm1_jax.data.ingest.image_keys import frequent_keys
+from mm1_jax.data.ingest.record_images import picture_size
 from mm1_jax.data.record_files import Kind
-
-OPENSTAX = Path(os.environ.get("MM1_TEST_DATA", ""), "openstax", "images")
-MAX_PIXELS = 64_000_000
 
 
 def header(width: int, height: int) -> bytes:
@@ -224,42 +216,6 @@ def test_frequent_images_are_dropped(tmp_path, by):
     assert filter(often).record == often
 
 
-@pytest.mark.parametrize("keys_in_memory", [1, 10, 1000])
-def test_frequent_keys_are_those_of_a_count_in_memory(tmp_path, keys_in_memory):
-    rng = random.Random(keys_in_memory)
-    pool = [0, 2**64 - 1, 2**63, *(rng.getrandbits(64) for _ in range(20))]
-    files = [[rng.choice(pool) for _ in range(size)] for size in (0, 1, 40, 60)]
-    paths = [tmp_path / f"{i}.npy" for i in range(len(files))]
-    for path, keys in zip(paths, files, strict=True):
-        np.save(path, np.sort(np.array(keys, np.uint64)))
-    counts = Counter(itertools.chain(*files))
-    expected = sorted(key for key, count in counts.items() if count > 4)
-    assert 2 < len(expected) < len(counts)
-    assert frequent_keys(paths, 4, keys_in_memory=keys_in_memory).tolist() == expected
-
-
-@pytest.mark.parametrize("max_distance", [0, 1, 4, 9])
-def test_the_index_finds_what_a_comparison_with_all_finds(max_distance):
-    rng = random.Random(max_distance)
-    hashes = [rng.getrandbits(64) for _ in range(300)]
-    index = HammingIndex(np.array(hashes, np.uint64), max_distance)
-    found = 0
-    for _ in range(300):
-        query = rng.choice(hashes)
-        for bit in rng.sample(range(64), rng.randrange(max_distance + 3)):
-            query ^= 1 << bit
-        best = min(range(300), key=lambda i: (hashes[i] ^ query).bit_count())
-        distance = (hashes[best] ^ query).bit_count()
-        expected = (best, distance) if distance <= max_distance else None
-        assert index.nearest(query) == expected
-        found += expected is not None
-    assert 0 < found < 300
-
-
-def test_an_index_of_nothing_finds_nothing():
-    assert HammingIndex(np.array([], np.uint64), 4).nearest(0) is None
-
-
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory) -> Path:
     """Four pictures, one of them in one colour, and one that no decoder takes."""
@@ -357,21 +313,6 @@ def test_every_filter_says_what_it_dropped_and_the_next_sees_what_is_left():
         "ImageCount.too_many": 1,
         "ImageCount.records": 1,
     }
-
-
-@pytest.mark.skipif(not OPENSTAX.is_dir(), reason="needs MM1_TEST_DATA")
-def test_figures_of_textbooks_are_told_apart_and_their_copies_are_found():
-    paths = sorted(OPENSTAX.iterdir())[::6]
-    hashes = [perceptual_hash(path.read_bytes(), max_pixels=MAX_PIXELS) for path in paths]
-    assert len(paths) > 100 and None not in hashes
-    distances = [(a ^ b).bit_count() for a, b in itertools.combinations(hashes, 2)]
-    assert min(distances) > EvaluationOverlap.default_config().max_distance
-    for path, value in list(zip(paths, hashes, strict=True))[::4]:
-        picture = PIL.Image.open(path).convert("RGB")
-        half = picture.resize((picture.width // 2, picture.height // 2))
-        for data in (encoded(picture, "JPEG", quality=60), encoded(half)):
-            copy = perceptual_hash(data, max_pixels=MAX_PIXELS)
-            assert (copy ^ value).bit_count() <= EvaluationOverlap.default_config().max_distance
 
 
 def test_pictures_of_benchmarks_behind_links_are_looked_at(tmp_path):

@@ -1,0 +1,61 @@
+"""The images of a record, whatever its kind, and the record without some of them."""
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import PIL.Image
+
+from mm1_jax.batch import Record
+from mm1_jax.data.images import FORMATS, BadImage
+from mm1_jax.data.record_files import Kind
+
+
+class Picture(NamedTuple):
+    """An image of a record: its place in the list of images, its file, and where that is from."""
+
+    place: int
+    data: bytes
+    url: str | None
+
+
+def pictures(record: Record, kind: Kind) -> Iterator[Picture]:
+    """The images of a record in order; places without one are passed over."""
+    if kind is Kind.CAPTIONS:
+        images, urls = [record["image"]], [record.get("url")]
+    else:
+        images = record["images"]
+        urls = record.get("urls") or [None] * len(images)
+    for place, (image, url) in enumerate(zip(images, urls, strict=True)):
+        if image is not None:
+            yield Picture(place, image, url)
+
+
+def without_images(record: Record, kind: Kind, places: Iterable[int]) -> Record | None:
+    """The record without the images at `places`; None where nothing of it is left."""
+    places = set(places)
+    if not places:
+        return record
+    if kind is not Kind.INTERLEAVED:
+        return None
+    kept = [place for place in range(len(record["images"])) if place not in places]
+    if not kept:
+        return None
+    parallel = [name for name in ("texts", "images", "urls") if record.get(name) is not None]
+    return dict(record) | {name: [record[name][place] for place in kept] for name in parallel}
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the header has them; raises BadImage where there is none."""
+    try:
+        # Pillow warns of large pictures; here the caller judges sizes. Of twice as large ones it
+        # raises an error, so their size is never known.
+        with (
+            warnings.catch_warnings(action="ignore", category=PIL.Image.DecompressionBombWarning),
+            PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture,
+        ):
+            return picture.size
+    # Pillow's parsers raise nearly anything on a damaged file.
+    except Exception as error:
+        raise BadImage(f"{type(error).__name__}: {error}") from error
