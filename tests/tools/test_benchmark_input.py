@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_corpus import input_config
+from input_benchmark import contestants, synthetic
+from input_benchmark.pipelines import bare_file
 
 from mm1_jax.batch import Image
-from mm1_jax.data.images import ImageTransform
+from mm1_jax.data.images import ImageTransform, JpegDecoder
 
 HERE = Path(__file__).parent
 TOOL = HERE.parents[1] / "tools" / "benchmark_input.py"
@@ -31,9 +33,9 @@ def quick(monkeypatch):
     for folder in folders:
         monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
-    monkeypatch.setattr(tool, "LEAST_SECONDS", 0.01)
-    picture = tool.picture
-    monkeypatch.setattr(tool, "picture", lambda rng, width: picture(rng, 60))
+    monkeypatch.setattr(contestants, "LEAST_SECONDS", 0.01)
+    picture = synthetic.picture
+    monkeypatch.setattr(synthetic, "picture", lambda rng, width: picture(rng, 60))
 
 
 def small_config():
@@ -74,10 +76,10 @@ def test_the_batches_of_this_process_come_again():
 def test_the_limit_makes_the_pixels_of_the_input(decoder):
     if decoder == "SIMPLEJPEG":
         pytest.importorskip("simplejpeg")
-    cfg = ImageTransform.default_config().set(image_size=16, jpeg_decoder=tool.JpegDecoder[decoder])
-    data = tool.picture(np.random.default_rng(0), 120)
+    cfg = ImageTransform.default_config().set(image_size=16, jpeg_decoder=JpegDecoder[decoder])
+    data = synthetic.picture(np.random.default_rng(0), 120)
     expected = cfg.instantiate()(Image(data))
-    np.testing.assert_array_equal(tool._bare_file(data, 16, cfg), expected)
+    np.testing.assert_array_equal(bare_file(data, 16, cfg), expected)
 
 
 def test_what_is_synthetic_has_pictures_pages_and_texts(quick, tmp_path):

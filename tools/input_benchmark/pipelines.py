@@ -1,0 +1,171 @@
+"""Ways to make batches of the same pictures: the input, bare decoding, webdataset with torch."""
+
+import functools
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+from input_benchmark.contestants import NUM_RECORDED, Counts
+
+from mm1_jax.batch import Batch, Image
+from mm1_jax.data.images import Fit, ImageTransform, JpegDecoder
+from mm1_jax.data.input import Input
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+
+
+class Recorded(NamedTuple):
+    """Pictures of batches as they are stored, and the text after each."""
+
+    images: list[Image]
+    texts: list[str]
+
+
+class RecordingTransform(ImageTransform):
+    """Keeps the pictures that it was given, but for those that are bad."""
+
+    def __init__(self, cfg: ImageTransform.Config):
+        super().__init__(cfg)
+        self.images: list[Image] = []
+
+    def __call__(self, image: Image, *args: Any) -> np.ndarray:
+        pixels = super().__call__(image, *args)
+        self.images.append(image)
+        return pixels
+
+
+def record(cfg: Any) -> Recorded:
+    """The pictures of the first batches of an input, in order."""
+    fields = {name: value for name, value in cfg.image_transform.items() if name != "klass"}
+    transform = RecordingTransform.default_config().set(**fields)
+    input = cfg.clone(image_transform=transform).instantiate()
+    iterator = input.iterator()
+    texts = []
+    for _ in range(NUM_RECORDED):
+        texts += texts_after_images(next(iterator), input)
+    iterator.close()
+    assert len(input.image_transform.images) == len(texts)
+    return Recorded(input.image_transform.images, texts)
+
+
+def texts_after_images(batch: Batch, input: Input) -> list[str]:
+    """For each picture of a batch, the text up to the next or to the end of its document."""
+    texts = []
+    for b, image_index in enumerate(batch.image_index):
+        is_image = (batch.tokens[b] == input.tokenizer.image_token) & (batch.segment_ids[b] > 0)
+        ends = np.flatnonzero(is_image)[input.num_image_tokens - 1 :: input.num_image_tokens] + 1
+        for index, start in zip(image_index, ends.tolist(), strict=False):
+            if index < 0:
+                continue
+            stop = start
+            same = batch.segment_ids[b, start - 1]
+            while (
+                stop < len(is_image) and not is_image[stop] and batch.segment_ids[b, stop] == same
+            ):
+                stop += 1
+            texts.append(input.tokenizer.decode(batch.tokens[b, start:stop].tolist()))
+    return texts
+
+
+def batches_of(input: Input) -> Iterator[Counts]:
+    """The whole path. A worker goes on; in this process, the recorded batches come again."""
+    while True:
+        iterator = input.iterator()
+        while input.num_workers or iterator.step < NUM_RECORDED:
+            batch = next(iterator)
+            yield Counts(int(np.sum(batch.image_index >= 0)), int(np.sum(batch.segment_ids > 0)))
+
+
+def bare(images: Sequence[Image], transform: ImageTransform) -> Iterator[Counts]:
+    """Decoding and resizing, by as few calls as there can be."""
+    decode = functools.partial(bare_file, size=transform.image_size, cfg=transform.config)
+    size = -(-len(images) // NUM_RECORDED)
+    while True:
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            for image in batch:
+                # Pictures that are drawn are no files.
+                decode(image.data) if isinstance(image.data, bytes) else transform(image)
+            yield Counts(len(batch), 0)
+
+
+def bare_file(data: bytes, size: int, cfg: Any) -> np.ndarray:
+    picture = PIL.Image.open(io.BytesIO(data))
+    inner = (size, size)
+    if cfg.fit is Fit.PAD:
+        scale = size / max(picture.size)
+        inner = tuple(max(1, round(side * scale)) for side in picture.size)
+    if cfg.jpeg_decoder is JpegDecoder.SIMPLEJPEG and picture.format == "JPEG":
+        import simplejpeg
+
+        pixels = simplejpeg.decode_jpeg(data, min_width=inner[0], min_height=inner[1])
+        picture = PIL.Image.fromarray(pixels)
+    elif cfg.jpeg_decoder is JpegDecoder.PILLOW_DRAFT:
+        picture.draft(None, inner)
+    picture.load()
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    return np.asarray(picture.resize(inner, PIL.Image.Resampling.BICUBIC))
+
+
+def write_shard(path: Path, recorded: Recorded) -> None:
+    """A shard of webdataset: `KEY.jpg`, whatever the format is, and `KEY.txt`."""
+    with tarfile.open(path, "w") as tar:
+        for i, (image, text) in enumerate(zip(*recorded, strict=True)):
+            for name, data in ((f"{i:06}.jpg", image.data), (f"{i:06}.txt", text.encode())):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def webdataset_batches(
+    shard: Path, tokenizer: Tokenizer, *, size: int, num_images: int, num_workers: int
+) -> Iterator[Counts]:
+    """The pipeline that OpenFlamingo reads captions by, on one thread a process."""
+    import torch
+    import webdataset
+
+    torch.set_num_threads(1)
+    dataset = (
+        webdataset.WebDataset(str(shard), resampled=True, shardshuffle=False)
+        .decode("pilrgb")
+        .to_tuple("jpg", "txt")
+        .map_tuple(functools.partial(_normalised, size=size), tokenizer.encode)
+        .batched(num_images, collation_fn=_collate)
+    )
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    for images, tokens, _ in loader:
+        yield Counts(len(images), int(tokens.numel()))
+
+
+def _normalised(picture: PIL.Image.Image, size: int) -> Any:
+    import torch
+
+    pixels = np.array(picture.resize((size, size), PIL.Image.Resampling.BICUBIC))
+    values = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255)
+    return values.sub(0.5).div(0.25)
+
+
+def _collate(samples: Sequence[tuple[Any, list[int]]]) -> Any:
+    import torch
+
+    longest = max(len(ids) for _, ids in samples)
+    tokens = torch.zeros(len(samples), longest, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, (_, ids) in enumerate(samples):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    return torch.stack([image for image, _ in samples]), tokens, mask
+
+
+def missing_packages() -> list[str]:
+    missing = []
+    for name in ("webdataset", "torch"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    return missing

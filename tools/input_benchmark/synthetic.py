@@ -1,0 +1,62 @@
+"""Drawn captions, pages and texts on disk, with pictures that cost as much as photographs."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.captions import caption_document
+from mm1_jax.data.corpora.interleaved import interleaved_document
+from mm1_jax.data.corpora.text import text_document
+from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.sources.jsonl import JsonlSource
+
+
+def picture(rng: np.random.Generator, width: int) -> bytes:
+    """A JPEG with as much detail as a photograph: noise whose amplitude is that of its grain."""
+    height = width * 2 // 3
+    values = np.full((height, width, 3), 128.0)
+    for log_size in range(1, 8):
+        shape = (height * 2**log_size // width + 1, 2**log_size + 1, 3)
+        grain = PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+        grown = grain.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        values += (np.asarray(grown, float) - 128) / log_size
+    file = io.BytesIO()
+    pixels = np.clip(values, 0, 255).astype(np.uint8)
+    PIL.Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def synthetic_streams(folder: Path, width: int, num_images: int = 48) -> list[Stream.Config]:
+    """Writes captions, pages and texts, and reads them in MM1's proportions of rows."""
+    rng = np.random.default_rng(0)
+    words = ["a", "photograph", "of", "two", "small", "red", "boats", "in", "the", "old", "harbour"]
+
+    def text(num_words: int) -> str:
+        return " ".join(rng.choice(words, num_words))
+
+    names = [f"{i}.jpg" for i in range(num_images)]
+    for name in names:
+        (folder / name).write_bytes(picture(rng, width))
+    captions = [{"image": name, "caption": text(12)} for name in names]
+    pages = [
+        {"images": [None, *pair, None], "texts": [text(60), None, None, text(60)]}
+        for pair in zip(names[::2], names[1::2], strict=True)
+    ]
+    texts = [{"text": text(700)} for _ in names]
+    streams = []
+    for name, weight, records, to_document in (
+        ("captions", 9, captions, caption_document),
+        ("interleaved", 9, pages, interleaved_document),
+        ("text", 2, texts, text_document),
+    ):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        source = JsonlSource.default_config().set(path=str(path))
+        corpus = Corpus.default_config().set(name=name, source=source, to_document=to_document)
+        entry = CorpusWeight().set(corpus=corpus)
+        streams.append(Stream.default_config().set(name=name, weight=weight, corpora=[entry]))
+    return streams
