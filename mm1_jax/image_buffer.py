@@ -23,7 +23,7 @@ RowSlots = Sequence[Sequence[int]]
 
 
 class ImageBuffer(NamedTuple):
-    """How many consecutive rows form a group, and how many slots such a group shares."""
+    """Groups of consecutive rows of a batch, and the slots that each group shares."""
 
     group_rows: int
     group_slots: int
@@ -71,7 +71,7 @@ class ImageBuffer(NamedTuple):
         return cls(group_rows, num_slots * group_rows // num_rows)
 
     def num_slots(self, num_rows: int) -> int:
-        """Slots of some rows: a whole number, or a ValueError."""
+        """Returns the slots of some rows; raises ValueError where that is no whole number."""
         slots, rest = divmod(num_rows * self.group_slots, self.group_rows)
         if rest:
             raise ValueError(
@@ -91,11 +91,12 @@ class ImageBuffer(NamedTuple):
         return range(rows.start // size * size, -(-rows.stop // size) * size)
 
     def place(self, rows: Sequence[Sequence[int]], *, first_row: int = 0) -> list[RowSlots]:
-        """The slots of all pictures of the rows of whole groups.
+        """Assigns slots to all pictures of the rows of whole groups.
 
-        Documents come in order, and one whose pictures do not all fit gets none; later ones with
-        fewer may. A picture that will turn out to be bad has a slot like all others: nothing that
-        is found out by reading may move a picture, least of all one that another host reads.
+        Documents come in order. One whose pictures do not all fit gets no slot, and is counted and
+        not scored; later ones with fewer pictures may fit. A picture that will turn out to be bad
+        has a slot like all others: nothing that is found out by reading may move a picture, least
+        of all one that another host reads.
 
         Args:
             rows: How many pictures each document of each row has.
@@ -131,7 +132,7 @@ class ImageBuffer(NamedTuple):
         return np.arange(self.group_slots).reshape(num_parts, -1).T.ravel()
 
     def shards_per_group(self, num_rows: int, num_shards: int) -> int:
-        """How many of the devices that share `num_rows` rows share a group; 1 for whole groups.
+        """Returns how many of the devices of `num_rows` rows share a group; 1 for whole groups.
 
         Raises:
             ValueError: Devices would have parts of several groups, or parts of a slot.

@@ -1,4 +1,4 @@
-"""How much each corpus has given to training, and how much of that was bad."""
+"""Counts of what each corpus has given to training, and the check that little of it was bad."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ _LEAST_DOCUMENTS = 1000
 
 @dataclass(frozen=True)
 class Consumed:
-    """What a corpus has given so far.
+    """Documents, tokens and images that a corpus has given so far.
 
     Among the documents are the bad ones, and those that overflowed: the buffer of their rows had no
     room for their images. Neither are scored.
@@ -40,7 +40,7 @@ def count_rows(
     slots: Sequence[RowSlots],
     quarantined: Sequence[Quarantined],
 ) -> Counts:
-    """What some rows take of each corpus."""
+    """Counts what some rows take of each corpus."""
     counts = np.zeros((len(corpus_names), len(fields(Consumed))), np.int64)
     for row, row_slots in zip(planned, slots, strict=True):
         for record, numbers in zip(row.records, row_slots, strict=True):
@@ -52,7 +52,7 @@ def count_rows(
 
 
 class Accounting:
-    """What each corpus has given: by all hosts before a restart on other rows, and here since."""
+    """Counts what each corpus gives, to all hosts before a restart on other rows and here since."""
 
     def __init__(self, num_usable: Mapping[str, int], max_bad_fraction: float):
         """`num_usable` are the examples of an epoch of each corpus, by its name."""
@@ -82,7 +82,7 @@ class Accounting:
         }
 
     def set_state(self, state: Mapping[str, Any], *, is_of_these_rows: bool) -> None:
-        """Goes to a saved state; that of other rows becomes a part of what was before."""
+        """Restores a saved state; counts of other rows are added to those of before."""
         before, since = (
             np.array([state[key][name] for name in self._num_usable], np.int64)
             for key in ("consumed_before", "consumed")
@@ -92,7 +92,7 @@ class Accounting:
         self._before, self._since = before, since
 
     def report(self, state: Mapping[str, Any]) -> dict[str, dict[str, int | float]]:
-        """What each corpus has given, and in how many epochs, as of a saved state."""
+        """Returns what each corpus has given, and in how many epochs, as of a saved state."""
         reports = {}
         for name, num_usable in self._num_usable.items():
             pairs = zip(state["consumed_before"][name], state["consumed"][name], strict=True)

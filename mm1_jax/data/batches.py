@@ -23,7 +23,7 @@ from mm1_jax.image_buffer import ImageBuffer
 
 @dataclass(frozen=True)
 class Report:
-    """What goes with a batch from where it is made to where it is handed out."""
+    """Travels with a batch from the worker that makes it to the iterator that returns it."""
 
     next_index: Int[np.ndarray, "v k"]
     consumed: Counts
@@ -46,7 +46,7 @@ class BatchMaker:
     def make(
         self, planned: Sequence[PlannedRow], rows: range
     ) -> tuple[Batch, Counts, list[Quarantined]]:
-        """The batch of these rows, of which `planned` has the whole groups; and its accounts.
+        """Makes the batch of these rows; `planned` has their whole groups.
 
         Where `rows` cut a group, pictures of its other rows may be in this part of the buffer, and
         are read here too.

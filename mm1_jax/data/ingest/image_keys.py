@@ -16,7 +16,7 @@ _MAPPED_BYTES = 2**24
 
 
 def image_keys(picture: Picture) -> Iterator[int]:
-    """What tells two uses of one image: 64 bits of the MD5 of its bytes, and of its URL's.
+    """Yields 64 bits of the MD5 of the bytes of an image, and of its URL, which tell its uses.
 
     Among the keys of a billion images, chance makes less than one pair.
     """

@@ -32,14 +32,14 @@ HIDDEN = Documents(counts={"hidden_files": 1})
 
 
 def documents_of(entry: Entry) -> Documents:
-    """The records of an entry, and what is counted of it beside them."""
+    """Returns the records of an entry, and what is counted of it beside them."""
     if isinstance(entry, Documents):
         return entry
     return Documents() if isinstance(entry, Rejected) else Documents((entry,))
 
 
 def reason_class(reason: str) -> str:
-    """What a reason has in common with others of its kind, without advice.
+    """Returns what a reason has in common with others of its kind, without advice.
 
     image 'a.jpg' is not in b.tar: cut short          ->  image ... is not in b.tar: cut short
     3 texts beside 2 images; 4 rows are not read      ->  N texts beside N images

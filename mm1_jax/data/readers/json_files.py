@@ -1,4 +1,9 @@
-"""JSON from files that may hold anything: its lines, and lists too long for memory by element."""
+"""JSON from files that may hold anything: its lines, and lists too long for memory by element.
+
+Elements are parsed by the standard library, so that they are what it makes of a whole file. ijson
+3.6 takes a third of the time, but refuses NaN, byte order marks and integers above 64 bits, which
+data sets have, and turns half of a surrogate pair into "?".
+"""
 
 import codecs
 import io

@@ -22,7 +22,7 @@ _OF_ARCHIVERS = re.compile(r"__MACOSX|PaxHeaders?(\..*)?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process reads from start to end: a file, or a part of it that it can seek to.
+    """A file, or a part of it that can be sought, which one process reads from start to end.
 
     Attributes:
         path: The file.
@@ -89,7 +89,7 @@ def links_not_followed(folder: Path) -> str:
 
 
 def files_key(files: Sequence[Path], folder: Path, version: int) -> str:
-    """What an index of files goes by: another key where a name, a size or a time has changed.
+    """Names the index of some files: another key where a name, a size or a time has changed.
 
     Args:
         files: In their order.
