@@ -35,6 +35,8 @@ from mm1_jax.storage import write_whole
 
 # More rows of a large config make a page that browsers are slow to show.
 MOST_ROWS = 8
+# The page and its style, beside this file.
+PAGE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".css"))
 # Hues of documents that follow each other.
 NUM_HUES = 6
 
@@ -205,9 +207,9 @@ class Page:
     def text(self) -> str:
         title = visible(f"{self.title}, step {self.step}")
         rows = "\n".join(self._row(number) for number in self.shown)
-        return PAGE.format(
+        return PAGE.read_text().format(
             title=title,
-            style=STYLE,
+            style=STYLE.read_text(),
             summary=self._summary(),
             corpora=self._corpora(),
             rows=rows,
@@ -392,114 +394,6 @@ def _count(number: int, noun: str) -> str:
 
 def _span(rows: range) -> str:
     return f"{rows.start} to {rows.stop - 1}" if len(rows) > 1 else str(rows.start)
-
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbfa; --ink: #1d1d1f; --faint: #74747a;
-  --line: #dddde0; --card: #ffffff; --scored: #0b7a3b; --tint: 60% 95%; --edge: 62%; --deep: 45%;
-  --high: 48px; }
-@media (prefers-color-scheme: dark) { :root { --paper: #17181a; --ink: #e8e8ea; --faint: #98989f;
-  --line: #36373b; --card: #1f2023; --scored: #5fd48f; --tint: 28% 17%; --edge: 50%;
-  --deep: 62%; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 60px; background: var(--paper);
-  color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 24px; margin: 0 0 4px; }
-p { color: var(--faint); margin: 4px 0 14px; max-width: 90ch; }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 16px; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: 10px 16px; display: flex; flex-direction: column; min-width: 150px; }
-.tile strong { font-size: 22px; font-variant-numeric: tabular-nums; }
-.tile span, summary span, header span { color: var(--faint); font-size: 13px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child { text-align: left; padding-left: 0; }
-thead th { color: var(--faint); font-weight: 500; vertical-align: bottom; }
-.legend { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 22px; margin: 18px 0 6px;
-  padding: 10px 16px; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
-  font-size: 13px; position: sticky; top: 8px; z-index: 1; --hue: 220; }
-.legend div { display: flex; align-items: center; gap: 8px; }
-.legend .switches { margin-left: auto; gap: 16px; }
-label { cursor: pointer; }
-input { accent-color: var(--scored); vertical-align: -2px; }
-.row { margin-top: 18px; background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px; padding: 12px 16px; }
-summary { cursor: pointer; }
-.strip { display: flex; height: 12px; margin: 8px 0 4px; border-radius: 4px; overflow: hidden; }
-.strip div { flex-basis: 0; min-width: 0; }
-.strip .picture { background: hsl(var(--hue) 55% var(--deep)); }
-.strip .scored { background: hsl(var(--hue) 60% calc(var(--edge) + 8%)); }
-.strip .unscored { background: hsl(var(--hue) 30% calc(var(--edge) + 8%) / .45); }
-.padding { background: repeating-linear-gradient(135deg, var(--line) 0 2px, transparent 2px 7px); }
-.parts { display: flex; flex-wrap: wrap; gap: 10px; margin-top: 10px; }
-section { border-radius: 8px; padding: 8px 12px; max-width: 100%; }
-section.padding { color: var(--faint); font-size: 13px; border: 1px solid var(--line);
-  flex: 1 1 220px; display: flex; align-items: center; justify-content: center; }
-section.padding span { background: var(--card); border-radius: 6px; padding: 2px 8px; }
-.document { background: hsl(var(--hue) var(--tint));
-  border-left: 4px solid hsl(var(--hue) 55% var(--edge)); }
-header b { display: inline-block; min-width: 22px; text-align: center; border-radius: 11px;
-  color: #fff; background: hsl(var(--hue) 50% 42%); font-size: 12px; line-height: 20px; }
-.flow { display: flex; flex-wrap: wrap; align-items: flex-end; gap: 3px 2px; margin-top: 6px; }
-.t { display: inline-flex; flex-direction: column; align-self: flex-end; min-height: var(--high);
-  max-width: 100%; border-radius: 4px; padding: 0 2px; font: 14px/1.3 ui-monospace, monospace;
-  border: 1px solid hsl(var(--hue) 40% var(--edge) / .45); unicode-bidi: isolate;
-  background: var(--card); }
-.t small { font-size: 9px; color: var(--faint); line-height: 12px; }
-.t b, .t i { font-weight: 400; font-style: normal; white-space: pre-wrap; overflow-wrap: anywhere; }
-.t i { font-size: 11px; line-height: 14px; color: var(--scored); }
-.t.s { border-bottom: 3px solid var(--scored); }
-.t.special b { color: var(--faint); }
-figure { margin: 0 2px; }
-img, .none { display: block; border-radius: 4px; max-width: 240px; height: auto; }
-img { image-rendering: pixelated; }
-.none { width: 96px; min-height: 96px; border: 1px dashed var(--faint); color: var(--faint);
-  font-size: 12px; padding: 6px; }
-figcaption { display: flex; gap: 2px; margin-top: 3px; }
-figcaption b { color: var(--faint); font-size: 12px; line-height: 18px; }
-body:has(#positions:not(:checked)) main small, body:has(#targets:not(:checked)) main i {
-  display: none; }
-body:has(#positions:not(:checked)) main { --high: 36px; }
-body:has(#targets:not(:checked)) main { --high: 34px; }
-body:has(#positions:not(:checked)):has(#targets:not(:checked)) main { --high: 22px; }
-@media print { .legend { position: static; } .row { break-inside: avoid; } }
-"""
-
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{summary}
-<div class="wide"><table>
-<thead><tr><th>corpus</th><th>documents</th><th>positions</th><th>of all</th>
-<th>for pictures</th><th>scored targets</th><th>of positions</th><th>pictures</th>
-<th>bad documents</th><th>without room</th></tr></thead>
-<tbody>
-{corpora}
-</tbody></table></div>
-<div class="legend">
-<div><span class="t"><small>position</small><b>input</b></span> not scored</div>
-<div><span class="t s"><small>position</small><b>input</b><i>target</i></span>
-scored: the token to predict there stands below it</div>
-<div class="switches"><label><input type="checkbox" id="positions" checked> positions</label>
-<label><input type="checkbox" id="targets" checked> targets</label></div>
-</div>
-<main>
-{rows}
-</main>
-</body>
-</html>
-"""
 
 
 @command
