@@ -37,13 +37,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs between runs, and shares them between the workers of one.
 
-    Two thirds of the suite's time are compilations. Processes that tests start have caches of their
-    own: programs there are compiled as a user's launch compiles them.
+    Two thirds of the suite's time are compilations. JAX_COMPILATION_CACHE_DIR names another folder,
+    such as an empty one to measure with. Processes that tests start have caches of their own:
+    programs there are compiled as a user's launch compiles them.
     """
     # Code for one CPU may not run on another that shares the folder.
     programs = config.rootpath / ".pytest_cache" / "programs" / platform.node()
     options = {
-        "jax_compilation_cache_dir": str(programs),
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(programs)),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

@@ -221,6 +221,9 @@ def _rehearse(
                 _write(options.save_hlo, compiled.text)
             progress("predicting")
             report |= program_report(compiled.text, topology, model)
+        compiled_by = "libtpu" if topology.is_tpu else "jax-cuda13-plugin"
+        warnings = [*compiler.other_versions(compiled_by), *report.get("warnings", ())]
+        report["warnings"] = warnings
     return report
 
 

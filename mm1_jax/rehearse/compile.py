@@ -24,6 +24,10 @@ from mm1_jax.rehearse.topologies import Topology
 # What a compiled program depends on; one of the last two compiles it.
 _VERSIONS = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda13-plugin")
 
+# Releases for which the docs' figures were predicted; the extras [rehearse] and [rehearse-cuda]
+# install them.
+PREDICTED_WITH = {"jax": "0.10.2", "libtpu": "0.0.42.1", "jax-cuda13-plugin": "0.10.2"}
+
 # Further arguments that describe a TPU slice, by kind of chip.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
@@ -218,6 +222,22 @@ def model_flops(cfg: Any, num_images: float) -> float:
 
 def versions() -> dict[str, str | None]:
     return {name: version(name) for name in _VERSIONS}
+
+
+def other_versions(compiler: str) -> list[str]:
+    """A warning where another jax or `compiler` is installed than the docs' figures are of."""
+    names = ("jax", compiler)
+    if all(version(name) == PREDICTED_WITH[name] for name in names):
+        return []
+    installed, expected = (
+        " and ".join(f"{name} {known[name]}" for name in names)
+        for known in (versions(), PREDICTED_WITH)
+    )
+    extra = "rehearse" if compiler == "libtpu" else "rehearse-cuda"
+    return [
+        f"{installed} may compile another program than {expected}, for which the figures of "
+        f"docs/performance.md were predicted; those are installed by 'mm1_jax[{extra}]'"
+    ]
 
 
 def version(distribution: str) -> str | None:

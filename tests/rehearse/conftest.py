@@ -2,10 +2,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from mm1_jax.rehearse.compile import other_versions, version
 
 ROOT = Path(__file__).parents[2]
 SLICE = "v5e:2x2"
@@ -15,9 +16,11 @@ SLICE = "v5e:2x2"
 def run_afresh() -> Callable:
     """Runs Python in a process that no setting of these tests reaches: flags change programs."""
 
-    def run(*arguments: str, requires: str = "libtpu") -> subprocess.CompletedProcess:
-        if find_spec(requires) is None:
-            pytest.skip(f"{requires}, a compiler, is not installed; see extra [rehearse]")
+    def run(*arguments: str, compiler: str = "libtpu") -> subprocess.CompletedProcess:
+        if version(compiler) is None:
+            pytest.skip(f"{compiler}, a compiler, is not installed; see extra [rehearse]")
+        for difference in other_versions(compiler):
+            pytest.skip(difference)
         environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
         environment["PYTHONPATH"] = f"{ROOT}:{Path(__file__).parent}"
         return subprocess.run(

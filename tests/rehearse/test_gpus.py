@@ -31,10 +31,6 @@ def test_the_tools_of_the_compiler_are_found_beside_the_plug_in(find_spec, tmp_p
     assert topology_options(H100)["topology"] == "1x1x8"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="jax's CUDA plug-in is not installed; see extra [rehearse-cuda]",
-)
 def test_a_rehearsal_for_gpus(run_afresh, tmp_path):
     file = tmp_path / "report.json"
     result = run_afresh(
@@ -44,7 +40,7 @@ def test_a_rehearsal_for_gpus(run_afresh, tmp_path):
         "--config=small",
         "--topology=h100:4",
         f"--json={file}",
-        requires="jax_cuda13_plugin",
+        compiler="jax-cuda13-plugin",
     )
     assert result.returncode == 0, result.stderr
     report = json.loads(file.read_text())

@@ -10,8 +10,14 @@ import pytest
 from experiments import pretrain
 from mm1_jax.launch.run_folder import Launch
 from mm1_jax.parallel.chips import GIB
+from mm1_jax.rehearse import compile
 from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, fingerprint, main, report_key
-from mm1_jax.rehearse.compile import bytes_needed, expected_images
+from mm1_jax.rehearse.compile import (
+    PREDICTED_WITH,
+    bytes_needed,
+    expected_images,
+    other_versions,
+)
 from mm1_jax.rehearse.report import advice, render, render_table
 from mm1_jax.rehearse.topologies import parse_topology
 
@@ -104,6 +110,28 @@ def test_words_of_the_compiler_on_what_does_not_fit():
     assert bytes_needed("something else") is None
 
 
+def test_another_compiler_than_the_one_of_the_docs_is_named(monkeypatch):
+    installed = dict(PREDICTED_WITH)
+    monkeypatch.setattr(compile, "version", installed.get)
+    assert other_versions("libtpu") == other_versions("jax-cuda13-plugin") == []
+    installed["libtpu"] = "0.0.50"
+    (warning,) = other_versions("libtpu")
+    assert warning.startswith("jax 0.10.2 and libtpu 0.0.50 may compile another program than jax ")
+    assert "libtpu 0.0.42.1" in warning and "mm1_jax[rehearse]" in warning
+    assert other_versions("jax-cuda13-plugin") == []
+    installed["jax"] = "0.11.0"
+    (warning,) = other_versions("jax-cuda13-plugin")
+    assert "jax 0.11.0 and" in warning and "mm1_jax[rehearse-cuda]" in warning
+
+
+def test_extras_and_docs_name_the_versions_of_the_predictions():
+    jax, libtpu = PREDICTED_WITH["jax"], PREDICTED_WITH["libtpu"]
+    extras = (ROOT / "setup.cfg").read_text()
+    assert f"rehearse =\n    jax[tpu]=={jax}\n" in extras
+    assert f"rehearse-cuda =\n    jax[cuda13]=={PREDICTED_WITH['jax-cuda13-plugin']}\n" in extras
+    assert f"(jax {jax}, libtpu {libtpu})" in (ROOT / "docs" / "performance.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def rehearsed(run_afresh, tmp_path_factory):
     """The small experiment on four chips: report, its text, progress, and the program."""
@@ -136,6 +164,7 @@ def test_a_rehearsal_reports_memory_flops_collectives_and_time(rehearsed):
     assert step["total"] == pytest.approx(parts) and report["mfu"] > 0
     assert "compiling" in progress
     assert "fits:" in text and "predicted step" in text and "libtpu" in text
+    assert "warning: " not in text
 
 
 def test_a_saved_program_gives_the_same_prediction(rehearsed, capsys):
