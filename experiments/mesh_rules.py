@@ -143,7 +143,7 @@ def _rules(
 
 
 def _chip(
-    chip: str, fit: Fit, compiler_options: tuple[str, ...] | None = None, slices: Fit | None = None
+    chip: str, fit: Fit, compiler_options: tuple[str, ...] = (), slices: Fit | None = None
 ) -> list[MeshRule]:
     if slices is None and fit.fsdp > _COUNTS[0]:
         # A slice may have fewer.
@@ -160,7 +160,7 @@ def _fit(
     devices: str,
     fit: Fit,
     number: int,
-    compiler_options: tuple[str, ...] | None = None,
+    compiler_options: tuple[str, ...] = (),
     data: int | None = None,
 ) -> MeshRule:
     shards = number // (fit.model or 1)

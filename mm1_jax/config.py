@@ -263,6 +263,61 @@ def _children(key: str, value: Any) -> list[tuple[str, Any]] | None:
     return None
 
 
+# Functions of this file are defined outside of methods that run for each config inside another: a
+# type checker that wraps functions would wrap them each time.
+
+
+def _walk(
+    key: str,
+    value: Any,
+    visit_fn: Callable[[str, Any], None],
+    enter_fn: Callable[[str, Any, list | None], list | None] | None,
+    exit_fn: Callable[[str, Any], None] | None,
+) -> None:
+    children = _children(key, value)
+    if enter_fn is not None:
+        children = enter_fn(key, value, children)
+    if children is None:
+        visit_fn(key, value)
+        return
+    for child_key, child in children:
+        _walk(child_key, child, visit_fn, enter_fn, exit_fn)
+    if exit_fn is not None:
+        exit_fn(key, value)
+
+
+def _flatten(key: str, value: Any, omit: Collection[Any], leaves: dict[str, Any]) -> None:
+    """Adds the leaves of a value, without skipped fields and omitted defaults inside it."""
+    if isinstance(value, ConfigBase):
+        # Asked to do it itself, so that a config class may override this method.
+        inner = value.to_flat_dict(omit_default_values=omit)
+        leaves.update({f"{key}.{name}": leaf for name, leaf in inner.items()})
+        return
+    children = _children(key, value)
+    if children is None:
+        leaves[key] = value
+        return
+    left_out = {f"{key}[{name!r}]" for name in _skipped(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        left_out |= {
+            f"{key}[{field.name!r}]"
+            for field in dataclasses.fields(value)
+            if _is_omitted(getattr(value, field.name), field.default, omit)
+        }
+    for child_key, child in children:
+        if child_key not in left_out:
+            _flatten(child_key, child, omit, leaves)
+
+
+def _is_omitted(value: Any, default: Any, omit: Collection[Any]) -> bool:
+    return value is default and default in omit
+
+
+def _text(value: Any) -> str:
+    named = isinstance(value, (type, types.FunctionType, types.MethodType))
+    return repr(_qualified_name(value) if named else value)
+
+
 def _skipped(value: Any) -> set[str]:
     """Fields of a config, dataclass or attrs object whose metadata keep them out of texts."""
     if isinstance(value, type):
@@ -407,20 +462,7 @@ class ConfigBase:
                 returns is used instead.
             exit_fn: Called with (path, value) after the children of a value.
         """
-
-        def walk(key: str, value: Any) -> None:
-            children = _children(key, value)
-            if enter_fn is not None:
-                children = enter_fn(key, value, children)
-            if children is None:
-                visit_fn(key, value)
-                return
-            for child_key, child in children:
-                walk(child_key, child)
-            if exit_fn is not None:
-                exit_fn(key, value)
-
-        walk("", self)
+        _walk("", self, visit_fn, enter_fn, exit_fn)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts of plain values; classes and functions become their names.
@@ -436,38 +478,13 @@ class ConfigBase:
             omit_default_values: A field is left out if it still has its default and the default is
                 one of these.
         """
-        result = {}
-
-        def omitted(value: Any, default: Any) -> bool:
-            return value is default and default in omit_default_values
-
-        def enter(key: str, value: Any, children: list | None) -> list | None:
-            if key and isinstance(value, ConfigBase):
-                # Asked to do it itself, so that a config class may override this method.
-                inner = value.to_flat_dict(omit_default_values=omit_default_values)
-                result.update({f"{key}.{k}": v for k, v in inner.items()})
-                return []
-            if children is not None and (skipped := _skipped(value)):
-                ends = {f"{key}[{name!r}]" for name in skipped} | (skipped if not key else set())
-                children = [child for child in children if child[0] not in ends]
-            if (
-                children is not None
-                and dataclasses.is_dataclass(value)
-                and not isinstance(value, type)
-            ):
-                defaults = {
-                    f"{key}[{field.name!r}]": field.default for field in dataclasses.fields(value)
-                }
-                return [child for child in children if not omitted(child[1], defaults[child[0]])]
-            return children
-
-        def visit(key: str, value: Any) -> None:
-            field = _fields(type(self)).get(key)
-            if field is None or not omitted(value, field.default):
-                result[key] = value
-
-        self.visit(visit, enter)
-        return result
+        fields, omit = _fields(type(self)), omit_default_values
+        leaves: dict[str, Any] = {}
+        for name, value in _without(dict(self.items()), _skipped(self)).items():
+            is_leaf = _children(name, value) is None
+            if not (is_leaf and _is_omitted(value, fields[name].default, omit)):
+                _flatten(name, value, omit, leaves)
+        return leaves
 
     def debug_string(
         self,
@@ -477,13 +494,8 @@ class ConfigBase:
         omit_default_values: Collection[Any] = (None, REQUIRED),
     ) -> str:
         """One `path: value` per leaf, in the order of `to_flat_dict`; the text of golden files."""
-
-        def text(value: Any) -> str:
-            named = isinstance(value, (type, types.FunctionType, types.MethodType))
-            return repr(_qualified_name(value) if named else value)
-
         leaves = self.to_flat_dict(omit_default_values=omit_default_values)
-        return field_separator.join(f"{k}{kv_separator}{text(v)}" for k, v in leaves.items())
+        return field_separator.join(f"{k}{kv_separator}{_text(v)}" for k, v in leaves.items())
 
     def _unknown_field_message(self, name: str) -> str:
         similar = similar_names(name, self.keys())
