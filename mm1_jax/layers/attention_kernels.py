@@ -52,7 +52,7 @@ class Kernel(enum.Enum):
     AUTO = "auto"  # the fused kernel of the platform, XLA where it has none
     XLA = "xla"
     SPLASH = "splash"  # TPU: jax's splash attention
-    TRITON = "triton"  # GPU: jax's Pallas flash attention
+    TRITON = "triton"  # GPU: jax's Pallas flash attention, deprecated since jax 0.12
 
 
 def attend(
