@@ -4,10 +4,9 @@ Fields are addressed by path, `evals.digits_vqa.num_examples` or as a config's t
 `input.streams[0].weight`. The text is parsed by ml_collections' config flags into the type of the
 field's value; where that is None or REQUIRED, the annotation decides.
 
-`restore_values` takes values as the text of a config spells them.
+`restore_values` takes values as they are stored.
 """
 
-import ast
 import copy
 import enum
 import re
@@ -221,31 +220,31 @@ def is_overridden(path: str, overrides: Mapping[str, str]) -> bool:
     return any(parts[: len(each)] == each for each in map(_parts, overrides))
 
 
-def restore_values(cfg: Any, texts: Mapping[str, str]) -> Any:
-    """A copy of `cfg` with fields set to values that `debug_string` has written.
+def restore_values(cfg: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of `cfg` with fields set to stored values.
 
     Fields that are not there, or do not hold numbers, strings or members of an enum, stay.
 
     Args:
-        texts: Text of the value by path; "None" for a field that is not set.
+        values: By path; members of an enum as "Enum.NAME", None for a field that is not set.
     """
     cfg = cfg.clone()
-    for path, text in texts.items():
+    for path, value in values.items():
         parts = _parts(path)
         try:
             holder = cfg
             for part in parts[:-1]:
                 holder = _child(holder, part)
-            value = _value(text, _child(holder, parts[-1]), _annotation(holder, parts[-1]))
-        except (KeyError, ValueError, SyntaxError):
+            value = _value(value, _child(holder, parts[-1]), _annotation(holder, parts[-1]))
+        except (KeyError, ValueError):
             continue
         cfg = _replaced(cfg, parts, value)
     return cfg
 
 
-def _value(text: str, present: Any, annotation: Any) -> Any:
-    """The value that a config spells so; raises where the field holds none of that kind."""
-    if text == "None":
+def _value(stored: Any, present: Any, annotation: Any) -> Any:
+    """The value for a field that is stored so; raises where the field holds none of that kind."""
+    if stored is None:
         if present is not None and types.NoneType not in typing.get_args(annotation):
             raise ValueError
         return None
@@ -254,14 +253,14 @@ def _value(text: str, present: Any, annotation: Any) -> Any:
     if isinstance(present, enum.Enum):
         enums.add(type(present))
     for member in (member for each in enums for member in each):
-        if repr(member) == text:
+        if f"{type(member).__name__}.{member.name}" == stored:
             return member
     if present is None or present is REQUIRED:
         if not all(option in _SCALARS or _is_literal(option) for option in options):
             raise ValueError
-    elif not isinstance(present, _SCALARS):
+    elif not isinstance(present, _SCALARS) or isinstance(present, enum.Enum):
         raise ValueError
-    return float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text)
+    return stored
 
 
 def _replaced(holder: Any, parts: Sequence[str], value: Any) -> Any:

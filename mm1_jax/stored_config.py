@@ -1,18 +1,28 @@
-"""Configs that earlier code stored as text, compared with those that the code makes now.
+"""Configs as flat dicts, from path to value; those that earlier code stored, beside those of now.
 
-Stored texts lie in the output folder of a run (`config.txt`), in each of its checkpoints (`model`)
-and in folders of converted weights (`weights.json`).
+Fields of a config are stored in the output folder of a run (`config.json`), in each of its
+checkpoints (`model`) and in folders of converted weights (`weights.json`). Beside them stand the
+lines of its text, for people; earlier code stored these alone.
 """
 
+import ast
+import enum
 import re
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mm1_jax.config import ConfigBase
+from mm1_jax.config import REQUIRED, ConfigBase
 from mm1_jax.overrides import restore_values
 
 C = TypeVar("C", bound=ConfigBase)
+
+# A value as JSON has it. Classes and functions are "module.name", members of an enum "Enum.NAME".
+Scalar = bool | int | float | str | None
+Fields = Mapping[str, Scalar]
+# Fields, or a text or its lines.
+Stored = Fields | str | Iterable[str]
 
 # Former names of classes, and of modules whose classes have moved, with their present ones.
 RENAMED = {
@@ -43,107 +53,150 @@ RENAMED = {
     "mm1_jax.train.wandb_run": "mm1_jax.train.logs.wandb_run",
     "mm1_jax.train.watchdog": "mm1_jax.train.guards.watchdog",
 }
-_QUOTED_NAME = re.compile(r"'(mm1_jax[\w.]*)\.(\w+)'")
+_NAME = re.compile(r"(?<![\w./])(mm1_jax[\w.]*)\.(\w+)(?![\w./])")
 
 # Defaults that a field has had, oldest first and the present one last, by class and path inside its
-# config, each as the text of a config spells it ("None" where it is not set). A run keeps the
-# default that it was trained with. The oldest also stands for runs from before the field: a new
-# field whose default means "as before" has an entry of one default. Entries are only ever added to;
-# the class is named as it is called now.
-DEFAULTS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("mm1_jax.models.connectors.c_abstractor.CAbstractor", "norm.eps"): ("1e-06", "1e-05"),
+# config, each as `flat_fields` has it (None where it is not set). A run keeps the default that it
+# was trained with. The oldest also stands for runs from before the field: a new field whose default
+# means "as before" has an entry of one default. Entries are only ever added to; the class is named
+# as it is called now.
+DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
+    ("mm1_jax.models.connectors.c_abstractor.CAbstractor", "norm.eps"): (1e-6, 1e-5),
 }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that two configs do not agree on; None where it has its unset default.
+    """One field that two configs do not agree on; None where it is not set.
 
     Attributes:
         is_default: Whether the field has its default in both, and the default has changed.
     """
 
     path: str
-    stored: str | None
-    now: str | None
+    stored: Scalar
+    now: Scalar
     is_default: bool = False
 
     def __str__(self) -> str:
-        stored, now = ("not set" if text is None else text for text in (self.stored, self.now))
-        return f"{self.path}: {stored} -> {now}"
+        return f"{self.path}: {_shown(self.stored)} -> {_shown(self.now)}"
 
 
-def config_differences(stored: str | Iterable[str], cfg: ConfigBase) -> list[Difference]:
-    """The differences between the text of a config, or its lines, and a config, by path."""
-    lines = stored.splitlines() if isinstance(stored, str) else stored
-    old = {path: with_present_names(text) for path, text in fields_of(lines).items()}
-    new = fields_of(cfg.debug_string().splitlines())
-    defaults = _defaults(cfg)
-    for path, texts in defaults.items():
-        if path not in old and texts[0] != "None":
-            old[path] = texts[0]
+def flat_fields(cfg: ConfigBase) -> dict[str, Scalar]:
+    """The values in a config by path, without fields that are not set."""
+    values = cfg.to_flat_dict(omit_default_values=(None, REQUIRED))
+    return {path: _scalar(value) for path, value in values.items()}
 
-    def is_default(path: str) -> bool:
-        *before, now = defaults.get(path, ("",))
-        return new.get(path, "None") == now and old.get(path, "None") in before
 
-    return [
-        Difference(path, old.get(path), new.get(path), is_default(path))
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path)
-    ]
+def read_fields(stored: Stored) -> dict[str, Scalar]:
+    """The values in a stored config by path, with the present names of classes and functions."""
+    if not isinstance(stored, Mapping):
+        lines = stored.splitlines() if isinstance(stored, str) else stored
+        parts = (line.partition(": ") for line in lines)
+        stored = {path: _parsed(text) for path, _, text in parts}
+    return {
+        path: with_present_names(value) if isinstance(value, str) else value
+        for path, value in stored.items()
+    }
 
 
 def with_present_names(text: str) -> str:
-    """The text of a value, with classes and functions of this package under their present names."""
+    """A text with classes and functions of this package under their present names."""
 
     def present(match: re.Match) -> str:
         module, name = match.groups()
-        full = f"{module}.{name}"
-        return repr(RENAMED.get(full) or f"{RENAMED.get(module, module)}.{name}")
+        return RENAMED.get(match[0]) or f"{RENAMED.get(module, module)}.{name}"
 
-    return _QUOTED_NAME.sub(present, text)
+    return _NAME.sub(present, text)
 
 
-def as_stored(stored: Iterable[str], cfg: C, *, only_defaults: bool = False) -> C:
-    """A copy of `cfg` with the values that it has in the lines of a stored text.
+def config_differences(stored: Stored, cfg: ConfigBase) -> list[Difference]:
+    """The differences between a stored config and a config, by path."""
+    old, new, defaults = read_fields(stored), flat_fields(cfg), _defaults(cfg)
+    for path, values in defaults.items():
+        if path not in old and values[0] is not None:
+            old[path] = values[0]
+
+    def is_default(path: str) -> bool:
+        *before, now = defaults.get(path, ())
+        return _alike(new.get(path), now) and any(_alike(old.get(path), x) for x in before)
+
+    return [
+        Difference(path, old.get(path), new.get(path), path in defaults and is_default(path))
+        for path in sorted(old.keys() | new.keys())
+        if (path in old) != (path in new) or not _alike(old[path], new[path])
+    ]
+
+
+def as_stored(stored: Stored, cfg: C, *, only_defaults: bool = False) -> C:
+    """A copy of `cfg` with the values of a stored config.
 
     Args:
         only_defaults: Restores defaults that have changed, and nothing that was chosen.
     """
+    fields = read_fields(stored)
+
+    def is_stored(each: Difference) -> bool:
+        # The first default of a field stands for configs from before it.
+        return each.path in fields or each.stored is not None
+
     values = {
-        each.path: each.stored or "None"
-        for each in config_differences(stored, cfg)
-        if each.is_default or (each.stored is not None and not only_defaults)
+        each.path: each.stored
+        for each in config_differences(fields, cfg)
+        if each.is_default or (is_stored(each) and not only_defaults)
     }
     return restore_values(cfg, values)
 
 
 def former_defaults(cfg: ConfigBase) -> list[str]:
     """Says which fields have a default of earlier code, one text a field."""
-    fields = fields_of(cfg.debug_string().splitlines())
+    fields = flat_fields(cfg)
     return [
-        f"{path}={fields.get(path)} (the default is {texts[-1]} now)"
-        for path, texts in _defaults(cfg).items()
-        if fields.get(path, "None") in texts[:-1]
+        f"{path}={fields.get(path)!r} (the default is {values[-1]!r} now)"
+        for path, values in _defaults(cfg).items()
+        if any(_alike(fields.get(path), value) for value in values[:-1])
     ]
 
 
-def fields_of(lines: Iterable[str]) -> dict[str, str]:
-    """Texts of values by path."""
-    return {path: value for path, _, value in (line.partition(": ") for line in lines)}
+def _scalar(value: Any) -> Scalar:
+    if isinstance(value, type | types.FunctionType | types.MethodType):
+        return f"{value.__module__}.{value.__name__}"
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    return value if value is None or type(value) in (bool, int, float, str) else repr(value)
 
 
-def _defaults(cfg: ConfigBase) -> dict[str, tuple[str, ...]]:
+def _parsed(text: str) -> Scalar:
+    """The value that a config's text spells so."""
+    if member := re.fullmatch(r"<(\w+\.\w+): .*>", text):
+        return member[1]
+    if text in ("inf", "-inf", "nan"):
+        return float(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _alike(a: Scalar, b: Scalar) -> bool:
+    """Tells if values are equal and of one type: 1 is neither 1.0 nor True."""
+    return type(a) is type(b) and a == b
+
+
+def _shown(value: Scalar) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _defaults(cfg: ConfigBase) -> dict[str, tuple[Scalar, ...]]:
     """The entries of DEFAULTS that are about fields of `cfg`, by path."""
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[Scalar, ...]] = {}
 
     def enter(path: str, value: Any, children: list | None) -> list | None:
         klass = getattr(value, "klass", None) if isinstance(value, ConfigBase) else None
         names = [f"{each.__module__}.{each.__name__}" for each in getattr(klass, "__mro__", ())]
-        for (name, field), texts in DEFAULTS.items():
+        for (name, field), values in DEFAULTS.items():
             if name in names:
-                found[f"{path}.{field}" if path else field] = texts
+                found[f"{path}.{field}" if path else field] = values
         return children
 
     cfg.visit(lambda path, value: None, enter)

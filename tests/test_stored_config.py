@@ -1,16 +1,23 @@
+import enum
 import importlib
+import json
+from typing import Any
 
+import numpy as np
 import pytest
 
-from mm1_jax.config import Configurable, config_class
+from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.launch.named_configs import named_configs
+from mm1_jax.overrides import restore_values
 from mm1_jax.stored_config import (
     DEFAULTS,
     RENAMED,
     as_stored,
     config_differences,
-    fields_of,
+    flat_fields,
     former_defaults,
+    read_fields,
     with_present_names,
 )
 from mm1_jax.train.optimizer import AdamW
@@ -24,6 +31,37 @@ class Norm(Configurable):
 
 class OtherNorm(Norm):
     """Another class with the fields of `Norm`."""
+
+
+class Shade(enum.StrEnum):
+    LIGHT = "a light one: <x>"
+    DARK = "dark"
+
+
+def _function():
+    pass
+
+
+class Values(Configurable):
+    """A field of each kind of value."""
+
+    @config_class
+    class Config(Configurable.Config):
+        flag: bool = True
+        count: int = 3
+        ratio: float = 1.0
+        limit: float = float("-inf")
+        text: str = "it's: 'a'\n"
+        number_as_text: str = "1.0"
+        shade: Shade = Shade.LIGHT
+        other: Shade | None = None
+        cls: type = Norm
+        function: Any = _function
+        dtype: Any = np.dtype("float32")
+        axes: tuple[str | None, ...] = (None, "embed")
+        by_name: dict[str, float] = {"a/b": 0.1}
+        parts: list[Norm.Config] = [Norm.default_config()]
+        required: Required[int] = REQUIRED
 
 
 class Part(Configurable):
@@ -40,11 +78,87 @@ class SpecialPart(Part):
 @pytest.fixture(autouse=True)
 def _former_default(monkeypatch):
     """`Part` had an eps of 1e-6, which `Norm` has not had."""
-    monkeypatch.setitem(DEFAULTS, (f"{__name__}.Part", "norm.eps"), ("1e-06", "1e-05"))
+    monkeypatch.setitem(DEFAULTS, (f"{__name__}.Part", "norm.eps"), (1e-6, 1e-5))
 
 
 def _text(cls=Part, **fields):
     return cls.default_config().set(**fields).debug_string()
+
+
+FIELDS = {
+    "axes[0]": None,
+    "axes[1]": "embed",
+    "by_name['a/b']": 0.1,
+    "cls": f"{__name__}.Norm",
+    "count": 3,
+    "dtype": "dtype('float32')",
+    "flag": True,
+    "function": f"{__name__}._function",
+    "klass": f"{__name__}.Values",
+    "limit": float("-inf"),
+    "number_as_text": "1.0",
+    "parts[0].eps": 1e-5,
+    "parts[0].klass": f"{__name__}.Norm",
+    "ratio": 1.0,
+    "shade": "Shade.LIGHT",
+    "text": "it's: 'a'\n",
+}
+
+
+def test_fields_are_values_of_json_by_path():
+    assert flat_fields(Values.default_config()) == FIELDS
+    assert json.loads(json.dumps(FIELDS)) == FIELDS
+
+
+def test_the_text_of_a_config_is_read_into_its_fields():
+    cfg = Values.default_config()
+    for stored in (cfg.debug_string(), cfg.debug_string().splitlines(), FIELDS):
+        fields = read_fields(stored)
+        assert fields == FIELDS
+        assert {k: type(x) for k, x in fields.items()} == {k: type(x) for k, x in FIELDS.items()}
+        assert config_differences(stored, cfg) == []
+
+
+@pytest.mark.parametrize("name", ["mm1_tiny", "mm1_7b_moe", "mm1_qwen3_1p7b"])
+def test_the_text_of_a_real_config_is_read_into_its_fields(name):
+    cfg = named_configs()[name]()
+    fields = flat_fields(cfg)
+    assert read_fields(cfg.debug_string()) == fields == json.loads(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("flag", 1), ("count", 3.0), ("ratio", 1), ("number_as_text", 1.0)]
+)
+def test_values_of_another_type_differ(path, value):
+    (difference,) = config_differences({**FIELDS, path: value}, Values.default_config())
+    assert difference.path == path
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("flag", False, False),
+        ("count", 4, 4),
+        ("limit", float("inf"), float("inf")),
+        ("text", "x: y", "x: y"),
+        ("number_as_text", "2.0", "2.0"),
+        ("shade", "Shade.DARK", Shade.DARK),
+        ("other", "Shade.DARK", Shade.DARK),
+        # Values that the field does not hold.
+        ("shade", "Shade.BLACK", Shade.LIGHT),
+        ("shade", None, Shade.LIGHT),
+        ("cls", "builtins.int", Norm),
+    ],
+)
+def test_a_stored_value_is_restored(path, value, expected):
+    cfg = restore_values(Values.default_config(), {path: value})
+    assert getattr(cfg, path) == expected and type(getattr(cfg, path)) is type(expected)
+
+
+def test_items_keys_and_fields_inside_are_restored():
+    values = {"axes[0]": None, "by_name['a/b']": 0.2, "parts[0].eps": 1e-6, "gone.x": 1}
+    cfg = restore_values(Values.default_config(), values)
+    assert (cfg.axes, cfg.by_name, cfg.parts[0].eps) == ((None, "embed"), {"a/b": 0.2}, 1e-6)
 
 
 def test_differences_are_by_path():
@@ -127,10 +241,10 @@ def test_a_present_name_is_that_of_a_class_or_a_module(now):
 
 @pytest.mark.parametrize("key", DEFAULTS, ids=".".join)
 def test_the_last_default_of_the_table_is_that_of_the_class(key):
-    (name, field), texts = key, DEFAULTS[key]
-    fields = fields_of(_class(name).default_config().debug_string().splitlines())
-    assert fields.get(field, "None") == texts[-1]
-    assert len(set(texts)) == len(texts)
+    (name, field), values = key, DEFAULTS[key]
+    now = flat_fields(_class(name).default_config()).get(field)
+    assert (type(now), now) == (type(values[-1]), values[-1])
+    assert len(set(values)) == len(values)
 
 
 def _class(name):

@@ -473,6 +473,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
     from mm1_jax.multihost.agreement import agree, config_facts
     from mm1_jax.parallel.sharding import use_mesh
     from mm1_jax.storage import write_whole
+    from mm1_jax.stored_config import flat_fields
 
     folder = flags.checkpoint
     # Left alone, a process whose files are other ones would be waited for.
@@ -498,7 +499,7 @@ def ask(flags: argparse.Namespace) -> dict[str, float]:
         | {
             f"{name}.{path}": value
             for name, each in benchmarks.items()
-            for path, value in config_facts(each.config).items()
+            for path, value in config_facts(flat_fields(each.config)).items()
         }
     )
     mesh = flags.mesh or (None if distributed.process_count() == 1 else "run")

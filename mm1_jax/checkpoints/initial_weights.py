@@ -25,7 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mm1_jax.checkpoints.weights_folder import StoredParams, complaint, stored_config
+from mm1_jax.checkpoints.weights_folder import (
+    StoredParams,
+    complaint,
+    part_fields,
+    stored_config,
+)
 from mm1_jax.config import (
     REQUIRED,
     ConfigBase,
@@ -39,7 +44,7 @@ from mm1_jax.layers.parameter_paths import picked
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.storage import contents_digest
-from mm1_jax.stored_config import as_stored
+from mm1_jax.stored_config import Fields, Scalar, as_stored, flat_fields
 
 # Fields that decide what a part computes, and that no shape shows.
 _NOT_IN_SHAPES = (
@@ -178,9 +183,9 @@ def with_stored_defaults(
         if not (weights.check_config and isinstance(cfg, ConfigBase)):
             continue
         folder = Path(weights.data_dir or ".", str(weights.path))
-        lines = stored_config(folder, source, weights.step)
-        if lines is not None:
-            setattr(model, name, as_stored(lines, cfg, only_defaults=True))
+        stored = stored_config(folder, source, weights.step)
+        if stored is not None:
+            setattr(model, name, as_stored(stored, cfg, only_defaults=True))
     return model
 
 
@@ -248,27 +253,26 @@ def _differences(
     is_upcycled: bool,
 ) -> list[str]:
     """The fields that decide what is computed, and differ from those the weights were made for."""
-    texts = description["parts"].get(source)
-    if texts is None or part not in model:
+    stored = part_fields(description).get(source)
+    if stored is None or part not in model:
         return []
-    made_for, now = _fields(texts), _fields(getattr(model, part).debug_string().splitlines())
+    made_for, now = _decisive(stored), _decisive(flat_fields(getattr(model, part)))
     if is_upcycled:
         # Experts are what the dense layer was; how many see a token changes nothing at first.
         activation = now.get("moe.experts.activation")
         now = {path: value for path, value in now.items() if not path.startswith("moe.")}
-        now["stack.layer.feed_forward.activation"] = str(activation)
+        now["stack.layer.feed_forward.activation"] = activation
     return complaint(
         "made for other fields",
         [
-            f"model.{part}.{path} is {now.get(path)}, and was {made_for.get(path)}"
+            f"model.{part}.{path} is {now.get(path)!r}, and was {made_for.get(path)!r}"
             for path in sorted(made_for.keys() | now.keys())
             if made_for.get(path) != now.get(path)
         ],
     )
 
 
-def _fields(lines: Sequence[str]) -> dict[str, str]:
-    fields = dict(line.split(": ", 1) for line in lines)
+def _decisive(fields: Fields) -> dict[str, Scalar]:
     return {
         path: value
         for path, value in fields.items()

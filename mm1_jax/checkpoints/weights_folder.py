@@ -21,6 +21,7 @@ import tensorstore
 from absl import logging
 
 from mm1_jax.checkpoints.checkpoint_folder import checkpoints_of
+from mm1_jax.stored_config import Scalar, read_fields
 
 DESCRIPTION = "weights.json"
 PARAMS = "params"
@@ -100,8 +101,15 @@ def describe(folder: Path, description: Mapping[str, Any]) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def stored_config(folder: Path, part: str, step: int | None = None) -> list[str] | None:
-    """Lines of the config of a part that a folder of weights, or a checkpoint, was made with.
+def part_fields(description: Mapping[str, Any]) -> dict[str, dict[str, Scalar]]:
+    """The config of each part, from the description of weights."""
+    # Earlier code wrote lines alone.
+    parts = description.get("fields", description["parts"])
+    return {part: read_fields(stored) for part, stored in parts.items()}
+
+
+def stored_config(folder: Path, part: str, step: int | None = None) -> dict[str, Scalar] | None:
+    """The config of a part that a folder of weights, or a checkpoint, was made with.
 
     Args:
         folder: Of weights, or the output folder of a run.
@@ -112,12 +120,14 @@ def stored_config(folder: Path, part: str, step: int | None = None) -> list[str]
     """
     try:
         if (folder / DESCRIPTION).is_file():
-            return json.loads((folder / DESCRIPTION).read_text())["parts"].get(part)
+            return part_fields(json.loads((folder / DESCRIPTION).read_text())).get(part)
         model = _checkpoint(folder, step).parent / "model" / "metadata"
-        lines = json.loads(model.read_text())["config"]
+        stored = json.loads(model.read_text())
+        fields = read_fields(stored.get("fields", stored["config"]))
     except (OSError, ValueError, KeyError):
         return None
-    return [line.removeprefix(f"{part}.") for line in lines if line.startswith(f"{part}.")] or None
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): x for k, x in fields.items() if k.startswith(prefix)} or None
 
 
 class StoredParams:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm1_jax.checkpoints.weights_folder import StoredParams
+from mm1_jax.checkpoints.weights_folder import StoredParams, part_fields
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.interop import compare, llama, llava, vision
 from mm1_jax.interop.aside import Aside
@@ -76,7 +76,8 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
         raise ValueError("a checkpoint of a run: its config says what its parts are")
     changes = Changes(**description["changes"])
     parts = make_parts(description["config"], changes, strict=False)
-    return {name: as_stored(description["parts"][name], cfg) for name, cfg in parts.items()}
+    fields = part_fields(description)
+    return {name: as_stored(fields[name], cfg) for name, cfg in parts.items()}
 
 
 def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = None) -> Plain | str:

@@ -37,6 +37,7 @@ from mm1_jax.interop.pickled import PickledTensors
 from mm1_jax.interop.tensor_files import TensorFolder, Tensors
 from mm1_jax.models.decoder import decoder_stack
 from mm1_jax.storage import whole_folder
+from mm1_jax.stored_config import flat_fields
 
 FORMAT = 1
 
@@ -152,7 +153,9 @@ def import_checkpoint(
         "source": source.name,
         "config": config,
         "changes": asdict(changes),
+        # Lines are for people, and for code from before `fields`.
         "parts": {name: cfg.debug_string().splitlines() for name, cfg in table.parts.items()},
+        "fields": {name: flat_fields(cfg) for name, cfg in table.parts.items()},
         "notes": notes,
         "tensors": {name: spec.dtype.name for name, spec in tensors.specs.items()},
         **(extra or {}),

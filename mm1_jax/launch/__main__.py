@@ -42,6 +42,7 @@ from mm1_jax.launch.run_folder import MAY_CHANGE, Launch, RunFolder
 from mm1_jax.launch.supervisor import supervise
 from mm1_jax.multihost.cluster import Cluster
 from mm1_jax.multihost.rendezvous import DECLINE_SECONDS, decline
+from mm1_jax.stored_config import flat_fields
 
 _DESCRIPTION = """\
 Trains a named config and writes checkpoints, metrics and a report into a folder.
@@ -215,7 +216,7 @@ def _run(
             "--config": launch.config,
             "--output_dir": folder.path.absolute(),
             "module of the config": launch.module,
-            **agreement.config_facts(cfg),
+            **agreement.config_facts(flat_fields(cfg)),
             **agreement.host_facts(str(launch.module).split(".")[:1]),
         }
     )

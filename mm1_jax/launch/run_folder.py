@@ -2,6 +2,7 @@
 
     launch.json   the name of the config, its module and the overrides of the command line
     config.txt    the resolved config, one `path: value` a line
+    config.json   its fields once more, as JSON has them
     run.json      the identity of the run, which lies beside its checkpoints, too
     launch.lock   the process that runs there, as long as it does
 
@@ -11,6 +12,7 @@ Defaults that have changed in between (`stored_config.DEFAULTS`) stay those of t
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -38,7 +40,7 @@ from mm1_jax.checkpoints.checkpoint_folder import (
 from mm1_jax.launch.named_configs import find_named_config
 from mm1_jax.overrides import apply_overrides, is_overridden, restore_values
 from mm1_jax.storage import write_whole
-from mm1_jax.stored_config import Difference, config_differences
+from mm1_jax.stored_config import Difference, Fields, Scalar, config_differences, flat_fields
 
 # Fields that may differ between launches into one folder, with all that is inside them: what is
 # evaluated, logged and kept, where the data lies, which a checkpoint knows by its content, and how
@@ -74,11 +76,11 @@ class Launch:
     module: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
 
-    def resolved_config(self, stored: Mapping[str, str] | None = None) -> Any:
+    def resolved_config(self, stored: Fields | None = None) -> Any:
         """Makes the config, applies the overrides, and fills in what must agree.
 
         Args:
-            stored: Values that a run keeps, as the text of its config spells them, by path.
+            stored: Values that a run keeps, by path.
         """
         cfg = find_named_config(self.config, self.module)()
         resolve = cfg.klass.resolve
@@ -128,7 +130,7 @@ class RunFolder:
             file.flush()
             yield
 
-    def claim(self, launch: Launch, cfg: Any) -> dict[str, str]:
+    def claim(self, launch: Launch, cfg: Any) -> dict[str, Scalar]:
         """Makes the folder one of this launch.
 
         A run that ended before its first checkpoint leaves nothing to resume from, so it binds
@@ -144,7 +146,7 @@ class RunFolder:
         """
         checkpoints = self._checkpoints(cfg)
         newest = newest_step(checkpoints)
-        kept: dict[str, str] = {}
+        kept: dict[str, Scalar] = {}
         if newest is not None:
 
             def is_kept(difference: Difference) -> bool:
@@ -165,8 +167,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_identity(launch, checkpoints)
             write_whole(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
+            text = cfg.debug_string() + "\n"
+            fields = {"text": _digest(text), "fields": flat_fields(cfg)}
+            write_whole(self._fields_path, json.dumps(fields, indent=2) + "\n")
             # The last file written: a folder without it holds no run.
-            write_whole(self._config_path, cfg.debug_string() + "\n")
+            write_whole(self._config_path, text)
         return kept
 
     def load_experiment(self) -> Any:
@@ -186,6 +191,17 @@ class RunFolder:
         self._raise_if_changed(cfg, "Use the code that the run was launched with.")
         return cfg
 
+    def _stored_config(self) -> Fields | str:
+        """The fields of the run's config; its text, where they are not there or of another text."""
+        text = self._stored_text()
+        try:
+            stored = json.loads(self._fields_path.read_text())
+            if stored["text"] == _digest(text):
+                return stored["fields"]
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        return text
+
     def _stored_text(self) -> str:
         text = self._config_path.read_bytes().decode(errors="replace")
         if ": " not in text or not text.endswith("\n"):
@@ -203,6 +219,10 @@ class RunFolder:
     @property
     def _config_path(self) -> Path:
         return self.path / CONFIG
+
+    @property
+    def _fields_path(self) -> Path:
+        return self._config_path.with_suffix(".json")
 
     def _stored_launch(self) -> Launch:
         path = self._launch_path
@@ -290,13 +310,13 @@ class RunFolder:
 
     def _as_stored(
         self, launch: Launch, cfg: Any, is_kept: Callable[[Difference], bool]
-    ) -> tuple[Any, dict[str, str]]:
+    ) -> tuple[Any, dict[str, Scalar]]:
         """`cfg` with those values of the stored config that are kept, and these values by path."""
-        stored = self._stored_text()
+        stored = self._stored_config()
         kept = [each for each in config_differences(stored, cfg) if is_kept(each)]
         if not kept:
             return cfg, {}
-        values = {each.path: each.stored or "None" for each in kept}
+        values = {each.path: each.stored for each in kept}
         cfg = launch.resolved_config(values)
         for each in config_differences(stored, cfg):
             values.pop(each.path, None)
@@ -310,7 +330,7 @@ class RunFolder:
         return cfg, values
 
     def _raise_if_changed(self, cfg: Any, advice: str) -> None:
-        differences = config_differences(self._stored_text(), cfg)
+        differences = config_differences(self._stored_config(), cfg)
         fixed = [each for each in differences if not _may_change(each.path)]
         if not fixed:
             return
@@ -330,6 +350,10 @@ class RunFolder:
 def load_experiment(folder: str | os.PathLike) -> Any:
     """The resolved config of the run in `folder`."""
     return RunFolder(folder).load_experiment()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _may_change(path: str) -> bool:

@@ -103,10 +103,9 @@ def described(answers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def config_facts(cfg: Any) -> dict[str, str]:
-    """Fields by path, without those that may differ between hosts."""
-    lines = (line.partition(": ") for line in cfg.debug_string().splitlines())
-    return {path: value for path, _, value in lines if not _may_differ(path)}
+def config_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config by path, without those that may differ between hosts."""
+    return {path: value for path, value in fields.items() if not _may_differ(path)}
 
 
 def host_facts(modules: Iterable[str] = ()) -> dict[str, str]:

@@ -15,7 +15,7 @@ from mm1_jax.experiment import Experiment
 from mm1_jax.interop.exporter import export_mm1
 from mm1_jax.interop.mm1 import model_parts
 from mm1_jax.launch.run_folder import MAY_CHANGE, load_experiment
-from mm1_jax.stored_config import fields_of, with_present_names
+from mm1_jax.stored_config import Scalar, flat_fields, read_fields
 
 STORED = ROOT / "tests" / "stored_runs"
 RUNS = sorted(path.name for path in STORED.iterdir() if path.is_dir())
@@ -26,8 +26,8 @@ def stored(request) -> Path:
     return STORED / request.param
 
 
-def _fields(folder: Path) -> dict[str, str]:
-    return fields_of((folder / "config.txt").read_text().splitlines())
+def _fields(folder: Path) -> dict[str, Scalar]:
+    return read_fields((folder / "config.txt").read_text())
 
 
 def _steps(folder: Path) -> dict[int, dict]:
@@ -62,7 +62,7 @@ def test_a_stored_run_is_resumed_with_what_it_was_trained_with(stored, tmp_path)
     before, now = _fields(stored), _fields(folder)
     for path in before:
         may_change = path.startswith(MAY_CHANGE)
-        assert may_change or now[path] == with_present_names(before[path]), path
+        assert may_change or now[path] == before[path], path
     expected, steps = _steps(stored), _steps(folder)
     assert steps.keys() == expected.keys() and max(steps) > saved
     for step in range(saved + 1, max(steps) + 1):
@@ -85,7 +85,7 @@ def test_initial_weights_bring_the_defaults_that_they_were_trained_with(stored):
         cfg.trainer.initial_weights = {part: InitialWeights.default_config().set(path=str(stored))}
         return Experiment.resolve(cfg).model.connector.norm.eps
 
-    assert _fields(stored)["model.connector.norm.eps"] == "1e-06"
+    assert _fields(stored)["model.connector.norm.eps"] == 1e-6
     assert (eps("connector"), eps("connector/stage_1"), eps("decoder")) == (1e-6, 1e-6, 1e-5)
     # Chosen, and not a default that has changed.
     assert eps("connector", eps=3e-4) == 3e-4
@@ -93,8 +93,8 @@ def test_initial_weights_bring_the_defaults_that_they_were_trained_with(stored):
 
 def test_a_stored_run_is_read_with_what_it_was_trained_with(stored, tmp_path):
     cfg = load_experiment(stored)
-    before = {path: text for path, text in _fields(stored).items() if path.startswith("model.")}
-    now = fields_of(f"model.{line}" for line in cfg.model.debug_string().splitlines())
+    before = {path: x for path, x in _fields(stored).items() if path.startswith("model.")}
+    now = {f"model.{path}": x for path, x in flat_fields(cfg.model).items()}
     assert {path: now[path] for path in before} == before
     export_mm1(
         StoredParams(stored),

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from mm1_jax.launch.run_folder import (
     RunFolder,
     load_experiment,
 )
-from mm1_jax.stored_config import DEFAULTS
+from mm1_jax.stored_config import DEFAULTS, flat_fields, read_fields
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +39,23 @@ def _store(run, now, then):
     path = run / "config.txt"
     text = path.read_text()
     assert text.count(now) == 1
-    path.write_text(text.replace(now, then))
+    text = text.replace(now, then)
+    path.write_text(text)
+    fields = run / "config.json"
+    if fields.exists():
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        fields.write_text(json.dumps({"text": digest, "fields": read_fields(text)}))
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A folder with a run of `fake_small` that has saved a checkpoint."""
+@pytest.fixture(params=["with fields", "text alone"])
+def run(tmp_path, request):
+    """A folder with a run of `fake_small` that has saved a checkpoint.
+
+    Earlier code stored the text alone.
+    """
     _claim(tmp_path)
+    if request.param == "text alone":
+        (tmp_path / "config.json").unlink()
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     return tmp_path
 
@@ -56,6 +67,24 @@ def test_a_claimed_folder_gives_its_experiment_back(tmp_path):
     assert cfg == _launch(**overrides).resolved_config()
     assert (cfg.trainer.max_steps, cfg.input.streams[1].weight) == (7, 3)
     assert (tmp_path / "config.txt").read_text() == cfg.debug_string() + "\n"
+
+
+def test_fields_are_stored_beside_the_text(tmp_path):
+    cfg = _claim(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["fields"] == flat_fields(cfg)
+    assert stored["fields"]["input.fit"] == "Fit.STRETCH"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", None])
+def test_the_text_counts_where_the_fields_are_not_those_of_it(tmp_path, content):
+    _claim(tmp_path)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    path = tmp_path / "config.txt"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 3"))
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert load_experiment(tmp_path).trainer.seed == 3
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
@@ -94,7 +123,7 @@ def test_code_that_cannot_make_the_stored_config_is_an_error(run):
 @pytest.fixture
 def changed_default(run, monkeypatch):
     """The default of `trainer.optimizer.clip` was 2 when `run` was trained, and is 1 now."""
-    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Optimizer", "clip"), ("2", "1"))
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Optimizer", "clip"), (2, 1))
     _store(run, "clip: 1", "clip: 2")
     return run
 
@@ -120,12 +149,12 @@ def test_a_value_that_was_chosen_is_not_a_former_default(changed_default):
 
 
 def test_a_run_from_before_a_field_has_what_meant_the_same(run, monkeypatch, capsys):
-    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Model", "tied"), ("False", "True"))
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Model", "tied"), (False, True))
     _store(run, "model.tied: True\n", "")
     assert not load_experiment(run).model.tied
     assert not _claim(run).model.tied
     assert "model.tied: False" in (run / "config.txt").read_text()
-    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Model", "tied"), ("True",))
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Model", "tied"), (True,))
     _store(run, "model.tied: False\n", "")
     capsys.readouterr()
     assert _claim(run).model.tied
@@ -133,11 +162,11 @@ def test_a_run_from_before_a_field_has_what_meant_the_same(run, monkeypatch, cap
 
 
 def test_a_default_that_was_not_set_stays_so(run, monkeypatch):
-    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Input", "path"), ("None", "'x'"))
+    monkeypatch.setitem(DEFAULTS, ("fake_experiment.Input", "path"), (None, "x"))
     launch = _launch()
     cfg = launch.resolved_config()
     cfg.input.path = "x"
-    assert RunFolder(run).claim(launch, cfg) == {"input.path": "None"}
+    assert RunFolder(run).claim(launch, cfg) == {"input.path": None}
 
 
 def test_a_run_without_a_checkpoint_takes_the_default_of_now(changed_default):
