@@ -114,6 +114,8 @@ class RequiredFieldValue:
 
 
 REQUIRED: Any = RequiredFieldValue()
+# A key of a field's metadata.
+_DERIVED = "derived"
 if TYPE_CHECKING:
     Required = Union[T, Any]  # noqa: UP007
 else:
@@ -519,7 +521,38 @@ _ATTRS_OPTIONS: Any = {
 }
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(attrs.field,))
+def derived(default: Any = REQUIRED) -> Any:
+    """A field that is filled in: by the constructor of what holds the config, or by `resolve`.
+
+    An experiment leaves it unset:
+
+        input_dim: Required[int] = derived()
+    """
+    return attrs.field(default=default, metadata={_DERIVED: True})
+
+
+def is_derived(cfg: ConfigBase, name: str) -> bool:
+    return _DERIVED in _fields(type(cfg))[name].metadata
+
+
+def missing_fields(cfg: ConfigBase) -> list[str]:
+    """Paths of the required fields in `cfg` that are neither set nor derived."""
+    missing: list[str] = []
+
+    def enter(path: str, value: Any, children: list | None) -> list | None:
+        if isinstance(value, ConfigBase):
+            missing.extend(
+                f"{path}.{name}" if path else name
+                for name, content in value.items()
+                if content is REQUIRED and not is_derived(value, name)
+            )
+        return children
+
+    cfg.visit(lambda path, value: None, enter)
+    return missing
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(attrs.field, derived))
 def config_class(cls: type[T], **kwargs: Any) -> type[T]:
     """Makes `cls`, a subclass of ConfigBase with annotated fields, a config class."""
     if not issubclass(cls, ConfigBase):

@@ -34,6 +34,7 @@ from mm1_jax.config import (
     check_values,
     close_names,
     config_class,
+    missing_fields,
 )
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
@@ -227,35 +228,12 @@ def _flops(cfg: Any) -> ForwardFlops | None:
         return None
 
 
-# Required fields of the parts of a model that the model sets, from those of other parts.
-_SET_BY_MODEL = ("input_dim", "output_dim", "grid_size")
-
-
-def missing_fields(cfg: Any) -> list[str]:
-    """Paths of the required fields that are not set, and that no constructor fills in.
-
-    Inside the parts of a model, constructors pass sizes down; there, it is the fields of the parts
-    themselves that are missing, and the number of experts.
-    """
-    unset: list[str] = []
-    cfg.visit(lambda path, value: unset.append(path) if value is REQUIRED else None)
-
-    def is_missing(path: str) -> bool:
-        names = path.split(".")
-        if names[0] != "model" or len(names) <= 2:
-            return True
-        own = len(names) == 3 and names[-1] not in _SET_BY_MODEL
-        return own or path.endswith(".moe.num_experts")
-
-    return [path for path in unset if is_missing(path)]
-
-
 def _raise_if_incomplete(cfg: Any) -> None:
     missing = missing_fields(cfg)
     if missing:
         raise RequiredFieldMissingError(
             f"required fields are not set: {', '.join(missing)}; set each in the experiment, or "
-            "with --config.PATH=VALUE"
+            "with --config.PATH=VALUE (a field that a constructor sets is declared `= derived()`)"
         )
 
 

@@ -35,8 +35,11 @@ from mm1_jax.config import (
     config_class,
     config_for_class,
     config_for_function,
+    derived,
+    is_derived,
     maybe_instantiate,
     maybe_set_config,
+    missing_fields,
     similar_names,
     validate_config_field_name,
     validate_config_field_value,
@@ -287,6 +290,29 @@ def test_all_missing_fields_are_listed_at_once():
     for path in ("up.input_dim", "up.output_dim", "layers[0].output_dim"):
         assert path in message
     assert "layers[0].input_dim" not in message
+
+
+def test_derived_fields_are_required_and_no_experiment_misses_them():
+    class Part(Configurable):
+        @config_class
+        class Config(Configurable.Config):
+            dim: Required[int] = derived()
+            size: int | None = derived(None)
+            width: Required[int] = REQUIRED
+
+    class Special(Part):
+        @config_class
+        class Config(Part.Config):
+            parts: list[Part.Config] = [Part.default_config()]
+
+    cfg = Special.default_config()
+    assert missing_fields(cfg) == ["width", "parts[0].width"]
+    assert [name for name in cfg.keys() if is_derived(cfg, name)] == ["dim", "size"]  # noqa: SIM118
+    assert cfg.size is None and cfg.dim is REQUIRED
+    with pytest.raises(RequiredFieldMissingError, match=r"Special.*: dim, width\."):
+        cfg.instantiate()
+    cfg.set(dim=1, width=2).parts[0].width = 3
+    assert missing_fields(cfg) == []
 
 
 def test_a_constructor_may_fill_in_the_fields_of_children():

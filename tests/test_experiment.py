@@ -11,10 +11,10 @@ from experiments.mixtures import embedded
 from experiments.pretrain import mm1_tiny
 from experiments.sizes import language_model
 from mm1_jax.checkpoints.initial_weights import InitialWeights
-from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.config import REQUIRED, Configurable, Required, config_class, missing_fields
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import Stream
-from mm1_jax.experiment import Experiment, missing_fields
+from mm1_jax.experiment import Experiment
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.mm1 import MM1

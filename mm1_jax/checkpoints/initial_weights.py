@@ -38,6 +38,7 @@ from mm1_jax.config import (
     InstantiableConfig,
     Required,
     config_class,
+    derived,
 )
 from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.layers.parameter_paths import picked
@@ -63,7 +64,7 @@ class InitialWeights(Configurable):
     class Config(Configurable.Config):
         # From `data_dir` on: a folder of tools/convert_checkpoint.py, or the outputs of a run.
         path: Required[str] = REQUIRED
-        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        data_dir: str | None = derived(None)  # `input.data_dir`
         step: NonNegativeInt | None = None  # Which checkpoint of a run; None: the newest.
         # Where the checkpoint has what this part has; None: under the same path.
         source: str | None = None

@@ -16,6 +16,7 @@ from mm1_jax.config import (
     InstantiableConfig,
     Required,
     config_class,
+    derived,
     maybe_instantiate,
 )
 from mm1_jax.data.accounting import Accounting
@@ -52,9 +53,9 @@ class Input(Configurable):
         batch_size: Required[PositiveInt] = REQUIRED  # Rows, over all hosts.
         max_sequence_length: Required[PositiveInt] = REQUIRED
         max_images: Required[NonNegativeInt] = REQUIRED  # Per row.
-        # None: set by the experiment from the connector and the vision encoder.
-        num_image_tokens: NonNegativeInt | None = None
-        image_size: NonNegativeInt | None = None
+        # Those of the connector and of the vision encoder.
+        num_image_tokens: NonNegativeInt | None = derived(None)
+        image_size: NonNegativeInt | None = derived(None)
         # Consecutive rows of the batch that share a buffer of images, of so many slots a row: the
         # vision encoder runs over slots, and rows alone would need `max_images` (None). Documents
         # without room are counted and not scored. `describe` says how many slots are enough.

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention_kernels import (
     ATTENTION_PROJECTION,
@@ -45,9 +45,9 @@ class Attention(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
         source_dim: PositiveInt | None = None  # of what cross-attention reads; None is input_dim
-        num_heads: Required[PositiveInt] = REQUIRED
+        num_heads: Required[PositiveInt] = derived()
         num_kv_heads: PositiveInt | None = None  # None is num_heads
         head_dim: PositiveInt | None = None  # None is input_dim / num_heads
         pattern: Pattern = Pattern.BIDIRECTIONAL

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.config import Required, config_class, derived
 from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.layers.module import Module, param
 
@@ -18,8 +18,8 @@ class Embedding(Module):
 
     @config_class
     class Config(Module.Config):
-        vocab_size: Required[PositiveInt] = REQUIRED
-        model_dim: Required[PositiveInt] = REQUIRED
+        vocab_size: Required[PositiveInt] = derived()
+        model_dim: Required[PositiveInt] = derived()
         # Standard deviation of the entries; None is 1 / sqrt(model_dim), for logits of unit size.
         init_std: NonNegative | None = None
 

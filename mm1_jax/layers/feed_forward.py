@@ -7,7 +7,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.linear import Linear
 from mm1_jax.layers.module import Module
@@ -45,8 +45,8 @@ class GatedFeedForward(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        hidden_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        hidden_dim: Required[PositiveInt] = derived()
         activation: Activation = Activation.SILU
         gate: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
         up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"))
@@ -74,8 +74,8 @@ class FeedForward(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        hidden_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        hidden_dim: Required[PositiveInt] = derived()
         activation: Activation = Activation.GELU
         up: InstantiableConfig = Linear.default_config().set(axes=("embed", "mlp"), bias=True)
         down: InstantiableConfig = Linear.default_config().set(

@@ -16,7 +16,7 @@ from jax.nn.initializers import zeros
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.config import Required, config_class, derived
 from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.layers.module import Initializer, Module, param
 
@@ -36,8 +36,8 @@ class Linear(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        output_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        output_dim: Required[PositiveInt] = derived()
         bias: bool = False
         axes: tuple[str | None, str | None] = ("embed", "mlp")  # logical names of input and output
         output_first: bool = False  # store the kernel as [output, input]
@@ -62,9 +62,9 @@ class SplitHeads(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        num_heads: Required[PositiveInt] = REQUIRED
-        head_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        num_heads: Required[PositiveInt] = derived()
+        head_dim: Required[PositiveInt] = derived()
         bias: bool = False
         axis: str | None = "heads"
         init_scale: NonNegative = 1.0
@@ -84,9 +84,9 @@ class JoinHeads(Module):
 
     @config_class
     class Config(Module.Config):
-        num_heads: Required[PositiveInt] = REQUIRED
-        head_dim: Required[PositiveInt] = REQUIRED
-        output_dim: Required[PositiveInt] = REQUIRED
+        num_heads: Required[PositiveInt] = derived()
+        head_dim: Required[PositiveInt] = derived()
+        output_dim: Required[PositiveInt] = derived()
         bias: bool = False
         axis: str | None = "heads"
         init_scale: NonNegative = 1.0

@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.expert_dispatch import (
     Routes,
@@ -73,9 +73,9 @@ class Experts(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        hidden_dim: Required[PositiveInt] = REQUIRED
-        num_experts: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        hidden_dim: Required[PositiveInt] = derived()
+        num_experts: Required[PositiveInt] = derived()
         activation: Activation = Activation.SILU
         init_scale: NonNegative = 1.0
 
@@ -298,8 +298,8 @@ class MoE(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        hidden_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        hidden_dim: Required[PositiveInt] = derived()
         num_experts: Required[PositiveInt] = REQUIRED
         experts_per_token: PositiveInt = 2
         dispatch: InstantiableConfig = Dropless.default_config()

@@ -5,7 +5,7 @@ from flax import nnx
 from jax.nn.initializers import constant, ones, zeros
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.config import Required, config_class, derived
 from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.module import Module, param
 
@@ -15,7 +15,7 @@ class RMSNorm(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
         eps: Positive = 1e-5
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -34,7 +34,7 @@ class LayerNorm(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
         eps: Positive = 1e-6
         # All entries of `scale` at first; 0 starts the branch that ends here as nothing.
         init_scale: NonNegative = 1.0

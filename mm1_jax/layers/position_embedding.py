@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.config import Required, config_class, derived
 from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.module import Module, param
 
@@ -19,8 +19,8 @@ class PositionEmbedding(Module):
     @config_class
     class Config(Module.Config):
         # Cells along each side of the grid that the positions are stored for; set by the parent.
-        grid_size: Required[PositiveInt] = REQUIRED
-        model_dim: Required[PositiveInt] = REQUIRED
+        grid_size: Required[PositiveInt] = derived()
+        model_dim: Required[PositiveInt] = derived()
         # Standard deviation of the initial positions. Where a model must learn to tell positions
         # apart within a few hundred steps, 0.4 works and 0.02 stays on a plateau.
         init_std: NonNegative = 0.02

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.layers.module import Module, checked, checked_tuple
@@ -25,8 +25,8 @@ class Stack(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        num_layers: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        num_layers: Required[PositiveInt] = derived()
         layer: Required[InstantiableConfig] = REQUIRED
         last_layer: InstantiableConfig | None = None
         group_size: PositiveInt = 1

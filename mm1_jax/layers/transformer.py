@@ -6,7 +6,7 @@ x + attention(norm(x)), then x + feed_forward(norm(x)).
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.feed_forward import GatedFeedForward
@@ -22,7 +22,7 @@ class TransformerBlock(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
         attention: InstantiableConfig = Attention.default_config()
         feed_forward: InstantiableConfig = GatedFeedForward.default_config()  # or FeedForward, MoE
         norm: InstantiableConfig = RMSNorm.default_config()  # of both

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention import Attention, Pattern, head_sizes
 from mm1_jax.layers.embedding import Embedding
@@ -50,7 +50,7 @@ class Decoder(Module):
 
     @config_class
     class Config(Module.Config):
-        vocab_size: PositiveInt | None = None  # set by the experiment: the tokenizer's
+        vocab_size: PositiveInt | None = derived(None)  # the tokenizer's
         model_dim: Required[PositiveInt] = REQUIRED
         num_layers: Required[PositiveInt] = REQUIRED
         num_heads: Required[PositiveInt] = REQUIRED

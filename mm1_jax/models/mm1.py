@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
-from mm1_jax.config import InstantiableConfig, config_class, maybe_set_config
+from mm1_jax.config import InstantiableConfig, config_class, derived, maybe_set_config
 from mm1_jax.field_types import NonNegativeInt, PositiveInt
 from mm1_jax.layers.embedding import Embedding
 from mm1_jax.layers.kv_cache import Caches
@@ -43,10 +43,10 @@ class MM1(Module):
         connector: InstantiableConfig | None = CAbstractor.default_config()
         decoder: InstantiableConfig = Decoder.default_config()
         # Id of the placeholder token; None until the experiment sets the tokenizer's.
-        image_token: NonNegativeInt | None = None
+        image_token: NonNegativeInt | None = derived(None)
         # Consecutive rows that share a buffer of images; the experiment sets the input's. None:
         # an image may be anywhere in the batch, which on a mesh is sent to all devices.
-        image_group_rows: PositiveInt | None = None
+        image_group_rows: PositiveInt | None = derived(None)
         # What activations and matrix products are computed in: "float32" or "bfloat16".
         dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, maybe_set_config
+from mm1_jax.config import (
+    REQUIRED,
+    InstantiableConfig,
+    Required,
+    config_class,
+    derived,
+    maybe_set_config,
+)
 from mm1_jax.field_types import NonNegative, Positive, PositiveInt
 from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.attention_kernels import row_length
@@ -38,7 +45,7 @@ class ClassToken(Module):
 
     @config_class
     class Config(Module.Config):
-        model_dim: Required[PositiveInt] = REQUIRED
+        model_dim: Required[PositiveInt] = derived()
         init_std: NonNegative = 0.02
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mm1_jax.batch import Record
-from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.config import REQUIRED, Configurable, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 
 SPLITS = ("train", "test")
@@ -76,7 +76,7 @@ class FileSource(Source):
     class Config(Source.Config):
         # From `data_dir` on, unless it is absolute.
         path: Required[str] = REQUIRED
-        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        data_dir: str | None = derived(None)  # `input.data_dir`
         # Every n-th record is kept for the test split.
         test_every: PositiveInt = 20
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mm1_jax.batch import Record
-from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.config import REQUIRED, Required, config_class, derived
 from mm1_jax.data.readers.compressed import decode_text
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources.base import Source
@@ -35,7 +35,7 @@ class TfdsSource(Source):
     class Config(Source.Config):
         # As tfds names data: "coco_captions/2017:1.1.0".
         name: Required[str] = REQUIRED
-        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        data_dir: str | None = derived(None)  # `input.data_dir`
         # The fields of a record, and the features that they are: "captions/text" is the feature
         # `text` within `captions`.
         fields: dict[str, str] = {"image": "image", "caption": "caption"}

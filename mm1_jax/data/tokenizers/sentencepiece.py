@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import sentencepiece
 
-from mm1_jax.config import Configurable, config_class
+from mm1_jax.config import Configurable, config_class, derived
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.field_types import PositiveInt
 
@@ -44,7 +44,7 @@ class Tokenizer(Configurable):
         # A sentencepiece model file, from `data_dir` on; None means the one that ships with the
         # package.
         model_path: str | None = None
-        data_dir: str | None = None  # Set by the experiment, from `input.data_dir`.
+        data_dir: str | None = derived(None)  # `input.data_dir`
         # The vocabulary size is rounded up to a multiple of this, so that it shards evenly.
         vocab_multiple: PositiveInt = 64
         # Pieces of the model, for configs that are looked at before there is a file. A file that is

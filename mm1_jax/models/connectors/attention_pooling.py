@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.feed_forward import FeedForward
@@ -68,8 +68,8 @@ class CrossAttentionBlock(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        source_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        source_dim: Required[PositiveInt] = derived()
         attention: InstantiableConfig = Attention.default_config().set(bias=True)
         feed_forward: InstantiableConfig = FeedForward.default_config()
         norm: InstantiableConfig = LayerNorm.default_config()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.config import REQUIRED, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.module import Module
 
@@ -26,8 +26,8 @@ class Connector(Module):
     class Config(Module.Config):
         num_image_tokens: Required[PositiveInt] = REQUIRED
         # Set by the parent: the dims of the vision encoder and of the decoder.
-        input_dim: Required[PositiveInt] = REQUIRED
-        output_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        output_dim: Required[PositiveInt] = derived()
 
     def __call__(self, image_features: Float[Array, "J P Dv"]) -> Float[Array, "J M D"]:
         raise NotImplementedError(type(self))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class
+from mm1_jax.config import InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import NonNegative, NonNegativeInt, Positive, PositiveInt
 from mm1_jax.layers.linear import Linear, fan_in
 from mm1_jax.layers.module import Module, param
@@ -33,7 +33,7 @@ class CAbstractor(Connector):
     @config_class
     class Config(Connector.Config):
         # Patches along each side of an image, set by the parent; other grids resize the positions.
-        grid_size: Required[PositiveInt] = REQUIRED
+        grid_size: Required[PositiveInt] = derived()
         # Blocks before the pooling, and as many after it; with 0 it is pooling and the MLP.
         depth: NonNegativeInt = 3
         hidden_dim: PositiveInt = 1024
@@ -98,8 +98,8 @@ class BottleneckBlock(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        output_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        output_dim: Required[PositiveInt] = derived()
         norm: InstantiableConfig = NORM
         branch_init_scale: NonNegative = 1.0
         # Channels of the squeeze, as a share of the channels that enter the block.
@@ -137,8 +137,8 @@ class PointwiseNorm(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        output_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        output_dim: Required[PositiveInt] = derived()
         linear: InstantiableConfig = Linear.default_config()
         norm: InstantiableConfig = NORM
 
@@ -157,8 +157,8 @@ class SqueezeExcite(Module):
 
     @config_class
     class Config(Module.Config):
-        input_dim: Required[PositiveInt] = REQUIRED
-        hidden_dim: Required[PositiveInt] = REQUIRED
+        input_dim: Required[PositiveInt] = derived()
+        hidden_dim: Required[PositiveInt] = derived()
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         # The squeezed dim is small and often odd, so it is not split.
