@@ -3,30 +3,45 @@
 Test programs are small and run once, so they are compiled with few optimizations. XLA takes the
 last of equal flags: XLA_FLAGS of the caller come after these, so that
 `XLA_FLAGS="--xla_cpu_max_isa=AVX2 --xla_backend_optimization_level=2" pytest` rounds as another
-processor does. Processes that tests start with flags of their own begin with MM1_TEST_XLA_FLAGS.
+processor does. Processes that tests start with flags of their own begin with MM1_TEST_XLA_FLAGS,
+to compile as a user's launch does, or with MM1_TEST_QUICK_XLA_FLAGS.
 """
 
 import logging
 import os
 import platform
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Not changed where it is set: a worker of pytest-xdist inherits the flags below as well.
 FLAGS = os.environ.setdefault("MM1_TEST_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-os.environ["XLA_FLAGS"] = " ".join(
+# These emitters of fusions take half the time that a small program needs to compile. Later releases
+# have no others, and refuse the flag.
+EMITTERS = ["--xla_cpu_use_fusion_emitters=false"] * version("jaxlib").startswith("0.10.")
+QUICK = os.environ["MM1_TEST_QUICK_XLA_FLAGS"] = " ".join(
     (
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        *EMITTERS,
         FLAGS,
-        "--xla_force_host_platform_device_count=8",
     )
 )
+os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from beartype import BeartypeConf
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
-install_import_hook("mm1_jax", "beartype.beartype")
+# Configs know no shapes, whose bookkeeping makes a call of a function 5 times as slow.
+SHAPELESS = {f"mm1_jax.{name}" for name in ("config", "field_types", "overrides", "stored_config")}
+PARTS = (path.stem for path in Path(__file__).parents[1].glob("mm1_jax/[a-z]*"))
+beartype_packages(tuple(SHAPELESS), conf=BeartypeConf(claw_is_pep526=False))
+install_import_hook(
+    [name for name in map("mm1_jax.{}".format, PARTS) if name not in SHAPELESS], "beartype.beartype"
+)
 
 import jax
 import pytest
