@@ -15,18 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from mm1_jax.rehearse.program import (
-    Branch,
-    Done,
-    Kind,
-    Loop,
-    Route,
-    Schedule,
-    Start,
-    Transfer,
-    Work,
-)
+from mm1_jax.rehearse.program import Branch, Done, Kind, Loop, Schedule, Start, Work
 from mm1_jax.rehearse.topologies import Topology
+from mm1_jax.rehearse.transfers import Route, Transfer
 
 # Of the peak, for kernels whose time no compiler estimates; what good attention kernels reach.
 KERNEL_EFFICIENCY = 0.6

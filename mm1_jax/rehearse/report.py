@@ -25,8 +25,9 @@ from mm1_jax.rehearse.predict import (
     predict,
     traffic,
 )
-from mm1_jax.rehearse.program import Route, parse
+from mm1_jax.rehearse.program import Program
 from mm1_jax.rehearse.topologies import Topology
+from mm1_jax.rehearse.transfers import Route
 
 # Of the memory, that should stay free: fragments and what the runtime itself takes.
 FREE_SHARE = 0.05
@@ -46,12 +47,12 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
     Raises:
         ValueError: It is not HLO text, or was compiled for more or fewer devices.
     """
-    program = parse(text)
+    program = Program.parse(text)
     # A program for several slices is that of one of them.
     expected = topology.num_devices // topology.num_slices
-    if program.num_devices != expected:
+    if program.module.num_devices != expected:
         raise ValueError(
-            f"the program was compiled for {program.num_devices} devices of a slice, and "
+            f"the program was compiled for {program.module.num_devices} devices of a slice, and "
             f"{topology.name} has {expected}; give the topology that it was compiled for"
         )
     schedule = program.schedule()

@@ -1,18 +1,9 @@
 import pytest
 
 from mm1_jax.rehearse.predict import KERNEL_EFFICIENCY, predict
-from mm1_jax.rehearse.program import (
-    Branch,
-    Done,
-    Kind,
-    Loop,
-    Route,
-    Start,
-    Transfer,
-    Work,
-    parse,
-)
+from mm1_jax.rehearse.program import Branch, Done, Kind, Loop, Program, Start, Work
 from mm1_jax.rehearse.topologies import parse_topology
+from mm1_jax.rehearse.transfers import Route, Transfer
 
 TOPOLOGY = parse_topology("v5e:2x2")
 CLOCK = 1.5e9
@@ -111,7 +102,7 @@ GATHER_SECONDS = 3 * 64 * 32 * 2 / LINKS
 )
 def test_overlap_is_read_off_the_schedule(fused, copied, waits):
     text = OVERLAP.replace("FUSED", str(fused)).replace("COPIED", str(copied))
-    times = predict(parse(text).schedule(), TOPOLOGY)
+    times = predict(Program.parse(text).schedule(), TOPOLOGY)
     assert times.transfer == pytest.approx(2 * GATHER_SECONDS)
     least = 2 * 64 * 64 * 32 / TOPOLOGY.device_peak_flops if not fused else 0.0
     assert times.exposed == pytest.approx(waits * GATHER_SECONDS, abs=1.01 * least + 1e-15)
@@ -135,11 +126,11 @@ ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
 
 def test_transfers_between_slices_go_over_the_network():
     topology = parse_topology("2xv5e:2x2")
-    times = predict(parse(SLICES).schedule(), topology)
+    times = predict(Program.parse(SLICES).schedule(), topology)
     sent = 2 * (1 / 2) * 64 * 32 * 2
     assert times.exposed == pytest.approx(sent / topology.chip.network_bandwidth)
 
 
 def test_a_large_product_comes_near_the_peak(programs):
-    times = predict(parse((programs / "large.hlo").read_text()).schedule(), TOPOLOGY)
+    times = predict(Program.parse((programs / "large.hlo").read_text()).schedule(), TOPOLOGY)
     assert 0.85 < 2 * 8192**3 / TOPOLOGY.device_peak_flops / times.step < 0.95

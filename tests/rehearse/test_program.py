@@ -1,9 +1,10 @@
 import pytest
 
 from mm1_jax.rehearse.predict import executed, flops, traffic
-from mm1_jax.rehearse.program import Kind, Loop, Route, Work, parse
+from mm1_jax.rehearse.program import Kind, Loop, Program, Work
 from mm1_jax.rehearse.report import program_report, render
 from mm1_jax.rehearse.topologies import parse_topology
+from mm1_jax.rehearse.transfers import Route
 
 # A loop of seven, from 1 by 2 below 14, around a product and a gather of 4 x 64 rows; a kernel
 # whose attributes hold lines that begin with braces; a permutation that sends nothing.
@@ -44,7 +45,7 @@ ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
 
 
 def loop(groups: str = "{{0,1,2,3}}"):
-    return parse(LOOP.replace("replica_groups={}", f"replica_groups={groups}"))
+    return Program.parse(LOOP.replace("replica_groups={}", f"replica_groups={groups}"))
 
 
 # A row of 8 x 32 that is written to the host's memory while a product runs, and fetched from there.
@@ -78,7 +79,7 @@ def test_counts_are_multiplied_by_trips():
 
 
 def test_pieces_go_to_the_memory_of_the_host_and_back():
-    schedule = parse(HOST).schedule()
+    schedule = Program.parse(HOST).schedule()
     start, product, done, back, back_done = schedule
     assert isinstance(product, Work) and product.flops == 2 * 8 * 8 * 32
     assert start.transfer.kind == "copy to the host" and done.name == start.transfer.name
@@ -103,7 +104,7 @@ def test_a_report_has_copies_to_the_host_beside_the_collectives():
 
 def test_a_copy_that_stays_on_the_chip_is_sent_nowhere():
     text = HOST.replace("S(5)", "")
-    (product,) = parse(text).schedule()
+    (product,) = Program.parse(text).schedule()
     assert product.name == "product"
 
 
@@ -130,17 +131,17 @@ def test_the_size_of_a_group_in_every_notation(groups, size):
 
 def test_an_annotation_of_the_trips_counts_more_than_the_condition():
     text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
-    assert flops(parse(text).schedule()) == 5 * 2 * 64 * 64 * 32 + 1000
+    assert flops(Program.parse(text).schedule()) == 5 * 2 * 64 * 64 * 32 + 1000
 
 
 def test_a_loop_of_unknown_length_is_warned_of():
-    program = parse(LOOP.replace("constant(14)", "constant(1e3)"))
+    program = Program.parse(LOOP.replace("constant(14)", "constant(1e3)"))
     program.schedule()
     assert "loop while: how often it runs is not known" in program.warnings[0]
 
 
 def test_a_kernel_without_flops_is_warned_of():
-    program = parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
+    program = Program.parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
     program.schedule()
     assert "kernel kernel: its FLOPs are not known" in program.warnings[0]
 
@@ -168,14 +169,14 @@ ENTRY %main (a: f32[64]) -> f32[64] {
 
 
 def test_what_another_core_runs_is_timed_by_its_bytes():
-    program = parse(OFFLOADED)
+    program = Program.parse(OFFLOADED)
     (work,) = [item for item in program.schedule() if isinstance(item, Work) and item.hbm_bytes]
     assert (work.name, work.cycles, work.hbm_bytes) == ("sum", None, 3 * 64 * 4)
 
 
 def test_text_that_is_not_hlo():
     with pytest.raises(ValueError, match="not HLO text"):
-        parse("module {}")
+        Program.parse("module {}")
 
 
 SPLASH = """\
@@ -212,7 +213,7 @@ PIECES = "(bf16[3,2,8,64,128]{4,3,2,1,0}, bf16[2,8,64,128]{3,2,1,0})"
 )
 def test_flops_of_splash_attention(name, result, products, operands, share):
     text = SPLASH.replace("NAME", name).replace("RESULT", result).replace("OPERANDS", operands)
-    works = [item for item in parse(text).schedule() if isinstance(item, Work)]
+    works = [item for item in Program.parse(text).schedule() if isinstance(item, Work)]
     (kernel,) = [work for work in works if work.kind is Kind.KERNEL]
     assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 128
 
@@ -233,25 +234,25 @@ ENTRY %main (q: bf16[2,64,8,32]) -> bf16[2,64,8,32] {
 )
 @pytest.mark.parametrize(("scope", "share"), [("causal", 0.5), ("full", 1.0)])
 def test_flops_of_attention_on_gpus(name, products, scope, share):
-    program = parse(MHA.replace("NAME", name).replace("SCOPE", scope))
+    program = Program.parse(MHA.replace("NAME", name).replace("SCOPE", scope))
     (kernel,) = [item for item in program.schedule() if isinstance(item, Work)]
     assert kernel.kind is Kind.KERNEL and not program.warnings
     assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 32
 
 
 def test_what_the_compiler_makes_of_a_loop_has_its_exact_flops(programs):
-    schedule = parse((programs / "looped.hlo").read_text()).schedule()
+    schedule = Program.parse((programs / "looped.hlo").read_text()).schedule()
     assert flops(schedule) == 3 * 2 * 512 * 256 * 256
     assert 3 in [executions for _, executions in executed(schedule)]
 
 
 def test_batched_products_run_as_convolutions_have_their_exact_flops(programs):
-    schedule = parse((programs / "batched.hlo").read_text()).schedule()
+    schedule = Program.parse((programs / "batched.hlo").read_text()).schedule()
     assert flops(schedule) == 4 * 2 * 128 * 256 * 512
 
 
 def test_compiled_collectives_send_their_exact_bytes(programs):
-    schedule = parse((programs / "collectives.hlo").read_text()).schedule()
+    schedule = Program.parse((programs / "collectives.hlo").read_text()).schedule()
     whole = 1024 * 512 * 2
     assert {kind: each.sent for kind, each in traffic(schedule).items()} == {
         "all-gather": whole * 3 / 4,

@@ -1,0 +1,165 @@
+"""Matrix products and kernels of an instruction -> FLOPs, by the shapes of their operands."""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from mm1_jax.rehearse.hlo import Computation, Instruction, Module
+
+
+def matmul_flops(module: Module, i: Instruction, computation: Computation) -> float:
+    """FLOPs of a matrix product, or of those that a fusion contains."""
+    if i.opcode == "dot":
+        return dot_flops(i, computation)
+    if i.opcode == "convolution":
+        return convolution_flops(i, computation)
+    if i.opcode == "custom-call" and i.call_target.startswith("__cublas$"):
+        return dot_flops(i, computation)
+    if i.opcode == "fusion":
+        inner = module.called(i, "calls")
+        return sum((matmul_flops(module, each, c) for c in inner for each in c.instructions), 0.0)
+    return 0.0
+
+
+def dot_flops(i: Instruction, computation: Computation) -> float:
+    """2 for each element of the result and of the summed dims."""
+    left = computation.shapes_of(i.operands[0])
+    match = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)[\]}]', i.attributes)
+    if not left or match is None:
+        return 0.0
+    dims = [int(dim) for dim in match.group(1).replace('"', "").split(",") if dim]
+    return 2.0 * i.shapes[0].size * math.prod(left[0].dims[dim] for dim in dims)
+
+
+def convolution_flops(i: Instruction, computation: Computation) -> float:
+    """2 for each multiplication with an element of the input: padding and holes do not count.
+
+    TPUs run every matrix product as a convolution, batch dims as spatial ones with holes.
+    """
+    left, right = (computation.shapes_of(name)[0].dims for name in i.operands[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+    assert labels is not None, i.name
+    left_labels, right_labels, out_labels = labels.groups()
+    window = _window(i.attributes)
+    result = i.shapes[0].dims
+    feature_groups, batch_groups = (
+        int(match.group(1)) if (match := re.search(rf"{name}=(\d+)", i.attributes)) else 1
+        for name in ("feature_group_count", "batch_group_count")
+    )
+    products = (
+        left[left_labels.index("f")]
+        / feature_groups
+        * result[out_labels.index("f")]
+        * left[left_labels.index("b")]
+        / batch_groups
+    )
+    for dim in range(len(left_labels) - 2):
+        products *= _num_products(
+            num_inputs=left[left_labels.index(str(dim))],
+            num_taps=right[right_labels.index(str(dim))],
+            num_outputs=result[out_labels.index(str(dim))],
+            **{name: values[dim] for name, values in window.items() if dim < len(values)},
+        )
+    return 2.0 * products
+
+
+def _window(attributes: str) -> dict[str, list]:
+    match = re.search(r"window=\{([^}]*)\}", attributes)
+    entries = dict(part.split("=") for part in match.group(1).split()) if match else {}
+    window: dict[str, list] = {
+        name: [int(value) for value in entries[name].split("x")]
+        for name in ("stride", "lhs_dilate", "rhs_dilate")
+        if name in entries
+    }
+    if "pad" in entries:
+        window["pad"] = [int(value.split("_")[0]) for value in entries["pad"].split("x")]
+    return window
+
+
+@functools.lru_cache(maxsize=4096)
+def _num_products(
+    num_inputs: int,
+    num_taps: int,
+    num_outputs: int,
+    stride: int = 1,
+    pad: int = 0,
+    lhs_dilate: int = 1,
+    rhs_dilate: int = 1,
+) -> int:
+    """Pairs of an output and a tap of the window that meet an element of the input."""
+    if num_taps == 1 and pad == 0 and lhs_dilate == 1:
+        return num_outputs
+    outputs, last = np.arange(num_outputs) * stride, (num_inputs - 1) * lhs_dilate
+    met = 0
+    for tap in range(num_taps):
+        places = outputs + (tap * rhs_dilate - pad)
+        is_inside = (places >= 0) & (places <= last) & (places % lhs_dilate == 0)
+        met += int(np.count_nonzero(is_inside))
+    return met
+
+
+def kernel_flops(i: Instruction, computation: Computation) -> float | None:
+    """FLOPs of a kernel: its own estimate, where its author gave one; None where none is known."""
+    estimate = re.search(r'"cost_estimate":\{"flops":"?(\d+)', i.attributes)
+    if estimate and int(estimate.group(1)):
+        return float(estimate.group(1))
+    op_name = re.search(r'op_name="([^"]*)"', i.attributes)
+    text = f"{i.name} {op_name.group(1) if op_name else ''}"
+    for name, flops in KERNEL_FLOPS.items():
+        if name in text:
+            return flops(i, computation)
+    return None
+
+
+def _splash_flops(num_products: Callable[[Instruction, int], int]):
+    def flops(i: Instruction, computation: Computation) -> float:
+        """Products of queries with keys: all of them, or the half that a causal mask leaves.
+
+        Causal masks are worked out inside the kernel from the numbers of the queries. Those are
+        one more array of integers than the segment ids, which come in pairs or not at all.
+        """
+        operands = [s for name in i.operands for s in computation.shapes_of(name)]
+        is_array = [s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3 for s in operands]
+        first = is_array.index(True)
+        query, key = operands[first], operands[first + 1]
+        is_causal = sum(s.dtype == "s32" for s in operands[first:]) % 2
+        pairs = math.prod(query.dims[:-1]) * key.dims[-2] / (2 if is_causal else 1)
+        return 2.0 * pairs * query.dims[-1] * num_products(i, len(query.dims))
+
+    return flops
+
+
+def _products_backward(i: Instruction, query_rank: int) -> int:
+    # With the gradient of the queries, which comes in one piece for each block of keys, five;
+    # without it, four.
+    return 5 if any(len(s.dims) > query_rank for s in i.shapes) else 4
+
+
+def _mha_flops(num_products: int):
+    """Of jax's attention for GPUs, which `layers.attention_kernels` runs in a scope "causal"."""
+
+    def flops(i: Instruction, computation: Computation) -> float:
+        queries, keys = (s for name in i.operands[:2] for s in computation.shapes_of(name))
+        pairs = math.prod(queries.dims) * keys.dims[1]
+        return 2.0 * num_products * pairs / (2 if "/causal/" in i.attributes else 1)
+
+    return flops
+
+
+# Part of the name of a kernel -> its FLOPs, for kernels that bring no estimate of their own.
+KERNEL_FLOPS: dict[str, Callable[[Instruction, Computation], float]] = {
+    "splash_mha_fwd": _splash_flops(lambda i, rank: 2),
+    "splash_mqa_fwd": _splash_flops(lambda i, rank: 2),
+    "splash_mha_dq": _splash_flops(lambda i, rank: 3),
+    "splash_mqa_dq": _splash_flops(lambda i, rank: 3),
+    "splash_mha_dkv": _splash_flops(_products_backward),
+    "splash_mqa_dkv": _splash_flops(_products_backward),
+    "mha_forward": _mha_flops(2),
+    # Two passes in one call: four products for keys and values, three for queries.
+    "mha_backward": _mha_flops(7),
+    # Sums over the head dim.
+    "mha_preprocess_backward": lambda i, computation: 0.0,
+}
