@@ -89,7 +89,8 @@ def models(flags: argparse.Namespace) -> tuple[Any, Any]:
 
     from experiments.sizes import DECODERS, decoder
     from mm1_jax.interop.convert import export_params
-    from mm1_jax.interop.llama import decoder_entries, hf_config
+    from mm1_jax.interop.llama import hf_config
+    from mm1_jax.interop.llama_tensors import decoder_entries
     from mm1_jax.models.mm1 import MM1
 
     if flags.size not in DECODERS:

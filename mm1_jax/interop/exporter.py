@@ -16,7 +16,7 @@ import numpy as np
 
 from mm1_jax.checkpoints.weights_folder import StoredParams, part_fields
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.interop import compare, llama, llava, vision
+from mm1_jax.interop import compare, llama, llama_tensors, llava, vision, vision_tensors
 from mm1_jax.interop.aside import Aside
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import Watch, export_params, raise_if_params_misfit
@@ -90,13 +90,13 @@ def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = Non
         decoder: Any = parts["decoder"]
         try:
             return Plain(
-                llama.hf_config(decoder), llama.decoder_entries(decoder, dense_source=False)
+                llama.hf_config(decoder), llama_tensors.decoder_entries(decoder, dense_source=False)
             )
         except ValueError as error:
             return str(error)
     if set(parts) == {vision.ENCODER}:
         try:
-            return Plain(*vision.hf_export(parts[vision.ENCODER], aside or {}))
+            return Plain(*vision_tensors.hf_export(parts[vision.ENCODER], aside or {}))
         except ValueError as error:
             return str(error)
     return f"transformers has no model of {' and '.join(parts)} as they are here"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.interop import llama, llava, vision
+from mm1_jax.interop import llama, llama_tensors, llava, vision, vision_tensors
 from mm1_jax.interop.fields import Fields, essential
 from mm1_jax.interop.mapping import Table, prefix_of
 from mm1_jax.interop.tensor_files import TensorSpec
@@ -262,11 +262,15 @@ def make_table(
         encoder, connector, decoder = parts.values()
         return llava.llava_table(encoder, connector, decoder, names, fields)
     if model_type in llama.MODEL_TYPES:
-        return llama.decoder_table(parts["decoder"], names, fields)
+        return llama_tensors.decoder_table(parts["decoder"], names, fields)
     encoder = parts[vision.ENCODER]
     if model_type == _OPEN_CLIP:
-        return vision.open_clip_table(encoder, names)
-    return vision.aim_table(encoder) if model_type == _AIM else vision.hf_table(encoder, names)
+        return vision_tensors.open_clip_table(encoder, names)
+    return (
+        vision_tensors.aim_table(encoder)
+        if model_type == _AIM
+        else vision_tensors.hf_table(encoder, names)
+    )
 
 
 def left_out(config: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ It reads the features of an earlier layer than the last, so the tower here has f
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mm1_jax.interop import llama, vision
+from mm1_jax.interop import llama, llama_tensors, vision, vision_tensors
 from mm1_jax.interop.fields import Fields, ForeignClass
 from mm1_jax.interop.mapping import Entry, Slice, Table, prefix_of
 from mm1_jax.models.connectors.mlp import MLP
@@ -127,8 +127,8 @@ def llava_table(
 ) -> Table:
     """The table of a LLaVA for the tensors of a checkpoint."""
     names = list(names)
-    tower = vision.hf_table(encoder, names)
-    text = llama.decoder_table(decoder, names, text_fields(hf))
+    tower = vision_tensors.hf_table(encoder, names)
+    text = llama_tensors.decoder_table(decoder, names, text_fields(hf))
     root = prefix_of(names, "multi_modal_projector.linear_1.weight")
     if root is None:
         raise ValueError("no tensor named *multi_modal_projector.linear_1.weight")
@@ -190,10 +190,10 @@ def hf_export(parts: Mapping[str, Any], image_token: int) -> tuple[dict[str, Any
     root = "vision_tower.vision_model."
     connector = connector.clone(input_dim=encoder.model_dim, output_dim=decoder.model_dim)
     entries = [
-        *vision.tower_entries(encoder, root),
-        *vision.unread_norm(encoder, root),
+        *vision_tensors.tower_entries(encoder, root),
+        *vision_tensors.unread_norm(encoder, root),
         *_connector(connector, "multi_modal_projector"),
-        *llama.decoder_entries(
+        *llama_tensors.decoder_entries(
             decoder, body="language_model.model.", head="language_model.", dense_source=False
         ),
     ]

@@ -15,7 +15,7 @@ import pytest
 from mm1_jax.checkpoints.weights_folder import StoredParams, describe
 from mm1_jax.interop.convert import differences, import_params
 from mm1_jax.interop.families import Changes, make_parts
-from mm1_jax.interop.llama import decoder_entries
+from mm1_jax.interop.llama_tensors import decoder_entries
 from mm1_jax.interop.mapping import Table
 from mm1_jax.interop.tensor_files import Tensors, TensorSpec, TensorWriter
 from mm1_jax.models.decoder import Decoder

@@ -1,0 +1,244 @@
+"""Tensors of vision encoders: a config of ours -> names, shapes and layouts of foreign weights.
+
+Only what patch features depend on is read: not the norm after the last block, which only CLIP's
+class token passes, nor projections, pooling heads and text towers.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from mm1_jax.interop.mapping import Entry, Slice, Table, joined, prefix_of, stack_layers
+from mm1_jax.interop.tensor_files import TensorSpec
+from mm1_jax.interop.vision import ENCODER, tower_config
+from mm1_jax.layers.attention import head_sizes
+from mm1_jax.models.vision_encoder import VisionEncoder
+
+
+def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
+    """Of a CLIP or SigLIP tower of Hugging Face, alone or in a larger model."""
+    root = prefix_of(names, "embeddings.patch_embedding.weight")
+    if root is None:
+        raise ValueError("no tensor named *embeddings.patch_embedding.weight: no tower is there")
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = _embeddings(
+        cfg,
+        patches=f"{root}embeddings.patch_embedding",
+        class_token=f"{root}embeddings.class_embedding",
+        positions=f"{root}embeddings.position_embedding.weight",
+    )
+    if cfg.pre_norm is not None:
+        entries += _norm(encoder, f"{root}pre_layrnorm", "pre_norm", D)
+    for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
+        name = f"{root}encoder.layers.{i}"
+        entries += _norm(layer, f"{name}.layer_norm1", "attention_norm", D)
+        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
+            entries += _heads(layer, f"{name}.self_attn.{theirs}_proj", f"attention/{ours}", cfg)
+        entries += _joining(layer, f"{name}.self_attn.out_proj", cfg)
+        entries += _norm(layer, f"{name}.layer_norm2", "feed_forward_norm", D)
+        entries += _feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", cfg)
+    if cfg.final_norm is not None:
+        entries += _norm(encoder, f"{root}post_layernorm", "final_norm", D)
+    parent = root.removesuffix("vision_model.")
+    ignored = [
+        r"(.*\.)?position_ids",
+        _name(f"{root}head.") + ".*",
+        *(_name(f"{parent}{name}.") + ".*" for name in ("text_model", "visual_projection")),
+        *(_name(f"{parent}{name}") + ".*" for name in ("text_projection", "logit_")),
+    ]
+    if cfg.class_token is not None:
+        ignored.append(_name(f"{root}post_layernorm.") + ".*")
+    return Table({ENCODER: cfg}, entries, ignored, prefix=parent)
+
+
+def hf_export(
+    cfg: VisionEncoder.Config, aside: Mapping[str, TensorSpec]
+) -> tuple[dict[str, Any], list[Entry]]:
+    """The `config.json` and the tensors of a CLIPVisionModel or a SiglipVisionModel.
+
+    The norm that CLIP's class token passes at the end, and the pooling head of SigLIP, come from
+    what was kept beside the weights. Without it, that norm is an identity, which patch features
+    know nothing of, and there is no head.
+
+    Args:
+        aside: What was kept, by name.
+
+    Raises:
+        ValueError: The encoder is neither.
+    """
+    is_clip = cfg.class_token is not None
+    if (cfg.final_norm is None) is not is_clip:
+        raise ValueError("vision_encoder.final_norm: CLIP's tower has none, and SigLIP's has one")
+    config, root = tower_config(cfg), "vision_model."
+    entries = tower_entries(cfg, root)
+    if is_clip:
+        entries += _identity(f"{root}post_layernorm", cfg.model_dim, _kept_norm(aside))
+        return config, entries
+    kept = prefix_of(aside, "head.probe")
+    config["vision_use_head"] = kept is not None
+    if kept is not None:
+        entries += [
+            Entry(root + name.removeprefix(kept), spec.shape, (), aside=name)
+            for name, spec in aside.items()
+            if name.startswith(f"{kept}head.")
+        ]
+    return config, entries
+
+
+def tower_entries(cfg: VisionEncoder.Config, root: str) -> list[Entry]:
+    """The tensors of a CLIP or SigLIP tower whose names begin with `root`."""
+    return list(hf_table(cfg, [f"{root}embeddings.patch_embedding.weight"]).entries)
+
+
+def unread_norm(cfg: VisionEncoder.Config, root: str) -> list[Entry]:
+    """The norm after the last layer of a tower that is read before it: an identity."""
+    return _identity(f"{root}post_layernorm", cfg.model_dim, {})
+
+
+def _identity(name: str, dim: int, kept: Mapping[str, str]) -> list[Entry]:
+    return [
+        Entry(f"{name}.{each}", (dim,), (), fill, kept.get(each))
+        for each, fill in (("weight", 1.0), ("bias", 0.0))
+    ]
+
+
+def _kept_norm(aside: Collection[str]) -> dict[str, str]:
+    """The names of weight and bias of CLIP's last norm among what was kept."""
+    for norm in ("post_layernorm", "ln_post"):
+        if (root := prefix_of(aside, f"{norm}.weight")) is not None:
+            return {each: f"{root}{norm}.{each}" for each in ("weight", "bias")}
+    return {}
+
+
+def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
+    """Of a tower of open_clip: queries, keys and values joined, as in torch.nn."""
+    root = prefix_of(names, "conv1.weight")
+    if root is None:
+        raise ValueError("no tensor named *conv1.weight: no tower of open_clip is there")
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = _embeddings(
+        cfg,
+        patches=f"{root}conv1",
+        class_token=f"{root}class_embedding",
+        positions=f"{root}positional_embedding",
+    )
+    if cfg.pre_norm is not None:
+        entries += _norm(encoder, f"{root}ln_pre", "pre_norm", D)
+    for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
+        name = f"{root}transformer.resblocks.{i}"
+        entries += _norm(layer, f"{name}.ln_1", "attention_norm", D)
+        entries += _joined_heads(layer, f"{name}.attn.in_proj_", cfg)
+        entries += _joining(layer, f"{name}.attn.out_proj", cfg)
+        entries += _norm(layer, f"{name}.ln_2", "feed_forward_norm", D)
+        entries += _feed_forward(layer, f"{name}.mlp.c_fc", f"{name}.mlp.c_proj", cfg)
+    # What is not below `visual.` is the text tower, which shares its names.
+    ignored = [_name(f"{root}ln_post.") + ".*", _name(f"{root}proj")]
+    if root:
+        ignored.append(f"(?!{_name(root)}).*")
+    return Table({ENCODER: cfg}, entries, ignored)
+
+
+def aim_table(cfg: VisionEncoder.Config) -> Table:
+    """Of an AIM: preprocessor and trunk. Its head, which classifies, is left aside."""
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = [
+        _patch_kernel(cfg, "preprocessor.patchifier.proj.weight"),
+        encoder.entry("preprocessor.patchifier.proj.bias", "patch_embedding/bias", "d -> d", d=D),
+        *_norm(encoder, "preprocessor.patchifier.norm", "patch_norm", D),
+    ]
+    for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
+        name = f"trunk.blocks.{i}"
+        entries += _norm(layer, f"{name}.norm_1", "attention_norm", D)
+        entries += _joined_heads(layer, f"{name}.attn.qkv.", cfg)
+        entries += _joining(layer, f"{name}.attn.proj", cfg)
+        entries += _norm(layer, f"{name}.norm_2", "feed_forward_norm", D)
+        entries += _feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", cfg)
+    entries += _norm(encoder, "trunk.post_trunk_norm", "final_norm", D)
+    return Table({ENCODER: cfg}, entries, (r"head\..*",))
+
+
+def _embeddings(
+    cfg: VisionEncoder.Config, *, patches: str, class_token: str, positions: str
+) -> list[Entry]:
+    encoder, D = Slice(ENCODER), cfg.model_dim
+    entries = [_patch_kernel(cfg, f"{patches}.weight")]
+    if cfg.patch_embedding.bias:
+        entries.append(encoder.entry(f"{patches}.bias", "patch_embedding/bias", "d -> d", d=D))
+    num_patches = (cfg.image_size // cfg.patch_size) ** 2
+    grid = encoder.piece("positions/positions", "p d -> p d", p=num_patches, d=D)
+    if cfg.class_token is None:
+        return [*entries, joined(positions, [grid])]
+    entries.append(encoder.entry(class_token, "class_token/token", "d -> d", d=D))
+    # A row of one, which is our vector.
+    own = encoder.piece("class_token/position", "one d -> (one d)", one=1, d=D)
+    return [*entries, joined(positions, [own, grid])]
+
+
+def _patch_kernel(cfg: VisionEncoder.Config, name: str) -> Entry:
+    """A strided convolution as a matrix from the pixels of a patch, colour innermost."""
+    sizes = {"d": cfg.model_dim, "c": 3, "y": cfg.patch_size, "x": cfg.patch_size}
+    return Slice(ENCODER).entry(name, "patch_embedding/kernel", "d c y x -> (y x c) d", **sizes)
+
+
+def _norm(place: Slice, theirs: str, ours: str, dim: int) -> list[Entry]:
+    return [
+        place.entry(f"{theirs}.weight", f"{ours}/scale", "d -> d", d=dim),
+        place.entry(f"{theirs}.bias", f"{ours}/bias", "d -> d", d=dim),
+    ]
+
+
+def _heads(layer: Slice, theirs: str, ours: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    kernel, bias, sizes = _head_layouts(cfg)
+    entries = [layer.entry(f"{theirs}.weight", f"{ours}/kernel", kernel, d=cfg.model_dim, **sizes)]
+    if cfg.stack.layer.attention.bias:
+        entries.append(layer.entry(f"{theirs}.bias", f"{ours}/bias", bias, **sizes))
+    return entries
+
+
+def _joined_heads(layer: Slice, theirs: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    kernel, bias, sizes = _head_layouts(cfg)
+    parts = ("query", "key", "value")
+    entries = [
+        joined(
+            f"{theirs}weight",
+            [
+                layer.piece(f"attention/{part}/kernel", kernel, d=cfg.model_dim, **sizes)
+                for part in parts
+            ],
+        )
+    ]
+    if cfg.stack.layer.attention.bias:
+        pieces = [layer.piece(f"attention/{part}/bias", bias, **sizes) for part in parts]
+        entries.append(joined(f"{theirs}bias", pieces))
+    return entries
+
+
+def _head_layouts(cfg: VisionEncoder.Config) -> tuple[str, str, dict[str, int]]:
+    attention = cfg.stack.layer.attention.clone(input_dim=cfg.model_dim, num_heads=cfg.num_heads)
+    num_heads, _, head_dim = head_sizes(attention)
+    return "(n h) d -> d n h", "(n h) -> n h", {"n": num_heads, "h": head_dim}
+
+
+def _joining(layer: Slice, theirs: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    _, _, sizes = _head_layouts(cfg)
+    D, ours = cfg.model_dim, "attention/output"
+    entries = [layer.entry(f"{theirs}.weight", f"{ours}/kernel", "d (n h) -> d n h", d=D, **sizes)]
+    if cfg.stack.layer.attention.bias:
+        entries.append(layer.entry(f"{theirs}.bias", f"{ours}/bias", "d -> d", d=D))
+    return entries
+
+
+def _feed_forward(layer: Slice, up: str, down: str, cfg: VisionEncoder.Config) -> list[Entry]:
+    F, D, ours = cfg.hidden_dim, cfg.model_dim, "feed_forward"
+    entries = [
+        layer.entry(f"{up}.weight", f"{ours}/up/kernel", "f d -> d f", f=F, d=D),
+        layer.entry(f"{down}.weight", f"{ours}/down/kernel", "d f -> d f", f=F, d=D),
+    ]
+    if cfg.stack.layer.feed_forward.up.bias:
+        entries.append(layer.entry(f"{up}.bias", f"{ours}/up/bias", "f -> f", f=F))
+        entries.append(layer.entry(f"{down}.bias", f"{ours}/down/bias", "d -> d", d=D))
+    return entries
+
+
+def _name(text: str) -> str:
+    """A pattern of exactly this text."""
+    return text.replace(".", r"\.")
