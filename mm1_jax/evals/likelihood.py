@@ -12,8 +12,9 @@ B batch rows   T target positions   C scored positions of a row   V vocabulary  
 """
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -98,16 +99,70 @@ class LikelihoodScorer:
         self._num_image_tokens, self._image_size = num_image_tokens, image_size
         self._max_length, self._batch_size = max_length, batch_size
 
-    def __call__(self, model: MM1, requests: Sequence[Request]) -> list[Likelihood]:
+    def __call__(
+        self,
+        model: MM1,
+        requests: Sequence[Request],
+        *,
+        on_result: Callable[[int, Likelihood], object] | None = None,
+    ) -> list[Likelihood]:
         """One for each request, in their order; inside `use_mesh`, on the mesh.
 
         Every process passes the same requests and gets all likelihoods.
+
+        Args:
+            on_result: Called with the number of a request and its likelihood, as they come.
 
         Raises:
             ValueError: A continuation has no token, or more than a row has positions; a prompt
                 shows an image and the model reads none.
         """
-        rows = [self._row(request) for request in requests]
+        return self._score(model, [self._row(request) for request in requests], on_result)
+
+    def rolling(
+        self,
+        model: MM1,
+        texts: Sequence[str],
+        *,
+        on_result: Callable[[int, Likelihood], object] | None = None,
+    ) -> list[Likelihood]:
+        """Likelihoods of whole texts, every token predicted once.
+
+        A text is scored in windows of `max_length` tokens, as lm-evaluation-harness has it
+        (`get_rolling_token_windows`): the first one begins with bos, the others with the last token
+        of the one before; the last one is filled up with tokens that were scored already.
+        """
+        rows: list[_Row] = []
+        owners: list[int] = []
+        for i, text in enumerate(texts):
+            sequence = [self._tokenizer.bos, *self._tokenizer.encode(text)]
+            for start, end, num_scored in _windows(len(sequence) - 1, self._max_length):
+                rows.append(_row(sequence[start : end + 1], num_scored, [], text))
+                owners.append(i)
+        counts = Counter(owners)
+        parts: list[list[Likelihood]] = [[] for _ in texts]
+        found = [_whole([], text) for text in texts]
+
+        def take(number: int, part: Likelihood) -> None:
+            i = owners[number]
+            parts[i].append(part)
+            if len(parts[i]) == counts[i]:
+                found[i] = _whole(parts[i], texts[i])
+                if on_result is not None:
+                    on_result(i, found[i])
+
+        for i, one in enumerate(found):
+            if not counts[i] and on_result is not None:
+                on_result(i, one)
+        self._score(model, rows, take)
+        return found
+
+    def _score(
+        self,
+        model: MM1,
+        rows: "Sequence[_Row]",
+        on_result: Callable[[int, Likelihood], object] | None = None,
+    ) -> list[Likelihood]:
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
             groups[row.shape].append(i)
@@ -118,13 +173,15 @@ class LikelihoodScorer:
             # The rows behind the requests are padding.
             log_probabilities, is_greedy = map(np.asarray, results)
             for b, i in enumerate(indices):
-                found[i] = Likelihood(
+                found[i] = one = Likelihood(
                     float(log_probabilities[b]),
                     bool(is_greedy[b]),
                     num_tokens=rows[i].num_scored,
-                    num_bytes=len(requests[i].continuation.encode("utf-8", "replace")),
+                    num_bytes=rows[i].num_bytes,
                     num_cut=rows[i].num_cut,
                 )
+                if on_result is not None:
+                    on_result(i, one)
 
         # The longest first, so that a device without the memory for them says so at once; a batch
         # is made while the one before it is on the device.
@@ -148,15 +205,7 @@ class LikelihoodScorer:
     def _row(self, request: Request) -> "_Row":
         sequence, num_scored, images = self._sequence(request)
         sequence, images, num_cut = self._cut(sequence, num_scored, images)
-        tokens = np.array(sequence, np.int32)
-        scored = np.arange(1, len(tokens)) >= len(tokens) - num_scored
-        example = Example(
-            tokens=tokens[:-1],
-            targets=np.where(scored, tokens[1:], 0),
-            loss_mask=scored,
-            images=tuple(images),
-        )
-        return _Row(example, num_scored, num_cut)
+        return _row(sequence, num_scored, images, request.continuation, num_cut)
 
     def _sequence(self, request: Request) -> tuple[list[int], int, list[Image]]:
         """The whole sequence from bos on, how much of it at its end is scored, and the images."""
@@ -210,6 +259,7 @@ class LikelihoodScorer:
 class _Row:
     example: Example
     num_scored: int
+    num_bytes: int
     num_cut: int
 
     @property
@@ -219,6 +269,42 @@ class _Row:
         num_images = _power_of_two(max(1, len(self.example.images)))
         num_scored = max(_MIN_SCORED, _power_of_two(self.num_scored))
         return bucket(len(self.example.tokens)), num_scored, num_images
+
+
+def _row(
+    sequence: Sequence[int], num_scored: int, images: Sequence[Image], text: str, num_cut: int = 0
+) -> _Row:
+    """A row whose last `num_scored` tokens, which are those of `text`, are scored."""
+    tokens = np.array(sequence, np.int32)
+    scored = np.arange(1, len(tokens)) >= len(tokens) - num_scored
+    example = Example(
+        tokens=tokens[:-1],
+        targets=np.where(scored, tokens[1:], 0),
+        loss_mask=scored,
+        images=tuple(images),
+    )
+    return _Row(example, num_scored, _num_bytes(text), num_cut)
+
+
+def _windows(num_tokens: int, max_length: int | None) -> Iterator[tuple[int, int, int]]:
+    """Positions [start, end) of each window over a text behind its bos, and how many it scores."""
+    size = max_length or max(1, num_tokens)
+    for done in range(0, num_tokens, size):
+        end = min(done + size, num_tokens)
+        yield max(0, end - size), end, end - done
+
+
+def _whole(parts: Sequence[Likelihood], text: str) -> Likelihood:
+    return Likelihood(
+        math.fsum(part.log_probability for part in parts),
+        all(part.is_greedy for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_bytes=_num_bytes(text),
+    )
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def encode_pair(

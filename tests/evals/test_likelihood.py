@@ -276,6 +276,23 @@ def test_a_prompt_without_room_loses_its_beginning_but_not_the_start_of_text():
         scorer(max_length=2)(model, [text_request("a", " " + "three hundred " * 9)])
 
 
+def test_a_whole_text_is_scored_in_windows_that_predict_each_token_once():
+    assert list(likelihood._windows(12, 5)) == [(0, 5, 5), (5, 10, 5), (7, 12, 2)]
+    assert list(likelihood._windows(5, 5)) == list(likelihood._windows(5, None)) == [(0, 5, 5)]
+    assert list(likelihood._windows(0, 5)) == []
+    model, texts = tiny(False), ["one two three four five six", "", "red"]
+    whole_rows = scorer().rolling(model, texts)
+    requests = [text_request("", text) for text in texts if text]
+    assert [one for one in whole_rows if one.num_tokens] == scorer()(model, requests)
+    taken = {}
+    found = scorer(max_length=5, batch_size=2).rolling(model, texts, on_result=taken.__setitem__)
+    assert [taken[i] for i in range(len(texts))] == found
+    assert [one.num_tokens for one in found] == [len(tokenizer().encode(text)) for text in texts]
+    assert [one.num_bytes for one in found] == [len(text) for text in texts]
+    assert found[1].log_probability == 0 and found[2] == whole_rows[2]
+    assert found[0].log_probability != whole_rows[0].log_probability
+
+
 def test_an_image_is_cut_as_a_whole():
     pictures = [Image(np.full((8, 8, 3), level, np.uint8)) for level in (0, 100)]
     request = Request(Document((*pictures, Text("is it?"))), " yes")

@@ -119,7 +119,7 @@ def evaluated(folder: Path, tasks: Path, name: str) -> Any:
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    from mm1_jax.evals.lmms_eval_model import MM1ForLmmsEval
+    from mm1_jax.evals.adapters.lmms_eval import MM1ForLmmsEval
 
     model = MM1ForLmmsEval.create_from_arg_string(
         f"checkpoint={folder},prompt=plain", {"batch_size": 2, "device": None}
@@ -133,7 +133,7 @@ def evaluated(folder: Path, tasks: Path, name: str) -> Any:
 def test_lmms_eval_finds_the_model_by_its_name():
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
-    from mm1_jax.evals.lmms_eval_model import MM1ForLmmsEval, manifest
+    from mm1_jax.evals.adapters.lmms_eval import MM1ForLmmsEval, manifest
 
     registry = ModelRegistryV2()
     registry.register_manifest(manifest())
@@ -201,7 +201,7 @@ def test_a_multiple_choice_goes_to_the_most_likely_option(run, tasks):
     ],
 )
 def test_options_that_cannot_be_are_refused(arguments, message, run):
-    from mm1_jax.evals.lmms_eval_model import MM1ForLmmsEval
+    from mm1_jax.evals.adapters.lmms_eval import MM1ForLmmsEval
 
     with pytest.raises(ValueError, match=message):
         MM1ForLmmsEval.create_from_arg_string(arguments.format(run=run[0]))

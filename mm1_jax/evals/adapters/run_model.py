@@ -1,0 +1,212 @@
+"""The model of a run as the adapters ask it: prompts in, answers and likelihoods out.
+
+Requests come in any number and order. They are grouped by shape and run in batches, the longest
+first; the results are in the order of the requests.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mm1_jax.batch import Document, Example, Image
+from mm1_jax.checkpoints.trained_model import load_model
+from mm1_jax.data.rows import RowShape, assemble
+from mm1_jax.decoding.generate import bucket, generate
+from mm1_jax.decoding.sampling import GREEDY, Sampling
+from mm1_jax.evals.evaluator import PromptInput
+from mm1_jax.evals.likelihood import Likelihood, LikelihoodScorer, Request
+from mm1_jax.launch.run_folder import load_experiment
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A document to be continued, and where its answer ends."""
+
+    document: Document
+    max_new_tokens: int
+    stop_strings: tuple[str, ...] = ()
+    sampling: Sampling = GREEDY
+
+
+class RunModel:
+    """The model of a run with the tokenizer and the image transform that it was trained with.
+
+    Args of its methods:
+        max_length: The most positions of a text-only row, answer included. A longer prompt loses
+            its beginning, but for the token that begins a text. None: no limit.
+        on_result: Called with the number of a request and its result, as soon as that is known.
+    """
+
+    def __init__(self, checkpoint: str, *, step: Any = None, batch_size: Any = 1, seed: Any = 0):
+        """Loads the model. Options may be texts, as command lines have them.
+
+        Args:
+            checkpoint: The run's output folder.
+            step: Which checkpoint; defaults to the newest.
+            batch_size: Rows of a batch.
+            seed: Seed of sampled answers.
+
+        Raises:
+            ValueError: There is no such run or step, or an option is out of its range.
+        """
+        self.batch_size = whole_number("--batch_size", batch_size, least=1)
+        self._seed = whole_number("--model_args seed", seed, least=0)
+        step = None if step is None else whole_number("--model_args step", step, least=0)
+        folder = Path(checkpoint)
+        if not folder.is_dir():
+            raise ValueError(f"--model_args checkpoint={checkpoint}: no such folder; give a run's")
+        cfg = load_experiment(folder)
+        self.input = PromptInput.of(cfg.input)
+        self._builder = self.input.example_builder.without_limits()
+        self._model, self.step = load_model(folder, cfg, step)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_length: int | None = None,
+        on_result: Callable[[int, str], object] | None = None,
+    ) -> list[str]:
+        """The answer to each prompt, up to the first of its stop strings.
+
+        A sampled answer depends on the seed and on the place of its prompt among the prompts.
+        """
+        groups: dict[tuple[Any, ...], list[tuple[int, Example]]] = defaultdict(list)
+        num_cut = 0
+        for place, prompt in enumerate(prompts):
+            whole = self._builder.prompt(prompt.document)
+            example = _cut(whole, max_length, prompt.max_new_tokens)
+            num_cut += example is not whole
+            shape = bucket(len(example.tokens)), max(1, len(example.images))
+            groups[*shape, prompt.max_new_tokens, prompt.sampling].append((place, example))
+        _warn_of_cut("prompts", num_cut, max_length)
+        answers = [""] * len(prompts)
+        for key, members in sorted(groups.items(), key=lambda item: item[0][:3], reverse=True):
+            length, num_images, max_new_tokens, sampling = key
+            for start in range(0, len(members), self.batch_size):
+                places, examples = zip(*members[start : start + self.batch_size], strict=True)
+                padding = [0] * (self.batch_size - len(places))
+                tokens = generate(
+                    self._model,
+                    assemble(
+                        examples,
+                        self._pixels,
+                        RowShape(length, num_images, self.image_size),
+                        num_rows=self.batch_size,
+                    ),
+                    max_new_tokens=max_new_tokens,
+                    eos=self.input.tokenizer.eos,
+                    pad=self.input.tokenizer.pad,
+                    forbidden=self.input.tokenizer.not_text,
+                    sampling=sampling,
+                    seed=self._seed,
+                    row_ids=jnp.array([*places, *padding], jnp.int32),
+                )
+                for place, row in zip(places, np.asarray(tokens), strict=False):
+                    text = self.input.tokenizer.decode(row.tolist())
+                    answers[place] = _before_stop(text, prompts[place].stop_strings)
+                    if on_result is not None:
+                        on_result(place, answers[place])
+        return answers
+
+    def likelihoods(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_length: int | None = None,
+        on_result: Callable[[int, Likelihood], object] | None = None,
+    ) -> list[Likelihood]:
+        """How likely each continuation is after its prompt."""
+        found = self._scorer(max_length)(self._model, requests, on_result=on_result)
+        _warn_of_cut("requests", sum(one.num_cut > 0 for one in found), max_length)
+        return found
+
+    def rolling_likelihoods(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        on_result: Callable[[int, Likelihood], object] | None = None,
+    ) -> list[Likelihood]:
+        """How likely each text is as a whole, in windows of at most `max_length` tokens."""
+        return self._scorer(max_length).rolling(self._model, texts, on_result=on_result)
+
+    @property
+    def image_size(self) -> int:
+        transform = self.input.image_transform
+        return 1 if transform is None else transform.image_size
+
+    def _scorer(self, max_length: int | None) -> LikelihoodScorer:
+        return LikelihoodScorer(
+            self.input.tokenizer,
+            num_image_tokens=self._builder.num_image_tokens,
+            image_size=self.image_size,
+            pixels=self._pixels if self.input.image_transform is not None else None,
+            max_length=max_length,
+            batch_size=self.batch_size,
+        )
+
+    def _pixels(self, image: Image) -> np.ndarray:
+        transform = self.input.image_transform
+        assert transform is not None, "a prompt of a model that reads images"
+        return transform(image)
+
+
+def whole_number(name: str, value: Any, *, least: int) -> int:
+    """The value of an option of a command line.
+
+    Raises:
+        ValueError: It is none, or too small.
+    """
+    if not str(value).isdecimal() or int(value) < least:
+        raise ValueError(f"{name}={value}: must be a number, at least {least}")
+    return int(value)
+
+
+def check_unknown(others: Collection[str], known: Collection[str]) -> None:
+    """Raises ValueError where a harness passes options that the adapter does not have."""
+    # Both harnesses pass this one to every model; it is for batch sizes that are searched for.
+    if unknown := set(others) - {"max_batch_size"}:
+        raise ValueError(
+            f"--model_args: mm1_jax has no {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+        )
+
+
+def _cut(example: Example, max_length: int | None, max_new_tokens: int) -> Example:
+    """A prompt that leaves room for its answer: the same one, or its first token and its end."""
+    if max_length is None or len(example.tokens) + max_new_tokens <= max_length:
+        return example
+    assert not example.images, "prompts with images have no limit"
+    room = max_length - max_new_tokens
+    if room < 2:
+        raise ValueError(
+            f"an answer may have {max_new_tokens} tokens, and max_length={max_length} leaves no "
+            "room for its prompt; give fewer tokens (--gen_kwargs max_gen_toks=N) or longer rows "
+            "(--model_args max_length=N)"
+        )
+    kept = np.r_[0, len(example.tokens) - room + 1 : len(example.tokens)]
+    return replace(
+        example,
+        tokens=example.tokens[kept],
+        targets=example.targets[kept],
+        loss_mask=example.loss_mask[kept],
+    )
+
+
+def _before_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first stop string, spaces included; an empty one stops nothing."""
+    ends = [end for stop in stop_strings if stop and (end := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))]
+
+
+def _warn_of_cut(name: str, number: int, max_length: int | None) -> None:
+    if number:
+        logging.getLogger(__name__).warning(
+            "%d %s are longer than max_length=%s and lose their beginning", number, name, max_length
+        )
