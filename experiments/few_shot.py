@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from experiments import mixtures
 from experiments.pretrain import mm1_tiny
-from mm1_jax.evals.benchmarks.scenes import SceneNames
+from mm1_jax.evals.benchmarks.scenes import scenes_names
 from mm1_jax.evals.evaluator import EveryNSteps
 from mm1_jax.experiment import Experiment
 
@@ -28,9 +28,8 @@ def mm1_tiny_names() -> Experiment.Config:
     """`mm1_tiny` on the mixture, with pages that give shapes and colours new names."""
     cfg = mm1_tiny()
     cfg.input.streams = mixtures.embedded_with_names()
-    cfg.evals["scenes_names"] = SceneNames.default_config().set(
-        run=EveryNSteps.default_config().set(n=250)
-    )
+    run = EveryNSteps.default_config().set(n=250)
+    cfg.evals["scenes_names"] = scenes_names().set(run=run)
     cfg.trainer.max_steps = 1000
     return cfg
 

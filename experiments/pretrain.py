@@ -15,8 +15,8 @@ from experiments.mesh_rules import Fit
 from mm1_jax.data.input import Input
 from mm1_jax.data.packing import Packing
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
-from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
-from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
+from mm1_jax.evals.benchmarks.digits import digits_caption, digits_vqa
+from mm1_jax.evals.benchmarks.scenes import scenes_caption, scenes_vqa
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT
@@ -39,10 +39,10 @@ def mm1_tiny() -> Experiment.Config:
         trainer=Trainer.default_config().set(max_steps=1750),
         evals={
             "held_out_loss": HeldOutLoss.default_config(),
-            "digits_vqa": DigitsVQA.default_config(),
-            "digits_caption": DigitsCaption.default_config(),
-            "scenes_vqa": ScenesVQA.default_config(),
-            "scenes_caption": ScenesCaption.default_config(),
+            "digits_vqa": digits_vqa(),
+            "digits_caption": digits_caption(),
+            "scenes_vqa": scenes_vqa(),
+            "scenes_caption": scenes_caption(),
         },
     )
     cfg.trainer.optimizer.set(warmup_steps=40)

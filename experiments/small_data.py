@@ -28,7 +28,7 @@ from experiments import mixtures, sizes
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import Stage
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
-from mm1_jax.evals.benchmarks.easy_vqa import EasyVQA
+from mm1_jax.evals.benchmarks.easy_vqa import easy_vqa
 from mm1_jax.evals.evaluator import EveryNSteps
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
@@ -42,8 +42,7 @@ def mm1_tiny_easy_vqa() -> Experiment.Config:
     """`mm1_tiny` on the questions of easy-VQA alone, those that show most first."""
     streams = mixtures.easy_vqa()
     streams[1].weight = 0
-    benchmark = EasyVQA.default_config().set(
-        corpus=streams[0].corpora[0].corpus,
+    benchmark = easy_vqa(streams[0].corpora[0].corpus).set(
         shots=(0,),
         run=EveryNSteps.default_config().set(n=500),
     )

@@ -53,6 +53,39 @@ RENAMED = {
     "mm1_jax.train.wandb_run": "mm1_jax.train.logs.wandb_run",
     "mm1_jax.train.watchdog": "mm1_jax.train.guards.watchdog",
 }
+# Classes of `mm1_jax.evals.benchmarks` that are configs of one class now, by that class.
+_NOW_ONE_CLASS = {
+    "mm1_jax.evals.benchmark.Benchmark": """
+        digits.DigitsVQA digits.DigitsCaption scenes.ScenesVQA scenes.ScenesCaption
+        scenes.SceneNames easy_vqa.EasyVQA coco_captions.CocoCaptions nocaps.NoCaps
+        textcaps.TextCaps vqav2.VqaV2 vqav2.OkVqa textvqa.TextVqa vizwiz.VizWiz gqa.Gqa
+        scienceqa.ScienceQA mmmu.Mmmu mathvista.MathVista mme.Mme mmbench.MmBench
+        seed_bench.SeedBench pope.Pope llava_bench.LlavaBench mmvet.MmVet arc.ArcEasy
+        arc.ArcChallenge piqa.Piqa lambada.Lambada winogrande.WinoGrande hellaswag.HellaSwag
+        sciq.SciQ triviaqa.TriviaQA webqs.WebQs
+    """,
+    "mm1_jax.evals.benchmarks.annotations.AnnotationSource": """
+        coco_captions.CocoCaptionsSource nocaps.NoCapsSource textcaps.TextCapsSource
+        textvqa.TextVqaSource vizwiz.VizWizSource gqa.GqaSource mmmu.MmmuSource
+        mathvista.MathVistaSource mme.MmeSource mmbench.MmBenchSource seed_bench.SeedBenchSource
+        pope.PopeSource llava_bench.LlavaBenchSource mmvet.MmVetSource
+    """,
+    "mm1_jax.evals.benchmarks.rows.RowSource": """
+        arc.ArcSource piqa.PiqaSource lambada.LambadaSource winogrande.WinoGrandeSource
+        hellaswag.HellaSwagSource sciq.SciQSource triviaqa.TriviaQASource webqs.WebQsSource
+    """,
+    "mm1_jax.evals.benchmarks.vqav2.CocoQuestions": """
+        vqav2.CocoQuestionsSource
+    """,
+    "mm1_jax.evals.benchmarks.scienceqa.ScienceQuestions": """
+        scienceqa.ScienceQASource
+    """,
+}
+RENAMED |= {
+    f"mm1_jax.evals.benchmarks.{name}": now
+    for now, names in _NOW_ONE_CLASS.items()
+    for name in names.split()
+}
 _NAME = re.compile(r"(?<![\w./])(mm1_jax[\w.]*)\.(\w+)(?![\w./])")
 
 # Defaults that a field has had, oldest first and the present one last, by class and path inside its

@@ -40,8 +40,10 @@ ALLOWED = {
     },
     "evals": {
         *("config", "storage", "batch", "parallel", "multihost", "data", "models", "decoding"),
-        # The adapter of another harness finds the model of a run.
-        *("checkpoints.trained_model", "launch.run_folder"),
+        # The runner and the adapters of other harnesses find the model of a run; answers are kept
+        # beside the config that they were given with.
+        *("stored_config", "overrides", "launch.run_folder"),
+        *("checkpoints.trained_model", "checkpoints.checkpoint_folder"),
     },
     "interop": {
         *("config", "stored_config", "storage", "batch", "host_memory", "layers", "models"),

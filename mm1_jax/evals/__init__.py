@@ -1,1 +1,1 @@
-"""What a model can do: evaluators that turn it into numbers and samples."""
+"""Evaluators, which turn a model into numbers and samples: tasks, asking, scoring, reports."""

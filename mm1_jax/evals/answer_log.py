@@ -1,26 +1,20 @@
-"""Answers of a model as they come: a JSON line each, so that a stopped evaluation goes on."""
+"""Answers of a model as they come: a JSON line each, so that a stopped evaluation resumes.
+
+    {"key": "12", "text": "a dog", "undecodable": [], "prompt": .., "reference": .., "correct": ..}
+
+The likelihoods of options are a JSON list in `text`. Other fields are for people to read.
+"""
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.evals.answers import Answer, Likelihood, OptionAnswer, TextAnswer
 from mm1_jax.storage import utf8
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said to a task.
-
-    Attributes:
-        text: Up to the first stop string.
-        undecodable: Why pictures of the prompt could not be shown, one reason each.
-    """
-
-    text: str
-    undecodable: tuple[str, ...] = ()
+from mm1_jax.stored_config import with_present_names
 
 
 class AnswerLog:
@@ -34,11 +28,13 @@ class AnswerLog:
         path: Path | None = None,
         header: Mapping[str, Any] | None = None,
         *,
+        has_options: bool = False,
         read_only: bool = False,
     ):
-        """Reads what is there; half a line, which a killed process leaves, is cut off.
+        """Reads the answers that are there; half a line, which a killed process leaves, is cut off.
 
         Args:
+            has_options: The answers are likelihoods of options, not texts.
             read_only: The file is there, and another process adds the answers to it.
 
         Raises:
@@ -60,7 +56,8 @@ class AnswerLog:
             self._append(first)
             return
         found, *lines = whole.decode(errors="replace").split("\n")
-        if found != first:
+        # Earlier code wrote the names that its classes had.
+        if with_present_names(found) != with_present_names(first):
             raise ValueError(
                 f"{path}: holds answers that were given otherwise.\n  there: {found}\n  now:   "
                 f"{first}\nGive another --output, or remove the file"
@@ -68,9 +65,7 @@ class AnswerLog:
         for number, line in enumerate(lines, start=2):
             try:
                 fields = json.loads(line)
-                self._answers[fields["key"]] = Answer(
-                    fields["text"], tuple(fields.get("undecodable", ()))
-                )
+                self._answers[fields["key"]] = _decoded(fields, has_options)
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number}: not an answer ({type(error).__name__} {error}); "
@@ -80,6 +75,9 @@ class AnswerLog:
     def __len__(self) -> int:
         return len(self._answers)
 
+    def __getitem__(self, key: str) -> Answer:
+        return self._answers[key]
+
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
 
@@ -87,9 +85,23 @@ class AnswerLog:
         """Keeps an answer; `context` stands beside it in the file, for people to read."""
         self._answers[key] = answer
         if self._path is not None:
-            self._append(json.dumps({"key": key, **asdict(answer), **context}, ensure_ascii=False))
+            fields = {"key": key, **_encoded(answer), **context}
+            self._append(json.dumps(fields, ensure_ascii=False))
 
     def _append(self, line: str) -> None:
         assert self._path is not None
         with self._path.open("ab") as file:
             file.write(utf8(line + "\n"))
+
+
+def _encoded(answer: Answer) -> dict[str, Any]:
+    if isinstance(answer, TextAnswer):
+        return asdict(answer)
+    text = json.dumps([asdict(one) for one in answer.likelihoods])
+    return {"text": text, "undecodable": ()}
+
+
+def _decoded(fields: Mapping[str, Any], has_options: bool) -> Answer:
+    if has_options:
+        return OptionAnswer(tuple(Likelihood(**one) for one in json.loads(fields["text"])))
+    return TextAnswer(fields["text"], tuple(fields.get("undecodable", ())))

@@ -15,6 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 _JPEG_QUALITY = 88
+# Between pictures side by side; pictures on white and on black stand out from it.
+_GAP = 200
 _STYLE = """
 body{font:15px/1.4 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(18rem,1fr));gap:1rem}
@@ -63,6 +65,14 @@ def best_and_worst(
     count = min(count, (len(ranked) + 1) // 2)
     worst = ranked[max(count, len(ranked) - count) :]
     return ranked[:count], worst[::-1]
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one height in a row, with a grey gap between them."""
+    first, *others = pictures
+    height, width, depth = first.shape
+    gap = np.full((height, max(1, width // 12), depth), _GAP, np.uint8)
+    return np.concatenate([first, *(part for one in others for part in (gap, one))], axis=1)
 
 
 def cases_page(title: str, best: Sequence[Case], worst: Sequence[Case]) -> str:

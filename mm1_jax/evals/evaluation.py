@@ -5,19 +5,19 @@
     <folder>/<benchmark>/<shots>_shot_review1.jsonl       or grades.json: what a judge said to them
     <folder>/<benchmark>/<shots>_shot_cases.html          the best and the worst answers, to look at
 
-An evaluation that was stopped goes on with the first task that has no answer. Of several processes,
+An evaluation that was stopped resumes with the first task that has no answer. Of several processes,
 which ask the model together, the first writes.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mm1_jax.evals.answer_log import AnswerLog
-from mm1_jax.evals.benchmarks.base import Benchmark, Verdict
-from mm1_jax.evals.benchmarks.judged import JudgedBenchmark
-from mm1_jax.evals.benchmarks.published import PublishedBenchmark
+from mm1_jax.evals.asking import compare_options
+from mm1_jax.evals.benchmark import Benchmark, Verdict
 from mm1_jax.evals.cases import cases_page
 from mm1_jax.evals.judge import Judge
 from mm1_jax.models.mm1 import MM1
@@ -28,16 +28,20 @@ from mm1_jax.storage import write_whole
 _NOT_OF_THE_ANSWERS = (
     *("run", "shots", "blank_shots", "num_examples", "num_few_shot_examples", "num_samples"),
     *("batch_size", "headline", "headline_scale", "data_dir", "allow_missing_images"),
-    # What the judge is asked.
-    *("num_judge_runs", "system_message"),
+    *("scoring", "predictions", "grading", "num_judge_runs", "system_message"),
+    # How records are read and chosen; their fingerprint tells what came of it.
+    *("read", "row", "patterns", "publisher", "records"),
+    # The tasks show it, and the answers are of another form.
+    *("exemplars_of", "shows_images", "asking"),
 )
 # Of the best and of the worst answers, for people to look at.
 _NUM_CASES = 12
 _LOW, _HIGH = "low95", "high95"
 
 
+@runtime_checkable
 class Bar(Protocol):
-    """What is told of each answer that comes."""
+    """A progress bar that is told of each answer."""
 
     def update(self) -> object: ...
 
@@ -101,12 +105,13 @@ def evaluate(
     cfg = benchmark.config
     own = folder / cfg.name
     header = {**identity, "shots": shots, "benchmark": _protocol(benchmark)}
-    log = _log(own / f"{shots}_shot.jsonl", header)
+    log = _log(own / f"{shots}_shot.jsonl", header, cfg.asking is compare_options)
+    maker = benchmark.maker
     # The same for all numbers of exemplars.
     about = {name: value for name, value in header.items() if name != "shots"}
-    benchmark.prepare(model, shots, cache=own / "exemplar_features.npz", about=about)
-    tasks = benchmark.tasks(shots)
-    answered = sum(log.get(benchmark.key(place)) is not None for place in tasks.places)
+    maker.prepare(model, shots, cache=own / "exemplar_features.npz", about=about)
+    tasks = maker.tasks(shots)
+    answered = sum(log.get(maker.key(place)) is not None for place in tasks.places)
     bar = make_bar(f"{cfg.name}, {shots} shots", len(tasks), answered)
     try:
         judgement = benchmark.run_shots(model, shots, log=log, progress=bar.update)
@@ -115,16 +120,16 @@ def evaluate(
     verdicts = judgement.verdicts
     metrics = dict(judgement.metrics)
     if distributed.is_first():
-        if isinstance(benchmark, PublishedBenchmark):
-            suffix, text = benchmark.predictions(verdicts)
+        if cfg.predictions is not None:
+            suffix, text = cfg.predictions(verdicts)
             write_whole(own / f"{shots}_shot_predictions{suffix}", text + "\n")
-        best, worst = benchmark.cases(verdicts, _NUM_CASES)
+        best, worst = benchmark.cases(judgement, _NUM_CASES)
         page = cases_page(f"{cfg.name}, {shots} shots", best, worst)
         write_whole(own / f"{shots}_shot_cases.html", page)
-        if isinstance(benchmark, JudgedBenchmark) and judge is not None:
+        if cfg.grading is not None and judge is not None:
             metrics |= _graded(benchmark, verdicts, judge, own, shots, make_bar)
     name, scale = _headline(benchmark, metrics)
-    intervals = benchmark.intervals(verdicts)
+    intervals = benchmark.intervals(judgement)
     value, interval = metrics.get(name), intervals.get(name)
     return Scores(
         cfg.name,
@@ -132,32 +137,34 @@ def evaluate(
         metrics,
         intervals,
         num_tasks=len(tasks),
-        num_records=benchmark.num_records,
+        num_records=maker.num_records,
         headline=None if value is None else scale * value,
         headline_name=name,
         headline_interval=None if interval is None else (scale * interval[0], scale * interval[1]),
     )
 
 
-def _log(path: Path, header: Mapping[str, Any]) -> AnswerLog:
+def _log(path: Path, header: Mapping[str, Any], has_options: bool) -> AnswerLog:
     """The answers of before, which all processes read, of a file that the first one adds to."""
+    open_log = functools.partial(AnswerLog, path, header, has_options=has_options)
     with distributed.together():
-        log = AnswerLog(path, header) if distributed.is_first() else None
+        log = open_log() if distributed.is_first() else None
     with distributed.together():
-        return AnswerLog(path, header, read_only=True) if log is None else log
+        return open_log(read_only=True) if log is None else log
 
 
 def _graded(
-    benchmark: JudgedBenchmark,
+    benchmark: Benchmark,
     verdicts: Sequence[Verdict],
     judge: Judge,
     folder: Path,
     shots: int,
     make_bar: MakeBar,
 ) -> Mapping[str, float]:
-    bar = make_bar(f"{benchmark.config.name}, judged", benchmark.num_questions(verdicts), 0)
+    cfg, source = benchmark.config, benchmark.maker.queries.source
+    bar = make_bar(f"{cfg.name}, judged", len(verdicts) * (cfg.num_judge_runs or 1), 0)
     try:
-        grades = benchmark.grade(verdicts, judge, bar.update)
+        grades = cfg.grading(verdicts, judge, cfg, source.file, bar.update)
     finally:
         bar.close()
     write_whole(folder / f"{shots}_shot_{grades.name}", grades.content)

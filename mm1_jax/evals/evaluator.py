@@ -1,4 +1,4 @@
-"""What an evaluator is: a model in, named numbers and samples out, at chosen steps of a run."""
+"""Interface of evaluators: a model in, named numbers and samples out, at chosen steps of a run."""
 
 import abc
 from collections.abc import Collection, Mapping
@@ -47,7 +47,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class PromptInput:
-    """What an Input has that prompts are made with; it needs none of the data of the training."""
+    """The parts of an Input that prompts are made with; no training data is read for them."""
 
     tokenizer: Tokenizer
     image_transform: ImageTransform | None
@@ -82,7 +82,7 @@ class EveryNSteps(Configurable):
         self._n = cfg.n
 
     def due(self, step: int, max_steps: int) -> bool:
-        """Whether to run after `step` of `max_steps` steps."""
+        """Returns True if it runs after `step` of `max_steps` steps."""
         return step >= max_steps or (self._n > 0 and step > 0 and step % self._n == 0)
 
 
@@ -103,7 +103,7 @@ class Evaluator(Configurable, abc.ABC):
         self._schedule = cfg.run.instantiate()
 
     def due(self, step: int, max_steps: int) -> bool:
-        """Whether to run after `step` of `max_steps` steps."""
+        """Returns True if it runs after `step` of `max_steps` steps."""
         return self._schedule.due(step, max_steps)
 
     def fingerprint(self) -> str:

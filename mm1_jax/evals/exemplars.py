@@ -36,7 +36,7 @@ _FILE_ARRAYS = ("support_ids", "support", "query_ids", "query")
 
 @dataclass(frozen=True)
 class Features:
-    """Of the records of a side, queries or those that exemplars come from.
+    """Features of the records of a side: queries, or those that exemplars come from.
 
     Attributes:
         vectors: Of unit length, of each different picture.
@@ -60,7 +60,7 @@ class Features:
 
 
 class SelectedFrom(NamedTuple):
-    """What a selection is made of: a side's records, by number.
+    """The records of a side, by number, that features are made of.
 
     Attributes:
         keys: Their names, as a file of features has them.
@@ -102,7 +102,7 @@ class SimilarExemplars(Configurable):
         pixels: Callable[[Image], UInt8[np.ndarray, "s s 3"] | None],
         tokenizer: Tokenizer | None = None,
     ) -> tuple[Features, Features]:
-        """Of queries and support.
+        """Computes the features of queries and support.
 
         Args:
             pixels: As the model sees them; None where a picture cannot be decoded.
@@ -194,7 +194,7 @@ def store(path: Path, queries: Features, support: Features, about: Mapping[str, 
 
 
 def stored(path: Path, about: Mapping[str, Any]) -> tuple[Features, Features] | None:
-    """What `store` kept; None where that is of something else, or damaged."""
+    """Reads the features that `store` kept; None where they are of others, or damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -216,7 +216,7 @@ def _features(
     tokenizer: Tokenizer | None,
     batch_size: int,
 ) -> Features:
-    """Of all records of a side; a picture that many records show is looked at once."""
+    """Features of all records of a side; a picture of many records is looked at once."""
     numbers: dict[Any, int] = {}
     rows = np.full(len(side.keys), -1, np.int64)
     vectors: list[np.ndarray] = []

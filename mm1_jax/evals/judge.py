@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mm1_jax.storage import write_whole
 
@@ -33,9 +33,23 @@ _MAX_REPLY_BYTES = 2**22
 Message = Mapping[str, str]
 
 
+class Grades(NamedTuple):
+    """Grades of a judge for all answers.
+
+    Attributes:
+        name: Of the file that holds the grades as official code and `--score_only` have them.
+        content: Of that file.
+        metrics: The scores of the grades.
+    """
+
+    name: str
+    content: str
+    metrics: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Reply:
-    """What the judge said.
+    """A reply of the judge.
 
     Attributes:
         model: As the endpoint calls itself, which says more than what was asked for.
@@ -73,7 +87,7 @@ class Judge:
             sleep: Waits between attempts, for so many seconds.
 
         Raises:
-            ValueError: The URL cannot be asked; the message says how to mend it.
+            ValueError: The URL cannot be asked; the message says how to fix it.
         """
         parts = urllib.parse.urlsplit(url)
         is_local = _is_loopback(parts.hostname or "")
@@ -106,7 +120,7 @@ class Judge:
     def ask(
         self, messages: Sequence[Message], *, temperature: float, max_tokens: int, run: int = 0
     ) -> Reply:
-        """What the judge says to the messages.
+        """Returns the reply of the judge to the messages.
 
         Args:
             run: Tells equal requests apart that are to be answered anew.
@@ -162,7 +176,7 @@ class Judge:
                 wait = min(2 * wait, _LONGEST_WAIT_S)
         raise ValueError(
             f"{self._url}: {self._max_attempts} attempts failed, the last with {reason}; the same "
-            "command goes on from here"
+            "command resumes from here"
         )
 
 

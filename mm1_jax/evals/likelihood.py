@@ -1,4 +1,4 @@
-"""How likely a model finds texts that could follow a prompt: what options are compared by.
+"""Likelihoods of texts that could follow a prompt, by which options are compared.
 
 Prompt and continuation are one row. Texts that meet, the end of the prompt and the continuation,
 are tokenised as one, and the continuation's tokens are those behind as many as the prompt alone
@@ -26,6 +26,7 @@ from mm1_jax.batch import Batch, Document, Example, Image, Text
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.decoding.generate import bucket
+from mm1_jax.evals.answers import Likelihood
 from mm1_jax.models.cross_entropy import token_losses
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.sharding import Placement, constrain, current_placement
@@ -44,27 +45,6 @@ class Request:
 
     prompt: Document
     continuation: str
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """What a model makes of a request.
-
-    Attributes:
-        log_probability: Natural logarithm of the probability of the continuation's tokens after
-            the prompt, their sum. The end of the text is not among them.
-        is_greedy: Whether each of them is the most likely one of the whole vocabulary at its place
-            (of equals, the first).
-        num_tokens: Of the continuation.
-        num_bytes: Of its text in UTF-8.
-        num_cut: Positions of the prompt, at its beginning, that there was no room for.
-    """
-
-    log_probability: float
-    is_greedy: bool
-    num_tokens: int
-    num_bytes: int
-    num_cut: int = 0
 
 
 class LikelihoodScorer:
@@ -231,7 +211,7 @@ class LikelihoodScorer:
     def _cut(
         self, sequence: list[int], num_scored: int, images: list[Image]
     ) -> tuple[list[int], list[Image], int]:
-        """What there is room for: bos, and then the end."""
+        """Cuts a sequence to the row: bos is kept, and then its end."""
         limit = self._max_length
         # The last token is predicted, and takes no position.
         if limit is None or len(sequence) - 1 <= limit:

@@ -101,7 +101,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _remarks(scores: Sequence[Scores], averaged: Sequence[Sequence[str]]) -> list[str]:
-    """What to know of the tables; `averaged` are the benchmarks of those that have an average."""
+    """Remarks on the tables; `averaged` are the benchmarks of tables that have an average."""
     lines = ["Percentages; CIDEr times 100; in brackets the 95% interval of a bootstrap.", ""]
     if any(one.num_tasks < one.num_records for one in scores):
         lines += ["An asterisk: of a random part of the records.", ""]

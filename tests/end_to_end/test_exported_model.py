@@ -19,8 +19,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.embedded import Kind
-from mm1_jax.evals.benchmarks.digits import DigitsVQA
-from mm1_jax.evals.metrics.answers import exact_match, truncate
+from mm1_jax.evals.benchmarks.digits import digits_vqa
+from mm1_jax.evals.scoring.texts import exact_match, truncate
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_SCANS = 359
@@ -71,7 +71,7 @@ def test_transformers_answers_every_held_out_digit_question_as_ours_does(
         exported, dtype=torch.float32, trust_remote_code=True
     ).eval()
     records = digits.corpus(Kind.QUESTIONS).instantiate(split="test").source
-    cfg, theirs, is_tied = DigitsVQA.default_config(), [], []
+    cfg, theirs, is_tied = digits_vqa(), [], []
     for start in range(0, len(ours), BATCH_SIZE):
         part = ours[start : start + BATCH_SIZE]
         inputs = processor(

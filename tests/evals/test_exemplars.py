@@ -11,8 +11,7 @@ from flax import nnx
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals import exemplars
-from mm1_jax.evals.benchmarks import base
-from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
+from mm1_jax.evals.benchmarks.digits import digits_caption, digits_vqa
 from mm1_jax.evals.exemplars import (
     Features,
     SelectedFrom,
@@ -205,19 +204,19 @@ def test_what_is_kept_serves_the_same_again_and_nothing_else(tmp_path):
     assert stored(tmp_path / "none.npz", {}) is None
 
 
-def benchmark(cls, input, **fields):
+def benchmark(make, input, **fields):
     sizes = {"num_examples": 6, "num_few_shot_examples": 6, "batch_size": 4, "shots": (3,)}
-    cfg = cls.default_config().set(**(sizes | fields))
+    cfg = make().set(**(sizes | fields))
     cfg.exemplars = SimilarExemplars.default_config()
     return cfg.instantiate(input=input)
 
 
 def test_a_benchmark_shows_the_scans_most_like_the_query(input, model):
-    asking = benchmark(DigitsCaption, input)
+    asking = benchmark(digits_caption, input)
     with pytest.raises(ValueError, match="call prepare"):
         asking.tasks(3)[0]
-    asking.prepare(model, 3)
-    train = [asking._support.document(i).images[0] for i in range(len(asking._support))]
+    asking.maker.prepare(model, 3)
+    train = [asking.maker.support.document(i).images[0] for i in range(len(asking.maker.support))]
     seen = np.array([input.image_transform(image).ravel() for image in train], np.float64)
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)
     num_like = 0
@@ -236,44 +235,44 @@ def test_a_benchmark_shows_the_scans_most_like_the_query(input, model):
 
 
 def test_an_exemplar_is_never_the_query_and_features_are_made_once_of_a_model(input, model):
-    asking = benchmark(DigitsVQA, input, exemplar_split="test", num_few_shot_examples=3)
-    asking.prepare(model, 3)
+    asking = benchmark(digits_vqa, input, exemplar_split="test", num_few_shot_examples=3)
+    asking.maker.prepare(model, 3)
     for task in asking.tasks(3):
         own = task.document.images[0].data.tobytes()
         assert own not in {d.images[0].data.tobytes() for d in task.exemplars}
     num_calls = len(calls)
-    asking.prepare(model, 2)
-    asking.prepare(model, 0)
+    asking.maker.prepare(model, 2)
+    asking.maker.prepare(model, 0)
     assert len(calls) == num_calls > 0
     other = object.__new__(Sees)
-    asking.prepare(other, 3)
+    asking.maker.prepare(other, 3)
     assert len(calls) == 2 * num_calls
     # The first one is not kept alive for it.
     del other
     gc.collect()
-    assert asking._features.model() is None
+    assert asking.maker._features.model() is None
 
 
 def test_features_are_kept_between_runs(input, model, tmp_path):
     cache, about = tmp_path / "features.npz", {"step": 3}
-    first, again, other = (benchmark(DigitsCaption, input) for _ in range(3))
-    first.prepare(model, 3, cache=cache, about=about)
+    first, again, other = (benchmark(digits_caption, input) for _ in range(3))
+    first.maker.prepare(model, 3, cache=cache, about=about)
     num_calls = len(calls)
-    again.prepare(model, 3, cache=cache, about=about)
+    again.maker.prepare(model, 3, cache=cache, about=about)
     assert len(calls) == num_calls
     for mine, kept in zip(first.tasks(3), again.tasks(3), strict=True):
         shown = [[d.images[0].data.tobytes() for d in task.exemplars] for task in (mine, kept)]
         assert shown[0] == shown[1]
-    other.prepare(model, 3, cache=cache, about={"step": 4})
+    other.maker.prepare(model, 3, cache=cache, about={"step": 4})
     assert len(calls) == 2 * num_calls
 
 
 def test_random_exemplars_stay_the_default(input, monkeypatch):
-    cfg = DigitsCaption.default_config()
+    cfg = digits_caption()
     assert cfg.exemplars is None
     asking = cfg.instantiate(input=input)
-    monkeypatch.setattr(base.SimilarExemplars, "features", None)
-    asking.prepare(object.__new__(MM1), 4)
+    monkeypatch.setattr(SimilarExemplars, "features", None)
+    asking.maker.prepare(object.__new__(MM1), 4)
     assert len(asking.tasks(4)[0].exemplars) == 4
 
 

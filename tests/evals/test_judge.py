@@ -11,13 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mm1_jax.evals.benchmarks import base
+from mm1_jax.evals import asking
 from mm1_jax.evals.benchmarks.mmvet import grading_prompt
 from mm1_jax.evals.benchmarks.registry import JUDGED
 from mm1_jax.evals.evaluation import evaluate
 from mm1_jax.evals.judge import Judge
-from mm1_jax.evals.predictions.base import ScoringJob
 from mm1_jax.evals.predictions.registry import SCORERS
+from mm1_jax.evals.predictions.scorer import ScoringJob
 from mm1_jax.models.mm1 import MM1
 
 
@@ -251,7 +251,7 @@ bars: list[NoBar] = []
 
 def run(name, folder, input, monkeypatch, tmp_path, judge=None, **fields):
     """Scores of a model that says "no. I" about question I."""
-    cfg = JUDGED[name].default_config().set(**({"batch_size": 2, "max_new_tokens": 16} | fields))
+    cfg = JUDGED[name]().set(**({"batch_size": 2, "max_new_tokens": 16} | fields))
     cfg.corpus.source.data_dir = str(folder)
     benchmark = cfg.instantiate(input=input)
     asked = iter(range(99))
@@ -264,7 +264,7 @@ def run(name, folder, input, monkeypatch, tmp_path, judge=None, **fields):
                 row[: len(ids)] = ids
         return rows
 
-    monkeypatch.setattr(base, "generate", generate)
+    monkeypatch.setattr(asking, "generate", generate)
     bars.clear()
     scores = evaluate(
         benchmark,

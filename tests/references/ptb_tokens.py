@@ -4,7 +4,7 @@ Needs Java and pycocoevalcap, which has the jar of CoreNLP 3.4.1:
 
     python tests/references/ptb_tokens.py --captions=40000 --seed=1
     python tests/references/ptb_tokens.py --captions=400 --seed=0 \
-        --write=tests/evals/metrics/ptb_tokens.json
+        --write=tests/evals/scoring/ptb_tokens.json
 
 Captions are made of words, abbreviations, contractions, numbers and addresses, with any punctuation
 before, behind and inside of them.
@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mm1_jax.evals.metrics.ptb_tokenizer import PUNCTUATION, tokenize
+from mm1_jax.evals.scoring.ptb_tokenizer import PUNCTUATION, tokenize
 
 WORDS = """
     a an the man woman dog cat bed horse street train young red black white wooden small two three

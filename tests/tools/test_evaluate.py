@@ -449,6 +449,12 @@ def test_list_describes_every_benchmark(capsys):
     assert all(scorer.layout in listed for scorer in SCORERS.values())
 
 
+def test_the_groups_of_the_command_line_are_those_of_the_registry():
+    from mm1_jax.evals.benchmarks.registry import GROUPS
+
+    assert tuple(GROUPS) == tool.GROUPS
+
+
 def test_help_needs_no_jax_and_is_there_at_once():
     start = time.monotonic()
     code = (

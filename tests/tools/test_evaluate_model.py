@@ -69,12 +69,12 @@ def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
     predictions = json.loads((output / "gqa" / "2_shot_predictions.json").read_text())
     assert [one["questionId"] for one in predictions] == [json.loads(x)["key"] for x in lines[1:]]
 
-    from mm1_jax.evals.benchmarks import base
+    from mm1_jax.evals import asking
 
     def generate(*_, **__):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(base, "generate", generate)
+    monkeypatch.setattr(asking, "generate", generate)
     assert ask(folder, output, *flags) == 0
     assert json.loads(Path(f"{output}.json").read_text()) == scores
     # Of another checkpoint, the answers are others.

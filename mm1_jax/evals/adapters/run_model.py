@@ -19,8 +19,9 @@ from mm1_jax.checkpoints.trained_model import load_model
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import bucket, generate
 from mm1_jax.decoding.sampling import GREEDY, Sampling
+from mm1_jax.evals.answers import Likelihood
 from mm1_jax.evals.evaluator import PromptInput
-from mm1_jax.evals.likelihood import Likelihood, LikelihoodScorer, Request
+from mm1_jax.evals.likelihood import LikelihoodScorer, Request
 from mm1_jax.launch.run_folder import load_experiment
 
 

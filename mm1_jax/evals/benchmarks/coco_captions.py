@@ -1,59 +1,43 @@
-"""COCO Captions in Karpathy's split, as the paper reports it.
-
-    coco/dataset_coco.json                       images with `split` and `sentences`
-    coco/train2014/  coco/val2014/               COCO_val2014_000000391895.jpg
-
-The split is of A. Karpathy, Deep Visual-Semantic Alignments: 5,000 images of val2014 are its test.
-"""
+"""COCO Captions in Karpathy's split, as the paper reports it."""
 
 from typing import Any
 
-from mm1_jax.config import config_class
-from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.readers.image_files import ImageFolder
-from mm1_jax.evals.benchmarks.published import (
-    AnnotationSource,
-    CaptionBenchmark,
-    ImageFile,
-    caption_corpus,
-    caption_record,
-)
+from mm1_jax.evals.benchmark import Benchmark
+from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, caption_record
+from mm1_jax.evals.benchmarks.families import annotations, caption_benchmark
 
 
-class CocoCaptionsSource(AnnotationSource):
+def coco() -> Benchmark.Config:
+    """COCO Captions in Karpathy's split, as the paper reports it.
+
+        coco/dataset_coco.json                       images with `split` and `sentences`
+        coco/train2014/  coco/val2014/               COCO_val2014_000000391895.jpg
+
+    The split is of A. Karpathy, Deep Visual-Semantic Alignments: 5,000 images of val2014 are its
+    test.
+    """
+    source = annotations(read_coco, "coco", "test", "train")
+    return caption_benchmark("coco", source)
+
+
+def read_coco(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
     """An image a record, with its five or more captions."""
-
-    @config_class
-    class Config(AnnotationSource.Config):
-        folder: str = "coco"
-        query_split: str = "test"
-        support_split: str = "train"
-
-    def read(self, split: str) -> list[dict[str, Any]]:
-        path = self.file("dataset_coco.json", "annotations/dataset_coco.json")
-        records, splits = [], set()
-        for entry in self.entries(path, "images"):
-            splits.add(found := entry.text("split"))
-            if found != split:
-                continue
-            name = entry.text("filename")
-            # Only the file for COCO has folders.
-            folder = entry.text("filepath") if entry.has("filepath") else ""
-            sentences = entry.get("sentences", expected="a list of objects with 'raw'")
-            captions = [one.get("raw") for one in sentences if isinstance(one, dict)]
-            if not captions or not all(isinstance(caption, str) for caption in captions):
-                raise entry.error(("sentences",), "a list of objects with 'raw'", sentences)
-            image = ImageFile(ImageFolder(self.folder / folder), name)
-            records.append(caption_record(entry.key("cocoid", "imgid"), image, captions))
-        if not records:
-            raise ValueError(f"{path}: no image of split {split!r}; it has {sorted(splits)}")
-        return records
-
-
-class CocoCaptions(CaptionBenchmark):
-    """`{image} A photo of`, for images of Karpathy's test split."""
-
-    @config_class
-    class Config(CaptionBenchmark.Config):
-        name: str = "coco"
-        corpus: Corpus.Config = caption_corpus(CocoCaptionsSource.default_config(), "coco")
+    path = files.file("dataset_coco.json", "annotations/dataset_coco.json")
+    records, splits = [], set()
+    for entry in files.entries(path, "images"):
+        splits.add(found := entry.text("split"))
+        if found != split:
+            continue
+        name = entry.text("filename")
+        # Only the file for COCO has folders.
+        folder = entry.text("filepath") if entry.has("filepath") else ""
+        sentences = entry.get("sentences", expected="a list of objects with 'raw'")
+        captions = [one.get("raw") for one in sentences if isinstance(one, dict)]
+        if not captions or not all(isinstance(caption, str) for caption in captions):
+            raise entry.error(("sentences",), "a list of objects with 'raw'", sentences)
+        image = ImageFile(ImageFolder(files.folder / folder), name)
+        records.append(caption_record(entry.key("cocoid", "imgid"), image, captions))
+    if not records:
+        raise ValueError(f"{path}: no image of split {split!r}; it has {sorted(splits)}")
+    return records

@@ -1,42 +1,37 @@
 """Held-out handwritten digits: which one is it, and the caption of the scan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from mm1_jax.config import config_class
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
-from mm1_jax.evals.benchmarks.base import Benchmark
+from mm1_jax.evals.benchmark import Benchmark
+from mm1_jax.evals.scoring.exact_match import accuracy, exact_captions
 
 
-class DigitsVQA(Benchmark):
+def digits_vqa() -> Benchmark.Config:
     """`{image} Question: what digit is this? Short answer:`, once for every held-out scan."""
-
-    @config_class
-    class Config(Benchmark.Config):
-        name: str = "digits_vqa"
-        corpus: Corpus.Config = digits.corpus(Kind.QUESTIONS)
-        stop_strings: tuple[str, ...] = ("\n", ".", ",", "Question")
-
-    def indices(self, corpus: Corpus) -> Sequence[int]:
-        """The first question of each scan that asks for the digit."""
-        first: dict[bytes, int] = {}
-        for index in range(len(corpus)):
-            record = corpus.source[index]
-            if record["kind"] == "digit":
-                first.setdefault(record["images"][0].tobytes(), index)
-        return sorted(first.values())
+    return Benchmark.default_config().set(
+        name="digits_vqa",
+        corpus=digits.corpus(Kind.QUESTIONS),
+        records=first_question_of_each_scan,
+        scoring=accuracy,
+        stop_strings=("\n", ".", ",", "Question"),
+    )
 
 
-class DigitsCaption(Benchmark):
+def first_question_of_each_scan(corpus: Corpus) -> Sequence[int]:
+    """The first question of each scan that asks for the digit."""
+    first: dict[bytes, int] = {}
+    for index in range(len(corpus)):
+        record = corpus.source[index]
+        if record["kind"] == "digit":
+            first.setdefault(record["images"][0].tobytes(), index)
+    return sorted(first.values())
+
+
+def digits_caption() -> Benchmark.Config:
     """`{image}`, to be followed by the caption word for word."""
-
-    @config_class
-    class Config(Benchmark.Config):
-        name: str = "digits_caption"
-        corpus: Corpus.Config = digits.corpus(Kind.CAPTIONS)
-
-    def combine(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"exact_match": means["accuracy"]}
+    return Benchmark.default_config().set(
+        name="digits_caption", corpus=digits.corpus(Kind.CAPTIONS), scoring=exact_captions
+    )

@@ -1,12 +1,4 @@
-"""MM-Vet: 218 open questions that need several capabilities at once, graded from 0 to 1.
-
-    mmvet/mm-vet.json             by id: imagename, question, answer, capability (a list)
-    mmvet/images/
-    mmvet/mm-vet_evaluator.py     of the official repository (yuweihao/MM-Vet): the judge's prompt
-
-The evaluator is read, not run, where a judge is asked (--judge_url); it may be prompt.txt as well,
-with the prompt alone.
-"""
+"""MM-Vet: 218 open questions that need several capabilities at once, graded from 0 to 1."""
 
 import ast
 import json
@@ -14,125 +6,109 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.config import config_class
-from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.evals.benchmarks.base import Verdict
-from mm1_jax.evals.benchmarks.chat import chat_corpus
-from mm1_jax.evals.benchmarks.judged import Grades, JudgedBenchmark
-from mm1_jax.evals.benchmarks.published import (
-    HINT,
-    AnnotationSource,
-    ImageFile,
-    question_record,
-)
-from mm1_jax.evals.judge import Judge
-from mm1_jax.evals.metrics.judged import mmvet_scores
+from mm1_jax.evals.benchmark import Benchmark, Verdict
+from mm1_jax.evals.benchmarks.annotations import HINT, AnnotationSource, ImageFile, question_record
+from mm1_jax.evals.benchmarks.families import annotations, judged_benchmark
+from mm1_jax.evals.judge import Grades, Judge
+from mm1_jax.evals.scoring.judged import mmvet_scores
 
 # Of the official evaluator: each further attempt at a grade is warmer, and the last counts as 0.
 _MAX_TOKENS, _ATTEMPTS, _WARMER = 3, 5, 0.5
 _REMINDER = "\nThe score of the last row, a number from 0.0 to 1.0 and nothing else: "
 
 
-class MmVetSource(AnnotationSource):
+def mmvet() -> Benchmark.Config:
+    """MM-Vet: 218 open questions that need several capabilities at once, graded from 0 to 1.
+
+        mmvet/mm-vet.json           by id: imagename, question, answer, capability (a list)
+        mmvet/images/
+        mmvet/mm-vet_evaluator.py   of the official repository (yuweihao/MM-Vet): the judge's prompt
+
+    The evaluator is read, not run, where a judge is asked (--judge_url); it may be prompt.txt as
+    well, with the prompt alone.
+    """
+    source = annotations(read_mmvet, "mmvet", "all", "all")
+    # As often as in the paper.
+    return judged_benchmark(
+        "mmvet", source, grade, headline="total", num_judge_runs=5, predictions=by_id
+    )
+
+
+def read_mmvet(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
     """A question a record; `<AND>` and `<OR>` stand between parts of an answer."""
-
-    @config_class
-    class Config(AnnotationSource.Config):
-        folder: str = "mmvet"
-        query_split: str = "all"
-        support_split: str = "all"
-
-    def read(self, split: str) -> list[dict[str, Any]]:
-        path = self.file("mm-vet.json")
-        (folder,) = self.images("images")
-        records = []
-        # Of an object by id, entries have their key as `id`.
-        for entry in self.entries(path):
-            answer = entry.text("answer")
-            record = question_record(
-                entry.key("id"),
-                [ImageFile(folder, entry.text("imagename"))],
-                entry.text("question"),
-                [answer],
-                capability=entry.texts("capability"),
-            )
-            records.append(dict(record))
-        return records
-
-
-class MmVet(JudgedBenchmark):
-    """Mean grades in percent: of all runs of the judge, and of what needs each capability."""
-
-    @config_class
-    class Config(JudgedBenchmark.Config):
-        name: str = "mmvet"
-        corpus: Corpus.Config = chat_corpus(MmVetSource.default_config(), "mmvet", "")
-        headline: str = "total"
-        # Of the judge; the paper has five.
-        num_judge_runs: int = 5
-
-    def __init__(self, cfg: Config, **runtime: Any):
-        super().__init__(cfg, **runtime)
-        if cfg.num_judge_runs < 1:
-            raise ValueError(f"mmvet: num_judge_runs={cfg.num_judge_runs} must be at least 1")
-
-    def predictions(self, verdicts: Sequence[Verdict]) -> tuple[str, str]:
-        """An object of answers by id, as the official evaluator reads them."""
-        answers = {verdict.task.key: verdict.answer for verdict in verdicts}
-        return ".json", json.dumps(answers, ensure_ascii=False, indent=1)
-
-    def num_questions(self, verdicts: Sequence[Verdict]) -> int:
-        return len(verdicts) * self.config.num_judge_runs
-
-    def grade(
-        self, verdicts: Sequence[Verdict], judge: Judge, progress: Callable[[], object]
-    ) -> Grades:
-        """Grades of every run; one that cannot be read counts as 0, as officially, and is told."""
-        prompt = grading_prompt(
-            self._text_file("prompt.txt", "mm-vet_evaluator.py", "mm-vet_prompt.txt")
+    path = files.file("mm-vet.json")
+    (folder,) = files.images("images")
+    records = []
+    # Of an object by id, entries have their key as `id`.
+    for entry in files.entries(path):
+        answer = entry.text("answer")
+        record = question_record(
+            entry.key("id"),
+            [ImageFile(folder, entry.text("imagename"))],
+            entry.text("question"),
+            [answer],
+            capability=entry.texts("capability"),
         )
-        entries: dict[str, dict[str, list[Any]]] = {}
-        num_unreadable = 0
-        for verdict in verdicts:
-            entry: dict[str, list[Any]] = {"model": [], "content": [], "score": []}
-            for run in range(self.config.num_judge_runs):
-                model, content, score = self._grade(verdict, prompt, judge, run)
-                progress()
-                num_unreadable += score is None
-                entry["model"].append(model)
-                entry["content"].append(content)
-                entry["score"].append(0.0 if score is None else score)
-            entries[verdict.task.key] = entry
-        scores = mmvet_scores(
-            [entry["score"] for entry in entries.values()],
-            [verdict.task.record["capability"] for verdict in verdicts],
-        )
-        by_capability: Any = scores["capabilities"]
-        metrics: dict[str, Any] = {"total": scores["total"], "std": scores["std"]}
-        metrics |= {f"total_{name}": value for name, value in by_capability.items()}
-        if num_unreadable:
-            metrics["unreadable_grades"] = float(num_unreadable)
-        return Grades("grades.json", json.dumps(entries, indent=1) + "\n", metrics)
+        records.append(record)
+    return records
 
-    def _grade(
-        self, verdict: Verdict, prompt: str, judge: Judge, run: int
-    ) -> tuple[str, str, float | None]:
-        """The judge's name, what it said last, and the grade."""
-        record = verdict.task.record
-        truth = record["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-        row = " | ".join([record["question"], truth, verdict.answer, ""])
-        asked, said, model = f"{prompt}\n{row}", "", ""
-        for attempt in range(_ATTEMPTS):
-            reply = judge.ask(
-                [{"role": "user", "content": asked + (_REMINDER if attempt else "")}],
-                temperature=_WARMER * max(0, attempt - 1),
-                max_tokens=_MAX_TOKENS,
-                run=run,
-            )
-            said, model = reply.text, reply.model
-            if (score := _score(said)) is not None:
-                return model, said, score
-        return model, said, None
+
+def by_id(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """An object of answers by id, as the official evaluator reads them."""
+    answers = {verdict.task.key: verdict.answer for verdict in verdicts}
+    return ".json", json.dumps(answers, ensure_ascii=False, indent=1)
+
+
+def grade(
+    verdicts: Sequence[Verdict],
+    judge: Judge,
+    cfg: Benchmark.Config,
+    file: Callable[..., Path],
+    progress: Callable[[], object],
+) -> Grades:
+    """Grades of every run; one that cannot be read counts as 0, as officially, and is told."""
+    prompt = grading_prompt(file("prompt.txt", "mm-vet_evaluator.py", "mm-vet_prompt.txt"))
+    entries: dict[str, dict[str, list[Any]]] = {}
+    num_unreadable = 0
+    for verdict in verdicts:
+        entry: dict[str, list[Any]] = {"model": [], "content": [], "score": []}
+        for run in range(cfg.num_judge_runs):
+            model, content, score = _grade(verdict, prompt, judge, run)
+            progress()
+            num_unreadable += score is None
+            entry["model"].append(model)
+            entry["content"].append(content)
+            entry["score"].append(0.0 if score is None else score)
+        entries[verdict.task.key] = entry
+    scores = mmvet_scores(
+        [entry["score"] for entry in entries.values()],
+        [verdict.task.record["capability"] for verdict in verdicts],
+    )
+    by_capability: Any = scores["capabilities"]
+    metrics: dict[str, Any] = {"total": scores["total"], "std": scores["std"]}
+    metrics |= {f"total_{name}": value for name, value in by_capability.items()}
+    if num_unreadable:
+        metrics["unreadable_grades"] = float(num_unreadable)
+    return Grades("grades.json", json.dumps(entries, indent=1) + "\n", metrics)
+
+
+def _grade(verdict: Verdict, prompt: str, judge: Judge, run: int) -> tuple[str, str, float | None]:
+    """The judge's name, what it said last, and the grade."""
+    record = verdict.task.record
+    truth = record["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    row = " | ".join([record["question"], truth, verdict.answer, ""])
+    asked, said, model = f"{prompt}\n{row}", "", ""
+    for attempt in range(_ATTEMPTS):
+        reply = judge.ask(
+            [{"role": "user", "content": asked + (_REMINDER if attempt else "")}],
+            temperature=_WARMER * max(0, attempt - 1),
+            max_tokens=_MAX_TOKENS,
+            run=run,
+        )
+        said, model = reply.text, reply.model
+        if (score := _score(said)) is not None:
+            return model, said, score
+    return model, said, None
 
 
 def grading_prompt(path: Path) -> str:

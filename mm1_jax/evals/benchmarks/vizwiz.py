@@ -1,50 +1,35 @@
-"""VizWiz-VQA: questions that blind people asked about their own pictures.
+"""VizWiz-VQA: questions that blind people asked about their own pictures."""
 
-vizwiz/Annotations/train.json  val.json  test.json     a list: image, question, ten answers
-vizwiz/train/  val/  test/                             VizWiz_val_00000000.jpg
-"""
-
+from collections.abc import Sequence
 from typing import Any
 
-from mm1_jax.config import config_class
-from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.evals.benchmarks.base import Verdict
-from mm1_jax.evals.benchmarks.published import (
-    AnnotationSource,
-    ImageFile,
-    VqaBenchmark,
-    question_corpus,
-    question_record,
-)
+from mm1_jax.evals.benchmark import Benchmark, Verdict
+from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
+from mm1_jax.evals.benchmarks.families import annotations, json_list, question_benchmark
+from mm1_jax.evals.scoring.vqa import vqa_accuracy
 
 
-class VizWizSource(AnnotationSource):
+def vizwiz() -> Benchmark.Config:
+    """VizWiz-VQA: questions that blind people asked about their own pictures.
+
+    vizwiz/Annotations/train.json  val.json  test.json     a list: image, question, ten answers
+    vizwiz/train/  val/  test/                             VizWiz_val_00000000.jpg
+    """
+    source = annotations(read_vizwiz, "vizwiz", "val", "train")
+    return question_benchmark("vizwiz", source, vqa_accuracy, predictions=by_picture)
+
+
+def by_picture(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    return json_list({"image": x.task.key, "answer": x.answer} for x in verdicts)
+
+
+def read_vizwiz(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
     """A picture and its question a record; those of the test split have no answers."""
-
-    @config_class
-    class Config(AnnotationSource.Config):
-        folder: str = "vizwiz"
-        query_split: str = "val"
-        support_split: str = "train"
-
-    def read(self, split: str) -> list[dict[str, Any]]:
-        (folder,) = self.images(split)
-        records = []
-        for entry in self.entries(self.file(f"Annotations/{split}.json", f"{split}.json")):
-            name = entry.text("image")
-            answers = [] if split == "test" else entry.texts("answers")
-            image = ImageFile(folder, name)
-            records.append(dict(question_record(name, [image], entry.text("question"), answers)))
-        return records
-
-
-class VizWiz(VqaBenchmark):
-    """VQA accuracy; "unanswerable" is an answer as any other."""
-
-    @config_class
-    class Config(VqaBenchmark.Config):
-        name: str = "vizwiz"
-        corpus: Corpus.Config = question_corpus(VizWizSource.default_config(), "vizwiz")
-
-    def result(self, verdict: Verdict) -> dict[str, Any]:
-        return {"image": verdict.task.key, "answer": verdict.answer}
+    (folder,) = files.images(split)
+    records = []
+    for entry in files.entries(files.file(f"Annotations/{split}.json", f"{split}.json")):
+        name = entry.text("image")
+        answers = [] if split == "test" else entry.texts("answers")
+        image = ImageFile(folder, name)
+        records.append(question_record(name, [image], entry.text("question"), answers))
+    return records

@@ -2,63 +2,62 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from mm1_jax.evals.metrics.answers import mean
-from mm1_jax.evals.metrics.judged import (
+from mm1_jax.evals.predictions.records import Record, is_number, literal
+from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob, prediction_files
+from mm1_jax.evals.scoring.judged import (
     UNREADABLE_REVIEW,
     llava_bench_scores,
     mmvet_scores,
     review_grades,
 )
-from mm1_jax.evals.predictions.base import Metrics, Scorer, ScoringJob
-from mm1_jax.evals.predictions.records import Record, is_number, literal
+from mm1_jax.evals.scoring.texts import mean
 
 _REVIEW = re.compile(r"(.+)_review\d+")
 
 
-class LlavaBenchScorer(Scorer):
-    """Relative scores by category, of each review; `NAME_mean` over NAME_review1 and on."""
+class _Review(NamedTuple):
+    category: str
+    grades: tuple[float, float]
 
-    layout = (
-        'NAME_reviewN.jsonl, records {"question_id", "category", "tuple": [grade of the reference, '
-        'of the model]} or "content", the review, that begins with the two grades'
-    )
-    annotations = 'records {"question_id", "category"}, where the reviews lack it'
 
-    def files(self, folder: Path) -> list[Path]:
-        return [path for path in super().files(folder) if "review" in path.stem]
+def _reviews(path: Path, job: ScoringJob) -> list[_Review]:
+    pairs = job.paired(path, "question_id")
+    reviews = [_Review(asked.text("category"), _pair_of_grades(said)) for said, asked in pairs]
+    readable = [each for each in reviews if each.grades != UNREADABLE_REVIEW]
+    for category in dict.fromkeys(each.category for each in readable):
+        if not any(each.grades[0] for each in readable if each.category == category):
+            raise ValueError(
+                f"{path}: of category {category!r}, all grades of the reference are 0, and "
+                "the score is relative to them"
+            )
+    if not readable:
+        raise ValueError(f"{path}: no review has grades; all are -1 and -1")
+    return reviews
 
-    def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        grades: dict[str, list[tuple[float, float]]] = {}
-        num_unreadable = 0
-        for said, asked in job.paired(path, "question_id"):
-            category, pair = asked.text("category"), _pair_of_grades(said)
-            if pair == UNREADABLE_REVIEW:
-                num_unreadable += 1
-            else:
-                grades.setdefault(category, []).append(pair)
-        for category, pairs in grades.items():
-            if not any(reference for reference, _ in pairs):
-                raise ValueError(
-                    f"{path}: of category {category!r}, all grades of the reference are 0, and "
-                    "the score is relative to them"
-                )
-        if not grades:
-            raise ValueError(f"{path}: no review has grades; all are -1 and -1")
-        scores: Metrics = dict(llava_bench_scores(grades))
-        return scores | ({"unreadable_reviews": num_unreadable} if num_unreadable else {})
 
-    def score_together(self, scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
-        by_model: dict[str, list[float]] = {}
-        for name, metrics in scores.items():
-            if found := _REVIEW.fullmatch(name):
-                by_model.setdefault(found[1], []).append(metrics["all"]["relative"])
-        return {
-            f"{model}_mean": {"value": mean(values), "n_reviews": len(values)}
-            for model, values in by_model.items()
-        }
+def _llava_bench_metrics(reviews: Sequence[_Review], job: ScoringJob) -> Metrics:
+    grades: dict[str, list[tuple[float, float]]] = {}
+    for category, pair in reviews:
+        if pair != UNREADABLE_REVIEW:
+            grades.setdefault(category, []).append(pair)
+    num_unreadable = len(reviews) - sum(map(len, grades.values()))
+    scores: Metrics = dict(llava_bench_scores(grades))
+    return scores | ({"unreadable_reviews": num_unreadable} if num_unreadable else {})
+
+
+def _mean_of_reviews(scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    by_model: dict[str, list[float]] = {}
+    for name, metrics in scores.items():
+        if found := _REVIEW.fullmatch(name):
+            by_model.setdefault(found[1], []).append(metrics["all"]["relative"])
+    return {
+        f"{model}_mean": {"value": mean(values), "n_reviews": len(values)}
+        for model, values in by_model.items()
+    }
 
 
 def _pair_of_grades(record: Record) -> tuple[float, float]:
@@ -86,28 +85,40 @@ def _as_float(grade: float) -> float:
         return math.inf
 
 
-class MmVetScorer(Scorer):
-    """MM-Vet as percentages: the mean of each run of the judge, and of all; by capability."""
+# Relative scores by category, of each review; `NAME_mean` over NAME_review1 and on.
+LLAVA_BENCH = Scorer(
+    layout=(
+        'NAME_reviewN.jsonl, records {"question_id", "category", "tuple": [grade of the reference, '
+        'of the model]} or "content", the review, that begins with the two grades'
+    ),
+    annotations='records {"question_id", "category"}, where the reviews lack it',
+    read=_reviews,
+    metrics=_llava_bench_metrics,
+    files=lambda folder: [path for path in prediction_files(folder) if "review" in path.stem],
+    together=_mean_of_reviews,
+)
 
-    layout = (
-        'MODEL_grades.jsonl, records {"id", "score": [grade of each run]}; or the official object '
-        "of these by id"
-    )
-    annotations = 'the official mm-vet.json, {id: {"capability": [..]}}, for scores by capability'
 
-    def name(self, path: Path) -> str:
-        return path.stem.removesuffix("_grades")
+class _Graded(NamedTuple):
+    grades: list[float]
+    capabilities: list[str] | None
 
-    def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        pairs = job.paired(path, "id")
-        grades = [_grades(said) for said, _ in pairs]
-        for (said, _), runs in zip(pairs, grades, strict=True):
-            if len(runs) != len(grades[0]):
-                raise said.error(("score",), f"{len(grades[0])} grades, as others have", runs)
-        capabilities = None
-        if job.annotations is not None or all(asked.has("capability") for _, asked in pairs):
-            capabilities = [asked.texts("capability") for _, asked in pairs]
-        return dict(mmvet_scores(grades, capabilities))
+
+def _graded_answers(path: Path, job: ScoringJob) -> list[_Graded]:
+    pairs = job.paired(path, "id")
+    grades = [_grades(said) for said, _ in pairs]
+    for (said, _), runs in zip(pairs, grades, strict=True):
+        if len(runs) != len(grades[0]):
+            raise said.error(("score",), f"{len(grades[0])} grades, as others have", runs)
+    capabilities: list[list[str] | None] = [None] * len(pairs)
+    if job.annotations is not None or all(asked.has("capability") for _, asked in pairs):
+        capabilities = [asked.texts("capability") for _, asked in pairs]
+    return [_Graded(*each) for each in zip(grades, capabilities, strict=True)]
+
+
+def _mmvet_metrics(answers: Sequence[_Graded], job: ScoringJob) -> Metrics:
+    capabilities = [each.capabilities for each in answers if each.capabilities is not None]
+    return dict(mmvet_scores([each.grades for each in answers], capabilities or None))
 
 
 def _grades(record: Record) -> list[float]:
@@ -118,3 +129,16 @@ def _grades(record: Record) -> list[float]:
     if not grades or not all(is_number(grade) and 0 <= grade <= 1 for grade in grades):
         raise record.error(("score",), "grades of 0 to 1, one of each run of the judge", grades)
     return [float(grade) for grade in grades]
+
+
+# Percentages: the mean of each run of the judge, and of all; by capability.
+MMVET = Scorer(
+    layout=(
+        'MODEL_grades.jsonl, records {"id", "score": [grade of each run]}; or the official object '
+        "of these by id"
+    ),
+    annotations='the official mm-vet.json, {id: {"capability": [..]}}, for scores by capability',
+    read=_graded_answers,
+    metrics=_mmvet_metrics,
+    name=lambda path: path.stem.removesuffix("_grades"),
+)

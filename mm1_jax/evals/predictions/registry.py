@@ -2,16 +2,10 @@
 
 from collections.abc import Mapping
 
-from mm1_jax.evals.predictions.base import Scorer
-from mm1_jax.evals.predictions.captions import CaptionScorer
-from mm1_jax.evals.predictions.choices import (
-    MathVistaScorer,
-    MMBenchScorer,
-    MmmuScorer,
-    ScienceQAScorer,
-    SeedScorer,
-)
-from mm1_jax.evals.predictions.judged import LlavaBenchScorer, MmVetScorer
+from mm1_jax.evals.predictions.captions import CAPTIONS
+from mm1_jax.evals.predictions.choices import MMBENCH, SCIENCEQA, SEED
+from mm1_jax.evals.predictions.exams import MATHVISTA, MMMU
+from mm1_jax.evals.predictions.judged import LLAVA_BENCH, MMVET
 from mm1_jax.evals.predictions.questions import (
     CHARTS,
     DOCUMENTS,
@@ -21,13 +15,14 @@ from mm1_jax.evals.predictions.questions import (
     VIZWIZ,
     VQAV2,
 )
-from mm1_jax.evals.predictions.yes_no import MmeScorer, PopeScorer
+from mm1_jax.evals.predictions.scorer import Scorer
+from mm1_jax.evals.predictions.yes_no import MME, POPE
 
 SCORERS: Mapping[str, Scorer] = {
-    "caption": CaptionScorer(),
-    "coco": CaptionScorer(),
-    "nocaps": CaptionScorer(),
-    "textcaps": CaptionScorer(),
+    "caption": CAPTIONS,
+    "coco": CAPTIONS,
+    "nocaps": CAPTIONS,
+    "textcaps": CAPTIONS,
     "vqav2": VQAV2,
     "textvqa": TEXTVQA,
     "vizwiz": VIZWIZ,
@@ -36,13 +31,13 @@ SCORERS: Mapping[str, Scorer] = {
     "docvqa": DOCUMENTS,
     "infographicvqa": DOCUMENTS,
     "chartqa": CHARTS,
-    "pope": PopeScorer(),
-    "mme": MmeScorer(),
-    "scienceqa": ScienceQAScorer(),
-    "mmbench": MMBenchScorer(),
-    "seed": SeedScorer(),
-    "mmmu": MmmuScorer(),
-    "mathvista": MathVistaScorer(),
-    "llava_bench": LlavaBenchScorer(),
-    "mmvet": MmVetScorer(),
+    "pope": POPE,
+    "mme": MME,
+    "scienceqa": SCIENCEQA,
+    "mmbench": MMBENCH,
+    "seed": SEED,
+    "mmmu": MMMU,
+    "mathvista": MATHVISTA,
+    "llava_bench": LLAVA_BENCH,
+    "mmvet": MMVET,
 }

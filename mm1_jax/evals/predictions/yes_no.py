@@ -3,121 +3,120 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mm1_jax.evals.metrics.answers import mean
-from mm1_jax.evals.metrics.yes_no import (
-    MME_COGNITION,
-    MME_PERCEPTION,
-    mme_reply,
-    mme_scores,
-    pope_says_yes,
-    pope_scores,
-)
-from mm1_jax.evals.predictions.base import Metrics, Scorer, ScoringJob
+from mm1_jax.evals.answers import TextAnswer
 from mm1_jax.evals.predictions.files import read_text
 from mm1_jax.evals.predictions.questions import reply
 from mm1_jax.evals.predictions.records import Record, read_records
+from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob, prediction_files
+from mm1_jax.evals.scoring.items import Item, scores, tally
+from mm1_jax.evals.scoring.texts import mean
+from mm1_jax.evals.scoring.yes_no import (
+    MME_COGNITION,
+    MME_PERCEPTION,
+    POPE_COUNTS,
+    POPE_SCORES,
+    mme,
+    mme_subtasks,
+    pope,
+)
 
 _POPE_SPLITS = ("adversarial", "popular", "random")
 
 
-def yes_or_no(record: Record, *names: str) -> bool:
-    """Whether a reference is yes."""
+def yes_or_no(record: Record, *names: str) -> str:
+    """A reference, "yes" or "no"."""
     text = record.text(*names, expected="'yes' or 'no'")
     if text.lower() not in ("yes", "no"):
         raise record.error(names, "'yes' or 'no'", text)
-    return text.lower() == "yes"
+    return text.lower()
 
 
-class PopeScorer(Scorer):
-    """POPE, a file a split; `mean` over the three splits where they are called by their names."""
+def _pope_items(path: Path, job: ScoringJob) -> list[Item]:
+    items = []
+    for said, asked in job.paired(path, "question_id"):
+        # In a file that holds the labels too, the text is the question.
+        is_one = said is asked
+        text = said.text("prediction", "answer") if is_one else reply(said, asked, "answer")
+        items.append(Item({"answer": yes_or_no(asked, "label")}, TextAnswer(text)))
+    return items
 
-    layout = (
+
+def _pope_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
+    scored = pope(items)
+    counts = {name: int(scored.columns[name].sum()) for name in POPE_COUNTS}
+    return {"n": len(items), **counts, **scores(scored)}
+
+
+def _mean_of_splits(scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    if not {*_POPE_SPLITS} <= {*scores}:
+        return {}
+    return {
+        "mean": {
+            name: mean([scores[split][name] for split in _POPE_SPLITS]) for name in POPE_SCORES
+        }
+    }
+
+
+# A file a split; `mean` over the three splits where they are called by their names.
+POPE = Scorer(
+    layout=(
         'records {"question_id", "label": "yes" or "no", "answer": the reply}; or the replies '
         'alone, {"answer" or "text"}, with annotations'
-    )
-    annotations = (
+    ),
+    annotations=(
         'the split of POPE: records {"question_id", "label"}, or in the order of the replies'
-    )
-
-    def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        pairs = job.paired(path, "question_id")
-        # In a file that holds the labels too, the text is the question.
-        replies = [
-            said.text("prediction", "answer") if said is asked else reply(said, asked, "answer")
-            for said, asked in pairs
-        ]
-        return pope_scores(
-            [pope_says_yes(reply) for reply in replies],
-            [yes_or_no(asked, "label") for _, asked in pairs],
-        )
-
-    def score_together(self, scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
-        if not set(_POPE_SPLITS) <= set(scores):
-            return {}
-        names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-        return {
-            "mean": {name: mean([scores[split][name] for split in _POPE_SPLITS]) for name in names}
-        }
+    ),
+    read=_pope_items,
+    metrics=_pope_metrics,
+    together=_mean_of_splits,
+)
 
 
-class MmeScorer(Scorer):
-    """MME, by subtask, and its two halves where all their subtasks are there."""
+def _mme_files(folder: Path) -> list[Path]:
+    texts = [folder / f"{name}.txt" for name in (*MME_PERCEPTION, *MME_COGNITION)]
+    return prediction_files(folder) + [path for path in texts if path.exists()]
 
-    layout = (
-        'records {"category": the subtask, "image", "answer": "Yes" or "No", "prediction": the '
-        "reply}; or the official SUBTASK.txt, lines of image, question, answer and reply with tabs "
-        "between them; two questions an image"
-    )
 
-    def files(self, folder: Path) -> list[Path]:
-        texts = [folder / f"{name}.txt" for name in (*MME_PERCEPTION, *MME_COGNITION)]
-        return super().files(folder) + [path for path in texts if path.exists()]
-
-    def score(self, paths: Sequence[Path], job: ScoringJob) -> dict[str, Metrics]:
-        by_subtask: dict[str, list[Record]] = {}
-        for path in paths:
-            for record in _mme_records(path):
-                by_subtask.setdefault(record.text("category"), []).append(record)
-        scores = {name: self._subtask(records) for name, records in by_subtask.items()}
-        return scores | self.score_together(scores)
-
-    def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        return self.score([path], job)
-
-    def score_together(self, scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
-        halves = {"Perception": MME_PERCEPTION, "Cognition": MME_COGNITION}
-        return {
-            half: {"score": sum(scores[name]["score"] for name in names)}
-            for half, names in halves.items()
-            if set(names) <= set(scores)
-        }
-
-    def _subtask(self, records: Sequence[Record]) -> Metrics:
-        correct: dict[str, list[bool]] = {}
-        questions: set[tuple[str, str]] = set()
-        for record in records:
-            said = mme_reply(record.text("prediction"))
-            right = said == ("yes" if yes_or_no(record, "answer") else "no")
-            image = record.key("image")
-            correct.setdefault(image, []).append(right)
-            if record.has("question"):
-                question = (image, record.text("question"))
-                if question in questions:
-                    raise ValueError(
-                        f"{record.where}: the question about image {image!r} was there before; MME "
-                        "asks two different ones about each"
-                    )
-                questions.add(question)
-        for image, verdicts in correct.items():
-            if len(verdicts) != 2:
+def _mme_metrics(records: Sequence[Record], job: ScoringJob) -> Metrics:
+    """Scores of a subtask, whose images must have two different questions each."""
+    items: list[Item] = []
+    numbers: dict[str, int] = {}
+    questions: set[tuple[str, str]] = set()
+    for record in records:
+        text, answer = record.text("prediction"), yes_or_no(record, "answer")
+        image = record.key("image")
+        numbers[image] = numbers.get(image, 0) + 1
+        if record.has("question"):
+            question = (image, record.text("question"))
+            if question in questions:
                 raise ValueError(
-                    f"{records[0].where}: of this subtask, image {image!r} has {len(verdicts)} "
-                    "questions, and MME asks two about each; give each file once, and whole"
+                    f"{record.where}: the question about image {image!r} was there before; MME "
+                    "asks two different ones about each"
                 )
-        return {"n": len(records), **mme_scores(correct)}
+            questions.add(question)
+        fields = {"subtask": record.text("category"), "image": image, "answer": answer}
+        items.append(Item(fields | {"is_first": numbers[image] == 1}, TextAnswer(text)))
+    for image, number in numbers.items():
+        if number != 2:
+            raise ValueError(
+                f"{records[0].where}: of this subtask, image {image!r} has {number} questions, and "
+                "MME asks two about each; give each file once, and whole"
+            )
+    columns = {name: tally(values) for name, values in mme(items).columns.items()}
+    (found,) = mme_subtasks(columns).values()
+    return {"n": len(items)} | {name: float(value[0]) for name, value in found.items()}
 
 
-def _mme_records(path: Path) -> list[Record]:
+def _mme_halves(scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    halves = {"Perception": MME_PERCEPTION, "Cognition": MME_COGNITION}
+    return {
+        half: {"score": sum(scores[name]["score"] for name in names)}
+        for half, names in halves.items()
+        if {*names} <= {*scores}
+    }
+
+
+def _mme_records(path: Path, job: ScoringJob) -> list[Record]:
     text = read_text(path)
     if path.suffix != ".txt" or text.lstrip()[:1] in ("{", "["):
         return read_records(path)
@@ -137,3 +136,18 @@ def _mme_records(path: Path) -> list[Record]:
             Record(dict(zip(names, fields, strict=True)) | {"category": path.stem}, where)
         )
     return records
+
+
+# By subtask, and the two halves where all their subtasks are there.
+MME = Scorer(
+    layout=(
+        'records {"category": the subtask, "image", "answer": "Yes" or "No", "prediction": the '
+        "reply}; or the official SUBTASK.txt, lines of image, question, answer and reply with tabs "
+        "between them; two questions an image"
+    ),
+    read=_mme_records,
+    metrics=_mme_metrics,
+    files=_mme_files,
+    group=lambda record: record.text("category"),
+    together=_mme_halves,
+)

@@ -3,7 +3,7 @@ import pytest
 
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.scene_names import ASPECTS, NAMES, SceneNamesSource
-from mm1_jax.evals.benchmarks.scenes import SceneNames
+from mm1_jax.evals.benchmarks.scenes import scenes_names
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.exemplars import SimilarExemplars
 from mm1_jax.evals.prompts import reference
@@ -70,13 +70,13 @@ def test_the_benchmark_shows_exemplars_of_the_querys_world():
 
     cfg = mm1_tiny_names()
     cfg = cfg.klass.resolve(cfg)
-    benchmark = SceneNames.default_config().instantiate(input=PromptInput.of(cfg.input))
+    benchmark = scenes_names().instantiate(input=PromptInput.of(cfg.input))
     for task in list(benchmark.tasks(4))[:20]:
         names = {reference(exemplar) for exemplar in task.exemplars}
         assert len(task.prompt.images) == 5
         assert sorted(names) == task.record["names"]
         assert reference(task.document) in names
     assert "exemplars of the query's world" in benchmark.describe()
-    similar = SceneNames.default_config().set(exemplars=SimilarExemplars.default_config())
+    similar = scenes_names().set(exemplars=SimilarExemplars.default_config())
     with pytest.raises(ValueError, match="leave exemplars=None"):
         similar.instantiate(input=PromptInput.of(cfg.input))

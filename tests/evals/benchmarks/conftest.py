@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mm1_jax.evals.metrics.yes_no import MME_COGNITION, MME_PERCEPTION
+from mm1_jax.evals.scoring.yes_no import MME_COGNITION, MME_PERCEPTION
 
 NUM_SUPPORT = 20
 NUM_QUERIES = 4

@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 
 from mm1_jax.batch import Document, Image
-from mm1_jax.config import config_class
-from mm1_jax.data.corpora import digits, scenes
-from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.embedded import Kind
-from mm1_jax.evals.benchmarks import base
-from mm1_jax.evals.benchmarks.base import BLANK, Benchmark, Verdict, side_by_side
-from mm1_jax.evals.benchmarks.digits import DigitsCaption, DigitsVQA
-from mm1_jax.evals.benchmarks.scenes import ScenesCaption, ScenesVQA
+from mm1_jax.evals import asking as asking_module
+from mm1_jax.evals.answers import TextAnswer
+from mm1_jax.evals.asking import BLANK
+from mm1_jax.evals.benchmark import Benchmark
+from mm1_jax.evals.benchmarks.digits import digits_caption, digits_vqa
+from mm1_jax.evals.benchmarks.scenes import scenes_caption, scenes_vqa
+from mm1_jax.evals.cases import side_by_side
 from mm1_jax.evals.evaluation import evaluate
 from mm1_jax.evals.prompts import subset
 from mm1_jax.evals.report import markdown
+from mm1_jax.evals.scoring.exact_match import accuracy_by_kind
+from mm1_jax.evals.scoring.items import Item, Scored, scores
 from mm1_jax.models.mm1 import MM1
 
 
@@ -46,7 +49,7 @@ class Spy:
 @pytest.fixture
 def spy(input, monkeypatch) -> Spy:
     spy = Spy(input.tokenizer)
-    monkeypatch.setattr(base, "generate", spy)
+    monkeypatch.setattr(asking_module, "generate", spy)
     return spy
 
 
@@ -55,17 +58,17 @@ def model() -> MM1:
     return object.__new__(MM1)
 
 
-BENCHMARKS = [DigitsVQA, DigitsCaption, ScenesVQA, ScenesCaption]
+BENCHMARKS = [digits_vqa, digits_caption, scenes_vqa, scenes_caption]
 
 
-def benchmark(cls, input, **fields) -> Benchmark:
+def benchmark(make, input, **fields) -> Benchmark:
     sizes = {"num_examples": 10, "num_few_shot_examples": 10, "batch_size": 4}
-    return cls.default_config().set(**(sizes | fields)).instantiate(input=input)
+    return make().set(**(sizes | fields)).instantiate(input=input)
 
 
-@pytest.mark.parametrize("cls", BENCHMARKS)
-def test_k_shots_show_the_exemplars_pictures_in_order_and_then_the_query(cls, input, model, spy):
-    asking = benchmark(cls, input, shots=(2,), blank_shots=(), max_new_tokens=8)
+@pytest.mark.parametrize("make", BENCHMARKS)
+def test_k_shots_show_the_exemplars_pictures_in_order_and_then_the_query(make, input, model, spy):
+    asking = benchmark(make, input, shots=(2,), blank_shots=(), max_new_tokens=8)
     asking.run(model)
     tasks, rows = asking.tasks(2), list(spy.rows())
     assert len(tasks) == len(rows) == 10
@@ -80,9 +83,9 @@ def test_k_shots_show_the_exemplars_pictures_in_order_and_then_the_query(cls, in
         assert len({id(image) for image in shown}) == len(shown)
 
 
-@pytest.mark.parametrize("cls", [DigitsVQA, DigitsCaption])
-def test_exemplars_are_training_scans(cls, input):
-    asking = benchmark(cls, input)
+@pytest.mark.parametrize("make", [digits_vqa, digits_caption])
+def test_exemplars_are_training_scans(make, input):
+    asking = benchmark(make, input)
     train = {
         scan.tobytes()
         for scan in digits.corpus(Kind.CAPTIONS).source.instantiate(split="train").pixels
@@ -95,7 +98,7 @@ def test_exemplars_are_training_scans(cls, input):
 
 def test_exemplars_from_the_split_that_is_asked_are_never_the_query(input):
     asking = benchmark(
-        DigitsCaption, input, exemplar_split="test", num_few_shot_examples=3, shots=(300,)
+        digits_caption, input, exemplar_split="test", num_few_shot_examples=3, shots=(300,)
     )
     for task in asking.tasks(300):
         shown = {document.images[0].data.tobytes() for document in task.exemplars}
@@ -104,7 +107,7 @@ def test_exemplars_from_the_split_that_is_asked_are_never_the_query(input):
 
 def test_tasks_are_the_same_for_the_same_seed_and_others_for_another(input):
     def asked(**fields):
-        tasks = benchmark(DigitsCaption, input, **fields).tasks(2)
+        tasks = benchmark(digits_caption, input, **fields).tasks(2)
         return [[image.data.tobytes() for image in task.prompt.images] for task in tasks]
 
     assert asked() == asked() == asked(batch_size=7)
@@ -112,7 +115,7 @@ def test_tasks_are_the_same_for_the_same_seed_and_others_for_another(input):
 
 
 def test_all_held_out_scans_are_asked_once_without_exemplars(input):
-    asking = DigitsVQA.default_config().instantiate(input=input)
+    asking = digits_vqa().instantiate(input=input)
     tasks = asking.tasks(0)
     assert len(tasks) == 359
     assert len({task.document.images[0].data.tobytes() for task in tasks}) == len(tasks)
@@ -121,7 +124,7 @@ def test_all_held_out_scans_are_asked_once_without_exemplars(input):
 
 
 def test_blanking_leaves_the_prompts_and_takes_every_pixel(input, model, spy):
-    asking = benchmark(DigitsCaption, input, shots=(0,), blank_shots=(0, 1))
+    asking = benchmark(digits_caption, input, shots=(0,), blank_shots=(0, 1))
     asking.run(model)
     asked, blank, blank_shot = spy.batches[:3], spy.batches[3:6], spy.batches[6:]
     for batch, blanked in zip(asked, blank, strict=True):
@@ -132,31 +135,31 @@ def test_blanking_leaves_the_prompts_and_takes_every_pixel(input, model, spy):
 
 
 def test_keys_name_benchmark_shots_and_metric(input, model, spy):
-    def keys(cls):
-        asking = benchmark(cls, input, shots=(0, 2), max_new_tokens=8)
+    def keys(make):
+        asking = benchmark(make, input, shots=(0, 2), max_new_tokens=8)
         return set(asking.run(model).metrics)
 
-    assert keys(DigitsVQA) == {
+    assert keys(digits_vqa) == {
         "digits_vqa/0/accuracy",
         "digits_vqa/2/accuracy",
         "digits_vqa_blank/0/accuracy",
     }
-    assert keys(DigitsCaption) == {
+    assert keys(digits_caption) == {
         "digits_caption/0/exact_match",
         "digits_caption/2/exact_match",
         "digits_caption_blank/0/exact_match",
     }
-    assert keys(ScenesVQA) >= {
+    assert keys(scenes_vqa) >= {
         "scenes_vqa/0/accuracy",
         "scenes_vqa/0/majority_accuracy",
         "scenes_vqa/0/accuracy_color",
         "scenes_vqa_blank/0/accuracy",
     }
-    assert "scenes_caption/2/exact_match" in keys(ScenesCaption)
+    assert "scenes_caption/2/exact_match" in keys(scenes_caption)
 
 
 def test_right_answers_score_one_and_wrong_ones_nothing(input, model, spy):
-    asking = benchmark(DigitsCaption, input, shots=(0,), blank_shots=(), batch_size=1)
+    asking = benchmark(digits_caption, input, shots=(0,), blank_shots=(), batch_size=1)
     references = [task.record["caption"] for task in asking.tasks(0)]
     spy.says = iter([*references, *references[:4], *["a handwritten digit 11"] * 6])
     assert asking.run(model).metrics == {"digits_caption/0/exact_match": 1.0}
@@ -170,20 +173,18 @@ def test_right_answers_score_one_and_wrong_ones_nothing(input, model, spy):
 
 
 def test_the_answer_ends_at_a_stop_string(input, model, spy):
-    asking = benchmark(DigitsVQA, input, shots=(0,), blank_shots=())
+    asking = benchmark(digits_vqa, input, shots=(0,), blank_shots=())
     spy.says = "7 Question: what digit is this?"
     assert {sample.answer for sample in asking.run(model).samples} == {"7"}
 
 
 def test_the_majority_answer_is_scored_by_kind_of_question():
-    asking = object.__new__(ScenesVQA)
-    verdicts = [
-        _verdict("a", "red", True),
-        _verdict("a", "red", False),
-        _verdict("a", "blue", True),
-        _verdict("b", "one", False),
+    rows = [("a", "red", True), ("a", "red", False), ("a", "blue", True), ("b", "one", False)]
+    items = [
+        Item({"kind": kind}, TextAnswer(text if right else ""), "", text)
+        for kind, text, right in rows
     ]
-    assert asking.score(verdicts) == {
+    assert scores(accuracy_by_kind(items)) == {
         "accuracy": 0.5,
         "majority_accuracy": 0.75,
         "accuracy_a": pytest.approx(2 / 3),
@@ -191,13 +192,8 @@ def test_the_majority_answer_is_scored_by_kind_of_question():
     }
 
 
-def _verdict(kind: str, reference: str, correct: bool) -> Verdict:
-    document = scenes.corpus(Kind.CAPTIONS).instantiate(split="test").document(0)
-    return Verdict(base.Task({"kind": kind}, document, (), document), "", reference, correct)
-
-
 def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(input, model, spy):
-    benchmark(ScenesVQA, input, shots=(2,), blank_shots=(), max_new_tokens=8).run(model)
+    benchmark(scenes_vqa, input, shots=(2,), blank_shots=(), max_new_tokens=8).run(model)
     assert len({batch.tokens.shape for batch in spy.batches}) == 1
     assert len({batch.images.shape for batch in spy.batches}) == 1
     tokenizer = input.tokenizer
@@ -210,7 +206,7 @@ def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(inpu
 
 
 def test_a_prompt_longer_than_the_rows_of_training_is_asked_and_remarked(input, model, spy):
-    asking = benchmark(DigitsCaption, input, shots=(2, 40), blank_shots=(), max_new_tokens=8)
+    asking = benchmark(digits_caption, input, shots=(2, 40), blank_shots=(), max_new_tokens=8)
     metrics = asking.run(model).metrics
     longest = max(len(tokens) for tokens, _ in spy.rows())
     assert longest > input.max_sequence_length
@@ -223,16 +219,16 @@ def test_a_prompt_longer_than_the_rows_of_training_is_asked_and_remarked(input, 
 
 
 def test_a_picture_that_cannot_be_decoded_is_counted(input, model, spy, monkeypatch):
-    asking = benchmark(DigitsCaption, input, shots=(0,), blank_shots=())
+    asking = benchmark(digits_caption, input, shots=(0,), blank_shots=())
     assert "digits_caption/0/undecodable_images" not in asking.run(model).metrics
-    document = asking._queries.document
+    document = asking.maker.queries.document
     broken = subset(359, 10, seed=0, benchmark="digits_caption")[2]
 
     def broken_document(index):
         first, *rest = document(index).segments
         return Document((Image(b"no picture") if index == broken else first, *rest))
 
-    monkeypatch.setattr(asking._queries, "document", broken_document)
+    monkeypatch.setattr(asking.maker.queries, "document", broken_document)
     spy.batches.clear()
     result = asking.run(model)
     assert result.metrics["digits_caption/0/undecodable_images"] == 1.0
@@ -242,52 +238,79 @@ def test_a_picture_that_cannot_be_decoded_is_counted(input, model, spy, monkeypa
 
 def test_too_many_shots_for_the_records_are_refused_before_there_is_a_model(input):
     with pytest.raises(ValueError, match="digits_caption: shots=359.* only 358 records"):
-        benchmark(DigitsCaption, input, exemplar_split="test", blank_shots=(359,))
-    benchmark(DigitsCaption, input, exemplar_split="test", shots=(358,))
+        benchmark(digits_caption, input, exemplar_split="test", blank_shots=(359,))
+    benchmark(digits_caption, input, exemplar_split="test", shots=(358,))
 
 
 @pytest.mark.parametrize("fields", [{"shots": (-1,)}, {"batch_size": 0}, {"num_examples": 0}])
 def test_sizes_that_make_no_sense_are_refused(fields, input):
-    with pytest.raises(ValueError, match=rf"DigitsVQA: {next(iter(fields))}.*: expected at least"):
-        benchmark(DigitsVQA, input, **fields)
+    with pytest.raises(ValueError, match=rf"Benchmark: {next(iter(fields))}.*: expected at least"):
+        benchmark(digits_vqa, input, **fields)
 
 
 @pytest.mark.parametrize(
-    ("method", "value", "said"),
+    ("value", "said"),
     [
-        ("columns", 0.5, "columns returned 0.5 for one verdict, expected a dict"),
-        ("columns", {"accuracy": np.zeros(3)}, "columns returned .* a value for each verdict"),
-        ("combine", ["accuracy"], "combine returned .'accuracy'., expected a dict"),
-        ("judge", "yes", "judge returned 'yes', expected True, False or None"),
-        ("indices", [10**6], "indices has 1000000, expected indices of the"),
+        (0.5, "mine returned 0.5, expected a Scored"),
+        ({"columns": 0.5}, "mine has columns=0.5 of one item, expected a dict"),
+        ({"columns": {"accuracy": np.zeros(3)}}, "mine has columns=.* a value for each item"),
+        ({"correct": ["yes"]}, "mine has correct=.'yes'. of one item, expected True, False or"),
+        ({"correct": []}, "mine has correct=.. of one item, expected True, False or None"),
+        (
+            {"columns": {"accuracy": np.zeros(1)}, "combine": lambda tallies: ["accuracy"]},
+            "combine of mine fails on the tallies of one item: .*expected a dict",
+        ),
+        (KeyError("kind"), "mine fails on an empty answer to task '0': KeyError: 'kind'"),
     ],
 )
-def test_a_benchmark_is_tried_on_its_first_task(method, value, said, input):
-    Mine = type("Mine", (DigitsVQA,), {method: lambda self, *args: value})
-    with pytest.raises(ValueError, match=f"^digits_vqa: Mine.{said}"):
-        benchmark(Mine, input).metric_names()
+def test_a_scoring_function_is_tried_on_the_first_task(value, said, input):
+    def mine(items):
+        if isinstance(value, Exception):
+            raise value
+        if not isinstance(value, dict):
+            return value
+        scored = Scored([True], {})
+        for name, field in value.items():
+            # Past the types, which only tests check.
+            object.__setattr__(scored, name, field)
+        return scored
+
+    with pytest.raises(ValueError, match=f"^digits_vqa: {said}"):
+        benchmark(digits_vqa, input, scoring=mine).metric_names()
+
+
+def test_records_that_are_not_there_are_refused(input):
+    def mine(corpus):
+        return [10**6]
+
+    with pytest.raises(ValueError, match="records=mine has 1000000, expected indices of the"):
+        benchmark(digits_vqa, input, records=mine)
 
 
 def test_the_names_of_metrics_are_known_before_there_is_a_model(input):
-    asking = benchmark(DigitsVQA, input, shots=(0, 4), blank_shots=(0,))
+    asking = benchmark(digits_vqa, input, shots=(0, 4), blank_shots=(0,))
     names = [f"digits_vqa{part}/accuracy" for part in ("/0", "/4", "_blank/0")]
     assert asking.metric_names() == names
 
 
+def parity_questions(corpus):
+    return [i for i in range(40) if corpus.source[i]["kind"] == "parity"]
+
+
+def even(items: Sequence[Item]) -> Scored:
+    """How many references are "even"."""
+    values = np.array([float(item.reference == "even") for item in items])
+    return Scored([None] * len(items), {"even": values}, lambda t: {"even": t["even"].total})
+
+
 def test_a_benchmark_is_a_corpus_and_a_score(input, model, spy):
-    class Parity(Benchmark):
-        @config_class
-        class Config(Benchmark.Config):
-            name: str = "parity"
-            corpus: Corpus.Config = digits.corpus(Kind.QUESTIONS)
-
-        def indices(self, corpus):
-            return [i for i in range(40) if corpus.source[i]["kind"] == "parity"]
-
-        def score(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-            return {"even": float(sum(verdict.reference == "even" for verdict in verdicts))}
-
-    asking = benchmark(Parity, input, shots=(0,), blank_shots=())
+    cfg = Benchmark.default_config().set(
+        name="parity",
+        corpus=digits.corpus(Kind.QUESTIONS),
+        records=parity_questions,
+        scoring=even,
+    )
+    asking = benchmark(cfg.clone, input, shots=(0,), blank_shots=())
     labels = [task.record["answer"] for task in asking.tasks(0)]
     assert len(labels) == 8
     assert asking.run(model).metrics == {"parity/0/even": labels.count("even")}
@@ -303,11 +326,10 @@ def test_the_pictures_of_a_question_stand_apart(number):
         np.testing.assert_array_equal(shown[:, 26 * i : 26 * i + 24], picture)
 
 
-class Distances(DigitsVQA):
-    """A benchmark of one's own with a metric of another name and unit."""
-
-    def columns(self, verdicts):
-        return {"nearness": np.array([0.25 if x.answer == "7" else 0.75 for x in verdicts])}
+def nearness(items: Sequence[Item]) -> Scored:
+    """A metric of another name and unit."""
+    values = np.array([0.25 if item.text == "7" else 0.75 for item in items])
+    return Scored([None] * len(items), {"nearness": values})
 
 
 class NoBar:
@@ -328,7 +350,7 @@ class NoBar:
 def test_reports_show_the_metric_that_a_benchmark_names(
     fields, score, remark, input, model, spy, tmp_path
 ):
-    asking = benchmark(Distances, input, shots=(0,), max_new_tokens=4, **fields)
+    asking = benchmark(digits_vqa, input, scoring=nearness, shots=(0,), max_new_tokens=4, **fields)
     spy.says = "7"
     one = evaluate(asking, model, 0, folder=tmp_path, identity={}, make_bar=lambda *_: NoBar())
     report = markdown([one], title="x", pretraining=(), chat=(), protocol={})
@@ -336,13 +358,13 @@ def test_reports_show_the_metric_that_a_benchmark_names(
     assert ("unscored, as it has" in report) == (remark is not None)
     assert (remark or "nearness") in report
     if score == "25.0":
-        best, _ = asking.cases(asking.run_shots(model, 0).verdicts, 1)
+        best, _ = asking.cases(asking.run_shots(model, 0), 1)
         assert best[0].quality == 0.25
 
 
 def test_records_with_one_id_are_refused_before_the_model_is_asked(input, model, spy, monkeypatch):
-    asking = benchmark(DigitsVQA, input)
-    monkeypatch.setattr(asking, "key", lambda place: "same")
+    asking = benchmark(digits_vqa, input)
+    monkeypatch.setattr(asking.maker, "key", lambda place: "same")
     with pytest.raises(ValueError, match="ids of corpus .* more than once, the first 'same'"):
         asking.run_shots(model, 0)
     assert not spy.batches

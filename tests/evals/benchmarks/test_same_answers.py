@@ -13,9 +13,9 @@ from drawn_model import drawn_model
 from flax import nnx
 
 from mm1_jax.decoding.generate import generate
+from mm1_jax.evals import asking
 from mm1_jax.evals.answer_log import AnswerLog
-from mm1_jax.evals.benchmarks import base
-from mm1_jax.evals.benchmarks.digits import DigitsVQA
+from mm1_jax.evals.benchmarks.digits import digits_vqa
 from mm1_jax.models.connectors.attention_pooling import AttentionPooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
@@ -101,8 +101,8 @@ def answered(input, monkeypatch):
                     said[key] = Answered(batch, row, tuple(answer.tolist()))
             return tokens
 
-        monkeypatch.setattr(base, "generate", spy)
-        benchmark = DigitsVQA.default_config().set(
+        monkeypatch.setattr(asking, "generate", spy)
+        benchmark = digits_vqa().set(
             num_few_shot_examples=TASKS, batch_size=batch_size, max_new_tokens=NEW_TOKENS
         )
         benchmark = benchmark.instantiate(input=input)

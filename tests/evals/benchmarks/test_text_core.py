@@ -19,15 +19,14 @@ from flax import nnx
 
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.evals import asking
 from mm1_jax.evals.answer_log import AnswerLog
-from mm1_jax.evals.benchmarks import base, likelihood
-from mm1_jax.evals.benchmarks.digits import DigitsVQA
-from mm1_jax.evals.benchmarks.hellaswag import plain_words
+from mm1_jax.evals.answers import Likelihood
+from mm1_jax.evals.benchmarks.digits import digits_vqa
 from mm1_jax.evals.benchmarks.registry import TEXT_CORE
-from mm1_jax.evals.benchmarks.webqs import without_longer
+from mm1_jax.evals.benchmarks.text import plain_words, without_longer
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.exemplars import SimilarExemplars
-from mm1_jax.evals.likelihood import Likelihood
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 
@@ -218,7 +217,7 @@ def text_input() -> PromptInput:
 
 
 def build(name: str, folder: Path, input: PromptInput, **fields: Any):
-    cfg = TEXT_CORE[name].default_config().set(**({"batch_size": 2} | fields))
+    cfg = TEXT_CORE[name]().set(**({"batch_size": 2} | fields))
     cfg.corpus.source.data_dir = str(folder)
     return cfg.instantiate(input=input)
 
@@ -249,7 +248,7 @@ class Scores:
 
 def scored(monkeypatch, rule) -> Scores:
     scores = Scores(rule)
-    monkeypatch.setattr(likelihood, "LikelihoodScorer", scores)
+    monkeypatch.setattr(asking, "LikelihoodScorer", scores)
     return scores
 
 
@@ -304,7 +303,7 @@ def test_the_right_option_wins_where_it_is_the_most_likely(
     tasks = {task.key: task for task in benchmark.tasks(2)}
     right, wrong = set(), set()
     for task in tasks.values():
-        for number, request in enumerate(benchmark.requests(task)):
+        for number, request in enumerate(asking.requests(task, benchmark.config)):
             pair = (request.prompt.segments[0].text, request.continuation)
             (right if number == task.record["label"] else wrong).add(pair)
     assert len(right) == NUM_QUERIES and not right & wrong
@@ -344,7 +343,7 @@ def test_lambada_is_the_greedy_last_word_and_its_perplexity(
     assert found.metrics["acc"] == 25
     assert found.metrics["perplexity"] == pytest.approx(math.exp(5 / 4))
     assert [verdict.correct for verdict in found.verdicts] == [True, False, False, False]
-    low, high = benchmark.intervals(found.verdicts)["perplexity"]
+    low, high = benchmark.intervals(found)["perplexity"]
     assert low <= found.metrics["perplexity"] <= high
 
 
@@ -382,7 +381,7 @@ def test_triviaqa_is_generated_and_compared_without_case_and_punctuation(
                 row[: len(ids)] = ids
         return rows
 
-    monkeypatch.setattr(base, "generate", generate)
+    monkeypatch.setattr(asking, "generate", generate)
     found = build("triviaqa", text_dir, text_input).run_shots(model, 0)
     assert found.metrics["exact_match"] == 50
     assert [verdict.correct for verdict in found.verdicts] == [True, True, False, False]
@@ -397,7 +396,7 @@ def test_marks_of_wikihow_are_taken_out_of_hellaswag():
 def test_prompts_that_are_cut_are_counted(text_dir, text_input, model, monkeypatch):
     cut = Likelihood(-1.0, False, 1, 1, num_cut=3)
     monkeypatch.setattr(
-        likelihood, "LikelihoodScorer", lambda *_, **__: lambda _, requests: [cut] * len(requests)
+        asking, "LikelihoodScorer", lambda *_, **__: lambda _, requests: [cut] * len(requests)
     )
     metrics = build("piqa", text_dir, text_input, max_length=9).run_shots(model, 0).metrics
     assert metrics["truncated_prompts"] == NUM_QUERIES
@@ -408,18 +407,18 @@ def test_a_stopped_evaluation_goes_on_with_what_is_left(
 ):
     benchmark = build("sciq", text_dir, text_input, num_examples=None)
     scores = scored(monkeypatch, lambda prompt, option: (-float(len(option)), False))
-    expected = benchmark.run_shots(model, 0, log=AnswerLog(tmp_path / "a", {}))
+    expected = benchmark.run_shots(model, 0, log=AnswerLog(tmp_path / "a", {}, has_options=True))
     rows = (tmp_path / "a").read_text().splitlines()
     (tmp_path / "b").write_text("\n".join([*rows[:3], "half a li"]))
     scores.requests.clear()
-    again = benchmark.run_shots(model, 0, log=AnswerLog(tmp_path / "b", {}))
+    again = benchmark.run_shots(model, 0, log=AnswerLog(tmp_path / "b", {}, has_options=True))
     assert again == expected and len(scores.requests) == 4 * (NUM_QUERIES - 2)
     assert json.loads(rows[1])["chosen"] == "mesons"
 
 
 def test_a_model_without_pictures_is_asked_text_and_nothing_that_shows_images(text_dir, text_input):
     with pytest.raises(ValueError, match="digits_vqa.*shows images"):
-        DigitsVQA.default_config().instantiate(input=text_input)
+        digits_vqa().instantiate(input=text_input)
     assert build("piqa", text_dir, text_input).tasks(0)[0].prompt.images == ()
     similar = SimilarExemplars.default_config()
     with pytest.raises(ValueError, match="similar pictures, and the benchmark shows none"):
@@ -442,7 +441,7 @@ def test_a_model_of_text_is_scored_and_all_metrics_are_there(text_dir, text_inpu
     benchmark = build("piqa", text_dir, text_input, batch_size=8)
     found = benchmark.run_shots(model, 0)
     assert set(found.metrics) == {"n", "acc", "acc_norm", "acc_bytes"}
-    totals = [one.log_probability for x in found.verdicts for one in benchmark.likelihoods(x)]
+    totals = [one.log_probability for x in found.verdicts for one in x.item.likelihoods]
     assert all(total < 0 for total in totals)
 
 
@@ -493,7 +492,7 @@ def test_a_model_of_text_is_scored_and_all_metrics_are_there(text_dir, text_inpu
 def test_an_entry_that_is_not_as_documented_is_named(
     name, path, row, message, tmp_path, text_input
 ):
-    folder = tmp_path / TEXT_CORE[name].default_config().corpus.source.folder
+    folder = tmp_path / TEXT_CORE[name]().corpus.source.folder
     WRITERS[folder.name](folder)
     for old in (folder / path).parent.glob(f"{Path(path).stem[:-2]}*"):
         old.unlink()
@@ -524,7 +523,7 @@ def test_tasks_without_a_label_are_not_scored(tmp_path, text_input, model, monke
     piqa(tmp_path / "piqa")
     rows = [row | {"label": -1} for row in piqa_rows("test")]
     parquet(tmp_path / "piqa" / "plain_text" / "test" / "0.parquet", rows)
-    cfg = TEXT_CORE["piqa"].default_config()
+    cfg = TEXT_CORE["piqa"]()
     cfg.corpus.source.set(data_dir=str(tmp_path), query_split="test")
     scored(monkeypatch, lambda prompt, option: (-float(len(option)), False))
     found = cfg.instantiate(input=text_input).run_shots(model, 0)
@@ -617,7 +616,7 @@ def test_requests_and_scores_are_those_of_the_harness(
     task = harness_task(name, text_dir, shots)
     theirs = requests_of(task)
     benchmark = build(name, text_dir, text_input)
-    monkeypatch.setattr(benchmark, "_exemplar_places", lambda shots, place: [*range(shots)])
+    monkeypatch.setattr(benchmark.maker, "_exemplar_places", lambda shots, place: [*range(shots)])
     tasks = list(benchmark.tasks(shots))
     assert len(tasks) == len(theirs)
     if name == "triviaqa":
@@ -628,7 +627,10 @@ def test_requests_and_scores_are_those_of_the_harness(
             assert set(request.args[1]["until"]) == set(benchmark.config.stop_strings)
         return
     for number, ours in enumerate(tasks):
-        asked = [(r.prompt.segments[0].text, r.continuation) for r in benchmark.requests(ours)]
+        asked = [
+            (r.prompt.segments[0].text, r.continuation)
+            for r in asking.requests(ours, benchmark.config)
+        ]
         assert asked == [request.args[:2] for request in theirs[number]]
     scored(monkeypatch, pseudo_random)
     metrics = benchmark.run_shots(object.__new__(MM1), shots).metrics

@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.evals.predictions.base import ScoringJob
 from mm1_jax.evals.predictions.registry import SCORERS
+from mm1_jax.evals.predictions.scorer import ScoringJob
 
 Row = dict[str, Any]
 # Numbers of a score that a rule gives; None where the file must be refused.

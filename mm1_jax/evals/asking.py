@@ -1,0 +1,225 @@
+"""The two ways to ask a model: it generates an answer, or options are compared by likelihood.
+
+Both are functions from tasks to answers, `Ask`, which a benchmark's config names.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mm1_jax.batch import Batch, Document, Image, Text
+from mm1_jax.data.images import BadImage, ImageTransform
+from mm1_jax.data.input import Input
+from mm1_jax.data.rows import RowShape, assemble
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.decoding.generate import bucket, generate
+from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
+from mm1_jax.evals.evaluator import PromptInput
+from mm1_jax.evals.likelihood import LikelihoodScorer, Request
+from mm1_jax.evals.prompts import few_shot, text_of
+from mm1_jax.evals.scoring.texts import truncate
+from mm1_jax.evals.tasks import Task, Tasks
+from mm1_jax.models.mm1 import MM1
+
+# The pixels of a blanked picture: mid-grey, the ground of no embedded picture.
+BLANK = 128
+# Tasks between two entries of the log, in batches: a stopped evaluation loses no more, and requests
+# of like length are found to share a batch.
+_BATCHES_AT_ONCE = 16
+
+
+class Asked(NamedTuple):
+    """Answers as they come, and metrics that tell about the prompts."""
+
+    answers: Iterator[tuple[Task, Answer]]
+    remarks: Mapping[str, float]
+
+
+# The parts of an input that prompts are made with, in training or without.
+AskInput = Input | PromptInput
+# Asks a model the tasks at some indices of all tasks, with the fields of a benchmark's config.
+Ask = Callable[..., Asked]
+
+
+def generate_answers(
+    model: MM1, tasks: Tasks, indices: Sequence[int], cfg: Any, input: AskInput, *, blank: bool
+) -> Asked:
+    """Greedy answers up to eos or a stop string; where `blank`, every picture is blanked."""
+    builder = input.example_builder.without_limits()
+    sizes = [
+        (len(example.tokens), len(example.images))
+        for example in (builder.prompt(task.prompt) for task in tasks)
+    ]
+    longest = max(length for length, _ in sizes)
+    # The model has no form without a slot for an image.
+    num_images = max(1, *(number for _, number in sizes))
+    # One shape of all batches, so that one program serves them.
+    shape = RowShape(bucket(longest), num_images, _image_size(input))
+    answers = _generated(model, tasks, indices, cfg, input, shape, blank)
+    limit = input.example_builder.max_sequence_length
+    return Asked(answers, _beyond_training(cfg.name, longest + cfg.max_new_tokens, limit))
+
+
+def _generated(
+    model: MM1,
+    tasks: Tasks,
+    indices: Sequence[int],
+    cfg: Any,
+    input: AskInput,
+    shape: RowShape,
+    blank: bool,
+) -> Iterator[tuple[Task, Answer]]:
+    tokenizer = input.tokenizer
+    waiting: Iterator[tuple[Task, Answer]] = iter(())
+    # A batch is made while the one before it is on the device.
+    for part in _parts(tasks, indices, cfg.batch_size):
+        batch, reasons = _batch(part, shape, cfg.batch_size, input)
+        if blank:
+            batch = replace(batch, images=np.full_like(batch.images, BLANK))
+        tokens = generate(
+            model,
+            batch,
+            max_new_tokens=cfg.max_new_tokens,
+            eos=tokenizer.eos,
+            pad=tokenizer.pad,
+            forbidden=tokenizer.not_text,
+        )
+        yield from waiting
+        waiting = _read(part, reasons, tokens, tokenizer, cfg.stop_strings)
+    yield from waiting
+
+
+def _read(
+    part: Sequence[Task],
+    reasons: Sequence[tuple[str, ...]],
+    tokens: object,
+    tokenizer: Tokenizer,
+    stop_strings: Sequence[str],
+) -> Iterator[tuple[Task, Answer]]:
+    """Waits for the tokens of a batch."""
+    # The rows behind the tasks are padding.
+    rows = np.asarray(tokens)[: len(part)]
+    for task, row, bad in zip(part, rows, reasons, strict=True):
+        text = truncate(tokenizer.decode(row.tolist()), stop_strings)
+        yield task, TextAnswer(text, bad)
+
+
+def _batch(
+    part: Sequence[Task], shape: RowShape, num_rows: int, input: AskInput
+) -> tuple[Batch, list[tuple[str, ...]]]:
+    """The prompts, and why pictures of each could not be decoded; their slots are empty."""
+    bad_images: dict[int, str] = {}
+
+    def pixels(image: Image) -> np.ndarray | None:
+        try:
+            return shown(image, input.image_transform)
+        except BadImage as error:
+            bad_images[id(image)] = str(error)
+            return None
+
+    builder = input.example_builder.without_limits()
+    examples = [builder.prompt(task.prompt) for task in part]
+    batch = assemble(examples, pixels, shape, num_rows=num_rows)
+    reasons = [
+        tuple(bad_images[id(image)] for image in example.images if id(image) in bad_images)
+        for example in examples
+    ]
+    return batch, reasons
+
+
+def shown(image: Image, transform: ImageTransform | None) -> np.ndarray:
+    """The picture as the model sees it."""
+    assert transform is not None, "asked of models that read images"
+    return transform(image)
+
+
+def _image_size(input: AskInput) -> int:
+    """A batch for a model that reads no images has slots all the same."""
+    return 1 if input.image_transform is None else input.image_transform.image_size
+
+
+def _beyond_training(name: str, longest: int, limit: int) -> dict[str, float]:
+    if longest <= limit:
+        return {}
+    logging.warning(
+        "%s: prompt and answer take up to %d positions, and the rows of training, "
+        "input.max_sequence_length, had %d",
+        *(name, longest, limit),
+    )
+    return {"positions_beyond_training": float(longest - limit)}
+
+
+def compare_options(
+    model: MM1, tasks: Tasks, indices: Sequence[int], cfg: Any, input: AskInput, *, blank: bool
+) -> Asked:
+    """Likelihoods of the options of each task; there is no picture to be blanked.
+
+    Prompts that are longer than a row lose their beginning.
+    """
+    return Asked(_compared(model, tasks, indices, cfg, input), {})
+
+
+def _compared(
+    model: MM1, tasks: Tasks, indices: Sequence[int], cfg: Any, input: AskInput
+) -> Iterator[tuple[Task, Answer]]:
+    scorer = LikelihoodScorer(
+        input.tokenizer,
+        image_size=_image_size(input),
+        max_length=cfg.max_length or input.example_builder.max_sequence_length,
+        batch_size=cfg.batch_size,
+    )
+    for part in _parts(tasks, indices, _BATCHES_AT_ONCE * cfg.batch_size):
+        asked = [requests(task, cfg) for task in part]
+        found = iter(scorer(model, [*itertools.chain.from_iterable(asked)]))
+        for task, own in zip(part, asked, strict=True):
+            yield task, OptionAnswer(tuple(next(found) for _ in own))
+
+
+def requests(task: Task, cfg: Any) -> list[Request]:
+    """The texts that are compared: the prompt and each option.
+
+    Where a record has a `rest`, its options are beginnings of the query, and how likely the rest is
+    after each of them is compared.
+    """
+    joiner, record = cfg.answer_joiner or "", task.record
+    if "rest" not in record:
+        return [Request(task.prompt, joiner + option) for option in record["options"]]
+    found = []
+    for start in record["options"]:
+        query = Document((Text(start, scored=False), Text(record["rest"])))
+        prompt = few_shot(
+            task.exemplars,
+            query,
+            joiner=cfg.answer_joiner,
+            separator=cfg.exemplar_separator or "",
+        )
+        found.append(Request(prompt, joiner + record["rest"]))
+    return found
+
+
+def _parts(tasks: Tasks, indices: Sequence[int], size: int) -> Iterator[list[Task]]:
+    for start in range(0, len(indices), size):
+        yield [tasks[i] for i in indices[start : start + size]]
+
+
+def described(task: Task, exemplars: str, cfg: Any) -> str:
+    """Describes for people to read how tasks are asked.
+
+    Args:
+        task: One without exemplars.
+        exemplars: How these are chosen.
+    """
+    parts = [f"a prompt without exemplars: {text_of(task.prompt)!r}", exemplars]
+    if cfg.answer_joiner is not None:
+        parts.append(f"exemplars end with {cfg.exemplar_separator!r}")
+    if cfg.asking is compare_options:
+        continuations = [one.continuation for one in requests(task, cfg)]
+        parts.insert(1, f"followed by one of {continuations}")
+        return "; ".join([*parts, "compared by log-probability"])
+    stops = list(cfg.stop_strings)
+    parts.append(f"greedy, at most {cfg.max_new_tokens} tokens, up to one of {stops}")
+    return "; ".join(parts)

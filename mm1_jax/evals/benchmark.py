@@ -1,0 +1,402 @@
+"""A benchmark: tasks of a corpus, asked of a model and scored (MM1, section 4).
+
+Each benchmark is a config of this one class: where its records are and how one is read (`corpus`),
+how they are put to the model (prompts, shots, `asking`) and which function scores them (`scoring`).
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from mm1_jax.batch import Document, Image
+from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.images import BadImage
+from mm1_jax.data.input import Input
+from mm1_jax.evals.answer_log import AnswerLog
+from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
+from mm1_jax.evals.asking import Ask, described, generate_answers, shown
+from mm1_jax.evals.benchmarks.annotations import ImageFile
+from mm1_jax.evals.cases import Case, best_and_worst, side_by_side
+from mm1_jax.evals.evaluator import EvalResult, Evaluator, PromptInput, Sample
+from mm1_jax.evals.exemplars import SimilarExemplars
+from mm1_jax.evals.judge import Grades
+from mm1_jax.evals.prompts import reference, text_of, without_answer
+from mm1_jax.evals.scoring.bootstrap import intervals
+from mm1_jax.evals.scoring.items import Item, Scored, Scoring, quality, scores
+from mm1_jax.evals.tasks import Task, TaskMaker, Tasks
+from mm1_jax.field_types import NonEmpty, NonNegativeInt, Positive, PositiveInt, Seed
+from mm1_jax.models.mm1 import MM1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The model's answer to a task, which is kept without its exemplars.
+
+    Attributes:
+        answer: The text, or what was chosen.
+        correct: None where there is no reference.
+    """
+
+    task: Task
+    item: Item
+    answer: str
+    correct: bool | None
+
+    @property
+    def reference(self) -> str:
+        return self.item.reference
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdicts on all tasks with some shots, and the metrics under their own names.
+
+    Attributes:
+        scored: The values of those that have a reference; None where none has one.
+    """
+
+    verdicts: list[Verdict]
+    metrics: dict[str, float]
+    scored: Scored | None = field(default=None, compare=False)
+
+
+class Benchmark(Evaluator):
+    """Asks the test split of a corpus, with exemplars from its train split or the others asked.
+
+    A prompt may be longer than a row of training: rotary positions go on, and the model reads it.
+    It may show more pictures, too. Where prompts are longer, the metric `positions_beyond_training`
+    says by how much; where pictures could not be shown, `undecodable_images` says how many.
+    """
+
+    @config_class
+    class Config(Evaluator.Config):
+        name: Required[NonEmpty] = REQUIRED
+        # Its documents end with the answer.
+        corpus: Required[Corpus.Config] = REQUIRED
+        # Makes the values of all answers, and the scores of these.
+        scoring: Required[Scoring] = REQUIRED
+        # How the model is asked: `generate_answers` or `compare_options`.
+        asking: Ask = generate_answers
+        # Whether a model has to read images to be asked.
+        shows_images: bool = True
+        # Chooses the records of a split that belong to the benchmark; None: all.
+        records: Callable[[Corpus], Sequence[int]] | None = None
+        # The split that exemplars come from; those of "test" are never the query.
+        exemplar_split: str = "train"
+        # Makes the exemplars of a query, from its corpus, its index and their number.
+        exemplars_of: Callable[[Corpus, int, int], list[Document]] | None = None
+        shots: tuple[NonNegativeInt, ...] = (0, 4, 8)
+        # Shots at which all is repeated with every picture blank, under the name `<name>_blank`.
+        blank_shots: tuple[NonNegativeInt, ...] = (0,)
+        # How many records are asked without and with exemplars, a random subset; None: all.
+        num_examples: PositiveInt | None = None
+        num_few_shot_examples: PositiveInt | None = 120
+        batch_size: PositiveInt = 64
+        max_new_tokens: PositiveInt = 24
+        # Positions of prompt and option; None: those of a row of training.
+        max_length: PositiveInt | None = None
+        # An answer ends before the first of these.
+        stop_strings: tuple[NonEmpty, ...] = ("\n",)
+        # Between the words around an answer and the answer, which are then one text; None: they
+        # are tokenised apart, as in training.
+        answer_joiner: str | None = None
+        # Behind the answer of an exemplar, where texts are joined.
+        exemplar_separator: str | None = None
+        # Which records are exemplars: those most like the query; None: any, at random.
+        exemplars: SimilarExemplars.Config | None = None
+        # The metric that reports show as the score; None: accuracy, or else exact_match.
+        headline: str | None = None
+        # The factor that makes percentages of it; None: 100, of shares of 1.
+        headline_scale: Positive | None = None
+        # Of the random choice of records and exemplars.
+        seed: Seed = 0
+        num_samples: NonNegativeInt = 8
+        # Whether a picture that is not there is only counted; it is not shown then.
+        allow_missing_images: bool = False
+        # Suffix and content of a file of predictions, as the server of a published benchmark reads
+        # it; None: there is no such file.
+        predictions: Callable[[Sequence[Verdict]], tuple[str, str]] | None = None
+        # Has a judge grade the answers: verdicts, judge, config, a finder of files, progress.
+        grading: Callable[..., Grades] | None = None
+        # How often the judge grades each answer.
+        num_judge_runs: PositiveInt | None = None
+        # Before the question to the judge.
+        system_message: str | None = None
+
+    def __init__(self, cfg: Config, *, input: Input | PromptInput):
+        super().__init__(cfg, input=input)
+        if input.image_transform is None and cfg.shows_images:
+            raise ValueError(
+                f"evals: the benchmark {cfg.name!r} shows images, and the model reads none; take "
+                "it out, or give the model an encoder and a connector"
+            )
+        self._input = input
+        self.maker = TaskMaker(cfg, tokenizer=input.tokenizer, pixels=self._pixels)
+
+    def run(self, model: MM1) -> EvalResult:
+        cfg = self.config
+        metrics: dict[str, float] = {}
+        samples: list[Sample] = []
+        for shots in cfg.shots:
+            judgement = self.run_shots(model, shots)
+            metrics |= named(cfg.name, shots, judgement.metrics)
+            samples = samples or self._samples(judgement.verdicts)
+        for shots in cfg.blank_shots:
+            judgement = self.run_shots(model, shots, blank=True)
+            metrics |= named(f"{cfg.name}_blank", shots, judgement.metrics)
+        return EvalResult(metrics, samples)
+
+    def run_shots(
+        self,
+        model: MM1,
+        shots: int,
+        *,
+        blank: bool = False,
+        log: AnswerLog | None = None,
+        progress: Callable[[], object] = lambda: None,
+    ) -> Judgement:
+        """Asks all tasks with so many exemplars.
+
+        Args:
+            blank: Every picture is blanked.
+            log: Has the answers that were given before, and gets the others as they come.
+            progress: Called at each answer that comes.
+        """
+        log = AnswerLog() if log is None else log
+        maker = self.maker
+        maker.prepare(model, shots)
+        tasks = maker.tasks(shots)
+        maker.check_keys(tasks)
+        self.check(tasks)
+        waiting = [i for i, place in enumerate(tasks.places) if log.get(maker.key(place)) is None]
+        asked = self.config.asking(model, tasks, waiting, self.config, self._input, blank=blank)
+        for task, answer in asked.answers:
+            self._log(log, task, answer)
+            progress()
+        solved = [maker.task(0, place) for place in tasks.places]
+        answers = [log[task.key] for task in solved]
+        return self._judgement(solved, answers, {**asked.remarks, **self._remarks(shots, answers)})
+
+    def tasks(self, shots: int) -> Tasks:
+        """The tasks that are put to the model."""
+        return self.maker.tasks(shots)
+
+    def check(self, tasks: Tasks) -> None:
+        """Raises ValueError where pictures of tasks are not there; called before they are asked."""
+        if self.config.allow_missing_images:
+            return
+        # Each once: many tasks may show a picture.
+        files = {
+            image.data.path: image.data
+            for task in tasks
+            for image in task.prompt.images
+            if isinstance(image.data, ImageFile)
+        }
+        if missing := [path for path, file in files.items() if not file.exists()]:
+            raise ValueError(
+                f"{self.config.name}: {len(missing)} pictures are not there, the first "
+                f"{missing[0]}; unpack them, or set allow_missing_images=True to have them counted "
+                "and not shown"
+            )
+
+    def fingerprint(self) -> str:
+        """Digest of the documents that are asked, and of those that exemplars are drawn from."""
+        return self.maker.fingerprint()
+
+    def describe(self) -> str:
+        """Describes the protocol for people to read."""
+        exemplars = self.maker.describe_exemplars()
+        how = described(self.tasks(0)[0], exemplars, self.config)
+        return f"{self.maker.num_records} records; {how}"
+
+    def intervals(self, judgement: Judgement) -> dict[str, tuple[float, float]]:
+        """95% intervals of those metrics that are made of columns."""
+        scored = judgement.scored
+        if scored is None or not scored.columns:
+            return {}
+        units = scored.units
+        if units is None:
+            units = [x.item.key for x in judgement.verdicts if x.item.has_reference]
+        return intervals(scored.columns, units, scored.combine, seed=self.config.seed)
+
+    def cases(self, judgement: Judgement, count: int) -> tuple[list[Case], list[Case]]:
+        """The best and the worst answers, at most `count` each, for people to look at."""
+        verdicts, values = judgement.verdicts, self.quality(judgement)
+        keys = [verdict.task.key for verdict in verdicts]
+        best, worst = (
+            [self._case(verdicts[i], float(values[i])) for i in places]
+            for places in best_and_worst(values, keys, count)
+        )
+        return best, worst
+
+    def quality(self, judgement: Judgement) -> np.ndarray:
+        """The quality of each answer; NaN without a reference."""
+        values = np.full(len(judgement.verdicts), np.nan)
+        if judgement.scored is not None:
+            labelled = [verdict.item.has_reference for verdict in judgement.verdicts]
+            values[labelled] = quality(judgement.scored, self.config.headline)
+        return values
+
+    def metric_names(self) -> list[str] | None:
+        """By scoring an empty answer to the first task; None of a published benchmark, whose
+        metrics may be of parts that the first task does not belong to.
+
+        Raises:
+            ValueError: The scoring function returns something else than it should.
+        """
+        cfg, task = self.config, self.maker.task(0, 0)
+        if cfg.predictions is not None:
+            return None
+        metrics = _tried(cfg.name, cfg.scoring, self._item(task, TextAnswer("")))
+        asked = [(cfg.name, shots) for shots in cfg.shots]
+        asked += [(f"{cfg.name}_blank", shots) for shots in cfg.blank_shots]
+        return [f"{name}/{shots}/{metric}" for name, shots in asked for metric in metrics]
+
+    def _item(self, task: Task, answer: Answer) -> Item:
+        return Item(task.record, answer, task.key, reference(task.document))
+
+    def _log(self, log: AnswerLog, task: Task, answer: Answer) -> None:
+        (verdict,) = self._judgement([task], [answer], {}).verdicts
+        chosen = {"chosen": verdict.answer} if isinstance(answer, OptionAnswer) else {}
+        log.add(
+            task.key,
+            answer,
+            prompt=text_of(without_answer(task.document)),
+            reference=verdict.reference,
+            **chosen,
+            correct=verdict.correct,
+        )
+
+    def _judgement(
+        self, tasks: Sequence[Task], answers: Sequence[Answer], remarks: Mapping[str, float]
+    ) -> Judgement:
+        items = [self._item(*pair) for pair in zip(tasks, answers, strict=True)]
+        labelled = [item for item in items if item.has_reference]
+        scored = self.config.scoring(labelled) if labelled else None
+        metrics = {} if scored is None else scores(scored)
+        if self.config.predictions is not None:
+            metrics = {"n": float(len(items)), **metrics}
+        if len(labelled) < len(items):
+            metrics["without_reference"] = float(len(items) - len(labelled))
+        metrics |= getattr(self.maker.queries.source, "remarks", {})
+        correct = iter(scored.correct if scored is not None else ())
+        chosen = iter(scored.chosen if scored is not None and scored.chosen is not None else ())
+        verdicts = []
+        for task, item in zip(tasks, items, strict=True):
+            is_right, said = None, item.said
+            if item.has_reference:
+                is_right, said = next(correct), next(chosen, said)
+            verdicts.append(Verdict(task, item, said, is_right))
+        return Judgement(verdicts, {**metrics, **remarks}, scored)
+
+    def _remarks(self, shots: int, answers: Sequence[Answer]) -> dict[str, float]:
+        """Metrics that tell about the answers, beside scores."""
+        name, found = self.config.name, {}
+        bad_images = [
+            reason
+            for answer in answers
+            if isinstance(answer, TextAnswer)
+            for reason in answer.undecodable
+        ]
+        if bad_images:
+            logging.warning(
+                "%s with %d shots: %d pictures cannot be decoded and were not shown; the first: %s",
+                *(name, shots, len(bad_images), bad_images[0]),
+            )
+            found["undecodable_images"] = float(len(bad_images))
+        num_cut = sum(
+            any(one.num_cut for one in answer.likelihoods)
+            for answer in answers
+            if isinstance(answer, OptionAnswer)
+        )
+        if num_cut:
+            logging.warning(
+                "%s with %d shots: %d of %d prompts are longer than a row and lost their "
+                "beginning; use fewer shots, or set max_length, as rotary positions go on",
+                *(name, shots, num_cut, len(answers)),
+            )
+            found["truncated_prompts"] = float(num_cut)
+        return found
+
+    def _case(self, verdict: Verdict, quality: float) -> Case:
+        document, record = verdict.task.document, verdict.task.record
+        references = record.get("captions") or record.get("answers") or [verdict.reference]
+        return Case(
+            image=self._picture(document.images),
+            prompt=text_of(without_answer(document)),
+            references=tuple(dict.fromkeys(map(str, references))),
+            answer=verdict.answer,
+            quality=quality,
+            key=verdict.task.key,
+        )
+
+    def _samples(self, verdicts: Sequence[Verdict]) -> list[Sample]:
+        """Some wrong and some right answers, half of each where there are enough."""
+        limit = self.config.num_samples
+        wrong = [verdict for verdict in verdicts if not verdict.correct]
+        right = [verdict for verdict in verdicts if verdict.correct]
+        num_wrong = max(limit // 2, limit - len(right))
+        chosen = wrong[:num_wrong]
+        chosen += right[: limit - len(chosen)]
+        return [
+            Sample(
+                image=self._picture(verdict.task.document.images),
+                prompt=text_of(without_answer(verdict.task.document)),
+                reference=verdict.reference,
+                answer=verdict.answer,
+                correct=verdict.correct,
+                benchmark=self.config.name,
+            )
+            for verdict in chosen
+        ]
+
+    def _picture(self, images: Sequence[Image]) -> np.ndarray | None:
+        pixels = []
+        for image in images:
+            with contextlib.suppress(BadImage):
+                pixels.append(self._pixels(image))
+        return side_by_side(pixels) if pixels else None
+
+    def _pixels(self, image: Image) -> np.ndarray:
+        return shown(image, self._input.image_transform)
+
+
+def named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics under the keys `name/shots/metric`."""
+    return {f"{name}/{shots}/{key}": value for key, value in values.items()}
+
+
+def _tried(name: str, scoring: Scoring, item: Item) -> list[str]:
+    """The names of the scores; raises ValueError where the function cannot score the item."""
+    function = getattr(scoring, "__name__", repr(scoring))
+    try:
+        scored: Any = scoring([item])
+        if not isinstance(scored, Scored):
+            raise ValueError(f"{name}: {function} returned {scored!r}, expected a Scored")
+        columns, correct = scored.columns, list(scored.correct)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(
+            f"{name}: {function} fails on an empty answer to task {item.key!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if len(correct) != 1 or not isinstance(correct[0], bool | np.bool_ | None):
+        raise ValueError(
+            f"{name}: {function} has correct={correct!r} of one item, expected True, False or None"
+        )
+    if not isinstance(columns, Mapping) or any(np.shape(x) != (1,) for x in columns.values()):
+        raise ValueError(
+            f"{name}: {function} has columns={columns!r} of one item, expected a dict from names "
+            "to arrays with a value for each item"
+        )
+    try:
+        return list(scores(scored))
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(
+            f"{name}: combine of {function} fails on the tallies of one item: "
+            f"{type(error).__name__}: {error}; expected a dict from names to arrays"
+        ) from error

@@ -1,0 +1,114 @@
+"""Rows of Parquet, JSON or JSON lines in one of several layouts, as text-only benchmarks have."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.config import REQUIRED, Required, config_class
+from mm1_jax.evals.benchmarks.annotations import HINT, AnnotationSource, Entry
+
+
+def read_rows(files: Any, split: str) -> list[dict[str, Any]]:
+    """The records of the rows of a split.
+
+    Most of these benchmarks have no ids, so a row is named by its number in the split, from 0.
+    """
+    records: list[dict[str, Any]] = []
+    for path in _row_files(files, split):
+        for entry in _rows(files, path):
+            records.append(files.config.row(entry, str(len(records))))
+    if not records:
+        raise ValueError(f"{files.folder}: no record of split {split!r}; {HINT}")
+    return records
+
+
+def _row_files(files: Any, split: str) -> list[Path]:
+    cfg = files.config
+    publisher = cfg.publisher.get(split, split).format(size=cfg.size)
+    names = {"split": split, "publisher": publisher, "part": cfg.part, "size": cfg.size}
+    patterns = [pattern.format(**names) for pattern in cfg.patterns]
+    for pattern in patterns:
+        if paths := sorted(files.folder.glob(pattern)):
+            return paths
+    raise ValueError(
+        f"{files.folder}: no file of split {split!r}, which is one of {', '.join(patterns)}; {HINT}"
+    )
+
+
+def _rows(files: Any, path: Path) -> list[Entry]:
+    """The rows of a file; those of JSON lines may have labels in a file of their own."""
+    rows = files.entries(path)
+    labels_path = path.with_name(f"{path.stem}-labels.lst")
+    if path.suffix != ".jsonl" or not labels_path.exists():
+        return rows
+    labels = labels_path.read_text().split()
+    if len(labels) != len(rows):
+        raise ValueError(
+            f"{labels_path}: {len(labels)} labels, and {path} has {len(rows)} records; {HINT}"
+        )
+    return [
+        Entry({**row.values, "label": label}, f"{row.where} and {labels_path.name}", HINT)
+        for row, label in zip(rows, labels, strict=True)
+    ]
+
+
+class RowSource(AnnotationSource):
+    """The rows of a split, of the first of several layouts that has files."""
+
+    @config_class
+    class Config(AnnotationSource.Config):
+        # Where the files of a split may be in the folder, with `{split}`, `{publisher}`, `{part}`
+        # and `{size}` where these stand.
+        patterns: Required[tuple[str, ...]] = REQUIRED
+        # What the publisher calls a split, where that is not its name on the hub.
+        publisher: dict[str, str] = {}
+        # Makes the record of a row and its number; raises ValueError where the row is not as
+        # documented.
+        row: Required[Callable[[Entry, str], dict[str, Any]]] = REQUIRED
+        part: str | None = None  # Of a benchmark that has several.
+        size: str | None = None  # Of a training split that there is in several.
+        read: Any = read_rows
+
+    def fingerprint(self) -> str:
+        """A digest of the records."""
+        digest = hashlib.blake2b(digest_size=8)
+        for record in self._records:
+            fields = [record.get(name) for name in ("id", "question", "options", "answers")]
+            digest.update(repr(fields).encode("utf-8", "replace"))
+        return f"records={len(self)} digest={digest.hexdigest()}"
+
+
+def option_record(
+    key: str, prompt: str, options: Sequence[str], label: int | None, **fields: Any
+) -> dict[str, Any]:
+    """A prompt and options to follow it; without a `label`, there is no reference."""
+    answers = [] if label is None else [options[label]]
+    return {
+        "id": key,
+        "images": [],
+        "question": prompt,
+        "answer": answers[0] if answers else "",
+        "answers": answers,
+        "options": list(options),
+        "label": label,
+        **fields,
+    }
+
+
+def label_of(entry: Entry, name: str, labels: Sequence[str]) -> int | None:
+    """The place of a label among `labels`; None where the split is published without (-1, "")."""
+    value = entry.values.get(name)
+    if value is None or str(value) in ("", "-1"):
+        return None
+    if str(value) not in labels:
+        raise entry.error((name,), f"one of {', '.join(labels)}, or nothing", value)
+    return labels.index(str(value))
+
+
+def some_text(entry: Entry, name: str) -> str:
+    """A text that is not blank."""
+    text = entry.text(name)
+    if not text.strip():
+        raise entry.error((name,), "a text that is not blank", text)
+    return text

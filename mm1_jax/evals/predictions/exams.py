@@ -1,0 +1,171 @@
+"""Questions of exams, with options or open: MMMU and MathVista."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.evals.answers import TextAnswer
+from mm1_jax.evals.predictions.records import Record, is_number, literal
+from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob
+from mm1_jax.evals.scoring.items import Item, scores
+from mm1_jax.evals.scoring.mathvista import extracted_by_rule, mathvista
+from mm1_jax.evals.scoring.mmmu import mmmu
+
+_MMMU_TYPES = ("multiple-choice", "open", "short-answer")
+# The number of decimals that a double holds.
+_MOST_DECIMALS = 17
+
+
+def _mmmu_items(path: Path, job: ScoringJob) -> list[Item]:
+    items, num_unparsed = [], 0
+    for said, asked in job.paired(path, "id"):
+        text = said.text("response", "prediction", expected="the model's reply, a text")
+        item = Item(_mmmu_record(said, asked), TextAnswer(text), asked.key("id"))
+        num_unparsed += _is_parsed(item) and len(text) != 1
+        items.append(item)
+    if num_unparsed:
+        job.notes.append(
+            f"{path}: {num_unparsed} replies to questions with options are not a letter, and "
+            "count as wrong, since the annotations have no options (index2ans) to read them by"
+        )
+    return items
+
+
+def _is_parsed(item: Item) -> bool:
+    return item.record["is_choice"] and item.record["options"] is None
+
+
+def _mmmu_record(said: Record, asked: Record) -> dict[str, Any]:
+    kind = asked.text("question_type")
+    if kind not in _MMMU_TYPES:
+        raise asked.error(("question_type",), f"one of {', '.join(_MMMU_TYPES)}", kind)
+    expected = "a text, or a list of them"
+    record = {
+        "answers": asked.texts("answer", "ground_truth", expected=expected),
+        "is_choice": kind == "multiple-choice",
+        "options": None,
+        "subject": _subject(asked),
+    }
+    if not record["is_choice"] or not asked.has("index2ans"):
+        return record
+    options = asked.values["index2ans"]
+    if isinstance(options, str):
+        options = literal(options, dict)
+    if not isinstance(options, dict) or not options:
+        expected = "an object of options by letter"
+        raise asked.error(("index2ans",), expected, asked.values["index2ans"])
+    options = {str(letter): str(option) for letter, option in options.items()}
+    if not {*record["answers"]} & {*options}:
+        expected = f"one of {', '.join(options)}"
+        raise asked.error(("answer", "ground_truth"), expected, record["answers"])
+    drawn = said.text("official_parsed") if said.truth("random_choice") else None
+    return record | {"options": options, "drawn": drawn}
+
+
+def _subject(record: Record) -> str:
+    if record.has("category"):
+        return record.text("category")
+    found = re.fullmatch(r"[a-z]+_(.+)_\d+", record.key("id"))
+    return found[1] if found else "unknown"
+
+
+def _mmmu_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
+    scored = mmmu(items)
+    found = scores(scored)
+    by_subject = {
+        name.removeprefix("subject_"): value
+        for name, value in found.items()
+        if name.startswith("subject_")
+    }
+    return {
+        "n": len(items),
+        "overall": found["overall"],
+        "overall_own_choice": found["overall_own_choice"],
+        "n_random": int(scored.columns["random"].sum()),
+        "per_subject": by_subject,
+    }
+
+
+# A reply that names no option gets one at random, a function of the question's id, or where a
+# record says what the official code drew (`random_choice`, `official_parsed`), that one. The
+# official answers by id have no options. With these, as in the official `main_eval_only.py`, a
+# reply to a question with options is the letter itself, and nothing is drawn.
+MMMU = Scorer(
+    layout=(
+        'records {"id", "question_type", "answer", "index2ans": {letter: option}, "response"}, and '
+        'optionally "category", "random_choice" with "official_parsed"; or {id: response} with '
+        "annotations, parsed to letters unless these have index2ans"
+    ),
+    annotations='the official answer_dict_val.json, {id: {"question_type", "ground_truth"}}',
+    read=_mmmu_items,
+    metrics=_mmmu_metrics,
+)
+
+
+def _mathvista_items(path: Path, job: ScoringJob) -> list[Item]:
+    items, num_by_rule = [], 0
+    for said, asked in job.paired(path, "pid", "id"):
+        choices = asked.texts("choices") if asked.values.get("choices") else None
+        answer_type = asked.text("answer_type")
+        is_by_rule = not said.has("extraction")
+        num_by_rule += is_by_rule
+        if is_by_rule:
+            extraction = extracted_by_rule(said.text("response"), choices, answer_type)
+        else:
+            extraction = _text_or_number(said, "extraction")
+        record = {
+            "choices": choices,
+            "answer_type": answer_type,
+            "precision": precision_of(asked),
+            "answers": [_text_or_number(asked, "answer")],
+            "extraction": extraction,
+            "is_by_rule": is_by_rule,
+        }
+        items.append(Item(record, TextAnswer(extraction)))
+    if num_by_rule:
+        job.notes.append(
+            f"{path}: rules extracted {num_by_rule} of {len(items)} answers, where the "
+            "official scores take a language model"
+        )
+    return items
+
+
+def _mathvista_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
+    scored = mathvista(items)
+    return {
+        "n": len(items),
+        **scores(scored),
+        "correct": sum(map(bool, scored.correct)),
+        "n_by_rule": sum(item.record["is_by_rule"] for item in items),
+    }
+
+
+def _text_or_number(record: Record, name: str) -> str:
+    value = record.get(name, expected="a text or a number")
+    if not isinstance(value, str) and not is_number(value):
+        raise record.error((name,), "a text or a number", value)
+    return str(value)
+
+
+def precision_of(record: Record) -> int | None:
+    """Returns the number of decimals of a reference; None if it has none."""
+    if not record.has("precision") or record.values["precision"] == "":
+        return None
+    precision = record.number("precision")
+    if not 0 <= precision <= _MOST_DECIMALS:
+        raise record.error(("precision",), f"0 to {_MOST_DECIMALS} decimals", precision)
+    return int(precision)
+
+
+MATHVISTA = Scorer(
+    layout=(
+        'records {"pid", "answer", "answer_type", "choices", "precision", "response", '
+        '"extraction"}, or the official object of these by pid; where there is none, rules extract'
+    ),
+    annotations=(
+        'the official testmini.json: {pid: {"answer", "answer_type", "choices", "precision"}}'
+    ),
+    read=_mathvista_items,
+    metrics=_mathvista_metrics,
+)

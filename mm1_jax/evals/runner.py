@@ -1,0 +1,244 @@
+"""The command `tools/evaluate.py --checkpoint`: asks the model of a run benchmarks, and reports.
+
+A stopped evaluation resumes with the tasks that have no answer yet. Several processes ask together,
+and the first one writes.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mm1_jax.checkpoints.checkpoint_folder import checkpoints_of
+from mm1_jax.checkpoints.trained_model import load_model, newest_step, placement_of
+from mm1_jax.config import close_names
+from mm1_jax.evals.benchmark import Benchmark
+from mm1_jax.evals.benchmarks.registry import (
+    BENCHMARKS,
+    CHAT,
+    GROUPS,
+    JUDGED,
+    PRETRAINING,
+    TEXT_CORE,
+)
+from mm1_jax.evals.evaluation import Bar, averages, evaluate
+from mm1_jax.evals.evaluator import PromptInput
+from mm1_jax.evals.exemplars import SimilarExemplars
+from mm1_jax.evals.judge import Judge
+from mm1_jax.evals.report import markdown
+from mm1_jax.launch.run_folder import load_experiment
+from mm1_jax.multihost import distributed
+from mm1_jax.multihost.agreement import agree, config_facts, host_facts
+from mm1_jax.overrides import apply_overrides
+from mm1_jax.parallel.sharding import use_mesh
+from mm1_jax.storage import write_whole
+from mm1_jax.stored_config import flat_fields
+
+# Options of one of several processes that need not be those of the others: itself and its folders.
+MAY_DIFFER = (
+    *("process_id", "initialization_timeout", "heartbeat_timeout", "json"),
+    *("checkpoint", "benchmarks_dir", "output"),
+)
+
+
+def ask_together(flags: Namespace) -> dict[str, float]:
+    """Asks as one process of several, which have met; all scores by key."""
+    # The folders hold the same; where they are is another thing.
+    given = {f"--{name}": x for name, x in vars(flags).items() if name not in MAY_DIFFER}
+    agree(given | host_facts())
+    distributed.start_devices()
+    return ask(flags)
+
+
+def ask(flags: Namespace) -> dict[str, float]:
+    """Asks the model of a run; all scores by key. Raises ValueError on what can be fixed."""
+    folder = flags.checkpoint
+    # Left alone, a process whose files are other ones would be waited for.
+    with distributed.together():
+        if not folder.is_dir():
+            raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
+        cfg = load_experiment(folder)
+        # Replies to what was asked of the judge serve all steps.
+        judge = _judge_of(flags, (flags.output or folder / "evaluation") / "judge")
+        benchmarks = _built(flags, cfg)
+        step = newest_step(folder, cfg) if flags.step is None else flags.step
+        identity = {
+            "step": step,
+            "model": hashlib.sha256(cfg.model.debug_string().encode()).hexdigest(),
+        }
+        manifest = checkpoints_of(folder) / str(step) / "manifest.json"
+        if manifest.exists():
+            # Its checksums tell the parameters from those of another training.
+            identity["parameters"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    agree(
+        {f"the checkpoint's {name}": value for name, value in identity.items()}
+        | {f"data of {name}": each.fingerprint() for name, each in benchmarks.items()}
+        | {
+            f"{name}.{path}": value
+            for name, each in benchmarks.items()
+            for path, value in config_facts(flat_fields(each.config)).items()
+        }
+    )
+    mesh = flags.mesh or (None if distributed.process_count() == 1 else "run")
+    placement = None if mesh is None else placement_of(cfg, mesh)
+    model, _ = load_model(folder, cfg, step, placement=placement)
+    output = flags.output or folder / "evaluation" / str(step)
+    output.mkdir(parents=True, exist_ok=True)
+    scores, protocol, values = [], {}, {}
+    for name, benchmark in benchmarks.items():
+        protocol[name] = benchmark.describe()
+        for number in benchmark.config.shots:
+            with use_mesh(placement and placement.mesh, placement and placement.rules):
+                scores.append(
+                    evaluate(
+                        benchmark,
+                        model,
+                        number,
+                        folder=output,
+                        identity=identity,
+                        make_bar=_bar,
+                        judge=judge,
+                    )
+                )
+            if not distributed.is_first():
+                continue
+            # After each, so that what there is can be looked at.
+            report = markdown(
+                scores,
+                title=f"{folder.resolve().name}, step {step}",
+                pretraining=list(PRETRAINING),
+                chat=[*CHAT, *JUDGED],
+                text_core=list(TEXT_CORE),
+                protocol=protocol,
+            )
+            write_whole(output / "report.md", report)
+            values = {key: x for one in scores for key, x in one.named().items()}
+            values |= averages(scores, list(PRETRAINING))
+            values |= averages(scores, list(TEXT_CORE), "text_core")
+            write_whole(output / "scores.json", json.dumps(values, indent=1) + "\n")
+    if distributed.is_first():
+        print(report)
+        print(f"{output / 'report.md'}", file=sys.stderr)
+    return values
+
+
+def _built(flags: Namespace, experiment: Any) -> dict[str, Benchmark]:
+    """The benchmarks to ask, all built before anything is asked: mistakes come out at once."""
+    prompt_input = PromptInput.of(experiment.input)
+    benchmarks = {
+        name: cfg.instantiate(input=prompt_input)
+        for name, cfg in _chosen(flags, experiment).items()
+    }
+    for benchmark in benchmarks.values():
+        for number in benchmark.config.shots:
+            # Which exemplars are like the query is known when the model is.
+            if benchmark.config.exemplars is None or not number:
+                benchmark.check(benchmark.tasks(number))
+    return benchmarks
+
+
+def _chosen(flags: Namespace, experiment: Any) -> dict[str, Benchmark.Config]:
+    """The configs of the benchmarks to ask. Raises ValueError where a flag cannot be."""
+    # As the run itself evaluates them.
+    own = {cfg.name: cfg for cfg in experiment.evals.values() if issubclass(cfg.klass, Benchmark)}
+    known = {name: make() for name, make in BENCHMARKS.items()} | own
+    names = [
+        name for word in flags.benchmarks.split(",") if word for name in GROUPS.get(word, (word,))
+    ]
+    if not names:
+        raise ValueError(f"--benchmarks={flags.benchmarks}: no name; known: {', '.join(known)}")
+    configs = {}
+    for name in dict.fromkeys(names):
+        if name not in known:
+            close = close_names(name, [*known, *GROUPS])
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+            raise ValueError(f"--benchmarks={flags.benchmarks}: there is no {name!r}; {hint}")
+        cfg = known[name].clone(blank_shots=())
+        if "data_dir" in cfg.corpus.source and cfg.corpus.source.data_dir is None:
+            cfg.corpus.source.data_dir = str(flags.benchmarks_dir)
+        if flags.exemplars == "similar":
+            cfg.exemplars = SimilarExemplars.default_config()
+        if flags.shots is not None:
+            cfg.shots = _shots(flags.shots)
+        if flags.limit is not None:
+            cfg.set(num_examples=flags.limit, num_few_shot_examples=flags.limit)
+        if flags.batch_size is not None:
+            cfg.batch_size = flags.batch_size
+        configs[name] = cfg
+    for given in flags.set:
+        path, equals, value = given.partition("=")
+        name, _, field = path.partition(".")
+        if not equals or name not in configs or not field:
+            raise ValueError(
+                f"--set={given}: expected NAME.FIELD=VALUE, NAME one of {', '.join(configs)}"
+            )
+        configs[name] = apply_overrides(configs[name], {field: value}, types_from=configs[name])
+    return configs
+
+
+def _shots(text: str) -> tuple[int, ...]:
+    """`_shots("0,4") == (0, 4)`"""
+    numbers = [word.strip() for word in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"--shots={text}: expected numbers of exemplars, such as 0,4,8")
+    return tuple(dict.fromkeys(map(int, numbers)))
+
+
+def _judge_of(flags: Namespace, cache_dir: Path) -> Judge | None:
+    """The judge of --judge_url, or None. Raises ValueError where it cannot be asked."""
+    if not flags.judge_url:
+        return None
+    return Judge(
+        flags.judge_url,
+        flags.judge_model,
+        cache_dir=cache_dir,
+        allow_http=flags.judge_allow_http,
+    )
+
+
+class _Lines:
+    """A progress bar for files: a line now and then."""
+
+    EVERY_SECONDS = 30.0
+
+    def __init__(self, name: str, total: int, done: int):
+        self._name, self._total, self._done = name, total, done
+        self._first, self._start = done, time.monotonic()
+        self._last = self._start
+
+    def update(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last >= self.EVERY_SECONDS:
+            self._last = now
+            pace = (now - self._start) / (self._done - self._first)
+            left = pace * (self._total - self._done)
+            print(f"{self._name}: {self._done}/{self._total}, {left:.0f} s remain", file=sys.stderr)
+
+    def close(self) -> None:
+        if self._done > self._first:
+            seconds = time.monotonic() - self._start
+            number = self._done - self._first
+            print(f"{self._name}: {number} answers in {seconds:.1f} s", file=sys.stderr)
+
+
+class _Silent:
+    """No bar."""
+
+    def update(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _bar(name: str, total: int, done: int) -> Bar:
+    """A bar of tqdm on a terminal, else lines; the first of several processes has it."""
+    if not distributed.is_first():
+        return _Silent()
+    if not sys.stderr.isatty():
+        return _Lines(name, total, done)
+    return tqdm(total=total, initial=done, desc=name, unit="task", dynamic_ncols=True)

@@ -1,0 +1,1 @@
+"""Scoring functions, from answered records to metrics; a family a file. NumPy alone."""

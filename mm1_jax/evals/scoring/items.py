@@ -1,0 +1,141 @@
+"""Interface of all scoring functions: items, which are answered records, to a `Scored`.
+
+The answers of a model that was asked and those of a file of predictions are scored by the same
+function, one for each metric:
+
+    def exact_match(items: Sequence[Item]) -> Scored: ...
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from mm1_jax.evals.answers import Answer, Likelihood, OptionAnswer, TextAnswer
+
+
+@dataclass(frozen=True)
+class Item:
+    """A record with its references, and the answer to it.
+
+    Attributes:
+        key: The id of the record.
+        reference: The answer of the record's document, where the item is of a task.
+    """
+
+    record: Mapping[str, Any]
+    answer: Answer
+    key: str = ""
+    reference: str = ""
+
+    @property
+    def text(self) -> str:
+        """The generated text."""
+        assert isinstance(self.answer, TextAnswer), "a benchmark that generates answers"
+        return self.answer.text
+
+    @property
+    def likelihoods(self) -> tuple[Likelihood, ...]:
+        """The likelihoods of the options."""
+        assert isinstance(self.answer, OptionAnswer), "a benchmark that compares likelihoods"
+        return self.answer.likelihoods
+
+    @property
+    def has_reference(self) -> bool:
+        """False for records of a split that is published without answers."""
+        return bool(self.record.get("answers", self.record.get("captions", True)))
+
+    @property
+    def said(self) -> str:
+        """The answer in words: the text, or the most likely option."""
+        if isinstance(self.answer, TextAnswer):
+            return self.answer.text
+        return self.record["options"][self.answer.best]
+
+
+class Tally(NamedTuple):
+    """The sum of a column over its examples and their number; one pair for each bootstrap draw."""
+
+    total: Float[np.ndarray, "draws"]
+    number: Float[np.ndarray, "draws"]
+
+    @property
+    def mean(self) -> Float[np.ndarray, "draws"]:
+        """NaN where no example is part of the column."""
+        mean = self.total / np.maximum(self.number, 1)
+        return np.where(self.number > 0, mean, np.nan)
+
+
+# Values of every example by column; NaN where an example is not part of a column.
+Columns = Mapping[str, Float[np.ndarray, "examples"]]
+# Scores by name from the tallies of the columns, elementwise.
+Combine = Callable[[Mapping[str, Tally]], Mapping[str, Float[np.ndarray, "draws"]]]
+
+
+def means(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
+    """The mean of each column under its name."""
+    return {name: tally.mean for name, tally in tallies.items()}
+
+
+def percentages(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
+    """100 times the mean of each column under its name."""
+    return {name: 100 * tally.mean for name, tally in tallies.items()}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Values of every item, in the order of the items, and how they make scores.
+
+    Attributes:
+        correct: Whether each answer is right; None where nothing says so.
+        columns: The values that scores are made of.
+        combine: Makes the scores.
+        units: Names of what the bootstrap draws, such as the picture of several questions; None
+            draws every item by itself.
+        chosen: What each answer comes to in words, where that is not `Item.said`.
+        quality: How good each answer is, where neither the headline nor `correct` tells.
+    """
+
+    correct: Sequence[bool | None]
+    columns: Columns
+    combine: Combine = means
+    units: Sequence[str] | None = None
+    chosen: Sequence[str] | None = None
+    quality: Float[np.ndarray, "examples"] | None = None
+
+
+Scoring = Callable[[Sequence[Item]], Scored]
+
+
+def scores(scored: Scored) -> dict[str, float]:
+    """The scores of all items; one that no item is part of is left out."""
+    found = scored.combine({name: tally(values) for name, values in scored.columns.items()})
+    return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
+
+
+def tally(values: Float[np.ndarray, "examples"]) -> Tally:
+    """The tally of all examples; the sum is rounded once, so that their order does not matter."""
+    part = values[~np.isnan(values)]
+    return Tally(np.array([math.fsum(part)]), np.array([float(len(part))]))
+
+
+def of_group(values: Any, groups: Sequence[Any], group: Any) -> Float[np.ndarray, "examples"]:
+    """The column of one group: the values of its examples, NaN for all others."""
+    is_member = np.array([each == group for each in groups], bool)
+    return np.where(is_member, np.asarray(values, float), np.nan)
+
+
+def quality(scored: Scored, headline: str | None) -> Float[np.ndarray, "examples"]:
+    """The quality of each answer: by the headline where that has a column, else by `correct`."""
+    if scored.quality is not None:
+        return scored.quality
+    if headline in scored.columns:
+        each = {
+            name: Tally(np.nan_to_num(values), (~np.isnan(values)).astype(float))
+            for name, values in scored.columns.items()
+        }
+        return scored.combine(each)[headline]
+    return np.array([np.nan if x is None else x for x in scored.correct], float)

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from mm1_jax.evals.scoring.mathvista import extracted_by_rule, normalised_answer
+
+CHOICES = ["135°", "140°", "145°"]
+
+
+@pytest.mark.parametrize(
+    ("extraction", "answer"),
+    [("C", "145°"), ("(b)", "140°"), ("145", "145°"), ("D", "135°"), ("", "135°")],
+)
+def test_a_choice_is_taken_by_letter_or_by_the_least_edit_distance(extraction, answer):
+    got = normalised_answer(extraction, choices=CHOICES, answer_type="text", precision=None)
+    assert got == answer
+
+
+@pytest.mark.parametrize(
+    ("extraction", "answer_type", "precision", "answer"),
+    [
+        ("12.7", "integer", None, "12"),
+        ("1.26", "float", 1, "1.3"),
+        ("1", "float", 2, "1.0"),
+        ("one", "integer", None, None),
+        ("inf", "integer", None, None),
+        ("[1, 2]", "list", None, "[1, 2]"),
+    ],
+)
+def test_numbers_take_the_form_of_the_reference(extraction, answer_type, precision, answer):
+    got = normalised_answer(extraction, choices=None, answer_type=answer_type, precision=precision)
+    assert got == answer
+
+
+def test_rules_find_answers_where_no_language_model_did():
+    assert extracted_by_rule('I think. The answer is "7".', None, "integer") == "7"
+    assert extracted_by_rule("From (A) it follows: (C)", CHOICES, "text") == "(C)"
+    assert extracted_by_rule("135° is too small, so 140° it is", CHOICES, "text") == "140°"
+    assert extracted_by_rule("1,200 and 3, in all 1,203.", None, "integer") == "1203"
+    assert extracted_by_rule("none at all", None, "float") == ""
+
+
+def test_every_extraction_is_normalised_as_officially(metrics_data):
+    lines = (metrics_data / "mathvista" / "llava_llama_2_13b.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    got = [
+        normalised_answer(
+            row["extraction"],
+            choices=row["choices"],
+            answer_type=row["answer_type"],
+            precision=row["precision"],
+        )
+        for row in rows
+    ]
+    assert got == [row["official_prediction"] for row in rows]
