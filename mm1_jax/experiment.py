@@ -20,10 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mm1_jax.batch import Batch
 from mm1_jax.checkpoints.initial_weights import with_stored_defaults
 from mm1_jax.config import (
     REQUIRED,
@@ -40,11 +36,11 @@ from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.field_types import class_name
 from mm1_jax.models.decoder import num_non_embedding_parameters
-from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.models.mm1 import MM1, reads_images
 from mm1_jax.multihost import distributed
 from mm1_jax.storage import raise_if_remote
 from mm1_jax.train.contracts import check_step
+from mm1_jax.train.next_token import NextToken
 from mm1_jax.train.optimizer import mm1_learning_rate
 from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer
@@ -116,11 +112,10 @@ class Experiment(Configurable):
         self.check_parts(cfg, self.input, self.evaluators)
         self._resolved = cfg
         self.trainer = cfg.trainer.instantiate(
-            model=cfg.model,
+            objective=self.objective(cfg),
             input=self.input,
             evaluators=self.evaluators,
             output_dir=output_dir,
-            flops=_flops(cfg),
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -137,13 +132,7 @@ class Experiment(Configurable):
     @staticmethod
     def check(cfg: Any) -> None:
         """Traces a step of a resolved `cfg`, on no device; raises ValueError if a part fails."""
-        check_step(
-            model=cfg.model,
-            loss=cfg.trainer.loss,
-            optimizer=cfg.trainer.optimizer,
-            batch=Experiment.batch_shapes(cfg),
-            num_corpora=Experiment.num_corpora(cfg),
-        )
+        check_step(Experiment.objective(cfg), cfg.trainer.optimizer)
 
     @staticmethod
     def check_parts(cfg: Any, input: Any, evaluators: Mapping[str, Any]) -> None:
@@ -172,39 +161,14 @@ class Experiment(Configurable):
         return self.trainer.run()
 
     @staticmethod
+    def objective(cfg: Any) -> NextToken:
+        """What a resolved `cfg` trains: its model, its batches and its loss."""
+        return NextToken.of(cfg.model, cfg.trainer.loss, cfg.input)
+
+    @staticmethod
     def program(cfg: Any, devices: Sequence[Any]) -> Program:
         """What a run of the resolved `cfg` compiles for such devices, which need not be there."""
-        return Trainer.program_of(
-            cfg.trainer,
-            model=cfg.model,
-            batch_size=cfg.input.batch_size,
-            image_buffer=cfg.input.klass.buffer_of(cfg.input),
-            num_corpora=Experiment.num_corpora(cfg),
-            devices=devices,
-        )
-
-    @staticmethod
-    def num_corpora(cfg: Any) -> int:
-        """How many corpora losses are reported of."""
-        return cfg.input.klass.num_corpora(cfg.input)
-
-    @staticmethod
-    def batch_shapes(cfg: Any) -> Batch:
-        """Shapes and types of the batches of a resolved `cfg`."""
-        B, T, I = cfg.input.batch_size, cfg.input.max_sequence_length, cfg.input.max_images
-        J = cfg.input.klass.buffer_of(cfg.input).num_slots(B)
-        size = cfg.input.image_size
-        tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
-        return Batch(
-            tokens=tokens,
-            targets=tokens,
-            loss_mask=jax.ShapeDtypeStruct((B, T), jnp.bool_),
-            positions=tokens,
-            segment_ids=tokens,
-            corpus_ids=tokens,
-            images=jax.ShapeDtypeStruct((J, size, size, 3), jnp.uint8),
-            image_index=jax.ShapeDtypeStruct((B, I), jnp.int32),
-        )
+        return Program(Trainer.program_spec(cfg.trainer, Experiment.objective(cfg)), devices)
 
 
 def _check_best_metric(metric: str | None, evaluators: Mapping[str, Any]) -> None:
@@ -218,14 +182,6 @@ def _check_best_metric(metric: str | None, evaluators: Mapping[str, Any]) -> Non
     raise ValueError(
         f"trainer.checkpointer.best_metric={metric!r}: no evaluator reports it, expected {expected}"
     )
-
-
-def _flops(cfg: Any) -> ForwardFlops | None:
-    try:
-        return forward_flops(cfg.model, cfg.input.max_sequence_length)
-    except ValueError:
-        # Of a layer that there is no rule for.
-        return None
 
 
 def _raise_if_incomplete(cfg: Any) -> None:

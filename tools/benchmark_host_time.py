@@ -79,11 +79,12 @@ def measure(steps: int, batch_size: int) -> dict[str, float]:
 
     from mm1_jax.checkpoints.checkpointer import Checkpointer
     from mm1_jax.experiment import Experiment
-    from mm1_jax.train.trainer import Trainer
+    from mm1_jax.train import trainer
+    from mm1_jax.train.loop import Loop
 
     watch, begun = Stopwatch(), []
 
-    class Watched(Trainer):
+    class Watched(Loop):
         def _advance(self, step: int, state: Any) -> Any:
             if step == WARM_UP:
                 watch.start()
@@ -97,8 +98,8 @@ def measure(steps: int, batch_size: int) -> dict[str, float]:
             super()._finish(state)
 
     cfg = Experiment.resolve(config(steps, batch_size))
-    cfg.trainer.klass = Watched
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        stack.enter_context(mock.patch.object(trainer, "Loop", Watched))
         for owner, name in (
             *((Watched, name) for name in ("_next_batch", "_step")),
             (Checkpointer, "save"),

@@ -44,6 +44,7 @@ from mm1_jax.data.sources.jsonl import JsonlSource
 from mm1_jax.layers.module import Module, param
 from mm1_jax.multihost import distributed
 from mm1_jax.train.guards.anomalies import Anomalies
+from mm1_jax.train.next_token import NextToken
 from mm1_jax.train.trainer import Trainer
 
 _WORDS = ["a", "red", "circle", "left", "of", "two", "small", "blue", "squares"]
@@ -228,7 +229,7 @@ class SmallRun(Configurable):
         )
         fault = os.environ.get("FAULT")
         self.trainer: Trainer = cfg.trainer.instantiate(
-            model=cfg.model,
+            objective=NextToken.of(cfg.model, cfg.trainer.loss, cfg.input),
             input=FaultyInput(self._input, fault) if fault else self._input,
             evaluators={"digest": cfg.digest.instantiate()},
             output_dir=output_dir,

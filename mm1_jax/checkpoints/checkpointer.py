@@ -13,54 +13,37 @@ found by its checksums, and the newest whole checkpoint is used.
 import contextlib
 import dataclasses
 import itertools
-import json
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from mm1_jax.checkpoints.best_checkpoint import BestCheckpoint
 from mm1_jax.checkpoints.checkpoint_folder import checkpoint_folder
 from mm1_jax.checkpoints.commit_barrier import CommitBarrier, OutOfStep
 from mm1_jax.checkpoints.manifest import find_damage, write_manifest
+from mm1_jax.checkpoints.model_identity import raise_if_another_model
+from mm1_jax.checkpoints.save_failures import (
+    SaveFailed,
+    log_tracebacks_only_if_verbose,
+    reason_of,
+)
 from mm1_jax.checkpoints.weights_folder import restore_args
 from mm1_jax.config import Configurable, InstantiableConfig, config_class
 from mm1_jax.field_types import NonEmpty, PositiveInt
-from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.multihost import distributed
-from mm1_jax.stored_config import config_differences
 from mm1_jax.train.train_state import TrainState
 
-# Fields of a model's config that do not change what its parameters mean.
-_NOT_OF_THE_MODEL = (
-    "dtype",
-    "remat",
-    "saved_names",
-    "offloaded_names",
-    "kernel",
-    "image_group_rows",
-)
-_MOST_LINES = 12
-_MOST_CHARACTERS = 240
-
-
+_MOST_DAMAGED = 12
 # How long one of several processes that ends waits for what it is writing.
 _CLOSING_SECONDS = 60.0
 
 # All processes make the same ones, in the same order.
 _managers = itertools.count()
-
-
-class SaveFailed(RuntimeError):
-    """A checkpoint could not be written."""
-
-    def __init__(self, step: int, reason: str):
-        super().__init__(f"step {step} could not be saved ({reason})")
 
 
 class Checkpointer(Configurable):
@@ -102,7 +85,7 @@ class Checkpointer(Configurable):
         """
         super().__init__(cfg)
         self._every_n_steps = cfg.every_n_steps
-        logging.get_absl_logger().addFilter(_is_told_once)
+        log_tracebacks_only_if_verbose()
         self._directory = (
             epath.Path(directory.absolute())
             if cfg.location is None
@@ -113,7 +96,9 @@ class Checkpointer(Configurable):
         self._read_only = read_only
         # The step that is being written.
         self._saving: int | None = None
-        self._best: dict[str, Any] = self._read_best()
+        self._best = BestCheckpoint(
+            self._directory, metric=cfg.best_metric, mode=cfg.best_mode, report=report
+        )
         self._manager = self._open()
 
     def due(self, step: int) -> bool:
@@ -141,7 +126,7 @@ class Checkpointer(Configurable):
             damage = distributed.broadcast(damage)
             if not damage:
                 return newest
-            self._put_aside(newest, "; ".join(damage[:_MOST_LINES]))
+            self._put_aside(newest, "; ".join(damage[:_MOST_DAMAGED]))
 
     def save(self, step: int, state: TrainState, input_state: dict[str, Any] | None) -> bool:
         """Copies the state from the devices and returns; files are written in the background.
@@ -172,25 +157,13 @@ class Checkpointer(Configurable):
                 # The others have begun.
                 raise
             self._give_up()
-            self._report_failure(SaveFailed(step, _first_line(error)))
+            self._report_failure(SaveFailed(step, reason_of(error)))
             return False
         return True
 
     def note(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Takes the metrics of an evaluation; whether its state is the best and so to be saved."""
-        cfg = self._config
-        value = metrics.get(cfg.best_metric) if cfg.best_metric is not None else None
-        if value is None or not math.isfinite(value):
-            return False
-        sign = 1 if cfg.best_mode == "max" else -1
-        known = self._best.get("value") if self._best.get("metric") == cfg.best_metric else None
-        if known is not None and sign * value <= sign * known:
-            return False
-        self._best = {"step": step, "metric": cfg.best_metric, "value": value}
-        if distributed.is_first():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / "best.json").write_text(json.dumps(self._best) + "\n")
-        return True
+        return self._best.note(step, metrics)
 
     def restore(
         self, state: TrainState, *, step: int | None = None
@@ -308,7 +281,7 @@ class Checkpointer(Configurable):
                 self._manager.wait_until_finished()
             except Exception as error:
                 logging.debug("Traceback of the save that failed:", exc_info=True)
-                reasons.append(_first_line(error))
+                reasons.append(reason_of(error))
 
         waiting = threading.Thread(target=wait, daemon=True)
         waiting.start()
@@ -325,7 +298,7 @@ class Checkpointer(Configurable):
                     folder.rmtree(missing_ok=True)
         self._manager = self._open()
 
-    def _report_failure(self, error: "SaveFailed") -> None:
+    def _report_failure(self, error: SaveFailed) -> None:
         self._report(
             f"error: {error}; the run goes on without it, and saves every "
             f"{self._every_n_steps} steps"
@@ -372,51 +345,24 @@ class Checkpointer(Configurable):
 
     def _is_kept(self, step: int, steps: Sequence[int]) -> bool:
         cfg = self._config
-        if step in sorted(steps)[-cfg.keep_last :] or step == self._best.get("step"):
+        if step in sorted(steps)[-cfg.keep_last :] or step == self._best.step:
             return True
         return cfg.keep_every_n_steps is not None and step % cfg.keep_every_n_steps == 0
 
-    def _read_best(self) -> dict[str, Any]:
-        path = self._directory / "best.json"
-        if not path.exists():
-            return {}
-        try:
-            best = json.loads(path.read_text())
-            return {"step": int(best["step"]), "metric": best["metric"], "value": best["value"]}
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            self._report(
-                f"error: {path}: damaged ({_first_line(error)}) and ignored; earlier checkpoints "
-                "do not count as the best one any more"
-            )
-            return {}
-
     def _raise_if_of_another_model(self, step: int, state: TrainState) -> None:
-        saved = _shapes(self._manager.item_metadata(step)["state"].tree["params"])
-        here = _shapes(state.params)
-        lines = [
-            f"  {path}: {saved.get(path, 'absent')} -> {here.get(path, 'absent')}"
-            for path in sorted(saved.keys() | here.keys())
-            if saved.get(path) != here.get(path)
-        ]
-        lines += self._config_differences(step)
-        if lines:
-            more = f"\n  and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
-            raise ValueError(
-                f"the checkpoint {self._directory / str(step)} is of another model (saved -> now):"
-                "\n" + "\n".join(lines[:_MOST_LINES]) + more
+        saved_config = None
+        if self._model is not None and (self._directory / str(step) / "model").exists():
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(model=ocp.args.JsonRestore())
             )
-
-    def _config_differences(self, step: int) -> list[str]:
-        if self._model is None or not (self._directory / str(step) / "model").exists():
-            return []
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(model=ocp.args.JsonRestore())
+            saved_config = restored["model"]["config"]
+        raise_if_another_model(
+            self._directory / str(step),
+            saved_params=self._manager.item_metadata(step)["state"].tree["params"],
+            params=state.params,
+            saved_config=saved_config,
+            model=self._model,
         )
-        return [
-            f"  model.{each}"
-            for each in config_differences(restored["model"]["config"], self._model)
-            if each.path.rpartition(".")[2].split("[")[0] not in _NOT_OF_THE_MODEL
-        ]
 
 
 @dataclasses.dataclass
@@ -428,31 +374,3 @@ class _Preserved:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
         return [self.is_kept(step, steps) for step in steps]
-
-
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        parameter_path(path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-
-
-def _is_told_once(record: Any) -> bool:
-    """Leaves out the tracebacks that each thread of orbax logs of a failed save, which is reported.
-
-    They are there with --verbosity=1.
-    """
-    is_orbax = "orbax" in Path(record.pathname).parts
-    return not (is_orbax and record.exc_info) or logging.level_debug()
-
-
-def _first_line(error: BaseException) -> str:
-    # What it is about came before that.
-    while isinstance(error, OutOfStep) and error.__context__ is not None:
-        error = error.__context__
-    line = str(error).strip().partition("\n")[0]
-    if len(line) > _MOST_CHARACTERS:
-        # Files come first, and the cause of the operating system last.
-        half = _MOST_CHARACTERS // 2
-        line = f"{line[:half]} ... {line[-half:]}"
-    return f"{type(error).__name__}: {line}"

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mm1_jax.config import maybe_set_config
+from mm1_jax.field_types import class_name
 from mm1_jax.layers.attention import head_sizes
 from mm1_jax.layers.feed_forward import FeedForward, GatedFeedForward
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import decoder_stack
-from mm1_jax.models.mm1 import reads_images
+from mm1_jax.models.mm1 import MM1, reads_images
 
 # The backward pass has two products for each one of the forward pass.
 TRAINING = 3
@@ -49,8 +50,10 @@ def forward_flops(cfg: Any, sequence_length: int) -> ForwardFlops:
     """The FLOPs of an `MM1.Config` whose fields are filled in.
 
     Raises:
-        ValueError: A feed-forward layer of a kind that is not known here.
+        ValueError: Another model, or a feed-forward layer of a kind that is not known here.
     """
+    if not isinstance(cfg, MM1.Config):
+        raise ValueError(f"the FLOPs of {class_name(type(cfg))} are not known, but of an MM1")
     image = 0.0
     if reads_images(cfg):
         image = vision_encoder_flops(cfg.vision_encoder) + connector_flops(cfg)

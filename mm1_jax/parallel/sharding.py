@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -320,15 +319,6 @@ def constrain_batch(batch: Batch) -> Batch:
 
     return _make_batch(
         {name: split(getattr(batch, name), dims) for name, dims in _BATCH_DIMS.items()}
-    )
-
-
-def device_batch(batch: Batch, shardings: Batch) -> Batch:
-    """This process's rows of a global batch, as global arrays on the devices."""
-    return jax.tree.map(
-        lambda x, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-        batch,
-        shardings,
     )
 
 

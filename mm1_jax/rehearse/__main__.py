@@ -362,10 +362,11 @@ def fingerprint(cfg: Any, topology: Topology) -> str:
     trainer = cfg.trainer
     chosen = choose(trainer.mesh_rules, trainer.parallelism, _devices_name(topology))
     configs = (cfg.model, trainer.optimizer, trainer.loss, chosen)
+    objective = cfg.klass.objective(cfg)
     compiled = (
         *(_UNCOMPILED.sub("", each.debug_string()) for each in configs),
-        str(cfg.klass.batch_shapes(cfg)),
-        str(cfg.klass.num_corpora(cfg)),
+        str(objective.batch),
+        str(objective.num_corpora),
     )
     return hashlib.sha256("\n".join(compiled).encode()).hexdigest()[:16]
 

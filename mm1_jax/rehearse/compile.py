@@ -15,7 +15,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from mm1_jax.models.flops import forward_flops
 from mm1_jax.parallel.chips import GIB
 from mm1_jax.parallel.sharding import MESH_AXES
 from mm1_jax.rehearse import gpus
@@ -120,7 +119,7 @@ def compile_train_step(
             f"--topology={topology.name}: trainer.parallelism does not fit onto it: "
             f"{_first_line(error)}"
         ) from error
-    lowered = program.lower(cfg.klass.batch_shapes(cfg))
+    lowered = program.lower()
     lowered_at = time.perf_counter()
     progress("compiling")
     text, memory, needed = None, None, None
@@ -197,7 +196,7 @@ def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
     Raises:
         ValueError: It is not known, and a stream has another name than those of MM1's mixture.
     """
-    num_slots = cfg.klass.batch_shapes(cfg).images.shape[0]
+    num_slots = cfg.klass.objective(cfg).batch.images.shape[0]
     streams = [stream for stream in cfg.input.streams if stream.weight]
     if images_per_row is None:
         unknown = [stream.name for stream in streams if stream.name not in _IMAGES_PER_ROW]
@@ -216,8 +215,8 @@ def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
 
 def model_flops(cfg: Any, num_images: float) -> float:
     """FLOPs of a training step of the resolved `cfg` with so many images in its batch."""
-    flops = forward_flops(cfg.model, cfg.input.max_sequence_length)
-    return flops.of_training(cfg.input.batch_size, num_images)
+    objective = cfg.klass.objective(cfg)
+    return objective.flops().of_training(objective.num_rows, num_images)
 
 
 def versions() -> dict[str, str | None]:

@@ -13,37 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mm1_jax.batch import Batch
 from mm1_jax.config import ConstructionError, InstantiableConfig
 from mm1_jax.layers.module import ContractError, checked
 from mm1_jax.parallel.sharding import tracing_for
-from mm1_jax.train.loss import Loss
+from mm1_jax.train.objective import Objective
 from mm1_jax.train.optimizer import Optimizer
 from mm1_jax.train.train_state import abstract_model, make_initialize
-from mm1_jax.train.train_step import make_objective
 
 # Steps at which a schedule is looked at.
 _MOST_RATES = 1024
 
 
-def check_step(
-    *,
-    model: InstantiableConfig,
-    loss: Loss.Config,
-    optimizer: Optimizer.Config,
-    batch: Batch,
-    num_corpora: int,
-) -> None:
-    """Traces a step over a batch of these shapes.
+def check_step(objective: Objective, optimizer: Optimizer.Config) -> None:
+    """Traces a step.
 
     Raises:
         ValueError: A part returns something else than it should; names field and class.
     """
     try:
         with tracing_for("cpu"):
-            _trace_step(model, loss, optimizer, batch, num_corpora)
+            _trace_step(objective, optimizer)
     except ContractError as error:
-        cfgs = {"model": model, "trainer.loss": loss, "trainer.optimizer": optimizer}
+        cfgs = {
+            "model": objective.model,
+            "trainer.loss": objective.loss,
+            "trainer.optimizer": optimizer,
+        }
         fields = _fields_of(error.part, cfgs)
         where = f"{' and '.join(fields)}: " if fields else ""
         raise ValueError(f"{where}{error}") from error
@@ -77,9 +72,9 @@ def _place(error: BaseException) -> str:
     return f"{last.filename}:{last.lineno}"
 
 
-def _trace_step(model: Any, loss: Any, optimizer: Any, batch: Batch, num_corpora: int) -> None:
+def _trace_step(objective: Objective, optimizer: Any) -> None:
     def make_model(prng_key: jax.Array) -> nnx.Module:
-        return model.instantiate(rngs=nnx.Rngs(params=prng_key))
+        return objective.model.instantiate(rngs=nnx.Rngs(params=prng_key))
 
     graphdef, params = abstract_model(make_model)
     made: Optimizer = optimizer.instantiate()
@@ -87,7 +82,7 @@ def _trace_step(model: Any, loss: Any, optimizer: Any, batch: Batch, num_corpora
     initialize = make_initialize(make_model, update.first_state)
     before = jax.eval_shape(initialize, jax.eval_shape(lambda: jax.random.key(0)))
     weights = update.weights(before)
-    jax.eval_shape(make_objective(graphdef, loss.instantiate(), num_corpora), *weights, batch)
+    jax.eval_shape(objective.loss_function(graphdef), *weights, objective.batch)
     rate = jax.eval_shape(made.learning_rate, before.step)
     checked(made, rate, (), jnp.float32)
     gradient = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), weights[0])

@@ -1,17 +1,17 @@
-"""The rows that this process makes of every batch, and global arrays of them.
+"""The rows of every batch that this process loads, and the global arrays they become.
 
-A process makes the rows of the batch that its devices hold, and no others; where the mesh splits
-more than the batch, several processes make the same rows. What a row is does not depend on who
-makes it, so a batch has the same bits whatever the processes.
+A process loads the rows of the batch that its devices hold, and no others; where the mesh splits
+more than the batch, several processes load the same rows. A row does not depend on who loads it,
+so a batch has the same bits on any number of processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
-from mm1_jax.batch import Batch
 from mm1_jax.multihost import distributed
 
 
@@ -19,13 +19,40 @@ class Part(NamedTuple):
     """Consecutive rows of a batch."""
 
     rows: range
-    batch: Batch
+    batch: Any
 
 
-def host_rows(shardings: Batch, num_rows: int) -> list[range]:
+class HostBatch(NamedTuple):
+    """This process's rows of a batch of `num_rows`; in a single process, one part with all rows."""
+
+    num_rows: int
+    parts: tuple[Part, ...]
+
+    def place(self, shardings: Any) -> Any:
+        """The global batch on the devices, by the sharding of each of its arrays."""
+
+        def place(sharding: Sharding, *arrays: np.ndarray) -> jax.Array:
+            # Tokens have one entry a row, and pictures a row's share of the buffer.
+            length = len(arrays[0]) * self.num_rows // len(self.parts[0].rows)
+
+            def shard(index: tuple[slice, ...]) -> np.ndarray:
+                start, stop, _ = index[0].indices(length)
+                for part, array in zip(self.parts, arrays, strict=True):
+                    first = part.rows.start * length // self.num_rows
+                    if first <= start and stop <= first + len(array):
+                        return array[(slice(start - first, stop - first), *index[1:])]
+                raise AssertionError(f"{index} of the batch is not of this process")
+
+            shape = (length, *arrays[0].shape[1:])
+            return jax.make_array_from_callback(shape, sharding, shard)
+
+        return jax.tree.map(place, shardings, *(part.batch for part in self.parts))
+
+
+def host_rows(sharding: Any, num_rows: int) -> list[range]:
     """The rows that the devices of this process hold, as runs that do not touch."""
-    places = shardings.tokens.addressable_devices_indices_map((num_rows, 1))
-    spans = sorted({rows.indices(num_rows)[:2] for rows, _ in places.values()})
+    places = sharding.addressable_devices_indices_map((num_rows,))
+    spans = sorted({rows.indices(num_rows)[:2] for (rows,) in places.values()})
     runs: list[range] = []
     for start, stop in spans:
         if runs and start <= runs[-1].stop:
@@ -35,63 +62,50 @@ def host_rows(shardings: Batch, num_rows: int) -> list[range]:
     return runs
 
 
-def place_parts(parts: Sequence[Part], shardings: Batch, num_rows: int) -> Batch:
-    """The global batch of `num_rows` rows of which this process has these."""
+class HostBatches(Iterator[HostBatch]):
+    """This process's rows of batch after batch, and the state of the whole input."""
 
-    def place(sharding: Any, *arrays: np.ndarray) -> jax.Array:
-        # Of tokens a row has one, and of pictures its share of the buffer.
-        length = len(arrays[0]) * num_rows // len(parts[0].rows)
-
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(length)
-            for part, array in zip(parts, arrays, strict=True):
-                first = part.rows.start * length // num_rows
-                if first <= start and stop <= first + len(array):
-                    return array[(slice(start - first, stop - first), *index[1:])]
-            raise AssertionError(f"{index} of the batch is not of this process")
-
-        shape = (length, *arrays[0].shape[1:])
-        return jax.make_array_from_callback(shape, sharding, shard)
-
-    return jax.tree.map(place, shardings, *(part.batch for part in parts))
-
-
-class HostBatches(Iterator[Batch | Sequence[Part]]):
-    """This process's rows of batch after batch, and the state of the whole input.
-
-    A single process gets whole batches.
-    """
-
-    def __init__(self, input: Any, shardings: Batch):
+    def __init__(self, input: Any, rows: Sharding):
+        """Starts at the first batch; `rows` is the sharding of the rows of a batch."""
         self._input = input
-        if distributed.process_count() == 1:
-            self._rows = [range(input.batch_size)]
-            self._iterators = [input.iterator()]
-            self._made: list[Part] = []
-            return
-        self._rows = host_rows(shardings, input.batch_size)
-        num_workers = -(-input.num_workers // len(self._rows))
-        self._iterators = [input.iterator(rows, num_workers) for rows in self._rows]
-        # Parts of the next batch: what is made stays, should the next one fail.
-        self._made = []
+        self._rows = [range(input.batch_size)]
+        self._is_alone = distributed.process_count() == 1
+        if not self._is_alone:
+            self._rows = host_rows(rows, input.batch_size)
+        self._begin()
 
-    def __next__(self) -> Batch | Sequence[Part]:
-        if distributed.process_count() == 1:
-            return next(self._iterators[0])
+    def _begin(self) -> None:
+        if self._is_alone:
+            self._iterators = [self._input.iterator()]
+        else:
+            num_workers = -(-self._input.num_workers // len(self._rows))
+            self._iterators = [self._input.iterator(rows, num_workers) for rows in self._rows]
+        # Parts of the next batch: parts that are loaded stay, should the next one fail.
+        self._loaded: list[Part] = []
+
+    def __next__(self) -> HostBatch:
         for rows, iterator in list(zip(self._rows, self._iterators, strict=True))[
-            len(self._made) :
+            len(self._loaded) :
         ]:
-            self._made.append(Part(rows, next(iterator)))
-        parts, self._made = self._made, []
-        return parts
+            self._loaded.append(Part(rows, next(iterator)))
+        parts, self._loaded = tuple(self._loaded), []
+        return HostBatch(self._input.batch_size, parts)
+
+    def describe(self) -> str:
+        return self._input.describe()
 
     def restart(self) -> None:
         """Ends the workers; new ones go on with the batch that is next."""
         self.close()
 
+    def rewind(self) -> None:
+        """Starts over at the first batch."""
+        self.close()
+        self._begin()
+
     def get_state(self) -> Any:
-        """That of all rows, which process 0 gets; the others get None."""
-        if distributed.process_count() == 1:
+        """The state of all rows, in process 0; None in the others."""
+        if self._is_alone:
             return self._iterators[0].get_state()
         gathered = distributed.gather([each.get_state() for each in self._iterators])
         if gathered is None:
@@ -103,8 +117,8 @@ class HostBatches(Iterator[Batch | Sequence[Part]]):
             iterator.set_state(state)
 
     def accounting(self) -> Any:
-        """What each corpus has given over all rows, for process 0; None for the others."""
-        if distributed.process_count() == 1:
+        """The counts of each corpus over all rows, in process 0; None in the others."""
+        if self._is_alone:
             return self._iterators[0].accounting()
         state = self.get_state()
         return None if state is None else self._input.accounting(state)

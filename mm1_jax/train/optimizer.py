@@ -121,6 +121,7 @@ class Optimizer(Configurable, abc.ABC):
         )
         return Update(
             self.transformation(trained),
+            self.learning_rate,
             frozen=frozen,
             ema_decay=cfg.ema_decay,
             dtypes=_dtypes(params, cfg.parameters_dtype),

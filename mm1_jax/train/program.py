@@ -1,24 +1,24 @@
-"""What a run compiles: model, loss and optimiser as pure functions, placed on a mesh of devices.
+"""The compiled part of a run: objective and optimiser as pure functions, placed on a mesh.
 
-No array is made here and no data is read, so the same program is trained by `trainer.py` and
-compiled ahead of time, for devices that are not there, by a rehearsal.
+No array is made here and no data is read, so the same program is trained by `loop.py` and compiled
+ahead of time, for devices that are not there, by a rehearsal.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mm1_jax.batch import Batch
-from mm1_jax.config import InstantiableConfig
-from mm1_jax.image_buffer import ImageBuffer
-from mm1_jax.parallel.parallelism import Parallelism
-from mm1_jax.parallel.sharding import batch_shardings, device_batch, use_mesh
+from mm1_jax.parallel.parallelism import MeshRule, Parallelism, choose, devices_name
+from mm1_jax.parallel.sharding import use_mesh
 from mm1_jax.train.guards.anomalies import Anomalies
-from mm1_jax.train.host_batches import Part, place_parts
-from mm1_jax.train.loss import Loss
+from mm1_jax.train.host_batches import HostBatch
+from mm1_jax.train.metrics import Metrics
+from mm1_jax.train.objective import Objective
 from mm1_jax.train.optimizer import Optimizer
 from mm1_jax.train.train_state import (
     TrainState,
@@ -27,43 +27,44 @@ from mm1_jax.train.train_state import (
     state_shardings,
     with_shardings,
 )
-from mm1_jax.train.train_step import (
-    lower_train_step,
-    make_train_step,
-    raise_if_indivisible,
-)
+from mm1_jax.train.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramSpec:
+    """Everything that a train step is compiled from, but for the devices."""
+
+    objective: Objective
+    optimizer: Optimizer.Config
+    parallelism: Parallelism.Config
+    mesh_rules: Sequence[MeshRule] = ()
+    anomalies: Anomalies.Config | None = None
+    norms_by_part: bool = False
 
 
 class Program:
-    """The train step of a model on a mesh, and the state that it changes.
+    """The train step of an objective on a mesh, and the state that it changes.
 
     Attributes:
         graphdef: With parameters, `nnx.merge(graphdef, params)` is the model.
         mesh: Of the devices.
+        rows: The sharding of the rows of a batch.
         abstract_state: Shapes of the state with their shardings.
         initialize: PRNG key -> first state, a pure function.
         train_step: (state, batch) -> (state, metrics), a pure function.
     """
 
-    def __init__(
-        self,
-        *,
-        model: InstantiableConfig,
-        loss: Loss.Config,
-        optimizer: Optimizer.Config,
-        parallelism: Parallelism.Config,
-        batch_size: int,
-        image_buffer: ImageBuffer,
-        num_corpora: int,
-        devices: Sequence[Any],
-        anomalies: Anomalies.Config | None = None,
-        norms_by_part: bool = False,
-    ):
-        guard = None if anomalies is None else anomalies.instantiate()
-        self.batch_size = batch_size
-        self.parallelism = parallelism.instantiate()
-        self.optimizer: Optimizer = optimizer.instantiate()
-        model = self.parallelism.configure(model)
+    def __init__(self, spec: ProgramSpec, devices: Sequence[Any]):
+        """Places the step on `devices`, which need not be there.
+
+        Raises:
+            ValueError: Parameters or rows cannot be split evenly over the mesh.
+        """
+        parallelism = choose(spec.mesh_rules, spec.parallelism, devices_name(devices))
+        self.parallelism: Parallelism = parallelism.instantiate()
+        self.optimizer: Optimizer = spec.optimizer.instantiate()
+        model = self.parallelism.configure(spec.objective.model)
+        self.objective = dataclasses.replace(spec.objective, model=model)
 
         def make_model(prng_key: jax.Array) -> nnx.Module:
             return model.instantiate(rngs=nnx.Rngs(params=prng_key))
@@ -71,28 +72,23 @@ class Program:
         self.graphdef, params = abstract_model(make_model)
         self.num_parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
         self.mesh, self.rules = self.parallelism.mesh(devices), self.parallelism.rules
-        self.batch_shardings = batch_shardings(self.mesh, self.rules)
-        raise_if_indivisible(
-            batch_size,
-            self.batch_shardings,
-            image_buffer,
-            self.parallelism.gradient_accumulation,
-        )
+        self.rows = NamedSharding(self.mesh, self.rules.spec(("batch",), self.mesh))
+        self.batch_shardings = self.objective.shardings(self.mesh, self.rules)
+        _raise_if_indivisible(self.objective, self.rows, self.parallelism.gradient_accumulation)
         self.update = self.optimizer.update(params)
         self.initialize = make_initialize(make_model, self.update.first_state)
         shapes = jax.eval_shape(self.initialize, jax.eval_shape(lambda: jax.random.key(0)))
         trained, _ = self.update.split(shapes.params)
         shardings = state_shardings(shapes, params, trained, self.mesh, self.rules)
         self.abstract_state = with_shardings(shapes, shardings)
+        guard = None if spec.anomalies is None else spec.anomalies.instantiate()
         self.train_step = make_train_step(
+            self.objective,
             self.graphdef,
-            loss.instantiate(),
             self.update,
-            self.optimizer.learning_rate,
-            num_corpora=num_corpora,
             gradient_accumulation=self.parallelism.gradient_accumulation,
             accepts=guard.accepts if guard is not None and guard.skips else None,
-            norms_by_part=norms_by_part,
+            norms_by_part=spec.norms_by_part,
         )
 
     def first_state(
@@ -107,19 +103,33 @@ class Program:
         initialize = jax.jit(self.initialize, out_shardings=shardings, donate_argnums=1)
         return initialize(prng_key, dict(loaded or {}))
 
-    def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """The step for batches of these shapes, before XLA has compiled it."""
-        return lower_train_step(self.train_step, self.abstract_state, batch, self.mesh, self.rules)
+    def lower(self) -> jax.stages.Lowered:
+        """The step before XLA has compiled it; it donates the state.
 
-    def compile(self, batch: Batch) -> Callable[..., Any]:
-        """The step for batches of these shapes; it takes placed batches (`place`)."""
-        return self.lower(batch).compile(self.parallelism.compiler_options or None)
+        One executable serves fresh and restored states alike: an array of other shape, dtype or
+        placement is an error, never a second program with other rounding.
+        """
 
-    def place(self, batch: Batch | Sequence[Part]) -> Batch:
-        """A batch, or the parts of it that this process makes, as global arrays on the devices."""
-        if isinstance(batch, Batch):
-            return device_batch(batch, self.batch_shardings)
-        return place_parts(batch, self.batch_shardings, self.batch_size)
+        def placed_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+            with self.use_mesh():
+                return self.train_step(state, batch)
+
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        jitted = jax.jit(
+            placed_step,
+            in_shardings=(shardings, self.batch_shardings),
+            out_shardings=(shardings, NamedSharding(self.mesh, PartitionSpec())),
+            donate_argnums=0,
+        )
+        return jitted.lower(self.abstract_state, self.objective.batch)
+
+    def compile(self) -> Callable[..., Any]:
+        """The step; it takes placed batches (`place`)."""
+        return self.lower().compile(self.parallelism.compiler_options or None)
+
+    def place(self, batch: HostBatch) -> Any:
+        """A batch as global arrays on the devices."""
+        return batch.place(self.batch_shardings)
 
     def model(self, params: Any) -> nnx.Module:
         return nnx.merge(self.graphdef, params)
@@ -127,3 +137,23 @@ class Program:
     def use_mesh(self) -> Any:
         """A context in which what is traced is placed on the mesh."""
         return use_mesh(self.mesh, self.rules)
+
+
+def _raise_if_indivisible(
+    objective: Objective, rows: NamedSharding, gradient_accumulation: int
+) -> None:
+    """Raises ValueError if the rows of a micro-batch cannot be dealt out evenly to the devices."""
+    num_rows = objective.num_rows
+    if num_rows % gradient_accumulation:
+        raise ValueError(
+            f"input.batch_size={num_rows} is not divisible by gradient_accumulation="
+            f"{gradient_accumulation} of trainer.parallelism; change one of them"
+        )
+    num_shards = math.prod(rows.mesh.shape[axis] for axis in jax.tree.leaves(tuple(rows.spec)))
+    if num_rows // gradient_accumulation % num_shards:
+        raise ValueError(
+            f"input.batch_size={num_rows} is not divisible by the {num_shards} devices that share "
+            f"the rows in the mesh {dict(rows.mesh.shape)}, times gradient_accumulation="
+            f"{gradient_accumulation}; change it, or trainer.parallelism"
+        )
+    objective.raise_if_unshareable(num_rows // gradient_accumulation, num_shards)

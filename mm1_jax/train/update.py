@@ -1,6 +1,7 @@
 """Gradient -> update: which parameters are trained, how they are stored, and their average."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ class Update:
 
     Attributes:
         transformation: Of the gradient of the trained parameters.
+        learning_rate: Number of an update, from 0 -> its rate where no factor applies.
         frozen: Paths of those that stay as they are: no gradient, no moments.
         ema_decay: average <- ema_decay average + (1 - ema_decay) weights, in float32, from the
             first weights on; None: no average.
@@ -37,6 +39,7 @@ class Update:
     """
 
     transformation: optax.GradientTransformation
+    learning_rate: Callable[[Any], jax.Array]
     frozen: frozenset[str] = frozenset()
     ema_decay: float | None = None
     dtypes: dict[str, DTypeLike] = dataclasses.field(default_factory=dict)

@@ -7,13 +7,13 @@ import parity
 import pytest
 import torch
 import torch.nn.functional as F
+from bigram_trainer import make_objective
 from foreign_models import save
 
 from experiments.pretrain import mm1_tiny
 from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.experiment import Experiment
-from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.interop.compare import compare, decoder_logits, random_tokens, with_params
 from mm1_jax.interop.exporter import parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
@@ -21,6 +21,7 @@ from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.moe import MoE
 from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.models.upcycling import upcycle
+from mm1_jax.train.program import Program
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +56,9 @@ def first_params(cfg):
     model = cfg.model.clone(image_token=99)
     optimizer = cfg.trainer.optimizer.clone(decay_steps=100)
     trainer = cfg.trainer.clone(optimizer=optimizer)
-    program = trainer.klass.program_of(
-        trainer,
-        model=model,
-        batch_size=8,
-        image_buffer=ImageBuffer(1, 8),
-        num_corpora=1,
-        devices=jax.devices()[:2],
-    )
+    objective = make_objective(model, trainer.loss, rows=8)
+    spec = trainer.klass.program_spec(trainer, objective)
+    program = Program(spec, jax.devices()[:2])
     params = program.abstract_state.params
     shapes = {parameter_path(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     loaded = {}

@@ -11,7 +11,7 @@ from mm1_jax.launch import __main__ as launch
 from mm1_jax.launch.__main__ import main
 from mm1_jax.launch.config_options import split_overrides
 from mm1_jax.multihost import distributed
-from mm1_jax.train.trainer import INCOMPLETE
+from mm1_jax.train.loop import INCOMPLETE
 
 TESTS = Path(__file__).parents[1]
 MODULE = "--module=fake_experiment"

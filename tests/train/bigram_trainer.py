@@ -1,5 +1,6 @@
 """A model, an input and an evaluator that are no larger than the trainer's interface to them."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +14,14 @@ from mm1_jax.batch import Batch
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.module import Module, param
+from mm1_jax.train.host_batches import HostBatch, Part
+from mm1_jax.train.loss import Loss
+from mm1_jax.train.next_token import NextToken
 from mm1_jax.train.trainer import Trainer
 
 VOCAB_SIZE = 32
 CORPUS_NAMES = ["captions", "text"]
+_OWN_SLOTS = ImageBuffer(1, 2)
 
 
 class BigramModel(Module):
@@ -62,6 +67,31 @@ def make_batch(seed: int, rows: int = 4, length: int = 6, images: int = 2) -> Ba
     )
 
 
+def make_objective(
+    model: Any = None,
+    loss: Any = None,
+    *,
+    batch: Batch | None = None,
+    rows: int = 4,
+    image_buffer: ImageBuffer = _OWN_SLOTS,
+) -> NextToken:
+    """Next-token prediction over batches like `make_batch(0, rows)`, or like `batch`."""
+    batch = make_batch(0, rows) if batch is None else batch
+    return NextToken(
+        model=BigramModel.default_config() if model is None else model,
+        loss=Loss.default_config() if loss is None else loss,
+        batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
+        image_buffer=image_buffer,
+        num_corpora=len(CORPUS_NAMES),
+    )
+
+
+def host_batch(batch: Batch) -> HostBatch:
+    """A whole batch, as a single process loads it."""
+    rows = len(batch.tokens)
+    return HostBatch(rows, (Part(range(rows), batch),))
+
+
 class FakeIterator:
     def __init__(self, on_batch: Any):
         self.step = 0
@@ -89,7 +119,7 @@ class FakeInput:
     """`on_batch(step, batch)` may change a batch, or do something when it is made."""
 
     corpus_names = CORPUS_NAMES
-    image_buffer = ImageBuffer(1, 2)
+    image_buffer = _OWN_SLOTS
 
     def __init__(self, on_batch: Any = lambda step, batch: batch, batch_size: int = 4):
         self._on_batch = on_batch
@@ -149,6 +179,7 @@ def fakes() -> Any:
         Input=FakeInput,
         Evaluator=FakeEvaluator,
         batch=make_batch,
+        objective=make_objective,
         sample=make_sample,
         corpus_names=CORPUS_NAMES,
     )
@@ -192,12 +223,45 @@ def make_trainer(tmp_path: Any) -> Any:
         cfg.parallelism.gradient_accumulation = gradient_accumulation
         if num_devices == 8:
             cfg.parallelism.set(data=2, fsdp=2, model=2)
+        input = input or FakeInput()
         return cfg.instantiate(
-            model=BigramModel.default_config(),
-            input=input or FakeInput(),
+            objective=make_objective(
+                loss=cfg.loss, rows=input.batch_size, image_buffer=input.image_buffer
+            ),
+            input=input,
             evaluators=evaluators or {},
             output_dir=output_dir,
             devices=jax.devices()[:num_devices],
         )
 
     return make
+
+
+def records(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def losses(folder):
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in records(folder)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def unstopped(make_trainer, tmp_path):
+    make_trainer(output_dir=tmp_path / "unstopped").run()
+    return losses(tmp_path / "unstopped")
+
+
+def killer(fakes, step):
+    """An input whose batch number `step` cannot be made: the process ends without any notice."""
+
+    def on_batch(number, batch):
+        if number == step:
+            raise KeyboardInterrupt
+        return batch
+
+    return fakes.Input(on_batch)

@@ -1,15 +1,21 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings
-from mm1_jax.train.host_batches import Part, host_rows, place_parts
+from mm1_jax.train.host_batches import HostBatch, Part, host_rows
 
 
 def shardings(**axes):
     devices = np.array(jax.devices()).reshape(tuple(axes.values()))
     return batch_shardings(Mesh(devices, tuple(axes)), AxisRules())
+
+
+def row_sharding(**axes):
+    """As a `Program` has it."""
+    mesh = shardings(**axes).tokens.mesh
+    return NamedSharding(mesh, AxisRules().spec(("batch",), mesh))
 
 
 class OfProcess:
@@ -36,10 +42,8 @@ class OfProcess:
     ],
 )
 def test_a_process_makes_the_rows_that_its_devices_hold(axes, devices, runs):
-    batch = shardings(**axes)
     own = [jax.devices()[i] for i in devices]
-    object.__setattr__(batch, "tokens", OfProcess(batch.tokens, own))
-    assert host_rows(batch, 16) == runs
+    assert host_rows(OfProcess(row_sharding(**axes), own), 16) == runs
 
 
 def rows_of(batch, rows, num_rows):
@@ -57,7 +61,7 @@ def rows_of(batch, rows, num_rows):
 def test_the_parts_make_the_same_arrays_as_the_whole(make_batch, axes, runs):
     batch, placed = make_batch(0, rows=8), shardings(**axes)
     whole = jax.tree.map(jax.device_put, batch, placed)
-    parts = place_parts([rows_of(batch, rows, 8) for rows in runs], placed, 8)
+    parts = HostBatch(8, tuple(rows_of(batch, rows, 8) for rows in runs)).place(placed)
     for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         assert ours.sharding == theirs.sharding and ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)

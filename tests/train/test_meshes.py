@@ -8,6 +8,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from bigram_trainer import host_batch
 
 from mm1_jax.batch import Batch
 from mm1_jax.image_buffer import ImageBuffer
@@ -16,8 +17,9 @@ from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import divide
+from mm1_jax.train.next_token import NextToken
 from mm1_jax.train.optimizer import AdamW
-from mm1_jax.train.program import Program
+from mm1_jax.train.program import Program, ProgramSpec
 
 IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS = 3, 8, 4
 ROWS, LENGTH, SLOTS, VOCAB_SIZE = 8, 32, 2, 32
@@ -80,25 +82,28 @@ def batch():
     )
 
 
-def make_program(sparse, axes, frozen=(), **parallelism):
-    return Program(
+def make_program(batch, sparse, axes, frozen=(), **parallelism):
+    objective = NextToken(
         model=model(sparse),
         loss=Loss.default_config().set(chunk_length=4),
+        batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
+        image_buffer=ImageBuffer(1, SLOTS),
+        num_corpora=2,
+    )
+    spec = ProgramSpec(
+        objective,
         optimizer=AdamW.default_config().set(
             learning_rate=1e-3, warmup_steps=0, decay_steps=10, clip=None, frozen=frozen
         ),
         parallelism=Parallelism.default_config().set(**{"data": 1, **axes}, **parallelism),
-        batch_size=ROWS,
-        image_buffer=ImageBuffer(1, SLOTS),
-        num_corpora=2,
-        devices=jax.devices()[: np.prod(list(axes.values()), dtype=int)],
     )
+    return Program(spec, jax.devices()[: np.prod(list(axes.values()), dtype=int)])
 
 
 def step(batch, sparse, axes, **parallelism):
     """Metrics and gradient of one step on so many devices as the axes have."""
-    program = make_program(sparse, axes, **parallelism)
-    state, metrics = program.compile(batch)(first_state(program), program.place(batch))
+    program = make_program(batch, sparse, axes, **parallelism)
+    state, metrics = program.compile()(first_state(program), program.place(host_batch(batch)))
     adam = state.opt_state[1][0]
     gradient = jax.tree.map(lambda x: np.asarray(x) / (1 - 0.9), adam.mu)
     return divide(metrics), gradient
@@ -158,9 +163,9 @@ def test_what_is_frozen_has_no_backward_pass(batch):
     """Two products and, here, a recomputation for each of the forward pass, which stays."""
 
     def flops(*frozen):
-        return make_program(False, {}, frozen).lower(batch).cost_analysis()["flops"]
+        return make_program(batch, False, {}, frozen).lower().cost_analysis()["flops"]
 
-    program = make_program(False, {})
+    program = make_program(batch, False, {})
     encode = jax.jit(lambda params, images: program.model(params).vision_encoder(images))
     forward = encode.lower(program.abstract_state.params, batch.images).cost_analysis()["flops"]
     everything = flops()

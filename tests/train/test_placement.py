@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from bigram_trainer import host_batch, make_objective
 from jax.sharding import PartitionSpec as P
 
 from experiments.pretrain import mm1_tiny_moe
@@ -52,22 +53,22 @@ def placed(request, tmp_path_factory, make_batch):
     cfg.trainer.optimizer.set(learning_rate=1e-3, decay_steps=800)
     cfg.trainer.parallelism.set(**MESHES[request.param])
     folder = tmp_path_factory.mktemp("run")
+    batch = with_images(make_batch, tokenizer.image_token)
     trainer = cfg.trainer.instantiate(
-        model=cfg.model,
-        input=SimpleNamespace(
-            batch_size=ROWS, image_buffer=ImageBuffer(1, IMAGES), corpus_names=["captions", "text"]
+        objective=make_objective(
+            cfg.model, cfg.trainer.loss, batch=batch, image_buffer=ImageBuffer(1, IMAGES)
         ),
+        input=SimpleNamespace(batch_size=ROWS, corpus_names=["captions", "text"]),
         evaluators={},
         output_dir=folder,
     )
     program = trainer.program
-    batch = with_images(make_batch, tokenizer.image_token)
     return SimpleNamespace(
         expected=EXPECTED[request.param],
         program=program,
         batch=batch,
-        step=program.compile(batch),
-        place=program.place,
+        step=program.compile(),
+        place=lambda batch: program.place(host_batch(batch)),
         first_state=lambda: program.first_state(jax.random.key(0)),
         checkpointer=lambda: cfg.trainer.checkpointer.instantiate(directory=folder / "checkpoints"),
     )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from bigram_trainer import host_batch
 
 from mm1_jax.train.logs.run_log import step_record
 from mm1_jax.train.metrics import Mean, divide
@@ -23,15 +24,18 @@ def test_on_eight_devices_the_losses_are_those_of_one(make_trainer, tmp_path):
 
 @pytest.fixture
 def compiled(make_trainer):
-    """The compiler of a step on eight devices, its first state, and the batch placement."""
+    """A compiled step on eight devices, its first state, and the batch placement."""
     program = make_trainer(num_devices=8).program
-    state = program.first_state(jax.random.key(0))
-    return SimpleNamespace(step=program.compile, state=state, place=program.place)
+    return SimpleNamespace(
+        step=program.compile(),
+        state=program.first_state(jax.random.key(0)),
+        place=lambda batch: program.place(host_batch(batch)),
+    )
 
 
 def test_a_step_keeps_every_leaf_in_its_place_and_counts(compiled, batch):
     before = jax.tree.map(lambda x: (x.sharding, x.dtype, x.weak_type), compiled.state)
-    state, metrics = compiled.step(batch)(compiled.state, compiled.place(batch))
+    state, metrics = compiled.step(compiled.state, compiled.place(batch))
     assert jax.tree.map(lambda x: (x.sharding, x.dtype, x.weak_type), state) == before
     assert state.step == 1
     # The state before is donated.
@@ -49,13 +53,12 @@ def test_micro_batches_add_up_to_the_batch(make_trainer, tmp_path):
 
 
 def test_a_batch_without_images_and_one_full_of_them_go_through_one_program(compiled, batch):
-    step = compiled.step(batch)
     empty = dataclasses.replace(
         batch, image_index=np.full_like(batch.image_index, -1), images=np.zeros_like(batch.images)
     )
-    state, metrics = step(compiled.state, compiled.place(batch))
+    state, metrics = compiled.step(compiled.state, compiled.place(batch))
     assert divide(metrics)["images"] == 8
-    _, metrics = step(state, compiled.place(empty))
+    _, metrics = compiled.step(state, compiled.place(empty))
     assert divide(metrics)["images"] == 0
     assert np.isfinite(divide(metrics)["loss"])
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bigram_trainer import host_batch
 from flax import nnx
 
-from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.parameter_paths import parameter_paths
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.optimizer import Adafactor, AdamW
-from mm1_jax.train.program import Program
+from mm1_jax.train.program import Program, ProgramSpec
 
 STEPS = 3
 
@@ -30,16 +30,8 @@ def make_program(fakes):
         parallelism = Parallelism.default_config().set(gradient_accumulation=gradient_accumulation)
         if num_devices == 8:
             parallelism.set(data=2, fsdp=2, model=2)
-        return Program(
-            model=fakes.Model.default_config(),
-            loss=Loss.default_config(),
-            optimizer=cfg,
-            parallelism=parallelism,
-            batch_size=4,
-            image_buffer=ImageBuffer(1, 2),
-            num_corpora=2,
-            devices=jax.devices()[:num_devices],
-        )
+        spec = ProgramSpec(fakes.objective(), optimizer=cfg, parallelism=parallelism)
+        return Program(spec, jax.devices()[:num_devices])
 
     return make
 
@@ -48,9 +40,9 @@ def run(program, make_batch, steps=STEPS):
     """The states before any step and after each, on the host."""
     state = program.first_state(jax.random.key(0))
     states = [jax.device_get(state)]
-    step = program.compile(make_batch(1))
+    step = program.compile()
     for number in range(1, steps + 1):
-        state, _ = step(state, program.place(make_batch(number)))
+        state, _ = step(state, program.place(host_batch(make_batch(number))))
         states.append(jax.device_get(state))
     return states
 

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from bigram_trainer import host_batch
 
 from mm1_jax.train.guards.corruption import Corrupted, Corruption
 
@@ -57,15 +58,15 @@ def test_the_odd_one_of_many_copies_is_named(trainer, state):
 
 
 def test_a_step_that_is_made_twice_gives_what_it_gives_once(trainer, state, batch, prng_key):
-    step = trainer.program.compile(batch)
-    placed = trainer.program.place(batch)
+    step = trainer.program.compile()
+    placed = trainer.program.place(host_batch(batch))
     twice, _ = corruption(trainer, recompute_every_n_steps=1).step_twice(step, state, placed)
     once, _ = step(trainer.program.first_state(prng_key), placed)
     jax.tree.map(np.testing.assert_array_equal, twice, once)
 
 
 def test_a_step_that_gives_other_bits_the_second_time_is_found(trainer, state, batch):
-    step = trainer.program.compile(batch)
+    step = trainer.program.compile()
     calls = []
 
     def faulty(state, batch):
@@ -78,5 +79,5 @@ def test_a_step_that_gives_other_bits_the_second_time_is_found(trainer, state, b
 
     with pytest.raises(Corrupted, match="other bits the second time, on .* of process 0"):
         corruption(trainer, recompute_every_n_steps=1).step_twice(
-            faulty, state, trainer.program.place(batch)
+            faulty, state, trainer.program.place(host_batch(batch))
         )

@@ -1,0 +1,69 @@
+"""Which step of a run a metric of its evaluations liked best.
+
+best.json    {"step": ..., "metric": ..., "value": ...}, beside the checkpoints
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from etils import epath
+
+from mm1_jax.multihost import distributed
+
+BEST = "best.json"
+
+
+class BestCheckpoint:
+    """The best step up to now, kept across launches."""
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        *,
+        metric: str | None,
+        mode: Literal["min", "max"],
+        report: Callable[[str], None],
+    ):
+        """Reads `best.json` of `directory`, if it is there; `report` is told where it is damaged.
+
+        Args:
+            metric: Name of the metric; None: no step becomes the best.
+        """
+        self._path = directory / BEST
+        self._metric = metric
+        self._sign = 1 if mode == "max" else -1
+        self._best = self._read(report)
+
+    @property
+    def step(self) -> int | None:
+        return self._best.get("step")
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Takes the metrics of an evaluation, and tells if its step is the best."""
+        value = metrics.get(self._metric) if self._metric is not None else None
+        if value is None or not math.isfinite(value):
+            return False
+        known = self._best.get("value") if self._best.get("metric") == self._metric else None
+        if known is not None and self._sign * value <= self._sign * known:
+            return False
+        self._best = {"step": step, "metric": self._metric, "value": value}
+        if distributed.is_first():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self._best) + "\n")
+        return True
+
+    def _read(self, report: Callable[[str], None]) -> dict[str, Any]:
+        if not self._path.exists():
+            return {}
+        try:
+            best = json.loads(self._path.read_text())
+            return {"step": int(best["step"]), "metric": best["metric"], "value": best["value"]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            report(
+                f"error: {self._path}: damaged ({type(error).__name__}: {reason}) and ignored; "
+                "earlier checkpoints do not count as the best one any more"
+            )
+            return {}

@@ -1,0 +1,65 @@
+"""Whether a checkpoint is of the model that is to be restored: shapes of parameters, and config."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from etils import epath
+
+from mm1_jax.config import InstantiableConfig
+from mm1_jax.layers.parameter_paths import parameter_path
+from mm1_jax.stored_config import config_differences
+
+# Fields of a model's config that do not change what its parameters mean.
+_NOT_OF_THE_MODEL = (
+    "dtype",
+    "remat",
+    "saved_names",
+    "offloaded_names",
+    "kernel",
+    "image_group_rows",
+)
+_MOST_LINES = 12
+
+
+def raise_if_another_model(
+    checkpoint: epath.Path,
+    *,
+    saved_params: Any,
+    params: Any,
+    saved_config: Iterable[str] | None,
+    model: InstantiableConfig | None,
+) -> None:
+    """Raises ValueError where a checkpoint is of another model; it lists the differences.
+
+    Args:
+        saved_params, params: Trees of leaves with shapes.
+        saved_config: Lines of the config that was saved; None: it was not.
+        model: The present config; None: it is not compared.
+    """
+    saved, here = _shapes(saved_params), _shapes(params)
+    lines = [
+        f"  {path}: {saved.get(path, 'absent')} -> {here.get(path, 'absent')}"
+        for path in sorted(saved.keys() | here.keys())
+        if saved.get(path) != here.get(path)
+    ]
+    if saved_config is not None and model is not None:
+        lines += [
+            f"  model.{each}"
+            for each in config_differences(saved_config, model)
+            if each.path.rpartition(".")[2].split("[")[0] not in _NOT_OF_THE_MODEL
+        ]
+    if lines:
+        more = f"\n  and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+        raise ValueError(
+            f"the checkpoint {checkpoint} is of another model (saved -> now):\n"
+            + "\n".join(lines[:_MOST_LINES])
+            + more
+        )
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        parameter_path(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }

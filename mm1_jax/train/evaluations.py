@@ -1,0 +1,164 @@
+"""The evaluations of a run: which evaluator runs when, its results and its failures.
+
+An evaluation that fails does not end a run. During training, it is logged, and made again when it
+is next due; at the end, the report says why it is missing.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from absl import logging
+
+from mm1_jax.evals.evaluator import check_result
+from mm1_jax.multihost import distributed
+from mm1_jax.train.guards.stop import Interrupted, StopSignals
+from mm1_jax.train.guards.watchdog import Watchdog
+from mm1_jax.train.logs.goodput import Goodput
+from mm1_jax.train.logs.run_log import RunLog
+from mm1_jax.train.program import Program
+from mm1_jax.train.saves import Saves
+from mm1_jax.train.train_state import TrainState
+
+# Processes that evaluate alike end within this time of each other.
+_PATIENCE_SECONDS = 300.0
+
+
+@dataclass
+class Judgement:
+    """Everything that evaluators said of one state.
+
+    Attributes:
+        failures: Reasons by the name of the evaluator.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: list[Any] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class Evaluations:
+    """Runs the evaluators of a run, each once on a state."""
+
+    def __init__(
+        self,
+        evaluators: Mapping[str, Any],
+        *,
+        max_steps: int,
+        program: Program,
+        saves: Saves,
+        log: RunLog,
+        goodput: Goodput,
+        watchdog: Watchdog,
+        stop: StopSignals,
+        made: Iterable[tuple[int, str]],
+    ):
+        """Takes `evals.evaluator.Evaluator`s by name.
+
+        Args:
+            made: Steps and names of the evaluations that earlier launches logged.
+        """
+        self._evaluators = evaluators
+        self._max_steps = max_steps
+        self._program = program
+        self._saves = saves
+        self._log = log
+        self._goodput = goodput
+        self._watchdog = watchdog
+        self._stop = stop
+        self._made = set(made)
+
+    @property
+    def text(self) -> str:
+        return evaluators_text(self._evaluators)
+
+    def rewind(self, step: int) -> None:
+        """Forgets the evaluations of later steps."""
+        self._made = {each for each in self._made if each[0] <= step}
+
+    def run_due(self, step: int, state: TrainState) -> None:
+        """Runs the evaluators that are due after `step` steps and have not run there yet."""
+        for name, evaluator in self._evaluators.items():
+            is_due = evaluator.due(step, self._max_steps) and (step, name) not in self._made
+            # Other processes may not know of a signal yet, and would evaluate alone.
+            is_asked = self._stop.noted and distributed.process_count() == 1
+            if is_due and not is_asked:
+                self._log.flush()
+                self._run(name, step, state)
+                self._log.start_clock()
+
+    def run_all(self, step: int, state: TrainState, exit_if_asked: Callable[[], None]) -> Judgement:
+        """Runs every evaluator on the state after the last step.
+
+        Args:
+            exit_if_asked: Called before and after each of them.
+        """
+        judgement = Judgement()
+        for name in self._evaluators:
+            exit_if_asked()
+            result = self._run(name, step, state)
+            exit_if_asked()
+            if isinstance(result, Exception):
+                judgement.failures[name] = reason(result)
+            else:
+                judgement.metrics |= result.metrics
+                judgement.samples += result.samples
+        return judgement
+
+    def _run(self, name: str, step: int, state: TrainState) -> Any:
+        """The result; the exception where it failed, None where a signal ended it."""
+        evaluator, result, failure = self._evaluators[name], None, None
+        try:
+            with (
+                self._goodput.measure("evaluation"),
+                self._stop.interrupting(),
+                self._program.use_mesh(),
+            ):
+                result = evaluator.run(self._program.model(state.params))
+                check_result(evaluator, result)
+        except Interrupted:
+            return None
+        except Exception as error:
+            if self._stop.noted and distributed.process_count() == 1:
+                # The signal may have ended processes that read for the evaluator, too.
+                return None
+            logging.debug("Traceback of the failed evaluation %s:", name, exc_info=True)
+            failure = error
+        _raise_if_some_failed(name, failure)
+        self._watchdog.progress(step)
+        if failure is not None:
+            self._log.failed_evaluation(step, name, reason(failure))
+            return failure
+        self._log.evaluation(step, name, result)
+        self._made.add((step, name))
+        self._saves.save_if_best(step, state, result.metrics)
+        return result
+
+
+def evaluators_text(evaluators: Mapping[str, Any]) -> str:
+    """The configs of evaluators, as a text that tells different ones apart."""
+    return "".join(
+        f"[{name}]\n{evaluator.config.debug_string()}\n" for name, evaluator in evaluators.items()
+    )
+
+
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _raise_if_some_failed(name: str, failure: Exception | None) -> None:
+    """Where an evaluation failed in some processes only, these and the others cannot go on."""
+    if distributed.process_count() == 1:
+        return
+    own = None if failure is None else reason(failure)
+    try:
+        reasons = distributed.exchange(own, patience=_PATIENCE_SECONDS)
+    except RuntimeError:
+        if failure is None:
+            raise
+        raise RuntimeError(f"evaluation {name} failed in this process only: {own}") from failure
+    failed = [process for process, each in enumerate(reasons) if each is not None]
+    if failed and len(failed) < len(reasons):
+        raise RuntimeError(
+            f"evaluation {name} failed in process {failed[0]} only: {reasons[failed[0]]}"
+        )

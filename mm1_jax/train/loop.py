@@ -1,0 +1,247 @@
+"""The training loop: save, evaluate, load and step until done; then report.
+
+SIGTERM and SIGINT end a run after the step that is being made, or in the middle of an evaluation,
+with a checkpoint; the exit code is then 128 plus the number of the signal (143 or 130), so that a
+supervisor knows that there is more to do.
+
+In a run of several processes, each loads the rows of its devices and runs the same loop; the first
+writes the logs. A signal to one stops all, after the same step.
+
+An evaluation or a save that fails does not end a run. Where one of those at the end failed, the
+report has the others and says why, the exit code is `INCOMPLETE`, and a new launch repeats it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.multihost import distributed
+from mm1_jax.train.evaluations import Evaluations, Judgement, reason
+from mm1_jax.train.guards.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
+from mm1_jax.train.guards.corruption import Corruption
+from mm1_jax.train.guards.stop import StopSignals
+from mm1_jax.train.guards.watchdog import Watchdog
+from mm1_jax.train.host_batches import HostBatch, HostBatches
+from mm1_jax.train.logs.goodput import Goodput
+from mm1_jax.train.logs.profile import Profile
+from mm1_jax.train.logs.progress import say
+from mm1_jax.train.logs.report import summarize_training, write_report
+from mm1_jax.train.logs.run_log import RunLog
+from mm1_jax.train.metrics import Metrics
+from mm1_jax.train.program import Program
+from mm1_jax.train.saves import Saves
+from mm1_jax.train.train_state import TrainState
+
+# Exit code of a run whose report lacks an evaluation, or whose last state is not saved.
+INCOMPLETE = 3
+# Exit code of a run that was stopped and could not be saved.
+NOT_SAVED = 1
+
+
+@dataclass
+class Loop:
+    """A run while it trains: its open parts, and the steps of the loop.
+
+    Attributes:
+        first_state: Makes the state before any step.
+        compiled_step: None until the first step is made.
+    """
+
+    output_dir: Path
+    max_steps: int
+    program: Program
+    first_state: Callable[[], TrainState]
+    batches: HostBatches
+    saves: Saves
+    evaluations: Evaluations
+    log: RunLog
+    goodput: Goodput
+    profile: Profile
+    watchdog: Watchdog
+    stop: StopSignals
+    anomalies: Anomalies
+    corruption: Corruption
+    excluded: ExcludedSteps
+    compiled_step: Callable[..., Any] | None = None
+
+    def run(self, saved_step: int | None) -> None:
+        """Trains from a checkpoint, or from the start where that is None, to the last step.
+
+        Raises:
+            SystemExit: A signal asked to stop, or an evaluation, the save or the report at the end
+                failed; everything else is done.
+            NonFiniteLoss: Training cannot go on; the last checkpoint is from before.
+        """
+        state, step = self._state_of(saved_step), saved_step or 0
+        self._say_start(saved_step)
+        self.goodput.begin(step)
+        while step < self.max_steps:
+            try:
+                state = self._advance(step, state)
+                step += 1
+                if step == self.max_steps:
+                    self.log.flush()
+            except NonFiniteLoss as anomaly:
+                state, step = self._roll_back(anomaly)
+        self._finish(state)
+
+    def _advance(self, step: int, state: TrainState) -> TrainState:
+        """Makes the step after `step` steps, and what is due before it."""
+        self.watchdog.progress(step)
+        # Saved first: a failure of an evaluation, of whatever kind, then costs no step.
+        self.saves.save_if_due(step, state)
+        self.evaluations.run_due(step, state)
+        self._exit_if_asked(step, state)
+        batch, seconds = self._next_batch(step, state)
+        if step + 1 in self.excluded:
+            self.log.message(f"step {step + 1} is left out, as {self.output_dir} says")
+            return state._replace(step=state.step + 1)
+        self.profile.before(step)
+        state, metrics = self._step(step, state, batch)
+        self.profile.after(step + 1, metrics)
+        self.goodput.step(step + 1)
+        self.log.step(
+            step + 1, metrics, data_wait_seconds=seconds, accounting=self.batches.accounting
+        )
+        return state
+
+    def _state_of(self, saved_step: int | None) -> TrainState:
+        """The state of a checkpoint, to which the batches are set, or the first one."""
+        if saved_step is None:
+            return self.first_state()
+        return self.saves.restore(saved_step, self.program.abstract_state)
+
+    def _say_start(self, saved_step: int | None) -> None:
+        start = "starts" if saved_step is None else f"continues after step {saved_step}"
+        processes = distributed.process_count()
+        mesh = self.program.mesh
+        self.log.message(self.batches.describe())
+        self.log.message(
+            f"{self.program.num_parameters:,} parameters, {mesh.devices.flat[0].device_kind} mesh "
+            f"{dict(mesh.shape)}"
+            + (f" of {processes} processes" if processes > 1 else "")
+            + f"; training {start}, up to step {self.max_steps}"
+        )
+
+    def _next_batch(self, step: int, state: TrainState) -> tuple[HostBatch, float]:
+        start = time.perf_counter()
+        with self.goodput.measure("data_wait"):
+            try:
+                batch = next(self.batches)
+            except Exception as error:
+                # A signal to the whole process group ends the data workers, too: no error then.
+                if self.stop.noted and distributed.process_count() == 1:
+                    self._exit_if_asked(step, state)
+                if not isinstance(error, RuntimeError):
+                    raise
+                # Workers that were killed: they have no state, and new ones make the same batch.
+                say(f"data workers failed ({reason(error)}); started again")
+                self.batches.restart()
+                batch = next(self.batches)
+        return batch, time.perf_counter() - start
+
+    def _step(self, step: int, state: TrainState, batch: HostBatch) -> tuple[TrainState, Metrics]:
+        placed = self.program.place(batch)
+        if self.compiled_step is None:
+            start = time.perf_counter()
+            with self.goodput.measure("compile"):
+                self.compiled_step = self.program.compile()
+            self.log.message(f"compiled the train step in {time.perf_counter() - start:.1f} s")
+            self.log.start_clock()
+        self.corruption.check_replicas(step, state)
+        if self.corruption.recomputes(step + 1):
+            return self.corruption.step_twice(self.compiled_step, state, placed)
+        return self.compiled_step(state, placed)
+
+    def _roll_back(self, anomaly: NonFiniteLoss) -> tuple[TrainState, int]:
+        """State and number of the newest checkpoint from before; the step is left out from now on.
+
+        Raises:
+            NonFiniteLoss: The config does not want it, or has had it too often.
+        """
+        if not self.anomalies.may_roll_back():
+            raise anomaly
+        if (failure := self.saves.failure()) is not None:
+            self.log.message(f"error: {failure}")
+        saved_step = self.saves.checkpointer.newest_whole_step(before=anomaly.step)
+        step = saved_step or 0
+        self.log.message(f"{anomaly}; back to step {step}, without this one")
+        self.excluded.add(anomaly.step, write=distributed.is_first())
+        self.goodput.rolled_back(step)
+        self.log.rewind(step)
+        self.evaluations.rewind(step)
+        self.batches.rewind()
+        return self._state_of(saved_step), step
+
+    def _exit_if_asked(self, step: int, state: TrainState) -> None:
+        """Does not return when a signal has come: saves, and ends the run."""
+        number = self.stop.asked()
+        if number is None:
+            return
+        self.saves.save(step, state)
+        failure = self.saves.failure(step)
+        self.goodput.write()
+        if failure is not None:
+            self.log.message(f"error: {number.name}: stopped after step {step}; {failure}")
+            raise SystemExit(NOT_SAVED)
+        self.log.message(
+            f"{number.name}: stopped after step {step}, saved in {self.output_dir}; "
+            "launch again to continue"
+        )
+        raise SystemExit(128 + number)
+
+    def _finish(self, state: TrainState) -> None:
+        step = int(state.step)
+        self.saves.save(step, state)
+        judgement = self.evaluations.run_all(
+            step, state, exit_if_asked=lambda: self._exit_if_asked(step, state)
+        )
+        errors = [self.saves.failure(step)]
+        with self.goodput.measure("report"):
+            errors.append(self._failed_report(judgement))
+        self.goodput.write()
+        self.log.scalars(step, {f"goodput/{k}": v for k, v in self.goodput.totals().items()})
+        self.log.message(self.goodput.describe())
+        self.log.message(
+            f"finished after step {step}; report: {self.output_dir / 'report.md'}; "
+            f"TensorBoard: tensorboard --logdir {self.output_dir / 'tensorboard'}"
+        )
+        if judgement.failures:
+            errors.append(
+                "the report is without the evaluations that failed: "
+                f"{', '.join(judgement.failures)}; "
+                "launch again to repeat the evaluation of the trained model"
+            )
+        if any(errors):
+            for error in filter(None, errors):
+                self.log.message(f"error: {error}")
+            raise SystemExit(INCOMPLETE)
+
+    def _failed_report(self, judgement: Judgement) -> str | None:
+        """Writes the report; a sentence where it cannot be written."""
+        failure = None
+        try:
+            self._write_report(judgement)
+        except OSError as error:
+            failure = (
+                f"the report could not be written ({error.strerror or error}); free space, "
+                "and launch again to repeat it"
+            )
+        return distributed.broadcast(failure)
+
+    def _write_report(self, judgement: Judgement) -> None:
+        accounting = self.batches.accounting()
+        if not distributed.is_first():
+            return
+        write_report(
+            self.output_dir,
+            title=self.output_dir.name,
+            training=summarize_training(self.log.step_records(), self.program.num_parameters),
+            evaluation=judgement.metrics,
+            evaluators=self.evaluations.text,
+            failures=judgement.failures,
+            samples=judgement.samples,
+            accounting=accounting,
+        )

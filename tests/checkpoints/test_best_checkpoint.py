@@ -1,0 +1,53 @@
+import json
+import math
+
+import pytest
+from etils import epath
+
+from mm1_jax.checkpoints.best_checkpoint import BestCheckpoint
+
+METRIC = "held_out_loss/0/text"
+
+
+@pytest.fixture
+def open_best(tmp_path):
+    def make(metric=METRIC, mode="min", report=None):
+        return BestCheckpoint(epath.Path(tmp_path), metric=metric, mode=mode, report=report)
+
+    return make
+
+
+@pytest.mark.parametrize(("mode", "best_step"), [("min", 4), ("max", 6)])
+def test_the_best_step_is_that_of_the_metric_and_outlives_a_launch(open_best, mode, best_step):
+    best = open_best(mode=mode)
+    assert best.step is None
+    values = {2: 3.0, 4: 2.0, 6: 4.0, 8: 2.5}
+    is_best = {step: best.note(step, {METRIC: value, "other": 0}) for step, value in values.items()}
+    assert is_best == {2: True, 4: mode == "min", 6: mode == "max", 8: False}
+    again = open_best(mode=mode)
+    assert again.step == best.step == best_step
+    # As good is not better.
+    assert not again.note(10, {METRIC: values[best_step]})
+
+
+def test_a_value_that_is_absent_or_not_finite_is_not_the_best(open_best, tmp_path):
+    best = open_best()
+    assert not best.note(2, {})
+    assert not best.note(2, {METRIC: math.nan})
+    assert not open_best(metric=None).note(2, {METRIC: 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_of_another_metric_is_not_compared_with(open_best):
+    assert open_best().note(2, {METRIC: 1.0})
+    other = open_best(metric="quiz/0/accuracy")
+    assert other.step == 2
+    assert other.note(4, {"quiz/0/accuracy": 5.0}) and other.step == 4
+
+
+def test_a_damaged_file_is_told_of_and_ignored(open_best, tmp_path):
+    for text in ("{", "[]", json.dumps({"step": "x", "metric": METRIC, "value": 1})):
+        (tmp_path / "best.json").write_text(text)
+        told = []
+        assert open_best(report=told.append).step is None
+        assert str(tmp_path / "best.json") in told[0] and "damaged" in told[0], text

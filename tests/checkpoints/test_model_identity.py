@@ -1,0 +1,47 @@
+import jax
+import pytest
+from etils import epath
+
+from experiments.pretrain import mm1_tiny
+from mm1_jax.checkpoints.model_identity import raise_if_another_model
+
+
+def shapes(**sizes):
+    return {"decoder": {name: jax.ShapeDtypeStruct(s, "float32") for name, s in sizes.items()}}
+
+
+def compare(saved, here, saved_model=None, model=None):
+    raise_if_another_model(
+        epath.Path("/run/checkpoints/20"),
+        saved_params=saved,
+        params=here,
+        saved_config=None if saved_model is None else saved_model.debug_string().splitlines(),
+        model=model,
+    )
+
+
+def test_shapes_that_differ_are_listed_by_path():
+    compare(shapes(head=(2, 3)), shapes(head=(2, 3)))
+    with pytest.raises(ValueError) as error:
+        compare(shapes(head=(2, 3), bias=(3,)), shapes(head=(2, 4)))
+    assert str(error.value).splitlines() == [
+        "the checkpoint /run/checkpoints/20 is of another model (saved -> now):",
+        "  decoder/bias: (3,) -> absent",
+        "  decoder/head: (2, 3) -> (2, 4)",
+    ]
+
+
+def test_no_more_than_twelve_are_listed():
+    with pytest.raises(ValueError, match="and 8 more$"):
+        compare(shapes(**{f"x{i}": (1,) for i in range(20)}), shapes())
+
+
+def test_fields_that_no_shape_shows_are_compared_and_those_of_a_launch_are_not():
+    model = mm1_tiny().model
+    other = model.clone(dtype="bfloat16", image_group_rows=4)
+    compare(shapes(), shapes(), model, other)
+    # A checkpoint without its config is not compared by it.
+    compare(shapes(), shapes(), None, other)
+    other.decoder.stack.layer.attention.rotary.theta = 5.0
+    with pytest.raises(ValueError, match=r"model\.decoder\.stack\.layer\.attention\.rotary\.theta"):
+        compare(shapes(), shapes(), model, other)
