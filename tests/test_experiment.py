@@ -172,6 +172,8 @@ def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
     # Fakes have nothing to check.
     for name in ("check", "check_parts"):
         monkeypatch.setattr(Experiment, name, staticmethod(lambda *parts: None))
+    objective = staticmethod(lambda cfg: ("objective", cfg.model))
+    monkeypatch.setattr(Experiment, "objective", objective)
     part = FakePart.default_config()
     # What resolving would have set.
     cfg.model.decoder.vocab_size = 64
@@ -183,7 +185,8 @@ def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
     experiment = cfg.instantiate(output_dir=tmp_path)
     trainer = experiment.trainer.runtime
     assert trainer["input"] is experiment.input and trainer["output_dir"] == tmp_path
-    assert trainer["model"] == cfg.model and list(trainer["evaluators"]) == ["digits"]
+    assert trainer["objective"] == ("objective", cfg.model)
+    assert list(trainer["evaluators"]) == ["digits"]
     assert trainer["evaluators"]["digits"].runtime == {"input": experiment.input}
     assert experiment.input.runtime["split"] == "train"
     assert experiment.input.runtime["quarantine_path"].parent == tmp_path

@@ -11,7 +11,7 @@ METRIC = "held_out_loss/0/text"
 
 @pytest.fixture
 def open_best(tmp_path):
-    def make(metric=METRIC, mode="min", report=None):
+    def make(metric=METRIC, mode="min", report=print):
         return BestCheckpoint(epath.Path(tmp_path), metric=metric, mode=mode, report=report)
 
     return make
