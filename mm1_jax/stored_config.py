@@ -95,6 +95,12 @@ _NAME = re.compile(r"(?<![\w./])(mm1_jax[\w.]*)\.(\w+)(?![\w./])")
 # as it is called now.
 DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
     ("mm1_jax.models.connectors.c_abstractor.CAbstractor", "norm.eps"): (1e-6, 1e-5),
+    ("mm1_jax.train.optimizer.Optimizer", "schedule"): ("Schedule.COSINE",),
+    ("mm1_jax.train.optimizer.Optimizer", "stable_steps"): (0,),
+    ("mm1_jax.train.optimizer.Optimizer", "parameters_dtype"): ("float32",),
+    ("mm1_jax.train.optimizer.Optimizer", "accumulation_dtype"): ("float32",),
+    ("mm1_jax.train.optimizer.AdamW", "moments_dtype"): ("float32",),
+    ("mm1_jax.train.trainer.Trainer", "norms_by_part"): (False,),
 }
 
 

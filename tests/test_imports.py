@@ -60,7 +60,8 @@ ALLOWED = {
     },
     # Reaches the experiment by its config, as a launch does.
     "rehearse": {
-        *("config", "storage", "command", "flags", "parallel", "models", "launch"),
+        *("config", "stored_config", "storage", "command", "flags", "parallel", "models"),
+        "launch",
     },
 }
 # Rooms of the data -> all that they may import of it beside themselves.

@@ -250,3 +250,11 @@ def test_the_last_default_of_the_table_is_that_of_the_class(key):
 def _class(name):
     module, _, name = name.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def test_a_field_that_was_absent_has_the_default_that_means_as_before():
+    text = AdamW.default_config().debug_string()
+    before = "".join(line for line in text.splitlines(True) if "stable_steps" not in line)
+    assert config_differences(before, AdamW.default_config()) == []
+    (difference,) = config_differences(before, AdamW.default_config().set(stable_steps=3))
+    assert str(difference) == "stable_steps: 0 -> 3"

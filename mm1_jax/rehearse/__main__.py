@@ -44,6 +44,7 @@ from mm1_jax.rehearse.report import (
 )
 from mm1_jax.rehearse.topologies import Topology, parse_topology
 from mm1_jax.storage import write_whole
+from mm1_jax.stored_config import config_differences
 
 DOES_NOT_FIT = 3
 
@@ -354,9 +355,10 @@ def fingerprint(cfg: Any, topology: Topology) -> str:
     """Of all that is compiled for these devices.
 
     Data, what is kept of a run, and mesh rules for other devices may change. A field without a
-    value, None or empty, is not in the text of a config, so that a new one of that kind, which
-    changes no program until it is set, changes no fingerprint either. Nor does the eps of a norm, a
-    constant on which no figure of a report depends, nor the module that a class is in.
+    value, None or empty, is not in the text of a config, and one whose default means "as before the
+    field" (`stored_config.DEFAULTS`) is left out: a new field changes no fingerprint until it is
+    set. Nor does the eps of a norm, a constant on which no figure of a report depends, nor the
+    module that a class is in.
     """
     choose = importlib.import_module("mm1_jax.parallel.parallelism").choose
     trainer = cfg.trainer
@@ -364,11 +366,17 @@ def fingerprint(cfg: Any, topology: Topology) -> str:
     configs = (cfg.model, trainer.optimizer, trainer.loss, chosen)
     objective = cfg.klass.objective(cfg)
     compiled = (
-        *(_UNCOMPILED.sub("", each.debug_string()) for each in configs),
+        *(_UNCOMPILED.sub("", _chosen_text(each)) for each in configs),
         str(objective.batch),
         str(objective.num_corpora),
     )
     return hashlib.sha256("\n".join(compiled).encode()).hexdigest()[:16]
+
+
+def _chosen_text(cfg: Any) -> str:
+    chosen = {each.path for each in config_differences("", cfg)}
+    lines = cfg.debug_string().splitlines()
+    return "\n".join(line for line in lines if line.partition(": ")[0] in chosen)
 
 
 def _read(path: Path) -> str:

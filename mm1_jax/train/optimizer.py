@@ -37,8 +37,7 @@ class Optimizer(Configurable, abc.ABC):
 
         parameter <- parameter - factor eta(t) (direction + weight_decay parameter)
 
-    The decay is multiplied by the scheduled learning rate, as in `optax.adamw`. What is not set is
-    not there: no schedule but the cosine, nothing frozen, no average.
+    The decay is multiplied by the scheduled learning rate, as in `optax.adamw`.
     """
 
     @config_class
@@ -49,9 +48,9 @@ class Optimizer(Configurable, abc.ABC):
         # "matrices" leaves out norm scales, biases and other vectors.
         decayed: Literal["all", "matrices"] = "all"
         warmup_steps: NonNegativeInt = 2000
-        schedule: Schedule | None = None  # Schedule.COSINE
-        # Steps at the peak between warm-up and decay: none.
-        stable_steps: NonNegativeInt | None = None
+        schedule: Schedule = Schedule.COSINE
+        # Steps at the peak between warm-up and decay.
+        stable_steps: NonNegativeInt = 0
         # Where cosine and linear reach their end; None: by the experiment, `trainer.max_steps`.
         decay_steps: NonNegativeInt | None = None
         # Learning rate at that end, as a fraction of the peak.
@@ -62,12 +61,13 @@ class Optimizer(Configurable, abc.ABC):
         frozen: tuple[str, ...] = ()
         # Rule -> what the learning rate is multiplied by; the first rule that picks a parameter.
         learning_rate_factors: dict[str, Positive] = {}
-        # Of the exponential average of parameters that is evaluated and saved as the model: none.
+        # Decay of the exponential average of parameters that is evaluated and saved as the model;
+        # None: no average is kept.
         ema_decay: Decay | None = None
-        # What weights are stored in, all but norms and routers, and what gradients of micro-batches
-        # add up in: "float32". The model computes in `model.dtype`, and the optimiser in float32.
-        parameters_dtype: Literal["float32", "bfloat16"] | None = None
-        accumulation_dtype: Literal["float32", "bfloat16"] | None = None
+        # Dtypes of stored weights, all but norms and routers, and of the sum over micro-batches of
+        # their gradients. The model computes in `model.dtype`, and the optimiser in float32.
+        parameters_dtype: Literal["float32", "bfloat16"] = "float32"
+        accumulation_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
@@ -76,8 +76,8 @@ class Optimizer(Configurable, abc.ABC):
                 raise ValueError(
                     f"optimizer.{name} is None: set it, or let the experiment set it from the model"
                 )
-        self._schedule = Schedule.COSINE if cfg.schedule is None else Schedule(cfg.schedule)
-        stable_steps, decay_steps = cfg.stable_steps or 0, cfg.decay_steps or 0
+        self._schedule = Schedule(cfg.schedule)
+        stable_steps, decay_steps = cfg.stable_steps, cfg.decay_steps or 0
         if cfg.warmup_steps > decay_steps:
             raise ValueError(
                 f"optimizer.warmup_steps={cfg.warmup_steps}: expected 0 to "
@@ -100,7 +100,7 @@ class Optimizer(Configurable, abc.ABC):
             self._schedule,
             step,
             warmup_steps=cfg.warmup_steps,
-            stable_steps=cfg.stable_steps or 0,
+            stable_steps=cfg.stable_steps,
             decay_steps=cfg.decay_steps,
             final_fraction=cfg.final_fraction,
         )
@@ -125,7 +125,7 @@ class Optimizer(Configurable, abc.ABC):
             frozen=frozen,
             ema_decay=cfg.ema_decay,
             dtypes=_dtypes(params, cfg.parameters_dtype),
-            accumulation_dtype=jnp.dtype(cfg.accumulation_dtype or "float32"),
+            accumulation_dtype=jnp.dtype(cfg.accumulation_dtype),
         )
 
     def transformation(self, params: nnx.State) -> optax.GradientTransformation:
@@ -170,8 +170,8 @@ class AdamW(Optimizer):
         b1: Decay = 0.9
         b2: Decay = 0.95
         eps: Positive = 1e-8
-        # What m and v are stored in: "float32". They are computed in float32.
-        moments_dtype: Literal["float32", "bfloat16"] | None = None
+        # Dtype of the stored m and v; they are computed in float32.
+        moments_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
@@ -186,7 +186,7 @@ class AdamW(Optimizer):
         cfg = self._config
         # Left to optax, moments are of the type of the parameters.
         adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
-        return _stored_in(adam, cfg.moments_dtype or "float32")
+        return _stored_in(adam, cfg.moments_dtype)
 
 
 class Adafactor(Optimizer):
@@ -244,8 +244,8 @@ def _tree(params: nnx.State, function: Any) -> Any:
     )
 
 
-def _dtypes(params: nnx.State, dtype: str | None) -> dict[str, Any]:
-    if dtype in (None, "float32"):
+def _dtypes(params: nnx.State, dtype: str) -> dict[str, Any]:
+    if dtype == "float32":
         return {}
     return {
         _path(path): jnp.dtype(dtype)

@@ -75,8 +75,8 @@ class Trainer(Configurable):
         progress: Progress.Config = Progress.default_config()
         # Steps between two sets of numbers in TensorBoard; `metrics.jsonl` has every step.
         summary_every_n_steps: PositiveInt = 10
-        # Whether every record has the norms of gradient and update of each part: no.
-        norms_by_part: bool | None = None
+        # Whether every record has the norms of gradient and update of each part.
+        norms_by_part: bool = False
         anomalies: Anomalies.Config = Anomalies.default_config()
         watchdog: Watchdog.Config = Watchdog.default_config()
         corruption: Corruption.Config = Corruption.default_config()
@@ -128,7 +128,7 @@ class Trainer(Configurable):
             parallelism=cfg.parallelism,
             mesh_rules=cfg.mesh_rules,
             anomalies=cfg.anomalies,
-            norms_by_part=bool(cfg.norms_by_part),
+            norms_by_part=cfg.norms_by_part,
         )
 
     def run(self) -> None:
