@@ -41,7 +41,7 @@ from mm1_jax.multihost import distributed
 from mm1_jax.storage import raise_if_remote
 from mm1_jax.train.contracts import check_step
 from mm1_jax.train.next_token import NextToken
-from mm1_jax.train.optimizer import mm1_learning_rate
+from mm1_jax.train.optimizers.learning_rate import mm1_learning_rate
 from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer
 

@@ -26,7 +26,7 @@ Stored = Fields | str | Iterable[str]
 
 # Former names of classes, and of modules whose classes have moved, with their present ones.
 RENAMED = {
-    "mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizer.AdamW",
+    "mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizers.adamw.AdamW",
     "mm1_jax.data.parquet_source": "mm1_jax.data.sources.parquet",
     "mm1_jax.data.webdataset_source": "mm1_jax.data.sources.webdataset",
     "mm1_jax.data.tfds_source": "mm1_jax.data.sources.tfds",
@@ -52,6 +52,8 @@ RENAMED = {
     "mm1_jax.train.progress": "mm1_jax.train.logs.progress",
     "mm1_jax.train.wandb_run": "mm1_jax.train.logs.wandb_run",
     "mm1_jax.train.watchdog": "mm1_jax.train.guards.watchdog",
+    "mm1_jax.train.optimizer.AdamW": "mm1_jax.train.optimizers.adamw.AdamW",
+    "mm1_jax.train.optimizer.Adafactor": "mm1_jax.train.optimizers.adafactor.Adafactor",
 }
 # Classes of `mm1_jax.evals.benchmarks` that are configs of one class now, by that class.
 _NOW_ONE_CLASS = {
@@ -95,11 +97,11 @@ _NAME = re.compile(r"(?<![\w./])(mm1_jax[\w.]*)\.(\w+)(?![\w./])")
 # as it is called now.
 DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
     ("mm1_jax.models.connectors.c_abstractor.CAbstractor", "norm.eps"): (1e-6, 1e-5),
-    ("mm1_jax.train.optimizer.Optimizer", "schedule"): ("Schedule.COSINE",),
-    ("mm1_jax.train.optimizer.Optimizer", "stable_steps"): (0,),
-    ("mm1_jax.train.optimizer.Optimizer", "parameters_dtype"): ("float32",),
-    ("mm1_jax.train.optimizer.Optimizer", "accumulation_dtype"): ("float32",),
-    ("mm1_jax.train.optimizer.AdamW", "moments_dtype"): ("float32",),
+    ("mm1_jax.train.optimizers.optimizer.Optimizer", "schedule"): ("Schedule.COSINE",),
+    ("mm1_jax.train.optimizers.optimizer.Optimizer", "stable_steps"): (0,),
+    ("mm1_jax.train.optimizers.optimizer.Optimizer", "parameters_dtype"): ("float32",),
+    ("mm1_jax.train.optimizers.optimizer.Optimizer", "accumulation_dtype"): ("float32",),
+    ("mm1_jax.train.optimizers.adamw.AdamW", "moments_dtype"): ("float32",),
     ("mm1_jax.train.trainer.Trainer", "norms_by_part"): (False,),
 }
 

@@ -18,7 +18,7 @@ from mm1_jax.experiment import Experiment
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.mm1 import MM1
-from mm1_jax.train.optimizer import mm1_learning_rate
+from mm1_jax.train.optimizers.learning_rate import mm1_learning_rate
 from mm1_jax.train.trainer import Trainer
 
 

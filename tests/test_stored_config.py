@@ -20,7 +20,7 @@ from mm1_jax.stored_config import (
     read_fields,
     with_present_names,
 )
-from mm1_jax.train.optimizer import AdamW
+from mm1_jax.train.optimizers.adamw import AdamW
 
 
 class Norm(Configurable):
@@ -201,11 +201,13 @@ def test_a_part_takes_the_values_of_a_stored_text():
 def test_a_class_that_was_renamed_is_no_difference():
     cfg = AdamW.default_config()
     now = f"{AdamW.__module__}.{AdamW.__name__}"
-    (then,) = (name for name, present in RENAMED.items() if present == now)
+    former = [name for name, present in RENAMED.items() if present == now]
+    assert len(former) == 2
     text = cfg.debug_string()
-    assert config_differences(text.replace(repr(now), repr(then)), cfg) == []
-    (difference,) = config_differences(text.replace(repr(now), f"'{then}X'"), cfg)
-    assert difference.path == "klass"
+    for then in former:
+        assert config_differences(text.replace(repr(now), repr(then)), cfg) == []
+        (difference,) = config_differences(text.replace(repr(now), f"'{then}X'"), cfg)
+        assert difference.path == "klass"
 
 
 def test_a_class_is_found_in_the_module_that_it_has_moved_to():

@@ -17,7 +17,7 @@ from mm1_jax.config import ConstructionError, InstantiableConfig
 from mm1_jax.layers.module import ContractError, checked
 from mm1_jax.parallel.sharding import tracing_for
 from mm1_jax.train.objective import Objective
-from mm1_jax.train.optimizer import Optimizer
+from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.train_state import abstract_model, make_initialize
 
 # Steps at which a schedule is looked at.

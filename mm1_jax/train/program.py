@@ -19,7 +19,7 @@ from mm1_jax.train.guards.anomalies import Anomalies
 from mm1_jax.train.host_batches import HostBatch
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.objective import Objective
-from mm1_jax.train.optimizer import Optimizer
+from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.train_state import (
     TrainState,
     abstract_model,

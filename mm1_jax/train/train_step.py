@@ -10,8 +10,8 @@ from flax import nnx
 
 from mm1_jax.train.metrics import Mean, Metrics
 from mm1_jax.train.objective import Objective
+from mm1_jax.train.optimizers.update import Update
 from mm1_jax.train.train_state import TrainState
-from mm1_jax.train.update import Update
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 

@@ -49,7 +49,8 @@ from mm1_jax.train.logs.wandb_run import WandbRun
 from mm1_jax.train.loop import Loop
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.objective import Objective
-from mm1_jax.train.optimizer import AdamW, Optimizer
+from mm1_jax.train.optimizers.adamw import AdamW
+from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.program import Program, ProgramSpec
 from mm1_jax.train.saves import Saves
 from mm1_jax.train.train_state import TrainState, abstract_model

@@ -19,7 +19,7 @@ from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.vision_encoder import VisionEncoder
 from mm1_jax.train.contracts import check_learning_rate
 from mm1_jax.train.loss import Loss
-from mm1_jax.train.optimizer import AdamW
+from mm1_jax.train.optimizers.adamw import AdamW
 
 
 @pytest.fixture

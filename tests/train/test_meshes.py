@@ -18,7 +18,7 @@ from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.metrics import divide
 from mm1_jax.train.next_token import NextToken
-from mm1_jax.train.optimizer import AdamW
+from mm1_jax.train.optimizers.adamw import AdamW
 from mm1_jax.train.program import Program, ProgramSpec
 
 IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS = 3, 8, 4

@@ -9,7 +9,7 @@ from flax import nnx
 
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.parallel.sharding import AxisRules
-from mm1_jax.train.optimizer import Adafactor
+from mm1_jax.train.optimizers.adafactor import Adafactor
 from mm1_jax.train.train_state import state_shardings
 
 # Names and shapes: one of each kind that a model has.

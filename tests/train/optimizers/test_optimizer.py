@@ -6,8 +6,9 @@ import pytest
 import torch
 from flax import nnx
 
-from mm1_jax.train.optimizer import AdamW, decay_mask, mm1_learning_rate
-from mm1_jax.train.schedule import Schedule
+from mm1_jax.train.optimizers.adamw import AdamW
+from mm1_jax.train.optimizers.learning_rate import Schedule, mm1_learning_rate
+from mm1_jax.train.optimizers.optimizer import decay_mask
 
 
 def make_optimizer(**fields):

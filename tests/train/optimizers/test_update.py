@@ -13,7 +13,8 @@ from flax import nnx
 from mm1_jax.layers.parameter_paths import parameter_paths
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
-from mm1_jax.train.optimizer import Adafactor, AdamW
+from mm1_jax.train.optimizers.adafactor import Adafactor
+from mm1_jax.train.optimizers.adamw import AdamW
 from mm1_jax.train.program import Program, ProgramSpec
 
 STEPS = 3

@@ -1,4 +1,4 @@
-"""AdaFactor's scaling of gradients (arXiv 1804.04235): second moments kept as rows and columns.
+"""AdaFactor (arXiv 1804.04235): second moments kept as rows and columns.
 
     R, C, V    means of squared gradients over the columns, over the rows, and their estimate
     u          gradient / sqrt(V), where V = R C / mean(R); clipped to a root mean square of 1
@@ -13,12 +13,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from mm1_jax.config import config_class
+from mm1_jax.field_types import Positive, PositiveInt
+from mm1_jax.train.optimizers.optimizer import Optimizer, own_dims, tree_of
 
 # The step that a parameter of zeros, a new bias say, can leave zero with (section 8 of the paper).
 _MIN_SCALE = 1e-3
 # Keeps a gradient of zero from a division by zero; so small that it changes no other.
 _EPS = 1e-30
+
+
+class Adafactor(Optimizer):
+    """AdaFactor, with which MM1 is fine-tuned: a row and a column of second moments for a matrix.
+
+    `direction` is that of `scale_by_adafactor`; there is no momentum. The paper names the peak rate
+    and no more, so the rest are the defaults of the AdaFactor paper.
+    """
+
+    @config_class
+    class Config(Optimizer.Config):
+        # Matrices with a smaller dim keep all their second moments.
+        min_factored_dim: PositiveInt = 128
+        decay_exponent: Positive = 0.8
+        # Largest root mean square of the direction of a matrix; None: not clipped.
+        update_clip: Positive | None = 1.0
+        # Multiply by the root mean square of the matrix: the rate is then a relative change.
+        relative: bool = True
+
+    def direction(self, params: nnx.State) -> optax.GradientTransformation:
+        cfg = self._config
+
+        def matrix(path: str, variable: nnx.Variable) -> Matrix:
+            shape = variable.get_value().shape
+            return Matrix.of(shape, own_dims(variable), cfg.min_factored_dim)
+
+        return scale_by_adafactor(
+            tree_of(params, matrix),
+            decay_exponent=cfg.decay_exponent,
+            update_clip=cfg.update_clip,
+            relative=cfg.relative,
+        )
 
 
 class AdafactorState(NamedTuple):

@@ -1,7 +1,6 @@
-"""Optimisers, what they have in common, and MM1's law for the learning rate (MM1, section 3)."""
+"""The family of optimizers: clipping, decay, schedule, freezing and averages around a direction."""
 
 import abc
-import math
 from typing import Any, Literal
 
 import jax
@@ -10,26 +9,14 @@ import optax
 from flax import nnx
 
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.field_types import Decay, NonNegative, NonNegativeInt, Positive, PositiveInt
+from mm1_jax.field_types import Decay, NonNegative, NonNegativeInt, Positive
 from mm1_jax.layers.module import ContractError
 from mm1_jax.layers.parameter_paths import picked, picks
-from mm1_jax.train.adafactor import Matrix, scale_by_adafactor
-from mm1_jax.train.schedule import Schedule, fraction_of_peak
-from mm1_jax.train.update import Update
+from mm1_jax.train.optimizers.learning_rate import Schedule, fraction_of_peak
+from mm1_jax.train.optimizers.update import Update
 
 # Dims that stack matrices of equal kind; what remains tells a matrix from a vector.
 _STACKING_DIMS = ("layers", "expert")
-
-
-def mm1_learning_rate(num_parameters: int | float) -> float:
-    """Peak learning rate for a decoder of N non-embedding parameters: exp(-0.4214 ln N - 0.5535).
-
-    A regression over grid searches at 9M, 85M, 302M and 1.2B. For an MoE, N is that of its dense
-    parent.
-    """
-    if num_parameters < 1:
-        raise ValueError(f"num_parameters={num_parameters}: a learning rate needs at least 1")
-    return math.exp(-0.4214 * math.log(num_parameters) - 0.5535)
 
 
 class Optimizer(Configurable, abc.ABC):
@@ -153,80 +140,15 @@ class Optimizer(Configurable, abc.ABC):
         def factor(path: str) -> float:
             return next((f for rule, f in factors.items() if picks(rule, path)), 1.0)
 
-        return _tree(params, lambda path, variable: factor(path))
-
-
-class AdamW(Optimizer):
-    """direction = m / (sqrt(v) + eps), from moments of the gradient, corrected for their start.
-
-    MM1's rule "lambda is a tenth of the peak rate eta" is for a decay that is multiplied by the
-    schedule without its peak, so here it is `weight_decay=0.1` at every size; 0.1 eta itself would
-    switch the decay off.
-    """
-
-    @config_class
-    class Config(Optimizer.Config):
-        weight_decay: NonNegative = 0.1
-        b1: Decay = 0.9
-        b2: Decay = 0.95
-        eps: Positive = 1e-8
-        # Dtype of the stored m and v; they are computed in float32.
-        moments_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __init__(self, cfg: Config):
-        super().__init__(cfg)
-        # Half a unit of bfloat16's last place is 1/512 at worst: smaller changes round to none.
-        if cfg.moments_dtype == "bfloat16" and 1 - max(cfg.b1, cfg.b2) < 0.02:
-            raise ValueError(
-                f"optimizer.moments_dtype='bfloat16' with b1={cfg.b1}, b2={cfg.b2}: a moment that "
-                "changes by less than 2% a step is lost in rounding; take float32, or 0.98 at most"
-            )
-
-    def direction(self, params: nnx.State) -> optax.GradientTransformation:
-        cfg = self._config
-        # Left to optax, moments are of the type of the parameters.
-        adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
-        return _stored_in(adam, cfg.moments_dtype)
-
-
-class Adafactor(Optimizer):
-    """AdaFactor, with which MM1 is fine-tuned: a row and a column of second moments for a matrix.
-
-    `direction` is that of `scale_by_adafactor`; there is no momentum. The paper names the peak rate
-    and no more, so the rest are the defaults of the AdaFactor paper.
-    """
-
-    @config_class
-    class Config(Optimizer.Config):
-        # Matrices with a smaller dim keep all their second moments.
-        min_factored_dim: PositiveInt = 128
-        decay_exponent: Positive = 0.8
-        # Largest root mean square of the direction of a matrix; None: not clipped.
-        update_clip: Positive | None = 1.0
-        # Multiply by the root mean square of the matrix: the rate is then a relative change.
-        relative: bool = True
-
-    def direction(self, params: nnx.State) -> optax.GradientTransformation:
-        cfg = self._config
-
-        def matrix(path: str, variable: nnx.Variable) -> Matrix:
-            shape = variable.get_value().shape
-            return Matrix.of(shape, _own_dims(variable), cfg.min_factored_dim)
-
-        return scale_by_adafactor(
-            _tree(params, matrix),
-            decay_exponent=cfg.decay_exponent,
-            update_clip=cfg.update_clip,
-            relative=cfg.relative,
-        )
+        return tree_of(params, lambda path, variable: factor(path))
 
 
 def decay_mask(params: nnx.State) -> Any:
     """True for matrices, by their logical names: stacked norm scales have two dims and are none."""
-    return _tree(params, lambda path, variable: len(_own_dims(variable)) >= 2)
+    return tree_of(params, lambda path, variable: len(own_dims(variable)) >= 2)
 
 
-def _own_dims(variable: nnx.Variable) -> tuple[int, ...]:
+def own_dims(variable: nnx.Variable) -> tuple[int, ...]:
     """The dims that are not there to stack parameters of a kind."""
     names = variable.get_metadata("out_sharding")
     return tuple(i for i, name in enumerate(names) if name not in _STACKING_DIMS)
@@ -236,7 +158,7 @@ def _path(path: Any) -> str:
     return "/".join(str(part) for part in path)
 
 
-def _tree(params: nnx.State, function: Any) -> Any:
+def tree_of(params: nnx.State, function: Any) -> Any:
     """Nested dicts of function(path, variable)."""
     flat = nnx.to_flat_state(params)
     return nnx.to_pure_dict(
@@ -290,23 +212,3 @@ def _checked(optimizer: Optimizer, direction: Any) -> optax.GradientTransformati
         return updates, state
 
     return optax.GradientTransformation(direction.init, update)
-
-
-def _stored_in(
-    transformation: optax.GradientTransformation, dtype: str
-) -> optax.GradientTransformation:
-    """The same, with the floating-point part of its state rounded to `dtype` between steps."""
-
-    def cast(state: Any, dtype: str) -> Any:
-        return jax.tree.map(
-            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
-        )
-
-    def init(params: Any) -> Any:
-        return cast(transformation.init(params), dtype)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = transformation.update(updates, cast(state, "float32"), params)
-        return updates, cast(state, dtype)
-
-    return optax.GradientTransformation(init, update)

@@ -1,0 +1,1 @@
+"""Gradient -> update: one file a kind of optimizer, and what they share."""

@@ -1,0 +1,65 @@
+"""AdamW (arXiv 1711.05101), with which MM1 is pre-trained."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mm1_jax.config import config_class
+from mm1_jax.field_types import Decay, NonNegative, Positive
+from mm1_jax.train.optimizers.optimizer import Optimizer
+
+
+class AdamW(Optimizer):
+    """direction = m / (sqrt(v) + eps), from moments of the gradient, corrected for their start.
+
+    MM1's rule "lambda is a tenth of the peak rate eta" is for a decay that is multiplied by the
+    schedule without its peak, so here it is `weight_decay=0.1` at every size; 0.1 eta itself would
+    switch the decay off.
+    """
+
+    @config_class
+    class Config(Optimizer.Config):
+        weight_decay: NonNegative = 0.1
+        b1: Decay = 0.9
+        b2: Decay = 0.95
+        eps: Positive = 1e-8
+        # Dtype of the stored m and v; they are computed in float32.
+        moments_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        # Half a unit of bfloat16's last place is 1/512 at worst: smaller changes round to none.
+        if cfg.moments_dtype == "bfloat16" and 1 - max(cfg.b1, cfg.b2) < 0.02:
+            raise ValueError(
+                f"optimizer.moments_dtype='bfloat16' with b1={cfg.b1}, b2={cfg.b2}: a moment that "
+                "changes by less than 2% a step is lost in rounding; take float32, or 0.98 at most"
+            )
+
+    def direction(self, params: nnx.State) -> optax.GradientTransformation:
+        cfg = self._config
+        # Left to optax, moments are of the type of the parameters.
+        adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+        return _stored_in(adam, cfg.moments_dtype)
+
+
+def _stored_in(
+    transformation: optax.GradientTransformation, dtype: str
+) -> optax.GradientTransformation:
+    """The same, with the floating-point part of its state rounded to `dtype` between steps."""
+
+    def cast(state: Any, dtype: str) -> Any:
+        return jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+        )
+
+    def init(params: Any) -> Any:
+        return cast(transformation.init(params), dtype)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = transformation.update(updates, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
