@@ -162,12 +162,12 @@ class Experiment(Configurable):
 
     @staticmethod
     def objective(cfg: Any) -> NextToken:
-        """What a resolved `cfg` trains: its model, its batches and its loss."""
+        """The objective of a resolved `cfg`: its model, its batches and its loss."""
         return NextToken.of(cfg.model, cfg.trainer.loss, cfg.input)
 
     @staticmethod
     def program(cfg: Any, devices: Sequence[Any]) -> Program:
-        """What a run of the resolved `cfg` compiles for such devices, which need not be there."""
+        """The program of a run of the resolved `cfg` on such devices, which need not be there."""
         return Program(Trainer.program_spec(cfg.trainer, Experiment.objective(cfg)), devices)
 
 

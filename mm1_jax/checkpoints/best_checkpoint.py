@@ -1,4 +1,4 @@
-"""Which step of a run a metric of its evaluations liked best.
+"""The step of a run that a metric of its evaluations liked best.
 
 best.json    {"step": ..., "metric": ..., "value": ...}, beside the checkpoints
 """

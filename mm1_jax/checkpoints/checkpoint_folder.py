@@ -26,7 +26,7 @@ _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def checkpoint_folder(location: str | None, output_dir: Path) -> epath.Path:
-    """Where a run keeps its checkpoints.
+    """Returns the folder of a run's checkpoints.
 
     Args:
         location: An absolute path, gs:// or s3://; a relative path starts at the output folder, so

@@ -39,7 +39,7 @@ from mm1_jax.multihost import distributed
 from mm1_jax.train.train_state import TrainState
 
 _MOST_DAMAGED = 12
-# How long one of several processes that ends waits for what it is writing.
+# Seconds that one of several processes waits at its end for files that it is writing.
 _CLOSING_SECONDS = 60.0
 
 # All processes make the same ones, in the same order.
@@ -79,7 +79,7 @@ class Checkpointer(Configurable):
         """Opens a folder of checkpoints.
 
         Args:
-            directory: Where the config names no other.
+            directory: The folder, where the config names no other.
             model: The config of the model, to save as text and to compare.
             report: Is told what people should know of: damage, and saves that failed.
         """
@@ -102,7 +102,7 @@ class Checkpointer(Configurable):
         self._manager = self._open()
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step` steps; False where that is done already."""
+        """Tells if to save after `step` steps; False where that is done already."""
         return step > 0 and step % self._every_n_steps == 0 and step != self.latest_step()
 
     def latest_step(self) -> int | None:
@@ -132,7 +132,7 @@ class Checkpointer(Configurable):
         """Copies the state from the devices and returns; files are written in the background.
 
         Args:
-            input_state: That of the whole batch; only that of process 0 is written.
+            input_state: State of the input of the whole batch; that of process 0 is written.
 
         Returns:
             Whether it was begun. If it was not, or fails later, `report` is told, and training may

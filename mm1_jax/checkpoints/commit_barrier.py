@@ -17,7 +17,7 @@ class OutOfStep(RuntimeError):
 
 
 class CommitBarrier:
-    """What orbax takes as `barrier_sync_fn`; of one checkpoint manager."""
+    """The `barrier_sync_fn` of one checkpoint manager of orbax."""
 
     def __init__(self, name: str):
         """`name` is the same in all processes, and another one for every manager."""

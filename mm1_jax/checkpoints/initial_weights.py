@@ -58,7 +58,7 @@ _POSITIONS = "positions/positions"
 
 
 class InitialWeights(Configurable):
-    """Where the initial parameters of one part come from."""
+    """The source of the initial parameters of one part."""
 
     @config_class
     class Config(Configurable.Config):
@@ -200,8 +200,8 @@ def _loaded(
     """Parameters by path, of those that are stored by `names`.
 
     Args:
-        dense: Those that are copied from layers of a dense decoder.
-        resized: Those that are positions of another grid.
+        dense: Parameters that are copied from layers of a dense decoder.
+        resized: Parameters that are positions of another grid.
     """
     result = {
         path: _made(
@@ -233,7 +233,7 @@ def _made(
 
 
 def _are_grids(*shapes: tuple[int, ...]) -> bool:
-    """Whether these are positions of square grids, of one dim."""
+    """Tells if these are positions of square grids, of one dim."""
     are_square = all(len(s) == 2 and math.isqrt(s[0]) ** 2 == s[0] for s in shapes)
     return are_square and len({shape[1] for shape in shapes}) == 1
 

@@ -32,7 +32,7 @@ def write_manifest(folder: epath.Path) -> None:
 
 
 def find_damage(folder: epath.Path) -> list[str] | None:
-    """What is not as it was written, a line for each file; None where there is no manifest."""
+    """Lists the files that are not as they were written; None where there is no manifest."""
     path = folder / MANIFEST
     if not path.exists():
         return None

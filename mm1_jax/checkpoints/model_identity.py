@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the model that is to be restored: shapes of parameters, and config."""
+"""The identity of a saved model, by shapes of parameters and config, against the present one."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -62,7 +62,7 @@ def newest_step(folder: Path, cfg: Any) -> int | None:
 
 
 def placement_of(cfg: Any, text: str) -> Placement:
-    """Where a model of a run is placed: "run", as in training; or sizes, "data=2,model=4".
+    """Returns the placement of a run's model: "run", as in training; or sizes, "data=2,model=4".
 
     Of more devices than the sizes need, the first ones are taken; an axis of -1 takes all.
 

@@ -25,7 +25,7 @@ from mm1_jax.stored_config import Scalar, read_fields
 
 DESCRIPTION = "weights.json"
 PARAMS = "params"
-# Of the files that an array is cut into.
+# Size of the files that an array is cut into.
 _CHUNK_BYTES = 32 * 2**20
 _MOST_NAMED = 8
 
@@ -166,7 +166,7 @@ class StoredParams:
 
     @property
     def folder(self) -> Path:
-        """Where the arrays are."""
+        """The folder of the arrays."""
         return self._folder
 
     @property
@@ -267,10 +267,10 @@ class _without_warnings:
 
 
 def restore_args(shapes: Any, *, partial: bool) -> ocp.args.PyTreeRestore:
-    """What has orbax restore arrays onto the shardings of these shapes, in their dtypes.
+    """Arguments with which orbax restores arrays in the dtypes and shardings of these shapes.
 
     Args:
-        partial: Whether the checkpoint may hold more than they do.
+        partial: Allows the checkpoint to hold more than they do.
     """
     return ocp.args.PyTreeRestore(
         item=shapes,

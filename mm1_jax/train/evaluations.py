@@ -147,7 +147,7 @@ def reason(error: Exception) -> str:
 
 
 def _raise_if_some_failed(name: str, failure: Exception | None) -> None:
-    """Where an evaluation failed in some processes only, these and the others cannot go on."""
+    """Raises RuntimeError in every process where an evaluation failed in some of them only."""
     if distributed.process_count() == 1:
         return
     own = None if failure is None else reason(failure)

@@ -21,7 +21,7 @@ from mm1_jax.train.metrics import Mean, Metrics
 
 
 class Totals(NamedTuple):
-    """What a whole batch is divided by: its scored targets, and its real tokens."""
+    """The denominators of a whole batch: its scored targets, and its real tokens."""
 
     scored: Float[Array, ""]
     real: Float[Array, ""]
@@ -66,7 +66,7 @@ class Loss(Configurable):
         Args:
             output_layer: Its `attend(hidden)` are the logits.
             router: Statistics of the MoE layers, each stacked over them (`MM1Output.router`).
-            totals: Those of the batch that `batch` is a micro-batch of; None: it is the whole.
+            totals: Totals of the batch that `batch` is a micro-batch of; None: it is the whole.
         """
         cfg = self._config
         cross_entropy_BT, log_normalizer_BT = chunked_token_losses(

@@ -1,4 +1,4 @@
-"""What is trained: the model, the type of its batches and the loss of its output, as one object.
+"""The objective of training: model, type of its batches and loss of its output, as one object.
 
 Program, step and loop see parameters and trees of arrays; what these mean is known to an objective
 alone. Another one (contrastive, say) is a class in a file of its own beside `next_token.py`, which

@@ -47,7 +47,7 @@ class Program:
 
     Attributes:
         graphdef: With parameters, `nnx.merge(graphdef, params)` is the model.
-        mesh: Of the devices.
+        mesh: The mesh over the devices.
         rows: The sharding of the rows of a batch.
         abstract_state: Shapes of the state with their shardings.
         initialize: PRNG key -> first state, a pure function.

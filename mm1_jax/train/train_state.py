@@ -1,4 +1,4 @@
-"""What training changes, as a plain pytree: as shapes, with shardings, and initialised in place."""
+"""The training state, a plain pytree: shapes, shardings, and its initialization in place."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -48,14 +48,14 @@ def make_initialize(
 def state_shardings(
     state: TrainState, params: nnx.State, trained: Any, mesh: Mesh, rules: AxisRules
 ) -> TrainState:
-    """Where every leaf of `state` lives: moments with their parameters, scalars everywhere.
+    """Returns the sharding of every leaf: moments as their parameters, scalars replicated.
 
     Left to `jit`, the moments would come out replicated.
 
     Args:
         state: Shapes.
         params: The parameters (values or shapes) with their logical names.
-        trained: Those parameters of `state` that are trained: moments are trees of this structure.
+        trained: The trained parameters of `state`; moments are trees of this structure.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = nnx.to_pure_dict(parameter_shardings(params, mesh, rules))

@@ -32,7 +32,7 @@ def make_train_step(
             gradients add up to that of the batch: all losses are divided by its totals.
         accepts: Tells from the total loss and the norm of the gradient whether the update is taken;
             if not, parameters and moments stay as they are. None: it always is.
-        norms_by_part: Whether metrics have the norms of gradient and update of each part.
+        norms_by_part: Adds the norms of gradient and update of each part to the metrics.
     """
     value_and_gradient = jax.value_and_grad(objective.loss_function(graphdef), has_aux=True)
     dtype = update.accumulation_dtype

@@ -62,21 +62,21 @@ class Trainer(Configurable):
     @config_class
     class Config(Configurable.Config):
         max_steps: Required[PositiveInt] = REQUIRED
-        # Of the initial parameters; the data side has its own.
+        # Draws the initial parameters; the data side has a seed of its own.
         seed: Annotated[int, Range(at_least=-(2**63), below=2**63)] = 0
         # Parts of the model, by path, that start from other checkpoints; the rest is drawn.
         initial_weights: dict[str, InitialWeights.Config] = {}
         optimizer: Optimizer.Config = AdamW.default_config()
         loss: Loss.Config = Loss.default_config()
-        # How the work is spread over devices: the first rule that matches their kind and number,
-        # with what `parallelism` sets on top.
+        # Spread of the work over devices: the first rule that matches their kind and number, with
+        # the fields that `parallelism` sets on top.
         mesh_rules: list[MeshRule] = []
         parallelism: Parallelism.Config = Parallelism.default_config()
         checkpointer: Checkpointer.Config = Checkpointer.default_config()
         progress: Progress.Config = Progress.default_config()
         # Steps between two sets of numbers in TensorBoard; `metrics.jsonl` has every step.
         summary_every_n_steps: PositiveInt = 10
-        # Whether every record has the norms of gradient and update of each part.
+        # Records the norms of gradient and update of each part, at every step.
         norms_by_part: bool = False
         anomalies: Anomalies.Config = Anomalies.default_config()
         watchdog: Watchdog.Config = Watchdog.default_config()
@@ -99,7 +99,7 @@ class Trainer(Configurable):
         Args:
             input: A `data.input.Input`; `batch_size`, `corpus_names` and `iterator()` are used.
             evaluators: `evals.evaluator.Evaluator`s by name.
-            devices: Those to train on; all of them if None.
+            devices: Devices to train on; all of them if None.
         """
         super().__init__(cfg)
         self._objective = objective
@@ -122,7 +122,7 @@ class Trainer(Configurable):
 
     @staticmethod
     def program_spec(cfg: "Trainer.Config", objective: Objective) -> ProgramSpec:
-        """What a trainer of this config compiles, for whichever devices."""
+        """The spec of the program that a trainer of this config compiles, for whichever devices."""
         return ProgramSpec(
             objective,
             optimizer=cfg.optimizer,

@@ -77,7 +77,7 @@ class Anomalies(Configurable):
         return is_fine
 
     def judge(self, record: Mapping[str, Any]) -> str | None:
-        """What to say of a step, from its record; None where nothing is wrong with it.
+        """Returns a remark on a step, from its record; None where nothing is wrong with it.
 
         Raises:
             NonFiniteLoss: It was not skipped, or too many in a row were.
@@ -93,7 +93,7 @@ class Anomalies(Configurable):
         raise NonFiniteLoss(record["step"], f"step {record['step']}: {reason}. {self._advice()}")
 
     def may_roll_back(self) -> bool:
-        """Whether to restore and go on, after `judge` has raised."""
+        """Tells if the run restores a checkpoint and resumes, after `judge` has raised."""
         return self.rolls_back and self._in_a_row <= self._config.max_in_a_row
 
     def _reason(self, record: Mapping[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ class Corrupted(RuntimeError):
 
 
 class Corruption(Configurable):
-    """When to look for corruption; by default never."""
+    """Looks for corruption at intervals; by default never."""
 
     @config_class
     class Config(Configurable.Config):
@@ -56,7 +56,7 @@ class Corruption(Configurable):
     def step_twice(
         self, make_step: Callable[[TrainState, Any], tuple[TrainState, Any]], state: Any, batch: Any
     ) -> tuple[TrainState, Any]:
-        """What `make_step` gives, which is donated the state.
+        """Returns the result of `make_step`, which is donated the state.
 
         Raises:
             Corrupted: The second time, some device gave something else.

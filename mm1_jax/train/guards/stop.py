@@ -1,4 +1,4 @@
-"""When a run is to stop: a signal to one process stops all of them, after the same step.
+"""Stop signals: a signal to one process stops all of them, after the same step.
 
 A process that gets SIGTERM or SIGINT tells the others through the service of process 0. All then
 say how many points of the loop they have passed, where stopping is possible, and stop at the one

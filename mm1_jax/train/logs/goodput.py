@@ -1,4 +1,4 @@
-"""Where the time of a run went, over all its launches: `goodput.json`.
+"""The time of a run by what it was spent on, over all its launches: `goodput.json`.
 
     start_up    from the start of the process to the first step: reading lengths, restoring
     compile     of the train step

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal; in a file, a line now and then."""
+"""Progress for people: a bar on a terminal; in a file, a line now and then."""
 
 import contextlib
 import sys

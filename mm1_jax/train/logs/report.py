@@ -26,7 +26,7 @@ _LOAD_STEPS = 100
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSummary:
-    """What training took, over all launches of the run.
+    """Totals of the training over all launches of the run.
 
     Attributes:
         seconds: In training steps; evaluation, saving and compilation are not in it.
@@ -90,7 +90,7 @@ def write_report(
         evaluators: The configs of the evaluators, as text.
         failures: Why an evaluation has no metrics, by its name.
         samples: `evals.evaluator.Sample`s.
-        accounting: What each corpus contributed: corpus -> name -> number.
+        accounting: Counts of each corpus: corpus -> name -> number.
     """
     failures = failures or {}
     evals_path = directory / _EVALS_NAME
@@ -108,7 +108,7 @@ def write_report(
 
 
 def is_reported(directory: Path, step: int, evaluators: str) -> bool:
-    """Whether `directory` has the complete report after `step` steps, of these evaluators."""
+    """Tells if `directory` has the complete report after `step` steps, of these evaluators."""
     try:
         report = json.loads((directory / "report.json").read_text())
         evals = (directory / _EVALS_NAME).read_text()

@@ -1,4 +1,4 @@
-"""What a run writes down: JSON lines, TensorBoard summaries, and progress on the screen."""
+"""The records of a run: JSON lines, TensorBoard summaries, and progress on the screen."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How much of the devices a step uses: model FLOPs utilisation, and memory."""
+"""Use of the devices by a step: model FLOPs utilisation, and memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from mm1_jax.parallel.parallelism import device_kind
 
 
 class Utilisation:
-    """Of steps on so many rows and devices.
+    """The utilisation of devices by steps on so many rows.
 
     MFU is the model FLOPs of a step, by the rule of `models/flops.py`, over what the devices could
     do in its time in bfloat16, by their data sheets. It has no number where the peak of the devices

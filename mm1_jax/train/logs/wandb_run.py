@@ -23,7 +23,7 @@ _ID = "wandb_id.txt"
 
 
 class WandbRun(Configurable):
-    """What `summaries.Summaries` is for TensorBoard."""
+    """The counterpart of `summaries.Summaries` for Weights & Biases."""
 
     @config_class
     class Config(Configurable.Config):

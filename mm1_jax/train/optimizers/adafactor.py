@@ -71,7 +71,7 @@ class AdafactorState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """Which dims of a parameter are those of one matrix, and which two of these are factored."""
+    """The dims of a parameter that make up one matrix, and the two of them that are factored."""
 
     dims: tuple[int, ...]
     row: int | None = None

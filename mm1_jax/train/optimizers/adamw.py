@@ -48,7 +48,7 @@ class AdamW(Optimizer):
 def _stored_in(
     transformation: optax.GradientTransformation, dtype: str
 ) -> optax.GradientTransformation:
-    """The same, with the floating-point part of its state rounded to `dtype` between steps."""
+    """Rounds the floating-point part of a transformation's state to `dtype` between steps."""
 
     def cast(state: Any, dtype: str) -> Any:
         return jax.tree.map(

@@ -20,7 +20,7 @@ def mm1_learning_rate(num_parameters: int | float) -> float:
 
 
 class Schedule(enum.Enum):
-    """How the rate goes down after the warm-up.
+    """The decline of the rate after the warm-up.
 
     COSINE and LINEAR reach the final fraction at the end and stay there. With steps at the peak
     before, they are the cooldown of a warm-up-stable-decay schedule (arXiv 2404.06395).
@@ -34,7 +34,7 @@ class Schedule(enum.Enum):
 
     @property
     def has_end(self) -> bool:
-        """Whether it depends on when training ends."""
+        """Tells if it depends on when training ends."""
         return self in (Schedule.COSINE, Schedule.LINEAR)
 
 

@@ -93,7 +93,7 @@ class Optimizer(Configurable, abc.ABC):
         )
 
     def update(self, params: nnx.State) -> Update:
-        """What a step does to a model with parameters (values or shapes) like these.
+        """The update of a model with parameters (values or shapes) like these.
 
         Raises:
             ValueError: A rule picks no parameter, or none is left to train.
@@ -183,7 +183,7 @@ def _scale_by(factors: Any) -> optax.GradientTransformation:
 
 
 def _checked(optimizer: Optimizer, direction: Any) -> optax.GradientTransformation:
-    """The same, with the directions compared with the gradient: a scalar would broadcast."""
+    """Compares the directions with the gradient at each update: a scalar would broadcast."""
     name = f"{type(optimizer).__name__}.direction"
     if not (callable(getattr(direction, "init", None)) and hasattr(direction, "update")):
         raise ContractError(

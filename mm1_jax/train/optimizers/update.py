@@ -26,16 +26,16 @@ class Averaged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What one step makes of a state and a gradient.
+    """Makes the next state from a state and a gradient.
 
     Attributes:
-        transformation: Of the gradient of the trained parameters.
+        transformation: Turns the gradient of the trained parameters into their update.
         learning_rate: Number of an update, from 0 -> its rate where no factor applies.
         frozen: Paths of those that stay as they are: no gradient, no moments.
         ema_decay: average <- ema_decay average + (1 - ema_decay) weights, in float32, from the
             first weights on; None: no average.
         dtypes: Path -> type of the weights that are not stored in float32.
-        accumulation_dtype: What the gradients of micro-batches add up in.
+        accumulation_dtype: Dtype of the sum of the gradients of micro-batches.
     """
 
     transformation: optax.GradientTransformation
@@ -64,7 +64,7 @@ class Update:
         return trained, frozen
 
     def weights(self, state: TrainState) -> tuple[Any, Any]:
-        """What the next batch goes through: trained and frozen."""
+        """Parameters of the next forward pass, trained and frozen."""
         trained, frozen = self.split(state.params)
         if self.ema_decay is not None:
             trained = state.opt_state.weights
