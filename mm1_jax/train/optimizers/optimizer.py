@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mm1_jax.config import Configurable, config_class
+from mm1_jax.config import Configurable, config_class, derived
 from mm1_jax.field_types import Decay, NonNegative, NonNegativeInt, Positive
 from mm1_jax.layers.module import ContractError
 from mm1_jax.layers.parameter_paths import picked, picks
@@ -29,8 +29,8 @@ class Optimizer(Configurable, abc.ABC):
 
     @config_class
     class Config(Configurable.Config):
-        # Peak; None: by the experiment, from `mm1_learning_rate`.
-        learning_rate: NonNegative | None = None
+        # Peak; the experiment takes `mm1_learning_rate` of the decoder.
+        learning_rate: NonNegative | None = derived(None)
         weight_decay: NonNegative = 0.0
         # "matrices" leaves out norm scales, biases and other vectors.
         decayed: Literal["all", "matrices"] = "all"
@@ -38,8 +38,8 @@ class Optimizer(Configurable, abc.ABC):
         schedule: Schedule = Schedule.COSINE
         # Steps at the peak between warm-up and decay.
         stable_steps: NonNegativeInt = 0
-        # Where cosine and linear reach their end; None: by the experiment, `trainer.max_steps`.
-        decay_steps: NonNegativeInt | None = None
+        # Where cosine and linear reach their end; the experiment takes `trainer.max_steps`.
+        decay_steps: NonNegativeInt | None = derived(None)
         # Learning rate at that end, as a fraction of the peak.
         final_fraction: NonNegative = 0.1
         # Largest global norm of the gradient of what is trained; None: no clipping.
