@@ -122,6 +122,7 @@ def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) 
     import torch
 
     from mm1_jax.decoding.generate import generate
+    from mm1_jax.decoding.options import DecodingOptions
     from mm1_jax.interop.compare import one_document_rows
 
     rng = np.random.default_rng(0)
@@ -135,11 +136,13 @@ def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) 
         answers = generate(
             ours,
             batch,
-            max_new_tokens=number,
-            eos=NO_TOKEN,
-            pad=pad,
-            forbidden=(eos,),
-            cache_dtype=flags.cache_dtype,
+            DecodingOptions(
+                number,
+                eos=NO_TOKEN,
+                pad=pad,
+                forbidden=(eos,),
+                cache_dtype=flags.cache_dtype,
+            ),
         )
         return np.asarray(answers)
 

@@ -156,6 +156,7 @@ def answer(flags: argparse.Namespace) -> str:
     from mm1_jax.data.rows import RowShape, assemble
     from mm1_jax.decoding.beam_search import beam_search
     from mm1_jax.decoding.generate import bucket, generate
+    from mm1_jax.decoding.options import DecodingOptions
     from mm1_jax.decoding.sampling import Sampling
     from mm1_jax.launch.run_folder import load_experiment
 
@@ -186,17 +187,17 @@ def answer(flags: argparse.Namespace) -> str:
     shape = RowShape(bucket(length), max(1, len(example.images)), image_size)
     model, _ = load_model(folder, cfg, flags.step)
     batch = assemble([example], image_transform, shape)
-    options: dict[str, Any] = {
-        "max_new_tokens": flags.max_new_tokens,
-        "eos": tokenizer.eos,
-        "pad": tokenizer.pad,
-        "forbidden": tokenizer.not_text,
-        "cache_dtype": flags.cache_dtype,
-    }
+    options = DecodingOptions.of(
+        tokenizer,
+        flags.max_new_tokens,
+        sampling=sampling,
+        seed=flags.seed,
+        cache_dtype=flags.cache_dtype,
+    )
     if flags.beams > 1:
-        tokens = beam_search(model, batch, num_beams=flags.beams, **options).tokens[:, 0]
+        tokens = beam_search(model, batch, options, num_beams=flags.beams).tokens[:, 0]
     else:
-        tokens = generate(model, batch, sampling=sampling, seed=flags.seed, **options)
+        tokens = generate(model, batch, options)
     return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.batch import Batch
-from mm1_jax.decoding.generate import check_decoding, last_states, prompt_lengths
+from mm1_jax.decoding.generate import last_states, prompt_lengths
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.decoding.sampling import allowed
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.models.mm1 import MM1
@@ -36,19 +37,15 @@ class Beams(NamedTuple):
 def beam_search(
     model: MM1,
     batch: Batch,
+    options: DecodingOptions,
     *,
     num_beams: int,
-    max_new_tokens: int,
-    eos: int,
-    pad: int = 0,
-    forbidden: tuple[int, ...] = (),
     length_penalty: float = 1.0,
-    cache_dtype: str | None = None,
 ) -> Beams:
     """The best answers to each prompt: each up to and with `eos`, then `pad`.
 
-    Takes the arguments of `generate`, and runs on a mesh as it does; the cache has `num_beams` rows
-    for each prompt. A row without a prompt has answers of `pad`, with the score 0.
+    Runs on a mesh as `generate` does; the cache has `num_beams` rows for each prompt. A row without
+    a prompt has answers of `pad`, with the score 0.
 
     Args:
         length_penalty: 0 compares log probabilities, 1 their means over tokens; above, longer
@@ -57,19 +54,16 @@ def beam_search(
     Raises:
         ValueError: An option that cannot be; it is named.
     """
-    check_decoding(max_new_tokens, eos, pad, forbidden, cache_dtype)
     if num_beams < 1:
         raise ValueError(f"num_beams={num_beams}: must be at least 1")
+    if not options.sampling.is_greedy:
+        raise ValueError(f"{options.sampling}: beams are searched, not drawn")
     return _beam_search(
         model,
         batch,
         num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
-        eos=eos,
-        pad=pad,
-        forbidden=tuple(sorted({pad, *forbidden})),
+        options=options.of_program(),
         length_penalty=float(length_penalty),
-        cache_dtype=cache_dtype,
         placement=current_placement(),
     )
 
@@ -83,30 +77,21 @@ class _Search(NamedTuple):
     caches: Caches
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        *("num_beams", "max_new_tokens", "eos", "pad", "forbidden", "length_penalty"),
-        *("cache_dtype", "placement"),
-    ),
-)
+@functools.partial(jax.jit, static_argnames=("num_beams", "options", "length_penalty", "placement"))
 def _beam_search(
     model: MM1,
     batch: Batch,
     *,
     num_beams: int,
-    max_new_tokens: int,
-    eos: int,
-    pad: int,
-    forbidden: tuple[int, ...],
+    options: DecodingOptions,
     length_penalty: float,
-    cache_dtype: str | None,
     placement: Placement | None,
 ) -> Beams:
     model, n = model.for_decoding(), num_beams
+    max_new_tokens, pad = options.max_new_tokens, options.pad
     B, prompt_length = batch.tokens.shape
     lengths_B = prompt_lengths(batch)
-    caches = model.init_caches(B, prompt_length + max_new_tokens - 1, cache_dtype)
+    caches = model.init_caches(B, prompt_length + max_new_tokens - 1, options.cache_dtype)
     hidden_BTD, caches = model.prefill(batch, caches)
     first_B1D = last_states(hidden_BTD, lengths_B)
 
@@ -116,14 +101,14 @@ def _beam_search(
     def take_step(search: _Search, hidden: Float[Array, "Bn 1 D"]) -> _Search:
         """Chooses the token after `search.step` tokens of every beam."""
         logits = model.logits(hidden)[:, 0].astype(jnp.float32)
-        scores = allowed(jax.nn.log_softmax(logits, axis=-1), forbidden).reshape(B, n, -1)
+        scores = allowed(jax.nn.log_softmax(logits, axis=-1), options.forbidden).reshape(B, n, -1)
         V = scores.shape[-1]
         scores = (scores + search.running.scores[:, :, None]).reshape(B, n * V)
         scores, indices = jax.lax.top_k(scores, min(2 * n, n * V))
         parents, chosen = indices // V, (indices % V).astype(jnp.int32)
         tokens = _take(search.running.tokens, parents).at[:, :, search.step].set(chosen)
         length = search.step + 1
-        ends = (chosen == eos) | (length == max_new_tokens)
+        ends = (chosen == options.eos) | (length == max_new_tokens)
 
         running_scores, order = jax.lax.top_k(jnp.where(ends, _NONE, scores), n)
         running = Beams(_take(tokens, order), running_scores)

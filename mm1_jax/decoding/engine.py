@@ -22,8 +22,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mm1_jax.batch import Batch
-from mm1_jax.decoding.generate import check_decoding, last_states, prompt_lengths
-from mm1_jax.decoding.sampling import GREEDY, Sampling, choose, row_keys
+from mm1_jax.decoding.generate import last_states, prompt_lengths
+from mm1_jax.decoding.options import DecodingOptions
+from mm1_jax.decoding.sampling import choose, row_keys
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.sharding import Placement, current_placement
@@ -63,19 +64,6 @@ class _State(NamedTuple):
     row_ids: Int[Array, "B"]
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What is part of the programs."""
-
-    max_new_tokens: int
-    eos: int
-    pad: int
-    forbidden: tuple[int, ...]
-    sampling: Sampling
-    cache_dtype: str | None
-    num_steps: int
-
-
 @dataclass
 class _Row:
     """A request in its slot. The first token is on the device until the answer is looked at."""
@@ -94,54 +82,40 @@ class Engine:
     def __init__(
         self,
         model: MM1,
+        options: DecodingOptions,
         *,
         num_slots: int,
         cache_length: int,
-        max_new_tokens: int,
-        eos: int,
-        pad: int = 0,
-        forbidden: tuple[int, ...] = (),
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-        cache_dtype: str | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
-        stop_strings: tuple[str, ...] = (),
         steps_per_check: int = 8,
     ):
-        """Most arguments are those of `generate`.
+        """Casts the parameters.
 
         Args:
+            options: An answer ends with the token that completes one of the stop strings.
             cache_length: The most positions of a row, prefix, prompt and answer.
-            decode: Tokens to text; needed by `stop_strings`.
-            stop_strings: An answer ends with the token that completes one of them.
+            decode: Tokens to text; needed by stop strings.
             steps_per_check: After how many steps the host looks at the answers. Until then, slots
                 that have ended stand idle.
 
         Raises:
             ValueError: An option that cannot be; it is named.
         """
-        check_decoding(max_new_tokens, eos, pad, forbidden, cache_dtype)
         for name, value in (("num_slots", num_slots), ("steps_per_check", steps_per_check)):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
-        if cache_length <= max_new_tokens:
+        if cache_length <= options.max_new_tokens:
             raise ValueError(
-                f"cache_length={cache_length}: must be above max_new_tokens={max_new_tokens}, to "
-                "hold a prompt as well"
+                f"cache_length={cache_length}: must be above max_new_tokens="
+                f"{options.max_new_tokens}, to hold a prompt as well"
             )
-        if stop_strings and decode is None:
-            raise ValueError(f"stop_strings={stop_strings} need decode, which makes text of tokens")
-        self._num_slots, self._cache_length, self._seed = num_slots, cache_length, seed
-        self._decode, self._stop_strings = decode, stop_strings
-        self._options = _Options(
-            max_new_tokens=max_new_tokens,
-            eos=eos,
-            pad=pad,
-            forbidden=tuple(sorted({pad, *forbidden})),
-            sampling=sampling,
-            cache_dtype=cache_dtype,
-            num_steps=steps_per_check,
-        )
+        if options.stop_strings and decode is None:
+            raise ValueError(
+                f"stop_strings={options.stop_strings} need decode, which makes text of tokens"
+            )
+        self._num_slots, self._cache_length, self._decode = num_slots, cache_length, decode
+        self._seed, self._stop_strings = options.seed, options.stop_strings
+        self._options, self._num_steps = options.of_program(), steps_per_check
         self._model = _for_decoding(model, placement=current_placement())
 
     def prefix(self, batch: Batch) -> Prefix:
@@ -180,7 +154,12 @@ class Engine:
             if not rows:
                 return
             state, new_tokens = _advance(
-                self._model, state, self._seed, options=self._options, placement=current_placement()
+                self._model,
+                state,
+                self._seed,
+                options=self._options,
+                num_steps=self._num_steps,
+                placement=current_placement(),
             )
             columns = np.asarray(new_tokens)
             for slot, row in list(rows.items()):
@@ -292,7 +271,7 @@ def _admit(
     row_id: Int[Array, ""],
     seed: Int[Array, ""],
     *,
-    options: _Options,
+    options: DecodingOptions,
     placement: Placement | None,
 ) -> tuple[_State, Int[Array, ""]]:
     """Reads a prompt into a slot; its first token is returned apart as well."""
@@ -321,16 +300,19 @@ def _admit(
     ), token
 
 
-@functools.partial(jax.jit, static_argnames=("options", "placement"), donate_argnames=("state",))
+@functools.partial(
+    jax.jit, static_argnames=("options", "num_steps", "placement"), donate_argnames=("state",)
+)
 def _advance(
     model: MM1,
     state: _State,
     seed: Int[Array, ""],
     *,
-    options: _Options,
+    options: DecodingOptions,
+    num_steps: int,
     placement: Placement | None,
 ) -> tuple[_State, Int[Array, "B _"]]:
-    """The next `options.num_steps` tokens of every slot; `pad` behind an end."""
+    """The next `num_steps` tokens of every slot; `pad` behind an end."""
     keys = row_keys(seed, state.row_ids)
 
     def grow(i: Array, carry: tuple[_State, Array]) -> tuple[_State, Array]:
@@ -345,8 +327,8 @@ def _advance(
         state = _State(caches, tokens, state.lengths + grows, steps, ended, state.row_ids)
         return state, new_tokens.at[:, i].set(tokens)
 
-    new_tokens = jnp.full((len(state.tokens), options.num_steps), options.pad, jnp.int32)
-    return jax.lax.fori_loop(0, options.num_steps, grow, (state, new_tokens))
+    new_tokens = jnp.full((len(state.tokens), num_steps), options.pad, jnp.int32)
+    return jax.lax.fori_loop(0, num_steps, grow, (state, new_tokens))
 
 
 def _insert(slots: Array, new: Array, row: Any = 0) -> Array:

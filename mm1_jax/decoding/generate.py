@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mm1_jax.batch import Batch
-from mm1_jax.decoding.sampling import GREEDY, Sampling, choose, row_keys
-from mm1_jax.layers.kv_cache import check_cache_dtype
+from mm1_jax.decoding.options import DecodingOptions
+from mm1_jax.decoding.sampling import choose, row_keys
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
@@ -23,15 +23,9 @@ from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 def generate(
     model: MM1,
     batch: Batch,
+    options: DecodingOptions,
     *,
-    max_new_tokens: int,
-    eos: int,
-    pad: int = 0,
-    forbidden: tuple[int, ...] = (),
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
     row_ids: Int[Array, "B"] | None = None,
-    cache_dtype: str | None = None,
 ) -> Int[Array, "B _"]:
     """The `max_new_tokens` tokens that follow each prompt: up to and with `eos`, then `pad`.
 
@@ -40,29 +34,17 @@ def generate(
     gets all answers. A row without a prompt (all `segment_ids` 0) has no answer: `pad` throughout.
 
     Args:
-        forbidden: Ids that are never chosen, whatever their logits; `pad` is always among them.
-        seed: Of what is drawn at random.
+        options: Stop strings end no answer here; `DecodingOptions.text` cuts it.
         row_ids: With the seed, they decide what is drawn for each row. None: 0, 1, ...
-        cache_dtype: What keys and values are kept in, "float32", "bfloat16" or "int8"; None: the
-            model's dtype.
-
-    Raises:
-        ValueError: An option that cannot be; it is named.
     """
-    check_decoding(max_new_tokens, eos, pad, forbidden, cache_dtype)
     if row_ids is None:
         row_ids = jnp.arange(len(batch.tokens))
     return _generate(
         model,
         batch,
-        seed,
+        options.seed,
         row_ids,
-        max_new_tokens=max_new_tokens,
-        eos=eos,
-        pad=pad,
-        forbidden=tuple(sorted({pad, *forbidden})),
-        sampling=sampling,
-        cache_dtype=cache_dtype,
+        options=options.of_program(),
         placement=current_placement(),
     )
 
@@ -70,17 +52,6 @@ def generate(
 def bucket(length: int) -> int:
     """The power of two, at least 32, that prompts are padded to: few shapes to compile."""
     return max(32, 1 << (length - 1).bit_length())
-
-
-def check_decoding(
-    max_new_tokens: int, eos: int, pad: int, forbidden: tuple[int, ...], cache_dtype: str | None
-) -> None:
-    """Raises ValueError where an answer could not begin or not end, naming the option."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    if eos in forbidden or eos == pad:
-        raise ValueError(f"eos={eos} is forbidden or equals pad={pad}: no answer could ever end")
-    check_cache_dtype(cache_dtype)
 
 
 def prompt_lengths(batch: Batch) -> Int[Array, "B"]:
@@ -93,40 +64,31 @@ def last_states(hidden: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Floa
 
 
 # The placement is an argument only to be part of the key: activations are placed while tracing.
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        *("max_new_tokens", "eos", "pad", "forbidden", "sampling", "cache_dtype", "placement"),
-    ),
-)
+@functools.partial(jax.jit, static_argnames=("options", "placement"))
 def _generate(
     model: MM1,
     batch: Batch,
     seed: Int[Array, ""],
     row_ids: Int[Array, "B"],
     *,
-    max_new_tokens: int,
-    eos: int,
-    pad: int,
-    forbidden: tuple[int, ...],
-    sampling: Sampling,
-    cache_dtype: str | None,
+    options: DecodingOptions,
     placement: Placement | None,
 ) -> Int[Array, "B _"]:
     model = model.for_decoding()
+    max_new_tokens, pad = options.max_new_tokens, options.pad
     num_rows, prompt_length = batch.tokens.shape
     keys_B = row_keys(seed, row_ids)
     lengths_B = prompt_lengths(batch)
     # The last token is chosen but never read, so it needs no slot.
-    caches = model.init_caches(num_rows, prompt_length + max_new_tokens - 1, cache_dtype)
+    caches = model.init_caches(num_rows, prompt_length + max_new_tokens - 1, options.cache_dtype)
     hidden_BTD, caches = model.prefill(batch, caches)
 
     def next_token(hidden_BTD: Array, ended_B: Array, step: Array) -> tuple[Array, Array]:
         logits_BV = model.logits(hidden_BTD)[:, 0]
         steps_B = jnp.broadcast_to(step, ended_B.shape)
-        chosen_B = choose(logits_BV, forbidden, sampling, keys_B, steps_B)
+        chosen_B = choose(logits_BV, options.forbidden, options.sampling, keys_B, steps_B)
         chosen_B = jnp.where(ended_B, pad, chosen_B)
-        return chosen_B, ended_B | (chosen_B == eos)
+        return chosen_B, ended_B | (chosen_B == options.eos)
 
     def unfinished(carry) -> Array:
         step, _, _, ended_B, _ = carry

@@ -17,6 +17,7 @@ from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.decoding.generate import bucket, generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodScorer, Request
@@ -83,10 +84,7 @@ def _generated(
         tokens = generate(
             model,
             batch,
-            max_new_tokens=cfg.max_new_tokens,
-            eos=tokenizer.eos,
-            pad=tokenizer.pad,
-            forbidden=tokenizer.not_text,
+            DecodingOptions.of(tokenizer, cfg.max_new_tokens),
         )
         yield from waiting
         waiting = _read(part, reasons, tokens, tokenizer, cfg.stop_strings)

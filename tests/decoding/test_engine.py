@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.decoding import engine as engine_module
 from mm1_jax.decoding.engine import Engine, Request
 from mm1_jax.decoding.generate import generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.decoding.sampling import Sampling
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
@@ -25,7 +27,7 @@ from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
 PAD, BOS, EOS, IMAGE, VOCAB = 0, 1, 2, 3, 16
 NEW = 6
-OPTIONS = {"max_new_tokens": NEW, "eos": EOS, "pad": PAD, "forbidden": (BOS, IMAGE)}
+OPTIONS = DecodingOptions(NEW, eos=EOS, pad=PAD, forbidden=(BOS, IMAGE))
 SHOWN = [BOS, *[IMAGE] * 4]
 
 
@@ -70,15 +72,24 @@ def prompts(length: int = 16) -> list[Batch]:
     ]
 
 
-def alone(batch: Batch, **options) -> list[int]:
+def alone(batch: Batch, row_ids=None, **options) -> list[int]:
     """What `generate` answers, without the padding."""
-    tokens = np.asarray(generate(tiny(), batch, **OPTIONS, **options))[0].tolist()
+    found = generate(tiny(), batch, replace(OPTIONS, **options), row_ids=row_ids)
+    tokens = np.asarray(found)[0].tolist()
     return tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
 
 
-def run(requests, **options) -> list[list[int]]:
-    settings = {"num_slots": 3, "cache_length": 32, "steps_per_check": 2}
-    engine = Engine(tiny(), **OPTIONS, **(settings | options))
+def run(
+    requests, num_slots=3, cache_length=32, steps_per_check=2, decode=None, **options
+) -> list[list[int]]:
+    engine = Engine(
+        tiny(),
+        replace(OPTIONS, **options),
+        num_slots=num_slots,
+        cache_length=cache_length,
+        steps_per_check=steps_per_check,
+        decode=decode,
+    )
     answers = dict(engine.run(requests))
     assert sorted(answers) == list(range(len(requests)))
     return [answers[i] for i in range(len(requests))]
@@ -135,7 +146,7 @@ def test_a_stop_string_ends_an_answer_wherever_it_is_looked_for():
 
 def test_a_shared_prefix_is_read_once_and_changes_no_answer(monkeypatch):
     exemplar = [*SHOWN, 5, 6, 7]
-    engine = Engine(tiny(), **OPTIONS, num_slots=2, cache_length=32, steps_per_check=2)
+    engine = Engine(tiny(), OPTIONS, num_slots=2, cache_length=32, steps_per_check=2)
     prefix = engine.prefix(prompt(exemplar, 16, colour=200))
     texts = [[*[IMAGE] * 4, 8], [*[IMAGE] * 4, 9, 10], [11, 12]]
     requests = [Request(prompt(text, 8, 70 * i), prefix) for i, text in enumerate(texts)]
@@ -164,7 +175,7 @@ def test_programs_are_as_many_as_shapes_of_prompts():
 
 
 def test_the_cache_is_donated():
-    engine = Engine(tiny(), **OPTIONS, num_slots=2, cache_length=32)
+    engine = Engine(tiny(), OPTIONS, num_slots=2, cache_length=32)
     state = engine._empty()
     after, _ = engine._admit(state, 0, Request(prompts()[0]))
     assert state.caches[0].keys.is_deleted() and not after.caches[0].keys.is_deleted()
@@ -176,7 +187,7 @@ def test_the_answers_on_a_mesh_are_those_of_one_device_and_the_cache_is_split():
     params = jax.device_put(params, parameter_shardings(params, mesh, AxisRules()))
     with use_mesh(mesh):
         engine = Engine(
-            nnx.merge(graphdef, params), **OPTIONS, num_slots=4, cache_length=32, steps_per_check=2
+            nnx.merge(graphdef, params), OPTIONS, num_slots=4, cache_length=32, steps_per_check=2
         )
         answers = dict(engine.run([Request(batch) for batch in prompts()]))
         cache = engine._empty().caches[0]

@@ -11,6 +11,7 @@ from near_ties import assert_same_answers, is_near_tie, logits_after
 
 from mm1_jax.batch import Batch
 from mm1_jax.decoding.generate import generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.layers.moe import Capacity, MoE
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
@@ -81,9 +82,8 @@ def prompts(*rows: list[int], length: int = 8, num_images: int = 1, rng=None) ->
 
 
 def answer(model, batch, max_new_tokens=6, forbidden=(BOS, IMAGE)) -> list[list[int]]:
-    tokens = generate(
-        model, batch, max_new_tokens=max_new_tokens, eos=EOS, pad=PAD, forbidden=forbidden
-    )
+    options = DecodingOptions(max_new_tokens, eos=EOS, pad=PAD, forbidden=forbidden)
+    tokens = generate(model, batch, options)
     assert tokens.shape == (len(batch.tokens), max_new_tokens) and tokens.dtype == jnp.int32
     return np.asarray(tokens).tolist()
 

@@ -256,11 +256,11 @@ def run(name, folder, input, monkeypatch, tmp_path, judge=None, **fields):
     benchmark = cfg.instantiate(input=input)
     asked = iter(range(99))
 
-    def generate(model, batch, *, max_new_tokens, pad, eos, **_):
-        rows = np.full((len(batch.tokens), max_new_tokens), pad)
+    def generate(model, batch, options):
+        rows = np.full((len(batch.tokens), options.max_new_tokens), options.pad)
         for row, segments in zip(rows, batch.segment_ids, strict=True):
             if segments.any():
-                ids = [*input.tokenizer.encode(f"no.\n{next(asked)}"), eos]
+                ids = [*input.tokenizer.encode(f"no.\n{next(asked)}"), options.eos]
                 row[: len(ids)] = ids
         return rows
 

@@ -15,6 +15,7 @@ from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.data.images import ImageTransform
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.decoding.generate import generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
 from mm1_jax.interop.exporter import export_plain, parts_of_weights, plain_llava
 from mm1_jax.interop.families import Changes, make_parts, read_config
@@ -37,10 +38,7 @@ def assert_same_answers(parts, params, folder, image_token=IMAGE_TOKEN):
     ours = generate(
         with_params(cfg, params),
         one_document_rows(tokens, images),
-        max_new_tokens=64,
-        eos=2,
-        pad=0,
-        forbidden=(1, image_token),
+        DecodingOptions(64, eos=2, pad=0, forbidden=(1, image_token)),
     )
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     pixels = pixel_values(images, encoder.pixel_mean, encoder.pixel_std)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from experiments import sizes, vision_encoders
 from mm1_jax.checkpoints.weights_folder import StoredParams, WeightsWriter, describe
 from mm1_jax.decoding.generate import generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
 from mm1_jax.interop.exporter import Vocabulary, export_mm1
 from mm1_jax.interop.mm1 import model_parts
@@ -159,10 +160,7 @@ def test_logits_and_64_greedy_tokens_are_the_same(exported):
     ours = generate(
         with_params(cfg, params),
         one_document_rows(tokens, images),
-        max_new_tokens=64,
-        eos=2,
-        pad=0,
-        forbidden=(0, 1, 3, IMAGE_TOKEN),
+        DecodingOptions(64, eos=2, pad=0, forbidden=(0, 1, 3, IMAGE_TOKEN)),
     )
     inputs["input_ids"] = torch.from_numpy(tokens)
     assert_answers_of_transformers(ours, model, max_new_tokens=64, do_sample=False, **inputs)

@@ -16,6 +16,7 @@ from transformers.generation import (
 
 from mm1_jax.decoding.beam_search import beam_search
 from mm1_jax.decoding.generate import generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.decoding.sampling import Sampling, truncated
 from mm1_jax.interop.compare import one_document_rows
 from mm1_jax.interop.families import Changes, make_parts
@@ -84,7 +85,7 @@ def padded(sequences: torch.Tensor, length: int) -> np.ndarray:
 def test_greedy_answers_are_those_of_transformers(models):
     theirs, ours = models
     expected = their_answers(theirs, max_new_tokens=12)
-    answers = generate(ours, rows(PROMPTS), max_new_tokens=12, eos=EOS, pad=PAD)
+    answers = generate(ours, rows(PROMPTS), DecodingOptions(12, eos=EOS, pad=PAD))
     assert_same_answers(
         answers, padded(expected.sequences, 12), lambda row, step: expected.scores[step][row]
     )
@@ -103,10 +104,8 @@ def test_beams_and_their_scores_are_those_of_transformers(models, num_beams, len
     beams = beam_search(
         ours,
         rows(PROMPTS),
+        DecodingOptions(10, eos=EOS, pad=PAD),
         num_beams=num_beams,
-        max_new_tokens=10,
-        eos=EOS,
-        pad=PAD,
         length_penalty=length_penalty,
     )
     tokens = padded(expected.sequences, 10)

@@ -14,6 +14,7 @@ from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.prompts import without_answer
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
@@ -44,9 +45,7 @@ def expected(cfg, model, document) -> str:
     builder = ExampleBuilder(tokenizer, num_image_tokens=4, max_sequence_length=64, max_images=2)
     transform = cfg.input.image_transform.set(image_size=8).instantiate()
     batch = assemble([builder.prompt(document)], transform, RowShape(32, 1, 8))
-    tokens = generate(
-        model, batch, max_new_tokens=5, eos=tokenizer.eos, forbidden=tokenizer.not_text
-    )
+    tokens = generate(model, batch, DecodingOptions.of(tokenizer, 5))
     return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
 
 

@@ -20,6 +20,7 @@ from mm1_jax.batch import Document, Text
 from mm1_jax.data.corpora.conversations import conversation_document
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import generate
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.decoding.sampling import Sampling
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodScorer, Request
@@ -57,8 +58,7 @@ def answer(run, context: str, **options: Any) -> str:
     input = PromptInput.of(cfg.input)
     batch = assemble([input.example_builder.prompt(text(context))], lambda image: None, ROW)
     tokenizer = input.tokenizer
-    ids = {"eos": tokenizer.eos, "pad": tokenizer.pad, "forbidden": tokenizer.not_text}
-    tokens = generate(models[7], batch, **ids, **options)
+    tokens = generate(models[7], batch, DecodingOptions.of(tokenizer, **options))
     return tokenizer.decode(np.asarray(tokens)[0].tolist())
 
 

@@ -148,6 +148,7 @@ def test_pictures_and_questions_of_a_task_reach_the_model(run, tasks):
     from mm1_jax.batch import Document, Image, Text
     from mm1_jax.data.rows import RowShape, assemble
     from mm1_jax.decoding.generate import generate
+    from mm1_jax.decoding.options import DecodingOptions
     from mm1_jax.evals.evaluator import PromptInput
 
     input = PromptInput.of(cfg.input)
@@ -162,10 +163,7 @@ def test_pictures_and_questions_of_a_task_reach_the_model(run, tasks):
         tokens = generate(
             models[7],
             batch,
-            max_new_tokens=4,
-            eos=tokenizer.eos,
-            pad=tokenizer.pad,
-            forbidden=tokenizer.not_text,
+            DecodingOptions.of(tokenizer, 4),
         )
         said = tokenizer.decode(np.asarray(tokens)[0].tolist()).split(".")[0]
         assert sample["filtered_resps"][0].strip() == said.strip()

@@ -159,7 +159,8 @@ class MM1ForLmEval(_LM):
                 "temperature, top_k and top_p, and one beam; take the others out of the task"
             )
         sampling = Sampling(temperature, top_k, top_p) if is_sampled and temperature else GREEDY
-        return Prompt(_document(context), max_new_tokens, stop_strings, sampling)
+        decoding = self._run.options(max_new_tokens, stop_strings=stop_strings, sampling=sampling)
+        return Prompt(_document(context), decoding)
 
     def _answered(
         self,

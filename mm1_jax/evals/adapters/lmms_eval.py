@@ -131,11 +131,11 @@ class MM1ForLmmsEval(_Base):
         self._check_greedy(options)
         until = options.get("until") or ()
         images = self._images(doc_to_visual, doc_id, task, split)
-        return Prompt(
-            self._document(context, images),
-            max_new_tokens=int(options.get("max_new_tokens") or _MAX_NEW_TOKENS),
+        decoding = self._run.options(
+            int(options.get("max_new_tokens") or _MAX_NEW_TOKENS),
             stop_strings=(until,) if isinstance(until, str) else tuple(until),
         )
+        return Prompt(self._document(context, images), decoding)
 
     def _images(
         self,

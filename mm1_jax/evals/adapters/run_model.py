@@ -18,7 +18,7 @@ from mm1_jax.batch import Document, Example, Image
 from mm1_jax.checkpoints.trained_model import load_model
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import bucket, generate
-from mm1_jax.decoding.sampling import GREEDY, Sampling
+from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Likelihood
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodScorer, Request
@@ -27,12 +27,10 @@ from mm1_jax.launch.run_folder import load_experiment
 
 @dataclass(frozen=True)
 class Prompt:
-    """A document to be continued, and where its answer ends."""
+    """A document to be continued, and how."""
 
     document: Document
-    max_new_tokens: int
-    stop_strings: tuple[str, ...] = ()
-    sampling: Sampling = GREEDY
+    options: DecodingOptions
 
 
 class RunModel:
@@ -67,6 +65,10 @@ class RunModel:
         self._builder = self.input.example_builder.without_limits()
         self._model, self.step = load_model(folder, cfg, step)
 
+    def options(self, max_new_tokens: int, **others: Any) -> DecodingOptions:
+        """Options of decoding, with the tokens of the run's tokenizer."""
+        return DecodingOptions.of(self.input.tokenizer, max_new_tokens, seed=self._seed, **others)
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -82,14 +84,14 @@ class RunModel:
         num_cut = 0
         for place, prompt in enumerate(prompts):
             whole = self._builder.prompt(prompt.document)
-            example = _cut(whole, max_length, prompt.max_new_tokens)
+            example = _cut(whole, max_length, prompt.options.max_new_tokens)
             num_cut += example is not whole
             shape = bucket(len(example.tokens)), max(1, len(example.images))
-            groups[*shape, prompt.max_new_tokens, prompt.sampling].append((place, example))
+            groups[*shape, prompt.options].append((place, example))
         _warn_of_cut("prompts", num_cut, max_length)
         answers = [""] * len(prompts)
-        for key, members in sorted(groups.items(), key=lambda item: item[0][:3], reverse=True):
-            length, num_images, max_new_tokens, sampling = key
+        for key, members in sorted(groups.items(), key=lambda item: item[0][:2], reverse=True):
+            length, num_images, options = key
             for start in range(0, len(members), self.batch_size):
                 places, examples = zip(*members[start : start + self.batch_size], strict=True)
                 padding = [0] * (self.batch_size - len(places))
@@ -101,17 +103,11 @@ class RunModel:
                         RowShape(length, num_images, self.image_size),
                         num_rows=self.batch_size,
                     ),
-                    max_new_tokens=max_new_tokens,
-                    eos=self.input.tokenizer.eos,
-                    pad=self.input.tokenizer.pad,
-                    forbidden=self.input.tokenizer.not_text,
-                    sampling=sampling,
-                    seed=self._seed,
+                    options,
                     row_ids=jnp.array([*places, *padding], jnp.int32),
                 )
                 for place, row in zip(places, np.asarray(tokens), strict=False):
-                    text = self.input.tokenizer.decode(row.tolist())
-                    answers[place] = _before_stop(text, prompts[place].stop_strings)
+                    answers[place] = options.text(row.tolist(), self.input.tokenizer.decode)
                     if on_result is not None:
                         on_result(place, answers[place])
         return answers
@@ -198,12 +194,6 @@ def _cut(example: Example, max_length: int | None, max_new_tokens: int) -> Examp
         targets=example.targets[kept],
         loss_mask=example.loss_mask[kept],
     )
-
-
-def _before_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string, spaces included; an empty one stops nothing."""
-    ends = [end for stop in stop_strings if stop and (end := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))]
 
 
 def _warn_of_cut(name: str, number: int, max_length: int | None) -> None:

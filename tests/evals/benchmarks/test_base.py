@@ -28,12 +28,12 @@ class Spy:
         self.tokenizer, self.says = tokenizer, says
         self.batches, self.options = [], []
 
-    def __call__(self, model, batch, **options):
+    def __call__(self, model, batch, options):
         self.batches.append(batch)
         self.options.append(options)
         says = self.says if isinstance(self.says, str) else next(self.says)
         ids = [*self.tokenizer.encode(says), self.tokenizer.eos]
-        row = np.array((ids + [0] * options["max_new_tokens"])[: options["max_new_tokens"]])
+        row = np.array((ids + [0] * options.max_new_tokens)[: options.max_new_tokens])
         return np.tile(row[None], (len(batch.tokens), 1))
 
     def rows(self):
@@ -198,7 +198,7 @@ def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(inpu
     assert len({batch.images.shape for batch in spy.batches}) == 1
     tokenizer = input.tokenizer
     for options in spy.options:
-        forbidden = set(options["forbidden"])
+        forbidden = set(options.forbidden)
         assert forbidden >= {tokenizer.pad, tokenizer.bos, tokenizer.image_token}
         assert tokenizer.eos not in forbidden
         assert not forbidden.intersection(tokenizer.encode("a handwritten digit 7, two circles"))

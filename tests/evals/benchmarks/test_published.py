@@ -38,9 +38,9 @@ class Says:
         self.batches = []
         self.texts = iter(())
 
-    def __call__(self, model, batch, **options):
+    def __call__(self, model, batch, options):
         self.batches.append(batch)
-        rows = np.full((len(batch.tokens), options["max_new_tokens"]), self.tokenizer.pad)
+        rows = np.full((len(batch.tokens), options.max_new_tokens), self.tokenizer.pad)
         for row, segments in zip(rows, batch.segment_ids, strict=True):
             if segments.any():
                 ids = [*self.tokenizer.encode(next(self.texts)), self.tokenizer.eos]

@@ -91,8 +91,8 @@ def answered(input, monkeypatch):
     def ask(model: MM1, batch_size: int, interrupt_after: int | None = None) -> list[Answered]:
         said: dict[bytes, Answered] = {}
 
-        def spy(model, batch, **options):
-            tokens = generate(model, batch, **options)
+        def spy(model, batch, options):
+            tokens = generate(model, batch, options)
             for row, answer in enumerate(np.asarray(tokens)):
                 if (is_prompt := batch.segment_ids[row] > 0).any():
                     shown = batch.images[batch.image_index[row]]

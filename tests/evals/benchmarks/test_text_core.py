@@ -373,11 +373,11 @@ def test_triviaqa_is_generated_and_compared_without_case_and_punctuation(
 ):
     said = iter([" sinclair lewis", " Harry S Lewis", "Lewis", " The Sinclair Lewis."])
 
-    def generate(model, batch, *, max_new_tokens, pad, eos, **_):
-        rows = np.full((len(batch.tokens), max_new_tokens), pad)
+    def generate(model, batch, options):
+        rows = np.full((len(batch.tokens), options.max_new_tokens), options.pad)
         for row, segments in zip(rows, batch.segment_ids, strict=True):
             if segments.any():
-                ids = [*text_input.tokenizer.encode(next(said)), eos]
+                ids = [*text_input.tokenizer.encode(next(said)), options.eos]
                 row[: len(ids)] = ids
         return rows
 
