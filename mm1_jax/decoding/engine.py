@@ -31,7 +31,7 @@ from mm1_jax.parallel.sharding import Placement, current_placement
 
 
 class Prefix(NamedTuple):
-    """What was made of the beginning of prompts; `length` positions of the caches are of it."""
+    """KV cache of a shared prompt prefix, which takes `length` positions."""
 
     caches: Caches
     length: int
@@ -54,7 +54,7 @@ class Request:
 
 
 class _State(NamedTuple):
-    """Of the slots. A row that has ended, or that holds no request, no longer grows."""
+    """State of the slots. A row that has ended, or that holds no request, no longer grows."""
 
     caches: Caches
     tokens: Int[Array, "B"]  # the last one of each answer, which has not been read

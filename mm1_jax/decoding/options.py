@@ -10,7 +10,7 @@ from mm1_jax.layers.kv_cache import check_cache_dtype
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How prompts are answered.
+    """Options of the answers to a batch of prompts.
 
     Attributes:
         max_new_tokens: The most tokens of an answer, `eos` included.

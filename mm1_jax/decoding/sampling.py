@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: from the softmax of logits / temperature, cut to its head.
+    """Draws tokens from the softmax of logits / temperature, cut to its head.
 
     Cut by rank first and by mass then, as transformers does.
 

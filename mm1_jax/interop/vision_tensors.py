@@ -15,7 +15,7 @@ from mm1_jax.models.vision_encoder import VisionEncoder
 
 
 def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
-    """Of a CLIP or SigLIP tower of Hugging Face, alone or in a larger model."""
+    """Tensors of a CLIP or SigLIP tower of Hugging Face, alone or in a larger model."""
     root = prefix_of(names, "embeddings.patch_embedding.weight")
     if root is None:
         raise ValueError("no tensor named *embeddings.patch_embedding.weight: no tower is there")
@@ -110,7 +110,7 @@ def _kept_norm(aside: Collection[str]) -> dict[str, str]:
 
 
 def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
-    """Of a tower of open_clip: queries, keys and values joined, as in torch.nn."""
+    """Tensors of a tower of open_clip: queries, keys and values joined, as in torch.nn."""
     root = prefix_of(names, "conv1.weight")
     if root is None:
         raise ValueError("no tensor named *conv1.weight: no tower of open_clip is there")
@@ -138,7 +138,7 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
 
 
 def aim_table(cfg: VisionEncoder.Config) -> Table:
-    """Of an AIM: preprocessor and trunk. Its head, which classifies, is left aside."""
+    """Tensors of an AIM: preprocessor and trunk. Its head, which classifies, is ignored."""
     encoder, D = Slice(ENCODER), cfg.model_dim
     entries = [
         _patch_kernel(cfg, "preprocessor.patchifier.proj.weight"),

@@ -64,7 +64,7 @@ def _passed(loop: Instruction, computation: Computation, index: int) -> int | No
 
 
 def _step(module: Module, loop: Instruction, index: int) -> int | None:
-    """What an iteration adds to the counter."""
+    """The constant that an iteration adds to the counter."""
     (body,) = module.called(loop, "body")
     if body.root.opcode != "tuple" or index >= len(body.root.operands):
         return None

@@ -53,7 +53,7 @@ _KERNELS = {"tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu", "__gpu$xla.gpu.tri
 
 
 class Kind(enum.Enum):
-    """What limits a piece of work: matrix units, everything else of the core, or its own code."""
+    """The limit of a piece of work: matrix units, everything else of the core, or its own code."""
 
     MATRIX = "matrix"
     VECTOR = "vector"
@@ -203,7 +203,7 @@ class Program:
         return instruction.name
 
     def _windows(self, computation: Computation) -> dict[int, tuple[list[Transfer], list[str]]]:
-        """Of transfers inside fusions: those that start at a place, and those that end there.
+        """Transfers inside fusions by place: the ones that start there, and the ones that end there.
 
         The compiler spreads one collective over several fusions, each of which repeats it with the
         same channel; between the first and the last, it is under way.

@@ -52,7 +52,7 @@ class Transfer:
 def collective(
     i: Instruction, computation: Computation, num_devices: int, name: str | None = None
 ) -> Transfer:
-    """What a collective sends.
+    """Bytes that each device sends in a collective.
 
     Args:
         num_devices: All devices of the program, for collectives that name no groups.
@@ -73,7 +73,7 @@ def collective(
 
 
 def host_transfer(i: Instruction, computation: Computation) -> Transfer | None:
-    """What a copy moves to the host's memory or from there, as a whole or a piece of an array."""
+    """A copy to the memory of the host or from there, of an array or a piece of one."""
     opcode = i.opcode.removesuffix("-start")
     if opcode not in ("copy", "slice", "dynamic-slice", "dynamic-update-slice"):
         return None
@@ -106,7 +106,7 @@ def network_transfer(i: Instruction, computation: Computation, name: str) -> Tra
 
 
 def rendezvous(i: Instruction) -> str | None:
-    """What a transfer between slices, which looks like one to the host, is called."""
+    """The name of a transfer between slices, which looks like one to the host."""
     match = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.attributes)
     return match.group(1) if match and "_xla_megascale" in i.attributes else None
 

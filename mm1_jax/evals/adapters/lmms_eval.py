@@ -31,7 +31,7 @@ _OPTIONS = ("checkpoint", "step", "prompt", "batch_size")
 
 
 def manifest() -> Any:
-    """What the entry point gives lmms-eval: the model's name and its class."""
+    """Returns the model's name and class, for the entry point of lmms-eval."""
     return _ModelManifest("mm1_jax", simple_class_path=f"{__name__}.MM1ForLmmsEval")
 
 
@@ -53,7 +53,7 @@ class MM1ForLmmsEval(_Base):
         device: str | None = None,
         **others: Any,
     ):
-        """The model of a run.
+        """Loads the model of a run.
 
         Args:
             checkpoint: The run's output folder.
@@ -90,7 +90,7 @@ class MM1ForLmmsEval(_Base):
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """How likely each continuation is, and whether it is greedy: a pair for each.
+        """Log-probability of each continuation, and whether it is greedy: a pair for each.
 
         The pairs are wrapped, as release 0.7.3 makes a text of all that is neither a text nor its
         `GenerationResult`. It takes the smallest value among the options of a multiple choice, as

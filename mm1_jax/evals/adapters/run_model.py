@@ -119,7 +119,7 @@ class RunModel:
         max_length: int | None = None,
         on_result: Callable[[int, Likelihood], object] | None = None,
     ) -> list[Likelihood]:
-        """How likely each continuation is after its prompt."""
+        """Likelihoods of continuations after their prompts."""
         found = self._scorer(max_length)(self._model, requests, on_result=on_result)
         _warn_of_cut("requests", sum(one.num_cut > 0 for one in found), max_length)
         return found
@@ -131,7 +131,7 @@ class RunModel:
         max_length: int | None = None,
         on_result: Callable[[int, Likelihood], object] | None = None,
     ) -> list[Likelihood]:
-        """How likely each text is as a whole, in windows of at most `max_length` tokens."""
+        """Likelihoods of whole texts, in windows of at most `max_length` tokens."""
         return self._scorer(max_length).rolling(self._model, texts, on_result=on_result)
 
     @property
