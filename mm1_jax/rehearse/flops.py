@@ -139,7 +139,7 @@ def _products_backward(i: Instruction, query_rank: int) -> int:
 
 
 def _mha_flops(num_products: int):
-    """FLOPs of jax's attention for GPUs, which `layers.attention_kernels` runs in a scope "causal"."""
+    """FLOPs of jax's attention for GPUs; a causal one runs in a scope "causal"."""
 
     def flops(i: Instruction, computation: Computation) -> float:
         queries, keys = (s for name in i.operands[:2] for s in computation.shapes_of(name))

@@ -203,7 +203,7 @@ class Program:
         return instruction.name
 
     def _windows(self, computation: Computation) -> dict[int, tuple[list[Transfer], list[str]]]:
-        """Transfers inside fusions by place: the ones that start there, and the ones that end there.
+        """Transfers inside fusions by place: the ones that start there, and those that end there.
 
         The compiler spreads one collective over several fusions, each of which repeats it with the
         same channel; between the first and the last, it is under way.
