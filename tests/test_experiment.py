@@ -11,13 +11,23 @@ from experiments.mixtures import embedded
 from experiments.pretrain import mm1_tiny
 from experiments.sizes import language_model
 from mm1_jax.checkpoints.initial_weights import InitialWeights
-from mm1_jax.config import REQUIRED, Configurable, Required, config_class, missing_fields
+from mm1_jax.config import (
+    REQUIRED,
+    ConfigBase,
+    Configurable,
+    Required,
+    config_class,
+    is_derived,
+    missing_fields,
+)
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import Stream
 from mm1_jax.experiment import Experiment
+from mm1_jax.launch.named_configs import named_configs
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.mm1 import MM1
+from mm1_jax.stored_config import flat_fields
 from mm1_jax.train.optimizers.learning_rate import mm1_learning_rate
 from mm1_jax.train.trainer import Trainer
 
@@ -49,6 +59,25 @@ def test_what_must_agree_is_filled_in(cfg):
     num_parameters = num_non_embedding_parameters(cfg.model.decoder)
     assert optimizer.learning_rate == mm1_learning_rate(num_parameters)
     assert optimizer.decay_steps == 30
+
+
+@pytest.mark.parametrize("name", ["mm1_tiny", "mm1_7b_moe", "llama2_7b", "mm1_tiny_easy_vqa"])
+def test_all_that_is_filled_in_is_derived(name):
+    cfg = named_configs()[name]()
+    resolved = Experiment.resolve(cfg)
+    before, after = flat_fields(cfg), flat_fields(resolved)
+    derived: dict[str, bool] = {}
+
+    def enter(path, value, children):
+        if isinstance(value, ConfigBase):
+            for field in value.keys():  # noqa: SIM118
+                derived[f"{path}.{field}" if path else field] = is_derived(value, field)
+        return children
+
+    resolved.visit(lambda path, value: None, enter)
+    filled = {path for path in after if after[path] != before.get(path)}
+    assert filled and not before.keys() - after.keys()
+    assert [path for path in sorted(filled) if not derived[path]] == []
 
 
 def test_resolving_changes_nothing_that_was_set_and_not_its_argument(cfg):

@@ -36,6 +36,7 @@ from mm1_jax.checkpoints.weights_folder import restore_args
 from mm1_jax.config import Configurable, InstantiableConfig, config_class
 from mm1_jax.field_types import NonEmpty, PositiveInt
 from mm1_jax.multihost import distributed
+from mm1_jax.stored_config import flat_fields
 from mm1_jax.train.train_state import TrainState
 
 _MOST_DAMAGED = 12
@@ -143,7 +144,11 @@ class Checkpointer(Configurable):
             "input": ocp.args.JsonSave(input_state or {}),
         }
         if self._model is not None:
-            items["model"] = ocp.args.JsonSave({"config": self._model.debug_string().splitlines()})
+            # Lines are for people, and for code from before `fields`.
+            lines = self._model.debug_string().splitlines()
+            items["model"] = ocp.args.JsonSave(
+                {"config": lines, "fields": flat_fields(self._model)}
+            )
         try:
             self._settle()
         except SaveFailed as error:
@@ -355,7 +360,7 @@ class Checkpointer(Configurable):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(model=ocp.args.JsonRestore())
             )
-            saved_config = restored["model"]["config"]
+            saved_config = restored["model"].get("fields", restored["model"]["config"])
         raise_if_another_model(
             self._directory / str(step),
             saved_params=self._manager.item_metadata(step)["state"].tree["params"],

@@ -1,6 +1,5 @@
 """The identity of a saved model, by shapes of parameters and config, against the present one."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ from etils import epath
 
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.layers.parameter_paths import parameter_path
-from mm1_jax.stored_config import config_differences
+from mm1_jax.stored_config import Stored, config_differences
 
 # Fields of a model's config that do not change what its parameters mean.
 _NOT_OF_THE_MODEL = (
@@ -27,14 +26,14 @@ def raise_if_another_model(
     *,
     saved_params: Any,
     params: Any,
-    saved_config: Iterable[str] | None,
+    saved_config: Stored | None,
     model: InstantiableConfig | None,
 ) -> None:
     """Raises ValueError where a checkpoint is of another model; it lists the differences.
 
     Args:
         saved_params, params: Trees of leaves with shapes.
-        saved_config: Lines of the config that was saved; None: it was not.
+        saved_config: The config that was saved; None: it was not.
         model: The present config; None: it is not compared.
     """
     saved, here = _shapes(saved_params), _shapes(params)

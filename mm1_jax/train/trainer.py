@@ -31,7 +31,7 @@ from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.multihost import distributed
 from mm1_jax.parallel.parallelism import MeshRule, Parallelism
-from mm1_jax.stored_config import former_defaults
+from mm1_jax.stored_config import Scalar, flat_fields, former_defaults
 from mm1_jax.train.contracts import check_learning_rate
 from mm1_jax.train.evaluations import Evaluations, evaluators_text
 from mm1_jax.train.guards.anomalies import Anomalies, ExcludedSteps
@@ -232,13 +232,13 @@ class Trainer(Configurable):
             is_writer=is_first,
         )
 
-    def _description(self) -> dict[str, str]:
+    def _description(self) -> dict[str, Scalar]:
         """Fields of model and trainer by path."""
         parts = {"model": self._objective.model, "trainer": self._config}
         return {
             f"{name}.{path}": value
             for name, cfg in parts.items()
-            for path, value in (line.split(": ", 1) for line in cfg.debug_string().splitlines())
+            for path, value in flat_fields(cfg).items()
         }
 
     def _first_state(self, log: RunLog) -> TrainState:
