@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fault_injection import faults
+from fault_injection.bench import Bench
 
 TOOL = Path(__file__).parents[2] / "tools" / "inject_faults.py"
 
@@ -19,7 +21,7 @@ def load_tool():
     return module
 
 
-faults = load_tool()
+tool = load_tool()
 slow = pytest.mark.slow
 # The rest take their time: heartbeats, timeouts, workers.
 QUICK = ("kill_at_a_step", "kill_while_saving", "terminate", "cut_a_file", "not_a_number")
@@ -40,7 +42,7 @@ def workspace(tmp_path_factory):
     ids=lambda fault: fault.__name__,
 )
 def test_a_run_of_two_processes_comes_through(workspace, fault, seed):
-    outcome = faults.inject(fault, workspace, 2, seed)
+    outcome = tool.inject(fault, workspace, 2, seed)
     assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
 
 
@@ -52,7 +54,7 @@ def test_a_run_of_two_processes_comes_through(workspace, fault, seed):
     ],
 )
 def test_processes_that_differ_name_the_fact_and_end_before_they_train(workspace, difference):
-    bench = faults.Bench(workspace, 2, folder=workspace / f"differ {len(difference)}")
+    bench = Bench(workspace, 2, folder=workspace / f"differ {len(difference)}")
     try:
         assert faults.differing_process(bench, difference) < 60
     finally:
@@ -65,15 +67,15 @@ def test_processes_that_differ_name_the_fact_and_end_before_they_train(workspace
     "fault", [faults.kill_at_a_step, faults.terminate], ids=lambda fault: fault.__name__
 )
 def test_a_run_of_four_processes_comes_through(workspace, fault):
-    outcome = faults.inject(fault, workspace, 4, 0)
+    outcome = tool.inject(fault, workspace, 4, 0)
     assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_on_another_mesh(workspace):
     """Stopped on four processes, it goes on with two, and then with four and sharded parameters."""
-    bench = faults.Bench(workspace, 4, folder=workspace / "elastic")
-    expected = faults.undisturbed(workspace, 4)["steps"]
+    bench = Bench(workspace, 4, folder=workspace / "elastic")
+    expected = tool.undisturbed(workspace, 4)["steps"]
     for num_processes, last in ((4, 2), (2, 8)):
         bench.num_processes = num_processes
         launch = bench.launch(fault="slow:0")
@@ -91,14 +93,14 @@ def test_a_run_goes_on_with_other_processes_and_on_another_mesh(workspace):
 
 def test_two_processes_make_the_batches_of_one(workspace):
     """Losses are sums in another order; the batches are the same, so they agree to rounding."""
-    one, two = (faults.undisturbed(workspace, number)["steps"] for number in (1, 2))
+    one, two = (tool.undisturbed(workspace, number)["steps"] for number in (1, 2))
     assert [step for step, *_ in one] == [step for step, *_ in two]
     for ours, theirs in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_a_process_without_any_picture_holds_up_nobody(workspace):
-    bench = faults.Bench(workspace, 2, folder=workspace / "no_images")
+    bench = Bench(workspace, 2, folder=workspace / "no_images")
     launch = bench.launch(fault="no_images:1")
     assert launch.wait(180) == [0, 0], launch.text
     assert launch.text.count("compiled the train step") == 1
@@ -106,7 +108,7 @@ def test_a_process_without_any_picture_holds_up_nobody(workspace):
 
 def test_a_run_goes_on_with_another_number_of_processes(workspace):
     """The state of the input is one file, whatever the number of processes that wrote it."""
-    bench = faults.Bench(workspace, 2, folder=workspace / "other_number")
+    bench = Bench(workspace, 2, folder=workspace / "other_number")
     launch = bench.launch("--config.trainer.max_steps=12")
     launch.until(lambda: bench.steps_logged() >= 7, "step 7")
     for each in launch.processes:
@@ -114,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_processes(workspace):
     launch.wait()
     bench.num_processes = 1
     bench.finish()
-    expected = faults.undisturbed(workspace, 1)["steps"]
+    expected = tool.undisturbed(workspace, 1)["steps"]
     for ours, theirs in zip(bench.result()["steps"], expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -122,8 +124,8 @@ def test_a_run_goes_on_with_another_number_of_processes(workspace):
 def test_the_table_goes_between_its_marks(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("before\n<!-- faults -->\nold\n<!-- end of faults -->\nafter\n")
-    outcome = faults.Outcome("terminate", 2, 0, "", 3.2)
-    faults.write_table(path, faults.render([outcome]))
+    outcome = tool.Outcome("terminate", 2, 0, "", 3.2)
+    tool.write_table(path, tool.render([outcome]))
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| SIGTERM to one process" in text and "| 2 | 1 | 1 | 3 | 0 |" in text
