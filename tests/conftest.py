@@ -29,8 +29,9 @@ QUICK = os.environ["MM1_TEST_QUICK_XLA_FLAGS"] = " ".join(
 )
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from beartype import BeartypeConf
 from beartype.claw import beartype_packages
@@ -92,3 +93,15 @@ def prng_key() -> jax.Array:
 def call() -> Callable:
     """Calls a module as one compiled program."""
     return jax.jit(lambda module, *args: module(*args))
+
+
+@pytest.fixture(scope="session")
+def with_few_records() -> Callable:
+    """Shrinks the corpora of streams, whose lengths are looked at before the first batch."""
+
+    def shrink(streams: Iterable[Any]) -> None:
+        for stream in streams:
+            for entry in stream.corpora:
+                entry.corpus.source.num_records = 64
+
+    return shrink

@@ -227,11 +227,12 @@ def test_an_experiment_without_a_model_says_what_is_missing(tmp_path):
         Experiment.default_config().instantiate(output_dir=tmp_path)
 
 
-def test_a_model_without_an_encoder_is_trained_on_text(tmp_path):
+def test_a_model_without_an_encoder_is_trained_on_text(tmp_path, with_few_records):
     """A language model is a launch like any other: batches without pictures, on eight devices."""
     cfg = mm1_tiny()
     cfg.model = language_model(cfg.model.decoder.set(num_layers=1))
     cfg.input.set(streams=embedded()[2:], max_images=0, max_sequence_length=64)
+    with_few_records(cfg.input.streams)
     cfg.trainer.set(max_steps=2)
     cfg.trainer.optimizer.warmup_steps = 1
     cfg.evals = {"held_out_loss": cfg.evals["held_out_loss"].clone()}
@@ -242,7 +243,7 @@ def test_a_model_without_an_encoder_is_trained_on_text(tmp_path):
     assert all(line["images"] == 0 and line["loss"] > 0 for line in lines)
 
 
-def test_images_and_a_model_of_text_do_not_go_together(cfg, tmp_path):
+def test_images_and_a_model_of_text_do_not_go_together(cfg, tmp_path, with_few_records):
     cfg.model.set(vision_encoder=None, connector=None)
     with pytest.raises(ValueError, match="input.max_images is 2.*model.vision_encoder=None"):
         Experiment.resolve(cfg)
@@ -252,6 +253,7 @@ def test_images_and_a_model_of_text_do_not_go_together(cfg, tmp_path):
     cfg = mm1_tiny()
     cfg.model = language_model(cfg.model.decoder)
     cfg.input.set(streams=embedded()[2:], max_images=0)
+    with_few_records(cfg.input.streams)
     with pytest.raises(ValueError, match="benchmark 'digits_vqa' shows images.*reads none"):
         cfg.instantiate(output_dir=tmp_path)
 

@@ -57,8 +57,13 @@ class NamedConfig:
             cfg = self.make()
         except (UnknownFieldError, InvalidConfigValueError) as error:
             calls = traceback.extract_tb(error.__traceback__)
+            # Code that a type checker generates has no file.
             own = [
-                x for x in calls if x.filename != config.__file__ and _INSTALLED not in x.filename
+                x
+                for x in calls
+                if x.filename != config.__file__
+                and _INSTALLED not in x.filename
+                and not x.filename.startswith("<")
             ]
             line = (own or calls)[-1]
             raise ValueError(f"{where}, {line.filename}:{line.lineno}: {error}") from error

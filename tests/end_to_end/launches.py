@@ -11,14 +11,24 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def start(
-    arguments: Sequence[str], cache: Path, *, xla_flags: str = "", **environment: str
+    arguments: Sequence[str],
+    cache: Path,
+    *,
+    xla_flags: str = "",
+    is_quick: bool = True,
+    **environment: str,
 ) -> subprocess.Popen:
-    """A launch; those that share a cache share the compiled programs, which saves time."""
+    """A launch; those that share a cache share the compiled programs, which saves time.
+
+    Args:
+        is_quick: Compiles with few optimizations, and not as a user's launch does.
+    """
+    flags = os.environ["MM1_TEST_QUICK_XLA_FLAGS" if is_quick else "MM1_TEST_XLA_FLAGS"]
     environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": f"{xla_flags} {os.environ['MM1_TEST_XLA_FLAGS']}",
+        "XLA_FLAGS": f"{xla_flags} {flags}",
         **environment,
     }
     return subprocess.Popen(

@@ -41,7 +41,7 @@ SMALL = {
 
 
 def run(*arguments, status=0):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": os.environ["MM1_TEST_XLA_FLAGS"]}
+    env = os.environ | {"XLA_FLAGS": os.environ["MM1_TEST_QUICK_XLA_FLAGS"]}
     result = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True
     )
@@ -75,21 +75,33 @@ def data_dir(test_data, tmp_path_factory):
     return data
 
 
-def test_the_sparse_7b_trains_at_a_small_size_on_real_records(data_dir, tmp_path):
+def launch(data_dir, output_dir):
     overrides = [f"--config.{path}={value}" for path, value in SMALL.items()]
-    launch = ["-m", "mm1_jax.launch", "--config=mm1_7b_moe", f"--output_dir={tmp_path}"]
-    result = run(*launch, f"--data_dir={data_dir}", *overrides)
+    options = ["--config=mm1_7b_moe", f"--output_dir={output_dir}", f"--data_dir={data_dir}"]
+    return run("-m", "mm1_jax.launch", *options, *overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, launch(data_dir, folder)
+
+
+def test_the_sparse_7b_trains_at_a_small_size_on_real_records(trained):
+    folder, result = trained
     # What the streams hold, before the first step.
     assert "45.0% of the rows" in result.stdout and "fit a row" in result.stdout
-    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     given = {name: steps[3][f"corpora/{name}/tokens"] for name in ("captions", "interleaved")}
     assert min(given.values()) > 0 and "corpora/text/epochs" in steps[3]
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     assert 0 < report["held_out_loss/0/captions"] < 8
-    # From another place, it is the same run.
+
+
+def test_with_its_data_in_another_place_it_is_the_same_run(trained, data_dir):
     moved = data_dir.rename(data_dir.with_name("moved"))
-    again = run(*launch, f"--data_dir={moved}", *overrides)
+    again = launch(moved, trained[0])
     moved.rename(data_dir)
     assert "finished already" in again.stdout
 

@@ -28,7 +28,6 @@ def start(folder: Path, config: str) -> subprocess.Popen:
         ],
         folder / "cache",
         PYTHONPATH=os.pathsep.join(map(str, FOLDERS)),
-        xla_flags="--xla_backend_optimization_level=0",
     )
 
 
@@ -46,18 +45,26 @@ def workspace(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_from_imported_weights_goes_on_after_a_signal_and_a_sparse_run_starts_from_it(
-    workspace,
-):
-    folder = workspace / "runs" / "from_foreign"
+@pytest.fixture(scope="module")
+def first_launch(workspace) -> str:
+    """Output of a run from imported weights, which a signal has stopped."""
     process = start(workspace, "from_foreign")
-    wait_for_step(process, folder, 6)
+    wait_for_step(process, workspace / "runs" / "from_foreign", 6)
     process.send_signal(signal.SIGTERM)
-    output = finish(process, 143)
+    return finish(process, 143)
+
+
+@pytest.fixture(scope="module")
+def second_launch(workspace, first_launch) -> str:
+    return finish(start(workspace, "from_foreign"))
+
+
+def test_a_run_from_imported_weights_goes_on_after_a_signal(workspace, first_launch, second_launch):
+    folder = workspace / "runs" / "from_foreign"
     for part in foreign_experiment.PARTS:
-        assert f"{part} starts from weights/{part}" in output
-    output = finish(start(workspace, "from_foreign"))
-    assert "starts from" not in output and "training continues after step" in output
+        assert f"{part} starts from weights/{part}" in first_launch
+    assert "starts from" not in second_launch
+    assert "training continues after step" in second_launch
     steps = [
         json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
@@ -68,8 +75,11 @@ def test_a_run_from_imported_weights_goes_on_after_a_signal_and_a_sparse_run_sta
         for name in imported.shapes:
             np.testing.assert_array_equal(trained.read(name), imported.read(name), name)
 
+
+def test_a_sparse_run_starts_from_a_dense_one(workspace, second_launch):
     output = finish(start(workspace, "from_run"))
     assert "decoder starts from runs/from_foreign" in output
+    trained = StoredParams(workspace / "runs" / "from_foreign")
     sparse = StoredParams(workspace / "runs" / "from_run")
     experts = sparse.read("decoder/stack/last_layer/feed_forward/experts/up")
     dense = trained.read("decoder/stack/layer/feed_forward/up/kernel")

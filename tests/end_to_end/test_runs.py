@@ -11,6 +11,12 @@ from launches import finish, wait_for_step
 from near_ties import assert_same_loads
 
 MAX_STEPS = 30
+# A sharded run takes the first of these steps, at the same learning rates.
+FEW = 6
+FEW_STEPS = [
+    f"--config.trainer.max_steps={FEW}",
+    f"--config.trainer.optimizer.decay_steps={MAX_STEPS}",
+]
 
 # The real experiments with less of everything.
 SMALL = [
@@ -47,20 +53,26 @@ def workspace(tmp_path_factory) -> Path:
 
 
 def start(
-    workspace: Path, folder: str, *arguments: str, config="mm1_tiny", devices=1, cache="cache"
+    workspace: Path,
+    folder: str,
+    *arguments: str,
+    config="mm1_tiny",
+    devices=1,
+    cache="cache",
+    is_quick=False,
 ) -> subprocess.Popen:
     options = [f"--config={config}", f"--output_dir={workspace / folder}", *SMALL, *arguments]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return launches.start(options, workspace / cache, xla_flags=flags)
+    return launches.start(options, workspace / cache, xla_flags=flags, is_quick=is_quick)
 
 
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path, num_steps: int = MAX_STEPS) -> list[float]:
     steps = records(folder)
-    assert [record["step"] for record in steps] == list(range(1, MAX_STEPS + 1))
+    assert [record["step"] for record in steps] == list(range(1, num_steps + 1))
     return [record["loss"] for record in steps]
 
 
@@ -72,7 +84,7 @@ def undisturbed(workspace) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed_moe(workspace) -> Path:
-    finish(start(workspace, "undisturbed_moe", config="mm1_tiny_moe"))
+    finish(start(workspace, "undisturbed_moe", config="mm1_tiny_moe", is_quick=True))
     return workspace / "undisturbed_moe"
 
 
@@ -101,17 +113,27 @@ def test_another_config_in_the_folder_is_refused_with_the_difference(undisturbed
     assert "trainer.seed" in output and "5" in output and "Traceback" not in output
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["sigterm", "sigkill"]
-)
-def test_a_stopped_run_goes_on_bit_for_bit(undisturbed, workspace, number, status):
+@pytest.fixture(params=[(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["sigterm", "sigkill"])
+def stopped(request, workspace) -> Path:
+    """A run that a signal has ended after its tenth step."""
+    number, status = request.param
     folder = workspace / f"stopped_{number.name}"
     process = start(workspace, folder.name)
     wait_for_step(process, folder, 10)
     process.send_signal(number)
     finish(process, status)
-    # It goes on with programs that are compiled anew.
-    finish(start(workspace, folder.name, cache=f"cache_{number.name}"))
+    return folder
+
+
+@pytest.fixture
+def resumed(workspace, stopped) -> Path:
+    """The same run, with programs that are compiled anew."""
+    finish(start(workspace, stopped.name, cache="cache_of_resumed"))
+    return stopped
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(undisturbed, resumed):
+    folder = resumed
     assert losses(folder) == losses(undisturbed)
     resumed = [r["resumed_from"] for r in records(folder) if "resumed_from" in r]
     assert len(resumed) == 1 and 4 <= resumed[0] < MAX_STEPS
@@ -122,17 +144,32 @@ def test_a_stopped_run_goes_on_bit_for_bit(undisturbed, workspace, number, statu
     assert scores and {k: ours[k] for k in scores} == {k: theirs[k] for k in scores}
 
 
-def test_on_eight_devices_the_losses_are_those_of_one(undisturbed, workspace):
+@pytest.fixture(scope="module")
+def sharded(workspace) -> Path:
     mesh = [f"--config.trainer.parallelism.{axis}=2" for axis in ("data", "fsdp", "model")]
-    finish(start(workspace, "sharded", *mesh, devices=8))
-    assert losses(workspace / "sharded")[:5] == pytest.approx(losses(undisturbed)[:5], rel=1e-5)
+    finish(start(workspace, "sharded", *FEW_STEPS, *mesh, devices=8, is_quick=True))
+    return workspace / "sharded"
 
 
-def test_with_experts_on_four_devices_the_losses_are_those_of_one(undisturbed_moe, workspace):
+@pytest.fixture(scope="module")
+def sharded_moe(workspace) -> Path:
     mesh = ["--config.trainer.parallelism.expert=4", "--config.trainer.parallelism.data=2"]
-    finish(start(workspace, "sharded_moe", *mesh, config="mm1_tiny_moe", devices=8))
-    ours, theirs = workspace / "sharded_moe", undisturbed_moe
-    assert losses(ours)[:5] == pytest.approx(losses(theirs)[:5], rel=1e-5)
+    captions = [f"--config.evals.{name}_caption.shots=(0,)" for name in ("digits", "scenes")]
+    options = [*FEW_STEPS, *captions, *mesh]
+    launch = start(
+        workspace, "sharded_moe", *options, config="mm1_tiny_moe", devices=8, is_quick=True
+    )
+    finish(launch)
+    return workspace / "sharded_moe"
+
+
+def test_on_eight_devices_the_losses_are_those_of_one(undisturbed, sharded):
+    assert losses(sharded, FEW)[:5] == pytest.approx(losses(undisturbed)[:5], rel=1e-5)
+
+
+def test_with_experts_on_four_devices_the_losses_are_those_of_one(undisturbed_moe, sharded_moe):
+    ours, theirs = sharded_moe, undisturbed_moe
+    assert losses(ours, FEW)[:5] == pytest.approx(losses(theirs)[:5], rel=1e-5)
     for mine, other in zip(records(ours)[:5], records(theirs)[:5], strict=True):
         loads = (record["expert_load"] for record in (mine, other))
         assert_same_loads(*loads, num_choices=2 * mine["tokens"], at_most=2)

@@ -55,7 +55,6 @@ def test_a_stored_run_is_resumed_with_what_it_was_trained_with(stored, tmp_path)
             ],
             tmp_path / "cache",
             PYTHONPATH=os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
-            XLA_FLAGS="--xla_force_host_platform_device_count=1",
         )
     )
     assert f"continues after step {saved}" in output

@@ -172,10 +172,16 @@ def test_slots_and_their_transposes_agree():
     is_filled_Q1 = (slots.choice_Q < 60)[:, None]
     x_ND = jax.random.normal(jax.random.key(2), (30, D))
     y_QD = jax.random.normal(jax.random.key(3), (len(slots.choice_Q), D)) * is_filled_Q1
-    xs_QD, back = jax.vjp(lambda x: to_slots(x, slots), x_ND)
-    np.testing.assert_allclose(jnp.vdot(xs_QD, y_QD), jnp.vdot(x_ND, back(y_QD)[0]), rtol=1e-5)
-    ys_ND, back = jax.vjp(lambda y: from_slots(y, slots), y_QD)
-    np.testing.assert_allclose(jnp.vdot(ys_ND, x_ND), jnp.vdot(y_QD, back(x_ND)[0]), rtol=1e-5)
+
+    @jax.jit
+    def transposed(x_ND, y_QD):
+        xs_QD, back = jax.vjp(lambda x: to_slots(x, slots), x_ND)
+        ys_ND, forth = jax.vjp(lambda y: from_slots(y, slots), y_QD)
+        return xs_QD, back(y_QD)[0], ys_ND, forth(x_ND)[0]
+
+    xs_QD, back_ND, ys_ND, forth_QD = transposed(x_ND, y_QD)
+    np.testing.assert_allclose(np.vdot(xs_QD, y_QD), np.vdot(x_ND, back_ND), rtol=1e-5)
+    np.testing.assert_allclose(np.vdot(ys_ND, x_ND), np.vdot(y_QD, forth_QD), rtol=1e-5)
     # Without drops, each real token is found once for each of its choices.
     slots, _ = capacity_slots(Routes(experts, jnp.ones((3, 10, 2)), is_real), E, 20)
     expected = 2 * x_ND * is_real.reshape(30, 1)

@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -11,10 +12,12 @@ tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
 
 
-def small(steps, batch_size):
+def small(steps, batch_size, shrink):
     cfg = mm1_tiny()
     cfg.model.decoder.set(num_layers=1)
-    cfg.input.set(batch_size=batch_size, num_workers=0)
+    cfg.model.vision_encoder.set(num_layers=1)
+    cfg.input.set(batch_size=batch_size, num_workers=0, max_sequence_length=96, max_images=4)
+    shrink(cfg.input.streams)
     cfg.evals = {}
     cfg.trainer.max_steps = tool.WARM_UP + steps
     cfg.trainer.optimizer.warmup_steps = 0
@@ -22,8 +25,8 @@ def small(steps, batch_size):
     return cfg
 
 
-def test_all_of_the_time_is_told(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tool, "config", small)
+def test_all_of_the_time_is_told(monkeypatch, with_few_records):
+    monkeypatch.setattr(tool, "config", functools.partial(small, shrink=with_few_records))
     seconds = tool.measure(4, 8)
     parts = ("waiting for the device", "waiting for data", "held up by saves", "host")
     assert sum(seconds[name] for name in parts) == pytest.approx(seconds["total"])

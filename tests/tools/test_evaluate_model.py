@@ -158,7 +158,7 @@ def by_two(run, tmp_path):
                 cwd=tmp_path,
                 env=os.environ
                 | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2"}
-                | {"XLA_FLAGS": os.environ["MM1_TEST_XLA_FLAGS"]},
+                | {"XLA_FLAGS": os.environ["MM1_TEST_QUICK_XLA_FLAGS"]},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -12,8 +12,9 @@ def shapes(batch):
 
 
 @pytest.mark.parametrize("fields", [{}, {"image_group_rows": 4, "images_per_row": 6.5}], ids=str)
-def test_batches_have_the_shapes_that_the_step_is_compiled_for(fields):
+def test_batches_have_the_shapes_that_the_step_is_compiled_for(fields, with_few_records):
     cfg = mm1_tiny()
+    with_few_records(cfg.input.streams)
     cfg.input.set(prefetch=0, **fields)
     cfg = Experiment.resolve(cfg)
     batches = cfg.input.instantiate().iterator()
