@@ -1,0 +1,91 @@
+"""Modules that have moved, which code of others still imports by their former names."""
+
+import importlib
+import importlib.machinery
+import sys
+import warnings
+from types import ModuleType
+
+MOVED = {
+    "mm1_jax.agreement": "mm1_jax.multihost.agreement",
+    "mm1_jax.checkpoint_folder": "mm1_jax.checkpoints.checkpoint_folder",
+    "mm1_jax.chips": "mm1_jax.parallel.chips",
+    "mm1_jax.cluster": "mm1_jax.multihost.cluster",
+    "mm1_jax.data.hf_tokenizer": "mm1_jax.data.tokenizers.hf",
+    "mm1_jax.data.ingest.formats.compressed": "mm1_jax.data.readers.compressed",
+    "mm1_jax.data.ingest.formats.image_files": "mm1_jax.data.readers.image_files",
+    "mm1_jax.data.ingest.formats.json_files": "mm1_jax.data.readers.json_files",
+    "mm1_jax.data.ingest.formats.markup": "mm1_jax.data.readers.markup",
+    "mm1_jax.data.ingest.formats.parquet": "mm1_jax.data.readers.parquet",
+    "mm1_jax.data.ingest.formats.source_files": "mm1_jax.data.readers.source_files",
+    "mm1_jax.data.ingest.formats.tar": "mm1_jax.data.readers.tar",
+    "mm1_jax.data.ingest.formats.url_index": "mm1_jax.data.readers.url_index",
+    "mm1_jax.data.parquet_source": "mm1_jax.data.sources.parquet",
+    "mm1_jax.data.seqio_tokenizer": "mm1_jax.data.tokenizers.seqio",
+    "mm1_jax.data.tfds_source": "mm1_jax.data.sources.tfds",
+    "mm1_jax.data.tokenizer": "mm1_jax.data.tokenizers.sentencepiece",
+    "mm1_jax.data.webdataset_source": "mm1_jax.data.sources.webdataset",
+    "mm1_jax.distributed": "mm1_jax.multihost.distributed",
+    "mm1_jax.files": "mm1_jax.storage",
+    "mm1_jax.generate": "mm1_jax.decoding.generate",
+    "mm1_jax.layers.saved_names": "mm1_jax.parallel.rematerialisation",
+    "mm1_jax.lmms_eval_model": "mm1_jax.evals.adapters.lmms_eval",
+    "mm1_jax.named_configs": "mm1_jax.launch.named_configs",
+    "mm1_jax.parallelism": "mm1_jax.parallel.parallelism",
+    "mm1_jax.rendezvous": "mm1_jax.multihost.rendezvous",
+    "mm1_jax.run_folder": "mm1_jax.launch.run_folder",
+    "mm1_jax.sharding": "mm1_jax.parallel.sharding",
+    "mm1_jax.supervisor": "mm1_jax.launch.supervisor",
+    "mm1_jax.train.anomalies": "mm1_jax.train.guards.anomalies",
+    "mm1_jax.train.checkpoint": "mm1_jax.checkpoints.checkpointer",
+    "mm1_jax.train.commit_barrier": "mm1_jax.checkpoints.commit_barrier",
+    "mm1_jax.train.corruption": "mm1_jax.train.guards.corruption",
+    "mm1_jax.train.goodput": "mm1_jax.train.logs.goodput",
+    "mm1_jax.train.initial_weights": "mm1_jax.checkpoints.initial_weights",
+    "mm1_jax.train.json_lines": "mm1_jax.train.logs.json_lines",
+    "mm1_jax.train.manifest": "mm1_jax.checkpoints.manifest",
+    "mm1_jax.train.parameter_paths": "mm1_jax.layers.parameter_paths",
+    "mm1_jax.train.profile": "mm1_jax.train.logs.profile",
+    "mm1_jax.train.progress": "mm1_jax.train.logs.progress",
+    "mm1_jax.train.report": "mm1_jax.train.logs.report",
+    "mm1_jax.train.run_log": "mm1_jax.train.logs.run_log",
+    "mm1_jax.train.sample_pictures": "mm1_jax.train.logs.sample_pictures",
+    "mm1_jax.train.stop": "mm1_jax.train.guards.stop",
+    "mm1_jax.train.summaries": "mm1_jax.train.logs.summaries",
+    "mm1_jax.train.utilisation": "mm1_jax.train.logs.utilisation",
+    "mm1_jax.train.wandb_run": "mm1_jax.train.logs.wandb_run",
+    "mm1_jax.train.watchdog": "mm1_jax.train.guards.watchdog",
+    "mm1_jax.trained_model": "mm1_jax.checkpoints.trained_model",
+    "mm1_jax.weights_folder": "mm1_jax.checkpoints.weights_folder",
+}
+
+
+class FormerNames:
+    """Finds a module that has moved and warns of its former name, after all other finders."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, _Loader(name)) if name in MOVED else None  # type: ignore
+
+
+class _Loader:
+    def __init__(self, name: str):
+        self._name = name
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        present = MOVED[self._name]
+        warnings.warn(f"{self._name} has moved to {present}", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(present)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The import system has set the spec of the former name.
+        module.__spec__ = self._spec
+
+
+def install() -> None:
+    if FormerNames not in sys.meta_path:
+        sys.meta_path.append(FormerNames)  # type: ignore
