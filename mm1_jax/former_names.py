@@ -1,10 +1,11 @@
-"""Modules that have moved, which code of others still imports by their former names."""
+"""Modules that have moved whole, which code of others still imports by their former names."""
 
 import importlib
 import importlib.machinery
 import sys
 import warnings
 from types import ModuleType
+from typing import Any
 
 MOVED = {
     "mm1_jax.agreement": "mm1_jax.multihost.agreement",
@@ -61,31 +62,28 @@ MOVED = {
 
 
 class FormerNames:
-    """Finds a module that has moved and warns of its former name, after all other finders."""
+    """Finds and loads a module that has moved, with a warning; asked after all other finders."""
 
-    @staticmethod
     def find_spec(
-        name: str, path: object = None, target: object = None
+        self, name: str, path: object = None, target: object = None
     ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, _Loader(name)) if name in MOVED else None  # type: ignore
-
-
-class _Loader:
-    def __init__(self, name: str):
-        self._name = name
+        loader: Any = self
+        return importlib.machinery.ModuleSpec(name, loader) if name in MOVED else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        present = MOVED[self._name]
-        warnings.warn(f"{self._name} has moved to {present}", DeprecationWarning, stacklevel=2)
+        present = MOVED[spec.name]
+        warnings.warn(f"{spec.name} has moved to {present}", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(present)
-        self._spec = module.__spec__
+        # The import system is about to set the spec of the former name.
+        spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # The import system has set the spec of the former name.
-        module.__spec__ = self._spec
+        former: Any = module.__spec__
+        module.__spec__ = former.loader_state
 
 
 def install() -> None:
-    if FormerNames not in sys.meta_path:
-        sys.meta_path.append(FormerNames)  # type: ignore
+    """Adds the finder to those of the import system, once."""
+    if not any(isinstance(each, FormerNames) for each in sys.meta_path):
+        sys.meta_path.append(FormerNames())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mm1_jax.config import REQUIRED, ConfigBase
+from mm1_jax.former_names import MOVED
 from mm1_jax.overrides import restore_values
 
 C = TypeVar("C", bound=ConfigBase)
@@ -26,10 +27,8 @@ Stored = Fields | str | Iterable[str]
 
 # Former names of classes, and of modules whose classes have moved, with their present ones.
 RENAMED = {
+    **MOVED,
     "mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizers.adamw.AdamW",
-    "mm1_jax.data.parquet_source": "mm1_jax.data.sources.parquet",
-    "mm1_jax.data.webdataset_source": "mm1_jax.data.sources.webdataset",
-    "mm1_jax.data.tfds_source": "mm1_jax.data.sources.tfds",
     "mm1_jax.data.sources": "mm1_jax.data.sources.base",
     "mm1_jax.data.sources.ArrayRecordSource": (
         "mm1_jax.data.sources.array_record.ArrayRecordSource"
@@ -40,18 +39,6 @@ RENAMED = {
         "mm1_jax.data.sources.array_record.ArrayRecordSource"
     ),
     "mm1_jax.data.sources.local.JsonlSource": "mm1_jax.data.sources.jsonl.JsonlSource",
-    "mm1_jax.data.tokenizer": "mm1_jax.data.tokenizers.sentencepiece",
-    "mm1_jax.data.hf_tokenizer": "mm1_jax.data.tokenizers.hf",
-    "mm1_jax.data.seqio_tokenizer": "mm1_jax.data.tokenizers.seqio",
-    "mm1_jax.parallelism": "mm1_jax.parallel.parallelism",
-    "mm1_jax.train.anomalies": "mm1_jax.train.guards.anomalies",
-    "mm1_jax.train.checkpoint": "mm1_jax.checkpoints.checkpointer",
-    "mm1_jax.train.corruption": "mm1_jax.train.guards.corruption",
-    "mm1_jax.train.initial_weights": "mm1_jax.checkpoints.initial_weights",
-    "mm1_jax.train.profile": "mm1_jax.train.logs.profile",
-    "mm1_jax.train.progress": "mm1_jax.train.logs.progress",
-    "mm1_jax.train.wandb_run": "mm1_jax.train.logs.wandb_run",
-    "mm1_jax.train.watchdog": "mm1_jax.train.guards.watchdog",
     "mm1_jax.train.optimizer.AdamW": "mm1_jax.train.optimizers.adamw.AdamW",
     "mm1_jax.train.optimizer.Adafactor": "mm1_jax.train.optimizers.adafactor.Adafactor",
 }

@@ -15,7 +15,7 @@ ALLOWED = {
     "field_types": set(),
     "config": {"field_types"},
     "overrides": {"config"},
-    "stored_config": {"config", "overrides"},
+    "stored_config": {"config", "former_names", "overrides"},
     "storage": set(),
     "batch": set(),
     "image_buffer": set(),

@@ -234,7 +234,11 @@ def test_classes_of_one_module_are_found_in_the_modules_that_each_has_moved_to(m
 def test_a_present_name_is_that_of_a_class_or_a_module(now):
     module, _, name = now.rpartition(".")
     if name.islower():
-        importlib.import_module(now)
+        try:
+            importlib.import_module(now)
+        except ModuleNotFoundError as error:
+            # The library of an extra, which this environment lacks.
+            assert not error.name.startswith("mm1_jax")
     else:
         assert isinstance(_class(now), type)
     # A name leads to the present one in one step.
