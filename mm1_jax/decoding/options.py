@@ -59,7 +59,11 @@ class DecodingOptions:
         return replace(self, seed=0, stop_strings=())
 
     def text(self, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
-        """The text of an answer, before its first stop string; an empty one stops nothing."""
-        text = decode(tokens)
-        ends = [end for stop in self.stop_strings if stop and (end := text.find(stop)) >= 0]
-        return text[: min(ends, default=len(text))]
+        """The text of an answer, before its first stop string."""
+        return before_stop(decode(tokens), self.stop_strings)
+
+
+def before_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first of some stop strings; an empty one stops nothing."""
+    ends = [end for stop in stop_strings if stop and (end := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))]

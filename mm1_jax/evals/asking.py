@@ -22,7 +22,6 @@ from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodScorer, Request
 from mm1_jax.evals.prompts import few_shot, text_of
-from mm1_jax.evals.scoring.texts import truncate
 from mm1_jax.evals.tasks import Task, Tasks
 from mm1_jax.models.mm1 import MM1
 
@@ -59,7 +58,7 @@ def generate_answers(
     # The model has no form without a slot for an image.
     num_images = max(1, *(number for _, number in sizes))
     # One shape of all batches, so that one program serves them.
-    shape = RowShape(bucket(longest), num_images, _image_size(input))
+    shape = RowShape(bucket(longest), num_images, image_size(input.image_transform))
     answers = _generated(model, tasks, indices, cfg, input, shape, blank)
     limit = input.example_builder.max_sequence_length
     return Asked(answers, _beyond_training(cfg.name, longest + cfg.max_new_tokens, limit))
@@ -75,19 +74,18 @@ def _generated(
     blank: bool,
 ) -> Iterator[tuple[Task, Answer]]:
     tokenizer = input.tokenizer
+    options = DecodingOptions.of(
+        tokenizer, cfg.max_new_tokens, stop_strings=tuple(cfg.stop_strings)
+    )
     waiting: Iterator[tuple[Task, Answer]] = iter(())
     # A batch is made while the one before it is on the device.
     for part in _parts(tasks, indices, cfg.batch_size):
         batch, reasons = _batch(part, shape, cfg.batch_size, input)
         if blank:
             batch = replace(batch, images=np.full_like(batch.images, BLANK))
-        tokens = generate(
-            model,
-            batch,
-            DecodingOptions.of(tokenizer, cfg.max_new_tokens),
-        )
+        tokens = generate(model, batch, options)
         yield from waiting
-        waiting = _read(part, reasons, tokens, tokenizer, cfg.stop_strings)
+        waiting = _read(part, reasons, tokens, options, tokenizer)
     yield from waiting
 
 
@@ -95,15 +93,15 @@ def _read(
     part: Sequence[Task],
     reasons: Sequence[tuple[str, ...]],
     tokens: object,
+    options: DecodingOptions,
     tokenizer: Tokenizer,
-    stop_strings: Sequence[str],
 ) -> Iterator[tuple[Task, Answer]]:
     """Waits for the tokens of a batch."""
     # The rows behind the tasks are padding.
     rows = np.asarray(tokens)[: len(part)]
     for task, row, bad in zip(part, rows, reasons, strict=True):
-        text = truncate(tokenizer.decode(row.tolist()), stop_strings)
-        yield task, TextAnswer(text, bad)
+        text = options.text(row.tolist(), tokenizer.decode)
+        yield task, TextAnswer(text.strip(), bad)
 
 
 def _batch(
@@ -135,9 +133,9 @@ def shown(image: Image, transform: ImageTransform | None) -> np.ndarray:
     return transform(image)
 
 
-def _image_size(input: AskInput) -> int:
-    """A batch for a model that reads no images has slots all the same."""
-    return 1 if input.image_transform is None else input.image_transform.image_size
+def image_size(transform: ImageTransform | None) -> int:
+    """Side of the slots of a batch, which has some for a model that reads no images, too."""
+    return 1 if transform is None else transform.image_size
 
 
 def _beyond_training(name: str, longest: int, limit: int) -> dict[str, float]:
@@ -166,7 +164,7 @@ def _compared(
 ) -> Iterator[tuple[Task, Answer]]:
     scorer = LikelihoodScorer(
         input.tokenizer,
-        image_size=_image_size(input),
+        image_size=image_size(input.image_transform),
         max_length=cfg.max_length or input.example_builder.max_sequence_length,
         batch_size=cfg.batch_size,
     )

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mm1_jax.decoding.options import DecodingOptions
+from mm1_jax.decoding.options import DecodingOptions, before_stop
 from mm1_jax.decoding.sampling import Sampling
 
 OPTIONS = DecodingOptions(4, eos=2, forbidden=(9, 3))
@@ -40,6 +40,19 @@ def test_the_text_of_an_answer_ends_before_the_first_stop_string():
     options = replace(OPTIONS, stop_strings=("", "c", "ef"))
     assert options.text([1], lambda tokens: " ab ef cd") == " ab "
     assert OPTIONS.text([1], lambda tokens: " ab ") == " ab "
+
+
+@pytest.mark.parametrize(
+    ("text", "stop_strings", "answer"),
+    [
+        (" 7 Question: what, now?", ("\n", ",", "Question"), "7"),
+        ("a red circle\nanother", ("\n",), "a red circle"),
+        (" whole ", ("\n",), "whole"),
+        ("whole", (), "whole"),
+    ],
+)
+def test_an_answer_ends_before_the_first_stop_string(text, stop_strings, answer):
+    assert before_stop(text, stop_strings).strip() == answer
 
 
 def test_the_tokens_are_those_of_a_tokenizer():

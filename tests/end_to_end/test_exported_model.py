@@ -19,8 +19,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.decoding.options import before_stop
 from mm1_jax.evals.benchmarks.digits import digits_vqa
-from mm1_jax.evals.scoring.texts import exact_match, truncate
+from mm1_jax.evals.scoring.texts import exact_match
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_SCANS = 359
@@ -89,7 +90,7 @@ def test_transformers_answers_every_held_out_digit_question_as_ours_does(
         answers = processor.tokenizer.batch_decode(
             said.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        theirs += [truncate(answer, cfg.stop_strings) for answer in answers]
+        theirs += [before_stop(answer, cfg.stop_strings).strip() for answer in answers]
         for steps in torch.stack(said.scores, dim=1).numpy():
             is_tied.append(any(is_near_tie(scores, *scores.argsort()[-2:]) for scores in steps))
 

@@ -20,6 +20,7 @@ from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import bucket, generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Likelihood
+from mm1_jax.evals.asking import image_size, shown
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodScorer, Request
 from mm1_jax.launch.run_folder import load_experiment
@@ -100,7 +101,7 @@ class RunModel:
                     assemble(
                         examples,
                         self._pixels,
-                        RowShape(length, num_images, self.image_size),
+                        RowShape(length, num_images, image_size(self.input.image_transform)),
                         num_rows=self.batch_size,
                     ),
                     options,
@@ -134,25 +135,18 @@ class RunModel:
         """Likelihoods of whole texts, in windows of at most `max_length` tokens."""
         return self._scorer(max_length).rolling(self._model, texts, on_result=on_result)
 
-    @property
-    def image_size(self) -> int:
-        transform = self.input.image_transform
-        return 1 if transform is None else transform.image_size
-
     def _scorer(self, max_length: int | None) -> LikelihoodScorer:
         return LikelihoodScorer(
             self.input.tokenizer,
             num_image_tokens=self._builder.num_image_tokens,
-            image_size=self.image_size,
+            image_size=image_size(self.input.image_transform),
             pixels=self._pixels if self.input.image_transform is not None else None,
             max_length=max_length,
             batch_size=self.batch_size,
         )
 
     def _pixels(self, image: Image) -> np.ndarray:
-        transform = self.input.image_transform
-        assert transform is not None, "a prompt of a model that reads images"
-        return transform(image)
+        return shown(image, self.input.image_transform)
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:

@@ -20,9 +20,3 @@ def mean(values: Sequence[bool | float]) -> float:
         raise ValueError("the mean of no values: a benchmark needs at least one example")
     # Rounded once, so that the order of the values does not matter.
     return math.fsum(values) / len(values)
-
-
-def truncate(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string, without surrounding space."""
-    ends = [end for stop in stop_strings if (end := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))].strip()

@@ -1,6 +1,6 @@
 import pytest
 
-from mm1_jax.evals.scoring.texts import exact_match, mean, truncate
+from mm1_jax.evals.scoring.texts import exact_match, mean
 
 
 @pytest.mark.parametrize(
@@ -16,12 +16,6 @@ from mm1_jax.evals.scoring.texts import exact_match, mean, truncate
 )
 def test_exact_match_ignores_case_spacing_and_a_final_full_stop(answer, reference, equal):
     assert exact_match(answer, reference) is equal
-
-
-def test_an_answer_ends_before_the_first_stop_string():
-    assert truncate(" 7 Question: what, now?", ("\n", ",", "Question")) == "7"
-    assert truncate("a red circle\nanother", ("\n",)) == "a red circle"
-    assert truncate(" whole ", ("\n",)) == truncate("whole", ()) == "whole"
 
 
 def test_mean_is_a_share_and_refuses_nothing():
