@@ -7,7 +7,7 @@ The likelihoods of options are a JSON list in `text`. Other fields are for peopl
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,15 @@ class AnswerLog:
         *,
         has_options: bool = False,
         read_only: bool = False,
+        may_lack: Collection[str] = (),
     ):
         """Reads the answers that are there; half a line, which a killed process leaves, is cut off.
 
         Args:
             has_options: The answers are likelihoods of options, not texts.
             read_only: The file is there, and another process adds the answers to it.
+            may_lack: Entries of the header that earlier code did not write; a file without them is
+                taken for one with these.
 
         Raises:
             ValueError: The answers there have another header, or the file is damaged.
@@ -56,8 +59,8 @@ class AnswerLog:
             self._append(first)
             return
         found, *lines = whole.decode(errors="replace").split("\n")
-        # Earlier code wrote the names that its classes had.
-        if with_present_names(found) != with_present_names(first):
+        there, wanted = _header(found), _header(first)
+        if {name: wanted[name] for name in may_lack if name in wanted} | there != wanted:
             raise ValueError(
                 f"{path}: holds answers that were given otherwise.\n  there: {found}\n  now:   "
                 f"{first}\nGive another --output, or remove the file"
@@ -92,6 +95,14 @@ class AnswerLog:
         assert self._path is not None
         with self._path.open("ab") as file:
             file.write(utf8(line + "\n"))
+
+
+def _header(line: str) -> dict[str, Any]:
+    """The header with the present names of classes; a line that is none has an entry of its own."""
+    try:
+        return dict(json.loads(with_present_names(line)))
+    except (ValueError, TypeError):
+        return {"damaged": line}
 
 
 def _encoded(answer: Answer) -> dict[str, Any]:

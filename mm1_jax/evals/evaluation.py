@@ -23,6 +23,7 @@ from mm1_jax.evals.judge import Judge
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.multihost import distributed
 from mm1_jax.storage import write_whole
+from mm1_jax.stored_config import flat_fields
 
 # Fields of a benchmark that do not decide what the model says to a task.
 _NOT_OF_THE_ANSWERS = (
@@ -31,9 +32,11 @@ _NOT_OF_THE_ANSWERS = (
     *("scoring", "predictions", "grading", "num_judge_runs", "system_message"),
     # How records are read and chosen; their fingerprint tells what came of it.
     *("read", "row", "patterns", "publisher", "records"),
-    # The tasks show it, and the answers are of another form.
-    *("exemplars_of", "shows_images", "asking"),
+    # The tasks show it, or it is in `_ASKED_WITH`.
+    *("shows_images", "asking", "exemplars_of"),
 )
+# The entry of a log's header that logs of earlier code lack: the functions that ask.
+_ASKED_WITH = "asked_with"
 # Of the best and of the worst answers, for people to look at.
 _NUM_CASES = 12
 _LOW, _HIGH = "low95", "high95"
@@ -104,7 +107,16 @@ def evaluate(
     """
     cfg = benchmark.config
     own = folder / cfg.name
-    header = {**identity, "shots": shots, "benchmark": _protocol(benchmark)}
+    header = {
+        **identity,
+        "shots": shots,
+        "benchmark": _protocol(benchmark),
+        _ASKED_WITH: {
+            name: value
+            for name, value in flat_fields(cfg).items()
+            if name in ("asking", "exemplars_of")
+        },
+    }
     log = _log(own / f"{shots}_shot.jsonl", header, cfg.asking is compare_options)
     maker = benchmark.maker
     # The same for all numbers of exemplars.
@@ -146,7 +158,9 @@ def evaluate(
 
 def _log(path: Path, header: Mapping[str, Any], has_options: bool) -> AnswerLog:
     """The answers of before, which all processes read, of a file that the first one adds to."""
-    open_log = functools.partial(AnswerLog, path, header, has_options=has_options)
+    open_log = functools.partial(
+        AnswerLog, path, header, has_options=has_options, may_lack=(_ASKED_WITH,)
+    )
     with distributed.together():
         log = open_log() if distributed.is_first() else None
     with distributed.together():

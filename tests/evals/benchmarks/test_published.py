@@ -372,6 +372,36 @@ def test_answers_that_earlier_code_was_given_are_resumed(
         asked()
 
 
+def test_answers_after_other_exemplars_are_refused_and_those_of_earlier_code_are_not(
+    benchmarks_dir, input, says, model, tmp_path
+):
+    def asked(exemplars_of: Any) -> Any:
+        benchmark = build("vqav2", benchmarks_dir, input, exemplars_of=exemplars_of)
+        says.texts = iter([right_answer(task) for task in benchmark.tasks(0)])
+        return evaluate(
+            benchmark, model, 0, folder=tmp_path, identity={}, make_bar=lambda *_: NoBar()
+        )
+
+    expected, path = asked(no_exemplars), tmp_path / "vqav2" / "0_shot.jsonl"
+    with pytest.raises(ValueError, match="answers that were given otherwise"):
+        asked(None)
+    header, *lines = path.read_text().splitlines(keepends=True)
+    former = {name: x for name, x in json.loads(header).items() if name != "asked_with"}
+    path.write_text("".join([json.dumps(former) + "\n", *lines]))
+    assert asked(None) == expected
+    path.write_text("".join([json.dumps(former | {"shots": 4}) + "\n", *lines]))
+    with pytest.raises(ValueError, match="answers that were given otherwise"):
+        asked(None)
+    path.write_text("".join(["[]\n", *lines]))
+    with pytest.raises(ValueError, match="answers that were given otherwise"):
+        asked(None)
+
+
+def no_exemplars(corpus: Any, index: int, shots: int) -> list[Any]:
+    """No exemplars."""
+    return []
+
+
 def test_a_log_with_a_damaged_line_names_it(tmp_path):
     path = tmp_path / "log.jsonl"
     AnswerLog(path, {}).add("a", TextAnswer("x"))
