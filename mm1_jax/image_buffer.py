@@ -99,7 +99,7 @@ class ImageBuffer(NamedTuple):
         of all one that another host reads.
 
         Args:
-            rows: How many pictures each document of each row has.
+            rows: The number of pictures of each document of each row.
             first_row: Number of the first of the rows in the batch.
         """
         order = self.dealt().tolist()

@@ -53,7 +53,7 @@ class Input(Configurable):
         batch_size: Required[PositiveInt] = REQUIRED  # Rows, over all hosts.
         max_sequence_length: Required[PositiveInt] = REQUIRED
         max_images: Required[NonNegativeInt] = REQUIRED  # Per row.
-        # Those of the connector and of the vision encoder.
+        # The sizes of the connector and of the vision encoder.
         num_image_tokens: NonNegativeInt | None = derived(None)
         image_size: NonNegativeInt | None = derived(None)
         # Consecutive rows of the batch that share a buffer of images, of so many slots a row: the

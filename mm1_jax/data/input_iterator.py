@@ -75,7 +75,7 @@ class InputIterator(Iterator[Batch]):
         return self._step
 
     def accounting(self) -> dict[str, dict[str, int | float]]:
-        """What each corpus has given, and in how many epochs, as of the last batch.
+        """Counts what each corpus has given, and in how many epochs, as of the last batch.
 
         Counts are of this iterator's rows; sum them over hosts, epochs included.
         """

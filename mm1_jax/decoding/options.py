@@ -17,7 +17,7 @@ class DecodingOptions:
         eos: Ends an answer, and is its last token.
         pad: Follows the end of an answer.
         forbidden: Ids that are never chosen, whatever their logits; `pad` is always among them.
-        sampling: How a token is chosen.
+        sampling: The way in which a token is chosen.
         seed: Seed of what is drawn at random.
         stop_strings: The text of an answer ends before the first of them.
         cache_dtype: Dtype of keys and values, "float32", "bfloat16" or "int8"; None: the model's.

@@ -12,7 +12,7 @@ class Likelihood:
     Attributes:
         log_probability: Sum of the natural log-probabilities of the continuation's tokens; the end
             of the text is not among them.
-        is_greedy: Whether each token is the most likely one of the whole vocabulary at its place
+        is_greedy: True if each token is the most likely one of the whole vocabulary at its place
             (of equals, the first).
         num_tokens: Tokens of the continuation.
         num_bytes: Bytes of its text in UTF-8.

@@ -207,7 +207,7 @@ def described(task: Task, exemplars: str, cfg: Any) -> str:
 
     Args:
         task: One without exemplars.
-        exemplars: How these are chosen.
+        exemplars: The rule by which exemplars are chosen.
     """
     parts = [f"a prompt without exemplars: {text_of(task.prompt)!r}", exemplars]
     if cfg.answer_joiner is not None:

@@ -80,9 +80,9 @@ class Benchmark(Evaluator):
         corpus: Required[Corpus.Config] = REQUIRED
         # Makes the values of all answers, and the scores of these.
         scoring: Required[Scoring] = REQUIRED
-        # How the model is asked: `generate_answers` or `compare_options`.
+        # The way the model is asked: `generate_answers` or `compare_options`.
         asking: Ask = generate_answers
-        # Whether a model has to read images to be asked.
+        # True where a model has to read images to be asked.
         shows_images: bool = True
         # Chooses the records of a split that belong to the benchmark; None: all.
         records: Callable[[Corpus], Sequence[int]] | None = None
@@ -93,7 +93,7 @@ class Benchmark(Evaluator):
         shots: tuple[NonNegativeInt, ...] = (0, 4, 8)
         # Shots at which all is repeated with every picture blank, under the name `<name>_blank`.
         blank_shots: tuple[NonNegativeInt, ...] = (0,)
-        # How many records are asked without and with exemplars, a random subset; None: all.
+        # The number of records asked without and with exemplars, a random subset; None: all.
         num_examples: PositiveInt | None = None
         num_few_shot_examples: PositiveInt | None = 120
         batch_size: PositiveInt = 64
@@ -113,19 +113,19 @@ class Benchmark(Evaluator):
         headline: str | None = None
         # The factor that makes percentages of it; None: 100, of shares of 1.
         headline_scale: Positive | None = None
-        # Of the random choice of records and exemplars.
+        # Seed of the random choice of records and exemplars.
         seed: Seed = 0
         num_samples: NonNegativeInt = 8
-        # Whether a picture that is not there is only counted; it is not shown then.
+        # Counts a picture that is not there, and does not show it; False: an error names it.
         allow_missing_images: bool = False
         # Suffix and content of a file of predictions, as the server of a published benchmark reads
         # it; None: there is no such file.
         predictions: Callable[[Sequence[Verdict]], tuple[str, str]] | None = None
         # Has a judge grade the answers: verdicts, judge, config, a finder of files, progress.
         grading: Callable[..., Grades] | None = None
-        # How often the judge grades each answer.
+        # The number of times that the judge grades each answer.
         num_judge_runs: PositiveInt | None = None
-        # Before the question to the judge.
+        # A message before the question to the judge.
         system_message: str | None = None
 
     def __init__(self, cfg: Config, *, input: Input | PromptInput):

@@ -30,14 +30,14 @@ _NOT_OF_THE_ANSWERS = (
     *("run", "shots", "blank_shots", "num_examples", "num_few_shot_examples", "num_samples"),
     *("batch_size", "headline", "headline_scale", "data_dir", "allow_missing_images"),
     *("scoring", "predictions", "grading", "num_judge_runs", "system_message"),
-    # How records are read and chosen; their fingerprint tells what came of it.
+    # Records are read and chosen by these; their fingerprint tells what came of it.
     *("read", "row", "patterns", "publisher", "records"),
     # The tasks show it, or it is in `_ASKED_WITH`.
     *("shows_images", "asking", "exemplars_of"),
 )
 # The entry of a log's header that logs of earlier code lack: the functions that ask.
 _ASKED_WITH = "asked_with"
-# Of the best and of the worst answers, for people to look at.
+# The number of best and of worst answers, for people to look at.
 _NUM_CASES = 12
 _LOW, _HIGH = "low95", "high95"
 

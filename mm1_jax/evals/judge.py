@@ -37,8 +37,8 @@ class Grades(NamedTuple):
     """Grades of a judge for all answers.
 
     Attributes:
-        name: Of the file that holds the grades as official code and `--score_only` have them.
-        content: Of that file.
+        name: The name of the file of the grades, as official code and `--score_only` have it.
+        content: The content of that file.
         metrics: The scores of the grades.
     """
 

@@ -20,7 +20,7 @@ def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Fields) -> Tabl
     """The table of a decoder for the tensors of a checkpoint.
 
     Args:
-        names: Of the tensors, which say where in a larger model the decoder is.
+        names: The names of the tensors, which say where in a larger model the decoder is.
     """
     names = list(names)
     body = prefix_of(names, "embed_tokens.weight")
@@ -76,7 +76,7 @@ def decoder_entries(
     """The tensors of a decoder.
 
     Args:
-        body, head: What precedes the names.
+        body, head: Prefixes of the names.
         rows: Of the embedding and the output layer; ours may have more, for tokens that the source
             does not have. None: as many as ours.
         dense_source: Feed-forward layers are dense, and become all experts of a sparse one.

@@ -60,7 +60,7 @@ def hf_export(
     know nothing of, and there is no head.
 
     Args:
-        aside: What was kept, by name.
+        aside: Tensors that were kept, by name.
 
     Raises:
         ValueError: The encoder is neither.
@@ -130,7 +130,7 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
         entries += _joining(layer, f"{name}.attn.out_proj", cfg)
         entries += _norm(layer, f"{name}.ln_2", "feed_forward_norm", D)
         entries += _feed_forward(layer, f"{name}.mlp.c_fc", f"{name}.mlp.c_proj", cfg)
-    # What is not below `visual.` is the text tower, which shares its names.
+    # The text tower is what is not below `visual.`, and shares its names.
     ignored = [_name(f"{root}ln_post.") + ".*", _name(f"{root}proj")]
     if root:
         ignored.append(f"(?!{_name(root)}).*")

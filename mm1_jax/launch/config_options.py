@@ -65,7 +65,7 @@ def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True
 
 
 def chosen_launch(options: argparse.Namespace, overrides: Mapping[str, str]) -> Launch:
-    """What these options name. Raises ValueError where there is no such config."""
+    """The launch that these options name; raises ValueError where there is no such config."""
     if options.data_dir is not None:
         overrides = {**overrides, "input.data_dir": options.data_dir}
     named = find_named_config(options.config, options.module)

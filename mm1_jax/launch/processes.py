@@ -75,7 +75,7 @@ def of_several(
     """Exit status of an action of one process of several, which ends with it.
 
     Args:
-        errors: Those whose text is all that a user needs; others keep their traceback.
+        errors: Errors whose text is all that a user needs; others keep their traceback.
         note: Said of an action that a signal has stopped.
     """
     in_order = False

@@ -1,1 +1,1 @@
-"""How a step is spread over devices: meshes, axis rules, shardings, what is kept or recomputed."""
+"""Spreads a step over devices: meshes, axis rules, shardings, what is kept or recomputed."""

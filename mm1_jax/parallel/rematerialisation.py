@@ -18,7 +18,7 @@ _names: set[str] = set()
 
 
 class Remat(enum.Enum):
-    """What a layer keeps for the backward pass: everything, its input, or also matrix products.
+    """Values that a layer keeps for the backward pass: all, its input, or also matrix products.
 
     Values that layers name (`jax.ad_checkpoint.checkpoint_name`) can be kept besides.
     """

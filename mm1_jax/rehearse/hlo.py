@@ -87,7 +87,7 @@ class Module:
     """All computations of a module, by name.
 
     Attributes:
-        num_devices: That it was compiled for, those of one slice.
+        num_devices: The devices that it was compiled for, those of one slice.
     """
 
     computations: dict[str, Computation]

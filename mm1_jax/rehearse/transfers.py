@@ -83,7 +83,7 @@ def host_transfer(i: Instruction, computation: Computation) -> Transfer | None:
         is_fetched, is_sent = False, whole.on_host and not piece.on_host
     else:
         whole = operands[0]
-        # Of a slice that only starts, the result lies behind the operands and before a flag.
+        # The result of a slice that only starts lies behind the operands and before a flag.
         place = -2 if i.opcode.endswith("slice-start") else 0
         piece = i.shapes[place]
         is_fetched = whole.on_host and not piece.on_host

@@ -18,7 +18,7 @@ from mm1_jax.storage import write_whole
 
 GOLDEN = Path(__file__).parent.parent.parent / "experiments" / "golden"
 NAMES = sorted(named_configs())
-# How many fields of each config, and lines of all files, are changed, one at a time.
+# The number of fields of each config, and of lines of all files, that are changed one at a time.
 NUM_FIELDS, NUM_LINES = 6, 100
 
 

@@ -169,7 +169,7 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def own_scores(run, benchmarks, tmp_path_factory) -> dict[str, float]:
-    """Of the same records, by `tools/evaluate.py`."""
+    """The scores of the same records by `tools/evaluate.py`."""
     spec = importlib.util.spec_from_file_location("evaluate_tool_of_lm_eval", TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

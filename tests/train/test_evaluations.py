@@ -114,5 +114,5 @@ def test_a_signal_ends_an_evaluation_in_the_middle(make_trainer, fakes, run, uns
     evaluator = fakes.Evaluator(n)
     make_trainer(evaluators={"quiz": evaluator, "after": after}).run()
     assert losses(run) == unstopped
-    # What was interrupted is made up for.
+    # The evaluation that was interrupted is made up for.
     assert evaluator.runs == after.runs == (2 if n else 1)

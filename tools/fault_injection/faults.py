@@ -164,7 +164,7 @@ def absent_process(bench: Bench) -> str:
     return f"process {missing}"
 
 
-# What one process is launched with, and the name of the fact that all have to state.
+# The options of one process alone, and the name of the fact that all have to state.
 DIFFERENCES: dict[str, str] = {
     "--config.trainer.optimizer.learning_rate=0.07": "trainer.optimizer.learning_rate",
     "--config.trainer.seed=1": "trainer.seed",

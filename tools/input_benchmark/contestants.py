@@ -21,7 +21,7 @@ class Counts(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was made in some CPU time."""
+    """The work that was done in some CPU time."""
 
     images: float
     tokens: float
@@ -63,7 +63,7 @@ class Contestant:
         return seconds + time.process_time()
 
     def _wants_a_core(self) -> bool:
-        """Whether any thread of a worker could go on."""
+        """Tells if any thread of a worker could go on."""
         tasks = [
             task for worker in self._workers for task in Path(f"/proc/{worker}/task").iterdir()
         ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mm1_jax.data.ingest.record_images import Picture
 
-# Of one range of keys, when counts are merged: 512 MiB, and twice that while they are sorted.
+# Bytes of one range of keys when counts are merged: 512 MiB, twice that while they are sorted.
 _KEYS_IN_MEMORY = 2**26
 # Sorted keys above this size stay in the file, which the processes of a machine then share.
 _MAPPED_BYTES = 2**24

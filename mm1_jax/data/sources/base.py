@@ -36,7 +36,7 @@ class Source(Configurable, abc.ABC):
     def __getitem__(self, index: int) -> Record: ...
 
     def fingerprint(self) -> str:
-        """What decides the records, to tell edited data from the data of a saved state.
+        """Describes what decides the records, to tell edited data from those of a saved state.
 
         The fields of the config, unless the records lie in files.
         """

@@ -31,7 +31,7 @@ def read_gqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
     path = files.file(f"{split}_questions.json", f"questions/{split}_questions.json")
     (folder,) = files.images("images")
     records = []
-    # Of an object by id, entries have their key as `id`.
+    # In an object by id, entries have their key as `id`.
     for entry in files.entries(path):
         name = f"{entry.key('imageId')}.jpg"
         key, question = entry.key("id"), entry.text("question")

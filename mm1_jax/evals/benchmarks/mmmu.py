@@ -87,7 +87,7 @@ def _record(entry: Entry, subject: str) -> dict[str, Any]:
             pictures[number] = value["bytes"]
     if lacking := [number for number in places if number not in pictures]:
         raise ValueError(f"{entry.where}: its text shows image {lacking[0]}, which it lacks")
-    # Those that no text names come first, where the conversation puts them.
+    # Pictures that no text names come first, where the conversation puts them.
     order = [number for number in pictures if number not in places] + places
     seen: set[str] = set()
 

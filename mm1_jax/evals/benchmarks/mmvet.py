@@ -39,7 +39,7 @@ def read_mmvet(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
     path = files.file("mm-vet.json")
     (folder,) = files.images("images")
     records = []
-    # Of an object by id, entries have their key as `id`.
+    # In an object by id, entries have their key as `id`.
     for entry in files.entries(path):
         answer = entry.text("answer")
         record = question_record(

@@ -54,7 +54,7 @@ TEXT_CORE = _by_name(
 EMBEDDED = _by_name(digits_vqa, digits_caption, scenes_vqa, scenes_caption)
 # `scenes_names` is not of those that every small run is trained for.
 BENCHMARKS = {**PRETRAINING, **CHAT, **JUDGED, **TEXT_CORE, **EMBEDDED, **_by_name(scenes_names)}
-# What the command line calls several benchmarks.
+# Names of several benchmarks at once, for the command line.
 GROUPS: Mapping[str, Mapping[str, Make]] = {
     "pretraining": PRETRAINING,
     "chat": CHAT,

@@ -61,13 +61,13 @@ class RowSource(AnnotationSource):
         # Where the files of a split may be in the folder, with `{split}`, `{publisher}`, `{part}`
         # and `{size}` where these stand.
         patterns: Required[tuple[str, ...]] = REQUIRED
-        # What the publisher calls a split, where that is not its name on the hub.
+        # The publisher's name of a split, where that is not its name on the hub.
         publisher: dict[str, str] = {}
         # Makes the record of a row and its number; raises ValueError where the row is not as
         # documented.
         row: Required[Callable[[Entry, str], dict[str, Any]]] = REQUIRED
-        part: str | None = None  # Of a benchmark that has several.
-        size: str | None = None  # Of a training split that there is in several.
+        part: str | None = None  # Which of several parts of a benchmark.
+        size: str | None = None  # Which of several sizes of a training split.
         read: Any = read_rows
 
     def fingerprint(self) -> str:

@@ -21,7 +21,7 @@ from mm1_jax.evals.scoring.options import (
     option_accuracy,
 )
 
-# What the publishers of ARC call the splits.
+# ARC's publishers' names of the splits.
 _ARC_SPLITS = {"train": "Train", "validation": "Dev", "test": "Test"}
 _SCIQ_OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
 # Marks of WikiHow's pages, such as [title], [header], [step].

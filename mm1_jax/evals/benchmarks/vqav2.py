@@ -89,5 +89,5 @@ class CocoQuestions(AnnotationSource):
         folder: str = "vqav2"
         query_split: str = "val2014"
         support_split: str = "train2014"
-        prefix: str = "v2_"  # Of the names of the files.
+        prefix: str = "v2_"  # Begins the names of the files.
         read: Any = read_coco_questions

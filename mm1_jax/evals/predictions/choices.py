@@ -26,7 +26,7 @@ _PROBLEM_IDS = ("question_id", "id")
 def _scienceqa_items(path: Path, job: ScoringJob) -> list[Item]:
     """Items of the questions that were asked.
 
-    Of the official problems, these are those of the split that was answered, or of it those with an
+    With the official problems, these are the split that was answered, or its questions with an
     image if no other was answered. All of them need a prediction.
     """
     if job.annotations is None:

@@ -90,13 +90,13 @@ class Scored:
     """Values of every item, in the order of the items, and how they make scores.
 
     Attributes:
-        correct: Whether each answer is right; None where nothing says so.
+        correct: True for an answer that is right; None where nothing says so.
         columns: The values that scores are made of.
         combine: Makes the scores.
         units: Names of what the bootstrap draws, such as the picture of several questions; None
             draws every item by itself.
-        chosen: What each answer comes to in words, where that is not `Item.said`.
-        quality: How good each answer is, where neither the headline nor `correct` tells.
+        chosen: Each answer in words, where that is not `Item.said`.
+        quality: The quality of each answer, where neither the headline nor `correct` tells.
     """
 
     correct: Sequence[bool | None]

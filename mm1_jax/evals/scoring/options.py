@@ -57,7 +57,7 @@ def last_word(items: Sequence[Item]) -> Scored:
     log_probabilities = np.array([word.log_probability for word in words])
 
     def combine(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
-        # Of a model that never saw a text, it may be beyond all numbers.
+        # The perplexity of a model that never saw a text may be beyond all numbers.
         with np.errstate(over="ignore"):
             perplexity = np.exp(-tallies["perplexity"].mean)
         return {"acc": tallies["acc"].mean, "perplexity": perplexity}

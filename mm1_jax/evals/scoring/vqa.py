@@ -16,7 +16,7 @@ from mm1_jax.evals.scoring.items import Item, Scored, Tally, of_group, percentag
 from mm1_jax.evals.scoring.texts import normalise
 
 Normaliser = Callable[[str], str]
-# How right an answer is, 0 to 1, given the answers of the people asked.
+# The degree to which an answer is right, 0 to 1, by the answers of the people asked.
 Rule = Callable[[str, Sequence[str]], float]
 
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"

@@ -298,7 +298,7 @@ def parity_questions(corpus):
 
 
 def even(items: Sequence[Item]) -> Scored:
-    """How many references are "even"."""
+    """Counts the references that are "even"."""
     values = np.array([float(item.reference == "even") for item in items])
     return Scored([None] * len(items), {"even": values}, lambda t: {"even": t["even"].total})
 
