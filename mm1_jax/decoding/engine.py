@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Int
 
 from mm1_jax.batch import Batch
 from mm1_jax.decoding.generate import last_states, prompt_lengths
-from mm1_jax.decoding.options import DecodingOptions
+from mm1_jax.decoding.options import DecodingOptions, before_stop
 from mm1_jax.decoding.sampling import choose, row_keys
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.models.mm1 import MM1
@@ -223,7 +223,7 @@ class Engine:
         if self._decode is None or not self._stop_strings:
             return False
         text = self._decode(tokens)
-        return any(string in text for string in self._stop_strings)
+        return before_stop(text, self._stop_strings) != text
 
 
 @functools.partial(jax.jit, static_argnames=("placement",))
