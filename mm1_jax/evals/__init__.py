@@ -1,1 +1,1 @@
-"""Evaluators, which turn a model into numbers and samples: tasks, asking, scoring, reports."""
+"""Evaluators, which compute metrics and samples of a model: tasks, asking, scoring, reports."""

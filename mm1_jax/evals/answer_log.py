@@ -1,8 +1,9 @@
-"""Answers of a model as they come: a JSON line each, so that a stopped evaluation resumes.
+"""Log of a model's answers, one JSON line each, from which a stopped evaluation resumes.
 
     {"key": "12", "text": "a dog", "undecodable": [], "prompt": .., "reference": .., "correct": ..}
 
-The likelihoods of options are a JSON list in `text`. Other fields are for people to read.
+`text` holds the generated text, or the likelihoods of the options as a JSON list. `prompt` and the
+fields after it are for people to read.
 """
 
 import json
@@ -18,9 +19,10 @@ from mm1_jax.stored_config import with_present_names
 
 
 class AnswerLog:
-    """Answers by the key of their task: in memory, and in a file where there is one.
+    """Answers by the key of their task, in memory and, given a path, in a file.
 
-    The first line of the file says what decides the answers. A file of other answers is refused.
+    The first line of the file is a header of everything that determines the answers. A file with
+    another header is refused.
     """
 
     def __init__(
@@ -32,16 +34,16 @@ class AnswerLog:
         read_only: bool = False,
         may_lack: Collection[str] = (),
     ):
-        """Reads the answers that are there; half a line, which a killed process leaves, is cut off.
+        """Reads the answers in the file. An incomplete last line of a killed process is cut off.
 
         Args:
             has_options: The answers are likelihoods of options, not texts.
-            read_only: The file is there, and another process adds the answers to it.
-            may_lack: Entries of the header that earlier code did not write; a file without them is
-                taken for one with these.
+            read_only: Another process creates the file and appends the answers.
+            may_lack: Header entries that earlier code did not write. A file without them is
+                accepted as if it had these values.
 
         Raises:
-            ValueError: The answers there have another header, or the file is damaged.
+            ValueError: The file has another header, is damaged, or is missing with `read_only`.
         """
         self._path = None if read_only else path
         self._answers: dict[str, Answer] = {}
@@ -85,7 +87,7 @@ class AnswerLog:
         return self._answers.get(key)
 
     def add(self, key: str, answer: Answer, **context: Any) -> None:
-        """Keeps an answer; `context` stands beside it in the file, for people to read."""
+        """Adds an answer; `context` holds further fields of its line, for people to read."""
         self._answers[key] = answer
         if self._path is not None:
             fields = {"key": key, **_encoded(answer), **context}
@@ -98,7 +100,7 @@ class AnswerLog:
 
 
 def _header(line: str) -> dict[str, Any]:
-    """The header with the present names of classes; a line that is none has an entry of its own."""
+    """Parses a header and updates names of classes that moved. A damaged line matches no header."""
     try:
         return dict(json.loads(with_present_names(line)))
     except (ValueError, TypeError):

@@ -1,12 +1,12 @@
-"""Benchmarks asked of one model, answer by answer into files, and the scores of all.
+"""Evaluates one model on benchmarks: writes each answer to a file as it comes, then the scores.
 
-    <folder>/<benchmark>/<shots>_shot.jsonl               answers as they come
-    <folder>/<benchmark>/<shots>_shot_predictions.json    in the benchmark's layout, when all are in
-    <folder>/<benchmark>/<shots>_shot_review1.jsonl       or grades.json: what a judge said to them
-    <folder>/<benchmark>/<shots>_shot_cases.html          the best and the worst answers, to look at
+    <folder>/<benchmark>/<shots>_shot.jsonl               answers, one line each, as they come
+    <folder>/<benchmark>/<shots>_shot_predictions.json    all answers, in the benchmark's layout
+    <folder>/<benchmark>/<shots>_shot_review1.jsonl       or grades.json: grades by a judge
+    <folder>/<benchmark>/<shots>_shot_cases.html          the best and the worst answers
 
-An evaluation that was stopped resumes with the first task that has no answer. Of several processes,
-which ask the model together, the first writes.
+A stopped evaluation resumes with the tasks that have no answer yet. Several processes can evaluate
+one model together; the first of them writes the files.
 """
 
 import functools
@@ -25,45 +25,46 @@ from mm1_jax.multihost import distributed
 from mm1_jax.storage import write_whole
 from mm1_jax.stored_config import flat_fields
 
-# Fields of a benchmark that do not decide what the model says to a task.
+# Config fields of a benchmark that do not affect the model's answer to a task.
 _NOT_OF_THE_ANSWERS = (
     *("run", "shots", "blank_shots", "num_examples", "num_few_shot_examples", "num_samples"),
     *("batch_size", "headline", "headline_scale", "data_dir", "allow_missing_images"),
     *("scoring", "predictions", "grading", "num_judge_runs", "system_message"),
-    # Records are read and chosen by these; their fingerprint tells what came of it.
+    # These read and choose the records; the fingerprint covers their result.
     *("read", "row", "patterns", "publisher", "records"),
-    # The tasks show it, or it is in `_ASKED_WITH`.
+    # The documents imply the first; `_ASKED_WITH` records the others.
     *("shows_images", "asking", "exemplars_of"),
 )
-# The entry of a log's header that logs of earlier code lack: the functions that ask.
+# The header entry that names the functions that ask. Logs of earlier code lack it.
 _ASKED_WITH = "asked_with"
-# The number of best and of worst answers, for people to look at.
+# The number of best answers, and of worst answers, on the page of cases.
 _NUM_CASES = 12
 _LOW, _HIGH = "low95", "high95"
 
 
 @runtime_checkable
 class Bar(Protocol):
-    """A progress bar that is told of each answer."""
+    """A progress bar that is updated once per answer."""
 
     def update(self) -> object: ...
 
     def close(self) -> object: ...
 
 
-# The name of what is asked, how many tasks there are, and how many have their answers -> a bar.
+# (title, number of tasks, number of tasks that already have answers) -> progress bar
 MakeBar = Callable[[str, int, int], Bar]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One benchmark with so many exemplars.
+    """Scores of one benchmark at one number of shots.
 
     Attributes:
-        metrics: By their own names.
-        intervals: 95% intervals of some of them.
-        num_tasks: How many records were asked, and `num_records` there are.
-        headline: The metric that tables show, in their unit; None where there is no reference.
+        metrics: Values by metric name.
+        intervals: 95% intervals of some of the metrics.
+        num_tasks: The number of records that were asked.
+        num_records: The number of records that could be asked.
+        headline: The metric that tables show, in the unit of the table; None if it is missing.
         headline_name: The name of that metric.
     """
 
@@ -78,7 +79,7 @@ class Scores:
     headline_interval: tuple[float, float] | None = None
 
     def named(self) -> dict[str, float]:
-        """Under the keys `benchmark/shots/metric`, intervals as `metric_low95` and `_high95`."""
+        """Metrics by `benchmark/shots/metric`; intervals end in `metric_low95` and `_high95`."""
         values = dict(self.metrics)
         for name, (low, high) in self.intervals.items():
             values |= {f"{name}_{_LOW}": low, f"{name}_{_HIGH}": high}
@@ -95,15 +96,15 @@ def evaluate(
     make_bar: MakeBar,
     judge: Judge | None = None,
 ) -> Scores:
-    """Asks what has no answer in `folder` yet, and scores all.
+    """Asks the tasks that have no answer in `folder` yet, then scores all tasks.
 
     Args:
-        identity: Tells the model from others; answers of another one are refused.
-        judge: Grades the answers of benchmarks that have a judge; None: they are not scored. Only
-            the first process asks it, and has its scores.
+        identity: Facts that identify the model; a log with answers of another model is refused.
+        judge: Grades the answers of benchmarks that need a judge. None leaves them unscored. Only
+            the first process calls the judge and returns its scores.
 
     Raises:
-        ValueError: The answers there were given otherwise, or pictures are not there.
+        ValueError: The log in `folder` has another header, or pictures are missing.
     """
     cfg = benchmark.config
     own = folder / cfg.name
@@ -119,7 +120,7 @@ def evaluate(
     }
     log = _log(own / f"{shots}_shot.jsonl", header, cfg.asking is compare_options)
     maker = benchmark.maker
-    # The same for all numbers of exemplars.
+    # The features are shared by all numbers of shots.
     about = {name: value for name, value in header.items() if name != "shots"}
     maker.prepare(model, shots, cache=own / "exemplar_features.npz", about=about)
     tasks = maker.tasks(shots)
@@ -157,7 +158,7 @@ def evaluate(
 
 
 def _log(path: Path, header: Mapping[str, Any], has_options: bool) -> AnswerLog:
-    """The answers of before, which all processes read, of a file that the first one adds to."""
+    """Opens the log of earlier answers. All processes read it, and the first one appends to it."""
     open_log = functools.partial(
         AnswerLog, path, header, has_options=has_options, may_lack=(_ASKED_WITH,)
     )
@@ -192,7 +193,7 @@ def _headline(benchmark: Benchmark, metrics: Mapping[str, float]) -> tuple[str, 
 
 
 def _protocol(benchmark: Benchmark) -> dict[str, Any]:
-    """All that decides the prompts of a task, and where answers end."""
+    """Everything that determines the prompts and where an answer ends."""
     lines = benchmark.config.debug_string().splitlines()
     fields = dict(line.split(": ", 1) for line in lines)
     kept = {
@@ -206,10 +207,10 @@ def _protocol(benchmark: Benchmark) -> dict[str, Any]:
 def averages(
     scores: Sequence[Scores], names: Sequence[str], key: str = "average"
 ) -> dict[str, float]:
-    """Under `key/shots/..`, the unweighted mean of what a table shows (MM1, section 3.1).
+    """Averages the headlines of the benchmarks in `names` per number of shots (MM1, section 3.1).
 
-    CIDEr and accuracies, in the unit of the table, are in one mean; `num_benchmarks` says of how
-    many it is. Benchmarks that are not among `names` are not in it.
+    Returns the unweighted mean under `key/shots/score`, which mixes CIDEr and accuracies in the
+    unit of the table, and the number of benchmarks in it under `key/shots/num_benchmarks`.
     """
     by_shots: dict[int, list[float]] = {}
     for one in scores:

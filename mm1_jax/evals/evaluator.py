@@ -1,4 +1,4 @@
-"""Interface of evaluators: a model in, named numbers and samples out, at chosen steps of a run."""
+"""Interface of evaluators, which return metrics and samples of a model at chosen steps of a run."""
 
 import abc
 from collections.abc import Collection, Mapping
@@ -18,15 +18,15 @@ from mm1_jax.models.mm1 import MM1
 
 @dataclass(frozen=True)
 class Sample:
-    """One question and what the model said, for people to look at.
+    """One question and the model's answer, for people to look at.
 
     Attributes:
-        image: The pictures that were asked about, side by side; None for a question without any.
-        prompt: The text that the model was to continue.
+        image: The pictures of the question, side by side; None for a question without pictures.
+        prompt: The text that the model continues.
         reference: The right answer.
         answer: The model's answer.
-        correct: Whether the benchmark accepts the answer.
-        benchmark: The name under which the metrics of this sample stand.
+        correct: Whether the benchmark accepts the answer; None if that is unknown.
+        benchmark: The name of the benchmark in metric keys.
     """
 
     image: np.ndarray | None
@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Numbers under the keys `name/shots/metric`, and samples."""
+    """Metrics by `name/shots/metric`, and samples."""
 
     metrics: dict[str, float]
     samples: list[Sample] = field(default_factory=list)
@@ -47,7 +47,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class PromptInput:
-    """The parts of an Input that prompts are made with; no training data is read for them."""
+    """The parts of an Input that build prompts. Creating them reads no training data."""
 
     tokenizer: Tokenizer
     image_transform: ImageTransform | None
@@ -55,7 +55,7 @@ class PromptInput:
 
     @classmethod
     def of(cls, cfg: Input.Config) -> "PromptInput":
-        """From the resolved config of an input."""
+        """Builds the parts from the resolved config of an input."""
         tokenizer = cfg.tokenizer.instantiate()
         check_tokenizer(tokenizer)
         transform = None
@@ -71,7 +71,7 @@ class PromptInput:
 
 
 class EveryNSteps(Configurable):
-    """Every `n` steps and after the last one; `n=0`: only after the last one."""
+    """A schedule: every `n` steps and after the last one. `n=0` means only after the last one."""
 
     @config_class
     class Config(Configurable.Config):
@@ -82,20 +82,20 @@ class EveryNSteps(Configurable):
         self._n = cfg.n
 
     def due(self, step: int, max_steps: int) -> bool:
-        """Returns True if it runs after `step` of `max_steps` steps."""
+        """Returns True if the evaluator runs after `step` of `max_steps` steps."""
         return step >= max_steps or (self._n > 0 and step > 0 and step % self._n == 0)
 
 
 class Evaluator(Configurable, abc.ABC):
-    """Judges a model; the interface of everything in this package.
+    """Evaluates a model; the interface of all evaluators in this package.
 
-    Built once with the train input, whose tokenizer, sizes and image transform it shares, and run
-    on many states of the model. Every process runs it alike and gets the same result.
+    An evaluator is built once with the train input, whose tokenizer, sizes and image transform it
+    shares, and runs on many states of the model. All processes run it and get the same result.
     """
 
     @config_class
     class Config(Configurable.Config):
-        # When to run in the course of a training.
+        # Schedule of evaluations during training.
         run: EveryNSteps.Config = EveryNSteps.default_config()
 
     def __init__(self, cfg: Config, *, input: Input | PromptInput):
@@ -103,23 +103,23 @@ class Evaluator(Configurable, abc.ABC):
         self._schedule = cfg.run.instantiate()
 
     def due(self, step: int, max_steps: int) -> bool:
-        """Returns True if it runs after `step` of `max_steps` steps."""
+        """Returns True if the evaluator runs after `step` of `max_steps` steps."""
         return self._schedule.due(step, max_steps)
 
     def fingerprint(self) -> str:
-        """Digest of what it reads besides the train input; empty for what is read when it runs."""
+        """Digest of the data read besides the train input; empty if it is only read in `run`."""
         return ""
 
     @abc.abstractmethod
     def run(self, model: MM1) -> EvalResult: ...
 
     def metric_names(self) -> Collection[str] | None:
-        """The keys of the metrics that `run` may give; None where they are not known before."""
+        """The keys of the metrics that `run` may return; None if they are not known in advance."""
         return None
 
 
 def check_result(evaluator: Any, result: Any) -> None:
-    """Raises ValueError where an evaluator returned something else than numbers by name."""
+    """Raises ValueError if an evaluator returned anything but numbers by name."""
     name = type(evaluator).__name__
     if not isinstance(getattr(result, "metrics", None), Mapping) or not hasattr(result, "samples"):
         raise ValueError(f"{name}.run returned a {type(result).__name__}, expected an EvalResult")

@@ -1,4 +1,4 @@
-"""The command `tools/evaluate.py --list`: all benchmarks, and the layouts of their files."""
+"""Lists all benchmarks and the layouts of their files (`tools/evaluate.py --list`)."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from mm1_jax.evals.predictions.registry import SCORERS
 
 
 def describe() -> str:
-    """The benchmarks and the layouts of their files, for people to read."""
+    """Describes the benchmarks and the layouts of their files for people to read."""
     asked = ["asked of a model, with --checkpoint", ""]
     for name, make in BENCHMARKS.items():
         asked += [

@@ -1,10 +1,10 @@
-"""The scores of an evaluation as Markdown, in the layout of the paper's tables."""
+"""Report of an evaluation as Markdown, in the layout of the paper's tables."""
 
 from collections.abc import Mapping, Sequence
 
 from mm1_jax.evals.evaluation import Scores, averages
 
-# Metrics that say how far a score is to be believed, and what they mean.
+# Metrics that qualify a score, with the remark that the report makes on each.
 REMARKS: Mapping[str, str] = {
     "undecodable_images": "pictures could not be decoded, and were not shown",
     "positions_beyond_training": "positions beyond the rows of training, at the longest prompt",
@@ -25,13 +25,13 @@ def markdown(
     text_core: Sequence[str] = (),
     protocol: Mapping[str, str],
 ) -> str:
-    """The report: tables, what to know of them, all metrics, and how each benchmark was asked.
+    """Returns the report: tables, remarks on them, all metrics, and the protocols.
 
     Args:
-        pretraining: The benchmarks of the first table, which its average is of, in order.
-        chat: Those of the second table.
-        text_core: Those without pictures, whose table has an average of its own.
-        protocol: How each benchmark was asked, in words.
+        pretraining: Benchmarks of the first table, in order; the table has their average.
+        chat: Benchmarks of the second table.
+        text_core: Benchmarks of the third table, without pictures; the table has their average.
+        protocol: A description of how each benchmark was asked, by benchmark.
     """
     others = list(dict.fromkeys(s.benchmark for s in scores))
     others = [name for name in others if name not in (*pretraining, *chat, *text_core)]
@@ -67,7 +67,7 @@ def markdown(
 def _table(
     heading: str, scores: Sequence[Scores], names: Sequence[str], has_average: bool
 ) -> list[str]:
-    """A row for each number of shots, a column for each benchmark that was asked."""
+    """Returns a table with a row per number of shots and a column per benchmark."""
     own = [one for one in scores if one.benchmark in names]
     if not own:
         return []
@@ -101,7 +101,11 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _remarks(scores: Sequence[Scores], averaged: Sequence[Sequence[str]]) -> list[str]:
-    """Remarks on the tables; `averaged` are the benchmarks of tables that have an average."""
+    """Returns remarks on the tables.
+
+    Args:
+        averaged: The benchmarks of each table that has an average.
+    """
     lines = ["Percentages; CIDEr times 100; in brackets the 95% interval of a bootstrap.", ""]
     if any(one.num_tasks < one.num_records for one in scores):
         lines += ["An asterisk: of a random part of the records.", ""]

@@ -1,7 +1,7 @@
-"""The command `tools/evaluate.py --checkpoint`: asks the model of a run benchmarks, and reports.
+"""Evaluates the model of a run on benchmarks and reports (`tools/evaluate.py --checkpoint`).
 
-A stopped evaluation resumes with the tasks that have no answer yet. Several processes ask together,
-and the first one writes.
+A stopped evaluation resumes with the tasks that have no answer yet. Several processes can evaluate
+one model together; the first of them writes the files.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from mm1_jax.parallel.sharding import use_mesh
 from mm1_jax.storage import write_whole
 from mm1_jax.stored_config import flat_fields
 
-# Options of one of several processes that need not be those of the others: itself and its folders.
+# Flags that may differ between the processes of an evaluation: process settings and folders.
 MAY_DIFFER = (
     *("process_id", "initialization_timeout", "heartbeat_timeout", "json"),
     *("checkpoint", "benchmarks_dir", "output"),
@@ -47,8 +47,8 @@ MAY_DIFFER = (
 
 
 def ask_together(flags: Namespace) -> dict[str, float]:
-    """Asks as one process of several, which have met; all scores by key."""
-    # The folders hold the same; where they are is another thing.
+    """Evaluates as one of several connected processes. Returns all scores by key."""
+    # Every process must see the same files, but the paths of its folders may differ.
     given = {f"--{name}": x for name, x in vars(flags).items() if name not in MAY_DIFFER}
     agree(given | host_facts())
     distributed.start_devices()
@@ -56,14 +56,18 @@ def ask_together(flags: Namespace) -> dict[str, float]:
 
 
 def ask(flags: Namespace) -> dict[str, float]:
-    """Asks the model of a run; all scores by key. Raises ValueError on what can be fixed."""
+    """Evaluates the model of a run. Returns all scores by key.
+
+    Raises:
+        ValueError: A mistake that the user can fix, such as a wrong flag or a missing file.
+    """
     folder = flags.checkpoint
-    # Left alone, a process whose files are other ones would be waited for.
+    # If one process fails here, all must fail: the others would wait for it forever.
     with distributed.together():
         if not folder.is_dir():
             raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
         cfg = load_experiment(folder)
-        # Replies to what was asked of the judge serve all steps.
+        # All steps of the run share one cache of the judge's replies.
         judge = _judge_of(flags, (flags.output or folder / "evaluation") / "judge")
         benchmarks = _built(flags, cfg)
         step = newest_step(folder, cfg) if flags.step is None else flags.step
@@ -73,7 +77,7 @@ def ask(flags: Namespace) -> dict[str, float]:
         }
         manifest = checkpoints_of(folder) / str(step) / "manifest.json"
         if manifest.exists():
-            # Its checksums tell the parameters from those of another training.
+            # Its checksums distinguish these parameters from those of another training run.
             identity["parameters"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
     agree(
         {f"the checkpoint's {name}": value for name, value in identity.items()}
@@ -107,7 +111,7 @@ def ask(flags: Namespace) -> dict[str, float]:
                 )
             if not distributed.is_first():
                 continue
-            # After each, so that what there is can be looked at.
+            # Rewritten after each evaluation, so that partial results can be read.
             report = markdown(
                 scores,
                 title=f"{folder.resolve().name}, step {step}",
@@ -128,7 +132,7 @@ def ask(flags: Namespace) -> dict[str, float]:
 
 
 def _built(flags: Namespace, experiment: Any) -> dict[str, Benchmark]:
-    """The benchmarks to ask, all built before anything is asked: mistakes come out at once."""
+    """Builds all chosen benchmarks before the first one runs, so that mistakes surface early."""
     prompt_input = PromptInput.of(experiment.input)
     benchmarks = {
         name: cfg.instantiate(input=prompt_input)
@@ -136,15 +140,15 @@ def _built(flags: Namespace, experiment: Any) -> dict[str, Benchmark]:
     }
     for benchmark in benchmarks.values():
         for number in benchmark.config.shots:
-            # Which exemplars are like the query is known when the model is.
+            # Exemplars similar to the query can be chosen only once the model is loaded.
             if benchmark.config.exemplars is None or not number:
                 benchmark.check(benchmark.tasks(number))
     return benchmarks
 
 
 def _chosen(flags: Namespace, experiment: Any) -> dict[str, Benchmark.Config]:
-    """The configs of the benchmarks to ask. Raises ValueError where a flag cannot be."""
-    # As the run itself evaluates them.
+    """Returns the configs of the chosen benchmarks by name. Raises ValueError for invalid flags."""
+    # A benchmark that the run itself evaluates keeps the run's config.
     own = {cfg.name: cfg for cfg in experiment.evals.values() if issubclass(cfg.klass, Benchmark)}
     known = {name: make() for name, make in BENCHMARKS.items()} | own
     names = [
@@ -182,7 +186,7 @@ def _chosen(flags: Namespace, experiment: Any) -> dict[str, Benchmark.Config]:
 
 
 def _shots(text: str) -> tuple[int, ...]:
-    """`_shots("0,4") == (0, 4)`"""
+    """Parses the value of --shots: `_shots("0,4") == (0, 4)`."""
     numbers = [word.strip() for word in text.split(",")]
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f"--shots={text}: expected numbers of exemplars, such as 0,4,8")
@@ -190,7 +194,7 @@ def _shots(text: str) -> tuple[int, ...]:
 
 
 def _judge_of(flags: Namespace, cache_dir: Path) -> Judge | None:
-    """The judge of --judge_url, or None. Raises ValueError where it cannot be asked."""
+    """Returns the judge at --judge_url, or None without it. Raises ValueError for invalid flags."""
     if not flags.judge_url:
         return None
     return Judge(
@@ -202,7 +206,7 @@ def _judge_of(flags: Namespace, cache_dir: Path) -> Judge | None:
 
 
 class _Lines:
-    """A progress bar for files: a line now and then."""
+    """A progress bar for output that is not a terminal: one line every `EVERY_SECONDS`."""
 
     EVERY_SECONDS = 30.0
 
@@ -228,7 +232,7 @@ class _Lines:
 
 
 class _Silent:
-    """No bar."""
+    """A progress bar that shows nothing."""
 
     def update(self) -> None: ...
 
@@ -236,7 +240,7 @@ class _Silent:
 
 
 def _bar(name: str, total: int, done: int) -> Bar:
-    """A bar of tqdm on a terminal, else lines; the first of several processes has it."""
+    """Returns a tqdm bar on a terminal, else lines. Only the first process shows progress."""
     if not distributed.is_first():
         return _Silent()
     if not sys.stderr.isatty():
