@@ -1,7 +1,7 @@
-"""Parameter holders that know nothing of images or training."""
+"""Layers: modules that hold parameters and know nothing about images or training."""
 
 from flax import nnx
 
-# With eager sharding an annotated parameter cannot be made without a mesh; `sharding.py` places
-# parameters instead.
+# With eager sharding, creating an annotated parameter requires a mesh. Parameters are placed by
+# `parallel/sharding.py` instead.
 nnx.use_eager_sharding(False)

@@ -1,4 +1,4 @@
-"""Grouped-query attention: over packed rows, with a cache for decoding, or over other features.
+"""Grouped-query attention over packed rows, over a KV cache, or over other features.
 
 Legend: B batch, T query positions, S key positions, D model dim, N query heads, K kv heads,
 G query heads per kv head, H head dim.
@@ -29,10 +29,10 @@ from mm1_jax.parallel.sharding import constrain
 
 
 class Pattern(enum.Enum):
-    """What a position sees of its document: what does not come after it, or everything.
+    """Attention pattern within a document.
 
-    PREFIX is causal, but every position sees the first ones, how many a row being an argument of
-    the call (AIM, arXiv 2401.08541, section 3.1).
+    PREFIX is causal, except that every position also sees a prefix of its row. The prefix lengths
+    are an argument of the call (AIM, arXiv 2401.08541, section 3.1).
     """
 
     CAUSAL = "causal"
@@ -46,16 +46,16 @@ class Attention(Module):
     @config_class
     class Config(Module.Config):
         input_dim: Required[PositiveInt] = derived()
-        source_dim: PositiveInt | None = None  # of what cross-attention reads; None is input_dim
+        source_dim: PositiveInt | None = None  # dim of the cross-attention source; None: input_dim
         num_heads: Required[PositiveInt] = derived()
         num_kv_heads: PositiveInt | None = None  # None is num_heads
         head_dim: PositiveInt | None = None  # None is input_dim / num_heads
         pattern: Pattern = Pattern.BIDIRECTIONAL
-        kernel: Kernel = Kernel.AUTO  # of self-attention over whole rows; the rest is XLA's
+        kernel: Kernel = Kernel.AUTO  # for self-attention over whole rows; all else uses XLA
         bias: bool = False
-        output_bias: bool | None = None  # None is bias; Qwen 2 has one everywhere but there
+        output_bias: bool | None = None  # None is bias; Qwen 2 has biases except on the output
         rotary: InstantiableConfig | None = None
-        qk_norm: InstantiableConfig | None = None  # of each head's queries and keys, before rotary
+        qk_norm: InstantiableConfig | None = None  # norm of queries and keys per head, pre-rotary
         query: InstantiableConfig = SplitHeads.default_config()
         key: InstantiableConfig = SplitHeads.default_config().set(axis="kv_heads")
         value: InstantiableConfig = SplitHeads.default_config().set(axis="kv_heads")
@@ -98,20 +98,21 @@ class Attention(Module):
         cache_start: Int[Array, "B"] | None = None,
         prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Attends over x itself, over `source` (all of it), or over the cache extended by x.
+        """Attends from x to itself, to all of `source`, or to a KV cache extended by x.
 
-        Keys and values of x are written to a cache. One with `cache_start` is read, too.
+        If a cache is given, the keys and values of x are written to it. It is read only if
+        `cache_start` is given as well.
 
         Args:
-            positions: Needed by causal, prefix and rotary attention.
-            segment_ids: Needed by causal and prefix attention. None lets every position see every
-                other one (images, which have no padding).
-            cache: One layer's. Its rows hold one document each, which padding may follow.
-            cache_start: The slot of each row that x comes to; None: the cache is empty.
-            prefix_lengths: Needed by prefix attention, and by no other.
+            positions: Required by causal, prefix and rotary attention.
+            segment_ids: Required by causal and prefix attention. None lets every position attend to
+                every other one, as in images, which have no padding.
+            cache: KV cache of this layer. A row holds one document, possibly followed by padding.
+            cache_start: First slot per row to write x to. None means that the cache is empty.
+            prefix_lengths: Required by prefix attention; an error with any other pattern.
         """
-        # The fused kernels mask by index, so they need keys at the places of the queries, and know
-        # no prefix.
+        # The fused kernels mask by index, so queries and keys must be at the same positions. They
+        # do not support prefixes.
         is_plain = source is None and prefix_lengths is None
         kernel = self.kernel if is_plain else Kernel.XLA
         source = x if source is None else source
@@ -128,7 +129,7 @@ class Attention(Module):
                 f"attention: pattern is {self.pattern.value!r}, and prefix_lengths are "
                 f"{'missing' if prefix_lengths is None else 'given'}; the two go together"
             )
-        # The scale of the logits goes where the queries are in float32 anyway.
+        # The queries are scaled in float32, instead of the logits.
         if self.rotary is None:
             query = (query.astype(jnp.float32) * self.scale).astype(query.dtype)
         else:
@@ -153,10 +154,10 @@ class Attention(Module):
 
 
 def head_sizes(cfg: Attention.Config) -> tuple[int, int, int]:
-    """num_heads, num_kv_heads and head_dim, with the ones left open worked out.
+    """Returns num_heads, num_kv_heads and head_dim, with unset ones derived.
 
     Raises:
-        ValueError: They do not divide.
+        ValueError: The sizes do not divide evenly.
     """
     num_heads, num_kv_heads = cfg.num_heads, cfg.num_kv_heads or cfg.num_heads
     if num_heads % num_kv_heads:

@@ -1,13 +1,14 @@
-"""The programs that compute attention, and the choice among them.
+"""Attention implementations (XLA, TPU splash, GPU Triton) and the choice among them.
 
-XLA's attention writes float32 logits of T x S per head to memory; the fused kernels never do. They
-take self-attention over whole rows, any number of them: packed documents, causal or not, or images
-without segment ids. That is all of training, and the prompts of decoding. What reads a cache, and
-cross-attention, is XLA's.
+The XLA implementation writes float32 logits of shape T x S per head to memory; the fused kernels do
+not. The fused kernels support self-attention over whole rows: packed documents, causal or not, or
+images without segment ids. This covers training and the prompts of decoding. Cross-attention and
+attention to a KV cache use XLA.
 
-A fused kernel masks by index instead of by position: documents are contiguous and positions
-increase inside each, so "not after it in the row, and of the same segment" is `attention_mask`'s
-rule. Padding (segment 0) sees padding there; what comes out at padding is meaningless either way.
+The fused kernels mask by index instead of by position. Documents are contiguous and positions
+increase within each document, so "same segment and not later in the row" is equivalent to the rule
+in `attention_mask`. In the fused kernels, padding (segment 0) attends to padding; the output at
+padded positions is meaningless in either implementation.
 
 Legend: B batch, T query positions, S key positions, N query heads, K kv heads, G query heads per kv
 head, H head dim.
@@ -33,23 +34,24 @@ from mm1_jax.layers.attention_mask import Visibility
 from mm1_jax.parallel.rematerialisation import saved_name
 from mm1_jax.parallel.sharding import current_placement, current_platform, dividing_spec
 
-# Names of what a rematerialisation policy may keep. The output's is also that of the logsumexp of a
-# fused kernel: with both kept (and query, key and value) the backward pass runs no forward kernel.
+# Names of intermediate values that a rematerialization policy may save. ATTENTION_OUTPUT also names
+# the logsumexp of a fused kernel: if it is saved along with query, key and value, the backward pass
+# does not rerun the forward kernel.
 QUERY = saved_name("query")
 KEY = saved_name("key")
 VALUE = saved_name("value")
 ATTENTION_OUTPUT = saved_name("attention_output")
 ATTENTION_PROJECTION = saved_name("attention_projection")
 
-# Finite, so that a position that sees nothing (padding) gets an average and no NaN, and far enough
-# below any logit that exp() of the difference is exactly zero.
+# Logit of a masked key. It is finite, so that a position that sees nothing (padding) gets an
+# average instead of NaN, and so far below any logit that exp() of the difference is exactly zero.
 MASKED = -1e30
 
 
 class Kernel(enum.Enum):
-    """What computes attention. On a CPU the fused kernels are interpreted: for tests only."""
+    """Attention implementation. On CPU the fused kernels are interpreted, which is for tests."""
 
-    AUTO = "auto"  # the fused kernel of the platform, XLA where it has none
+    AUTO = "auto"  # the fused kernel of the platform, or XLA if it has none
     XLA = "xla"
     SPLASH = "splash"  # TPU: jax's splash attention
     TRITON = "triton"  # GPU: jax's Pallas flash attention, deprecated since jax 0.12
@@ -62,12 +64,13 @@ def attend(
     visibility: Visibility | None,
     kernel: Kernel = Kernel.XLA,
 ) -> Float[Array, "B T N H"]:
-    """The values that each query attends to; softmax in float32.
+    """Computes attention, with the softmax in float32.
 
     Args:
-        q_BTNH: Scaled already (by 1/sqrt(H)): no kernel has to pass over it again.
-        visibility: None is all to all. A query that sees no key gets a finite, meaningless result.
-        kernel: Other than XLA only where queries and keys are of the same places.
+        q_BTNH: Queries, already scaled by 1/sqrt(H).
+        visibility: None lets every query attend to every key. A query that sees no key gets a
+            finite but meaningless result.
+        kernel: Must be XLA unless queries and keys are at the same positions.
     """
     kernel = chosen(kernel)
     if kernel is Kernel.XLA:
@@ -77,17 +80,17 @@ def attend(
 
 
 def chosen(kernel: Kernel) -> Kernel:
-    """The kernel that AUTO stands for on the platform that is being compiled for."""
+    """Resolves AUTO to the kernel of the platform being compiled for."""
     if kernel is not Kernel.AUTO:
         return kernel
     return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(current_platform(), Kernel.XLA)
 
 
 def row_length(length: int, kernel: Kernel) -> int:
-    """The length that a kernel computes rows of `length` positions at.
+    """Returns the padded row length that a kernel computes for rows of `length` positions.
 
-    It pads them itself. Padded before, to be of another segment (0), they are not copied in every
-    layer.
+    A kernel pads rows itself if needed. Rows that are padded up front, with segment id 0, are not
+    copied again in every layer.
     """
     if chosen(kernel) is Kernel.XLA:
         return length
@@ -104,7 +107,7 @@ def xla_attention(
     v_BSKH: Float[Array, "B S K H"],
     visibility: Visibility | None,
 ) -> Float[Array, "B T N H"]:
-    """The definition, on any shapes and platform; makes T x S logits."""
+    """Reference implementation for any shapes and platform; materializes T x S logits."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
@@ -125,11 +128,11 @@ def fused_attention(
     visibility: Visibility | None,
     kernel: Kernel,
 ) -> Float[Array, "B T N H"]:
-    """Runs a kernel on every shard: the compiler would replicate it, as it cannot look inside.
+    """Runs a fused kernel per shard; the compiler cannot partition it and would replicate it.
 
-    Rows are split over the batch axes (those of images where it is not causal), heads over
-    the axes of heads, queries over the sequence axes while every shard holds all keys. What does
-    not divide, a single prompt for instance, stays whole.
+    Rows are split over the batch axes (over the image axes if not causal), heads over the head
+    axes, and queries over the sequence axes, while every shard holds all keys. Dims that do not
+    divide, such as the batch of a single prompt, are not split.
     """
     assert visibility is None or visibility.prefix_lengths is None, "a prefix is masked by XLA only"
     T, K = k_BTKH.shape[1:3]
@@ -153,7 +156,7 @@ def fused_attention(
             jnp.pad(x, [(0, 0), (0, length - T)] + [(0, 0)] * (x.ndim - 2))
             for x in (q_BTNH, k_BTKH, v_BTKH, segment_ids)
         )
-    # Each shard of query heads gets the kv heads that serve it, repeated where shards share one.
+    # Each shard of query heads needs its own kv heads; they are repeated if shards share one.
     repeats = head_shards // math.gcd(head_shards, K)
     if repeats > 1:
         k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
@@ -186,27 +189,27 @@ def fused_attention(
                 *(PartitionSpec(rows, sequence), PartitionSpec(rows, None)),
             ),
             out_specs=query,
-            # A Pallas call does not say over which axes its results vary.
+            # A Pallas call does not declare the mesh axes over which its results vary.
             check_vma=False,
         )
     return run(splash, q_BTNH, k_BTKH, v_BTKH, segment_ids, segment_ids)[:, :T]
 
 
 def _padded_length(length: int, shards: int) -> int:
-    """The next length that is cut into large blocks, on every shard."""
+    """Rounds up to a length that divides into large blocks on every shard."""
     unit = shards * (128 if length <= 1024 * shards else 512)
     return -(-length // unit) * unit
 
 
 def _block(length: int, limit: int) -> int:
-    # Of a padded length, so 128 at worst divides it.
+    # The length is padded, so at least 128 divides it.
     return next(size for size in range(limit, 0, -128) if length % size == 0)
 
 
 def _splash_kernel(
     length: int, num_heads: int, causal: bool, sequence_shards: int, interpret: bool
 ) -> Any:
-    """Splash attention of one shard's heads over rows of this (padded) length."""
+    """Builds splash attention for the heads of one shard and rows of this padded length."""
     shape = (length, length)
     mask = splash_attention_mask.FullMask(shape)
     if causal:
@@ -258,13 +261,13 @@ def _triton(
     causal: bool,
     interpret: bool,
 ) -> Float[Array, "B T N H"]:
-    # This kernel knows no groups.
+    # This kernel does not support grouped kv heads.
     groups = q_BTNH.shape[2] // k_BTKH.shape[2]
     k_BTNH, v_BTNH = (jnp.repeat(x, groups, axis=2) for x in (k_BTKH, v_BTKH))
     return _triton_call(q_BTNH, k_BTNH, v_BTNH, segment_ids, causal, interpret)
 
 
-# The kernel's own derivative, with names on what the forward pass leaves for it.
+# Uses the kernel's own backward pass, and names its residuals for rematerialization policies.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _triton_call(q, k, v, segment_ids, causal, interpret):
     options = _triton_options(q, causal, interpret, False)
@@ -291,12 +294,13 @@ _triton_call.defvjp(_triton_forward, _triton_backward)
 
 
 def _scope(causal: bool):
-    # Half of the work or all: nothing else in the compiled program says which (`rehearse`).
+    # `rehearse` reads this scope to count FLOPs: a causal kernel does half of the work, and nothing
+    # else in the compiled program tells the two apart.
     return jax.named_scope("causal" if causal else "full")
 
 
 def _triton_options(q: jax.Array, causal: bool, interpret: bool, residuals: bool) -> tuple:
-    # The backward kernel holds four tiles at once: smaller ones in float32.
+    # The backward kernel holds four tiles at once, so float32 needs smaller tiles.
     backward = 64 if q.dtype.itemsize == 2 else 32
     blocks = gpu_attention.BlockSizes(
         block_q=128,

@@ -1,9 +1,9 @@
-"""Which positions may attend to which; the only file that knows the rule.
+"""Attention mask rule: which positions may attend to which. No other file knows the rule.
 
-A position sees those of its own document (equal segment id), under causal attention only the ones
-that do not come after it or that lie in the prefix of its row, and never padding (segment id 0).
-Because the rule reads nothing but positions and segment ids, packed training and cached decoding
-share it: a row of a cache is one segment, and its slots are positions.
+A position attends to its own document (equal segment id) and never to padding (segment id 0). Under
+causal attention it attends only to positions that are not later than its own or that lie in the
+prefix of its row. The rule depends only on positions and segment ids, so packed training and cached
+decoding share it: a cache row is one segment, and its slots are positions.
 
 Legend: B batch, T query positions, S key positions.
 """
@@ -52,7 +52,7 @@ def attention_mask(
 
 
 class Visibility(NamedTuple):
-    """The arguments of `attention_mask`: a fused kernel reads them and makes no T x S mask."""
+    """Arguments of `attention_mask`, for fused kernels that never build the T x S mask."""
 
     query_positions: Int[Array, "B T"]
     query_segment_ids: Int[Array, "B T"]

@@ -1,4 +1,4 @@
-"""Token embedding, and the same table read backwards as the output layer.
+"""Token embedding, whose table can also serve as the output layer.
 
 Legend: B batch, T positions, V vocabulary, D model dim.
 """
@@ -14,13 +14,13 @@ from mm1_jax.layers.module import Module, param
 
 
 class Embedding(Module):
-    """A vector for every token."""
+    """Table of one vector per token."""
 
     @config_class
     class Config(Module.Config):
         vocab_size: Required[PositiveInt] = derived()
         model_dim: Required[PositiveInt] = derived()
-        # Standard deviation of the entries; None is 1 / sqrt(model_dim), for logits of unit size.
+        # Initial standard deviation; None is 1 / sqrt(model_dim), for logits of unit scale.
         init_std: NonNegative | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -32,7 +32,7 @@ class Embedding(Module):
         return jnp.take(self.weight[...], tokens_BT, axis=0, mode="clip")
 
     def attend(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Logits in float32: the product of each hidden state with every token's vector."""
+        """Returns float32 logits, the dot products of hidden states and token vectors."""
         return jnp.einsum(
             "BTD,VD->BTV", hidden_BTD, self.weight[...], preferred_element_type=jnp.float32
         )

@@ -1,12 +1,13 @@
-"""Tokens to the slots of their experts and back.
+"""Dispatch of tokens to expert slots and combination of the results.
 
-A choice of a token takes a slot or, dropped or padding, none; a slot holds one choice or is empty.
-So both ways are gathers of rows, and so is the transpose of either: no product with one-hot
-tensors, whose size and work grow with the routing group, and no scatter. An empty slot holds some
-token's row, has weight zero, and is never read.
+A choice is a pair of a token and one of its experts. Each choice takes one slot, or none if it is
+dropped or belongs to padding; each slot holds one choice or is empty. Dispatch and combination are
+therefore row gathers, and so are their transposes. There are no scatters and no products with
+one-hot tensors, whose size and work grow with the routing group. An empty slot holds the row of an
+arbitrary token, has weight zero, and is never read.
 
-Legend: B routing groups, T tokens of a group, X experts per token, N tokens, R choices (in the
-order N X), E experts, C expert capacity, Q slots, D model dim.
+Legend: B routing groups, T tokens per group, X experts per token, N tokens, R choices (in the order
+N X), E experts, C expert capacity, Q slots, D model dim.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Routes(NamedTuple):
-    """The experts of every token, best first, and their weights; padding is sent to none."""
+    """Experts of each token, best first, and their weights; padding is not routed."""
 
     experts: Int[Array, "B T X"]
     weights: Float[Array, "B T X"]
@@ -25,11 +26,11 @@ class Routes(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """A partial one-to-one map of choices to slots.
+    """Partial one-to-one map between choices and slots.
 
     Attributes:
-        slot_NX: Slot of each choice; Q for one without.
-        choice_Q: Choice of each slot; R for an empty one.
+        slot_NX: Slot of each choice; Q if it has none.
+        choice_Q: Choice in each slot; R if it is empty.
     """
 
     slot_NX: Int[Array, "N X"]
@@ -39,13 +40,16 @@ class Slots(NamedTuple):
 def capacity_slots(
     routes: Routes, num_experts: int, capacity: int
 ) -> tuple[Slots, Int[Array, "B"]]:
-    """Slots for C choices of each expert in each group, in the order E B C, and how many got none.
+    """Assigns up to C choices per expert and group to slots, which are ordered E B C.
 
-    All first choices of a group come before the second ones, and so on.
+    All first choices of a group come before its second choices, and so on.
+
+    Returns:
+        The slots, and the number of dropped choices per group.
     """
     E, C = num_experts, capacity
     B, T, X = routes.experts.shape
-    # Choices of a group as X T: the order in which places are given.
+    # Choices of a group in the order X T, in which they are given places.
     experts_BR = jnp.swapaxes(routes.experts, 1, 2).reshape(B, X * T)
     is_routed_BR = jnp.tile(routes.is_real, (1, X))
     wanted_BRE = jax.nn.one_hot(experts_BR, E, dtype=jnp.int32) * is_routed_BR[:, :, None]
@@ -55,8 +59,8 @@ def capacity_slots(
     slot_BR = jnp.where(is_kept_BR, (experts_BR * B + group_B1) * C + place_BR, E * B * C)
     slot_NX = jnp.swapaxes(slot_BR.reshape(B, X, T), 1, 2).reshape(B * T, X)
 
-    # The inverse as a product, which has one term or none for each slot, because to scatter single
-    # numbers is slow on TPU. Choices are counted from 1 and exact in float32.
+    # The inverse map, computed as a product because scattering single numbers is slow on TPU. Each
+    # slot sums at most one term. Choices are numbered from 1 and are exact in float32.
     choice_R = jnp.swapaxes(jnp.arange(T * X).reshape(T, X), 0, 1).reshape(-1)
     expert_BRE = jnp.where(is_kept_BR[:, :, None], wanted_BRE * (choice_R + 1)[None, :, None], 0)
     choice_EBC = jnp.einsum(
@@ -71,14 +75,14 @@ def capacity_slots(
 
 @jax.custom_vjp
 def to_slots(x_ND: Float[Array, "N D"], slots: Slots) -> Float[Array, "Q D"]:
-    """The token of each slot."""
+    """Gathers the token row of each slot."""
     return _take(x_ND, slots.choice_Q // slots.slot_NX.shape[1])
 
 
 @jax.custom_vjp
 def from_slots(y_QD: Float[Array, "Q D"], slots: Slots) -> Float[Array, "N D"]:
-    """The sum of each token's slots; zero without any."""
-    # One gather for each choice: the pairs are never laid out side by side.
+    """Sums the slots of each token; zero for a token without slots."""
+    # One gather per choice of a token, so the N x X rows are never materialized at once.
     y_ND = jnp.zeros((len(slots.slot_NX), y_QD.shape[1]), jnp.float32)
     for slot_N in slots.slot_NX.T:
         y_ND += jnp.where((slot_N < len(y_QD))[:, None], _take(y_QD, slot_N), 0)
@@ -86,12 +90,12 @@ def from_slots(y_QD: Float[Array, "Q D"], slots: Slots) -> Float[Array, "N D"]:
 
 
 def weights_of_slots(weights_NX: Float[Array, "N X"], slots: Slots) -> Float[Array, "Q"]:
-    """The weight of the choice in each slot; zero in an empty one."""
+    """Returns the weight of the choice in each slot; zero for an empty slot."""
     return weights_NX.reshape(-1).at[slots.choice_Q].get(mode="fill", fill_value=0)
 
 
 def _take(x_ND: Array, index_M: Array) -> Array:
-    # An index past the end takes the last row, which costs no pass over the result.
+    # Clipping an index past the end needs no extra pass over the result.
     return x_ND.at[index_M].get(mode="clip")
 
 

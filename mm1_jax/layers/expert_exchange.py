@@ -1,6 +1,6 @@
-"""Rows of any number to and from the devices along the expert axis.
+"""Ragged all-to-all exchange of rows among the devices along the expert axis.
 
-Legend: s devices along the axis (twice: from and to), Q rows, D model dim.
+Legend: s devices along the axis (twice: sender and receiver), Q rows, D model dim.
 """
 
 import functools
@@ -14,9 +14,9 @@ from mm1_jax.parallel.sharding import current_platform, shard_axes
 
 
 class Exchange(NamedTuple):
-    """Device i sends device j `sizes[i, j]` rows, from its `starts[i, j]` on.
+    """Plan in which device i sends `sizes[i, j]` rows to device j, from row `starts[i, j]`.
 
-    They arrive at `landings[i, j]`, which grow with i.
+    They are written to device j from row `landings[i, j]`, which increases with i.
     """
 
     starts: Int[Array, "s s"]
@@ -24,12 +24,15 @@ class Exchange(NamedTuple):
     sizes: Int[Array, "s s"]
 
     def back(self) -> "Exchange":
-        """The same rows, returned to where they came from."""
+        """Returns the plan that sends the same rows back to their senders."""
         return Exchange(self.landings.T, self.starts.T, self.sizes.T)
 
 
 def plan_exchange(sizes_ss: Int[Array, "s s"], buffer: int) -> Exchange:
-    """Rows sorted by receiver, laid side by side there; what `buffer` rows do not hold stays."""
+    """Plans an exchange of rows that each sender has sorted by receiver.
+
+    A receiver stores the rows contiguously, by sender. Rows that exceed its `buffer` are not sent.
+    """
     starts_ss = jnp.cumsum(sizes_ss, axis=1) - sizes_ss
     landings_ss = jnp.cumsum(sizes_ss, axis=0) - sizes_ss
     return Exchange(starts_ss, landings_ss, jnp.clip(buffer - landings_ss, 0, sizes_ss))
@@ -39,10 +42,10 @@ def plan_exchange(sizes_ss: Int[Array, "s s"], buffer: int) -> Exchange:
 def exchange(
     x_QD: Float[Array, "Q D"], plan: Exchange, num_rows: int
 ) -> Float[Array, "num_rows D"]:
-    """What this device receives; rows that nothing arrives at are undefined.
+    """Exchanges rows and returns the rows this device receives; unfilled rows are undefined.
 
-    The choice of an implementation is here: CPU has no ragged exchange, so every device sends as
-    many rows as it has to each other one.
+    TPU uses a ragged all-to-all. Other platforms lack one, so each device sends every other device
+    as many rows as it holds.
     """
     axes = shard_axes("expert")
     me = jax.lax.axis_index(axes)
@@ -59,9 +62,9 @@ def exchange(
 
 
 def arrivals(plan: Exchange, num_rows: int) -> tuple[Int[Array, "Q"], Int[Array, "Q"]]:
-    """The sender of each row that lands here, and which of its rows for this device it is.
+    """Returns the sender of each received row, and its index among that sender's rows for us.
 
-    Where nothing lands, the latter is not below the number of rows that the sender sends.
+    In an unfilled row, the index is at least the number of rows that the sender sends.
     """
     me = jax.lax.axis_index(shard_axes("expert"))
     slot_Q = jnp.arange(num_rows)

@@ -14,13 +14,13 @@ from mm1_jax.layers.module import Module
 from mm1_jax.parallel.rematerialisation import saved_name
 from mm1_jax.parallel.sharding import constrain
 
-# Names of the products, which a rematerialisation policy may keep.
+# Names of the projections, which a rematerialization policy may save.
 MLP_GATE = saved_name("mlp_gate")
 MLP_UP = saved_name("mlp_up")
 
 
 class Activation(enum.Enum):
-    """The non-linearities in use; call a member like a function."""
+    """Activation function; call a member like a function."""
 
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
@@ -34,7 +34,7 @@ class Activation(enum.Enum):
             case Activation.GELU_TANH:
                 return jax.nn.gelu(x, approximate=True)
             case Activation.QUICK_GELU:
-                # The approximation that OpenAI's and DFN's CLIP encoders were trained with.
+                # The approximation used to train the CLIP encoders of OpenAI and DFN.
                 return x * jax.nn.sigmoid(1.702 * x)
             case Activation.SILU:
                 return jax.nn.silu(x)

@@ -1,4 +1,4 @@
-"""Rows sorted by expert, and their products with the experts' kernels.
+"""Grouped matrix products: rows sorted by expert, times the kernel of each expert.
 
 Legend: N tokens, X experts per token, R choices, Q slots, E experts, D and F dims of a kernel.
 """
@@ -13,20 +13,23 @@ from jaxtyping import Array, Float, Int
 from mm1_jax.layers.expert_dispatch import Slots
 from mm1_jax.parallel.sharding import current_platform
 
-# Gathered kernels hold at most as many numbers: 64 MiB in float32.
+# Maximum number of elements in gathered kernels: 64 MiB in float32.
 MAX_GATHERED = 1 << 24
-# Of a tile of the TPU kernel.
+# Rows per tile of the TPU kernel.
 TILE_ROWS = 512
 
 
 def group_by_expert(
     experts_NX: Int[Array, "N X"], num_experts: int, block: int
 ) -> tuple[Slots, Int[Array, "E"]]:
-    """Slots in the order of experts, then of choices, and how many slots each expert has.
+    """Assigns choices to slots sorted by expert, then by choice.
 
     Args:
-        experts_NX: Choices of `num_experts` are of no expert.
-        block: Each expert's slots are a multiple of it; those of no choice are empty.
+        experts_NX: Expert of each choice; `num_experts` means that it gets no slot.
+        block: The slots of each expert are padded with empty ones to a multiple of this.
+
+    Returns:
+        The slots, and the number of slots per expert.
     """
     E, R = num_experts, experts_NX.size
     expert_R = experts_NX.reshape(-1)
@@ -38,7 +41,7 @@ def group_by_expert(
     place_RE = (ends_E - sizes_E)[None] + jnp.cumsum(one_hot_RE, axis=0) - 1
     slot_R = jnp.where(expert_R < E, jnp.sum(place_RE * one_hot_RE, axis=1), num_slots)
 
-    # Sorted choices, moved on by the empty slots of all experts before.
+    # Sorted choices, shifted by the empty slots of all earlier experts.
     slot_Q = jnp.arange(num_slots)
     expert_Q = jnp.minimum(expert_of(slot_Q, ends_E), E - 1)
     place_Q = slot_Q - (ends_E - sizes_E)[expert_Q]
@@ -49,12 +52,15 @@ def group_by_expert(
 
 
 def expert_of(slot_Q: Int[Array, "Q"], ends_E: Int[Array, "E"]) -> Int[Array, "Q"]:
-    """Which of the ranges that end at `ends_E` each slot lies in; E after all of them."""
+    """Returns the index of the range, of those ending at `ends_E`, that holds each slot.
+
+    The index is E for a slot past the last range.
+    """
     return jnp.sum(ends_E[None] <= slot_Q[:, None], axis=1)
 
 
 def num_rows(num_choices: int, num_experts: int, block: int) -> int:
-    """Slots that are enough however the choices fall."""
+    """Returns a number of slots that suffices for any routing."""
     if block == 1:
         return (
             -(-num_choices // TILE_ROWS) * TILE_ROWS if current_platform() == "tpu" else num_choices
@@ -63,10 +69,10 @@ def num_rows(num_choices: int, num_experts: int, block: int) -> int:
 
 
 def row_block(num_choices: int, num_experts: int) -> int:
-    """The block that `grouped_matmul` wants. On TPU, its kernel takes groups of any size."""
+    """Returns the block size for `grouped_matmul`: 1 on TPU, whose kernel takes any group size."""
     if current_platform() == "tpu":
         return 1
-    # Large blocks make large matrix products, but each expert wastes half a block on average.
+    # Large blocks give large matrix products, but each expert wastes half a block on average.
     share = max(num_choices // num_experts, 1)
     return min(max(1 << (share.bit_length() - 1), 8), 256)
 
@@ -78,17 +84,17 @@ def grouped_matmul(
     block: int,
     output_first: bool = False,
 ) -> Float[Array, "Q _"]:
-    """Multiplies the rows of each expert by its kernel. The choice of an implementation is here.
+    """Multiplies the rows of each expert by the expert's kernel.
 
-    Rows are of D and become of F; with `output_first`, of F and become of D.
+    Maps rows of dim D to dim F or, with `output_first`, rows of dim F to dim D.
 
-    On TPU a Pallas kernel (megablox); what it leaves in rows after the last expert's is undefined.
-    Elsewhere blocks: small kernels are gathered, one for each block, into one batched product;
-    large ones are taken block by block. `jax.lax.ragged_dot` serves on neither: it lowers to a
-    dense product with every expert.
+    TPU uses a Pallas kernel (megablox), which leaves rows after those of the last expert undefined.
+    Other platforms multiply in blocks. Small kernels are gathered, one per block, into one batched
+    product; large ones are multiplied block by block. `jax.lax.ragged_dot` is not used because it
+    lowers to a dense product with every expert.
     """
     if current_platform() == "tpu":
-        # Tiles of both dims: 1024 of two bytes fill the vector memory, and no more than there is.
+        # Tile side: 1024 two-byte elements fill the vector memory; never more than the dims need.
         side = min(2048 // x_Q.dtype.itemsize, -(-max(kernel_EDF.shape[1:]) // 128) * 128)
         tile = (TILE_ROWS, side, side)
         return gmm(x_Q, kernel_EDF, sizes_E, x_Q.dtype, tile, transpose_rhs=output_first)
@@ -110,10 +116,10 @@ def block_by_block(
     kernel_EDF: Float[Array, "E D F"],
     block_experts: Int[Array, "blocks"],
 ) -> Float[Array, "blocks u F"]:
-    """Products that read one kernel at a time.
+    """Multiplies each block by the kernel of its expert, one kernel at a time.
 
-    So does their gradient, which is written out: the one that JAX derives from the loop passes over
-    the kernels of all experts in every block.
+    The gradient also reads one kernel at a time. It is written by hand because the one JAX derives
+    from the loop passes over the kernels of all experts in every block.
     """
     return jax.lax.map(lambda block: block[0] @ kernel_EDF[block[1]], (x_blocks, block_experts))
 
@@ -131,7 +137,7 @@ def _block_by_block_backward(inputs: Any, y_grads: Array) -> tuple[Array, Array,
         grad_DF = jnp.matmul(x.T, y_grad, preferred_element_type=jnp.float32)
         return grad_EDF.at[e].add(grad_DF), y_grad @ kernel_EDF[e].T
 
-    # In float32, in which one product over all rows of an expert would be summed too.
+    # Accumulate in float32, as a single product over all rows of an expert would.
     zeros_EDF = jnp.zeros(kernel_EDF.shape, jnp.float32)
     grad_EDF, x_grads = jax.lax.scan(add_block, zeros_EDF, (x_blocks, y_grads, block_experts))
     return x_grads, grad_EDF.astype(kernel_EDF.dtype), None

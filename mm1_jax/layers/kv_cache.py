@@ -1,12 +1,12 @@
-"""Keys and values of the tokens that a row has read, of one layer, for decoding.
+"""KV cache of one layer, for decoding.
 
-A row holds one document, and its token at position p takes slot p. So rows of unequal length need
-no gaps, and what is visible follows from the position alone: slots up to one's own. Whatever lies
-behind a row's last token, padding of its prompt or a longer row before it, is never seen and is
-overwritten as the row grows.
+Each row holds one document, and its token at position p is stored in slot p. A query therefore sees
+the slots up to its own position, and rows of unequal length need no gaps. Slots after the last
+token of a row may hold padding of its prompt or remains of an earlier, longer row. They are never
+seen, and are overwritten as the row grows.
 
-Heads come before slots: a product over slots then reads each head's keys in one run. With slots
-first, attention over a cache of 640 slots takes twelve times as long on a CPU.
+The head dim comes before the slot dim, so that a product over slots reads the keys of each head
+contiguously. With slots first, attention over a cache of 640 slots is twelve times slower on CPU.
 
 Legend: B batch, T new tokens, S slots, N query heads, K kv heads, G query heads per kv head, H head
 dim.
@@ -27,7 +27,7 @@ CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 
 class KVCache(NamedTuple):
-    """Scales are there in a cache of int8, where a stored number times its scale is the value."""
+    """Cached keys and values, with scales if int8 (value = stored integer times scale)."""
 
     keys: Array
     values: Array
@@ -44,9 +44,10 @@ class KVCache(NamedTuple):
         values: Float[Array, "B T K H"],
         start: Int[Array, "B"] | None,
     ) -> "KVCache":
-        """Stores the next T tokens of each row, from slot `start` on; None: from the first on.
+        """Returns the cache with the next T tokens of each row written from slot `start`.
 
-        A row that would go past the last slot is moved back, over what it held: allocate enough.
+        None writes from the first slot. A write that would pass the last slot is shifted back over
+        earlier tokens, so the caller must allocate enough slots.
         """
         new = {"keys": keys.swapaxes(1, 2), "values": values.swapaxes(1, 2)}
         if self.key_scales is not None:
@@ -59,7 +60,7 @@ class KVCache(NamedTuple):
     def attend(
         self, q_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"]
     ) -> Float[Array, "B T N H"]:
-        """What the queries, scaled already, see: the slots up to their own; softmax in float32."""
+        """Attends from scaled queries to the slots up to their positions; softmax in float32."""
         B, T, N, H = q_BTNH.shape
         K, dtype = self.keys.shape[1], q_BTNH.dtype
         q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
@@ -89,14 +90,14 @@ class KVCache(NamedTuple):
         return attention_mask(positions_BT, query_ones, slots_BS, key_ones, causal=True)
 
 
-# Of all layers, in their order.
+# One cache per layer, in layer order.
 Caches = tuple[KVCache, ...]
 
 
 def empty_cache(
     batch_size: int, num_slots: int, num_kv_heads: int, head_dim: int, dtype: DTypeLike
 ) -> KVCache:
-    """Rows that hold nothing yet."""
+    """Allocates an empty cache."""
     shape = (batch_size, num_kv_heads, num_slots, head_dim)
     zeros = split_cache(jnp.zeros(shape, dtype))
     if jnp.dtype(dtype) != jnp.int8:
@@ -106,15 +107,15 @@ def empty_cache(
 
 
 def check_cache_dtype(dtype: str | None) -> None:
-    """Raises ValueError on one that keys and values are not kept in; None is that of the model."""
+    """Raises ValueError for an unsupported cache dtype; None stands for the dtype of the model."""
     if dtype is not None and dtype not in CACHE_DTYPES:
         raise ValueError(f"cache_dtype={dtype!r}: must be one of {', '.join(CACHE_DTYPES)}")
 
 
 def quantise(x: Float[Array, "*dims H"]) -> tuple[Int[Array, "*dims H"], Float[Array, "*dims"]]:
-    """int8, and what to multiply it by: the last dim has one scale, its largest number being 127.
+    """Quantizes to int8 with one scale per vector of the last dim, mapping its maximum to 127.
 
-    `quantise([[1.0, -0.5]])` is `[[127, -64]], [1 / 127]`.
+    `quantise([[1.0, -0.5]])` returns `[[127, -64]], [1 / 127]`.
     """
     x = x.astype(jnp.float32)
     scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), jnp.finfo(jnp.float32).tiny) / 127
@@ -122,12 +123,12 @@ def quantise(x: Float[Array, "*dims H"]) -> tuple[Int[Array, "*dims H"], Float[A
 
 
 def split_cache(x: Array) -> Array:
-    """Places a field of a cache: rows over the batch axes, heads over those of heads."""
+    """Shards a cache field: rows over the batch axes, heads over the kv head axes."""
     return constrain(x, "batch", "activation_kv_heads", *[None] * (x.ndim - 2))
 
 
 def _update(slots: Array, new: Array, start: Int[Array, "B"] | None) -> Array:
-    # Slots are the third dim of both, or the last one of scales.
+    # The slot dim is the third one, both in keys and values and in scales.
     new = new.astype(slots.dtype)
     places = (0,) * (slots.ndim - 3)
     if start is None:

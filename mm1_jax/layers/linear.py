@@ -1,8 +1,8 @@
-"""Linear maps over the last dim, and the two that split it into attention heads and join them.
+"""Linear maps over the last dim, including those that split it into attention heads and join them.
 
-Kernels that lead back to the model dim are stored with it first, as those that lead from it are:
-the dim that FSDP splits. A shard is then a run of whole rows; shards of columns are transposed
-after they are gathered, which took 7% of the step of a 30B model on 256 chips.
+Every kernel is stored with the model dim first, including those that project back to it, because
+FSDP splits the model dim. A shard is then a contiguous run of rows. Shards of columns would have to
+be transposed after the gather, which took 7% of the step time of a 30B model on 256 chips.
 
 Legend: B batch, T positions, D model dim, N heads, H head dim.
 """
@@ -22,7 +22,7 @@ from mm1_jax.layers.module import Initializer, Module, param
 
 
 def fan_in(scale: float, input_dims: tuple[int, ...] = (0,)) -> Initializer:
-    """Normal values of standard deviation `scale / sqrt(inputs)`."""
+    """Initializes with normal values of standard deviation `scale / sqrt(inputs)`."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
         std = scale / math.sqrt(math.prod(shape[dim] for dim in input_dims))
@@ -32,7 +32,7 @@ def fan_in(scale: float, input_dims: tuple[int, ...] = (0,)) -> Initializer:
 
 
 class Linear(Module):
-    """y = x kernel + bias. The kernel is stored as [input, output], or the other way round."""
+    """y = x kernel + bias. The kernel is stored as [input, output] or as [output, input]."""
 
     @config_class
     class Config(Module.Config):

@@ -1,4 +1,4 @@
-"""The base of all modules, how their parameters are made, and the check of what they return."""
+"""Base class of all modules, creation of their parameters, and checks of their return values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,11 @@ Initializer = Callable[..., jax.Array]
 
 
 class Module(nnx.Module, Configurable):
-    """Holds parameters that a config describes; built by `Config.instantiate(rngs=...)`.
+    """Holds parameters described by a config; built by `Config.instantiate(rngs=...)`.
 
-    Unlike a plain `Configurable` it keeps no config: static attributes enter the tree definition,
-    where a mutable one cannot be hashed. A constructor keeps the few scalars that `__call__` needs.
+    Unlike a plain `Configurable`, it does not keep its config: static attributes become part of the
+    tree definition, which must be hashable, and configs are mutable. Constructors keep only the few
+    scalars that `__call__` needs.
     """
 
     @config_class
@@ -27,10 +28,10 @@ class Module(nnx.Module, Configurable):
 
 
 class ContractError(ValueError):
-    """A part returned something else than the part that called it relies on.
+    """Raised when a module returns a value that breaks its contract with the caller.
 
     Attributes:
-        part: Class of the part at fault.
+        part: Class of the module at fault.
     """
 
     def __init__(self, part: type, message: str):
@@ -39,13 +40,13 @@ class ContractError(ValueError):
 
 
 def checked(part: Any, output: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-    """`output`, which has to be an array of this shape and type.
+    """Returns `output` after checking that it is an array of this shape and dtype.
 
-    Arrays of other shapes may broadcast, or be gathered from, without an error. The check is made
-    while tracing and costs nothing in a compiled program.
+    Without the check, an array of the wrong shape may broadcast or be gathered from silently. The
+    check runs while tracing and costs nothing in the compiled program.
 
     Raises:
-        ContractError: It is not; names the class of `part`.
+        ContractError: `output` has another shape or dtype. The error names the class of `part`.
     """
     found = (getattr(output, "shape", None), getattr(output, "dtype", None))
     if found != (tuple(shape), jnp.dtype(dtype)):
@@ -58,7 +59,10 @@ def checked(part: Any, output: Any, shape: tuple[int, ...], dtype: DTypeLike) ->
 
 
 def checked_tuple(part: Any, output: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """`output`, which has to be a tuple of these values; an array of two rows would unpack too."""
+    """Returns `output` after checking that it is a tuple with an entry per name.
+
+    The check is needed because an array also unpacks, along its first dim.
+    """
     if not isinstance(output, tuple) or len(output) != len(names):
         raise ContractError(
             type(part),
@@ -84,18 +88,19 @@ def param(
     *,
     keep_float32: bool = False,
 ) -> nnx.Param:
-    """A float32 parameter with a logical name per dim.
+    """Creates a float32 parameter with a logical axis name per dim.
 
     Args:
-        init: As in `jax.nn.initializers`: (key, shape, dtype) -> array.
-        keep_float32: `cast` leaves it alone: it is used in float32 whatever the compute dtype.
+        init: Initializer as in `jax.nn.initializers`: (key, shape, dtype) -> array.
+        keep_float32: Exempts the parameter from `cast`, so that it stays float32 for any compute
+            dtype.
     """
     value = init(rngs.params(), shape, jnp.float32)
     return nnx.Param(value, out_sharding=names, keep_float32=keep_float32)
 
 
 def cast(params: nnx.State, dtype: DTypeLike) -> nnx.State:
-    """The parameters in `dtype`, except those that are to stay float32."""
+    """Casts the parameters to `dtype`, except those created with `keep_float32`."""
 
     def cast_one(variable: nnx.Variable) -> nnx.Variable:
         if variable.get_metadata("keep_float32", False):

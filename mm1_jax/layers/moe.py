@@ -1,11 +1,11 @@
-"""Sparse feed-forward layer: a router sends every token to its top experts (GShard, ST-MoE).
+"""Sparse mixture-of-experts feed-forward layer with top-k routing (GShard, ST-MoE).
 
-The router works in float32 without a bias: softmax over all experts, the X best, their weights
-scaled to sum to one. Two forms of dispatch: `Dropless` computes every choice; `Capacity` gives each
-expert a fixed number of places per routing group, first choices before second ones, and counts what
-it drops. Padding takes no place, adds nothing to the statistics and gets zero output; no routing
-group reaches beyond one row. Every device routes its own tokens; rows travel along the mesh axis
-that the experts are split over and come back.
+The router computes in float32 without a bias: a softmax over all experts, of which it selects the X
+best and rescales their weights to sum to one. `Dropless` dispatch computes every choice. `Capacity`
+dispatch gives each expert a fixed number of places per routing group, first choices before second
+ones, and counts the choices it drops. Padding takes no place, does not enter the statistics, and
+gets zero output. A routing group never spans more than one row. Each device routes its own tokens;
+token rows are exchanged along the mesh axis over which the experts are split, and sent back.
 
 Legend: B batch, T positions, N tokens, D model dim, F feed-forward dim, E experts, X experts per
 token, C expert capacity, R choices, Q slots, s devices along the expert axis.
@@ -39,22 +39,23 @@ from mm1_jax.layers.module import Module, param
 from mm1_jax.parallel.rematerialisation import saved_name
 from mm1_jax.parallel.sharding import gather_shards, per_shard, shard_axes, sum_shards
 
-# Names of what a rematerialisation policy may keep: the experts' rows, and two products.
+# Names of values that a rematerialization policy may save: expert inputs and two projections.
 EXPERT_INPUTS = saved_name("expert_inputs")
 EXPERT_GATE = saved_name("expert_gate")
 EXPERT_UP = saved_name("expert_up")
 
 
 class RouterStatistics(NamedTuple):
-    """Sums over the real tokens of a batch, of one layer or with a leading L.
+    """Sums over the real (non-padding) tokens of a batch, for one layer or with a leading L.
 
     Attributes:
-        load_balance: E sum_e f_e P_e of each row times its tokens, where f_e is the share of tokens
-            whose first choice is e and P_e the mean probability of e: 1 a token when balanced.
-        z: Squared log-partition of the router logits.
-        weight: Number of real tokens, which turns the two above into means.
-        expert_load: Choices that fell on each expert, dropped ones included.
-        dropped: Choices that found no place.
+        load_balance: Sum over rows of E sum_e f_e P_e times the tokens of the row, where f_e is the
+            share of tokens whose first choice is e and P_e is the mean probability of e. It is 1
+            per token when balanced.
+        z: Sum of the squared log-partition of the router logits.
+        weight: Number of real tokens, the divisor that turns `load_balance` and `z` into means.
+        expert_load: Number of choices per expert, including dropped ones.
+        dropped: Number of dropped choices.
     """
 
     load_balance: Float[Array, "*L"]
@@ -64,7 +65,7 @@ class RouterStatistics(NamedTuple):
     dropped: Float[Array, "*L"]
 
 
-# Of the kernels `gate`, `up` and `down`: the last with its output dim first, as in dense layers.
+# Logical axes of `gate`, `up` and `down`; `down` has its output dim first, as in dense layers.
 KERNEL_NAMES = (("expert", "embed", "mlp"),) * 3
 
 
@@ -92,16 +93,16 @@ class Experts(Module):
 
 
 class Dropless(Module):
-    """Sorts the choices by expert and multiplies the groups as they come: exact for any routing.
+    """Dispatch that sorts choices by expert and multiplies ragged groups; exact for any routing.
 
-    With experts split over devices it sends each choice to its expert's device. Shapes are static,
-    so a device sets aside room for what it receives.
+    If experts are split over devices, each choice is sent to the device of its expert. Shapes are
+    static, so each device allocates a receive buffer of fixed size.
     """
 
     @config_class
     class Config(Module.Config):
-        # Room for this many times a device's balanced share; choices beyond it are dropped, and
-        # counted. None is room for the worst case, in which nothing is ever dropped.
+        # Size of the receive buffer in multiples of a device's balanced share. Choices that exceed
+        # it are dropped and counted. None allocates for the worst case, so nothing is ever dropped.
         receive_factor: Positive | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -138,7 +139,7 @@ def compute_here(
     kernels: tuple[Array, ...],
     activation: Activation,
 ) -> Float[Array, "N D"]:
-    """The experts' layer for tokens of this device's experts."""
+    """Applies the experts of this device to tokens on this device."""
     E = kernels[0].shape[0]
     block = row_block(experts_NX.size, E)
     slots, sizes_E = group_by_expert(experts_NX, E, block)
@@ -159,7 +160,11 @@ def compute_elsewhere(
     activation: Activation,
     receive_factor: float | None,
 ) -> tuple[Float[Array, "N D"], Bool[Array, "N X"]]:
-    """The experts' layer on the devices that have the experts, and the choices without room."""
+    """Applies experts that are split over devices.
+
+    Returns:
+        The outputs, and a mask of the choices dropped because a receive buffer was full.
+    """
     axes = shard_axes("expert")
     me, s = jax.lax.axis_index(axes), jax.lax.axis_size(axes)
     num_own = kernels[0].shape[0]
@@ -168,7 +173,7 @@ def compute_elsewhere(
     if receive_factor is not None:
         buffer = min(worst, math.ceil(receive_factor * N * X))
 
-    # To each device, its experts' choices side by side.
+    # Send each device the choices of its experts, as one contiguous run.
     slots, sizes_E = group_by_expert(experts_NX, E, block=1)
     sizes_sse = jax.lax.all_gather(sizes_E, axes).reshape(s, s, num_own)
     plan = plan_exchange(jnp.sum(sizes_sse, axis=2), buffer)
@@ -180,7 +185,7 @@ def compute_elsewhere(
     )
     x_QD: Array = exchange(to_slots(x_ND, slots), plan, buffer)
 
-    # What arrives is sorted by sender, then by expert. Weights are few: all go to every device.
+    # Received rows are sorted by sender, then by expert. Weights are small, hence all-gathered.
     sender_Q, row_Q = arrivals(plan, buffer)
     ends_se = jnp.cumsum(sizes_sse[:, me], axis=1)
     experts_Q = jnp.sum(ends_se[sender_Q] <= row_Q[:, None], axis=1)
@@ -194,18 +199,18 @@ def compute_elsewhere(
 
 
 class Capacity(Module):
-    """Each expert takes at most C tokens of a routing group and drops the rest (GShard).
+    """Dispatch in which an expert takes at most C tokens per routing group (GShard).
 
-    Its products have fixed shapes: nothing but the drop share depends on the routing.
+    It drops the rest. Shapes are fixed; only the share of dropped choices depends on the routing.
     """
 
     @config_class
     class Config(Module.Config):
-        # C = capacity_factor group_size / E: 2.0 is enough for balanced top-2.
+        # C = capacity_factor * group_size / E; 2.0 suffices for balanced top-2 routing.
         capacity_factor: Positive = 2.0
         min_capacity: PositiveInt = 4
-        # Tokens that compete for places, neighbours in a row; None is a row. Large groups drop less
-        # at the same cost; a row that is split over devices needs groups that are not.
+        # Number of adjacent tokens of a row that compete for places; None is the whole row. Large
+        # groups drop less at the same cost. If rows are split over devices, groups must not be.
         group_size: PositiveInt | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -249,7 +254,7 @@ class Capacity(Module):
 
 
 def to_experts(x_EQ: Float[Array, "E Q *D"]) -> Float[Array, "s E_s Q *D"]:
-    """What all s devices along the expert axis have for the experts of this one."""
+    """Exchanges slots so that each device gets, from all s devices, the slots of its experts."""
     axes = shard_axes("expert")
     if not axes:
         return x_EQ[None]
@@ -259,7 +264,7 @@ def to_experts(x_EQ: Float[Array, "E Q *D"]) -> Float[Array, "s E_s Q *D"]:
 
 
 def to_tokens(y_sEQ: Float[Array, "s E_s Q *D"]) -> Float[Array, "E Q *D"]:
-    """The way back of `to_experts`."""
+    """Inverts `to_experts`."""
     axes = shard_axes("expert")
     if axes:
         y_sEQ = jax.lax.all_to_all(y_sEQ, axes, split_axis=0, concat_axis=0, tiled=True)
@@ -269,7 +274,7 @@ def to_tokens(y_sEQ: Float[Array, "s E_s Q *D"]) -> Float[Array, "E Q *D"]:
 def every_expert(
     x_sEQ: Float[Array, "s E Q _"], kernel_EDF: Float[Array, "E D F"], output_first: bool = False
 ) -> Array:
-    """Each expert's rows by its kernel. Rows of different devices are never laid side by side."""
+    """Multiplies the rows of each expert by its kernel, without concatenating devices."""
     subscripts = "sEQF,EDF->sEQD" if output_first else "sEQD,EDF->sEQF"
     return jnp.einsum(subscripts, x_sEQ, kernel_EDF)
 
@@ -281,10 +286,10 @@ def gated(
     activation: Activation,
     multiply: Callable[..., Array],
 ) -> Float[Array, "*Q D"]:
-    """The experts' layer: weight (activation(x gate) * (x up)) down.
+    """Computes weight * (activation(x gate) * (x up)) down.
 
-    The weight enters before the last product: then the gradient of the weight needs no output of
-    the experts, and a layer that is recomputed for the backward pass skips that product.
+    The weight is applied before the last product. Its gradient then does not need the experts'
+    outputs, so the backward pass of a rematerialized layer skips that product.
     """
     gate, up, down = (gather_shards(kernel, "embed", 1) for kernel in kernels)
     gate_F = checkpoint_name(multiply(x, gate), EXPERT_GATE)
@@ -294,7 +299,7 @@ def gated(
 
 
 class MoE(Module):
-    """y = sum over a token's experts of weight_e * expert_e(x)."""
+    """y = sum over the token's experts e of weight_e * expert_e(x)."""
 
     @config_class
     class Config(Module.Config):
@@ -327,11 +332,11 @@ class MoE(Module):
         *,
         dropless: bool = False,
     ) -> tuple[Float[Array, "B T D"], RouterStatistics]:
-        """Sends x through its experts.
+        """Applies the routed experts to each token.
 
         Args:
-            segment_ids_BT: 0 is padding; None means that there is none.
-            dropless: Drop nothing, whatever the dispatch: for evaluation and decoding.
+            segment_ids_BT: 0 marks padding; None means that there is no padding.
+            dropless: Drops nothing, regardless of `dispatch`; for evaluation and decoding.
         """
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
@@ -345,7 +350,7 @@ class MoE(Module):
 def router_logits(
     x_BTD: Float[Array, "B T D"], kernel_DE: Float[Array, "D E"]
 ) -> Float[Array, "B T E"]:
-    """In float32, at full precision also where float32 products are rounded (TPU, TF32)."""
+    """Computes logits in float32, at full precision even where TPU or TF32 would round products."""
     return jnp.einsum(
         "BTD,DE->BTE",
         x_BTD.astype(jnp.float32),
@@ -357,11 +362,11 @@ def router_logits(
 def route(
     logits_BTE: Float[Array, "B T E"], is_real_BT: Bool[Array, "B T"], experts_per_token: int
 ) -> Routes:
-    """The most probable experts of each token, weighted by probabilities scaled to sum to one."""
+    """Selects the most probable experts per token, weighted by their renormalized probabilities."""
     probabilities_BTE = jax.nn.softmax(logits_BTE, axis=-1)
     remaining_BTE = probabilities_BTE
     experts, weights = [], []
-    # A maximum for each choice is cheaper than a sort of all experts.
+    # Taking the maximum once per choice is cheaper than sorting all experts.
     for _ in range(experts_per_token):
         best_BT = jnp.argmax(remaining_BTE, axis=-1)
         is_best_BTE = jax.nn.one_hot(best_BT, logits_BTE.shape[-1], dtype=bool)
@@ -376,14 +381,14 @@ def route(
 def router_statistics(
     logits_BTE: Float[Array, "B T E"], routes: Routes, dropped: Float[Array, ""]
 ) -> RouterStatistics:
-    """What the auxiliary losses and the report need, as sums over real tokens."""
+    """Computes the sums over real tokens that the auxiliary losses and the run report need."""
     E = logits_BTE.shape[-1]
     real_BT = routes.is_real.astype(jnp.float32)
     tokens_B = jnp.sum(real_BT, axis=1)
     chosen_BTXE = jax.nn.one_hot(routes.experts, E) * real_BT[:, :, None, None]
     first_BE = jnp.sum(chosen_BTXE[:, :, 0], axis=1)
     probability_BE = jnp.sum(jax.nn.softmax(logits_BTE, axis=-1) * real_BT[:, :, None], axis=1)
-    # (first / tokens) (probability / tokens) tokens; a row of padding only adds nothing.
+    # (first / tokens) * (probability / tokens) * tokens; a row of only padding adds zero.
     balance_B = E * jnp.sum(first_BE * probability_BE, axis=1) / jnp.maximum(tokens_B, 1)
     return RouterStatistics(
         load_balance=jnp.sum(balance_B),

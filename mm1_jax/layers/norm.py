@@ -1,4 +1,4 @@
-"""Normalisation over the last dim: computed in float32, returned in the dtype of the input."""
+"""Normalization over the last dim, computed in float32 and returned in the dtype of the input."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +19,7 @@ class RMSNorm(Module):
         eps: Positive = 1e-5
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        # Whole on every device: gathering so few numbers costs more than keeping them.
+        # Replicated on every device: gathering so few numbers costs more than storing them.
         self.scale = param(rngs, (cfg.input_dim,), (None,), ones, keep_float32=True)
         self.eps = cfg.eps
 
@@ -36,7 +36,8 @@ class LayerNorm(Module):
     class Config(Module.Config):
         input_dim: Required[PositiveInt] = derived()
         eps: Positive = 1e-6
-        # All entries of `scale` at first; 0 starts the branch that ends here as nothing.
+        # Initial value of `scale`; with 0, the branch that this norm ends contributes nothing at
+        # first.
         init_scale: NonNegative = 1.0
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):

@@ -1,9 +1,9 @@
-"""Rules that pick parameters by their paths, and trees cut in two by them.
+"""Rules that pick parameters by path, and functions that split parameter trees by them.
 
-A path is that of the model's attributes, `decoder/stack/layer/attention/query/kernel`. A rule is a
-regular expression that matches the whole path, or the path of something that holds the parameter:
-`vision_encoder` picks all of the encoder, `.*/attention` every attention layer. The layers of a
-stack share their paths, so a rule picks all of them or none.
+A path joins the model's attribute names: `decoder/stack/layer/attention/query/kernel`. A rule is a
+regular expression that matches either the whole path of a parameter or the path of a module that
+contains it: `vision_encoder` picks the whole encoder, `.*/attention` every attention layer. All
+layers of a stack share their paths, so a rule picks all of them or none.
 """
 
 import re
@@ -14,40 +14,40 @@ import jax
 
 from mm1_jax.config import close_names
 
-# How many candidates an error lists.
+# Maximum number of candidates that an error lists.
 _MOST_NAMED = 8
 
 
 def parameter_path(keys: tuple[Any, ...]) -> str:
-    """The path of a parameter, from what `jax.tree_util` calls its path in nested dicts."""
+    """Joins the key path that `jax.tree_util` gives for nested dicts."""
     return "/".join(str(entry.key) for entry in keys)
 
 
 def parameter_paths(params: Any) -> list[str]:
-    """The paths of nested dicts of parameters, in the order of the tree's leaves."""
+    """Returns the paths of all parameters of nested dicts, in the order of the tree's leaves."""
     return jax.tree.leaves(map_with_paths(lambda path, _: path, params))
 
 
 def map_with_paths(function: Callable[[str, Any], Any], params: Any) -> Any:
-    """The tree of `function(path, parameter)`."""
+    """Maps `function(path, parameter)` over nested dicts of parameters."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, x: function(parameter_path(keys), x), params
     )
 
 
 def picks(rule: str, path: str) -> bool:
-    """Whether the rule is about the parameter at `path`."""
+    """Returns whether the rule picks the parameter at `path`."""
     return any(re.fullmatch(rule, holder) for holder in _holders(path))
 
 
 def picked(rules: Sequence[str], paths: Sequence[str], field: str) -> frozenset[str]:
-    """Those of the paths that some rule picks.
+    """Returns the paths that at least one rule picks.
 
     Args:
-        field: Where the rules were set, for errors: "optimizer.frozen".
+        field: Config field that holds the rules, for error messages: "optimizer.frozen".
 
     Raises:
-        ValueError: A rule is no regular expression, or picks nothing.
+        ValueError: A rule is not a valid regular expression, or picks nothing.
     """
     chosen: set[str] = set()
     for rule in rules:
@@ -62,9 +62,10 @@ def picked(rules: Sequence[str], paths: Sequence[str], field: str) -> frozenset[
 
 
 def partition(params: Any, chosen: Collection[str]) -> tuple[Any, Any]:
-    """The parameters at the chosen paths, and the others; a dict that would be empty is left out.
+    """Splits nested dicts into the parameters at the chosen paths and the others.
 
-    With nothing chosen, or everything, one of the two is `params` itself and the other is {}.
+    Dicts that would be empty are left out. If nothing or everything is chosen, one of the two
+    results is `params` itself and the other is {}.
     """
     paths = parameter_paths(params)
     if all(path in chosen for path in paths):
@@ -78,7 +79,7 @@ def partition(params: Any, chosen: Collection[str]) -> tuple[Any, Any]:
 
 
 def union(first: Any, second: Any) -> Any:
-    """What `partition` was given, from what it returned."""
+    """Inverts `partition`: merges its two results."""
     if not first or not second:
         return first or second
     joined = first | second
@@ -106,9 +107,9 @@ def _kept(tree: Any, keep: Callable[[str], bool], parents: tuple[str, ...]) -> A
 
 
 def _picks_nothing(rule: str, paths: Sequence[str], field: str) -> str:
-    """The message; it lists what the rule may have meant, whole parts of the model where it can."""
+    """Builds an error message with suggestions, preferring whole modules to single parameters."""
     holders = list(dict.fromkeys(holder for path in paths for holder in _holders(path)))
-    # A rule that names the end of a path, "router", was meant to have any beginning.
+    # A rule such as "router" names the end of a path; it lacks a leading ".*/".
     ends = [each for each in holders if each == rule or each.endswith(f"/{rule}")]
     if ends:
         return (

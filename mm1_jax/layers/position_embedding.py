@@ -1,4 +1,4 @@
-"""Positions of a grid of features: learned and resized to the grid that comes in, or fixed.
+"""Position embeddings for 2D grids: learned and resized to the input grid, or fixed.
 
 Legend: J images, h w rows and columns of the grid, D model dim.
 """
@@ -14,15 +14,15 @@ from mm1_jax.layers.module import Module, param
 
 
 class PositionEmbedding(Module):
-    """Adds a learned vector to each cell of a grid; cells are numbered row by row."""
+    """Adds a learned vector to each cell of a grid; cells are numbered in row-major order."""
 
     @config_class
     class Config(Module.Config):
-        # Cells along each side of the grid that the positions are stored for; set by the parent.
+        # Side length, in cells, of the grid of stored positions; set by the parent.
         grid_size: Required[PositiveInt] = derived()
         model_dim: Required[PositiveInt] = derived()
-        # Standard deviation of the initial positions. Where a model must learn to tell positions
-        # apart within a few hundred steps, 0.4 works and 0.02 stays on a plateau.
+        # Standard deviation of the initial positions. If a model must learn to tell positions apart
+        # within a few hundred steps, 0.4 works, while 0.02 stays on a plateau.
         init_std: NonNegative = 0.02
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -41,14 +41,14 @@ class PositionEmbedding(Module):
 
 
 class SinCosPositions(Module):
-    """Adds to each cell the sines and cosines of its column, then of its row, in cells.
+    """Adds fixed sine and cosine positions of the column, then of the row, to each cell.
 
-    The fixed positions of MAE and AIM: nothing is learned, and any grid has its own values.
+    These are the positions of MAE and AIM. Nothing is learned, and any grid size is supported.
     """
 
     @config_class
     class Config(Module.Config):
-        theta: Positive = 10_000.0  # the slowest pair turns once in about 2 pi theta cells
+        theta: Positive = 10_000.0  # the slowest pair has a period of about 2 pi theta cells
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.theta = cfg.theta
@@ -59,7 +59,7 @@ class SinCosPositions(Module):
 
 
 def sin_cos_grid(height: int, width: int, dim: int, theta: float) -> Float[Array, "h w D"]:
-    """Per cell: sin and cos of its column at D/4 frequencies each, then of its row; float32."""
+    """Returns per cell sin and cos of its column at D/4 frequencies, then of its row; float32."""
     if dim % 4:
         raise ValueError(f"positions: model_dim is {dim}, which sines and cosines split in four")
     frequencies = theta ** -(jnp.arange(dim // 4, dtype=jnp.float32) / (dim // 4))
@@ -75,11 +75,11 @@ def sin_cos_grid(height: int, width: int, dim: int, theta: float) -> Float[Array
 
 
 def resize_grid(grid: Float[Array, "_ _ D"], height: int, width: int) -> Float[Array, "_ _ D"]:
-    """A grid of vectors at another size: bicubic (Keys, a = -0.5), antialiased, in float32.
+    """Resizes a grid of vectors with antialiased bicubic filtering (Keys, a = -0.5) in float32.
 
-    That is `bicubic` with `antialias=True` in torch, as open_clip loads positions at another size,
-    and `BICUBIC` in Pillow. `interpolate_pos_encoding` of transformers differs: a = -0.75, and no
-    antialiasing. A grid of the right size is returned as it is.
+    This equals `bicubic` with `antialias=True` in torch, which open_clip uses to load positions at
+    another size, and `BICUBIC` in Pillow. `interpolate_pos_encoding` in transformers differs: it
+    uses a = -0.75 without antialiasing. A grid that already has the size is returned unchanged.
     """
     if grid.shape[:2] == (height, width):
         return grid

@@ -1,6 +1,7 @@
-"""Rotary position embedding (RoFormer): turns pairs of dims by angles proportional to the position.
+"""Rotary position embedding (RoFormer): rotates pairs of dims by angles proportional to position.
 
 Pairs are (i, i + H/2), the convention of the Llama weights on Hugging Face.
+
 Legend: B batch, T positions, N heads, H head dim.
 """
 
@@ -20,11 +21,11 @@ from mm1_jax.parallel.sharding import current_platform
 
 
 class Rotary(Module):
-    """`rotary` with its base; it has no parameters."""
+    """Applies `rotary` with a configured base; has no parameters."""
 
     @config_class
     class Config(Module.Config):
-        theta: Positive = 10_000.0  # the slowest pair turns once in about 2 pi theta positions
+        theta: Positive = 10_000.0  # the slowest pair has a period of about 2 pi theta positions
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.theta = cfg.theta
@@ -40,11 +41,11 @@ class Rotary(Module):
 
 
 class StretchedRotary(Module):
-    """`rotary` whose slow pairs turn slower, for longer rows than were trained on (Llama 3.1).
+    """`rotary` with scaled low frequencies, for rows longer than those trained on (Llama 3.1).
 
-    Pairs that turn less than `low_freq_factor` times over the original rows are slowed down by
-    `factor`, those that turn more than `high_freq_factor` times are as they were, and between the
-    two it is a mean of both. The names of the fields are those of Hugging Face's configs.
+    Pairs that complete fewer than `low_freq_factor` turns over the original row length are slowed
+    down by `factor`. Pairs that complete more than `high_freq_factor` turns are unchanged. Between
+    the two, the frequency is interpolated. The field names are those of Hugging Face configs.
     """
 
     @config_class
@@ -89,11 +90,11 @@ def rotary(
     scale: float = 1.0,
     stretch: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Turns queries or keys; their products then depend on the difference of positions only.
+    """Rotates queries or keys, so that their products depend only on relative positions.
 
     Args:
-        scale: Multiplies the result, at no cost.
-        stretch: Changes the frequencies of the pairs, in radians a position.
+        scale: Multiplies the result, at no extra cost.
+        stretch: Maps the frequencies of the pairs, in radians per position, to new ones.
     """
     if x_BTNH.shape[-1] % 2:
         raise ValueError(
@@ -111,7 +112,8 @@ def rotary(
     return _turn(x_BTNH, cos_BT1H, sin_BT1H, current_platform() == "tpu")
 
 
-# Its own derivative, the turn back: it swaps the gradient as it came, not a float32 product of it.
+# The gradient is the inverse rotation. It is written by hand so that the halves are swapped in the
+# dtype of the incoming gradient, not in a float32 product of it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _turn(x: jax.Array, cos: jax.Array, sin: jax.Array, by_product: bool) -> jax.Array:
     swapped = _swap_halves_by_product(x) if by_product else _swap_halves(x)
@@ -136,14 +138,14 @@ def _swap_halves(x: jax.Array) -> jax.Array:
 
 
 def _swap_halves_by_product(x: jax.Array) -> jax.Array:
-    """The same, exactly, where moving parts of a vector register costs more than a small product.
+    """Equals `_swap_halves` exactly, computed as a product with a permutation matrix.
 
-    A TPU's compiler writes the halves to memory, each padded to 128 lanes, and reads them back to
-    join them; a product with a permutation fuses with what is around it.
+    The TPU compiler writes the halves to memory, each padded to 128 lanes, and reads them back to
+    join them. A small product is cheaper because it fuses with the surrounding operations.
     """
     size = x.shape[-1]
     permutation = jnp.roll(jnp.eye(size, dtype=x.dtype), size // 2, axis=0)
-    # float32 would be rounded to bfloat16 on its way into the matrix unit.
+    # At default precision the matrix unit would round float32 inputs to bfloat16.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jax.lax.dot_general(
         x, permutation, (((x.ndim - 1,), (0,)), ((), ())), precision=precision

@@ -1,7 +1,7 @@
-"""Layers in a row: parameters stacked along a leading dim and run by a scan.
+"""Stack of layers, with parameters stacked along a leading dim and run by a scan.
 
-Compile time then does not grow with depth. Layers may come in groups whose last one differs (a
-sparse layer after n - 1 dense ones): one body for each of the two kinds, however many layers.
+Compile time then does not grow with depth. Layers may form groups whose last layer differs, such as
+a sparse layer after n - 1 dense ones; each of the two kinds is still compiled once.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from mm1_jax.parallel.rematerialisation import Remat, check_saved_names
 
 
 class Stack(Module):
-    """`num_layers` blocks; with `last_layer`, every `group_size`-th is one of those."""
+    """`num_layers` blocks; if `last_layer` is set, every `group_size`-th block uses it."""
 
     @config_class
     class Config(Module.Config):
@@ -31,9 +31,9 @@ class Stack(Module):
         last_layer: InstantiableConfig | None = None
         group_size: PositiveInt = 1
         remat: Remat = Remat.FULL
-        saved_names: tuple[str, ...] = ()  # named values that are kept too, with Remat.FULL
-        offloaded_names: tuple[str, ...] = ()  # and these, in the memory of the host
-        unroll: bool = False  # a Python loop instead of the scan, for tests: compiles every layer
+        saved_names: tuple[str, ...] = ()  # named values to save in spite of Remat.FULL
+        offloaded_names: tuple[str, ...] = ()  # named values to save in host memory instead
+        unroll: bool = False  # Python loop instead of the scan, for tests; compiles every layer
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.group_size = check_groups(cfg)
@@ -67,9 +67,11 @@ class Stack(Module):
         dropless: bool = False,
         prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Caches | None, RouterStatistics | None]:
-        """Runs all layers; statistics carry a leading dim in layer order.
+        """Runs all layers.
 
-        They have entries of the sparse layers only, and are None without any, or with caches.
+        Returns:
+            x, the caches, and the router statistics with a leading dim over the sparse layers in
+            layer order. The statistics are None without sparse layers or with caches.
         """
         if caches is not None:
             return self.unstacked()(
@@ -114,7 +116,7 @@ class Stack(Module):
         return x, None, statistics
 
     def unstacked(self) -> "UnstackedLayers":
-        """The layers apart, in order."""
+        """Returns the layers as separate modules, in order."""
         layers = []
         for i in range(self.num_layers):
             group, place = divmod(i, self.group_size)
@@ -129,10 +131,10 @@ class Stack(Module):
 
 
 class UnstackedLayers(nnx.Module):
-    """Layers one after the other, each with parameters and a cache of its own, for decoding.
+    """Layers with separate parameters and caches, run in a Python loop; for decoding.
 
-    A step of decoding reads every parameter once and does little else. A scan would first copy each
-    layer's out of the stack, and its cache out of that of all layers and back.
+    A decoding step reads every parameter once and does little else. A scan would first copy the
+    parameters of each layer out of the stack, and copy its cache out of a stacked cache and back.
     """
 
     def __init__(self, layers: Sequence[Any]):
@@ -166,10 +168,10 @@ class UnstackedLayers(nnx.Module):
 
 
 def check_groups(cfg: Stack.Config) -> int:
-    """The group size.
+    """Returns the group size.
 
     Raises:
-        ValueError: The layers do not divide into such groups.
+        ValueError: The group size does not fit `last_layer` or does not divide `num_layers`.
     """
     if cfg.last_layer is None and cfg.group_size != 1:
         raise ValueError(
@@ -189,7 +191,7 @@ def check_groups(cfg: Stack.Config) -> int:
 
 
 def stacked(cfg: InstantiableConfig, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> Any:
-    """Modules drawn independently, as one with leading dims `shape`, each named "layers"."""
+    """Initializes modules independently and stacks them along leading dims named "layers"."""
 
     def make(key: jax.Array) -> Any:
         return cfg.instantiate(rngs=nnx.Rngs(params=key))
@@ -207,16 +209,16 @@ def rematerialise(
     offloaded_names: tuple[str, ...] = (),
     prevent_cse: bool = False,
 ) -> Callable:
-    """`function`, recomputed in the backward pass except for what `remat` keeps.
+    """Wraps `function` so that the backward pass recomputes the values `remat` does not save.
 
     Args:
-        saved_names: With `Remat.FULL`, values of these names are kept as well.
-        offloaded_names: So are these, in the host's memory: sent there as they are computed, and
-            fetched when the backward pass comes to the layer.
-        prevent_cse: Needed outside a scan, where the compiler could undo the recomputation.
+        saved_names: Named values to save in spite of `Remat.FULL`.
+        offloaded_names: Named values to save in host memory: copied there when computed, and
+            fetched when the backward pass reaches the layer.
+        prevent_cse: Must be set outside a scan, where the compiler could undo the recomputation.
 
     Raises:
-        ValueError: Names go with another `remat`, or are both kept and offloaded.
+        ValueError: Names are given without `Remat.FULL`, or are both saved and offloaded.
     """
     for field, names in (("saved_names", saved_names), ("offloaded_names", offloaded_names)):
         if names and remat is not Remat.FULL:
@@ -243,7 +245,7 @@ def rematerialise(
 
 
 def _loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    # What jax.lax.scan does, without it.
+    # Python equivalent of jax.lax.scan.
     outputs = []
     for i in range(jax.tree.leaves(xs)[0].shape[0]):
         carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))

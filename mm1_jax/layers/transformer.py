@@ -1,6 +1,6 @@
-"""The pre-norm transformer block of decoder and vision encoder.
+"""Pre-norm transformer block of the decoder and the vision encoder.
 
-x + attention(norm(x)), then x + feed_forward(norm(x)).
+Computes x + attention(norm(x)), then x + feed_forward(norm(x)).
 """
 
 from flax import nnx
@@ -18,14 +18,14 @@ from mm1_jax.parallel.sharding import constrain
 
 
 class TransformerBlock(Module):
-    """Attention and a feed-forward layer, dense or sparse, each on its normalised input."""
+    """Attention and a dense or sparse feed-forward layer, each on normalized input."""
 
     @config_class
     class Config(Module.Config):
         input_dim: Required[PositiveInt] = derived()
         attention: InstantiableConfig = Attention.default_config()
         feed_forward: InstantiableConfig = GatedFeedForward.default_config()  # or FeedForward, MoE
-        norm: InstantiableConfig = RMSNorm.default_config()  # of both
+        norm: InstantiableConfig = RMSNorm.default_config()  # applied before each of the two
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         dim = cfg.input_dim
@@ -45,7 +45,7 @@ class TransformerBlock(Module):
         dropless: bool = False,
         prefix_lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None, RouterStatistics | None]:
-        """Returns the new x, the cache extended by it, and what the router did (None if dense)."""
+        """Returns the new x, the cache extended by it, and router statistics (None if dense)."""
         x = constrain(x, "batch", "sequence", None)
         normed = checked(self.attention_norm, self.attention_norm(x), x.shape, x.dtype)
         output = self.attention(
