@@ -1,4 +1,4 @@
-"""Answers of a model to a task: a text that it generated, or how likely it finds each option."""
+"""Answers of a model to a task: a generated text, or the likelihood of each option."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ class Likelihood:
     """The likelihood of a text after a prompt.
 
     Attributes:
-        log_probability: Sum of the natural log-probabilities of the continuation's tokens; the end
-            of the text is not among them.
-        is_greedy: True if each token is the most likely one of the whole vocabulary at its place
-            (of equals, the first).
-        num_tokens: Tokens of the continuation.
-        num_bytes: Bytes of its text in UTF-8.
-        num_cut: Positions dropped from the start of the prompt because the row is too short.
+        log_probability: Sum of the natural log-probabilities of the continuation's tokens, without
+            a token that ends the text.
+        is_greedy: True if each token is the most likely one of the whole vocabulary at its position
+            (the first of equals).
+        num_tokens: Number of tokens of the continuation.
+        num_bytes: Number of bytes of the continuation in UTF-8.
+        num_cut: Number of positions dropped from the start of the prompt to fit into a row.
     """
 
     log_probability: float
@@ -31,8 +31,8 @@ class TextAnswer:
     """A generated text.
 
     Attributes:
-        text: Up to the first stop string.
-        undecodable: One reason for each picture of the prompt that could not be decoded.
+        text: The text before the first stop string.
+        undecodable: The reason for each picture of the prompt that could not be decoded.
     """
 
     text: str
@@ -47,7 +47,7 @@ class OptionAnswer:
 
     @property
     def best(self) -> int:
-        """The most likely option; of equals, the first."""
+        """Index of the most likely option; the first of equals."""
         return int(np.argmax([one.log_probability for one in self.likelihoods]))
 
 

@@ -1,6 +1,6 @@
-"""The two ways to ask a model: it generates an answer, or options are compared by likelihood.
+"""Two ways to ask a model: it generates an answer, or options are compared by likelihood.
 
-Both are functions from tasks to answers, `Ask`, which a benchmark's config names.
+Both are functions from tasks to answers (`Ask`); a benchmark's config names one of them.
 """
 
 import itertools
@@ -25,39 +25,43 @@ from mm1_jax.evals.prompts import few_shot, text_of
 from mm1_jax.evals.tasks import Task, Tasks
 from mm1_jax.models.mm1 import MM1
 
-# The pixels of a blanked picture: mid-grey, the ground of no embedded picture.
+# Pixel value of blanked pictures: mid-gray, which is no background in the embedded benchmarks.
 BLANK = 128
-# Tasks between two entries of the log, in batches: a stopped evaluation loses no more, and requests
-# of like length are found to share a batch.
+# Number of batches whose tasks are compared and logged together. A larger number lets more requests
+# of similar length share a batch, but a stopped evaluation loses more answers.
 _BATCHES_AT_ONCE = 16
 
 
 class Asked(NamedTuple):
-    """Answers as they come, and metrics that tell about the prompts."""
+    """Answers, as they are computed, and metrics of the prompts."""
 
     answers: Iterator[tuple[Task, Answer]]
     remarks: Mapping[str, float]
 
 
-# The parts of an input that prompts are made with, in training or without.
+# The input of a training run, or the parts of it that build prompts.
 AskInput = Input | PromptInput
-# Asks a model the tasks at some indices of all tasks, with the fields of a benchmark's config.
+# (model, all tasks, indices of the tasks to ask, config of the benchmark, input, blank) -> answers
 Ask = Callable[..., Asked]
 
 
 def generate_answers(
     model: MM1, tasks: Tasks, indices: Sequence[int], cfg: Any, input: AskInput, *, blank: bool
 ) -> Asked:
-    """Greedy answers up to eos or a stop string; where `blank`, every picture is blanked."""
+    """Generates greedy answers up to eos or a stop string.
+
+    Args:
+        blank: Replaces every picture with a blank one.
+    """
     builder = input.example_builder.without_limits()
     sizes = [
         (len(example.tokens), len(example.images))
         for example in (builder.prompt(task.prompt) for task in tasks)
     ]
     longest = max(length for length, _ in sizes)
-    # The model has no form without a slot for an image.
+    # The model needs at least one image slot.
     num_images = max(1, *(number for _, number in sizes))
-    # One shape of all batches, so that one program serves them.
+    # All batches have one shape, so that the program compiles once.
     shape = RowShape(bucket(longest), num_images, image_size(input.image_transform))
     answers = _generated(model, tasks, indices, cfg, input, shape, blank)
     limit = input.example_builder.max_sequence_length
@@ -78,7 +82,7 @@ def _generated(
         tokenizer, cfg.max_new_tokens, stop_strings=tuple(cfg.stop_strings)
     )
     waiting: Iterator[tuple[Task, Answer]] = iter(())
-    # A batch is made while the one before it is on the device.
+    # A batch is assembled while the device computes the previous one.
     for part in _parts(tasks, indices, cfg.batch_size):
         batch, reasons = _batch(part, shape, cfg.batch_size, input)
         if blank:
@@ -96,8 +100,8 @@ def _read(
     options: DecodingOptions,
     tokenizer: Tokenizer,
 ) -> Iterator[tuple[Task, Answer]]:
-    """Waits for the tokens of a batch."""
-    # The rows behind the tasks are padding.
+    """Waits for the tokens of a batch and yields its answers."""
+    # The rows after the tasks are padding.
     rows = np.asarray(tokens)[: len(part)]
     for task, row, bad in zip(part, rows, reasons, strict=True):
         text = options.text(row.tolist(), tokenizer.decode)
@@ -107,7 +111,10 @@ def _read(
 def _batch(
     part: Sequence[Task], shape: RowShape, num_rows: int, input: AskInput
 ) -> tuple[Batch, list[tuple[str, ...]]]:
-    """The prompts, and why pictures of each could not be decoded; their slots are empty."""
+    """Returns the prompts as a batch, and why pictures of each prompt could not be decoded.
+
+    The slots of undecodable pictures are empty.
+    """
     bad_images: dict[int, str] = {}
 
     def pixels(image: Image) -> np.ndarray | None:
@@ -128,13 +135,13 @@ def _batch(
 
 
 def shown(image: Image, transform: ImageTransform | None) -> np.ndarray:
-    """The picture as the model sees it."""
+    """Returns the picture as the model sees it."""
     assert transform is not None, "asked of models that read images"
     return transform(image)
 
 
 def image_size(transform: ImageTransform | None) -> int:
-    """Side of the slots of a batch, which has some for a model that reads no images, too."""
+    """Side of the image slots of a batch, in pixels; 1 for a model that reads no images."""
     return 1 if transform is None else transform.image_size
 
 
@@ -152,9 +159,10 @@ def _beyond_training(name: str, longest: int, limit: int) -> dict[str, float]:
 def compare_options(
     model: MM1, tasks: Tasks, indices: Sequence[int], cfg: Any, input: AskInput, *, blank: bool
 ) -> Asked:
-    """Likelihoods of the options of each task; there is no picture to be blanked.
+    """Computes the likelihoods of the options of each task.
 
-    Prompts that are longer than a row lose their beginning.
+    Prompts longer than a row lose their beginning. `blank` is ignored, as the tasks have no
+    pictures.
     """
     return Asked(_compared(model, tasks, indices, cfg, input), {})
 
@@ -176,10 +184,10 @@ def _compared(
 
 
 def requests(task: Task, cfg: Any) -> list[Request]:
-    """The texts that are compared: the prompt and each option.
+    """Returns the requests whose likelihoods are compared: the prompt with each option.
 
-    Where a record has a `rest`, its options are beginnings of the query, and how likely the rest is
-    after each of them is compared.
+    If a record has a `rest`, its options are beginnings of the query, and the likelihoods of the
+    rest after each of them are compared.
     """
     joiner, record = cfg.answer_joiner or "", task.record
     if "rest" not in record:
@@ -206,8 +214,8 @@ def described(task: Task, exemplars: str, cfg: Any) -> str:
     """Describes for people to read how tasks are asked.
 
     Args:
-        task: One without exemplars.
-        exemplars: The rule by which exemplars are chosen.
+        task: A task without exemplars.
+        exemplars: A description of how exemplars are chosen.
     """
     parts = [f"a prompt without exemplars: {text_of(task.prompt)!r}", exemplars]
     if cfg.answer_joiner is not None:

@@ -1,7 +1,7 @@
-"""A benchmark: tasks of a corpus, asked of a model and scored (MM1, section 4).
+"""Benchmarks: tasks of a corpus, asked of a model and scored (MM1, section 4).
 
-Each benchmark is a config of this one class: where its records are and how one is read (`corpus`),
-how they are put to the model (prompts, shots, `asking`) and which function scores them (`scoring`).
+Each benchmark is a config of one class: the source of its records (`corpus`), the way they are
+asked (prompts, shots, `asking`), and the function that scores them (`scoring`).
 """
 
 import contextlib
@@ -35,11 +35,12 @@ from mm1_jax.models.mm1 import MM1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The model's answer to a task, which is kept without its exemplars.
+    """The model's answer to a task and whether it is right.
 
     Attributes:
-        answer: The text, or what was chosen.
-        correct: None where there is no reference.
+        task: The task, without its exemplars.
+        answer: The generated text, or the chosen option.
+        correct: None without a reference, or where the scoring decides only by degree.
     """
 
     task: Task
@@ -54,10 +55,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Verdicts on all tasks with some shots, and the metrics under their own names.
+    """Verdicts on all tasks at one number of shots.
 
     Attributes:
-        scored: The values of those that have a reference; None where none has one.
+        metrics: Values by metric name.
+        scored: Values of the tasks that have a reference; None if no task has one.
     """
 
     verdicts: list[Verdict]
@@ -66,66 +68,65 @@ class Judgement:
 
 
 class Benchmark(Evaluator):
-    """Asks the test split of a corpus, with exemplars from its train split or the others asked.
+    """Asks a model the test split of a corpus, with exemplars from `exemplar_split`.
 
-    A prompt may be longer than a row of training: rotary positions go on, and the model reads it.
-    It may show more pictures, too. Where prompts are longer, the metric `positions_beyond_training`
-    says by how much; where pictures could not be shown, `undecodable_images` says how many.
+    A prompt may be longer than a training row and show more pictures, as rotary positions extend
+    beyond it. The metric `positions_beyond_training` says by how many positions, and
+    `undecodable_images` counts pictures that could not be shown.
     """
 
     @config_class
     class Config(Evaluator.Config):
         name: Required[NonEmpty] = REQUIRED
-        # Its documents end with the answer.
+        # Corpus whose documents end with the answer.
         corpus: Required[Corpus.Config] = REQUIRED
-        # Makes the values of all answers, and the scores of these.
+        # Computes values per answer, and the scores.
         scoring: Required[Scoring] = REQUIRED
         # The way the model is asked: `generate_answers` or `compare_options`.
         asking: Ask = generate_answers
-        # True where a model has to read images to be asked.
+        # True if the model must read images.
         shows_images: bool = True
-        # Chooses the records of a split that belong to the benchmark; None: all.
+        # Chooses the records of a split that belong to the benchmark; None means all.
         records: Callable[[Corpus], Sequence[int]] | None = None
-        # The split that exemplars come from; those of "test" are never the query.
+        # Split that exemplars come from. With "test", a query is never its own exemplar.
         exemplar_split: str = "train"
-        # Makes the exemplars of a query, from its corpus, its index and their number.
+        # (corpus, index of the query, shots) -> exemplars; None draws them from the split.
         exemplars_of: Callable[[Corpus, int, int], list[Document]] | None = None
         shots: tuple[NonNegativeInt, ...] = (0, 4, 8)
-        # Shots at which all is repeated with every picture blank, under the name `<name>_blank`.
+        # Shots at which the benchmark is repeated with blank pictures, as `<name>_blank`.
         blank_shots: tuple[NonNegativeInt, ...] = (0,)
-        # The number of records asked without and with exemplars, a random subset; None: all.
+        # Sizes of the random subsets asked without and with exemplars; None means all records.
         num_examples: PositiveInt | None = None
         num_few_shot_examples: PositiveInt | None = 120
         batch_size: PositiveInt = 64
         max_new_tokens: PositiveInt = 24
-        # Positions of prompt and option; None: those of a row of training.
+        # Maximum positions of prompt and option; None means those of a training row.
         max_length: PositiveInt | None = None
-        # An answer ends before the first of these.
+        # A generated answer ends before the first of these.
         stop_strings: tuple[NonEmpty, ...] = ("\n",)
-        # Between the words around an answer and the answer, which are then one text; None: they
-        # are tokenised apart, as in training.
+        # Joins prompt and answer into one text; None tokenizes them separately, as in training.
         answer_joiner: str | None = None
-        # Behind the answer of an exemplar, where texts are joined.
+        # Text after the answer of each exemplar; used only with `answer_joiner`.
         exemplar_separator: str | None = None
-        # Which records are exemplars: those most like the query; None: any, at random.
+        # Chooses the exemplars most similar to the query; None draws them at random.
         exemplars: SimilarExemplars.Config | None = None
-        # The metric that reports show as the score; None: accuracy, or else exact_match.
+        # Metric that reports show as the score; None means accuracy or, without it, exact_match.
         headline: str | None = None
-        # The factor that makes percentages of it; None: 100, of shares of 1.
+        # Factor that converts the headline to percent; None means 100, for fractions of 1.
         headline_scale: Positive | None = None
         # Seed of the random choice of records and exemplars.
         seed: Seed = 0
         num_samples: NonNegativeInt = 8
-        # Counts a picture that is not there, and does not show it; False: an error names it.
+        # If True, missing pictures are counted and not shown; if False, they are an error.
         allow_missing_images: bool = False
-        # Suffix and content of a file of predictions, as the server of a published benchmark reads
-        # it; None: there is no such file.
+        # Returns suffix and content of a predictions file as the server of a published benchmark
+        # reads it; None writes no such file.
         predictions: Callable[[Sequence[Verdict]], tuple[str, str]] | None = None
-        # Has a judge grade the answers: verdicts, judge, config, a finder of files, progress.
+        # (verdicts, judge, config, finder of data files, progress) -> grades by the judge
         grading: Callable[..., Grades] | None = None
         # The number of times that the judge grades each answer.
         num_judge_runs: PositiveInt | None = None
-        # A message before the question to the judge.
+        # System message to the judge.
         system_message: str | None = None
 
     def __init__(self, cfg: Config, *, input: Input | PromptInput):
@@ -160,12 +161,12 @@ class Benchmark(Evaluator):
         log: AnswerLog | None = None,
         progress: Callable[[], object] = lambda: None,
     ) -> Judgement:
-        """Asks all tasks with so many exemplars.
+        """Asks all tasks at a number of shots.
 
         Args:
-            blank: Every picture is blanked.
-            log: Has the answers that were given before, and gets the others as they come.
-            progress: Called at each answer that comes.
+            blank: Replaces every picture with a blank one.
+            log: Holds earlier answers, which are not asked again; new answers are added to it.
+            progress: Called after each new answer.
         """
         log = AnswerLog() if log is None else log
         maker = self.maker
@@ -183,14 +184,14 @@ class Benchmark(Evaluator):
         return self._judgement(solved, answers, {**asked.remarks, **self._remarks(shots, answers)})
 
     def tasks(self, shots: int) -> Tasks:
-        """The tasks that are put to the model."""
+        """Returns the tasks at a number of shots."""
         return self.maker.tasks(shots)
 
     def check(self, tasks: Tasks) -> None:
-        """Raises ValueError where pictures of tasks are not there; called before they are asked."""
+        """Raises ValueError if pictures of the tasks are missing. Called before any is asked."""
         if self.config.allow_missing_images:
             return
-        # Each once: many tasks may show a picture.
+        # Each file is checked once, as many tasks may show the same picture.
         files = {
             image.data.path: image.data
             for task in tasks
@@ -205,7 +206,7 @@ class Benchmark(Evaluator):
             )
 
     def fingerprint(self) -> str:
-        """Digest of the documents that are asked, and of those that exemplars are drawn from."""
+        """Digest of the documents that are asked and of those that exemplars are drawn from."""
         return self.maker.fingerprint()
 
     def describe(self) -> str:
@@ -215,7 +216,7 @@ class Benchmark(Evaluator):
         return f"{self.maker.num_records} records; {how}"
 
     def intervals(self, judgement: Judgement) -> dict[str, tuple[float, float]]:
-        """95% intervals of those metrics that are made of columns."""
+        """Returns 95% intervals of the metrics that are computed from columns."""
         scored = judgement.scored
         if scored is None or not scored.columns:
             return {}
@@ -225,7 +226,7 @@ class Benchmark(Evaluator):
         return intervals(scored.columns, units, scored.combine, seed=self.config.seed)
 
     def cases(self, judgement: Judgement, count: int) -> tuple[list[Case], list[Case]]:
-        """The best and the worst answers, at most `count` each, for people to look at."""
+        """Returns the best and the worst answers, at most `count` each, for people to look at."""
         verdicts, values = judgement.verdicts, self.quality(judgement)
         keys = [verdict.task.key for verdict in verdicts]
         best, worst = (
@@ -235,7 +236,7 @@ class Benchmark(Evaluator):
         return best, worst
 
     def quality(self, judgement: Judgement) -> np.ndarray:
-        """The quality of each answer; NaN without a reference."""
+        """Returns the quality of each answer; NaN without a reference."""
         values = np.full(len(judgement.verdicts), np.nan)
         if judgement.scored is not None:
             labelled = [verdict.item.has_reference for verdict in judgement.verdicts]
@@ -243,11 +244,13 @@ class Benchmark(Evaluator):
         return values
 
     def metric_names(self) -> list[str] | None:
-        """By scoring an empty answer to the first task; None of a published benchmark, whose
-        metrics may be of parts that the first task does not belong to.
+        """Returns the metric keys, found by scoring an empty answer to the first task.
+
+        Returns None for a published benchmark: it may have metrics of parts that do not include
+        the first task.
 
         Raises:
-            ValueError: The scoring function returns something else than it should.
+            ValueError: The scoring function fails, or returns an invalid value.
         """
         cfg, task = self.config, self.maker.task(0, 0)
         if cfg.predictions is not None:
@@ -295,7 +298,7 @@ class Benchmark(Evaluator):
         return Judgement(verdicts, {**metrics, **remarks}, scored)
 
     def _remarks(self, shots: int, answers: Sequence[Answer]) -> dict[str, float]:
-        """Metrics that tell about the answers, beside scores."""
+        """Returns the numbers of undecodable pictures and truncated prompts, where not zero."""
         name, found = self.config.name, {}
         bad_images = [
             reason
@@ -336,7 +339,7 @@ class Benchmark(Evaluator):
         )
 
     def _samples(self, verdicts: Sequence[Verdict]) -> list[Sample]:
-        """Some wrong and some right answers, half of each where there are enough."""
+        """Returns wrong and right answers, half of each if there are enough."""
         limit = self.config.num_samples
         wrong = [verdict for verdict in verdicts if not verdict.correct]
         right = [verdict for verdict in verdicts if verdict.correct]
@@ -367,12 +370,12 @@ class Benchmark(Evaluator):
 
 
 def named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float]:
-    """Metrics under the keys `name/shots/metric`."""
+    """Returns the metrics under the keys `name/shots/metric`."""
     return {f"{name}/{shots}/{key}": value for key, value in values.items()}
 
 
 def _tried(name: str, scoring: Scoring, item: Item) -> list[str]:
-    """The names of the scores; raises ValueError where the function cannot score the item."""
+    """Returns the names of the scores. Raises ValueError if the function cannot score the item."""
     function = getattr(scoring, "__name__", repr(scoring))
     try:
         scored: Any = scoring([item])

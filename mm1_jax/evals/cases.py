@@ -1,6 +1,6 @@
-"""The best and the worst answers of a benchmark as a page: picture, prompt, references, answer.
+"""HTML page of a benchmark's best and worst answers: picture, prompt, references, answer.
 
-The page is one file of HTML with the pictures in it, and asks nothing of a network.
+The page is a single file that contains the pictures and loads nothing from the network.
 """
 
 import base64
@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 _JPEG_QUALITY = 88
-# Between pictures side by side; pictures on white and on black stand out from it.
+# Gray level between pictures side by side; white and black backgrounds both stand out from it.
 _GAP = 200
 _STYLE = """
 body{font:15px/1.4 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}
@@ -26,21 +26,21 @@ img{max-width:100%;max-height:16rem;min-height:6rem;display:block;margin-bottom:
 image-rendering:pixelated}
 dt{font-weight:600;font-size:.8rem;color:#666}dd{margin:0 0 .4rem;white-space:pre-wrap}
 """
-# Nothing but what stands in the page is shown, whatever an answer spells.
+# The browser loads nothing from outside the page, whatever HTML an answer contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One task, and what the model said.
+    """One task and the model's answer.
 
     Attributes:
-        image: The pictures that were asked about, side by side; None where there are none.
-        prompt: What was asked, without exemplars.
-        references: What is right; none where that is not published.
-        answer: The model's.
-        quality: Of the answer, in the unit of the benchmark; NaN where it has none.
-        key: Of the task.
+        image: The pictures of the task, side by side; None without pictures.
+        prompt: The prompt without exemplars.
+        references: The right answers; empty if they are not published.
+        answer: The model's answer.
+        quality: Quality of the answer, in the unit of the benchmark; NaN if unknown.
+        key: The id of the task.
     """
 
     image: UInt8[np.ndarray, "h w 3"] | None
@@ -54,12 +54,12 @@ class Case:
 def best_and_worst(
     quality: Float[np.ndarray, "n"], keys: Sequence[str], count: int
 ) -> tuple[list[int], list[int]]:
-    """The places of the `count` best tasks, best first, and of the worst, worst first.
+    """Returns the indices of the `count` best tasks, best first, and of the worst, worst first.
 
-    Of equals, a choice that the keys decide. No task is in both, and none without a quality.
+    The keys decide between equal tasks. No task is in both lists, and none without a quality.
     """
     known = [i for i in range(len(quality)) if not np.isnan(quality[i])]
-    # A shuffle that is the same in every run, so that equals are not all of the first pictures.
+    # A shuffle that is the same in every run, so that equal tasks are not all from the beginning.
     known.sort(key=lambda i: (zlib.crc32(keys[i].encode("utf-8", "replace")), keys[i]))
     ranked = sorted(known, key=lambda i: -quality[i])
     count = min(count, (len(ranked) + 1) // 2)
@@ -68,7 +68,7 @@ def best_and_worst(
 
 
 def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one height in a row, with a grey gap between them."""
+    """Concatenates pictures of equal height, with a gray gap between them."""
     first, *others = pictures
     height, width, depth = first.shape
     gap = np.full((height, max(1, width // 12), depth), _GAP, np.uint8)
@@ -76,7 +76,7 @@ def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def cases_page(title: str, best: Sequence[Case], worst: Sequence[Case]) -> str:
-    """The page."""
+    """Returns the HTML of the page."""
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',

@@ -1,9 +1,9 @@
-"""Exemplars that are like the query (RICES: Alayrac et al. 2022, appendix; Yang et al. 2022).
+"""Exemplars that are similar to the query (RICES: Alayrac et al. 2022, appendix; Yang et al. 2022).
 
-Of the records that exemplars come from, those whose pictures are most like the query's are shown,
-the most similar last, next to the query, as OpenFlamingo has it (`eval/rices.py`). Likeness is the
-cosine of features: the mean over patches of what the model's own vision encoder makes of a picture,
-or vectors that a file gives for each record.
+The exemplars are the support records whose pictures are most similar to the query's. The most
+similar one comes last, next to the query, as in OpenFlamingo (`eval/rices.py`). Similarity is the
+cosine of features: the output of the model's own vision encoder, averaged over patches, or vectors
+that a file holds for each record.
 
 n records   U different pictures   E features of a text   Dv features of a picture
 """
@@ -28,7 +28,7 @@ from mm1_jax.field_types import PositiveInt, Share
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
-# Likeness that differs by less is equal: what the order of sums changes must not decide.
+# Decimals of similarities that count, so that rounding errors do not decide between equal records.
 _DECIMALS = 5
 _TEXT_LENGTH = 32
 _FILE_ARRAYS = ("support_ids", "support", "query_ids", "query")
@@ -36,12 +36,12 @@ _FILE_ARRAYS = ("support_ids", "support", "query_ids", "query")
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the records of a side: queries, or those that exemplars come from.
+    """Features of the queries, or of the support, the records that exemplars come from.
 
     Attributes:
-        vectors: Of unit length, of each different picture.
-        rows: Which of them is a record's; -1 where it has no picture that can be decoded.
-        texts: Of unit length or zero, of the record's text; None where texts do not count.
+        vectors: Unit vectors of the different pictures.
+        rows: Row of `vectors` for each record; -1 without a picture that can be decoded.
+        texts: Unit vectors, or zeros, of the texts of the records; None if texts do not count.
     """
 
     vectors: Float32[np.ndarray, "U Dv"]
@@ -49,7 +49,7 @@ class Features:
     texts: Float32[np.ndarray, "n E"] | None = None
 
     def likeness(self, query: "Features", place: int, text_weight: float) -> np.ndarray:
-        """The cosines of all records with the query at `place`; 0 where one has no features."""
+        """Returns the similarity of each record to the query at `place`; 0 without features."""
         total = np.zeros(len(self.rows), np.float32)
         if query.rows[place] >= 0 and len(self.vectors):
             cosines = self.vectors @ query.vectors[query.rows[place]]
@@ -60,11 +60,11 @@ class Features:
 
 
 class SelectedFrom(NamedTuple):
-    """The records of a side, by number, that features are made of.
+    """The queries, or the support, by index.
 
     Attributes:
-        keys: Their names, as a file of features has them.
-        document: The pictures and the text of one, without its answer.
+        keys: The ids of the records, as in a features file.
+        document: Returns the pictures and the text of a record, without its answer.
     """
 
     keys: Sequence[str]
@@ -72,17 +72,17 @@ class SelectedFrom(NamedTuple):
 
 
 class SimilarExemplars(Configurable):
-    """Chooses exemplars by their likeness to the query; of equals, the first record."""
+    """Chooses the exemplars most similar to the query; the first of equals."""
 
     @config_class
     class Config(Configurable.Config):
-        # What a text's likeness counts, 0 to 1, against the picture's: the cosine of the means of
-        # the decoder's token embeddings.
+        # Weight of the similarity of texts, 0 to 1, against that of pictures. The features of a
+        # text are the mean of its token embeddings in the decoder.
         text_weight: Share = 0.0
-        # An .npz with `support`, `query`, a vector each, and their `support_ids`, `query_ids`;
-        # None: features of the model's own vision encoder.
+        # An .npz file with a vector per record in `support` and `query`, and the ids of the records
+        # in `support_ids` and `query_ids`; None uses the model's own vision encoder.
         features_file: str | None = None
-        # Pictures or texts at once; their features do not depend on the batches of the benchmark.
+        # Pictures or texts per batch of features, independent of the benchmark's `batch_size`.
         batch_size: PositiveInt = 32
 
     def __init__(self, cfg: Config):
@@ -105,8 +105,8 @@ class SimilarExemplars(Configurable):
         """Computes the features of queries and support.
 
         Args:
-            pixels: As the model sees them; None where a picture cannot be decoded.
-            tokenizer: Of the texts, where these count.
+            pixels: Returns a picture as the model sees it, or None if it cannot be decoded.
+            tokenizer: Tokenizer of the texts; used if `text_weight` is not 0.
 
         Raises:
             ValueError: The model has no vision encoder, or the file lacks a record.
@@ -133,13 +133,15 @@ class SimilarExemplars(Configurable):
         count: int,
         exclude: int | None = None,
     ) -> list[int]:
-        """The numbers of the `count` records most like the query at `place`, that one last.
+        """Returns the `count` support records most similar to the query at `place`, in order.
+
+        The most similar one is last.
 
         Args:
-            exclude: A record that is never chosen: the query itself, where it is among them.
+            exclude: A record that is never chosen, such as the query itself.
         """
         likeness = support.likeness(queries, place, self._config.text_weight)
-        # Stable, so that of equals the first record comes first.
+        # A stable sort keeps equal records in order.
         order = np.argsort(-np.round(likeness, _DECIMALS), kind="stable")
         nearest = [int(i) for i in order[: count + (exclude is not None)] if i != exclude]
         return nearest[:count][::-1]
@@ -148,9 +150,9 @@ class SimilarExemplars(Configurable):
 def features_in_file(
     path: Path, query_keys: Sequence[str], support_keys: Sequence[str]
 ) -> tuple[Features, Features]:
-    """Features of the records of these names; raises ValueError where the file lacks one."""
+    """Reads the features of records by id. Raises ValueError if the file lacks one."""
     try:
-        # numpy leaves a file that it cannot read open.
+        # Given a path, numpy leaves a file open that it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in _FILE_ARRAYS}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -179,14 +181,14 @@ def features_in_file(
 
 
 def store(path: Path, queries: Features, support: Features, about: Mapping[str, Any]) -> None:
-    """Keeps features for another run of the same; `about` decides what they are."""
+    """Writes features to a cache, with `about`, which identifies them."""
     arrays: dict[str, Any] = {"about": np.array(json.dumps(about, sort_keys=True))}
     for side, features in (("queries", queries), ("support", support)):
         arrays |= {f"{side}_vectors": features.vectors, f"{side}_rows": features.rows}
         if features.texts is not None:
             arrays[f"{side}_texts"] = features.texts
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under its name once it is whole.
+    # The file gets its name once it is complete.
     half = path.with_suffix(".half.npz")
     with half.open("wb") as file:
         np.savez(file, **arrays)
@@ -194,7 +196,7 @@ def store(path: Path, queries: Features, support: Features, about: Mapping[str, 
 
 
 def stored(path: Path, about: Mapping[str, Any]) -> tuple[Features, Features] | None:
-    """Reads the features that `store` kept; None where they are of others, or damaged."""
+    """Reads the features that `store` wrote; None if `about` differs or the file is unreadable."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -216,7 +218,7 @@ def _features(
     tokenizer: Tokenizer | None,
     batch_size: int,
 ) -> Features:
-    """Features of all records of a side; a picture of many records is looked at once."""
+    """Computes the features of all records; a picture of several records is encoded once."""
     numbers: dict[Any, int] = {}
     rows = np.full(len(side.keys), -1, np.int64)
     vectors: list[np.ndarray] = []
@@ -237,7 +239,7 @@ def _features(
     for place in range(len(side.keys)):
         document = side.document(place)
         if document.images:
-            # The picture that is asked about; of several, the first.
+            # Only the first picture counts.
             image = document.images[0]
             name = getattr(image.data, "path", None) or (place,)
             if name not in numbers:
@@ -266,7 +268,7 @@ def _features(
 def _batched(
     function: Callable[..., Array], examples: Sequence[np.ndarray], batch_size: int
 ) -> np.ndarray:
-    """The rows of `function` of a batch that is filled up with zeros to one shape."""
+    """Applies `function` to a batch filled up with zeros, so that it compiles once."""
     filled = np.zeros((batch_size, *examples[0].shape), examples[0].dtype)
     filled[: len(examples)] = examples
     return np.asarray(function(filled, placement=current_placement()))[: len(examples)]
@@ -279,12 +281,12 @@ def _text_features(model: MM1, tokens: Sequence[list[int]], batch_size: int) -> 
     return _batched(functools.partial(_embedded, model), [*rows], batch_size)
 
 
-# The placement is an argument only to be part of the key: activations are placed while tracing.
+# `placement` only belongs to the cache key of jit: activations are placed while tracing.
 @functools.partial(jax.jit, static_argnames=("placement",))
 def _pooled(
     model: MM1, images: UInt8[Array, "J h w 3"], *, placement: Placement | None
 ) -> Float[Array, "J Dv"]:
-    """The mean of the patches' features of each picture, of unit length, whole on every device."""
+    """Returns the mean of each picture's patch features, as unit vectors that are replicated."""
     encoder = model.cast().vision_encoder
     assert encoder is not None
     features = encoder(constrain(images, "images", None, None, None)).astype(jnp.float32)
@@ -295,7 +297,11 @@ def _pooled(
 def _embedded(
     model: MM1, tokens: Int[Array, "B T"], *, placement: Placement | None
 ) -> Float[Array, "B D"]:
-    """The mean of the embeddings of each row's tokens (-1: none), of unit length or zero."""
+    """Returns the mean token embedding of each row, as unit vectors or zeros.
+
+    Args:
+        tokens: Token ids, padded with -1.
+    """
     is_token: Bool[Array, "B T"] = tokens >= 0
     embeddings = model.cast().decoder.embed(jnp.maximum(tokens, 0)).astype(jnp.float32)
     total = jnp.sum(jnp.where(is_token[..., None], embeddings, 0.0), axis=1)

@@ -1,4 +1,4 @@
-"""The training loss on held-out documents, for each corpus."""
+"""Training loss on held-out documents, per corpus."""
 
 import functools
 
@@ -21,8 +21,8 @@ from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 class HeldOutLoss(Evaluator):
     """Mean cross-entropy of the scored targets over the first batches of the test split.
 
-    The batches are packed as those of training are, and the same in every run. A corpus that does
-    not occur in them has no number.
+    The batches are packed like training batches and are the same in every run. A corpus that does
+    not occur in them has no metric.
     """
 
     @config_class
@@ -35,7 +35,7 @@ class HeldOutLoss(Evaluator):
 
     @functools.cached_property
     def _input(self) -> Input:
-        # Not in the constructor: nobody need read the test split before there is a model to judge.
+        # Built at the first run, so that the test split is not read before a model is evaluated.
         with distributed.together():
             held_out = self._train_input.config.instantiate(split="test")
         agree({f"held-out data: {name}": x for name, x in held_out.fingerprint().items()})
@@ -69,14 +69,14 @@ class HeldOutLoss(Evaluator):
         )
 
 
-# The placement is an argument only to be part of the key: activations are placed while tracing.
+# `placement` only belongs to the cache key of jit: activations are placed while tracing.
 @functools.partial(jax.jit, static_argnames=("num_corpora", "placement"))
 def loss_sums(
     model: MM1, batch: Batch, *, num_corpora: int, placement: Placement | None = None
 ) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
-    """Summed cross-entropy of the scored targets of each corpus, and their number; dropless."""
+    """Returns the summed cross-entropy of each corpus's scored targets, and their number."""
     logits_BTV = model.logits(model(batch, dropless=True).hidden)
     cross_entropy_BT, _ = token_losses(logits_BTV, batch.targets)
-    # Whole on every device, for every process to read.
+    # Replicated, so that every process can read them.
     total, weight = corpus_sums(cross_entropy_BT, batch, num_corpora)
     return constrain(total, None), constrain(weight, None)

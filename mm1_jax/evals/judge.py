@@ -1,10 +1,10 @@
-"""A language model that grades answers, behind an endpoint that speaks as OpenAI's does.
+"""A language model that grades answers, behind an OpenAI-compatible endpoint.
 
     POST {url}/chat/completions     {"model", "messages", "temperature", "max_tokens"}
 
-Replies are kept in files named by the SHA-256 of their request, so what was asked once costs
-nothing again. The key is read from the environment variable OPENAI_API_KEY, and goes nowhere but
-to the endpoint: redirects are not followed, and without TLS only this machine is spoken to.
+Replies are cached in files named by the SHA-256 of their request, so that a repeated request costs
+nothing. The API key is read from the environment variable OPENAI_API_KEY and is sent only to the
+endpoint: redirects are refused, and HTTP without TLS is limited to this machine by default.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from mm1_jax.storage import write_whole
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-# What may go well later: too many requests, and what servers and proxies say when they cannot.
+# HTTP statuses that are retried: rate limits and temporary failures of servers and proxies.
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _MAX_REPLY_BYTES = 2**22
@@ -37,9 +37,9 @@ class Grades(NamedTuple):
     """Grades of a judge for all answers.
 
     Attributes:
-        name: The name of the file of the grades, as official code and `--score_only` have it.
+        name: The name of the grades file, as in the official code and `--score_only`.
         content: The content of that file.
-        metrics: The scores of the grades.
+        metrics: Scores computed from the grades.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Reply:
     """A reply of the judge.
 
     Attributes:
-        model: As the endpoint calls itself, which says more than what was asked for.
-        is_new: Whether a request was made for it.
+        model: The model's name in the reply, which may be more specific than the requested one.
+        is_new: True if the reply is from a request, False if it is from the cache.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Reply:
 
 
 class Judge:
-    """Asks a chat model, one request after the other."""
+    """Asks a chat model, one request at a time."""
 
     def __init__(
         self,
@@ -75,19 +75,19 @@ class Judge:
         max_attempts: int = 6,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        """A judge at `url`, such as https://api.openai.com/v1.
+        """Creates a judge at `url`, such as https://api.openai.com/v1.
 
         Args:
-            model: The name that the endpoint knows it by.
-            cache_dir: Where replies are kept.
-            allow_http: Other machines are spoken to without TLS too: whoever is between reads the
-                answers and the key.
-            timeout_s: Of each attempt, in seconds.
-            max_attempts: How often a request is made that fails for a passing reason.
-            sleep: Waits between attempts, for so many seconds.
+            model: The name of the model at the endpoint.
+            cache_dir: Folder of the cached replies.
+            allow_http: Allows HTTP without TLS to other machines, which exposes the answers and the
+                key to anyone on the way.
+            timeout_s: Timeout of each attempt, in seconds.
+            max_attempts: Maximum number of attempts per request, if they fail temporarily.
+            sleep: Waits a number of seconds between attempts.
 
         Raises:
-            ValueError: The URL cannot be asked; the message says how to fix it.
+            ValueError: An argument is invalid; the message says how to fix it.
         """
         parts = urllib.parse.urlsplit(url)
         is_local = _is_loopback(parts.hostname or "")
@@ -113,7 +113,7 @@ class Judge:
         self._url = url.rstrip("/") + "/chat/completions"
         self._cache_dir = cache_dir
         self._timeout_s, self._max_attempts, self._sleep = timeout_s, max_attempts, sleep
-        # A proxy has no business with this machine.
+        # Requests to this machine bypass any proxy.
         proxies = urllib.request.ProxyHandler({} if is_local else None)
         self._opener = urllib.request.build_opener(proxies, _NoRedirect())
 
@@ -123,10 +123,10 @@ class Judge:
         """Returns the reply of the judge to the messages.
 
         Args:
-            run: Tells equal requests apart that are to be answered anew.
+            run: Distinguishes repetitions of a request, which each get their own reply.
 
         Raises:
-            ValueError: It cannot be asked, or its reply is not one of chat completions.
+            ValueError: The request failed, or the reply is not a chat completion.
         """
         body = {
             "model": self.model,
@@ -181,14 +181,14 @@ class Judge:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key along."""
+    """Refuses redirects, which would forward the key."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def _kept(path: Path) -> Reply | None:
-    """The reply in a file of the cache; a damaged one is asked for again."""
+    """Reads a reply from the cache; None if the file is missing or damaged."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         text, model = entry["text"], entry["model"]
@@ -198,7 +198,7 @@ def _kept(path: Path) -> Reply | None:
 
 
 def _content(reply: bytes) -> tuple[str, str]:
-    """The text of a chat completion, and the model's name; no text is "", which grades nothing."""
+    """Returns text and model name of a chat completion; the text is "" if there is none."""
     try:
         fields = json.loads(reply)
         text = fields["choices"][0]["message"]["content"]
@@ -221,7 +221,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds; a date is not worth reading, as waits double anyway."""
+    """Returns the seconds of a Retry-After header; 0 for a date, as waits double anyway."""
     return float(value) if value is not None and value.isascii() and value.isdecimal() else 0.0
 
 

@@ -1,12 +1,12 @@
-"""Likelihoods of texts that could follow a prompt, by which options are compared.
+"""Likelihoods of continuations of a prompt, by which options are compared.
 
-Prompt and continuation are one row. Texts that meet, the end of the prompt and the continuation,
-are tokenised as one, and the continuation's tokens are those behind as many as the prompt alone
-has, as EleutherAI's lm-evaluation-harness has it (`TemplateLM._encode_pair`).
+Prompt and continuation form one row. The last text of the prompt is tokenized together with the
+continuation. If that text alone has n tokens, the tokens after the first n are the continuation's,
+as in EleutherAI's lm-evaluation-harness (`TemplateLM._encode_pair`).
 
-The states of the scored positions are gathered before the output layer, and its logits are made of
-a few positions at a time, so that nobody holds those of whole rows. Experts are dropless, so a
-likelihood does not depend on the rows beside it; what padding changes is rounding.
+The hidden states of the scored positions are gathered before the output layer, and logits are
+computed in chunks of positions, so that the logits of whole rows never exist. Experts are dropless:
+a likelihood does not depend on the other rows of its batch, and padding only changes its rounding.
 
 B batch rows   T target positions   C scored positions of a row   V vocabulary   D model dim
 """
@@ -31,16 +31,16 @@ from mm1_jax.models.cross_entropy import token_losses
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
-# The most logits there are at once, over all devices: 256 MB of float32.
+# Maximum number of logits of a chunk, over all devices: 256 MB of float32.
 _MAX_LOGITS = 2**26
 _MIN_SCORED = 8
 
 
 @dataclass(frozen=True)
 class Request:
-    """A text that could follow a prompt; it begins with the space between them, if there is one.
+    """A prompt, and a continuation that begins with the space between them, if there is one.
 
-    The prompt may show images; it needs no text.
+    The prompt may show images and may have no text.
     """
 
     prompt: Document
@@ -48,10 +48,10 @@ class Request:
 
 
 class LikelihoodScorer:
-    """Likelihoods of requests, `batch_size` rows at a time, in few shapes.
+    """Computes likelihoods of requests in batches of few shapes.
 
-    A row is padded to a power of two, and so are its scored positions and its pictures; each
-    combination of the three is compiled once.
+    The numbers of positions, scored positions and pictures of a row are each padded to a power of
+    two, and each combination compiles once.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class LikelihoodScorer:
         """Images need `num_image_tokens`, `image_size` and `pixels`.
 
         Args:
-            pixels: The picture as the model sees it; None where it cannot be decoded, and then its
-                slot is empty.
-            max_length: The most positions of a row. A longer prompt loses its beginning, but for
-                the token that begins a text; an image goes as a whole. None: there is no limit.
+            pixels: Returns the picture as the model sees it, or None if it cannot be decoded, which
+                leaves its slot empty.
+            max_length: Maximum positions of a row; None means no limit. A longer prompt loses its
+                beginning except for bos, and an image is dropped as a whole.
         """
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -86,16 +86,16 @@ class LikelihoodScorer:
         *,
         on_result: Callable[[int, Likelihood], object] | None = None,
     ) -> list[Likelihood]:
-        """One for each request, in their order; inside `use_mesh`, on the mesh.
+        """Returns the likelihood of each request, in order. Inside `use_mesh`, it uses the mesh.
 
         Every process passes the same requests and gets all likelihoods.
 
         Args:
-            on_result: Called with the number of a request and its likelihood, as they come.
+            on_result: Called with the index of a request and its likelihood, as each is computed.
 
         Raises:
-            ValueError: A continuation has no token, or more than a row has positions; a prompt
-                shows an image and the model reads none.
+            ValueError: A continuation has no tokens or does not fit into a row, or a prompt shows
+                an image and the model reads none.
         """
         return self._score(model, [self._row(request) for request in requests], on_result)
 
@@ -106,11 +106,12 @@ class LikelihoodScorer:
         *,
         on_result: Callable[[int, Likelihood], object] | None = None,
     ) -> list[Likelihood]:
-        """Likelihoods of whole texts, every token predicted once.
+        """Returns the likelihoods of whole texts, predicting every token once.
 
-        A text is scored in windows of `max_length` tokens, as lm-evaluation-harness has it
-        (`get_rolling_token_windows`): the first one begins with bos, the others with the last token
-        of the one before; the last one is filled up with tokens that were scored already.
+        A text is scored in windows of `max_length` tokens, as in lm-evaluation-harness
+        (`get_rolling_token_windows`). The first window begins with bos, and each other with the
+        last token of the window before it. The last window is filled up at its start with tokens
+        that are already scored.
         """
         rows: list[_Row] = []
         owners: list[int] = []
@@ -150,7 +151,7 @@ class LikelihoodScorer:
         waiting: tuple[list[int], tuple[Array, Array]] | None = None
 
         def take(indices: list[int], results: tuple[Array, Array]) -> None:
-            # The rows behind the requests are padding.
+            # The rows after the requests are padding.
             log_probabilities, is_greedy = map(np.asarray, results)
             for b, i in enumerate(indices):
                 found[i] = one = Likelihood(
@@ -163,8 +164,8 @@ class LikelihoodScorer:
                 if on_result is not None:
                     on_result(i, one)
 
-        # The longest first, so that a device without the memory for them says so at once; a batch
-        # is made while the one before it is on the device.
+        # The longest rows come first, so that running out of memory shows at once. A batch is
+        # assembled while the device computes the previous one.
         for (length, num_scored, num_images), members in sorted(groups.items(), reverse=True):
             for start in range(0, len(members), self._batch_size):
                 indices = members[start : start + self._batch_size]
@@ -188,7 +189,7 @@ class LikelihoodScorer:
         return _row(sequence, num_scored, images, request.continuation, num_cut)
 
     def _sequence(self, request: Request) -> tuple[list[int], int, list[Image]]:
-        """The whole sequence from bos on, how much of it at its end is scored, and the images."""
+        """Returns the tokens from bos on, the number of scored ones at the end, and the images."""
         *others, last = request.prompt.segments or (Text(""),)
         context = last.text if isinstance(last, Text) else ""
         head, tail = encode_pair(self._tokenizer, context, request.continuation)
@@ -211,9 +212,9 @@ class LikelihoodScorer:
     def _cut(
         self, sequence: list[int], num_scored: int, images: list[Image]
     ) -> tuple[list[int], list[Image], int]:
-        """Cuts a sequence to the row: bos is kept, and then its end."""
+        """Cuts a sequence to a row by dropping tokens after bos; also returns their number."""
         limit = self._max_length
-        # The last token is predicted, and takes no position.
+        # The last token is only predicted and takes no position.
         if limit is None or len(sequence) - 1 <= limit:
             return sequence, images, 0
         if num_scored > limit:
@@ -244,8 +245,8 @@ class _Row:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Positions, scored positions and pictures, padded."""
-        # The model has no form without a slot for an image.
+        """The padded numbers of positions, scored positions and pictures."""
+        # The model needs at least one image slot.
         num_images = _power_of_two(max(1, len(self.example.images)))
         num_scored = max(_MIN_SCORED, _power_of_two(self.num_scored))
         return bucket(len(self.example.tokens)), num_scored, num_images
@@ -254,7 +255,7 @@ class _Row:
 def _row(
     sequence: Sequence[int], num_scored: int, images: Sequence[Image], text: str, num_cut: int = 0
 ) -> _Row:
-    """A row whose last `num_scored` tokens, which are those of `text`, are scored."""
+    """Returns a row whose last `num_scored` tokens are scored; `text` gives its size in bytes."""
     tokens = np.array(sequence, np.int32)
     scored = np.arange(1, len(tokens)) >= len(tokens) - num_scored
     example = Example(
@@ -267,7 +268,10 @@ def _row(
 
 
 def _windows(num_tokens: int, max_length: int | None) -> Iterator[tuple[int, int, int]]:
-    """Positions [start, end) of each window over a text behind its bos, and how many it scores."""
+    """Yields the positions [start, end) of each window over a text, and how many it scores.
+
+    Position i predicts token i of the text, so position 0 holds bos.
+    """
     size = max_length or max(1, num_tokens)
     for done in range(0, num_tokens, size):
         end = min(done + size, num_tokens)
@@ -290,10 +294,10 @@ def _num_bytes(text: str) -> int:
 def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:
-    """The tokens of both, tokenised as one text.
+    """Tokenizes context and continuation as one text. Returns the tokens of each.
 
-    Spaces at the end of the context belong to the continuation, as a token of most vocabularies
-    begins with the space before its word.
+    Spaces at the end of the context count as part of the continuation, since tokens of most
+    vocabularies begin with the space before a word.
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
@@ -301,15 +305,15 @@ def encode_pair(
     return head, tokenizer.encode(kept + continuation)[len(head) :]
 
 
-# The placement is an argument only to be part of the key: activations are placed while tracing.
+# `placement` only belongs to the cache key of jit: activations are placed while tracing.
 @functools.partial(jax.jit, static_argnames=("num_scored", "placement"))
 def _score(
     model: MM1, batch: Batch, *, num_scored: int, placement: Placement | None
 ) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
-    """Summed log-probabilities of the scored targets of each row, and whether all are greedy.
+    """Returns the summed log-probability of each row's scored targets, and whether all are greedy.
 
     Args:
-        num_scored: C, of the row with the most; they are the last positions of each row.
+        num_scored: C, at least the scored targets of any row, which are its last positions.
     """
     model = model.cast()
     num_rows, length = batch.tokens.shape
@@ -336,7 +340,7 @@ def _score(
         for x in jax.lax.map(part_scores, jnp.arange(0, num_scored, size))
     )
     log_probabilities_B = -jnp.sum(jnp.where(scored_BC, losses, 0.0), axis=1)
-    # Whole on every device, for every process to read.
+    # Replicated, so that every process can read them.
     return (
         constrain(log_probabilities_B, None),
         constrain(jnp.all(is_greedy | ~scored_BC, axis=1), None),
@@ -344,7 +348,7 @@ def _score(
 
 
 def _chunk_size(logits_per_position: int, num_scored: int) -> int:
-    """A power of two: how many positions of every row have their logits at once."""
+    """Returns the number of positions per row in a chunk of logits, a power of two."""
     most = max(1, _MAX_LOGITS // logits_per_position)
     return min(num_scored, 1 << (most.bit_length() - 1))
 

@@ -1,12 +1,12 @@
 """Zero- and few-shot prompts as Documents (MM1, section 4).
 
-A solved task is the Document that training makes of its record; a prompt is some solved tasks, the
-exemplars, and one more without its answer:
+A solved task is the Document that training builds from its record. A prompt consists of solved
+tasks, the exemplars, and one more task without its answer:
 
     (image, question, answer)  (image, question, answer)  (image, question)
 
-Being cut from training documents, prompts are tokenised exactly as these are, unless they are
-joined: then the words around an answer, and the answer, are one text, as the paper writes them.
+Prompts are parts of training documents and are tokenized exactly like them. With a joiner, however,
+prompt and answer form one text, as the paper writes them.
 """
 
 import zlib
@@ -29,12 +29,13 @@ def exemplar_indices(
     query: int,
     exclude: int | None = None,
 ) -> list[int]:
-    """`shots` different records out of `num_records`, at random for each query.
+    """Draws `shots` distinct records out of `num_records` at random for each query.
 
-    A function of its arguments alone: equal on every host, and in any order of the queries.
+    The draw depends only on the arguments, so it is the same on every host and in any order of the
+    queries.
 
     Args:
-        exclude: A record that is never drawn: the query itself, where it is among the records.
+        exclude: A record that is never drawn, such as the query itself if it is among the records.
     """
     candidates = num_records - (exclude is not None)
     if shots > candidates:
@@ -44,12 +45,12 @@ def exemplar_indices(
         )
     rng = np.random.default_rng([seed, zlib.crc32(benchmark.encode()), query, shots])
     drawn = rng.choice(candidates, size=shots, replace=False).tolist()
-    # Over the gap that the excluded record leaves.
+    # Skip the excluded record.
     return [i + (exclude is not None and i >= exclude) for i in drawn]
 
 
 def subset(num_records: int, limit: int | None, *, seed: int, benchmark: str) -> list[int]:
-    """The records that are asked, in order: all, or `limit` of them at random."""
+    """Returns the records to ask, in order: all, or `limit` of them at random."""
     if limit is None or limit >= num_records:
         return list(range(num_records))
     rng = np.random.default_rng([seed, zlib.crc32(benchmark.encode())])
@@ -57,12 +58,12 @@ def subset(num_records: int, limit: int | None, *, seed: int, benchmark: str) ->
 
 
 def reference(document: Document) -> str:
-    """The answer of a solved task: its last segment."""
+    """Returns the answer of a solved task, its last segment."""
     return _answer_segment(document).text
 
 
 def without_answer(document: Document) -> Document:
-    """A solved task as it is put to the model."""
+    """Returns a solved task without its answer, as the model is asked."""
     _answer_segment(document)
     return Document(document.segments[:-1])
 
@@ -74,12 +75,12 @@ def few_shot(
     joiner: str | None = None,
     separator: str = "",
 ) -> Document:
-    """The exemplars with their answers, in order, then the query without.
+    """Returns the exemplars with their answers, in order, then the query without its answer.
 
     Args:
-        joiner: What stands between the texts of a task, which become one; None: they stay apart,
-            and are tokenised apart.
-        separator: What follows an exemplar's answer, where texts are joined.
+        joiner: Joins the texts of a task into one. None keeps them apart, so that they are
+            tokenized separately.
+        separator: Text after the answer of each exemplar; used only with a joiner.
     """
     asked = without_answer(query)
     if joiner is None:
@@ -90,12 +91,12 @@ def few_shot(
         *others, last = _joined(exemplar.segments, joiner)
         assert isinstance(last, Text), "an exemplar ends with its answer"
         segments += [*others, Text(last.text + separator)]
-    # Where no picture stands between them, tasks are one text too.
+    # Tasks without a picture between them become one text as well.
     return Document(tuple(_joined([*segments, *_joined(asked.segments, joiner)], "")))
 
 
 def _joined(segments: Sequence[Text | Image], joiner: str) -> list[Text | Image]:
-    """Runs of texts as one text each."""
+    """Joins each run of texts into one text."""
     joined: list[Text | Image] = []
     for segment in segments:
         last = joined[-1] if joined else None
@@ -107,7 +108,7 @@ def _joined(segments: Sequence[Text | Image], joiner: str) -> list[Text | Image]
 
 
 class CaptionTask(Configurable):
-    """`{image} A photo of`, and a caption: of `captions`, the first (MM1, appendix)."""
+    """`{image} A photo of`, then the first of the record's `captions` (MM1, appendix)."""
 
     @config_class
     class Config(Configurable.Config):
@@ -116,17 +117,17 @@ class CaptionTask(Configurable):
     def __call__(self, record: Record) -> Document:
         images = tuple(Image(image) for image in record["images"])
         prompt = (Text(self._config.prompt, scored=False),) if self._config.prompt else ()
-        # A split may be published without.
+        # A split may be published without captions.
         caption = record["captions"][0] if record["captions"] else ""
         return Document((*images, *prompt, Text(caption)))
 
 
 class QuestionTask(Configurable):
-    """`{image} Question: {question} Short answer:`, and the answer (MM1, appendix)."""
+    """`{image} Question: {question} Short answer:`, then the answer (MM1, appendix)."""
 
     @config_class
     class Config(Configurable.Config):
-        # With `{question}` where that stands.
+        # Must contain `{question}`.
         prompt: str = question_prompt("{question}")
 
     def __init__(self, cfg: Config):
@@ -143,26 +144,26 @@ class QuestionTask(Configurable):
 
 
 class ChatTask(Configurable):
-    """A turn of a user, the question and how to answer it, in the words around training's turns.
+    """A user turn of question and instruction, in the chat format of training, then the answer.
 
-    `<image>` in a question is the place of a picture.
+    `<image>` in a question marks the place of a picture.
     """
 
     @config_class
     class Config(Configurable.Config):
-        # What follows the question, as LLaVA and MM1 were fine-tuned with.
+        # Text after the question, as in the fine-tuning of LLaVA and MM1.
         instruction: str = "Answer the question using a single word or phrase."
 
     def __call__(self, record: Record) -> Document:
         asked = "\n".join(filter(None, (record["question"], self._config.instruction)))
-        # Any answer, as that of a question without a label is blank, which training refuses.
+        # A placeholder answer: a question without a label has a blank one, which training refuses.
         turns = [{"role": "user", "text": asked}, {"role": "assistant", "text": "-"}]
         segments = conversation_document({"images": record["images"], "turns": turns}).segments
         return Document((*segments[:-1], Text(record["answer"])))
 
 
 def text_of(document: Document) -> str:
-    """The texts of a prompt, for people to read."""
+    """Returns the texts of a prompt as one line for people to read."""
     return " ".join(part.text.strip() for part in document.segments if isinstance(part, Text))
 
 

@@ -1,6 +1,6 @@
-"""Tasks of a benchmark: records of a corpus, the exemplars before them, and prompts of both.
+"""Tasks of a benchmark: a record of a corpus, the exemplars before it, and the prompt of both.
 
-They are a function of the config alone, but where exemplars are chosen by features of the model.
+Tasks depend on the config alone, except where exemplars are chosen by features of the model.
 """
 
 import functools
@@ -26,11 +26,11 @@ from mm1_jax.multihost import distributed
 
 @dataclass(frozen=True)
 class Task:
-    """A record that is asked, its document with the answer, and the exemplars before it.
+    """A record to ask, its document with the answer, and the exemplars before it.
 
     Attributes:
-        prompt: The text and pictures that are put to the model.
-        key: The id of the task among those of its benchmark.
+        prompt: The text and pictures that the model sees.
+        key: The id of the task within its benchmark.
     """
 
     record: Record
@@ -41,10 +41,10 @@ class Task:
 
 
 class Tasks:
-    """Tasks that are made when they are asked for, since their pictures would fill the memory.
+    """A sequence of tasks, each built on access, since all pictures would not fit into memory.
 
     Attributes:
-        places: Places of the records among those that the benchmark could ask.
+        places: Indices into the records that the benchmark could ask.
     """
 
     def __init__(self, make: Callable[[int], Task], places: Sequence[int]):
@@ -61,7 +61,12 @@ class Tasks:
 
 
 class _PreparedFeatures(NamedTuple):
-    """Features by one model, which is not kept alive, and the row of each place that is asked."""
+    """Features computed by a model.
+
+    Attributes:
+        model: A weak reference, which does not keep the model alive.
+        rows: Row of `queries` by place.
+    """
 
     model: weakref.ReferenceType
     rows: Mapping[int, int]
@@ -70,9 +75,10 @@ class _PreparedFeatures(NamedTuple):
 
 
 class TaskMaker:
-    """Makes the tasks of a benchmark from the fields of its config.
+    """Builds the tasks of a benchmark from its config.
 
-    Queries are of the test split of the corpus, exemplars of the split that the config names.
+    Queries come from the test split of the corpus, exemplars from `exemplar_split`. A place is an
+    index into the records that the benchmark could ask.
     """
 
     def __init__(self, cfg: Any, *, tokenizer: Tokenizer, pixels: Callable[[Image], np.ndarray]):
@@ -92,18 +98,18 @@ class TaskMaker:
         return len(self._query_indices)
 
     def fingerprint(self) -> str:
-        """Digest of the documents that are asked, and of those that exemplars are drawn from."""
+        """Digest of the documents that are asked and of those that exemplars are drawn from."""
         return f"{self.queries.fingerprint()} {self.support.fingerprint()}"
 
     def key(self, place: int) -> str:
-        """The id of a record among those that could be asked."""
+        """Returns the id of the record at a place."""
         query = self._query_indices[place]
         return str(self.queries.source[query].get("id", query))
 
     def tasks(self, shots: int) -> Tasks:
-        """The tasks with so many exemplars; the same in every run and on every host.
+        """Returns the tasks at a number of shots, the same in every run and on every host.
 
-        Where exemplars are chosen by what the model makes of pictures, `prepare` comes first.
+        If exemplars are chosen by features, `prepare` must be called first.
         """
         cfg = self._cfg
         limit = cfg.num_few_shot_examples if shots else cfg.num_examples
@@ -111,7 +117,7 @@ class TaskMaker:
         return Tasks(functools.partial(self.task, shots), places)
 
     def task(self, shots: int, place: int) -> Task:
-        """One task; raises ValueError where an exemplar has no answer."""
+        """Returns the task at a place. Raises ValueError if an exemplar has no answer."""
         cfg = self._cfg
         query = self._query_indices[place]
         exemplars = self._exemplars(shots, place)
@@ -130,7 +136,7 @@ class TaskMaker:
         return Task(record, document, tuple(exemplars), prompt, self.key(place))
 
     def check_keys(self, tasks: Tasks) -> None:
-        """Raises ValueError where two records have one key, as answers are kept by key."""
+        """Raises ValueError if two records have the same key, as answers are stored by key."""
         counts = Counter(map(self.key, tasks.places))
         if repeated := [key for key, count in counts.items() if count > 1]:
             raise ValueError(
@@ -159,10 +165,11 @@ class TaskMaker:
         cache: Path | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Computes the features that the choice of exemplars needs, once for each model.
+        """Computes the features that the choice of exemplars needs, once per model.
 
         Args:
-            cache: A file that keeps them for other runs, as long as `about` is the same.
+            cache: A file that keeps the features for other runs.
+            about: Facts that identify the features; a cache with other facts is not used.
         """
         if self._similar is None or not shots:
             return
@@ -201,7 +208,7 @@ class TaskMaker:
         return self._indices(self.support)
 
     def _indices(self, corpus: Corpus) -> Sequence[int]:
-        """The records of a split that belong to the benchmark."""
+        """Returns the indices of the records of a split that belong to the benchmark."""
         cfg = self._cfg
         if cfg.records is None:
             return range(len(corpus))
@@ -214,7 +221,7 @@ class TaskMaker:
         return indices
 
     def _check_records(self) -> None:
-        """Raises now the errors that would otherwise come out after the training."""
+        """Raises errors at construction that would otherwise appear only after training."""
         cfg = self._cfg
         if not self._query_indices:
             raise ValueError(f"{cfg.name}: corpus {cfg.corpus.name!r} has no test record to ask")
@@ -239,14 +246,14 @@ class TaskMaker:
             )
 
     def _exemplars(self, shots: int, place: int) -> list[Document]:
-        """The solved tasks before the query at a place, in order."""
+        """Returns the solved tasks before the query at a place, in order."""
         if self._cfg.exemplars_of is not None:
             return self._cfg.exemplars_of(self.queries, self._query_indices[place], shots)
         drawn = self._exemplar_places(shots, place)
         return [self.support.document(self._support_indices[i]) for i in drawn]
 
     def _exemplar_places(self, shots: int, place: int) -> list[int]:
-        """The records of the support before the query at a place, in order."""
+        """Returns the indices of the support records before the query at a place, in order."""
         cfg = self._cfg
         exclude = place if cfg.exemplar_split == "test" else None
         if self._similar is not None and shots:
