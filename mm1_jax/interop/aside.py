@@ -1,7 +1,8 @@
-"""What of a foreign checkpoint has no place in an MM1: kept beside its weights, and goes back.
+"""Passes tensors and files of a foreign checkpoint that have no place in an MM1 through unread.
 
-aside/   tensors that nothing here reads: text towers, pooling heads, layers that are not read, the
-         norm that only CLIP's class token passes; and files of tokenizer and processor
+An import keeps them in the subfolder `aside` of the folder of weights; an export writes them back.
+They are text towers, pooling heads, unused layers, the norm that only CLIP's class token passes
+through, and the files of tokenizer and processor.
 """
 
 import shutil
@@ -14,7 +15,7 @@ from mm1_jax.interop.tensor_files import TensorFolder, Tensors, TensorWriter
 
 FOLDER = "aside"
 _MAX_SHARD_BYTES = 5 * 10**9
-# Those of a checkpoint that are neither weights nor its config.
+# Files of a checkpoint other than its weights and its config.
 _FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja"),
@@ -23,7 +24,7 @@ _FILES = (
 
 
 class Aside(Tensors):
-    """The tensors that were kept beside the weights in a folder; `files` are the other files."""
+    """Tensors kept beside the weights in a folder; `files` lists the other files kept there."""
 
     def __init__(self, folder: Path):
         self.files = [path for name in _FILES if (path := folder / FOLDER / name).is_file()]
@@ -37,7 +38,7 @@ class Aside(Tensors):
 
 
 def keep_aside(tensors: Tensors, names: Iterable[str], source: Path, folder: Path) -> None:
-    """Writes tensors of a checkpoint, and its files, beside the weights in `folder`."""
+    """Copies tensors and files of the checkpoint in `source` beside the weights in `folder`."""
     place = folder / FOLDER
     specs = {name: tensors.specs[name] for name in names}
     found = [source / name for name in _FILES if (source / name).is_file()]

@@ -1,7 +1,7 @@
-"""The gate of every conversion: ours and the other implementation, on the same random inputs.
+"""Checks conversions: compares our outputs with a reference implementation on random inputs.
 
-torch and transformers are imports of the extra `hf`. Where they are not installed, or the model
-does not fit into memory twice, nothing is compared here, and the conversion says so.
+torch and transformers come with the extra `hf`. If they are not installed, or memory does not
+suffice for two copies of the model, the comparison is skipped and the conversion says so.
 """
 
 import importlib
@@ -27,18 +27,18 @@ from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
 
-# Largest difference in float32, as a share of the largest value. The order of sums makes 1e-6 of
-# it in two layers and a few times that in forty; a tanh in place of an erf makes 1e-4.
+# Largest allowed difference in float32, relative to the largest value. Summation order causes 1e-6
+# in two layers and a few times that in forty; a tanh in place of an erf causes 1e-4.
 BOUND = 2e-5
-# What a comparison takes, where users say nothing else; never more than this share of what is free.
+# Default memory limit of a comparison, and the largest share of free memory that it may use.
 DEFAULT_BYTES = 16 * 2**30
 _SHARE = 0.8
-# Both models are float32, one after the other; the other one is there twice while it is read.
+# Both models are float32, one after the other; the reference exists twice while it loads.
 _BYTES_PER_PARAMETER = 8
 
 
 class Comparison(NamedTuple):
-    """The largest difference of two arrays of outputs, and the largest value."""
+    """The largest difference between two arrays of outputs, and the largest value."""
 
     what: str
     difference: float
@@ -64,7 +64,7 @@ def compare(what: str, ours: Any, theirs: Any) -> Comparison:
 
 
 def missing_libraries() -> list[str]:
-    """Those of torch and transformers that are not installed."""
+    """Returns which of torch and transformers are not installed."""
     return [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
 
 
@@ -73,7 +73,7 @@ def random_tokens(vocab_size: int, shape: tuple[int, int] = (2, 48), seed: int =
 
 
 def random_images(size: int, count: int = 2, seed: int = 0) -> np.ndarray:
-    """Noise over slow waves: images with nothing but noise look all alike to an encoder."""
+    """Returns noise over slow waves, since images of pure noise look alike to an encoder."""
     generator = np.random.default_rng(seed)
     steps = np.linspace(0, 1, size)
     angles = generator.uniform(-9, 9, (2, count, 1, 1, 3))
@@ -86,17 +86,17 @@ def random_images(size: int, count: int = 2, seed: int = 0) -> np.ndarray:
 
 
 class NotComparable(Exception):
-    """Why the other implementation has no outputs to compare with."""
+    """The reference implementation has no outputs to compare with; the message says why."""
 
 
 class FolderModel:
-    """A folder that transformers loads as its users do."""
+    """A model in a folder, loaded by transformers from there."""
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     def config(self, tower: str | None = None) -> Any:
-        """Its config, or that of the tower in it, of the model type `tower`."""
+        """Returns the model's config, or the config of its tower of model type `tower`."""
         transformers = _libraries()[1]
         klass = transformers.AutoConfig
         if tower is not None:
@@ -104,10 +104,10 @@ class FolderModel:
         return klass.from_pretrained(self._folder, local_files_only=True)
 
     def load(self, class_name: str, config: Any) -> Any:
-        """The model.
+        """Returns the model.
 
         Raises:
-            ValueError: It has weights that are not in the folder.
+            ValueError: The folder lacks some of the model's weights.
         """
         torch, transformers = _libraries()
         model, info = getattr(transformers, class_name).from_pretrained(
@@ -119,7 +119,7 @@ class FolderModel:
 
 
 class StateModel:
-    """A checkpoint whose tensors and config transformers is handed, by the names that it knows."""
+    """A checkpoint passed to transformers as a config and a state dict, under names it knows."""
 
     def __init__(
         self,
@@ -130,33 +130,34 @@ class StateModel:
         prefix: str,
         used: Collection[str],
     ):
-        """Reads nothing yet.
+        """Stores the arguments; reads no tensor yet.
 
         Args:
-            fields: Of the config, without those that change no output.
-            prefix: What precedes the names of tensors that transformers knows.
-            used: The tensors that our model has.
+            fields: Fields of the config, except those that change no output.
+            prefix: Prefix of the tensor names, which transformers does not know.
+            used: Names of the tensors that our model reads.
         """
         self._model_type, self._fields, self._tensors = model_type, fields, tensors
         self._prefix, self._used = prefix, used
 
     def config(self, tower: str | None = None) -> Any:
-        """Its config.
+        """Returns the config.
 
         Raises:
-            NotComparable: transformers does not take its fields.
+            NotComparable: transformers rejects its fields.
         """
         transformers = _libraries()[1]
         try:
             return transformers.AutoConfig.for_model(self._model_type, **self._fields)
-        except Exception as error:  # Each of its checks has an exception of its own.
+        except Exception as error:  # Each check raises its own type.
             raise NotComparable(f"transformers refuses the config: {_line(error)}") from error
 
     def load(self, class_name: str, config: Any) -> Any:
-        """The model.
+        """Returns the model.
 
         Raises:
-            NotComparable: transformers would draw a weight at random, or does not use one of ours.
+            NotComparable: transformers cannot load it, would initialize a weight at random, or
+                ignores a tensor that our model reads.
         """
         torch, transformers = _libraries()
         most = getattr(config, "num_hidden_layers", None)
@@ -182,24 +183,24 @@ class StateModel:
         return model
 
 
-# A layer of a decoder, the one place where a comparison may stop early.
+# The index of a decoder layer; a comparison may load only the first layers.
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def _drawn(info: Mapping[str, Any]) -> list[str]:
-    """The weights that a loaded model has at random and that features or logits depend on."""
+    """Returns randomly initialized weights of a model that features or logits depend on."""
     missing = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
-    # The norm of CLIP's class token and the head of SigLIP come after what is compared.
+    # The norm of CLIP's class token and SigLIP's head come after the compared features.
     is_behind = re.compile(r".*(?:post_layernorm\.|head\.(?!weight)).*").fullmatch
     return sorted(name for name in missing if not is_behind(name))
 
 
 def torch_tensors(tensors: Tensors) -> Iterator[tuple[str, Any]]:
-    """The tensors of a checkpoint, read by the libraries that transformers reads them with."""
+    """Yields the tensors of a checkpoint, read by the same libraries that transformers uses."""
     if isinstance(tensors, TensorFolder):
         for path in tensors.paths:
             with importlib.import_module("safetensors").safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118  It is no mapping.
+                for name in file.keys():  # noqa: SIM118  It is not a mapping.
                     yield name, file.get_tensor(name)
     else:
         assert isinstance(tensors, PickledTensors), tensors
@@ -220,12 +221,13 @@ def compare_decoder(
     num_rows: int,
     window: int | None = None,
 ) -> Comparison:
-    """Logits of a decoder of transformers, and of ours.
+    """Compares the logits of our decoder and of the one in transformers.
 
     Args:
-        params: By path, without that of the decoder; read one at a time.
-        num_rows: Of the vocabulary that the source has.
-        window: The longest rows in which the source attends to all positions; None for any.
+        params: Parameters by path within the decoder; read one at a time.
+        num_rows: Size of the source's vocabulary.
+        window: Length of the longest rows in which the source attends to all positions; None for
+            no limit.
     """
     torch, _ = _libraries()
     tokens = random_tokens(num_rows)[:, :window]
@@ -246,7 +248,7 @@ def compare_decoder(
 def compare_tower(
     cfg: VisionEncoder.Config, params: Mapping[str, Any], theirs: Theirs
 ) -> Comparison:
-    """Features of patches of a tower of transformers, and of ours."""
+    """Compares the patch features of our vision tower and of the one in transformers."""
     torch, _ = _libraries()
     images = random_images(cfg.image_size)
     features = jax.jit(lambda encoder, images: encoder(images))
@@ -272,7 +274,7 @@ def compare_llava(
     num_rows: int,
     image_token: int,
 ) -> Comparison:
-    """Logits of a LLaVA of transformers, and of ours, of rows with an image each."""
+    """Compares the logits of our LLaVA and of the one in transformers, with one image per row."""
     torch, _ = _libraries()
     encoder, per_image = parts["vision_encoder"], parts["connector"].num_image_tokens
     images = random_images(encoder.image_size)
@@ -291,7 +293,7 @@ def compare_llava(
 def compare_mm1(
     parts: Mapping[str, Any], params: Mapping[str, Any], folder: Path, image_token: int
 ) -> Comparison:
-    """Logits of an exported MM1, run by the code beside it, and of ours."""
+    """Compares the logits of our MM1 and of its export, run by the exported code."""
     torch, transformers = _libraries()
     decoder = parts["decoder"]
     tokens = random_tokens(decoder.vocab_size)
@@ -326,7 +328,7 @@ def compare_mm1(
 
 
 def one_document_rows(tokens: np.ndarray, images: np.ndarray) -> Batch:
-    """A batch of rows that are a document each, the k-th with the k-th image."""
+    """Returns a batch with one document per row; row k has image k."""
     tokens = np.asarray(tokens, np.int32)
     places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     zeros = np.zeros_like(tokens)
@@ -355,7 +357,7 @@ def model_logits(model: MM1, batch: Batch) -> Float[Array, "B T V"]:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """torch and transformers, the latter without its bars and warnings."""
+    """Returns torch and transformers, the latter without progress bars and warnings."""
     torch, transformers = map(importlib.import_module, ("torch", "transformers"))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -367,13 +369,13 @@ def _options(torch: Any) -> dict[str, Any]:
 
 
 def pixel_values(images: np.ndarray, mean: Any, std: Any) -> np.ndarray:
-    """Pixels as the models of Hugging Face get them: normalised, with the colours first."""
+    """Returns pixels as Hugging Face models expect them: normalized, channels first."""
     pixels = (images.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
 def with_params(cfg: InstantiableConfig, params: Mapping[str, Any]) -> Any:
-    """The module of a config with these parameters, by path, in float32."""
+    """Returns the module of a config with these parameters (by path), in float32."""
     module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
     graphdef, shapes = nnx.split(module)
 
@@ -386,7 +388,7 @@ def with_params(cfg: InstantiableConfig, params: Mapping[str, Any]) -> Any:
 
 
 def decoder_logits(decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-    """Logits of rows that are one document each; experts drop nothing."""
+    """Returns the logits of rows with one document each; experts drop no tokens."""
 
     @jax.jit
     def run(decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
@@ -404,7 +406,7 @@ def decoder_logits(decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, 
 
 
 def too_large(num_parameters: int, max_bytes: int = DEFAULT_BYTES) -> str | None:
-    """Why a model of this size is not compared here; None where memory suffices."""
+    """Returns why a model of this size is not compared; None if memory suffices."""
     needed, available = _BYTES_PER_PARAMETER * num_parameters, available_bytes()
     what = f"it needs {needed / 2**30:.3g} GiB of memory"
     if needed > max_bytes:

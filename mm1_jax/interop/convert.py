@@ -1,9 +1,8 @@
-"""Foreign tensors into a folder of weights, and ours into a folder of safetensors: one at a time.
+"""Converts foreign tensors to a folder of weights, and our parameters to safetensors.
 
-A tensor of the source is read, laid out as a view, and written in blocks to where it belongs: peak
-memory is the largest tensor and some tens of megabytes; while all is read back, twice the largest.
-Nothing is written before all names and shapes fit, and a folder has its name only when it is
-complete.
+Each tensor is read, rearranged as a view, and written in blocks. Peak memory is the largest tensor
+plus some tens of megabytes; reading everything back for verification takes twice the largest.
+Nothing is written until all names and shapes fit.
 """
 
 import math
@@ -17,11 +16,12 @@ from mm1_jax.checkpoints.weights_folder import StoredParams, WeightsWriter
 from mm1_jax.interop.mapping import Entry, Table, parameter_dtypes, raise_if_misfit
 from mm1_jax.interop.tensor_files import Tensors, TensorSpec, TensorWriter
 
-# Reads a slice of one of our parameters: its path, and the index of its leading dims.
+# (path, index of the leading dims) -> that slice of one of our parameters.
 ReadSlice = Callable[[str, tuple[int, ...]], np.ndarray]
+# Called with the name and the bytes of each tensor.
 Watch = Callable[[str, int], None]
 
-# Of a block: 64 MiB at most, for the widest tables of today.
+# Rows per block: at most 64 MiB for the widest tables of current models.
 _ROWS = 2048
 
 
@@ -31,12 +31,12 @@ def import_params(
     """Writes the parameters of a checkpoint into a folder of weights.
 
     Args:
-        where: What errors call the checkpoint.
-        seed: Of the routers of an upcycled decoder, which no source has.
-        watch: Is told of every tensor, with its bytes, when it is written.
+        where: Name of the checkpoint in errors.
+        seed: Seed of the routers of an upcycled decoder, which no source has.
+        watch: Called after each tensor is written.
 
     Raises:
-        ValueError: The tensors do not fit the table, or hold what is no number.
+        ValueError: The tensors do not fit the table, or hold values that are not finite.
     """
     raise_if_misfit(table, tensors.specs, where)
     shapes, dtypes = table.shapes(), parameter_dtypes(table, tensors.specs)
@@ -61,7 +61,7 @@ def import_params(
 
 
 def differences(entries: Iterable[Entry], tensors: Tensors, read: ReadSlice) -> list[str]:
-    """The names of the tensors that do not come back bit for bit."""
+    """Returns the names of tensors that do not read back bit for bit."""
     wrong = []
     for entry in entries:
         value = tensors.read(entry.name)
@@ -76,7 +76,7 @@ def differences(entries: Iterable[Entry], tensors: Tensors, read: ReadSlice) -> 
 
 
 def unequal_tensors(names: Iterable[str], tensors: Tensors, others: Tensors) -> list[str]:
-    """Those of these names that are not the same bits in both."""
+    """Returns the names of tensors that `others` lacks or holds with different bits."""
     return [
         name
         for name in names
@@ -87,7 +87,7 @@ def unequal_tensors(names: Iterable[str], tensors: Tensors, others: Tensors) -> 
 
 
 class _Converted(Tensors):
-    """Our parameters, and what was kept beside them, as the tensors of a table."""
+    """Our parameters and the tensors kept beside them, read as the foreign tensors of a table."""
 
     def __init__(
         self,
@@ -128,8 +128,8 @@ def export_params(
     """Writes our parameters as the safetensors of a foreign checkpoint.
 
     Args:
-        dtype: Of all tensors, or of each by its name.
-        aside: What was kept beside the weights, for entries that are of it.
+        dtype: One for all tensors, or one per tensor name.
+        aside: Tensors kept beside the weights, for entries that copy one of them.
     """
     entries = list(entries)
     if not isinstance(dtype, Mapping):
@@ -147,7 +147,7 @@ def export_params(
 def raise_if_params_misfit(
     entries: Iterable[Entry], stored: StoredParams | Mapping[str, Any], part: str, where: Any
 ) -> None:
-    """Raises ValueError, naming the parameters of a part that are missing or of another shape."""
+    """Raises ValueError that names the missing and misshapen parameters of a part."""
     shapes = stored.shapes if isinstance(stored, StoredParams) else stored
     complaints = set()
     for piece in (piece for entry in entries for piece in entry.pieces):
@@ -162,7 +162,7 @@ def raise_if_params_misfit(
 
 
 def same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether both are the same in the dtype of `theirs`; compared in blocks, to save memory."""
+    """Tells if both are equal in the dtype of `theirs`; compares in blocks to save memory."""
     for start in range(0, len(theirs), _ROWS):
         rows = slice(start, start + _ROWS)
         if ours[rows].astype(theirs.dtype).tobytes() != theirs[rows].tobytes():
@@ -171,7 +171,7 @@ def same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
 
 
 def _router(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    # As `MoE` draws it: unit logits for inputs of unit size.
+    # The initialization of `MoE`: inputs of unit variance give logits of unit variance.
     values = np.random.default_rng(seed).standard_normal(shape, np.float32)
     return values / np.float32(math.sqrt(shape[-2]))
 

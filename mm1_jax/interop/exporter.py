@@ -1,8 +1,8 @@
-"""Parameters of ours -> a folder that transformers loads, checked before it has its name.
+"""Exports our parameters to a folder that transformers loads, checked before it gets its name.
 
-A decoder alone becomes a Llama, Qwen or Mixtral, a CLIP or SigLIP tower alone one of those, and
-weights that were imported can go back as they came, all with no code of ours. Everything else is
-written with the code that runs it (`hf_model/`), or as a LLaVA where it is one.
+Some exports need no code of ours: a decoder alone (Llama, Qwen or Mixtral), a CLIP or SigLIP tower
+alone, a model built like LLaVA, and imported weights in their source format. Every other model is
+written with the code that runs it (`hf_model/`).
 """
 
 import json
@@ -28,7 +28,7 @@ from mm1_jax.interop.tensor_files import DTYPES, TensorFolder, TensorSpec
 from mm1_jax.storage import whole_folder
 from mm1_jax.stored_config import as_stored
 
-# The code that an export of a whole model brings along.
+# Code that is copied into the export of a whole model.
 HF_MODEL = Path(__file__).parent / "hf_model"
 TOKENIZER_CODE = "tokenization_mm1.py"
 IMAGE_MARK = "<image>"
@@ -36,14 +36,14 @@ EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 class Plain(NamedTuple):
-    """A model that transformers has itself: its `config.json`, and its tensors."""
+    """A model that transformers implements: its `config.json` and its tensors."""
 
     config: dict[str, Any]
     entries: list[Entry]
 
 
 class Exported(NamedTuple):
-    """What was written, and how it was checked; see `Imported`."""
+    """Summary of an export and its check; see `Imported`."""
 
     num_parameters: int
     model_type: str
@@ -52,11 +52,11 @@ class Exported(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """What an export has to know of a tokenizer: its files, and the ids of its special tokens.
+    """Files and special token ids of a tokenizer, as an export needs them.
 
     Attributes:
-        files: Name -> content of the files that transformers loads it from.
-        suppressed: Ids that no answer contains.
+        files: Name -> content of the files that transformers loads.
+        suppressed: Ids that generation never outputs.
     """
 
     files: Mapping[str, bytes]
@@ -67,9 +67,9 @@ class Vocabulary(NamedTuple):
 
 
 def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
-    """The parts that a folder of weights has, from the config that it was converted with.
+    """Returns the parts of a folder of weights, from the config of its conversion.
 
-    Values that the code makes otherwise now are those of the conversion.
+    Fields keep the values that the conversion stored, even if the code now derives others.
     """
     description = stored.description
     if description is None:
@@ -81,10 +81,10 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
 
 
 def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = None) -> Plain | str:
-    """The model of transformers that a part alone is, or why there is none.
+    """Returns the transformers model that equals a single part, or why there is none.
 
     Args:
-        aside: Tensors that were kept beside the weights.
+        aside: Specs of the tensors kept beside the weights.
     """
     if set(parts) == {"decoder"}:
         decoder: Any = parts["decoder"]
@@ -103,10 +103,10 @@ def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = Non
 
 
 def plain_llava(parts: Mapping[str, Any], image_token: int) -> Plain:
-    """The LLaVA that these parts are.
+    """Returns these parts as a LLaVA.
 
     Raises:
-        ValueError: They are none; what LLaVA has otherwise is named.
+        ValueError: The parts differ from LLaVA's; the message names the difference.
     """
     if "connector" not in parts:
         raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is a part alone")
@@ -123,7 +123,7 @@ def export_source(
     comparison_bytes: int = compare.DEFAULT_BYTES,
     watch: Watch = lambda name, size: None,
 ) -> Exported:
-    """Writes imported weights as they came: every tensor by its name, bit for bit, and all files.
+    """Writes imported weights in their source format: tensors bit for bit by name, and all files.
 
     Rows that were added to a vocabulary are left out.
 
@@ -131,8 +131,8 @@ def export_source(
         weights: The folder of `stored`.
 
     Raises:
-        ValueError: They are of a run, or were upcycled, or what was written computes something
-            else; then `output` is not there.
+        ValueError: The weights come from a run or were upcycled, or the written model computes
+            something else; then `output` does not exist.
     """
     _raise_if_present(output)
     description = stored.description
@@ -189,15 +189,15 @@ def export_plain(
     comparison_bytes: int = compare.DEFAULT_BYTES,
     watch: Watch = lambda name, size: None,
 ) -> Exported:
-    """Writes a model that transformers has itself.
+    """Writes a model that transformers implements.
 
     Args:
-        model: As `plain` or `plain_llava` gives it.
-        aside: What was kept beside the weights, if `plain` was told of it.
+        model: Result of `plain` or `plain_llava`.
+        aside: Tensors kept beside the weights, if `plain` got their specs.
 
     Raises:
-        ValueError: A parameter is missing or misshapen, or what was written computes something
-            else; then `output` is not there.
+        ValueError: A parameter is missing or misshapen, or the written model computes something
+            else; then `output` does not exist.
     """
     _raise_if_present(output)
     raise_if_params_misfit(model.entries, stored, " and ".join(parts), "checkpoint")
@@ -258,15 +258,15 @@ def export_mm1(
     comparison_bytes: int = compare.DEFAULT_BYTES,
     watch: Watch = lambda name, size: None,
 ) -> Exported:
-    """Writes a whole model, with the code that transformers runs it by (`trust_remote_code`).
+    """Writes a whole model, with the code that runs it in transformers (`trust_remote_code`).
 
     Args:
-        parts: Those of an `MM1.Config`, as `mm1.model_parts` gives them.
-        fit: How pictures become square: "stretch" or "pad".
+        parts: Parts of an `MM1.Config`, from `mm1.model_parts`.
+        fit: How images become square: "stretch" or "pad".
 
     Raises:
-        ValueError: A parameter is missing or misshapen, a part has no counterpart, or what was
-            written computes something else; then `output` is not there.
+        ValueError: A parameter is missing or misshapen, a part has no counterpart, or the written
+            model computes something else; then `output` does not exist.
     """
     _raise_if_present(output)
     entries = mm1_entries(parts)
@@ -302,13 +302,13 @@ def export_mm1(
 
 
 def _without_code(vocabulary: Vocabulary, has_images: bool) -> Vocabulary:
-    """The same for a model without code of ours: transformers reads sentencepiece as Llama's.
+    """Returns the vocabulary without code of ours: sentencepiece becomes a Llama tokenizer.
 
-    It differs in texts that begin with a space, of which it has one less.
+    The Llama tokenizer drops a space at the beginning of a text.
 
     Args:
-        has_images: A text behind an image token is tokenised as one that stands alone, which is
-            what is called legacy there.
+        has_images: Whether text after an image token is tokenized like a text on its own, which
+            transformers calls legacy.
     """
     files = dict(vocabulary.files)
     if files.pop(TOKENIZER_CODE, None) is not None:
@@ -321,7 +321,7 @@ def _without_code(vocabulary: Vocabulary, has_images: bool) -> Vocabulary:
 
 
 def write_vocabulary(vocabulary: Vocabulary, config: dict[str, Any], folder: Path) -> None:
-    """Writes a tokenizer beside a model, and its ids where generation looks for them."""
+    """Writes a tokenizer beside a model; adds its ids to `config` and generation_config.json."""
     for name, content in vocabulary.files.items():
         (folder / name).write_bytes(content)
     ids = {
@@ -363,7 +363,7 @@ def _write_processor(parts: Mapping[str, Any], fit: str, folder: Path) -> None:
 
 
 def _write_llava_processor(encoder: Any, folder: Path) -> None:
-    """What transformers' own processors of LLaVA need, for pictures to become squares as here."""
+    """Writes settings with which transformers' LLaVA processor stretches images to squares."""
     side = encoder.image_size
     image_processor = {
         "image_processor_type": "CLIPImageProcessor",
@@ -389,14 +389,14 @@ def _write_llava_processor(encoder: Any, folder: Path) -> None:
 
 
 def rounded(value: np.ndarray, dtype: str) -> np.ndarray:
-    """The float32 values of what an export in `dtype` holds."""
+    """Returns the values that an export in `dtype` holds, as float32."""
     return value.astype(DTYPES[EXPORT_DTYPES[dtype]]).astype(np.float32)
 
 
 def why_not_compared(
     num_parameters: int, skip_comparison: bool, max_bytes: int = compare.DEFAULT_BYTES
 ) -> str | None:
-    """Why outputs are not compared, or None where they are."""
+    """Returns why outputs are not compared, or None if they are."""
     if skip_comparison:
         return "it was not asked for"
     if missing := compare.missing_libraries():

@@ -1,4 +1,4 @@
-"""What is in a folder of a foreign checkpoint, and the table that it is converted by."""
+"""Reads the config of a foreign checkpoint, and makes the parts and the table that convert it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from mm1_jax.interop.mapping import Table, prefix_of
 from mm1_jax.interop.tensor_files import TensorSpec
 from mm1_jax.storage import read_json_object
 
-# Files that say what a checkpoint is.
+# Config files of checkpoints, in order of preference.
 CONFIGS = ("config.json", "open_clip_config.json")
 _AIM_KERNEL = "preprocessor.patchifier.proj.weight"
-_AIM_HEAD_DIM = 128  # Of all of AIM's published trunks.
+_AIM_HEAD_DIM = 128  # In all published AIM trunks.
 _SIGLIP, _CLIP = ("siglip", "siglip_vision_model"), ("clip", "clip_vision_model")
-# These two have no such field themselves.
+# Our names: the configs of these two have no `model_type`.
 _OPEN_CLIP, _AIM = "open_clip", "aim"
 _FAMILIES = (*llama.MODEL_TYPES, *_CLIP, *_SIGLIP, llava.MODEL_TYPE, _OPEN_CLIP, _AIM)
 _CLASSES = {
@@ -30,7 +30,7 @@ _CLASSES = {
     _OPEN_CLIP: vision.OPEN_CLIP,
     _AIM: vision.AIM,
 }
-# How the names of the classes begin in `architectures`.
+# Model type -> beginning of the class names in `architectures`.
 _CLASS_NAMES = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -43,18 +43,19 @@ _CLASS_NAMES = {
     "siglip_vision_model": "SiglipVision",
     llava.MODEL_TYPE: "Llava",
 }
-# Our name for what the processor beside a checkpoint says of pixels, in complete configs.
+# Our field of complete configs for the pixel fields of the processor beside a checkpoint.
 _PREPROCESSOR = "mm1_jax_preprocessor"
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a conversion changes besides names and layouts.
+    """Changes that a conversion makes besides names and layouts.
 
     Attributes:
-        vocab_size: Rows of the embedding and the output layer, at least as many as the source has;
-            new ones are the mean of the others. None: those of the source.
-        num_experts: Of every `moe_every`-th layer, copies of the dense one; None keeps it dense.
+        vocab_size: Rows of the embedding and the output layer, at least as many as in the source;
+            new rows are the mean of the others. None keeps the source's size.
+        num_experts: Experts per `moe_every`-th layer, each a copy of the dense layer; None keeps
+            the decoder dense.
     """
 
     vocab_size: int | None = None
@@ -63,12 +64,12 @@ class Changes:
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """The config beside the tensors of a checkpoint; empty where there is none.
+    """Returns the config beside the tensors of a checkpoint; empty without one.
 
-    How the pixels of a tower are prepared, if a file beside it says so, is in it too.
+    It includes the pixel fields of a processor's config, if there is one beside it.
 
     Raises:
-        ValueError: It cannot be read.
+        ValueError: The config cannot be read.
     """
     folder = source if source.is_dir() else source.parent
     name = next((name for name in CONFIGS if (folder / name).is_file()), None)
@@ -83,7 +84,7 @@ def read_config(source: Path) -> dict[str, Any]:
 
 
 def _processor(folder: Path) -> dict[str, Any] | None:
-    """The fields about pixels of the processor beside a checkpoint; None without one."""
+    """Returns the pixel fields of the processor beside a checkpoint; None without one."""
     for name, section in (("preprocessor_config.json", None), ("processor_config.json", "image")):
         if not (folder / name).is_file():
             continue
@@ -97,10 +98,10 @@ def _processor(folder: Path) -> dict[str, Any] | None:
 
 
 def complete_config(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """The config with a `model_type` and all sizes, some of which only the tensors tell.
+    """Returns the config with a `model_type` and all sizes, some of which only tensors tell.
 
     Raises:
-        ValueError: It is of no known family, or names two.
+        ValueError: The family is unknown, or the config contradicts itself or the tensors.
     """
     model_type = _model_type(config)
     if model_type in _FAMILIES:
@@ -119,7 +120,7 @@ def complete_config(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) 
 
 
 def _model_type(config: Mapping[str, Any]) -> Any:
-    """The family that `model_type` and `architectures` agree on."""
+    """Returns the family that `model_type` and `architectures` agree on."""
     if "mm_vision_tower" in config:
         raise ValueError(
             "config.json: mm_vision_tower is there, as in LLaVA's own checkpoints; only the layout "
@@ -144,7 +145,7 @@ def _model_type(config: Mapping[str, Any]) -> Any:
 
 
 def _known_classes(family: str) -> set[str]:
-    """The names of the classes of a family in `architectures`."""
+    """Returns the class names of a family, as `architectures` lists them."""
     name = _CLASS_NAMES[family]
     if family == llava.MODEL_TYPE:
         return {f"{name}ForConditionalGeneration"}
@@ -172,7 +173,7 @@ def _complete_aim(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) ->
 
 
 def source_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The file that a complete config was read from, and what was in it."""
+    """Returns the name and the content of the file that a complete config was read from."""
     own = {k: v for k, v in config.items() if k != _PREPROCESSOR}
     if config["model_type"] not in (_OPEN_CLIP, _AIM):
         return "config.json", own
@@ -183,15 +184,15 @@ def source_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of an AIM as its authors name the fields; older folders of weights differ."""
+    """Returns an AIM config with its authors' field names; older folders of weights differ."""
     return {"img_size" if k == "image_size" else k: v for k, v in config.items()}
 
 
 def fields_of(config: Mapping[str, Any], *, strict: bool = True) -> Fields:
-    """The fields of a complete config.
+    """Returns the fields of a complete config.
 
     Args:
-        strict: Fields that no reader knows are errors; False for configs that were read before.
+        strict: Whether unknown fields raise; False for configs that were read before.
     """
     model_type = config["model_type"]
     file = "open_clip_config.json" if model_type == _OPEN_CLIP else "config.json"
@@ -206,7 +207,7 @@ def fields_of(config: Mapping[str, Any], *, strict: bool = True) -> Fields:
 def make_parts(
     config: Mapping[str, Any], changes: Changes, *, strict: bool = True
 ) -> dict[str, InstantiableConfig]:
-    """The parts of an `MM1` that a checkpoint with this complete config has.
+    """Returns the parts of an `MM1` in a checkpoint with this complete config.
 
     Args:
         strict: See `fields_of`.
@@ -245,7 +246,7 @@ def _read_parts(fields: Fields, model_type: str) -> dict[str, Any]:
 
 
 def _tower(fields: Fields, model_type: str) -> Fields:
-    """The fields of a CLIP or SigLIP tower, alone or beside a text tower."""
+    """Returns the fields of a CLIP or SigLIP tower, alone or beside a text tower."""
     if model_type == "clip":
         return vision.clip_pair_section(fields)
     if model_type == "siglip":
@@ -256,7 +257,7 @@ def _tower(fields: Fields, model_type: str) -> Fields:
 def make_table(
     parts: Mapping[str, Any], config: Mapping[str, Any], names: Collection[str]
 ) -> Table:
-    """The table of a checkpoint with these parts, whose tensors have these names."""
+    """Returns the table of a checkpoint with these parts and tensor names."""
     model_type, fields = config["model_type"], fields_of(config)
     if model_type == llava.MODEL_TYPE:
         encoder, connector, decoder = parts.values()
@@ -274,14 +275,14 @@ def make_table(
 
 
 def left_out(config: Mapping[str, Any]) -> list[str]:
-    """Sizes that a complete config does not give, with the defaults that were taken for them."""
+    """Returns sizes that a complete config leaves out, with the defaults used instead."""
     fields = fields_of(config)
     _read_parts(fields, config["model_type"])
     return fields.left_out()
 
 
 def num_rows(config: Mapping[str, Any]) -> int:
-    """Rows of the embedding of a decoder's config; 0 of others."""
+    """Returns the number of embedding rows of a decoder; 0 for other models."""
     model_type = _model_type(config)
     if model_type not in (*llama.MODEL_TYPES, llava.MODEL_TYPE):
         return 0
@@ -290,10 +291,10 @@ def num_rows(config: Mapping[str, Any]) -> int:
 
 
 def reference_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The `model_type` and the fields of transformers' config of a complete config.
+    """Returns `model_type` and fields of the transformers config for a complete config.
 
-    Fields that change no output are left out, since old ones are no longer understood. Of a model
-    with a text tower, it is the config of the other one.
+    Fields that change no output are left out, since transformers no longer accepts old ones. For a
+    model with a text tower, it is the config of the vision tower.
     """
     model_type = config["model_type"]
     given = fields_of(config).given
@@ -311,7 +312,7 @@ def reference_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def image_token(config: Mapping[str, Any]) -> int | None:
-    """The id of the image token of a LLaVA; None of others."""
+    """Returns the image token id of a LLaVA; None for other models."""
     is_llava = config.get("model_type") == llava.MODEL_TYPE
     return llava.image_token(fields_of(config)) if is_llava else None
 

@@ -1,9 +1,8 @@
-"""Fields of a foreign config: read by type, with the defaults of the class that wrote them.
+"""Typed fields of a foreign config, with the defaults of the class that wrote it.
 
-A config says less than its model computes: a field that equals the default of its class may be left
-out, and a field that a reader does not know changes the model all the same. So every class is a
-table of defaults, and a field that no reader reads has to be at its default, or to be neutral: of
-training, generation or files.
+A config may leave out fields that equal the defaults of its class, and a field changes the model
+even if our reader does not know it. So each class has a table of defaults, and a field that nothing
+reads must be at its default or be neutral: about training, generation or files.
 """
 
 import json
@@ -13,13 +12,13 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-# The largest size of an array, and counts beyond which a table of tensors would fill the memory.
+# The largest array size, and limits on counts, so that no table of tensors fills the memory.
 _MOST = 2**31 - 1
 MOST_LAYERS = 2000
 MOST_EXPERTS = 2048
 
-# Fields of every config of transformers, of version 4 and 5, that change no output of a model that
-# does not train. Parameters of generation were among them.
+# Fields of any transformers config (versions 4 and 5) that change no output outside training. Older
+# configs include generation parameters.
 _EVERYWHERE = frozenset(
     (
         *("_attn_implementation", "_attn_implementation_autoset"),
@@ -43,7 +42,7 @@ _EVERYWHERE = frozenset(
     )
 )
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
-# And fields of every config that change outputs, with the only values that are supported.
+# Fields of any config that change outputs, with the only supported values.
 _FIXED = {
     "add_cross_attention": False,
     "is_encoder_decoder": False,
@@ -54,11 +53,11 @@ _FIXED = {
 
 
 class ForeignClass(NamedTuple):
-    """A config class of others.
+    """A config class of another library.
 
     Attributes:
-        name: Its own.
-        defaults: Field -> default, of fields that decide which outputs a model has.
+        name: Name of the class.
+        defaults: Field -> default, for fields that change a model's outputs.
         neutral: Fields that change no output here.
     """
 
@@ -71,10 +70,10 @@ class ForeignClass(NamedTuple):
 
 
 class Fields:
-    """The fields of a config or of one of its sections; `given` are those that are there.
+    """The fields of a config or of one of its sections; `given` holds those present.
 
-    Every method that reads a field raises ValueError where its value is not of the type or range,
-    naming file, field and value.
+    Methods that read a field raise ValueError if its value has the wrong type or is out of range.
+    The message names file, field and value.
     """
 
     def __init__(
@@ -86,12 +85,12 @@ class Fields:
         path: str = "",
         strict: bool = True,
     ):
-        """Nothing is read yet.
+        """Stores the fields; counts none as read yet.
 
         Args:
             given: The JSON object.
-            path: What precedes the names of fields in errors, as in "text_config.".
-            strict: Whether `close` raises; False for what was read before.
+            path: Prefix of field names in errors, such as "text_config.".
+            strict: Whether `close` raises; False for configs that were read before.
         """
         self.file, self.path, self.klass, self._strict = file, path, klass, strict
         if not isinstance(given, Mapping):
@@ -104,11 +103,11 @@ class Fields:
         return name in self.given
 
     def has(self, name: str) -> bool:
-        """Tells if a field is given and not null."""
+        """Tells if a field is present and not null."""
         return self.given.get(name) is not None
 
     def value(self, name: str) -> Any:
-        """A field as it is, or its default."""
+        """Returns a field as it is, or its default."""
         self._read.add(name)
         return self.given.get(name, self.klass.defaults.get(name))
 
@@ -124,7 +123,7 @@ class Fields:
     def number(self, name: str, *, above: float = 0.0) -> float:
         value = self.value(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        # A whole number of hundreds of digits is no float.
+        # An integer of hundreds of digits does not fit into a float.
         if not is_number or not above < value < 1e38 or not math.isfinite(value):
             self.refuse(name, f"expected a number above {above:g}")
         return float(value)
@@ -142,7 +141,7 @@ class Fields:
         return known[value]
 
     def side(self, name: str) -> int:
-        """A field that is one number, or the same one for both sides of a square."""
+        """Returns a field that is one number, or the same number for both sides of a square."""
         value = self.value(name)
         if isinstance(value, list | tuple):
             if len(value) != 2 or value[0] != value[1]:
@@ -151,11 +150,11 @@ class Fields:
         return self._with(name, value).integer(name)
 
     def item(self, name: str, index: int) -> "Fields":
-        """The same fields with one element of a list in its place."""
+        """Returns fields in which an element of a list stands in place of the list."""
         return self._with(name, self.value(name)[index])
 
     def section(self, name: str, klass: ForeignClass) -> "Fields":
-        """A field that is an object; none of its fields are given where it is left out."""
+        """Returns the fields of a field that is an object; a missing one has no fields."""
         value = self.value(name)
         given = {} if value is None else value
         path = f"{self.path}{name}."
@@ -176,7 +175,7 @@ class Fields:
         raise ValueError(f"{self.file}: {self.path}{name}={value}: {expected}")
 
     def close(self) -> None:
-        """Raises ValueError where a field that nothing has read changes the model."""
+        """Raises ValueError if a field that nothing has read changes the model."""
         if not self._strict:
             return
         fixed = {**_FIXED, **self.klass.defaults}
@@ -200,7 +199,7 @@ class Fields:
             section.close()
 
     def left_out(self) -> list[str]:
-        """The sizes that were read and not given, with their defaults, as errors name them."""
+        """Returns sizes that were read but not given, with their defaults, as in errors."""
         mine = [
             f"{self.path}{name}={_text(self.klass.defaults[name])}"
             for name in self.klass.defaults
@@ -212,7 +211,7 @@ class Fields:
 
 
 def essential(given: Mapping[str, Any], klass: ForeignClass) -> dict[str, Any]:
-    """The fields of a config that decide outputs."""
+    """Returns the fields of a config that change outputs."""
     return {name: value for name, value in given.items() if not klass.is_neutral(name)}
 
 

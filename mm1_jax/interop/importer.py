@@ -1,4 +1,4 @@
-"""A foreign checkpoint -> a folder of weights that runs start from, checked before it counts."""
+"""Imports a foreign checkpoint as a folder of weights for runs, and checks the result."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -43,14 +43,14 @@ FORMAT = 1
 
 
 class Imported(NamedTuple):
-    """What was converted, and how it was checked.
+    """Summary of an import and its checks.
 
     Attributes:
-        num_aside: Tensors that have no place here, and were kept beside the weights.
-        comparison: With the source's implementation; None where there was none.
-        not_compared: Why.
-        notes: What users should know.
-        peaks: Phase -> the most bytes of memory that the process had until its end.
+        num_aside: Number of tensors that have no place here and are kept beside the weights.
+        comparison: Comparison with the source's implementation; None if there was none.
+        not_compared: Why there was none.
+        notes: Remarks for users.
+        peaks: Phase -> peak memory of the process up to the end of the phase, in bytes.
     """
 
     num_parameters: int
@@ -63,13 +63,13 @@ class Imported(NamedTuple):
 
 
 def open_tensors(source: Path, *, allow_pickle: bool = False) -> Tensors:
-    """The tensors of a checkpoint.
+    """Opens the tensors of a checkpoint.
 
     Args:
-        allow_pickle: Read files of `torch.save` too, with torch's loader for weights only.
+        allow_pickle: Also reads files of `torch.save`, with torch's weights-only loader.
 
     Raises:
-        ValueError: There are none, a file is damaged, or they are pickled and that is not allowed.
+        ValueError: There are no tensors, a file is damaged, or pickles are not allowed.
     """
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
@@ -87,11 +87,11 @@ def open_tensors(source: Path, *, allow_pickle: bool = False) -> Tensors:
 
 
 class Examined(NamedTuple):
-    """A foreign checkpoint of which no value is read yet, but whose names and shapes fit.
+    """A foreign checkpoint whose names and shapes fit; no values are read yet.
 
     Attributes:
-        config: The complete one.
-        notes: What users should know of it.
+        config: The complete config (see `complete_config`).
+        notes: Remarks for users.
     """
 
     tensors: Tensors
@@ -104,7 +104,7 @@ def examine(source: Path, changes: Changes, *, allow_pickle: bool = False) -> Ex
     """Reads the config of a checkpoint and the headers of its files.
 
     Raises:
-        ValueError: A file is damaged or missing, a field is not known, or the tensors are others.
+        ValueError: A file is damaged or missing, a field is unknown, or the tensors do not fit.
     """
     tensors = open_tensors(source, allow_pickle=allow_pickle)
     config = complete_config(read_config(source), tensors.specs)
@@ -128,18 +128,18 @@ def import_checkpoint(
     extra: Mapping[str, Any] | None = None,
     watch: Watch = lambda name, size: None,
 ) -> Imported:
-    """Converts a checkpoint, reads all of it back, and compares outputs where that can be done.
+    """Converts a checkpoint, reads all of it back, and compares outputs where possible.
 
     Args:
         output: A new folder.
-        comparison_bytes: The most memory that the comparison may take: of a decoder for which that
-            does not suffice, its first layers are compared.
-        files: Name -> content of what lies beside the weights: a tokenizer.
-        extra: Entries of the description of the weights.
+        comparison_bytes: Memory limit of the comparison; a decoder that exceeds it is compared up
+            to the last layer that fits.
+        files: Name -> content of files to write beside the weights, such as a tokenizer.
+        extra: Further entries of the description of the weights.
 
     Raises:
-        ValueError: Something does not fit, does not come back as it was, or computes something
-            else; then `output` is not there.
+        ValueError: The tensors do not fit, do not read back as they were, or compute something
+            else; then `output` does not exist.
     """
     if output.exists():
         raise ValueError(f"{output}: is there already; choose a new folder")
@@ -153,7 +153,7 @@ def import_checkpoint(
         "source": source.name,
         "config": config,
         "changes": asdict(changes),
-        # Lines are for people, and for code from before `fields`.
+        # `parts` is for people, and for code older than `fields`.
         "parts": {name: cfg.debug_string().splitlines() for name, cfg in table.parts.items()},
         "fields": {name: flat_fields(cfg) for name, cfg in table.parts.items()},
         "notes": notes,
@@ -199,12 +199,12 @@ def import_checkpoint(
 def compare_with_source(
     table: Table, stored: StoredParams, config: Mapping[str, Any], tensors: Tensors, max_bytes: int
 ) -> tuple[Comparison | None, str | None]:
-    """Outputs of a foreign checkpoint and of ours; or None, and why there is none.
+    """Compares outputs of a foreign checkpoint and of ours; or returns None and the reason.
 
     Args:
-        config: The complete one of the source.
-        tensors: Of the source.
-        max_bytes: Of memory, for both models.
+        config: The complete config of the source.
+        tensors: Tensors of the source.
+        max_bytes: Memory limit for both models.
     """
     try:
         result = _not_comparable(config) or _compare(table, stored, config, tensors, max_bytes)
@@ -224,7 +224,7 @@ def _not_comparable(config: Mapping[str, Any]) -> str | None:
 def _compare(
     table: Table, stored: StoredParams, config: Mapping[str, Any], tensors: Tensors, max_bytes: int
 ) -> Comparison | str:
-    """The comparison, or why there is none."""
+    """Returns the comparison, or why there is none."""
     parts: Mapping[str, Any] = table.parts
     num_parameters = sum(map(math.prod, table.shapes().values()))
     reason = compare.too_large(num_parameters, max_bytes)
@@ -257,7 +257,7 @@ def _compare(
 
 
 def raise_if_copies_differ(table: Table, tensors: Tensors, where: Any) -> None:
-    """Raises ValueError where two tensors that the config says are one differ."""
+    """Raises ValueError if two tensors differ that the config ties."""
     for name, other in table.copies.items():
         if not same_bits(tensors.read(other), tensors.read(name)):
             raise ValueError(
@@ -267,10 +267,7 @@ def raise_if_copies_differ(table: Table, tensors: Tensors, where: Any) -> None:
 
 
 class ParamsOf(Mapping[str, np.ndarray]):
-    """The parameters of a part, by their paths in it, each read when it is asked for.
-
-    Nothing of them is in memory besides what was made of them.
-    """
+    """Parameters of a part by path within it, each read on access and not cached."""
 
     def __init__(
         self,
@@ -280,12 +277,12 @@ class ParamsOf(Mapping[str, np.ndarray]):
         num_groups: int | None = None,
         change: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     ):
-        """Reads nothing yet.
+        """Stores the arguments; reads no parameter yet.
 
         Args:
-            part: Empty: all of them, by their whole paths.
-            num_groups: Of the layers of a stack, the first ones only.
-            change: What is done to each.
+            part: Name of the part; empty for all parameters, by full paths.
+            num_groups: Limits the layers of a stack to this many groups from the first.
+            change: Function applied to each parameter that is read.
         """
         self._stored, self._prefix = stored, f"{part}/" if part else ""
         self._num_groups, self._change = num_groups, change
@@ -305,7 +302,7 @@ class ParamsOf(Mapping[str, np.ndarray]):
 
 
 def _layers_that_fit(table: Table, decoder: Any, max_bytes: int) -> int:
-    """How many of the first layers can be compared."""
+    """Returns how many of the first layers fit into memory for a comparison."""
     group_size = decoder_stack(decoder).group_size
     shapes = table.shapes()
     layers = sum(math.prod(s) for p, s in shapes.items() if p.startswith("decoder/stack/"))

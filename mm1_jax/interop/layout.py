@@ -1,8 +1,8 @@
-"""How the dims of a foreign tensor are laid out in ours, written as einops writes it.
+"""Rearrangement of the dims of a foreign tensor into ours, in einops notation.
 
-`Layout("(n h) d -> d n h", n=16, h=64, d=1024)` takes a matrix of torch, whose outputs come first
-and are heads, to the kernel of a `SplitHeads`. A layout moves values and never changes one, so it
-can be undone bit for bit.
+`Layout("(n h) d -> d n h", n=16, h=64, d=1024)` maps a torch matrix, whose output dim comes first
+and consists of heads, to the kernel of a `SplitHeads`. A layout only moves values, so it can be
+undone bit for bit.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Layout:
-    """A rearrangement of dims, both ways: theirs on the left of the arrow, ours on the right."""
+    """Two-way rearrangement of dims: theirs on the left of the arrow, ours on the right."""
 
     theirs: tuple[tuple[str, ...], ...]
     ours: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[str, int], ...]
 
     def __init__(self, text: str, **sizes: int):
-        """Reads `text`.
+        """Parses `text`.
 
         Args:
-            sizes: Of every name in it.
+            sizes: Size of each name in it.
         """
         left, arrow, right = text.partition("->")
         theirs, ours = _dims(left), _dims(right)
@@ -46,7 +46,7 @@ class Layout:
         return self._shape(self.ours)
 
     def to_ours(self, x: np.ndarray) -> np.ndarray:
-        """A foreign tensor as one of ours: a view of it where that is possible."""
+        """Returns a foreign tensor in our layout, as a view where possible."""
         return self._move(x, self.theirs, self.ours)
 
     def to_theirs(self, x: np.ndarray) -> np.ndarray:

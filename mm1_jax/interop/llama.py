@@ -60,7 +60,7 @@ CLASSES = {
         (*_NEUTRAL, "pretraining_tp"),
     ),
     "mistral": ForeignClass("MistralConfig", _MISTRAL, _NEUTRAL),
-    # The biases of queries, keys and values are not a field.
+    # Queries, keys and values always have biases; there is no field for them.
     "qwen2": ForeignClass("Qwen2Config", _QWEN, _NEUTRAL),
     "qwen3": ForeignClass(
         "Qwen3Config", {**_QWEN, "head_dim": 128, "attention_bias": False}, _NEUTRAL
@@ -90,10 +90,10 @@ _STRETCHED = ("factor", "low_freq_factor", "high_freq_factor", "original_max_pos
 
 
 def decoder_config(hf: Fields) -> Decoder.Config:
-    """The decoder that a `config.json` describes.
+    """Returns the decoder that a `config.json` describes.
 
     Raises:
-        ValueError: It has something that ours has not; the field is named.
+        ValueError: Our decoder has no counterpart of a field; the message names it.
     """
     defaults = hf.klass.defaults
     num_heads = hf.integer("num_attention_heads")
@@ -101,7 +101,7 @@ def decoder_config(hf: Fields) -> Decoder.Config:
     if num_heads % num_kv_heads:
         hf.refuse("num_key_value_heads", f"expected a divisor of num_attention_heads={num_heads}")
     model_dim = hf.integer("hidden_size")
-    # Llama's class alone demands this where head_dim is given too.
+    # Only LlamaConfig requires this even if head_dim is given.
     head_dim = hf.integer_or_none("head_dim")
     if model_dim % num_heads and (head_dim is None or hf.klass is CLASSES["llama"]):
         hf.refuse("hidden_size", f"expected a multiple of num_attention_heads={num_heads}")
@@ -118,7 +118,7 @@ def decoder_config(hf: Fields) -> Decoder.Config:
         hidden_dim=hf.integer("intermediate_size"),
         tied_embeddings=hf.flag("tie_word_embeddings"),
     )
-    # Rotary positions know no last one; that of Llama 3.1 is among its fields, where it counts.
+    # Only validated here: rotary positions have no limit. `_rotary_of` reads it for Llama 3.1.
     hf.integer("max_position_embeddings")
     eps = hf.number("rms_norm_eps")
     cfg.norm.eps = cfg.stack.layer.norm.eps = eps
@@ -141,7 +141,7 @@ def decoder_config(hf: Fields) -> Decoder.Config:
 
 
 def attention_window(hf: Fields) -> int | None:
-    """How many positions the layers of a source attend to; None for all before them."""
+    """Returns how many positions the source's layers attend to; None for all before them."""
     defaults = hf.klass.defaults
     if "sliding_window" not in defaults:
         return None
@@ -163,10 +163,10 @@ def attention_window(hf: Fields) -> int | None:
 
 
 def hf_config(cfg: Decoder.Config) -> dict[str, Any]:
-    """The `config.json` of a decoder, for a class of transformers that computes the same.
+    """Returns the `config.json` of the transformers decoder that computes the same.
 
     Raises:
-        ValueError: There is none; the field that has no counterpart is named.
+        ValueError: There is none; the message names the field without counterpart.
     """
     layer = decoder_stack(cfg).layer
     attention, eps = layer.attention, cfg.norm.eps
@@ -229,7 +229,7 @@ def hf_config(cfg: Decoder.Config) -> dict[str, Any]:
 
 
 def rope_fields(rotary: InstantiableConfig | None) -> dict[str, Any]:
-    """Rotary positions in a `config.json`, as transformers 5 and as older releases read them."""
+    """Returns rotary fields of a `config.json`, for transformers 5 and for older releases."""
     if isinstance(rotary, Rotary.Config):
         parameters: dict[str, Any] = {"rope_type": "default"}
     elif isinstance(rotary, StretchedRotary.Config):
@@ -246,10 +246,10 @@ def rope_fields(rotary: InstantiableConfig | None) -> dict[str, Any]:
 
 
 def upcycled(cfg: Decoder.Config, *, num_experts: int, moe_every: int) -> Decoder.Config:
-    """The decoder with copies of each dense feed-forward layer as experts (arXiv 2212.05055).
+    """Returns the decoder with each dense layer copied to all experts (arXiv 2212.05055).
 
-    The weights of a token's experts sum to one, so whatever the router chooses, it computes what
-    the dense decoder did.
+    The weights of a token's experts sum to one, so the result computes the same as the dense
+    decoder, whichever experts the router selects.
     """
     if cfg.moe is not None:
         raise ValueError("this decoder has experts already; only dense ones are upcycled")
@@ -266,7 +266,7 @@ _ROPE = ForeignClass(
 
 
 def _rotary(hf: Fields) -> InstantiableConfig:
-    # transformers 5 has `rope_parameters`; before, it was `rope_scaling` beside `rope_theta`.
+    # transformers 5 uses `rope_parameters`, older releases `rope_scaling` beside `rope_theta`.
     names = ("rope_scaling", "rope_parameters")
     rotaries = [_rotary_of(hf, hf.section(name, _ROPE)) for name in names if hf.value(name)]
     if len(rotaries) == 2 and rotaries[0].to_dict() != rotaries[1].to_dict():
@@ -275,7 +275,7 @@ def _rotary(hf: Fields) -> InstantiableConfig:
 
 
 def _rotary_of(hf: Fields, rope: Fields) -> InstantiableConfig:
-    """The positions that one of the two objects and the fields beside it describe."""
+    """Returns the rotary config given by one of the two objects and the fields beside it."""
     theta = outer = hf.number("rope_theta")
     if rope.gives("rope_theta"):
         theta = rope.number("rope_theta")

@@ -1,4 +1,4 @@
-"""Tensors of the Llama family: a config of ours -> names, shapes and layouts of foreign weights.
+"""Tensors of the Llama family: our config -> names, shapes and layouts of foreign tensors.
 
 Rotary pairs are (i, i + H/2) on both sides.
 """
@@ -17,10 +17,10 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 
 
 def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Fields) -> Table:
-    """The table of a decoder for the tensors of a checkpoint.
+    """Returns the table of a decoder for the tensors of a checkpoint.
 
     Args:
-        names: The names of the tensors, which say where in a larger model the decoder is.
+        names: Tensor names, which tell the decoder's prefix in a larger model.
     """
     names = list(names)
     body = prefix_of(names, "embed_tokens.weight")
@@ -32,7 +32,7 @@ def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Fields) -> Tabl
     ignored: list[str] = list(IGNORED)
     copies = {}
     if cfg.tied_embeddings and head is not None:
-        # Some checkpoints have the tied table twice.
+        # Some checkpoints store the tied table twice.
         ignored.append(r".*lm_head\.weight")
         copies[f"{head}lm_head.weight"] = f"{body}embed_tokens.weight"
     entries = decoder_entries(
@@ -55,7 +55,7 @@ def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Fields) -> Tabl
 def raise_if_other_depth(
     hf: Fields, names: Iterable[str], prefix: str, num_layers: int, field: str = "num_hidden_layers"
 ) -> None:
-    """Raises ValueError where the tensors are of more or fewer layers than the config says."""
+    """Raises ValueError if the tensors have more or fewer layers than the config says."""
     found = {
         int(number)
         for name in names
@@ -73,13 +73,14 @@ def decoder_entries(
     rows: int | None = None,
     dense_source: bool = True,
 ) -> list[Entry]:
-    """The tensors of a decoder.
+    """Returns the tensors of a decoder.
 
     Args:
         body, head: Prefixes of the names.
-        rows: Of the embedding and the output layer; ours may have more, for tokens that the source
-            does not have. None: as many as ours.
-        dense_source: Feed-forward layers are dense, and become all experts of a sparse one.
+        rows: Rows of the source's embedding and output layer; ours may have more, for tokens that
+            the source lacks. Defaults to as many as ours.
+        dense_source: Whether the source's feed-forward layers are dense, so that each is copied to
+            all experts of a sparse layer.
     """
     stack = decoder_stack(cfg)
     layers = stack_layers("decoder/stack", cfg.num_layers, stack.group_size)
@@ -161,7 +162,7 @@ def _attention(layer: Slice, name: str, cfg: Any) -> list[Entry]:
 
 
 def _copied_experts(layer: Slice, name: str, cfg: Any) -> list[Entry]:
-    """Dense feed-forward layers, each of whose tensors goes to every expert."""
+    """Returns the tensors of a dense feed-forward layer, each copied to every expert."""
     entries = []
     for kernel, layout in (("gate", "f d -> d f"), ("up", "f d -> d f"), ("down", "d f -> d f")):
         pieces = tuple(

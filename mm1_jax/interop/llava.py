@@ -1,6 +1,6 @@
-"""LLaVA as a whole model: a CLIP or SigLIP tower, an MLP, and a decoder of the Llama family.
+"""LLaVA models: a CLIP or SigLIP tower, an MLP connector, and a decoder of the Llama family.
 
-It reads the features of an earlier layer than the last, so the tower here has fewer layers.
+LLaVA reads features of an earlier layer than the last, so our tower omits the layers after it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ LLAVA = ForeignClass(
     },
     ("image_seq_length", "ignore_index", "vocab_size"),
 )
-# The tower of a config that has no vision_config at all.
+# Defaults of the tower for a config without vision_config.
 _OWN_TOWER = vision.CLIP_VISION._replace(
     defaults={
         **vision.CLIP_VISION.defaults,
@@ -48,7 +48,7 @@ _OWN_TOWER = vision.CLIP_VISION._replace(
 
 
 def llava_parts(hf: Fields) -> tuple[VisionEncoder.Config, MLP.Config, Decoder.Config]:
-    """Encoder, connector and decoder of a `config.json`."""
+    """Returns encoder, connector and decoder of a `config.json`."""
     tower, encoder = _tower(hf)
     strategy = hf.one_of("vision_feature_select_strategy", {"default": "default", "full": "full"})
     if (encoder.class_token is None) != (strategy == "full"):
@@ -56,14 +56,14 @@ def llava_parts(hf: Fields) -> tuple[VisionEncoder.Config, MLP.Config, Decoder.C
             "vision_feature_select_strategy",
             "here all patches are features, and a class token is none",
         )
-    # The states before the first layer and after each count as layers.
+    # The index counts hidden states: 0 is before the first layer, -1 after the last.
     num_layers = encoder.num_layers
     layer = hf.integer("vision_feature_layer", least=-num_layers, most=num_layers)
     encoder.num_layers = layer if layer >= 0 else num_layers + 1 + layer
     if not encoder.num_layers:
         hf.refuse("vision_feature_layer", "the states before the first layer are no features here")
     if encoder.final_norm is not None:
-        # Only what leaves the last layer passes it.
+        # The final norm applies to the model's output only, not to the hidden states of layers.
         encoder.final_norm = None
     activation = hf.one_of("projector_hidden_act", vision.ACTIVATIONS)
     connector = MLP.default_config().set(
@@ -73,14 +73,14 @@ def llava_parts(hf: Fields) -> tuple[VisionEncoder.Config, MLP.Config, Decoder.C
         connector.up.bias = connector.down.bias = False
     image_token(hf)
     decoder = llama.decoder_config(text_fields(hf))
-    # Either of the two ties, as transformers 5 has it.
+    # Either of the two fields ties the embeddings, as in transformers 5.
     decoder.tied_embeddings |= hf.flag("tie_word_embeddings")
     connector.set(input_dim=encoder.model_dim, output_dim=decoder.model_dim)
     return encoder, connector, decoder
 
 
 def image_token(hf: Fields) -> int:
-    """The id of the image token of a LLaVA."""
+    """Returns the image token id of a LLaVA."""
     index = hf.integer("image_token_index", least=0)
     if not hf.has("image_token_id"):
         return index
@@ -91,24 +91,24 @@ def image_token(hf: Fields) -> int:
 
 
 def text_fields(hf: Fields) -> Fields:
-    """The fields of the decoder of a LLaVA."""
+    """Returns the fields of the decoder of a LLaVA."""
     return hf.section("text_config", llama.CLASSES[_type(hf, "text_config", llama.CLASSES)])
 
 
 def sections(hf: Fields) -> dict[str, Fields]:
-    """The fields of decoder and tower by the names of their sections."""
+    """Returns the fields of decoder and tower by section name."""
     return {"text_config": text_fields(hf), "vision_config": _tower(hf)[0]}
 
 
 def _tower(hf: Fields) -> tuple[Fields, VisionEncoder.Config]:
-    """The fields of the tower of a LLaVA, and all of its layers."""
+    """Returns the fields of the tower of a LLaVA, and the tower with all of its layers."""
     klass, read = _TOWERS[_type(hf, "vision_config", _TOWERS)]
     tower = hf.section("vision_config", klass if hf.has("vision_config") else _OWN_TOWER)
     return tower, read(tower)
 
 
 def _type(hf: Fields, section: str, known: Mapping[str, Any]) -> str:
-    """The `model_type` of a section: the first of those that are known, where it has none."""
+    """Returns the `model_type` of a section; defaults to the first of `known`."""
     given = hf.value(section) or {}
     model_type = given.get("model_type", next(iter(known))) if isinstance(given, Mapping) else None
     if not isinstance(model_type, str) or model_type not in known:
@@ -125,7 +125,7 @@ def llava_table(
     names: Iterable[str],
     hf: Fields,
 ) -> Table:
-    """The table of a LLaVA for the tensors of a checkpoint."""
+    """Returns the table of a LLaVA for the tensors of a checkpoint."""
     names = list(names)
     tower = vision_tensors.hf_table(encoder, names)
     text = llama_tensors.decoder_table(decoder, names, text_fields(hf))
@@ -133,7 +133,7 @@ def llava_table(
     if root is None:
         raise ValueError("no tensor named *multi_modal_projector.linear_1.weight")
     tower_root = prefix_of(names, "embeddings.patch_embedding.weight") or ""
-    # Layers of the tower that nothing is read from, and the norm after them.
+    # Layers of the tower after the features that are read, and the norm after them.
     unread = _tower(hf)[1].num_layers
     ignored = [
         rf".*{tower_root}encoder\.layers\.{i}\..*" for i in range(encoder.num_layers, unread)
@@ -150,12 +150,12 @@ def llava_table(
 
 
 def hf_export(parts: Mapping[str, Any], image_token: int) -> tuple[dict[str, Any], list[Entry]]:
-    """The `config.json` and the tensors of a LLaVA with these parts.
+    """Returns the `config.json` and the tensors of a LLaVA with these parts.
 
-    It reads the last layer of its tower, and all of its patches.
+    The LLaVA reads the last layer of its tower, and all patches.
 
     Raises:
-        ValueError: LLaVA has something else there; the part is named.
+        ValueError: A part differs from LLaVA's; the message names it.
     """
     encoder, connector, decoder = (parts[n] for n in (vision.ENCODER, "connector", "decoder"))
     num_patches = (encoder.image_size // encoder.patch_size) ** 2

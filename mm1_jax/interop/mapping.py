@@ -1,9 +1,9 @@
-"""Which tensor of a foreign checkpoint holds which of our parameters: a table that goes both ways.
+"""Two-way table between the tensors of a foreign checkpoint and our parameters.
 
-Ours are stacked for the scan over layers, so a parameter takes a slice from a tensor of every
-layer; some of theirs are joined (queries, keys and values), so a tensor may have rows of several.
-The table is complete before a value is read: it knows all shapes, and says what a checkpoint
-lacks, has too much, or has in another shape.
+Our parameters are stacked for the scan over layers, so each takes a slice from a tensor of every
+layer. Some foreign tensors are joined (queries, keys and values), so one tensor may hold rows of
+several parameters. The table knows all names and shapes before any value is read, and reports
+missing, unknown and misshapen tensors.
 """
 
 import re
@@ -21,14 +21,14 @@ from mm1_jax.interop.tensor_files import TensorSpec
 
 
 class Piece(NamedTuple):
-    """Where rows of a tensor go: a place in one of our parameters.
+    """Rows of a foreign tensor, and their place in one of our parameters.
 
     Attributes:
-        parameter: Path, as in "decoder/stack/layer/attention/query/kernel".
-        index: Of the leading dims that the tensor has not: layer, expert.
-        layout: Of the rows.
-        start: The first of the rows.
-        place: The first row of the parameter's slice that they fill.
+        parameter: Path, such as "decoder/stack/layer/attention/query/kernel".
+        index: Index of the leading dims that the tensor lacks: layer, expert.
+        layout: Layout of the rows.
+        start: First of the rows in the tensor.
+        place: First row that they fill in the parameter's slice.
     """
 
     parameter: str
@@ -46,9 +46,9 @@ class Entry(NamedTuple):
     """A tensor of a foreign checkpoint, and where its values go.
 
     Attributes:
-        fill: What it holds, on the way back, where no piece does.
-        aside: The name of the tensor that was kept beside the weights, on the way back, and that
-            this is all of (see `aside.py`).
+        fill: Value that an export writes to rows without a piece.
+        aside: Name of a tensor kept beside the weights, which an export writes instead (see
+            `aside.py`).
     """
 
     name: str
@@ -59,16 +59,16 @@ class Entry(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What a foreign checkpoint is, in our terms.
+    """Conversion table of a foreign checkpoint.
 
     Attributes:
-        parts: The config of each part of an `MM1` that it has: "decoder" and so on.
-        entries: Its tensors, in the order of ours.
-        ignored: Patterns of names that have no place here: text towers, buffers.
-        notes: What users should know of it.
-        prefix: What precedes the names that transformers knows the tensors by, as wrappers leave
-            it: "module." and the like.
-        copies: Ignored tensors that are another one again -> that one.
+        parts: Name -> config of each part of an `MM1` that the checkpoint has, such as "decoder".
+        entries: Its tensors, in the order of our parameters.
+        ignored: Patterns of tensor names that have no place here, such as text towers and buffers.
+        notes: Remarks for users.
+        prefix: Prefix that wrappers put before the names that transformers knows, such as
+            "module.".
+        copies: Ignored tensor -> the tensor that it duplicates.
     """
 
     parts: Mapping[str, InstantiableConfig]
@@ -79,7 +79,7 @@ class Table(NamedTuple):
     copies: Mapping[str, str] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of our parameters by path."""
+        """Returns the shapes of our parameters by path."""
         return {
             f"{part}/{path}": shape
             for part, cfg in self.parts.items()
@@ -87,12 +87,12 @@ class Table(NamedTuple):
         }
 
     def unfilled(self) -> list[str]:
-        """Our parameters that no tensor has, such as the routers of an upcycled decoder."""
+        """Returns parameters that no tensor fills, such as the routers of an upcycled decoder."""
         filled = {piece.parameter for entry in self.entries for piece in entry.pieces}
         return [path for path in self.shapes() if path not in filled]
 
 
-# What torch.compile, FSDP, checkpointing and adapters leave inside names.
+# Name components that torch.compile, FSDP, checkpointing and adapters insert.
 _WRAPPERS = (
     *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"),
     *("base_layer", "lora_A", "lora_B"),
@@ -100,7 +100,7 @@ _WRAPPERS = (
 
 
 def parameter_shapes(cfg: InstantiableConfig) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of the parameters of a module, without making one."""
+    """Returns path -> shape of a module's parameters, without allocating them."""
     module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
     return flat_shapes(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
 
@@ -115,10 +115,10 @@ def flat_shapes(params: Any) -> dict[str, tuple[int, ...]]:
 def raise_if_misfit(
     table: Table, specs: Mapping[str, TensorSpec], where: Any, left_out: Sequence[str] = ()
 ) -> None:
-    """Raises ValueError, naming the tensors that are missing, too many, or of another shape.
+    """Raises ValueError that names the missing, unknown, misshapen and integer tensors.
 
     Args:
-        left_out: Fields that the config does not give, with the defaults that were taken.
+        left_out: Fields that the config leaves out, with the defaults used instead.
     """
     expected = {entry.name: entry.shape for entry in table.entries}
     ignored = [re.compile(pattern) for pattern in table.ignored]
@@ -160,7 +160,7 @@ def raise_if_misfit(
 
 
 def parameter_dtypes(table: Table, specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
-    """The dtype of each of our parameters: that of its tensors; float32 where those differ."""
+    """Returns the dtype of each parameter: its tensors' dtype, or float32 if they differ."""
     found: dict[str, set[np.dtype]] = {}
     for entry in table.entries:
         for piece in entry.pieces:
@@ -172,7 +172,7 @@ def parameter_dtypes(table: Table, specs: Mapping[str, TensorSpec]) -> dict[str,
 
 
 def place_of_layer(layer: int, group_size: int) -> tuple[str, tuple[int, ...]]:
-    """Where a `Stack` keeps a layer: the name of the stacked module, and the place in it."""
+    """Returns where a `Stack` keeps a layer: the stacked module's name, and the index in it."""
     group, place = divmod(layer, group_size)
     if group_size == 1:
         return "layer", (layer,)
@@ -182,19 +182,19 @@ def place_of_layer(layer: int, group_size: int) -> tuple[str, tuple[int, ...]]:
 
 
 def stack_layers(prefix: str, num_layers: int, group_size: int = 1) -> list["Slice"]:
-    """The layers of a `Stack` in reading order."""
+    """Returns the layers of a `Stack`, first to last."""
     places = (place_of_layer(layer, group_size) for layer in range(num_layers))
     return [Slice(f"{prefix}/{name}", index) for name, index in places]
 
 
 class Slice(NamedTuple):
-    """A slice of the parameters below `path`: that of one layer."""
+    """A slice of the parameters below `path`, such as one layer's."""
 
     path: str
     index: tuple[int, ...] = ()
 
     def entry(self, name: str, parameter: str, layout: str, **sizes: int) -> Entry:
-        """A tensor of theirs that is one of ours."""
+        """Returns the entry of a foreign tensor that is one of our parameters."""
         piece = self.piece(parameter, layout, **sizes)
         return Entry(name, piece.layout.their_shape, (piece,))
 
@@ -206,7 +206,7 @@ class Slice(NamedTuple):
 
 
 def joined(name: str, pieces: Iterable[Piece]) -> Entry:
-    """A tensor of theirs whose rows are several of ours, one after the other."""
+    """Returns the entry of a foreign tensor that concatenates rows of several parameters."""
     placed, start = [], 0
     for piece in pieces:
         placed.append(piece._replace(start=start))
@@ -215,6 +215,6 @@ def joined(name: str, pieces: Iterable[Piece]) -> Entry:
 
 
 def prefix_of(names: Iterable[str], ending: str) -> str | None:
-    """What precedes `ending` in the one name that has it; None without such a name."""
+    """Returns what precedes `ending` in the shortest name that has it; None without one."""
     found = sorted({n.removesuffix(ending) for n in names if n.endswith(ending)}, key=len)
     return found[0] if found else None

@@ -1,8 +1,8 @@
-"""A whole MM1 for transformers: the config that `hf_model/` reads, and the names of its tensors.
+"""Config and tensor names of a whole MM1 in transformers, as the code in `hf_model/` reads them.
 
-Every parameter is a tensor of the same name, with the number of the layer in it; kernels become
-`weight`s of a `torch.nn.Linear`. So a new module needs its counterpart in
-`hf_model/modeling_mm1.py` and its settings here, and no table.
+Each parameter becomes a tensor of the same name with the layer index in it; kernels become
+`weight`s of a `torch.nn.Linear`. So a new module needs a counterpart in `hf_model/modeling_mm1.py`
+and its settings here, but no table.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from mm1_jax.models.connectors.mlp import MLP
 from mm1_jax.models.decoder import Decoder, decoder_stack
 from mm1_jax.models.vision_encoder import VisionEncoder
 
-# What a path of ours is called, and how it is laid out: the first pattern that matches.
+# (pattern of our path, exported name, layout); the first pattern that matches applies.
 _NAMES = (
     (r"(.*attention/(?:query|key|value))/kernel", r"\1/weight", "(n h) d -> d n h"),
     (r"(.*attention/(?:query|key|value))/bias", r"\1/bias", "(n h) -> n h"),
@@ -40,7 +40,7 @@ _NAMES = (
 
 
 def model_parts(model: InstantiableConfig) -> dict[str, InstantiableConfig]:
-    """The parts of an `MM1.Config`, with the dims that the model passes down filled in."""
+    """Returns the parts of an `MM1.Config`, with the dims that the model passes down filled in."""
     parts: dict[str, Any] = {}
     if model.vision_encoder is not None:
         encoder = model.vision_encoder.clone()
@@ -55,7 +55,7 @@ def model_parts(model: InstantiableConfig) -> dict[str, InstantiableConfig]:
 
 
 def mm1_entries(parts: Mapping[str, InstantiableConfig]) -> list[Entry]:
-    """The tensors of an exported MM1, part by part."""
+    """Returns the tensors of an exported MM1, part by part."""
     entries = []
     for part, cfg in parts.items():
         stack = None
@@ -70,10 +70,10 @@ def mm1_entries(parts: Mapping[str, InstantiableConfig]) -> list[Entry]:
 
 
 def mm1_config(parts: Mapping[str, Any], *, image_token: int, dtype: str) -> dict[str, Any]:
-    """The `config.json` of an exported MM1.
+    """Returns the `config.json` of an exported MM1.
 
     Raises:
-        ValueError: A part has something that the modelling file has not.
+        ValueError: A part needs something that the modeling file lacks.
     """
     has_images = "connector" in parts
     return {
@@ -96,7 +96,7 @@ def mm1_config(parts: Mapping[str, Any], *, image_token: int, dtype: str) -> dic
 def _slices(
     path: str, shape: tuple[int, ...], group_size: int
 ) -> Iterator[tuple[tuple[int, ...], int | None]]:
-    """The slices of a parameter that a layer has each, and the number of the layer."""
+    """Yields the index of each layer's slice of a parameter, and the layer (None if unstacked)."""
     if path.startswith("stack/last_layer/"):
         for group in range(shape[0]):
             yield (group,), (group + 1) * group_size - 1
@@ -116,7 +116,7 @@ def _entry(path: str, shape: tuple[int, ...], index: tuple[int, ...], layer: int
     text = f"{' '.join(letters)} -> {' '.join(letters)}"
     for pattern, renamed, layout in _NAMES:
         if re.fullmatch(pattern, path):
-            # The pattern holds for both, which differ in the names of layers only.
+            # The pattern also matches `name`, which differs from `path` in the layer only.
             name, text = re.sub(f"^{pattern}$", renamed, name), layout
             break
     ours = text.partition("->")[2].split()

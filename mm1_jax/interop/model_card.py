@@ -56,11 +56,11 @@ def model_card(
     license: str = "",
     dtype: str = "float32",
 ) -> str:
-    """What an export is, and how it is loaded.
+    """Returns a model card: the parts of an export, and how to load it.
 
     Args:
-        is_plain: transformers has the model itself.
-        license: Of the model; the card says nothing of it where it is empty.
+        is_plain: Whether transformers implements the model, so that no code of ours is needed.
+        license: License of the model; the card omits it if empty.
     """
     has_decoder, has_encoder = "decoder" in parts, "vision_encoder" in parts
     lines = ["---", "library_name: transformers"]

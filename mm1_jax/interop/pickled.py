@@ -1,4 +1,4 @@
-"""Files of `torch.save`: read with torch's loader for weights only, which runs no code in them."""
+"""Reads files of `torch.save` with torch's weights-only loader, which runs no code in them."""
 
 import importlib
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from mm1_jax.interop.tensor_files import Tensors, TensorSpec
 
 
 class PickledTensors(Tensors):
-    """The tensors of state dicts, mapped into memory and copied one at a time.
+    """Tensors of state dicts, memory-mapped and copied one at a time.
 
-    `tensors` are torch's.
+    `tensors` holds them as torch tensors.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -28,9 +28,9 @@ class PickledTensors(Tensors):
         for path in paths:
             try:
                 state = self._torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # What torch raises has no common base.
+            except Exception as error:  # torch's errors have no common base.
                 raise ValueError(f"{path}: torch finds no weights in it ({error})") from error
-            # Trainers put the state dict beside their own state.
+            # Trainers nest the state dict beside their own state.
             while isinstance(state, dict):
                 inner = state.get("state_dict", state.get("model"))
                 if not isinstance(inner, dict):

@@ -1,9 +1,9 @@
-"""Files of tensors in the safetensors format, read and written a tensor at a time.
+"""Reads and writes safetensors files, one tensor at a time.
 
-The format is eight bytes with the length of a header, the header (JSON: a dtype, a shape and the
-range of bytes of every tensor) and the bytes, so nothing is needed to read it but NumPy, and
-nothing in it can run. Files are looked at as a whole before a value is read: a range of bytes that
-the file does not have, or that its shape does not fill, is an error with the name of the tensor.
+A file consists of the header's length (eight bytes), the header (JSON with dtype, shape and byte
+range of every tensor) and the values. NumPy suffices to read it, and nothing in it can run. The
+whole header is checked before any value is read: a byte range beyond the end of the file, or one
+that does not match its shape, raises an error that names the tensor.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 from mm1_jax.storage import read_json_object
 
 INDEX = "model.safetensors.index.json"
-# The largest header that the library `safetensors` reads.
+# The largest header that the `safetensors` library reads.
 MAX_HEADER_BYTES = 100_000_000
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -36,7 +36,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorSpec(NamedTuple):
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known before its values are read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -47,7 +47,7 @@ class TensorSpec(NamedTuple):
 
 
 class Tensors:
-    """A checkpoint as named tensors, each read when it is asked for; `specs` knows them all."""
+    """Named tensors of a checkpoint, each read on demand; `specs` describes all of them."""
 
     specs: Mapping[str, TensorSpec]
 
@@ -62,7 +62,7 @@ class TensorFile(Tensors):
         """Reads and checks the header.
 
         Raises:
-            ValueError: It is no such file, or it is damaged; a tensor that is hit is named.
+            ValueError: The file is not safetensors or is damaged; the message names the tensor.
         """
         self.path = path
         self.specs = specs = {}
@@ -97,25 +97,25 @@ class TensorFile(Tensors):
 
 
 class TensorFolder(Tensors):
-    """The tensors of a file, or of all shards of a checkpoint."""
+    """Tensors of one file, or of all shards of a checkpoint."""
 
     def __init__(self, path: Path):
         """Reads and checks the headers of all shards.
 
         Args:
             path: A file; or a folder with an index of shards, or with safetensors files that
-                together are one checkpoint.
+                together form one checkpoint.
 
         Raises:
-            ValueError: There is none, a shard is damaged or missing, or a name is in two of them
-                or in none.
+            ValueError: There is no file, a shard is damaged or missing, or a tensor is in two
+                shards or in none.
         """
         index: dict[str, str] = {}
         if path.is_file():
             paths = [path]
         else:
             indices = sorted(path.glob("*.safetensors.index.json"))
-            # Beside it there may be the same weights under other names.
+            # Files beside it may hold the same weights under other names.
             whole = path / "model.safetensors"
             if len(indices) > 1:
                 raise ValueError(f"{path}: several indices, {', '.join(p.name for p in indices)}")
@@ -151,7 +151,7 @@ class TensorFolder(Tensors):
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Tensor -> the shard that holds it, of an index."""
+    """Returns tensor -> file name of its shard, from an index."""
     found = read_json_object(path).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{path}: weight_map={found!r}: expected the file of every tensor")
@@ -164,7 +164,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 class TensorWriter:
-    """Writes a folder of safetensors, a tensor at a time and in the order of `specs`."""
+    """Writes a folder of safetensors, one tensor at a time, in the order of `specs`."""
 
     def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], max_shard_bytes: int):
         self._folder = folder
@@ -172,7 +172,7 @@ class TensorWriter:
         self._specs = specs
 
     def write(self, read: Callable[[str], np.ndarray]) -> None:
-        """Asks `read` for every tensor once."""
+        """Writes all tensors; calls `read` once for each."""
         weight_map = {}
         for number, names in enumerate(self._shards, 1):
             file_name = "model.safetensors"
@@ -183,7 +183,7 @@ class TensorWriter:
                 for name in names:
                     value = read(name)
                     assert (value.shape, value.dtype) == self._specs[name], name
-                    # A buffer of bytes: `tofile` would copy what is not contiguous twice.
+                    # Writes a byte buffer, since `tofile` would copy a non-contiguous array twice.
                     file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
                     weight_map[name] = file_name
         if len(self._shards) > 1:
@@ -231,7 +231,7 @@ def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> Iterator[list[st
 
 
 def _header(specs: Mapping[str, TensorSpec]) -> bytes:
-    # transformers refuses files that do not say what they were written for.
+    # transformers rejects files whose metadata name no format.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, (shape, dtype) in specs.items():
@@ -243,7 +243,7 @@ def _header(specs: Mapping[str, TensorSpec]) -> bytes:
         }
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    # Padded so that the values are aligned.
+    # Padding aligns the values.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

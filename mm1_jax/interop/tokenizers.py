@@ -1,4 +1,4 @@
-"""Tokenizers in and out: files of a foreign folder, the image token added, and files for one."""
+"""Imports tokenizers of foreign checkpoints, with an image token added, and exports ours."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ SENTENCEPIECE, JSON = "tokenizer.model", "tokenizer.json"
 
 
 class ImportedTokenizer(NamedTuple):
-    """What is kept of a foreign tokenizer.
+    """A tokenizer of a foreign checkpoint.
 
     Attributes:
-        files: Name -> content, for the folder of weights.
-        cfg: The tokenizer, read from the folder that it came from.
-        notes: What users should know of the choice.
+        files: Name -> content of the files to write beside the weights.
+        cfg: Config of the tokenizer, with the path of the source.
+        notes: Remarks for users on the choice.
     """
 
     files: dict[str, bytes]
@@ -37,7 +37,7 @@ class ImportedTokenizer(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A token that a file of a checkpoint has, by its id; None where only the id is named."""
+    """A token and its id as a file of a checkpoint states them; None if it states the id only."""
 
     file: str
     token: str | None
@@ -47,19 +47,19 @@ class Claim(NamedTuple):
 def import_tokenizer(
     source: Path, num_rows: int, image_token: int | None = None
 ) -> ImportedTokenizer | None:
-    """The tokenizer in a folder; None without one.
+    """Returns the tokenizer in a folder; None without one.
 
-    Where there are both, a tokenizer.model is taken unless tokenizer.json, which transformers
-    reads, has other tokens.
+    If a folder has both, tokenizer.model is used unless tokenizer.json, which transformers reads,
+    has other tokens.
 
     Args:
         source: A folder, or one of the files.
         num_rows: Rows of the decoder's embedding.
-        image_token: The id that the model has for images; None where it has none.
+        image_token: The model's image token id; None if it has none.
 
     Raises:
-        ValueError: It cannot be read, has no token that ends a text, lacks tokens that other files
-            have, or its image token would take the row of another token.
+        ValueError: The tokenizer cannot be read, has no end-of-text token, lacks tokens that other
+            files have, or its image token would take the row of another token.
     """
     folder = source if source.is_dir() else source.parent
     files = (SENTENCEPIECE, JSON) if source.is_dir() else (source.name,)
@@ -106,7 +106,7 @@ def import_tokenizer(
 
 
 def _why_not(path: Path, claims: Sequence[Claim]) -> str | None:
-    """Why a tokenizer.model is not taken where there is a tokenizer.json; None where it is."""
+    """Returns why tokenizer.json is used instead of this tokenizer.model; None if it is not."""
     try:
         tokenizer = Tokenizer.default_config().set(model_path=str(path)).instantiate()
     except ValueError as error:
@@ -118,7 +118,7 @@ def _why_not(path: Path, claims: Sequence[Claim]) -> str | None:
 
 
 def _lost(tokenizer: Tokenizer, claims: Sequence[Claim]) -> list[Claim]:
-    """Tokens of other files that a sentencepiece model has not, or by another id."""
+    """Returns tokens of other files that a sentencepiece model lacks or has under another id."""
     model = tokenizer.sentencepiece
     return [
         claim
@@ -130,7 +130,7 @@ def _lost(tokenizer: Tokenizer, claims: Sequence[Claim]) -> list[Claim]:
 
 
 def _claims(folder: Path) -> list[Claim]:
-    """The tokens that the files of a checkpoint have besides the vocabulary, and the ids."""
+    """Returns the tokens and ids that a checkpoint's files state besides the vocabulary."""
     claims = []
     content = {
         name: read_json_object(folder / name) if (folder / name).is_file() else {}
@@ -146,7 +146,7 @@ def _claims(folder: Path) -> list[Claim]:
     for token in _list(folder / JSON, "added_tokens", content[JSON].get("added_tokens") or []):
         token = _mapping(folder / JSON, "added_tokens", token)
         claims.append(_claim(folder / JSON, token.get("content"), token.get("id")))
-    # One claim a token and id, by the first file that makes it.
+    # One claim per token and id, from the first file that makes it.
     claims = list({(claim.token, claim.id): claim for claim in reversed(claims)}.values())[::-1]
     for name in ("generation_config.json", "config.json"):
         given = content[name]
@@ -183,7 +183,7 @@ def _list(path: Path, field: str, value: Any) -> list[Any]:
 def _raise_if_taken(
     ours: int, path: Path, claims: Sequence[Claim], image_token: int | None
 ) -> None:
-    """Raises ValueError where the id of the image token is that of another token."""
+    """Raises ValueError if the id of the image token belongs to another token."""
     if image_token is not None and image_token != ours:
         raise ValueError(
             f"config.json: image_token_index={image_token}, and the image token of {path} is "
@@ -204,7 +204,7 @@ def _other_ends(
     token_to_id: Callable[[str], int | None],
     names: Sequence[str] = TOKEN_FILES,
 ) -> list[str]:
-    """Notes on files that say that other tokens end a text."""
+    """Returns notes on files that state other end-of-text tokens."""
     notes = []
     for name in names:
         given = read_json_object(folder / name) if (folder / name).is_file() else {}
@@ -221,10 +221,10 @@ def _other_ends(
 
 
 def with_image_token(path: Path, image_token: int) -> bytes:
-    """A tokenizer.json that has the token "<image>" by this id.
+    """Returns the tokenizer.json with the token "<image>" under this id.
 
     Raises:
-        ValueError: It has the token by another id.
+        ValueError: It has the token under another id.
     """
     content = read_json_object(path)
     added = content["added_tokens"] = content.get("added_tokens") or []
@@ -251,7 +251,7 @@ def with_image_token(path: Path, image_token: int) -> bytes:
 
 
 def export_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
-    """The files that transformers loads a tokenizer from, and what generation needs of it."""
+    """Returns the files that transformers loads a tokenizer from, and ids for generation."""
     ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
     path = tokenizer_path(tokenizer.config)
     if isinstance(tokenizer, HFTokenizer):
@@ -288,7 +288,7 @@ def export_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def stored_tokenizer(stored: StoredParams, folder: Path) -> Tokenizer | None:
-    """The tokenizer in a folder of weights; None without one."""
+    """Returns the tokenizer in a folder of weights; None without one."""
     described = (stored.description or {}).get("tokenizer")
     if described is None:
         return None

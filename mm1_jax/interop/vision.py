@@ -1,4 +1,4 @@
-"""Configs of vision encoders: CLIP as Hugging Face and open_clip name it, SigLIP, and AIM."""
+"""Configs of vision encoders: CLIP (of Hugging Face and of open_clip), SigLIP, and AIM."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ACTIVATIONS = {
     "gelu": Activation.GELU,
     "gelu_pytorch_tanh": Activation.GELU_TANH,
 }
-# torch's names for the two ways to compute a GELU, which open_clip hands on.
+# torch's names for the two ways to compute a GELU, which open_clip passes on.
 _APPROXIMATE = {"none": Activation.GELU, "tanh": Activation.GELU_TANH}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,7 +29,7 @@ _TOWER = {
     "num_channels": 3,
     "image_size": 224,
 }
-# Old configs have fields of text towers in those of images.
+# Old vision configs contain fields of text towers.
 _NEUTRAL = ("attention_dropout", "dropout", "projection_dim", "tie_word_embeddings", "vocab_size")
 CLIP_VISION = ForeignClass(
     "CLIPVisionConfig",
@@ -41,7 +41,7 @@ SIGLIP_VISION = ForeignClass(
     {**_TOWER, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
     (*_NEUTRAL, "vision_use_head"),
 )
-# Of a model with a text tower, which is kept aside.
+# Fields of models with a text tower, whose tensors are not read.
 _PAIR = ("text_config", "projection_dim", "logit_scale_init_value", "tie_word_embeddings")
 CLIP = ForeignClass(
     "CLIPConfig",
@@ -49,7 +49,7 @@ CLIP = ForeignClass(
     (*_PAIR, "text_config_dict"),
 )
 SIGLIP = ForeignClass("SiglipConfig", {"vision_config": None}, _PAIR)
-# How the processor beside a tower prepares pixels, where it does not do what its class does.
+# Pixel fields of the processor beside a tower, with the defaults of its class.
 _PROCESSOR = {"rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True}
 CLIP_PROCESSOR = ForeignClass(
     "CLIPImageProcessor", {**_PROCESSOR, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
@@ -84,7 +84,7 @@ OPEN_CLIP_VISION = ForeignClass(
         "scale_fc": False,
         "timm_model_name": None,
     },
-    # Patches are dropped in training only; the others are of poolers and of timm's towers.
+    # Patches are dropped in training only; the others belong to poolers and to timm's towers.
     (
         *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens"),
         *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop"),
@@ -94,7 +94,7 @@ OPEN_CLIP_VISION = ForeignClass(
 OPEN_CLIP_MODEL = ForeignClass(
     "CLIP",
     {"vision_cfg": None, "quick_gelu": False},
-    # Of the text tower, the projections and the loss.
+    # Fields of the text tower, the projections and the loss.
     (
         *("embed_dim", "text_cfg", "multimodal_cfg", "custom_text", "init_logit_scale"),
         *("init_logit_bias", "nonscalar_logit_scale", "cast_dtype", "output_dict", "pad_id"),
@@ -112,7 +112,7 @@ _QUICK_GELU = ForeignClass("QuickGELU", {})
 
 
 def hf_clip_config(hf: Fields) -> VisionEncoder.Config:
-    """Of the `vision_config` of a CLIP, or the `config.json` of a CLIPVisionModel."""
+    """Returns the encoder of a CLIP's `vision_config` or a CLIPVisionModel's `config.json`."""
     cfg = _clip(
         **_hf_sizes(hf),
         num_layers=hf.integer("num_hidden_layers", most=MOST_LAYERS),
@@ -125,7 +125,7 @@ def hf_clip_config(hf: Fields) -> VisionEncoder.Config:
 
 
 def _hf_sizes(hf: Fields) -> dict[str, int]:
-    """Sizes that are named alike in the two towers of Hugging Face."""
+    """Returns sizes that have the same names in both Hugging Face towers."""
     sizes = {
         "image_size": hf.side("image_size"),
         "patch_size": hf.side("patch_size"),
@@ -146,15 +146,15 @@ def _raise_if_no_multiple(fields: Fields, name: str = "image_size") -> None:
 
 
 def clip_pair_section(hf: Fields) -> Fields:
-    """The fields of the tower in the `config.json` of a CLIP."""
-    # transformers lets this old field, where it is there, hide all of the other one.
+    """Returns the fields of the vision tower in the `config.json` of a CLIP."""
+    # In transformers, this old field replaces all of vision_config if present.
     name = "vision_config_dict" if hf.value("vision_config_dict") is not None else "vision_config"
     hf.value("vision_config")
     return hf.section(name, CLIP_VISION)
 
 
 def set_pixels(cfg: VisionEncoder.Config, processor: Fields) -> None:
-    """Takes mean and standard deviation of colours from the `preprocessor_config.json`."""
+    """Sets mean and standard deviation of colors from a `preprocessor_config.json`."""
     for name in ("do_rescale", "do_normalize"):
         if not processor.flag(name):
             processor.refuse(name, "only true is supported")
@@ -173,7 +173,7 @@ def _colours(fields: Fields, name: str, above: float = -1e38) -> tuple[float, fl
 
 
 def open_clip_config(hf: Fields) -> VisionEncoder.Config:
-    """Of an `open_clip_config.json`."""
+    """Returns the encoder of an `open_clip_config.json`."""
     model = hf.section("model_cfg", OPEN_CLIP_MODEL)
     vision = model.section("vision_cfg", OPEN_CLIP_VISION)
     if vision.has("timm_model_name"):
@@ -183,7 +183,7 @@ def open_clip_config(hf: Fields) -> VisionEncoder.Config:
         )
     if isinstance(vision.value("layers"), list):
         vision.refuse("layers", "a list is a ResNet; only open_clip's VisionTransformer is known")
-    # Positions of both kinds are a tensor of the checkpoint.
+    # The checkpoint stores positions of both kinds as a tensor.
     vision.one_of("pos_embed_type", {"learnable": None, "sin_cos_2d": None})
     pool = vision.one_of("pool_type", {"tok": "tok", "avg": "avg"})
     if pool == "avg" and not vision.flag("final_ln_after_pool"):
@@ -221,11 +221,11 @@ def open_clip_config(hf: Fields) -> VisionEncoder.Config:
 
 
 def siglip_config(hf: Fields) -> VisionEncoder.Config:
-    """Of the `vision_config` of a SigLIP: no class token, a final norm, colours around a half."""
+    """Returns the encoder of a SigLIP: no class token, a final norm, pixel mean and std of 0.5."""
     sizes = _hf_sizes(hf)
     patch_size = sizes["patch_size"]
     cfg = VisionEncoder.default_config().set(
-        # Its patches leave out what is beyond a multiple of their size.
+        # SigLIP's patches ignore pixels beyond a multiple of their size.
         image_size=sizes["image_size"] // patch_size * patch_size,
         patch_size=patch_size,
         model_dim=sizes["width"],
@@ -242,7 +242,7 @@ def siglip_config(hf: Fields) -> VisionEncoder.Config:
     return cfg
 
 
-# The arguments of AIM's constructor; the tensors tell those without default.
+# Arguments of AIM's constructor; the tensors tell those without default.
 AIM = ForeignClass(
     "AIM",
     {
@@ -261,7 +261,7 @@ AIM = ForeignClass(
 
 
 def aim_config(hf: Fields) -> VisionEncoder.Config:
-    """Of an AIM by the arguments of its constructor (apple/ml-aim)."""
+    """Returns the encoder of an AIM from its constructor arguments (apple/ml-aim)."""
     embed_dim, num_heads = hf.integer("embed_dim"), hf.integer("num_heads")
     if embed_dim % num_heads:
         hf.refuse("num_heads", f"expected a divisor of the embed_dim {embed_dim}")
@@ -286,7 +286,7 @@ def aim_config(hf: Fields) -> VisionEncoder.Config:
 
 
 def tower_config(cfg: VisionEncoder.Config) -> dict[str, Any]:
-    """The `config.json` of a CLIP or SigLIP tower, the norm after its last layer aside.
+    """Returns the `config.json` of a CLIP or SigLIP tower, with or without its final norm.
 
     Raises:
         ValueError: The encoder is neither.

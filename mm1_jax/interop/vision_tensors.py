@@ -1,7 +1,7 @@
-"""Tensors of vision encoders: a config of ours -> names, shapes and layouts of foreign weights.
+"""Tensors of vision encoders: our config -> names, shapes and layouts of foreign tensors.
 
-Only what patch features depend on is read: not the norm after the last block, which only CLIP's
-class token passes, nor projections, pooling heads and text towers.
+Only tensors that patch features depend on are read. CLIP's norm after the last block, which only
+the class token passes through, is ignored, as are projections, pooling heads and text towers.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,7 +15,7 @@ from mm1_jax.models.vision_encoder import VisionEncoder
 
 
 def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
-    """Tensors of a CLIP or SigLIP tower of Hugging Face, alone or in a larger model."""
+    """Returns the table of a Hugging Face CLIP or SigLIP tower, alone or in a larger model."""
     root = prefix_of(names, "embeddings.patch_embedding.weight")
     if root is None:
         raise ValueError("no tensor named *embeddings.patch_embedding.weight: no tower is there")
@@ -53,14 +53,14 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
 def hf_export(
     cfg: VisionEncoder.Config, aside: Mapping[str, TensorSpec]
 ) -> tuple[dict[str, Any], list[Entry]]:
-    """The `config.json` and the tensors of a CLIPVisionModel or a SiglipVisionModel.
+    """Returns the `config.json` and the tensors of a CLIPVisionModel or a SiglipVisionModel.
 
-    The norm that CLIP's class token passes at the end, and the pooling head of SigLIP, come from
-    what was kept beside the weights. Without it, that norm is an identity, which patch features
-    know nothing of, and there is no head.
+    The last norm of CLIP's class token and the pooling head of SigLIP come from the tensors kept
+    beside the weights. Without those, the norm is an identity, which does not affect patch
+    features, and there is no head.
 
     Args:
-        aside: Tensors that were kept, by name.
+        aside: Name -> spec of the tensors kept beside the weights.
 
     Raises:
         ValueError: The encoder is neither.
@@ -85,12 +85,12 @@ def hf_export(
 
 
 def tower_entries(cfg: VisionEncoder.Config, root: str) -> list[Entry]:
-    """The tensors of a CLIP or SigLIP tower whose names begin with `root`."""
+    """Returns the tensors of a CLIP or SigLIP tower whose names begin with `root`."""
     return list(hf_table(cfg, [f"{root}embeddings.patch_embedding.weight"]).entries)
 
 
 def unread_norm(cfg: VisionEncoder.Config, root: str) -> list[Entry]:
-    """The norm after the last layer of a tower that is read before it: an identity."""
+    """Returns an identity as the final norm of a tower whose features are read before it."""
     return _identity(f"{root}post_layernorm", cfg.model_dim, {})
 
 
@@ -102,7 +102,7 @@ def _identity(name: str, dim: int, kept: Mapping[str, str]) -> list[Entry]:
 
 
 def _kept_norm(aside: Collection[str]) -> dict[str, str]:
-    """The names of weight and bias of CLIP's last norm among what was kept."""
+    """Returns the names of CLIP's last norm (weight and bias) among the kept tensors."""
     for norm in ("post_layernorm", "ln_post"):
         if (root := prefix_of(aside, f"{norm}.weight")) is not None:
             return {each: f"{root}{norm}.{each}" for each in ("weight", "bias")}
@@ -110,7 +110,7 @@ def _kept_norm(aside: Collection[str]) -> dict[str, str]:
 
 
 def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
-    """Tensors of a tower of open_clip: queries, keys and values joined, as in torch.nn."""
+    """Returns the table of an open_clip tower, with joined queries, keys and values as in torch."""
     root = prefix_of(names, "conv1.weight")
     if root is None:
         raise ValueError("no tensor named *conv1.weight: no tower of open_clip is there")
@@ -130,7 +130,7 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
         entries += _joining(layer, f"{name}.attn.out_proj", cfg)
         entries += _norm(layer, f"{name}.ln_2", "feed_forward_norm", D)
         entries += _feed_forward(layer, f"{name}.mlp.c_fc", f"{name}.mlp.c_proj", cfg)
-    # The text tower is what is not below `visual.`, and shares its names.
+    # The text tower uses the same names, but not below `visual.`.
     ignored = [_name(f"{root}ln_post.") + ".*", _name(f"{root}proj")]
     if root:
         ignored.append(f"(?!{_name(root)}).*")
@@ -138,7 +138,7 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
 
 
 def aim_table(cfg: VisionEncoder.Config) -> Table:
-    """Tensors of an AIM: preprocessor and trunk. Its head, which classifies, is ignored."""
+    """Returns the table of an AIM: preprocessor and trunk; its classification head is ignored."""
     encoder, D = Slice(ENCODER), cfg.model_dim
     entries = [
         _patch_kernel(cfg, "preprocessor.patchifier.proj.weight"),
@@ -168,13 +168,13 @@ def _embeddings(
     if cfg.class_token is None:
         return [*entries, joined(positions, [grid])]
     entries.append(encoder.entry(class_token, "class_token/token", "d -> d", d=D))
-    # A row of one, which is our vector.
+    # A single row there, a vector here.
     own = encoder.piece("class_token/position", "one d -> (one d)", one=1, d=D)
     return [*entries, joined(positions, [own, grid])]
 
 
 def _patch_kernel(cfg: VisionEncoder.Config, name: str) -> Entry:
-    """A strided convolution as a matrix from the pixels of a patch, colour innermost."""
+    """Returns a strided convolution as a matrix over the pixels of a patch, color innermost."""
     sizes = {"d": cfg.model_dim, "c": 3, "y": cfg.patch_size, "x": cfg.patch_size}
     return Slice(ENCODER).entry(name, "patch_embedding/kernel", "d c y x -> (y x c) d", **sizes)
 
@@ -240,5 +240,5 @@ def _feed_forward(layer: Slice, up: str, down: str, cfg: VisionEncoder.Config) -
 
 
 def _name(text: str) -> str:
-    """A pattern of exactly this text."""
+    """Returns a pattern that matches exactly this text."""
     return text.replace(".", r"\.")

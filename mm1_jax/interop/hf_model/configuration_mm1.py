@@ -1,4 +1,4 @@
-"""The config of an MM1 that mm1_jax exported: plain values, a group for each part of the model."""
+"""Config of an MM1 exported by mm1_jax: plain values, one group per part of the model."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from transformers import PretrainedConfig
 
 
 class MM1Config(PretrainedConfig):
-    """Sizes and choices of vision encoder, connector and decoder.
+    """Sizes and options of vision encoder, connector and decoder.
 
-    `vision_settings` and `connector_settings` are None for a model that reads text only.
+    `vision_settings` and `connector_settings` are None for a text-only model.
     """
 
     model_type = "mm1"
@@ -25,7 +25,7 @@ class MM1Config(PretrainedConfig):
         self.connector_settings = connector_settings
         self.decoder_settings = decoder_settings or {}
         self.image_token_id = image_token_id
-        # By the names that generation and tools of transformers look for.
+        # Under the names that generation and tools of transformers look for.
         decoder = self.decoder_settings
         self.vocab_size = decoder.get("vocab_size")
         self.hidden_size = decoder.get("model_dim")
@@ -37,7 +37,7 @@ class MM1Config(PretrainedConfig):
             kwargs.pop(name, None)
         for name in ("num_key_value_heads", "head_dim"):
             kwargs.pop(name, None)
-        # The output layer has a table of its own or reads that of the embedding; nothing is tied
-        # as transformers ties it.
+        # transformers ties nothing: the output layer has its own table, or reads the embedding's
+        # in `Decoder.logits`.
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)

@@ -1,10 +1,10 @@
 """MM1 in PyTorch, as mm1_jax trains it: vision encoder, connector, decoder (arXiv 2403.09611).
 
-Needs torch and transformers, and nothing of mm1_jax. Parameters have the names that they have
-there, with the number of the layer in the path and matrices as `torch.nn.Linear` stores them.
+Needs torch and transformers, but not mm1_jax. Parameters have the same names as in mm1_jax, with
+the layer index in the path and matrices as `torch.nn.Linear` stores them.
 
-Legend: B rows, T positions, S positions of the cache, J images, P patches, M tokens of an image,
-D model dim, N heads, K heads of keys and values, H head dim, E experts.
+Legend: B rows, T positions, S positions of the cache, J images, P patches, M tokens per image,
+D model dim, N heads, K key and value heads, H head dim, E experts.
 """
 
 import math
@@ -65,7 +65,7 @@ def make_norm(dim: int, settings: dict[str, Any]) -> nn.Module:
 
 
 def rotate(x: Tensor, positions: Tensor, settings: dict[str, Any]) -> Tensor:
-    """Turns pairs (i, i + H/2) of BNTH by angles proportional to the positions (BT), in float32."""
+    """Rotates pairs (i, i + H/2) of BNTH by angles proportional to positions (BT), in float32."""
     half = x.shape[-1] // 2
     exponents = torch.arange(half, dtype=torch.float32, device=x.device) / half
     frequencies = settings["theta"] ** -exponents
@@ -83,7 +83,7 @@ def rotate(x: Tensor, positions: Tensor, settings: dict[str, Any]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over the features themselves or over others."""
+    """Grouped-query self-attention, or cross-attention to `source`."""
 
     def __init__(self, settings: dict[str, Any], layer: int = 0):
         super().__init__()
@@ -155,7 +155,7 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """The sum of a token's best experts, by weights that sum to one; no token is dropped."""
+    """Weighted sum of each token's top experts; weights sum to one, and no token is dropped."""
 
     def __init__(self, dim: int, settings: dict[str, Any]):
         super().__init__()
@@ -198,7 +198,7 @@ class Block(nn.Module):
 
 
 class Positions(nn.Module):
-    """A learned vector for each cell of a grid, resized where the grid is another."""
+    """A learned vector per grid cell, resized for grids of other sizes."""
 
     def __init__(self, grid_size: int, dim: int):
         super().__init__()
@@ -249,7 +249,7 @@ class ClassToken(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Normalised pixels [J, 3, h, w] -> features of patches [J, P, D]."""
+    """Normalized pixels [J, 3, h, w] -> patch features [J, P, D]."""
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__()
@@ -286,7 +286,7 @@ class VisionEncoder(nn.Module):
 
 
 def pool(features: Tensor, side: int) -> Tensor:
-    """Patches [J, P, D] averaged over a square grid of bins: [J, side^2, D]."""
+    """Averages patches [J, P, D] over a square grid of bins: [J, side^2, D]."""
     grid = math.isqrt(features.shape[1])
     maps = features.transpose(1, 2).unflatten(2, (grid, grid))
     return F.adaptive_avg_pool2d(maps, side).flatten(2).transpose(1, 2)
@@ -413,7 +413,7 @@ CONNECTORS = {
 
 
 class Decoder(nn.Module):
-    """Embeddings -> states; `head` is None where the output layer is the embedding's table."""
+    """Embeddings -> hidden states; `head` is None if the output layer is the embedding table."""
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__()
@@ -430,7 +430,7 @@ class Decoder(nn.Module):
 
 
 class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Text and images in, logits of the next token out; `generate` works as ever."""
+    """Maps text and images to logits of the next token; supports `generate`."""
 
     config_class = MM1Config
     base_model_prefix = ""
@@ -452,7 +452,7 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every parameter comes from the checkpoint."""
+        """Does nothing, since every parameter comes from the checkpoint."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embedding
@@ -464,7 +464,7 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.decoder.head
 
     def image_embeddings(self, pixel_values: Tensor) -> Tensor:
-        """What the decoder reads of each image: [J, M, D]."""
+        """Returns the embeddings of images in decoder space: [J, M, D]."""
         return self.connector(self.vision_encoder(pixel_values))
 
     def forward(
@@ -484,12 +484,13 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Runs whole rows or, with a cache, the next positions of rows.
 
         Args:
-            past_key_values, cache: The cache, as older and newer releases of transformers call it.
+            past_key_values, cache: The KV cache, as older and newer releases of transformers name
+                it.
             pixel_values: All images of all rows in reading order; the k-th fills the k-th run of
                 image tokens.
-            attention_mask: Of all positions, those of the cache included; 0 is padding.
+            attention_mask: One value per position, cached ones included; 0 is padding.
             labels: Targets, not shifted; -100 is not scored.
-            logits_to_keep: Of the last positions only; 0 is all.
+            logits_to_keep: Number of last positions to return logits of; 0 means all.
         """
         x = self.decoder.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if pixel_values is not None and input_ids is not None:
@@ -524,10 +525,10 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_NAME: cache})
 
     def _mask(self, attention_mask: Tensor, past: int) -> Tensor:
-        """[B, 1, T, S]: a position sees those before it and itself, and no padding."""
+        """Returns the causal mask [B, 1, T, S], without padding."""
         places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
         causal = places[None, :] <= places[past:, None]
         mask = causal[None] & attention_mask[:, None, :].bool()
-        # A row of padding sees itself: a softmax over nothing is no number.
+        # Padding attends to itself, since a softmax over no position is NaN.
         itself = places[None, :] == places[past:, None]
         return (mask | itself[None])[:, None]

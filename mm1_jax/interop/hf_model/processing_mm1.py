@@ -1,4 +1,4 @@
-"""Pictures and texts -> what an MM1 reads, as mm1_jax makes its batches."""
+"""Converts images and texts to inputs of an MM1, as mm1_jax does for its batches."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 
 class MM1ImageProcessor(BaseImageProcessor):
-    """A square of `image_size` pixels (Pillow's antialiased bicubic), then normalised colours."""
+    """Resizes images to squares (Pillow's antialiased bicubic), then normalizes their colors."""
 
     model_input_names = ["pixel_values"]
 
@@ -33,7 +33,7 @@ class MM1ImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Pictures of Pillow, or arrays [h, w, 3] of bytes, one or nested lists of them."""
+        """Converts one image or nested lists of them: Pillow images or uint8 arrays [h, w, 3]."""
         mean, std = np.float32(self.pixel_mean), np.float32(self.pixel_std)
         pixels = [
             ((self.square(image).astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
@@ -43,7 +43,7 @@ class MM1ImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
     def square(self, image: Any) -> np.ndarray:
-        """The picture as bytes [image_size, image_size, 3]."""
+        """Returns the image as uint8 [image_size, image_size, 3]."""
         size = self.image_size
         picture = to_rgb(image)
         inner = (size, size)
@@ -59,7 +59,7 @@ class MM1ImageProcessor(BaseImageProcessor):
 
 
 class MM1Processor(ProcessorMixin):
-    """Texts with "<image>" where a picture is, and the pictures in reading order."""
+    """Processes texts in which "<image>" marks each image, and the images in reading order."""
 
     attributes = ["image_processor", "tokenizer"]
     image_processor_class = "AutoImageProcessor"
@@ -83,10 +83,10 @@ class MM1Processor(ProcessorMixin):
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Ids, and pixels where there are pictures.
+        """Returns token ids, and pixels if there are images.
 
-        Pictures come first in a text that does not say where they are. Spaces beside a picture
-        are dropped: in training, a text is tokenised apart from the pictures around it.
+        Images precede a single text without marks. Spaces beside an image are dropped, since
+        training tokenizes each text apart from the images around it.
         """
         texts = [text or ""] if text is None or isinstance(text, str) else list(text)
         pictures = [] if images is None else flat(images)
@@ -116,7 +116,7 @@ def flat(images: Any) -> list[Any]:
 
 
 def to_rgb(image: Any) -> PIL.Image.Image:
-    """Upright, and with transparency put on white."""
+    """Returns the image upright, with transparency blended onto white."""
     if not isinstance(image, PIL.Image.Image):
         return PIL.Image.fromarray(np.asarray(image))
     image = PIL.ImageOps.exif_transpose(image)

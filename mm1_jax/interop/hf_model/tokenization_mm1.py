@@ -1,4 +1,4 @@
-"""The sentencepiece tokenizer of an MM1, with the ids that mm1_jax trains with."""
+"""Sentencepiece tokenizer of an MM1, with the same ids as in training."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizer
 
 
 class MM1Tokenizer(PreTrainedTokenizer):
-    """Text to ids and back. "<image>" in a text is the image token; a text begins with bos."""
+    """Converts text to ids and back; "<image>" is the image token, and texts begin with bos."""
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     model_input_names = ["input_ids", "attention_mask"]
@@ -19,7 +19,7 @@ class MM1Tokenizer(PreTrainedTokenizer):
         self._vocab_file = vocab_file
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         kwargs.setdefault("spaces_between_special_tokens", False)
-        # Prompts of several lengths grow at their ends.
+        # Generation appends to the end of each prompt, so shorter prompts are padded on the left.
         kwargs.setdefault("padding_side", "left")
         extra = kwargs.pop("additional_special_tokens", None) or []
         kwargs["additional_special_tokens"] = [*dict.fromkeys([*extra, image_token])]
