@@ -1,4 +1,4 @@
-"""Counts of what each corpus has given to training, and the check that little of it was bad."""
+"""Counts of what training has consumed from each corpus, and the limit on bad documents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,16 +11,16 @@ from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.quarantine import Quarantined, check_bad_fraction
 from mm1_jax.image_buffer import RowSlots
 
-# So many documents of a corpus are looked at, if it has them, before its bad ones stop the run.
+# The bad fraction is taken of at least this many documents, or of a whole epoch if it is shorter.
 _LEAST_DOCUMENTS = 1000
 
 
 @dataclass(frozen=True)
 class Consumed:
-    """Documents, tokens and images that a corpus has given so far.
+    """Documents, tokens and images consumed from a corpus so far.
 
-    Among the documents are the bad ones, and those that overflowed: the buffer of their rows had no
-    room for their images. Neither are scored.
+    `documents` includes the bad ones and those that overflowed, i.e. whose images found no room in
+    the image buffer of their rows. Neither kind is scored.
     """
 
     documents: int
@@ -40,7 +40,7 @@ def count_rows(
     slots: Sequence[RowSlots],
     quarantined: Sequence[Quarantined],
 ) -> Counts:
-    """Counts what some rows take of each corpus."""
+    """Counts what the planned rows consume from each corpus."""
     counts = np.zeros((len(corpus_names), len(fields(Consumed))), np.int64)
     for row, row_slots in zip(planned, slots, strict=True):
         for record, numbers in zip(row.records, row_slots, strict=True):
@@ -52,17 +52,17 @@ def count_rows(
 
 
 class Accounting:
-    """Counts what each corpus gives, to all hosts before a restart on other rows and here since."""
+    """Counts per corpus: of all hosts up to the last change of rows, of this iterator since."""
 
     def __init__(self, num_usable: Mapping[str, int], max_bad_fraction: float):
-        """`num_usable` are the examples of an epoch of each corpus, by its name."""
+        """`num_usable` is the number of examples per epoch of each corpus, by name."""
         self._num_usable = num_usable
         self._max_bad_fraction = max_bad_fraction
         self._before = np.zeros((len(num_usable), len(fields(Consumed))), np.int64)
         self._since = np.zeros_like(self._before)
 
     def add(self, counts: Counts) -> None:
-        """Raises ValueError where too many documents of a corpus are bad."""
+        """Adds counts; raises ValueError if too many documents of a corpus are bad."""
         self._since = self._since + counts
         totals = self._before + self._since
         for i, (name, num_usable) in enumerate(self._num_usable.items()):
@@ -82,7 +82,7 @@ class Accounting:
         }
 
     def set_state(self, state: Mapping[str, Any], *, is_of_these_rows: bool) -> None:
-        """Restores a saved state; counts of other rows are added to those of before."""
+        """Restores a saved state; counts of other rows are added to the totals from before."""
         before, since = (
             np.array([state[key][name] for name in self._num_usable], np.int64)
             for key in ("consumed_before", "consumed")
@@ -92,7 +92,7 @@ class Accounting:
         self._before, self._since = before, since
 
     def report(self, state: Mapping[str, Any]) -> dict[str, dict[str, int | float]]:
-        """Returns what each corpus has given, and in how many epochs, as of a saved state."""
+        """Returns the counts and the epochs of each corpus, as of a saved state."""
         reports = {}
         for name, num_usable in self._num_usable.items():
             pairs = zip(state["consumed_before"][name], state["consumed"][name], strict=True)
@@ -105,7 +105,7 @@ class Accounting:
 
 
 def merge_accounts(states: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """The state of all rows from those of parts, which agree in what was before."""
+    """Merges the states of parts of the rows, which agree on `consumed_before`, into one."""
     totals = {
         name: np.sum([before] + [state["consumed"][name] for state in states], axis=0).tolist()
         for name, before in states[0]["consumed_before"].items()

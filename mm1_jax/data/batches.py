@@ -1,7 +1,7 @@
-"""Planned rows -> batches, ahead of the training loop, in grain's workers.
+"""Planned rows -> batches, prefetched by grain's workers.
 
-Workers hold no state that is worth saving: all of them plan every step, which costs next to
-nothing, and each makes every n-th batch.
+Workers hold no state worth saving: each of them plans every step, which costs next to nothing, and
+makes every n-th batch.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Report:
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes some rows of any batch; sent to workers."""
+    """Makes the given rows of any batch; sent to workers."""
 
     plan: Packing | Snapshot
     row_loader: RowLoader
@@ -40,16 +40,16 @@ class BatchMaker:
     image_buffer: ImageBuffer
 
     def planner(self, rows: range) -> Planner | SnapshotPlanner:
-        """Plans these rows of every batch from step 0, with all that share slots with them."""
+        """Returns a planner, at step 0, of these rows and of all that share slots with them."""
         return self.plan.planner(self.image_buffer.whole_groups(rows))
 
     def make(
         self, planned: Sequence[PlannedRow], rows: range
     ) -> tuple[Batch, Counts, list[Quarantined]]:
-        """Makes the batch of these rows; `planned` has their whole groups.
+        """Makes the batch of these rows; `planned` covers their whole groups.
 
-        Where `rows` cut a group, pictures of its other rows may be in this part of the buffer, and
-        are read here too.
+        If `rows` cut a group, this part of the buffer may hold images of the group's other rows,
+        which are loaded here too.
         """
         groups = self.image_buffer.whole_groups(rows)
         slots = self.image_buffer.place([row.num_images for row in planned], first_row=groups.start)
@@ -69,7 +69,7 @@ class BatchMaker:
 
 
 class Batches(grain.IterDataset):
-    """Batches as dicts, with a `report`, from a step on: a dataset that workers can share."""
+    """A dataset of batches as dicts with a `report`, starting at `step`; workers can share it."""
 
     def __init__(self, maker: BatchMaker, rows: range, step: int, next_index: np.ndarray):
         super().__init__()

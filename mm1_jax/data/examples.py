@@ -1,4 +1,4 @@
-"""Document -> Example: tokenise, reserve the image tokens, shift the targets, mask the loss.
+"""Document -> Example: tokenize, reserve the image tokens, shift the targets, mask the loss.
 
     document   Image                          Text "two circles"
     sequence   bos   image image image image  two     circles  eos
@@ -8,8 +8,9 @@
 
 The sequence is one longer than the example: `tokens` lacks its last entry, `targets` its first.
 Image placeholders are never targets; the first text token after an image is one, although its
-input is an image token. A document that is too long is cut at a token, never inside an image, and
-then has no end-of-sequence token, because it does not end there; nor has a part that goes on.
+input is an image token. A document that is too long is truncated at a token, never inside an image.
+It then has no end-of-sequence token, because it does not end there. Neither has a part of a
+document that continues in the next part.
 """
 
 import sys
@@ -24,7 +25,7 @@ from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 class ExampleBuilder:
     """Turns documents into examples for a model whose images take `num_image_tokens` positions.
 
-    With none at all, the model reads text only, and a document with images is a bad record.
+    With 0 the model is text-only, and a document with images is a bad record.
     """
 
     def __init__(
@@ -50,11 +51,11 @@ class ExampleBuilder:
         self.num_image_tokens = num_image_tokens
         self.max_sequence_length = max_sequence_length
         self.max_images = max_images
-        # How many of the documents that `lengths` has seen are cut.
+        # Documents passed to `lengths` that were truncated.
         self.num_truncated = 0
 
     def without_limits(self) -> "ExampleBuilder":
-        """One for prompts, which may be longer than a row of training, and show more images."""
+        """Returns a builder for prompts, which may be longer and have more images than a row."""
         return ExampleBuilder(
             self.tokenizer,
             num_image_tokens=self.num_image_tokens,
@@ -63,7 +64,7 @@ class ExampleBuilder:
         )
 
     def example(self, document: Document) -> Example:
-        """The example to train on."""
+        """Returns the example to train on."""
         sequence, scored, images = self._cut(*self._tokenise(document))
         tokens = np.array(sequence, np.int32)
         self._check_range(tokens)
@@ -76,14 +77,14 @@ class ExampleBuilder:
         )
 
     def lengths(self, document: Document) -> tuple[int, int]:
-        """Positions and images of `example(document)`, without looking at any picture."""
+        """Returns the numbers of positions and images of `example(document)`; reads no image."""
         whole = self._tokenise(document)
         sequence, _, images = self._cut(*whole)
         self.num_truncated += sequence is not whole[0]
         return len(sequence) - 1, len(images)
 
     def sizes(self, document: Document) -> list[int]:
-        """Positions that each segment takes."""
+        """Returns the number of positions that each segment takes."""
         return [
             self.num_image_tokens
             if isinstance(segment, Image)
@@ -92,16 +93,16 @@ class ExampleBuilder:
         ]
 
     def fingerprint(self) -> str:
-        """All that decides the lengths of a document."""
+        """Describes everything that determines the lengths of a document."""
         return (
             f"tokenizer={self.tokenizer.fingerprint()} num_image_tokens={self.num_image_tokens} "
             f"max_sequence_length={self.max_sequence_length} max_images={self.max_images}"
         )
 
     def prompt(self, document: Document) -> Example:
-        """The example to generate from: every token is an input, nothing is a target.
+        """Returns the example to generate from: every token is an input, none is a target.
 
-        A prompt is never cut, because that would lose the question at its end.
+        A prompt is never truncated, because that would lose the question at its end.
         """
         sequence, _, images = self._tokenise(document)
         length = len(sequence) - 1
@@ -121,7 +122,7 @@ class ExampleBuilder:
         )
 
     def _check_range(self, tokens: np.ndarray) -> None:
-        # The embedding would take its last row for them.
+        # The embedding lookup would clamp such ids to its last row.
         size = self.tokenizer.vocab_size
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < size:
             raise ValueError(
@@ -130,7 +131,7 @@ class ExampleBuilder:
             )
 
     def _tokenise(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
-        """The whole sequence from bos on, which of it is scored, and the images."""
+        """Returns the whole sequence starting with bos, which tokens are scored, and the images."""
         sequence, scored, images = [self.tokenizer.bos], [False], []
         for segment in document.segments:
             if isinstance(segment, Image):
@@ -151,7 +152,7 @@ class ExampleBuilder:
     def _cut(
         self, sequence: list[int], scored: list[bool], images: list[Image]
     ) -> tuple[list[int], list[bool], list[Image]]:
-        """What fits, ending with a text token: the same objects if all of the sequence does."""
+        """Truncates to the limits, ending with text; returns the same objects if all fits."""
         room = self.max_sequence_length + 1
         if len(sequence) <= room and len(images) <= self.max_images:
             return sequence, scored, images
@@ -166,6 +167,6 @@ class ExampleBuilder:
             if not is_image:
                 kept = (end, num_images)
         if kept[0] == 1:
-            # Nothing but images that no text could follow. An example has at least one position.
+            # Only images, with no room for text after them. An example has at least one position.
             return [sequence[0], sequence[-1]], [False, False], []
         return sequence[: kept[0]], scored[: kept[0]], images[: kept[1]]

@@ -1,7 +1,7 @@
-"""Encoded pictures -> square pixels: decode, augment, resize.
+"""Encoded images -> square pixels: decode, resize, augment.
 
-One resize filter, Pillow's antialiased bicubic, serves training and evaluation. Decoding trusts
-nothing: whatever is wrong with a file ends in a `BadImage` that says what.
+Training and evaluation share one resize filter, Pillow's antialiased bicubic. Files are not
+trusted: any fault in one raises BadImage with the reason.
 """
 
 import contextlib
@@ -30,25 +30,25 @@ _ORIENTATION = 0x0112
 
 
 class BadImage(ValueError):
-    """A picture that cannot be decoded; the message is the reason."""
+    """An image that cannot be decoded; the message is the reason."""
 
 
 class Fit(enum.Enum):
-    """How a picture that is not square becomes square."""
+    """Ways to make a non-square image square."""
 
     STRETCH = "stretch"
-    PAD = "pad"  # Keeps the aspect ratio; the picture is centred on black.
+    PAD = "pad"  # Keeps the aspect ratio and centers the image on black.
 
 
 class JpegDecoder(enum.Enum):
-    """What decodes a JPEG, and to which size; the pixels differ a little, so a run keeps to one.
+    """The decoder of JPEG files. Decoders differ slightly in pixels, so a run uses only one.
 
-    None decodes to less than the picture is resized to. Other formats and CMYK are decoded by
-    Pillow at full size, and so is what simplejpeg objects to.
+    No decoder scales an image below the size to which it is resized. Pillow decodes other formats,
+    CMYK, and files that simplejpeg rejects, at full size.
 
-    Resizing takes longer than decoding, and scaled decoding leaves less to resize. Pictures a
-    second against PILLOW, and the mean difference in grey levels, for photographs of so many pixels
-    across that become 378 x 378:
+    Resizing takes longer than decoding, and scaled decoding leaves less to resize. Images per
+    second relative to PILLOW, and the mean difference in gray levels, for photographs by width in
+    pixels, resized to 378 x 378:
 
                       448       1000       1600       2400
         PILLOW_DRAFT  1.0, 0    1.1, 0.4   2.3, 0.7   4.0, 1.2
@@ -56,12 +56,12 @@ class JpegDecoder(enum.Enum):
     """
 
     PILLOW = "pillow"  # All pixels.
-    PILLOW_DRAFT = "pillow_draft"  # A half, a quarter or an eighth of the size, by Pillow.
-    SIMPLEJPEG = "simplejpeg"  # Any number of eighths of the size, by the package simplejpeg.
+    PILLOW_DRAFT = "pillow_draft"  # 1/2, 1/4 or 1/8 of the size, by Pillow.
+    SIMPLEJPEG = "simplejpeg"  # Any multiple of 1/8 of the size, by the package simplejpeg.
 
 
 def decode(image: Image, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as RGB: first frame, EXIF orientation applied, transparency put on white."""
+    """Decodes to RGB: the first frame, EXIF orientation applied, transparency on white."""
     data = _data(image)
     if isinstance(data, np.ndarray):
         return data
@@ -72,17 +72,17 @@ def decode(image: Image, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
 def resize(
     pixels: UInt8[np.ndarray, "h w 3"], size: int, fit: Fit = Fit.STRETCH
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Scales a picture to a square of `size` pixels."""
+    """Resizes an image to `size` x `size` pixels."""
     return np.asarray(_square(PIL.Image.fromarray(pixels), size, fit))
 
 
 class Augmentation(Configurable):
-    """A random shift, turn, scale and contrast, drawn uniformly from symmetric ranges."""
+    """A random shift, rotation, scale and contrast, drawn uniformly from symmetric ranges."""
 
     @config_class
     class Config(Configurable.Config):
         shift: Share = 0.0  # Largest shift in each direction, as a fraction of the side.
-        rotate: NonNegative = 0.0  # Largest turn, in radians.
+        rotate: NonNegative = 0.0  # Largest rotation, in radians.
         scale: Decay = 0.0  # Largest change of size, as a fraction.
         contrast: Share = 0.0  # Largest change of contrast around the mean, as a fraction.
 
@@ -96,7 +96,7 @@ class Augmentation(Configurable):
         shift_x, shift_y = draw[2] * cfg.shift * width, draw[3] * cfg.shift * height
         cos, sin = math.cos(angle) / factor, math.sin(angle) / factor
         center_x, center_y = width / 2, height / 2
-        # Pillow wants the map from output to input; the centre goes to the centre, then shifts.
+        # Pillow wants the map from output to input; the center maps to the center, then shifts.
         matrix = (
             cos, sin, center_x - cos * (center_x + shift_x) - sin * (center_y + shift_y),
             -sin, cos, center_y + sin * (center_x + shift_x) - cos * (center_y + shift_y),
@@ -111,13 +111,13 @@ class Augmentation(Configurable):
 
 
 class ImageTransform(Configurable):
-    """Decodes a picture, resizes it to a square and, if asked, augments it."""
+    """Decodes an image, resizes it to a square and, if asked, augments it."""
 
     @config_class
     class Config(Configurable.Config):
         image_size: PositiveInt | None = None  # Set by the experiment, from the vision encoder.
         fit: Fit = Fit.STRETCH
-        # Larger pictures are refused before they take memory.
+        # Larger images are rejected before their pixels take memory.
         max_pixels: PositiveInt = 64_000_000
         jpeg_decoder: JpegDecoder = JpegDecoder.PILLOW
 
@@ -128,7 +128,7 @@ class ImageTransform(Configurable):
                 f"image_transform.image_size={cfg.image_size}; expected a number of pixels. "
                 "The experiment sets it from the vision encoder."
             )
-        # Another decoder in its place would make other batches on this host than elsewhere.
+        # Falling back to another decoder would give this host other batches than the rest.
         if cfg.jpeg_decoder is JpegDecoder.SIMPLEJPEG and simplejpeg is None:
             raise ValueError(
                 "image_transform.jpeg_decoder=SIMPLEJPEG needs the package simplejpeg, which is "
@@ -143,7 +143,7 @@ class ImageTransform(Configurable):
         augmentation: Augmentation | None = None,
         rng: np.random.Generator | None = None,
     ) -> UInt8[np.ndarray, "s s 3"]:
-        """Raises BadImage where the picture cannot be decoded."""
+        """Returns square pixels; raises BadImage if the image cannot be decoded."""
         pixels = np.asarray(_square(self._decode(image), self.image_size, self._config.fit))
         if augmentation is None:
             return pixels
@@ -155,10 +155,10 @@ class ImageTransform(Configurable):
         if isinstance(data, np.ndarray):
             return PIL.Image.fromarray(data)
         with _opened(data, cfg.max_pixels) as picture:
-            # The files of some cameras, of several pictures, begin as a JPEG does.
+            # MPO files, which some cameras write, hold several images and begin like a JPEG.
             is_jpeg = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
             if is_jpeg and cfg.jpeg_decoder is not JpegDecoder.PILLOW:
-                # Not yet turned, but then neither is the size that it shall have.
+                # EXIF orientation is applied later, so both sizes are those before it.
                 least = _inner_size(picture.size, self.image_size, cfg.fit)
                 if cfg.jpeg_decoder is JpegDecoder.PILLOW_DRAFT:
                     picture.draft(None, least)
@@ -178,13 +178,13 @@ def _data(image: Image) -> bytes | UInt8[np.ndarray, "h w 3"]:
 
 @contextlib.contextmanager
 def _opened(data: bytes, max_pixels: int) -> Iterator[PIL.Image.Image]:
-    """A file of which only the header is read yet; an error inside of the block is a BadImage."""
+    """Opens an image file, reading only its header; errors within the block become BadImage."""
     if not data:
         raise BadImage("empty file")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             width, height = picture.size
-            # The size stands in the header: refuse before the pixels take memory.
+            # The header has the size: reject the image before its pixels take memory.
             if width * height > max_pixels:
                 raise BadImage(f"{width} x {height} pixels are more than max_pixels={max_pixels}")
             yield picture
@@ -198,24 +198,24 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[PIL.Image.Image]:
 
 
 def _scaled(data: bytes, header: PIL.Image.Image, least: tuple[int, int]) -> PIL.Image.Image:
-    """A JPEG decoded by simplejpeg, where it has no objection, to no less than `least`."""
+    """Decodes a JPEG to at least `least` with simplejpeg; returns `header` if that rejects it."""
     assert simplejpeg is not None, "checked by the constructor"
     width, height = least
     try:
-        # The limit of pixels was held against Pillow's reading of the header.
+        # The pixel limit was checked against Pillow's reading of the header.
         if simplejpeg.decode_jpeg_header(data)[:2] != (header.height, header.width):
             return header
         pixels = simplejpeg.decode_jpeg(data, min_width=width, min_height=height)
     except ValueError:
         return header
     picture = PIL.Image.fromarray(pixels)
-    # With what says how to turn it.
+    # Includes the EXIF orientation.
     picture.info = header.info
     return picture
 
 
 def _inner_size(size: tuple[int, int], square: int, fit: Fit) -> tuple[int, int]:
-    """Width and height of a picture inside of its square."""
+    """Returns the width and height of an image inside its square."""
     if fit is Fit.STRETCH:
         return square, square
     scale = square / max(size)
@@ -233,14 +233,14 @@ def _square(picture: PIL.Image.Image, size: int, fit: Fit) -> PIL.Image.Image:
 
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    # Copies of whole pictures take as long as decoding them, so there is none that is not needed.
+    # Copying an image takes as long as decoding it, so nothing is copied needlessly.
     picture.load()
-    # A damaged EXIF block says nothing about the orientation; the pixels may be sound.
+    # A damaged EXIF block does not tell the orientation; the pixels may be intact.
     with contextlib.suppress(Exception):
         if picture.getexif().get(_ORIENTATION, 1) != 1:
             picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
-        # 16 bits a pixel, whatever the container: keep the high byte. `convert` would clip.
+        # 16 bits per pixel, whatever the container: keep the high byte. `convert` would clip.
         values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
         picture = PIL.Image.fromarray((values >> 8).astype(np.uint8))
     if picture.mode == "F":

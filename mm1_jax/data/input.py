@@ -1,7 +1,7 @@
-"""The Input: builds corpora, plan and tokenizer from a config, and checks that they go together.
+"""The Input: builds corpora, plan and tokenizer from a config, and checks that they fit together.
 
-A batch is a function of (config, seed, step) alone: whichever rows of it a host asks for, with
-however many workers, and after whatever restarts.
+A batch is a function of (config, seed, step) alone. It does not depend on the rows that a host asks
+for, on the number of workers, or on restarts.
 """
 
 import copy
@@ -44,32 +44,33 @@ class Input(Configurable):
     @config_class
     class Config(Configurable.Config):
         streams: Required[list[Stream.Config]] = REQUIRED
-        # Other weights of streams from later steps on, as continued pre-training has.
+        # Other stream weights from later steps on, as in continued pre-training.
         stages: list[Stage] = []
-        # Where the paths of sources and tokenizer start.
+        # Folder that relative paths of sources and tokenizer start from.
         data_dir: str = "data"
         tokenizer: InstantiableConfig = Tokenizer.default_config()
         image_transform: InstantiableConfig = ImageTransform.default_config()
         batch_size: Required[PositiveInt] = REQUIRED  # Rows, over all hosts.
         max_sequence_length: Required[PositiveInt] = REQUIRED
         max_images: Required[NonNegativeInt] = REQUIRED  # Per row.
-        # The sizes of the connector and of the vision encoder.
+        # Sizes of the connector and of the vision encoder, set by the experiment.
         num_image_tokens: NonNegativeInt | None = derived(None)
         image_size: NonNegativeInt | None = derived(None)
-        # Consecutive rows of the batch that share a buffer of images, of so many slots a row: the
-        # vision encoder runs over slots, and rows alone would need `max_images` (None). Documents
-        # without room are counted and not scored. `describe` says how many slots are enough.
+        # This many consecutive rows of the batch share an image buffer of `images_per_row` slots
+        # per row, over which the vision encoder runs. None gives each row `max_images` slots of its
+        # own. Documents without room are counted and not scored. `describe` tells how many slots
+        # suffice.
         image_group_rows: PositiveInt = 1
         images_per_row: Positive | None = None
-        # A folder that tools/snapshot.py wrote: its rows, in place of a plan made here.
+        # A folder written by tools/snapshot.py, whose rows replace a plan made here.
         snapshot: str | None = None
         packing: Packing.Config = Packing.default_config()
         seed: Seed = 0
-        # Processes that read and decode; 0 is one thread of this process.
+        # Processes that read and decode; 0 means one thread of this process.
         num_workers: NonNegativeInt = 0
-        # Batches made ahead: per worker, or by the thread. 0 without workers makes none ahead.
+        # Batches prefetched per worker, or by the thread; 0 without workers disables prefetching.
         prefetch: NonNegativeInt = 2
-        # Of a corpus, before its documents are too often bad to go on.
+        # The run stops when a larger fraction of a corpus's documents is bad.
         max_bad_fraction: Share = 0.01
 
     def __init__(
@@ -84,7 +85,7 @@ class Input(Configurable):
         image_size = _set_by_experiment(cfg, "image_size")
         _check_sizes(cfg, num_image_tokens, image_size)
         _check_weights(cfg.streams)
-        # Of training only: what is held out is read from its records.
+        # Only training reads snapshots; held-out data is read from its records.
         self.snapshot: Snapshot | None = None
         if cfg.snapshot is not None and split == "train":
             self.snapshot = Snapshot(Path(cfg.snapshot))
@@ -101,7 +102,7 @@ class Input(Configurable):
         self.max_bad_fraction = cfg.max_bad_fraction
         self.tokenizer: Tokenizer = cfg.tokenizer.instantiate()
         check_tokenizer(self.tokenizer)
-        # None: there are no images.
+        # None for text-only input.
         self.image_transform: ImageTransform | None = None
         if cfg.max_images:
             self.image_transform = cfg.image_transform.set(image_size=image_size).instantiate()
@@ -124,9 +125,9 @@ class Input(Configurable):
         self.batch_maker = BatchMaker(self.plan, row_loader, self.shape, self.image_buffer)
 
     def _read_records(self) -> None:
-        """Builds the corpora, and the plan of their rows or that of a snapshot of ids."""
+        """Builds the corpora and the plan of their rows, which a snapshot of ids replaces."""
         cfg, split = self.config, self.split
-        # A stream of weight 0 is never built, so it need not even exist.
+        # A stream of weight 0 is never built, so its data need not exist.
         streams = [stream.instantiate(split=split) for stream in _used(cfg)]
         self.corpora: list[Corpus] = [
             corpus for stream in streams for corpus in (*stream.corpora, *stream.fillers)
@@ -156,7 +157,7 @@ class Input(Configurable):
             self.plan = self.snapshot
 
     def _read_rows(self, snapshot: Snapshot) -> None:
-        """Takes from a snapshot of rows all that corpora would be asked."""
+        """Takes everything that corpora would provide from a snapshot of rows."""
         cfg = self.config
         own = self._own_fingerprint() | {
             "batch_size": cfg.batch_size,
@@ -198,12 +199,12 @@ class Input(Configurable):
 
     @staticmethod
     def num_corpora(cfg: "Input.Config") -> int:
-        """How many corpora an Input of such a config has."""
+        """Returns the number of corpora of an Input of this config."""
         return len(used_corpora(cfg))
 
     @staticmethod
     def buffer_of(cfg: "Input.Config") -> ImageBuffer:
-        """The buffer of pictures of the batches of an Input of such a config."""
+        """Returns the image buffer of the batches of an Input of this config."""
         return ImageBuffer.make(
             batch_size=cfg.batch_size,
             max_images=cfg.max_images,
@@ -226,10 +227,12 @@ class Input(Configurable):
     def iterator(
         self, rows: range | None = None, num_workers: int | None = None
     ) -> "InputIterator":
-        """Batches from step 0 on, of which only the given rows are made (None: all).
+        """Returns an iterator over batches from step 0 that makes only the given rows.
 
         Args:
-            num_workers: Its share of `num_workers`, where a host has several iterators; None: all.
+            rows: None means all rows of the batch.
+            num_workers: Its share of the config's `num_workers` if a host has several iterators;
+                None means all.
         """
         return InputIterator(
             self.batch_maker,
@@ -243,11 +246,11 @@ class Input(Configurable):
 
     @staticmethod
     def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One state of the whole batch from those of iterators that made parts of it."""
+        """Merges the states of iterators over parts of the batch into one of the whole batch."""
         return merge_states(states)
 
     def accounting(self, state: Mapping[str, Any]) -> dict[str, dict[str, int | float]]:
-        """What each corpus has given, and in how many epochs, as of a saved state."""
+        """Returns the counts and the epochs of each corpus, as of a saved state."""
         return self._accounting().report(state)
 
     def _accounting(self) -> Accounting:
@@ -255,15 +258,15 @@ class Input(Configurable):
         return Accounting(num_usable, self.max_bad_fraction)
 
     def planner(self, rows: range) -> Planner | SnapshotPlanner:
-        """Plans some rows of every batch, from step 0."""
+        """Returns a planner of the given rows of every batch, at step 0."""
         return self.plan.planner(rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the batches and that a saved state relies on."""
+        """Returns everything that determines the batches, which a saved state relies on."""
         return copy.deepcopy(self._fingerprint)
 
     def describe(self) -> str:
-        """A few lines that say what each stream holds."""
+        """Describes the rows and streams in a few lines."""
         lines = [
             f"{self.split}: {self.batch_size} rows of {self.max_sequence_length} positions and "
             f"{self.max_images} images a step, {self.num_image_tokens} positions an image"
@@ -297,13 +300,13 @@ class Input(Configurable):
 
 
 def _used(cfg: Input.Config) -> list[Stream.Config]:
-    """The streams that ever have a weight."""
+    """Returns the streams whose weight is ever above 0."""
     later = {name for stage in cfg.stages for name, weight in stage.weights.items() if weight}
     return [stream for stream in cfg.streams if stream.weight or stream.name in later]
 
 
 def used_corpora(cfg: Input.Config) -> list[Corpus.Config]:
-    """Those that an Input of this config reads, fillers included, in the order of their numbers."""
+    """Returns the corpora that an Input of this config reads, fillers included, in number order."""
     return [
         entry.corpus
         for stream in _used(cfg)
@@ -313,12 +316,12 @@ def used_corpora(cfg: Input.Config) -> list[Corpus.Config]:
 
 
 def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, Lengths]:
-    """The tables of those corpora of an input that read a folder of records; made and kept there.
+    """Computes the length tables of the corpora that read a folder, and caches them there.
 
-    Of what else the input reads, only the tokenizer need exist.
+    Besides the folder, only the tokenizer of the input needs to exist.
 
     Raises:
-        ValueError: No corpus of the input reads it, or there is no tokenizer.
+        ValueError: No corpus of the input reads the folder, or there is no tokenizer.
     """
     builder = _example_builder(cfg, cfg.tokenizer.instantiate())
     return {
@@ -330,7 +333,7 @@ def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, 
 
 
 def corpora_of_folder(cfg: Input.Config, folder: Path, split: str) -> list[Corpus.Config]:
-    """Those of an input that read a folder of records; raises ValueError where there is none."""
+    """Returns the corpora of an input that read a folder; raises ValueError if there are none."""
     folders = [
         (source_folder(corpus.source, split), corpus)
         for corpus in used_corpora(cfg)
@@ -387,7 +390,7 @@ def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
         if getattr(cfg, name) < 1:
             raise ValueError(f"input.{name}={getattr(cfg, name)} must be at least 1.")
     positions = cfg.max_images * num_image_tokens
-    # A row has text too, so it may never have all of its images; it need not, to be a row.
+    # At equality, a row with text never has `max_images` images, but it is still a valid row.
     if positions > cfg.max_sequence_length:
         raise ValueError(
             f"input.max_images={cfg.max_images} images of {num_image_tokens} positions take "
@@ -409,7 +412,7 @@ def _check_weights(streams: Sequence[Stream.Config]):
 
 
 def _check_files(cfg: Input.Config, split: str):
-    """Says at once what is missing, with the commands that would make it."""
+    """Raises ValueError if files are missing, listing all of them and the commands to make them."""
     sources = [corpus.source for corpus in used_corpora(cfg)]
     folders = [
         source_folder(source, split) for source in sources if source.klass is ArrayRecordSource

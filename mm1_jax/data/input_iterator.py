@@ -1,6 +1,6 @@
-"""Some rows of batch after batch, and the state from which they resume.
+"""Iterates over the given rows of successive batches, with a state from which it resumes.
 
-The state is that of the plan, as of the last batch that was handed out, and a few kB.
+The state is that of the plan as of the last batch returned, and takes a few kB.
 """
 
 import copy
@@ -20,11 +20,11 @@ from mm1_jax.data.quarantine import Quarantine
 
 
 class InputIterator(Iterator[Batch]):
-    """Some rows of batch after batch.
+    """Yields the given rows of successive batches.
 
-    `image_index` counts in the buffer of the global batch; of that buffer, a batch of some rows
-    holds the part that belongs to them. Where that cuts a group of rows, about twice as many
-    pictures are decoded.
+    `image_index` counts in the image buffer of the global batch; a batch holds the part of that
+    buffer that belongs to its rows. If the rows cut a group that shares slots, about twice as many
+    images are decoded.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class InputIterator(Iterator[Batch]):
         num_workers: int,
         prefetch: int,
     ):
-        """Fails at once for rows that have no whole number of slots."""
+        """Raises ValueError if the rows have no whole number of image slots."""
         maker.image_buffer.slots(rows)
         planner = maker.planner(rows)
         self.rows = rows
@@ -50,8 +50,8 @@ class InputIterator(Iterator[Batch]):
         self._accounting = accounting
         self._fingerprint = fingerprint
         self._quarantine = quarantine
-        # Empty, or the one grain iterator in use. It is closed and forgotten at the latest when the
-        # interpreter exits: a thread that is inside of a C++ library then would abort the process.
+        # Empty, or the one grain iterator in use. It is closed at the latest when the interpreter
+        # exits: a thread that is then inside a C++ library would abort the process.
         self._batches: list[grain.DatasetIterator] = []
         weakref.finalize(self, _close, self._batches)
 
@@ -65,24 +65,24 @@ class InputIterator(Iterator[Batch]):
         self._quarantine.add(report.quarantined)
         self._accounting.add(report.consumed)
         if self._num_workers:
-            # A worker's arrays lie in shared memory, which must not outlive this process.
+            # A worker's arrays live in shared memory, which must not outlive this process.
             batch = {name: np.array(array) for name, array in batch.items()}
         return Batch(**batch)
 
     @property
     def step(self) -> int:
-        """The step of the batch that comes next."""
+        """The step of the next batch."""
         return self._step
 
     def accounting(self) -> dict[str, dict[str, int | float]]:
-        """Counts what each corpus has given, and in how many epochs, as of the last batch.
+        """Returns the counts and the epochs of each corpus, as of the last batch.
 
-        Counts are of this iterator's rows; sum them over hosts, epochs included.
+        They cover the rows of this iterator; sum them over hosts, epochs included.
         """
         return self._accounting.report(self.get_state())
 
     def get_state(self) -> dict[str, Any]:
-        """The state as of the last batch handed out, in JSON types."""
+        """Returns the state as of the last batch returned, in JSON types."""
         return {
             "step": self._step,
             "rows": [self.rows.start, self.rows.stop],
@@ -92,7 +92,7 @@ class InputIterator(Iterator[Batch]):
         }
 
     def set_state(self, state: Mapping[str, Any]):
-        """Goes to a saved state, of this or any other Input that makes the same batches."""
+        """Restores a saved state of this Input, or of any other that makes the same batches."""
         _check_fingerprint(state["fingerprint"], self._fingerprint)
         planner = self._maker.planner(self.rows)
         planner.restore(state["step"], np.array(state["next_index"], np.int64))
@@ -103,14 +103,14 @@ class InputIterator(Iterator[Batch]):
         self._accounting.set_state(state, is_of_these_rows=is_of_these_rows)
 
     def close(self):
-        """Ends the workers and drops what they made ahead; the next batch starts them again."""
+        """Stops the workers and discards prefetched batches; the next batch restarts them."""
         _close(self._batches)
 
     def _start(self) -> grain.DatasetIterator:
         batches = Batches(self._maker, self.rows, self._step, self._next_index)
         if self._num_workers:
             if not flags.FLAGS.is_parsed():
-                # grain hands its own flags to the workers, and fails outside absl's app.run.
+                # grain passes its own flags to the workers, and fails outside absl's app.run.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(
                 num_workers=self._num_workers, per_worker_buffer_size=max(1, self._prefetch)
@@ -122,7 +122,7 @@ class InputIterator(Iterator[Batch]):
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One state of the whole batch from the states of iterators that made parts of it.
+    """Merges the states of iterators over parts of the batch into one of the whole batch.
 
     Iterators of the same rows, on hosts that share them, count once.
     """
@@ -150,7 +150,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], here: Mapping[str, Any], where: str) -> str:
-    """The fields in which two fingerprints differ, a line each."""
+    """Returns the fields in which two fingerprints differ, one per line."""
     return "\n".join(
         f"  {name}: {saved.get(name, 'absent')} {where}, {here.get(name, 'absent')} here"
         for name in sorted(saved.keys() | here.keys())

@@ -1,8 +1,8 @@
-"""Positions and images of every example of a corpus, which is all that packing looks at.
+"""Numbers of positions and images of every example of a corpus, the only input of packing.
 
-An example is a record, or a part of one that is longer than a row. Tables of records on disk are
-made once, by as many processes as there are workers, and kept beside the records; a change of the
-records, the tokenizer or a size makes another table.
+An example is a record, or a part of a record that is longer than a row. The table of records on
+disk is computed once, by `num_workers` processes, and cached beside the records. A change of the
+records, the tokenizer or a size leads to a new table.
 """
 
 import functools
@@ -31,15 +31,15 @@ from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.splitting import Part
 from mm1_jax.storage import whole_folder
 
-# What makes a table another one although nothing that it is made from has changed.
+# Incremented to invalidate cached tables when their computation changes.
 _VERSION = 1
-# Records that a process looks at in one go, and the least that are worth a process.
+# Records per task of a worker process; a corpus of no more than one task starts no processes.
 _CHUNK = 4096
 _DIGEST_ROWS = 1 << 20
 
 
 class _Chunk(NamedTuple):
-    """The examples of a run of records, as `Lengths` has them."""
+    """The examples of a run of records, in the form of `Lengths`."""
 
     table: np.ndarray
     parts: np.ndarray
@@ -48,14 +48,14 @@ class _Chunk(NamedTuple):
 
 
 class Lengths:
-    """Positions and images of the examples of a corpus, (0, 0) where one is unusable.
+    """Numbers of positions and images of the examples of a corpus; (0, 0) for unusable ones.
 
     Attributes:
-        table: Int [n, 2].
-        parts: Int [n, 3], the record of each example, and its first block and the end of its blocks
-            (-1: all of them). None: every record is an example.
-        unusable: The records that can make none, and why.
-        num_truncated: Examples that are cut, since a single block is longer than a row.
+        table: Int [n, 2], positions and images of each example.
+        parts: Int [n, 3], the record of each example, its first block, and the end of its blocks
+            (-1 means all of them). None if every record is one example.
+        unusable: The records that yield no example, with reasons.
+        num_truncated: Number of examples that are truncated to fit in a row.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Lengths:
         return len(self.table)
 
     def part(self, index: int) -> Part:
-        """The record that an example is made of, and its blocks in it."""
+        """Returns the record of an example, and its blocks within the record."""
         if self.parts is None:
             return Part(index)
         record, first, end = self.parts[index].tolist()
@@ -87,7 +87,7 @@ class Lengths:
 
     @functools.cached_property
     def longest(self) -> tuple[int, int]:
-        """The most positions and the most images of an example."""
+        """The largest number of positions, and the largest number of images, of an example."""
         longest = np.zeros(2, np.int64)
         for rows in self._runs(self.table):
             longest = np.maximum(longest, rows.max(axis=0))
@@ -95,14 +95,14 @@ class Lengths:
 
     @functools.cached_property
     def means(self) -> tuple[float, float]:
-        """Positions and images of a usable example, on average."""
+        """The mean numbers of positions and images of usable examples."""
         total = np.zeros(2, np.int64)
         for rows in self._runs(self.table):
             total += rows.sum(axis=0, dtype=np.int64)
         return int(total[0]) / self.num_usable, int(total[1]) / self.num_usable
 
     def describe(self) -> str:
-        """What the examples are, for people to read."""
+        """Summarizes the examples for people to read."""
         tokens, images = self.means if self.num_usable else (0.0, 0.0)
         text = f"{self.num_usable:,} documents of {tokens:.1f} positions and {images:.1f} images"
         if self.num_truncated:
@@ -113,7 +113,7 @@ class Lengths:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Tells another table: of lengths, and of what each example is made of."""
+        """A digest of the lengths and of the blocks of each example."""
         digest = hashlib.blake2b(digest_size=8)
         for array in (self.table, self.parts):
             for rows in () if array is None else self._runs(array):
@@ -122,14 +122,14 @@ class Lengths:
 
     @staticmethod
     def _runs(array: np.ndarray) -> Iterator[np.ndarray]:
-        """The array in pieces that fit in memory, at least one."""
+        """Yields the array in chunks that fit in memory, at least one."""
         for start in range(0, max(1, len(array)), _DIGEST_ROWS):
             yield array[start : start + _DIGEST_ROWS]
 
     def store(self, folder: Path) -> "Lengths":
-        """Writes the table down, whole or not at all; what is returned reads it from there."""
+        """Writes the table atomically; returns one that reads it from disk."""
         with whole_folder(folder) as partial:
-            # 16 bits hold all that rows of today hold.
+            # 16 bits suffice for the row sizes in use.
             small = max(self.longest) < 1 << 16
             np.save(partial / "table.npy", self.table.astype(np.uint16 if small else np.int32))
             if self.parts is not None:
@@ -147,13 +147,13 @@ class Lengths:
 
     @classmethod
     def load(cls, folder: Path) -> "Lengths":
-        """Reads what `store` wrote; the tables stay on disk."""
+        """Loads what `store` wrote; the arrays stay on disk, memory-mapped."""
         lengths = cls.__new__(cls)
         lengths.__setstate__({"_folder": folder})
         return lengths
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map would be sent to workers as an array.
+        # Pickle would copy a memory map into an array.
         return self.__dict__ if self._folder is None else {"_folder": self._folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ class Lengths:
 def corpus_lengths(
     corpus: Corpus, example_builder: ExampleBuilder, *, num_workers: int = 0
 ) -> Lengths:
-    """The table of a corpus: read if it was made before, else made and kept beside the records."""
+    """Returns the table of a corpus, computing and caching it beside the records if needed."""
     if corpus.source.cache_dir is None:
         return compute_lengths(corpus, example_builder, num_workers=num_workers)
     key = hashlib.blake2b(
@@ -201,10 +201,10 @@ def corpus_lengths(
 def compute_lengths(
     corpus: Corpus, example_builder: ExampleBuilder, *, num_workers: int = 0
 ) -> Lengths:
-    """Looks at every document of a corpus, and at none of its pictures."""
+    """Computes the table from all documents of a corpus, without decoding images."""
     starts = range(0, len(corpus), _CHUNK)
     spans = [range(start, min(start + _CHUNK, len(corpus))) for start in starts]
-    # Configs are classes of functions, which the standard pickle knows by name only.
+    # Config classes are created inside functions; standard pickle finds classes by name only.
     look = functools.partial(_look, cloudpickle.dumps((corpus, example_builder)))
     with tqdm.tqdm(
         total=len(corpus), desc=f"lengths of {corpus.name}", unit=" records", delay=3, disable=None
@@ -228,7 +228,7 @@ def _map(look: Any, spans: Sequence[range], num_workers: int) -> Iterable[_Chunk
     if num_workers < 2 or len(spans) < 2:
         yield from map(look, spans)
         return
-    # Spawned: a fork of a process that runs threads, as grain's and jax's do, may hang.
+    # Spawned: forking a process that runs threads, as grain and jax do, may hang.
     context = multiprocessing.get_context("spawn")
     workers = min(num_workers, len(spans), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -266,7 +266,7 @@ def _look(packed: bytes, span: range) -> _Chunk:
 def _examples(
     corpus: Corpus, example_builder: ExampleBuilder, record: int
 ) -> Iterator[tuple[Part, tuple[int, int]]]:
-    """The examples of a record, with their positions and images."""
+    """Yields the examples of a record with their numbers of positions and images."""
     document = corpus.document(record)
     splitter, max_images = corpus.splitter, example_builder.max_images
     if splitter is None:
@@ -283,7 +283,7 @@ def _examples(
     parts = splitter.parts(
         example_builder.sizes(blocks),
         [isinstance(segment, Image) for segment in blocks.segments],
-        # One is for the end of the document.
+        # One position is reserved for the end-of-sequence token.
         max_tokens=longest - 1,
         max_images=max_images,
     )

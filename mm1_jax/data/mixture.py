@@ -1,9 +1,9 @@
-"""Streams mixed by row, corpora of a stream mixed by example: which row or record is what, in O(1).
+"""Mixes streams by row, and the corpora of a stream by example; each lookup takes O(1).
 
-A stream is packed apart from the others: a row is captions, or interleaved, or text. Weights are
-integers, so 45/45/10 is 9:9:2 exactly, and no random draw decides what comes next. In any run of
-rows a stream's count is within one row of its share for two streams and for 9:9:2; no order does
-so for all weights (29:57:14 errs by 1.26 at worst).
+Streams are packed separately: a row is captions, or interleaved, or text. Weights are integers, so
+45/45/10 is exactly 9:9:2, and the order is deterministic. In any run of rows, the count of a stream
+is within one row of its share for two streams and for 9:9:2. No order achieves that for all weights
+(29:57:14 is off by up to 1.26).
 """
 
 import functools
@@ -26,12 +26,12 @@ from mm1_jax.config import (
 )
 from mm1_jax.field_types import NonEmpty, NonNegativeInt
 
-# A period longer than this (the sum of the weights after division by their common divisor) would
-# need a table of that many entries; nobody means such weights.
+# Longest period of an interleaving (the sum of the weights over their gcd). The table has as many
+# entries; weights with a longer period are not intended.
 _MAX_PERIOD = 1 << 20
 
-# grain's index_shuffle walks cycles of a 16-bit cipher: 4 us a call from 65536 indices on, 20 us
-# for a thousand, a millisecond for sixteen. Below this size a table is faster, and small.
+# grain's index_shuffle walks cycles of a 16-bit cipher: 4 us per call from 65536 indices, 20 us for
+# 1000, 1 ms for 16. Up to this size a table is faster, and small.
 _MAX_TABLE = 1 << 12
 
 
@@ -44,22 +44,22 @@ class CorpusWeight(ConfigBase):
 
 
 class Stream(Configurable):
-    """A kind of row, its share of the rows, and the corpora whose examples fill it."""
+    """Rows of one kind: their share of all rows, and the corpora whose examples fill them."""
 
     @config_class
     class Config(Configurable.Config):
         name: Required[NonEmpty] = REQUIRED
         weight: NonNegativeInt = 1
         corpora: Required[list[CorpusWeight]] = REQUIRED
-        # Examples without images, for what rows leave empty when their images are used up, as rows
-        # of captions do by a quarter. A splitter with `max_positions` makes them short enough.
+        # Text-only examples for the space that is left in rows whose images are used up, such as a
+        # quarter of a caption row. A splitter with `max_positions` makes them short enough.
         fillers: list[CorpusWeight] = []
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg)
         self.name = cfg.name
         self.weight = cfg.weight
-        # A corpus of weight 0 is never built, so it need not even exist.
+        # A corpus of weight 0 is never built, so its data need not exist.
         chosen = [entry for entry in cfg.corpora if entry.weight]
         if not chosen:
             raise ValueError(
@@ -75,14 +75,14 @@ class Stream(Configurable):
 
 @config_class
 class Stage(ConfigBase):
-    """Weights of streams by name from a step on, until the next stage; others keep theirs."""
+    """Weights of streams by name from a step until the next stage; others keep theirs."""
 
     from_step: Required[NonNegativeInt] = REQUIRED
     weights: Required[dict[str, NonNegativeInt]] = REQUIRED
 
 
 class CorpusShare(NamedTuple):
-    """What a mixture knows of a corpus: which one, its name, its weight and its size."""
+    """A corpus in a mixture: its number, name, weight and size."""
 
     corpus: int
     name: str
@@ -91,7 +91,7 @@ class CorpusShare(NamedTuple):
 
 
 class MixedStream(NamedTuple):
-    """A stream of a mixture, without configs and without data."""
+    """A stream of a mixture, without configs and data."""
 
     name: str
     weight: int
@@ -100,20 +100,20 @@ class MixedStream(NamedTuple):
 
 
 class Turns:
-    """Whose turn it is: the stream of every row, and the how manieth of the stream it is.
+    """Maps every row to its stream, and to its index within the stream.
 
-    A packing shard emits `rows_per_shard` rows a step. Shifting it by its rows makes the rows of a
-    step a run of the interleaving, which keeps every batch on the weights; unshifted, all shards
-    would draw the same stream. Every stage begins an interleaving of its own.
+    A packing shard emits `rows_per_shard` rows per step. Each shard is shifted by its rows, so the
+    rows of a step are a run of the interleaving and every batch follows the weights; unshifted, all
+    shards would draw the same stream. Every stage begins a new interleaving.
     """
 
     def __init__(self, stages: Sequence[tuple[int, tuple[int, ...]]], *, rows_per_shard: int):
-        """`stages` are first steps, from 0 on, and the weights of the streams from there."""
+        """`stages` holds the first step (the first is 0) and the stream weights of each stage."""
         self.stages = tuple(stages)
         self._rows_per_shard = rows_per_shard
 
     def stream(self, shard: int, step: int, turn: int) -> tuple[int, int]:
-        """The stream of a row, and how many rows of it the shard has emitted before."""
+        """Returns the stream of a row, and how many of its rows the shard has emitted before."""
         size = self._rows_per_shard
         stage = self._stage(step)
         first, weights = self.stages[stage]
@@ -129,7 +129,7 @@ class Turns:
 
 
 class _Period(NamedTuple):
-    """One period of an interleaving: the choice at each place, its rank, the places of each."""
+    """One period of an interleaving: choice and rank at each place, and the places per choice."""
 
     length: int
     choices: list[int]
@@ -159,7 +159,7 @@ def _period(weights: tuple[int, ...]) -> _Period:
 
 
 def select(i: int, weights: tuple[int, ...]) -> tuple[int, int]:
-    """The choice at place i of an endless interleaving, and how often it was chosen before.
+    """Returns the choice at place i of an endless interleaving, and how often it came before.
 
     >>> [select(i, (2, 1)) for i in range(4)]
     [(0, 0), (1, 0), (0, 1), (0, 2)]
@@ -171,7 +171,7 @@ def select(i: int, weights: tuple[int, ...]) -> tuple[int, int]:
 
 
 def count(i: int, choice: int, weights: tuple[int, ...]) -> int:
-    """How often `choice` is chosen before place i."""
+    """Returns how often `choice` is chosen before place i."""
     period = _period(weights)
     rounds, place = divmod(i, period.length)
     places = period.places[choice]
@@ -179,10 +179,10 @@ def count(i: int, choice: int, weights: tuple[int, ...]) -> int:
 
 
 def most_in_a_run(weights: tuple[int, ...], amounts: Sequence[int], length: int) -> int:
-    """The most that a run of so many places of the interleaving can add up to.
+    """Returns the largest sum of amounts over `length` consecutive places of the interleaving.
 
     Args:
-        amounts: The most that a place of each choice has.
+        amounts: The amount at a place of each choice.
     """
     period = sum(weights) // math.gcd(*weights)
     each = [amounts[select(i, weights)[0]] for i in range(period + length)]
@@ -191,13 +191,13 @@ def most_in_a_run(weights: tuple[int, ...], amounts: Sequence[int], length: int)
 
 
 def hash_seed(*parts: int | str) -> int:
-    """A 32-bit seed from numbers and names, the same on every machine and in every process."""
+    """Hashes numbers and names to a 32-bit seed, equal on all machines and in all processes."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
 def permutation(size: int, seed: int) -> Int[np.ndarray, "n"]:
-    """A shuffle of range(size) in integer arithmetic only, so that no NumPy release changes it."""
+    """Shuffles range(size) with integer arithmetic only, so that no NumPy release changes it."""
     x = np.arange(size, dtype=np.uint64) + np.uint64(seed << 32)
     # The output function of splitmix64: every bit of the input moves half the bits of the output.
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -211,19 +211,19 @@ def _shuffle_table(size: int, seed: int) -> np.ndarray:
 
 
 def shuffle_index(position: int, size: int, seed: int) -> int:
-    """What a shuffle of range(size) has at a position, in constant memory; a bijection."""
+    """Returns the element at a position of a shuffled range(size), in constant memory."""
     if size <= _MAX_TABLE:
         return int(_shuffle_table(size, seed)[position])
     return index_shuffle(position, max_index=size - 1, seed=seed, rounds=4)
 
 
 class Mixture:
-    """Which record is the n-th of a stream, for `num_shards` packers that share the stream.
+    """Maps the n-th draw from a stream to a record, for `num_shards` packers that share the stream.
 
-    The records of a corpus, epoch after epoch, each epoch shuffled anew, are dealt to the shards in
-    turn; a shard draws from the corpora of a stream by their weights, on its own. So every record
-    comes once per epoch, a corpus smaller than the number of shards included, and no shard needs to
-    know how far the others are.
+    The records of a corpus, reshuffled every epoch, are distributed round-robin over the shards.
+    Each shard draws from the corpora of a stream by their weights, independently of the others. So
+    every record comes once per epoch, even in a corpus smaller than the number of shards, and no
+    shard needs to know the progress of the others.
     """
 
     def __init__(self, streams: Sequence[MixedStream], *, seed: int, num_shards: int):
@@ -237,19 +237,19 @@ class Mixture:
         }
 
     def record(self, stream: int, shard: int, number: int) -> tuple[int, int, int]:
-        """Corpus, epoch and index of the record that a shard draws as its `number`-th."""
+        """Returns the corpus, epoch and index of a shard's `number`-th record of a stream."""
         return self._draw(self.streams[stream].corpora, shard, number)
 
     def filler(self, stream: int, shard: int, number: int) -> tuple[int, int, int]:
-        """The same of what fills the rows of the stream."""
+        """Returns the corpus, epoch and index of a shard's `number`-th filler of a stream."""
         return self._draw(self.streams[stream].fillers, shard, number)
 
     def _draw(
         self, corpora: Sequence[CorpusShare], shard: int, number: int
     ) -> tuple[int, int, int]:
         weights = tuple(share.weight for share in corpora)
-        # Shards begin at different places of the interleaving, or all would draw the same corpus
-        # in the same step.
+        # Shards begin at different places of the interleaving; otherwise all would draw the same
+        # corpus in the same step.
         choice, rank = select(shard + number, weights)
         share = corpora[choice]
         drawn = rank - count(shard, choice, weights)

@@ -1,15 +1,17 @@
-"""Plans of rows from lengths: two integers per example in, rows of record ids out.
+"""Plans rows from lengths: two integers per example in, rows of record ids out.
 
-A packer that carried examples would tie rows to hosts, workers and restarts. This one sees lengths
-only, so planning is cheap enough to repeat wherever a row is needed, and reading, decoding and
-concatenating follow it without state. `num_shards` packing shards each emit `batch_size /
-num_shards` rows a step; a host plans the shards that hold its rows and no others. Within a shard,
-each stream is packed by first-fit into groups of `num_bins` rows: a group ends when an example fits
-nowhere, and the next begins with that example. All that is saved is the step and, per shard and
-stream, the first record of the group that is being emitted; a restart fills that group again.
+A packer that carried examples would tie rows to hosts, workers and restarts. This one sees only
+lengths, so planning is cheap enough to repeat wherever a row is needed. Reading, decoding and
+concatenating follow it without state.
 
-More bins fill better and hold more epochs apart less: at 4096 tokens and 16 images 1 bin fills .77
-of the binding budget, 16 fill .93 to .945, 64 fill .96 to .98.
+Each of the `num_shards` packing shards emits `batch_size / num_shards` rows per step, and a host
+plans only the shards that hold its rows. Within a shard, each stream is packed by first-fit into
+groups of `num_bins` rows. A group ends when an example fits in none of its rows; that example
+begins the next group. The saved state is the step and, per shard and stream, the first record of
+the current group, which a restart fills again.
+
+More bins fill rows better and mix successive epochs more: at 4096 tokens and 16 images, 1 bin fills
+77% of the binding budget, 16 bins 93% to 94.5%, 64 bins 96% to 98%.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +35,7 @@ from mm1_jax.image_buffer import ImageBuffer
 
 
 class PlannedRecord(NamedTuple):
-    """A record's place in a plan: which one, and the budget that it takes."""
+    """A record in a plan: its corpus, epoch and index, and the budget that it takes."""
 
     corpus: int
     epoch: int
@@ -43,7 +45,7 @@ class PlannedRecord(NamedTuple):
 
 
 class PlannedRow(NamedTuple):
-    """The records of a row, in order, all of one stream; and its number in a snapshot."""
+    """The records of a row in order, all of one stream, and the row's number in a snapshot."""
 
     stream: int
     records: tuple[PlannedRecord, ...]
@@ -51,12 +53,12 @@ class PlannedRow(NamedTuple):
 
     @property
     def num_images(self) -> list[int]:
-        """Pictures of each record."""
+        """The number of images of each record."""
         return [record.num_images for record in self.records]
 
 
 class _Group(NamedTuple):
-    """Rows that were packed together, in order of emission, and the records that come after."""
+    """Rows packed together, in order of emission, and the numbers of the records after them."""
 
     rows: tuple[tuple[PlannedRecord, ...], ...]
     end: int
@@ -72,10 +74,10 @@ def first_fit(
 ) -> int:
     """Puts each record into the first bin with room for it, until one fits nowhere.
 
-    Records without tokens are unusable and are passed over.
+    Records without tokens are unusable and are skipped.
 
     Returns:
-        How many records were drawn for the bins, unusable ones included.
+        The number of records drawn, unusable ones included.
     """
     tokens = [max_tokens - sum(record.num_tokens for record in bin) for bin in bins]
     images = [max_images - sum(record.num_images for record in bin) for bin in bins]
@@ -99,8 +101,8 @@ class Packing(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        # Must divide the batch size, and be divisible by the number of hosts; part of what decides
-        # the rows, so it cannot change during a run. None is one shard per row of the batch.
+        # Must divide the batch size and be a multiple of the number of hosts. It determines the
+        # rows, so it cannot change during a run. None means one shard per row of the batch.
         num_shards: Optional[PositiveInt] = None  # noqa: UP045
         num_bins: PositiveInt = 16
 
@@ -116,10 +118,10 @@ class Packing(Configurable):
         seed: int,
         stages: Sequence[tuple[int, Mapping[str, int]]] = (),
     ):
-        """`lengths` are of the corpora, by their numbers.
+        """`lengths` is indexed by corpus number.
 
         Args:
-            stages: Steps from which streams have other weights, and these, by name.
+            stages: First steps of stages, with the stream weights that change there, by name.
         """
         super().__init__(cfg)
         self.num_shards = batch_size if cfg.num_shards is None else cfg.num_shards
@@ -141,11 +143,11 @@ class Packing(Configurable):
             self._check_lengths(stream)
 
     def planner(self, rows: range) -> "Planner":
-        """Plans the given rows of every batch, from step 0."""
+        """Returns a planner of the given rows of every batch, at step 0."""
         return Planner(self, rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the rows, under names that a reader of a difference understands."""
+        """Returns everything that determines the rows, under names that explain a difference."""
         return (
             {
                 "packing.num_shards": self.num_shards,
@@ -166,7 +168,7 @@ class Packing(Configurable):
     def fill(
         self, stream: int, shard: int, group: int, start: int, filler_start: int = 0
     ) -> _Group:
-        """Packs a group of rows of a shard, from its record number `start` on."""
+        """Packs a group of rows of a shard, starting with its record number `start`."""
         num_bins = self.num_bins - (self._phase(stream, shard) if group == 0 else 0)
         bins: list[list[PlannedRecord]] = [[] for _ in range(num_bins)]
         budget = {"max_tokens": self.max_sequence_length, "max_images": self.max_images}
@@ -176,19 +178,19 @@ class Packing(Configurable):
         if mixture.streams[stream].fillers:
             fillers = self._records(mixture.filler, stream, shard, filler_start)
             filled = first_fit(fillers, bins, **budget)
-        # Early bins are the fullest; shuffled, their rows come at any time.
+        # Early bins are the fullest, so the rows are shuffled.
         seed = hash_seed(self.seed, "rows", mixture.streams[stream].name, shard, group)
         rows = tuple(tuple(bins[b]) for b in permutation(num_bins, seed))
         return _Group(rows, start + drawn, filler_start + filled)
 
     def expected_images(self, stream: int) -> float:
-        """Images of a row of a stream, on average over a few groups of rows."""
+        """Returns the mean number of images per row of a stream, over a few groups of rows."""
         shards = range(min(self.num_shards, 4))
         rows = [row for shard in shards for row in self.fill(stream, shard, 1, 0).rows]
         return sum(record.num_images for row in rows for record in row) / len(rows)
 
     def describe(self) -> list[str]:
-        """Lines that say what each stream holds."""
+        """Returns lines that describe each stream."""
         lines, streams = [], self.mixture.streams
         total = sum(stream.weight for stream in streams)
         for stream in streams:
@@ -211,7 +213,7 @@ class Packing(Configurable):
         return lines
 
     def describe_buffer(self, buffer: ImageBuffer, num_rows: int) -> str:
-        """Says how full a buffer of images gets, and how many slots `num_rows` rows ever need."""
+        """Describes how full an image buffer gets, and the most slots that `num_rows` rows need."""
         weights = self.mixture.weights
         row_images = [self.expected_images(k) for k in range(len(weights))]
         expected = float(np.average(row_images, weights=weights))
@@ -225,13 +227,13 @@ class Packing(Configurable):
         )
 
     def locate(self, stream: int, shard: int, number: int) -> tuple[int, int]:
-        """Group, and row in it, of the `number`-th row that a shard emits of a stream."""
+        """Returns the group, and the row in it, of a shard's `number`-th row of a stream."""
         phase = self._phase(stream, shard)
         group, row = divmod(number + phase, self.num_bins)
         return group, row - phase if group == 0 else row
 
     def _phase(self, stream: int, shard: int) -> int:
-        """How many rows the first group lacks: shards that all refill at once stall the step."""
+        """Returns how many rows the first group lacks: shards that refill together stall a step."""
         name = self.mixture.streams[stream].name
         return hash_seed(self.seed, "phase", name, shard) % self.num_bins
 
@@ -251,7 +253,7 @@ class Packing(Configurable):
     def _stages(
         self, stages: Sequence[tuple[int, Mapping[str, int]]]
     ) -> list[tuple[int, tuple[int, ...]]]:
-        """The weights of all streams, in their order, from step 0 on."""
+        """Returns the first step of each stage, starting with 0, and the weights of all streams."""
         weights = {stream.name: stream.weight for stream in self.mixture.streams}
         made = [(0, tuple(weights.values()))]
         for first, changed in stages:
@@ -315,11 +317,11 @@ class Packing(Configurable):
 
 
 class Planner:
-    """Plans some rows of one batch after the other; its state is `step` and `next_index`.
+    """Plans the given rows of successive batches; its state is `step` and `next_index`.
 
-    `next_index[v, k]` is the record with which the group begins that holds the next row of stream k
-    in shard v; -1 in shards that hold none of the rows. Streams with fillers have a column each
-    after those of the streams, for the first filler of the group.
+    `next_index[v, k]` is the first record of the group that holds the next row of stream k in
+    shard v, or -1 if shard v holds none of the rows. Further columns, one per stream with fillers,
+    hold the first filler of that group.
     """
 
     def __init__(self, packing: Packing, rows: range):
@@ -341,7 +343,7 @@ class Planner:
         self._groups: dict[tuple[int, int], _Group] = {}
 
     def next_rows(self) -> list[PlannedRow]:
-        """The rows of the current step; moves on to the next."""
+        """Returns the rows of the current step and advances to the next."""
         size = self.packing.rows_per_shard
         planned = [self._row(shard, turn) for shard in self.shards for turn in range(size)]
         self.step += 1
@@ -349,7 +351,7 @@ class Planner:
         return planned[self.rows.start - first : self.rows.stop - first]
 
     def restore(self, step: int, next_index: Int[np.ndarray, "v k"]):
-        """Goes to a step; the shards of other rows may be absent (-1)."""
+        """Moves to a saved step; shards of other rows may be absent (-1)."""
         owned = next_index[self.shards]
         if next_index.shape != self.next_index.shape or np.any(owned < 0):
             missing = [shard for shard in self.shards if np.any(next_index[shard : shard + 1] < 0)]

@@ -1,8 +1,7 @@
-"""The log of records that could not be used: one JSON line each, in order of consumption.
+"""The quarantine log: one JSON line per unusable record, in order of consumption.
 
-A record that is met again, in a later epoch or after a restart, is not written twice, so the file
-of a run that was stopped and resumed is that of a run that was not. Each process needs a file of
-its own.
+A record that recurs, in a later epoch or after a restart, is written once, so a resumed run and an
+uninterrupted one write the same file. Each process needs its own file.
 """
 
 import json
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 
 class Quarantined(NamedTuple):
-    """A record that could not be used, the epoch in which it came, and why."""
+    """An unusable record, the epoch in which it was read, and the reason."""
 
     corpus: str
     record: int
@@ -21,7 +20,7 @@ class Quarantined(NamedTuple):
 
 
 class Quarantine:
-    """Appends to the log at `path`; with no path, only remembers what it has seen."""
+    """Appends to the log at `path`; without a path, only remembers what it has seen."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -45,7 +44,7 @@ class Quarantine:
         text = self.path.read_text(encoding="utf-8")
         whole, newline, torn = text.rpartition("\n")
         if torn:
-            # A process that was killed while it wrote leaves half a line.
+            # A process killed while writing leaves half a line.
             self.path.write_text(whole + newline, encoding="utf-8")
         return [Quarantined(**json.loads(line)) for line in whole.splitlines()]
 
@@ -53,13 +52,13 @@ class Quarantine:
 def check_bad_fraction(
     corpus: str, *, bad: int, documents: int, least: int = 1, limit: float, example: str = ""
 ):
-    """Stops where more than the fraction `limit` of a corpus's documents are bad.
+    """Raises ValueError if more than the fraction `limit` of a corpus's documents are bad.
 
-    While fewer than `least` documents have come, the fraction is of that many: the first document
-    of a million says nothing about the rest.
+    The fraction is taken of at least `least` documents: the first document of a million says
+    nothing about the rest.
 
     Args:
-        example: Why one of them is bad.
+        example: The reason why one of them is bad.
     """
     if bad > limit * max(documents, least):
         raise ValueError(

@@ -1,17 +1,17 @@
 """Records on disk, as training reads them: ArrayRecord shards of msgpack maps, and a manifest.
 
-    DIR/manifest.json                    kind, licence, and for each shard records, bytes, checksum
+    DIR/manifest.json                    kind, license, and for each shard records, bytes, checksum
     DIR/records-00000-00.array_record    shards; their order in the manifest numbers the records
 
-What a record holds, by kind (`Kind`); every record has an `id` besides:
+Fields of a record by kind (`Kind`). Every record but those of `rows` also has an `id`:
 
-    captions       image: bytes, captions: [{text, kind}]; url, where it is known
+    captions       image: bytes, captions: [{text, kind}]; url, where known
     interleaved    texts, images: lists of equal length, one of the two None at each place; urls
     text           text
     conversations  images: [bytes], turns: [{role, text}]; `<image>` in a text is the next image
-    rows           the examples of a row of a snapshot (`snapshot.py`), without an `id`
+    rows           the examples of a row of a snapshot (`snapshot.py`)
 
-Every record is a chunk of its own (`group_size:1`): a reader of one reads no other.
+Every record is a chunk of its own (`group_size:1`), so reading one reads no other.
 """
 
 import bisect
@@ -34,15 +34,15 @@ from mm1_jax.storage import write_whole
 MANIFEST = "manifest.json"
 _VERSION = 1
 
-# Records lie in no order that a read-ahead could guess, and pools of threads do not survive a fork.
+# Access is random, so read-ahead would be wasted; thread pools do not survive a fork.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _WRITER_OPTIONS = "group_size:1"
-# JSON can hold halves of surrogate pairs, which UTF-8 proper has no bytes for.
+# JSON can hold lone surrogates, which strict UTF-8 cannot encode.
 _UNICODE_ERRORS = "surrogatepass"
 
 
 class Kind(enum.Enum):
-    """What the records of a folder are, and so what they hold."""
+    """The kind of the records in a folder, which determines their fields."""
 
     CAPTIONS = "captions"
     INTERLEAVED = "interleaved"
@@ -56,17 +56,17 @@ class BadRecord(ValueError):
 
 
 def encode_record(record: Record) -> bytes:
-    """The record as a msgpack map; values are strings, bytes, numbers, None, lists and maps."""
+    """Encodes a record of strings, bytes, numbers, None, lists and maps as a msgpack map."""
     data = msgpack.packb(dict(record), unicode_errors=_UNICODE_ERRORS)
     assert isinstance(data, bytes)
     return data
 
 
 def decode_record(data: bytes) -> Record:
-    """Undoes `encode_record`; raises BadRecord for anything that it did not make."""
+    """Decodes the result of `encode_record`; raises BadRecord for anything else."""
     try:
         record = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
-    except Exception as error:  # msgpack has half a dozen of them, without a common base.
+    except Exception as error:  # The exceptions of msgpack have no common base.
         raise BadRecord(f"not a record: {type(error).__name__}: {error}") from error
     if not isinstance(record, dict):
         raise BadRecord(f"not a record: a {type(record).__name__}, expected a map")
@@ -75,7 +75,7 @@ def decode_record(data: bytes) -> Record:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of records: its name in the folder, and what tells an edited file."""
+    """A file of records: its name in the folder, and its size and checksum, which reveal edits."""
 
     name: str
     num_records: int
@@ -85,12 +85,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of records holds.
+    """The contents of a folder of records.
 
     Attributes:
-        license: As the user named it; "unknown" where nobody did.
-        counts: Records, images, characters and whatever else was counted on the way.
-        made_from: What the records were converted from, for a reader and for a later conversion.
+        license: As the user named it; defaults to "unknown".
+        counts: Records, images, characters and whatever else the conversion counted.
+        made_from: Settings and inputs of the conversion, which a later one is compared with.
     """
 
     kind: Kind
@@ -109,7 +109,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Raises ValueError where there is none, or one of another form."""
+        """Reads the manifest of a folder; raises ValueError if it is missing or malformed."""
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ class Manifest:
 
 
 class ShardWriter:
-    """Writes a shard; it has its name only once it is complete.
+    """Writes a shard, which gets its name only once it is complete.
 
     with ShardWriter(folder, "records-00000-00.array_record") as writer:
         writer.write(record)
@@ -141,11 +141,11 @@ class ShardWriter:
         self._partial = self._path.with_name(name + ".partial")
         self._writer = ArrayRecordWriter(str(self._partial), _WRITER_OPTIONS)
         self.num_records = 0
-        # Of the records, before compression.
+        # Size of the records before compression.
         self.num_bytes = 0
 
     def write(self, record: Record) -> None:
-        """Raises OSError where the disk takes no more."""
+        """Appends a record; raises OSError if it cannot be written."""
         data = encode_record(record)
         with self._explained_errors():
             self._writer.write(data)
@@ -180,19 +180,19 @@ class ShardWriter:
     def _explained_errors(self) -> Iterator[None]:
         try:
             yield
-        # All that the library raises, whatever failed.
+        # The library raises nothing else, whatever failed.
         except RuntimeError as error:
             self._partial.unlink(missing_ok=True)
             raise OSError(f"{self._path}: cannot be written: {error}") from error
 
     @property
     def shard(self) -> Shard:
-        """What the manifest says of it, once it is complete."""
+        """The shard's entry in the manifest, once it is complete."""
         return self._shard
 
 
 class RecordFiles:
-    """The records of a folder by number. Pickled without open files; each process opens its own."""
+    """The records of a folder by number. Pickled without open files; each process opens them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -213,7 +213,7 @@ class RecordFiles:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Record:
-        """Raises BadRecord where the file is damaged."""
+        """Returns a record; raises BadRecord if the file is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         number = bisect.bisect_right(self._starts, index) - 1
@@ -222,14 +222,14 @@ class RecordFiles:
                 path = self.folder / self.manifest.shards[number].name
                 self._readers[number] = ArrayRecordReader(str(path), _READER_OPTIONS)
             (data,) = self._readers[number].read([index - self._starts[number]])
-        # What the reader raises for checksums, bounds and the disk alike.
+        # The reader raises it for checksums, bounds and disk errors alike.
         except RuntimeError as error:
             name = self.manifest.shards[number].name
             raise BadRecord(f"{name}: {error}") from error
         return decode_record(data)
 
     def fingerprint(self) -> str:
-        """A digest of the content, wherever the folder lies."""
+        """Returns a digest of the content, independent of the folder's path."""
         digest = hashlib.sha256()
         for shard in self.manifest.shards:
             digest.update(f"{shard.sha256} {shard.num_records}\n".encode())
@@ -240,13 +240,13 @@ class RecordFiles:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(folder: Path) -> Iterable[str]:
-    """Names of the shards whose content is not what the manifest says."""
+    """Yields the names of shards whose content differs from the manifest."""
     for shard in Manifest.read(folder).shards:
         path = folder / shard.name
         if not path.is_file() or file_digest(path) != shard.sha256:

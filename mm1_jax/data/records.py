@@ -1,4 +1,4 @@
-"""Canonical records from values of any type; BadRecord says why there is none."""
+"""Builds validated records from untyped values, or raises BadRecord with the reason."""
 
 import base64
 import binascii
@@ -23,7 +23,7 @@ def records_of(
     entries: Iterable[tuple[str, Value] | Rejected | Documents],
     make: Callable[[str, Value], Record | Documents],
 ) -> Iterator[Entry]:
-    """`make(id, value)` of each entry, or a Rejected where it raises BadRecord."""
+    """Yields `make(id, value)` for each entry, or a Rejected if it raises BadRecord."""
     for item in entries:
         if isinstance(item, Rejected | Documents):
             yield item
@@ -37,10 +37,10 @@ def records_of(
 def captions_record(
     id: str, image: Any, captions: Sequence[tuple[Any, Any]], **extras: Any
 ) -> dict[str, Any]:
-    """A picture with pairs of a caption and its kind; blank and missing captions are left out.
+    """Builds a captions record from an image and (caption, kind) pairs.
 
-    `extras` are strings or numbers that the source may have, such as `url`, and `source_id`, what
-    the source calls the entry; those of any other type are left out.
+    Blank and missing captions are dropped. `extras` are optional strings or integers such as `url`
+    and `source_id` (the entry's id in the source); values of other types are dropped.
     """
     if not isinstance(image, bytes):
         raise BadRecord("no image" if image is None else f"the image is a {type(image).__name__}")
@@ -59,7 +59,7 @@ def captions_record(
 
 
 def text_record(id: str, text: Any, mark: str = "", **extras: Any) -> Record | Documents:
-    """A text that is not blank; several, if the mark of the end of a document stands in it."""
+    """Builds a text record, or one per non-blank part if the text has end-of-document marks."""
     parts = cut(as_text(text, "text"), mark)
     texts = {place: part for place, part in enumerate(parts) if part.strip()}
     if not texts:
@@ -78,9 +78,11 @@ def text_record(id: str, text: Any, mark: str = "", **extras: Any) -> Record | D
 def conversation_record(
     id: str, images: list[bytes], turns: Sequence[tuple[Any, Any]], **extras: Any
 ) -> dict[str, Any]:
-    """Pairs of a role and a text, about pictures; without as many pictures as texts name, none.
+    """Builds a conversation record from (role, text) pairs; a missing text counts as blank.
 
-    A missing text is a blank one.
+    Raises:
+        BadRecord: A role is unknown, the texts name more images than there are, or no answer has
+            text.
     """
     turns = [(role, "" if is_missing(text) else text) for role, text in turns]
     named = 0
@@ -97,12 +99,12 @@ def conversation_record(
 
 
 class Page:
-    """An interleaved record in the making: texts and pictures in reading order.
+    """An interleaved record under construction: texts and images in reading order.
 
-    A picture that cannot be had has no place in the record, which counts it in `missing_images`.
+    An unavailable image takes no place in the record, which counts it in `missing_images`.
 
     Attributes:
-        missing: How many pictures could not be had, by the class of the reason.
+        missing: Number of unavailable images, by class of reason.
     """
 
     def __init__(self):
@@ -115,7 +117,7 @@ class Page:
         self._add(text, None, None)
 
     def add_image(self, read: Callable[[], bytes], url: Any = None) -> None:
-        """The picture that `read` returns; none where it raises BadRecord."""
+        """Adds the image that `read` returns; counts it as missing if that is empty or fails."""
         try:
             image = read()
             if not image:
@@ -127,7 +129,7 @@ class Page:
 
     @property
     def is_empty(self) -> bool:
-        """Tells if there is neither a picture nor a text that is not blank."""
+        """True if there are no images and every text is blank."""
         return not any(self._images) and not any(text and text.strip() for text in self._texts)
 
     def record(self, id: str, **extras: Any) -> Record:
@@ -146,10 +148,10 @@ class Page:
 
 
 def page_records(id: str, pages: Sequence[Page], **extras: Any) -> Record | Documents:
-    """The record of a page, or of each part of it that is not empty, and what is missing of them.
+    """Returns the record of a page, or of each non-empty part, with counts of missing images.
 
     Raises:
-        BadRecord: All are empty.
+        BadRecord: All pages are empty.
     """
     missing = sum((page.missing for page in pages), Counter[str]())
     kept = {place: page for place, page in enumerate(pages) if not page.is_empty}
@@ -175,12 +177,14 @@ def parallel_record(
     urls: Sequence[Any] = (),
     **extras: Any,
 ) -> Record | Documents:
-    """The page of the lists of OBELICS, one of which has a value at each place.
+    """Builds page records from OBELICS' parallel lists, with a text or an image at each place.
 
-    A page that has OBELICS' mark of the end of a document is cut there, and each part that is not
-    empty is a record. `read` returns the picture that a value of `images` stands for; a place
-    without either is a picture that somebody else failed to get. The URL at a place is that of
-    `urls`, if it has one.
+    The page is cut at OBELICS' end-of-document marks; each non-empty part becomes a record. A place
+    with neither text nor image is an image whose download failed.
+
+    Args:
+        read: Returns the bytes of the image that a value of `images` refers to.
+        urls: The URL of each place, where known.
     """
     return page_records(id, _parallel_pages(texts, images, read, urls), **extras)
 
@@ -219,19 +223,19 @@ def _parallel_pages(
 
 
 def is_missing(value: Any) -> bool:
-    """Tells if a value stands for none: null, or NaN, which pandas writes for it."""
+    """True for null, and for NaN, which pandas writes in its place."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_text(value: Any, what: str) -> str:
-    """The value, if it is a string."""
+    """Returns the value if it is a string; raises BadRecord otherwise."""
     if not isinstance(value, str):
         raise _of_another_type(value, what, "a string")
     return value
 
 
 def as_list(value: Any, what: str) -> list[Any]:
-    """The value, if it is a list."""
+    """Returns the value if it is a list; raises BadRecord otherwise."""
     if not isinstance(value, list):
         raise _of_another_type(value, what, "a list")
     return value
@@ -243,17 +247,17 @@ def _of_another_type(value: Any, what: str, expected: str) -> BadRecord:
 
 
 def is_key(value: Any) -> bool:
-    """Whether a JSON value can name something: a string, or a whole number."""
+    """True if a JSON value can serve as an id: a string or an integer."""
     return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def known(**extras: Any) -> dict[str, str]:
-    """Those of the values that are strings or whole numbers, as strings."""
+    """Keeps the values that are strings or integers, as strings."""
     return {name: str(value) for name, value in extras.items() if is_key(value)}
 
 
 def from_base64(text: Any) -> bytes:
-    """The bytes that a string of base64 spells."""
+    """Decodes a base64 string; raises BadRecord for anything else."""
     try:
         return base64.b64decode(as_text(text, "image"), validate=True)
     except (binascii.Error, ValueError) as error:

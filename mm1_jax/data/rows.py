@@ -1,9 +1,9 @@
-"""Planned rows -> rows of a Batch: read, tokenise, decode, concatenate. Without state.
+"""Planned rows -> rows of a Batch: read, tokenize, decode, concatenate. Stateless.
 
-Nothing here may change the shape of a row, because the plan is made. A picture that fails to decode
-keeps its image positions and its slot, which points at no picture, and its document is not scored;
-a record that cannot be read keeps its positions likewise, and so does a document for whose pictures
-the buffer has no room. All other bits of the batch stay.
+The plan is fixed, so nothing here may change the shape of a row. An image that fails to decode
+keeps its positions, its `image_index` is -1, and its document is not scored. So it is for a record
+that cannot be read, and for a document whose images find no room in the buffer. The rest of the
+batch is unaffected.
 """
 
 import itertools
@@ -26,9 +26,9 @@ from mm1_jax.image_buffer import ImageBuffer, RowSlots
 
 @dataclass(frozen=True)
 class LoadedExample:
-    """An example with its pictures decoded, and the slots in the batch's buffer that they take.
+    """An example with decoded images, and their slots in the batch's image buffer.
 
-    None is a picture that could not be decoded, or that has no slot.
+    An image is None if it could not be decoded or has no slot.
     """
 
     tokens: Int[np.ndarray, "t"]
@@ -48,7 +48,7 @@ class RowShape(NamedTuple):
 
 
 class RowLoader:
-    """Makes the examples of planned rows."""
+    """Loads the examples of planned rows."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class RowLoader:
         image_token: int,
         seed: int,
     ):
-        """Names and augmentations are of the corpora, by their numbers."""
+        """`corpus_names` and `augmentations` are indexed by corpus number."""
         self.corpus_names = corpus_names
         self._examples = examples
         self._augmentations = augmentations
@@ -73,11 +73,11 @@ class RowLoader:
     def load(
         self, row: PlannedRow, slots: RowSlots
     ) -> tuple[list[LoadedExample], list[Quarantined]]:
-        """The examples of a row, and those of its records that could not be used.
+        """Returns the examples of a row, and its records that could not be used.
 
         Args:
-            slots: Of the pictures of each record; a document without room for them (-1) is not
-                scored.
+            slots: Slots of the images of each record; -1 where a document found no room, which is
+                then not scored.
         """
         loaded, bad = [], []
         for place, (record, numbers) in enumerate(zip(row.records, slots, strict=True)):
@@ -90,9 +90,9 @@ class RowLoader:
         return loaded, bad
 
     def load_images(self, row: PlannedRow, slots: RowSlots, buffer: range) -> list[LoadedExample]:
-        """Of the records of a row, those with a picture in this part of the batch's buffer.
+        """Loads the examples of a row that have an image in this part of the batch's buffer.
 
-        Only such pictures are decoded.
+        Only those images are decoded.
         """
         wanted = [[i if i in buffer else -1 for i in numbers] for numbers in slots]
         return [
@@ -136,12 +136,12 @@ class RowLoader:
         augmentation = self._augmentations[record.corpus]
         if augmentation is None:
             return self._image_transform(image)
-        # Everything that names this picture in this epoch, and nothing of where or when it is read.
+        # Identifies the image and the epoch, independent of where and when it is read.
         seed = (self._corpus_seeds[record.corpus], record.epoch, record.index, number)
         return self._image_transform(image, augmentation, np.random.default_rng(seed))
 
     def _blank(self, record: PlannedRecord) -> LoadedExample:
-        # Image tokens first: the slots of later documents follow from how many stand before them.
+        # Image tokens come first. Later documents find their images by counting those before them.
         tokens = np.zeros(record.num_tokens, np.int32)
         image_positions = record.num_images * self._num_image_tokens
         tokens[:image_positions] = self._image_token
@@ -162,18 +162,18 @@ def concatenate(
     buffer: range,
     others: Iterable[LoadedExample] = (),
 ) -> Batch:
-    """Lays examples one after the other into rows, and pictures into their slots.
+    """Concatenates examples into rows, and puts images into their slots.
 
     Args:
-        buffer: The part of the global batch's buffer of pictures that this batch holds.
-        others: Examples of other rows, of which some pictures belong into that part.
+        buffer: The part of the global batch's image buffer that this batch holds.
+        others: Examples of other rows that have images in that part.
     """
     num_rows, length, size = len(rows), shape.max_sequence_length, shape.image_size
     tokens, targets, positions, segment_ids = np.zeros((4, num_rows, length), np.int32)
     corpus_ids = np.full((num_rows, length), -1, np.int32)
     loss_mask = np.zeros((num_rows, length), bool)
-    # Not `np.zeros`: for memory that is zero already, numpy asks for no huge pages, and the faults
-    # of small ones take ten times as long as all copies.
+    # Not `np.zeros`: for memory that is already zero, numpy requests no huge pages, and the faults
+    # of small pages take ten times as long as all the copies.
     pictures = np.empty((len(buffer), size, size, 3), np.uint8)
     is_empty = np.ones(len(buffer), bool)
     image_index = np.full((num_rows, shape.max_images), -1, np.int32)
@@ -219,12 +219,12 @@ def assemble(
     num_rows: int | None = None,
     corpus: int = 0,
 ) -> Batch:
-    """One example per row, padded on the right: prompts, or documents to score on their own.
+    """Builds a batch of one example per row, padded on the right: prompts, or documents to score.
 
     Args:
-        image_transform: Its result None leaves the slot of a picture empty.
-        num_rows: Rows of the batch, when more than there are examples; the rest is padding.
-        corpus: The corpus id that all examples get.
+        image_transform: Returns None to leave the slot of an image empty.
+        num_rows: Rows of the batch, if more than there are examples; the rest are padding.
+        corpus: The corpus id of all examples.
     """
     buffer = ImageBuffer(1, shape.max_images)
     slots = buffer.place([[len(example.images)] for example in examples])

@@ -1,12 +1,12 @@
-"""A mixture sampled once, written down, and read back as it is (MM1 trains on such snapshots).
+"""Snapshots: a mixture that is sampled once, stored, and read back (MM1 trains on snapshots).
 
-    DIR/snapshot.json                 steps, form, and the fingerprint of the Input that it is of
-    DIR/rows.npy, records.npy         which records are in which row: 12 bytes a record
-    DIR/manifest.json, *.array_record of the form "rows" only: the examples of every row, with
-                                      their encoded pictures
+    DIR/snapshot.json                   steps, form, and the fingerprint of the Input
+    DIR/rows.npy, records.npy           the records of every row, 12 bytes per record
+    DIR/manifest.json, *.array_record   form "rows" only: the examples of every row, with their
+                                        encoded images
 
-Training from either form makes the batches that the Input itself would have made, bit for bit. A
-snapshot of rows needs the records no more; the tokenizer still, of which the model has its ids.
+Training from either form makes bit for bit the batches that the Input itself makes. A snapshot of
+rows no longer needs the records. It still needs the tokenizer, from which the model has its ids.
 """
 
 import enum
@@ -42,27 +42,27 @@ _RECORD = np.dtype(
 
 
 class Form(enum.Enum):
-    """What is written down of a row."""
+    """The content of a stored row."""
 
-    IDS = "ids"  # Which records it has.
-    ROWS = "rows"  # Its examples and pictures, too.
+    IDS = "ids"  # The ids of its records.
+    ROWS = "rows"  # Its examples and images, too.
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """Where the examples of planned rows come from."""
+    """Provides the examples of planned rows."""
 
     def example(self, row: PlannedRow, place: int) -> Example:
-        """The example at a place of a row; raises BadRecord where there is none."""
+        """Returns the example at a place of a row; raises BadRecord if it is unusable."""
         ...
 
     def record_number(self, row: PlannedRow, place: int) -> int:
-        """The record of its corpus that the example is made of."""
+        """Returns the number, within its corpus, of the record that the example is made from."""
         ...
 
 
 class CorpusExamples:
-    """Examples made of the records of corpora."""
+    """Builds examples from the records of corpora."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class CorpusExamples:
 
 
 class Snapshot:
-    """A snapshot on disk; an `Examples` where its form is rows."""
+    """A snapshot on disk; provides `Examples` if its form is ROWS."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -97,7 +97,7 @@ class Snapshot:
             self.num_steps: int = facts["num_steps"]
             self.batch_size: int = facts["batch_size"]
             self.fingerprint: dict[str, Any] = facts["fingerprint"]
-            # Names of the corpora, and how many examples each of them has.
+            # The number of examples of each corpus, by name.
             self.corpora: dict[str, int] = facts["corpora"]
         except FileNotFoundError as error:
             raise ValueError(
@@ -125,11 +125,11 @@ class Snapshot:
         self._open()
 
     def planner(self, rows: range) -> "SnapshotPlanner":
-        """Reads the plan of some rows of every batch, from step 0."""
+        """Returns a planner of the given rows of every batch, at step 0."""
         return SnapshotPlanner(self, rows)
 
     def row(self, number: int) -> PlannedRow:
-        """A row, counted from the first of the first step."""
+        """Returns a row by its number, counted from the first row of the first step."""
         stream, start = self._rows[number].tolist()
         stop = int(self._rows[number + 1, 1])
         records = tuple(
@@ -160,17 +160,17 @@ class Snapshot:
 
 
 class SnapshotPlanner:
-    """Reads the plan of some rows of one batch after the other; its state is `step`."""
+    """Reads the plan of the given rows of successive batches; its state is `step`."""
 
     def __init__(self, snapshot: Snapshot, rows: range):
         self._snapshot = snapshot
         self._rows = rows
         self.step = 0
-        # That nothing is saved but the step; the shape is the one that saved states have.
+        # A placeholder, as only the step is saved; saved states hold an array of this rank.
         self.next_index = np.zeros((1, 1), np.int64)
 
     def next_rows(self) -> list[PlannedRow]:
-        """The rows of the current step; moves on to the next."""
+        """Returns the rows of the current step and advances to the next."""
         if self.step >= self._snapshot.num_steps:
             raise ValueError(
                 f"The snapshot {self._snapshot.folder} ends after {self._snapshot.num_steps} "
@@ -181,7 +181,7 @@ class SnapshotPlanner:
         return [self._snapshot.row(first + row) for row in self._rows]
 
     def restore(self, step: int, next_index: Int[np.ndarray, "v k"]) -> None:
-        """Goes to a step, of a state from a snapshot or from what it is of."""
+        """Moves to the step of a state saved with the snapshot or with its original Input."""
         self.step = step
 
 
@@ -194,10 +194,10 @@ def write_snapshot(
     facts: dict[str, Any],
     progress: Callable[[], None],
 ) -> None:
-    """Writes the rows of all steps, and last of all the file without which there is no snapshot.
+    """Writes the rows of all steps, and last the file that makes the snapshot valid.
 
     Args:
-        facts: Steps, batch size, corpora and fingerprint.
+        facts: Number of steps, batch size, corpora and fingerprint.
         progress: Called after each step.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def write_snapshot(
 
 
 class _RowWriter:
-    """Rows into shards of bounded size."""
+    """Writes rows into shards of bounded size."""
 
     def __init__(self, folder: Path, examples: Examples):
         self._folder = folder
@@ -266,7 +266,7 @@ class _RowWriter:
 
 
 def _stored_image(image: Image) -> Any:
-    """An encoded picture as it is; pixels with their shape."""
+    """Returns an encoded image unchanged, or pixels as bytes with their shape."""
     data = image.data() if callable(image.data) else image.data
     if isinstance(data, np.ndarray):
         return {"shape": list(data.shape), "pixels": np.ascontiguousarray(data).tobytes()}

@@ -1,8 +1,8 @@
-"""Long documents -> parts that fit a row, cut between blocks and never inside one.
+"""Long documents -> parts that fit in a row, cut between blocks and never inside one.
 
-A block is a picture, or a run of text of bounded length. Joined, the tokens of the blocks of a text
-are the tokens of the text: blocks of text end before a single space, which the first word of the
-next block has in its token, as words inside of a text do.
+A block is an image, or a run of text of bounded length. Concatenated, the tokens of a text's blocks
+are the tokens of the text: it is cut at single spaces, and the token of the next block's first word
+includes the space, as it does inside a text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from mm1_jax.batch import Document, Image, Text
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.field_types import PositiveInt
 
-# A sentence may end here; a block does, by preference.
+# Characters that end a sentence; blocks preferably end there.
 _SENTENCE_ENDS = ".!?:;"
 
 
 class Part(NamedTuple):
-    """A run of the blocks of a record: all of them where `end` is None."""
+    """A run of the blocks of a record; all of them if `end` is None."""
 
     record: int
     first: int = 0
@@ -25,16 +25,16 @@ class Part(NamedTuple):
 
 
 class Splitter(Configurable):
-    """Cuts documents at block boundaries into as few parts as a greedy pass makes."""
+    """Splits documents greedily at block boundaries into parts that fit in a row."""
 
     @config_class
     class Config(Configurable.Config):
-        # Longest block of text, in characters. Shorter ones fill rows better; a text without
+        # Longest block of text, in characters. Shorter blocks fill rows better; text without
         # spaces is cut where the block is full.
         block_characters: PositiveInt = 1000
-        # Longest part, in positions; None: a row.
+        # Longest part, in positions; None means a row.
         max_positions: PositiveInt | None = None
-        # Whether a part may end with an image whose text begins the next part.
+        # If True, a part may end with an image whose text begins the next part.
         may_part_image_from_text: bool = False
 
     def __init__(self, cfg: Config):
@@ -46,7 +46,7 @@ class Splitter(Configurable):
         self.max_positions = cfg.max_positions
 
     def blocks(self, document: Document) -> Document:
-        """The same document, in segments that are blocks."""
+        """Returns the document with its text cut into blocks."""
         segments: list[Text | Image] = []
         for segment in document.segments:
             if isinstance(segment, Image):
@@ -59,15 +59,16 @@ class Splitter(Configurable):
     def parts(
         self, sizes: Sequence[int], is_image: Sequence[bool], *, max_tokens: int, max_images: int
     ) -> list[range]:
-        """Runs of blocks that fit into a row and have text, in order.
+        """Returns runs of blocks, in order, that fit in a row and contain text.
 
-        Every block of text is in one of them; one that alone is longer than a row is on its own.
-        Images are in the part of the text that follows them, but for those that stand before more
-        than a row has room for, or for which the page has no text.
+        Every block of text is in one of them; a block longer than a row is a part of its own.
+        Images are in the same part as the text that follows them, unless
+        `may_part_image_from_text` is set. If a row has no room for all of them, the first ones are
+        dropped. Images after the last text are dropped unless the last part has room for them.
 
         Args:
-            sizes: Positions that each block takes.
-            max_tokens: Positions that the blocks of a part may take together.
+            sizes: Number of positions of each block.
+            max_tokens: Most positions that the blocks of a part may take together.
         """
 
         def fits(run: range) -> bool:
@@ -87,7 +88,7 @@ class Splitter(Configurable):
         return [part for part in (*parts, part) if not all(is_image[i] for i in part)]
 
     def _units(self, is_image: Sequence[bool]) -> Iterator[range]:
-        """What stays together: an image, further images and the text that follows them."""
+        """Yields runs of blocks that stay together: images and the text that follows them."""
         first = 0
         for i, image in enumerate(is_image):
             if not image or self._config.may_part_image_from_text:
@@ -98,7 +99,7 @@ class Splitter(Configurable):
 
 
 def text_blocks(text: str, max_characters: int) -> list[str]:
-    """Cuts a text at single spaces, which no block holds; all else is in one of them.
+    """Cuts a text at single spaces, which are dropped; the blocks hold everything else.
 
     >>> text_blocks("One two. Three four", 12)
     ['One two.', 'Three four']
@@ -116,13 +117,13 @@ def text_blocks(text: str, max_characters: int) -> list[str]:
 
 
 def _last_space(text: str, start: int, stop: int) -> int | None:
-    """The last place of text[start : stop + 1] to cut at, after a sentence that ends late in it."""
+    """Returns the last place to cut text[start : stop + 1], preferably after a late sentence."""
     found = None
     for i in range(stop, start, -1):
         around = text[i - 1 : i] + text[i + 1 : i + 2]
         if text[i] != " " or len(around) < 2 or any(map(str.isspace, around)):
             continue
-        # Blocks that end with early sentences would be short, and many.
+        # Cutting after early sentences would make many short blocks.
         if around[0] in _SENTENCE_ENDS and i - start > (stop - start) // 2:
             return i
         found = i if found is None else found
