@@ -1,1 +1,1 @@
-"""Which processes make up a run, how they meet, and what they tell each other."""
+"""Processes of a run: finding them, connecting them, and communication between them."""

@@ -1,9 +1,9 @@
-"""Processes of one run compare all that decides what it computes, before any of them computes.
+"""Checks before a run that all processes agree on everything that decides what it computes.
 
-Facts are texts by name: fields of the resolved config, digests of data and code, versions,
-compiler flags. Hosts that differ would train on sums of different things, or wait for each other
-forever; the error names the fact, the processes, and their values. Digests go first, so that equal
-processes exchange a few bytes; only what differs is sent whole.
+Facts map names to text: fields of the resolved config, digests of data and code, versions, compiler
+flags. Processes that differ would sum gradients of different models, or wait for each other
+forever. The error names the fact, the processes and their values. Processes exchange digests first,
+and send facts only if the digests differ.
 """
 
 import hashlib
@@ -20,23 +20,23 @@ import jax
 
 from mm1_jax.multihost import distributed
 
-# Fields of a config that may differ between hosts, with all that is inside them. First where data
-# lies: what is there is compared by its content.
+# Fields of a config that may differ between hosts, with all fields inside them. The first is a
+# location of data, which is compared by its content.
 FIELDS_MAY_DIFFER = (
     "input.snapshot",
-    # How fast a host reads, and what it says and records of itself.
+    # Speed of reading, and what a host logs and records.
     "input.num_workers",
     "input.prefetch",
     "trainer.profile",
     "trainer.progress",
     "trainer.watchdog",
-    # Process 0 alone speaks to it.
+    # Only process 0 uses it.
     "trainer.wandb",
 )
-# Last parts of paths of fields, wherever they are: those of tokenizers, sources and weights.
+# Names of fields at any depth that may differ: paths of tokenizers, sources and weights.
 NAMES_MAY_DIFFER = ("data_dir", "model_path", "path", "test_path")
 
-# Options of JAX that change no program and no number, by parts of their names.
+# Parts of names of JAX options that change neither programs nor results.
 JAX_OPTIONS_MAY_DIFFER = (
     *("_cache", "_log", "_dump", "traceback", "_visible_devices", "_timeout", "_address"),
     *("_pprint", "_default_device", "_source_url_schema", "_preemption_service", "_thread_guard"),
@@ -45,7 +45,7 @@ XLA_FLAGS_MAY_DIFFER = ("dump", "cache_dir", "log")
 _XLA_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _VARIABLES = ("NVIDIA_TF32_OVERRIDE",)
 
-# Packages that compute, read, decode, order or store; another version may do so otherwise.
+# Packages that compute, read, decode, order or store, which may depend on the version.
 _PACKAGES = (
     *("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin"),
     *("jax-cuda13-pjrt", "flax", "optax", "orbax-checkpoint", "tensorstore", "ml_dtypes", "numpy"),
@@ -54,16 +54,16 @@ _PACKAGES = (
     *("attrs", "etils", "ml_collections", "msgpack", "cloudpickle"),
 )
 
-# Differences of a process that are sent and shown, and characters of a value, at most.
+# Limits on the differences per process that are sent and shown, and on characters per value.
 _MOST = 20
 _LONGEST = 200
 
 
 def agree(facts: Mapping[str, Any], advice: str = "Give all processes the same.") -> None:
-    """Returns if all processes have the same facts; each has to call it.
+    """Checks that all processes have the same facts; every process must call it.
 
     Raises:
-        ValueError: They do not, in every process alike; the differences are listed.
+        ValueError: They differ. Every process raises it, with a list of the differences.
     """
     if distributed.process_count() == 1:
         return
@@ -80,14 +80,14 @@ def digest_of(facts: Mapping[str, str]) -> str:
 
 
 def differences(first: Mapping[str, str], own: Mapping[str, str]) -> dict[str, Any]:
-    """Facts that differ from those of process 0, as (its, own), and how many more there are."""
+    """Returns facts that differ from process 0, as (its value, own value), and how many more do."""
     names = [name for name in sorted(first.keys() | own.keys()) if first.get(name) != own.get(name)]
     shown = {name: (_cut(first.get(name)), _cut(own.get(name))) for name in names[:_MOST]}
     return {"facts": shown, "more": max(0, len(names) - _MOST)}
 
 
 def described(answers: Sequence[Mapping[str, Any]]) -> str:
-    """The differences of all processes, a line for each fact."""
+    """Formats the differences of all processes, one line per fact."""
     names = sorted({name for answer in answers for name in answer["facts"]})
     lines = ["The processes of this run are not alike:"]
     for name in names[:_MOST]:
@@ -104,16 +104,15 @@ def described(answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def config_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a config by path, without those that may differ between hosts."""
+    """Returns the fields of a config by path, without those that may differ between hosts."""
     return {path: value for path, value in fields.items() if not _may_differ(path)}
 
 
 def host_facts(modules: Iterable[str] = ()) -> dict[str, str]:
-    """Code, versions, compiler flags and options of JAX of this process.
+    """Returns code digests, versions, compiler flags and JAX options of this process.
 
     Args:
-        modules: Top-level modules of the run, besides those that lie outside of the folders of
-            installed packages.
+        modules: Top-level modules of the run to include even if they are installed packages.
     """
     facts = {f"code of {name}": digest for name, digest in _code(modules)}
     facts["version of python"] = ".".join(map(str, sys.version_info[:2]))
@@ -146,7 +145,7 @@ def _version(package: str) -> str:
 
 
 def _code(modules: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Digests of own code: all of this package, and what is loaded of the user's."""
+    """Yields digests of this package's code and of the user's loaded code, by top-level module."""
     package = Path(__file__).parents[1]
     yield package.name, _digest((str(p.relative_to(package)), p) for p in package.rglob("*.py"))
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
@@ -155,7 +154,7 @@ def _code(modules: Iterable[str]) -> Iterator[tuple[str, str]]:
         top, source = name.partition(".")[0], getattr(module, "__file__", None)
         if source is None or not source.endswith(".py") or top in (package.name, "__main__"):
             continue
-        # Some libraries make modules whose file is a name alone.
+        # Some libraries create modules whose `__file__` is not a path of a file.
         if not Path(source).is_file():
             continue
         is_own = not any(folder in Path(source).parents for folder in installed)
@@ -177,7 +176,7 @@ def _cut(value: str | None) -> str:
         return "not set"
     if len(value) <= _LONGEST:
         return value
-    # What differs may be in the part that is left out.
+    # The hash shows a difference that lies beyond the cut.
     return f"{value[:_LONGEST]}... ({hashlib.sha256(value.encode()).hexdigest()[:8]})"
 
 

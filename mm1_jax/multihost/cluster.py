@@ -1,15 +1,15 @@
-"""Which processes make up a run: told on the command line, or found in the environment.
+"""Finds the processes of a run from the command line or the environment.
 
-    explicit    --coordinator_address --num_processes --process_id, or the variables that JAX knows,
+    explicit    --coordinator_address --num_processes --process_id, or JAX's own variables
                 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    Kubernetes  the first two of these, and the index that an indexed Job gives each pod
+    Kubernetes  the first two of these variables, and the index that an indexed Job gives each pod
     GKE         TPU_WORKER_HOSTNAMES and TPU_WORKER_ID, which its TPU device plugin sets
     Slurm       SLURM_* of a step with several tasks
     Open MPI    OMPI_* of mpirun
-    Cloud TPU   what the metadata server says of a TPU VM
+    Cloud TPU   the metadata server of a TPU VM
 
-Several slices of TPUs are told by MEGASCALE_*. Nothing here imports jax: a launch that cannot find
-its peers has touched no device.
+MEGASCALE_* describes several TPU slices. Nothing here imports jax, so a launch that cannot find its
+peers has not touched a device.
 """
 
 import os
@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of the service that process 0 runs for the others. The first is the one that JAX takes on TPUs,
-# the second what it takes for jobs of Slurm and Open MPI: a port for each job number.
+# Ports of the coordinator service in process 0: JAX's port on TPUs, and the size of JAX's range of
+# ports for Slurm and Open MPI, in which a job gets the port of its number.
 _TPU_PORT = 8482
 _NUM_JOB_PORTS = 2**12
 
@@ -37,8 +37,8 @@ class Cluster:
 
     Attributes:
         coordinator_address: "host:port" at which process 0 serves the others.
-        source: Where this is known from, for messages.
-        local_device_ids: GPUs of this process where several processes share a host; None: all.
+        source: Origin of this information, for messages.
+        local_device_ids: GPUs of this process if several processes share a host; None for all.
     """
 
     coordinator_address: str
@@ -53,7 +53,7 @@ class Cluster:
 
     @property
     def bind_host(self) -> str | None:
-        """Where process 0 listens: at the loopback interface alone if all are on this machine."""
+        """Host at which process 0 listens: loopback if all processes are local, None for any."""
         host = self.coordinator_address.rpartition(":")[0]
         return host if host == "localhost" or host.startswith("127.") else None
 
@@ -77,10 +77,10 @@ def find_cluster(
     process_id: int | None = None,
     environment: Environment | None = None,
 ) -> Cluster | None:
-    """The cluster that the arguments or else the environment describe; None for a single process.
+    """Returns the cluster from the arguments or else the environment; None for a single process.
 
     Raises:
-        ValueError: Some of what describes one is missing or wrong.
+        ValueError: The description of a cluster is incomplete or wrong.
     """
     env = os.environ if environment is None else environment
     given = (coordinator_address, num_processes, process_id)
@@ -105,7 +105,7 @@ def find_cluster(
 
 def _from_jax(env: Environment) -> Cluster | None:
     address, number = env.get("JAX_COORDINATOR_ADDRESS"), env.get("JAX_NUM_PROCESSES")
-    # An address alone is not for us: GKE sets it, and says the rest in other words.
+    # GKE sets the address alone, and describes the cluster by other variables.
     if not address or not number:
         return None
     index = env.get("JAX_PROCESS_ID") or env.get("JOB_COMPLETION_INDEX")
@@ -138,7 +138,7 @@ def _from_slurm(env: Environment) -> Cluster | None:
         _number(tasks, source),
         _number(task, source),
         source,
-        # JAX itself would give the only task of a node one of its GPUs.
+        # JAX's own detection would give the only task of a node just one of its GPUs.
         _own_gpu(env.get("SLURM_LOCALID"), env.get("SLURM_STEP_TASKS_PER_NODE", tasks)),
     )
 
@@ -154,7 +154,7 @@ def _from_open_mpi(env: Environment) -> Cluster | None:
             f"(OMPI_MCA_orte_hnp_uri={uri!r}); give --coordinator_address, --num_processes and "
             "--process_id"
         )
-    # Job numbers of Open MPI are multiples of so many.
+    # Open MPI's job numbers are multiples of this.
     port = _job_port(int(found[1]) // _NUM_JOB_PORTS)
     source = "Open MPI"
     return Cluster(
@@ -175,7 +175,7 @@ def _from_tpu_metadata(env: Environment) -> Cluster | None:
     number, endpoints = _metadata("agent-worker-number"), _metadata("worker-network-endpoints")
     if number is None or not endpoints:
         return None
-    # A list of hosts, or of name:id:address.
+    # Each endpoint is a host, or name:id:address.
     workers = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
     stated = tpu_environment(_metadata("tpu-env") or "")
     source = "the metadata of the TPU VM"
@@ -185,7 +185,7 @@ def _from_tpu_metadata(env: Environment) -> Cluster | None:
 def _tpu_cluster(
     workers: list[str], worker: int, get: Callable[[str], str | None], source: str
 ) -> Cluster:
-    """That of one slice or several, each with as many workers."""
+    """Returns the cluster of one or more slices with equally many workers."""
     first = (get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]).split(":")[0]
     num_slices, slice_id = (
         _number(get(f"MEGASCALE_{name}") or default, source)
@@ -198,13 +198,13 @@ def _tpu_cluster(
 
 
 def tpu_environment(text: str) -> dict[str, str]:
-    """What the metadata value `tpu-env` says, lines such as `MEGASCALE_NUM_SLICES: '2'`."""
+    """Parses the metadata value `tpu-env`: lines such as `MEGASCALE_NUM_SLICES: '2'`."""
     pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
     return {name.strip(): value.strip().strip("'") for name, _, value in pairs}
 
 
 def first_node(nodes: str) -> str:
-    """The first node of a list as Slurm writes it.
+    """Returns the first node of a Slurm node list.
 
     >>> first_node("tpu[003-010,12],other1")
     'tpu003'
@@ -220,7 +220,7 @@ def _number(text: str, source: str) -> int:
 
 
 def _own_gpu(local_rank: str | None, tasks_per_node: str) -> tuple[int, ...] | None:
-    # Slurm writes 4(x2),3.
+    # Slurm abbreviates counts per node, as in 4(x2),3.
     shared = int(re.split(r"\D", tasks_per_node)[0]) > 1
     return (int(local_rank),) if shared and local_rank is not None else None
 

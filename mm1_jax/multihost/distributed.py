@@ -1,9 +1,8 @@
-"""What the processes of a run tell each other: errors, decisions, states.
+"""Communication between the processes of a run: errors, decisions, states.
 
-All of it goes through the key-value store that process 0 serves, and none over the devices: it
-works while the devices are busy, and where a process is late, its peers know for whom they wait.
-Every process has to make the same calls in the same order. With one process, all calls return at
-once.
+All messages go through the key-value store of the coordinator (process 0), none over the devices.
+So they work while devices are busy, and a process that waits knows which peer is late. Every
+process must make the same calls in the same order. With one process, all calls return at once.
 """
 
 import contextlib
@@ -18,30 +17,30 @@ from typing import Any
 import jax
 from absl import logging
 
-# Where a heartbeat says that a process lives, the others wait this long for its word: a compilation
-# or the reading of lengths may hold it up.
+# How long processes wait for a value of a process that still sends heartbeats: compilation or the
+# reading of lengths may delay it.
 _PATIENCE_SECONDS = 1800.0
 
-# So much later than process 0 may others find what has ended it.
+# Process 0 fails, then waits this long for others to fail for the same reason.
 _LINGER_SECONDS = 5.0
 _GRACE_SECONDS = 1.0
 
-# A wait in C++ knows nothing of signals; between two such waits, their handlers run.
+# Python's signal handlers do not run during a wait in C++, only between two of them.
 _SIGNAL_SECONDS = 1.0
 
 _calls = itertools.count()
 
 
 def initialize(cluster: Any, *, initialization_timeout: int, heartbeat_timeout: int) -> None:
-    """Makes this process one of the cluster's; before any other use of jax.
+    """Connects this process to the cluster; must precede any other use of jax.
 
     Args:
         cluster: A `cluster.Cluster` whose processes have met (`rendezvous.meet`).
-        initialization_timeout: Seconds that starting the service may take.
-        heartbeat_timeout: Seconds without a sign of life after which a process counts as dead,
-            which ends all others.
+        initialization_timeout: Seconds within which the service must start.
+        heartbeat_timeout: Seconds without a heartbeat after which a process counts as dead, which
+            ends all others.
     """
-    # Its C++ handler of SIGTERM would take the place of ours, which knows of SIGINT too.
+    # Its C++ handler of SIGTERM would replace ours, which also handles SIGINT.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         cluster.coordinator_address,
@@ -55,47 +54,47 @@ def initialize(cluster: Any, *, initialization_timeout: int, heartbeat_timeout: 
         ),
         initialization_timeout=initialization_timeout,
         heartbeat_timeout_seconds=heartbeat_timeout,
-        # A process that has failed does not wait for others, see `leave`.
+        # Failed processes do not shut down, but `leave`.
         shutdown_timeout_seconds=heartbeat_timeout,
     )
 
 
 def uses_devices() -> bool:
     """Tells if jax has been asked for devices, after which `initialize` comes too late."""
-    # No public function of jax says so.
+    # jax has no public function for this.
     return jax._src.xla_bridge.backends_are_initialized()
 
 
 def start_devices() -> None:
-    """Makes the devices of all processes known to each; all have to come to it."""
+    """Initializes the devices of all processes; every process must call it."""
     jax.devices()
 
 
 def process_count() -> int:
-    """How many processes make up the run; asks no device, as jax's function does."""
+    """Returns the number of processes; unlike `jax.process_count`, initializes no device."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def process_index() -> int:
-    """The number of this one among them."""
+    """Returns the index of this process."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes logs and reports."""
+    """Tells if this is process 0, which writes logs and reports."""
     return process_index() == 0
 
 
 def gather(value: Any, *, patience: float = _PATIENCE_SECONDS) -> list[Any] | None:
-    """Process 0 gets the value of each process, in order; the others None, without waiting.
+    """Returns the values of all processes in order to process 0; None to others, without waiting.
 
-    Values are of JSON types.
+    Values have JSON types.
 
     Args:
         patience: Seconds to wait for the value of another process.
 
     Raises:
-        RuntimeError: One did not come.
+        RuntimeError: A value did not arrive in time.
     """
     number = next(_calls)
     if process_count() == 1:
@@ -110,7 +109,7 @@ def gather(value: Any, *, patience: float = _PATIENCE_SECONDS) -> list[Any] | No
 
 
 def broadcast(value: Any, *, patience: float = _PATIENCE_SECONDS) -> Any:
-    """What process 0 passes, in JSON types; the others wait for it."""
+    """Returns the value of process 0 (of JSON types), for which the others wait."""
     number = next(_calls)
     if process_count() == 1:
         return value
@@ -121,15 +120,15 @@ def broadcast(value: Any, *, patience: float = _PATIENCE_SECONDS) -> Any:
 
 
 def exchange(value: Any, *, patience: float = _PATIENCE_SECONDS) -> list[Any]:
-    """The value of each process, in order, in JSON types."""
+    """Returns the values of all processes (of JSON types) in order, to all of them."""
     return broadcast(gather(value, patience=patience), patience=patience)
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """If the block fails in one process with an error of its user, it fails in all of them.
+    """Raises in all processes if the block raises ValueError or OSError in any of them.
 
-    Left alone, the others would wait for it where they first need it.
+    Otherwise the other processes would wait for the failed one at their next exchange.
     """
     error: Exception | None = None
     try:
@@ -145,11 +144,11 @@ def together() -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """Ends a process of several, where it has failed.
+    """Ends this process after a failure, if the run has several.
 
-    The orderly way, which `sys.exit` takes, waits for all others. But with process 0 goes the
-    service that they talk through, and who loses it is aborted: where all fail for one reason, it
-    stays until the others have come to it, too.
+    `sys.exit` would wait for all other processes. But once process 0 ends, so does the coordinator
+    service, and processes that lose it are aborted. In case all processes fail for the same reason,
+    process 0 therefore stays for some seconds until the others have left.
     """
     if process_count() == 1:
         return
@@ -164,20 +163,20 @@ def leave(status: int) -> None:
 
 
 def _see_off(deadline: float) -> None:
-    """Returns when all others have left, or at the deadline."""
+    """Waits until all other processes have left, or until the deadline."""
     for process in range(1, process_count()):
         try:
             _get(f"left/{process}", process, max(0.001, deadline - time.monotonic()))
         except RuntimeError:
             return
-    # They have said so, and are about to end.
+    # They have announced their end, but may still run.
     time.sleep(_GRACE_SECONDS)
 
 
 def finish(status: int) -> None:
-    """Ends a process of several in order: after all others have come to their end, too.
+    """Ends this process after all others have reached their end too, if the run has several.
 
-    Threads that still wait for a peer, at a save that was given up, are not waited for.
+    Does not wait for threads that still wait for a peer in an abandoned save.
     """
     if process_count() == 1:
         return
@@ -189,13 +188,13 @@ def finish(status: int) -> None:
 
 
 def post(key: str, value: Any) -> None:
-    """Writes a key that only the first to write it sets."""
+    """Sets a key of the coordinator's key-value store, unless it is already set."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _set(key, value)
 
 
 def look(key: str) -> Any:
-    """What `post` has set there; None if nothing."""
+    """Returns the value that `post` has set for a key; None if there is none."""
     try:
         return json.loads(_client().key_value_try_get(f"mm1/{key}"))
     except jax.errors.JaxRuntimeError as error:
@@ -205,10 +204,10 @@ def look(key: str) -> Any:
 
 
 def wait_for(key: str, process: int, patience: float = _PATIENCE_SECONDS) -> Any:
-    """What a process sets there with `post`.
+    """Waits for a process to set a key with `post`, and returns the value.
 
     Raises:
-        RuntimeError: It has not, within `patience` seconds.
+        RuntimeError: The key was not set within `patience` seconds.
     """
     return _get(key, process, patience)
 
@@ -233,5 +232,5 @@ def _get(key: str, process: int, patience: float) -> Any:
 
 
 def _client() -> Any:
-    # No public function of jax gives it; orbax takes it from here, too.
+    # jax has no public function for this; orbax reads it from here, too.
     return jax._src.distributed.global_state.client

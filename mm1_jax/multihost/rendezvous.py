@@ -1,9 +1,9 @@
-"""The processes of a run wait for each other before any of them starts JAX.
+"""Lets the processes of a run wait for each other before any of them starts JAX.
 
 JAX aborts a process that cannot reach the others, with a stack dump and without their names. Here
-process 0 listens where JAX's service will listen afterwards, each other process says its number
-there, and is told that all have come, or, when the time is up, which have not. One that cannot
-come, because its config is wrong for instance, says so, and nobody waits for it.
+process 0 listens on the port that JAX's service will use afterwards. Each other process sends its
+index, and is told that all have arrived or, after a timeout, which are missing. A process that
+cannot run (because its config is wrong, for example) says so, and the others do not wait for it.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ _GREETING = "mm1_jax"
 _READY = "ready"
 _RETRY_SECONDS = 0.5
 _LONGEST_LINE = 1 << 16
-# A process that cannot run is so long there to say so to the others, which may start later.
+# Seconds for which a process that cannot run tells the others, which may start later.
 DECLINE_SECONDS = 30
-# What is sent in one piece.
+# Short enough to be sent in one piece.
 _LONGEST_REASON = 1000
 
 
 class Unreachable(ValueError):
-    """Processes of the run did not come in time, or said that they cannot."""
+    """Processes of the run did not arrive in time, or reported that they cannot run."""
 
 
 def meet(cluster: Cluster, timeout: float | int) -> None:
-    """Returns when all processes of the cluster are there.
+    """Waits until all processes of the cluster have arrived.
 
     Raises:
-        Unreachable: Some were not within `timeout` seconds; they are named.
+        Unreachable: Some did not arrive within `timeout` seconds; the message names them.
     """
     if cluster.process_id == 0:
         _Host(cluster).serve(time.monotonic() + timeout, timeout)
@@ -41,7 +41,7 @@ def meet(cluster: Cluster, timeout: float | int) -> None:
 
 
 def decline(cluster: Cluster, reason: str, timeout: float | int = DECLINE_SECONDS) -> None:
-    """Tells the others, for at most `timeout` seconds, that this process cannot come, and why."""
+    """Tells the others, for at most `timeout` seconds, why this process cannot run."""
     reason = " ".join(reason.split())[:_LONGEST_REASON] or "an error"
     deadline = time.monotonic() + timeout
     with contextlib.suppress(Unreachable):
@@ -52,10 +52,10 @@ def decline(cluster: Cluster, reason: str, timeout: float | int = DECLINE_SECOND
 
 
 class _Host:
-    """Process 0: notes who has come."""
+    """The side of process 0, which notes the processes that arrive."""
 
     def __init__(self, cluster: Cluster, failure: tuple[int, str] | None = None):
-        """`failure`: the process that cannot come, and why."""
+        """`failure` is the index of a process that cannot run, and the reason."""
         self._cluster = cluster
         self._guests: dict[int, socket.socket] = {}
         self._failure = failure
@@ -94,7 +94,7 @@ class _Host:
         try:
             if host is not None:
                 return socket.create_server((host, port), backlog=1024)
-            # On all interfaces, as JAX's service does.
+            # Listens on all interfaces, as JAX's service does.
             if socket.has_dualstack_ipv6():
                 return socket.create_server(
                     ("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
@@ -114,7 +114,7 @@ class _Host:
             words = []
         valid = len(words) >= 3 and words[0] == _GREETING and all(w.isdigit() for w in words[1:3])
         if not valid:
-            # Gone, or no process of ours; one that came and is gone will come again.
+            # The peer has gone or is no process of ours; a process that has gone will try again.
             self._guests = {i: sock for i, sock in self._guests.items() if sock is not guest}
             selector.unregister(guest)
             guest.close()
@@ -126,14 +126,14 @@ class _Host:
         self._guests[process] = guest
         if len(words) > 3:
             self._failure = (process, " ".join(words[3:]))
-            # For the others, who may be about to come.
+            # Leaves time for others that are about to arrive.
             self._deadline = min(self._deadline, time.monotonic() + DECLINE_SECONDS)
 
     def _tell(self, line: str, guests: dict[int, socket.socket] | None = None) -> None:
         for guest in (self._guests if guests is None else guests).values():
             with contextlib.suppress(OSError):
                 guest.sendall(f"{line}\n".encode())
-                # Theirs is the end of the connection that then has to wait, and not our port.
+                # The peer closes first, so that TIME_WAIT blocks its port and not ours.
                 guest.settimeout(1)
                 while guest.recv(1024):
                     pass
@@ -142,7 +142,7 @@ class _Host:
 def _join(
     cluster: Cluster, deadline: float, timeout: float | int, failure: str | None = None
 ) -> None:
-    """Another process: says who it is, or why it cannot come, until process 0 answers."""
+    """Runs the side of other processes: sends the index or a failure until process 0 answers."""
     host, _, port = cluster.coordinator_address.rpartition(":")
     problem = "no answer"
     while time.monotonic() < deadline:
@@ -175,7 +175,7 @@ def _ask(address: tuple[str, int], cluster: Cluster, deadline: float, failure: s
     with socket.create_connection(address, timeout=max(0.1, deadline - time.monotonic())) as peer:
         greeting = f"{_GREETING} {cluster.process_id} {cluster.num_processes} {failure or ''}"
         peer.sendall(f"{greeting.strip()}\n".encode())
-        # Process 0 waits as long as this one, and then has to say so.
+        # Process 0 waits as long as this process, and needs time to answer after that.
         peer.settimeout(max(0.1, deadline - time.monotonic() + 2))
         return "".join(_text(peer)).strip()
 
