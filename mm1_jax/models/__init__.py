@@ -1,1 +1,1 @@
-"""The parts of MM1 and the whole: vision encoder, connector, merge, decoder."""
+"""The MM1 model and its parts: vision encoder, connector, merge, decoder."""

@@ -1,6 +1,6 @@
-"""Logits -> cross entropy of every position, and its sums by corpus.
+"""Cross entropy per position from logits, and its sums per corpus.
 
-B batch rows   T target positions   V vocabulary   C corpora
+Legend: B batch rows, T target positions, V vocabulary, C corpora, b rows of a shard.
 """
 
 import jax
@@ -15,7 +15,7 @@ from mm1_jax.parallel.sharding import gather_all_shards, per_shard
 def token_losses(
     logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Cross entropy of every position, and the logarithm of its softmax normaliser, in float32."""
+    """Returns the cross entropy and the log of the softmax normalizer per position, in float32."""
     logits_BTV = logits.astype(jnp.float32)
     log_normalizer_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_logit_BT = jnp.take_along_axis(logits_BTV, targets[..., None], axis=-1)[..., 0]
@@ -28,21 +28,22 @@ def chunked_token_losses(
     targets: Int[Array, "B T"],
     chunk_length: int | None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """`token_losses` of the logits of `chunk_length` positions at a time.
+    """Computes `token_losses` with logits for only `chunk_length` positions at a time.
 
-    At 32,000 entries the float32 logits of a row of 4096 take 0.5 GB, and as much again for their
-    gradient; the logits of a chunk are made anew in the backward pass instead, which costs one more
-    product with the output layer. None makes all logits at once.
+    With a vocabulary of 32,000, the float32 logits of a row of 4096 positions take 0.5 GB, and
+    their gradient as much again. Chunked logits are recomputed in the backward pass instead, which
+    costs one more product with the output layer.
 
-    On a mesh, every device loops over its own rows, or its own part of them. It gathers the layer
-    once, before the loop, and adds up its own gradient; left to the compiler, each chunk gathers
-    and reduces anew.
+    On a mesh, each device loops over its own rows, or its own part of them. It gathers the output
+    layer once before the loop and accumulates its gradient locally. Left to the compiler, every
+    chunk would gather and reduce again.
 
     Args:
-        output_layer: Its `attend(hidden)` are the logits.
+        output_layer: Module whose `attend(hidden)` returns the logits.
+        chunk_length: None computes all logits at once.
 
     Raises:
-        ValueError: The chunks do not divide the row.
+        ValueError: `chunk_length` does not divide the row.
     """
     length = targets.shape[1]
     if chunk_length is None or chunk_length >= length:
@@ -91,7 +92,7 @@ def chunked_token_losses(
 def corpus_sums(
     cross_entropy: Float[Array, "B T"], batch: Batch, num_corpora: int
 ) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
-    """Cross entropy of the scored targets of every corpus, and their number."""
+    """Returns the sum of cross entropy over scored targets, and their number, per corpus."""
     corpus_C = jnp.arange(num_corpora)
     scored_CBT = batch.loss_mask[None] & (batch.corpus_ids[None] == corpus_C[:, None, None])
     return (

@@ -1,8 +1,8 @@
-"""The language decoder: embeddings -> hidden -> logits, dense or sparse (MM1, sections 3 and 4).
+"""Language decoder, dense or sparse: embeddings -> hidden -> logits (MM1, sections 3 and 4).
 
-Pre-norm blocks with RMSNorm, causal grouped-query attention with rotary positions and a gated
-feed-forward layer, no biases. With `moe`, the feed-forward layer of every `moe_every`-th block is
-sparse; all else stays.
+The blocks are pre-norm, with RMSNorm, causal grouped-query attention with rotary positions, a gated
+feed-forward layer, and no biases. If `moe` is set, the feed-forward layer of every `moe_every`-th
+block is sparse.
 """
 
 from typing import NamedTuple
@@ -28,9 +28,11 @@ from mm1_jax.parallel.sharding import constrain
 
 
 class DecoderOutput(NamedTuple):
-    """`hidden` is normalised; `router` has an entry per sparse layer, None without any.
+    """Decoder output.
 
-    It is None with caches, too.
+    Attributes:
+        hidden: Hidden states after the final norm.
+        router: Statistics with an entry per sparse layer; None for a dense decoder or with caches.
     """
 
     hidden: Float[Array, "B T D"]
@@ -50,7 +52,7 @@ class Decoder(Module):
 
     @config_class
     class Config(Module.Config):
-        vocab_size: PositiveInt | None = derived(None)  # the tokenizer's
+        vocab_size: PositiveInt | None = derived(None)  # vocabulary size of the tokenizer
         model_dim: Required[PositiveInt] = REQUIRED
         num_layers: Required[PositiveInt] = REQUIRED
         num_heads: Required[PositiveInt] = REQUIRED
@@ -58,10 +60,10 @@ class Decoder(Module):
         head_dim: PositiveInt | None = None  # None is model_dim / num_heads
         hidden_dim: Required[PositiveInt] = REQUIRED  # of every feed-forward layer and each expert
         moe: InstantiableConfig | None = None
-        moe_every: PositiveInt = 1  # 2: every second layer is sparse, the first of them the second
-        tied_embeddings: bool = False  # the token embedding is the output layer too
+        moe_every: PositiveInt = 1  # 2: layers 2, 4, 6, ... are sparse
+        tied_embeddings: bool = False  # use the token embedding as the output layer too
         embedding: InstantiableConfig = Embedding.default_config().set(init_std=1.0)
-        head: InstantiableConfig = Embedding.default_config()  # not used with tied_embeddings
+        head: InstantiableConfig = Embedding.default_config()  # ignored with tied_embeddings
         stack: Stack.Config = Stack.default_config().set(layer=_block())
         norm: InstantiableConfig = RMSNorm.default_config()
 
@@ -79,7 +81,7 @@ class Decoder(Module):
         self.cache_shape = (cfg.num_layers, num_kv_heads, head_dim)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The token embeddings; image positions hold those of the image token until the merge."""
+        """Embeds tokens; until the merge, image positions hold the embedding of the image token."""
         embeddings = self.embedding(tokens)
         return checked(
             self.embedding, embeddings, (*tokens.shape, self.model_dim), embeddings.dtype
@@ -95,13 +97,13 @@ class Decoder(Module):
         cache_start: Int[Array, "B"] | None = None,
         dropless: bool = False,
     ) -> DecoderOutput:
-        """Runs the blocks over packed rows or, with caches, over the next T tokens of every row.
+        """Runs the blocks over packed rows or, with caches, over the next T tokens of each row.
 
         Args:
-            caches: Of rows that hold one document each; padding, of segment id 0, is at the end.
-            cache_start: How many tokens each row holds in them; None: none, they are empty. The
-                next T tokens must have the positions from there on.
-            dropless: Sparse layers drop nothing, whatever their dispatch: for evaluation.
+            caches: KV caches. Each row holds one document; padding (segment id 0) is at the end.
+            cache_start: Number of tokens per row already in the caches; None means that they are
+                empty. The positions of the next T tokens must continue from there.
+            dropless: Sparse layers drop nothing, regardless of their dispatch; for evaluation.
         """
         output = self.stack(
             embeddings,
@@ -118,7 +120,7 @@ class Decoder(Module):
         return DecoderOutput(checked(self.norm, self.norm(hidden), shape, dtype), caches, router)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores of the next token, float32. Entries that pad the vocabulary are ordinary ones."""
+        """Returns float32 logits of the next token; vocabulary padding is not masked."""
         logits = self.output_layer.attend(hidden)
         shape = (*hidden.shape[:-1], self.vocab_size)
         logits = checked(self.output_layer, logits, shape, jnp.float32)
@@ -129,7 +131,7 @@ class Decoder(Module):
         return self.embedding if self.head is None else self.head
 
     def init_caches(self, batch_size: int, num_slots: int, dtype: DTypeLike) -> Caches:
-        """Empty caches of `num_slots` positions a row, for each layer."""
+        """Allocates an empty cache per layer, of `num_slots` positions per row."""
         num_layers, num_kv_heads, head_dim = self.cache_shape
         return tuple(
             empty_cache(batch_size, num_slots, num_kv_heads, head_dim, dtype)
@@ -160,12 +162,12 @@ def decoder_stack(cfg: Decoder.Config) -> Stack.Config:
 
 
 def num_non_embedding_parameters(cfg: Decoder.Config) -> int:
-    """The N of the learning-rate law: all parameters but the embedding and the output layer.
+    """Counts all parameters except embedding and output layer: N in the learning-rate law.
 
-    A sparse decoder counts as its dense parent, from which it takes its hyper-parameters.
+    A sparse decoder counts as its dense counterpart, whose hyperparameters it inherits.
 
     Raises:
-        ValueError: The layers are not those that the formula is about.
+        ValueError: The feed-forward layer is not one that the formula covers.
     """
     layer = decoder_stack(cfg.clone(moe=None)).layer
     num_heads, num_kv_heads, head_dim = head_sizes(layer.attention)

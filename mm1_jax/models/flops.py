@@ -1,16 +1,19 @@
-"""Model FLOPs: what one training step has to compute, however it is compiled.
+"""Model FLOPs of a training step, independent of how it is compiled.
 
-The rule. A parameter of a matrix product costs 2 FLOPs for each position in the forward pass, and
-twice that in the backward pass, so 6 in all; recomputation is not counted. Attention costs its two
-products, of queries with keys and of weights with values: over all pairs in the vision encoder,
-over the half that a causal mask leaves in the decoder, as if each row were one document. A sparse
-layer counts the experts that a token is sent to, and its router. Looking up an embedding costs
-nothing; the output layer is counted, also where it shares the table. Every position of a row
-counts, padding too. Images count as often as they exist: an empty slot of the image buffer costs
-nothing, whatever the program spends on it. Norms, activations, rotations and the optimiser are not
-counted.
+Counting rules:
 
-Connectors count the matrix products of their forward pass, whichever connector it is.
+- A parameter of a matrix product costs 2 FLOPs per position in the forward pass and 4 in the
+  backward pass, 6 in total. Recomputation is not counted.
+- Attention costs its two products, queries with keys and weights with values. The vision encoder
+  counts all pairs; the decoder counts the half that a causal mask leaves, as if each row were one
+  document.
+- A sparse layer counts its router and the experts that a token is routed to.
+- Embedding lookups cost nothing. The output layer is counted even if it shares the embedding table.
+- All positions of a row are counted, including padding.
+- Only real images are counted, not empty slots of the image buffer, even if the compiled program
+  spends time on them.
+- A connector counts the matrix products of its forward pass.
+- Norms, activations, rotary positions and the optimizer are not counted.
 """
 
 import math
@@ -30,27 +33,27 @@ from mm1_jax.layers.moe import MoE
 from mm1_jax.models.decoder import decoder_stack
 from mm1_jax.models.mm1 import MM1, reads_images
 
-# The backward pass has two products for each one of the forward pass.
+# FLOPs of training relative to a forward pass: the backward pass has two products per forward one.
 TRAINING = 3
 
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """Of a forward pass: of one packed row in the decoder, and of one image up to the merge."""
+    """FLOPs of a forward pass: per packed row in the decoder, and per image up to the merge."""
 
     row: float
     image: float
 
     def of_training(self, num_rows: int, num_images: int | float) -> float:
-        """FLOPs of a training step on so many rows that hold so many images in all."""
+        """Returns the FLOPs of a training step on `num_rows` rows and `num_images` images."""
         return TRAINING * (num_rows * self.row + num_images * self.image)
 
 
 def forward_flops(cfg: Any, sequence_length: int) -> ForwardFlops:
-    """The FLOPs of an `MM1.Config` whose fields are filled in.
+    """Computes the forward FLOPs of a complete `MM1.Config`.
 
     Raises:
-        ValueError: Another model, or a feed-forward layer of a kind that is not known here.
+        ValueError: The model is not an MM1, or has a feed-forward layer without a rule.
     """
     if not isinstance(cfg, MM1.Config):
         raise ValueError(f"the FLOPs of {class_name(type(cfg))} are not known, but of an MM1")
@@ -61,7 +64,7 @@ def forward_flops(cfg: Any, sequence_length: int) -> ForwardFlops:
 
 
 def decoder_flops(cfg: Any, sequence_length: int) -> float:
-    """Of one row of `sequence_length` positions, output layer included."""
+    """Returns the FLOPs of one row of `sequence_length` positions, including the output layer."""
     T = sequence_length
     stack = decoder_stack(cfg)
     sparse = 0 if stack.last_layer is None else cfg.num_layers // stack.group_size
@@ -72,7 +75,7 @@ def decoder_flops(cfg: Any, sequence_length: int) -> float:
 
 
 def vision_encoder_flops(cfg: Any) -> float:
-    """Of one image of the size that the encoder is configured for."""
+    """Returns the FLOPs of one image of the configured size."""
     patches = (cfg.image_size // cfg.patch_size) ** 2
     layer = cfg.stack.layer.clone(input_dim=cfg.model_dim)
     layer.attention.set(input_dim=cfg.model_dim, num_heads=cfg.num_heads)
@@ -83,7 +86,7 @@ def vision_encoder_flops(cfg: Any) -> float:
 
 
 def connector_flops(cfg: Any) -> float:
-    """Of one image, of an `MM1.Config`: the matrix products that the connector's call traces to."""
+    """Returns the FLOPs of one image in the connector of an `MM1.Config`, found by tracing it."""
     encoder = cfg.vision_encoder
     grid_size = encoder.image_size // encoder.patch_size
     connector = maybe_set_config(
@@ -98,7 +101,7 @@ def connector_flops(cfg: Any) -> float:
 
 
 def product_flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products of a jaxpr, each as often as its loops run it."""
+    """Sums the FLOPs of the matrix products of a jaxpr, including every iteration of its scans."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -128,7 +131,7 @@ def _layer_flops(layer: Any, positions: int, *, causal: bool) -> float:
 
 
 def _active_parameters(cfg: Any) -> int:
-    """Parameters of the matrix products that a position passes through."""
+    """Counts the matrix product parameters used per position."""
     D, F = cfg.input_dim, cfg.hidden_dim
     match cfg:
         case MoE.Config():

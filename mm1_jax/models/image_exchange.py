@@ -1,8 +1,8 @@
-"""Image embeddings to the devices whose rows show them, and into these rows.
+"""Exchange of image embeddings among devices, and their merge into the rows that show them.
 
-Pictures are encoded where they stand in the batch's buffer, which is spread evenly over the devices
-that share the rows. Rows that have a buffer together (`input.image_group_rows`) may be on several
-devices; these exchange what their rows show, and nobody else takes part.
+The image buffer of a batch is sharded evenly over the devices that share its rows, and each device
+encodes the images of its shard. Rows that share a buffer (`input.image_group_rows`) may be on
+several devices. Only those devices exchange the image embeddings that their rows show.
 
 Legend: B batch, T positions, D model dim, I image slots/row, J images in the buffer,
 M image tokens/image.
@@ -29,17 +29,18 @@ def merge_images(
     *,
     group_rows: int | None,
 ) -> Float[Array, "B T D"]:
-    """`merge`, for a batch or a part of one that holds whole groups, on a mesh or without one.
+    """Applies `merge` to a batch, or to a part of one that consists of whole groups.
 
-    On a mesh, every device merges its own rows, after an exchange with the others of its group.
+    On a mesh, each device merges its own rows after an exchange with the other devices of its
+    group.
 
     Args:
-        group_rows: Rows that share a buffer; None if the pictures of a row may be anywhere, which
-            leaves it to the compiler to move them (it sends all of them to everybody). A buffer
-            with a slot for every place is known by its size: there, each row has its own.
+        group_rows: Number of rows that share a buffer. None means that the images of a row may be
+            anywhere in the batch; the compiler then sends all images to all devices. If the buffer
+            has a slot per image slot of the rows, each row has its own buffer and this is ignored.
 
     Raises:
-        ValueError: The groups cannot be laid out on the mesh.
+        ValueError: The groups do not fit the mesh.
     """
     num_rows, max_images = image_index.shape
     buffer = ImageBuffer.of_batch(
@@ -52,7 +53,7 @@ def merge_images(
     mesh, rules = placement.mesh, placement.rules
     axes = tuple(jax.tree.leaves(tuple(rules.spec(("batch",), mesh))))
     num_shards = math.prod(mesh.shape[axis] for axis in axes)
-    # Prompts may be too few for the devices; the compiler copies them.
+    # There may be fewer prompts than devices; the compiler then replicates them.
     if num_shards == 1 or (is_own and num_rows % num_shards):
         return merge(token_embeddings, image_embeddings, is_image, in_part(image_index, buffer))
     num_sharing = buffer.shards_per_group(num_rows, num_shards)
@@ -76,7 +77,7 @@ def merge_images(
 
 
 def in_part(image_index: Int[Array, "b I"], buffer: ImageBuffer) -> Int[Array, "b I"]:
-    """`image_index` as it counts in the slots of these rows (whole groups), alone."""
+    """Converts `image_index` to index the buffer slots of these rows, which are whole groups."""
     start = jnp.arange(len(image_index)) // buffer.group_rows * buffer.group_slots
     return jnp.where(image_index < 0, -1, image_index % buffer.group_slots + start[:, None])
 
@@ -89,17 +90,18 @@ def _exchange(
     num_sharing: int,
     buffer: ImageBuffer,
 ) -> tuple[Float[Array, "n M D"], Int[Array, "b I"]]:
-    """What the rows of this device show, and which of it fills their slots.
+    """Returns the image embeddings shown by this device's rows, and `image_index` into them.
 
-    `num_sharing` consecutive devices of the mesh `axes` form a group. Each gets up to `capacity`
-    images of each: an image has its place among those that its owner sends to this device.
+    `num_sharing` consecutive devices along the mesh `axes` form a group. Each device receives up to
+    `capacity` images from each device of its group. An image's place is its index among the images
+    that its owner sends to this device.
     """
     own_slots = len(image_embeddings)
     capacity = buffer.most_from_one_shard(image_index.size, num_sharing)
     groups = np.arange(jax.lax.axis_size(axes)).reshape(-1, num_sharing).tolist()
     me = jax.lax.axis_index(axes) % num_sharing
 
-    # Everybody works out what all the others ask for: indices are small beside embeddings.
+    # Each device gathers the indices requested by its whole group; these are small.
     asked = jax.lax.all_gather(image_index, axes, axis_index_groups=groups)
     asked = asked.reshape(num_sharing, -1)
     owner = jnp.where(asked < 0, -1, asked // own_slots % num_sharing)

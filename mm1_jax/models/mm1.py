@@ -1,4 +1,4 @@
-"""The whole model: vision encoder, connector, decoder (MM1, section 3)."""
+"""The complete model: vision encoder, connector, decoder (MM1, section 3)."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -21,33 +21,34 @@ from mm1_jax.parallel.sharding import constrain
 
 
 class MM1Output(NamedTuple):
-    """`router` is None where the decoder has no experts."""
+    """Hidden states, and router statistics (None for a dense decoder)."""
 
     hidden: Float[Array, "B T D"]
     router: RouterStatistics | None
 
 
 class MM1(Module):
-    """Images become `connector.num_image_tokens` embeddings each, where the image token stands.
+    """Multimodal model that replaces image tokens by `connector.num_image_tokens` embeddings each.
 
-    Without encoder and connector it is the decoder alone, as it is pre-trained on text.
+    Without encoder and connector it is a text-only language model.
 
-    Parameters are float32; each public method first casts them to the dtype that it computes in,
-    all but those of norms and routers, which are used in float32.
+    Parameters are float32. Each public method first casts them to the compute dtype, except those
+    of norms and routers, which stay float32.
     """
 
     @config_class
     class Config(Module.Config):
-        # None, both of them: a language model, which reads text only.
+        # Set both to None for a text-only language model.
         vision_encoder: InstantiableConfig | None = VisionEncoder.default_config()
         connector: InstantiableConfig | None = CAbstractor.default_config()
         decoder: InstantiableConfig = Decoder.default_config()
-        # Id of the placeholder token; None until the experiment sets the tokenizer's.
+        # Token id of the image placeholder; the experiment sets it from the tokenizer.
         image_token: NonNegativeInt | None = derived(None)
-        # Consecutive rows that share a buffer of images; the experiment sets the input's. None:
-        # an image may be anywhere in the batch, which on a mesh is sent to all devices.
+        # Number of consecutive rows that share an image buffer; the experiment sets it from the
+        # input. None means that an image may be anywhere in the batch; on a mesh, all images are
+        # then sent to all devices.
         image_group_rows: PositiveInt | None = derived(None)
-        # What activations and matrix products are computed in: "float32" or "bfloat16".
+        # Compute dtype of activations and matrix products.
         dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -59,7 +60,7 @@ class MM1(Module):
         self.image_token = cfg.image_token
         self.image_group_rows = cfg.image_group_rows
         self.dtype = cfg.dtype
-        # Each attribute is set once: one that was None before may hold no parameters.
+        # Each attribute is set only once: NNX allows no parameters in one that was None before.
         vision_encoder = connector = None
         if reads_images(cfg):
             maybe_set_config(
@@ -77,10 +78,10 @@ class MM1(Module):
         self.decoder = cfg.decoder.instantiate(rngs=rngs)
 
     def __call__(self, batch: Batch, *, dropless: bool = False) -> MM1Output:
-        """The decoder's states over packed rows.
+        """Returns the hidden states of packed rows.
 
         Args:
-            dropless: Experts take every token that is routed to them, whatever their capacity.
+            dropless: Experts accept every token routed to them, regardless of their capacity.
         """
         model = self.cast()
         output = model.decoder(
@@ -92,22 +93,22 @@ class MM1(Module):
         return MM1Output(output.hidden, output.router)
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
-        """What the decoder reads: embeddings of tokens, and of images at their positions."""
+        """Returns the decoder input: token embeddings with image embeddings merged in."""
         return self.cast()._embed(batch)
 
     def output_layer(self) -> Embedding:
-        """What makes logits of states, for a loss that never holds them all."""
+        """Returns the output layer, for losses that compute logits in chunks."""
         return self.cast().decoder.output_layer
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return self.cast().decoder.logits(hidden)
 
     def init_caches(self, batch_size: int, num_slots: int, dtype: str | None = None) -> Caches:
-        """Empty caches for rows of at most `num_slots` positions; dtype None is the model's."""
+        """Allocates caches of `num_slots` positions per row; dtype defaults to the model's."""
         return self.decoder.init_caches(batch_size, num_slots, jnp.dtype(dtype or self.dtype))
 
     def prefill(self, batch: Batch, caches: Caches) -> tuple[Float[Array, "B T D"], Caches]:
-        """The states over whole prompts, one document a row, and the caches with them in it."""
+        """Returns the hidden states of whole prompts, one per row, and the filled caches."""
         output = self.cast().decoder(
             self.embed(batch),
             positions=batch.positions,
@@ -120,7 +121,7 @@ class MM1(Module):
     def extend(
         self, batch: Batch, start: Int[Array, "B"], caches: Caches
     ) -> tuple[Float[Array, "B T D"], Caches]:
-        """The same of prompts that go on from the `start` positions that the caches hold."""
+        """Continues `prefill` for prompts whose first `start` positions are in the caches."""
         output = self.cast().decoder(
             self.embed(batch),
             positions=start[:, None] + batch.positions,
@@ -134,7 +135,7 @@ class MM1(Module):
     def decode_step(
         self, tokens: Int[Array, "B"], positions: Int[Array, "B"], caches: Caches
     ) -> tuple[Float[Array, "B 1 D"], Caches]:
-        """The states of the next text token of every row, and the caches with it in them."""
+        """Returns the hidden states of the next text token per row, and the extended caches."""
         model = self.cast()
         output = model.decoder(
             model.decoder.embed(tokens[:, None]),
@@ -147,18 +148,18 @@ class MM1(Module):
         return output.hidden, output.caches
 
     def for_decoding(self) -> "MM1":
-        """This model as it decodes: its parameters cast, and those of each layer by themselves.
+        """Returns the model with cast parameters and unstacked layers.
 
-        A loop over `decode_step` calls it once, outside.
+        Call it once, outside of a loop over `decode_step`.
         """
         model = self.cast()
         model.decoder.stack = model.decoder.stack.unstacked()
         return model
 
     def cast(self) -> "MM1":
-        """This model as it computes: its parameters cast; casting twice changes nothing.
+        """Returns the model with parameters cast to the compute dtype; idempotent.
 
-        A loop over `logits` gains by calling it once, outside.
+        Calling it once, outside of a loop over `logits`, saves time.
         """
         graphdef, params = nnx.split(self)
         return nnx.merge(graphdef, cast(params, self.dtype))
@@ -188,10 +189,10 @@ class MM1(Module):
 
 
 def reads_images(cfg: Any) -> bool:
-    """Whether an `MM1.Config` is one of a multimodal model.
+    """Returns whether an `MM1.Config` describes a multimodal model.
 
     Raises:
-        ValueError: It has an encoder and no connector, or the other way round.
+        ValueError: Exactly one of `vision_encoder` and `connector` is None.
     """
     parts = {name: getattr(cfg, name) for name in ("vision_encoder", "connector")}
     missing = [name for name, part in parts.items() if part is None]

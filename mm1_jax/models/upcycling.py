@@ -1,10 +1,10 @@
-"""The parameters of a dense decoder -> those of a sparse one (arXiv 2212.05055).
+"""Sparse upcycling: initializes a sparse decoder from a dense one (arXiv 2212.05055).
 
 Every expert starts as a copy of the feed-forward layer that it replaces; the router is new. Since
-a token's weights sum to one, the sparse model computes just what the dense one did, until an expert
-drops tokens or training tells the copies apart.
+the weights of a token sum to one, the sparse model computes the same function as the dense model
+until an expert drops tokens or training makes the copies differ.
 
-Legend: L dense layers, G groups of them, E experts, D model dim, F feed-forward dim.
+Legend: L dense layers, G groups of layers, E experts, D model dim, F feed-forward dim.
 """
 
 import re
@@ -16,39 +16,39 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Of a sparse layer: what has no dense counterpart, and what is copied.
+# Children of a sparse layer: the router has no dense counterpart; the experts are copies.
 _ROUTER, _EXPERTS = "router", "experts"
 _KERNELS = ("gate", "up", "down")
 
 
 def upcycle(dense: Any, sparse: Any) -> dict[str, Any]:
-    """Parameters for a sparse model, from a dense one that is alike but for its experts.
+    """Converts dense parameters to those of a sparse model that differs only in its experts.
 
-    A pure function: jit it, with the shardings of the sparse model as those of its result, to copy
-    the experts where they belong.
+    This is a pure function. Jit it with the shardings of the sparse model as `out_shardings`, so
+    that the experts are copied directly to their devices.
 
     Args:
-        dense: Nested dicts of arrays: of a whole `MM1` or a `Decoder`.
-        sparse: Those of a new sparse model of the same kind; of it, only the routers are used.
+        dense: Parameters of an `MM1` or a `Decoder`, as nested dicts of arrays.
+        sparse: Parameters of a new sparse model of the same class; only the routers are used.
 
     Returns:
-        A tree of the structure and shapes of `sparse`.
+        Parameters with the structure and shapes of `sparse`.
 
     Raises:
-        ValueError: The two are not alike; the parameter is named.
+        ValueError: The models differ in more than the experts; the message names the parameter.
     """
     return _upcycled(dense, sparse, "")
 
 
 class DenseParameter(NamedTuple):
-    """A parameter of a dense model, as a sparse one has it: `upcycle` for one array at a time.
+    """Dense source of a sparse parameter, for upcycling one array at a time.
 
     Attributes:
-        path: In the dense model.
-        shape: There.
-        group_size: Layers in a group of the sparse stack; 0 outside of stacks.
-        is_last: It is of the last layers of the groups.
-        has_experts: The sparse one is copies of it.
+        path: Path in the dense model.
+        shape: Shape in the dense model.
+        group_size: Number of layers per group of the sparse stack; 0 outside of stacks.
+        is_last: Whether the sparse parameter belongs to the last layer of each group.
+        has_experts: Whether the sparse parameter consists of copies, one per expert.
     """
 
     path: str
@@ -63,11 +63,11 @@ class DenseParameter(NamedTuple):
         shape: tuple[int, ...],
         index: tuple[slice, ...],
     ) -> np.ndarray:
-        """The values at `index` of the sparse parameter, of which no other is read.
+        """Returns the values of the sparse parameter at `index`, reading nothing else.
 
         Args:
-            read: Gives the values of the dense parameter at an index.
-            shape: Of the sparse parameter.
+            read: Returns the values of the dense parameter at an index.
+            shape: Shape of the sparse parameter.
         """
         if not self.group_size:
             return read(index)
@@ -91,10 +91,10 @@ class DenseParameter(NamedTuple):
 
 
 def dense_parameter(path: str, shapes: Mapping[str, tuple[int, ...]]) -> DenseParameter | None:
-    """Where a parameter of a sparse model comes from; None for a router, which is new.
+    """Returns the dense source of a sparse parameter; None for a router, which is new.
 
     Args:
-        shapes: Of all parameters of the sparse model, by path.
+        shapes: Shapes of all parameters of the sparse model, by path.
     """
     shape = shapes[path]
     found = re.fullmatch(r"(.*\bstack)/(layer|last_layer)/(.*)", path)
@@ -155,7 +155,7 @@ def _is_sparse(layer: Any) -> bool:
 
 
 def _regrouped(dense: dict[str, Any], sparse: dict[str, Any], path: str) -> dict[str, Any]:
-    """Layers stacked [L] as [G, L / G - 1] and, the last of each group, [G]."""
+    """Splits layers stacked [L] into [G, L / G - 1] and the last of each group, [G]."""
     if "last_layer" in dense:
         return {}
     num_groups, others = jnp.shape(jax.tree.leaves(sparse["layer"])[0])[:2]

@@ -1,8 +1,7 @@
-"""Vision transformer: pixels in, a feature vector per patch out (MM1, section 3.1).
+"""Vision transformer that maps pixels to a feature vector per patch (MM1, section 3.1).
 
-CLIP's towers and AIM's trunks are its configs. Whatever one is pre-trained for, only the patch
-features of the last block leave it: a class token, if there is one, takes part in attention and is
-dropped.
+CLIP towers and AIM trunks are configs of it. It returns the patch features of the last block. A
+class token, if there is one, takes part in attention but is not returned.
 
 Legend: J images, h w pixels, P patches/image, Dv vision dim.
 """
@@ -35,13 +34,13 @@ from mm1_jax.layers.stack import Stack
 from mm1_jax.layers.transformer import TransformerBlock
 from mm1_jax.parallel.sharding import constrain
 
-# Of the patches: as much more is computed, where attention wants longer rows, for layers that need
-# not pad and copy queries, keys and values each.
+# Maximum share of padding appended to the patches if the attention kernel needs longer rows.
+# Padding up front saves each layer from padding and copying queries, keys and values.
 MAX_PADDING = 1 / 16
 
 
 class ClassToken(Module):
-    """A learned token before the patches, and its position, which is another parameter in CLIP."""
+    """Prepends a learned token, with a position of its own (separate parameters, as in CLIP)."""
 
     @config_class
     class Config(Module.Config):
@@ -51,7 +50,7 @@ class ClassToken(Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         init = jax.nn.initializers.truncated_normal(cfg.init_std)
         self.token = param(rngs, (cfg.model_dim,), ("embed",), init)
-        # At first the token is all of the sum.
+        # Zero, so that the token alone determines the sum at first.
         self.position = param(rngs, (cfg.model_dim,), ("embed",), jax.nn.initializers.zeros)
 
     def __call__(self, x: Float[Array, "J P Dv"]) -> Float[Array, "J P+1 Dv"]:
@@ -62,28 +61,29 @@ class ClassToken(Module):
 
 
 class VisionEncoder(Module):
-    """Patches are projected, get their positions, and pass pre-norm blocks."""
+    """Projects patches, adds positions, and applies pre-norm transformer blocks."""
 
     @config_class
     class Config(Module.Config):
-        # Side of the square images that positions are stored for; others resize learned positions.
+        # Side in pixels of the square images for which positions are stored. Learned positions are
+        # resized for images of other sizes.
         image_size: Required[PositiveInt] = REQUIRED
         patch_size: Required[PositiveInt] = REQUIRED
         model_dim: Required[PositiveInt] = REQUIRED
         num_layers: Required[PositiveInt] = REQUIRED
         num_heads: Required[PositiveInt] = REQUIRED
         hidden_dim: Required[PositiveInt] = REQUIRED
-        # Mean and standard deviation of the colours, of pixels in 0..1; the figures are CLIP's.
+        # Mean and standard deviation per color of pixels in 0..1; the defaults are those of CLIP.
         pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
         pixel_std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
         patch_embedding: InstantiableConfig = Linear.default_config().set(axes=(None, "embed"))
-        # A norm between patch embedding and positions, as AIM's trunks have it.
+        # Norm between patch embedding and positions, as in AIM trunks.
         patch_norm: InstantiableConfig | None = None
         positions: InstantiableConfig = PositionEmbedding.default_config()  # or SinCosPositions
         class_token: InstantiableConfig | None = None
-        # A norm between positions and blocks, as CLIP's towers have it.
+        # Norm between positions and blocks, as in CLIP towers.
         pre_norm: InstantiableConfig | None = None
-        # A norm after the last block; None for CLIP's towers, which normalise only the class token.
+        # Norm after the last block; None for CLIP towers, which normalize only the class token.
         final_norm: InstantiableConfig | None = LayerNorm.default_config()
         stack: InstantiableConfig = Stack.default_config().set(
             layer=TransformerBlock.default_config().set(
@@ -128,12 +128,12 @@ class VisionEncoder(Module):
         images: UInt8[Array, "J h w 3"] | Float[Array, "J h w 3"],
         prefix_lengths: Int[Array, "J"] | None = None,
     ) -> Float[Array, "J P Dv"]:
-        """The features of the patches, row by row.
+        """Returns the patch features in row-major order.
 
         Args:
-            images: 0..255 in either type; floats are for gradients.
-            prefix_lengths: Needed where the pattern of attention is PREFIX, as AIM's pre-training
-                has it: how many of the first positions every position sees.
+            images: Pixels in 0..255 in either dtype; floats allow gradients.
+            prefix_lengths: Number of leading positions per image that every position sees. Required
+                with attention pattern PREFIX, as in AIM pre-training.
         """
         pixels = normalise(images, self.pixel_mean, self.pixel_std)
         pixels = pixels.astype(self.patch_embedding.kernel[...].dtype)
@@ -175,7 +175,7 @@ class VisionEncoder(Module):
 def resized_positions(
     positions: Float[Array, "P Dv"], num_positions: int
 ) -> Float[Array, "num_positions Dv"]:
-    """Learned positions of a square grid for another one, as an encoder resizes its own."""
+    """Resizes learned positions of a square grid, in the same way as the encoder does."""
     side, new_side = math.isqrt(len(positions)), math.isqrt(num_positions)
     assert side**2 == len(positions) and new_side**2 == num_positions, num_positions
     grid = resize_grid(positions.reshape(side, side, -1), new_side, new_side)
@@ -187,7 +187,7 @@ def normalise(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Float[Array, "J h w 3"]:
-    """Pixels 0..255 as float32, scaled to 0..1, then by the `mean` and `std` of each colour."""
+    """Scales pixels from 0..255 to 0..1 in float32, then normalizes each color by mean and std."""
     shift, scale = (jnp.asarray(colours)[None, None, None] for colours in (mean, std))
     return (images.astype(jnp.float32) / 255 - shift) / scale
 
@@ -195,7 +195,7 @@ def normalise(
 def to_patches(
     pixels: Float[Array, "J h w 3"], patch_size: int
 ) -> Float[Array, "J rows columns patch"]:
-    """Images cut into squares, each flattened row by row with the colour innermost."""
+    """Cuts images into square patches, each flattened in row-major order with color innermost."""
     num_images, height, width, _ = pixels.shape
     if height % patch_size or width % patch_size:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""From image features to image embeddings: so many tokens per image, in the decoder's space."""
+"""Connectors: map image features to a fixed number of embeddings per image in decoder space."""

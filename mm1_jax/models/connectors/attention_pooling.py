@@ -1,7 +1,7 @@
 """Attention pooling: learned queries that read the patches by cross-attention (MM1, section 3.1).
 
-A pooler in the family of Q-Former and the resamplers, without attention among the queries. Any
-number of image tokens works, but only the features themselves can tell it where a patch lies.
+Similar to Q-Former and resamplers, but without attention among the queries. It supports any number
+of image tokens, but adds no positions: only the features themselves tell it where a patch lies.
 
 Legend: J images, P patches/image, M image tokens/image, Dv vision dim, D model dim.
 """
@@ -22,13 +22,13 @@ from mm1_jax.models.connectors.base import Connector
 
 
 class AttentionPooling(Connector):
-    """A learned query for each image token, blocks of cross-attention, and a linear map."""
+    """One learned query per image token, cross-attention blocks, and a linear map."""
 
     @config_class
     class Config(Connector.Config):
         num_layers: PositiveInt = 1
         num_heads: PositiveInt = 16
-        # Widths of the queries and of the blocks' feed-forward layers.
+        # Dims of the queries and of the feed-forward layers.
         model_dim: PositiveInt = 1024
         hidden_dim: PositiveInt = 4096
         query_init_std: NonNegative = 0.02

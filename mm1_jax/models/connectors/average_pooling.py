@@ -1,4 +1,4 @@
-"""Average pooling and one linear map (MM1, section 3.1; as in Emu2): the simplest connector."""
+"""Average pooling and one linear map, the simplest connector (MM1, section 3.1; Emu2)."""
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -9,7 +9,7 @@ from mm1_jax.models.connectors.base import Connector, adaptive_pool, square_side
 
 
 class AveragePooling(Connector):
-    """Averages the patches over a square grid of bins, one bin for each image token."""
+    """Averages the patches over a square grid of bins, one per image token."""
 
     @config_class
     class Config(Connector.Config):

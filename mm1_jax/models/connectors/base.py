@@ -1,4 +1,4 @@
-"""What every connector has in common, and the adaptive pooling that two of them use.
+"""Base class of connectors, and the adaptive pooling that several of them use.
 
 Legend: J images, P patches/image, h w rows and columns of patches, M image tokens/image,
 r c rows and columns of tokens, Dv vision dim, D model dim.
@@ -16,16 +16,16 @@ from mm1_jax.layers.module import Module
 
 
 class Connector(Module):
-    """Maps an image's features to `num_image_tokens` embeddings that the decoder reads as tokens.
+    """Maps the features of an image to `num_image_tokens` embeddings in decoder space.
 
-    `num_image_tokens` is the one place that says how many positions an image occupies: the data
-    side, the merge and the report read it here.
+    `num_image_tokens` is the single source of the number of positions that an image occupies: the
+    data pipeline, the merge and the report all read it.
     """
 
     @config_class
     class Config(Module.Config):
         num_image_tokens: Required[PositiveInt] = REQUIRED
-        # Set by the parent: the dims of the vision encoder and of the decoder.
+        # Dims of the vision encoder and of the decoder, set by the parent.
         input_dim: Required[PositiveInt] = derived()
         output_dim: Required[PositiveInt] = derived()
 
@@ -34,10 +34,10 @@ class Connector(Module):
 
 
 def square_side(count: int, field: str) -> int:
-    """The side of a square of `count` cells.
+    """Returns the side length of a square grid of `count` cells.
 
     Raises:
-        ValueError: `count` is no square; names `field` and the nearest squares.
+        ValueError: `count` is not a square number. The message names `field` and the nearest ones.
     """
     side = math.isqrt(max(count, 0))
     if count < 1 or side**2 != count:
@@ -50,17 +50,17 @@ def square_side(count: int, field: str) -> int:
 
 
 def to_grid(image_features: Float[Array, "J P Dv"]) -> Float[Array, "J h w Dv"]:
-    """Patches as the square grid that they come from, row by row."""
+    """Reshapes patches in row-major order to the square grid that they come from."""
     num_images, num_patches, input_dim = image_features.shape
     side = square_side(num_patches, "patches per image")
     return image_features.reshape(num_images, side, side, input_dim)
 
 
 def adaptive_pool(x_JhwD: Float[Array, "J h w D"], side: int) -> Float[Array, "J r c D"]:
-    """Averages over a `side` x `side` grid of bins that cover the features, whatever their grid.
+    """Averages a grid of any size over `side` x `side` bins that cover it.
 
-    Separable: a matrix for the rows and one for the columns. Their zeros and ones are exact in any
-    dtype, so the sums are too up to accumulation; the sizes of the bins divide afterwards.
+    Pooling is separable: one matrix for the rows and one for the columns. Their entries, 0 and 1,
+    are exact in any dtype, so only accumulation rounds the sums. The bin sizes divide afterward.
     """
     rows_rh = adaptive_bins(x_JhwD.shape[1], side)
     columns_cw = adaptive_bins(x_JhwD.shape[2], side)
@@ -75,11 +75,11 @@ def adaptive_pool(x_JhwD: Float[Array, "J h w D"], side: int) -> Float[Array, "J
 
 
 def adaptive_bins(size: int, num_bins: int) -> np.ndarray:
-    """Which of `size` cells each bin averages over: `[num_bins, size]` of zeros and ones.
+    """Returns a 0/1 matrix `[num_bins, size]` of the cells that each bin averages over.
 
-    Bin i reaches from floor(i size / num_bins) to ceil((i + 1) size / num_bins), so neighbours
-    share a cell where the division is not exact, and there may be more bins than cells. Three bins
-    of four cells:
+    Bin i spans cells floor(i size / num_bins) to ceil((i + 1) size / num_bins), end excluded. If
+    `num_bins` does not divide `size`, neighboring bins share a cell. There may be more bins than
+    cells. Three bins over four cells:
 
         1 1 0 0
         0 1 1 0

@@ -1,9 +1,9 @@
 """C-Abstractor: convolutions around adaptive pooling, so that tokens keep local structure.
 
-Honeybee (arXiv 2312.06742), section 3.2; the connector of MM1 (section 3.1). Its blocks are the
-bottleneck blocks of RegNet in timm with LayerNorm over channels and SiLU.
+It is from Honeybee (arXiv 2312.06742, section 3.2) and is the connector of MM1 (section 3.1). Its
+blocks are the RegNet bottleneck blocks of timm, with LayerNorm over channels and SiLU.
 
-Legend: J images, P patches/image, h w rows and columns of the feature map, a b of a kernel,
+Legend: J images, P patches/image, h w rows and columns of the feature map, a b those of a kernel,
 M image tokens/image, Dv vision dim, D model dim, F channels.
 """
 
@@ -22,27 +22,28 @@ from mm1_jax.layers.stack import rematerialise
 from mm1_jax.models.connectors.base import Connector, adaptive_pool, square_side, to_grid
 from mm1_jax.parallel.rematerialisation import Remat
 
-# The eps of timm's LayerNormAct2d, as in Honeybee's blocks. With the 1e-6 of the towers' norms,
-# outputs differ by 1e-4 and more where features are small.
+# eps of LayerNormAct2d in timm, which Honeybee uses. With 1e-6, the eps of the vision encoder's
+# norms, outputs differ by 1e-4 and more where features are small.
 NORM = LayerNorm.default_config().set(eps=1e-5)
 
 
 class CAbstractor(Connector):
-    """Positions, convolutions, pooling to a square of tokens, convolutions, and a read-out MLP."""
+    """Positions, convolutions, pooling to a square grid, convolutions, and a read-out MLP."""
 
     @config_class
     class Config(Connector.Config):
-        # Patches along each side of an image, set by the parent; other grids resize the positions.
+        # Number of patches along each side of an image, set by the parent. The positions are
+        # resized for grids of other sizes.
         grid_size: Required[PositiveInt] = derived()
-        # Blocks before the pooling, and as many after it; with 0 it is pooling and the MLP.
+        # Number of blocks before the pooling, and again after it; 0 leaves the pooling and the MLP.
         depth: NonNegativeInt = 3
         hidden_dim: PositiveInt = 1024
-        # Linear layers of the read-out, with SiLU between them.
+        # Number of linear layers of the read-out, with SiLU between them.
         mlp_depth: PositiveInt = 2
         positions: InstantiableConfig = PositionEmbedding.default_config()
         norm: InstantiableConfig = NORM
-        # What the norm at the end of each block's branch is scaled by at first. With 0 the blocks
-        # start as their shortcuts and features pass unmixed; Honeybee starts with 1.
+        # Initial scale of the norm that ends the residual branch of each block. With 0, blocks
+        # start as their shortcuts and do not mix features. Honeybee uses 1.
         branch_init_scale: NonNegative = 1.0
         remat: Remat = Remat.FULL
 
@@ -102,7 +103,7 @@ class BottleneckBlock(Module):
         output_dim: Required[PositiveInt] = derived()
         norm: InstantiableConfig = NORM
         branch_init_scale: NonNegative = 1.0
-        # Channels of the squeeze, as a share of the channels that enter the block.
+        # Number of squeezed channels, as a share of the block's input channels.
         squeeze_ratio: Positive = 0.25
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -133,7 +134,7 @@ class BottleneckBlock(Module):
 
 
 class PointwiseNorm(Module):
-    """A 1x1 convolution, which is a linear map of the channels, and a norm over them."""
+    """A 1x1 convolution, which is a linear map over channels, followed by a norm over channels."""
 
     @config_class
     class Config(Module.Config):
@@ -153,7 +154,7 @@ class PointwiseNorm(Module):
 
 
 class SqueezeExcite(Module):
-    """Scales the channels by a gate in (0, 1) that is computed from their means over the map."""
+    """Scales channels by gates in (0, 1) computed from their means over the feature map."""
 
     @config_class
     class Config(Module.Config):
@@ -161,7 +162,7 @@ class SqueezeExcite(Module):
         hidden_dim: Required[PositiveInt] = derived()
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        # The squeezed dim is small and often odd, so it is not split.
+        # The squeezed dim is small and often odd, so it is not sharded.
         linear = Linear.default_config().set(bias=True)
         self.squeeze = linear.clone(
             input_dim=cfg.input_dim, output_dim=cfg.hidden_dim, axes=("embed", None)
@@ -178,10 +179,10 @@ class SqueezeExcite(Module):
 def depthwise(
     x_JhwF: Float[Array, "J h w F"], kernel_abF: Float[Array, "a b F"]
 ) -> Float[Array, "J h w F"]:
-    """Convolves each channel with its own odd-sized kernel; zeros beyond the border.
+    """Convolves each channel with its own odd-sized kernel, with zero padding.
 
-    A sum of shifted products: XLA on CPU runs it and its gradient two to five times faster than a
-    grouped convolution, and fuses it with what follows.
+    It is computed as a sum of shifted products. On CPU, XLA runs these and their gradient two to
+    five times faster than a grouped convolution, and fuses them with the operations that follow.
     """
     height, width = x_JhwF.shape[1:3]
     rows, columns = kernel_abF.shape[:2]

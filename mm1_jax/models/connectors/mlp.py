@@ -1,6 +1,7 @@
-"""An MLP over each patch, as in LLaVA 1.5 (arXiv 2310.03744, section 3.2).
+"""MLP over each patch, as in LLaVA 1.5 (arXiv 2310.03744, section 3.2).
 
-With fewer tokens than patches, their features are averaged over a square grid of bins first.
+If there are not as many tokens as patches, the features are first averaged over a square grid of
+bins.
 """
 
 from flax import nnx
@@ -13,7 +14,7 @@ from mm1_jax.models.connectors.base import Connector, adaptive_pool, square_side
 
 
 class MLP(Connector):
-    """y = activation(x up) down, of the dim of the decoder throughout."""
+    """y = activation(x up) down, with the decoder's model dim as hidden dim."""
 
     @config_class
     class Config(Connector.Config):
