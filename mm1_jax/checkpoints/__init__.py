@@ -1,1 +1,1 @@
-"""Parameters and states on disk: saved, checked, restored, and taken from other runs."""
+"""Checkpoints: saving, verifying and restoring states, and initial weights from other runs."""

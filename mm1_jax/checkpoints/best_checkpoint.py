@@ -1,6 +1,6 @@
-"""The step of a run that a metric of its evaluations liked best.
+"""Step with the best value of an evaluation metric.
 
-best.json    {"step": ..., "metric": ..., "value": ...}, beside the checkpoints
+best.json    {"step": ..., "metric": ..., "value": ...}, next to the checkpoints
 """
 
 import json
@@ -16,7 +16,7 @@ BEST = "best.json"
 
 
 class BestCheckpoint:
-    """The best step up to now, kept across launches."""
+    """Best step so far; persists across launches."""
 
     def __init__(
         self,
@@ -26,10 +26,10 @@ class BestCheckpoint:
         mode: Literal["min", "max"],
         report: Callable[[str], None],
     ):
-        """Reads `best.json` of `directory`, if it is there; `report` is told where it is damaged.
+        """Reads `best.json` in `directory` if it exists; calls `report` if it is damaged.
 
         Args:
-            metric: Name of the metric; None: no step becomes the best.
+            metric: Name of the metric. None disables tracking.
         """
         self._path = directory / BEST
         self._metric = metric
@@ -41,7 +41,7 @@ class BestCheckpoint:
         return self._best.get("step")
 
     def note(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Takes the metrics of an evaluation, and tells if its step is the best."""
+        """Records the metrics of an evaluation; returns whether its step is the best so far."""
         value = metrics.get(self._metric) if self._metric is not None else None
         if value is None or not math.isfinite(value):
             return False

@@ -1,11 +1,11 @@
-"""The folder with the checkpoints of a run, and the identity that ties it to the run.
+"""Checkpoint folder of a run, and the identity file that ties it to the run.
 
-    run.json    in the output folder and beside the checkpoints: the id of the run, its output
-                folder, its config's name and the time of its first launch
+    run.json    in the output folder and next to the checkpoints: id of the run, its output folder,
+                name of its config, time of its first launch
 
-Checkpoints may lie anywhere (`trainer.checkpointer.location`), so two runs may name one folder by
-mistake; the second would resume the state of the first. Checkpoints that earlier code wrote have no
-`run.json`.
+Checkpoints may be stored anywhere (`trainer.checkpointer.location`), so two runs may use the same
+folder by mistake, and the second would resume from the state of the first. `run.json` prevents
+this. Checkpoints of older versions lack it.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ from etils import epath
 IDENTITY = "run.json"
 CONFIG = "config.txt"
 LOCK = "launch.lock"
-# Stores that both etils and tensorstore read and write, and the package that etils needs.
+# Stores that both etils and tensorstore support, and the package that etils needs for each.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
@@ -29,11 +29,12 @@ def checkpoint_folder(location: str | None, output_dir: Path) -> epath.Path:
     """Returns the folder of a run's checkpoints.
 
     Args:
-        location: An absolute path, gs:// or s3://; a relative path starts at the output folder, so
-            that it is the same one for every later launch and tool; None: `checkpoints` there.
+        location: An absolute path, gs:// or s3://. A relative path is relative to the output
+            folder, so that later launches and tools find the same folder. Defaults to `checkpoints`
+            in the output folder.
 
     Raises:
-        ValueError: It is in a store that cannot be opened here.
+        ValueError: The store is not supported or cannot be opened.
     """
     if location is None or "://" not in location:
         return epath.Path(output_dir.absolute() / (location or "checkpoints"))
@@ -51,17 +52,17 @@ def checkpoint_folder(location: str | None, output_dir: Path) -> epath.Path:
             f"{field}: {scheme}:// needs a package that is not installed; "
             f"pip install {_PACKAGES[scheme]}, or name a local path"
         ) from None
-    # Whatever the store's client raises without a network, credentials or such a bucket.
+    # The store's client may raise any error if network, credentials or bucket are missing.
     except Exception as error:
         raise ValueError(f"{field}: cannot be opened ({type(error).__name__}: {error})") from error
     return path
 
 
 def checkpoints_of(output_dir: Path) -> epath.Path:
-    """The checkpoints of the run in an output folder.
+    """Returns the checkpoint folder of the run in an output folder.
 
     Raises:
-        ValueError: They are of another run.
+        ValueError: The checkpoints belong to another run.
     """
     folder = checkpoint_folder(stored_location(output_dir), output_dir)
     identity = read_identity(folder)
@@ -74,7 +75,7 @@ def checkpoints_of(output_dir: Path) -> epath.Path:
 
 
 def stored_location(output_dir: Path) -> str | None:
-    """The location that the stored config of a run names."""
+    """Returns the checkpoint location in the stored config of a run."""
     config = output_dir / CONFIG
     if not config.exists():
         return None
@@ -85,8 +86,8 @@ def stored_location(output_dir: Path) -> str | None:
 
 
 def newest_step(folder: epath.Path) -> int | None:
-    """The newest complete checkpoint; None where there is none."""
-    # An incomplete one has another name than its step.
+    """Returns the step of the newest complete checkpoint; None if there is none."""
+    # The folder name of an incomplete checkpoint is not a plain step number.
     if not folder.exists():
         return None
     names = [path.name for path in folder.iterdir()]
@@ -94,7 +95,7 @@ def newest_step(folder: epath.Path) -> int | None:
 
 
 def read_identity(folder: Path | epath.Path) -> dict[str, Any] | None:
-    """The identity in a folder; None where there is none, or it is damaged."""
+    """Returns the identity stored in a folder; None if it is missing or damaged."""
     try:
         identity = json.loads((folder / IDENTITY).read_text())
         return identity if {"run", "output_dir"} <= identity.keys() else None
@@ -110,14 +111,15 @@ def _is_of(identity: dict[str, Any], output_dir: Path) -> bool:
 
 
 def raise_if_taken(folder: epath.Path, output_dir: Path) -> None:
-    """Raises ValueError where a launch into `output_dir` may not save to `folder`."""
+    """Raises ValueError if a launch into `output_dir` must not save to `folder`."""
     identity = read_identity(folder)
     if identity is None:
         return
     owner = Path(identity["output_dir"])
     newest = newest_step(folder)
     if _is_of(identity, output_dir):
-        # The owner may have been moved. A copy shares its checkpoints where they lie elsewhere.
+        # The output folder may have been moved. A copy of it is an error if it would share
+        # checkpoints stored elsewhere with the original.
         is_copy = owner != output_dir.resolve() and read_identity(owner) == identity
         if is_copy and not Path(folder).is_relative_to(output_dir.absolute()):
             raise ValueError(of_another_run(folder, identity, output_dir))
@@ -126,7 +128,7 @@ def raise_if_taken(folder: epath.Path, output_dir: Path) -> None:
 
 
 def of_another_run(folder: epath.Path, identity: dict[str, Any], output_dir: Path) -> str:
-    """The sentence for checkpoints that are not those of the run in `output_dir`."""
+    """Builds the error message for checkpoints that do not belong to the run in `output_dir`."""
     return (
         f"the checkpoints in {folder} are of the run in {identity['output_dir']} "
         f"({identity.get('config')}, {identity.get('created')}), not of that in {output_dir}; "
@@ -136,7 +138,7 @@ def of_another_run(folder: epath.Path, identity: dict[str, Any], output_dir: Pat
 
 
 def is_running(output_dir: Path) -> bool:
-    """Tells if a launch into this folder is running on this host."""
+    """Returns whether a launch into this folder is running on this host."""
     try:
         with (output_dir / LOCK).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +151,7 @@ def is_running(output_dir: Path) -> bool:
 
 @functools.cache
 def _note_unknown(folder: epath.Path) -> None:
-    """Says once that it is not known whose checkpoints these are."""
+    """Prints once that the owner of these checkpoints is unknown."""
     print(
         f"note: {folder} has no {IDENTITY}, which earlier code did not write: its checkpoints are "
         "taken for those of this run",

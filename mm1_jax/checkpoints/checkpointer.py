@@ -1,13 +1,13 @@
-"""Checkpoints of a run: training state and data state, written together by orbax in the background.
+"""Checkpoints of a run: training state and data state, written together by Orbax in the background.
 
-    <step>/             state, input (the data state), model (its config as text), manifest.json
-    <step>.damaged/     what could not be restored, for people to look at
-    run.json            which run they are of
-    best.json           the step that `best_metric` liked best up to now
+    <step>/             state, input (the data state), model (its config), manifest.json
+    <step>.damaged/     a damaged checkpoint, kept for inspection
+    run.json            identity of the run that owns the checkpoints
+    best.json           the step with the best value of `best_metric` so far
 
-A step's folder gets its name only when all of it is there, so what a killed process leaves half
-written is never taken for a checkpoint, and is removed at the next start. What is damaged later is
-found by its checksums, and the newest whole checkpoint is used.
+The folder of a step gets its final name only when it is complete. A partial checkpoint of a killed
+process is therefore never mistaken for a checkpoint; it is removed at the next start. Later damage
+is detected by checksums, and the newest intact checkpoint is used instead.
 """
 
 import contextlib
@@ -40,32 +40,32 @@ from mm1_jax.stored_config import flat_fields
 from mm1_jax.train.train_state import TrainState
 
 _MOST_DAMAGED = 12
-# Seconds that one of several processes waits at its end for files that it is writing.
+# Seconds that a process of a multi-process run waits at exit for files it is writing.
 _CLOSING_SECONDS = 60.0
 
-# All processes make the same ones, in the same order.
+# Numbers the checkpoint managers; all processes create the same ones in the same order.
 _managers = itertools.count()
 
 
 class Checkpointer(Configurable):
-    """Saves every n steps, keeps the last few and chosen others, restores the newest whole one."""
+    """Saves every n steps, keeps recent and selected checkpoints, restores the newest intact."""
 
     @config_class
     class Config(Configurable.Config):
         every_n_steps: PositiveInt = 1000
         keep_last: PositiveInt = 3
-        # Besides, every one whose step is a multiple of this: none.
+        # Also keeps checkpoints whose step is a multiple of this. None disables it.
         keep_every_n_steps: PositiveInt | None = None
-        # Besides, the one after whose step this metric of an evaluation was best, such as
-        # "held_out_loss/0/text"; a state that is evaluated is saved then.
+        # Also keeps the checkpoint with the best value of this evaluation metric, such as
+        # "held_out_loss/0/text". An evaluated state that is the best so far is saved.
         best_metric: NonEmpty | None = None
         best_mode: Literal["min", "max"] = "min"
-        # Where they lie: an absolute path, a path from the output folder on, gs:// or s3://.
-        # None: `checkpoints` in the output folder.
+        # Checkpoint folder: an absolute path, gs:// or s3://, or a path relative to the output
+        # folder. Defaults to `checkpoints` in the output folder.
         location: str | None = None
-        # Process 0 reads every file once more when it is written, and when it is restored.
+        # Checksums make process 0 read every file once more after writing and before restoring.
         checksums: bool = True
-        # For all processes to have written their part.
+        # Time limit for all processes to write their parts.
         timeout_seconds: PositiveInt = 1200
 
     def __init__(
@@ -77,12 +77,12 @@ class Checkpointer(Configurable):
         model: InstantiableConfig | None = None,
         report: Callable[[str], None] = logging.warning,
     ):
-        """Opens a folder of checkpoints.
+        """Opens a checkpoint folder.
 
         Args:
-            directory: The folder, where the config names no other.
-            model: The config of the model, to save as text and to compare.
-            report: Is told what people should know of: damage, and saves that failed.
+            directory: Checkpoint folder, unless the config sets a location.
+            model: Config of the model, which is saved, and compared on restore.
+            report: Called with messages for users: damaged checkpoints and failed saves.
         """
         super().__init__(cfg)
         self._every_n_steps = cfg.every_n_steps
@@ -95,7 +95,7 @@ class Checkpointer(Configurable):
         self._model = model
         self._report = report
         self._read_only = read_only
-        # The step that is being written.
+        # Step of the save in progress.
         self._saving: int | None = None
         self._best = BestCheckpoint(
             self._directory, metric=cfg.best_metric, mode=cfg.best_mode, report=report
@@ -103,18 +103,18 @@ class Checkpointer(Configurable):
         self._manager = self._open()
 
     def due(self, step: int) -> bool:
-        """Tells if to save after `step` steps; False where that is done already."""
+        """Returns whether to save after `step` steps; False if that step is already saved."""
         return step > 0 and step % self._every_n_steps == 0 and step != self.latest_step()
 
     def latest_step(self) -> int | None:
-        """The newest checkpoint: complete, or being written by this process."""
+        """Returns the step of the newest checkpoint, complete or being written by this process."""
         return self._manager.latest_step()
 
     def newest_whole_step(self, before: int | None = None) -> int | None:
-        """The newest checkpoint that is as it was written; damaged ones are put aside.
+        """Returns the step of the newest intact checkpoint; damaged ones are renamed.
 
         Args:
-            before: Only one of an earlier step.
+            before: Considers only checkpoints of earlier steps than this.
         """
         while True:
             steps = [s for s in self._manager.all_steps() if before is None or s < before]
@@ -130,21 +130,21 @@ class Checkpointer(Configurable):
             self._put_aside(newest, "; ".join(damage[:_MOST_DAMAGED]))
 
     def save(self, step: int, state: TrainState, input_state: dict[str, Any] | None) -> bool:
-        """Copies the state from the devices and returns; files are written in the background.
+        """Copies the state from the devices and starts writing files in the background.
 
         Args:
-            input_state: State of the input of the whole batch; that of process 0 is written.
+            input_state: State of the input of the whole batch; process 0 writes it.
 
         Returns:
-            Whether it was begun. If it was not, or fails later, `report` is told, and training may
-            go on: the next save is tried as if there had been none.
+            Whether the save has started. If it has not, or if it fails later, `report` is called
+            and training may continue; the next save does not depend on it.
         """
         items: dict[str, Any] = {
             "state": ocp.args.PyTreeSave(state),
             "input": ocp.args.JsonSave(input_state or {}),
         }
         if self._model is not None:
-            # Lines are for people, and for code from before `fields`.
+            # `config` is for people, and for older versions that do not know `fields`.
             lines = self._model.debug_string().splitlines()
             items["model"] = ocp.args.JsonSave(
                 {"config": lines, "fields": flat_fields(self._model)}
@@ -156,10 +156,10 @@ class Checkpointer(Configurable):
         self._saving = step
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        # Whatever it is, of orbax, TensorStore or the file system: the run has its state.
+        # The run still has its state, whatever Orbax, TensorStore or the file system raise.
         except Exception as error:
             if distributed.process_count() > 1:
-                # The others have begun.
+                # The other processes have already started the save.
                 raise
             self._give_up()
             self._report_failure(SaveFailed(step, reason_of(error)))
@@ -167,20 +167,20 @@ class Checkpointer(Configurable):
         return True
 
     def note(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Takes the metrics of an evaluation; whether its state is the best and so to be saved."""
+        """Records the metrics of an evaluation; returns whether to save its state as the best."""
         return self._best.note(step, metrics)
 
     def restore(
         self, state: TrainState, *, step: int | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
-        """A state and its data state.
+        """Restores a training state and its data state.
 
         Args:
-            state: Shapes with the shardings to restore onto; types may differ from what was saved.
-            step: Which checkpoint; the newest if None.
+            state: Shapes with the shardings to restore onto; dtypes may differ from the saved ones.
+            step: Step of the checkpoint; defaults to the newest.
 
         Raises:
-            ValueError: It is of another model.
+            ValueError: There is no checkpoint, or it is of another model.
         """
         step = self.latest_step() if step is None else step
         if step is None:
@@ -195,10 +195,10 @@ class Checkpointer(Configurable):
         return restored["state"], restored["input"]
 
     def restore_params(self, params: Any, *, step: int | None = None) -> Any:
-        """Only the parameters, onto the shardings of these shapes.
+        """Restores only the parameters, onto the shardings of these shapes.
 
         Args:
-            step: Which checkpoint; the newest if None.
+            step: Step of the checkpoint; defaults to the newest.
 
         Raises:
             ValueError: There is no such checkpoint.
@@ -218,12 +218,12 @@ class Checkpointer(Configurable):
         return restored["state"]["params"]
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises SaveFailed where it cannot be."""
+        """Waits until the last save is on disk; raises SaveFailed if it failed."""
         self._settle()
 
     def close(self) -> None:
         if distributed.process_count() > 1:
-            # Others may have failed, and not finish what they write.
+            # Other processes may have failed and may never finish their parts.
             self._outcome(_CLOSING_SECONDS)
             return
         try:
@@ -234,7 +234,7 @@ class Checkpointer(Configurable):
 
     def _open(self) -> ocp.CheckpointManager:
         cfg, read_only = self._config, self._read_only
-        # Names that were not used yet, also after a save that only some processes gave up.
+        # A new name per manager, so that a save abandoned by some processes does not clash.
         name = f"saves_{next(_managers)}"
         is_alone = distributed.process_count() == 1
         return ocp.CheckpointManager(
@@ -254,7 +254,7 @@ class Checkpointer(Configurable):
                 ),
             ),
             item_handlers={
-                # Restores any subtree, which the standard handler does not.
+                # Can restore any subtree, unlike the standard handler.
                 "state": ocp.PyTreeCheckpointHandler(),
                 "input": ocp.JsonCheckpointHandler(),
                 "model": ocp.JsonCheckpointHandler(),
@@ -262,7 +262,7 @@ class Checkpointer(Configurable):
         )
 
     def _settle(self) -> None:
-        """Ends the save before; raises SaveFailed in all processes where it failed in any."""
+        """Waits for the previous save; raises SaveFailed in all processes if it failed in any."""
         step = self._saving
         if step is None:
             return
@@ -272,13 +272,16 @@ class Checkpointer(Configurable):
             self._saving = None
             return
         self._give_up()
-        # Not of those who only learnt of it.
+        # Report the process that caused the failure, not those that were only told of it.
         causes = {p: r for p, r in failed.items() if OutOfStep.__name__ not in r} or failed
         process, reason = next(iter(causes.items()))
         raise SaveFailed(step, reason if len(reasons) == 1 else f"process {process}: {reason}")
 
     def _outcome(self, patience: float | None = None) -> str | None:
-        """Why the save before failed in this process; None where it did not, within `patience`."""
+        """Returns why the previous save failed in this process; None if it did not.
+
+        Waits at most `patience` seconds for the save to finish.
+        """
         reasons: list[str] = []
 
         def wait() -> None:
@@ -294,10 +297,10 @@ class Checkpointer(Configurable):
         return reasons[0] if reasons else None
 
     def _give_up(self) -> None:
-        """Forgets the save that failed, and removes what is there of it."""
+        """Abandons the failed save and removes its partial files."""
         step, self._saving = self._saving, None
         if distributed.is_first():
-            # Now, as what comes next may need the space; orbax does so before its next save.
+            # Free the space now; Orbax would remove the files only before its next save.
             for folder in self._unfinished(step):
                 with contextlib.suppress(OSError):
                     folder.rmtree(missing_ok=True)
@@ -325,10 +328,10 @@ class Checkpointer(Configurable):
         ]
 
     def _write_manifest(self) -> None:
-        """By orbax, in process 0, when all files are written and none is committed yet."""
+        """Called by Orbax in process 0, after all files are written and before the commit."""
         if not self._config.checksums:
             return
-        # On a file system without renames, orbax writes into the final folder.
+        # On file systems without renames, Orbax writes directly into the final folder.
         folders = self._unfinished(self._saving) or [self._directory / str(self._saving)]
         for folder in folders:
             write_manifest(folder)
@@ -372,7 +375,7 @@ class Checkpointer(Configurable):
 
 @dataclasses.dataclass
 class _Preserved:
-    """Asks whether a step is kept, in the form in which orbax wants to know it."""
+    """Adapts `is_kept` to the preservation policy interface of Orbax."""
 
     is_kept: Callable[[int, Sequence[int]], bool]
 

@@ -1,9 +1,8 @@
-"""The points at which processes wait for each other while a checkpoint is written.
+"""Barrier that synchronizes processes while a checkpoint is written, and detects failed saves.
 
-orbax has barriers of its own, which a process that could not write never comes to: the others wait
-there until their time is up, minutes later, and are out of step with it from then on. Here, every
-process says at which barrier it is. Where that is not the same one for all, the save has failed,
-and all of them are told at once.
+A process that fails to write never reaches Orbax's own barriers. The others wait there until the
+timeout, minutes later, and are out of step with it from then on. Here, every process announces the
+barrier it has reached. If they differ, the save has failed, and all processes are told at once.
 """
 
 import itertools
@@ -13,14 +12,14 @@ from mm1_jax.multihost import distributed
 
 
 class OutOfStep(RuntimeError):
-    """Another process could not write its part."""
+    """Raised in a process when another one could not write its part."""
 
 
 class CommitBarrier:
-    """The `barrier_sync_fn` of one checkpoint manager of orbax."""
+    """The `barrier_sync_fn` of an Orbax checkpoint manager."""
 
     def __init__(self, name: str):
-        """`name` is the same in all processes, and another one for every manager."""
+        """`name` must be the same in all processes and unique per manager."""
         self._name = name
         self._numbers = itertools.count()
         self._lock = threading.Lock()

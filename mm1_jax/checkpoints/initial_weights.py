@@ -1,18 +1,18 @@
-"""The initial parameters of parts of a model, from folders of weights or checkpoints of other runs.
+"""Initial parameters of parts of a model, from weight folders or checkpoints of other runs.
 
     cfg.trainer.initial_weights = {
         "vision_encoder": InitialWeights.default_config().set(path="weights/dfn_vit_h14_378"),
         "decoder": InitialWeights.default_config().set(path="weights/qwen3_1p7b"),
     }
 
-What no entry is about, such as the connector here, is drawn as ever. Every parameter of a part
-must be in its checkpoint, in the same shape, and the checkpoint may have no other ones there;
-fields that shapes do not show (an eps, the base of rotary positions, an activation) must be as the
-weights were made for. What is to differ is named by a rule (see `parameter_paths`). Defaults that
-have changed since (`stored_config.DEFAULTS`) are taken from there.
+Parts without an entry, such as the connector here, are initialized randomly as usual. A part and
+its checkpoint must have the same parameters with the same shapes. Config fields that shapes do not
+reveal (an eps, the base of rotary positions, an activation) must equal those that the weights were
+trained with. Intended differences are listed as rules (see `parameter_paths`). Defaults that have
+changed since then (`stored_config.DEFAULTS`) keep the values that the weights were trained with.
 
-A sparse decoder starts from a dense one with `upcycle`, and an encoder for another size of images
-from learned positions of any grid with `resize_positions`.
+With `upcycle`, a sparse decoder starts from a dense one. With `resize_positions`, an encoder starts
+from learned positions of another image size.
 """
 
 import functools
@@ -47,41 +47,46 @@ from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.storage import contents_digest
 from mm1_jax.stored_config import Fields, Scalar, as_stored, flat_fields
 
-# Fields that decide what a part computes, and that no shape shows.
+# Fields that change what a part computes but not the shapes of its parameters.
 _NOT_IN_SHAPES = (
     *("activation", "eps", "experts_per_token", "factor", "high_freq_factor", "low_freq_factor"),
     *("original_max_position_embeddings", "patch_size", "pattern", "theta"),
 )
 _COLOURS = ("pixel_mean", "pixel_std")
-# Learned positions of a grid, in any module.
+# End of the path of learned grid positions, in any module.
 _POSITIONS = "positions/positions"
 
 
 class InitialWeights(Configurable):
-    """The source of the initial parameters of one part."""
+    """Source of the initial parameters of one part of the model."""
 
     @config_class
     class Config(Configurable.Config):
-        # From `data_dir` on: a folder of tools/convert_checkpoint.py, or the outputs of a run.
+        # Folder made by tools/convert_checkpoint.py, or the output folder of a run; relative to
+        # `data_dir`.
         path: Required[str] = REQUIRED
         data_dir: str | None = derived(None)  # `input.data_dir`
-        step: NonNegativeInt | None = None  # Which checkpoint of a run; None: the newest.
-        # Where the checkpoint has what this part has; None: under the same path.
+        step: NonNegativeInt | None = None  # checkpoint of a run; None is the newest
+        # Path of this part in the checkpoint; None means the same path.
         source: str | None = None
-        # Rules: parameters that are drawn all the same, and what of the checkpoint is left aside.
+        # Rules for parameters that are initialized randomly nevertheless (`fresh`), and for
+        # parameters of the checkpoint that are ignored (`unused`).
         fresh: Sequence[str] = ()
         unused: Sequence[str] = ()
-        # The checkpoint is dense and the part sparse: every expert starts as a copy of the layer
-        # that it replaces, and routers are drawn.
+        # Initializes a sparse part from a dense checkpoint: every expert starts as a copy of the
+        # feed-forward layer that it replaces, and routers are initialized randomly.
         upcycle: bool = False
-        # Learned positions of a grid may be of another one: they are resized, bicubically, as an
-        # encoder resizes its own for larger images.
+        # Accepts learned positions of another grid size; they are resized bicubically, in the same
+        # way as an encoder resizes its own for larger images.
         resize_positions: bool = False
-        # Off: fields that shapes do not show may differ from what the weights were made for.
+        # False allows differences in config fields that shapes do not reveal.
         check_config: bool = True
 
     def fingerprint(self) -> str:
-        """Digest of the checkpoint, wherever it lies; a run that resumes needs none."""
+        """Returns a digest of the checkpoint that does not depend on its path.
+
+        The checkpoint may be missing, because a resuming run does not need it.
+        """
         cfg = self._config
         try:
             stored = StoredParams(Path(cfg.data_dir or ".", cfg.path), cfg.step)
@@ -92,15 +97,15 @@ class InitialWeights(Configurable):
     def load(
         self, part: str, params: Mapping[str, jax.ShapeDtypeStruct], model: InstantiableConfig
     ) -> dict[str, jax.Array]:
-        """The parameters of a part, onto their shardings, by path.
+        """Loads the parameters of a part onto their shardings, keyed by path.
 
         Args:
-            part: Path of what holds them: "decoder".
-            params: All parameters of the model by path.
-            model: Its config.
+            part: Path of the part, such as "decoder".
+            params: Shapes and shardings of all parameters of the model by path.
+            model: Config of the model.
 
         Raises:
-            ValueError: They do not fit; all names are listed.
+            ValueError: The stored parameters do not fit. The message lists all differences.
         """
         cfg, field = self._config, f"trainer.initial_weights[{part!r}]"
         folder = Path(cfg.data_dir or ".", cfg.path)
@@ -172,10 +177,10 @@ class InitialWeights(Configurable):
 def with_stored_defaults(
     model: InstantiableConfig, initial_weights: Mapping[str, InitialWeights.Config]
 ) -> Any:
-    """The config of a model, with the defaults that its initial weights were trained with.
+    """Returns the model config with the defaults that its initial weights were trained with.
 
-    Defaults that have changed since a part was trained stay for it; what is chosen in `model`
-    stays, too.
+    If a default has changed since a part was trained, the part gets the old value. Fields set
+    explicitly in `model` are kept.
     """
     model = model.clone()
     for part, weights in initial_weights.items():
@@ -197,11 +202,12 @@ def _loaded(
     dense: Mapping[str, DenseParameter],
     resized: Collection[str],
 ) -> dict[str, jax.Array]:
-    """Parameters by path, of those that are stored by `names`.
+    """Loads parameters by path.
 
     Args:
+        names: Path in the checkpoint of each parameter.
         dense: Parameters that are copied from layers of a dense decoder.
-        resized: Parameters that are positions of another grid.
+        resized: Paths of parameters that are positions of another grid size.
     """
     result = {
         path: _made(
@@ -224,7 +230,7 @@ def _loaded(
 def _made(
     like: jax.ShapeDtypeStruct, values: Callable[[tuple[int, ...], tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
-    """An array onto its sharding, of which every device asks for its own values."""
+    """Creates a sharded array; `values` is called per device with the index of its shard."""
     shape = tuple(like.shape)
     assert like.sharding is not None
     return jax.make_array_from_callback(
@@ -233,7 +239,7 @@ def _made(
 
 
 def _are_grids(*shapes: tuple[int, ...]) -> bool:
-    """Tells if these are positions of square grids, of one dim."""
+    """Returns whether these are shapes of positions of square grids with the same model dim."""
     are_square = all(len(s) == 2 and math.isqrt(s[0]) ** 2 == s[0] for s in shapes)
     return are_square and len({shape[1] for shape in shapes}) == 1
 
@@ -253,13 +259,13 @@ def _differences(
     model: InstantiableConfig,
     is_upcycled: bool,
 ) -> list[str]:
-    """The fields that decide what is computed, and differ from those the weights were made for."""
+    """Lists config fields that affect the computation and differ from those of the weights."""
     stored = part_fields(description).get(source)
     if stored is None or part not in model:
         return []
     made_for, now = _decisive(stored), _decisive(flat_fields(getattr(model, part)))
     if is_upcycled:
-        # Experts are what the dense layer was; how many see a token changes nothing at first.
+        # Experts are copies of the dense layer, so `experts_per_token` has no effect at first.
         activation = now.get("moe.experts.activation")
         now = {path: value for path, value in now.items() if not path.startswith("moe.")}
         now["stack.layer.feed_forward.activation"] = activation

@@ -1,10 +1,10 @@
-"""Checksums of the files of a checkpoint, by which damage is found before it is trained on.
+"""Checksums of the files of a checkpoint, to detect damage before training on it.
 
-    manifest.json   {file: [bytes, BLAKE2b digest of 16 bytes]}, of all files but itself
+    manifest.json   {file: [bytes, BLAKE2b digest of 16 bytes]}, for all files except itself
 
-It is written inside the folder before the folder gets its name, so a checkpoint has it or is none.
-Both to write and to check it read every file once, in a few threads: about a second for each
-gigabyte and core, or what the storage gives.
+The manifest is written before the folder gets its final name, so every complete checkpoint has one.
+Writing and checking it each read every file once, in several threads. This takes about one second
+per gigabyte and core, unless limited by the storage.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from typing import Any
 from etils import epath
 
 MANIFEST = "manifest.json"
-# orbax goes on writing into these after our manifest.
+# Orbax still writes to these files after the manifest is written.
 _OPEN_UNTIL_COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _CHUNK_BYTES = 1 << 22
 _NUM_THREADS = 8
 
 
 def write_manifest(folder: epath.Path) -> None:
-    """Writes down what is in a folder that nobody writes into any more."""
+    """Writes the manifest of a folder that is no longer being written to."""
     files = sorted(_files(folder))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         entries = pool.map(lambda name: _entry(folder / name), files)
@@ -32,7 +32,7 @@ def write_manifest(folder: epath.Path) -> None:
 
 
 def find_damage(folder: epath.Path) -> list[str] | None:
-    """Lists the files that are not as they were written; None where there is no manifest."""
+    """Lists missing or modified files; returns None if there is no manifest."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -49,7 +49,7 @@ def _difference(folder: epath.Path, name: str, stated: list[Any]) -> str | None:
     path = folder / name
     if not path.exists():
         return f"{name} is missing"
-    # The length first, which costs nothing.
+    # Compare lengths first, which is cheap.
     length = path.stat().length
     if length != stated[0]:
         return f"{name} has {length:,} bytes and not {stated[0]:,}"

@@ -1,4 +1,4 @@
-"""The identity of a saved model, by shapes of parameters and config, against the present one."""
+"""Check that a checkpoint fits the model, by parameter shapes and config."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mm1_jax.config import InstantiableConfig
 from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.stored_config import Stored, config_differences
 
-# Fields of a model's config that do not change what its parameters mean.
+# Fields of the model config that do not change the meaning of its parameters.
 _NOT_OF_THE_MODEL = (
     "dtype",
     "remat",
@@ -29,12 +29,12 @@ def raise_if_another_model(
     saved_config: Stored | None,
     model: InstantiableConfig | None,
 ) -> None:
-    """Raises ValueError where a checkpoint is of another model; it lists the differences.
+    """Raises ValueError with a list of differences if a checkpoint is of another model.
 
     Args:
         saved_params, params: Trees of leaves with shapes.
-        saved_config: The config that was saved; None: it was not.
-        model: The present config; None: it is not compared.
+        saved_config: Config in the checkpoint; None if it has none.
+        model: Config of the present model; None skips the comparison of configs.
     """
     saved, here = _shapes(saved_params), _shapes(params)
     lines = [

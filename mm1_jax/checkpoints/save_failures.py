@@ -1,4 +1,4 @@
-"""Saves that fail: the error, its reason in one line, and what orbax logs of it."""
+"""Failed saves: the error, its one-line reason, and suppression of Orbax tracebacks."""
 
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,29 @@ _MOST_CHARACTERS = 240
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written."""
+    """Raised when a checkpoint could not be written."""
 
     def __init__(self, step: int, reason: str):
         super().__init__(f"step {step} could not be saved ({reason})")
 
 
 def reason_of(error: BaseException) -> str:
-    """Class and first line of an error."""
-    # A process that is out of step failed by the error before that.
+    """Returns the class and the first line of an error."""
+    # If a process is out of step, the actual failure is the error before that.
     while isinstance(error, OutOfStep) and error.__context__ is not None:
         error = error.__context__
     line = str(error).strip().partition("\n")[0]
     if len(line) > _MOST_CHARACTERS:
-        # Files come first, and the cause of the operating system last.
+        # The message starts with file names and ends with the cause given by the operating system.
         half = _MOST_CHARACTERS // 2
         line = f"{line[:half]} ... {line[-half:]}"
     return f"{type(error).__name__}: {line}"
 
 
 def log_tracebacks_only_if_verbose() -> None:
-    """Leaves out the tracebacks that each thread of orbax logs of a failed save, which is reported.
+    """Suppresses the tracebacks that Orbax threads log for a failed save; we report it ourselves.
 
-    They are there with --verbosity=1.
+    They are shown with --verbosity=1.
     """
     logging.get_absl_logger().addFilter(_is_logged)
 

@@ -1,4 +1,4 @@
-"""The model of a run folder, for tools that use it."""
+"""Loading of the trained model of a run, for tools."""
 
 import math
 from pathlib import Path
@@ -16,13 +16,17 @@ from mm1_jax.train.train_state import abstract_model
 def load_model(
     folder: Path, cfg: Any, step: int | None = None, *, placement: Placement | None = None
 ) -> tuple[MM1, int]:
-    """The model with the parameters of a checkpoint, and its step.
+    """Loads the model with the parameters of a checkpoint.
 
     Args:
-        cfg: The resolved config of the run.
-        step: Which checkpoint; the newest if None.
-        placement: Where the parameters go, each shard straight to its device; None: all to the
-            first one. The model is used inside `use_mesh` of the same.
+        cfg: Resolved config of the run.
+        step: Step of the checkpoint; defaults to the newest.
+        placement: Mesh and rules that shard the parameters; each shard is loaded directly onto its
+            device. None loads everything onto the first device. The model must be used inside
+            `use_mesh` with the same placement.
+
+    Returns:
+        The model, and the step of the checkpoint.
 
     Raises:
         ValueError: There is no such checkpoint, or the mesh does not divide a parameter.
@@ -51,7 +55,7 @@ def load_model(
 
 
 def newest_step(folder: Path, cfg: Any) -> int | None:
-    """The step of the newest checkpoint of a run; None where it has none."""
+    """Returns the step of the newest checkpoint of a run; None if it has none."""
     checkpointer = cfg.trainer.checkpointer.instantiate(
         directory=folder / "checkpoints", read_only=True
     )
@@ -62,15 +66,16 @@ def newest_step(folder: Path, cfg: Any) -> int | None:
 
 
 def placement_of(cfg: Any, text: str) -> Placement:
-    """Returns the placement of a run's model: "run", as in training; or sizes, "data=2,model=4".
-
-    Of more devices than the sizes need, the first ones are taken; an axis of -1 takes all.
+    """Returns the placement of a run's model.
 
     Args:
-        cfg: The resolved config of the run.
+        cfg: Resolved config of the run.
+        text: "run" for the mesh used in training, or mesh axis sizes such as "data=2,model=4". If
+            there are more devices than the sizes need, the first ones are used; an axis of -1 uses
+            all of them.
 
     Raises:
-        ValueError: There are no such axes, or too few devices.
+        ValueError: An axis is unknown, or there are too few devices.
     """
     trainer, devices = cfg.trainer, jax.devices()
     if text == "run":

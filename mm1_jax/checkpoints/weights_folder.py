@@ -1,12 +1,13 @@
-"""Parameters on disk, an array at a time: a folder of weights, or a checkpoint of a run.
+"""Array-wise access to parameters on disk, in a weight folder or in a checkpoint of a run.
 
-A folder of weights is what `tools/convert_checkpoint.py` makes, for runs to start from:
+`tools/convert_checkpoint.py` creates weight folders, from which runs can start:
 
-    weights.json   what they are, where they come from, and what was checked
-    params/        an orbax checkpoint of the parameters, under the paths that they have in an `MM1`
+    weights.json   description: contents, origin, and the checks that were made
+    params/        Orbax checkpoint of the parameters, under their paths in an `MM1`
 
-Orbax writes whole arrays, and ours are stacks of all layers. Here, orbax writes the structure and
-tensorstore the values, a slice at a time, so that memory does not grow with the depth of a model.
+Orbax can only write whole arrays, and ours are stacks of all layers. Here, Orbax writes only the
+structure, and TensorStore writes the values slice by slice, so that memory does not grow with the
+depth of the model.
 """
 
 import json
@@ -25,13 +26,13 @@ from mm1_jax.stored_config import Scalar, read_fields
 
 DESCRIPTION = "weights.json"
 PARAMS = "params"
-# Size of the files that an array is cut into.
+# Maximum size of the files that an array is divided into.
 _CHUNK_BYTES = 32 * 2**20
 _MOST_NAMED = 8
 
 
 class WeightsWriter:
-    """Writes the parameters of a folder of weights, slice by slice."""
+    """Writes the parameters of a weight folder slice by slice."""
 
     def __init__(
         self,
@@ -40,11 +41,13 @@ class WeightsWriter:
         dtypes: Mapping[str, np.dtype],
         num_leading: Mapping[str, int],
     ):
-        """Makes the structure, all values zero.
+        """Creates the structure, with all values zero.
 
         Args:
-            shapes, dtypes: Of every parameter, by its path.
-            num_leading: How many leading dims a slice that is written at a time has not.
+            shapes: Shape of every parameter by path.
+            dtypes: Dtype of every parameter by path.
+            num_leading: Number of leading dims that are indexed, and thus missing in a slice, by
+                path; defaults to 0.
         """
         self._folder = folder / PARAMS
         skeleton: dict[str, Any] = {}
@@ -63,7 +66,7 @@ class WeightsWriter:
         }
 
     def write(self, path: str, index: tuple[int, ...], value: np.ndarray, start: int = 0) -> None:
-        """Stores rows of the slice at `index` of the leading dims, from row `start` on."""
+        """Writes rows, starting at row `start`, of the slice at `index` of the leading dims."""
         array = self._arrays[path]
         slice_shape = array.shape[len(index) :]
         assert value.ndim == len(slice_shape) and value.shape[1:] == slice_shape[1:], path
@@ -73,7 +76,7 @@ class WeightsWriter:
         step = array.chunk_layout.write_chunk.shape[len(index)]
         row = start
         while row < start + len(value):
-            # Up to the next border of a file.
+            # Write up to the next file boundary.
             end = min((row // step + 1) * step, start + len(value))
             block = value[row - start : end - start].astype(array.dtype.numpy_dtype)
             array[(*index, slice(row, end))].write(np.ascontiguousarray(block)).result()
@@ -86,7 +89,7 @@ class WeightsWriter:
                 "shape": list(shape),
                 "chunks": _chunk(shape, dtype.itemsize, num_leading),
                 "dtype": "bfloat16" if dtype.name == "bfloat16" else dtype.str,
-                # Weights of a run look random; what compression saves is not worth its time.
+                # Weights look random, so compression would save too little to be worth its time.
                 "compressor": None,
                 "fill_value": None,
             },
@@ -97,26 +100,23 @@ class WeightsWriter:
 
 
 def describe(folder: Path, description: Mapping[str, Any]) -> None:
-    """Says what the weights in a folder are."""
+    """Writes the description of the weights in a folder."""
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def part_fields(description: Mapping[str, Any]) -> dict[str, dict[str, Scalar]]:
-    """The config of each part, from the description of weights."""
-    # Earlier code wrote lines alone.
+    """Returns the config of each part from the description of weights."""
+    # Older versions wrote only `parts`.
     parts = description.get("fields", description["parts"])
     return {part: read_fields(stored) for part, stored in parts.items()}
 
 
 def stored_config(folder: Path, part: str, step: int | None = None) -> dict[str, Scalar] | None:
-    """The config of a part that a folder of weights, or a checkpoint, was made with.
+    """Returns the stored config of a part; None if there is none.
 
     Args:
-        folder: Of weights, or the output folder of a run.
-        step: Which checkpoint of a run; the newest if None.
-
-    Returns:
-        None where there are none.
+        folder: A weight folder or the output folder of a run.
+        step: Checkpoint of a run; defaults to the newest.
     """
     try:
         if (folder / DESCRIPTION).is_file():
@@ -131,17 +131,17 @@ def stored_config(folder: Path, part: str, step: int | None = None) -> dict[str,
 
 
 class StoredParams:
-    """The parameters in a folder of weights, or in a checkpoint of a run."""
+    """Parameters in a weight folder or in a checkpoint of a run."""
 
     def __init__(self, folder: Path, step: int | None = None):
-        """Finds them.
+        """Opens the parameters; arrays are read on demand.
 
         Args:
-            folder: Of weights, or the output folder of a run.
-            step: Which checkpoint of a run; the newest if None.
+            folder: A weight folder or the output folder of a run.
+            step: Checkpoint of a run; defaults to the newest.
 
         Raises:
-            ValueError: There are none.
+            ValueError: There are no parameters, or no such checkpoint.
         """
         self.description: dict[str, Any] | None = None
         if (folder / DESCRIPTION).is_file():
@@ -166,12 +166,12 @@ class StoredParams:
 
     @property
     def folder(self) -> Path:
-        """The folder of the arrays."""
+        """Folder that holds the arrays."""
         return self._folder
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter by its path."""
+        """Shape of every parameter by path."""
         return {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}
 
     @property
@@ -179,7 +179,7 @@ class StoredParams:
         return {path: np.dtype(leaf.dtype) for path, leaf in self._leaves.items()}
 
     def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray:
-        """A slice of a parameter, in the dtype that it is stored in."""
+        """Reads a slice of a parameter in its stored dtype."""
         if path not in self._arrays:
             name = "/".join((*self._root, path))
             spec = _driver(self._folder, name, self._is_ocdbt, self._is_zarr3)
@@ -188,7 +188,7 @@ class StoredParams:
         return np.asarray(self._arrays[path][index].read().result())
 
     def restore(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """Parameters onto the shardings of `shapes`, in their dtypes, by path."""
+        """Loads parameters by path with the shardings and dtypes of `shapes`."""
         item: dict[str, Any] = {}
         for path, shape in shapes.items():
             *parents, name = (*self._root, *path.split("/"))
@@ -238,16 +238,16 @@ def _driver(folder: Path, path: str, is_ocdbt: bool = False, is_zarr3: bool = Fa
 
 
 def _context() -> tensorstore.Context:
-    # Nothing is read twice, and what is written goes to disk at once.
+    # No cache: nothing is read twice, and writes go to disk at once.
     return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
 def _chunk(shape: tuple[int, ...], itemsize: int, num_leading: int) -> list[int]:
-    """The shape of the files of an array: whole rows of one slice, no more than fit a limit."""
+    """Returns the chunk shape of an array's files: rows of one slice, up to `_CHUNK_BYTES`."""
     chunk, size = [1] * len(shape), itemsize
     for dim in reversed(range(num_leading, len(shape))):
         most = min(shape[dim], max(1, _CHUNK_BYTES // size))
-        # Of equal size, as what the last one lacks is stored too.
+        # Use chunks of nearly equal size, because the last one is stored padded.
         chunk[dim] = -(-shape[dim] // -(-shape[dim] // most))
         if chunk[dim] < shape[dim]:
             break
@@ -256,7 +256,7 @@ def _chunk(shape: tuple[int, ...], itemsize: int, num_leading: int) -> list[int]
 
 
 class _without_warnings:
-    """orbax tells of files that this way of saving does not have."""
+    """Silences Orbax warnings about files that this way of saving does not create."""
 
     def __enter__(self) -> None:
         self._verbosity = logging.get_verbosity()
@@ -267,10 +267,10 @@ class _without_warnings:
 
 
 def restore_args(shapes: Any, *, partial: bool) -> ocp.args.PyTreeRestore:
-    """Arguments with which orbax restores arrays in the dtypes and shardings of these shapes.
+    """Returns arguments that make Orbax restore arrays with these dtypes and shardings.
 
     Args:
-        partial: Allows the checkpoint to hold more than they do.
+        partial: Allows the checkpoint to contain additional arrays.
     """
     return ocp.args.PyTreeRestore(
         item=shapes,
@@ -285,7 +285,7 @@ def restore_args(shapes: Any, *, partial: bool) -> ocp.args.PyTreeRestore:
 
 
 def complaint(what: str, names: Sequence[str]) -> list[str]:
-    """Lines for an error that say of which parameters something is true; none where of no one."""
+    """Returns lines of an error message that list names under a heading; [] without names."""
     if not names:
         return []
     shown = [f"    {name}" for name in names[:_MOST_NAMED]]

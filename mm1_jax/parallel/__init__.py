@@ -1,1 +1,1 @@
-"""Spreads a step over devices: meshes, axis rules, shardings, what is kept or recomputed."""
+"""Parallelism of a training step: meshes, axis rules, shardings, rematerialization."""

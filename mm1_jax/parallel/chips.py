@@ -1,11 +1,11 @@
-"""What is known of the chips that run or compile a program.
+"""Specifications of accelerator chips: FLOP/s, memory, bandwidths.
 
-Figures come from four places, which the report of a rehearsal repeats:
+Figures come from four sources, which the report of a rehearsal names:
 
-    published   Cloud's or NVIDIA's page of the chip
-    compiler    the memory that libtpu 0.0.42.1 lets a program use, as its error messages state it
-    inferred    clocks: what makes `estimated_cycles` of large matrix products plausible
-    guessed     nothing to check it against
+    published   the chip's page of Google Cloud or NVIDIA
+    compiler    memory that libtpu 0.0.42.1 allows a program, according to its error messages
+    inferred    clock rates that make `estimated_cycles` of large matrix products plausible
+    guessed     no source to check against
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One kind of chip, or of GPU.
+    """A type of TPU chip or GPU.
 
     Attributes:
-        peak_flops: Dense bfloat16 FLOP/s of a chip; published.
-        hbm_bytes: What a program may use of a device's memory; compiler for TPUs, published for
+        peak_flops: Dense bfloat16 FLOP/s per chip; published.
+        hbm_bytes: Device memory that a program may use; from the compiler for TPUs, published for
             GPUs.
-        hbm_bandwidth: Bytes/s of a chip; published.
+        hbm_bandwidth: Memory bandwidth per chip in bytes/s; published.
         link_bandwidth: Bytes/s that a chip sends along one axis of the torus, both directions
-            together; of a GPU, all that it sends.
+            together. For a GPU, all bytes/s that it sends over its links.
         network_bandwidth: Bytes/s that a chip sends to other slices; guessed.
-        host_bandwidth: Bytes/s between a chip and the memory of its host, one way; guessed.
-        clock: Hz; None where the compiler gives no cycles.
-        torus_dims: Of the wiring; 0 where every device reaches every other one directly.
-        devices_per_chip: JAX devices.
-        source: Where clock and link bandwidth come from.
+        host_bandwidth: Bytes/s between a chip and its host's memory, in one direction; guessed.
+        clock: Clock rate in Hz; None if the compiler reports no cycles.
+        torus_dims: Number of torus dims of the interconnect; 0 if all devices are linked directly.
+        devices_per_chip: Number of JAX devices per chip.
+        source: Source of clock and link bandwidth.
     """
 
     name: str
@@ -46,10 +46,11 @@ class Chip:
     source: str
 
 
-# Peaks and bandwidths of memory: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} and NVIDIA's data
-# sheets of the SXM modules. Links: what the same pages state for a chip, less the tenth that
-# protocols take. Between slices: a host's network interfaces, shared by its chips. To the host: 16
-# lanes of PCIe for each chip, of the third generation up to v5p, then the fourth or fifth.
+# Peak FLOP/s and memory bandwidths are from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} and
+# NVIDIA's data sheets of the SXM modules. Link bandwidths are from the same pages, minus 10% for
+# protocol overhead. Bandwidths between slices are those of a host's network interfaces, shared by
+# its chips. Host bandwidths are those of 16 PCIe lanes per chip: generation 3 up to v5p, then
+# generation 4 or 5.
 CHIPS = {
     chip.name: chip
     for chip in (

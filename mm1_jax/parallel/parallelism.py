@@ -1,7 +1,8 @@
-"""How one step is spread over devices: mesh, axis rules, rematerialisation, accumulation.
+"""Parallelism of a training step: mesh, axis rules, rematerialization, gradient accumulation.
 
-The mesh rules of an experiment (`trainer.mesh_rules`) name one `Parallelism.Config` per kind and
-number of devices; `choose` takes the first that matches, and puts `trainer.parallelism` on top.
+The mesh rules of an experiment (`trainer.mesh_rules`) provide one `Parallelism.Config` per kind and
+number of devices. `choose` takes the first rule that matches and applies the fields that are set in
+`trainer.parallelism` on top.
 """
 
 import math
@@ -26,7 +27,7 @@ from mm1_jax.field_types import PositiveInt, Range
 from mm1_jax.parallel.rematerialisation import Remat
 from mm1_jax.parallel.sharding import MESH_AXES, AxisRules
 
-# What JAX calls a device, as a pattern, and the short name of its kind.
+# Pattern of JAX's `device_kind`, and our short name of the kind.
 _DEVICE_KINDS = (
     ("TPU v4.*", "v4"),
     ("TPU v5 lite.*|TPU v5e.*", "v5e"),
@@ -39,37 +40,39 @@ _DEVICE_KINDS = (
 )
 
 
-# -1 takes the devices that the other axes leave.
+# -1 uses all devices that the other axes leave.
 AxisSize = Annotated[int, Range(at_least=-1, other_than=0)]
 
 
 class Parallelism(Configurable):
-    """How many ways each mesh axis splits the work, and what a step keeps; makes the mesh.
+    """Mesh axis sizes, axis rules and memory options of a step; creates the mesh.
 
-    None is "as the mesh rule says" and, without a rule, what the comment of the field says.
+    A field that is None takes its value from the mesh rule. Without a rule, it takes the default
+    that its comment states.
     """
 
     @config_class
     class Config(Configurable.Config):
-        # Sizes of the mesh axes: 1, but `data` is -1, "all remaining devices", unless another is:
-        # then it is the number of slices, so that their network carries sums of gradients alone.
-        # Axes of size 1 are not created. docs/training.md says why there are no pipeline stages.
+        # Sizes of the mesh axes. They default to 1, except `data`: it defaults to -1 (all remaining
+        # devices) or, if another axis is -1, to the number of slices, so that only gradient sums
+        # cross the network between slices. Axes of size 1 are not created. docs/training.md
+        # explains why there are no pipeline stages.
         data: AxisSize | None = None
         expert: AxisSize | None = None
         fsdp: AxisSize | None = None
         seq: AxisSize | None = None
         model: AxisSize | None = None
-        rules: AxisRules | None = None  # AxisRules()
-        # Micro-batches that one update adds up: 1.
+        rules: AxisRules | None = None  # defaults to AxisRules()
+        # Number of micro-batches per update; defaults to 1.
         gradient_accumulation: PositiveInt | None = None
-        # What layers keep for the backward pass: what the model's config says.
+        # Values that layers save for the backward pass; default to the fields of the model config.
         decoder_remat: Remat | None = None
         decoder_saved_names: tuple[str, ...] | None = None
         decoder_offloaded_names: tuple[str, ...] | None = None
         vision_encoder_remat: Remat | None = None
         vision_encoder_saved_names: tuple[str, ...] | None = None
         vision_encoder_offloaded_names: tuple[str, ...] | None = None
-        # Passed to XLA when the step is compiled, each "name=value": none.
+        # XLA options for compiling the step, each "name=value"; defaults to none.
         compiler_options: tuple[str, ...] | None = None
 
     def __init__(self, cfg: Config):
@@ -81,10 +84,10 @@ class Parallelism(Configurable):
         self.compiler_options = _options(cfg.compiler_options or ())
 
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh over `devices` (default: all), only with the axes that are in use.
+        """Creates the mesh over `devices` (default: all) with only the axes in use.
 
-        Axis types are `Auto`: under explicit axes, the default of `jax.make_mesh`, plain maths
-        raises.
+        Axis types are `Auto`, because under explicit axes, the default of `jax.make_mesh`, ordinary
+        operations raise errors.
         """
         devices = jax.devices() if devices is None else devices
         shape = mesh_shape(self.config, len(devices), num_slices(devices))
@@ -94,7 +97,7 @@ class Parallelism(Configurable):
         return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
     def configure(self, model: InstantiableConfig) -> Any:
-        """A copy of a model's config whose layers keep for the backward pass what this says."""
+        """Returns a copy of a model config with the rematerialization fields of this config."""
         model = model.clone()
         for part in ("decoder", "vision_encoder"):
             for field in ("remat", "saved_names", "offloaded_names"):
@@ -106,10 +109,10 @@ class Parallelism(Configurable):
 
 @config_class
 class MeshRule(ConfigBase):
-    """The parallelism for devices whose `devices_name` a regular expression matches in full.
+    """Parallelism for devices whose `devices_name` fully matches a regular expression.
 
-    With or without the number of slices in front: `v5p-128` is 128 devices in as many slices as
-    there are, `2xv5p-128` two slices of 64. Devices are counted as JAX does, two a chip on tpu7x.
+    The prefix for the number of slices is optional: `v5p-128` matches 128 devices in any number of
+    slices, `2xv5p-128` two slices of 64. Devices are JAX devices, of which tpu7x has two per chip.
     """
 
     devices: Required[str] = REQUIRED
@@ -130,7 +133,7 @@ def _options(texts: Sequence[str]) -> dict[str, str]:
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """`mesh_sizes("data=2,model=4") == {"data": 2, "model": 4}`"""
+    """Parses mesh axis sizes: `mesh_sizes("data=2,model=4") == {"data": 2, "model": 4}`."""
     sizes = {}
     for part in text.split(","):
         axis, equals, size = part.partition("=")
@@ -144,7 +147,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
 
 
 def mesh_shape(cfg: Parallelism.Config, num_devices: int, num_slices: int = 1) -> dict[str, int]:
-    """Sizes of the mesh axes larger than 1, with -1 worked out from the number of devices."""
+    """Returns the sizes of mesh axes larger than 1, with -1 resolved from the device count."""
     sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
     if sizes["data"] is None:
         sizes["data"] = num_slices if -1 in sizes.values() else -1
@@ -166,10 +169,10 @@ def mesh_shape(cfg: Parallelism.Config, num_devices: int, num_slices: int = 1) -
 
 
 def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """Devices such that neighbours on the last axes are neighbours on the torus.
+    """Arranges devices so that neighbors on the last axes are neighbors on the torus.
 
-    Of several slices, which only a network connects, the first axes that they divide are split
-    over them.
+    Slices are connected only by a network. The first axes whose sizes allow it are split over
+    slices.
     """
     sizes = list(shape.values())
     slices = left = num_slices(devices)
@@ -191,7 +194,7 @@ def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def device_kind(device: Any) -> str:
-    """The short name of a device's kind, "v5p" or "h100" say; what JAX calls it where unknown."""
+    """Returns the short name of a device's kind, such as "v5p"; JAX's own name if unknown."""
     for pattern, kind in _DEVICE_KINDS:
         if re.fullmatch(pattern, device.device_kind):
             return kind
@@ -199,22 +202,22 @@ def device_kind(device: Any) -> str:
 
 
 def num_slices(devices: Sequence[Any]) -> int:
-    """Groups of devices that links connect, and only a network with others; hosts of GPUs."""
+    """Counts slices: groups of devices connected by fast links. On GPUs, a slice is a host."""
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def devices_name(devices: Sequence[Any]) -> str:
-    """What mesh rules call these devices: "v5p-64", or "2xv5p-64" in two slices."""
+    """Returns the name of these devices in mesh rules: "v5p-64", or "2xv5p-64" in two slices."""
     return name_of(device_kind(devices[0]), len(devices), num_slices(devices))
 
 
 def name_of(kind: str, number: int, num_slices: int = 1) -> str:
-    """`name_of("v5p", 64, num_slices=2) == "2xv5p-64"`: so many devices in all."""
+    """Builds a devices name from the total number: `name_of("v5p", 64, 2) == "2xv5p-64"`."""
     return f"{num_slices}x" * (num_slices > 1) + f"{kind}-{number}"
 
 
 def matches(rule: MeshRule, devices: str) -> bool:
-    """Whether a mesh rule is for devices of that `devices_name`."""
+    """Returns whether a mesh rule applies to devices with this `devices_name`."""
     names = {devices, re.sub(r"^\d+x", "", devices)}
     return any(re.fullmatch(rule.devices, name) for name in names)
 
@@ -222,10 +225,11 @@ def matches(rule: MeshRule, devices: str) -> bool:
 def choose(
     mesh_rules: Sequence[MeshRule], parallelism: Parallelism.Config, devices: str
 ) -> Parallelism.Config:
-    """That of the first rule which matches the devices, with what `parallelism` sets on top.
+    """Returns the parallelism of the first matching rule, with overrides, or else `parallelism`.
 
     Args:
-        devices: Their `devices_name`.
+        parallelism: Fields that are not None override those of the rule.
+        devices: The `devices_name` of the devices.
     """
     for rule in mesh_rules:
         if matches(rule, devices):

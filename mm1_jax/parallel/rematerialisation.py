@@ -1,12 +1,12 @@
-"""Choices of what layers keep for the backward pass: everything, their input, or named values.
+"""Rematerialization: what layers save for the backward pass.
 
-The fields `saved_names` and `offloaded_names` of a stack take them. A layer makes a name once, as a
-constant of its module, and marks a value with it:
+The fields `saved_names` and `offloaded_names` of a stack list named values. A layer registers a
+name once, as a module constant, and marks a value with it:
 
     QUERY = saved_name("query")
     query = checkpoint_name(query, QUERY)
 
-A policy that names nothing of the sort would keep nothing and say nothing, so stacks check.
+JAX silently ignores unknown names in a policy, so stacks check them.
 """
 
 import enum
@@ -18,9 +18,10 @@ _names: set[str] = set()
 
 
 class Remat(enum.Enum):
-    """Values that a layer keeps for the backward pass: all, its input, or also matrix products.
+    """Values that a layer saves for the backward pass.
 
-    Values that layers name (`jax.ad_checkpoint.checkpoint_name`) can be kept besides.
+    NONE saves everything, FULL only the layer's input, DOTS also matrix products. With FULL, named
+    values (`jax.ad_checkpoint.checkpoint_name`) can be saved as well.
     """
 
     NONE = "none"
@@ -29,13 +30,13 @@ class Remat(enum.Enum):
 
 
 def saved_name(name: str) -> str:
-    """The name, now one that a stack may be told to keep."""
+    """Registers and returns a name that a stack may be configured to save."""
     _names.add(name)
     return name
 
 
 def check_saved_names(field: str, names: Iterable[str]) -> None:
-    """Raises ValueError where a name in a field of that name is none that a layer has made."""
+    """Raises ValueError if a name is not registered; the message mentions `field`."""
     for name in names:
         if name not in _names:
             known = close_names(name, _names) or sorted(_names)

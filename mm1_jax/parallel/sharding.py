@@ -1,8 +1,8 @@
-"""Mesh axes, the rules that map logical names to them, and the shardings of whole trees.
+"""Mesh axes, rules that map logical names to them, and shardings of whole trees.
 
-Speaks of an *axis* where a mesh axis is meant and of a *dim* where a tensor dimension is. A
-parameter carries one logical name per dim; `AxisRules` says which mesh axes each name is split
-over. The same model runs without any mesh: `constrain` is the identity then.
+An *axis* is always a mesh axis, a *dim* a tensor dimension. A parameter carries one logical name
+per dim, and `AxisRules` maps each name to the mesh axes that split it. The same model also runs
+without a mesh; `constrain` is then the identity.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.batch import Batch
 
-# From the least to the most communication: neighbours on the last axes are neighbours on the torus.
+# From least to most communication: neighbors on the last axes are neighbors on the torus.
 MESH_AXES = ("data", "expert", "fsdp", "seq", "model")
 
 # One logical name (or None) per dim of an array.
@@ -28,10 +28,10 @@ LogicalAxes = tuple[str | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class AxisRules:
-    """Logical name -> the mesh axes that it is split over; an empty tuple keeps the dim whole.
+    """Table of the mesh axes that split dims of each logical name; empty means not split.
 
     The first block names dims of activations, the second dims of parameters. Axes that a mesh lacks
-    are left out, so one table serves many meshes.
+    are ignored, so one table serves many meshes.
     """
 
     batch: tuple[str, ...] = ("data", "expert", "fsdp")
@@ -51,10 +51,10 @@ class AxisRules:
     expert: tuple[str, ...] = ("expert",)
 
     def spec(self, names: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
-        """The partition of an array whose dims have these logical `names`.
+        """Returns the partition of an array whose dims have these logical `names`.
 
         Raises:
-            ValueError: A name without a rule, or two dims that land on one mesh axis.
+            ValueError: A name has no rule, or two dims would be split over the same mesh axis.
         """
         used: dict[str, str] = {}
         dims: list[Any] = []
@@ -82,13 +82,13 @@ class AxisRules:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where activations are placed: the mesh, and which of its axes each name is split over."""
+    """Placement of activations: a mesh, and the rules that map logical names to its axes."""
 
     mesh: Mesh
     rules: AxisRules
 
     def num_shards(self, axes: str | tuple[str, ...] | None) -> int:
-        """Into how many parts these mesh axes, one entry of a partition, cut a dim."""
+        """Returns the number of shards of a dim split over these axes (a `PartitionSpec` entry)."""
         return _num_shards(axes, self.mesh)
 
 
@@ -102,7 +102,7 @@ _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 
 @contextlib.contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """Inside this context, and without a mesh, tracing asks no device for its platform."""
+    """Sets the platform to trace for without a mesh, so that no device is queried."""
     token = _platform.set(platform)
     try:
         yield
@@ -112,7 +112,7 @@ def tracing_for(platform: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | None, rules: AxisRules | None = None) -> Iterator[None]:
-    """Makes `constrain` place activations on `mesh` while tracing inside this context."""
+    """Makes `constrain` place activations on `mesh` for code traced inside this context."""
     token = _placement.set(None if mesh is None else Placement(mesh, rules or AxisRules()))
     try:
         yield
@@ -121,18 +121,19 @@ def use_mesh(mesh: Mesh | None, rules: AxisRules | None = None) -> Iterator[None
 
 
 def current_placement() -> Placement | None:
-    """That of the surrounding `use_mesh`, or None.
+    """Returns the placement of the surrounding `use_mesh`, or None.
 
-    A jitted function that is called on several meshes takes it as a static argument, which makes it
-    part of the key of what is compiled: `constrain` looks at it while tracing only.
+    `constrain` reads it only while tracing. A jitted function that is called on several meshes must
+    therefore take it as a static argument, so that it becomes part of the compilation key.
     """
     return _placement.get()
 
 
 def current_platform() -> str:
-    """What is being compiled for: "tpu", "gpu" or "cpu".
+    """Returns the platform being compiled for: "tpu", "gpu" or "cpu".
 
-    Ahead of time the mesh is made of a topology's devices, whatever jax itself runs on.
+    In ahead-of-time compilation the mesh consists of a topology's devices, and its platform may
+    differ from the one that JAX runs on.
     """
     placement = _placement.get()
     if placement is None:
@@ -143,9 +144,9 @@ def current_platform() -> str:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Splits an activation as the rules say for its logical `names`; the identity without a mesh.
+    """Shards an activation by the rules for its logical `names`; the identity without a mesh.
 
-    A dim that its axes do not divide (a batch of one prompt, say) is left to the compiler.
+    A dim that its axes do not divide, such as a batch of one prompt, is left to the compiler.
     """
     placement = _placement.get()
     if placement is None:
@@ -161,10 +162,10 @@ def dividing_spec(
     *,
     otherwise: Any = None,
 ) -> PartitionSpec:
-    """The partition of an activation by its logical `names`.
+    """Returns the partition of an activation by its logical `names`.
 
     Args:
-        otherwise: The entry of a dim that its axes do not divide; None keeps it whole.
+        otherwise: Entry for dims that their axes do not divide; None means not split.
     """
     spec = placement.rules.spec(names, placement.mesh)
     return PartitionSpec(
@@ -182,14 +183,16 @@ def per_shard(
     *,
     along: Sequence[str] | None = None,
 ) -> Callable[..., Any]:
-    """`function`, run by every device on its own shards of the arguments: collectives are explicit.
+    """Wraps `function` to run per device on its shards, with explicit collectives.
 
-    Without a mesh, or where the axes do not divide some argument, it sees whole arrays and the
-    rest is left to the compiler; `shard_axes` tells it which of the two.
+    Without a mesh, or if the axes do not divide an argument, `function` gets whole arrays and
+    partitioning is left to the compiler. `shard_axes` tells it which of the two applies.
 
     Args:
-        names: The logical names of each argument's dims; `out_names`, of each result's.
-        along: Only along the mesh axes of these logical names; the others stay the compiler's.
+        names: Logical names of the dims of each argument.
+        out_names: Logical names of the dims of each result.
+        along: Restricts this to the mesh axes of these logical names; the compiler partitions along
+            the others.
     """
 
     def run(*args: jax.Array) -> Any:
@@ -210,7 +213,7 @@ def per_shard(
         for x, axes in zip(args, specs, strict=True):
             if any(n % _num_shards(a, mesh) for n, a in zip(x.shape, axes, strict=True)):
                 return function(*args)
-        # What is whole on several devices is so by construction; the check knows no gathers.
+        # Replicated results are replicated by construction; the check does not understand gathers.
         return jax.shard_map(
             function,
             mesh=mesh,
@@ -228,13 +231,13 @@ def _axes_of(name: str, rules: AxisRules, mesh: Mesh) -> tuple[str, ...]:
 
 
 def _only(spec: PartitionSpec, axes: set[str]) -> PartitionSpec:
-    """The partition of `spec` over these mesh axes alone."""
+    """Restricts `spec` to these mesh axes."""
     dims = ((dim,) if isinstance(dim, str) else dim or () for dim in spec)
     return PartitionSpec(*(tuple(axis for axis in dim if axis in axes) or None for dim in dims))
 
 
 def shard_axes(name: str) -> tuple[str, ...]:
-    """Inside `per_shard`, the mesh axes that split dims of this logical name; elsewhere none."""
+    """Returns the mesh axes that split dims of this logical name; () outside of `per_shard`."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
     placement = _placement.get()
     if placement is None or not manual:
@@ -243,24 +246,24 @@ def shard_axes(name: str) -> tuple[str, ...]:
 
 
 def gather_shards(x: jax.Array, name: str, dim: int) -> jax.Array:
-    """Inside `per_shard`, x with the whole of `dim`, called `name`; its gradient is scattered."""
+    """Inside `per_shard`, gathers `dim` of x, named `name`; the gradient is reduce-scattered."""
     axes = shard_axes(name)
     if not axes:
         return x
     whole = jax.lax.all_gather(x, axes, axis=dim, tiled=True)
-    # Left to choose, the compiler may transpose large kernels, before the gather, for one product.
+    # Fix the layout, or the compiler may transpose large kernels before the gather.
     return with_layout_constraint(whole, Layout(tuple(range(x.ndim))))
 
 
 def gather_all_shards(x: jax.Array, names: LogicalAxes) -> jax.Array:
-    """Inside `per_shard`, the whole of x, whose dims have these logical names."""
+    """Inside `per_shard`, gathers all dims of x, which have these logical names."""
     for dim, name in enumerate(names):
         x = x if name is None else gather_shards(x, name, dim)
     return x
 
 
 def sum_shards(x: jax.Array, name: str) -> jax.Array:
-    """Inside `per_shard`, the sum over the devices that dims called `name` are split over."""
+    """Inside `per_shard`, sums x over the devices that dims named `name` are split over."""
     axes = shard_axes(name)
     return jax.lax.psum(x, axes) if axes else x
 
@@ -271,11 +274,14 @@ def _num_shards(axes: Any, mesh: Mesh) -> int:
 
 
 def parameter_shardings(params: nnx.State, mesh: Mesh, rules: AxisRules) -> nnx.State:
-    """The sharding of every parameter: a tree of the structure of `params` (values or shapes).
+    """Returns the sharding of every parameter, in a tree with the structure of `params`.
+
+    Args:
+        params: Parameters or their shapes.
 
     Raises:
-        ValueError: A parameter without logical names, or whose dims the mesh does not divide; it
-            is named.
+        ValueError: A parameter lacks logical names, or the mesh does not divide its dims. The
+            message names the parameter.
     """
 
     def sharding(path: Any, variable: nnx.Variable) -> nnx.Variable:
@@ -305,14 +311,14 @@ def parameter_shardings(params: nnx.State, mesh: Mesh, rules: AxisRules) -> nnx.
 
 
 def batch_shardings(mesh: Mesh, rules: AxisRules) -> Batch:
-    """The sharding of every `Batch` field: rows and pictures over the batch axes."""
+    """Returns the sharding of every `Batch` field: rows and images over the batch axes."""
     return _make_batch(
         {name: NamedSharding(mesh, rules.spec(dims, mesh)) for name, dims in _BATCH_DIMS.items()}
     )
 
 
 def constrain_batch(batch: Batch) -> Batch:
-    """Splits a batch as `batch_shardings` does; a dim before, of micro-batches, stays whole."""
+    """Shards a batch like `batch_shardings`; a leading dim of micro-batches is not split."""
 
     def split(x: jax.Array, dims: tuple[str | None, ...]) -> jax.Array:
         return constrain(x, *[None] * (x.ndim - len(dims)), *dims)
@@ -330,7 +336,7 @@ _BATCH_DIMS: dict[str, tuple[str | None, ...]] = {
 
 
 def _make_batch(fields: dict[str, Any]) -> Batch:
-    # Past the constructor: trees of shardings, shapes or None have no array fields to check.
+    # Bypass the constructor: trees of shardings, shapes or None have no array fields to check.
     batch = object.__new__(Batch)
     for name, value in fields.items():
         object.__setattr__(batch, name, value)
