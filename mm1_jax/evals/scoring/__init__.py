@@ -1,1 +1,1 @@
-"""Scoring functions, from answered records to metrics; a family a file. NumPy alone."""
+"""Scoring functions from answered records to metrics, one file per family; NumPy only."""

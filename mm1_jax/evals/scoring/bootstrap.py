@@ -1,6 +1,7 @@
 """Percentile intervals of scores by the bootstrap (Efron, 1979).
 
-Units are drawn again, such as the images of MME, of which both questions are drawn or none.
+The bootstrap resamples units, which are groups of examples: a unit of MME, for instance, is an
+image with both of its questions.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ def intervals(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """The interval of each score that holds it with probability `level`.
+    """Returns an interval for each score, with confidence `level`.
 
     Args:
-        units: The unit that each example is drawn with.
+        units: The unit of each example.
     """
     if not 0 < level < 1 or num_draws < 1:
         raise ValueError(f"level={level}, num_draws={num_draws}: expected 0 < level < 1, and draws")
@@ -41,7 +42,7 @@ def intervals(
     found = {}
     for name, parts in draws.items():
         values = np.concatenate(parts)
-        # A draw may have no example of a small part.
+        # A draw may contain no example of a small column, whose score is then NaN.
         if (values := values[~np.isnan(values)]).size:
             low, high = np.percentile(values, tails)
             found[name] = (float(low), float(high))
@@ -49,7 +50,7 @@ def intervals(
 
 
 def _tallies(columns: Columns, counts: np.ndarray, unit_of: np.ndarray) -> dict[str, Tally]:
-    """Tallies weighted by how often each unit is drawn, `counts` of shape [draws, units]."""
+    """Returns tallies of each draw; `counts` is how often units are drawn, [draws, units]."""
     tallies, num_units = {}, counts.shape[1]
     for name, values in columns.items():
         is_part = ~np.isnan(values)

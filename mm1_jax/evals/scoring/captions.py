@@ -1,9 +1,10 @@
 """BLEU, ROUGE-L and CIDEr-D of captions, as the COCO caption evaluation computes them.
 
-Captions are lists of tokens; `ptb_tokenizer.tokenize` makes the official ones. Where the published
-code and the papers differ, the code is followed, since all published figures come from it. It keeps
-tokens in a text between spaces, which ROUGE-L splits at single spaces, and the others at any space:
-for those, "22 3/4" with a no-break space is two words, and an empty token is none.
+Captions are lists of tokens, officially those of `ptb_tokenizer.tokenize`. Where the published code
+and the papers differ, this module follows the code, since all published figures come from it. The
+code joins tokens with spaces; ROUGE-L then splits at single spaces, but BLEU and CIDEr-D at any
+whitespace. For these two, a token with a no-break space such as "22 3/4" is two words, and an empty
+token is none.
 """
 
 import collections
@@ -21,7 +22,7 @@ Tokens = Sequence[str]
 Tokenizer = Callable[[Sequence[str]], list[list[str]]]
 
 MAX_ORDER = 4
-# Guards of the official code against divisions by zero.
+# Constants by which the official code avoids division by zero.
 _TINY, _SMALL = 1e-15, 1e-9
 ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
@@ -29,18 +30,18 @@ CIDER_SCALE = 10.0
 
 
 def whitespace_tokenize(texts: Sequence[str]) -> list[list[str]]:
-    """Tokens between spaces, in their case and with their punctuation, as nlg-eval has them.
+    """Splits texts at single spaces, keeping case and punctuation, as nlg-eval does.
 
-    Two spaces in a row have an empty token between them, which ROUGE-L counts.
+    Two spaces in a row enclose an empty token, which ROUGE-L counts.
     """
     return [text.strip().split(" ") for text in texts]
 
 
 def captions(items: Sequence[Item]) -> Scored:
-    """CIDEr-D and ROUGE-L of each caption; CIDEr of each `domain` of the records as well.
+    """CIDEr-D and ROUGE-L of each caption, and CIDEr-D for each `domain` of the records.
 
-    The document frequencies of CIDEr are those of all references, in the score of a domain and in
-    every draw of the bootstrap too.
+    CIDEr-D of a domain and of a bootstrap draw also uses the document frequencies of all
+    references.
     """
     columns = caption_columns(*tokenized_items(items))
     domains = [item.record.get("domain", "") for item in items]
@@ -48,12 +49,12 @@ def captions(items: Sequence[Item]) -> Scored:
         f"CIDEr_{domain}": of_group(columns["CIDEr"], domains, domain)
         for domain in sorted({*domains} - {""})
     }
-    # A caption is right to a degree, and only beside all others.
+    # A caption is right only to a degree.
     return Scored([None] * len(items), columns | by_domain)
 
 
 def caption_scores(items: Sequence[Item], tokenizer: Tokenizer = tokenize) -> dict[str, float]:
-    """`Bleu_1` .. `Bleu_4`, `ROUGE_L` and `CIDEr`, under the names of the official code."""
+    """Computes `Bleu_1` .. `Bleu_4`, `ROUGE_L` and `CIDEr`, named as in the official code."""
     candidates, sets = tokenized_items(items, tokenizer)
     found = {f"Bleu_{i + 1}": float(x) for i, x in enumerate(bleu(candidates, sets))}
     columns = caption_columns(candidates, sets)
@@ -63,7 +64,7 @@ def caption_scores(items: Sequence[Item], tokenizer: Tokenizer = tokenize) -> di
 def caption_columns(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> dict[str, Float[np.ndarray, "captions"]]:
-    """CIDEr-D and ROUGE-L of each caption."""
+    """Computes CIDEr-D and ROUGE-L of each caption."""
     return {
         "CIDEr": np.asarray(cider_d(candidates, references), float),
         "ROUGE_L": np.asarray(rouge_l(candidates, references), float),
@@ -73,11 +74,11 @@ def caption_columns(
 def tokenized_items(
     items: Sequence[Item], tokenizer: Tokenizer = tokenize
 ) -> tuple[list[list[str]], list[list[list[str]]]]:
-    """Captions and references of each item as tokens.
+    """Returns the tokens of the caption and of the references of each item.
 
     Raises:
-        ValueError: There is no item, or one has no reference. Document frequencies are those of
-            the references that are there, so a part of a split scores otherwise than in it.
+        ValueError: There are no items, or an item has no references. Skipping it would change the
+            scores of all others, as document frequencies are over all references.
     """
     if not items:
         raise ValueError("no captions to score: there must be a prediction for at least one image")
@@ -87,7 +88,7 @@ def tokenized_items(
             f"{lacking[0]!r}; the references must be those of the images that were described"
         )
     candidates = tokenizer([item.text for item in items])
-    # Together, and in order: see `ptb_tokens`.
+    # All texts are tokenized in one call, in order: see `ptb_tokens`.
     flat = iter(tokenizer([text for item in items for text in item.record["captions"]]))
     return candidates, [[next(flat) for _ in item.record["captions"]] for item in items]
 
@@ -95,9 +96,9 @@ def tokenized_items(
 def bleu(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> Float[np.ndarray, "order"]:
-    """Corpus BLEU of the orders 1 to 4 (Papineni et al., 2002), with the closest reference length.
+    """Computes corpus BLEU of the orders 1 to 4 (Papineni et al., 2002).
 
-    Of equally close lengths it is the shorter one.
+    The reference length is the closest one; of equally close lengths, the shorter one.
     """
     matched, possible = np.zeros(MAX_ORDER), np.zeros(MAX_ORDER)
     length = reference_length = 0
@@ -120,12 +121,12 @@ def bleu(
 def rouge_l(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> Float[np.ndarray, "captions"]:
-    """ROUGE-L of each caption: precision and recall may come from different references."""
+    """Computes ROUGE-L of each caption; precision and recall may be of different references."""
     return np.array([_rouge_l(*pair) for pair in zip(candidates, references, strict=True)])
 
 
 def _rouge_l(candidate: Tokens, captions: Sequence[Tokens]) -> float:
-    # The official code splits at spaces, so a caption of no tokens is one of one empty token.
+    # The official code splits at spaces, so a caption without tokens has one empty token.
     candidate = candidate or [""]
     common = [
         (_longest_common_subsequence(candidate, caption or [""]), len(caption) or 1)
@@ -139,7 +140,7 @@ def _rouge_l(candidate: Tokens, captions: Sequence[Tokens]) -> float:
 
 
 def _longest_common_subsequence(a: Tokens, b: Tokens) -> int:
-    """Its length, by a row of the table at a time as the bits of an integer (Hyyroe, 2004)."""
+    """Returns its length; a row of the table is the bits of an integer (Hyyroe, 2004)."""
     places: dict[str, int] = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i
@@ -154,12 +155,12 @@ def _longest_common_subsequence(a: Tokens, b: Tokens) -> int:
 def cider_d(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> Float[np.ndarray, "captions"]:
-    """CIDEr-D of each caption (Vedantam et al., 2015), times 10.
+    """Computes CIDEr-D of each caption (Vedantam et al., 2015), times 10.
 
-    Cosines of TF-IDF vectors of 1- to 4-grams, with counts clipped to the reference's, damped by a
-    Gaussian of the difference in length, averaged over orders and references. The official code
-    takes for the length of a caption the number of its bigrams, and for an n-gram of no reference
-    the weight of one that is in one.
+    CIDEr-D is the cosine of TF-IDF vectors of n-grams, with counts clipped to those of the
+    reference, times a Gaussian of the difference in length, averaged over orders 1 to 4 and over
+    references. As in the official code, the length of a caption is its number of bigrams, and an
+    n-gram in no reference is weighted like one in a single image's references.
     """
     pairs = _pairs(candidates, references)
     document_frequency = collections.Counter(
@@ -167,7 +168,7 @@ def cider_d(
         for _, captions in pairs
         for ngram in {ngram for caption in captions for ngram in _ngrams(caption)}
     )
-    # The total, like the frequencies, in images.
+    # Like the document frequencies, the total counts images.
     log_total = math.log(len(pairs))
 
     def weighted(caption: Tokens) -> tuple[list[dict[tuple[str, ...], float]], list[float]]:
@@ -202,7 +203,7 @@ def cider_d(
 def _pairs(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> list[tuple[list[str], list[list[str]]]]:
-    """Each candidate with its references, as words for BLEU and CIDEr-D."""
+    """Returns each candidate with its references, as words for BLEU and CIDEr-D."""
     return [
         (" ".join(candidate).split(), [" ".join(caption).split() for caption in captions])
         for candidate, captions in zip(candidates, references, strict=True)

@@ -1,4 +1,4 @@
-"""Exact matches with the one reference of a record: shares of 1."""
+"""Exact matches with the single reference of a record, as fractions of 1."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ _SHAPES = ("circle", "rectangle", "triangle")
 
 
 def accuracy(items: Sequence[Item]) -> Scored:
-    """The share of answers that are the reference up to case, spacing and a final full stop."""
+    """Fraction of answers that equal the reference up to case, spacing and a final period."""
     correct = [exact_match(item.text, item.reference) for item in items]
     return Scored(correct, {"accuracy": np.array(correct, float)})
 
 
 def exact_captions(items: Sequence[Item]) -> Scored:
-    """The accuracy under the name `exact_match`."""
+    """Accuracy under the name `exact_match`."""
     scored = accuracy(items)
     return Scored(scored.correct, {"exact_match": scored.columns["accuracy"]})
 
 
 def accuracy_by_kind(items: Sequence[Item]) -> Scored:
-    """Accuracy of all questions and of each `kind`.
+    """Accuracy over all questions and per `kind` of question.
 
-    `majority_accuracy` is that of one who reads the question but sees nothing, and gives to every
-    question the most frequent answer of its kind.
+    `majority_accuracy` is the accuracy without seeing the picture: of always giving the most
+    frequent answer to questions of a kind.
     """
     scored = accuracy(items)
     kinds = [item.record["kind"] for item in items]
@@ -45,7 +45,7 @@ def accuracy_by_kind(items: Sequence[Item]) -> Scored:
 
 
 def accuracy_by_answer(items: Sequence[Item]) -> Scored:
-    """Accuracy of all questions and by the kind of their answer: yes or no, shape, colour."""
+    """Accuracy over all questions and per kind of answer: yes or no, shape, color."""
     scored = accuracy(items)
     kinds = [_kind(item.reference) for item in items]
     by_kind = {
@@ -61,7 +61,7 @@ def _kind(answer: str) -> str:
 
 
 def accuracy_of_names(items: Sequence[Item]) -> Scored:
-    """The accuracy, and how often an answer is one of the names that the exemplars have."""
+    """Accuracy, and the fraction of answers that are a name from the exemplars (`heard`)."""
     scored = accuracy(items)
     heard = np.array([normalise(item.text) in item.record["names"] for item in items], float)
     return Scored(scored.correct, scored.columns | {"heard": heard})

@@ -1,7 +1,6 @@
-"""Interface of all scoring functions: items, which are answered records, to a `Scored`.
+"""Interface of all scoring functions, from items (answered records) to a `Scored`.
 
-The answers of a model that was asked and those of a file of predictions are scored by the same
-function, one for each metric:
+Answers of a model and answers in a file of predictions are scored by the same function:
 
     def exact_match(items: Sequence[Item]) -> Scored: ...
 """
@@ -23,7 +22,7 @@ class Item:
 
     Attributes:
         key: The id of the record.
-        reference: The answer of the record's document, where the item is of a task.
+        reference: The answer in the record's document, if the item is a task of a benchmark.
     """
 
     record: Mapping[str, Any]
@@ -57,46 +56,46 @@ class Item:
 
 
 class Tally(NamedTuple):
-    """The sum of a column over its examples and their number; one pair for each bootstrap draw."""
+    """Sum of a column over its examples, and their number, for each bootstrap draw."""
 
     total: Float[np.ndarray, "draws"]
     number: Float[np.ndarray, "draws"]
 
     @property
     def mean(self) -> Float[np.ndarray, "draws"]:
-        """NaN where no example is part of the column."""
+        """The mean of the column; NaN where it has no examples."""
         mean = self.total / np.maximum(self.number, 1)
         return np.where(self.number > 0, mean, np.nan)
 
 
-# Values of every example by column; NaN where an example is not part of a column.
+# Values of all examples by column; NaN for an example that does not belong to the column.
 Columns = Mapping[str, Float[np.ndarray, "examples"]]
-# Scores by name from the tallies of the columns, elementwise.
+# Tallies of the columns -> scores by name, elementwise over draws.
 Combine = Callable[[Mapping[str, Tally]], Mapping[str, Float[np.ndarray, "draws"]]]
 
 
 def means(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
-    """The mean of each column under its name."""
+    """Returns the mean of each column under its name."""
     return {name: tally.mean for name, tally in tallies.items()}
 
 
 def percentages(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
-    """100 times the mean of each column under its name."""
+    """Returns 100 times the mean of each column under its name."""
     return {name: 100 * tally.mean for name, tally in tallies.items()}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Values of every item, in the order of the items, and how they make scores.
+    """Values of every item, in the order of the items, and the function that combines them.
 
     Attributes:
-        correct: True for an answer that is right; None where nothing says so.
-        columns: The values that scores are made of.
-        combine: Makes the scores.
-        units: Names of what the bootstrap draws, such as the picture of several questions; None
-            draws every item by itself.
-        chosen: Each answer in words, where that is not `Item.said`.
-        quality: The quality of each answer, where neither the headline nor `correct` tells.
+        correct: Whether each answer is right; None if that is not decided.
+        columns: Values from which the scores are computed.
+        combine: Computes the scores from the tallies of the columns.
+        units: Name of the bootstrap unit of each item, such as the picture shared by several
+            questions; None makes each item a unit.
+        chosen: Each answer in words, if it is not `Item.said`.
+        quality: Quality of each answer, if neither the headline nor `correct` gives it.
     """
 
     correct: Sequence[bool | None]
@@ -111,25 +110,25 @@ Scoring = Callable[[Sequence[Item]], Scored]
 
 
 def scores(scored: Scored) -> dict[str, float]:
-    """The scores of all items; one that no item is part of is left out."""
+    """Returns the scores over all items. A score without items is left out."""
     found = scored.combine({name: tally(values) for name, values in scored.columns.items()})
     return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
 
 
 def tally(values: Float[np.ndarray, "examples"]) -> Tally:
-    """The tally of all examples; the sum is rounded once, so that their order does not matter."""
+    """Returns the tally of all examples. The sum is rounded once, so their order is irrelevant."""
     part = values[~np.isnan(values)]
     return Tally(np.array([math.fsum(part)]), np.array([float(len(part))]))
 
 
 def of_group(values: Any, groups: Sequence[Any], group: Any) -> Float[np.ndarray, "examples"]:
-    """The column of one group: the values of its examples, NaN for all others."""
+    """Returns the column of one group: the values of its examples, and NaN for all others."""
     is_member = np.array([each == group for each in groups], bool)
     return np.where(is_member, np.asarray(values, float), np.nan)
 
 
 def quality(scored: Scored, headline: str | None) -> Float[np.ndarray, "examples"]:
-    """The quality of each answer: by the headline where that has a column, else by `correct`."""
+    """Returns the quality of each answer: by the headline if it is a column, else by `correct`."""
     if scored.quality is not None:
         return scored.quality
     if headline in scored.columns:

@@ -1,4 +1,4 @@
-"""METEOR and SPICE of captions, which exist as Java programs alone: the extra `caption-metrics`."""
+"""METEOR and SPICE of captions, run as Java programs: the extra `caption-metrics`."""
 
 import importlib
 import shutil
@@ -8,7 +8,7 @@ from mm1_jax.evals.scoring.captions import tokenized_items
 from mm1_jax.evals.scoring.items import Item
 from mm1_jax.evals.scoring.ptb_tokenizer import tokenize
 
-# Name -> module and class.
+# Metric -> module and class.
 JAVA_METRICS = {
     "METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"),
     "SPICE": ("pycocoevalcap.spice.spice", "Spice"),
@@ -20,12 +20,12 @@ def _utf8_tokens(texts: Sequence[str]) -> list[list[str]]:
 
 
 def java_caption_score(name: str, items: Sequence[Item]) -> float:
-    """A metric of `JAVA_METRICS` over all images, of PTB tokens.
+    """Computes a metric of `JAVA_METRICS` over all images, on PTB tokens.
 
-    SPICE fetches its parser, 1.2 GB with its models, when it is first used.
+    SPICE downloads its parser, 1.2 GB with models, at its first use.
 
     Raises:
-        ValueError: If pycocoevalcap or Java are not there; the message says how to get them.
+        ValueError: pycocoevalcap or Java is missing; the message says how to install it.
     """
     module, class_name = JAVA_METRICS[name]
     try:
@@ -39,7 +39,7 @@ def java_caption_score(name: str, items: Sequence[Item]) -> float:
         raise ValueError(
             f"{name} is a Java program, and there is no `java` on the PATH; install a Java runtime"
         )
-    # The programs read UTF-8, which has no half of a surrogate pair.
+    # The programs read UTF-8, which cannot encode an unpaired surrogate.
     candidates, sets = tokenized_items(items, _utf8_tokens)
     keys = range(len(candidates))
     score, _ = scorer().compute_score(

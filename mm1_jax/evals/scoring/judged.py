@@ -1,6 +1,6 @@
-"""Aggregates of a judge's grades: LLaVA-Bench (in the wild) and MM-Vet.
+"""Scores aggregated from a judge's grades: LLaVA-Bench (in the wild) and MM-Vet.
 
-The judge is a language model, GPT-4 in all published figures; what it said comes from a file.
+The judge is a language model, GPT-4 in all published figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,20 @@ import numpy as np
 from mm1_jax.evals.scoring.items import Item, Scored
 from mm1_jax.evals.scoring.texts import mean
 
-# Grades that the official script writes for a review without any.
+# Grades that the official script writes for a review without grades.
 UNREADABLE_REVIEW = (-1.0, -1.0)
 
 
 def ungraded(items: Sequence[Item]) -> Scored:
-    """No verdicts: an answer is right to a degree, and only the judge says to which."""
+    """Returns no verdicts: an answer is right to a degree, which only the judge decides."""
     return Scored([None] * len(items), {})
 
 
 def review_grades(review: str) -> tuple[float, float]:
-    """The two grades, of reference and model, that the first line of a review begins with.
+    """Returns the grades of reference and model, which are the first line of a review.
 
     Raises:
-        ValueError: If that line is not two numbers.
+        ValueError: That line is not two numbers.
     """
     words = review.strip().split("\n")[0].replace(",", " ").split()
     if len(words) != 2:
@@ -34,10 +34,11 @@ def review_grades(review: str) -> tuple[float, float]:
 def llava_bench_scores(
     grades: Mapping[str, Sequence[tuple[float, float]]],
 ) -> dict[str, dict[str, float]]:
-    """By category and over all, of grades of 1 to 10 of the reference and of the model.
+    """Returns scores per category and over all, from grades (1 to 10) of reference and model.
 
-    `relative` is 100 times the model's mean grade to the reference's (`gpt4`); both means are given
-    times 10. Rounded as the official summary is: means to three decimals, then all to one.
+    `relative` is 100 times the ratio of the model's mean grade to the reference's. `gpt4` and
+    `model` are 10 times the mean grades of reference and model. As in the official summary, means
+    are rounded to three decimals, then all scores to one.
     """
     everything = [pair for pairs in grades.values() for pair in pairs]
     scores = {}
@@ -54,10 +55,11 @@ def llava_bench_scores(
 def mmvet_scores(
     grades: Sequence[Sequence[float]], capabilities: Sequence[Sequence[str]] | None = None
 ) -> dict[str, object]:
-    """MM-Vet from grades of 0 to 1 by question and run of the judge, as percentages.
+    """Returns the scores of MM-Vet in percent, from grades (0 to 1) per question and judge run.
 
-    `runs` has a mean for each run, `total` their mean, `std` their standard deviation. With the
-    capabilities that each question needs, `capabilities` has the mean of those that need each.
+    `runs` is the mean of each run, `total` their mean and `std` their standard deviation. Given the
+    capabilities that each question needs, `capabilities` has the mean over the questions that need
+    each capability.
     """
     by_run = 100 * np.asarray(grades, float)
     runs = np.array([mean(column) for column in by_run.T.tolist()])

@@ -1,7 +1,8 @@
-"""MathVista: an extracted answer as the type of its question has it (Lu et al., 2024).
+"""MathVista: the answer extracted from a reply, normalized by the type of its question (Lu et al.,
+2024).
 
-Officially a language model extracts the answer from a reply. Where there is no such extraction,
-rules find it, and scores say how many were found so.
+Officially, a language model extracts the answer from a reply. Without such an extraction, rules
+extract it.
 """
 
 import re
@@ -18,10 +19,10 @@ _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?|-?\.\d+")
 
 
 def mathvista(items: Sequence[Item]) -> Scored:
-    """The accuracy in percent.
+    """Accuracy in percent.
 
-    Where a record has no `extraction`, a reply of one letter is that option, and others are
-    extracted by rule.
+    If a record has no `extraction`, a reply of one letter to a question with choices is that
+    choice, and other answers are extracted by rule.
     """
     correct = [_is_right(item) for item in items]
     return Scored(correct, {"accuracy": np.array(correct, float)}, percentages)
@@ -48,13 +49,13 @@ def normalised_answer(
     answer_type: str,
     precision: int | None,
 ) -> str | None:
-    """The answer in the form of the reference, or None where it has none.
+    """Returns the answer in the form of the reference, or None if it cannot be converted.
 
     Args:
-        choices: Of a multiple-choice question, whose answer is the text of one: by letter, or the
-            one at the least edit distance. None for other questions.
+        choices: The choices of a multiple-choice question; None for other questions. The answer is
+            the text of the choice with the extracted letter, or else at the least edit distance.
         answer_type: "integer", "float", "list" or "text".
-        precision: Decimals of a float.
+        precision: The number of decimals of a float.
     """
     if choices is not None:
         extraction = extraction.strip()
@@ -75,10 +76,11 @@ def normalised_answer(
 
 
 def extracted_by_rule(reply: str, choices: Sequence[str] | None, answer_type: str) -> str:
-    """Extracts the answer of a reply without a language model; "" where no rule finds one.
+    """Extracts the answer from a reply without a language model.
 
-    The text in 'The answer is "...".', else the last letter in brackets or choice, else the last
-    number, else the reply.
+    The rules in order: the text in 'The answer is "...".'; of a question with choices, the last
+    letter in parentheses, or the choice mentioned last; of a question for a number, the last
+    number, or "" without one; the whole reply.
     """
     reply = reply.strip()
     if quoted := _QUOTED.findall(reply):

@@ -1,8 +1,8 @@
-"""MMMU: how a reply becomes an answer, and when that is right (Yue et al., 2024).
+"""MMMU: parsing of replies to answers, and their scores (Yue et al., 2024).
 
-The official code takes a random option for a reply that names none, from one stream of random
-numbers, so a score depends on the order of the questions. Here the option is a function of the
-question's id alone, and such replies are counted.
+For a reply that names no option, the official code draws one from a single random stream, so a
+score depends on the order of the questions. Here the drawn option depends only on the question's
+id, and such replies are counted.
 """
 
 import re
@@ -18,15 +18,15 @@ _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answ
 _WITH_COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
 _SCIENTIFIC = re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+")
 _SIMPLE = re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])")
-# A reply of so many words is no name of an option, and may quote one.
+# Replies with more words than this are also searched for the texts of options.
 _SHORT_REPLY = 5
 
 
 def mmmu(items: Sequence[Item]) -> Scored:
-    """Shares of 1: right of all questions, and by subject.
+    """Accuracy over all questions and per subject, as fractions of 1.
 
-    `random` is of replies that name no option. A record says what the official code drew for such
-    a reply in `drawn`; `overall_own_choice` does not look at that.
+    `random` is the fraction of replies that name no option. For such a reply, `drawn` in a record
+    is the option that the official code drew; `overall_own_choice` ignores it and uses our draw.
     """
     verdicts = [_verdicts(item) for item in items]
     correct = [recorded for recorded, _, _ in verdicts]
@@ -41,20 +41,20 @@ def mmmu(items: Sequence[Item]) -> Scored:
 
 
 def mmmu_asked(items: Sequence[Item]) -> Scored:
-    """Shares of 1 for a model that was asked, for which nothing was drawn officially."""
+    """Scores of a model's own answers, for which there are no official draws."""
     scored = mmmu(items)
     columns = {name: x for name, x in scored.columns.items() if name != "overall_own_choice"}
     return Scored(scored.correct, columns)
 
 
 def _verdicts(item: Item) -> tuple[bool, bool, bool]:
-    """Right by the recorded draw, right by our own, and whether there is anything to draw."""
+    """Returns right by the recorded draw, right by our own draw, and whether a draw is needed."""
     answers, options = item.record["answers"], item.record["options"]
     if not item.record["is_choice"]:
         right = open_correct(open_answers(item.text), answers)
         return right, right, False
     if options is None:
-        # The reply was parsed to a letter before.
+        # The reply was already parsed to a letter.
         return item.text in answers, item.text in answers, False
     option = chosen_option(item.text, options)
     own = option or chance_option(item.key, list(options))
@@ -64,10 +64,10 @@ def _verdicts(item: Item) -> tuple[bool, bool, bool]:
 
 
 def chosen_option(reply: str, options: Mapping[str, str]) -> str | None:
-    """The option that a reply names, or None.
+    """Returns the letter of the option that a reply names, or None.
 
-    A letter in brackets, else a letter between spaces, else, in longer replies, the text of an
-    option; of several, the one whose last mention is the last.
+    The rules in order: a letter in parentheses; a letter between spaces; in longer replies, the
+    text of an option. Of several options, the one mentioned last counts.
     """
     for mark in _STRIPPED:
         reply = reply.strip(mark)
@@ -80,18 +80,18 @@ def chosen_option(reply: str, options: Mapping[str, str]) -> str | None:
         marks.append(({letter: text.lower() for letter, text in options.items()}, reply.lower()))
     for mark_of, text in marks:
         if named := [letter for letter, mark in mark_of.items() if mark in text]:
-            # Of options that are mentioned at one place, the first.
+            # If the last mentions of two options coincide, the first option counts.
             return max(named, key=lambda letter: text.rfind(mark_of[letter]))
     return None
 
 
 def chance_option(question_id: str, letters: Sequence[str]) -> str:
-    """The option for a reply that names none: random over questions, always the same for one."""
+    """Draws an option for a reply that names none; always the same one for a question."""
     return letters[zlib.crc32(question_id.encode("utf-8", "replace")) % len(letters)]
 
 
 def open_answers(reply: str) -> list[str | float]:
-    """Lists the answers that a reply to an open question may mean: phrases, and numbers in them."""
+    """Returns the candidate answers in a reply to an open question: phrases, and their numbers."""
     phrases = _key_phrases(reply)
     numbers = [
         number
@@ -103,14 +103,14 @@ def open_answers(reply: str) -> list[str | float]:
 
 
 def _key_phrases(reply: str) -> list[str]:
-    """Returns the text behind the last of a line's words such as "is", or the whole reply."""
+    """Returns per line the shortest text after a word such as "is", or else the whole reply."""
     reply = reply.strip().strip(".").lower()
     lines = reply.split("\n")
     phrases = []
     for i, line in enumerate(lines):
         indicators = (*_INDICATORS, "=") if i == len(lines) - 1 else _INDICATORS
         ends = [line.split(mark)[-1].strip() for mark in indicators if mark in line]
-        # Of equally short ones the first; an empty one is only what nothing else is there for.
+        # The first of equally short ones; an empty one only if there is no other.
         phrase = ""
         for end in ends:
             if not phrase or len(end) < len(phrase):
@@ -121,9 +121,10 @@ def _key_phrases(reply: str) -> list[str]:
 
 
 def normalised(text: str) -> list[str | float]:
-    """A number with two decimals, or lower-cased text; a single character beside a space.
+    """Normalizes a text to a number with two decimals, or to lowercase text.
 
-    The space keeps "a" from being found in every word.
+    A single character is returned with a space before and after it, so that "a" is not found in
+    every word.
     """
     text = text.strip()
     try:

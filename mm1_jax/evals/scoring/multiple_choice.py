@@ -10,13 +10,13 @@ from mm1_jax.evals.scoring.items import Item, Scored, of_group, percentages
 from mm1_jax.evals.scoring.texts import exact_match
 
 SCIENCEQA_LETTERS = "ABCDE"
-# A question of MMBench is asked once for each of its options, which go round; the rounds of a
-# question have indices that differ by multiples of this.
+# MMBench asks a question once per option, with rotated options. The indices of the rounds of a
+# question differ by multiples of this number.
 MMBENCH_ROUND = 10**6
 # SEED-Bench: question types 1 to 9 show an image, 10 to 12 a video.
 SEED_IMAGE_TYPES = range(1, 10)
 SEED_TYPES = range(1, 13)
-# Texts that pandas, with which tables of options are written, has for nothing.
+# Texts of an empty cell in tables written by pandas.
 NOTHING = ("", "nan")
 
 _LETTER = re.compile(r"\(?([A-Z])(?:[).:,]|\s|$)")
@@ -24,9 +24,9 @@ _IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 
 
 def scienceqa_letter(reply: str, num_choices: int) -> str | None:
-    """The letter that a reply is, begins with ("B. ") or names ("The answer is B."), or None.
+    """Returns the letter that a reply is ("B"), begins with ("B. ") or names ("The answer is B.").
 
-    None too for the letter of no choice.
+    Returns None without such a letter, or if it is not the letter of a choice.
     """
     if reply in [*SCIENCEQA_LETTERS]:
         letter = reply
@@ -39,10 +39,10 @@ def scienceqa_letter(reply: str, num_choices: int) -> str | None:
 
 
 def option_letter(reply: str, options: Mapping[str, str]) -> str | None:
-    """The option that a reply chooses, or None.
+    """Returns the letter of the option that a reply chooses, or None.
 
-    Its letter at the beginning ("B", "B.", "(B) a dog"), else the only one in brackets, else the
-    option whose text the reply is.
+    The rules in order: a letter at the beginning ("B", "B.", "(B) a dog"); the only option letter
+    in parentheses; the option whose text equals the reply.
     """
     reply = reply.strip()
     if (found := _LETTER.match(reply)) and found[1] in options:
@@ -55,7 +55,7 @@ def option_letter(reply: str, options: Mapping[str, str]) -> str | None:
 
 
 def scienceqa(items: Sequence[Item]) -> Scored:
-    """Percentages of all questions and of those with a picture."""
+    """Accuracy in percent over all questions, and over those with a picture."""
     correct = [
         scienceqa_letter(item.text, len(item.record["options"])) == item.record["answer"]
         for item in items
@@ -66,7 +66,7 @@ def scienceqa(items: Sequence[Item]) -> Scored:
 
 
 def mmbench(items: Sequence[Item]) -> Scored:
-    """Percentages. Circular: right in all rounds of a question. Vanilla: in the first."""
+    """Accuracy over questions in percent: right in all rounds (circular), or the first (vanilla)."""
     correct = [_chooses_right(item) for item in items]
     questions = [int(item.key) % MMBENCH_ROUND for item in items]
     in_all: dict[int, bool] = {}
@@ -85,7 +85,7 @@ def mmbench(items: Sequence[Item]) -> Scored:
 
 
 def seed(items: Sequence[Item]) -> Scored:
-    """Percentages of all questions, of those on images and on videos, and by type."""
+    """Accuracy in percent over all questions, over images and videos, and per question type."""
     correct = [_chooses_right(item) for item in items]
     types = [item.record["kind"] for item in items]
     media = ["image" if number in SEED_IMAGE_TYPES else "video" for number in types]
@@ -96,7 +96,7 @@ def seed(items: Sequence[Item]) -> Scored:
 
 
 def seed_images(items: Sequence[Item]) -> Scored:
-    """Percentages of questions on images alone: of all (`image_acc`), and by type."""
+    """Accuracy in percent over questions about images (`image_acc`), and per question type."""
     scored = seed(items)
     columns = {name: values for name, values in scored.columns.items() if name != "acc"}
     return replace(scored, columns=columns)

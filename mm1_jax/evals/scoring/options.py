@@ -1,7 +1,7 @@
-"""Texts scored as EleutherAI's lm-evaluation-harness has it, by likelihood or by exact match.
+"""Scores of text-only tasks by likelihood or exact match, as in EleutherAI's lm-evaluation-harness.
 
-The option with the largest log-probability is chosen (`acc`), or with the largest per character of
-its text (`acc_norm`) or per byte (`acc_bytes`); of equals, the first. All are percentages.
+The chosen option has the largest log-probability (`acc`), log-probability per character of its text
+(`acc_norm`) or per byte (`acc_bytes`); the first of equals. All scores are percentages.
 """
 
 import string
@@ -16,7 +16,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def option_accuracies(items: Sequence[Item]) -> Scored:
-    """`acc`, `acc_norm` and `acc_bytes`."""
+    """Computes `acc`, `acc_norm` and `acc_bytes`."""
     sizes = {
         "acc": lambda option: 1,
         "acc_norm": len,
@@ -26,7 +26,7 @@ def option_accuracies(items: Sequence[Item]) -> Scored:
 
 
 def option_accuracy(items: Sequence[Item]) -> Scored:
-    """`acc` alone, of requests whose continuations are the same."""
+    """Computes only `acc`, for options that are compared by the same continuation."""
     return _of_options(items, {"acc": lambda option: 1})
 
 
@@ -45,19 +45,19 @@ def _of_options(items: Sequence[Item], sizes: Mapping[str, Callable[[str], int]]
 
 
 def _margin(item: Item) -> float:
-    """The log-probability of the right option less that of the best other, in nats."""
+    """Returns the log-probability of the right option minus that of the best other, in nats."""
     totals = [one.log_probability for one in item.likelihoods]
     return totals.pop(item.record["label"]) - max(totals, default=0.0)
 
 
 def last_word(items: Sequence[Item]) -> Scored:
-    """LAMBADA: `acc`, where the word's tokens are greedy, and `perplexity`, of the words."""
+    """LAMBADA: `acc`, the percentage of words whose tokens are greedy, and `perplexity` per word."""
     words = [item.likelihoods[0] for item in items]
     correct = [word.is_greedy for word in words]
     log_probabilities = np.array([word.log_probability for word in words])
 
     def combine(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
-        # The perplexity of a model that never saw a text may be beyond all numbers.
+        # The perplexity of an untrained model may overflow.
         with np.errstate(over="ignore"):
             perplexity = np.exp(-tallies["perplexity"].mean)
         return {"acc": tallies["acc"].mean, "perplexity": perplexity}
@@ -72,7 +72,10 @@ def last_word(items: Sequence[Item]) -> Scored:
 
 
 def one_greedy(items: Sequence[Item]) -> Scored:
-    """WebQuestions: right where one of the answers is greedy; quality is the likeliest's."""
+    """WebQuestions: right if one of the accepted answers is greedy.
+
+    The quality is the log-probability of the most likely answer.
+    """
     correct = [any(one.is_greedy for one in item.likelihoods) for item in items]
     best = [max(one.log_probability for one in item.likelihoods) for item in items]
     return Scored(
@@ -84,14 +87,14 @@ def one_greedy(items: Sequence[Item]) -> Scored:
 
 
 def _greedy(item: Item) -> str:
-    """The greedy option; where none is, what the model would say instead is not known."""
+    """Returns the greedy option; "" without one, as the model's own answer is not known."""
     assert isinstance(item.answer, OptionAnswer)
     pairs = zip(item.record["options"], item.likelihoods, strict=True)
     return next((option for option, one in pairs if one.is_greedy), "")
 
 
 def one_of_aliases(items: Sequence[Item]) -> Scored:
-    """TriviaQA: an alias but for case, punctuation and space before it."""
+    """TriviaQA: right if equal to an alias up to case, punctuation and leading whitespace."""
     correct = [_plain(item.text) in map(_plain, item.record["answers"]) for item in items]
     return Scored(correct, {"exact_match": 100 * np.array(correct, float)})
 

@@ -1,9 +1,9 @@
-"""The tokens of the Penn Treebank, as the official caption metrics see them.
+"""Penn Treebank tokenizer of the official caption metrics, in Python.
 
-CIDEr, BLEU and ROUGE of COCO are defined on what Stanford CoreNLP 3.4.1 makes of a caption
-(`PTBTokenizer -preserveLines -lowerCase`), less 17 punctuation tokens. This is a lexer in Python
-with its observable behaviour, found by comparing outputs, so that no Java is needed: at every place
-each rule is tried, the one that matches most characters gives the token, and of equals the first.
+COCO's CIDEr, BLEU and ROUGE are defined on the tokens of Stanford CoreNLP 3.4.1 (`PTBTokenizer
+-preserveLines -lowerCase`) without 17 punctuation tokens. This lexer needs no Java; its rules were
+found by comparing outputs. At each position, the rule that matches the most characters gives the
+token; the first of equals.
 
     tokenize(["The dog's bowl (red) isn't full..."]) == [
         ["the", "dog", "'s", "bowl", "-lrb-", "red", "-rrb-", "is", "n't", "full"]]
@@ -13,13 +13,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-# The official list, which is compared with lower-cased tokens: brackets therefore stay.
+# The official list. It is compared with lowercase tokens, so brackets (-LRB- ..) are not removed.
 PUNCTUATION = frozenset(
     ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--")
     + ("...", ";")
 )
 
-# Abbreviations that keep their full stop: those that a name or a number follows, and others.
+# Abbreviations that keep their period: before a name, anywhere, and before a number.
 _TITLES = """
     adj adm adv alex assoc asst atty ave brig capt cf cie cmdr col cpl dept det dr drs elec ens ft
     gen gov govs hon insp invt jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc
@@ -33,8 +33,8 @@ _ANYWHERE = """
 """
 _CAPITALISED = "ark az del ill la mass miss ore pa tex wash"
 _BEFORE_A_NUMBER = "art ca fig figs no nos op pp prop"
-# A letter and a full stop are an initial, unless one of these follows, which begin sentences, or
-# markup.
+# A letter and a period are an initial, unless markup or one of these words follows, which begin
+# sentences.
 _STARTERS = """
     A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
     More Now Once One Other Our She Since So Some Such That The Their Then There These They This We
@@ -47,9 +47,12 @@ def _any(words: str) -> str:
 
 
 def _characters(category: str) -> str:
-    """The inside of a character class: the categories of Unicode whose name starts so.
+    """Returns the inside of a character class: all characters of some Unicode categories.
 
-    Of the first plane, since the original reads UTF-16, and nothing of the others is a token.
+    Only the first plane counts: the original reads UTF-16 and has no tokens of other planes.
+
+    Args:
+        category: The beginning of the names of the categories.
     """
     codes = [
         code for code in range(0x10000) if unicodedata.category(chr(code)).startswith(category)
@@ -59,20 +62,20 @@ def _characters(category: str) -> str:
     return "".join(f"\\u{a:04x}-\\u{b:04x}" for a, b in zip(starts, ends, strict=True))
 
 
-# A soft hyphen is a letter, and then removed from the token.
+# A soft hyphen counts as a letter and is removed from the token afterwards.
 _SOFT_HYPHEN = "\xad"
 _PLAIN_LETTERS = (
     _characters("L") + _characters("M").replace("\\ufe00-\\ufe0f", "") + r"\u02c2-\u02ff"
 )
 _LETTERS = _PLAIN_LETTERS + r"\xad"
 _DIGITS = _characters("Nd")
-# A vowel with an accent may be spelled as in HTML.
+# A vowel with an accent may be an HTML entity.
 _ACCENTED = r"&[aeiouAEIOU](?:acute|grave|uml);"
 _LETTER = f"(?:[{_LETTERS}]|{_ACCENTED})"
 _ALNUM = f"(?:[{_LETTERS}{_DIGITS}]|{_ACCENTED})"
 _END = f"(?![{_PLAIN_LETTERS}{_DIGITS}])"
 _APOSTROPHE = r"['\u2019\x92]"
-# Marks that stand for an apostrophe inside of a word.
+# Characters that count as an apostrophe inside a word.
 _MARK = r"['`\u2018\u2019\u201b\x91\x92]"
 _WORD = rf"{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)*"
 _CLITIC = rf"{_APOSTROPHE}(?:[msdMSD]|re|ve|ll|RE|VE|LL|Re|Ve|Ll)"
@@ -82,7 +85,7 @@ _PLAIN_ALNUM = f"[{_characters('L')}{_DIGITS}]"
 _PART = rf"(?:[dloDLO]{_MARK}(?={_PLAIN_ALNUM}{{2}}))?{_PLAIN_ALNUM}+"
 _THING = rf"{_PART}(?:[-_\u2010\u2011]{_PART})*"
 _AMPERSANDS = r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
-# Before these a full stop does not end a sentence, and stays with its word.
+# Before these, a period does not end a sentence and stays with its word.
 _IN_SENTENCE = r"[,;:\u3001]"
 _AT = r"[^\s<>\"|(){}\xa0]"
 _NAME = r"[A-Za-z][A-Za-z0-9._:-]*"
@@ -90,7 +93,7 @@ _ATTRIBUTE = rf"(?: +{_NAME}(?: *= *(?:'[^'\n]*'|\"[^\"\n]*\"))?)"
 _TAG = rf"(?:</?{_NAME}{_ATTRIBUTE}*[ /]*>|<[!?][A-Za-z-][^<>\n]*>)"
 _SLASH_PART = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])*\."
-# Written with an apostrophe, and one token.
+# Words with an apostrophe that are one token.
 _ELIDED = """
     o'clock ma'am c'mon e'er ne'er o'er s'mores li'l nat'l cap'n ev'ry ol' 'n
     'cause 'till 'til d'ye
@@ -124,7 +127,7 @@ _QUOTES = {
 
 
 def _as_is(text: str) -> str:
-    """Normalises a token whose soft hyphens stay."""
+    """Keeps a token as it is, with its soft hyphens."""
     return text
 
 
@@ -133,12 +136,12 @@ def _straight(text: str) -> str:
 
 
 def _without_soft_hyphens(text: str) -> str:
-    """The token, or a hyphen where it has nothing else."""
+    """Removes soft hyphens; a token of nothing else becomes a hyphen."""
     return text.replace(_SOFT_HYPHEN, "") or "-" if _SOFT_HYPHEN in text else text
 
 
 def _one_token(text: str) -> str:
-    """A space inside of a token is a no-break space."""
+    """Replaces spaces inside a token by no-break spaces, and parentheses by their tokens."""
     for bracket in "()":
         text = text.replace(bracket, _BRACKETS[bracket])
     return text.replace(" ", "\xa0")
@@ -152,8 +155,8 @@ _ABBREVIATION = (
     rf"(?:(?i:{_any(_ANYWHERE)}|ph\.d)|{_any(_CAPITALISED.title())}|{_any(_CAPITALISED.upper())})\."
 )
 
-# (what is matched, what becomes of it once it is lower-cased). Where there is a group, the token is
-# the group, and what follows it is only looked at, but counts as matched.
+# (pattern, function of the lowercase token). If a pattern has a group, the token is the group; the
+# rest of the match is lookahead, but its length counts for the longest match.
 _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     # Words that are written as one.
     (r"((?i:can))(?i:not)", str),
@@ -166,9 +169,9 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (rf"(?i:n){_MARK}(?i:t){_END}", _straight),
     (rf"({_CLITIC})(?:[^A-Za-z]|\Z)", _straight),
     (_WORD, str),
-    # What follows counts as matched, so that "Va.n" is two tokens and "Va.ny" is one.
+    # The text after the group counts as matched, so "Va.n" is two tokens and "Va.ny" is one.
     (rf"({_ABBREVIATION})[\s\S]{{2}}", str),
-    # Markup, addresses and names of users.
+    # Markup, addresses and user names.
     (_TAG, _one_token),
     (f"(?i:{_any(' '.join(_ENTITIES))})", _ENTITIES.__getitem__),
     (r"&#\d+;", _as_is),
@@ -215,16 +218,16 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (_ABBREVIATION, str),
     (rf"((?i:{_any(_BEFORE_A_NUMBER)})\.)\s?\d", str),
     (rf"([A-Za-z])\.\s+(?:(?:{_any(_STARTERS + _STARTERS.upper())}|M[rsRS]\.)\s|{_TAG})", str),
-    # Faces.
+    # Emoticons.
     (r"[<>]?[:;=][-'*o]?[()@\[\]\\{|dpDOP](?![A-Za-z0-9])", _one_token),
     (r"[-^=~<>']_[-^=~<>'x]", str),
     (r"\([-^x=~<>'][_.]?[-^x=~<>']\)", _one_token),
-    # Everything else; the rest is no token at all.
+    # Everything else. Characters that no rule matches are dropped.
     (r"\.\.\.+|\u2026|\x85", lambda _: "..."),
     (r"-{5,}", str),
     (r"-{2,4}|[\u2013-\u2015\x96\x97]", lambda _: "--"),
     (r"[()\[\]{}]", _BRACKETS.__getitem__),
-    # Brackets that are spelled as tokens.
+    # Brackets that are already spelled as tokens.
     (r"-(?i:[lr][rcs]b)-", str),
     (r"\"|''|``", lambda _: "''"),
     (r"['`]", str),
@@ -245,16 +248,16 @@ _SPACE = re.compile(r"\s")
 
 
 def ptb_tokens(texts: Sequence[str]) -> list[list[str]]:
-    """All tokens of some texts, with punctuation.
+    """Returns all tokens of each text, with punctuation.
 
-    The texts are lines of one file to the original, and where a line ends with an initial, its full
-    stop depends on how the next one begins. So it is here.
+    As in the original, the texts are lines of one file: if a line ends with an initial, the
+    beginning of the next line decides about its period.
     """
     joined = "\n".join(_SPACE.sub(" ", text) for text in texts)
     lines: list[list[str]] = [[]] if texts else []
     place = 0
     while place < len(joined):
-        # What most of a caption is: no rule matches more.
+        # A fast path for plain words, where no rule matches more.
         if (found := _PLAIN.match(joined, place)) and found[0].lower() not in _SPLIT_WORDS:
             lines[-1].append(found[0].lower())
             place = found.end()
@@ -278,5 +281,5 @@ def ptb_tokens(texts: Sequence[str]) -> list[list[str]]:
 
 
 def tokenize(texts: Sequence[str]) -> list[list[str]]:
-    """The tokens of captions that count: lower case, without punctuation."""
+    """Returns the tokens of captions that metrics count: lowercase, without punctuation."""
     return [[token for token in line if token not in PUNCTUATION] for line in ptb_tokens(texts)]

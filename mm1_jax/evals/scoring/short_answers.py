@@ -1,4 +1,4 @@
-"""Scores of short answers: GQA, documents (ANLS), charts (relaxed accuracy)."""
+"""Scores of short answers: GQA, documents (ANLS) and charts (relaxed accuracy)."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ RELAXED_TOLERANCE = 0.05
 
 
 def gqa(items: Sequence[Item]) -> Scored:
-    """The accuracy in percent; the questions about a picture are drawn together."""
+    """Accuracy in percent; the bootstrap draws all questions about a picture together."""
     correct = [gqa_correct(item.text, item.record["answers"][0]) for item in items]
     return Scored(
         correct=correct,
@@ -22,12 +22,12 @@ def gqa(items: Sequence[Item]) -> Scored:
 
 
 def documents(items: Sequence[Item]) -> Scored:
-    """The mean ANLS in percent."""
+    """Mean ANLS in percent."""
     return _mean("anls", items, lambda item: anls(item.text, item.record["answers"]))
 
 
 def charts(items: Sequence[Item]) -> Scored:
-    """The relaxed accuracy in percent."""
+    """Relaxed accuracy in percent."""
 
     def right(item: Item) -> float:
         return float(relaxed_correct(item.text, item.record["answers"][0]))
@@ -41,7 +41,7 @@ def _mean(name: str, items: Sequence[Item], rule: Callable[[Item], float]) -> Sc
 
 
 def gqa_correct(answer: str, reference: str) -> bool:
-    """Returns True if the answers are equal, but for case and a full stop at the end."""
+    """Returns True if the answers are equal up to case and a final period."""
     return _gqa(answer) == _gqa(reference)
 
 
@@ -50,10 +50,10 @@ def _gqa(text: str) -> str:
 
 
 def anls(answer: str, references: Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity of one answer, 0 to 1 (Biten et al., 2019).
+    """Average normalized Levenshtein similarity of one answer, 0 to 1 (Biten et al., 2019).
 
-    The best of the references: 1 - distance / length of the longer one, lower-cased and with single
-    spaces, or 0 where that is below 0.5.
+    The similarity is 1 - distance / length of the longer text, lowercased and with single spaces.
+    Returns the largest similarity to a reference, or 0 if that is below 0.5.
     """
     best = max((_similarity(_spaced(answer), _spaced(other)) for other in references), default=0.0)
     return best if best >= ANLS_THRESHOLD else 0.0
@@ -69,7 +69,7 @@ def _similarity(a: str, b: str) -> float:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """The fewest insertions, deletions and replacements of characters from one to the other."""
+    """Returns the Levenshtein distance in characters."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a):
         before, row = row, [i + 1]
@@ -79,10 +79,10 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def relaxed_correct(answer: str, reference: str) -> bool:
-    """Returns True if a number is within 5% of the reference, or a text equal to it but for case.
+    """Returns True if a number is within 5% of the reference, or a text equals it up to case.
 
-    ChartQA (Masry et al., 2022). A number with "%" is a hundredth. A reference of 0 has no 5%, and
-    is compared as text.
+    Follows ChartQA (Masry et al., 2022). A number with "%" is divided by 100. A reference of 0 is
+    compared as text, since 5% of it is 0.
     """
     value, target = _number(answer), _number(reference)
     if value is not None and target:

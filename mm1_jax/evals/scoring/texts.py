@@ -1,21 +1,21 @@
-"""Comparison of texts, and their means."""
+"""Comparison of texts, and means of scores."""
 
 import math
 from collections.abc import Sequence
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no full stop at the end."""
+    """Lowercases a text, collapses spaces and strips periods at the end."""
     return " ".join(text.lower().split()).rstrip(" .")
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Returns True if answer and reference agree up to case, spacing and a final full stop."""
+    """Returns True if answer and reference are equal up to case, spacing and a final period."""
     return normalise(answer) == normalise(reference)
 
 
 def mean(values: Sequence[bool | float]) -> float:
-    """The mean, as a share of 1 for truth values."""
+    """Returns the mean; for booleans, the fraction that is True."""
     if not values:
         raise ValueError("the mean of no values: a benchmark needs at least one example")
     # Rounded once, so that the order of the values does not matter.

@@ -1,8 +1,7 @@
-"""VQA accuracy, with the ways in which answers are normalised before they are compared.
+"""VQA accuracy, with several ways to normalize answers before the comparison.
 
-Ten people answered each question. An answer is right to the degree min(1, n / 3), where n counts
-the people who gave it, averaged over the ten choices of leaving one of them out (Antol et al.,
-2015).
+Ten people answered each question. The accuracy of an answer is min(1, n / 3), where n is the number
+of people who gave it, averaged over leaving out each of the ten people (Antol et al., 2015).
 """
 
 import functools
@@ -16,13 +15,13 @@ from mm1_jax.evals.scoring.items import Item, Scored, Tally, of_group, percentag
 from mm1_jax.evals.scoring.texts import normalise
 
 Normaliser = Callable[[str], str]
-# The degree to which an answer is right, 0 to 1, by the answers of the people asked.
+# (answer, answers of the people) -> accuracy, 0 to 1.
 Rule = Callable[[str, Sequence[str]], float]
 
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _DIGITS = {"none": "0"} | {word: str(i) for i, word in enumerate(_NUMBER_WORDS.split())}
 _ARTICLES = frozenset(("a", "an", "the"))
-# A word that lacks one of the apostrophes of these gets it back.
+# A word that equals one of these except for a missing apostrophe is replaced by it.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
@@ -43,15 +42,19 @@ _CONTRACTIONS = {
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _EVALAI_COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
-# The official expression. It means "a full stop that no digit follows": "(?!<=" is a slip of the
-# pen for a lookbehind, which the published figures have in them.
+# The official expression. It matches a period that no digit follows: "(?!<=" is a typo for a
+# lookbehind, and published figures were computed with it.
 _FULL_STOP = re.compile(r"(?!<=\d)\.(?!\d)")
-# The official call gives the flag re.UNICODE where the number of replacements is expected.
+# The official call passes the flag re.UNICODE (32) as the maximum number of replacements.
 _MAX_FULL_STOPS = 32
 
 
 def without_punctuation(text: str, comma: re.Pattern[str] = _COMMA_IN_NUMBER) -> str:
-    """Each mark out where it stands beside a space or any number has a comma, else a space."""
+    """Removes punctuation, as the official code does.
+
+    A mark is removed if it is next to a space anywhere in the text, or if `comma` matches the text;
+    otherwise it is replaced by a space.
+    """
     result = text
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
@@ -60,36 +63,39 @@ def without_punctuation(text: str, comma: re.Pattern[str] = _COMMA_IN_NUMBER) ->
 
 
 def plain_words(text: str) -> str:
-    """Lower case, number words as digits, no articles, contractions with their apostrophe."""
+    """Lowercases, replaces number words by digits, drops articles and restores apostrophes."""
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def evalai(text: str) -> str:
-    """An answer as the server of the challenges, EvalAI, and the code of TextVQA (m4c) see it."""
+    """Normalizes an answer like the challenge server, EvalAI, and TextVQA's code (m4c)."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     return plain_words(without_punctuation(text, _EVALAI_COMMA_IN_NUMBER))
 
 
 def lowered(text: str) -> str:
-    """Lower case, without full stops at the end: what a reply is made for the official code."""
+    """Lowercases and strips periods at the end, to prepare a reply for the official code."""
     return text.strip().lower().rstrip(".")
 
 
 def agreement(answer: str, answers: Sequence[str]) -> float:
-    """VQA accuracy of an answer, 0 to 1, as the strings are."""
+    """Returns the VQA accuracy of an answer, 0 to 1, comparing the strings as they are."""
     count = sum(other == answer for other in answers)
-    # To leave one out takes a match away where that one is a match.
+    # Leaving out a person who gave the answer reduces the count by one.
     shares = [min(1.0, (count - (other == answer)) / 3) for other in answers]
     return sum(shares) / len(shares)
 
 
 def agreement_without_ids(answer: str, answers: Sequence[str], remarks: Sequence[object]) -> float:
-    """VQA accuracy as the official code has it where answers lack their `answer_id`: a trap.
+    """Returns the VQA accuracy of the official code when answers lack an `answer_id`: a pitfall.
 
-    To leave one person out it drops the answers that equal hers, `remarks` included, which are what
-    else is known of each person's answer (of VizWiz, how sure she was). So an answer drops its kin.
+    To leave out one person, the official code drops all answers that equal this person's, `remarks`
+    included. Without ids, several people's answers can be equal and are all dropped.
+
+    Args:
+        remarks: Other fields of each person's answer, such as the confidence in VizWiz.
     """
     people = list(zip(answers, remarks, strict=True))
     shares = []
@@ -104,10 +110,10 @@ def official_accuracy(
     answers: Sequence[str],
     agreement: Callable[[str, Sequence[str]], float] = agreement,
 ) -> float:
-    """VQA accuracy by the published code, 0 to 1.
+    """Returns the VQA accuracy of the published code, 0 to 1.
 
-    It normalises only where the people disagree: to a question that all answered "dakota", "Dakota"
-    is wrong. Give it `lowered(answer)` or `evalai(answer)` to avoid that.
+    It normalizes only if the people disagree: if all answered "dakota", then "Dakota" is wrong.
+    Passing `lowered(answer)` or `evalai(answer)` avoids that.
     """
     answer, answers = _one_line(answer), [_one_line(other) for other in answers]
     if len(set(answers)) > 1:
@@ -123,16 +129,16 @@ def _one_line(text: str) -> str:
 def processed_accuracy(
     answer: str, answers: Sequence[str], normalise: Normaliser = evalai
 ) -> float:
-    """VQA accuracy of normalised answers, on both sides, 0 to 1; TextVQA's (m4c) with `evalai`."""
+    """Returns the VQA accuracy of normalized texts, 0 to 1; with `evalai`, that of TextVQA (m4c)."""
     return agreement(normalise(answer), [normalise(other) for other in answers])
 
 
-# By the metric of a model that is asked.
+# Metrics of a model's answers, and their rules.
 RULES: Mapping[str, Rule] = {"acc_official": official_accuracy, "acc_processed": processed_accuracy}
 
 
 def vqa_accuracy(items: Sequence[Item], rules: Mapping[str, Rule] = RULES) -> Scored:
-    """Percentages, a column for each rule; right is an answer that wins half of the point."""
+    """VQA accuracy in percent, a column per rule; an answer with at least 0.5 counts as right."""
     cases = [(item.text, item.record["answers"]) for item in items]
     return Scored(
         correct=[processed_accuracy(*case) >= 0.5 for case in cases],
@@ -142,7 +148,7 @@ def vqa_accuracy(items: Sequence[Item], rules: Mapping[str, Rule] = RULES) -> Sc
 
 
 def vqav2_accuracy(items: Sequence[Item]) -> Scored:
-    """VQA accuracy of all questions, and by the type of their answer."""
+    """VQA accuracy over all questions, and per type of answer."""
     scored = vqa_accuracy(items)
     types = [item.record.get("answer_type", "") for item in items]
     by_type = {
@@ -157,7 +163,7 @@ def vqav2_accuracy(items: Sequence[Item]) -> Scored:
 
 
 def okvqa_accuracy(items: Sequence[Item], rules: Mapping[str, Rule] = RULES) -> Scored:
-    """VQA accuracy, and that of replies that are stemmed as the answers of OK-VQA are."""
+    """VQA accuracy, and `acc_stemmed` of replies stemmed like the answers of OK-VQA."""
     pairs = [
         (raw, stem)
         for item in items
@@ -174,10 +180,10 @@ def okvqa_accuracy(items: Sequence[Item], rules: Mapping[str, Rule] = RULES) -> 
 
 
 def vizwiz_accuracy(items: Sequence[Item], rules: Mapping[str, Rule]) -> Scored:
-    """VQA accuracy, and the official code's for answers that have no `answer_id`.
+    """VQA accuracy, and `acc_official_missing_answer_id`: the official code's without `answer_id`.
 
-    The latter depends on what else is known of each person's answer (`remarks`). Where the records
-    have the answers alone, it is the mean of `acc_official_missing_answer_id`, if they have that.
+    The latter is computed from the `remarks` of the records. If they have none, it is the mean of
+    their field `acc_official_missing_answer_id`, and without that field it is left out.
     """
     scored, name = vqa_accuracy(items, rules), "acc_official_missing_answer_id"
     if all("remarks" in item.record for item in items):
@@ -199,20 +205,20 @@ def _without_ids(item: Item) -> float:
 
 
 class OkVqaStemmer:
-    """Words to their stems as in the answers of OK-VQA, which are scored as stems.
+    """Stems words like the answers of OK-VQA, which are scored as stems.
 
-    Its annotations hold each answer as it was given (`raw_answer`) and stemmed (`answer`): where
-    these are known, the stem of a word is the one it has there. Of other words, plurals and forms
-    in -ing are stemmed by rule, which differs in rare words from the original, made with NLTK.
+    OK-VQA's annotations hold each answer as given (`raw_answer`) and stemmed (`answer`). A word in
+    these answers gets the stem that it has there. Plurals and -ing forms of other words are stemmed
+    by rule, which differs from the original, made with NLTK, in rare words.
     """
 
     def __init__(self, stems: Mapping[str, str] | None = None):
-        """Takes known stems of words; `learn` finds them."""
+        """Takes the known stems of words, which `learn` finds."""
         self._stems = {**_OK_VQA_STEMS, **(stems or {})}
 
     @staticmethod
     def learn(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-        """The stems of words, from answers as given and as stemmed; of two, the more frequent."""
+        """Returns the most frequent stem of each word in pairs of raw and stemmed answers."""
         votes: dict[str, dict[str, int]] = {}
         for raw, stemmed in pairs:
             words, stems = raw.lower().split(), stemmed.lower().split()
@@ -233,7 +239,7 @@ class OkVqaStemmer:
         return _singular(word)
 
 
-# Words of which the rules below would make something else.
+# Words that the rules below would change wrongly.
 _UNCHANGED = """
     are bus ceiling chess christmas during evening gas glass his is its kansas las news paris people
     police sheep tennis texas this us vegas was yes

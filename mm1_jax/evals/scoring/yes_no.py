@@ -1,4 +1,4 @@
-"""Scores of yes-no questions: POPE and MME, each by the official way of reading a reply."""
+"""Scores of yes-no questions: POPE and MME, each reading replies by its official rule."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from mm1_jax.evals.scoring.items import Item, Scored, Tally, of_group
 
 POPE_COUNTS = ("TP", "FP", "TN", "FN")
 POPE_SCORES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-# The subtasks of MME's two halves.
+# The subtasks of the two halves of MME.
 MME_PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark"),
     *("artwork", "OCR"),
@@ -25,10 +25,10 @@ def pope_says_yes(reply: str) -> bool:
 
 
 def pope(items: Sequence[Item]) -> Scored:
-    """Shares of 1 for each part, and their means over the parts.
+    """Scores of each part as fractions of 1, and their means over the parts.
 
-    `yes_ratio` is of the replies; half of the labels are yes. Columns are the counts `TP`, `FP`,
-    `TN` and `FN`, with the name of the part before them where records have one (`part`).
+    `yes_ratio` is the fraction of replies that are yes; half of the labels are. The columns are the
+    counts `TP`, `FP`, `TN` and `FN`, prefixed with the `part` of the records if there is one.
     """
     said = np.array([pope_says_yes(item.text) for item in items])
     is_yes = np.array([item.record["answer"] == "yes" for item in items])
@@ -73,14 +73,14 @@ def _pope_scores(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
 
 
 def _share(part: np.ndarray, whole: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Zero where the whole is nothing, as in the official code; NaN where there is no example."""
+    """Divides; 0 where the whole is 0, as in the official code, and NaN without examples."""
     nothing = whole == 0
     share = np.where(nothing, 0.0, part / np.where(nothing, 1.0, whole))
     return np.where(number > 0, share, np.nan)
 
 
 def mme_reply(reply: str) -> str:
-    """ "yes", "no" or "other": of a longer reply, only the first four characters are looked at."""
+    """Returns "yes", "no" or "other"; a longer reply counts by its first four characters."""
     reply = reply.lower()
     if reply in ("yes", "no"):
         return reply
@@ -88,13 +88,13 @@ def mme_reply(reply: str) -> str:
 
 
 def mme(items: Sequence[Item]) -> Scored:
-    """The scores of subtasks, and the sums of the two halves where all their subtasks are there."""
+    """Scores of the subtasks, and the sum of each half if all of its subtasks are present."""
     correct = [mme_reply(item.text) == item.record["answer"].lower() for item in items]
     units = [f"{item.record['subtask']}/{item.record['image']}" for item in items]
     both: dict[str, bool] = {}
     for unit, value in zip(units, correct, strict=True):
         both[unit] = both.get(unit, True) and value
-    # A picture counts once, at its first question.
+    # A picture counts once, with its first question.
     firsts = [item.record["is_first"] for item in items]
     plus = np.where(firsts, [both[unit] for unit in units], np.nan)
     subtasks = [item.record["subtask"] for item in items]
@@ -117,8 +117,10 @@ def _mme_scores(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
 
 
 def mme_subtasks(tallies: Mapping[str, Tally]) -> dict[str, dict[str, np.ndarray]]:
-    """Percentages by subtask: `acc` of questions, `acc_plus` of images with both right; `score`
-    is their sum."""
+    """Returns percentages per subtask.
+
+    `acc` is over questions, `acc_plus` over images with both questions right; `score` is their sum.
+    """
     found = {}
     for name in (name.removesuffix("_acc") for name in tallies if name.endswith("_acc")):
         acc, plus = (_percentage(tallies[f"{name}_{each}"]) for each in ("acc", "acc_plus"))
