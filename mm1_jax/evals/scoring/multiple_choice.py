@@ -66,7 +66,7 @@ def scienceqa(items: Sequence[Item]) -> Scored:
 
 
 def mmbench(items: Sequence[Item]) -> Scored:
-    """Accuracy over questions in percent: right in all rounds (circular), or the first (vanilla)."""
+    """Accuracy over questions in percent: right in all rounds (circular) or the first (vanilla)."""
     correct = [_chooses_right(item) for item in items]
     questions = [int(item.key) % MMBENCH_ROUND for item in items]
     in_all: dict[int, bool] = {}

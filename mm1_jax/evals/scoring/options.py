@@ -51,7 +51,7 @@ def _margin(item: Item) -> float:
 
 
 def last_word(items: Sequence[Item]) -> Scored:
-    """LAMBADA: `acc`, the percentage of words whose tokens are greedy, and `perplexity` per word."""
+    """LAMBADA: `acc`, the percentage of words that are greedy, and `perplexity` per word."""
     words = [item.likelihoods[0] for item in items]
     correct = [word.is_greedy for word in words]
     log_probabilities = np.array([word.log_probability for word in words])

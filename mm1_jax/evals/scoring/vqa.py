@@ -129,7 +129,7 @@ def _one_line(text: str) -> str:
 def processed_accuracy(
     answer: str, answers: Sequence[str], normalise: Normaliser = evalai
 ) -> float:
-    """Returns the VQA accuracy of normalized texts, 0 to 1; with `evalai`, that of TextVQA (m4c)."""
+    """Returns the VQA accuracy of normalized texts, 0 to 1; `evalai` is the rule of TextVQA."""
     return agreement(normalise(answer), [normalise(other) for other in answers])
 
 
