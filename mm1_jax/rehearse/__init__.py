@@ -1,5 +1,5 @@
-"""Ahead-of-time compilation of a named config for a slice that is not there: does it fit, how fast?
+"""Compiles a named config ahead of time for devices that need not exist: memory and step time.
 
-config -> lowered train step -> optimised HLO text -> schedule -> predicted step, report
+config -> lowered train step -> optimized HLO text -> schedule -> predicted step, report
           compile               compile               program     predict         report
 """

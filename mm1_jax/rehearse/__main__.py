@@ -1,8 +1,8 @@
-"""Entry point: compiles the train step of a named config for a slice, and says if and how it runs.
+"""Entry point: compiles the train step of a named config for a slice, and reports memory and time.
 
     python -m mm1_jax.rehearse --config=mm1_tiny --topology=v5e:2x2
 
-Nothing heavy is imported here: `--help`, wrong names and `--hlo` do without jax.
+Imports nothing heavy at first: `--help`, errors in names and `--hlo` do not need jax.
 """
 
 if __name__ == "__main__":
@@ -48,7 +48,7 @@ from mm1_jax.stored_config import config_differences
 
 DOES_NOT_FIT = 3
 
-# What `--all` compiles for unless told otherwise, as far as the config has a mesh rule for it.
+# Default topologies of `--all`; a config is compiled for those that its mesh rules name.
 TOPOLOGIES = (
     "v4:4x4x8",
     "v5e:8x8",
@@ -61,11 +61,11 @@ TOPOLOGIES = (
     "2xv5p:4x4x4",
 )
 
-# Parts of a config's text that change no program: lines of eps, and the modules of classes.
+# Parts of a config's text that fingerprints leave out: lines of eps, and the modules of classes.
 _UNCOMPILED = re.compile(r"(?m)^.*\beps: .*\n?|(?<=')mm1_jax[\w.]*\.(?=\w+')")
 
-# So that jax looks for no accelerator, libtpu for no machine that it might run on, and neither
-# keeps a second process from doing the same.
+# Keeps jax from looking for accelerators and libtpu from looking for its machine, and lets several
+# processes load libtpu.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; the result is the exit status."""
+    """Runs the command line and returns the exit status."""
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options = parser.parse_args(rest)
@@ -193,7 +193,7 @@ def _rehearse(
     with _progress(f"{options.config} on {topology.name}") as progress:
         progress("resolving the config")
         cfg = _resolved(options.config, options.module, overrides)
-        # jax reads the environment when it is first imported, so not before it is set.
+        # jax reads the environment on import, so it must not be imported before.
         compiler = importlib.import_module("mm1_jax.rehearse.compile")
         num_images = compiler.expected_images(cfg, options.images_per_row)
         model = ModelFlops(compiler.model_flops(cfg, num_images), num_images)
@@ -217,7 +217,7 @@ def _rehearse(
         if not report["memory"]["fits"]:
             report["advice"] = advice(cfg, report)
         if compiled.text is not None:
-            # First: minutes of compilation are not to be lost to an error in what follows.
+            # Saved first, so that a later error does not lose minutes of compilation.
             if options.save_hlo is not None:
                 _write(options.save_hlo, compiled.text)
             progress("predicting")
@@ -248,7 +248,7 @@ def _predict_file(
 def _rehearse_all(
     parser: argparse.ArgumentParser, options: argparse.Namespace, overrides: Mapping[str, str]
 ) -> int:
-    """Rehearses each pair in a process of its own; what `--json` holds already is not repeated."""
+    """Rehearses each pair in its own process; skips pairs whose report is in `--json` already."""
     if options.json is None:
         parser.error("--all needs --json=FILE, where it keeps the reports")
     module = importlib.import_module("mm1_jax.launch.named_configs")
@@ -334,7 +334,7 @@ def _rehearse_in_a_process(
 
 
 def report_key(report: Mapping[str, Any]) -> str:
-    """Tells reports of a table apart: config, topology, and the fields that were set."""
+    """Returns the key of a report in a table: config, topology, and the fields that were set."""
     fields = (f" {path}={text}" for path, text in sorted(report.get("overrides", {}).items()))
     return f"{report['config']} on {report['topology']}" + "".join(fields)
 
@@ -352,13 +352,13 @@ def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> An
 
 
 def fingerprint(cfg: Any, topology: Topology) -> str:
-    """Of all that is compiled for these devices.
+    """Returns a hash of everything in a config that its program for these devices depends on.
 
-    Data, what is kept of a run, and mesh rules for other devices may change. A field without a
-    value, None or empty, is not in the text of a config, and one whose default means "as before the
-    field" (`stored_config.DEFAULTS`) is left out: a new field changes no fingerprint until it is
-    set. Nor does the eps of a norm, a constant on which no figure of a report depends, nor the
-    module that a class is in.
+    Data, logging, checkpoints and mesh rules for other devices do not change it. Neither does a new
+    field until it is set: fields that are None or empty are not in the text of a config, and fields
+    at a default that stands for their absence (`stored_config.DEFAULTS`) are left out. Left out as
+    well are the eps of norms, constants on which no figure of a report depends, and the modules of
+    classes.
     """
     choose = importlib.import_module("mm1_jax.parallel.parallelism").choose
     trainer = cfg.trainer
@@ -392,7 +392,7 @@ def _write(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _progress(title: str) -> Iterator[Callable[[str], None]]:
-    """Says on stderr what is being done and for how long: every second, or half-minute in a log."""
+    """Prints stage and elapsed time to stderr: every second on a terminal, else every 30 s."""
     is_terminal = sys.stderr.isatty()
     start, over = time.monotonic(), threading.Event()
     stage = ""

@@ -1,7 +1,7 @@
 """Compiles the train step of a config for devices that are only described.
 
-The environment says that jax runs on the CPU and that libtpu looks for no TPU, so it has to be set
-before this module, which imports jax, is imported (`__main__` does).
+`__main__` sets the environment (jax on the CPU, no search for TPUs) before it imports this module,
+which imports jax.
 """
 
 import importlib.metadata
@@ -20,11 +20,11 @@ from mm1_jax.parallel.sharding import MESH_AXES
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.topologies import Topology
 
-# What a compiled program depends on; one of the last two compiles it.
+# Packages that a compiled program depends on; one of the last two compiles it.
 _VERSIONS = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda13-plugin")
 
-# Releases for which the docs' figures were predicted; the extras [rehearse] and [rehearse-cuda]
-# install them.
+# Releases with which the figures in docs/ were predicted; the extras [rehearse] and
+# [rehearse-cuda] install them.
 PREDICTED_WITH = {"jax": "0.10.2", "libtpu": "0.0.42.1", "jax-cuda13-plugin": "0.10.2"}
 
 # Further arguments that describe a TPU slice, by kind of chip.
@@ -33,7 +33,7 @@ _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. A donated argument and the output in its place count once."""
+    """Bytes on one device; a donated argument and its output count once in `total`."""
 
     arguments: int
     temporaries: int
@@ -49,13 +49,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a train step.
+    """A compiled train step.
 
     Attributes:
-        text: The optimised, scheduled HLO; None where the program did not fit.
-        memory: None where the program did not fit.
-        needed: Bytes on a device that a program that does not fit would take, as far as known.
-        parallelism: What the mesh rule and the config chose, as text by field; axes are in `mesh`.
+        text: The optimized, scheduled HLO; None if the program does not fit.
+        memory: None if the program does not fit.
+        needed: Bytes per device that a program that does not fit would need, if known.
+        parallelism: Field -> text of the parallelism that mesh rule and config chose, except axes,
+            which are in `mesh`.
     """
 
     text: str | None
@@ -68,10 +69,10 @@ class Compiled:
 
 
 def make_devices(topology: Topology) -> list[Any]:
-    """The devices of a slice that is not there, in the order in which it numbers them.
+    """Returns the devices of a slice that need not exist, in the order of their ids.
 
     Raises:
-        ValueError: The compiler knows no such slice, or is not installed.
+        ValueError: The compiler does not know such a slice, or is not installed.
     """
     options = _tpu_options(topology) if topology.is_tpu else gpus.topology_options(topology)
     try:
@@ -103,10 +104,10 @@ def compile_train_step(
     """Compiles the train step that a launch of the resolved `cfg` would run on such a slice.
 
     Args:
-        progress: Told what is being done, before it is.
+        progress: Called with the name of each stage before it starts.
 
     Raises:
-        ValueError: The config and the slice do not go together.
+        ValueError: The config does not fit onto the slice's mesh.
     """
     progress("describing the slice")
     devices = make_devices(topology)
@@ -170,7 +171,7 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def bytes_needed(message: str) -> float | None:
-    """What a program would take, from the compiler's words on one that does not fit.
+    """Returns the bytes that a program needs, from the compiler's message that it does not fit.
 
     >>> bytes_needed("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.") / GIB
     20.5
@@ -182,19 +183,19 @@ def bytes_needed(message: str) -> float | None:
     return float(number) * GIB * {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}.get(unit, 1 / GIB)
 
 
-# Images in a row of a stream, by its name: pages of the web as MM1 packs them, and nothing in text.
-# Rows of captions are full: images run out of places before text does.
+# Stream -> images per row: MM1's packing of web pages, and none in text. Rows of captions are full,
+# since they run out of image slots before tokens.
 _IMAGES_PER_ROW = {"captions": math.inf, "interleaved": 10.0, "text": 0.0}
 
 
 def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
-    """Images in a batch of the resolved `cfg`, on average over its mixture of streams.
+    """Returns the average number of images in a batch of the resolved `cfg`, over its streams.
 
     Args:
-        images_per_row: That average for a row, where it is known.
+        images_per_row: Average over all rows, if known.
 
     Raises:
-        ValueError: It is not known, and a stream has another name than those of MM1's mixture.
+        ValueError: `images_per_row` is None, and a stream is not one of MM1's mixture.
     """
     num_slots = cfg.klass.objective(cfg).batch.images.shape[0]
     streams = [stream for stream in cfg.input.streams if stream.weight]
@@ -214,7 +215,7 @@ def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
 
 
 def model_flops(cfg: Any, num_images: float) -> float:
-    """FLOPs of a training step of the resolved `cfg` with so many images in its batch."""
+    """Returns the FLOPs of a training step of the resolved `cfg`, with so many images per batch."""
     objective = cfg.klass.objective(cfg)
     return objective.flops().of_training(objective.num_rows, num_images)
 
@@ -224,7 +225,7 @@ def versions() -> dict[str, str | None]:
 
 
 def other_versions(compiler: str) -> list[str]:
-    """A warning where another jax or `compiler` is installed than the docs' figures are of."""
+    """Returns a warning if jax or `compiler` is another release than for the figures in docs/."""
     names = ("jax", compiler)
     if all(version(name) == PREDICTED_WITH[name] for name in names):
         return []

@@ -1,4 +1,4 @@
-"""Matrix products and kernels of an instruction -> FLOPs, by the shapes of their operands."""
+"""Counts FLOPs of matrix products and kernels in an instruction, from the operands' shapes."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from mm1_jax.rehearse.hlo import Computation, Instruction, Module
 
 
 def matmul_flops(module: Module, i: Instruction, computation: Computation) -> float:
-    """FLOPs of a matrix product, or of those that a fusion contains."""
+    """Returns the FLOPs of a matrix product, or of those within a fusion."""
     if i.opcode == "dot":
         return dot_flops(i, computation)
     if i.opcode == "convolution":
@@ -25,7 +25,7 @@ def matmul_flops(module: Module, i: Instruction, computation: Computation) -> fl
 
 
 def dot_flops(i: Instruction, computation: Computation) -> float:
-    """2 for each element of the result and of the summed dims."""
+    """Returns 2 FLOPs per element of the result and per element of the summed dims."""
     left = computation.shapes_of(i.operands[0])
     match = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)[\]}]', i.attributes)
     if not left or match is None:
@@ -35,9 +35,9 @@ def dot_flops(i: Instruction, computation: Computation) -> float:
 
 
 def convolution_flops(i: Instruction, computation: Computation) -> float:
-    """2 for each multiplication with an element of the input: padding and holes do not count.
+    """Returns 2 FLOPs per multiplication with an input element; padding and holes do not count.
 
-    TPUs run every matrix product as a convolution, batch dims as spatial ones with holes.
+    TPUs run every matrix product as a convolution, with batch dims as spatial dims with holes.
     """
     left, right = (computation.shapes_of(name)[0].dims for name in i.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
@@ -89,7 +89,7 @@ def _num_products(
     lhs_dilate: int = 1,
     rhs_dilate: int = 1,
 ) -> int:
-    """Pairs of an output and a tap of the window that meet an element of the input."""
+    """Counts the pairs of output and window tap that meet an input element."""
     if num_taps == 1 and pad == 0 and lhs_dilate == 1:
         return num_outputs
     outputs, last = np.arange(num_outputs) * stride, (num_inputs - 1) * lhs_dilate
@@ -102,7 +102,7 @@ def _num_products(
 
 
 def kernel_flops(i: Instruction, computation: Computation) -> float | None:
-    """FLOPs of a kernel: its own estimate, where its author gave one; None where none is known."""
+    """Returns the FLOPs of a kernel: its author's estimate if given, else ours; None if unknown."""
     estimate = re.search(r'"cost_estimate":\{"flops":"?(\d+)', i.attributes)
     if estimate and int(estimate.group(1)):
         return float(estimate.group(1))
@@ -116,10 +116,11 @@ def kernel_flops(i: Instruction, computation: Computation) -> float | None:
 
 def _splash_flops(num_products: Callable[[Instruction, int], int]):
     def flops(i: Instruction, computation: Computation) -> float:
-        """Products of queries with keys: all of them, or the half that a causal mask leaves.
+        """Counts the products of queries with keys: all, or half of them under a causal mask.
 
-        Causal masks are worked out inside the kernel from the numbers of the queries. Those are
-        one more array of integers than the segment ids, which come in pairs or not at all.
+        The kernel computes causal masks from query indices. These are an additional integer
+        operand beside the segment ids, of which there are two or none, so an odd number of integer
+        operands means a causal mask.
         """
         operands = [s for name in i.operands for s in computation.shapes_of(name)]
         is_array = [s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3 for s in operands]
@@ -133,13 +134,13 @@ def _splash_flops(num_products: Callable[[Instruction, int], int]):
 
 
 def _products_backward(i: Instruction, query_rank: int) -> int:
-    # With the gradient of the queries, which comes in one piece for each block of keys, five;
-    # without it, four.
+    # Five products if the kernel also computes the queries' gradient, an output with an additional
+    # dim for blocks of keys; else four.
     return 5 if any(len(s.dims) > query_rank for s in i.shapes) else 4
 
 
 def _mha_flops(num_products: int):
-    """FLOPs of jax's attention for GPUs; a causal one runs in a scope "causal"."""
+    """Returns a counter for jax's GPU attention; causal attention runs in a scope "causal"."""
 
     def flops(i: Instruction, computation: Computation) -> float:
         queries, keys = (s for name in i.operands[:2] for s in computation.shapes_of(name))
@@ -149,7 +150,7 @@ def _mha_flops(num_products: int):
     return flops
 
 
-# Part of the name of a kernel -> its FLOPs, for kernels that bring no estimate of their own.
+# Part of a kernel's name -> function of its FLOPs, for kernels without an estimate.
 KERNEL_FLOPS: dict[str, Callable[[Instruction, Computation], float]] = {
     "splash_mha_fwd": _splash_flops(lambda i, rank: 2),
     "splash_mqa_fwd": _splash_flops(lambda i, rank: 2),

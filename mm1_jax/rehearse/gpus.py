@@ -1,7 +1,7 @@
-"""GPUs that are not there, described to XLA's CUDA compiler.
+"""Describes GPUs to XLA's CUDA compiler, so that it compiles without one.
 
-The compiler asks a GPU for its limits; here they are written down, as the driver of one reports
-them. Nothing is tuned by running it, so the compiler takes its default for each product.
+The compiler would query a GPU for its limits; here they are listed as the driver reports them.
+Autotuning needs a GPU, so the compiler uses its default algorithm for each product.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from typing import Any
 
 from mm1_jax.rehearse.topologies import Topology
 
-# bytes, bytes/s of their memory, and what the driver calls them.
+# GPU -> memory in bytes, memory bandwidth in bytes/s, and the driver's name.
 _GPUS = {
     "h100": (84_942_979_072, 3_352_320_000_000, "NVIDIA H100 80GB HBM3"),
     "h200": (151_397_597_184, 4_800_000_000_000, "NVIDIA H200"),
@@ -46,7 +46,7 @@ device_description_str: "{name}"
 
 
 def environment() -> dict[str, str]:
-    """What has to be set before jax is imported; nothing where the CUDA plug-in is not there."""
+    """Returns variables to set before jax is imported; none if the CUDA plug-in is missing."""
     spec = importlib.util.find_spec("nvidia")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     tools = next((path for each in folders if (path := Path(each) / "cu13").is_dir()), None)
@@ -55,14 +55,14 @@ def environment() -> dict[str, str]:
     flags = {
         "cuda_data_dir": tools,
         "autotune_level": 0,
-        # Untuned, it fails on some products; cuBLAS takes all.
+        # Without autotuning, it fails on some products; cuBLAS supports all.
         "enable_triton_gemm": "false",
     }
     return {"XLA_FLAGS": " ".join(f"--xla_gpu_{name}={value}" for name, value in flags.items())}
 
 
 def topology_options(topology: Topology) -> dict[str, Any]:
-    """Arguments of `get_topology_desc` for the GPUs of one host.
+    """Returns arguments of `get_topology_desc` for the GPUs of one host.
 
     Raises:
         ValueError: The CUDA plug-in is not installed.

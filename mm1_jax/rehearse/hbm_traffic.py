@@ -1,4 +1,4 @@
-"""Instructions -> the bytes that they read from the main memory of a chip and write to it."""
+"""Counts the bytes that instructions read from and write to the HBM of a chip."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from mm1_jax.rehearse.hlo import Computation, Instruction, Module, Shape
 
 
 def hbm_bytes(module: Module, i: Instruction, computation: Computation) -> float:
-    """Bytes that an instruction moves; only the piece of arrays that it slices or updates."""
+    """Returns the bytes that an instruction moves; slices and updates count their piece only."""
     if i.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _hbm(i.shapes)
     if i.opcode == "dynamic-update-slice":
@@ -29,7 +29,7 @@ def _hbm(shapes: Sequence[Shape]) -> float:
 
 
 def _read(inner: Computation, number: int) -> float:
-    """Bytes that a fusion reads of its operand `number`."""
+    """Returns the bytes that a fusion reads of its operand `number`."""
     parameter = inner.parameters.get(number)
     if parameter is None:
         return 0.0
@@ -49,7 +49,7 @@ def _read(inner: Computation, number: int) -> float:
 
 
 def _written(inner: Computation, root: Instruction) -> float:
-    """Bytes that a fusion writes."""
+    """Returns the bytes that a fusion writes."""
     if root.opcode == "tuple":
         values = [inner.by_name[name] for name in root.operands if name in inner.by_name]
         return sum((_written(inner, value) for value in values), 0.0)

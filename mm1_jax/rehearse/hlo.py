@@ -1,8 +1,7 @@
-"""Optimised, scheduled HLO text -> the computations of a module, instruction by instruction.
+"""Parses optimized, scheduled HLO text into the computations and instructions of a module.
 
-Read from the text rather than asked of the compiler, whose own figures count the body of a loop
-once and know nothing of the interconnect. The text has its traps: attributes that are JSON with
-newlines in it, and operands with or without their types before them.
+The compiler's own cost figures would not do: they count the body of a loop once and ignore the
+interconnect. Attributes may be JSON with newlines, and operands come with or without types.
 """
 
 import functools
@@ -11,13 +10,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Bits of the element types whose names do not say it.
+# Bits of element types without a number in their name.
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An array: its element type, dims, and whether the chip or its host has it in main memory."""
+    """An array: element type, dims, and whether it lies in HBM or in the host's memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -35,7 +34,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation; `shapes` are the arrays of its result, tuples flattened."""
+    """One instruction of a computation; `shapes` are its results, with tuples flattened."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -45,7 +44,7 @@ class Instruction:
     is_root: bool
 
     def called(self, *names: str) -> tuple[str, ...]:
-        """The computations that the attributes of these names give."""
+        """Returns the names of the computations in the attributes of these names."""
         found: list[str] = []
         for name in names:
             for text in re.findall(rf"\b{name}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes):
@@ -87,7 +86,7 @@ class Module:
     """All computations of a module, by name.
 
     Attributes:
-        num_devices: The devices that it was compiled for, those of one slice.
+        num_devices: Number of devices that it was compiled for, within one slice.
     """
 
     computations: dict[str, Computation]
@@ -95,15 +94,15 @@ class Module:
     num_devices: int
 
     def called(self, instruction: Instruction, *names: str) -> list[Computation]:
-        """The computations that the attributes of these names give."""
+        """Returns the computations in the attributes of these names."""
         return [self.computations[name] for name in instruction.called(*names)]
 
 
 def parse(text: str) -> Module:
-    """Reads the text of an optimised module.
+    """Parses the text of an optimized module.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: The text is not that of a module.
     """
     header = re.search(r"^HloModule .*$", text, re.MULTILINE)
     if header is None:
@@ -131,10 +130,10 @@ _STATEMENT = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 
 
 def _computations(text: str) -> Iterator[tuple[str, bool, list[str]]]:
-    """Name, whether it is the entry, and statements of each computation.
+    """Yields each computation's name, whether it is the entry, and its statements.
 
-    JSON inside a statement may have lines of its own, some of which begin with `}`: only a line
-    that is nothing but a brace ends a computation. It may name the core that runs it.
+    JSON inside a statement may span lines, some of which begin with `}`. So only a line with just a
+    brace, and perhaps an execution thread, ends a computation.
     """
     statements: list[str] | None = None
     name, is_entry = "", False
@@ -182,7 +181,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _operand_names(text: str) -> Iterator[str]:
-    """Names of operands, with or without their types before them."""
+    """Yields the names of operands, which may follow their types."""
     depth, start = 0, 0
     text = re.sub(r"/\*.*?\*/", "", text) + ","
     for place, letter in enumerate(text):

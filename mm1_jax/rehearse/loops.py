@@ -1,4 +1,4 @@
-"""Loops of a program -> how often their bodies run."""
+"""Finds how often the bodies of a program's loops run."""
 
 import math
 import re
@@ -7,9 +7,9 @@ from mm1_jax.rehearse.hlo import Computation, Instruction, Module
 
 
 def trip_count(module: Module, loop: Instruction, computation: Computation) -> int | None:
-    """The annotation of a loop, or what start, step and bound of its counter give.
+    """Returns a loop's annotated trip count, or else that of its counter's start, step and bound.
 
-    None where neither is known.
+    None if neither is known.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -33,7 +33,7 @@ def trip_count(module: Module, loop: Instruction, computation: Computation) -> i
 
 
 def _comparison(module: Module, condition: Computation) -> tuple[str | None, list[Instruction]]:
-    """The attributes of the comparison that ends a condition, and what it compares."""
+    """Returns the attributes and the operands of the comparison at the end of a condition."""
     root = condition.root
     if root.opcode == "fusion":
         (inner,) = module.called(root, "calls")
@@ -53,7 +53,7 @@ def _comparison(module: Module, condition: Computation) -> tuple[str | None, lis
 
 
 def _passed(loop: Instruction, computation: Computation, index: int) -> int | None:
-    """The constant that a loop's element `index` starts as."""
+    """Returns the constant initial value of a loop's element `index`."""
     initial = computation.by_name.get(loop.operands[0])
     while initial is not None and initial.opcode in ("copy", "opt-barrier", "bitcast"):
         initial = computation.by_name.get(initial.operands[0])
@@ -64,7 +64,7 @@ def _passed(loop: Instruction, computation: Computation, index: int) -> int | No
 
 
 def _step(module: Module, loop: Instruction, index: int) -> int | None:
-    """The constant that an iteration adds to the counter."""
+    """Returns the constant that an iteration adds to the counter."""
     (body,) = module.called(loop, "body")
     if body.root.opcode != "tuple" or index >= len(body.root.operands):
         return None

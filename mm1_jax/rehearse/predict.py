@@ -1,14 +1,16 @@
-"""A schedule and a chip -> how long a step takes, and of what.
+"""Predicts the time of a step, and its parts, from a schedule and a topology.
 
-A model, never checked on the chips themselves; good for comparing programs. What it assumes:
+This is a model that was never checked on the chips themselves; use it to compare programs.
+Assumptions:
 
-    work        the compiler's estimate of cycles over the clock, and no less than FLOPs over peak;
-                bytes over the bandwidth of the memory where there is no estimate
+    work        the compiler's estimate of cycles / clock, but at least FLOPs / peak FLOP/s; bytes /
+                memory bandwidth if there is no estimate
     kernels     Pallas and the like: FLOPs at KERNEL_EFFICIENCY of the peak
-    transfers   bytes sent over the bandwidth of all axes of the torus, one transfer at a time;
-                between slices, over the network's; to the host's memory and back, over its bus
-    overlap     only what the schedule shows: a transfer is under way from where it starts to where
-                its result is needed, and the step waits for what is then left of it
+    transfers   bytes sent / bandwidth: of all axes of the torus within a slice, of the network
+                between slices, of the host's bus for copies to its memory and back; one transfer
+                at a time on each
+    overlap     only what the schedule shows: a transfer runs from its start to the place where its
+                result is needed, and the step waits for the rest of it there
 """
 
 from collections import defaultdict
@@ -19,7 +21,7 @@ from mm1_jax.rehearse.program import Branch, Done, Kind, Loop, Schedule, Start, 
 from mm1_jax.rehearse.topologies import Topology
 from mm1_jax.rehearse.transfers import Route, Transfer
 
-# Of the peak, for kernels whose time no compiler estimates; what good attention kernels reach.
+# Share of the peak that good attention kernels reach; for kernels without a compiler's estimate.
 KERNEL_EFFICIENCY = 0.6
 
 
@@ -28,9 +30,9 @@ class Times:
     """Seconds of one step on one chip.
 
     Attributes:
-        matrix, vector, kernel: Of computing, by kind of work.
-        transfer: Of sending, hidden or not.
-        exposed: Of waiting for what is sent.
+        matrix, vector, kernel: Time of compute, by the unit that limits it.
+        transfer: Time of transfers, hidden or not.
+        exposed: Time of waiting for transfers.
     """
 
     matrix: float = 0.0
@@ -51,9 +53,9 @@ class Times:
 
 
 def predict(schedule: Schedule, topology: Topology) -> Times:
-    """The times of one run of `schedule`."""
+    """Returns the times of one run of `schedule`."""
     clock = 0.0
-    # Each route sends one thing at a time, whatever the others do.
+    # Each route sends one transfer at a time, independently of the other routes.
     is_free = dict.fromkeys(Route, 0.0)
     ends: dict[str, float] = {}
     total = Times()
@@ -78,7 +80,7 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
             case Branch(bodies):
                 slowest = max((predict(b, topology) for b in bodies), key=lambda t: t.step)
                 total, clock = total + slowest, clock + slowest.step
-    # What nobody waited for must still end.
+    # Transfers that nothing waits for still have to end.
     waited = max([end - clock for end in ends.values()], default=0.0)
     return total + Times(exposed=max(waited, 0.0))
 
@@ -106,7 +108,7 @@ def transfer_seconds(transfer: Transfer, topology: Topology) -> float:
 
 @dataclass
 class Traffic:
-    """All transfers of one kind: in the text, in a step, and bytes that a chip sends in a step."""
+    """Transfers of one kind: count in the text, executions per step, bytes per device and step."""
 
     count: int = 0
     executions: int = 0
@@ -114,7 +116,7 @@ class Traffic:
 
 
 def traffic(schedule: Schedule, *routes: Route) -> dict[str, Traffic]:
-    """Transfers over these routes (default: all) by kind, those that send nothing left out."""
+    """Returns transfers over these routes (default: all) by kind, without those of no bytes."""
     found: dict[str, Traffic] = defaultdict(Traffic)
     for item, executions in executed(schedule):
         if (
@@ -130,13 +132,13 @@ def traffic(schedule: Schedule, *routes: Route) -> dict[str, Traffic]:
 
 
 def flops(schedule: Schedule) -> float:
-    """Of matrix products and kernels, of one device in a step."""
+    """Returns the FLOPs of matrix products and kernels, per device and step."""
     works = ((item, times) for item, times in executed(schedule) if isinstance(item, Work))
     return sum((times * work.flops for work, times in works), 0.0)
 
 
 def executed(schedule: Schedule, executions: int = 1) -> Iterator[tuple[Work | Start | Done, int]]:
-    """Everything in a schedule with how often it runs; of branches, all."""
+    """Yields everything in a schedule with how often it runs; every branch counts."""
     for item in schedule:
         match item:
             case Loop(trips, body):

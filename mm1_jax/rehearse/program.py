@@ -1,6 +1,6 @@
-"""Computations of a module -> the schedule of one step: work, transfers and loops in order.
+"""Converts the computations of a module to the schedule of a step: work, transfers and loops.
 
-Asynchronous collectives stand, piece by piece, inside several fusions; they are put together again.
+The compiler splits an asynchronous collective over several fusions; the schedule joins its pieces.
 """
 
 import enum
@@ -21,7 +21,7 @@ from mm1_jax.rehearse.transfers import (
     rendezvous,
 )
 
-# Take no time: names of values, or copies that the schedule starts ahead of their use.
+# Opcodes that take no time: names of values, or copies that start ahead of their use.
 _FREE = {
     "parameter",
     "constant",
@@ -53,7 +53,7 @@ _KERNELS = {"tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu", "__gpu$xla.gpu.tri
 
 
 class Kind(enum.Enum):
-    """The limit of a piece of work: matrix units, everything else of the core, or its own code."""
+    """The limit of a piece of work: matrix unit, rest of the core, or a kernel's own code."""
 
     MATRIX = "matrix"
     VECTOR = "vector"
@@ -65,9 +65,9 @@ class Work:
     """One instruction that computes.
 
     Attributes:
-        flops: Of matrix products; of a kernel, all that is known of it.
-        cycles: The compiler's estimate, if it has one.
-        hbm_bytes: Read from and written to the main memory.
+        flops: FLOPs of its matrix products, or of a kernel as far as known.
+        cycles: The compiler's estimate, if any.
+        hbm_bytes: Bytes read from and written to HBM.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Done:
-    """The place where the transfer of this name must have ended."""
+    """The place where the step waits for the transfer of this name."""
 
     name: str
 
@@ -97,7 +97,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Branch:
-    """One of these runs."""
+    """A conditional: one of the bodies runs."""
 
     bodies: tuple["Schedule", ...]
 
@@ -107,10 +107,10 @@ Schedule = tuple[Work | Start | Done | Loop | Branch, ...]
 
 @dataclass
 class Program:
-    """The module that is scheduled.
+    """An HLO module with its schedule.
 
     Attributes:
-        warnings: What had to be assumed; filled while it is read.
+        warnings: Assumptions that the schedule makes; `schedule` adds them.
     """
 
     module: Module
@@ -118,7 +118,7 @@ class Program:
 
     @classmethod
     def parse(cls, text: str) -> "Program":
-        """Raises ValueError where the text is not that of an optimised module."""
+        """Parses HLO text; raises ValueError if it is not that of an optimized module."""
         return cls(parse(text))
 
     def schedule(self) -> Schedule:
@@ -138,7 +138,7 @@ class Program:
                     Branch(tuple(self._schedule(self.module.computations[n]) for n in names))
                 )
             elif i.opcode in ("call", "call-start"):
-                # What another core of the chip does is counted as if this one waited for it.
+                # Work of another core of the chip counts as if this core waited for it.
                 for called in self.module.called(i, "to_apply"):
                     items += self._schedule(called)
             elif i.opcode in SENT:
@@ -203,10 +203,10 @@ class Program:
         return instruction.name
 
     def _windows(self, computation: Computation) -> dict[int, tuple[list[Transfer], list[str]]]:
-        """Transfers inside fusions by place: the ones that start there, and those that end there.
+        """Returns place -> transfers inside fusions that start there, and names of those that end.
 
         The compiler spreads one collective over several fusions, each of which repeats it with the
-        same channel; between the first and the last, it is under way.
+        same channel. The transfer runs from the first of them to the last.
         """
         first: dict[str, tuple[int, Transfer]] = {}
         last: dict[str, int] = {}
@@ -247,7 +247,7 @@ class Program:
         flops = matmul_flops(self.module, i, computation)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
         cycles = float(estimate.group(1)) if estimate else None
-        # The largest integer stands for "no estimate" of what another core does.
+        # The largest integer stands for "no estimate" for work of another core.
         cycles = cycles if cycles is None or cycles < 2**62 else None
         kind = Kind.MATRIX if flops else Kind.VECTOR
         return Work(i.name, kind, flops, cycles, moved)

@@ -1,15 +1,15 @@
-"""What a rehearsal found, as plain data for JSON and as text for the terminal.
+"""Reports of rehearsals, as plain data for JSON and as text for the terminal.
 
-A report is a dict of these parts, some of which are missing where they are not known (of HLO text
-alone, or of a program that does not fit); bytes and seconds are those of one device and one step:
+A report is a dict with the parts below. Parts that are unknown are missing, if only HLO text is
+given or the program does not fit. Bytes and seconds are per device and step.
 
     config, overrides, topology, num_chips, num_devices, mesh, parallelism
     memory        arguments, temporaries, outputs, aliased, code, total, peak, hbm, free, fits
-    flops         model, executed, ratio; of all devices
+    flops         model, executed, ratio; over all devices
     collectives   kind -> count in the text, executions, bytes sent
-    host_copies   the same of copies to the memory of the host and from there
+    host_copies   the same for copies to and from the host's memory
     step          seconds of matrix, vector, kernel, transfer (hidden or not), exposed, total
-    mfu           model FLOPs over what the chips could do at their peak in the predicted step
+    mfu           model FLOPs / FLOPs of all chips at their peak during the predicted step
 """
 
 import math
@@ -29,26 +29,26 @@ from mm1_jax.rehearse.program import Program
 from mm1_jax.rehearse.topologies import Topology
 from mm1_jax.rehearse.transfers import Route
 
-# Of the memory, that should stay free: fragments and what the runtime itself takes.
+# Share of memory that should stay free for fragmentation and the runtime itself.
 FREE_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What a step has to compute, and the images that it counts."""
+    """FLOPs that the model needs per step, and the number of images counted."""
 
     total: float
     num_images: float | None = None
 
 
 def program_report(text: str, topology: Topology, model: ModelFlops | None) -> dict[str, Any]:
-    """What follows from the HLO text of a program alone.
+    """Returns the parts of a report that follow from a program's HLO text alone.
 
     Raises:
-        ValueError: It is not HLO text, or was compiled for more or fewer devices.
+        ValueError: The text is not HLO, or was compiled for another number of devices.
     """
     program = Program.parse(text)
-    # A program for several slices is that of one of them.
+    # The program for several slices is the program of one slice.
     expected = topology.num_devices // topology.num_slices
     if program.module.num_devices != expected:
         raise ValueError(
@@ -76,11 +76,11 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
 
 
 def memory_report(memory: Any, needed: float | None, topology: Topology) -> dict[str, Any]:
-    """Memory of a device against what it has.
+    """Compares a program's memory with the memory of a device.
 
     Args:
-        memory: A `compile.Memory`; None where the program did not fit.
-        needed: Bytes that it takes then, as far as known.
+        memory: A `compile.Memory`; None if the program does not fit.
+        needed: Bytes needed by a program that does not fit, if known.
     """
     hbm = topology.chip.hbm_bytes
     if memory is None:
@@ -110,7 +110,7 @@ def assumptions(topology: Topology) -> dict[str, Any]:
 
 
 def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
-    """What to change where a program does not fit: first what costs least."""
+    """Returns changes that let a program fit, the cheapest first."""
     lines = []
     mesh, chosen = report["mesh"], report["parallelism"]
     copies = mesh.get("data", 1)
@@ -146,7 +146,7 @@ def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The report as text."""
+    """Formats a report as text."""
     parts = [_title(report)]
     if "memory" in report:
         parts.append(_memory(report))
@@ -281,7 +281,7 @@ _COLUMNS = (
 
 
 def render_table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each report, in Markdown."""
+    """Formats reports as a Markdown table, one line each."""
     rows = [_COLUMNS, *(_row(report) for report in reports)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     rows.insert(1, tuple("-" * width for width in widths))

@@ -1,4 +1,4 @@
-"""Slices and hosts by name.
+"""Parses names of TPU slices and GPU hosts.
 
 v5p:4x4x8   2xv5p:4x4x4 (two slices)   v5p-128, v5litepod-256 (Cloud's names)   h100:8
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mm1_jax.config import close_names
 from mm1_jax.parallel.chips import CHIPS, Chip
 
-# Cloud's accelerator types -> the chip, and how many the number counts for each chip.
+# Cloud's accelerator type -> chip, and how much each chip adds to the type's number.
 _CLOUD = {
     "v4": ("v4", 2),
     "v5litepod": ("v5e", 1),
@@ -20,7 +20,7 @@ _CLOUD = {
     "tpu7x": ("tpu7x", 2),
 }
 
-# The shapes that Cloud gives for so many chips.
+# Shapes that Cloud uses for each number of chips.
 _SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SHAPES_3D = (
     "2x2x1",
@@ -40,7 +40,7 @@ _NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*?)(?::(\d+(?:x\d+)*)|-(\d+))")
 
 @dataclass(frozen=True)
 class Topology:
-    """So many chips, wired as a torus of `shape`, in each of `num_slices` slices."""
+    """One or more slices of chips, each wired as a torus of `shape`."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """The name that `parse_topology` reads, whatever it was called by."""
+        """Canonical name, which `parse_topology` reads."""
         slices = f"{self.num_slices}x" if self.num_slices > 1 else ""
         return f"{slices}{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
@@ -66,33 +66,33 @@ class Topology:
 
     @property
     def device_peak_flops(self) -> float:
-        """Of a JAX device, FLOP/s."""
+        """Peak FLOP/s of a JAX device."""
         return self.chip.peak_flops / self.chip.devices_per_chip
 
     @property
     def device_hbm_bandwidth(self) -> float:
-        """Of a JAX device, bytes/s."""
+        """HBM bandwidth of a JAX device in bytes/s."""
         return self.chip.hbm_bandwidth / self.chip.devices_per_chip
 
     @property
     def device_link_bandwidth(self) -> float:
-        """Bytes/s that a device sends along all axes of the torus that are longer than 1."""
+        """Bytes/s that a device sends over all torus axes longer than 1."""
         axes = sum(dim > 1 for dim in self.shape) if self.is_tpu else 1
         return max(axes, 1) * self.chip.link_bandwidth / self.chip.devices_per_chip
 
     @property
     def wrap(self) -> list[bool]:
-        """Which of three dims of a TPU slice are rings: all of whole cubes, a side of 16 in 2D."""
+        """Tells which dims of a TPU slice are rings: all if made of 4x4x4 cubes, 16 in 2D."""
         if self.chip.torus_dims == 3:
             return [all(dim % 4 == 0 for dim in self.shape)] * 3
         return [*(dim == 16 for dim in self.shape), False]
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology of that name.
+    """Returns the topology of a name.
 
     Raises:
-        ValueError: Nothing is called so; the message has close names.
+        ValueError: There is none; the message suggests close names.
     """
     match = _NAME.fullmatch(name)
     slices, kind, shape, count = match.groups() if match else (None, name, None, None)

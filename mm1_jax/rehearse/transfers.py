@@ -1,7 +1,7 @@
-"""Instructions that send something -> what is sent, over what, by how many devices at once.
+"""Describes transfers of an instruction: kind, route, group size and bytes sent.
 
-Collectives of a slice, transfers between slices, and copies to the memory of the host and back.
-Groups are written in three notations.
+They are collectives within a slice, transfers between slices, and copies to and from the host's
+memory.
 """
 
 import enum
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from mm1_jax.rehearse.hlo import Computation, Instruction
 
-# Kinds of transfers -> what a chip sends in a group of n, as a multiple of the bytes it holds
-# before: as rings do it, and the all-reduce as a reduce-scatter and an all-gather.
+# Kind of transfer -> bytes that a device in a group of n sends, as a multiple of its input bytes.
+# Collectives run as rings, and all-reduce as reduce-scatter and all-gather.
 SENT: dict[str, Callable[[int], float]] = {
     "all-gather": lambda n: n - 1,
     "all-reduce": lambda n: 2 * (n - 1) / n,
@@ -26,7 +26,7 @@ SENT: dict[str, Callable[[int], float]] = {
 
 
 class Route(enum.Enum):
-    """Over what something is sent: links of chips, the network of slices, the bus of the host."""
+    """The medium of a transfer: links of chips, network between slices, or bus of the host."""
 
     LINKS = "links"
     NETWORK = "network"
@@ -38,8 +38,8 @@ class Transfer:
     """One collective operation, or a copy to or from the memory of the host.
 
     Attributes:
-        group_size: Devices that exchange something, or slices.
-        sent: Bytes that a device sends, or fetches from its host, once.
+        group_size: Number of devices or slices that exchange data.
+        sent: Bytes that a device sends, or fetches from its host, per execution.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Transfer:
 def collective(
     i: Instruction, computation: Computation, num_devices: int, name: str | None = None
 ) -> Transfer:
-    """Bytes that each device sends in a collective.
+    """Returns the transfer of a collective within a slice.
 
     Args:
-        num_devices: All devices of the program, for collectives that name no groups.
-        name: Its name in the schedule, where that is not the instruction's.
+        num_devices: Number of devices of the program, for collectives that list no groups.
+        name: Name in the schedule; defaults to the instruction's.
     """
     kind = i.opcode.removesuffix("-start")
     if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
-        # A fusion of an all-reduce and a slice, for which the hardware does the cheaper thing.
+        # A fused all-reduce and slice, which runs as a reduce-scatter.
         kind = "reduce-scatter"
     if kind == "collective-permute":
         group_size = _pairs_group_size(i.attributes)
@@ -73,7 +73,7 @@ def collective(
 
 
 def host_transfer(i: Instruction, computation: Computation) -> Transfer | None:
-    """A copy to the memory of the host or from there, of an array or a piece of one."""
+    """Returns the copy of an array or a piece to or from the host's memory; None for others."""
     opcode = i.opcode.removesuffix("-start")
     if opcode not in ("copy", "slice", "dynamic-slice", "dynamic-update-slice"):
         return None
@@ -83,7 +83,7 @@ def host_transfer(i: Instruction, computation: Computation) -> Transfer | None:
         is_fetched, is_sent = False, whole.on_host and not piece.on_host
     else:
         whole = operands[0]
-        # The result of a slice that only starts lies behind the operands and before a flag.
+        # The result tuple of slice-start is (operands, result, flag).
         place = -2 if i.opcode.endswith("slice-start") else 0
         piece = i.shapes[place]
         is_fetched = whole.on_host and not piece.on_host
@@ -97,7 +97,7 @@ def host_transfer(i: Instruction, computation: Computation) -> Transfer | None:
 def network_transfer(i: Instruction, computation: Computation, name: str) -> Transfer:
     kind_match = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.attributes)
     kind = kind_match.group(1).lower().replace("_", "-") if kind_match else "collective-permute"
-    # Slices by number, {1,2}x{0:3}, or listed device by device, {{100000,200000},{100001,...
+    # Slices are given by number, {1,2}x{0:3}, or per device, {{100000,200000},{100001,...
     group = re.search(r'_xla_megascale_target="?\{+([\d,]+)\}', i.attributes)
     group_size = len(group.group(1).split(",")) if group else 2
     held = sum((s.num_bytes for s in computation.shapes_of(i.operands[0])), 0.0)
@@ -106,18 +106,18 @@ def network_transfer(i: Instruction, computation: Computation, name: str) -> Tra
 
 
 def rendezvous(i: Instruction) -> str | None:
-    """The name of a transfer between slices, which looks like one to the host."""
+    """Returns the name of a transfer between slices, which is written as one to the host."""
     match = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.attributes)
     return match.group(1) if match and "_xla_megascale" in i.attributes else None
 
 
 def _group_size(attributes: str, num_devices: int) -> int:
-    """Members of one group of a collective, from any of the notations."""
+    """Returns the size of a collective's groups, from any of three notations."""
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*)?\s*\{([^}]*)\}", attributes
     )
     if mesh:
-        # Along whole axes of a mesh, 'a', or along a part of one, 'a':(1)2.
+        # A group spans whole axes of a mesh, 'a', or a part of one, 'a':(1)2.
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh.group(1))}
         axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
@@ -135,7 +135,7 @@ def _group_size(attributes: str, num_devices: int) -> int:
 
 
 def _pairs_group_size(attributes: str) -> int:
-    """2 where some device sends to another one, 1 where all keep what they have."""
+    """Returns 2 if any device sends to another one, else 1."""
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
     found = re.findall(r"\{(\d+),(\d+)\}", pairs.group(1) if pairs else "")
     return 2 if any(source != target for source, target in found) else 1
