@@ -1,1 +1,1 @@
-"""Files of predictions, in the layouts of the benchmarks -> scores; a family a file."""
+"""Scoring of prediction files in the layouts of the benchmarks, one file per family."""

@@ -1,4 +1,4 @@
-"""Captions: COCO, NoCaps, TextCaps."""
+"""Captions of COCO, NoCaps and TextCaps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ def _caption_files(folder: Path) -> list[Path]:
 
 
 def _scorable(paths: Sequence[Path], job: ScoringJob) -> list[Path]:
-    """The files that have references; the others of a folder are left out, with a note."""
+    """Returns the files that have references. Others of a folder are left out, with a note."""
     found = []
     for path in paths:
-        # The content is not kept: a folder may hold many large files.
+        # The content is read again later, as a folder may hold many large files.
         if len(paths) > 1 and _lacks_references(path, job):
             job.notes.append(
                 f"{path} is left out: it has captions alone; score it by itself, with "
@@ -36,7 +36,7 @@ def _scorable(paths: Sequence[Path], job: ScoringJob) -> list[Path]:
 
 
 def _caption_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
-    """CIDEr-D, BLEU and ROUGE-L of PTB tokens, and of words between spaces as nlg-eval has them."""
+    """CIDEr-D, BLEU and ROUGE-L on PTB tokens, and on texts split at spaces as in nlg-eval."""
     metrics: Metrics = {"n": len(items), **caption_scores(items)}
     metrics |= {name: java_caption_score(name, items) for name in job.java_metrics}
     mode = "whitespace_tokens_nlg_eval_mode"
@@ -53,7 +53,7 @@ def _lacks_references(path: Path, job: ScoringJob) -> bool:
 
 
 def _caption_items(path: Path, job: ScoringJob) -> list[Item]:
-    """The caption of each image with its references."""
+    """Returns the caption of each image with its references."""
     content = read_file(path)
     if _holds_references(content):
         refs, pred = _by_image(content, path, "refs"), _by_image(content, path, "pred")
@@ -79,8 +79,8 @@ def _caption_items(path: Path, job: ScoringJob) -> list[Item]:
                 "annotations of the split that was described"
             )
     _note_part(path, annotations, len(records), len(references), job)
-    # In the order of the annotations, as the official code reads the captions: the tokens at
-    # the end of one depend on the next.
+    # The official code tokenizes captions in the order of the annotations, and the tokens at the
+    # end of a caption can depend on the next one.
     described = [key for key in references if key in records]
     return [_item(key, records[key].text("caption"), references[key]) for key in described]
 

@@ -24,10 +24,10 @@ _PROBLEM_IDS = ("question_id", "id")
 
 
 def _scienceqa_items(path: Path, job: ScoringJob) -> list[Item]:
-    """Items of the questions that were asked.
+    """Returns the items of the questions that were asked; each needs a prediction.
 
-    With the official problems, these are the split that was answered, or its questions with an
-    image if no other was answered. All of them need a prediction.
+    With the official problems, these are all questions of the split that was answered, or only
+    those with an image if no others were answered.
     """
     if job.annotations is None:
         pairs = job.paired(path, *_PROBLEM_IDS)
@@ -58,7 +58,10 @@ def _scienceqa_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
 
 
 def _asked(predictions: Sequence[Record], problems: Sequence[Record]) -> Sequence[Record]:
-    """The problems of the split that was answered, and of it those with an image if only these."""
+    """Returns the problems of the split that was answered.
+
+    Returns only those with an image if no others were answered.
+    """
     answered = {record.key(*_PROBLEM_IDS) for record in predictions if record.has(*_PROBLEM_IDS)}
     known = [record for record in problems if record.key(*_PROBLEM_IDS) in answered]
     splits = {str(record.values.get("split")) for record in known}
@@ -73,7 +76,7 @@ def _shows_image(problem: Record) -> bool:
 
 
 def _problem(asked: Record, is_official: bool) -> tuple[int, str, bool]:
-    """The number of choices, the right letter, and whether the question shows an image."""
+    """Returns the number of choices, the right letter, and whether the question has an image."""
     if is_official:
         num_choices, number = len(asked.texts("choices")), asked.integer("answer")
         if not 0 <= number < num_choices <= len(SCIENCEQA_LETTERS):
@@ -102,7 +105,7 @@ SCIENCEQA = Scorer(
 
 
 def lettered_options(record: Record) -> dict[str, str] | None:
-    """The options by letter, from one field or from a field for each letter; None without any."""
+    """Returns the options by letter, from one field or a field per letter; None without options."""
     if "options" in record.values:
         options = record.values["options"]
         if isinstance(options, str):
@@ -116,7 +119,7 @@ def lettered_options(record: Record) -> dict[str, str] | None:
         names = (letter, f"choice_{letter.lower()}")
         if not any(name in record.values for name in names):
             break
-        # An empty cell, or pandas' mark for one, is no option.
+        # An empty cell, or the text that pandas writes for it, is not an option.
         if record.has(*names) and (text := str(record.get(*names, expected=""))) not in NOTHING:
             found[letter] = text
     return found or None
@@ -130,10 +133,10 @@ def _right_letter(asked: Record, letters: Iterable[str]) -> str:
 
 
 def _option_records(pairs: Sequence[tuple[Record, Record]]) -> list[dict[str, object]]:
-    """The options and the right letter of each question."""
+    """Returns the options and the right letter of each question."""
     right = {asked.text("answer") for _, asked in pairs}
     last = max((letter for letter in right if letter in {*ascii_uppercase}), default="A")
-    # Where no file has the options, at least the official four.
+    # If no file has the options, assume the official four or as many as the right letters need.
     letters = ascii_uppercase[: max(4, ascii_uppercase.index(last) + 1)]
     records = []
     for said, asked in pairs:
@@ -183,7 +186,7 @@ MMBENCH = Scorer(
 
 
 def _seed_items(path: Path, job: ScoringJob) -> list[Item]:
-    # The official file has question 49914 twice, and the official score counts both.
+    # The official file contains question 49914 twice, and the official score counts both.
     pairs = job.paired(path, "question_id", may_repeat=True)
     types = [asked.integer("question_type_id") for _, asked in pairs]
     for (_, asked), number in zip(pairs, types, strict=True):

@@ -1,4 +1,4 @@
-"""Questions of exams, with options or open: MMMU and MathVista."""
+"""Exam questions, with options or open: MMMU and MathVista."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mm1_jax.evals.scoring.mathvista import extracted_by_rule, mathvista
 from mm1_jax.evals.scoring.mmmu import mmmu
 
 _MMMU_TYPES = ("multiple-choice", "open", "short-answer")
-# The number of decimals that a double holds.
+# The number of decimals of a double.
 _MOST_DECIMALS = 17
 
 
@@ -87,10 +87,10 @@ def _mmmu_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
     }
 
 
-# A reply that names no option gets one at random, a function of the question's id, or where a
-# record says what the official code drew (`random_choice`, `official_parsed`), that one. The
-# official answers by id have no options. With these, as in the official `main_eval_only.py`, a
-# reply to a question with options is the letter itself, and nothing is drawn.
+# A reply that names no option gets one drawn by the question's id, or the one that the official
+# code drew if the record has it (`random_choice`, `official_parsed`). The official answers by id
+# have no options: with them, as in the official `main_eval_only.py`, a reply to a question with
+# options must be a letter, and nothing is drawn.
 MMMU = Scorer(
     layout=(
         'records {"id", "question_type", "answer", "index2ans": {letter: option}, "response"}, and '

@@ -1,6 +1,6 @@
-"""Reads JSON, JSON lines and tables, which the content tells apart, whatever a file is called.
+"""Reads JSON, JSON lines and tables; the content decides, not the file name.
 
-Files may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and compressed by gzip.
+Files may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped.
 """
 
 import csv
@@ -18,7 +18,7 @@ _TAB, _COMMA, _SEMICOLON = "\t", ",", ";"
 
 
 def read_file(path: Path) -> Any:
-    """Returns the JSON value of a file, the list of its JSON lines, or the list of table rows.
+    """Returns the JSON value of a file, the list of its JSON lines, or the list of its table rows.
 
     Raises:
         ValueError: The file cannot be read; the message names the file and, if known, the line.
@@ -35,7 +35,7 @@ def read_file(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Returns the text of a file without a byte order mark; raises ValueError if it has none."""
+    """Returns the text of a file without a byte order mark. Raises ValueError if it has no text."""
     try:
         data = path.read_bytes()
         if data.startswith(b"\x1f\x8b"):
@@ -45,7 +45,7 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: cannot be read ({reason}); give a file") from error
     if data.startswith(b"PK\x03\x04"):
         raise ValueError(f"{path}: a ZIP archive, as .xlsx files are; save the table as .csv")
-    # The standard library's rule for JSON fits tables too: a byte order mark, or where zeros are.
+    # The standard library's rule for JSON also fits tables: a byte order mark, or zero bytes.
     encoding = json.detect_encoding(data)
     try:
         return data.decode(encoding)
@@ -65,7 +65,10 @@ def _json(text: str, path: Path) -> Any:
 
 
 class _NotJson(ValueError):
-    """Says where a text is not JSON, and whether it is only longer than one value."""
+    """Says where a text is not JSON.
+
+    `is_more` is True if the text continues after a complete value, as JSON lines do.
+    """
 
     def __init__(self, message: str, is_more: bool):
         super().__init__(message)
@@ -96,12 +99,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _rows(text: str, path: Path) -> list[dict[str, str]]:
-    """The rows of a table with a header, separated by tabs, commas or semicolons."""
+    """Reads a table with a header, whose fields are separated by tabs, commas or semicolons."""
     text = text.lstrip("\r\n")
     header_line = text.split("\n", 1)[0]
     order = (_COMMA, _TAB) if path.suffix == ".csv" else (_TAB, _COMMA)
     separator = next((mark for mark in (*order, _SEMICOLON) if mark in header_line), order[0])
-    # Pictures in base64 are longer than the module's default limit.
+    # Pictures in base64 exceed the default limit of the csv module.
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[dict[str, str]] = []
@@ -113,7 +116,7 @@ def _rows(text: str, path: Path) -> list[dict[str, str]]:
                 if repeated := [name for name in header if name and header.count(name) > 1]:
                     raise ValueError(f"{path}: the header has the column {repeated[0]!r} twice")
                 continue
-            # A blank line is no row; a quoted empty cell in a column of its own is one.
+            # A blank line is not a row, but a quoted empty cell of a single column is.
             if not row or len(header) > 1 and not any(cell.strip() for cell in row):
                 continue
             if len(row) < len(header) or any(row[len(header) :]):

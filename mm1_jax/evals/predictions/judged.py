@@ -1,4 +1,4 @@
-"""Replies that a judge graded: LLaVA-Bench (in the wild) and MM-Vet."""
+"""Replies graded by a judge: LLaVA-Bench (in the wild) and MM-Vet."""
 
 import math
 import re
@@ -85,7 +85,7 @@ def _as_float(grade: float) -> float:
         return math.inf
 
 
-# Relative scores by category, of each review; `NAME_mean` over NAME_review1 and on.
+# Relative scores per category and review; `NAME_mean` averages NAME_review1, NAME_review2, ..
 LLAVA_BENCH = Scorer(
     layout=(
         'NAME_reviewN.jsonl, records {"question_id", "category", "tuple": [grade of the reference, '
@@ -131,7 +131,7 @@ def _grades(record: Record) -> list[float]:
     return [float(grade) for grade in grades]
 
 
-# Percentages: the mean of each run of the judge, and of all; by capability.
+# Scores in percent: the mean of each run of the judge and of all runs, and per capability.
 MMVET = Scorer(
     layout=(
         'MODEL_grades.jsonl, records {"id", "score": [grade of each run]}; or the official object '

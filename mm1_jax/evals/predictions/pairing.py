@@ -1,9 +1,9 @@
-"""Pairs predictions with annotations: the one place that says what missing and repeated items mean.
+"""Pairs predictions with annotations, and decides about missing and repeated items.
 
-The annotations say which questions there are and how often each counts. Every question needs a
-prediction, every prediction a question. A repeated id is an error, except in a benchmark whose
-official file repeats one; its rows are paired in order of appearance. Without annotations each
-prediction holds its own reference, and which questions there should be is not known.
+The annotations define which questions exist and how often each counts. Every question needs a
+prediction, and every prediction needs a question. A repeated id is an error, except for benchmarks
+whose official file repeats one: its rows are paired in order of appearance. Without annotations,
+each prediction holds its own reference, and missing questions cannot be detected.
 """
 
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mm1_jax.evals.predictions.records import Record, read_records
 
-# Fields that name no question, in predictions of one benchmark or another.
+# Fields in predictions of some benchmarks that do not identify a question.
 _NO_IDS = frozenset(
     ("prediction", "answer", "text", "response", "caption", "extraction", "content")
     + ("question", "prompt", "query", "label", "answers", "options", "category", "model_id")
@@ -24,12 +24,12 @@ _ID_NAME = re.compile(r"(?i).*(id|idx|index|key|hash)")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Each prediction with the record that holds its reference, in the order of the annotations.
+    """Predictions with the records that hold their references, in the order of the annotations.
 
     Attributes:
-        values: Prediction and reference, which are one record if no file has annotations.
-        notes: Facts about the pairing that a reader of the scores needs.
-        by_order: Whether the files had no ids, and were paired line by line.
+        values: Pairs of prediction and reference; without annotations, both are the same record.
+        notes: Remarks on the pairing for readers of the scores.
+        by_order: True if the predictions had no ids and were paired in order.
     """
 
     values: list[tuple[Record, Record]]
@@ -46,11 +46,11 @@ def paired(
     """Pairs the predictions of a file with the annotations.
 
     Args:
-        names: The fields that hold an id, the first of them that a record has.
-        may_repeat: Whether the official file of the benchmark repeats an id.
+        names: Possible names of the id field; the first one in a record counts.
+        may_repeat: True if the official file of the benchmark repeats an id.
 
     Raises:
-        ValueError: A question has no prediction, too many, or a prediction has no question.
+        ValueError: A question has no prediction or too many, or a prediction has no question.
     """
     predictions = read_records(path)
     if annotations is None:
@@ -66,7 +66,7 @@ def match(
     names: Sequence[str],
     may_repeat: bool = False,
 ) -> Pairs:
-    """Pairs predictions with those records of the annotations that were asked."""
+    """Pairs predictions with references: the records of the annotations that were asked."""
     if not any(record.has(*names) for record in predictions):
         return _by_order(path, predictions, annotations, references, names)
     answers = _by_id(predictions, names, may_repeat)
@@ -156,7 +156,7 @@ def _by_order(
 
 
 def _may_be_id(name: str, records: Sequence[Record]) -> bool:
-    """Tells if the name says so, or most records have their own text or integer there."""
+    """Returns True if the name looks like an id, or if most records have distinct values there."""
     if name in _NO_IDS:
         return False
     if _ID_NAME.fullmatch(name):

@@ -22,16 +22,15 @@ from mm1_jax.evals.scoring.vqa import (
 )
 
 _IDS = ("question_id", "questionId", "id")
-# A picture of VizWiz has one question, and the official files name that by the picture.
+# A picture of VizWiz has one question, which the official files identify by the picture.
 _VIZWIZ_IDS = ("question_id", "questionId", "image", "id")
 _MISSING_ID = "acc_official_missing_answer_id"
 
 
 def reply(prediction: Record, reference: Record, *others: str) -> str:
-    """Returns the model's answer; `others` are further names for it in a file without references.
+    """Returns the model's answer; `others` are more names of it in a file without references.
 
-    A field that is null is an error, even if another one has a text: in a file that holds the
-    references too, that text may be one of them.
+    A null field is an error even if a later one has a text, which may be a reference.
     """
     names = ("prediction",) if prediction is reference else ("prediction", *others, "text")
     name = next((name for name in names if name in prediction.values), names[0])
@@ -42,7 +41,7 @@ def reply(prediction: Record, reference: Record, *others: str) -> str:
 
 
 def vqa_items(path: Path, job: ScoringJob, ids: Sequence[str] = _IDS) -> list[Item]:
-    """Items with what the people asked said, and what else is known of each."""
+    """Returns items with the people's answers, and with other fields of these (`remarks`)."""
     expected = "the answers of the people asked: texts, or objects with an 'answer'"
     items = []
     for said, asked in job.paired(path, *ids):
@@ -114,7 +113,7 @@ OKVQA = _vqa_scorer(
 
 
 def short_items(path: Path, job: ScoringJob) -> list[Item]:
-    """Items with one reference or several."""
+    """Returns items with one or several references each."""
     expected = "the reference, or a list"
     return [
         Item(

@@ -1,4 +1,4 @@
-"""Records of prediction and annotation files, whose fields are checked where they are read."""
+"""Records of prediction and annotation files, whose fields are checked as they are read."""
 
 import ast
 import io
@@ -15,21 +15,21 @@ from typing import Any
 
 from mm1_jax.evals.predictions.files import read_file
 
-# Keys under which JSON objects keep their records, in the annotations of one benchmark or another.
+# Keys of JSON objects under which annotations of some benchmarks hold their list of records.
 _LISTS = ("annotations", "data", "questions")
-# Fields that name a record, in messages and to tell a record from an object of records.
+# Fields that identify a record, in messages and to tell a record from an object of records.
 _IDS = ("question_id", "questionId", "image_id", "index", "pid", "id")
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-# Field names in a message.
+# The maximum number of field names in a message.
 _MOST_NAMES = 20
-# Larger floats do not hold every integer.
+# Floats above this cannot represent every integer.
 _LARGEST_EXACT = 2**53
-# A name that pandas and spreadsheets give an integer in a column of numbers.
+# The text that pandas and spreadsheets write for an integer in a column of numbers, such as "12.0".
 _INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
 
 
 def is_missing(value: Any) -> bool:
-    """Tells if a value is null or NaN, which pandas writes for null."""
+    """Returns True if a value is null or NaN, which pandas writes for null."""
     return value is None or isinstance(value, float) and math.isnan(value)
 
 
@@ -43,18 +43,21 @@ def _names(values: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value for a message, shortened."""
+    """Returns a value as text for a message, shortened."""
     text = repr(value)
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record, whose fields are read by type.
+    """One record of a file, whose fields are read by type.
+
+    The methods take several names of a field and read the first one present. They raise ValueError
+    if the field is missing or has another type.
 
     Attributes:
         values: The fields.
-        where: File and place, for messages.
+        where: The file and the position in it, for messages.
         hint: How to fix a missing field, for messages.
     """
 
@@ -68,7 +71,7 @@ class Record:
         return any(not is_missing(self.values.get(name)) for name in names)
 
     def get(self, *names: str, expected: str) -> Any:
-        """Returns the first of these fields that is neither absent nor null nor NaN."""
+        """Returns the first of these fields that is present and neither null nor NaN."""
         for name in names:
             if not is_missing(value := self.values.get(name)):
                 return value
@@ -89,7 +92,7 @@ class Record:
         return value
 
     def key(self, *names: str) -> str:
-        """Returns an id as text: 12, 12.0, "12", " 12" and "12.0" are one id, and "012" another."""
+        """Returns an id as text: 12, 12.0, "12", " 12" and "12.0" are one id, "012" is another."""
         expected = "a text or an integer"
         value = self.get(*names, expected=expected)
         if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
@@ -111,7 +114,7 @@ class Record:
         return value
 
     def number(self, *names: str) -> float:
-        """Returns a finite number, which in a table is a text."""
+        """Returns a finite number; in a table, numbers are texts."""
         value = self.get(*names, expected="a number")
         if isinstance(value, str):
             try:
@@ -123,7 +126,7 @@ class Record:
         return float(value)
 
     def truth(self, *names: str) -> bool:
-        """Returns true or false, which in a table are texts; false if the field is not there."""
+        """Returns a boolean; in a table, booleans are texts. A missing field is False."""
         value = next((self.values[name] for name in names if self.has(name)), False)
         if isinstance(value, str) and value.strip().lower() in _TRUTHS:
             return _TRUTHS[value.strip().lower()]
@@ -132,9 +135,9 @@ class Record:
         return bool(value)
 
     def texts(self, *names: str, expected: str = "a list of texts") -> list[str]:
-        """Returns a list of texts, or of objects with an `answer`; one text is a list of one.
+        """Returns a list of texts, from texts or objects with an `answer`, or from a single text.
 
-        A text that spells a list of texts, as tables have it, is that list.
+        A text that spells a list of texts in JSON or Python, as in tables, is parsed.
         """
         value = self.get(*names, expected=expected)
         if isinstance(value, str):
@@ -157,7 +160,7 @@ class Record:
 
 
 def literal(text: str, kind: type) -> Any:
-    """Returns the list or dict that a text spells in JSON or Python, or None."""
+    """Parses a list or dict that a text spells in JSON or Python; None if it does not."""
     text = text.strip()
     if (text[:1], text[-1:]) != (("[", "]") if kind is list else ("{", "}")):
         return None
@@ -172,7 +175,10 @@ def literal(text: str, kind: type) -> Any:
 
 
 def _python_literal(text: str) -> Any:
-    """As Python reads it, but for texts without a comma between, which NumPy writes for two."""
+    """Parses a Python literal, but refuses adjacent texts without a comma.
+
+    NumPy prints arrays that way, and Python would join the texts.
+    """
     kinds = [each.type for each in tokenize.generate_tokens(io.StringIO(text).readline)]
     if (token.STRING, token.STRING) in itertools.pairwise(kinds):
         raise ValueError("two texts without a comma between")
@@ -182,9 +188,9 @@ def _python_literal(text: str) -> Any:
 def read_records(path: Path) -> list[Record]:
     """Returns the records of a file, in order.
 
-    A JSON list, JSON lines, or the rows of a table; the list under `annotations`, `data` or
-    `questions` of a JSON object; the values of any other object, whose keys become their `id`, and
-    a value that is no object their `prediction`.
+    The file holds a JSON list, JSON lines, a table, or a JSON object with a list under
+    `annotations`, `data` or `questions`. The items of any other object are records, too: the key is
+    their `id`, and a value that is not an object is their `prediction`.
     """
     content = read_file(path)
     if isinstance(content, list) and len(content) == 1 and _list_in(content[0]) is not None:
@@ -203,7 +209,7 @@ def _list_in(content: Any) -> list[Any] | None:
 
 
 def _records_in(content: dict[str, Any], is_line: bool) -> list[Any]:
-    """The records of a JSON object: a list in it, itself, or its values."""
+    """Returns the records of a JSON object: a list in it, the object itself, or its items."""
     if (values := _list_in(content)) is not None:
         return values
     is_by_id = bool(content) and all(isinstance(value, dict) for value in content.values())
@@ -224,7 +230,7 @@ def _record(values: Any, where: str) -> Record:
 
 
 def by_key(records: Sequence[Record], *names: str) -> dict[str, Record]:
-    """Returns the records under their ids, each of which must occur once."""
+    """Returns the records by id. Raises ValueError if an id occurs twice."""
     found: dict[str, Record] = {}
     for record in records:
         key = record.key(*names)

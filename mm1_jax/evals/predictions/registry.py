@@ -1,4 +1,4 @@
-"""The scorers by the names of their benchmarks."""
+"""Scorers of prediction files by benchmark."""
 
 from collections.abc import Mapping
 

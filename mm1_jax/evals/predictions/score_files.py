@@ -1,4 +1,4 @@
-"""The command `tools/evaluate.py --score_only`: files of predictions to scores, without a model."""
+"""Scores prediction files without a model (`tools/evaluate.py --score_only`)."""
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,16 @@ from mm1_jax.evals.predictions.registry import SCORERS
 from mm1_jax.evals.predictions.scorer import ScoringJob
 from mm1_jax.evals.scoring.java_captions import JAVA_METRICS
 
-# The benchmarks that have a subfolder in --predictions.
+# The value of --benchmarks for all benchmarks that have a subfolder in --predictions.
 ALL = "all"
 
 
 def score_predictions(flags: Namespace) -> tuple[dict[str, Any], list[str]]:
-    """The scores of all benchmarks, and notes on them. Raises ValueError on what can be fixed."""
+    """Returns the scores of all benchmarks, and notes on them.
+
+    Raises:
+        ValueError: A mistake that the user can fix, such as a wrong flag or a malformed file.
+    """
     java_metrics = [name for name in flags.caption_metrics.split(",") if name]
     if unknown := [name for name in java_metrics if name not in JAVA_METRICS]:
         raise ValueError(
@@ -36,7 +40,7 @@ def score_predictions(flags: Namespace) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     for name in names:
         path = predictions[name]
-        # A path without a name serves all; one with a name is meant for that benchmark.
+        # A path without a benchmark's name serves all benchmarks.
         served = len(names) if str(path) in map(str, map(Path, flags.predictions)) else 1
         job = ScoringJob(annotations.get(name), java_metrics)
         paths = _files(name, path, served)
@@ -47,7 +51,7 @@ def score_predictions(flags: Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def _benchmarks(flags: Namespace) -> list[str]:
-    """The names of --benchmarks. Raises ValueError where there is no such benchmark."""
+    """Returns the names in --benchmarks. Raises ValueError if there is no such benchmark."""
     if flags.benchmarks == ALL:
         names = [
             name for name in SCORERS if any(Path(path, name).is_dir() for path in flags.predictions)
@@ -70,7 +74,7 @@ def _benchmarks(flags: Namespace) -> list[str]:
 
 
 def _by_benchmark(paths: Sequence[str], names: Sequence[str], flag: str) -> dict[str, Path]:
-    """The path of each benchmark: its own, NAME=PATH, or the one that has no name."""
+    """Returns the path of each benchmark: its own (NAME=PATH), or the one without a name."""
     found: dict[str, Path] = {}
     for given in paths:
         name, equals, path = given.partition("=")
@@ -93,7 +97,7 @@ def _by_benchmark(paths: Sequence[str], names: Sequence[str], flag: str) -> dict
 
 
 def _files(name: str, path: Path, num_benchmarks: int) -> list[Path]:
-    """The prediction files of a benchmark under a path."""
+    """Returns the prediction files of a benchmark under a path."""
     if not path.exists():
         raise ValueError(f"--predictions={path}: no such file or folder")
     subfolder = path / name
@@ -113,7 +117,7 @@ def _files(name: str, path: Path, num_benchmarks: int) -> list[Path]:
 
 
 def table(scores: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Lines of names and numbers, groups indented."""
+    """Returns lines of names and numbers, with groups indented."""
     lines = []
     for name, value in scores.items():
         if isinstance(value, Mapping):

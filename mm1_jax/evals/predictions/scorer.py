@@ -1,4 +1,4 @@
-"""A benchmark's files of predictions: how they become items, and which function scores these."""
+"""Scorer of a benchmark's prediction files: it reads them as items and scores these."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from mm1_jax.evals.predictions.files import SUFFIXES
 from mm1_jax.evals.predictions.records import Record
 from mm1_jax.evals.scoring.items import Item, Scoring, scores
 
-# Numbers under their names; groups of them may nest.
+# Numbers by name, possibly in nested groups.
 Metrics = dict[str, Any]
 
 
 @dataclass
 class ScoringJob:
-    """Input of scoring besides the predictions, and remarks about the scores.
+    """Inputs of scoring besides the predictions, and remarks that readers add.
 
     Attributes:
-        annotations: A file of references, where the predictions do not hold them.
-        java_metrics: Captions are scored with these too, METEOR or SPICE.
-        notes: Facts about the scores for the user, which readers add.
-        remarks: Numbers about the scores by prediction file, which readers add.
+        annotations: A file of references, if the predictions do not hold them.
+        java_metrics: Additional metrics of captions, METEOR or SPICE.
+        notes: Remarks on the scores for the user.
+        remarks: Additional metrics by prediction file.
     """
 
     annotations: Path | None = None
@@ -39,7 +39,7 @@ class ScoringJob:
         )
 
     def accept(self, path: Path, pairs: pairing.Pairs) -> list[tuple[Record, Record]]:
-        """Keeps the notes on the pairs, and returns them."""
+        """Returns the pairs, and keeps the notes on them."""
         self.notes += pairs.notes
         if pairs.by_order:
             self.remarks[path] = {"paired_by_order": len(pairs.values)}
@@ -47,7 +47,7 @@ class ScoringJob:
 
 
 def prediction_files(folder: Path) -> list[Path]:
-    """The files of a folder that may hold predictions."""
+    """Returns the files of a folder that may hold predictions."""
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
 
 
@@ -56,15 +56,15 @@ class Scorer:
     """Scores prediction files of a benchmark.
 
     Attributes:
-        layout: The content of a file, for `--list`.
-        annotations: The content of the annotations, for `--list`.
+        layout: Description of a file's content, for `--list`.
+        annotations: Description of the annotations, for `--list`.
         read: Reads the items of a file.
         metrics: Scores the items of a file.
-        files: The files of a folder that hold predictions of this benchmark.
-        name: The name of the scores of a file.
-        group: The name of the scores of an item, where that is not the name of its file.
-        scorable: The files that have all that is needed; the others are left out, with a note.
-        together: Scores that several files have together, where all of them are there.
+        files: Returns the files of a folder that hold predictions of this benchmark.
+        name: Returns the name of the scores of a file.
+        group: Returns the name of the scores that an item belongs to; None groups items by file.
+        together: Computes joint scores of several files, if all of them are present.
+        scorable: Returns the files that can be scored; the others are left out, with a note.
     """
 
     layout: str
@@ -78,7 +78,7 @@ class Scorer:
     scorable: Callable[[Sequence[Path], ScoringJob], Sequence[Path]] = lambda paths, job: paths
 
     def score(self, paths: Sequence[Path], job: ScoringJob) -> dict[str, Metrics]:
-        """The scores of some files, by name, and those of all of them together."""
+        """Returns the scores of files by name, and their joint scores."""
         paths = self.scorable(paths, job)
         if self.group is None:
             scores = self._by_file(paths, job)
@@ -90,7 +90,7 @@ class Scorer:
         return scores | self.together(scores)
 
     def score_file(self, path: Path, job: ScoringJob) -> Metrics:
-        """The scores of one file."""
+        """Returns the scores of one file."""
         return self.metrics(self.read(path, job), job) | job.remarks.get(path, {})
 
     def _by_file(self, paths: Sequence[Path], job: ScoringJob) -> dict[str, Metrics]:
@@ -106,5 +106,5 @@ class Scorer:
 
 
 def number_and_scores(scoring: Scoring) -> Callable[[Sequence[Item], ScoringJob], Metrics]:
-    """The number of items, `n`, and the scores of a function."""
+    """Returns a function for the number of items, `n`, and the scores of a scoring function."""
     return lambda items, job: {"n": len(items), **scores(scoring(items))}

@@ -24,7 +24,7 @@ _POPE_SPLITS = ("adversarial", "popular", "random")
 
 
 def yes_or_no(record: Record, *names: str) -> str:
-    """A reference, "yes" or "no"."""
+    """Returns a reference, "yes" or "no"."""
     text = record.text(*names, expected="'yes' or 'no'")
     if text.lower() not in ("yes", "no"):
         raise record.error(names, "'yes' or 'no'", text)
@@ -34,7 +34,7 @@ def yes_or_no(record: Record, *names: str) -> str:
 def _pope_items(path: Path, job: ScoringJob) -> list[Item]:
     items = []
     for said, asked in job.paired(path, "question_id"):
-        # In a file that holds the labels too, the text is the question.
+        # In a file that also holds the labels, the field `text` is the question.
         is_one = said is asked
         text = said.text("prediction", "answer") if is_one else reply(said, asked, "answer")
         items.append(Item({"answer": yes_or_no(asked, "label")}, TextAnswer(text)))
@@ -57,7 +57,7 @@ def _mean_of_splits(scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
     }
 
 
-# A file a split; `mean` over the three splits where they are called by their names.
+# One file per split; `mean` is over the three splits, if the files have their names.
 POPE = Scorer(
     layout=(
         'records {"question_id", "label": "yes" or "no", "answer": the reply}; or the replies '
@@ -78,7 +78,7 @@ def _mme_files(folder: Path) -> list[Path]:
 
 
 def _mme_metrics(records: Sequence[Record], job: ScoringJob) -> Metrics:
-    """Scores of a subtask, whose images must have two different questions each."""
+    """Scores a subtask; each image must have two different questions."""
     items: list[Item] = []
     numbers: dict[str, int] = {}
     questions: set[tuple[str, str]] = set()
@@ -138,7 +138,7 @@ def _mme_records(path: Path, job: ScoringJob) -> list[Record]:
     return records
 
 
-# By subtask, and the two halves where all their subtasks are there.
+# Scores per subtask, and of each half if all of its subtasks are present.
 MME = Scorer(
     layout=(
         'records {"category": the subtask, "image", "answer": "Yes" or "No", "prediction": the '
