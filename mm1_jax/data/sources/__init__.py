@@ -1,1 +1,1 @@
-"""Random access to Records by number: `len(source)` and `source[i]`, a file a storage format."""
+"""Sources of Records with random access, `len(source)` and `source[i]`; one file per format."""

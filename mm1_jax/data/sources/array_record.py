@@ -14,7 +14,8 @@ class ArrayRecordSource(FileSource):
 
     @config_class
     class Config(FileSource.Config):
-        # The folder of the test split, for data that comes with one; all of `path` is then train.
+        # Folder of the test split, for data that comes with one; all of `path` is then training
+        # data.
         test_path: str | None = None
 
     def __init__(self, cfg: Config, *, split: str):
@@ -39,7 +40,7 @@ class ArrayRecordSource(FileSource):
 
 
 def source_folder(cfg: ArrayRecordSource.Config, split: str) -> Path:
-    """The folder of a split."""
+    """Returns the folder of a split."""
     if split == "test" and cfg.test_path is not None:
         return source_path(cfg.clone(path=cfg.test_path))
     return source_path(cfg)

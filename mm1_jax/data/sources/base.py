@@ -1,4 +1,4 @@
-"""Random-access readers of records: `len(source)` and `source[i]`, a pure function of i.
+"""Random-access sources of records: `len(source)` and `source[i]`, a pure function of i.
 
 A source is built for one split, "train" or "test"; the two never share a record.
 """
@@ -18,7 +18,7 @@ class Source(Configurable, abc.ABC):
     """Records by number. Sources are pickled into workers, so they hold no open files.
 
     Attributes:
-        cache_dir: Where what is computed from the records may be kept; None: nowhere.
+        cache_dir: Folder for data derived from the records; None disables caching.
     """
 
     cache_dir: Path | None = None
@@ -36,17 +36,17 @@ class Source(Configurable, abc.ABC):
     def __getitem__(self, index: int) -> Record: ...
 
     def fingerprint(self) -> str:
-        """Describes what decides the records, to tell edited data from those of a saved state.
+        """Describes everything that determines the records, to detect edits since a saved state.
 
-        The fields of the config, unless the records lie in files.
+        Defaults to the fields of the config; sources that read files override it.
         """
         return self._config.debug_string(kv_separator="=", field_separator=" ")
 
 
 class SplitIndices:
-    """The records of a split: every `every`-th one, from the end of its group, is test.
+    """Indices of the records of a split; the last of every `every` records is in the test split.
 
-    In constant memory: a corpus may have billions of records.
+    Takes constant memory: a corpus may have billions of records.
     """
 
     def __init__(self, num_records: int, split: str, every: int):
@@ -70,11 +70,11 @@ class SplitIndices:
 
 
 class FileSource(Source):
-    """Records that lie in a file or a folder."""
+    """Records in a file or a folder."""
 
     @config_class
     class Config(Source.Config):
-        # From `data_dir` on, unless it is absolute.
+        # Relative to `data_dir`, unless it is absolute.
         path: Required[str] = REQUIRED
         data_dir: str | None = derived(None)  # `input.data_dir`
         # Every n-th record is kept for the test split.
@@ -88,5 +88,5 @@ class FileSource(Source):
 
 
 def source_path(cfg: FileSource.Config) -> Path:
-    """The file or folder of a source."""
+    """Returns the file or folder of a source."""
     return Path(cfg.data_dir or ".", cfg.path)

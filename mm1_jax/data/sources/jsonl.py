@@ -14,11 +14,11 @@ from mm1_jax.data.sources.base import FileSource, SplitIndices
 
 
 class JsonlSource(FileSource):
-    """One JSON object a line; the fields `image` and `images` name files beside the JSONL file.
+    """One JSON object per line; the fields `image` and `images` name files beside the JSONL file.
 
-    A record has these names replaced by the content of the files. Lines are found through an
-    index of their offsets, built once. The fingerprint is of the JSONL file, wherever it lies, and
-    does not see what the images hold.
+    Records hold the content of these files instead of their names. An index of line offsets is
+    built once. The fingerprint covers the content of the JSONL file, but neither its path nor the
+    content of the images.
     """
 
     def __init__(self, cfg: FileSource.Config, *, split: str):
@@ -42,7 +42,7 @@ class JsonlSource(FileSource):
             line = file.readline()
         try:
             record = json.loads(line)
-        # The second for what is nested too deeply.
+        # RecursionError is raised for deep nesting.
         except (ValueError, RecursionError) as error:
             raise BadRecord(f"{self.path.name}, record {index}: not JSON: {error}") from error
         if not isinstance(record, dict):
@@ -59,7 +59,7 @@ class JsonlSource(FileSource):
         return f"{self._fingerprint} test_every={self._config.test_every}"
 
     def _read(self, name: Any) -> bytes | None:
-        """The content of an image file, which must lie under the folder of the JSONL file."""
+        """Reads an image file, which must be below the folder of the JSONL file."""
         if name is None:
             return None
         if not isinstance(name, str) or "\0" in name:
@@ -78,7 +78,7 @@ class JsonlSource(FileSource):
 
 
 def _scan(path: Path) -> tuple[np.ndarray, str]:
-    """Where each line that is not blank starts; size and digest of the file."""
+    """Returns the offset of each non-blank line, and the size and digest of the file."""
     offsets, offset, digest = [], 0, hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
         for line in file:

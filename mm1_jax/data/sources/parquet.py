@@ -1,10 +1,10 @@
-"""Rows of Parquet files where they lie, by number.
+"""Rows of Parquet files by number, read in place.
 
-Parquet is read a row group at a time, of which a process keeps the last few. In the random order of
-training nearly every row costs the reading of its group: with n rows in a group, n times the bytes
-of the rows. With pictures of 35 kB, a core reads 1800 rows a second from groups of 10 rows, 330
-from groups of 100 and 40 from groups of 1000. That suits small groups, and trying a data set out;
-for the rest, `tools/convert_records.py` makes records that are read one at a time.
+Parquet is read one row group at a time, and a process caches the last few groups. In the random
+order of training, nearly every row costs reading its whole group: n times the bytes of the row for
+groups of n rows. With images of 35 kB, a core reads 1800 rows per second from groups of 10 rows,
+330 from groups of 100, and 40 from groups of 1000. This suits small groups, and trying out a
+dataset. In other cases, `tools/convert_records.py` makes records that are read one at a time.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from mm1_jax.data.sources.base import FileSource, SplitIndices
 from mm1_jax.field_types import PositiveInt
 
 _SUFFIX = ".parquet"
-# More rows than this in a group are no rows, but a damaged number.
+# A larger row count of a group comes from a damaged footer.
 _MAX_ROWS = 2**31
-# Parsed footers that a process keeps.
+# Parsed footers that a process caches.
 _MAX_FOOTERS = 64
 
 Value = TypeVar("Value")
@@ -39,18 +39,18 @@ Value = TypeVar("Value")
 class ParquetSource(FileSource):
     """The rows of a file, or of the files below a folder in the order of their paths.
 
-    A record is a row as it is stored, but for pictures: a struct of `bytes` and `path`, as Hugging
-    Face has them, becomes the bytes, which are read from `path` beside the file where they are not
-    in the row. The fingerprint is of sizes and footers and does not see what such files hold.
+    A record is a row as it is stored, except for images: Hugging Face's struct of `bytes` and
+    `path` becomes the bytes, which are read from `path` beside the Parquet file if the row lacks
+    them. The fingerprint covers sizes and footers, but not the content of such image files.
     """
 
     @config_class
     class Config(FileSource.Config):
-        # The fields of a record, and the columns that they are; None: all columns as they are
-        # named. Columns that are not asked for are not read.
+        # Fields of a record and their columns; None means all columns under their own names. Other
+        # columns are not read.
         columns: dict[str, str] | None = None
-        # What a process keeps in memory: row groups, and the most bytes that one of them may have
-        # in the columns that are read, before compression.
+        # Row groups that a process keeps in memory, and the largest size of one: the bytes of the
+        # columns that are read, before compression.
         cached_row_groups: PositiveInt = 4
         max_row_group_bytes: PositiveInt = 2**30
 
@@ -72,11 +72,11 @@ class ParquetSource(FileSource):
         for number, path in enumerate(self._files):
             try:
                 footer, sizes = _footer(path, cfg.columns, cfg.max_row_group_bytes)
-            except Exception as error:  # What pyarrow raises for damage has no common base.
+            except Exception as error:  # The errors of pyarrow for damage have no common base.
                 raise ValueError(f"{path}: {_reason(error)}") from error
             digest.update(footer)
             groups += [(number, part, rows) for part, rows in enumerate(sizes)]
-        # Int [n, 3]: the file of each row group, its number there, and its rows.
+        # Int [n, 3]: the file of each row group, its number there, and its number of rows.
         self._groups = np.array(groups, np.int64).reshape(-1, 3)
         self._ends = np.cumsum(self._groups[:, 2])
         self._digest = digest.hexdigest()
@@ -99,7 +99,7 @@ class ParquetSource(FileSource):
                 field.name: _with_bytes(column[place].as_py(), field.type, self._files[file].parent)
                 for field, column in zip(table.schema, table.columns, strict=True)
             }
-        except Exception as error:  # What pyarrow raises has no common base.
+        except Exception as error:  # The errors of pyarrow have no common base.
             raise BadRecord(
                 f"{self._files[file].name}, row {row} (row group {part}): {_reason(error)}"
             ) from error
@@ -120,10 +120,10 @@ class ParquetSource(FileSource):
         file, part, num_rows = self._groups[group].tolist()
         columns = None if self._columns is None else sorted(set(self._columns.values()))
         path = self._files[file]
-        # That of a file of many row groups takes longer to read than one of them.
+        # The footer of a file of many row groups takes longer to read than one of the groups.
         footer = self._footers.get(file, lambda: pq.read_metadata(path))
         with _opened(path, footer) as parquet:
-            # Pools of threads do not survive a fork.
+            # Thread pools do not survive a fork.
             table = parquet.read_row_group(part, columns, use_threads=False)
         if table.num_rows != num_rows:
             raise BadRecord(f"{table.num_rows} rows, the footer says {num_rows}")
@@ -131,11 +131,11 @@ class ParquetSource(FileSource):
 
 
 class _Latest(Generic[Value]):
-    """The values that were used last; pickled without them."""
+    """A cache of the most recently used values; pickled empty."""
 
     def __init__(self, max_values: int):
         self._max_values = max_values
-        # The one used last stands last.
+        # In order of use, the most recent last.
         self._values: dict[int, Value] = {}
         self._lock = threading.Lock()
 
@@ -162,7 +162,11 @@ def _opened(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile
 def _footer(
     path: Path, columns: dict[str, str] | None, max_group_bytes: int
 ) -> tuple[bytes, list[int]]:
-    """What tells an edited file, and the rows of each row group; ValueError where they are odd."""
+    """Returns bytes that change when the file is edited, and the row count of each row group.
+
+    Raises:
+        ValueError: A column is missing, or a row group has an invalid row count or is too large.
+    """
     with _opened(path) as parquet:
         metadata, names = parquet.metadata, parquet.schema_arrow.names
         for column in () if columns is None else columns.values():
@@ -183,14 +187,14 @@ def _footer(
             sizes.append(group.num_rows)
     with path.open("rb") as file:
         size = path.stat().st_size
-        # It ends with the footer, four bytes of its length, and four letters.
+        # The file ends with the footer, its length in four bytes, and four magic bytes.
         file.seek(size - 8)
         file.seek(size - 8 - int.from_bytes(file.read(4), "little"))
         return size.to_bytes(8, "little") + file.read(), sizes
 
 
 def _num_bytes(group: pq.RowGroupMetaData, columns: Collection[str] | None) -> int:
-    """The bytes of some columns of a row group, before compression."""
+    """Returns the size in bytes of some columns of a row group, before compression."""
     chunks = [group.column(number) for number in range(group.num_columns)]
     return sum(
         chunk.total_uncompressed_size
@@ -200,7 +204,7 @@ def _num_bytes(group: pq.RowGroupMetaData, columns: Collection[str] | None) -> i
 
 
 def _with_bytes(value: Any, kind: pa.DataType, folder: Path) -> Any:
-    """The value, with the bytes of a picture in place of every struct of bytes and a path."""
+    """Replaces every struct of bytes and a path in a value by the bytes of the image."""
     if value is None:
         return None
     if pa.types.is_struct(kind):
@@ -213,5 +217,5 @@ def _with_bytes(value: Any, kind: pa.DataType, folder: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    # The class says something where a library chose it.
+    # The class is informative only if a library raised the error.
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -1,7 +1,6 @@
-"""Data sets that TensorFlow Datasets has prepared, by number and without TensorFlow.
+"""Datasets that TensorFlow Datasets has prepared, read by number and without TensorFlow.
 
-They have to be prepared with `file_format="array_record"`; the library is an import of the extra
-`tfds`.
+They must be prepared with `file_format="array_record"`. The library comes with the extra `tfds`.
 """
 
 import hashlib
@@ -25,21 +24,21 @@ _PREPARE = (
 
 
 class TfdsSource(Source):
-    """The examples of a split, of which `fields` are read; pictures stay encoded.
+    """The examples of a split, reduced to `fields`; images stay encoded.
 
-    Strings are text. A field `captions` is a list of `{"text"}`, and `images` a list, also where
-    the data set has one of them an example.
+    Strings are decoded to text. A field `captions` becomes a list of `{"text"}`, and `images` a
+    list, even if the dataset has only one per example.
     """
 
     @config_class
     class Config(Source.Config):
-        # As tfds names data: "coco_captions/2017:1.1.0".
+        # A name of tfds, such as "coco_captions/2017:1.1.0".
         name: Required[str] = REQUIRED
         data_dir: str | None = derived(None)  # `input.data_dir`
-        # The fields of a record, and the features that they are: "captions/text" is the feature
-        # `text` within `captions`.
+        # Fields of a record and their features; "captions/text" is the feature `text` within
+        # `captions`.
         fields: dict[str, str] = {"image": "image", "caption": "caption"}
-        # Splits of the data set, or slices of them: "train[:95%]".
+        # Splits of the dataset, or slices of them: "train[:95%]".
         train_split: str = "train"
         test_split: str = "test"
 
@@ -62,11 +61,11 @@ class TfdsSource(Source):
             }
         except BadRecord as error:
             raise BadRecord(f"{where}: {error}") from error
-        except Exception as error:  # What tfds raises for damage has no common base.
+        except Exception as error:  # The errors of tfds for damage have no common base.
             raise BadRecord(f"{where}: {type(error).__name__}: {error}") from error
 
     def fingerprint(self) -> str:
-        """Version, sizes and fields; not the bytes of the examples."""
+        """Covers the version, sizes and fields, but not the bytes of the examples."""
         return self._fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,10 +85,10 @@ class TfdsSource(Source):
             ) from error
         name = cfg.train_split if self.split == "train" else cfg.test_split
         where = f"source.name={cfg.name!r}, data_dir={cfg.data_dir!r}"
-        # What tfds raises has no common base.
+        # The errors of tfds have no common base.
         try:
             builder = tfds.builder(cfg.name, data_dir=cfg.data_dir)
-            # Nothing is downloaded behind the back of a run.
+            # A run never downloads data on its own.
             if not builder.info.splits:
                 raise ValueError("it is not prepared")
         except Exception as error:
@@ -121,15 +120,15 @@ class TfdsSource(Source):
 
 
 def _first_line(error: Exception) -> str:
-    # What follows it lists all data sets that there are.
+    # The lines after it list all known datasets.
     return str(error).partition("\n")[0].rstrip(".")
 
 
 def _feature(features: Any, path: str) -> Any:
-    """The feature of a path; ValueError where there is none."""
+    """Returns the feature at a path; raises ValueError if there is none."""
     feature = features
     for part in path.split("/"):
-        # Of a sequence of features, the features.
+        # Descends into a sequence of features.
         feature = getattr(feature, "feature", feature)
         if not hasattr(feature, "keys") or part not in feature:
             raise ValueError(f"no feature {path!r}; there are {', '.join(features)}")
@@ -143,7 +142,7 @@ def _and_inner(feature: Any) -> list[Any]:
 
 
 def _undecoded(tfds: Any) -> Any:
-    """The decoder that leaves a picture encoded, and, unlike that of tfds, lists of them too."""
+    """Returns a decoder that leaves images encoded, and lists of images too, unlike tfds' own."""
 
     class Undecoded(tfds.decode.SkipDecoding):
         def decode_batch_example_np(self, serialized_example: Any) -> Any:
@@ -153,7 +152,7 @@ def _undecoded(tfds: Any) -> Any:
 
 
 def _decoders(paths: set[str], skip: Any) -> dict[str, Any]:
-    """The decoder of each picture, in the shape of the features."""
+    """Returns the decoder of each image, nested as the features are."""
     decoders: dict[str, Any] = {}
     for path in paths:
         *parents, last = path.split("/")
@@ -180,7 +179,7 @@ def _value(name: str, value: Any, is_image: bool) -> Any:
 
 
 def _plain(value: Any, is_image: bool) -> Any:
-    """Bytes, strings, numbers, and lists of them."""
+    """Converts a value to bytes, strings, numbers, or lists of them."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):

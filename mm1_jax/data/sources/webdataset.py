@@ -1,7 +1,7 @@
-"""Samples of WebDataset shards where they lie, by number; nothing is unpacked or converted.
+"""Samples of WebDataset shards by number, read in place; nothing is unpacked or converted.
 
-Where the members of each sample lie is found by one pass over the headers of the tar files, and
-kept beside them. A change of a file makes another index.
+One pass over the headers of the tar files finds the members of each sample. The resulting index is
+cached beside the files; a change of a file leads to a new index.
 """
 
 import hashlib
@@ -33,26 +33,26 @@ from mm1_jax.data.records import captions_record
 from mm1_jax.data.sources.base import FileSource, SplitIndices
 from mm1_jax.storage import whole_folder
 
-# What makes an index another one although no file has changed.
+# Incremented to invalidate cached indexes when their format changes.
 _VERSION = 2
 _SUFFIX = ".tar"
 _IMAGE, _TEXT, _ABOUT = range(3)
 _PARTS = {**dict.fromkeys(IMAGES, _IMAGE), "txt": _TEXT, "json": _ABOUT}
-# Offset and size of image, text and JSON; (-1, -1) where there is none. Entries that are no sample
+# Spans are the offset and size of image, text and JSON, or (-1, -1). Entries that are not samples
 # have shard -1.
 _SAMPLE = np.dtype([("shard", "<i4"), ("num_images", "<i4"), ("spans", "<i8", (3, 2))])
-# Data with more entries than this that are no samples is something else.
+# With more entries than this that are not samples, the data is not WebDataset.
 _MAX_REJECTED = 10_000
 
 
 class WebDatasetSource(FileSource):
-    """The samples of a tar file, or of those below a folder in the order of their paths.
+    """The samples of a tar file, or of the tar files below a folder in the order of their paths.
 
-    Members that stand together and share a key are a sample, as in the format `webdataset`; hidden
-    files are skipped. A record is what its `.json` says, and `id`, `image` and `captions`, which is
-    its `.txt`, or without one the `caption` of the JSON. An entry that belongs to no sample is a
-    bad record in its place, so that it is counted. The fingerprint is of the places and sizes of
-    members, and does not see their bytes.
+    Adjacent members that share a key form a sample, as in the format `webdataset`; hidden files are
+    skipped. A record has the fields of its `.json`, and `id`, `image` and `captions`. Its caption
+    is the `.txt`, or the `caption` of the JSON if there is no `.txt`. An entry that belongs to no
+    sample is a bad record in its place, so that it is counted. The fingerprint covers the offsets
+    and sizes of members, but not their bytes.
     """
 
     def __init__(self, cfg: FileSource.Config, *, split: str):
@@ -107,7 +107,7 @@ def _record(file: io.BufferedIOBase, entry: str, parts: Sequence[Member | None])
         try:
             fields = as_object(parse_json(about))
         except BadRecord:
-            # It is needed only where there is no other caption.
+            # The JSON is needed only if there is no other caption.
             if text is None:
                 raise
     caption = fields.pop("caption", None)
@@ -117,12 +117,12 @@ def _record(file: io.BufferedIOBase, entry: str, parts: Sequence[Member | None])
 
 
 class _Index:
-    """Where the samples are.
+    """The places of all samples.
 
     Attributes:
-        samples: Of type `_SAMPLE`.
-        rejected: Why an entry is no sample, by its place among the samples.
-        digest: Tells another index.
+        samples: Array of dtype `_SAMPLE`.
+        rejected: Reasons why entries are not samples, by their index in `samples`.
+        digest: Changes with the content of the index.
     """
 
     def __init__(self, samples: np.ndarray, rejected: dict[int, str], digest: str):
@@ -132,7 +132,7 @@ class _Index:
         self._folder: Path | None = None
 
     def store(self, folder: Path) -> "_Index":
-        """Writes it down, whole or not at all; what is returned reads it from there."""
+        """Writes the index atomically; returns one that reads it from disk."""
         with whole_folder(folder) as partial:
             np.save(partial / "samples.npy", self.samples)
             facts = {"digest": self.digest, "rejected": list(self.rejected.items())}
@@ -141,14 +141,14 @@ class _Index:
 
     @classmethod
     def load(cls, folder: Path) -> "_Index":
-        """Reads what `store` wrote; the samples stay on disk. ValueError for anything else."""
+        """Loads what `store` wrote, memory-mapped; raises ValueError for anything else."""
         try:
             samples = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
             facts = json.loads((folder / "facts.json").read_text())
             index = cls(samples, dict(facts["rejected"]), facts["digest"])
         except OSError:
             raise
-        # For a header that is damaged, numpy raises whatever its parser does.
+        # For a damaged header, numpy raises whatever its parser raises.
         except Exception as error:
             raise ValueError(f"{folder} is no index: {error}") from error
         if samples.dtype != _SAMPLE or samples.ndim != 1:
@@ -157,7 +157,7 @@ class _Index:
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map would be sent to workers as an array.
+        # Pickle would copy a memory map into an array.
         return self.__dict__ if self._folder is None else {"_folder": self._folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class _Index:
 
 
 def _index(shards: Sequence[Path], source: Path, cache_dir: Path) -> _Index:
-    """The index of shards: read if it was made before, else made and kept if that is possible."""
+    """Returns the index of shards from the cache, or builds it and caches it if possible."""
     folder = cache_dir / "webdataset_index" / files_key(shards, cache_dir, _VERSION)
     try:
         return _Index.load(folder)
@@ -212,12 +212,12 @@ def _made(shards: Sequence[Path], source: Path) -> _Index:
 
 
 _NOWHERE = ((-1, -1),) * 3
-# Images and spans of a sample.
+# The number of images of a sample, and its spans.
 _Places = tuple[int, tuple[tuple[int, int], ...]]
 
 
 def _samples(path: Path) -> Iterator[_Places | Rejected]:
-    """Where the members of each sample of a shard are."""
+    """Yields the places of the members of each sample of a shard."""
     try:
         with path.open("rb") as file:
             for item in samples(file, path):
