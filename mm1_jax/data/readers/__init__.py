@@ -1,1 +1,1 @@
-"""Foreign files as streams of bytes, lines, JSON values, members and pictures."""
+"""Reads foreign files as streams of bytes, lines, JSON values, archive members and images."""

@@ -1,6 +1,6 @@
 """Streams of files that may be compressed (.gz, .zst, or .zip of one file), and their lines.
 
-Whatever is wrong with a file, BadRecord is all that reading raises.
+Reading raises nothing but BadRecord, whatever is wrong with a file.
 """
 
 import codecs
@@ -21,28 +21,29 @@ from mm1_jax.storage import GIT_LFS, stand_in
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 COMPRESSIONS = ("", ".gz", ".zst", ".zip")
-# A line of nothing but brackets takes some 20 times its bytes once it is parsed.
+# A line of only brackets takes about 20 times its size once it is parsed.
 MAX_LINE_BYTES = 64 * 2**20
 
-# Text shrinks to a fifth, repetitive text to a fiftieth; what shrinks more was made to fill memory
-# or to take for ever. Small files may: there is nothing to fear from them.
+# Text compresses to a fifth, repetitive text to a fiftieth. Anything that compresses more was made
+# to fill memory or to take forever. Content of up to `_SMALL_BYTES` is harmless at any ratio.
 _MAX_RATIO = 200
 _SMALL_BYTES = 2**30
-# A block of a Zstandard frame holds up to 128 KiB in 4 bytes, so these many make 128 MiB at most.
+# A block of a Zstandard frame holds up to 128 KiB in 4 bytes, so a chunk is at most 128 MiB of
+# data.
 _ZSTD_CHUNK = 4096
 
 
 def compressed(*suffixes: str) -> tuple[str, ...]:
-    """The suffixes, plain and with each compression."""
+    """Returns the suffixes, plain and with each compression."""
     return tuple(suffix + how for suffix in suffixes for how in COMPRESSIONS)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The content of a file, as a stream of what was compressed."""
+    """Opens a file as a stream of its decompressed content."""
     with ExitStack() as stack:
         try:
-            # Anything else, a pipe say, could keep a reader waiting for ever.
+            # Anything else, such as a pipe, could block a reader forever.
             if not path.is_file():
                 raise BadRecord("there is no such file")
             size = path.stat().st_size
@@ -53,13 +54,13 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
             read = _reader(path, stack)
         except BadRecord:
             raise
-        except Exception as error:  # Those of zipfile have no common base.
+        except Exception as error:  # The errors of zipfile have no common base.
             raise _unreadable(error) from error
         yield stack.enter_context(io.BufferedReader(_Bounded(read, size), 2**16))
 
 
 def _reader(path: Path, stack: ExitStack) -> Callable[[int], bytes]:
-    """The function that reads up to so many bytes."""
+    """Returns a function that reads up to the given number of bytes."""
     suffix = path.suffix.lower()
     file = stack.enter_context(path.open("rb"))
     if suffix == ".gz":
@@ -81,7 +82,7 @@ def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     if len(members) != 1:
         raise BadRecord(f"a zip of {len(members)} files, expected one")
     if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # The others size their memory by what the file says.
+        # The other methods allocate memory by what the file claims.
         raise BadRecord("a zip that is neither stored nor deflated")
     return members[0]
 
@@ -91,7 +92,7 @@ def _unreadable(error: Exception) -> BadRecord:
 
 
 class _ZstdReader:
-    """Zstandard, frame by frame: the library's own stream takes a torn one for whole."""
+    """Reads Zstandard frame by frame: the library's own stream accepts a truncated frame."""
 
     def __init__(self, file: io.BufferedReader):
         self._file = file
@@ -116,7 +117,7 @@ class _ZstdReader:
 
 
 class _Bounded(io.RawIOBase):
-    """Passes on what `read` returns, until it is more than a file of `size` bytes can mean well."""
+    """Returns the bytes of `read`, up to the most that an honest file of `size` bytes holds."""
 
     def __init__(self, read: Callable[[int], bytes], size: int):
         self._read = read
@@ -128,7 +129,7 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer) -> int:
         try:
             data = self._read(len(buffer))
-        except Exception as error:  # Those of the decompressors have no common base.
+        except Exception as error:  # The errors of the decompressors have no common base.
             raise _unreadable(error) from error
         self._left -= len(data)
         if self._left < 0:
@@ -138,10 +139,10 @@ class _Bounded(io.RawIOBase):
 
 
 def lines(path: Path) -> Iterator[tuple[str, bytes] | Rejected]:
-    """The id and the bytes of each line that is not blank.
+    """Yields the id and the bytes of each non-blank line.
 
-    What follows a line out of bounds, or damage to a compressed file, cannot be read: the last
-    thing is then a Rejected.
+    Nothing after a line that is too long, or after damage to a compressed file, can be read; the
+    last item is then a Rejected.
     """
     number = 0
     try:
@@ -161,7 +162,7 @@ def lines(path: Path) -> Iterator[tuple[str, bytes] | Rejected]:
 
 
 def read_document(path: Path) -> str:
-    """The text of a file of one document, which may be compressed."""
+    """Reads the text of a file of one document, which may be compressed."""
     with opened(path) as stream:
         data = stream.read(MAX_LINE_BYTES + 1)
     if len(data) > MAX_LINE_BYTES:
@@ -170,8 +171,8 @@ def read_document(path: Path) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8, with or without the mark that some editors put before it."""
-    # Text of ASCII in UTF-16 is UTF-8 too, with NUL for every second character.
+    """Decodes UTF-8, with or without a byte order mark; raises BadRecord for anything else."""
+    # ASCII text in UTF-16 is also valid UTF-8, with NUL as every second character.
     if data.startswith(_UTF16_MARKS) or 3 * data.count(0) > len(data) > 8:
         raise BadRecord("not UTF-8: it looks like UTF-16 or UTF-32; iconv converts it")
     try:

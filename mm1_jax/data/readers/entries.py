@@ -1,4 +1,4 @@
-"""An entry of a foreign file: a record, several of them, or the reason why it is none."""
+"""Entries of foreign files: a record, several records, or a rejection with its reason."""
 
 import re
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from mm1_jax.batch import Record
 
 @dataclass(frozen=True)
 class Rejected:
-    """An entry of a foreign file that is no record: which one, and why."""
+    """An entry of a foreign file that cannot become a record: its id and the reason."""
 
     id: str
     reason: str
@@ -16,10 +16,10 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Documents:
-    """An entry of a foreign file that is any number of records; without one, it is no fault.
+    """An entry of a foreign file that yields any number of records; having none is not an error.
 
     Attributes:
-        counts: Added to those of the manifest.
+        counts: Added to the counts of the manifest.
     """
 
     records: tuple[Record, ...] = ()
@@ -27,19 +27,19 @@ class Documents:
 
 
 Entry = Record | Rejected | Documents
-# A hidden file in an archive, such as the `._name` that macOS adds for each name.
+# A hidden file in an archive, such as the `._name` that macOS adds for each file.
 HIDDEN = Documents(counts={"hidden_files": 1})
 
 
 def documents_of(entry: Entry) -> Documents:
-    """Returns the records of an entry, and what is counted of it beside them."""
+    """Returns the records and the additional counts of an entry."""
     if isinstance(entry, Documents):
         return entry
     return Documents() if isinstance(entry, Rejected) else Documents((entry,))
 
 
 def reason_class(reason: str) -> str:
-    """Returns what a reason has in common with others of its kind, without advice.
+    """Returns the class of a reason: its text without quoted values, numbers and advice.
 
     image 'a.jpg' is not in b.tar: cut short          ->  image ... is not in b.tar: cut short
     3 texts beside 2 images; 4 rows are not read      ->  N texts beside N images

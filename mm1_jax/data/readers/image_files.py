@@ -1,6 +1,6 @@
-"""Pictures that a file of records names: in a folder, in a tar file, or by the URL they came from.
+"""Images that records refer to: by a path in a folder, by a name in a tar file, or by URL.
 
-`read` returns the bytes of a picture, or raises BadRecord with the reason why there are none.
+`read` returns the bytes of an image, or raises BadRecord with the reason why there are none.
 """
 
 import os
@@ -18,7 +18,7 @@ URL_MAP = "url_to_file.json"
 
 
 class ImageFolder:
-    """Pictures by their path in a folder; no name leads out of it, and no link unless followed."""
+    """Images by their path in a folder. No name leads out of it, nor any link unless followed."""
 
     def __init__(self, folder: Path, follow_links: bool = False):
         self.path = folder
@@ -36,14 +36,14 @@ class ImageFolder:
         return data
 
     def has(self, name: Any) -> bool:
-        """Whether there is such a file."""
+        """True if there is such a file."""
         try:
             return self._find(name).is_file()
         except (BadRecord, OSError):
             return False
 
     def names(self) -> Collection[str]:
-        """The names of all files but hidden ones, in no order; none where it cannot be read."""
+        """Returns the unsorted names of all but hidden files; none if the folder is unreadable."""
         try:
             with os.scandir(self.path) as found:
                 return [
@@ -58,7 +58,7 @@ class ImageFolder:
         try:
             path = self._root / name
             path = Path(os.path.normpath(path)) if self._follow_links else path.resolve()
-        # A NUL or half a surrogate pair, a name that is too long, links that go round in a circle.
+        # A NUL or a lone surrogate, a name that is too long, or a cycle of links.
         except (ValueError, OSError, RuntimeError) as error:
             raise BadRecord(f"image {name!a:.200} is not the name of a file") from error
         if not path.is_relative_to(self._root):
@@ -71,12 +71,12 @@ class ImageFolder:
 
 
 class ImageTar:
-    """Pictures by their name in a tar file, of which the names and places are in memory."""
+    """Images by their name in a tar file; the names and offsets of its members are in memory."""
 
     def __init__(self, path: Path):
         self.path = path
         self._members: dict[str, Member] = {}
-        # Why a name may be missing from it.
+        # Explains why a name may be missing.
         self._problem = ""
         try:
             with path.open("rb") as file:
@@ -101,16 +101,16 @@ class ImageTar:
         return data
 
     def has(self, name: Any) -> bool:
-        """Whether there is such a member."""
+        """True if there is such a member."""
         return isinstance(name, str) and name in self._members
 
     def names(self) -> Collection[str]:
-        """The names of all members."""
+        """Returns the names of all members."""
         return self._members
 
 
 def image_files(path: Path, follow_links: bool = False) -> ImageFolder | ImageTar:
-    """The pictures of a folder or of a tar file.
+    """Opens the images of a folder or of a tar file.
 
     Raises:
         ValueError: It is neither.
@@ -121,12 +121,12 @@ def image_files(path: Path, follow_links: bool = False) -> ImageFolder | ImageTa
 
 
 def holds_images(path: Path) -> bool:
-    """Whether it is a folder or a tar file."""
+    """True for a folder or a tar file."""
     return path.is_dir() or (path.is_file() and path.suffix.lower() == ".tar")
 
 
 class UrlMap:
-    """Pictures by URL: a JSON object, URLs to paths in the folder that the JSON file is in."""
+    """Images by URL: a JSON object maps URLs to paths in the folder of the JSON file."""
 
     def __init__(self, path: Path, follow_links: bool = False):
         try:
@@ -142,7 +142,7 @@ class UrlMap:
 
 
 def stored_image(image: Any, folder: ImageFolder) -> bytes:
-    """A picture as Hugging Face stores it: bytes, or a struct of bytes or else a path."""
+    """Reads an image as Hugging Face stores it: bytes, or a struct of bytes or else a path."""
     if isinstance(image, dict):
         data = image.get("bytes")
         return folder.read(image.get("path")) if data is None else stored_image(data, folder)

@@ -1,8 +1,8 @@
-"""JSON from files that may hold anything: its lines, and lists too long for memory by element.
+"""JSON from untrusted files: JSON lines, and lists too long for memory, element by element.
 
-Elements are parsed by the standard library, so that they are what it makes of a whole file. ijson
-3.6 takes a third of the time, but refuses NaN, byte order marks and integers above 64 bits, which
-data sets have, and turns half of a surrogate pair into "?".
+The standard library parses the elements, so they are equal to those of a file parsed as a whole.
+ijson 3.6 takes a third of the time, but rejects NaN, byte order marks and integers above 64 bits,
+all of which occur in datasets, and turns a lone surrogate into "?".
 """
 
 import codecs
@@ -19,19 +19,19 @@ from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.readers.source_files import entry_id
 from mm1_jax.data.record_files import BadRecord
 
-# What `json` raises: for syntax and for integers of thousands of digits, for nesting, for size.
+# The errors of `json`: for syntax and integers of thousands of digits, for nesting, for size.
 _JSON_ERRORS = (ValueError, RecursionError, MemoryError)
 _CHUNK_BYTES = 2**20
-# An error at most this far from the end of the buffer may be of a token that goes on behind it.
+# An error this close to the end of the window may be due to a token that continues after it.
 _MAX_TOKEN = 16
 _NUMBER_TAIL = re.compile(r"[0-9.eE+-]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
-# Bytes that are no UTF-8, as the error handler "surrogateescape" writes them.
+# Bytes that are not UTF-8, as the error handler "surrogateescape" writes them.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def parse_json(data: bytes) -> Any:
-    """Raises BadRecord for whatever is no JSON, or too deep."""
+    """Parses JSON; raises BadRecord if it is invalid or nested too deeply."""
     text = decode_text(data)
     try:
         return json.loads(text)
@@ -40,18 +40,18 @@ def parse_json(data: bytes) -> Any:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """The value, if it is a JSON object."""
+    """Returns the value if it is a JSON object; raises BadRecord otherwise."""
     if not isinstance(value, dict):
         raise BadRecord(f"a {type(value).__name__}, expected a JSON object")
     return value
 
 
 class Element(NamedTuple):
-    """A value of a JSON file: where it stands, and what it is.
+    """A value of a JSON file, and its place.
 
     Attributes:
-        key: The key of the list, in the object that the file holds; None for a file that is a list.
-        place: Its place in the list; None for a value of the object that is no list.
+        key: The key of the list or value in the file's object; None for a file that is a list.
+        place: The index in the list; None for a value of the object that is not a list.
     """
 
     id: str
@@ -61,10 +61,10 @@ class Element(NamedTuple):
 
 
 def stream_json(path: Path) -> Iterator[Element | Rejected]:
-    """The elements of a file that is a list, or an object of lists and other values.
+    """Yields the elements of a file that is a list, or an object of lists and other values.
 
-    Memory holds one element. What follows an element that is no JSON cannot be read: the last
-    thing is then a Rejected.
+    Only one element is in memory. Nothing after an element that is not JSON can be read; the last
+    item is then a Rejected.
     """
     at = None
     try:
@@ -96,7 +96,7 @@ def stream_json(path: Path) -> Iterator[Element | Rejected]:
 
 
 def entries(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
-    """The id and the value of each entry of a JSON list, or of each line of a JSONL file."""
+    """Yields the id and the value of each element of a JSON list, or each line of a JSONL file."""
     if ".jsonl" in path.name.lower():
         for item in lines(path):
             if isinstance(item, Rejected):
@@ -119,7 +119,7 @@ def entries(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
 
 
 class _Cursor:
-    """A position in a stream of JSON text, of which a window is in memory."""
+    """A position in a stream of JSON text; only a window of the stream is in memory."""
 
     def __init__(self, stream: io.BufferedIOBase):
         self._stream = stream
@@ -130,7 +130,7 @@ class _Cursor:
         self._is_end = False
 
     def peek(self) -> str:
-        """The next character that is not space; nothing at the end."""
+        """Returns the next character that is not whitespace; an empty string at the end."""
         while True:
             match = _SPACE.match(self._window, self._at)
             assert match is not None
@@ -142,13 +142,13 @@ class _Cursor:
             self._more(_CHUNK_BYTES)
 
     def take(self, character: str) -> bool:
-        """Steps over the character, if it is the next one."""
+        """Skips the character if it is the next one, and returns whether it was."""
         is_next = self.peek() == character
         self._at += is_next
         return is_next
 
     def items(self, end: str) -> Iterator[int]:
-        """Counts what stands between commas, with the cursor before it, up to the end sign."""
+        """Yields the index of each item between commas, with the cursor before it, up to `end`."""
         if self.take(end):
             return
         for place in itertools.count():
@@ -159,7 +159,7 @@ class _Cursor:
                 raise BadRecord(f"not JSON: expected a comma or {end!r}")
 
     def value(self) -> Any:
-        """The JSON value that comes next."""
+        """Reads the next JSON value."""
         self.peek()
         while True:
             try:
@@ -169,7 +169,7 @@ class _Cursor:
             except _JSON_ERRORS as error:
                 raise BadRecord(f"not JSON: {error}") from error
             else:
-                # The rest of a number may be behind the window.
+                # A number may continue after the window.
                 tail = _NUMBER_TAIL.match(self._window, end)
                 if self._is_end or tail is None or tail.end() < len(self._window):
                     break
@@ -181,7 +181,7 @@ class _Cursor:
         return value
 
     def _go_on_after(self, error: json.JSONDecodeError) -> None:
-        """Reads on if the error may come from the end of the window, and raises otherwise."""
+        """Extends the window if its end may have caused the error; raises BadRecord otherwise."""
         is_torn = (
             error.msg.startswith("Unterminated string")
             or error.pos >= len(self._window) - _MAX_TOKEN
@@ -191,7 +191,7 @@ class _Cursor:
         size = len(self._window) - self._at
         if size > MAX_LINE_BYTES:
             raise BadRecord(f"an element of more than {MAX_LINE_BYTES} characters")
-        # Twice as much each time: parsing again then costs no more than parsing.
+        # Doubles the window each time, so repeated parsing costs no more than parsing once.
         self._more(max(_CHUNK_BYTES, size))
 
     def _more(self, num_bytes: int) -> None:

@@ -1,16 +1,16 @@
-"""Spellings that stand for something else in the data of other projects, and are not text."""
+"""Markers in the data of other projects: character sequences that are not meant as text."""
 
 import re
 from collections.abc import Iterable
 
-# OBELICS writes it where a page goes on with another article; its own training puts eos there.
+# OBELICS writes it where another article of a page begins; its own training puts eos there.
 END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
-# GPT-2's end of a text, which files of concatenated documents have between them.
+# GPT-2's end of a text, which separates the documents of a file.
 END_OF_TEXT = "<|endoftext|>"
 
 
-# Tokens of models and placeholders of data sets, which are text here and may not be meant as text.
-# One expression for each first character: it is searched for at the speed of memory.
+# Tokens of models and placeholders of datasets. They are encoded as text, but may not be meant as
+# text. One expression per first character, which is searched for at the speed of memory.
 _SPELT = [
     re.compile(pattern, re.VERBOSE)
     for pattern in (
@@ -24,7 +24,7 @@ _SPELT = [
 
 
 def spelt_marks(texts: Iterable[str]) -> set[str]:
-    """The spellings in texts that may not be meant as text, with N for numbers."""
+    """Returns the markers in texts that may not be meant as text, with N for numbers."""
     return {
         re.sub(r"\d+", "N", found)
         for text in texts
@@ -34,7 +34,7 @@ def spelt_marks(texts: Iterable[str]) -> set[str]:
 
 
 def cut(text: str, mark: str) -> list[str]:
-    """The parts of a text between marks, without the space around these.
+    """Splits a text at a mark, and strips the whitespace around the mark.
 
     >>> cut("one\\n\\n<|endoftext|>\\n\\ntwo", "<|endoftext|>")
     ['one', 'two']

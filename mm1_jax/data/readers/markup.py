@@ -1,12 +1,12 @@
-"""The texts and pictures of Markdown and HTML documents, in reading order.
+"""The texts and images of Markdown and HTML documents, in reading order.
 
-Time is linear in the size of any document, which the standard library's parser of HTML is not: what
-is not closed reaches to the end, as in browsers, and the expressions do not go back.
+Parsing takes linear time for any document, unlike the HTML parser of the standard library: unclosed
+elements extend to the end, as in browsers, and the regular expressions do not backtrack.
 
-No library has taken its place. Lexbor's tree (selectolax 1.0) has 18 of the 21 documents of the
-tests and 74% of 2,000 mutated ones the same: it loses the cells of a table that has no `<table>`
-and a picture whose tag is not closed. Parsers of Markdown (markdown-it-py 4) do not say where in a
-line a picture stands, and the text around it could not stay as it is written.
+No library can replace it. Lexbor's tree (selectolax 1.0) gives the same result for 18 of the 21
+documents of the tests and for 74% of 2,000 mutated ones: it loses the cells of a table without
+`<table>`, and images whose tag is not closed. Markdown parsers (markdown-it-py 4) do not report the
+position of an image within a line, so the text around it could not be kept as written.
 """
 
 import html
@@ -18,12 +18,12 @@ from mm1_jax.data.record_files import BadRecord
 
 
 class Picture(NamedTuple):
-    """A picture by what the document writes for it: a path, a URL, or data."""
+    """An image, by the reference in the document: a path, a URL, or data."""
 
     reference: str
 
 
-# Code, whose pictures are none; escaped signs; <!-- comments -->; ![alt](path "title"),
+# Code, in which images do not count; escaped characters; <!-- comments -->; ![alt](path "title"),
 # ![alt][label]; <img ...>.
 _MARKDOWN = re.compile(
     r"""
@@ -43,18 +43,18 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 def markdown_parts(text: str) -> list[str | Picture]:
-    """Text as it is written, without comments and the references to pictures."""
+    """Splits Markdown into images and the texts between them, as written but without comments."""
     labels = {label.lower(): path for label, path in _DEFINITION.findall(text)}
     parts = _Parts()
     for run, is_code in _fenced(text):
         at, is_closed = 0, True
         for match in () if is_code else _MARKDOWN.finditer(run):
-            # What stands in a comment is a part of it.
+            # Matches inside a comment belong to it.
             if match.start() < at:
                 continue
             if match["comment"] is not None:
                 end = run.find("-->", match.end()) if is_closed else -1
-                # One that is not closed is text, and so are those after it.
+                # An unclosed comment is text, and so are the comments after it.
                 is_closed = end >= 0
                 if is_closed:
                     parts.add(run[at : match.start()])
@@ -70,7 +70,7 @@ def markdown_parts(text: str) -> list[str | Picture]:
 
 
 def _reference(match: re.Match[str], labels: dict[str, str]) -> str | None:
-    """What a match refers to, if it is a picture."""
+    """Returns the reference of a match, or None if it is not an image."""
     if match["tag"] is not None:
         _, attributes = _attributes(match["tag"], len("<img"))
         return _source(attributes)
@@ -80,7 +80,7 @@ def _reference(match: re.Match[str], labels: dict[str, str]) -> str | None:
 
 
 def _fenced(text: str) -> Iterator[tuple[str, bool]]:
-    """Runs of lines, and whether they are code between fences."""
+    """Yields runs of lines, and whether they are fenced code."""
     run, fence = [], ""
     for line in text.splitlines(keepends=True):
         match = _FENCE.match(line)
@@ -95,7 +95,7 @@ def _fenced(text: str) -> Iterator[tuple[str, bool]]:
 
 
 class _Parts:
-    """Parts in the making: texts that stand side by side are one."""
+    """Collects texts and images; adjacent texts become one."""
 
     def __init__(self):
         self._parts: list[str | Picture] = []
@@ -127,7 +127,7 @@ _ATTRIBUTE = re.compile(
         )""",
     re.VERBOSE,
 )
-# Elements of which nothing is shown, or what a browser without scripts would show.
+# Elements of which nothing is shown, at least in a browser with scripts.
 _HIDDEN = ("script", "style", "title", "textarea", "noscript", "template", "iframe")
 _CLOSING = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in _HIDDEN}
 _PARAGRAPHS = (
@@ -140,7 +140,10 @@ _CELLS = ("td", "th")
 
 
 def html_parts(text: str) -> list[str | Picture]:
-    """Text as a browser shows it, a blank line between paragraphs, and the pictures of <img>."""
+    """Splits HTML into the images of <img> and the texts between them, as a browser shows them.
+
+    A blank line separates paragraphs.
+    """
     parts, shown, preformatted = _Parts(), _Shown(), 0
     at = 0
     while at < len(text):
@@ -175,7 +178,7 @@ def html_parts(text: str) -> list[str | Picture]:
 
 
 def _attributes(text: str, at: int) -> tuple[int, dict[str, str]]:
-    """Where a tag ends whose attributes start at `at`, and what they are; the first of a name."""
+    """Parses attributes from `at`; returns the end of the tag, and the first value of each name."""
     attributes: dict[str, str] = {}
     while match := _ATTRIBUTE.match(text, at):
         at = match.end()
@@ -187,12 +190,12 @@ def _attributes(text: str, at: int) -> tuple[int, dict[str, str]]:
 
 
 def _source(attributes: dict[str, str]) -> str:
-    """Pages that load pictures late have the real reference beside that of a blank one."""
+    """Returns the reference of an image; `data-src` is the real one if it is loaded lazily."""
     return (attributes.get("data-src") or attributes.get("src") or "").strip()
 
 
 def _after_declaration(text: str, start: int) -> int:
-    """Behind a comment or the like that starts at `start`; `start` where none does."""
+    """Returns the end of the comment or declaration at `start`, or `start` if there is none."""
     opening = text[start : start + 4]
     if opening == "<!--":
         end = text.find("-->", start + 4) + len("-->")
@@ -206,19 +209,19 @@ def _unescaped(text: str) -> str:
     try:
         return html.unescape(text)
     except ValueError as error:
-        # A character by a number of thousands of digits.
+        # A character reference with thousands of digits.
         raise BadRecord(f"not HTML: {error}") from error
 
 
 class _Shown:
-    """What is shown of a run of HTML: space is one space, lines end where elements make them."""
+    """Accumulates the visible text of HTML: whitespace collapses, and elements end lines."""
 
     def __init__(self):
         self._start()
 
     def _start(self) -> None:
         self._pieces: list[str] = []
-        # What the pieces end in: a space or not, and how many newlines. The start needs neither.
+        # The trailing space and newlines of the pieces; the start of a text needs no more of them.
         self._ends_in_space, self._num_newlines = True, 2
 
     def add(self, text: str, is_preformatted: bool) -> None:

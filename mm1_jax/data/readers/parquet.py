@@ -1,4 +1,4 @@
-"""Rows of Parquet files, a row group a unit, a few rows at a time."""
+"""Rows of Parquet files, read a few at a time; a unit is a row group."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,16 +13,18 @@ from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import stand_in
 
-# Chooses the columns to read; raises BadRecord where those of the format are missing.
+# Chooses the columns to read; raises BadRecord if those of the format are missing.
 Choose = Callable[[pa.Schema], Sequence[str]]
 
 _BATCH_ROWS = 16
-# Of a column; without it a whole row group is read at once.
+# Read buffer of a column; without it, a whole row group is read at once.
 _BUFFER_BYTES = 2**20
 
 
 def row_group_units(source: Path, choose: Choose, expected: str, follow_links: bool) -> list[Unit]:
-    """The row groups of all Parquet files; of a file that cannot be opened, a unit that says so.
+    """Returns one unit per row group of all Parquet files.
+
+    A file that cannot be opened is one unit, from which `rows` yields a Rejected.
 
     Raises:
         ValueError: There are no Parquet files, or none has the columns of the format.
@@ -37,7 +39,7 @@ def row_group_units(source: Path, choose: Choose, expected: str, follow_links: b
                 is_any_good = True
         except BadRecord as error:
             problems.append(f"{path.name}: {error}")
-        # What pyarrow raises for damage has no common base. Reading meets the same.
+        # The errors of pyarrow for damage have no common base. Reading will raise them again.
         except Exception:
             is_any_good = True
         units += [Unit(path, part) for part in range(num_groups)]
@@ -47,9 +49,9 @@ def row_group_units(source: Path, choose: Choose, expected: str, follow_links: b
 
 
 def rows(unit: Unit, choose: Choose) -> Iterator[tuple[str, dict[str, Any]] | Rejected]:
-    """The id and the values of each row of a row group.
+    """Yields the id and the values of each row of a row group.
 
-    What follows damage in a row group cannot be read: the last thing is then a Rejected.
+    Nothing after damage in a row group can be read; the last item is then a Rejected.
     """
     row, end = 0, 0
     try:
@@ -62,7 +64,7 @@ def rows(unit: Unit, choose: Choose) -> Iterator[tuple[str, dict[str, Any]] | Re
                 _BATCH_ROWS,
                 row_groups=[unit.part],
                 columns=list(choose(file.schema_arrow)),
-                # Pools of threads do not survive a fork.
+                # Thread pools do not survive a fork.
                 use_threads=False,
             )
             for batch in batches:
@@ -72,7 +74,7 @@ def rows(unit: Unit, choose: Choose) -> Iterator[tuple[str, dict[str, Any]] | Re
                     row += 1
             if row < end:
                 raise BadRecord("the row group is cut short")
-    except Exception as error:  # What pyarrow raises has no common base.
+    except Exception as error:  # The errors of pyarrow have no common base.
         reason = str(error) if isinstance(error, BadRecord) else _reason(unit.path, error)
         left = f"; {end - row} rows of row group {unit.part} are not read" if end > row else ""
         yield Rejected(entry_id(unit.path, row), reason + left)
@@ -97,11 +99,11 @@ def _row(
     try:
         return entry, {name: column[place].as_py() for name, column in columns.items()}
     except (ValueError, OverflowError, pa.ArrowException) as error:
-        # Strings that are no UTF-8, times that Python has none for.
+        # Strings that are not UTF-8, times that Python cannot represent.
         return Rejected(entry, f"{type(error).__name__}: {error}")
 
 
 def missing_column(names: Sequence[str], schema: pa.Schema) -> BadRecord:
-    """Says that a file has no column of any of these names, and which it has."""
+    """Returns an error that a file has no column of these names, and which ones it has."""
     there = ", ".join(map(ascii, schema.names))
     return BadRecord(f"no column {' or '.join(names)}; there are {there:.400}")

@@ -1,4 +1,4 @@
-"""Finds the files that a user named, reads them whole within a bound, and names their entries."""
+"""Finds the files that a user named, reads them within a size limit, and names their entries."""
 
 import contextlib
 import hashlib
@@ -12,21 +12,23 @@ from pathlib import Path
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import GIT_LFS, stand_in
 
-# No picture or document that a model reads is larger; what is says so instead of filling memory.
+# No image or document that a model reads is larger. Larger ones are rejected, lest they fill
+# memory.
 MAX_ENTRY_BYTES = 256 * 2**20
-# Files of a folder that are looked at to explain why it holds nothing.
+# Files that are inspected to explain why a folder holds no data.
 _MOST_LOOKED_AT = 100
-# Folders of attributes, in zips of macOS and where a tar was unpacked by a program that knows none.
+# Folders of file attributes, in zips of macOS and where the program that unpacked a tar ignores
+# them.
 _OF_ARCHIVERS = re.compile(r"__MACOSX|PaxHeaders?(\..*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A file, or a part of it that can be sought, which one process reads from start to end.
+    """A file, or a seekable part of it, that one process reads from start to end.
 
     Attributes:
         path: The file.
-        part: Which part of the file, for formats whose files have parts (row groups of Parquet).
+        part: The number of the part, for formats whose files have parts (row groups of Parquet).
     """
 
     path: Path
@@ -36,13 +38,16 @@ class Unit:
 def source_files(
     source: Path, suffixes: Collection[str], expected: str, follow_links: bool = False
 ) -> list[Path]:
-    """The source itself, or the files below a folder, whose names end in one of the suffixes.
+    """Returns the source itself, or the files below a folder, with one of the suffixes.
 
-    Sorted by path, without hidden files. Their names tell the entries of one from those of another
-    (`entry_id`), so no two may have the same.
+    Files are sorted by path, without hidden ones. Ids of entries begin with the name of the file
+    (`entry_id`), so no two files may have the same name.
+
+    Args:
+        expected: Describes the files in the error message.
 
     Raises:
-        ValueError: There are none, or two of one name; `expected` says in words what was sought.
+        ValueError: There are no such files, or two of them have the same name.
     """
     found = [source] if source.is_file() else _below(source, follow_links)
     files = [path for path in found if path.name.lower().endswith(tuple(suffixes))]
@@ -69,13 +74,13 @@ def source_files(
 def documents_below(
     folder: Path, suffixes: Collection[str], follow_links: bool = False
 ) -> list[Path]:
-    """The files below a folder that end so, sorted; they are known by their path in the folder."""
+    """Returns the files below a folder with one of the suffixes, sorted; their names may repeat."""
     found = _below(folder, follow_links)
     return [path for path in found if path.name.lower().endswith(tuple(suffixes))]
 
 
 def links_not_followed(folder: Path) -> str:
-    """Names the links to folders, and those to nothing, that are skipped below a folder; or ""."""
+    """Describes the skipped links below a folder, to folders or to nothing; "" if there is none."""
     links = sorted(
         path
         for parent, folders, names in os.walk(folder)
@@ -89,12 +94,12 @@ def links_not_followed(folder: Path) -> str:
 
 
 def files_key(files: Sequence[Path], folder: Path, version: int) -> str:
-    """Names the index of some files: another key where a name, a size or a time has changed.
+    """Returns the cache key of an index of files, which depends on their names, sizes and times.
 
     Args:
-        files: In their order.
-        folder: What their names start from.
-        version: Of what the index holds.
+        files: The files in order.
+        folder: The folder that their names are relative to.
+        version: The version of the format of the index.
     """
     stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
     facts = [[name, about.st_size, about.st_mtime_ns] for name, about in stats]
@@ -116,14 +121,15 @@ def _below(folder: Path, follow_links: bool = False) -> list[Path]:
 
 
 def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[str, list[str]]]:
-    """The folders below one, and the names of their files; each folder once, also in a circle."""
+    """Yields the folders below one and their file names; each folder once, even in a link cycle."""
     seen = {os.path.realpath(folder)}
-    # Folders that may not be read would be passed over otherwise.
+    # Otherwise, unreadable folders would be skipped silently.
     for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=follow_links):
         yield parent, names
         if follow_links:
             paths = {name: os.path.join(parent, name) for name in folders}
-            # By their own names, where a link leads to one of them.
+            # Real folders first, so that they are visited by their own names, not by those of
+            # links.
             folders.sort(key=lambda name: (os.path.islink(paths[name]), name))
             folders[:] = [name for name in folders if _is_new(paths[name], seen)]
 
@@ -140,7 +146,7 @@ def _raise(error: OSError) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Tells if the system that packed an archive added a file: `._a.jpg`, `.DS_Store`."""
+    """True for files that packing programs add to an archive: `._a.jpg`, `.DS_Store`."""
     return any(
         (part.startswith(".") and part not in (".", "..")) or _OF_ARCHIVERS.fullmatch(part)
         for part in name.split("/")
@@ -148,7 +154,7 @@ def is_hidden(name: str) -> bool:
 
 
 def entry_id(name: str | Path, place: int | str | None = None) -> str:
-    """Names an entry by its file and its place there: `shard.jsonl:12`.
+    """Returns the id of an entry, its file and its place there: `shard.jsonl:12`.
 
     Lines count from 1, as editors count; rows and elements of lists from 0.
     """
@@ -157,12 +163,12 @@ def entry_id(name: str | Path, place: int | str | None = None) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what has no UTF-8: names of files are any bytes."""
+    """Escapes the characters that UTF-8 cannot encode: names of files may be any bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def git_lfs_pointer(source: Path) -> str:
-    """Names a file that is a pointer of Git LFS, of the first that are there; else ""."""
+    """Describes a Git LFS pointer among the first files of a source; "" if there is none."""
     found = [source] if source.is_file() else _below(source)[:_MOST_LOOKED_AT]
     for path in found:
         with contextlib.suppress(OSError), path.open("rb") as file:
@@ -172,9 +178,9 @@ def git_lfs_pointer(source: Path) -> str:
 
 
 def read_whole(path: Path) -> bytes:
-    """The content of a regular file; BadRecord where there is none, or one out of bounds."""
+    """Reads a regular file; raises BadRecord if it is missing, unreadable or too large."""
     try:
-        # Anything else, a pipe say, could keep a reader waiting for ever.
+        # Anything else, such as a pipe, could block a reader forever.
         if not path.is_file():
             raise BadRecord("there is no such file")
         with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""The members of a tar file by their headers, and their bytes. Nothing is ever put on the disk.
+"""Reads the members of a tar file by their headers. Nothing is ever extracted to disk.
 
-Of the many kinds of entries only files are members. The parser is our own because of hostile files:
-that of the standard library stops silently at a damaged header, takes negative sizes, unrolls
-sparse files of any size and searches headers with expressions that can take for ever.
+Only regular files are members. The parser is our own because files may be hostile: the parser of
+the standard library stops silently at a damaged header, accepts negative sizes, expands sparse
+files of any size, and searches headers with regular expressions that may never finish.
 """
 
 import contextlib
@@ -34,16 +34,16 @@ _REFUSED = {
     _SPARSE: "a sparse file",
 }
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
-# Entries that say something of the entry that follows; "g" says it of all, but of nothing that is
-# read here.
+# Entries that describe the entry after them; "g" describes all entries, but nothing that is read
+# here.
 _LONG_NAME, _EXTENSION = b"L", b"x"
 _EXTENSIONS = (_LONG_NAME, _EXTENSION, b"K", b"g")
-# They hold a name and a few numbers.
+# Extensions hold a name and a few numbers.
 _MAX_EXTENSION_BYTES = 2**20
 
 
 class Member(NamedTuple):
-    """A file in a tar file: its name, and where its bytes are."""
+    """A file in a tar file: its name, and the offset and size of its bytes."""
 
     name: str
     offset: int
@@ -51,9 +51,9 @@ class Member(NamedTuple):
 
 
 def members(file: io.BufferedIOBase, path: Path) -> Iterator[Member | Rejected | Documents]:
-    """The files of the tar file at `path`, which is open, in their order; HIDDEN for a hidden one.
+    """Yields the files of the open tar file at `path` in order, and HIDDEN for each hidden file.
 
-    Folders are passed over. What follows damage cannot be read: the last thing is then a Rejected.
+    Folders are skipped. Nothing after damage can be read; the last item is then a Rejected.
     """
     is_tar = False
     try:
@@ -79,13 +79,13 @@ def _stand_in(file: io.BufferedIOBase) -> str:
 
 
 def _entries(file: io.BufferedIOBase) -> Iterator[tuple[bytes, Member]]:
-    """All entries with their types; what extensions say of them is applied."""
+    """Yields all entries with their types, after applying the extensions before them."""
     end = file.seek(0, os.SEEK_END)
     at, is_closed, said = 0, False, _Said()
     while at < end:
         header = _read(file, at, _BLOCK, end)
         at += _BLOCK
-        # Files put one behind the other go on after the closing blocks of the first.
+        # Concatenated tar files continue after the closing blocks of the first one.
         is_closed = not header.strip(b"\0")
         if is_closed:
             continue
@@ -111,7 +111,7 @@ def _entries(file: io.BufferedIOBase) -> Iterator[tuple[bytes, Member]]:
 
 
 class _Said(NamedTuple):
-    """What extensions say of the entry that follows them."""
+    """Properties that extensions set for the entry after them."""
 
     name: str | None = None
     size: int | None = None
@@ -132,7 +132,7 @@ def _said(kind: bytes, data: bytes, before: _Said) -> _Said:
 
 
 def read_member(file: io.BufferedIOBase, member: Member) -> bytes:
-    """The bytes of a member of an open tar file."""
+    """Returns the bytes of a member of an open tar file."""
     if member.size > MAX_ENTRY_BYTES:
         raise BadRecord(f"it has {member.size} bytes, more than {MAX_ENTRY_BYTES}")
     try:
@@ -150,7 +150,7 @@ def _read(file: io.BufferedIOBase, at: int, num_bytes: int, end: int) -> bytes:
 
 
 def _check(header: bytes) -> None:
-    """Raises BadRecord unless the header's sum is what it says."""
+    """Raises BadRecord if the checksum of the header is wrong."""
     summed = header[:148] + b" " * 8 + header[156:]
     excess = _number(header[148:156]) - sum(summed)
     # Some programs sum signed bytes.
@@ -159,7 +159,7 @@ def _check(header: bytes) -> None:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or bytes of a large number marked by their first bit."""
+    """Parses octal digits, or a large binary number marked by its first bit."""
     if field[0] & 0x80:
         if field[0] != 0x80:
             raise BadRecord("a negative number in a header")
@@ -171,7 +171,7 @@ def _number(field: bytes) -> int:
 
 
 def _decimal(field: bytes) -> int:
-    # Twenty digits are more than any disk has bytes.
+    # No disk has as many bytes as a number of more than 20 digits.
     if not field.isdigit() or len(field) > 20:
         raise BadRecord("no number where a header has one")
     return int(field)
@@ -179,7 +179,7 @@ def _decimal(field: bytes) -> int:
 
 def _name(header: bytes) -> str:
     name, prefix = header[:100], header[345:500]
-    # GNU's own layout, of a space after "ustar", has times where the prefix is.
+    # GNU's layout, with a space after "ustar", has times in place of the prefix.
     has_prefix = header[257:263] == b"ustar\0"
     return _text(prefix) + "/" + _text(name) if has_prefix and prefix[0] else _text(name)
 
@@ -189,7 +189,7 @@ def _text(field: bytes) -> str:
 
 
 def _fields(data: bytes) -> dict[bytes, bytes]:
-    """The `size key=value` lines of an extended header."""
+    """Parses the `size key=value` lines of an extended header."""
     fields: dict[bytes, bytes] = {}
     at = 0
     while at < len(data) and data[at]:
@@ -204,7 +204,7 @@ def _fields(data: bytes) -> dict[bytes, bytes]:
 
 
 def _after_map(file: io.BufferedIOBase, at: int, header: bytes, end: int) -> int:
-    """Where the data of a sparse file starts: behind the blocks that map it."""
+    """Returns the offset of the data of a sparse file, after the blocks that map it."""
     has_more = header[482]
     while has_more:
         has_more = _read(file, at, _BLOCK, end)[504]

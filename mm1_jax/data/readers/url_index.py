@@ -1,7 +1,7 @@
-"""Pictures in the tar shards that img2dataset downloaded, by the URL that each came from.
+"""Images in tar shards downloaded by img2dataset, by their original URL.
 
-Where a picture lies is found by one pass over the headers and the JSON of the shards, and kept
-beside them: 28 bytes a picture, of which a reader maps into memory what it looks at.
+One pass over the headers and the JSON of the shards builds an index, which is cached beside them.
+It takes 28 bytes per image and is memory-mapped.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from mm1_jax.data.readers.webdataset import IMAGES, sample_name
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import whole_folder
 
-# What makes an index another one although no file has changed.
+# Incremented to invalidate cached indexes when their format changes.
 _VERSION = 1
 _SUFFIX = ".tar"
 _PLACE = np.dtype([("url", "<u8"), ("shard", "<i4"), ("offset", "<i8"), ("size", "<i8")])
 
 
 class UrlIndex:
-    """Pictures by URL, in the tar shards below a folder.
+    """Images by URL, in the tar shards below a folder.
 
-    Shards are of img2dataset: `KEY.jpg` and `KEY.json`, whose `url` is the address. Of pictures
-    with the same URL, the first one counts. URLs are told apart by 64 bits of a digest.
+    Shards have img2dataset's layout: `KEY.jpg`, and `KEY.json` with its `url`. If several images
+    share a URL, the first one is used. URLs are compared by a 64-bit digest.
 
     Raises:
         ValueError: There are no shards, or the index cannot be written beside them.
@@ -47,7 +47,7 @@ class UrlIndex:
         return len(self._places)
 
     def read(self, url: str) -> bytes:
-        """The bytes of a picture; BadRecord where there is none."""
+        """Returns the bytes of an image; raises BadRecord if there are none."""
         digest = _digest_of(url)
         at = int(np.searchsorted(self._places["url"], digest))
         if at == len(self._places) or self._places["url"][at] != digest:
@@ -71,7 +71,7 @@ class UrlIndex:
             for digest, member in _pictures(path)
         ]
         places = np.array(found, _PLACE)
-        # Stable, so that of equal URLs the first one stays.
+        # Stable, so that the first of equal URLs is kept.
         places = places[np.argsort(places["url"], kind="stable")]
         is_first = np.ones(len(places), bool)
         is_first[1:] = places["url"][1:] != places["url"][:-1]
@@ -90,7 +90,7 @@ def _digest_of(url: str) -> np.uint64:
 
 
 def _pictures(path: Path) -> Iterator[tuple[np.uint64, Member]]:
-    """The digest of each URL in a shard, and its picture. What is damaged has no picture."""
+    """Yields the digest of each URL in a shard, and its image; damaged samples are skipped."""
     image: dict[str, Member] = {}
     about: dict[str, Member] = {}
     with path.open("rb") as file:
@@ -102,7 +102,7 @@ def _pictures(path: Path) -> Iterator[tuple[np.uint64, Member]]:
                 image.setdefault(key, member)
             elif extension == "json":
                 about.setdefault(key, member)
-            # Samples need not be kept once they are whole: shards may be large.
+            # Complete samples are dropped from memory: shards may be large.
             if key in image and key in about:
                 picture, described = image.pop(key), about.pop(key)
                 try:

@@ -1,4 +1,4 @@
-"""The samples of WebDataset's tar shards: members that stand together and share a key."""
+"""Samples of WebDataset's tar shards: adjacent members that share a key."""
 
 import io
 import re
@@ -10,9 +10,9 @@ from mm1_jax.data.readers.entries import Documents, Rejected
 from mm1_jax.data.readers.source_files import entry_id
 from mm1_jax.data.readers.tar import Member, members
 
-# Extensions of a picture.
+# Extensions of images.
 IMAGES = ("jpg", "jpeg", "png", "webp")
-# WebDataset's rule: the key ends at the first dot behind the folders.
+# WebDataset's rule: the key ends at the first dot after the last slash.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
 
@@ -24,15 +24,15 @@ class Sample(NamedTuple):
 
 
 def sample_name(name: str) -> tuple[str, str] | None:
-    """Key and extension of a member, by WebDataset's rule; None where it has no extension."""
+    """Splits a name into key and extension by WebDataset's rule; None if it has no extension."""
     match = _NAME.fullmatch(name)
     return None if match is None else (match[1], match[2].lower())
 
 
 def samples(file: io.BufferedIOBase, path: Path) -> Iterator[Sample | Rejected | Documents]:
-    """The samples of the tar file at `path`, which is open; HIDDEN for a hidden file.
+    """Yields the samples of the open tar file at `path`, and HIDDEN for each hidden file.
 
-    A member that belongs to no sample is a Rejected.
+    Yields a Rejected for each member that belongs to no sample.
     """
     finished: set[str] = set()
     sample = None
