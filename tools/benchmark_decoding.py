@@ -1,10 +1,10 @@
-"""Measures greedy decoding beside transformers' `generate`, with the same weights and prompts.
+"""Benchmarks greedy decoding against transformers' `generate`, with equal weights and prompts.
 
     python tools/benchmark_decoding.py
 
-Both run in this process, on the same number of threads, and take turns; nobody ends early. Weights
-are random, and go to transformers by the export that users run. A sum in another order may turn
-near equal logits around, so where answers differ, the gap between the two best logits is told.
+Both run in this process by turns, on the same number of threads, and no answer ends early. Weights
+are random, and reach transformers by the export that users run. Another summation order may swap
+nearly equal logits, so wherever answers differ, the gap between the top two logits is printed.
 """
 
 if __name__ == "__main__":
@@ -29,7 +29,7 @@ from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
 
 VOCAB_SIZE = 32_000
-# An id that no logit has: no answer ends before its last token.
+# No logit has this id, so it ends no answer early.
 NO_TOKEN = -1
 EPILOG = """\
 columns:
@@ -81,7 +81,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def models(flags: argparse.Namespace) -> tuple[Any, Any]:
-    """Ours and transformers', with the same random weights."""
+    """Returns our model and transformers', with the same random weights."""
     import jax
     import numpy as np
     from flax import nnx
@@ -117,7 +117,7 @@ def models(flags: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) -> dict[str, Any]:
-    """The figures of one batch size."""
+    """Returns the figures of one batch size."""
     import numpy as np
     import torch
 
@@ -129,7 +129,7 @@ def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) 
     tokens = rng.integers(1, VOCAB_SIZE - 2, (batch_size, flags.prompt_length)).astype(np.int32)
     no_images = np.zeros((batch_size, 1, 1, 3), np.uint8)
     batch, prompts = one_document_rows(tokens, no_images), torch.from_numpy(tokens).long()
-    # Neither may choose these; so nobody ends early.
+    # Both models suppress these ids, so no answer ends early.
     pad, eos = 0, VOCAB_SIZE - 1
 
     def run_ours(number: int) -> np.ndarray:
@@ -160,7 +160,7 @@ def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) 
         return answers[:, flags.prompt_length :].numpy()
 
     ways = {"ours": run_ours, "transformers": run_theirs}
-    # Ours is compiled for a number of tokens; what torch prepares, it prepares for any.
+    # Warm-up: ours compiles for each number of tokens, torch prepares once for any.
     for number in (1, flags.new_tokens):
         run_ours(number)
     run_theirs(2)
@@ -178,13 +178,13 @@ def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) 
     for name in ways:
         prefill = statistics.median(times[name, 1])
         whole = statistics.median(times[name, flags.new_tokens])
-        # Other work on the machine may hold up the first token longer than the rest takes.
+        # Other load on the machine may delay the prefill by more than the rest takes.
         rest = whole - prefill if whole > prefill else math.nan
         figures[name] = {
             "prefill_seconds": prefill,
             "decode_tokens_per_second": (flags.new_tokens - 1) * batch_size / rest,
             "whole_tokens_per_second": flags.new_tokens * batch_size / whole,
-            # The second of each turn is the whole call.
+            # Each turn adds two times: of the prefill, then of the whole call.
             "cpu_seconds": statistics.median(cpu_times[name][1::2]),
         }
     figures["differences"] = differences(theirs, prompts, *answers.values())
@@ -192,7 +192,7 @@ def measure(flags: argparse.Namespace, ours: Any, theirs: Any, batch_size: int) 
 
 
 def differences(theirs: Any, prompts: Any, ours: Any, others: Any) -> list[dict[str, Any]]:
-    """Where each row that differs does so first, and how near the two best logits are there."""
+    """Returns where each differing row first differs, and the gap of the top two logits there."""
     import numpy as np
     import torch
 
@@ -237,7 +237,7 @@ def lines(figures: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # XLA has a thread for each core that the process may run on.
+    # XLA starts a thread for each core that the process may run on.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     try:
         import torch

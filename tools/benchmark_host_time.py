@@ -1,11 +1,11 @@
-"""How much of a training's time its own Python takes, beside the compiled step.
+"""Measures the host time of training: the share of its own Python beside the compiled step.
 
     python tools/benchmark_host_time.py --steps=100
 
-A decoder of 85M parameters with a tiny encoder is trained on the embedded pictures as a launch does
-it: logs, summaries, status lines, checkpoints. Host time is the time of the loop but for waiting:
-for batches, for the device, and for saves, which stand beside it. The call that hands a step to the
-device counts as far as it computes in the calling thread; the rest of it waits for the step before.
+Trains a decoder of 85M parameters with a tiny encoder on the embedded images as a launch does, with
+logs, summaries, status lines and checkpoints. Host time is the time of the loop except for waiting:
+for batches, for the device and for saves, which are listed separately. The call that dispatches a
+step counts by its CPU time in the calling thread; the rest of it waits for the previous step.
 """
 
 if __name__ == "__main__":
@@ -32,7 +32,7 @@ WARM_UP = 3
 
 
 class Stopwatch:
-    """Seconds inside of some functions, by wall and by the CPU time of the calling thread."""
+    """Seconds spent in wrapped functions: wall time, and CPU time of the calling thread."""
 
     def __init__(self) -> None:
         self.wall: dict[str, float] = {}
@@ -59,7 +59,7 @@ class Stopwatch:
 
 
 def config(steps: int, batch_size: int) -> Any:
-    """`mm1_tiny` with the decoder of 85M parameters, and two saves."""
+    """Returns `mm1_tiny` with the decoder of 85M parameters, and two saves."""
     from experiments import sizes
     from experiments.pretrain import mm1_tiny
 
@@ -74,7 +74,7 @@ def config(steps: int, batch_size: int) -> Any:
 
 
 def measure(steps: int, batch_size: int) -> dict[str, float]:
-    """Seconds of `steps` steps, by what they went to."""
+    """Returns the seconds of `steps` steps, by their use."""
     import jax
 
     from mm1_jax.checkpoints.checkpointer import Checkpointer
@@ -92,7 +92,7 @@ def measure(steps: int, batch_size: int) -> dict[str, float]:
             return super()._advance(step, state)
 
         def _finish(self, state: Any) -> None:
-            # The last save is that of the end.
+            # Excludes the save at the end of the run.
             begun.append((time.perf_counter(), time.thread_time()))
             watch.stop()
             super()._finish(state)

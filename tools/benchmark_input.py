@@ -1,11 +1,11 @@
-"""Measures the input of a config on one core, beside what decoding and resizing alone would take.
+"""Benchmarks the input pipeline of a config on one core.
 
     python tools/benchmark_input.py --config=mm1_3b --data_dir=data --step_seconds=8 --hosts=16
     python tools/benchmark_input.py --config=mm1_3b --synthetic
 
-The whole path (plan, read, tokenise, decode, resize, concatenate) against the same pictures decoded
-and resized in a loop, which no input can beat, and against webdataset with torch's DataLoader on a
-shard of the same pictures.
+Compares the whole path (plan, read, tokenize, decode, resize, concatenate) with a loop that only
+decodes and resizes the same images, which no input can beat, and with webdataset and torch's
+DataLoader on a shard of the same images.
 """
 
 if __name__ == "__main__":
@@ -43,7 +43,7 @@ from mm1_jax.flags import local_path, number, whole
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 from mm1_jax.storage import write_whole
 
-# Batches that are planned, to know what a row holds.
+# Number of batches to plan for the average contents of a row.
 NUM_PLANNED = 100
 LIMIT = "decode and resize alone"
 IN_PROCESS, WORKER = "input", "input, one worker"
@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def input_config(cfg: Any, num_rows: int) -> Any:
-    """The input of an experiment with batches of a few of its rows, made in this process."""
+    """Returns an experiment's input with batches of few rows, made in this process."""
     num_rows = min(num_rows, cfg.batch_size)
     group_rows = math.gcd(cfg.image_group_rows, num_rows)
     cfg = cfg.clone(batch_size=num_rows, image_group_rows=group_rows, num_workers=0, prefetch=0)
@@ -105,7 +105,7 @@ def input_config(cfg: Any, num_rows: int) -> Any:
 
 
 def planned(input: Input) -> Counts:
-    """Pictures and tokens of a row, on average over many rows."""
+    """Returns images and tokens per row, averaged over many rows."""
     planner = input.planner(range(input.batch_size))
     rows = [row for _ in range(NUM_PLANNED) for row in planner.next_rows()]
     records = [record for row in rows for record in row.records]
@@ -147,7 +147,7 @@ def contestants(input: Input, recorded: Recorded, folder: Path) -> dict[str, Con
 
 
 def compare(contestants: Mapping[str, Contestant], num_rounds: int) -> dict[str, dict[str, float]]:
-    """Pictures and tokens a second over rounds in which all take turns, and shares of the limit."""
+    """Returns images and tokens per second over rounds by turns, and shares of the limit."""
     turns: dict[str, list[Measured]] = {name: [] for name in contestants}
     for _ in range(num_rounds):
         for name, contestant in contestants.items():
@@ -175,16 +175,16 @@ def demand(
     step_seconds: float,
     num_hosts: int,
 ) -> dict[str, float]:
-    """What a step of the whole batch asks of each host.
+    """Returns the load that a step of the whole batch puts on each host.
 
     Args:
-        cfg: The input's config, with all of its rows.
-        images_per_second: Of a core, in rows that have so many pictures and tokens.
+        cfg: Config of the input, with all of its rows.
+        images_per_second: Rate of one core, for rows with that many images and tokens.
     """
     if cfg.batch_size % num_hosts:
         raise ValueError(f"--hosts={num_hosts}: must divide input.batch_size={cfg.batch_size}")
     rows = cfg.batch_size // num_hosts
-    # Pictures that rows of other hosts show lie in this host's part of the buffer.
+    # This host's part of the buffer then also holds images of other hosts' rows.
     decoded_twice = cfg.images_per_row is not None and rows % cfg.image_group_rows > 0
     images = images_per_row * rows * (2 if decoded_twice else 1)
     return {
@@ -214,7 +214,7 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def benchmark(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any]:
-    """Measures the input of config `cfg`, prints what is found, and returns it."""
+    """Measures the input of config `cfg`, prints the results and returns them."""
     if args.synthetic is not None:
         cfg.streams = synthetic_streams(folder, args.synthetic)
         cfg.tokenizer = cfg.tokenizer.clone(model_path=None, num_pieces=None)

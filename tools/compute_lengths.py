@@ -1,10 +1,10 @@
-"""Makes the tables of lengths that a launch of a config would make when it starts.
+"""Computes the tables of lengths that a launch of a config would compute when it starts.
 
     python tools/compute_lengths.py --config=mm1_7b_moe --data_dir=data
 
-A table holds how many positions and images every record takes, which is all that packing looks at.
-It is kept beside the records, and made again when they, the tokenizer or a size of the rows change.
-Prints what each corpus holds.
+A table holds the number of positions and images of every record, which is all that packing needs.
+It is stored beside the records, and recomputed when they, the tokenizer or a size of the rows
+change. Prints the contents of each corpus.
 """
 
 if __name__ == "__main__":

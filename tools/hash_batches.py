@@ -2,7 +2,7 @@
 
     python tools/hash_batches.py --config=mm1_tiny --steps=0:8 --hosts=4 --workers=2
 
-Equal for all numbers of hosts and workers, and after any restart on others.
+Hashes do not depend on the number of hosts and workers, or on restarts with other numbers.
 """
 
 if __name__ == "__main__":
@@ -75,7 +75,7 @@ def _steps(text: str) -> range:
 
 
 class Hosts:
-    """The iterators of all hosts, and the global batch that their parts make up."""
+    """Iterators of all hosts; yields the global batches that their parts make up."""
 
     def __init__(self, input: Input, num_hosts: int):
         if num_hosts < 1 or input.batch_size % num_hosts:
@@ -109,7 +109,7 @@ class Hosts:
             iterator.set_state(state)
 
     def skip_to(self, step: int) -> None:
-        """Plans the steps before, and makes none of them."""
+        """Skips to `step`: plans the steps before it without making their batches."""
         planner = self.input.planner(range(self.input.batch_size))
         while planner.step < step:
             planner.next_rows()
@@ -133,7 +133,7 @@ def batch_hash(batch: Batch) -> str:
 def hashes(
     input: Input, steps: range, num_hosts: int, state_path: Path | None = None
 ) -> Iterator[tuple[int, str]]:
-    """Step and hash of every batch; the state that is kept is that of after the yielded one."""
+    """Yields step and hash of every batch, and stores the state after each."""
     hosts = Hosts(input, num_hosts)
     try:
         if state_path is not None and state_path.exists():

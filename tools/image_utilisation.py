@@ -1,11 +1,11 @@
-"""How full the image buffer gets, by how many rows share it: what to set in an experiment.
+"""Measures how full the image buffer gets, by the number of rows that share it.
 
     python tools/image_utilisation.py --images_per_row 10 13
 
-Plans rows of captions, interleaved pages and text in MM1's proportions, from drawn lengths, through
-the packing that training uses. For each size of the group, prints the smallest buffer in which no
-document overflowed in the planned steps and the one that can never overflow, with the share of its
-slots that hold an image; against slots of its own for every row.
+Plans rows of captions, interleaved pages and text in MM1's proportions, with random lengths and the
+packing of training, to find buffer sizes for an experiment. For each group size, prints the
+smallest buffer in which no document overflowed in the planned steps and the smallest that can never
+overflow, each with the share of slots that hold an image. A group of one row has its own slots.
 """
 
 if __name__ == "__main__":
@@ -29,17 +29,17 @@ from mm1_jax.data.packing import Packing
 from mm1_jax.flags import number, whole
 
 WEIGHTS = {"captions": 9, "interleaved": 9, "text": 2}
-# Of each stream; more say nothing new.
+# Records per stream; more do not change the result.
 NUM_RECORDS = 20_000
-# Text of a caption, and of a document without images, in tokens.
+# Tokens of a caption, and of a document without images.
 CAPTION_TOKENS, TEXT_TOKENS = 20, 1000
 
 
 def lengths(args: argparse.Namespace, tokens_per_image: float) -> dict[int, np.ndarray]:
-    """Positions and images of drawn captions, pages and texts.
+    """Returns positions and images of randomly drawn captions, pages and texts.
 
-    A page has 1 image or more, 2.5 on average before those beyond a row are cut, and
-    `tokens_per_image` tokens of text by image, on average.
+    A page has at least 1 image, 2.5 on average before those beyond a row are cut, and on average
+    `tokens_per_image` tokens of text per image.
     """
     rng = np.random.default_rng(args.seed)
 
@@ -77,7 +77,7 @@ def packing(args: argparse.Namespace, tables: dict[int, Int[np.ndarray, "_ 2"]])
 
 
 def with_images_per_row(args: argparse.Namespace, target: float) -> Packing:
-    """A packing whose interleaved rows have `target` images on average: by the text between."""
+    """Returns a packing with `target` images per interleaved row on average; bisects the text."""
     low, high = 0.0, float(args.max_sequence_length)
     for _ in range(20):
         middle = (low + high) / 2
@@ -97,7 +97,7 @@ def images_of_rows(plan: Packing, num_steps: int) -> Int[np.ndarray, "steps rows
 
 
 def table(args: argparse.Namespace, images: Int[np.ndarray, "steps rows"]) -> list[str]:
-    """A line for each size of the group: slots a row, and the share of them that is used."""
+    """Returns a line per group size: slots per row, and the share of slots in use."""
     mean = images.mean()
     weights = tuple(WEIGHTS.values())
     most = (args.max_images, args.max_images, 0)
@@ -105,7 +105,7 @@ def table(args: argparse.Namespace, images: Int[np.ndarray, "steps rows"]) -> li
     lines = [f"| 1 | {own} | {own} | {mean / own:.3f} | {own} | {own} | {mean / own:.3f} |"]
     for rows in args.group_rows:
         fullest = int(images.reshape(len(images), -1, rows).sum(axis=2).max())
-        # Devices share a group evenly, up to one row each.
+        # The devices of a group, at most one per row, share its slots evenly.
         slots = math.ceil(fullest / args.multiple) * args.multiple
         safe = math.ceil(most_in_a_run(weights, most, rows) / args.multiple) * args.multiple
         cells = [

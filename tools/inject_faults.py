@@ -1,11 +1,11 @@
-"""Breaks real runs of several processes in every way that it knows, and sees what becomes of them.
+"""Injects faults into real runs of several processes, and checks that the runs recover.
 
     python tools/inject_faults.py --faults=40 --log=faults.jsonl --output=docs/reliability.md
 
-Each fault is put into a run of `tools/small_run.py` on this machine, in processes that find each
-other as hosts do, with virtual CPU devices. The run is launched again as a supervisor would, and
-must end with the losses and the parameters of an undisturbed run of as many processes, bit for bit,
-or stop with a message that names the cause.
+Each fault hits a run of `tools/small_run.py` on this machine, whose processes connect as hosts do
+and have virtual CPU devices. Faults that stop the run must leave a message that names the cause.
+Launched again as by a supervisor, the run must end with the same losses and parameters, bit for
+bit, as an undisturbed run of the same number of processes.
 """
 
 if __name__ == "__main__":
@@ -38,7 +38,7 @@ _MARKERS = ("<!-- faults -->", "<!-- end of faults -->")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run."""
+    """Outcome of one run with a fault."""
 
     fault: str
     num_processes: int
@@ -51,24 +51,24 @@ class Outcome:
 def plan(
     faults: Sequence[Callable[[Bench], str]], counts: Sequence[int], seed: int
 ) -> Iterator[tuple[Callable[[Bench], str], int, int]]:
-    """Fault, number of processes and seed of run after run: rounds of all faults, without end."""
+    """Yields fault, number of processes and seed of each run, in endless rounds of all faults."""
     for turn in itertools.count():
         num_processes = counts[turn % len(counts)]
         for fault in faults:
-            # Where there is but one process, none can wait for it.
+            # These two faults need a second process.
             if num_processes > 1 or fault not in (absent_process, hosts_differ):
                 yield fault, num_processes, seed + turn
 
 
 def read_log(path: Path | None) -> list[Outcome]:
-    """The outcomes of earlier calls."""
+    """Returns the outcomes of earlier calls."""
     if path is None or not path.exists():
         return []
     return [Outcome(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def undisturbed(workspace: Path, num_processes: int) -> dict:
-    """The result of a run into which nothing was put."""
+    """Returns the result of a run without a fault."""
     bench = Bench(workspace, num_processes, folder=workspace / f"undisturbed_{num_processes}")
     if not (bench.folder / "report.json").exists():
         bench.finish()
@@ -78,7 +78,7 @@ def undisturbed(workspace: Path, num_processes: int) -> dict:
 def inject(
     fault: Callable[[Bench], str], workspace: Path, num_processes: int, seed: int
 ) -> Outcome:
-    """Puts a fault into a run, and compares its end with that of an undisturbed one."""
+    """Injects a fault into a run, and compares the result with that of an undisturbed run."""
     expected = undisturbed(workspace, num_processes)
     name = f"{fault.__name__}_{num_processes}_{seed}"
     bench = Bench(workspace, num_processes, random.Random(name), workspace / name)
@@ -87,7 +87,7 @@ def inject(
     try:
         detail = fault(bench)
         result = bench.result()
-        # A record that did not fit onto the disk is not in the log; its step was made.
+        # The log lacks records that did not fit onto the disk, though their steps were made.
         steps = set(map(tuple, result["steps"]))
         whole = steps == set(map(tuple, expected["steps"])) or fault is fill_the_disk
         if not whole or not steps <= set(map(tuple, expected["steps"])):
@@ -103,7 +103,7 @@ def inject(
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
-    """A table for people: a line for each kind of fault and number of processes."""
+    """Formats a Markdown table, one line per fault and number of processes."""
     lines = [
         "| fault | processes | runs | came through | seconds each | seeds |",
         "|---|---:|---:|---:|---:|---|",
@@ -141,7 +141,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def write_table(path: Path, table: str) -> None:
-    """Puts the table between the marks of a document, and leaves the rest of it."""
+    """Replaces the text between the markers of a document by the table."""
     begin, end = _MARKERS
     before, _, rest = path.read_text().partition(begin)
     _, found, after = rest.partition(end)

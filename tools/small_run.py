@@ -1,19 +1,19 @@
-"""A run that is over in seconds, for faults to be put into: `tools/inject_faults.py` launches it.
+"""A run that takes seconds, into which `tools/inject_faults.py` injects faults.
 
     python -m mm1_jax.launch --module=small_run --config=small_run   (with tools/ in PYTHONPATH)
 
-All of it is what a real run has, the input, its packing and its workers, the trainer, checkpoints
-and evaluation, but for the model: two matrices, so that it compiles in a second. Its evaluation is
-a digest of the parameters, in which any other bit shows.
+It has the parts of a real run (input with packing and workers, trainer, checkpoints, evaluation)
+except for the model: two matrices, which compile in a second. The evaluation is a digest of the
+parameters, which shows a difference in any bit.
 
-The environment variable FAULT puts a fault into it, `kind:process:step`:
+The environment variable FAULT injects a fault, as `kind:process:step`:
 
-    nan         the pictures of a step become such that the loss is not a number
-    stall       the process stops in the middle of a step, without ending
-    raise       its input fails
-    slow        every batch takes a while, so that something can be done to the run meanwhile
-    full_disk   it can write no more than 16 kB to a file, up to `kind:process:step:last`
-    no_images   the process has no picture in any row of its own
+    nan         the images of the step make the loss NaN
+    stall       the process hangs in the middle of the step
+    raise       the input raises an error
+    slow        every batch takes a while, which leaves time to disturb the run
+    full_disk   the process can write at most 16 kB per file; `kind:process:step:last` sets an end
+    no_images   the process has no image in any of its rows
 """
 
 import os
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# tensorboardX imports it where it is installed, which takes longer than the run.
+# tensorboardX would import torch if installed, which takes longer than the run.
 sys.modules["torch"] = None  # type: ignore[assignment]
 
 import jax
@@ -52,7 +52,7 @@ _IMAGE_SIZE = 8
 
 
 class DrawnSource(Source):
-    """A few words after a picture or none, drawn from the number of the record."""
+    """Draws a few words from the record's index, and an image for odd ones."""
 
     @config_class
     class Config(Source.Config):
@@ -77,7 +77,7 @@ def drawn_document(record: Record) -> Document:
 
 
 class Bigrams(Module):
-    """Predicts from the last token and the mean pixel of the row."""
+    """Predicts the next token from the last one and the mean pixel of the row."""
 
     @config_class
     class Config(Module.Config):
@@ -94,7 +94,7 @@ class Bigrams(Module):
         has_image = (batch.image_index >= 0)[:, :, None, None, None]
         images = batch.images.astype(jnp.float32)[batch.image_index % len(batch.images)] / 255
         brightness = jnp.mean(jnp.where(has_image, images, 0), axis=(1, 2, 3, 4))
-        # No picture is all white; one that is stands for a step that goes wrong.
+        # No drawn image is all white; an all-white image stands for NaN.
         bad = jnp.any(jnp.all(images == 1, axis=(2, 3, 4)) & has_image[:, :, 0, 0, 0], axis=1)
         brightness = jnp.where(bad, jnp.nan, brightness)[:, None, None]
         return SimpleNamespace(hidden=self.embedding[...][batch.tokens] + brightness, router=None)
@@ -107,7 +107,7 @@ class Bigrams(Module):
 
 
 class Digest(Configurable):
-    """An evaluator whose numbers are digests of the parameters, exact in float64."""
+    """An evaluator whose metrics are digests of the parameters, exact in float64."""
 
     @config_class
     class Config(Configurable.Config):
@@ -133,7 +133,7 @@ def _digests(params: Any) -> Any:
 
 
 class TalkingCheckpointer(Checkpointer):
-    """Says when it begins to read a state, so that this can be interrupted."""
+    """Prints a line when a restore begins, so that it can be interrupted."""
 
     def restore(self, *args: Any, **kwargs: Any) -> Any:
         print("restoring", flush=True)
@@ -141,7 +141,7 @@ class TalkingCheckpointer(Checkpointer):
 
 
 class LateAnomalies(Anomalies):
-    """Processes other than 0 are later than it to find a loss that is not a number."""
+    """Processes other than 0 find a non-finite loss later than process 0."""
 
     def judge(self, record: Any) -> Any:
         if not distributed.is_first() and not np.isfinite(record["loss"]):
@@ -150,7 +150,7 @@ class LateAnomalies(Anomalies):
 
 
 class FaultyInput:
-    """An input whose iterators do what FAULT says."""
+    """An input whose iterators inject the fault in FAULT."""
 
     def __init__(self, input: Input, fault: str):
         self._input = input
@@ -199,7 +199,7 @@ class _FaultyIterator:
 
 
 class SmallRun(Configurable):
-    """Input, trainer and evaluator, as `mm1_jax.experiment` puts them together."""
+    """Input, trainer and evaluator, connected as in `mm1_jax.experiment`."""
 
     @config_class
     class Config(Configurable.Config):
@@ -266,7 +266,7 @@ def small_run() -> SmallRun.Config:
 
 
 def small_run_of_texts() -> SmallRun.Config:
-    """The same of a file, texts.jsonl in --data_dir."""
+    """The same run on a file, texts.jsonl in --data_dir."""
     cfg = small_run()
     (entry,) = cfg.input.streams[0].corpora
     entry.corpus.set(source=JsonlSource.default_config().set(path="texts.jsonl"))

@@ -1,13 +1,13 @@
-"""Samples the mixture of a config once and writes it down, to be trained from many times.
+"""Samples the mixture of a config once and stores the result, for any number of runs.
 
     python tools/snapshot.py --config=mm1_tiny --steps=100 --output=snapshots/tiny
     python -m mm1_jax.launch --config=mm1_tiny --config.input.snapshot=snapshots/tiny \\
         --config.trainer.max_steps=100
 
---form=ids (the default) keeps which records are in which row, --form=rows their tokens and encoded
-pictures too, so that training reads one file in place of all corpora. Either makes the same batches
-as the config itself, bit for bit. --config.PATH=VALUE changes the config, as in a launch, and then
-has to be given to the launch, too.
+--form=ids (the default) stores which records are in each row; --form=rows also stores their tokens
+and encoded images, so that training reads one file instead of all corpora. Both make the same
+batches as the config itself, bit for bit. --config.PATH=VALUE changes the config as in a launch,
+which must then be given the same value.
 """
 
 if __name__ == "__main__":
@@ -38,7 +38,7 @@ def planned_steps(input: Input, num_steps: int) -> Iterator[Sequence[PlannedRow]
 
 
 def snapshot(input: Input, num_steps: int, form: Form, folder: Path) -> Snapshot:
-    """Writes the first steps of an Input; the folder holds no snapshot until it is whole."""
+    """Writes the first steps of an Input; the folder holds no snapshot until it is complete."""
     if input.snapshot is not None:
         raise ValueError("input.snapshot is set: this is a snapshot already")
     facts = {

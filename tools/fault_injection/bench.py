@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, for faults to be put into."""
+"""Launches runs of several processes on this machine, into which faults are injected."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEARTBEAT_SECONDS = 15
-# After a fault, within so many seconds all processes have to end: heartbeat, and a slow machine.
+# Seconds after a fault within which all processes must end: the heartbeat's, and a slow machine's.
 END_SECONDS = 90
 
 
 class Broken(AssertionError):
-    """A run that did not come through a fault as it should."""
+    """A run did not handle a fault as it should."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Launch:
     start: float = field(default_factory=time.monotonic)
 
     def wait(self, seconds: float = END_SECONDS) -> list[int]:
-        """The exit codes, when all have ended; raises Broken where one has not in time."""
+        """Waits for all to end, and returns the exit codes; raises Broken after `seconds`."""
         deadline = time.monotonic() + seconds
         try:
             return [each.wait(max(0.1, deadline - time.monotonic())) for each in self.processes]
@@ -61,7 +61,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Own:
-    """Arguments and variables of the environment of one process."""
+    """Arguments and environment variables of one process only."""
 
     arguments: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Own:
 
 @dataclass
 class Bench:
-    """Where runs are made: their folders, and what they share."""
+    """A run to inject a fault into: its folder and its launches."""
 
     workspace: Path
     num_processes: int
@@ -86,10 +86,10 @@ class Bench:
         config: str = "small_run",
         own: Mapping[int, "Own"] | None = None,
     ) -> Launch:
-        """Starts all processes but the absent ones, in the folder of the run.
+        """Starts all processes except the absent ones, in the folder of the run.
 
         Args:
-            own: Arguments and variables of single processes, which the others do not have.
+            own: Process -> its additional arguments and variables.
         """
         environment = os.environ | {
             "FAULT": fault,
@@ -100,7 +100,7 @@ class Bench:
             "--xla_llvm_disable_expensive_passes=true "
             f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1",
         }
-        # Lines that cannot be written for now are kept in the buffer.
+        # Buffering keeps lines that cannot be written for now.
         environment.pop("PYTHONUNBUFFERED", None)
         port, processes, outputs = free_port(), [], []
         for process in range(self.num_processes):
@@ -135,7 +135,7 @@ class Bench:
         return self.launches[-1]
 
     def finish(self, *overrides: str) -> None:
-        """Launches until the run is done; a launch may fail no more."""
+        """Launches the run once more, until its end; raises Broken if a process fails."""
         codes = self.launch(*overrides).wait(180)
         if any(codes):
             raise Broken(f"exit codes {codes} of a launch without any fault:\n{self.text[-3000:]}")
@@ -155,7 +155,7 @@ class Bench:
         return self.rng.randrange(self.num_processes)
 
     def result(self) -> dict:
-        """Losses of all steps, and digests of the final parameters."""
+        """Returns the losses of all steps, and digests of the final parameters."""
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         report = json.loads((self.folder / "report.json").read_text())

@@ -1,4 +1,4 @@
-"""The faults: functions that put one into a run, and say which process, step or file it met."""
+"""Faults: functions that inject one into a run, and return the process, step or file it hit."""
 
 import contextlib
 import json
@@ -164,7 +164,7 @@ def absent_process(bench: Bench) -> str:
     return f"process {missing}"
 
 
-# The options of one process alone, and the name of the fact that all have to state.
+# Option of one process only -> name of the fact that all processes must report.
 DIFFERENCES: dict[str, str] = {
     "--config.trainer.optimizer.learning_rate=0.07": "trainer.optimizer.learning_rate",
     "--config.trainer.seed=1": "trainer.seed",
@@ -183,14 +183,14 @@ DIFFERENCES: dict[str, str] = {
 
 
 def differing_process(bench: Bench, difference: str) -> float:
-    """Launches one process with a difference; seconds until all have said so and ended with 2."""
+    """Launches with one differing process; returns seconds until all report it and exit with 2."""
     victim = bench.some_process()
     folders = [bench.workspace / f"data{number}" for number in range(2)]
     for number, folder in enumerate(folders):
         folder.mkdir(exist_ok=True)
         texts = (json.dumps({"text": f"text {i} of {number}"}) for i in range(64))
         (folder / "texts.jsonl").write_text("\n".join(texts) + "\n")
-    # The metadata of a package that is not there.
+    # Metadata of a package version that is not installed.
     metadata = folders[1] / "optax-99.dist-info" / "METADATA"
     metadata.parent.mkdir(exist_ok=True)
     metadata.write_text("Metadata-Version: 2.1\nName: optax\nVersion: 99\n")
@@ -246,7 +246,7 @@ FAULTS: tuple[Callable[[Bench], str], ...] = (
 
 
 def _interrupted(bench: Bench) -> None:
-    """A run that was killed when it had two checkpoints at least."""
+    """Kills a run once it has at least two checkpoints."""
     launch = bench.launch()
     launch.until(lambda: bench.steps_logged() >= 7, "step 7")
     for each in launch.processes:
@@ -259,7 +259,7 @@ def _damage(bench: Bench, damaged: Callable[[bytes, int], bytes]) -> str:
     folders = [p for p in (bench.folder / "checkpoints").iterdir() if p.name.isdecimal()]
     newest = max(folders, key=lambda path: int(path.name))
     files = sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
-    # orbax writes these when all is over, and no state is in them.
+    # orbax writes these last, and they hold no state.
     late = ("_CHECKPOINT_METADATA", "commit_success.txt")
     chosen = bench.rng.choice([path for path in files if path.name not in late])
     data = chosen.read_bytes()

@@ -1,4 +1,4 @@
-"""The CPU time that ways to make batches take, of this process and of the workers they start."""
+"""Measures the CPU time of ways to make batches, in this process and in their workers."""
 
 import contextlib
 import os
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# The pictures of so many batches are what the others decode, and a turn is as many, or a multiple.
+# Number of batches whose images the other contestants decode; a turn has a multiple of it.
 NUM_RECORDED = 4
-# A turn of less is short beside the hundredths of a second in which processes are timed.
+# Shortest turn: the CPU time of processes is known to a hundredth of a second.
 LEAST_SECONDS = 1.0
 
 
 class Counts(NamedTuple):
-    """Pictures, and positions with a token."""
+    """Numbers of images, and of positions with a token."""
 
     images: float
     tokens: float
 
 
 class Measured(NamedTuple):
-    """The work that was done in some CPU time."""
+    """Work done, and the CPU time that it took."""
 
     images: float
     tokens: float
@@ -29,12 +29,12 @@ class Measured(NamedTuple):
 
 
 class Contestant:
-    """A way to make batches without end, and the CPU time that a batch takes it."""
+    """A way to make endless batches, and the CPU time that it takes."""
 
     def __init__(self, make: Callable[[], Iterator[Counts]]):
         before = _descendants()
         self._batches = make()
-        # Workers are started by the first.
+        # The first batch starts the workers.
         next(self._batches)
         self._workers = _descendants() - before
 
@@ -47,23 +47,23 @@ class Contestant:
         return Measured(*map(sum, zip(*counts, strict=True)), seconds)
 
     def _settled(self) -> float:
-        """CPU time so far, as of a moment when workers have made all that they make ahead.
+        """Returns the CPU time so far, once workers have made all batches that they make ahead.
 
-        So as many batches are made in a turn as are taken. They are not the same: what a worker
-        made ahead in one turn is taken in the next, and only the sum over turns is right.
+        So a turn makes as many batches as it takes. They are not the same batches: one made ahead
+        in a turn is taken in the next. So only the sum over turns is right.
         """
         seconds = self._worker_seconds()
         while self._workers:
             time.sleep(0.25)
             before, seconds = seconds, self._worker_seconds()
-            # The clock of processes ticks in hundredths; and one that waits for a core has no
-            # ticks either.
+            # CPU time ticks in hundredths of a second, and does not tick either while a process
+            # waits for a core.
             if seconds - before <= 0.011 and not self._wants_a_core():
                 break
         return seconds + time.process_time()
 
     def _wants_a_core(self) -> bool:
-        """Tells if any thread of a worker could go on."""
+        """Tells if any thread of a worker is runnable or waits for the disk."""
         tasks = [
             task for worker in self._workers for task in Path(f"/proc/{worker}/task").iterdir()
         ]
@@ -76,7 +76,7 @@ class Contestant:
     def _worker_seconds(self) -> float:
         ticks = 0
         for worker in self._workers:
-            # The name of the program, in brackets, may hold spaces.
+            # The name of the program, in parentheses, may contain spaces.
             fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")

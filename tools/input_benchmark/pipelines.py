@@ -1,4 +1,4 @@
-"""Ways to make batches of the same pictures: the input, bare decoding, webdataset with torch."""
+"""Ways to make batches of the same images: our input, bare decoding, webdataset with torch."""
 
 import functools
 import io
@@ -18,14 +18,14 @@ from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 
 class Recorded(NamedTuple):
-    """Pictures of batches as they are stored, and the text after each."""
+    """Images of batches as they are stored, and the text after each."""
 
     images: list[Image]
     texts: list[str]
 
 
 class RecordingTransform(ImageTransform):
-    """Keeps the pictures that it was given, but for those that are bad."""
+    """Records the images that it transforms, except those that fail to decode."""
 
     def __init__(self, cfg: ImageTransform.Config):
         super().__init__(cfg)
@@ -38,7 +38,7 @@ class RecordingTransform(ImageTransform):
 
 
 def record(cfg: Any) -> Recorded:
-    """The pictures of the first batches of an input, in order."""
+    """Returns the images of the first batches of an input, in order."""
     fields = {name: value for name, value in cfg.image_transform.items() if name != "klass"}
     transform = RecordingTransform.default_config().set(**fields)
     input = cfg.clone(image_transform=transform).instantiate()
@@ -52,7 +52,7 @@ def record(cfg: Any) -> Recorded:
 
 
 def texts_after_images(batch: Batch, input: Input) -> list[str]:
-    """For each picture of a batch, the text up to the next or to the end of its document."""
+    """Returns the text after each image of a batch, up to the next image or the document's end."""
     texts = []
     for b, image_index in enumerate(batch.image_index):
         is_image = (batch.tokens[b] == input.tokenizer.image_token) & (batch.segment_ids[b] > 0)
@@ -71,7 +71,7 @@ def texts_after_images(batch: Batch, input: Input) -> list[str]:
 
 
 def batches_of(input: Input) -> Iterator[Counts]:
-    """The whole path. A worker goes on; in this process, the recorded batches come again."""
+    """Yields counts of our input; without a worker, the recorded batches repeat."""
     while True:
         iterator = input.iterator()
         while input.num_workers or iterator.step < NUM_RECORDED:
@@ -80,14 +80,14 @@ def batches_of(input: Input) -> Iterator[Counts]:
 
 
 def bare(images: Sequence[Image], transform: ImageTransform) -> Iterator[Counts]:
-    """Decoding and resizing, by as few calls as there can be."""
+    """Decodes and resizes images with as few calls as possible."""
     decode = functools.partial(bare_file, size=transform.image_size, cfg=transform.config)
     size = -(-len(images) // NUM_RECORDED)
     while True:
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             for image in batch:
-                # Pictures that are drawn are no files.
+                # Drawn images are not files.
                 decode(image.data) if isinstance(image.data, bytes) else transform(image)
             yield Counts(len(batch), 0)
 
@@ -112,7 +112,7 @@ def bare_file(data: bytes, size: int, cfg: Any) -> np.ndarray:
 
 
 def write_shard(path: Path, recorded: Recorded) -> None:
-    """A shard of webdataset: `KEY.jpg`, whatever the format is, and `KEY.txt`."""
+    """Writes a webdataset shard: `KEY.jpg` (of any image format) and `KEY.txt`."""
     with tarfile.open(path, "w") as tar:
         for i, (image, text) in enumerate(zip(*recorded, strict=True)):
             for name, data in ((f"{i:06}.jpg", image.data), (f"{i:06}.txt", text.encode())):
@@ -124,7 +124,7 @@ def write_shard(path: Path, recorded: Recorded) -> None:
 def webdataset_batches(
     shard: Path, tokenizer: Tokenizer, *, size: int, num_images: int, num_workers: int
 ) -> Iterator[Counts]:
-    """The pipeline that OpenFlamingo reads captions by, on one thread a process."""
+    """Runs OpenFlamingo's pipeline for captions, with one thread per process."""
     import torch
     import webdataset
 

@@ -1,4 +1,4 @@
-"""Drawn captions, pages and texts on disk, with pictures that cost as much as photographs."""
+"""Random captions, pages and texts on disk, with images that cost as much as photographs."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from mm1_jax.data.sources.jsonl import JsonlSource
 
 
 def picture(rng: np.random.Generator, width: int) -> bytes:
-    """A JPEG with as much detail as a photograph: noise whose amplitude is that of its grain."""
+    """Returns a JPEG as detailed as a photograph: noise of all grain sizes, weaker if finer."""
     height = width * 2 // 3
     values = np.full((height, width, 3), 128.0)
     for log_size in range(1, 8):
@@ -31,7 +31,7 @@ def picture(rng: np.random.Generator, width: int) -> bytes:
 
 
 def synthetic_streams(folder: Path, width: int, num_images: int = 48) -> list[Stream.Config]:
-    """Writes captions, pages and texts, and reads them in MM1's proportions of rows."""
+    """Writes captions, pages and texts; returns streams in MM1's proportions of rows."""
     rng = np.random.default_rng(0)
     words = ["a", "photograph", "of", "two", "small", "red", "boats", "in", "the", "old", "harbour"]
 
