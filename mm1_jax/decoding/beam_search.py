@@ -1,11 +1,11 @@
-"""Beam search: the answers of highest probability, by their mean over (a power of) the length.
+"""Beam search: finds the most probable answers, scored by log probability / length ** penalty.
 
-Its rules are those of transformers, whose sequences and scores it reproduces. Of the 2n best
-continuations of a row's n beams, those among the first n that end are finished, and the best n of
-the others run on; a row is done when its best running beam is no better than its worst finished
-one would be at this length.
+It follows the rules of Hugging Face transformers and reproduces its sequences and scores. Each step
+takes the 2n best continuations of a row's n beams. Those that end are finished if they are among
+the first n; the n best that do not end keep running. A row is done when the score of its best
+running beam at this length is not above that of its worst finished beam.
 
-Legend: B batch, V vocabulary, n beams.
+Legend: B batch, V vocabulary, n beams, m selected beams.
 """
 
 import functools
@@ -23,12 +23,12 @@ from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
-# Of what there is not, or must not be; finite, so that lengths can divide it.
+# Score of a missing or excluded beam. It is finite, so that it can be divided by lengths.
 _NONE = -1e9
 
 
 class Beams(NamedTuple):
-    """Answers, the best first; `scores` are log probabilities / length ** length_penalty."""
+    """Answers, best first; `scores` are log probabilities / length ** length_penalty."""
 
     tokens: Int[Array, "B n _"]
     scores: Float[Array, "B n"]
@@ -42,17 +42,17 @@ def beam_search(
     num_beams: int,
     length_penalty: float = 1.0,
 ) -> Beams:
-    """The best answers to each prompt: each up to and with `eos`, then `pad`.
+    """Finds the best answers to each prompt, each ending with `eos` and then filled with `pad`.
 
-    Runs on a mesh as `generate` does; the cache has `num_beams` rows for each prompt. A row without
-    a prompt has answers of `pad`, with the score 0.
+    Like `generate`, it runs on a mesh inside `use_mesh`. The KV cache has `num_beams` rows per
+    prompt. A row without a prompt gets answers of `pad` with score 0.
 
     Args:
-        length_penalty: 0 compares log probabilities, 1 their means over tokens; above, longer
-            answers are preferred.
+        length_penalty: 0 compares log probabilities, 1 their means over tokens. Larger values
+            prefer longer answers.
 
     Raises:
-        ValueError: An option that cannot be; it is named.
+        ValueError: An option is invalid; the message names it.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams={num_beams}: must be at least 1")
@@ -70,10 +70,10 @@ def beam_search(
 
 class _Search(NamedTuple):
     step: Int[Array, ""]
-    running: Beams  # of which scores are log probabilities
+    running: Beams  # scores are log probabilities
     finished: Beams
     is_finished: Bool[Array, "B n"]
-    is_open: Bool[Array, "B"]  # whether a running beam could still become one of the finished
+    is_open: Bool[Array, "B"]  # whether a running beam could still replace a finished one
     caches: Caches
 
 
@@ -99,7 +99,7 @@ def _beam_search(
         return scores / length.astype(jnp.float32) ** length_penalty
 
     def take_step(search: _Search, hidden: Float[Array, "Bn 1 D"]) -> _Search:
-        """Chooses the token after `search.step` tokens of every beam."""
+        """Chooses the next token of every beam, which has `search.step` tokens."""
         logits = model.logits(hidden)[:, 0].astype(jnp.float32)
         scores = allowed(jax.nn.log_softmax(logits, axis=-1), options.forbidden).reshape(B, n, -1)
         V = scores.shape[-1]
@@ -137,7 +137,7 @@ def _beam_search(
         hidden, caches = model.decode_step(last, positions, search.caches)
         return take_step(search._replace(caches=caches), hidden)
 
-    # All beams are equal at first: only one of them may be continued.
+    # All beams are identical at first, so only one of them may be continued.
     nothing = jnp.full((B, n), _NONE, jnp.float32)
     tokens = jnp.full((B, n, max_new_tokens), pad, jnp.int32)
     search = _Search(
@@ -160,5 +160,5 @@ def _beam_search(
 
 
 def _take(x: Array, indices: Int[Array, "B m"]) -> Array:
-    """Beams of each row, by their indices."""
+    """Selects beams of each row by index."""
     return jnp.take_along_axis(x, indices.reshape(*indices.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -1,12 +1,12 @@
-"""Continuous batching: requests of unequal length share a batch, and one that ends makes room.
+"""Continuous batching: requests of unequal length share a batch; finished ones free their slots.
 
-The engine has a cache of so many rows, the slots. A request is read by itself, its prompt padded to
-one of a few lengths, and its keys and values go to a free slot; then all slots grow together, a few
-steps at a time, after which the host looks for what has ended: by eos, by a stop string or by its
-length. Prompts that begin alike, with the same exemplars for instance, can share what was made of
-the beginning.
+The engine has a KV cache with a fixed number of rows, called slots. Each request is prefilled on
+its own, and its keys and values are copied to a free slot. Then all slots are decoded together for
+a few steps, after which the host looks for answers that have ended by eos, stop string or length.
+Prompts with a common beginning, such as the same few-shot examples, can share its KV cache.
 
-Compiled are one program of steps, and one for each shape of a prompt, with and without a prefix.
+Two kinds of programs are compiled: one for the decoding steps, and one for each shape of a prompt,
+with and without a prefix.
 
 Legend: B slots, T positions of a prompt, P positions of a prefix.
 """
@@ -31,7 +31,7 @@ from mm1_jax.parallel.sharding import Placement, current_placement
 
 
 class Prefix(NamedTuple):
-    """KV cache of a shared prompt prefix, which takes `length` positions."""
+    """KV cache of a shared prompt prefix of `length` positions."""
 
     caches: Caches
     length: int
@@ -39,13 +39,13 @@ class Prefix(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be answered.
+    """A prompt to answer.
 
     Attributes:
-        prompt: A batch of one row, padded on the right; its positions count from 0, whatever comes
-            before them. Requests whose prompts are of one shape share a program.
-        prefix: What the prompt goes on from, as `Engine.prefix` makes it.
-        row_id: With the engine's seed, it decides what is drawn at random.
+        prompt: A batch of one row, padded on the right. Positions start at 0, even after a prefix.
+            Prompts of the same shape share a compiled program.
+        prefix: Prefix that the prompt continues, from `Engine.prefix`.
+        row_id: Together with the engine's seed, determines the random numbers of the answer.
     """
 
     prompt: Batch
@@ -54,29 +54,29 @@ class Request:
 
 
 class _State(NamedTuple):
-    """State of the slots. A row that has ended, or that holds no request, no longer grows."""
+    """State of the slots. A slot whose answer has ended, or without a request, does not grow."""
 
     caches: Caches
-    tokens: Int[Array, "B"]  # the last one of each answer, which has not been read
-    lengths: Int[Array, "B"]  # how many positions have been
-    steps: Int[Array, "B"]  # tokens of the answer
+    tokens: Int[Array, "B"]  # last token of each answer, not yet in the cache
+    lengths: Int[Array, "B"]  # number of positions in the cache
+    steps: Int[Array, "B"]  # number of tokens of the answer
     ended: Bool[Array, "B"]
     row_ids: Int[Array, "B"]
 
 
 @dataclass
 class _Row:
-    """A request in its slot. The first token is on the device until the answer is looked at."""
+    """A request in a slot. Its first token stays on the device until the next check."""
 
     index: int
     tokens: list[Any] = field(default_factory=list)
 
 
 class Engine:
-    """Answers requests as `generate` answers each alone, many at once.
+    """Answers many requests at once, each with the same answer that `generate` would give.
 
-    It keeps the parameters once more, cast, those of each layer by themselves. Inside `use_mesh`
-    it runs on the mesh; make it and use it there.
+    It holds an additional copy of the parameters, cast and unstacked by layer. To run on a mesh,
+    create and use the engine inside `use_mesh`.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class Engine:
         """Casts the parameters.
 
         Args:
-            options: An answer ends with the token that completes one of the stop strings.
-            cache_length: The most positions of a row, prefix, prompt and answer.
-            decode: Tokens to text; needed by stop strings.
-            steps_per_check: After how many steps the host looks at the answers. Until then, slots
-                that have ended stand idle.
+            options: Decoding options. An answer ends with the token that completes a stop string.
+            cache_length: Maximum number of positions per slot: prefix, prompt and answer.
+            decode: Converts tokens to text; required by stop strings.
+            steps_per_check: Number of decoding steps between checks for finished answers. Slots
+                whose answers have ended are idle until the next check.
 
         Raises:
-            ValueError: An option that cannot be; it is named.
+            ValueError: An option is invalid; the message names it.
         """
         for name, value in (("num_slots", num_slots), ("steps_per_check", steps_per_check)):
             if value < 1:
@@ -119,10 +119,10 @@ class Engine:
         self._model = _for_decoding(model, placement=current_placement())
 
     def prefix(self, batch: Batch) -> Prefix:
-        """Reads what prompts have in common, a batch of one row, once.
+        """Prefills a prefix that prompts share, a batch of one row.
 
-        With a cache in fewer bits than the model computes in, those who go on from it read what was
-        rounded; who reads a prompt as a whole does not.
+        If the cache dtype has fewer bits than the compute dtype, prompts that continue the prefix
+        attend to its rounded keys and values, unlike a prompt that is prefilled as a whole.
         """
         length = self._length(batch, "prefix")
         caches = _read_prefix(
@@ -134,13 +134,13 @@ class Engine:
         return Prefix(caches, length)
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[int]]]:
-        """The number of each request among them and its answer's tokens, as they end.
+        """Yields the index of each request and the tokens of its answer, as answers end.
 
-        An answer is up to and with `eos`, or the token that completes a stop string. Requests are
-        taken as slots get free, so that an iterator may make them meanwhile.
+        An answer includes `eos`, or the token that completes a stop string. Requests are consumed
+        as slots become free, so a lazy iterator is not exhausted ahead of time.
 
         Raises:
-            ValueError: A prompt that is empty, or for which there is no room.
+            ValueError: A prompt is empty or too long for the cache.
         """
         waiting = enumerate(requests)
         state = self._empty()
@@ -180,7 +180,7 @@ class Engine:
     def _admit(self, state: _State, slot: int, request: Request) -> tuple[_State, Array]:
         prefix = request.prefix
         length = self._length(request.prompt, "prompt") + (prefix.length if prefix else 0)
-        # The last token is chosen and not read.
+        # The last token is chosen but never stored in the cache.
         if length + self._options.max_new_tokens - 1 > self._cache_length:
             raise ValueError(
                 f"prompt of {length} positions, with its prefix, and max_new_tokens="
@@ -207,14 +207,14 @@ class Engine:
         return length
 
     def _ended(self, tokens: Sequence[int]) -> list[int] | None:
-        """The answer, or None where it goes on."""
+        """Returns the answer if it has ended, otherwise None."""
         options = self._options
         tokens = list(tokens[: options.max_new_tokens])
         is_whole = len(tokens) == options.max_new_tokens
         if options.eos in tokens:
             tokens, is_whole = tokens[: tokens.index(options.eos) + 1], True
         if self._stops(tokens):
-            # Not where it was looked for: an answer must not depend on that.
+            # End at the token that completes the stop string, whenever the check happens.
             number = next(i for i in range(1, len(tokens) + 1) if self._stops(tokens[:i]))
             return tokens[:number]
         return tokens if is_whole else None
@@ -274,7 +274,7 @@ def _admit(
     options: DecodingOptions,
     placement: Placement | None,
 ) -> tuple[_State, Int[Array, ""]]:
-    """Reads a prompt into a slot; its first token is returned apart as well."""
+    """Prefills a prompt into a slot; also returns the first token of the answer."""
     T, length = prompt.tokens.shape[1], prompt_lengths(prompt)
     if prefix is None:
         caches = model.init_caches(1, T, options.cache_dtype)
@@ -312,7 +312,7 @@ def _advance(
     num_steps: int,
     placement: Placement | None,
 ) -> tuple[_State, Int[Array, "B _"]]:
-    """The next `num_steps` tokens of every slot; `pad` behind an end."""
+    """Decodes the next `num_steps` tokens of every slot; `pad` after the end of an answer."""
     keys = row_keys(seed, state.row_ids)
 
     def grow(i: Array, carry: tuple[_State, Array]) -> tuple[_State, Array]:

@@ -1,10 +1,10 @@
-"""Decoding with a key-value cache: a batch of prompts with images in, new tokens out.
+"""Decoding with a KV cache: generates new tokens for a batch of prompts with images.
 
-The prompts are rows of a `Batch`, one document a row, padded on the right. One pass over them
-fills the cache; then every row grows by a token a step, over its padding, until each has ended.
+Prompts are rows of a `Batch`, one document per row, padded on the right. A prefill pass fills the
+cache. Each step then adds one token per row, overwriting the padding, until all rows have ended.
 
-Experts are always dropless here, so a row's answer does not depend on the rows beside it; neither
-does what is drawn at random.
+Experts are always dropless here, so the answer of a row does not depend on the other rows. Neither
+do the random numbers used for it.
 """
 
 import functools
@@ -27,15 +27,17 @@ def generate(
     *,
     row_ids: Int[Array, "B"] | None = None,
 ) -> Int[Array, "B _"]:
-    """The `max_new_tokens` tokens that follow each prompt: up to and with `eos`, then `pad`.
+    """Generates `max_new_tokens` tokens per prompt: the answer including `eos`, then `pad`.
 
-    Compiled once for each shape of the batch and number of new tokens. Inside `use_mesh` it runs on
-    the mesh, with the parameters as they are sharded; every process passes the same whole batch and
-    gets all answers. A row without a prompt (all `segment_ids` 0) has no answer: `pad` throughout.
+    Compiles once per batch shape and options. Inside `use_mesh` it runs on the mesh, using the
+    parameters as they are sharded; every process passes the same global batch and gets all answers.
+    A row without a prompt (all `segment_ids` 0) gets only `pad`.
 
     Args:
-        options: Stop strings end no answer here; `DecodingOptions.text` cuts it.
-        row_ids: With the seed, they decide what is drawn for each row. None: 0, 1, ...
+        options: Decoding options. Stop strings do not end answers here; `DecodingOptions.text`
+            truncates the text.
+        row_ids: Together with the seed, determine the random numbers of each row. Default to 0, 1,
+            ...
     """
     if row_ids is None:
         row_ids = jnp.arange(len(batch.tokens))
@@ -50,7 +52,7 @@ def generate(
 
 
 def bucket(length: int) -> int:
-    """The power of two, at least 32, that prompts are padded to: few shapes to compile."""
+    """Rounds a prompt length up to a power of two, at least 32, to limit compiled shapes."""
     return max(32, 1 << (length - 1).bit_length())
 
 
@@ -59,11 +61,11 @@ def prompt_lengths(batch: Batch) -> Int[Array, "B"]:
 
 
 def last_states(hidden: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Float[Array, "B 1 D"]:
-    """The state at the last token of each prompt, which says what follows."""
+    """Returns the hidden state at the last token of each prompt."""
     return jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
 
 
-# The placement is an argument only to be part of the key: activations are placed while tracing.
+# The placement is an argument only to be part of the compilation key; tracing reads it implicitly.
 @functools.partial(jax.jit, static_argnames=("options", "placement"))
 def _generate(
     model: MM1,
@@ -79,7 +81,7 @@ def _generate(
     num_rows, prompt_length = batch.tokens.shape
     keys_B = row_keys(seed, row_ids)
     lengths_B = prompt_lengths(batch)
-    # The last token is chosen but never read, so it needs no slot.
+    # The last token is chosen but never stored in the cache, so it needs no slot.
     caches = model.init_caches(num_rows, prompt_length + max_new_tokens - 1, options.cache_dtype)
     hidden_BTD, caches = model.prefill(batch, caches)
 

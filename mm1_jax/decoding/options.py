@@ -1,4 +1,4 @@
-"""Options of decoding: special tokens, how a token is chosen, and where an answer ends."""
+"""Decoding options: special tokens, sampling, and the end of an answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,17 +10,18 @@ from mm1_jax.layers.kv_cache import check_cache_dtype
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """Options of the answers to a batch of prompts.
+    """Decoding options for a batch of prompts.
 
     Attributes:
-        max_new_tokens: The most tokens of an answer, `eos` included.
-        eos: Ends an answer, and is its last token.
-        pad: Follows the end of an answer.
-        forbidden: Ids that are never chosen, whatever their logits; `pad` is always among them.
-        sampling: The way in which a token is chosen.
-        seed: Seed of what is drawn at random.
-        stop_strings: The text of an answer ends before the first of them.
-        cache_dtype: Dtype of keys and values, "float32", "bfloat16" or "int8"; None: the model's.
+        max_new_tokens: Maximum number of tokens in an answer, including `eos`.
+        eos: Token that ends an answer and is its last token.
+        pad: Token that fills rows after the end of an answer.
+        forbidden: Token ids that are never chosen, regardless of logits. Always includes `pad`.
+        sampling: Sampling method.
+        seed: Random seed.
+        stop_strings: The text of an answer is truncated before the first of these.
+        cache_dtype: Dtype of the KV cache, "float32", "bfloat16" or "int8"; defaults to the
+            compute dtype of the model.
     """
 
     max_new_tokens: int
@@ -40,12 +41,12 @@ class DecodingOptions:
                 f"eos={self.eos} is forbidden or equals pad={self.pad}: no answer could ever end"
             )
         check_cache_dtype(self.cache_dtype)
-        # One order, so that equal options share a program.
+        # Sort, so that equal options share a compiled program.
         object.__setattr__(self, "forbidden", tuple(sorted({self.pad, *self.forbidden})))
 
     @classmethod
     def of(cls, tokenizer: Any, max_new_tokens: int, **others: Any) -> "DecodingOptions":
-        """Options with the tokens of a tokenizer; what is no text is forbidden."""
+        """Creates options with the special tokens of a tokenizer; forbids non-text tokens."""
         return cls(
             max_new_tokens,
             eos=tokenizer.eos,
@@ -55,15 +56,15 @@ class DecodingOptions:
         )
 
     def of_program(self) -> "DecodingOptions":
-        """The options that are compiled into a program; those that differ in others share it."""
+        """Returns only the static options, those that are compiled into a program."""
         return replace(self, seed=0, stop_strings=())
 
     def text(self, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
-        """The text of an answer, before its first stop string."""
+        """Decodes an answer and truncates it before its first stop string."""
         return before_stop(decode(tokens), self.stop_strings)
 
 
 def before_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first of some stop strings; an empty one stops nothing."""
+    """Truncates a text before the first stop string in it; empty stop strings are ignored."""
     ends = [end for stop in stop_strings if stop and (end := text.find(stop)) >= 0]
     return text[: min(ends, default=len(text))]

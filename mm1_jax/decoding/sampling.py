@@ -1,4 +1,4 @@
-"""The next token of logits: the most likely one, or one drawn at random.
+"""Choice of the next token from logits, greedy or by sampling.
 
 Legend: B batch, V vocabulary.
 """
@@ -12,15 +12,15 @@ from jaxtyping import Array, Float, Int, Key
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draws tokens from the softmax of logits / temperature, cut to its head.
+    """Samples tokens from softmax(logits / temperature), truncated to the most likely tokens.
 
-    Cut by rank first and by mass then, as transformers does.
+    Truncation applies top-k first and then top-p, as in Hugging Face transformers.
 
     Attributes:
-        temperature: 0 is greedy: the most likely token, always.
-        top_k: Only so many, the most likely ones. None: all.
-        top_p: Only the most likely ones that together have at least this probability (nucleus
-            sampling, arXiv 1904.09751). 1: all.
+        temperature: 0 is greedy decoding, which always chooses the most likely token.
+        top_k: Number of most likely tokens to sample from. None disables it.
+        top_p: Probability mass to sample from: the smallest set of most likely tokens with at least
+            this total probability (nucleus sampling, arXiv 1904.09751). 1 disables it.
     """
 
     temperature: float = 0.0
@@ -49,7 +49,7 @@ GREEDY = Sampling()
 
 
 def row_keys(seed: int | Int[Array, ""], row_ids: Int[Array, "B"]) -> Key[Array, "B"]:
-    """A key for each row, whichever rows are beside it."""
+    """Returns a PRNG key per row, which depends only on the seed and the row's id."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row_ids)
 
 
@@ -60,11 +60,11 @@ def choose(
     keys: Key[Array, "B"],
     steps: Int[Array, "B"],
 ) -> Int[Array, "B"]:
-    """A token for each row that is not `forbidden`.
+    """Chooses a token per row that is not `forbidden`.
 
     Args:
-        keys: Of the rows, as `row_keys` makes them; not used by greedy decoding.
-        steps: How many tokens each row's answer has before this one.
+        keys: PRNG key per row, from `row_keys`; ignored by greedy decoding.
+        steps: Number of tokens that each row's answer already has.
     """
     scores_BV = allowed(logits, forbidden)
     if sampling.is_greedy:
@@ -75,16 +75,16 @@ def choose(
 
 
 def allowed(logits: Float[Array, "B V"], forbidden: tuple[int, ...]) -> Float[Array, "B V"]:
-    """The logits in float32, those of `forbidden` tokens minus infinity."""
+    """Returns the logits in float32, with minus infinity for `forbidden` tokens."""
     allowed_V = jnp.ones(logits.shape[-1], bool).at[jnp.array(forbidden, jnp.int32)].set(False)
     return jnp.where(allowed_V[None], logits.astype(jnp.float32), -jnp.inf)
 
 
 def truncated(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """The logits over the temperature, minus infinity where they are cut off.
+    """Returns logits / temperature, with minus infinity for tokens outside of top-k and top-p.
 
-    The k-th most likely token stays, and those that are as likely; so does the one that brings the
-    nucleus up to `top_p`.
+    Tokens as likely as the k-th one are kept. So is the token that brings the total probability up
+    to `top_p`.
     """
     logits = logits / sampling.temperature
     if sampling.top_k is not None:
