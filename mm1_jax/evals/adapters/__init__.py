@@ -1,1 +1,1 @@
-"""Adapters for evaluation harnesses: a run's model under the interface of each, a file each."""
+"""Adapters of a run's model to the interfaces of evaluation harnesses, one file per harness."""

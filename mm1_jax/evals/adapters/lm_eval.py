@@ -1,10 +1,10 @@
-"""The model of a run for EleutherAI's lm-evaluation-harness, and the harness's command with it.
+"""Adapter of a run's model to EleutherAI's lm-evaluation-harness, and the harness's command.
 
     python -m mm1_jax.evals.adapters.lm_eval --model mm1_jax --model_args checkpoint=FOLDER ...
 
 The harness (0.4.13) finds only its own models by name and has no entry point for others, so its
-command `lm_eval` alone cannot find this one. Importing this module registers it; run as a script,
-the module calls the harness's `main` as well, with the same arguments. It wants the harness:
+command `lm_eval` cannot find this one. Importing this module registers the model. Run as a script,
+the module also calls the harness's `main` with the same arguments. It needs the harness:
 
     pip install "mm1_jax[lm-eval]"
 """
@@ -22,8 +22,8 @@ from mm1_jax.evals.adapters.run_model import Prompt, RunModel, check_unknown, wh
 from mm1_jax.evals.likelihood import Request
 from mm1_jax.evals.prompts import text_of
 
-# The library's classes by name: a type checker need not have it installed. Its own models register
-# themselves only as long as there are no others.
+# The library is imported by name, so that type checkers work without it. Its own models must be
+# imported first: the harness registers them only while no other model is registered.
 importlib.import_module("lm_eval.models")
 _LM: Any = importlib.import_module("lm_eval.api.model").LM
 _register_model: Any = importlib.import_module("lm_eval.api.registry").register_model
@@ -34,7 +34,7 @@ _OPTIONS = ("checkpoint", "step", "max_length", "max_gen_toks", "seed", "batch_s
 
 @_register_model("mm1_jax")
 class MM1ForLmEval(_LM):
-    """Scores continuations and texts, and answers greedily or by sampling, as a task asks."""
+    """Scores continuations and texts, and answers greedily or by sampling, as tasks request."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class MM1ForLmEval(_LM):
 
         Args:
             checkpoint: The run's output folder.
-            step: Which checkpoint; defaults to the newest.
-            max_length: The most positions of a row; defaults to those of the run's training. A
-                longer context loses its beginning, but for the token that begins a text.
-            max_gen_toks: The most tokens of an answer, where a task does not say.
+            step: Step of the checkpoint; defaults to the newest.
+            max_length: Maximum positions of a row; defaults to those of the run's training. A
+                longer context loses its beginning except for bos.
+            max_gen_toks: Maximum tokens of an answer, if a task does not set it.
             seed: Seed of sampled answers.
-            batch_size: Rows at once.
-            device: The harness's torch device; ignored, since jax uses its own.
+            batch_size: Rows per batch.
+            device: The harness's torch device; ignored, since JAX uses its own.
             others: Options that the harness passes to every model; unknown names are refused.
 
         Raises:
@@ -76,7 +76,7 @@ class MM1ForLmEval(_LM):
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation after its context, and whether it is greedy."""
+        """Returns the log-probability of each continuation, and whether it is greedy."""
         asked = [Request(_document(r.args[0]), r.args[1]) for r in requests]
         return self._answered(
             "loglikelihood",
@@ -92,7 +92,7 @@ class MM1ForLmEval(_LM):
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability of each text, in windows of at most `max_length` tokens."""
+        """Returns the log-probability of each text, in windows of at most `max_length` tokens."""
         return self._answered(
             "loglikelihood_rolling",
             requests,
@@ -105,7 +105,7 @@ class MM1ForLmEval(_LM):
         )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The answer to each context, up to the first of its stop strings."""
+        """Returns the answer to each context, up to the first of its stop strings."""
         prompts = [self._prompt(*r.args) for r in requests]
         return self._answered(
             "generate_until",
@@ -117,17 +117,17 @@ class MM1ForLmEval(_LM):
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The turns in the words that conversations are trained in: "USER: ... ASSISTANT:"."""
+        """Returns the turns in the chat format of training: "USER: ... ASSISTANT:"."""
         turns = [{"role": t["role"], "text": t["content"].replace(IMAGE, "")} for t in chat_history]
         if not add_generation_prompt:
             return text_of(conversation_document({"images": (), "turns": turns}))
-        # A conversation has an answer; it stands alone in the last segment.
+        # A conversation needs an answer. This placeholder is the last segment, which is dropped.
         turns.append({"role": "assistant", "text": "-"})
         document = conversation_document({"images": (), "turns": turns})
         return text_of(Document(document.segments[:-1]))
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template in words, for the harness's record of a run."""
+        """Returns the chat template as text, for the harness's record of a run."""
         if isinstance(chat_template, str):
             raise ValueError(
                 f"--apply_chat_template={chat_template}: mm1_jax has one template; give no name"
@@ -140,7 +140,7 @@ class MM1ForLmEval(_LM):
         return self._run.input.tokenizer.fingerprint()
 
     def get_model_info(self) -> dict[str, Any]:
-        """Entries for the harness's record of a run."""
+        """Returns entries for the harness's record of a run."""
         return {"checkpoint_step": self._run.step, "max_length": self.max_length}
 
     def _prompt(self, context: str, options: Mapping[str, Any]) -> Prompt:
@@ -150,7 +150,7 @@ class MM1ForLmEval(_LM):
         is_sampled = options.pop("do_sample")
         temperature = float(options.pop("temperature", 0.0))
         top_k, top_p = options.pop("top_k", None), float(options.pop("top_p", 1.0))
-        # Tasks say so of greedy answers.
+        # Tasks with greedy answers may set it.
         if options.get("num_beams") == 1:
             del options["num_beams"]
         if options:
@@ -169,7 +169,7 @@ class MM1ForLmEval(_LM):
         ask: Callable[[Callable[[int, Any], None]], object],
         disable_tqdm: bool,
     ) -> list[Any]:
-        """The answers to the requests, each given to the harness's cache as it comes."""
+        """Returns the answers to the requests, and adds each to the harness's cache as it comes."""
         answers: list[Any] = [None] * len(requests)
         with tqdm(total=len(requests), desc=f"mm1_jax {name}", disable=disable_tqdm) as bar:
 

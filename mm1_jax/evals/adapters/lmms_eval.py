@@ -1,7 +1,9 @@
-"""The model of a run for lmms-eval: `lmms-eval --model mm1_jax --model_args checkpoint=FOLDER`.
+"""Adapter of a run's model to lmms-eval.
 
-lmms-eval finds it by the entry point of its group `lmms_eval.models`, and its tasks, prompts and
-metrics are then those of lmms-eval. It wants torch, which nothing else here does:
+    lmms-eval --model mm1_jax --model_args checkpoint=FOLDER
+
+lmms-eval finds the model by an entry point in its group `lmms_eval.models`. Tasks, prompts and
+metrics are then those of lmms-eval. It needs torch, unlike the rest of the package:
 
     pip install "mm1_jax[lmms-eval]"
 """
@@ -19,12 +21,12 @@ from mm1_jax.evals.adapters.run_model import Prompt, RunModel, check_unknown
 from mm1_jax.evals.likelihood import Request
 from mm1_jax.evals.prompts import ChatTask, without_answer
 
-# The library's classes by name: a type checker need not have it installed.
+# The library is imported by name, so that type checkers work without it.
 _Base: Any = importlib.import_module("lmms_eval.api.model").lmms
 _GenerationResult: Any = importlib.import_module("lmms_eval.api.instance").GenerationResult
 _ModelManifest: Any = importlib.import_module("lmms_eval.models.registry_v2").ModelManifest
 
-# Where a task does not say how long an answer may be.
+# The default maximum length of an answer, if a task does not set it.
 _MAX_NEW_TOKENS = 128
 _PROMPTS = ("chat", "plain")
 _OPTIONS = ("checkpoint", "step", "prompt", "batch_size")
@@ -38,8 +40,8 @@ def manifest() -> Any:
 class MM1ForLmmsEval(_Base):
     """Answers greedily, and scores continuations.
 
-    lmms-eval shows one picture a question, without exemplars; its pictures come first here. Where a
-    task asks for sampling, the answer is greedy all the same, and a warning says so.
+    The pictures of a question come before its text; lmms-eval shows no exemplars. If a task
+    requests sampling, the answer is greedy all the same, and a warning says so.
     """
 
     is_simple = True
@@ -57,12 +59,12 @@ class MM1ForLmmsEval(_Base):
 
         Args:
             checkpoint: The run's output folder.
-            step: Which checkpoint; the newest if None.
-            prompt: "chat", the words around a turn of a user that the model was fine-tuned with,
-                or "plain", the text of the task as it is, for a model that was only pre-trained.
-            batch_size: Prompts at once.
-            device: lmms-eval's, a torch device; jax uses its own.
-            others: Of lmms-eval's own; names that are not known are refused.
+            step: Step of the checkpoint; defaults to the newest.
+            prompt: "chat" for the chat format of fine-tuning, or "plain" for the text of the task
+                as it is, for a model that was only pre-trained.
+            batch_size: Prompts per batch.
+            device: lmms-eval's torch device; ignored, since JAX uses its own.
+            others: Options that lmms-eval passes to every model; unknown names are refused.
 
         Raises:
             ValueError: There is no such run, step or option.
@@ -79,7 +81,7 @@ class MM1ForLmmsEval(_Base):
         self._warned = False
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answer to each request, up to the first of its `until`.
+        """Returns the answer to each request, up to the first of its `until`.
 
         A request's arguments are context, generation options, doc_to_visual, document, task, split.
         """
@@ -90,19 +92,18 @@ class MM1ForLmmsEval(_Base):
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """Log-probability of each continuation, and whether it is greedy: a pair for each.
+        """Returns a pair per request: the continuation's log-probability, and whether it is greedy.
 
-        The pairs are wrapped, as release 0.7.3 makes a text of all that is neither a text nor its
-        `GenerationResult`. It takes the smallest value among the options of a multiple choice, as
-        its models return losses there, and logarithms of probabilities elsewhere. The options of a
-        choice are texts, where other continuations are functions of a document; that tells which
-        of the two to return.
+        The pairs are wrapped in a `GenerationResult`, as release 0.7.3 converts other values to
+        text. For multiple choice, lmms-eval takes the smallest value, since its models return
+        losses there, but log-probabilities elsewhere. Options of multiple choice are texts, and
+        other continuations are functions of a document, which decides the sign here.
         """
         asked, is_option = [], []
         for request in requests:
             context, continuation, *rest = request.args
             is_option.append(isinstance(continuation, str))
-            # Options without a prompt come without a document.
+            # Requests for an option without its prompt have no document.
             images = self._images(*rest) if rest else []
             if not isinstance(continuation, str):
                 doc_id, task, split = rest[1:]
@@ -158,10 +159,10 @@ class MM1ForLmmsEval(_Base):
         return images
 
     def _document(self, context: str, images: Sequence[Image]) -> Document:
-        """The pictures, then the words of the task, in those of a chat where it is one."""
+        """Returns the pictures, then the text of the task, which is a user turn in chat style."""
         if self._style == "plain" or not context:
             return Document((*images, Text(context, scored=False)))
-        # Marks that no picture belongs to are text of another model's prompt.
+        # Marks beyond the number of pictures are text of another model's prompt.
         question = context if context.count(IMAGE) <= len(images) else context.replace(IMAGE, "")
         record = {"images": [image.data for image in images], "question": question, "answer": ""}
         return without_answer(self._chat(record))

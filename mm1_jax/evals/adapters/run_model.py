@@ -1,7 +1,7 @@
-"""The model of a run as the adapters ask it: prompts in, answers and likelihoods out.
+"""Model of a run for the adapters, which generates answers and computes likelihoods.
 
-Requests come in any number and order. They are grouped by shape and run in batches, the longest
-first; the results are in the order of the requests.
+Requests may come in any number and order. They are grouped by shape and run in batches, the longest
+first; results are in the order of the requests.
 """
 
 import logging
@@ -28,28 +28,28 @@ from mm1_jax.launch.run_folder import load_experiment
 
 @dataclass(frozen=True)
 class Prompt:
-    """A document to be continued, and how."""
+    """A document to continue, and the options of decoding."""
 
     document: Document
     options: DecodingOptions
 
 
 class RunModel:
-    """The model of a run with the tokenizer and the image transform that it was trained with.
+    """The model of a run, with its tokenizer and image transform.
 
     Args of its methods:
-        max_length: The most positions of a text-only row, answer included. A longer prompt loses
-            its beginning, but for the token that begins a text. None: no limit.
-        on_result: Called with the number of a request and its result, as soon as that is known.
+        max_length: Maximum positions of a text-only row, including the answer; None means no limit.
+            A longer prompt loses its beginning except for bos.
+        on_result: Called with the index of a request and its result, as soon as it is known.
     """
 
     def __init__(self, checkpoint: str, *, step: Any = None, batch_size: Any = 1, seed: Any = 0):
-        """Loads the model. Options may be texts, as command lines have them.
+        """Loads the model. Options may be texts, as on command lines.
 
         Args:
             checkpoint: The run's output folder.
-            step: Which checkpoint; defaults to the newest.
-            batch_size: Rows of a batch.
+            step: Step of the checkpoint; defaults to the newest.
+            batch_size: Rows per batch.
             seed: Seed of sampled answers.
 
         Raises:
@@ -67,7 +67,7 @@ class RunModel:
         self._model, self.step = load_model(folder, cfg, step)
 
     def options(self, max_new_tokens: int, **others: Any) -> DecodingOptions:
-        """Options of decoding, with the tokens of the run's tokenizer."""
+        """Returns options of decoding with the special tokens of the run's tokenizer."""
         return DecodingOptions.of(self.input.tokenizer, max_new_tokens, seed=self._seed, **others)
 
     def generate(
@@ -77,9 +77,9 @@ class RunModel:
         max_length: int | None = None,
         on_result: Callable[[int, str], object] | None = None,
     ) -> list[str]:
-        """The answer to each prompt, up to the first of its stop strings.
+        """Returns the answer to each prompt, up to the first of its stop strings.
 
-        A sampled answer depends on the seed and on the place of its prompt among the prompts.
+        A sampled answer depends on the seed and on the index of its prompt.
         """
         groups: dict[tuple[Any, ...], list[tuple[int, Example]]] = defaultdict(list)
         num_cut = 0
@@ -120,7 +120,7 @@ class RunModel:
         max_length: int | None = None,
         on_result: Callable[[int, Likelihood], object] | None = None,
     ) -> list[Likelihood]:
-        """Likelihoods of continuations after their prompts."""
+        """Returns the likelihoods of continuations after their prompts."""
         found = self._scorer(max_length)(self._model, requests, on_result=on_result)
         _warn_of_cut("requests", sum(one.num_cut > 0 for one in found), max_length)
         return found
@@ -132,7 +132,7 @@ class RunModel:
         max_length: int | None = None,
         on_result: Callable[[int, Likelihood], object] | None = None,
     ) -> list[Likelihood]:
-        """Likelihoods of whole texts, in windows of at most `max_length` tokens."""
+        """Returns the likelihoods of whole texts, in windows of at most `max_length` tokens."""
         return self._scorer(max_length).rolling(self._model, texts, on_result=on_result)
 
     def _scorer(self, max_length: int | None) -> LikelihoodScorer:
@@ -150,10 +150,10 @@ class RunModel:
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:
-    """The value of an option of a command line.
+    """Returns the value of a command line option as an integer.
 
     Raises:
-        ValueError: It is none, or too small.
+        ValueError: It is not a whole number, or is less than `least`.
     """
     if not str(value).isdecimal() or int(value) < least:
         raise ValueError(f"{name}={value}: must be a number, at least {least}")
@@ -161,8 +161,8 @@ def whole_number(name: str, value: Any, *, least: int) -> int:
 
 
 def check_unknown(others: Collection[str], known: Collection[str]) -> None:
-    """Raises ValueError where a harness passes options that the adapter does not have."""
-    # Both harnesses pass this one to every model; it is for batch sizes that are searched for.
+    """Raises ValueError if a harness passes options that the adapter does not have."""
+    # Both harnesses pass this option to every model, for a search of the batch size.
     if unknown := set(others) - {"max_batch_size"}:
         raise ValueError(
             f"--model_args: mm1_jax has no {', '.join(sorted(unknown))}; it has {', '.join(known)}"
@@ -170,7 +170,7 @@ def check_unknown(others: Collection[str], known: Collection[str]) -> None:
 
 
 def _cut(example: Example, max_length: int | None, max_new_tokens: int) -> Example:
-    """A prompt that leaves room for its answer: the same one, or its first token and its end."""
+    """Shortens a prompt to leave room for its answer: keeps its first token and its end."""
     if max_length is None or len(example.tokens) + max_new_tokens <= max_length:
         return example
     assert not example.images, "prompts with images have no limit"
