@@ -1,1 +1,1 @@
-"""One file for each benchmark: its records, its prompts, when an answer is right, its metrics."""
+"""One file per benchmark: records, prompts, when an answer is right, and metrics."""

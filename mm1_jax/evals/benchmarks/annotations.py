@@ -1,8 +1,8 @@
 """Records from the files that the authors of a benchmark distribute.
 
-A benchmark has a folder, with annotations and pictures as they are unpacked. An entry that is not
-as documented is an error that names file and record, and so is a picture that is not there: a score
-of the rest would be one of another benchmark.
+A benchmark has a folder with its unpacked annotations and pictures. An entry that is not as
+documented, or a missing picture, is an error that names file and record: a score over the rest
+would not be a score of the benchmark.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ HINT = "Compare with the layout in docs/evaluation.md, or unpack the file again"
 
 
 class ImageFile:
-    """A picture in a file, which is read when it is looked at."""
+    """A picture in a file, which is read when the picture is shown."""
 
     def __init__(self, folder: ImageFolder, name: str):
         self._folder, self._name = folder, name
@@ -48,25 +48,25 @@ class ImageFile:
 
 
 class AnnotationSource(Source):
-    """The records of a split of a benchmark, all in memory but for their pictures.
+    """The records of a split of a benchmark, in memory except for their pictures.
 
-    The test split of a source is the one that is asked, its train split the one that exemplars are
-    of. Fields of a record: `id`, `images`, and of questions `question`, `answer` (what an exemplar
-    says) and `answers` (all that is accepted; none where a split is published without), of captions
-    `captions`.
+    The source's test split is asked (`query_split`); its train split provides exemplars
+    (`support_split`). All records have the fields `id` and `images`. Captions also have `captions`,
+    and questions `question`, `answer` (for exemplars) and `answers` (all accepted answers; empty in
+    splits published without answers).
 
     Attributes:
-        remarks: Metrics that tell about the records, which `read` adds.
+        remarks: Metrics about the records, added by `read`.
     """
 
     @config_class
     class Config(Source.Config):
-        data_dir: str | None = None  # Of all benchmarks; set by the experiment or the tool.
-        folder: Required[str] = REQUIRED  # From `data_dir` on.
-        # The names of the splits, as the benchmark calls them.
+        data_dir: str | None = None  # Folder of all benchmarks; set by the experiment or the tool.
+        folder: Required[str] = REQUIRED  # Folder of this benchmark, relative to `data_dir`.
+        # The benchmark's names of the splits.
         query_split: Required[str] = REQUIRED
         support_split: Required[str] = REQUIRED
-        # Makes the records of a split of the files; raises ValueError where these are not as
+        # (source, name of a split) -> records; raises ValueError if the files are not as
         # documented.
         read: Required[Callable[["AnnotationSource", str], list[dict[str, Any]]]] = REQUIRED
 
@@ -94,7 +94,7 @@ class AnnotationSource(Source):
         return self._records[index]
 
     def fingerprint(self) -> str:
-        """A digest of the records, not of what their pictures show."""
+        """Digest of the records, without the contents of pictures."""
         digest = hashlib.blake2b(digest_size=8)
         for record in self._records:
             texts = [record[name] for name in ("id", "question", "captions") if name in record]
@@ -102,11 +102,11 @@ class AnnotationSource(Source):
         return f"records={len(self)} digest={digest.hexdigest()}"
 
     def images(self, *names: str) -> list[ImageFolder]:
-        """Folders of pictures, by name, in the folder of the benchmark."""
+        """Returns folders of pictures in the folder of the benchmark."""
         return [ImageFolder(self.folder / name) for name in names]
 
     def file(self, *names: str) -> Path:
-        """The first of these files that is there: publishers changed names."""
+        """Returns the first of these files that exists, as publishers have changed names."""
         for name in names:
             if (path := self.folder / name).exists():
                 return path
@@ -117,7 +117,7 @@ class AnnotationSource(Source):
         )
 
     def entries(self, path: Path, under: str | None = None) -> list[Entry]:
-        """The entries of a file of JSON or Parquet, or of the list `under` a key of it."""
+        """Returns the entries of a JSON or Parquet file, or of a list under one of its keys."""
         if path.suffix == ".parquet":
             return self._rows(path)
         if under is None:
@@ -143,12 +143,12 @@ class AnnotationSource(Source):
 
 
 def most_frequent(answers: Sequence[str]) -> str:
-    """The answer of most people; of several, the first."""
+    """Returns the most frequent answer; the first of equals."""
     return Counter(answers).most_common(1)[0][0]
 
 
 def caption_record(key: str, image: ImageFile, captions: Sequence[str]) -> dict[str, Any]:
-    """The fields that a `CaptionTask` reads; blank captions are none."""
+    """Returns the fields that a `CaptionTask` reads, without blank captions."""
     return {
         "id": key,
         "images": [image],
@@ -159,7 +159,10 @@ def caption_record(key: str, image: ImageFile, captions: Sequence[str]) -> dict[
 def question_record(
     key: str, images: Sequence[ImageFile], question: str, answers: Sequence[str], **fields: Any
 ) -> dict[str, Any]:
-    """The fields that a `QuestionTask` reads; an exemplar says the answer of most people."""
+    """Returns the fields that a `QuestionTask` reads.
+
+    `answer`, which exemplars show, defaults to the most frequent one.
+    """
     answer = fields.pop("answer", None) or (most_frequent(answers) if answers else "")
     return {
         "id": key,

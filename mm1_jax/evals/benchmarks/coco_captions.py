@@ -1,4 +1,4 @@
-"""COCO Captions in Karpathy's split, as the paper reports it."""
+"""COCO Captions on Karpathy's test split, as reported in the paper."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from mm1_jax.evals.benchmarks.families import annotations, caption_benchmark
 
 
 def coco() -> Benchmark.Config:
-    """COCO Captions in Karpathy's split, as the paper reports it.
+    """COCO Captions on Karpathy's test split, as reported in the paper.
 
         coco/dataset_coco.json                       images with `split` and `sentences`
         coco/train2014/  coco/val2014/               COCO_val2014_000000391895.jpg
 
-    The split is of A. Karpathy, Deep Visual-Semantic Alignments: 5,000 images of val2014 are its
-    test.
+    The split is from A. Karpathy, Deep Visual-Semantic Alignments; its test split is 5,000 images
+    of val2014.
     """
     source = annotations(read_coco, "coco", "test", "train")
     return caption_benchmark("coco", source)
 
 
 def read_coco(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """An image a record, with its five or more captions."""
+    """Returns one record per image, with its five or more captions."""
     path = files.file("dataset_coco.json", "annotations/dataset_coco.json")
     records, splits = [], set()
     for entry in files.entries(path, "images"):
@@ -30,7 +30,7 @@ def read_coco(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         if found != split:
             continue
         name = entry.text("filename")
-        # Only the file for COCO has folders.
+        # Of Karpathy's files, only the one for COCO has folders.
         folder = entry.text("filepath") if entry.has("filepath") else ""
         sentences = entry.get("sentences", expected="a list of objects with 'raw'")
         captions = [one.get("raw") for one in sentences if isinstance(one, dict)]

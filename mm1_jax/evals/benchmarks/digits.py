@@ -1,4 +1,4 @@
-"""Held-out handwritten digits: which one is it, and the caption of the scan."""
+"""Held-out scans of handwritten digits: the question for the digit, and captions."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mm1_jax.evals.scoring.exact_match import accuracy, exact_captions
 
 
 def digits_vqa() -> Benchmark.Config:
-    """`{image} Question: what digit is this? Short answer:`, once for every held-out scan."""
+    """Answers to `{image} Question: what digit is this? Short answer:`, once per held-out scan."""
     return Benchmark.default_config().set(
         name="digits_vqa",
         corpus=digits.corpus(Kind.QUESTIONS),
@@ -21,7 +21,7 @@ def digits_vqa() -> Benchmark.Config:
 
 
 def first_question_of_each_scan(corpus: Corpus) -> Sequence[int]:
-    """The first question of each scan that asks for the digit."""
+    """Returns the index of the first question for the digit of each scan."""
     first: dict[bytes, int] = {}
     for index in range(len(corpus)):
         record = corpus.source[index]
@@ -31,7 +31,7 @@ def first_question_of_each_scan(corpus: Corpus) -> Sequence[int]:
 
 
 def digits_caption() -> Benchmark.Config:
-    """`{image}`, to be followed by the caption word for word."""
+    """Captions after `{image}`, which must match word for word."""
     return Benchmark.default_config().set(
         name="digits_caption", corpus=digits.corpus(Kind.CAPTIONS), scoring=exact_captions
     )

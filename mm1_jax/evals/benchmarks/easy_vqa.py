@@ -1,4 +1,4 @@
-"""easy-VQA: questions about one coloured shape (V. Zhou, 2019), in the layout of VQAv2."""
+"""easy-VQA: questions about one colored shape (V. Zhou, 2019), in the layout of VQAv2."""
 
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.evals.benchmark import Benchmark
@@ -6,9 +6,9 @@ from mm1_jax.evals.scoring.exact_match import accuracy_by_answer
 
 
 def easy_vqa(corpus: Corpus.Config) -> Benchmark.Config:
-    """`{image} Question: is the shape red? Short answer:`, once for every question.
+    """Answers to `{image} Question: is the shape red? Short answer:`, for every question.
 
-    All ten answers of a question are equal, so VQA accuracy is whether the answer is that one.
+    All ten answers to a question are equal, so VQA accuracy reduces to an exact match.
     """
     return Benchmark.default_config().set(
         name="easy_vqa",

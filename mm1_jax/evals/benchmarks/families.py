@@ -1,4 +1,4 @@
-"""Constructors of benchmarks: one call with name, source and scoring makes the config.
+"""Constructors of benchmarks: one call with name, source and scoring returns the config.
 
 question_benchmark("textvqa", source, vqa_accuracy)
 """
@@ -21,20 +21,20 @@ from mm1_jax.evals.scoring.items import Scoring
 from mm1_jax.evals.scoring.judged import ungraded
 
 LETTERS = string.ascii_uppercase
-# The words that LLaVA's data has behind questions with options, and behind those of few words.
+# Instructions of LLaVA's data after questions with options, and after questions for short answers.
 BY_LETTER = "Answer with the option's letter from the given choices directly."
 IN_FEW_WORDS = "Answer the question using a single word or phrase."
 
 
 def annotations(read: Any, folder: str, query_split: str, support_split: str) -> Any:
-    """The config of a source that `read` makes the records of."""
+    """Returns the config of a source whose records `read` returns."""
     return AnnotationSource.default_config().set(
         read=read, folder=folder, query_split=query_split, support_split=support_split
     )
 
 
 def caption_benchmark(name: str, source: Source.Config, **fields: Any) -> Benchmark.Config:
-    """`{image} A photo of`, scored by CIDEr-D; tables show 100 times the CIDEr."""
+    """Captions after `{image} A photo of`, scored by CIDEr-D; tables show 100 times its value."""
     defaults = {
         "answer_joiner": " ",
         "exemplar_separator": "\n",
@@ -50,7 +50,7 @@ def caption_benchmark(name: str, source: Source.Config, **fields: Any) -> Benchm
 def question_benchmark(
     name: str, source: Source.Config, scoring: Scoring, **fields: Any
 ) -> Benchmark.Config:
-    """`{image} Question: .. Short answer:`, up to the end of a line or a sentence."""
+    """Answers after `{image} Question: .. Short answer:`, up to the end of a line or sentence."""
     defaults = {
         "stop_strings": ("\n", ".", ",", "Question"),
         "answer_joiner": " ",
@@ -66,7 +66,7 @@ def question_benchmark(
 def chat_benchmark(
     name: str, source: Source.Config, scoring: Scoring, instruction: str, **fields: Any
 ) -> Benchmark.Config:
-    """Asked as a user asks a chat model, without exemplars; the instruction follows a question."""
+    """Questions of a user to a chat model, each followed by an instruction; without exemplars."""
     defaults = {
         "shots": (0,),
         "exemplar_split": "test",
@@ -81,8 +81,8 @@ def chat_benchmark(
 def judged_benchmark(
     name: str, source: Source.Config, grading: Callable[..., Grades], **fields: Any
 ) -> Benchmark.Config:
-    """Open questions, answered at length; without a judge, answers are written and not scored."""
-    # Answers have lines.
+    """Open questions with long answers; without a judge, answers are written but not scored."""
+    # Answers may have several lines.
     defaults = {"stop_strings": ("USER:",), "max_new_tokens": 512, "num_judge_runs": 1}
     return chat_benchmark(name, source, ungraded, "", grading=grading, **defaults | fields)
 
@@ -90,10 +90,10 @@ def judged_benchmark(
 def text_benchmark(
     name: str, source: Source.Config, scoring: Scoring, **fields: Any
 ) -> Benchmark.Config:
-    """Options of a text compared by likelihood, with the conventions of EleutherAI's
-    lm-evaluation-harness 0.4: a space before an option, a blank line after each exemplar.
+    """Options after a text, compared by likelihood.
 
-    It shows no images, so a model without a vision encoder is asked as well.
+    Follows EleutherAI's lm-evaluation-harness 0.4: a space before an option, a blank line after
+    each exemplar. No images are shown, so models without a vision encoder can be asked.
     """
     defaults = {
         "asking": compare_options,
@@ -104,7 +104,7 @@ def text_benchmark(
         "headline": "acc",
         "predictions": option_predictions,
     }
-    # The question is the whole prompt.
+    # The question of a record is the whole prompt.
     task = QuestionTask.default_config().set(prompt="{question}")
     return _published(name, source, task, scoring, defaults | fields)
 
@@ -112,7 +112,7 @@ def text_benchmark(
 def _published(
     name: str, source: Source.Config, task: ConfigBase, scoring: Scoring, fields: Mapping[str, Any]
 ) -> Benchmark.Config:
-    """All of its split is asked, unless a limit says otherwise."""
+    """Returns a config that asks the whole split unless a field limits it."""
     defaults = {
         "num_few_shot_examples": None,
         "blank_shots": (),
@@ -125,12 +125,12 @@ def _published(
 
 
 def json_list(entries: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
-    """Suffix and content of a file of predictions: a list of objects."""
+    """Returns suffix and content of a predictions file: a list of objects."""
     return ".json", json.dumps([*entries], ensure_ascii=False, indent=0)
 
 
 def json_id(key: str) -> int | str:
-    """An id as the benchmark's server has it: an integer where it is one."""
+    """Returns an id as the benchmark's server expects it: an integer if it looks like one."""
     return int(key) if key.isascii() and key.isdecimal() and str(int(key)) == key else key
 
 
@@ -159,7 +159,7 @@ def option_predictions(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def by_letter(options: Sequence[str]) -> dict[str, str]:
-    """Options under their letters; raises ValueError where there are too many."""
+    """Returns the options by letter. Raises ValueError if there are too many."""
     if len(options) > len(LETTERS):
         raise ValueError(
             f"a question has {len(options)} options, and at most {len(LETTERS)} letters"
@@ -168,6 +168,6 @@ def by_letter(options: Sequence[str]) -> dict[str, str]:
 
 
 def with_options(question: str, options: Mapping[str, str], context: str = "") -> str:
-    """The context, the question, and a line for each option."""
+    """Returns the context, the question, and one line per option."""
     lines = [context, question, *(f"{letter}. {text}" for letter, text in options.items())]
     return "\n".join(line.strip() for line in lines if line.strip())

@@ -1,4 +1,4 @@
-"""GQA: questions about scenes, made from graphs of them."""
+"""GQA: questions about photographs, generated from scene graphs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from mm1_jax.evals.scoring import short_answers
 
 
 def gqa() -> Benchmark.Config:
-    """GQA: questions about scenes, made from graphs of them.
+    """GQA: questions about photographs, generated from scene graphs.
 
     gqa/testdev_balanced_questions.json  gqa/train_balanced_questions.json     an object by id
     gqa/images/                                                                <imageId>.jpg
@@ -22,16 +22,16 @@ def gqa() -> Benchmark.Config:
 
 
 def by_question(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """As the official code has it."""
+    """Returns a predictions file as the official code reads it."""
     return json_list({"questionId": x.task.key, "prediction": x.answer} for x in verdicts)
 
 
 def read_gqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record."""
+    """Returns one record per question."""
     path = files.file(f"{split}_questions.json", f"questions/{split}_questions.json")
     (folder,) = files.images("images")
     records = []
-    # In an object by id, entries have their key as `id`.
+    # The file is an object by id, whose keys become the `id` of the entries.
     for entry in files.entries(path):
         name = f"{entry.key('imageId')}.jpg"
         key, question = entry.key("id"), entry.text("question")

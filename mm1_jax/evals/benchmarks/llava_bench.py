@@ -19,7 +19,7 @@ from mm1_jax.evals.predictions.files import read_file
 from mm1_jax.evals.predictions.records import by_key
 from mm1_jax.evals.scoring.judged import UNREADABLE_REVIEW, llava_bench_scores, review_grades
 
-# Of the official script, eval_gpt_review_bench.py.
+# Values of the official script, eval_gpt_review_bench.py.
 _TEMPERATURE, _MAX_TOKENS = 0.2, 1024
 
 
@@ -27,13 +27,13 @@ def llava_bench() -> Benchmark.Config:
     """LLaVA-Bench (in the wild): 60 questions about 24 pictures, graded beside GPT-4's answers.
 
         llava_bench/questions.jsonl    question_id, image, text, category (conv, detail, complex)
-        llava_bench/context.jsonl      image, caption: what the judge is told of the picture
+        llava_bench/context.jsonl      image, caption: a description of the picture for the judge
         llava_bench/answers_gpt4.jsonl question_id, text (and answer_id): the reference
-        llava_bench/rule.json          of LLaVA's repository (llava/eval/table): the judge's prompts
+        llava_bench/rule.json          from LLaVA's repository (llava/eval/table): judge prompts
         llava_bench/images/
 
-    As on the hub of Hugging Face (liuhaotian/llava-bench-in-the-wild). The rule is read where a
-    judge is asked (--judge_url).
+    The files are those of the Hugging Face hub (liuhaotian/llava-bench-in-the-wild). The rule is
+    needed only with a judge (--judge_url).
     """
     source = annotations(read_llava_bench, "llava_bench", "all", "all")
     return judged_benchmark(
@@ -42,7 +42,7 @@ def llava_bench() -> Benchmark.Config:
 
 
 def read_llava_bench(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record, with what the judge needs."""
+    """Returns one record per question, with the fields that the judge needs."""
     path = files.file("questions.jsonl")
     contexts = by_key(files.entries(files.file("context.jsonl")), "image")
     references_path = files.file("answers_gpt4.jsonl")
@@ -72,7 +72,7 @@ def read_llava_bench(files: AnnotationSource, split: str) -> list[dict[str, Any]
 
 
 def json_lines(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """Lines, as LLaVA's `model_vqa` writes them."""
+    """Returns JSON lines as LLaVA's `model_vqa` writes them."""
     lines = [json.dumps(_line(verdict), ensure_ascii=False) for verdict in verdicts]
     return ".jsonl", "\n".join(lines)
 
@@ -97,9 +97,10 @@ def grade(
     file: Callable[..., Path],
     progress: Callable[[], object],
 ) -> Grades:
-    """A review of each answer; one that does not begin with two grades counts as unreadable.
+    """Has the judge review each answer.
 
-    The official script takes -1 and -1 for such a review. Here it has no part in the scores.
+    A review that does not begin with two grades counts as unreadable and is left out of the scores;
+    the official script grades it -1 and -1.
     """
     path = file("rule.json", "table/rule.json")
     rules = read_file(path)
@@ -148,7 +149,7 @@ def grade(
 
 
 def _question(verdict: Verdict, role: str, prompt: str) -> str:
-    """Blocks with a heading each, in the order of the official script; the reference is first."""
+    """Returns the question to the judge: blocks in the order of the official script."""
     record = verdict.task.record
     first, second = f"{role} 1", f"{role} 2"
     blocks = [

@@ -1,4 +1,4 @@
-"""MathVista: mathematics in pictures."""
+"""MathVista: mathematical questions about pictures."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ from mm1_jax.evals.scoring import mathvista as scoring
 
 
 def mathvista() -> Benchmark.Config:
-    """MathVista: mathematics in pictures.
+    """MathVista: mathematical questions about pictures.
 
     mathvista/testmini.json          by pid: question, image, choices, unit, precision, answer, ..
     mathvista/images/                1.jpg
     """
     source = annotations(read_mathvista, "mathvista", "testmini", "testmini")
-    # The instruction depends on the kind of question, and is part of it.
+    # The instruction depends on the kind of question and is part of the question's text.
     return chat_benchmark("mathvista", source, scoring.mathvista, "", headline="accuracy")
 
 
 def read_mathvista(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record, with choices or a type of number."""
+    """Returns one record per question, with choices or the type of its answer."""
     path = files.file(f"{split}.json", f"data/{split}.json")
     return [_record(files, entry, split) for entry in files.entries(path)]
 
@@ -39,9 +39,9 @@ def _record(files: AnnotationSource, entry: Entry, split: str) -> dict[str, Any]
         question = f"{question} (Unit: {entry.text('unit')})"
     instruction = BY_LETTER if choices else IN_FEW_WORDS
     question = f"{with_options(question, by_letter(choices))}\n{instruction}"
-    # "images/1.jpg", from the folder of the benchmark on.
+    # Images are named relative to the folder of the benchmark, such as "images/1.jpg".
     (folder,) = files.images("")
-    # The large test split has no answers.
+    # The answers of the large test split are not published.
     answers = [entry.text("answer")] if split == "testmini" else []
     precision = entry.values.get("precision")
     if precision not in (None, "") and not isinstance(precision, int | float):

@@ -1,4 +1,4 @@
-"""MMBench: questions with options, asked once for each option, which go round."""
+"""MMBench: questions with options, asked once per option with the options rotated."""
 
 import base64
 import binascii
@@ -21,11 +21,11 @@ from mm1_jax.evals.scoring.multiple_choice import NOTHING
 
 
 def mmbench() -> Benchmark.Config:
-    """MMBench: questions with options, asked once for each option, which go round.
+    """MMBench: questions with options, asked once per option with the options rotated.
 
         mmbench/mmbench_dev_20230712.tsv     index, question, hint, A .. D, answer, image (base64)
 
-    The rounds of a question have indices that differ by millions.
+    The indices of a question's rounds differ by multiples of a million.
     """
     source = annotations(read_mmbench, "mmbench", "dev_20230712", "dev_20230712")
     return chat_benchmark(
@@ -51,7 +51,7 @@ def by_index(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 class EncodedImage:
-    """A picture as base64, decoded when it is looked at."""
+    """A picture in base64, decoded when it is shown."""
 
     def __init__(self, text: str):
         self._text = text
@@ -64,7 +64,7 @@ class EncodedImage:
 
 
 def read_mmbench(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A round of a question a record."""
+    """Returns one record per round of a question."""
     path = files.file(f"mmbench_{split}.tsv", f"MMBench_{split.upper()}.tsv")
     records = []
     images: dict[str, str] = {}
@@ -73,7 +73,7 @@ def read_mmbench(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         if len(options) < 2:
             raise ValueError(f"{entry.where}: has {len(options)} options, expected 2 or more")
         index, image = entry.integer("index"), entry.text("image")
-        # Later files have the index of another round in the place of the same picture.
+        # In later files, the field may be the index of another round with the same picture.
         image = images.get(image, image)
         images[str(index)] = image
         answers = []

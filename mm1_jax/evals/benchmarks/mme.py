@@ -13,7 +13,7 @@ from mm1_jax.evals.scoring import yes_no
 from mm1_jax.evals.scoring.yes_no import MME_COGNITION, MME_PERCEPTION
 
 _SUFFIXES = (".jpg", ".png", ".jpeg")
-# The official prompt of MME has this where others have the last sentence.
+# The official prompt of MME ends with this sentence, which the instruction replaces.
 _OFFICIAL = "Please answer yes or no."
 
 
@@ -21,7 +21,7 @@ def mme() -> Benchmark.Config:
     """MME: two yes-no questions about each picture, in 14 subtasks.
 
     mme/<subtask>/images/000000006723.jpg                   of some subtasks beside the questions
-    mme/<subtask>/questions_answers_YN/000000006723.txt     lines of question, tab, Yes or No
+    mme/<subtask>/questions_answers_YN/000000006723.txt     two lines: question, tab, Yes or No
     """
     source = annotations(read_mme, "mme", "all", "all")
     return chat_benchmark(
@@ -42,7 +42,7 @@ def by_subtask(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def read_mme(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record; of each picture there must be two."""
+    """Returns one record per question; each picture must have two."""
     subtasks = [
         name for name in (*MME_PERCEPTION, *MME_COGNITION) if (files.folder / name).is_dir()
     ]
@@ -52,7 +52,7 @@ def read_mme(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
 
 
 def _subtask(folder: Path, subtask: str) -> list[dict[str, Any]]:
-    # The two layouts in which subtasks are distributed.
+    # Subtasks are distributed in two layouts: with these folders, or all files in one folder.
     questions, images = folder / "questions_answers_YN", folder / "images"
     questions = questions if questions.is_dir() else folder
     images = images if images.is_dir() else folder
@@ -63,7 +63,7 @@ def _subtask(folder: Path, subtask: str) -> list[dict[str, Any]]:
         lines = [line for line in read_text(path).split("\n") if line.strip()]
         if len(lines) != 2:
             raise ValueError(f"{path}: has {len(lines)} questions, expected two; {HINT}")
-        # Where there is none, the check of pictures says so.
+        # A missing picture is reported later, by `Benchmark.check`.
         name = names.get(path.stem, f"{path.stem}.jpg")
         for number, line in enumerate(lines):
             question, tab, answer = line.rpartition("\t")

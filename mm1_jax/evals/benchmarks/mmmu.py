@@ -27,13 +27,13 @@ _NUM_IMAGES = 7
 def mmmu() -> Benchmark.Config:
     """MMMU: questions of college exams, with up to seven pictures each.
 
-        mmmu/<Subject>/validation-00000-of-00001.parquet     as on the hub of Hugging Face
+        mmmu/<Subject>/validation-00000-of-00001.parquet     from the Hugging Face hub
 
-    Columns: id, question and options (a list as text) with `<image 1>` where a picture is, image_1
-    to image_7 (bytes), answer, question_type.
+    Columns: id, question and options (a list as text) with `<image 1>` in place of a picture,
+    image_1 to image_7 (bytes), answer, question_type.
     """
     source = annotations(read_mmmu, "mmmu", "validation", "dev")
-    # The instruction depends on the kind of question, and is part of it.
+    # The instruction depends on the kind of question and is part of the question's text.
     return chat_benchmark(
         "mmmu",
         source,
@@ -62,7 +62,7 @@ def _prediction(verdict: Verdict) -> dict[str, Any]:
 
 
 def read_mmmu(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record; its pictures stand where the text names them first."""
+    """Returns one record per question; each picture is placed at its first mark in the text."""
     paths = sorted(files.folder.glob(f"*/{split}-*.parquet"))
     if not paths:
         raise ValueError(f"{files.folder}/*/{split}-*.parquet: no such file; {HINT}")
@@ -87,7 +87,7 @@ def _record(entry: Entry, subject: str) -> dict[str, Any]:
             pictures[number] = value["bytes"]
     if lacking := [number for number in places if number not in pictures]:
         raise ValueError(f"{entry.where}: its text shows image {lacking[0]}, which it lacks")
-    # Pictures that no text names come first, where the conversation puts them.
+    # Pictures without a mark come first: the conversation shows them before the text.
     order = [number for number in pictures if number not in places] + places
     seen: set[str] = set()
 
@@ -105,7 +105,7 @@ def _record(entry: Entry, subject: str) -> dict[str, Any]:
 
 
 def _answers(entry: Entry) -> list[str]:
-    """An open question has several as a list in a text; one without a label has "?"."""
+    """Returns the accepted answers: several in a list as text, one, or none if it is "?"."""
     text = entry.text("answer")
     if text.startswith("["):
         return _list(entry, "answer")
@@ -113,7 +113,7 @@ def _answers(entry: Entry) -> list[str]:
 
 
 def _list(entry: Entry, name: str) -> list[str]:
-    """A list of texts that is written as Python writes it."""
+    """Parses a list of texts that is written as a Python literal."""
     text = entry.text(name)
     try:
         values = ast.literal_eval(text)

@@ -12,7 +12,8 @@ from mm1_jax.evals.benchmarks.families import annotations, judged_benchmark
 from mm1_jax.evals.judge import Grades, Judge
 from mm1_jax.evals.scoring.judged import mmvet_scores
 
-# Of the official evaluator: each further attempt at a grade is warmer, and the last counts as 0.
+# As in the official evaluator, repeated attempts at a grade raise the temperature, and a grade that
+# is unreadable after the last one counts as 0.
 _MAX_TOKENS, _ATTEMPTS, _WARMER = 3, 5, 0.5
 _REMINDER = "\nThe score of the last row, a number from 0.0 to 1.0 and nothing else: "
 
@@ -24,22 +25,22 @@ def mmvet() -> Benchmark.Config:
         mmvet/images/
         mmvet/mm-vet_evaluator.py   of the official repository (yuweihao/MM-Vet): the judge's prompt
 
-    The evaluator is read, not run, where a judge is asked (--judge_url); it may be prompt.txt as
-    well, with the prompt alone.
+    The evaluator is needed only with a judge (--judge_url). It is read, not run; a file prompt.txt
+    with only the prompt works as well.
     """
     source = annotations(read_mmvet, "mmvet", "all", "all")
-    # As often as in the paper.
+    # Five runs of the judge, as in the paper.
     return judged_benchmark(
         "mmvet", source, grade, headline="total", num_judge_runs=5, predictions=by_id
     )
 
 
 def read_mmvet(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record; `<AND>` and `<OR>` stand between parts of an answer."""
+    """Returns one record per question. `<AND>` and `<OR>` separate the parts of an answer."""
     path = files.file("mm-vet.json")
     (folder,) = files.images("images")
     records = []
-    # In an object by id, entries have their key as `id`.
+    # The file is an object by id, whose keys become the `id` of the entries.
     for entry in files.entries(path):
         answer = entry.text("answer")
         record = question_record(
@@ -54,7 +55,7 @@ def read_mmvet(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
 
 
 def by_id(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """An object of answers by id, as the official evaluator reads them."""
+    """Returns an object of answers by id, as the official evaluator reads it."""
     answers = {verdict.task.key: verdict.answer for verdict in verdicts}
     return ".json", json.dumps(answers, ensure_ascii=False, indent=1)
 
@@ -66,7 +67,10 @@ def grade(
     file: Callable[..., Path],
     progress: Callable[[], object],
 ) -> Grades:
-    """Grades of every run; one that cannot be read counts as 0, as officially, and is told."""
+    """Has the judge grade each answer in every run.
+
+    As in the official code, an unreadable grade counts as 0; the metrics count such grades.
+    """
     prompt = grading_prompt(file("prompt.txt", "mm-vet_evaluator.py", "mm-vet_prompt.txt"))
     entries: dict[str, dict[str, list[Any]]] = {}
     num_unreadable = 0
@@ -93,7 +97,7 @@ def grade(
 
 
 def _grade(verdict: Verdict, prompt: str, judge: Judge, run: int) -> tuple[str, str, float | None]:
-    """The judge's name, what it said last, and the grade."""
+    """Returns the judge's model name, its last reply and the grade."""
     record = verdict.task.record
     truth = record["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     row = " | ".join([record["question"], truth, verdict.answer, ""])
@@ -112,7 +116,7 @@ def _grade(verdict: Verdict, prompt: str, judge: Judge, run: int) -> tuple[str, 
 
 
 def grading_prompt(path: Path) -> str:
-    """The text of a file, or what a Python file assigns to `prompt`."""
+    """Returns the text of a file, or the text that a Python file assigns to `prompt`."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         return text
@@ -128,7 +132,7 @@ def grading_prompt(path: Path) -> str:
 
 
 def _score(said: str) -> float | None:
-    """The first word, if it is a number from 0 to 1."""
+    """Returns the first word, if it is a number from 0 to 1."""
     try:
         score = float(said.split(" ")[0].strip())
     except ValueError:

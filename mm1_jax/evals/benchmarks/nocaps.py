@@ -1,4 +1,4 @@
-"""NoCaps: images of Open Images with objects that COCO's captions do not name."""
+"""NoCaps: captions of Open Images with objects that COCO's captions do not name."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ from mm1_jax.evals.predictions.records import by_key
 
 
 def nocaps() -> Benchmark.Config:
-    """NoCaps: images of Open Images with objects that COCO's captions do not name.
+    """NoCaps: captions of Open Images with objects that COCO's captions do not name.
 
         nocaps/nocaps_val_4500_captions.json         COCO's layout; images have a `domain`
         nocaps/val/                                  0013ea2087020901.jpg
 
-    There is no training split, so exemplars are other images of validation.
+    There is no training split, so exemplars are other images of the validation split.
     """
     source = annotations(read_nocaps, "nocaps", "val", "val")
     return caption_benchmark("nocaps", source, exemplar_split="test")
 
 
 def read_nocaps(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """An image a record, with its ten captions and its domain."""
+    """Returns one record per image, with its ten captions and its domain."""
     path = files.file(f"nocaps_{split}_4500_captions.json", f"nocaps_{split}_captions.json")
     (folder,) = files.images(split)
     images = by_key(files.entries(path, "images"), "id")

@@ -1,4 +1,4 @@
-"""POPE: is there such a thing in this picture of COCO?"""
+"""POPE: yes-no questions whether a picture of COCO shows an object."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ PARTS = ("adversarial", "popular", "random")
 
 
 def pope() -> Benchmark.Config:
-    """POPE: is there such a thing in this picture of COCO?
+    """POPE: yes-no questions whether a picture of COCO shows an object.
 
     pope/coco_pope_random.json  coco_pope_popular.json  coco_pope_adversarial.json     lines of JSON
     pope/val2014/                                                COCO_val2014_000000310196.jpg
@@ -43,7 +43,7 @@ def by_part(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def read_pope(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record, of all three parts."""
+    """Returns one record per question of all three parts."""
     (folder,) = files.images(split)
     records = []
     for part in PARTS:

@@ -1,4 +1,4 @@
-"""The benchmarks by name, as `tools/evaluate.py` and the paper's tables have them."""
+"""Benchmarks by name, as in `tools/evaluate.py` and the paper's tables."""
 
 from collections.abc import Callable, Mapping
 
@@ -33,7 +33,7 @@ from mm1_jax.evals.benchmarks.textvqa import textvqa
 from mm1_jax.evals.benchmarks.vizwiz import vizwiz
 from mm1_jax.evals.benchmarks.vqav2 import okvqa, vqav2
 
-# A function that makes the config of a benchmark, which has the function's name.
+# A function that returns the config of the benchmark that has the function's name.
 Make = Callable[[], Benchmark.Config]
 
 
@@ -41,20 +41,20 @@ def _by_name(*functions: Make) -> Mapping[str, Make]:
     return {function.__name__: function for function in functions}
 
 
-# Those of pre-training, in the order of the paper's table (MM1, table 3, and GQA of its ablations).
+# Benchmarks of pre-trained models, in the order of MM1's table 3, and GQA of its ablations.
 PRETRAINING = _by_name(coco, nocaps, textcaps, vqav2, textvqa, vizwiz, gqa, okvqa)
-# Those of chat models (MM1, table 4) that no judge is needed for.
+# Benchmarks of chat models (MM1, table 4) that need no judge.
 CHAT = _by_name(scienceqa, mmmu, mathvista, mme, mmbench, seed, pope)
-# The others of that table, which a judge grades.
+# The other benchmarks of that table, which a judge grades.
 JUDGED = _by_name(llava_bench, mmvet)
-# Those without pictures, which the paper calls TextCore in its ablations.
+# Benchmarks without pictures, called TextCore in the paper's ablations.
 TEXT_CORE = _by_name(
     *(arc_easy, arc_challenge, piqa, lambada, winogrande, hellaswag, sciq, triviaqa, webqs)
 )
 EMBEDDED = _by_name(digits_vqa, digits_caption, scenes_vqa, scenes_caption)
-# `scenes_names` is not of those that every small run is trained for.
+# `scenes_names` is not in EMBEDDED, since small runs are not all trained for it.
 BENCHMARKS = {**PRETRAINING, **CHAT, **JUDGED, **TEXT_CORE, **EMBEDDED, **_by_name(scenes_names)}
-# Names of several benchmarks at once, for the command line.
+# Names of groups of benchmarks, for the command line.
 GROUPS: Mapping[str, Mapping[str, Make]] = {
     "pretraining": PRETRAINING,
     "chat": CHAT,

@@ -1,4 +1,4 @@
-"""Rows of Parquet, JSON or JSON lines in one of several layouts, as text-only benchmarks have."""
+"""Source of text-only benchmarks: rows of Parquet, JSON or JSON lines in one of several layouts."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,9 +10,9 @@ from mm1_jax.evals.benchmarks.annotations import HINT, AnnotationSource, Entry
 
 
 def read_rows(files: Any, split: str) -> list[dict[str, Any]]:
-    """The records of the rows of a split.
+    """Reads the records of a split.
 
-    Most of these benchmarks have no ids, so a row is named by its number in the split, from 0.
+    Most of these benchmarks have no ids, so a row is identified by its index in the split.
     """
     records: list[dict[str, Any]] = []
     for path in _row_files(files, split):
@@ -37,7 +37,7 @@ def _row_files(files: Any, split: str) -> list[Path]:
 
 
 def _rows(files: Any, path: Path) -> list[Entry]:
-    """The rows of a file; those of JSON lines may have labels in a file of their own."""
+    """Reads the rows of a file; JSON lines may have their labels in a separate file."""
     rows = files.entries(path)
     labels_path = path.with_name(f"{path.stem}-labels.lst")
     if path.suffix != ".jsonl" or not labels_path.exists():
@@ -54,24 +54,23 @@ def _rows(files: Any, path: Path) -> list[Entry]:
 
 
 class RowSource(AnnotationSource):
-    """The rows of a split, of the first of several layouts that has files."""
+    """The rows of a split, in the first of several layouts that has files."""
 
     @config_class
     class Config(AnnotationSource.Config):
-        # Where the files of a split may be in the folder, with `{split}`, `{publisher}`, `{part}`
-        # and `{size}` where these stand.
+        # Possible paths of a split's files in the folder, which may contain `{split}`,
+        # `{publisher}`, `{part}` and `{size}`; the first that has files counts.
         patterns: Required[tuple[str, ...]] = REQUIRED
-        # The publisher's name of a split, where that is not its name on the hub.
+        # The publisher's name of a split, if it differs from the name on the hub.
         publisher: dict[str, str] = {}
-        # Makes the record of a row and its number; raises ValueError where the row is not as
-        # documented.
+        # (row, its index) -> record; raises ValueError if the row is not as documented.
         row: Required[Callable[[Entry, str], dict[str, Any]]] = REQUIRED
-        part: str | None = None  # Which of several parts of a benchmark.
-        size: str | None = None  # Which of several sizes of a training split.
+        part: str | None = None  # Name of one of several parts of a benchmark.
+        size: str | None = None  # Name of one of several sizes of a training split.
         read: Any = read_rows
 
     def fingerprint(self) -> str:
-        """A digest of the records."""
+        """Digest of the records."""
         digest = hashlib.blake2b(digest_size=8)
         for record in self._records:
             fields = [record.get(name) for name in ("id", "question", "options", "answers")]
@@ -82,7 +81,7 @@ class RowSource(AnnotationSource):
 def option_record(
     key: str, prompt: str, options: Sequence[str], label: int | None, **fields: Any
 ) -> dict[str, Any]:
-    """A prompt and options to follow it; without a `label`, there is no reference."""
+    """Returns a record of a prompt and its options; None as `label` means no reference."""
     answers = [] if label is None else [options[label]]
     return {
         "id": key,
@@ -97,7 +96,7 @@ def option_record(
 
 
 def label_of(entry: Entry, name: str, labels: Sequence[str]) -> int | None:
-    """The place of a label among `labels`; None where the split is published without (-1, "")."""
+    """Returns the index of a label in `labels`; None in splits without labels (none, "" or -1)."""
     value = entry.values.get(name)
     if value is None or str(value) in ("", "-1"):
         return None
@@ -107,7 +106,7 @@ def label_of(entry: Entry, name: str, labels: Sequence[str]) -> int | None:
 
 
 def some_text(entry: Entry, name: str) -> str:
-    """A text that is not blank."""
+    """Returns a text that is not blank."""
     text = entry.text(name)
     if not text.strip():
         raise entry.error((name,), "a text that is not blank", text)

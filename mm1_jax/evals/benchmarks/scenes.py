@@ -1,4 +1,4 @@
-"""Held-out rendered scenes: questions of several kinds, and the caption."""
+"""Held-out rendered scenes: questions of several kinds, and captions."""
 
 from mm1_jax.batch import Document
 from mm1_jax.data.corpora import scene_names as names
@@ -17,7 +17,7 @@ _STOP_STRINGS = ("\n", ".", ",", "Question")
 
 
 def scenes_vqa() -> Benchmark.Config:
-    """Questions about one scene or two, with the accuracy of each kind."""
+    """Questions about one or two scenes, with the accuracy per kind of question."""
     return Benchmark.default_config().set(
         name="scenes_vqa",
         corpus=scenes.corpus(Kind.QUESTIONS),
@@ -28,7 +28,7 @@ def scenes_vqa() -> Benchmark.Config:
 
 
 def scenes_caption() -> Benchmark.Config:
-    """`{image}`, to be followed by the caption word for word."""
+    """Captions after `{image}`, which must match word for word."""
     return Benchmark.default_config().set(
         name="scenes_caption",
         corpus=scenes.corpus(Kind.CAPTIONS),
@@ -38,11 +38,11 @@ def scenes_caption() -> Benchmark.Config:
 
 
 def scenes_names() -> Benchmark.Config:
-    """Names of a shape or a colour, which the exemplars alone tell (`corpora.scene_names`).
+    """Invented names of a shape or color, known only from the exemplars (`corpora.scene_names`).
 
-    Exemplars show what the query shows from two shots on. To say any name that was heard gets half
-    of the answers right: `heard` says how often an answer is one. Without exemplars there is
-    nothing to go by, and one of sixteen names is right by chance.
+    With two or more shots, the exemplars include what the query shows. Guessing one of the names in
+    the exemplars is right half of the time; `heard` is the fraction of answers that are such a
+    name. Without exemplars, one of sixteen names is right by chance.
     """
     return Benchmark.default_config().set(
         name="scenes_names",
@@ -58,7 +58,7 @@ def scenes_names() -> Benchmark.Config:
 
 
 def exemplars_of_the_world(corpus: Corpus, index: int, shots: int) -> list[Document]:
-    """Exemplars of the query's world, both of its names among them."""
+    """Exemplars of the query's world, which include both of its names."""
     source = corpus.source
     assert isinstance(source, names.SceneNamesSource), "the corpus of the benchmark"
     return [question_document(record) for record in source.exemplars(index, shots)]

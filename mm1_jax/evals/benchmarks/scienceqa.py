@@ -1,4 +1,4 @@
-"""ScienceQA: questions of schoolbooks with options; those with a picture make "IMG"."""
+"""ScienceQA: questions of schoolbooks with options; "IMG" in papers is those with a picture."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from mm1_jax.evals.scoring.multiple_choice import SCIENCEQA_LETTERS
 
 
 def scienceqa() -> Benchmark.Config:
-    """ScienceQA: questions of schoolbooks with options; those with a picture make "IMG".
+    """ScienceQA: questions of schoolbooks with options; "IMG" in papers is those with a picture.
 
         scienceqa/problems.json                      by id: question, choices, answer, image, split
         scienceqa/images/<split>/<id>/image.png      or scienceqa/<split>/<id>/image.png
 
-    Questions without a picture are asked as well where `only_images` is not set.
+    Only questions with a picture are asked, unless `corpus.source.only_images` is False.
     """
     source = ScienceQuestions.default_config()
     return chat_benchmark(
@@ -31,7 +31,7 @@ def scienceqa() -> Benchmark.Config:
 
 
 def read_scienceqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record, with its options and, of some, a picture."""
+    """Returns one record per question, with its options and its picture, if there is one."""
     path = files.file("problems.json", "data/scienceqa/problems.json")
     root = files.folder / "images" if (files.folder / "images").is_dir() else files.folder
     records = []
@@ -40,7 +40,7 @@ def read_scienceqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
             continue
         key = entry.key("id")
         images = []
-        # Questions without a picture have null there.
+        # The field is null without a picture.
         if entry.values.get("image"):
             folder = ImageFolder(root / split / key)
             images = [ImageFile(folder, entry.text("image"))]
@@ -62,7 +62,7 @@ def read_scienceqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
 
 
 class ScienceQuestions(AnnotationSource):
-    """Questions of all kinds in one file."""
+    """The questions of ScienceQA, all splits of which are in one file."""
 
     @config_class
     class Config(AnnotationSource.Config):

@@ -38,7 +38,7 @@ def by_question(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def read_seed(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question about a picture a record."""
+    """Returns one record per question about a picture."""
     (folder,) = files.images("SEED-Bench-image")
     records = []
     path = files.file("SEED-Bench.json")
@@ -59,7 +59,7 @@ def read_seed(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         image = ImageFile(folder, entry.key("data_id"))
         question_id = entry.key("question_id")
         asked[question_id] += 1
-        # The official file has question 49914 twice, and both count.
+        # The official file contains question 49914 twice, and both count.
         number = "" if asked[question_id] == 1 else f"#{asked[question_id]}"
         record = question_record(
             question_id + number,

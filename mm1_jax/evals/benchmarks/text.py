@@ -1,6 +1,6 @@
-"""Benchmarks without pictures, which the paper calls TextCore in its ablations.
+"""Benchmarks without pictures, called TextCore in the paper's ablations.
 
-Rows are of Parquet, JSON or JSON lines. Prompts and scores are those of EleutherAI's
+Their files are Parquet, JSON or JSON lines. Prompts and scores are those of EleutherAI's
 lm-evaluation-harness, version 0.4.
 """
 
@@ -21,27 +21,30 @@ from mm1_jax.evals.scoring.options import (
     option_accuracy,
 )
 
-# ARC's publishers' names of the splits.
+# Names of the splits in ARC's original files.
 _ARC_SPLITS = {"train": "Train", "validation": "Dev", "test": "Test"}
 _SCIQ_OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
-# Marks of WikiHow's pages, such as [title], [header], [step].
+# Marks in WikiHow's pages, such as [title], [header] and [step].
 _MARK = re.compile(r"\[.*?\]")
 
 
 def arc_easy() -> Benchmark.Config:
-    """ARC, easy and challenge: questions of school exams, three to five options each.
+    """ARC, easy: questions of school exams with three to five options.
 
-        arc/ARC-Easy/test-*.parquet               as on the hub of Hugging Face (allenai/ai2_arc)
-        arc/ARC-Easy/ARC-Easy-Test.jsonl          or as the publisher has it (ARC-V1-Feb2018)
+        arc/ARC-Easy/test-*.parquet               from the Hugging Face hub (allenai/ai2_arc)
+        arc/ARC-Easy/ARC-Easy-Test.jsonl          or from the publisher (ARC-V1-Feb2018)
 
-    Columns: id, question, choices (text and label, lists), answerKey; of the publisher, question is
-    an object of stem and choices. The other part is ARC-Challenge.
+    Columns: id, question, choices (text and label, lists), answerKey. In the publisher's files,
+    question is an object of stem and choices.
     """
     return text_benchmark("arc_easy", _arc("ARC-Easy"), option_accuracies)
 
 
 def arc_challenge() -> Benchmark.Config:
-    """The questions of ARC that retrieval and co-occurrence of words got wrong; files as above."""
+    """ARC, challenge: the questions that retrieval and word co-occurrence answered wrongly.
+
+    The files are those of arc_easy, with ARC-Challenge for ARC-Easy.
+    """
     source = _arc("ARC-Challenge")
     return text_benchmark("arc_challenge", source, option_accuracies, headline="acc_norm")
 
@@ -63,7 +66,7 @@ def _arc(part: str) -> Any:
 
 
 def arc_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A question with its choices."""
+    """Returns the record of a question with its choices."""
     question = entry.values.get("question")
     if isinstance(question, dict):
         entry = Entry({**entry.values, **question, "question": None}, entry.where, HINT)
@@ -80,7 +83,7 @@ def arc_row(entry: Entry, number: str) -> dict[str, Any]:
 
 
 def _pairs(choices: Any) -> Any:
-    """A list of objects, of an object of lists."""
+    """Converts an object of lists to a list of objects; returns anything else as it is."""
     if not isinstance(choices, dict):
         return choices
     texts, labels = choices.get("text"), choices.get("label")
@@ -94,13 +97,13 @@ def _is_choice(pair: Any) -> bool:
 
 
 def piqa() -> Benchmark.Config:
-    """PIQA: which of two ways leads to a goal.
+    """PIQA: choose the one of two solutions that achieves a goal.
 
-        piqa/plain_text/validation/*.parquet        as on the hub of Hugging Face (ybisk/piqa, which
-                                                    converts it), or piqa/data/validation-*.parquet
-        piqa/valid.jsonl piqa/valid-labels.lst      or as the publisher has it, labels line by line
+        piqa/plain_text/validation/*.parquet        from the Hugging Face hub (ybisk/piqa, converted
+                                                    there), or piqa/data/validation-*.parquet
+        piqa/valid.jsonl piqa/valid-labels.lst      or from the publisher, one label per line
 
-    Columns: goal, sol1, sol2, label (0 or 1; -1 in the test split, which has none).
+    Columns: goal, sol1, sol2, label (0 or 1; -1 in the test split, which has no labels).
     """
     source = RowSource.default_config().set(
         folder="piqa",
@@ -119,21 +122,21 @@ def piqa() -> Benchmark.Config:
 
 
 def piqa_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A goal with two solutions."""
+    """Returns the record of a goal with two solutions."""
     options = [some_text(entry, "sol1"), some_text(entry, "sol2")]
     prompt = f"Question: {some_text(entry, 'goal')}\nAnswer:"
     return option_record(number, prompt, options, label_of(entry, "label", ("0", "1")))
 
 
 def lambada() -> Benchmark.Config:
-    """LAMBADA: the last word of a passage, which only all of it tells.
+    """LAMBADA: predict the last word of a passage, which requires all of its context.
 
-        lambada/data/lambada_test_en.jsonl        as on the hub of Hugging Face
+        lambada/data/lambada_test_en.jsonl        from the Hugging Face hub
                                                   (EleutherAI/lambada_openai), or lambada_test.jsonl
-        lambada/plain_text/test-*.parquet         or the original tokenised text (cimec/lambada)
+        lambada/plain_text/test-*.parquet         or the original tokenized text (cimec/lambada)
 
-    Column: text. The former is OpenAI's version, which the harness calls lambada_openai and most
-    published figures are of.
+    Column: text. The first is OpenAI's version (lambada_openai in the harness), which most
+    published figures use.
     """
     source = RowSource.default_config().set(
         folder="lambada",
@@ -153,9 +156,9 @@ def lambada() -> Benchmark.Config:
 
 
 def lambada_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A passage, whose one option is its last word."""
+    """Returns the record of a passage, whose only option is its last word."""
     text = some_text(entry, "text")
-    # A single space separates, as in the harness: text with others is used as it is.
+    # As in the harness, the last space separates, and other whitespace stays as it is.
     prompt, _, word = text.rpartition(" ")
     if not prompt.strip() or not word.strip():
         raise entry.error(("text",), "a passage that ends with a word after a space", text)
@@ -163,15 +166,15 @@ def lambada_row(entry: Entry, number: str) -> dict[str, Any]:
 
 
 def winogrande() -> Benchmark.Config:
-    """WinoGrande: which of two names stands at the gap of a sentence.
+    """WinoGrande: choose the one of two names that fills the gap in a sentence.
 
-        winogrande/winogrande_xl/validation-*.parquet    as on the hub of Hugging Face
-        winogrande/dev.jsonl winogrande/train_xl.jsonl   or as the publisher has it (winogrande_1.1)
+        winogrande/winogrande_xl/validation-*.parquet    from the Hugging Face hub
+        winogrande/dev.jsonl winogrande/train_xl.jsonl   or from the publisher (winogrande_1.1)
 
     Columns: sentence with `_`, option1, option2, answer ("1" or "2"; "" in the test split).
 
-    Scoring is partial (Trinh and Le 2018): what is compared is how likely the rest of the sentence
-    is after each option, not the option.
+    Scoring is partial (Trinh and Le 2018): it compares the likelihoods of the rest of the sentence
+    after each option, not those of the options.
     """
     source = RowSource.default_config().set(
         folder="winogrande",
@@ -190,7 +193,7 @@ def winogrande() -> Benchmark.Config:
 
 
 def winogrande_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A sentence up to its gap and each option; the `rest` follows."""
+    """Returns the record of a sentence: its start with each option filled in, and its `rest`."""
     sentence = some_text(entry, "sentence")
     start, gap, rest = sentence.partition("_")
     if not gap or not rest.strip():
@@ -198,18 +201,18 @@ def winogrande_row(entry: Entry, number: str) -> dict[str, Any]:
     starts = [start + some_text(entry, f"option{i}") for i in (1, 2)]
     label = label_of(entry, "answer", ("1", "2"))
     record = option_record(number, starts[label or 0], starts, label)
-    # The answer of an exemplar is the rest, after the right option.
+    # An exemplar shows the right option in its question, and the rest as its answer.
     answer = "" if label is None else rest.strip()
     return record | {"answer": answer, "rest": rest.strip()}
 
 
 def hellaswag() -> Benchmark.Config:
-    """HellaSwag: which of four endings goes on with what happens.
+    """HellaSwag: choose the one of four endings that continues a description.
 
-        hellaswag/data/validation-*.parquet      as on the hub of Hugging Face (Rowan/hellaswag)
-        hellaswag/hellaswag_val.jsonl            or as the publisher has it
+        hellaswag/data/validation-*.parquet      from the Hugging Face hub (Rowan/hellaswag)
+        hellaswag/hellaswag_val.jsonl            or from the publisher
 
-    Columns: activity_label, ctx_a, ctx_b, endings (four), label (of the test split "", or missing).
+    Columns: activity_label, ctx_a, ctx_b, endings (four), label ("" or missing in the test split).
     """
     source = RowSource.default_config().set(
         folder="hellaswag",
@@ -227,8 +230,8 @@ def hellaswag() -> Benchmark.Config:
 
 
 def hellaswag_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A beginning and four endings, in words without the marks of WikiHow."""
-    # Both halves may be blank, but not missing.
+    """Returns the record of a beginning and four endings, without WikiHow's marks."""
+    # Both halves of the beginning may be blank, but not missing.
     start, rest = entry.text("ctx_a"), entry.text("ctx_b")
     endings = entry.texts("endings", expected="four endings")
     if len(endings) != 4:
@@ -240,16 +243,16 @@ def hellaswag_row(entry: Entry, number: str) -> dict[str, Any]:
 
 
 def plain_words(text: str) -> str:
-    """Without marks in brackets; a title begins a sentence. As the harness has it."""
+    """Removes marks in brackets, as the harness does; [title] starts a sentence."""
     text = text.strip().replace(" [title]", ". ")
     return _MARK.sub("", text).replace("  ", " ")
 
 
 def sciq() -> Benchmark.Config:
-    """SciQ: questions of science exams after a text that may help, four options each.
+    """SciQ: questions of science exams with four options, after a supporting text.
 
-        sciq/data/test-*.parquet      as on the hub of Hugging Face (allenai/sciq)
-        sciq/test.json                or as the publisher has it: train.json, valid.json, test.json
+        sciq/data/test-*.parquet      from the Hugging Face hub (allenai/sciq)
+        sciq/test.json                or from the publisher: train.json, valid.json, test.json
 
     Columns: question, support (may be ""), correct_answer, distractor1, distractor2, distractor3.
     """
@@ -265,7 +268,7 @@ def sciq() -> Benchmark.Config:
 
 
 def sciq_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A question; the right answer is the last option, as in the harness."""
+    """Returns the record of a question. As in the harness, the last option is right."""
     options = [some_text(entry, name) for name in _SCIQ_OPTIONS]
     support = entry.text("support").lstrip()
     prompt = f"{support}\nQuestion: {some_text(entry, 'question')}\nAnswer:"
@@ -273,21 +276,20 @@ def sciq_row(entry: Entry, number: str) -> dict[str, Any]:
 
 
 def triviaqa() -> Benchmark.Config:
-    """TriviaQA: trivia with many spellings of each answer, without documents to look them up in.
+    """TriviaQA: trivia questions without documents, with many accepted spellings of each answer.
 
-        triviaqa/rc.nocontext/validation-*.parquet     as on the hub of Hugging Face
+        triviaqa/rc.nocontext/validation-*.parquet     from the Hugging Face hub
                                                        (mandarjoshi/trivia_qa)
 
-    Columns: question, answer (an object; `aliases` are the spellings that are accepted). A question
-    may occur more than once, for several documents, and is asked as often, as the harness asks it.
+    Columns: question, answer (an object; `aliases` are the accepted spellings). As in the harness,
+    a question that occurs several times, for several documents, is asked each time.
 
-    An answer is generated, up to a line end, a full stop or a comma, and right where it is one of
-    the aliases but for case, punctuation and space before it (`exact_match` of the harness's
-    triviaqa).
+    An answer is generated up to a newline, a period or a comma. It is right if it equals an alias
+    up to case, punctuation and leading whitespace (`exact_match` of the harness's triviaqa).
     """
     source = RowSource.default_config().set(
         folder="triviaqa",
-        part="rc.nocontext",  # Or "unfiltered.nocontext", "rc.wikipedia.nocontext", ..
+        part="rc.nocontext",  # Or "unfiltered.nocontext", "rc.wikipedia.nocontext", etc.
         query_split="validation",
         support_split="train",
         patterns=("{part}/{split}-*.parquet", "{split}.jsonl"),
@@ -306,15 +308,15 @@ def triviaqa() -> Benchmark.Config:
 
 
 def triviaqa_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A question; an exemplar's answer is the first alias."""
+    """Returns the record of a question; an exemplar's answer is the first alias."""
     answer = entry.get("answer", expected="an object with `aliases`")
     if not isinstance(answer, dict):
         raise entry.error(("answer",), "an object with `aliases`", answer)
     aliases = answer.get("aliases")
-    # The answers of the test split are kept back.
+    # The test split has no aliases, as its answers are not published.
     if not isinstance(aliases, list) or not all(isinstance(text, str) for text in aliases):
         raise entry.error(("answer",), "an object whose `aliases` are texts", answer)
-    # The harness has a question mark behind those of the questions.
+    # The harness adds a question mark even after one in the question.
     question = f"Question: {some_text(entry, 'question')}?\nAnswer:"
     return {
         "id": number,
@@ -326,14 +328,14 @@ def triviaqa_row(entry: Entry, number: str) -> dict[str, Any]:
 
 
 def webqs() -> Benchmark.Config:
-    """WebQuestions: short questions that people put to a search engine.
+    """WebQuestions: short questions that people asked a search engine.
 
-        webqs/data/test-*.parquet     as on the hub of Hugging Face (stanfordnlp/web_questions)
+        webqs/data/test-*.parquet     from the Hugging Face hub (stanfordnlp/web_questions)
 
     Columns: question, answers (a list of texts, all of them right).
 
-    Nothing is generated: a task is right where one of its answers is what the model would say,
-    token by token (`exact_match` of the harness's webqs).
+    Nothing is generated: a task is right if one of its answers is greedy, so that each token is
+    the model's most likely one (`exact_match` of the harness's webqs).
     """
     source = RowSource.default_config().set(
         folder="webqs",
@@ -346,7 +348,7 @@ def webqs() -> Benchmark.Config:
 
 
 def webqs_row(entry: Entry, number: str) -> dict[str, Any]:
-    """A question; an exemplar's answer is the first in the order of the alphabet."""
+    """Returns the record of a question; an exemplar's answer is the alphabetically first one."""
     answers = [text for text in entry.texts("answers") if text.strip()]
     if not answers:
         raise entry.error(("answers",), "an answer or more", entry.values.get("answers"))
@@ -356,7 +358,7 @@ def webqs_row(entry: Entry, number: str) -> dict[str, Any]:
 
 
 def without_longer(texts: Sequence[str]) -> list[str]:
-    """In order of the alphabet, without those that begin with another: that one decides already."""
+    """Sorts texts and drops those that begin with another one, which already decides."""
     kept: list[str] = []
     for text in sorted(texts):
         if not kept or not text.startswith(kept[-1]):

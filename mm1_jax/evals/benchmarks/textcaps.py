@@ -1,4 +1,4 @@
-"""TextCaps: captions that read the text in a picture."""
+"""TextCaps: captions that include the text in a picture."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from mm1_jax.evals.benchmarks.families import annotations, caption_benchmark
 
 
 def textcaps() -> Benchmark.Config:
-    """TextCaps: captions that read the text in a picture.
+    """TextCaps: captions that include the text in a picture.
 
-    textcaps/TextCaps_0.1_train.json  textcaps/TextCaps_0.1_val.json     `data`, a caption an entry
-    textcaps/train_images/                                               <image_id>.jpg, of val too
+    textcaps/TextCaps_0.1_train.json  textcaps/TextCaps_0.1_val.json   `data`, one caption per entry
+    textcaps/train_images/                                             <image_id>.jpg, both splits
     """
     source = annotations(read_textcaps, "textcaps", "val", "train")
     return caption_benchmark("textcaps", source)
 
 
 def read_textcaps(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """An image a record: the captions of its entries, in order."""
-    # Training and validation are both of the training pictures of Open Images.
+    """Returns one record per image, with the captions of its entries in order."""
+    # Training and validation both show training pictures of Open Images.
     (folder,) = files.images("test_images" if split == "test" else "train_images")
     captions: dict[str, list[str]] = {}
     for entry in files.entries(files.file(f"TextCaps_0.1_{split}.json"), "data"):

@@ -11,15 +11,15 @@ from mm1_jax.evals.scoring.vqa import vqa_accuracy
 def textvqa() -> Benchmark.Config:
     """TextVQA: questions about the text in a picture.
 
-    textvqa/TextVQA_0.5.1_train.json  textvqa/TextVQA_0.5.1_val.json     `data`, a question an entry
-    textvqa/train_images/                                                <image_id>.jpg, of val too
+    textvqa/TextVQA_0.5.1_train.json  textvqa/TextVQA_0.5.1_val.json   `data`, a question per entry
+    textvqa/train_images/                                              <image_id>.jpg, both splits
     """
     source = annotations(read_textvqa, "textvqa", "val", "train")
     return question_benchmark("textvqa", source, vqa_accuracy)
 
 
 def read_textvqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record; those of the test split have no answers."""
+    """Returns one record per question; the test split has no answers."""
     (folder,) = files.images("test_images" if split == "test" else "train_images")
     records = []
     for entry in files.entries(files.file(f"TextVQA_0.5.1_{split}.json"), "data"):

@@ -24,7 +24,7 @@ def by_picture(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def read_vizwiz(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A picture and its question a record; those of the test split have no answers."""
+    """Returns one record per picture and its question; the test split has no answers."""
     (folder,) = files.images(split)
     records = []
     for entry in files.entries(files.file(f"Annotations/{split}.json", f"{split}.json")):

@@ -1,4 +1,4 @@
-"""VQAv2 and OK-VQA, questions about pictures of COCO in the files of visualqa.org."""
+"""VQAv2 and OK-VQA: questions about pictures of COCO, in the file layout of visualqa.org."""
 
 from typing import Any
 
@@ -11,37 +11,37 @@ from mm1_jax.evals.scoring.vqa import okvqa_accuracy, vqav2_accuracy
 
 
 def vqav2() -> Benchmark.Config:
-    """VQAv2 and OK-VQA, questions about pictures of COCO in the files of visualqa.org.
+    """VQAv2 and OK-VQA: questions about pictures of COCO, in the file layout of visualqa.org.
 
         vqav2/v2_OpenEnded_mscoco_val2014_questions.json     `questions`: question_id, image_id, ..
         vqav2/v2_mscoco_val2014_annotations.json             `annotations`: question_id, ten answers
         vqav2/val2014/                                       COCO_val2014_000000262148.jpg
 
-    OK-VQA's files have no `v2_` and no `v2` in their names, and lie in `okvqa`. Splits without
-    annotations (test-dev2015, whose pictures are in test2015) are asked, and not scored.
+    OK-VQA's files are in `okvqa` and have no `v2_` in their names. Splits without annotations
+    (test-dev2015, whose pictures are in test2015) are asked but not scored.
     """
     source = CocoQuestions.default_config()
     return question_benchmark("vqav2", source, vqav2_accuracy)
 
 
 def okvqa() -> Benchmark.Config:
-    """VQAv2 and OK-VQA, questions about pictures of COCO in the files of visualqa.org.
+    """VQAv2 and OK-VQA: questions about pictures of COCO, in the file layout of visualqa.org.
 
         vqav2/v2_OpenEnded_mscoco_val2014_questions.json     `questions`: question_id, image_id, ..
         vqav2/v2_mscoco_val2014_annotations.json             `annotations`: question_id, ten answers
         vqav2/val2014/                                       COCO_val2014_000000262148.jpg
 
-    OK-VQA's files have no `v2_` and no `v2` in their names, and lie in `okvqa`. Splits without
-    annotations (test-dev2015, whose pictures are in test2015) are asked, and not scored.
+    OK-VQA's files are in `okvqa` and have no `v2_` in their names. Splits without annotations
+    (test-dev2015, whose pictures are in test2015) are asked but not scored.
     """
     source = CocoQuestions.default_config().set(folder="okvqa", prefix="")
     return question_benchmark("okvqa", source, okvqa_accuracy, headline="acc_stemmed")
 
 
 def read_coco_questions(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
-    """A question a record, with the answers of ten people."""
+    """Returns one record per question, with the answers of ten people."""
     prefix = files.config.prefix
-    # The parts of the test split have its pictures.
+    # All parts of the test split share its pictures.
     image_split = "test2015" if split.startswith("test") else split
     (folder,) = files.images(image_split)
     questions = files.entries(
@@ -65,13 +65,13 @@ def read_coco_questions(files: AnnotationSource, split: str) -> list[dict[str, A
             annotation = annotations[key]
             answers = annotation.texts("answers")
             if annotation.has("multiple_choice_answer"):
-                # Officially the answer of most people.
+                # This field is officially the most frequent answer.
                 fields["answer"] = annotation.text("multiple_choice_answer")
             if annotation.has("answer_type"):
                 fields["answer_type"] = annotation.text("answer_type")
             raw = [one.get("raw_answer") for one in annotation.values["answers"]]
             if all(isinstance(text, str) for text in raw):
-                # People's own words, of which OK-VQA's answers are stems.
+                # OK-VQA's answers are stems of these original words.
                 fields["raw_answers"] = raw
                 fields["answer"] = max(raw, key=raw.count)
         name = f"COCO_{image_split}_{entry.integer('image_id'):012d}.jpg"
@@ -82,12 +82,12 @@ def read_coco_questions(files: AnnotationSource, split: str) -> list[dict[str, A
 
 
 class CocoQuestions(AnnotationSource):
-    """Questions and annotations in files of their own."""
+    """Questions of VQAv2 or OK-VQA, with annotations in a separate file."""
 
     @config_class
     class Config(AnnotationSource.Config):
         folder: str = "vqav2"
         query_split: str = "val2014"
         support_split: str = "train2014"
-        prefix: str = "v2_"  # Begins the names of the files.
+        prefix: str = "v2_"  # Prefix of the file names.
         read: Any = read_coco_questions
