@@ -1,1 +1,1 @@
-"""From a batch to a trained model: loss, optimiser, state, step, loop, report."""
+"""Training: loss, optimizer, state, step, loop, logs and report."""

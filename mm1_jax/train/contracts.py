@@ -1,8 +1,8 @@
-"""Traces a training step without arrays and without devices, to check what its parts return.
+"""Contract checks: traces a training step, without arrays or devices, to check return values.
 
-Vision encoder, connector, decoder, their layers, loss and optimizer can each be replaced by an
-experiment. Where they are called, `checked` compares shapes and types with those that the caller
-relies on; here it happens before data is read and devices are touched.
+Experiments can replace the vision encoder, connector, decoder, their layers, the loss and the
+optimizer. At each call of such a part, `checked` compares the returned shapes and dtypes with those
+that the caller expects. Tracing here runs these checks before any data is read or device is used.
 """
 
 import traceback
@@ -20,15 +20,16 @@ from mm1_jax.train.objective import Objective
 from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.train_state import abstract_model, make_initialize
 
-# Steps at which a schedule is looked at.
+# Maximum number of steps at which a learning rate schedule is evaluated.
 _MOST_RATES = 1024
 
 
 def check_step(objective: Objective, optimizer: Optimizer.Config) -> None:
-    """Traces a step.
+    """Traces a training step.
 
     Raises:
-        ValueError: A part returns something else than it should; names field and class.
+        ValueError: A part violates its contract, or tracing fails. The message names the config
+            field and the class of the part.
     """
     try:
         with tracing_for("cpu"):
@@ -52,7 +53,7 @@ def check_step(objective: Objective, optimizer: Optimizer.Config) -> None:
 
 
 def check_learning_rate(optimizer: Optimizer, max_steps: int) -> None:
-    """Raises ValueError where a schedule gives no rate that can be trained with; uses a device."""
+    """Raises ValueError if a schedule yields a negative or non-finite rate; uses a device."""
     steps = np.unique(np.linspace(0, max_steps - 1, _MOST_RATES).astype(np.int32))
     rates = np.asarray(jax.vmap(optimizer.learning_rate)(jnp.asarray(steps)))
     wrong = ~(np.isfinite(rates) & (rates >= 0))
@@ -65,7 +66,7 @@ def check_learning_rate(optimizer: Optimizer, max_steps: int) -> None:
 
 
 def _place(error: BaseException) -> str:
-    """File and line that raised, that of the last caller outside of installed packages."""
+    """Returns file and line of the innermost frame outside of installed packages."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename]
     last = (own or frames)[-1]
@@ -109,7 +110,7 @@ def _shown(leaf: tuple[tuple[int, ...], Any] | None) -> str:
 
 
 def _fields_of(part: type, cfgs: dict[str, InstantiableConfig]) -> list[str]:
-    """Paths of the fields that configure objects of this class."""
+    """Returns the paths of config fields that configure objects of this class."""
     found: list[str] = []
 
     def enter(path: str, value: Any, children: list | None) -> list | None:

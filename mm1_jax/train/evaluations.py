@@ -1,7 +1,7 @@
-"""The evaluations of a run: which evaluator runs when, its results and its failures.
+"""Evaluations of a run: schedule of the evaluators, their results and failures.
 
-An evaluation that fails does not end a run. During training, it is logged, and made again when it
-is next due; at the end, the report says why it is missing.
+A failed evaluation does not end a run. During training it is logged, and the evaluator runs again
+when it is next due. At the end, the report states why the evaluation is missing.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,16 +20,16 @@ from mm1_jax.train.program import Program
 from mm1_jax.train.saves import Saves
 from mm1_jax.train.train_state import TrainState
 
-# Processes that evaluate alike end within this time of each other.
+# Processes wait at most this long for each other at the end of an evaluation.
 _PATIENCE_SECONDS = 300.0
 
 
 @dataclass
 class Judgement:
-    """Everything that evaluators said of one state.
+    """Combined results of all evaluators for one state.
 
     Attributes:
-        failures: Reasons by the name of the evaluator.
+        failures: Reasons of failures by name of the evaluator.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Judgement:
 
 
 class Evaluations:
-    """Runs the evaluators of a run, each once on a state."""
+    """Runs the evaluators of a run, each at most once per state."""
 
     def __init__(
         self,
@@ -53,10 +53,11 @@ class Evaluations:
         stop: StopSignals,
         made: Iterable[tuple[int, str]],
     ):
-        """Takes `evals.evaluator.Evaluator`s by name.
+        """Initializes the evaluations; nothing runs yet.
 
         Args:
-            made: Steps and names of the evaluations that earlier launches logged.
+            evaluators: `evals.evaluator.Evaluator`s by name.
+            made: Steps and names of evaluations that earlier launches have logged.
         """
         self._evaluators = evaluators
         self._max_steps = max_steps
@@ -73,14 +74,15 @@ class Evaluations:
         return evaluators_text(self._evaluators)
 
     def rewind(self, step: int) -> None:
-        """Forgets the evaluations of later steps."""
+        """Forgets evaluations after `step`."""
         self._made = {each for each in self._made if each[0] <= step}
 
     def run_due(self, step: int, state: TrainState) -> None:
-        """Runs the evaluators that are due after `step` steps and have not run there yet."""
+        """Runs the evaluators that are due after `step` steps and have not yet run there."""
         for name, evaluator in self._evaluators.items():
             is_due = evaluator.due(step, self._max_steps) and (step, name) not in self._made
-            # Other processes may not know of a signal yet, and would evaluate alone.
+            # With several processes, do not skip: others may not know of the signal yet, and would
+            # evaluate alone.
             is_asked = self._stop.noted and distributed.process_count() == 1
             if is_due and not is_asked:
                 self._log.flush()
@@ -91,7 +93,7 @@ class Evaluations:
         """Runs every evaluator on the state after the last step.
 
         Args:
-            exit_if_asked: Called before and after each of them.
+            exit_if_asked: Called before and after each evaluator.
         """
         judgement = Judgement()
         for name in self._evaluators:
@@ -106,7 +108,7 @@ class Evaluations:
         return judgement
 
     def _run(self, name: str, step: int, state: TrainState) -> Any:
-        """The result; the exception where it failed, None where a signal ended it."""
+        """Runs an evaluator; returns its result, its exception, or None if interrupted."""
         evaluator, result, failure = self._evaluators[name], None, None
         try:
             with (
@@ -120,7 +122,7 @@ class Evaluations:
             return None
         except Exception as error:
             if self._stop.noted and distributed.process_count() == 1:
-                # The signal may have ended processes that read for the evaluator, too.
+                # The signal may also have ended the evaluator's data workers; not a failure.
                 return None
             logging.debug("Traceback of the failed evaluation %s:", name, exc_info=True)
             failure = error
@@ -136,7 +138,7 @@ class Evaluations:
 
 
 def evaluators_text(evaluators: Mapping[str, Any]) -> str:
-    """The configs of evaluators, as a text that tells different ones apart."""
+    """Returns the configs of evaluators as text, which differs if they differ."""
     return "".join(
         f"[{name}]\n{evaluator.config.debug_string()}\n" for name, evaluator in evaluators.items()
     )
@@ -147,7 +149,7 @@ def reason(error: Exception) -> str:
 
 
 def _raise_if_some_failed(name: str, failure: Exception | None) -> None:
-    """Raises RuntimeError in every process where an evaluation failed in some of them only."""
+    """Raises RuntimeError in all processes if an evaluation failed in only some of them."""
     if distributed.process_count() == 1:
         return
     own = None if failure is None else reason(failure)

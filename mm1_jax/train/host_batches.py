@@ -1,8 +1,8 @@
-"""The rows of every batch that this process loads, and the global arrays they become.
+"""Per-process loading of batches, and their placement as global arrays.
 
-A process loads the rows of the batch that its devices hold, and no others; where the mesh splits
-more than the batch, several processes load the same rows. A row does not depend on who loads it,
-so a batch has the same bits on any number of processes.
+Each process loads only the rows that its own devices hold. If the mesh splits more than the batch,
+several processes load the same rows. A row does not depend on the process that loads it, so a batch
+is bit-identical for any number of processes.
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ class Part(NamedTuple):
 
 
 class HostBatch(NamedTuple):
-    """This process's rows of a batch of `num_rows`; in a single process, one part with all rows."""
+    """Rows of a batch of `num_rows` that this process loads; all rows if it is the only process."""
 
     num_rows: int
     parts: tuple[Part, ...]
 
     def place(self, shardings: Any) -> Any:
-        """The global batch on the devices, by the sharding of each of its arrays."""
+        """Places the batch on the devices as global arrays with these shardings."""
 
         def place(sharding: Sharding, *arrays: np.ndarray) -> jax.Array:
-            # Tokens have one entry a row, and pictures a row's share of the buffer.
+            # Tokens have one entry per row; images have several, the row's share of the buffer.
             length = len(arrays[0]) * self.num_rows // len(self.parts[0].rows)
 
             def shard(index: tuple[slice, ...]) -> np.ndarray:
@@ -50,7 +50,7 @@ class HostBatch(NamedTuple):
 
 
 def host_rows(sharding: Any, num_rows: int) -> list[range]:
-    """The rows that the devices of this process hold, as runs that do not touch."""
+    """Returns the rows that the devices of this process hold, as disjoint maximal ranges."""
     places = sharding.addressable_devices_indices_map((num_rows,))
     spans = sorted({rows.indices(num_rows)[:2] for (rows,) in places.values()})
     runs: list[range] = []
@@ -63,10 +63,14 @@ def host_rows(sharding: Any, num_rows: int) -> list[range]:
 
 
 class HostBatches(Iterator[HostBatch]):
-    """This process's rows of batch after batch, and the state of the whole input."""
+    """Iterator over the rows of each batch that this process loads, with the global input state."""
 
     def __init__(self, input: Any, rows: Sharding):
-        """Starts at the first batch; `rows` is the sharding of the rows of a batch."""
+        """Starts at the first batch.
+
+        Args:
+            rows: Sharding of the rows of a batch.
+        """
         self._input = input
         self._rows = [range(input.batch_size)]
         self._is_alone = distributed.process_count() == 1
@@ -80,7 +84,7 @@ class HostBatches(Iterator[HostBatch]):
         else:
             num_workers = -(-self._input.num_workers // len(self._rows))
             self._iterators = [self._input.iterator(rows, num_workers) for rows in self._rows]
-        # Parts of the next batch: parts that are loaded stay, should the next one fail.
+        # Parts of the next batch loaded so far; they are kept if loading a later part fails.
         self._loaded: list[Part] = []
 
     def __next__(self) -> HostBatch:
@@ -95,16 +99,16 @@ class HostBatches(Iterator[HostBatch]):
         return self._input.describe()
 
     def restart(self) -> None:
-        """Ends the workers; new ones go on with the batch that is next."""
+        """Stops the data workers; new ones resume with the next batch."""
         self.close()
 
     def rewind(self) -> None:
-        """Starts over at the first batch."""
+        """Restarts at the first batch."""
         self.close()
         self._begin()
 
     def get_state(self) -> Any:
-        """The state of all rows, in process 0; None in the others."""
+        """Returns the state of the whole input in process 0; None in the others."""
         if self._is_alone:
             return self._iterators[0].get_state()
         gathered = distributed.gather([each.get_state() for each in self._iterators])
@@ -117,7 +121,7 @@ class HostBatches(Iterator[HostBatch]):
             iterator.set_state(state)
 
     def accounting(self) -> Any:
-        """The counts of each corpus over all rows, in process 0; None in the others."""
+        """Returns counts per corpus over all rows in process 0; None in the others."""
         if self._is_alone:
             return self._iterators[0].accounting()
         state = self.get_state()

@@ -1,14 +1,14 @@
-"""The training loop: save, evaluate, load and step until done; then report.
+"""The training loop: saves, evaluates, loads a batch and runs a step until done; then reports.
 
-SIGTERM and SIGINT end a run after the step that is being made, or in the middle of an evaluation,
-with a checkpoint; the exit code is then 128 plus the number of the signal (143 or 130), so that a
-supervisor knows that there is more to do.
+SIGTERM and SIGINT stop a run after the current step, or in the middle of an evaluation, and save a
+checkpoint. The exit code is then 128 plus the signal number (143 or 130), which tells a supervisor
+to launch the run again.
 
-In a run of several processes, each loads the rows of its devices and runs the same loop; the first
-writes the logs. A signal to one stops all, after the same step.
+In a run of several processes, each process loads the rows of its own devices and runs the same
+loop. Process 0 writes the logs. A signal to one process stops all of them after the same step.
 
-An evaluation or a save that fails does not end a run. Where one of those at the end failed, the
-report has the others and says why, the exit code is `INCOMPLETE`, and a new launch repeats it.
+A failed evaluation or save does not end a run. If a final one fails, the report contains the other
+results and the reason, the exit code is `INCOMPLETE`, and a new launch repeats what failed.
 """
 
 import time
@@ -34,19 +34,19 @@ from mm1_jax.train.program import Program
 from mm1_jax.train.saves import Saves
 from mm1_jax.train.train_state import TrainState
 
-# Exit code of a run whose report lacks an evaluation, or whose last state is not saved.
+# Exit code of a run whose final evaluation, save or report failed.
 INCOMPLETE = 3
-# Exit code of a run that was stopped and could not be saved.
+# Exit code of a run that was stopped by a signal and could not be saved.
 NOT_SAVED = 1
 
 
 @dataclass
 class Loop:
-    """A run while it trains: its open parts, and the steps of the loop.
+    """A run in progress: its opened components, and the steps of the loop.
 
     Attributes:
-        first_state: Makes the state before any step.
-        compiled_step: None until the first step is made.
+        first_state: Creates the initial state.
+        compiled_step: None until the first step.
     """
 
     output_dir: Path
@@ -67,12 +67,15 @@ class Loop:
     compiled_step: Callable[..., Any] | None = None
 
     def run(self, saved_step: int | None) -> None:
-        """Trains from a checkpoint, or from the start where that is None, to the last step.
+        """Trains to the last step and reports.
+
+        Args:
+            saved_step: Checkpoint to resume from; None starts from the initial state.
 
         Raises:
-            SystemExit: A signal asked to stop, or an evaluation, the save or the report at the end
-                failed; everything else is done.
-            NonFiniteLoss: Training cannot go on; the last checkpoint is from before.
+            SystemExit: A signal stopped the run, or the final evaluation, save or report failed
+                while everything else was completed.
+            NonFiniteLoss: Training cannot continue. The last checkpoint precedes the anomaly.
         """
         state, step = self._state_of(saved_step), saved_step or 0
         self._say_start(saved_step)
@@ -88,9 +91,9 @@ class Loop:
         self._finish(state)
 
     def _advance(self, step: int, state: TrainState) -> TrainState:
-        """Makes the step after `step` steps, and what is due before it."""
+        """Runs step `step + 1`, and before it the save and evaluations that are due."""
         self.watchdog.progress(step)
-        # Saved first: a failure of an evaluation, of whatever kind, then costs no step.
+        # Save first, so that no failure of an evaluation can cost a step.
         self.saves.save_if_due(step, state)
         self.evaluations.run_due(step, state)
         self._exit_if_asked(step, state)
@@ -108,7 +111,7 @@ class Loop:
         return state
 
     def _state_of(self, saved_step: int | None) -> TrainState:
-        """The state of a checkpoint, to which the batches are set, or the first one."""
+        """Restores the state of a checkpoint and of the batches, or creates the initial state."""
         if saved_step is None:
             return self.first_state()
         return self.saves.restore(saved_step, self.program.abstract_state)
@@ -131,12 +134,12 @@ class Loop:
             try:
                 batch = next(self.batches)
             except Exception as error:
-                # A signal to the whole process group ends the data workers, too: no error then.
+                # A signal to the whole process group also ends the data workers; not an error.
                 if self.stop.noted and distributed.process_count() == 1:
                     self._exit_if_asked(step, state)
                 if not isinstance(error, RuntimeError):
                     raise
-                # Workers that were killed: they have no state, and new ones make the same batch.
+                # Workers were killed. They are stateless, so new ones produce the same batch.
                 say(f"data workers failed ({reason(error)}); started again")
                 self.batches.restart()
                 batch = next(self.batches)
@@ -156,10 +159,13 @@ class Loop:
         return self.compiled_step(state, placed)
 
     def _roll_back(self, anomaly: NonFiniteLoss) -> tuple[TrainState, int]:
-        """State and number of the newest checkpoint from before; the step is left out from now on.
+        """Restores the newest checkpoint before the anomaly and excludes the anomalous step.
+
+        Returns:
+            The restored state and its step.
 
         Raises:
-            NonFiniteLoss: The config does not want it, or has had it too often.
+            NonFiniteLoss: The config does not allow rolling back, or not this often in a row.
         """
         if not self.anomalies.may_roll_back():
             raise anomaly
@@ -176,7 +182,7 @@ class Loop:
         return self._state_of(saved_step), step
 
     def _exit_if_asked(self, step: int, state: TrainState) -> None:
-        """Does not return when a signal has come: saves, and ends the run."""
+        """Saves and exits if a stop signal was received; otherwise returns."""
         number = self.stop.asked()
         if number is None:
             return
@@ -220,7 +226,7 @@ class Loop:
             raise SystemExit(INCOMPLETE)
 
     def _failed_report(self, judgement: Judgement) -> str | None:
-        """Writes the report; a sentence where it cannot be written."""
+        """Writes the report; returns an error message if it cannot be written."""
         failure = None
         try:
             self._write_report(judgement)

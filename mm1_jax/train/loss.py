@@ -1,9 +1,9 @@
-"""Next-token cross entropy, its z-loss, and the auxiliary losses of MoE layers, as weighted sums.
+"""Next-token cross entropy, z-loss, and auxiliary losses of MoE layers, as weighted sums.
 
-    B batch rows   T target positions   D model dim   V vocabulary
+The denominators are those of the global batch. A document therefore counts by its number of
+targets, independent of the device or micro-batch that its row is assigned to.
 
-The denominators are those of the global batch: a document counts by its targets, wherever its row
-lands, on whichever device and in whichever micro-batch.
+Legend: B batch rows, T target positions, D model dim, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -21,14 +21,14 @@ from mm1_jax.train.metrics import Mean, Metrics
 
 
 class Totals(NamedTuple):
-    """The denominators of a whole batch: its scored targets, and its real tokens."""
+    """Denominators of a whole batch: number of scored targets and of real (non-padding) tokens."""
 
     scored: Float[Array, ""]
     real: Float[Array, ""]
 
 
 def totals(batch: Batch) -> Totals:
-    """The totals of a batch, for the losses of its micro-batches to add up to its own."""
+    """Computes the totals of a batch, the denominators shared by its micro-batches."""
     return Totals(
         jnp.sum(batch.loss_mask, dtype=jnp.float32),
         jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
@@ -39,8 +39,8 @@ class Loss(Configurable):
     """cross entropy + a mean((log Z)^2) + b load_balance + c mean((log Z_r)^2).
 
     The first two terms are means over scored targets, the last two over real tokens and MoE layers.
-    Z and Z_r are the normalisers of the softmax over the vocabulary and over the experts; a, b and
-    c are the fields of the config.
+    Z and Z_r are the softmax normalizers over the vocabulary and over the experts. The coefficients
+    a, b and c are the config fields `z_loss`, `load_balance_loss` and `router_z_loss`.
     """
 
     @config_class
@@ -48,7 +48,7 @@ class Loss(Configurable):
         z_loss: NonNegative = 1e-4
         load_balance_loss: NonNegative = 0.01
         router_z_loss: NonNegative = 0.001
-        # Positions of a row whose logits are held at a time; None: all of them.
+        # Number of positions per row for which logits are computed at a time; None is all.
         chunk_length: PositiveInt | None = None
 
     def __call__(
@@ -61,12 +61,13 @@ class Loss(Configurable):
         num_corpora: int,
         totals: Totals | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss to differentiate, and its terms.
+        """Computes the loss to differentiate, and metrics of its terms.
 
         Args:
-            output_layer: Its `attend(hidden)` are the logits.
-            router: Statistics of the MoE layers, each stacked over them (`MM1Output.router`).
-            totals: Totals of the batch that `batch` is a micro-batch of; None: it is the whole.
+            output_layer: Module whose `attend(hidden)` returns the logits.
+            router: Statistics stacked over the MoE layers (`MM1Output.router`).
+            totals: Totals of the whole batch if `batch` is a micro-batch; None if it is the whole
+                batch.
         """
         cfg = self._config
         cross_entropy_BT, log_normalizer_BT = chunked_token_losses(
@@ -99,5 +100,5 @@ def _over(mean: Mean, weight: jax.Array) -> jax.Array:
 
 
 def _masked_sum(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
-    # A select, not a product: what is not scored may be infinite without spoiling the sum.
+    # A select instead of a product, so that infinite unscored values do not affect the sum.
     return jnp.sum(jnp.where(mask_BT, x_BT, 0.0))

@@ -1,4 +1,4 @@
-"""Prediction of the next token by an `MM1`, over packed rows: where model, batch and loss meet."""
+"""Next-token prediction with an `MM1` over packed rows: the objective of pre-training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from mm1_jax.train.objective import Objective
 
 @dataclass(frozen=True)
 class NextToken(Objective):
-    """The objective of MM1's pre-training and fine-tuning.
+    """Objective of MM1's pre-training and fine-tuning.
 
     Attributes:
-        image_buffer: Rows that share a buffer of images, and its slots.
-        num_corpora: Corpora whose losses are reported one by one.
+        image_buffer: Layout of the image buffer: rows that share one, and its slots.
+        num_corpora: Number of corpora, whose losses are reported separately.
     """
 
     batch: Batch
@@ -36,7 +36,7 @@ class NextToken(Objective):
 
     @classmethod
     def of(cls, model: InstantiableConfig, loss: InstantiableConfig, input: Any) -> "NextToken":
-        """The objective over the batches of a resolved `Input.Config`."""
+        """Creates the objective for the batches of a resolved `Input.Config`."""
         rows, size = (input.batch_size,), input.image_size
         buffer: ImageBuffer = input.klass.buffer_of(input)
         tokens = jax.ShapeDtypeStruct((*rows, input.max_sequence_length), jnp.int32)

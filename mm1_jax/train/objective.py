@@ -1,8 +1,8 @@
-"""The objective of training: model, type of its batches and loss of its output, as one object.
+"""Interface of training objectives: model, batch structure and loss in one object.
 
-Program, step and loop see parameters and trees of arrays; what these mean is known to an objective
-alone. Another one (contrastive, say) is a class in a file of its own beside `next_token.py`, which
-an experiment makes in `Experiment.objective`.
+Program, step and loop only see parameters and trees of arrays; only the objective knows their
+meaning. To add another objective, such as a contrastive one, add a class in a file next to
+`next_token.py` and create it in `Experiment.objective`.
 """
 
 import abc
@@ -22,14 +22,15 @@ from mm1_jax.train.metrics import Metrics
 
 @dataclass(frozen=True)
 class Objective(abc.ABC):
-    """The interface of everything that can be trained.
+    """Interface of training objectives.
 
-    A batch is a pytree of arrays of which 1/n of the rows takes 1/n of the first dim of each. Rows
-    are split over the mesh axes of the logical name "batch".
+    A batch is a pytree of arrays whose first dims are divided in proportion to the rows: 1/n of the
+    rows has 1/n of the first dim of each array. Rows are split over the mesh axes of the logical
+    name "batch".
 
     Attributes:
-        model: Config of the model; `instantiate(rngs=...)` makes it.
-        loss: Config of the loss, the field `trainer.loss`.
+        model: Config of the model, instantiated with `rngs`.
+        loss: Config of the loss, from the field `trainer.loss`.
         batch: Shapes and dtypes of a global batch.
     """
 
@@ -40,41 +41,42 @@ class Objective(abc.ABC):
     @property
     @abc.abstractmethod
     def num_rows(self) -> int:
-        """Rows of a global batch."""
+        """Number of rows of a global batch."""
 
     @abc.abstractmethod
     def loss_function(self, graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, Metrics]]:
         """Returns the function (trained, frozen, batch, totals) -> (loss, metrics).
 
-        `totals` are those of the batch that `batch` is a micro-batch of; None: it is the whole.
-        Metrics have the means "loss" and, with an entry for each corpus, "corpus_loss".
+        `totals` are those of the whole batch if `batch` is a micro-batch, and None if it is the
+        whole batch. The metrics must contain the means "loss" and "corpus_loss", the latter with
+        an entry per corpus.
         """
 
     @abc.abstractmethod
     def totals(self, batch: Any) -> Any:
-        """Sums over a whole batch that the losses of its micro-batches are divided by."""
+        """Computes the denominators of a whole batch, which divide the losses of micro-batches."""
 
     @abc.abstractmethod
     def counts(self, batch: Any) -> Metrics:
-        """Counts for the record of a step: "tokens" and "images", at least."""
+        """Returns counts for the step record, at least "tokens" and "images"."""
 
     @abc.abstractmethod
     def shardings(self, mesh: Mesh, rules: AxisRules) -> Any:
-        """The sharding of every array of a batch."""
+        """Returns the sharding of every array of a batch."""
 
     @abc.abstractmethod
     def constrain(self, batch: Any) -> Any:
-        """Splits a batch as `shardings` does; a leading dim, of micro-batches, stays whole."""
+        """Shards a batch like `shardings`; a leading dim of micro-batches is not split."""
 
     @abc.abstractmethod
     def raise_if_unshareable(self, num_rows: int, num_shards: int) -> None:
-        """Raises ValueError where rows that divide evenly over the shards still cannot be split.
+        """Raises ValueError if rows cannot be split although they divide evenly over the shards.
 
         Args:
-            num_rows: Rows of a micro-batch.
-            num_shards: Into how many parts the mesh splits them.
+            num_rows: Number of rows of a micro-batch.
+            num_shards: Number of shards into which the mesh splits the rows.
         """
 
     @abc.abstractmethod
     def flops(self) -> ForwardFlops:
-        """FLOPs of a forward pass; raises ValueError where there is no rule for a layer."""
+        """Returns the FLOPs of a forward pass; raises ValueError if a layer has no rule."""

@@ -1,7 +1,7 @@
-"""The compiled part of a run: objective and optimiser as pure functions, placed on a mesh.
+"""The compiled program of a run: objective and optimizer as pure functions, placed on a mesh.
 
-No array is made here and no data is read, so the same program is trained by `loop.py` and compiled
-ahead of time, for devices that are not there, by a rehearsal.
+Constructing a program creates no arrays and reads no data. The same program is therefore trained by
+`loop.py` and compiled ahead of time by a rehearsal, for devices that need not be present.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from mm1_jax.train.train_step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class ProgramSpec:
-    """Everything that a train step is compiled from, but for the devices."""
+    """Everything that determines a compiled train step, except the devices."""
 
     objective: Objective
     optimizer: Optimizer.Config
@@ -43,19 +43,19 @@ class ProgramSpec:
 
 
 class Program:
-    """The train step of an objective on a mesh, and the state that it changes.
+    """Train step of an objective on a mesh, and the abstract state that it updates.
 
     Attributes:
-        graphdef: With parameters, `nnx.merge(graphdef, params)` is the model.
-        mesh: The mesh over the devices.
-        rows: The sharding of the rows of a batch.
-        abstract_state: Shapes of the state with their shardings.
-        initialize: PRNG key -> first state, a pure function.
-        train_step: (state, batch) -> (state, metrics), a pure function.
+        graphdef: Graph definition of the model; `nnx.merge(graphdef, params)` is the model.
+        mesh: Mesh over the devices.
+        rows: Sharding of the rows of a batch.
+        abstract_state: Shapes and shardings of the state.
+        initialize: Pure function PRNG key -> initial state.
+        train_step: Pure function (state, batch) -> (state, metrics).
     """
 
     def __init__(self, spec: ProgramSpec, devices: Sequence[Any]):
-        """Places the step on `devices`, which need not be there.
+        """Places the step on `devices`, which need not be present.
 
         Raises:
             ValueError: Parameters or rows cannot be split evenly over the mesh.
@@ -94,20 +94,20 @@ class Program:
     def first_state(
         self, prng_key: jax.Array, loaded: Mapping[str, jax.Array] | None = None
     ) -> TrainState:
-        """The initial state, made where it belongs.
+        """Creates the initial state directly with its shardings.
 
         Args:
-            loaded: Parameters by path that are not drawn; their memory becomes the state's.
+            loaded: Parameters by path that replace randomly initialized ones; they are donated.
         """
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         initialize = jax.jit(self.initialize, out_shardings=shardings, donate_argnums=1)
         return initialize(prng_key, dict(loaded or {}))
 
     def lower(self) -> jax.stages.Lowered:
-        """The step before XLA has compiled it; it donates the state.
+        """Lowers the train step, which donates the state.
 
-        One executable serves fresh and restored states alike: an array of other shape, dtype or
-        placement is an error, never a second program with other rounding.
+        The same executable is used for new and restored states. An array with another shape, dtype
+        or placement is an error; it never leads to a second program with different rounding.
         """
 
         def placed_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -124,25 +124,25 @@ class Program:
         return jitted.lower(self.abstract_state, self.objective.batch)
 
     def compile(self) -> Callable[..., Any]:
-        """The step; it takes placed batches (`place`)."""
+        """Compiles the train step; batches must be placed with `place`."""
         return self.lower().compile(self.parallelism.compiler_options or None)
 
     def place(self, batch: HostBatch) -> Any:
-        """A batch as global arrays on the devices."""
+        """Places a batch on the devices as global arrays."""
         return batch.place(self.batch_shardings)
 
     def model(self, params: Any) -> nnx.Module:
         return nnx.merge(self.graphdef, params)
 
     def use_mesh(self) -> Any:
-        """A context in which what is traced is placed on the mesh."""
+        """Returns a context in which traced code is placed on the mesh."""
         return use_mesh(self.mesh, self.rules)
 
 
 def _raise_if_indivisible(
     objective: Objective, rows: NamedSharding, gradient_accumulation: int
 ) -> None:
-    """Raises ValueError if the rows of a micro-batch cannot be dealt out evenly to the devices."""
+    """Raises ValueError if the rows of a micro-batch cannot be split evenly over the devices."""
     num_rows = objective.num_rows
     if num_rows % gradient_accumulation:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The saves of a run while it trains: when, in which order with its logs, and what failed."""
+"""Saves during training: their timing, their order relative to the logs, and failures."""
 
 import time
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ class Saves:
             self.save(step, state)
 
     def save_if_best(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of an evaluation of `state`."""
+        """Saves `state` if its evaluation metrics are the best so far."""
         if self.checkpointer.note(step, metrics):
             self.save(step, state)
 
     def save(self, step: int, state: TrainState) -> None:
-        # Flushed first: the log of a step is in the file before its checkpoint is, and a state that
-        # came of a loss that is not finite is never saved.
+        # Flush first: the log of a step is written before its checkpoint, and `flush` raises if the
+        # loss is not finite, so that such a state is never saved.
         self.log.flush()
         if step == self.checkpointer.latest_step():
             return
@@ -48,13 +48,13 @@ class Saves:
         self.watchdog.progress(step)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """The state of a checkpoint, to which the batches are set as well."""
+        """Restores the state of a checkpoint, and sets the batches to the same step."""
         state, input_state = self.checkpointer.restore(abstract_state, step=step)
         self.batches.set_state(input_state)
         return state
 
     def failure(self, step: int | None = None) -> str | None:
-        """Waits for the last save; a sentence where it failed, or is not that of `step`."""
+        """Waits for the last save; returns an error message if it failed or is not of `step`."""
         failure = None
         with self.goodput.measure("checkpoint"):
             try:
@@ -63,7 +63,7 @@ class Saves:
                 failure = str(error)
         saved = self.checkpointer.latest_step()
         if failure is None and step is not None and saved != step:
-            # It was not begun, and said why.
+            # The save never started; the reason has been reported.
             failure = f"step {step} could not be saved"
         if failure is None:
             return None

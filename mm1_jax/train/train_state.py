@@ -1,4 +1,4 @@
-"""The training state, a plain pytree: shapes, shardings, and its initialization in place."""
+"""Training state as a plain pytree: its shapes, shardings and initialization."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,11 +12,12 @@ from mm1_jax.parallel.sharding import AxisRules, parameter_shardings
 
 
 class TrainState(NamedTuple):
-    """Number of updates made, parameters as nested dicts, and the optimiser's state.
+    """Number of updates so far, parameters as nested dicts, and the optimizer state.
 
-    Parameters are float32 unless the optimiser stores them otherwise, and their average where it
-    keeps one. The same type holds arrays, shapes (`jax.ShapeDtypeStruct`) or shardings. With the
-    model's graph definition, `nnx.merge(graphdef, state.params)` is the model.
+    Parameters are float32, unless the optimizer is configured to store another dtype. If the
+    optimizer keeps an average of the parameters, `params` is that average. The same type holds
+    arrays, shapes (`jax.ShapeDtypeStruct`) or shardings. `nnx.merge(graphdef, state.params)` is the
+    model.
     """
 
     step: Any
@@ -25,7 +26,7 @@ class TrainState(NamedTuple):
 
 
 def abstract_model(make_model: Callable[[jax.Array], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph definition and parameter shapes, logical names included, without array or device."""
+    """Returns graph definition and parameter shapes with logical names; creates no arrays."""
     prng_key = jax.eval_shape(lambda: jax.random.key(0))
     return nnx.split(nnx.eval_shape(make_model, prng_key), nnx.Param)
 
@@ -33,9 +34,9 @@ def abstract_model(make_model: Callable[[jax.Array], nnx.Module]) -> tuple[nnx.G
 def make_initialize(
     make_model: Callable[[jax.Array], nnx.Module], first_state: Callable[[Any], TrainState]
 ) -> Callable[..., TrainState]:
-    """A pure function from a PRNG key to the first state, that of new parameters.
+    """Returns the pure function (PRNG key, loaded) -> initial state.
 
-    Its second argument has parameters by path that stand where others were drawn.
+    `loaded` has parameters by path that replace randomly initialized ones.
     """
 
     def initialize(prng_key: jax.Array, loaded: Mapping[str, jax.Array] = {}) -> TrainState:  # noqa: B006
@@ -48,14 +49,14 @@ def make_initialize(
 def state_shardings(
     state: TrainState, params: nnx.State, trained: Any, mesh: Mesh, rules: AxisRules
 ) -> TrainState:
-    """Returns the sharding of every leaf: moments as their parameters, scalars replicated.
+    """Returns the sharding of every leaf: moments like their parameters, scalars replicated.
 
-    Left to `jit`, the moments would come out replicated.
+    Without explicit shardings, `jit` would replicate the moments.
 
     Args:
-        state: Shapes.
-        params: The parameters (values or shapes) with their logical names.
-        trained: The trained parameters of `state`; moments are trees of this structure.
+        state: Shapes of the state.
+        params: Parameters (values or shapes) with their logical names.
+        trained: Trained parameters of `state`; moments are trees of this structure.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = nnx.to_pure_dict(parameter_shardings(params, mesh, rules))
@@ -75,13 +76,13 @@ def state_shardings(
 
 
 def _of_moment(shape: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
-    """The sharding of a parameter, for what has its dims, some of them reduced to size 1."""
+    """Adapts the sharding of a parameter to a moment, some of whose dims may have size 1."""
     spec = (axes if size > 1 else None for size, axes in zip(shape, sharding.spec, strict=True))
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def with_shardings(shapes: TrainState, shardings: TrainState) -> TrainState:
-    """Shapes that also say where the arrays live."""
+    """Returns the shapes with shardings attached."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,

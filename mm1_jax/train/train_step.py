@@ -1,4 +1,4 @@
-"""One update, as a pure function of state and batch."""
+"""The train step: one update as a pure function of state and batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +25,14 @@ def make_train_step(
     accepts: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     norms_by_part: bool = False,
 ) -> TrainStep:
-    """The function (state, batch) -> (state, metrics) for one objective and optimiser.
+    """Returns the function (state, batch) -> (state, metrics) for an objective and optimizer.
 
     Args:
-        gradient_accumulation: Micro-batches that the rows are cut into, one after the other. Their
-            gradients add up to that of the batch: all losses are divided by its totals.
-        accepts: Tells from the total loss and the norm of the gradient whether the update is taken;
-            if not, parameters and moments stay as they are. None: it always is.
-        norms_by_part: Adds the norms of gradient and update of each part to the metrics.
+        gradient_accumulation: Number of micro-batches, processed one after the other. Their
+            gradients sum to that of the batch, because all losses are divided by its totals.
+        accepts: Decides from total loss and gradient norm whether to apply the update. If not,
+            parameters and moments stay unchanged. None always applies it.
+        norms_by_part: Adds gradient and update norms per part of the model to the metrics.
     """
     value_and_gradient = jax.value_and_grad(objective.loss_function(graphdef), has_aux=True)
     dtype = update.accumulation_dtype
@@ -53,7 +53,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         differentiate = value_and_gradient if gradient_accumulation == 1 else accumulated
         (total, metrics), gradient = differentiate(*update.weights(state), batch)
-        # Its norm and its moments are not those of rounded numbers.
+        # Compute the norm and the moments in float32.
         gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
         params, opt_state = update.apply(state, gradient)
         norm = optax.tree_utils.tree_norm(gradient)
@@ -80,12 +80,13 @@ def make_train_step(
 
 
 def micro_batches(objective: Objective, batch: Any, number: int) -> Any:
-    """The rows, in order, as `number` batches that are stacked: arrays get a leading dim.
+    """Splits the rows, in order, into `number` batches stacked along a new leading dim.
 
-    The image buffer is cut likewise; `image_index` goes on counting in that of the whole batch.
+    The image buffer is split in the same way, but `image_index` still indexes the buffer of the
+    whole batch.
     """
-    # The rows of a few devices go to all of them, once: left to itself, the compiler splits the
-    # leading dim, and then moves what the model makes of the rows.
+    # Reshard each micro-batch over all devices once. Otherwise the compiler would shard the leading
+    # dim, and then reshard activations.
     return objective.constrain(jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch))
 
 
@@ -94,7 +95,7 @@ def _mean_of_one(value: jax.Array) -> Mean:
 
 
 def _norms(name: str, tree: Any) -> Metrics:
-    """The norm of each part of a tree like that of the parameters: encoder, connector, decoder."""
+    """Returns the norm per part of the model (encoder, connector, decoder) of a parameter tree."""
     return {f"{name}/{part}": _mean_of_one(optax.tree_utils.tree_norm(tree[part])) for part in tree}
 
 

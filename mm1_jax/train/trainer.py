@@ -1,17 +1,19 @@
-"""A run of training: its config, what is worked out before any array, and the opening of its parts.
+"""Trainer: the config of a training run, and the setup of its components.
 
-Outputs, all in one folder:
+All outputs are in one folder:
 
     metrics.jsonl        one object per step
     evaluations.jsonl    one object per evaluator and step at which it ran
     checkpoints/         training state and data state of the last few saves
-    tensorboard/         the same numbers, and pictures with the model's answers
-    goodput.json         where the time went, over all launches
-    hosts/               what each process does, a line each
-    report.md  report.json  samples.png      at the end, with report.evals.txt: what was evaluated
+    tensorboard/         the same metrics, and images with the model's answers
+    goodput.json         time spent per phase, over all launches
+    hosts/               status of each process, one line each
+    report.md  report.json  samples.png      written at the end, with report.evals.txt: the configs
+                         of the evaluators
 
-A launch into the folder of an interrupted run continues it, with the same batches and the same
-losses, bit for bit; into that of a finished run, it evaluates again if the evaluators have changed.
+A launch into the folder of an interrupted run resumes it with bit-identical batches and losses. A
+launch into the folder of a finished run only evaluates, and only if the evaluators have changed or
+the report is incomplete.
 """
 
 import contextlib
@@ -57,26 +59,27 @@ from mm1_jax.train.train_state import TrainState, abstract_model
 
 
 class Trainer(Configurable):
-    """Trains a model on the batches of an input, and judges it."""
+    """Trains a model on the batches of an input, and evaluates it."""
 
     @config_class
     class Config(Configurable.Config):
         max_steps: Required[PositiveInt] = REQUIRED
-        # Draws the initial parameters; the data side has a seed of its own.
+        # Seed of the initial parameters; the data pipeline has its own seed.
         seed: Annotated[int, Range(at_least=-(2**63), below=2**63)] = 0
-        # Parts of the model, by path, that start from other checkpoints; the rest is drawn.
+        # Parts of the model, by path, that start from other checkpoints; all others are initialized
+        # randomly.
         initial_weights: dict[str, InitialWeights.Config] = {}
         optimizer: Optimizer.Config = AdamW.default_config()
         loss: Loss.Config = Loss.default_config()
-        # Spread of the work over devices: the first rule that matches their kind and number, with
-        # the fields that `parallelism` sets on top.
+        # Parallelism: the first rule that matches the kind and number of devices, overridden by the
+        # fields set in `parallelism`.
         mesh_rules: list[MeshRule] = []
         parallelism: Parallelism.Config = Parallelism.default_config()
         checkpointer: Checkpointer.Config = Checkpointer.default_config()
         progress: Progress.Config = Progress.default_config()
-        # Steps between two sets of numbers in TensorBoard; `metrics.jsonl` has every step.
+        # Interval of TensorBoard summaries in steps; `metrics.jsonl` has every step.
         summary_every_n_steps: PositiveInt = 10
-        # Records the norms of gradient and update of each part, at every step.
+        # Records gradient and update norms per part of the model at every step.
         norms_by_part: bool = False
         anomalies: Anomalies.Config = Anomalies.default_config()
         watchdog: Watchdog.Config = Watchdog.default_config()
@@ -94,19 +97,19 @@ class Trainer(Configurable):
         output_dir: Path,
         devices: Sequence[Any] | None = None,
     ):
-        """Works everything out that needs no array, and touches no device for a wrong config.
+        """Sets up everything that needs no arrays.
 
         Args:
-            input: A `data.input.Input`; `batch_size`, `corpus_names` and `iterator()` are used.
+            input: A `data.input.Input`.
             evaluators: `evals.evaluator.Evaluator`s by name.
-            devices: Devices to train on; all of them if None.
+            devices: Devices to train on; defaults to all.
         """
         super().__init__(cfg)
         self._objective = objective
         self._input = input
         self._evaluators = evaluators
         self._output_dir = output_dir
-        # Before a device is touched, for a wrong config to end here.
+        # Check the configs before any device is used.
         objective.loss.instantiate(), cfg.optimizer.instantiate()
         self._anomalies: Anomalies = cfg.anomalies.instantiate()
         abstract_model(lambda key: objective.model.instantiate(rngs=nnx.Rngs(params=key)))
@@ -122,7 +125,7 @@ class Trainer(Configurable):
 
     @staticmethod
     def program_spec(cfg: "Trainer.Config", objective: Objective) -> ProgramSpec:
-        """The spec of the program that a trainer of this config compiles, for whichever devices."""
+        """Returns the spec of the program that a trainer with this config compiles."""
         return ProgramSpec(
             objective,
             optimizer=cfg.optimizer,
@@ -136,7 +139,7 @@ class Trainer(Configurable):
         """Trains up to `max_steps`, from the newest checkpoint if there is one, and reports.
 
         Raises:
-            SystemExit, NonFiniteLoss: As `Loop.run` does.
+            SystemExit, NonFiniteLoss: See `Loop.run`.
         """
         self._output_dir.mkdir(parents=True, exist_ok=True)
         goodput = Goodput(self._output_dir if distributed.is_first() else None)
@@ -152,7 +155,7 @@ class Trainer(Configurable):
     def _open(
         self, stack: contextlib.ExitStack, checkpointer: Checkpointer, goodput: Goodput, step: int
     ) -> Loop:
-        """The run after `step` steps; `stack` closes its parts."""
+        """Opens the components of a run that starts after `step` steps; `stack` closes them."""
         cfg, program = self._config, self.program
         watchdog = stack.enter_context(
             cfg.watchdog.instantiate(output_dir=self._output_dir, goodput=goodput)
@@ -233,7 +236,7 @@ class Trainer(Configurable):
         )
 
     def _description(self) -> dict[str, Scalar]:
-        """Fields of model and trainer by path."""
+        """Returns the config fields of model and trainer by path."""
         parts = {"model": self._objective.model, "trainer": self._config}
         return {
             f"{name}.{path}": value
@@ -242,7 +245,7 @@ class Trainer(Configurable):
         }
 
     def _first_state(self, log: RunLog) -> TrainState:
-        """The state before any step, with parts from other checkpoints where the config says so."""
+        """Creates the initial state, with the parts that start from other checkpoints loaded."""
         model = self._objective.model
         params = {
             parameter_path(path): leaf
@@ -263,5 +266,5 @@ def _flops(objective: Objective) -> ForwardFlops | None:
     try:
         return objective.flops()
     except ValueError:
-        # There is no rule for a layer: utilisation is not reported.
+        # A layer has no FLOPs rule, so utilization is not reported.
         return None

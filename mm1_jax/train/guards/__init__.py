@@ -1,1 +1,1 @@
-"""Guards of a run: stop signals, anomalous steps, silent hosts, devices that compute wrong bits."""
+"""Guards of a run: stop signals, anomalous steps, hanging hosts, silent data corruption."""

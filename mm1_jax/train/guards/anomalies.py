@@ -1,11 +1,13 @@
-"""Steps that must not be taken: a loss or gradient that is not finite, or a gradient far too large.
+"""Anomalous steps: a loss or gradient that is not finite, or a gradient that is far too large.
 
-    stop       the run ends with an error; the last checkpoint is from before
-    skip       the compiled step leaves parameters and moments as they were, bit for bit
-    roll_back  the newest checkpoint from before is restored, and the batch at fault left out
+Policies:
 
-What a run does is a function of its batches in any case: `excluded_steps.json` keeps which were
-left out, so that a restart leaves out the same.
+    stop       the run ends with an error; the last checkpoint precedes the anomaly
+    skip       the compiled step leaves parameters and moments bit-identical
+    roll_back  the newest checkpoint before the anomaly is restored, and the batch is excluded
+
+Runs stay deterministic: `excluded_steps.json` records the excluded steps, so that a restart
+excludes the same ones.
 """
 
 import json
@@ -23,12 +25,12 @@ from mm1_jax.config import Configurable, config_class
 from mm1_jax.field_types import Positive, PositiveInt
 from mm1_jax.storage import write_whole
 
-# A median of fewer steps says little.
+# Minimum number of steps for a meaningful median.
 _LEAST_STEPS = 20
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss or the gradient of a step is infinite or not a number, or the gradient too large."""
+    """Raised if the loss or gradient of a step is not finite, or the gradient is too large."""
 
     def __init__(self, step: int, message: str):
         super().__init__(message)
@@ -36,19 +38,18 @@ class NonFiniteLoss(FloatingPointError):
 
 
 class Anomalies(Configurable):
-    """Judges steps by their loss and the norm of their gradient."""
+    """Detects anomalous steps by their loss and gradient norm."""
 
     @config_class
     class Config(Configurable.Config):
         policy: Literal["stop", "skip", "roll_back"] = "stop"
-        # A larger norm of the gradient, before clipping, is an anomaly, too: none is.
+        # A gradient norm above this, before clipping, is also an anomaly. None disables it.
         max_grad_norm: Positive | None = None
-        # So is one of more than so many times the median of `spike_window` steps: none is. Known
-        # only when the step is made, so not for `skip`.
+        # A gradient norm above this factor times the median of the last `spike_window` steps is
+        # also an anomaly. None disables it. It is known only after the step, so not for `skip`.
         spike_factor: Positive | None = None
         spike_window: PositiveInt = 200
-        # More anomalies than this without a step between them that is none, skipped or gone back
-        # from, end the run.
+        # More than this many consecutive anomalies, skipped or rolled back, end the run.
         max_in_a_row: PositiveInt = 10
 
     def __init__(self, cfg: Config):
@@ -70,17 +71,17 @@ class Anomalies(Configurable):
         return self._config.policy == "roll_back"
 
     def accepts(self, total_loss: jax.Array, grad_norm: jax.Array) -> jax.Array:
-        """Inside the compiled step: whether its update is taken."""
+        """Returns, inside the compiled step, whether its update is applied."""
         is_fine = jnp.isfinite(total_loss) & jnp.isfinite(grad_norm)
         if self._config.max_grad_norm is not None:
             is_fine &= grad_norm <= self._config.max_grad_norm
         return is_fine
 
     def judge(self, record: Mapping[str, Any]) -> str | None:
-        """Returns a remark on a step, from its record; None where nothing is wrong with it.
+        """Checks the record of a step; returns a message if it was skipped, None if it is normal.
 
         Raises:
-            NonFiniteLoss: It was not skipped, or too many in a row were.
+            NonFiniteLoss: The step is anomalous and was not skipped, or too many in a row were.
         """
         reason = self._reason(record)
         if reason is None:
@@ -93,7 +94,7 @@ class Anomalies(Configurable):
         raise NonFiniteLoss(record["step"], f"step {record['step']}: {reason}. {self._advice()}")
 
     def may_roll_back(self) -> bool:
-        """Tells if the run restores a checkpoint and resumes, after `judge` has raised."""
+        """Returns whether to restore a checkpoint and resume after `judge` has raised."""
         return self.rolls_back and self._in_a_row <= self._config.max_in_a_row
 
     def _reason(self, record: Mapping[str, Any]) -> str | None:
@@ -126,7 +127,7 @@ class Anomalies(Configurable):
 
 
 class ExcludedSteps:
-    """The steps whose batches are left out, in a file of the run."""
+    """Steps whose batches are excluded, stored in a file of the run."""
 
     def __init__(self, directory: Path):
         self._path = directory / "excluded_steps.json"

@@ -1,11 +1,12 @@
-"""Silent corruption: devices that compute other bits than they should, without any error.
+"""Detection of silent data corruption: devices that compute wrong bits without any error.
 
-Two checks, at intervals. A step is made twice from the same state and batch: a program gives the
-same bits each time, so a difference is a fault of the device that has it. And copies of a parameter
-on several devices must be the same bits: a difference is a fault of the odd one, some steps ago.
+There are two checks, each at intervals. The first runs a step twice from the same state and batch.
+A program is deterministic, so a device with a different result is faulty. The second compares
+copies of an array on several devices, which must be bit-identical; a device with a different copy
+made an error some steps ago.
 
-Both compare a digest per device and array, the sum of its bits as 32-bit numbers. It changes with
-any one bit, costs a pass over memory, and nothing but digests is sent.
+Both compare a digest per device and array, the sum of its bits as 32-bit integers. It changes with
+any single bit and costs one pass over memory; only digests are communicated.
 """
 
 from collections import Counter
@@ -23,20 +24,20 @@ from mm1_jax.train.train_state import TrainState
 
 
 class Corrupted(RuntimeError):
-    """A device has computed other bits than it or another one did from the same."""
+    """Raised if a device's result differs from its own earlier one or from another device's."""
 
 
 class Corruption(Configurable):
-    """Looks for corruption at intervals; by default never."""
+    """Checks for corruption at intervals; disabled by default."""
 
     @config_class
     class Config(Configurable.Config):
-        # The step takes twice the time then, and memory for a second state.
+        # A recomputed step takes twice the time, and memory for a second state.
         recompute_every_n_steps: PositiveInt | None = None
         compare_replicas_every_n_steps: PositiveInt | None = None
 
     def __init__(self, cfg: Config, *, mesh: Mesh, state: TrainState):
-        """`state` are shapes with shardings."""
+        """`state` holds shapes with shardings."""
         super().__init__(cfg)
         self._mesh = mesh
         self._names = [
@@ -56,10 +57,10 @@ class Corruption(Configurable):
     def step_twice(
         self, make_step: Callable[[TrainState, Any], tuple[TrainState, Any]], state: Any, batch: Any
     ) -> tuple[TrainState, Any]:
-        """Returns the result of `make_step`, which is donated the state.
+        """Runs `make_step`, which donates the state, twice; returns its result.
 
         Raises:
-            Corrupted: The second time, some device gave something else.
+            Corrupted: A device had a different result the second time.
         """
         again, _ = make_step(self._copy(state), batch)
         before = np.asarray(self._digests(again))
@@ -69,13 +70,17 @@ class Corruption(Configurable):
         return state, metrics
 
     def check_replicas(self, step: int, state: TrainState) -> None:
-        """Raises Corrupted where copies of an array differ, if it is time to look."""
+        """Raises Corrupted if copies of an array differ; checks only if due at `step`."""
         every = self._config.compare_replicas_every_n_steps
         if every is not None and step % every == 0:
             self.raise_if_replicas_differ(np.asarray(self._digests(state)))
 
     def raise_if_replicas_differ(self, digests: np.ndarray) -> None:
-        """Digests by device, in the order of the mesh, and array."""
+        """Raises Corrupted if digests of copies differ.
+
+        Args:
+            digests: Digest per device, in the order of the mesh, and array.
+        """
         devices = list(self._mesh.devices.flat)
         for column, sharding in enumerate(jax.tree.leaves(self._shardings)):
             shape = self._shapes[column]
@@ -107,7 +112,7 @@ class Corruption(Configurable):
 
 
 def _digests(mesh: Mesh, shardings: TrainState) -> Callable[[TrainState], jax.Array]:
-    """A function of a state: a digest for each device of the mesh and each array, uint32."""
+    """Returns the function state -> uint32 digests per device of the mesh and array."""
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
 
     def of_device(state: TrainState) -> jax.Array:
@@ -122,7 +127,7 @@ def _digests(mesh: Mesh, shardings: TrainState) -> Callable[[TrainState], jax.Ar
     )
 
     def all_digests(state: TrainState) -> jax.Array:
-        # On every process, whoever's devices they are of.
+        # Replicate the digests, so that every process has those of all devices.
         return jax.lax.with_sharding_constraint(every(state), NamedSharding(mesh, PartitionSpec()))
 
     return all_digests

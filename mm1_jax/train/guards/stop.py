@@ -1,9 +1,9 @@
-"""Stop signals: a signal to one process stops all of them, after the same step.
+"""Stop signals: a signal to one process stops all processes after the same step.
 
-A process that gets SIGTERM or SIGINT tells the others through the service of process 0. All then
-say how many points of the loop they have passed, where stopping is possible, and stop at the one
-after the furthest. They pass the same points in the same order, so that is the same step for all,
-and none waits on the devices for a peer that has stopped.
+A process that receives SIGTERM or SIGINT tells the others through the coordinator in process 0.
+Every process then announces how many stopping points of the loop it has passed, and all stop at the
+point after the furthest one. All processes pass the same points in the same order, so they stop
+after the same step, and none waits on the devices for a peer that has stopped.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from typing import Any
 
 from mm1_jax.multihost import distributed
 
-# Between two looks at what the others say; a stop is as much later.
+# Polling interval for signals of other processes; it delays a stop by as much.
 _POLL_SECONDS = 0.5
 
 
 class Interrupted(BaseException):
-    """A signal came while something was done that may end anywhere."""
+    """Raised when a signal arrives inside of `StopSignals.interrupting`."""
 
 
 class StopSignals:
-    """Notes the first SIGTERM or SIGINT inside the context; a second one acts as it did before."""
+    """Records the first SIGTERM or SIGINT inside the context; later ones act as outside of it."""
 
     def __init__(self) -> None:
         self._noted: signal.Signals | None = None
@@ -33,7 +33,7 @@ class StopSignals:
         self._agreement = _Agreement() if distributed.process_count() > 1 else None
 
     def __enter__(self) -> "StopSignals":
-        # Python allows handlers in the main thread only.
+        # Python allows signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
@@ -47,19 +47,19 @@ class StopSignals:
             self._agreement.end()
 
     def asked(self) -> signal.Signals | None:
-        """The signal to stop for at this point of the loop; every process calls it there."""
+        """Returns the signal to stop for at this point of the loop; every process must call it."""
         if self._agreement is None:
             return self._noted
         return self._agreement.passes(self._noted)
 
     @property
     def noted(self) -> signal.Signals | None:
-        """The signal that this process got itself, which it may not stop for yet."""
+        """Signal that this process itself has received; others may not know of it yet."""
         return self._noted
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Inside, a signal does not wait: it raises `Interrupted`; not where others would wait."""
+        """Makes a signal raise `Interrupted` at once inside the block, if there is one process."""
         self._interrupts = self._agreement is None
         try:
             yield
@@ -80,7 +80,7 @@ class StopSignals:
 
 
 class _Agreement:
-    """The point after which all processes stop, found in a thread beside the loop."""
+    """Agreement of all processes on the point to stop at, found in a background thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -99,7 +99,8 @@ class _Agreement:
     def passes(self, noted: signal.Signals | None) -> signal.Signals | None:
         if noted is not None and self._signal is None:
             distributed.post("stop/signal", int(noted))
-        # Held while the others are asked how far they are: until then, this one gets no further.
+        # The background thread holds the lock while processes compare their points, so that this
+        # process does not advance meanwhile.
         with self._lock:
             self._passed += 1
             if self._last is not None and self._passed >= self._last:

@@ -1,9 +1,9 @@
-"""A thread beside the loop: says what this host does, and when it does nothing any more.
+"""Watchdog thread that writes the status of this process and reports when it hangs.
 
-    hosts/process_00003.txt   one line, made anew every few seconds: `cat hosts/*` shows all hosts
+    hosts/process_00003.txt   one line, rewritten every few seconds; `cat hosts/*` shows all
 
-A host that hangs writes the stacks of all its threads and the step that it was at to stderr; where
-`abort` is set it ends, so that a supervisor starts it again.
+A process that hangs writes its step and the stacks of all its threads to stderr. If `abort` is set,
+it then exits, so that a supervisor restarts it.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from mm1_jax.train.logs.goodput import Goodput
 
 
 class Watchdog(Configurable):
-    """Looks every few seconds whether the loop has gone on."""
+    """Checks every few seconds whether the loop has made progress."""
 
     @config_class
     class Config(Configurable.Config):
-        # Without any progress, a batch, a step, a save or the end of an evaluation, the loop hangs;
-        # None: never.
+        # Seconds without progress (a step, a save, the end of an evaluation) before the run counts
+        # as hung; None disables it.
         hang_seconds: Positive | None = 1800.0
         abort: bool = False
         status_every_n_seconds: Positive = 10.0
@@ -56,7 +56,7 @@ class Watchdog(Configurable):
         self._write("ended" if kind is None else f"ended by {kind.__name__}")
 
     def progress(self, step: int) -> None:
-        """The loop is at `step` and goes on."""
+        """Records that the loop is making progress at `step`."""
         self._step, self._progress, self._is_reported = step, time.monotonic(), False
 
     def _watch(self) -> None:
@@ -89,7 +89,7 @@ class Watchdog(Configurable):
             file=sys.stderr,
             flush=True,
         )
-        # The real file: what stands in its place may have no descriptor.
+        # Use the original stderr, because a replacement may have no file descriptor.
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
         if self._config.abort:
             print(f"error: {_who()} ends, because it hangs", file=sys.stderr, flush=True)

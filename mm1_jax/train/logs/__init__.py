@@ -1,1 +1,1 @@
-"""Everything that a run writes for people: metrics, progress, summaries, reports, profiles."""
+"""Logs of a run: metrics, progress, summaries, reports, profiles."""

@@ -1,16 +1,16 @@
-"""The time of a run by what it was spent on, over all its launches: `goodput.json`.
+"""Goodput: the time of a run per phase, over all launches, in `goodput.json`.
 
-    start_up    from the start of the process to the first step: reading lengths, restoring
-    compile     of the train step
+    start_up    from process start to the first step: reading lengths, restoring
+    compile     compilation of the train step
     data_wait   waiting for batches
-    step        all of the loop that is none of the others: what a run is for
-    checkpoint  what a save holds up; the rest of it goes on beside the steps
+    step        the rest of the loop: useful training time
+    checkpoint  time that saves block the loop; the rest of a save overlaps with steps
     evaluation, report
 
-Goodput is the share of the time since the first launch began in steps that were kept. Lost are
-steps that a later launch had to make again, and the time between the end of a launch, as it last
-wrote it down, and the start of the next. Within a launch time is that of a clock that nobody sets;
-a launch never starts before the end of the one before, whatever the clock of the machine says.
+Goodput is the share of the time since the first launch that was spent in steps that were kept.
+Lost time is that of steps which a later launch had to repeat, and the time between the last record
+of a launch and the start of the next. Durations within a launch use a monotonic clock. A launch is
+never recorded as starting before the end of the previous one, even if the system clock says so.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from mm1_jax.storage import write_whole
 
 PHASES = ("start_up", "compile", "data_wait", "step", "checkpoint", "evaluation", "report")
 _NAME = "goodput.json"
-# Of how many saves it is known how long the steps up to them took.
+# Number of latest saves for which the step seconds up to the save are recorded.
 _NUM_SAVES = 32
 
 
 class Goodput:
-    """The clock of one launch; every moment belongs to one phase."""
+    """Clock of one launch, which assigns every moment to one phase."""
 
     def __init__(self, directory: Path | None):
-        """Goes on with what earlier launches wrote in `directory`; None: writes nothing."""
+        """Continues the records of earlier launches in `directory`; None disables writing."""
         self._path = None if directory is None else directory / _NAME
         self._earlier = _read(self._path)
         self._lock = threading.RLock()
         age = _process_age()
         ends = [launch["end"] for launch in self._earlier]
         self._start = max([time.time() - age, *ends])
-        # What `time.monotonic` says at `_start`, the start of the process.
+        # Value of `time.monotonic` at `_start`, the start of the process.
         self._zero = time.monotonic() - age
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._saved: dict[str, float] = {}
@@ -54,13 +54,13 @@ class Goodput:
 
     @property
     def phase(self) -> tuple[str, float]:
-        """The current phase, and for how many seconds it has been."""
+        """Current phase, and its duration so far in seconds."""
         with self._lock:
             return self._phase, time.monotonic() - self._since
 
     @contextlib.contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """The time of the block belongs to `phase`, and then to what went on before again."""
+        """Assigns the time of the block to `phase`; the previous phase resumes afterward."""
         before = self._phase
         self._enter(phase)
         try:
@@ -69,7 +69,7 @@ class Goodput:
             self._enter(before)
 
     def begin(self, first_step: int) -> None:
-        """The loop begins after `first_step`; what earlier launches made beyond it is lost."""
+        """Starts the loop after `first_step`; later steps of earlier launches count as lost."""
         with self._lock:
             self._first_step = self._last_step = first_step
             for launch in self._earlier:
@@ -82,12 +82,12 @@ class Goodput:
         self._enter("step")
 
     def step(self, step: int) -> None:
-        """Step number `step` has been dispatched."""
+        """Records that step number `step` has been dispatched."""
         with self._lock:
             self._last_step = step
 
     def saved(self, step: int) -> None:
-        """A checkpoint after `step` was begun."""
+        """Records that a save after `step` has started."""
         with self._lock:
             self._enter(self._phase)
             self._saved[str(step)] = self._seconds["step"]
@@ -95,14 +95,14 @@ class Goodput:
         self.write()
 
     def rolled_back(self, step: int) -> None:
-        """Goes on from the checkpoint after `step`: what this launch made since is lost."""
+        """Resumes from the checkpoint after `step`; steps of this launch since then are lost."""
         with self._lock:
             self._enter(self._phase)
             self._lost += self._seconds["step"] - self._lost - self._saved.get(str(step), 0.0)
             self._last_step = step
 
     def totals(self) -> dict[str, float]:
-        """Seconds over all launches, and shares of the time since the first one began."""
+        """Returns seconds per phase over all launches, and the goodput."""
         launches = [*self._earlier, self._launch()]
         seconds = {name: sum(each["seconds"][name] for each in launches) for name in PHASES}
         lost = sum(each["lost_step_seconds"] for each in launches)
@@ -121,7 +121,7 @@ class Goodput:
         }
 
     def describe(self) -> str:
-        """The totals as a line for people."""
+        """Formats the totals as a readable line."""
         totals = self.totals()
         shares = ", ".join(
             f"{name.removesuffix('_seconds')} {totals[name] / totals['elapsed_seconds']:.1%}"
@@ -138,7 +138,7 @@ class Goodput:
             return
         with self._lock:
             content = {"totals": self.totals(), "launches": [*self._earlier, self._launch()]}
-            # A full disk is no reason to stop.
+            # A full disk must not stop the run.
             with contextlib.suppress(OSError):
                 write_whole(self._path, json.dumps(content, indent=1) + "\n")
 
@@ -192,9 +192,10 @@ def _read(path: Path | None) -> list[dict[str, Any]]:
 
 
 def _process_age() -> float:
-    """Seconds since this process was started, imports included; 0 where Linux does not say."""
+    """Returns the seconds since process start, including imports; 0 if /proc is unavailable."""
     try:
-        # After the name, which may hold anything; the start is in ticks since the machine's.
+        # Parse after the process name, which may contain anything. The start time is in clock ticks
+        # since boot.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         up = float(Path("/proc/uptime").read_text().split()[0])
         return max(0.0, up - int(fields[19]) / os.sysconf("SC_CLK_TCK"))

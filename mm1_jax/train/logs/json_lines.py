@@ -1,4 +1,4 @@
-"""A file with one JSON object per line, each with the number of its step: `metrics.jsonl`, say."""
+"""JSON lines files with one object per line, each with a step number, such as `metrics.jsonl`."""
 
 import contextlib
 import json
@@ -14,9 +14,9 @@ from mm1_jax.storage import write_whole
 
 
 class JsonLines:
-    """Appends records; numbers keep all their digits, what is not finite is written as null.
+    """Appends records with full numeric precision; non-finite numbers are written as null.
 
-    A record is in the file, as far as the operating system goes, when `write` returns.
+    When `write` returns, the record has been handed to the operating system.
     """
 
     def __init__(self, path: Path):
@@ -29,13 +29,13 @@ class JsonLines:
             with self.path.open("a") as file:
                 file.write(line + "\n")
         except OSError:
-            # Half a line, of a full disk, would hide all that come after it.
+            # A partial line, left by a full disk, would corrupt the record written after it.
             with contextlib.suppress(OSError):
                 os.truncate(self.path, size)
             raise
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records in order, without the half line that a killed process may leave."""
+        """Yields the records in order, skipping partial lines left by killed processes."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -48,7 +48,7 @@ class JsonLines:
                     yield record
 
     def rewind(self, step: int) -> bool:
-        """Keeps the records up to `step` only; whether anything was taken away."""
+        """Removes records after `step`; returns whether anything was removed."""
         if not self.path.exists():
             return False
         kept = [json.dumps(record) for record in self.records() if record["step"] <= step]
@@ -56,7 +56,7 @@ class JsonLines:
         present = self.path.read_text(errors="replace")
         if text == present:
             return False
-        # Half a line, at the end, is of a process that was killed.
+        # A partial last line was left by a killed process and is not counted as damage.
         if damaged := present.count("\n") - sum(1 for _ in self.records()):
             logging.warning("%s: %d damaged lines are left out", self.path, damaged)
         write_whole(self.path, text)

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal; in a file, a line now and then."""
+"""Progress display: a bar on a terminal, otherwise a line every few seconds."""
 
 import contextlib
 import sys
@@ -12,26 +12,26 @@ from tqdm import tqdm
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.field_types import Positive
 
-# Without a bar, these steps have a line whatever the time: enough to see that it works.
+# Without a bar, these steps always print a line, to show early that training works.
 _FIRST_STEPS = (1, 2, 5, 10)
 
 
 def say(text: str) -> None:
-    """Prints a line; one that cannot be written, as on a full disk, stays in the buffer."""
+    """Prints a line; if it cannot be written, as on a full disk, it stays in the buffer."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
 
 class Progress(Configurable):
-    """Shows loss, tokens/s, images/s and the time that remains."""
+    """Shows loss, tokens/s, images/s and the remaining time."""
 
     @config_class
     class Config(Configurable.Config):
-        # Between two lines, where there is no terminal.
+        # Seconds between lines if there is no terminal.
         every_n_seconds: Positive = 5.0
 
     def __init__(self, cfg: Config, *, max_steps: int, first_step: int, has_bar: bool = True):
-        """`has_bar`: whether there is one on a terminal."""
+        """`has_bar` allows a progress bar if stderr is a terminal."""
         super().__init__(cfg)
         self._every_n_seconds = cfg.every_n_seconds
         self._max_steps = max_steps
@@ -43,7 +43,7 @@ class Progress(Configurable):
             self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Shows a step that is done, from its record in `metrics.jsonl`."""
+        """Shows a completed step from its record in `metrics.jsonl`."""
         self._seconds += metrics["step_seconds"]
         text = {
             "loss": f"{metrics['loss']:.4f}",

@@ -1,7 +1,7 @@
-"""The report of a run: `report.md` to read, `report.json` to compare, `samples.png` to look at.
+"""Report of a run: `report.md` for people, `report.json` for programs, and `samples.png`.
 
-Beside them, `report.evals.txt` has the configs of the evaluators, so that a later launch knows
-whether the report is still theirs.
+`report.evals.txt` contains the configs of the evaluators, so that a later launch can tell whether
+the report is still up to date.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from mm1_jax.train.logs.sample_pictures import choose_samples, sample_grid
 
 _EVALS_NAME = "report.evals.txt"
 _NUM_PICTURES = 32
-# Expert load is a mean over this many of the last steps.
+# Expert load is averaged over this many last steps.
 _LOAD_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSummary:
-    """Totals of the training over all launches of the run.
+    """Totals of training over all launches of the run.
 
     Attributes:
-        seconds: In training steps; evaluation, saving and compilation are not in it.
-        tokens: Real ones, text and image, without padding.
-        expert_load: [layers, experts], share of the routed tokens of a layer; None without experts.
-        dropped_share: Share of routed tokens that found no room in their expert.
+        seconds: Time in training steps, without evaluation, saving and compilation.
+        tokens: Number of text and image tokens, without padding.
+        expert_load: Share of the routed tokens of a layer, [layers, experts]; None without experts.
+        dropped_share: Share of routed tokens dropped for lack of capacity.
     """
 
     steps: int
@@ -48,10 +48,10 @@ class TrainingSummary:
 def summarize_training(
     records: Iterable[Mapping[str, Any]], num_parameters: int
 ) -> TrainingSummary:
-    """From the records of `metrics.jsonl`.
+    """Summarizes the records of `metrics.jsonl`.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no records.
     """
     records = list(records)
     if not records:
@@ -81,16 +81,18 @@ def write_report(
     samples: Sequence[Any] = (),
     accounting: Mapping[str, Mapping[str, float | int]] | None = None,
 ) -> None:
-    """Writes the files; `report.evals.txt` last, and only where no evaluation failed.
+    """Writes the report files.
 
-    Its presence thus says that the report is complete.
+    `report.evals.txt` is written last, and only if no evaluation failed. Its presence thus means
+    that the report is complete.
 
     Args:
-        evaluation: Metrics under `name/shots/metric`; with `training/...` they make `report.json`.
-        evaluators: The configs of the evaluators, as text.
-        failures: Why an evaluation has no metrics, by its name.
+        evaluation: Metrics named `name/shots/metric`. They are written to `report.json`, together
+            with the totals named `training/...`.
+        evaluators: Configs of the evaluators as text.
+        failures: Reasons of failed evaluations by name.
         samples: `evals.evaluator.Sample`s.
-        accounting: Counts of each corpus: corpus -> name -> number.
+        accounting: Counts per corpus: corpus -> name -> number.
     """
     failures = failures or {}
     evals_path = directory / _EVALS_NAME
@@ -108,12 +110,12 @@ def write_report(
 
 
 def is_reported(directory: Path, step: int, evaluators: str) -> bool:
-    """Tells if `directory` has the complete report after `step` steps, of these evaluators."""
+    """Returns whether `directory` has a complete report of `step` steps by these evaluators."""
     try:
         report = json.loads((directory / "report.json").read_text())
         evals = (directory / _EVALS_NAME).read_text()
         return report["training/steps"] == step and evals == evaluators
-    # Not there, or damaged: it is written again.
+    # A missing or damaged report is written again.
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -121,7 +123,7 @@ def is_reported(directory: Path, step: int, evaluators: str) -> bool:
 def split_metrics(
     evaluation: Mapping[str, float | int],
 ) -> tuple[dict[tuple[str, str], dict[int, float]], dict[str, float], dict[str, float]]:
-    """Metrics by benchmark, metric and shots; held-out losses by corpus; whatever else there is."""
+    """Splits metrics into benchmark results by shots, held-out losses by corpus, and the rest."""
     by_shots: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     held_out: dict[str, float] = {}
     others: dict[str, float] = {}
@@ -235,5 +237,5 @@ def _cell(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, int):
         return f"{value:,}"
-    # A message may have lines and bars of its own.
+    # Messages may contain line breaks and vertical bars.
     return " ".join(str(value).split()).replace("|", "\\|")

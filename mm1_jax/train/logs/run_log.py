@@ -1,4 +1,4 @@
-"""The records of a run: JSON lines, TensorBoard summaries, and progress on the screen."""
+"""Log of a run: JSON lines, TensorBoard and Weights & Biases, and progress on the screen."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,20 +19,20 @@ from mm1_jax.train.metrics import Metrics, divide
 
 
 class _Step(NamedTuple):
-    """A step that the device may still be busy with."""
+    """A dispatched step that may still be running on the devices."""
 
     step: int
     metrics: Metrics
     data_wait_seconds: float
-    # What each corpus has given; None where the step has no summary.
+    # Counts per corpus so far; None if the step has no summary.
     accounting: Mapping[str, Mapping[str, int | float]] | None
 
 
 class RunLog:
-    """Logs every step when the next one has been dispatched, so that the device never waits for it.
+    """Logs each step after the next one is dispatched, so that devices never wait for logging.
 
-    Records of steps after `first_step`, which an earlier launch made and did not save, are removed.
-    Of several processes, all judge the steps and only the first writes anything down.
+    Records after `first_step` are removed: they are of steps that an earlier launch did not save.
+    All processes check steps for anomalies, but only process 0 writes logs.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class RunLog:
         self._summaries: Summaries | None = None
         self._wandb = wandb
         self._evaluated: dict[tuple[int, str], Mapping[str, Any]] = {}
-        # Fields of the next record only.
+        # Extra fields of only the next record.
         self._once: dict[str, Any] = {}
         self.rewind(first_step)
         self._clock = time.perf_counter()
 
     def rewind(self, step: int) -> None:
-        """Forgets what came after `step`, which is made again or differently."""
+        """Removes the records after `step`, which will be run again."""
         self._pending: _Step | None = None
         if not self._is_writer:
             return
         has_earlier_steps = self._metrics.rewind(step) or step > 0
         self._evaluations.rewind(step)
-        # What is written already; a failed evaluation is none.
+        # Evaluations that are already logged, without failed ones.
         self._evaluated = {
             (record["step"], record["evaluator"]): record
             for record in self._evaluations.records()
@@ -85,7 +85,7 @@ class RunLog:
 
     @property
     def evaluated(self) -> list[tuple[int, str]]:
-        """Steps and names of the evaluations that are written already."""
+        """Steps and names of the evaluations that are already logged."""
         return sorted(self._evaluated)
 
     @property
@@ -104,10 +104,10 @@ class RunLog:
         data_wait_seconds: float,
         accounting: Callable[[], Mapping[str, Mapping[str, int | float]] | None],
     ) -> None:
-        """Takes the metrics of a step that was just dispatched, and logs the one before it.
+        """Records the metrics of a step that was just dispatched, and logs the previous step.
 
         Args:
-            accounting: Tells what each corpus has given up to now; it goes with the summaries.
+            accounting: Returns the counts per corpus so far; called for steps with a summary.
         """
         self.flush()
         is_summarised = step % self._summary_every_n_steps == 0
@@ -118,7 +118,7 @@ class RunLog:
         """Waits for the last step and logs it.
 
         Raises:
-            NonFiniteLoss: It is an anomaly that was not skipped; it is not logged.
+            NonFiniteLoss: The step is an anomaly that was not skipped. It is not logged.
         """
         if self._pending is None:
             return
@@ -154,17 +154,17 @@ class RunLog:
             self.scalars(step, record)
 
     def save(self, seconds: float) -> None:
-        """Takes the time that a save held up training; the next record carries it."""
+        """Adds the time that a save blocked training to the next record."""
         self._once["save_seconds"] = seconds
 
     def start_clock(self) -> None:
-        """Times the next step from now: the save or the evaluation before it is not in it."""
+        """Starts timing the next step now, to exclude a preceding save or evaluation."""
         self._clock = time.perf_counter()
 
     def evaluation(self, step: int, evaluator: str, result: Any) -> None:
-        """Takes an `evals.evaluator.EvalResult`."""
+        """Logs an `evals.evaluator.EvalResult`."""
         record = {"step": step, "evaluator": evaluator, **result.metrics}
-        # Made again, after a restart, it is not written twice; with another config, it differs.
+        # A repeated evaluation with the same result is written only once.
         is_new = self._evaluated.get((step, evaluator)) != record
         self._evaluated[step, evaluator] = record
         if self._summaries is None:
@@ -178,7 +178,7 @@ class RunLog:
         self.message("\n".join(f"step {step}  {line}" for line in _metric_lines(result.metrics)))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers for TensorBoard and Weights & Biases only."""
+        """Sends numbers to TensorBoard and Weights & Biases only."""
         for sink in self._sinks:
             sink.scalars(step, values)
 
@@ -189,7 +189,7 @@ class RunLog:
         self.message(f"step {step}  evaluation {evaluator} failed: {reason}")
 
     def step_records(self) -> Iterator[dict[str, Any]]:
-        """The records of all steps up to now, earlier launches included."""
+        """Returns the records of all steps so far, including earlier launches."""
         return self._metrics.records()
 
     def _write(self, file: JsonLines, record: Mapping[str, Any]) -> None:
@@ -208,9 +208,9 @@ class RunLog:
 
 
 def step_record(step: int, metrics: Metrics, corpus_names: Sequence[str]) -> dict[str, Any]:
-    """The metrics of a step under the names of `metrics.jsonl`, as plain numbers and lists.
+    """Converts the metrics of a step to a record of `metrics.jsonl`: plain numbers and lists.
 
-    A corpus without a scored target in the batch has no loss.
+    A corpus without scored targets in the batch has no loss.
     """
     values = divide(metrics)
     record: dict[str, Any] = {"step": step, "loss": float(values["loss"])}
@@ -227,7 +227,7 @@ def step_record(step: int, metrics: Metrics, corpus_names: Sequence[str]) -> dic
 
 
 def _metric_lines(metrics: Mapping[str, float | int]) -> Iterator[str]:
-    """One line for each benchmark and metric, with its values at all shots."""
+    """Yields one line per benchmark and metric, with its values at all shots."""
     by_shots, held_out, others = split_metrics(metrics)
     for (name, metric), values in by_shots.items():
         shots = "  ".join(f"{value:.4f} at {number} shots" for number, value in values.items())

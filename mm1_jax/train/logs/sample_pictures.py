@@ -1,4 +1,4 @@
-"""Pictures of what the model said: each sample a tile, tiles side by side a grid."""
+"""Images of samples: each tile shows an input image, the prompt and the model's answer."""
 
 import textwrap
 from collections import defaultdict
@@ -17,7 +17,7 @@ _LINE_HEIGHT = 17
 _LETTERS_PER_LINE = 28
 _PROMPT_LINES = 3
 _ANSWER_LINES = 4
-# The longest prompt and the longest answer hardly ever meet; where they do, the answer is cut.
+# Fewer than both limits together: if prompt and answer are both long, the answer is truncated.
 _TEXT_LINES = 6
 TILE_HEIGHT = _PICTURE_HEIGHT + _TEXT_LINES * _LINE_HEIGHT + 4 * _MARGIN
 
@@ -25,10 +25,10 @@ _GREY, _GREEN, _RED, _WHITE = (90, 90, 90), (0, 120, 40), (190, 20, 20), (255, 2
 
 
 def sample_tile(sample: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """The pictures of a sample over its prompt and the answer.
+    """Draws the image of a sample above its prompt and the answer.
 
-    The frame is green for a right answer, red for a wrong one, which stands beside the right one:
-    "answer 3, expected 7".
+    The frame is green for a correct answer and red for a wrong one. A wrong answer is shown with
+    the correct one: "answer 3, expected 7".
 
     Args:
         sample: An `evals.evaluator.Sample` with an image.
@@ -55,7 +55,7 @@ def sample_tile(sample: Any) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def sample_grid(samples: Sequence[Any], num_columns: int = 8) -> UInt8[np.ndarray, "h w 3"]:
-    """The tiles of the samples in rows; the last row is filled up with white."""
+    """Arranges the tiles of samples in rows; the last row is filled with white."""
     tiles = [sample_tile(sample) for sample in samples]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % num_columns)
     starts = range(0, len(tiles), num_columns)
@@ -64,7 +64,7 @@ def sample_grid(samples: Sequence[Any], num_columns: int = 8) -> UInt8[np.ndarra
 
 
 def choose_samples(samples: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` samples with images, evenly from all benchmarks, in their order."""
+    """Chooses at most `count` samples with images, evenly from all benchmarks, in order."""
     by_benchmark = defaultdict(list)
     for sample in samples:
         if sample.image is not None:
@@ -76,14 +76,14 @@ def choose_samples(samples: Sequence[Any], count: int) -> list[Any]:
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """Scaled to the height or the width that there is; enlarged pictures keep their hard pixels."""
+    """Scales an image to the available height or width; enlarged images keep sharp pixels."""
     scale = min(_PICTURE_HEIGHT / picture.height, (TILE_WIDTH - 2 * _MARGIN) / picture.width)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
 
 
 def _answer_beside(answer: str, reference: str) -> list[str]:
-    """A wrong answer and the right one, on one line where both are short."""
+    """Formats a wrong answer and the correct one, on one line if both are short."""
     given, right = f"answer {answer},", f"expected {reference}"
     if len(line := f"{given} {right}") <= _LETTERS_PER_LINE:
         return [line]
@@ -97,6 +97,6 @@ def _first_lines(text: str, limit: int) -> list[str]:
 
 
 def _lines(text: str, limit: int) -> list[str]:
-    """The text in at most `limit` lines; of a longer one the end, where the question stands."""
+    """Wraps text to at most `limit` lines; keeps the end of longer text, which has the question."""
     lines = textwrap.wrap(" ".join(text.split()), _LETTERS_PER_LINE)
     return lines if len(lines) <= limit else ["...", *lines[len(lines) - limit + 1 :]]

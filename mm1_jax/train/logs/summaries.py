@@ -1,4 +1,4 @@
-"""TensorBoard summaries: the numbers of a run, and what the model says under held-out pictures."""
+"""TensorBoard summaries: metrics of a run, and held-out images with the model's answers."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +11,20 @@ NUM_PICTURES = 16
 
 
 class Summaries:
-    """Writes event files; of those of earlier launches, what follows `first_step` is void."""
+    """Writes event files; events of earlier launches after `first_step` are purged."""
 
     def __init__(self, directory: Path, *, first_step: int):
-        # tensorboardX imports torch where it is installed, which takes seconds: only a run pays it.
+        # Import late: tensorboardX imports torch if it is installed, which takes seconds.
         writer = importlib.import_module("tensorboardX").SummaryWriter
         self._writer = writer(str(directory), purge_step=first_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers under their names; a list becomes one number per item."""
+        """Writes numbers under their names; a list becomes one number per item."""
         for name, value in flat(values):
             self._writer.add_scalar(name, value, step)
 
     def samples(self, step: int, name: str, samples: Sequence[Any]) -> None:
-        """A grid of pictures with the model's answers."""
+        """Writes a grid of images with the model's answers."""
         chosen = choose_samples(samples, NUM_PICTURES)
         if chosen:
             self._writer.add_image(f"samples/{name}", sample_grid(chosen), step, dataformats="HWC")
@@ -37,7 +37,7 @@ class Summaries:
 
 
 def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """The numbers, those of lists as `name/index`; anything else is left out."""
+    """Yields the numbers, with list items as `name/index`; other values are skipped."""
     for name, value in values.items():
         if isinstance(value, list):
             yield from flat({f"{name}/{i}": item for i, item in enumerate(value)})

@@ -1,4 +1,4 @@
-"""Use of the devices by a step: model FLOPs utilisation, and memory."""
+"""Device utilization per step: model FLOPs utilization (MFU) and memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from mm1_jax.parallel.parallelism import device_kind
 
 
 class Utilisation:
-    """The utilisation of devices by steps on so many rows.
+    """Computes the utilization of devices by steps of `num_rows` rows.
 
-    MFU is the model FLOPs of a step, by the rule of `models/flops.py`, over what the devices could
-    do in its time in bfloat16, by their data sheets. It has no number where the peak of the devices
-    is not known, a CPU's say, or the FLOPs of the model are not.
+    MFU is the model FLOPs of a step, counted by the rules of `models/flops.py`, divided by the peak
+    bfloat16 FLOPs of the devices in the same time. It is omitted if the peak of the devices is
+    unknown, as on CPUs, or the FLOPs of the model are.
     """
 
     def __init__(self, flops: ForwardFlops | None, *, num_rows: int, devices: Sequence[Any]):
@@ -27,16 +27,16 @@ class Utilisation:
         self._local = [each for each in devices if each.process_index == _own_process(each)]
 
     def of_step(self, num_images: int, seconds: float) -> dict[str, float]:
-        """Numbers for the record of a step."""
+        """Returns the MFU for the record of a step, if it is known."""
         if self._flops is None or self._peak is None:
             return {}
         flops = self._flops.of_training(self._num_rows, num_images)
         return {"mfu": flops / (seconds * self._peak)}
 
     def memory(self) -> dict[str, float]:
-        """Bytes in use, the most of all devices of this process, and what the process itself had.
+        """Returns current and peak bytes in use of the fullest local device, and peak host memory.
 
-        The peaks are of the whole process.
+        The peaks are over the lifetime of the process.
         """
         values = {"host_memory_peak_bytes": float(peak_bytes())}
         stats = [each.memory_stats() or {} for each in self._local]

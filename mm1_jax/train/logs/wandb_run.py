@@ -1,10 +1,10 @@
-"""Weights & Biases, for those who watch their runs there (`pip install mm1_jax[wandb]`).
+"""Logging to Weights & Biases (`pip install mm1_jax[wandb]`).
 
     cfg.trainer.wandb = WandbRun.default_config().set(project="mm1")
 
-All that TensorBoard gets goes there, too. Launches into the same output folder are one run, whose
-id is kept in the folder. Of a step that is made again after a restart, the service keeps what it
-has.
+It receives everything that TensorBoard gets. Launches into the same output folder form one run,
+whose id is stored in the folder. If a step is repeated after a restart, the service keeps its first
+values.
 """
 
 import importlib
@@ -23,25 +23,25 @@ _ID = "wandb_id.txt"
 
 
 class WandbRun(Configurable):
-    """The counterpart of `summaries.Summaries` for Weights & Biases."""
+    """Counterpart of `summaries.Summaries` for Weights & Biases."""
 
     @config_class
     class Config(Configurable.Config):
         project: NonEmpty = "mm1_jax"
         entity: str | None = None
-        # None: that of the output folder.
+        # Defaults to the name of the output folder.
         name: str | None = None
-        # "offline" writes into the output folder, for `wandb sync`.
+        # "offline" writes to the output folder, for `wandb sync`.
         mode: Literal["online", "offline"] = "online"
 
     def __init__(self, cfg: Config, *, output_dir: Path, description: Mapping[str, Any]):
-        """Begins the run, or goes on with it.
+        """Starts or resumes the run.
 
         Args:
-            description: Fields of the run's config, for its table of runs.
+            description: Config fields of the run, for the table of runs.
 
         Raises:
-            ValueError: The package is not there, or the service does not take the run.
+            ValueError: The package is not installed, or the service rejects the run.
         """
         super().__init__(cfg)
         try:
@@ -69,18 +69,18 @@ class WandbRun(Configurable):
             ) from error
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers under their names; a list becomes one number per item."""
+        """Logs numbers under their names; a list becomes one number per item."""
         self._run.log(dict(flat(values)), step=step)
 
     def samples(self, step: int, name: str, samples: Sequence[Any]) -> None:
-        """A grid of pictures with the model's answers."""
+        """Logs a grid of images with the model's answers."""
         chosen = choose_samples(samples, NUM_PICTURES)
         if chosen:
             picture = self._wandb.Image(sample_grid(chosen))
             self._run.log({f"samples/{name}": picture}, step=step)
 
     def flush(self) -> None:
-        """Nothing: another process sends what it gets as it comes."""
+        """Does nothing, because wandb sends data from its own process as it arrives."""
 
     def close(self) -> None:
         self._run.finish()

@@ -1,1 +1,1 @@
-"""Gradient -> update: one file a kind of optimizer, and what they share."""
+"""Optimizers: one file per optimizer, and the parts that they share."""

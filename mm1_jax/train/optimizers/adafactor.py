@@ -1,9 +1,10 @@
-"""AdaFactor (arXiv 1804.04235): second moments kept as rows and columns.
+"""AdaFactor (arXiv 1804.04235): second moments factored into rows and columns.
 
-    R, C, V    means of squared gradients over the columns, over the rows, and their estimate
-    u          gradient / sqrt(V), where V = R C / mean(R); clipped to a root mean square of 1
+    R, C    means of squared gradients over the columns and over the rows
+    V       estimate of the second moments, R C / mean(R)
+    u       gradient / sqrt(V), clipped to a root mean square of 1
 
-Every layer of a stack, and every expert, is a matrix of its own: it is clipped and scaled alone.
+Every layer of a stack and every expert is a separate matrix, clipped and scaled on its own.
 """
 
 import dataclasses
@@ -20,27 +21,27 @@ from mm1_jax.config import config_class
 from mm1_jax.field_types import Positive, PositiveInt
 from mm1_jax.train.optimizers.optimizer import Optimizer, own_dims, tree_of
 
-# The step that a parameter of zeros, a new bias say, can leave zero with (section 8 of the paper).
+# Minimum scale, so that parameters of zeros, such as new biases, can change (paper, section 8).
 _MIN_SCALE = 1e-3
-# Keeps a gradient of zero from a division by zero; so small that it changes no other.
+# Avoids division by zero for zero gradients; too small to affect other values.
 _EPS = 1e-30
 
 
 class Adafactor(Optimizer):
-    """AdaFactor, with which MM1 is fine-tuned: a row and a column of second moments for a matrix.
+    """AdaFactor, the optimizer of MM1 fine-tuning, with factored second moments and no momentum.
 
-    `direction` is that of `scale_by_adafactor`; there is no momentum. The paper names the peak rate
-    and no more, so the rest are the defaults of the AdaFactor paper.
+    The MM1 paper only states the peak learning rate, so the other defaults are those of the
+    AdaFactor paper.
     """
 
     @config_class
     class Config(Optimizer.Config):
-        # Matrices with a smaller dim keep all their second moments.
+        # Matrices with a smaller dim store full second moments.
         min_factored_dim: PositiveInt = 128
         decay_exponent: Positive = 0.8
-        # Largest root mean square of the direction of a matrix; None: not clipped.
+        # Maximum root mean square of the direction per matrix; None disables clipping.
         update_clip: Positive | None = 1.0
-        # Multiply by the root mean square of the matrix: the rate is then a relative change.
+        # Multiplies by the root mean square of the matrix, so that the rate is a relative change.
         relative: bool = True
 
     def direction(self, params: nnx.State) -> optax.GradientTransformation:
@@ -59,9 +60,10 @@ class Adafactor(Optimizer):
 
 
 class AdafactorState(NamedTuple):
-    """Updates made, and second moments: trees of the parameters, with size 1 where a mean is over.
+    """Number of updates, and second moments as trees with the structure of the parameters.
 
-    A parameter that is not factored has all of its moments in `rows`, and 1 in `columns`.
+    Dims that are averaged over have size 1. A parameter that is not factored has its full moments
+    in `rows`, and 1 in `columns`.
     """
 
     count: Int[Array, ""]
@@ -71,7 +73,7 @@ class AdafactorState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """The dims of a parameter that make up one matrix, and the two of them that are factored."""
+    """Dims of a parameter that form one matrix, and the two of them that are factored."""
 
     dims: tuple[int, ...]
     row: int | None = None
@@ -79,10 +81,10 @@ class Matrix:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], dims: tuple[int, ...], min_factored_dim: int) -> "Matrix":
-        """The two largest of `dims` are factored if both are at least `min_factored_dim`."""
+        """Factors the two largest of `dims` if both are at least `min_factored_dim`."""
         if len(dims) < 2:
             return cls(dims)
-        # As `optax.adafactor` orders them, ties included.
+        # Same order as in `optax.adafactor`, including ties.
         *_, row, column = (dims[i] for i in np.argsort([shape[dim] for dim in dims]))
         return cls(dims, row, column) if shape[row] >= min_factored_dim else cls(dims)
 
@@ -90,13 +92,14 @@ class Matrix:
 def scale_by_adafactor(
     matrices: Any, *, decay_exponent: float, update_clip: float | None, relative: bool
 ) -> optax.GradientTransformation:
-    """Gradient -> step of about 1 per entry or, if relative, of about the parameter's own size.
+    """Scales gradients to steps of about 1 per entry or, if relative, of the parameter's scale.
 
     Args:
-        matrices: A `Matrix` for each parameter.
-        decay_exponent: The moments of step t, from 1, are a mean that forgets 1 - t ** -exponent.
-        update_clip: Largest root mean square of a matrix's step; None: not clipped.
-        relative: Multiply by the root mean square of the parameter.
+        matrices: A `Matrix` per parameter.
+        decay_exponent: The moments are exponential averages with decay 1 - t ** -decay_exponent in
+            step t, counted from 1.
+        update_clip: Maximum root mean square of the step per matrix; None disables clipping.
+        relative: Multiplies by the root mean square of the parameter.
     """
 
     def init(params: Any) -> AdafactorState:

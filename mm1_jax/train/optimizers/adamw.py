@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101), with which MM1 is pre-trained."""
+"""AdamW (arXiv 1711.05101), the optimizer of MM1 pre-training."""
 
 from typing import Any, Literal
 
@@ -13,11 +13,11 @@ from mm1_jax.train.optimizers.optimizer import Optimizer
 
 
 class AdamW(Optimizer):
-    """direction = m / (sqrt(v) + eps), from moments of the gradient, corrected for their start.
+    """direction = m / (sqrt(v) + eps), with bias-corrected moments m and v of the gradient.
 
-    MM1's rule "lambda is a tenth of the peak rate eta" is for a decay that is multiplied by the
-    schedule without its peak, so here it is `weight_decay=0.1` at every size; 0.1 eta itself would
-    switch the decay off.
+    MM1 sets the decay lambda to a tenth of the peak rate eta, for a decay that is multiplied by the
+    schedule without its peak. Here the decay is multiplied by the full rate, so the rule becomes
+    `weight_decay=0.1` at every model size. A weight decay of 0.1 eta would disable it in effect.
     """
 
     @config_class
@@ -26,12 +26,13 @@ class AdamW(Optimizer):
         b1: Decay = 0.9
         b2: Decay = 0.95
         eps: Positive = 1e-8
-        # Dtype of the stored m and v; they are computed in float32.
+        # Dtype in which m and v are stored; they are computed in float32.
         moments_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        # Half a unit of bfloat16's last place is 1/512 at worst: smaller changes round to none.
+        # Relative changes below half a unit in the last place of bfloat16, up to 1/256, round to
+        # zero.
         if cfg.moments_dtype == "bfloat16" and 1 - max(cfg.b1, cfg.b2) < 0.02:
             raise ValueError(
                 f"optimizer.moments_dtype='bfloat16' with b1={cfg.b1}, b2={cfg.b2}: a moment that "
@@ -40,7 +41,7 @@ class AdamW(Optimizer):
 
     def direction(self, params: nnx.State) -> optax.GradientTransformation:
         cfg = self._config
-        # Left to optax, moments are of the type of the parameters.
+        # optax alone would store moments in the dtype of the parameters.
         adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
         return _stored_in(adam, cfg.moments_dtype)
 

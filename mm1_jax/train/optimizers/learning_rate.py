@@ -1,4 +1,4 @@
-"""The learning rate: the law for its peak (MM1, section 3), and its course as a fraction of it."""
+"""Learning rate: scaling law for its peak (MM1, section 3), and schedules relative to the peak."""
 
 import enum
 import math
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 
 def mm1_learning_rate(num_parameters: int | float) -> float:
-    """Peak learning rate for a decoder of N non-embedding parameters: exp(-0.4214 ln N - 0.5535).
+    """Returns the peak rate for N non-embedding decoder parameters: exp(-0.4214 ln N - 0.5535).
 
-    A regression over grid searches at 9M, 85M, 302M and 1.2B. For an MoE, N is that of its dense
-    parent.
+    The law is a regression over grid searches at 9M, 85M, 302M and 1.2B parameters. For an MoE, N
+    is that of its dense counterpart.
     """
     if num_parameters < 1:
         raise ValueError(f"num_parameters={num_parameters}: a learning rate needs at least 1")
@@ -20,11 +20,12 @@ def mm1_learning_rate(num_parameters: int | float) -> float:
 
 
 class Schedule(enum.Enum):
-    """The decline of the rate after the warm-up.
+    """Decay of the learning rate after warm-up.
 
-    COSINE and LINEAR reach the final fraction at the end and stay there. With steps at the peak
-    before, they are the cooldown of a warm-up-stable-decay schedule (arXiv 2404.06395).
-    INVERSE_SQUARE_ROOT is sqrt(warmup_steps / steps done) and has no end (arXiv 1706.03762).
+    COSINE and LINEAR reach the final fraction at the end and stay there. With stable steps at the
+    peak, they are the cooldown of a warmup-stable-decay schedule (arXiv 2404.06395).
+    INVERSE_SQUARE_ROOT is sqrt((warmup_steps + stable_steps) / steps) and has no end (arXiv
+    1706.03762).
     """
 
     COSINE = "cosine"
@@ -34,7 +35,7 @@ class Schedule(enum.Enum):
 
     @property
     def has_end(self) -> bool:
-        """Tells if it depends on when training ends."""
+        """Whether the schedule depends on the last step of the decay."""
         return self in (Schedule.COSINE, Schedule.LINEAR)
 
 
@@ -47,10 +48,11 @@ def fraction_of_peak(
     decay_steps: int,
     final_fraction: float,
 ) -> jax.Array:
-    """The rate of update number `step`, from 0, over the peak: linear up to 1, then down.
+    """Returns the rate of update `step`, counted from 0, as a fraction of the peak.
 
-    Update `warmup_steps - 1` has the peak, and so have the `stable_steps` after it; update
-    `decay_steps - 1` has the final fraction, where the schedule has an end.
+    The rate rises linearly to the peak at update `warmup_steps - 1`, stays there for another
+    `stable_steps`, and then decays. If the schedule has an end, update `decay_steps - 1` has the
+    final fraction.
     """
     done = jnp.asarray(step, jnp.float32) + 1
     warmup = done / max(warmup_steps, 1)

@@ -1,4 +1,4 @@
-"""The family of optimizers: clipping, decay, schedule, freezing and averages around a direction."""
+"""Base class of optimizers: clipping, decay, schedule, freezing and averaging."""
 
 import abc
 from typing import Any, Literal
@@ -15,44 +15,44 @@ from mm1_jax.layers.parameter_paths import picked, picks
 from mm1_jax.train.optimizers.learning_rate import Schedule, fraction_of_peak
 from mm1_jax.train.optimizers.update import Update
 
-# Dims that stack matrices of equal kind; what remains tells a matrix from a vector.
+# Dims that stack parameters of the same kind. The other dims tell matrices from vectors.
 _STACKING_DIMS = ("layers", "expert")
 
 
 class Optimizer(Configurable, abc.ABC):
-    """The family: gradient, clipped by its global norm -> direction -> step of the scheduled size.
+    """Base class. A subclass defines the direction, computed from the gradient after clipping.
 
         parameter <- parameter - factor eta(t) (direction + weight_decay parameter)
 
-    The decay is multiplied by the scheduled learning rate, as in `optax.adamw`.
+    As in `optax.adamw`, the decay is multiplied by the scheduled learning rate eta(t).
     """
 
     @config_class
     class Config(Configurable.Config):
-        # Peak; the experiment takes `mm1_learning_rate` of the decoder.
+        # Peak learning rate; the experiment defaults to `mm1_learning_rate` of the decoder.
         learning_rate: NonNegative | None = derived(None)
         weight_decay: NonNegative = 0.0
-        # "matrices" leaves out norm scales, biases and other vectors.
+        # "matrices" excludes norm scales, biases and other vectors from weight decay.
         decayed: Literal["all", "matrices"] = "all"
         warmup_steps: NonNegativeInt = 2000
         schedule: Schedule = Schedule.COSINE
-        # Steps at the peak between warm-up and decay.
+        # Number of steps at the peak between warm-up and decay.
         stable_steps: NonNegativeInt = 0
-        # Where cosine and linear reach their end; the experiment takes `trainer.max_steps`.
+        # Step at which cosine and linear decay end; the experiment defaults to `trainer.max_steps`.
         decay_steps: NonNegativeInt | None = derived(None)
-        # Learning rate at that end, as a fraction of the peak.
+        # Learning rate at the end of the decay, as a fraction of the peak.
         final_fraction: NonNegative = 0.1
-        # Largest global norm of the gradient of what is trained; None: no clipping.
+        # Maximum global norm of the gradient of trained parameters; None disables clipping.
         clip: Positive | None = 1.0
-        # Rules of `parameter_paths`: these get no gradient, no decay and no moments.
+        # Rules (see `parameter_paths`) for frozen parameters: no gradient, decay or moments.
         frozen: tuple[str, ...] = ()
-        # Rule -> what the learning rate is multiplied by; the first rule that picks a parameter.
+        # Learning rate multipliers by rule; the first rule that picks a parameter applies.
         learning_rate_factors: dict[str, Positive] = {}
-        # Decay of the exponential average of parameters that is evaluated and saved as the model;
-        # None: no average is kept.
+        # Decay of the exponential moving average of parameters, which is then evaluated and saved
+        # as the model; None keeps no average.
         ema_decay: Decay | None = None
-        # Dtypes of stored weights, all but norms and routers, and of the sum over micro-batches of
-        # their gradients. The model computes in `model.dtype`, and the optimiser in float32.
+        # Storage dtype of the parameters, except norms and routers, and dtype of gradient sums over
+        # micro-batches. The model computes in `model.dtype`, the optimizer in float32.
         parameters_dtype: Literal["float32", "bfloat16"] = "float32"
         accumulation_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -78,10 +78,10 @@ class Optimizer(Configurable, abc.ABC):
 
     @abc.abstractmethod
     def direction(self, params: nnx.State) -> optax.GradientTransformation:
-        """Clipped gradient -> what is scaled by the learning rate, decay not included."""
+        """Returns the transformation from clipped gradient to direction, without decay or rate."""
 
     def learning_rate(self, step: Any) -> jax.Array:
-        """The rate of update number `step`, from 0, where no factor applies."""
+        """Returns the rate of update `step`, counted from 0, without factors."""
         cfg = self._config
         return cfg.learning_rate * fraction_of_peak(
             self._schedule,
@@ -93,10 +93,10 @@ class Optimizer(Configurable, abc.ABC):
         )
 
     def update(self, params: nnx.State) -> Update:
-        """The update of a model with parameters (values or shapes) like these.
+        """Creates the update for a model with these parameters (values or shapes).
 
         Raises:
-            ValueError: A rule picks no parameter, or none is left to train.
+            ValueError: A rule picks no parameter, or no parameter is left to train.
         """
         cfg = self._config
         paths = [_path(path) for path, _ in nnx.to_flat_state(params)]
@@ -116,10 +116,10 @@ class Optimizer(Configurable, abc.ABC):
         )
 
     def transformation(self, params: nnx.State) -> optax.GradientTransformation:
-        """The optimiser for parameters, all trained, with the logical names of `params`."""
+        """Returns the optax transformation for `params`, all of which are trained."""
         cfg = self._config
         clip = optax.identity() if cfg.clip is None else optax.clip_by_global_norm(cfg.clip)
-        # The decay and the rate belong to the direction's tuple: it is that of `optax.adamw`.
+        # This nesting of states is that of `optax.adamw`.
         steps = optax.chain(
             _checked(self, self.direction(params)),
             optax.add_decayed_weights(
@@ -144,12 +144,12 @@ class Optimizer(Configurable, abc.ABC):
 
 
 def decay_mask(params: nnx.State) -> Any:
-    """True for matrices, by their logical names: stacked norm scales have two dims and are none."""
+    """Returns True for matrices, recognized by logical names; stacked norm scales are vectors."""
     return tree_of(params, lambda path, variable: len(own_dims(variable)) >= 2)
 
 
 def own_dims(variable: nnx.Variable) -> tuple[int, ...]:
-    """The dims that are not there to stack parameters of a kind."""
+    """Returns the dims that do not stack parameters of the same kind."""
     names = variable.get_metadata("out_sharding")
     return tuple(i for i, name in enumerate(names) if name not in _STACKING_DIMS)
 
@@ -159,7 +159,7 @@ def _path(path: Any) -> str:
 
 
 def tree_of(params: nnx.State, function: Any) -> Any:
-    """Nested dicts of function(path, variable)."""
+    """Maps `function(path, variable)` over parameters; returns nested dicts."""
     flat = nnx.to_flat_state(params)
     return nnx.to_pure_dict(
         nnx.from_flat_state([(path, x.replace(function(_path(path), x))) for path, x in flat])
@@ -183,7 +183,7 @@ def _scale_by(factors: Any) -> optax.GradientTransformation:
 
 
 def _checked(optimizer: Optimizer, direction: Any) -> optax.GradientTransformation:
-    """Compares the directions with the gradient at each update: a scalar would broadcast."""
+    """Checks that directions have the shapes of the gradient; a scalar would broadcast."""
     name = f"{type(optimizer).__name__}.direction"
     if not (callable(getattr(direction, "init", None)) and hasattr(direction, "update")):
         raise ContractError(

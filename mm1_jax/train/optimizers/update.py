@@ -1,4 +1,4 @@
-"""Gradient -> update: which parameters are trained, how they are stored, and their average."""
+"""Update of the training state by a gradient: frozen parameters, storage dtypes, averaging."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from mm1_jax.train.train_state import TrainState
 
 
 class Averaged(NamedTuple):
-    """`TrainState.opt_state` where an average is kept: with it, the weights that are trained.
+    """`TrainState.opt_state` if an average is kept; it then contains the trained weights.
 
-    `TrainState.params` are the average then, so that whatever is evaluated, saved as a model or
-    generated from is the average, without being told.
+    `TrainState.params` is then the average. Evaluation, saving and generation thus use the average
+    without any special case.
     """
 
     weights: Any
@@ -26,16 +26,16 @@ class Averaged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """Makes the next state from a state and a gradient.
+    """Computes the next state from a state and a gradient.
 
     Attributes:
-        transformation: Turns the gradient of the trained parameters into their update.
-        learning_rate: Number of an update, from 0 -> its rate where no factor applies.
-        frozen: Paths of those that stay as they are: no gradient, no moments.
-        ema_decay: average <- ema_decay average + (1 - ema_decay) weights, in float32, from the
-            first weights on; None: no average.
-        dtypes: Path -> type of the weights that are not stored in float32.
-        accumulation_dtype: Dtype of the sum of the gradients of micro-batches.
+        transformation: Converts the gradient of the trained parameters to their update.
+        learning_rate: Rate of an update, counted from 0, without factors.
+        frozen: Paths of frozen parameters, which have no gradient and no moments.
+        ema_decay: Decay of the average, average <- ema_decay average + (1 - ema_decay) weights,
+            in float32 and starting from the initial weights; None keeps no average.
+        dtypes: Dtype by path of parameters that are not stored in float32.
+        accumulation_dtype: Dtype of gradient sums over micro-batches.
     """
 
     transformation: optax.GradientTransformation
@@ -46,7 +46,7 @@ class Update:
     accumulation_dtype: DTypeLike = jnp.float32
 
     def first_state(self, params: Any) -> TrainState:
-        """The state before any update; `params` are those of a new model, or of another run."""
+        """Creates the initial state from parameters of a new model or of another run."""
         weights = map_with_paths(
             lambda path, x: x.astype(self.dtypes[path]) if path in self.dtypes else x, params
         )
@@ -59,7 +59,7 @@ class Update:
         return TrainState(jnp.zeros((), jnp.int32), weights, opt_state)
 
     def split(self, params: Any) -> tuple[Any, Any]:
-        """The trained and the frozen ones of a tree like that of the parameters."""
+        """Splits a parameter tree into trained and frozen parameters."""
         frozen, trained = partition(params, self.frozen)
         return trained, frozen
 
@@ -71,7 +71,7 @@ class Update:
         return trained, frozen
 
     def apply(self, state: TrainState, gradient: Any) -> tuple[Any, Any]:
-        """The next `params` and `opt_state`, by the gradient of the trained weights."""
+        """Returns the next `params` and `opt_state`, given the gradient of the trained weights."""
         trained, frozen = self.weights(state)
         decay = self.ema_decay
         opt_state = state.opt_state if decay is None else state.opt_state.opt_state
