@@ -46,7 +46,7 @@ class Attention(Module):
     @config_class
     class Config(Module.Config):
         input_dim: Required[PositiveInt] = derived()
-        source_dim: PositiveInt | None = None  # dim of the cross-attention source; None: input_dim
+        source_dim: PositiveInt | None = None  # dim of the cross-attention source; None is input_dim
         num_heads: Required[PositiveInt] = derived()
         num_kv_heads: PositiveInt | None = None  # None is num_heads
         head_dim: PositiveInt | None = None  # None is input_dim / num_heads
@@ -129,7 +129,7 @@ class Attention(Module):
                 f"attention: pattern is {self.pattern.value!r}, and prefix_lengths are "
                 f"{'missing' if prefix_lengths is None else 'given'}; the two go together"
             )
-        # The queries are scaled in float32, instead of the logits.
+        # Scale the queries in float32 instead of scaling the logits.
         if self.rotary is None:
             query = (query.astype(jnp.float32) * self.scale).astype(query.dtype)
         else:

@@ -49,7 +49,7 @@ MASKED = -1e30
 
 
 class Kernel(enum.Enum):
-    """Attention implementation. On CPU the fused kernels are interpreted, which is for tests."""
+    """Implementation of attention. On CPU the fused kernels are interpreted, for tests only."""
 
     AUTO = "auto"  # the fused kernel of the platform, or XLA if it has none
     XLA = "xla"

@@ -21,7 +21,7 @@ def attention_mask(
     causal: bool,
     prefix_lengths_B: Int[Array, "B"] | None = None,
 ) -> Bool[Array, "B T S"]:
-    """True where the query at T may attend to the key at S.
+    """Returns a mask that is True where the query at T may attend to the key at S.
 
     Two documents and a padded position, causal:
 

@@ -62,9 +62,9 @@ def exchange(
 
 
 def arrivals(plan: Exchange, num_rows: int) -> tuple[Int[Array, "Q"], Int[Array, "Q"]]:
-    """Returns the sender of each received row, and its index among that sender's rows for us.
+    """Returns the sender of each received row, and its index among the rows from that sender.
 
-    In an unfilled row, the index is at least the number of rows that the sender sends.
+    For an unfilled row, the index is at least the number of rows that the sender sends.
     """
     me = jax.lax.axis_index(shard_axes("expert"))
     slot_Q = jnp.arange(num_rows)

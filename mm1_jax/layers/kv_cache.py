@@ -5,7 +5,7 @@ the slots up to its own position, and rows of unequal length need no gaps. Slots
 token of a row may hold padding of its prompt or remains of an earlier, longer row. They are never
 seen, and are overwritten as the row grows.
 
-The head dim comes before the slot dim, so that a product over slots reads the keys of each head
+Arrays have heads before slots, so that a product over slots reads the keys of each head
 contiguously. With slots first, attention over a cache of 640 slots is twelve times slower on CPU.
 
 Legend: B batch, T new tokens, S slots, N query heads, K kv heads, G query heads per kv head, H head

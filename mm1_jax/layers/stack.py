@@ -31,8 +31,8 @@ class Stack(Module):
         last_layer: InstantiableConfig | None = None
         group_size: PositiveInt = 1
         remat: Remat = Remat.FULL
-        saved_names: tuple[str, ...] = ()  # named values to save in spite of Remat.FULL
-        offloaded_names: tuple[str, ...] = ()  # named values to save in host memory instead
+        saved_names: tuple[str, ...] = ()  # named values to save, with Remat.FULL
+        offloaded_names: tuple[str, ...] = ()  # named values to save in host memory, likewise
         unroll: bool = False  # Python loop instead of the scan, for tests; compiles every layer
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -212,9 +212,9 @@ def rematerialise(
     """Wraps `function` so that the backward pass recomputes the values `remat` does not save.
 
     Args:
-        saved_names: Named values to save in spite of `Remat.FULL`.
+        saved_names: Named values to save as well; only with `Remat.FULL`.
         offloaded_names: Named values to save in host memory: copied there when computed, and
-            fetched when the backward pass reaches the layer.
+            fetched when the backward pass reaches the layer; only with `Remat.FULL`.
         prevent_cse: Must be set outside a scan, where the compiler could undo the recomputation.
 
     Raises:

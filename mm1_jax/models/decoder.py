@@ -58,7 +58,7 @@ class Decoder(Module):
         num_heads: Required[PositiveInt] = REQUIRED
         num_kv_heads: PositiveInt | None = None  # None is num_heads
         head_dim: PositiveInt | None = None  # None is model_dim / num_heads
-        hidden_dim: Required[PositiveInt] = REQUIRED  # of every feed-forward layer and each expert
+        hidden_dim: Required[PositiveInt] = REQUIRED  # of feed-forward layers and experts
         moe: InstantiableConfig | None = None
         moe_every: PositiveInt = 1  # 2: layers 2, 4, 6, ... are sparse
         tied_embeddings: bool = False  # use the token embedding as the output layer too

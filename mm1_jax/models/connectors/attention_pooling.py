@@ -1,7 +1,7 @@
 """Attention pooling: learned queries that read the patches by cross-attention (MM1, section 3.1).
 
-Similar to Q-Former and resamplers, but without attention among the queries. It supports any number
-of image tokens, but adds no positions: only the features themselves tell it where a patch lies.
+It is similar to Q-Former and resamplers, but without attention among the queries. Any number of
+image tokens is supported. No positions are added, so the features must encode where a patch is.
 
 Legend: J images, P patches/image, M image tokens/image, Dv vision dim, D model dim.
 """

@@ -20,7 +20,7 @@ _STACKING_DIMS = ("layers", "expert")
 
 
 class Optimizer(Configurable, abc.ABC):
-    """Base class. A subclass defines the direction, computed from the gradient after clipping.
+    """Base class of optimizers; a subclass computes the direction from the clipped gradient.
 
         parameter <- parameter - factor eta(t) (direction + weight_decay parameter)
 
