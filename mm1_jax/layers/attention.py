@@ -46,7 +46,7 @@ class Attention(Module):
     @config_class
     class Config(Module.Config):
         input_dim: Required[PositiveInt] = derived()
-        source_dim: PositiveInt | None = None  # dim of the cross-attention source; None is input_dim
+        source_dim: PositiveInt | None = None  # dim of cross-attention sources; None is input_dim
         num_heads: Required[PositiveInt] = derived()
         num_kv_heads: PositiveInt | None = None  # None is num_heads
         head_dim: PositiveInt | None = None  # None is input_dim / num_heads
