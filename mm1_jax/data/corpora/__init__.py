@@ -1,1 +1,1 @@
-"""One file per kind of corpus: how its records become documents."""
+"""Corpora, one file per kind: functions that turn records into documents."""

@@ -1,4 +1,4 @@
-"""A corpus: a source of records and the function that makes documents of them."""
+"""A corpus: a source of records, and the function that turns them into documents."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,16 +23,16 @@ from mm1_jax.field_types import NonEmpty
 
 
 class Corpus(Configurable):
-    """Documents by number, under a name by which losses are reported."""
+    """Documents by number, with the name under which losses are reported."""
 
     @config_class
     class Config(Configurable.Config):
         name: Required[NonEmpty] = REQUIRED
         source: Required[InstantiableConfig] = REQUIRED
         to_document: Required[ConfigOr[Callable[[Record], Document]]] = REQUIRED
-        # Cuts documents that are longer than a row; None: what does not fit is left out.
+        # Splits documents that are longer than a row; None truncates them.
         splitter: Splitter.Config | None = None
-        # What happens to the pictures of the training split.
+        # Applied to the images of the training split.
         augmentation: Augmentation.Config | None = None
 
     def __init__(self, cfg: Config, *, split: str):
@@ -52,7 +52,7 @@ class Corpus(Configurable):
         return len(self.source)
 
     def document(self, index: int) -> Document:
-        """All of record `index`; raises BadRecord where it has no document."""
+        """Returns the whole document of a record; raises BadRecord if there is none."""
         record = self.source[index]
         if not isinstance(record, Mapping):
             raise ValueError(
@@ -61,7 +61,7 @@ class Corpus(Configurable):
             )
         try:
             document = self._to_document(record)
-        # What a function over fields meets when one is missing or of another type.
+        # Raised by `to_document` if a field is missing or has another type.
         except (LookupError, TypeError, AttributeError) as error:
             fields = ", ".join(sorted(record))
             raise BadRecord(
@@ -87,7 +87,7 @@ class Corpus(Configurable):
         return f"to_document={name}"
 
     def part(self, part: Part) -> Document:
-        """What a part of a record holds."""
+        """Returns the document of a part of a record."""
         document = self.document(part.record)
         if part.end is None:
             return document
@@ -98,14 +98,14 @@ class Corpus(Configurable):
         return blocks.part(part.first, part.end)
 
     def fingerprint(self) -> str:
-        """All that decides the documents."""
+        """Describes everything that determines the documents."""
         fields = self._config.debug_string(kv_separator="=").splitlines()
         making = [line for line in fields if line.startswith(("to_document", "splitter"))]
         return " ".join([self.source.fingerprint(), *making])
 
 
 def _wrong_in(document: Any) -> str | None:
-    """Describes what is no Document, or no segment of one; None where all is well."""
+    """Describes a value that is not a Document with valid segments; None if it is."""
     if not isinstance(document, Document):
         return _described(document)
     if not isinstance(document.segments, tuple | list):

@@ -1,11 +1,11 @@
-"""Captioned pictures: `{"image", "caption"}`, or `captions`, a list of `{"text"}` by preference."""
+"""Captioned images: `{"image", "caption"}`, or `captions`, a list of `{"text"}` by preference."""
 
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.data.record_files import BadRecord
 
 
 def caption_document(record: Record) -> Document:
-    """The picture, then its caption; of several captions the first that is not blank."""
+    """Returns the image, followed by its first caption that is not blank."""
     captions = (
         [record["caption"]]
         if "caption" in record

@@ -1,6 +1,6 @@
-"""Conversations about pictures: `{"images", "turns": [{"role", "text"}]}`; answers are scored.
+"""Conversations about images: `{"images", "turns": [{"role", "text"}]}`; answers are scored.
 
-`<image>` in a text is the next picture. The words around a turn are Vicuna's, as in LLaVA.
+`<image>` in a text stands for the next image. The prompt format is Vicuna's, as in LLaVA.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _PREFIX = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
 
 
 def conversation_document(record: Record) -> Document:
-    """The turns in order; pictures that no text names come first."""
+    """Returns the turns in order; images that no `<image>` refers to come first."""
     images = iter(Image(image) for image in record["images"])
     turns = [(turn["role"], turn["text"] or "") for turn in record["turns"]]
     named = sum(text.count(IMAGE) for _, text in turns)
@@ -34,7 +34,7 @@ def _turn(role: str, text: str, images: Iterator[Image]) -> Iterator[Text | Imag
     first, *others = text.split(IMAGE)
     is_answer = role == "assistant"
     if is_answer:
-        # The model writes what follows the name, and not the name.
+        # The model writes only the text after the name of its role.
         yield Text(_PREFIX[role].rstrip(), scored=False)
     elif first.strip() or _PREFIX[role]:
         yield Text((_PREFIX[role] + first.strip()).rstrip(), scored=False)

@@ -1,6 +1,6 @@
 """Real scans of handwritten digits: the 1,797 that ship inside scikit-learn, 8 x 8 pixels each.
 
-Four kinds of records speak of the same scans: captions, questions, interleaved pages and text.
+Records have one of four kinds: captions, questions, interleaved pages, or text about numbers.
 Every fifth scan is held out. A record is a pure function of (seed, split, index).
 """
 
@@ -33,7 +33,7 @@ from mm1_jax.data.sources.base import Source, SplitIndices
 from mm1_jax.field_types import PositiveInt, Seed
 
 TEST_EVERY = 5
-# The kinds of questions, by turns: mostly which digit it is.
+# The kinds of questions, in rotation; most of them ask for the digit.
 QUESTION_KINDS = ("digit", "digit", "digit", "parity", "size")
 
 
@@ -43,8 +43,8 @@ class DigitsSource(Source):
     @config_class
     class Config(Source.Config):
         kind: Required[Kind] = REQUIRED
-        # How many interleaved pages or texts the training split has. Captions have one record a
-        # scan, questions as many as there are turns of kinds.
+        # Number of interleaved pages or texts of the training split. There is one caption per scan,
+        # and one question per scan and entry of `QUESTION_KINDS`.
         num_records: PositiveInt = 8192
         seed: Seed = 0
 
@@ -128,12 +128,12 @@ class DigitsSource(Source):
 
 
 def corpus(kind: Kind, **source: Any) -> Corpus.Config:
-    """The corpus of a kind; `source` sets fields of `DigitsSource`."""
+    """Returns the corpus of a kind; `source` sets fields of `DigitsSource`."""
     return Corpus.default_config().set(
         name=f"digits_{kind.value}",
         source=DigitsSource.default_config().set(kind=kind, **source),
         to_document=TO_DOCUMENT[kind],
-        # A scan of 8 pixels moves by up to one of them.
+        # Shifts a scan, which is 8 pixels wide, by up to one pixel.
         augmentation=Augmentation.default_config().set(
             shift=1 / 8, rotate=0.2, scale=0.12, contrast=0.2
         ),
@@ -141,17 +141,17 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
 
 
 def caption(digit: int) -> str:
-    """The one caption of a digit."""
+    """Returns the only caption of a digit."""
     return f"a handwritten digit {digit}"
 
 
 def _ask(rng: random.Random, kind: str, digit: int) -> tuple[str, str]:
-    """A question of a kind, and its answer."""
+    """Returns a question of a kind, and its answer."""
     if kind == "digit":
         return rng.choice(("what digit is this?", "which digit is written here?")), str(digit)
     if kind == "parity":
         return "is this digit even or odd?", _parity(digit)
-    # Half of the digits are: a question with another limit would give its answer away.
+    # Half of the digits are larger; another limit would make one answer more likely.
     return "is this digit larger than 4?", "yes" if digit > 4 else "no"
 
 
@@ -175,7 +175,7 @@ def _story(rng: random.Random, scans: list[tuple[np.ndarray, int]]) -> Page:
 
 
 def _fact(rng: random.Random) -> str:
-    """A true sentence about numbers."""
+    """Returns a true sentence about numbers."""
     a, b = rng.randrange(10), rng.randrange(10)
     low, high = min(a, b), max(a, b)
     name = NUMBERS
@@ -200,7 +200,7 @@ def _fact(rng: random.Random) -> str:
 
 @functools.cache
 def _scans() -> tuple[UInt8[np.ndarray, "n 8 8 3"], Int[np.ndarray, "n"]]:
-    # The file that `sklearn.datasets.load_digits` reads: its import takes a second of every launch.
+    # Reads the file of `sklearn.datasets.load_digits` itself, as importing that takes a second.
     package = importlib.util.find_spec("sklearn")
     assert package is not None and package.submodule_search_locations, "scikit-learn is required"
     path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")

@@ -1,4 +1,4 @@
-"""What the embedded corpora, digits and scenes, have in common: four kinds of records each."""
+"""Code shared by the embedded corpora, digits and scenes: each has four kinds of records."""
 
 import enum
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from mm1_jax.data.corpora.text import text_document
 
 
 class Kind(enum.Enum):
-    """What the records of an embedded corpus are."""
+    """The kind of the records of an embedded corpus."""
 
     CAPTIONS = "captions"
     QUESTIONS = "questions"
@@ -36,16 +36,16 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 def num_drawn(num_records: int, split: str) -> int:
-    """How many records are drawn: the test split has a quarter of the training split's."""
+    """Returns the number of records of a split; test has a quarter of those of training."""
     return num_records if split == "train" else -(-num_records // 4)
 
 
-# A page before it is a record: its texts and pictures in reading order.
+# The texts and images of a page in reading order, before it becomes a record.
 Page = list[str | np.ndarray | Callable[[], np.ndarray]]
 
 
 def page_record(page: Page) -> Record:
-    """The page as the parallel lists that `interleaved_document` reads."""
+    """Returns the page as the parallel lists that `interleaved_document` reads."""
     return {
         "texts": [part if isinstance(part, str) else None for part in page],
         "images": [None if isinstance(part, str) else part for part in page],
@@ -53,10 +53,10 @@ def page_record(page: Page) -> Record:
 
 
 def text_record(sentences: Iterable[str]) -> Record:
-    """The sentences, each of them once."""
+    """Returns a text record of the sentences, without repetitions."""
     return {"text": " ".join(dict.fromkeys(sentences))}
 
 
 def enumeration(items: Sequence[object]) -> str:
-    """`a, b and c`."""
+    """Joins items as in `a, b and c`."""
     return ", ".join(map(str, items[:-1])) + f" and {items[-1]}"

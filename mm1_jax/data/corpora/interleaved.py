@@ -1,4 +1,4 @@
-"""Pages of text and pictures in the layout of OBELICS: parallel lists `texts` and `images`.
+"""Pages of text and images in the layout of OBELICS: parallel lists `texts` and `images`.
 
 At each place exactly one of the two lists has a value, the other has None.
 """
@@ -9,7 +9,7 @@ from mm1_jax.data.record_files import BadRecord
 
 
 def interleaved_document(record: Record) -> Document:
-    """All of the page in reading order; blank texts are left out."""
+    """Returns the page in reading order, without blank texts."""
     texts, images = record["texts"], record["images"]
     if len(texts) != len(images):
         raise BadRecord(f"{len(texts)} texts beside {len(images)} images")

@@ -1,4 +1,4 @@
-"""The function that makes documents of the records of each kind."""
+"""The functions that turn records into documents, by kind of record."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,9 +1,9 @@
-"""Scenes whose shapes or colours have made-up names, which only the pictures before tell.
+"""Scenes whose shapes or colors have made-up names, which only earlier images of a page reveal.
 
-A world gives a name to each of two shapes, or of two colours; the next world gives others. So a
-name cannot be learnt by heart: what a picture shows is called as the same was called in the
-pictures before it on the page. It is the fast binding of new words of Tsimpoukelli et al. (2021,
-arXiv 2106.13884), small enough for minutes of training.
+A world gives names to two shapes or to two colors; the next world gives other names. So names
+cannot be memorized: the name of what an image shows must be taken from earlier images on the same
+page. This is the fast binding of new words of Tsimpoukelli et al. (2021, arXiv 2106.13884), small
+enough for minutes of training.
 """
 
 import random
@@ -16,19 +16,19 @@ from mm1_jax.data.corpora.embedded import TO_DOCUMENT, Kind, page_record
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.corpora.scenes import COLORS, SHAPES, Scene, ScenesSource
 
-# Words that mean nothing, of which no two begin alike.
+# Nonsense words, no two of which begin alike.
 NAMES = (
     *("blick", "dax", "fep", "gorp", "kiki", "lorp", "mib", "nulu", "pim", "rif", "sarn", "toma"),
     *("vap", "wug", "yob", "zup"),
 )
 ASPECTS = ("shape", "color")
-# Pictures of a page.
+# The number of images of a page.
 MIN_PICTURES, MAX_PICTURES = 4, 10
 
 
 @dataclass(frozen=True)
 class World:
-    """What is named, and the names of two of its values."""
+    """The aspect that is named, a shape or a color, and the names of two of its values."""
 
     aspect: str
     names: dict[str, str]
@@ -38,14 +38,14 @@ class World:
         return f"what is this {self.aspect} called?"
 
     def record(self, scene: Scene) -> dict[str, Any]:
-        """The question about a picture of one shape, with its answer."""
+        """Returns the question about a scene of one shape, with its answer."""
         (shape,) = scene.shapes
         value = shape.shape if self.aspect == "shape" else shape.color
         return {"images": [scene.render], "question": self.question, "answer": self.names[value]}
 
 
 class SceneNamesSource(ScenesSource):
-    """Pages of a world, or questions of one world each, about scenes of one split."""
+    """Pages or questions about scenes of one split; each record has a world of its own."""
 
     def __init__(self, cfg: ScenesSource.Config, *, split: str):
         super().__init__(cfg, split=split)
@@ -67,7 +67,7 @@ class SceneNamesSource(ScenesSource):
         return page_record([part for each, text in pairs for part in (*each["images"], text)])
 
     def exemplars(self, index: int, count: int) -> list[Record]:
-        """Questions of the world of a question, with their answers; both of its names if it can."""
+        """Returns few-shot examples of a question's world, with both names if `count` allows it."""
         world = _world(self._rng(index))
         return self._records(self._rng(index, "exemplars", count), world, count)
 
@@ -79,7 +79,7 @@ class SceneNamesSource(ScenesSource):
     def _records(self, rng: random.Random, world: World, count: int) -> list[dict[str, Any]]:
         values = sorted(world.names)
         rng.shuffle(values)
-        # Each value once, and any then.
+        # Each value once, then random ones.
         shown = (values + rng.choices(values, k=count))[:count]
         rng.shuffle(shown)
         return [world.record(self._scene(rng, world, value)) for value in shown]
@@ -89,7 +89,7 @@ class SceneNamesSource(ScenesSource):
 
 
 def corpus(kind: Kind, **source: Any) -> Corpus.Config:
-    """The corpus of a kind; `source` sets fields of `SceneNamesSource`."""
+    """Returns the corpus of a kind; `source` sets fields of `SceneNamesSource`."""
     return Corpus.default_config().set(
         name=f"scene_names_{kind.value}",
         source=SceneNamesSource.default_config().set(kind=kind, **source),

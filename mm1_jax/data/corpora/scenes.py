@@ -1,9 +1,8 @@
-"""Rendered pictures of coloured shapes, drawn from a seed, and what can be said of them.
+"""Rendered images of colored shapes, drawn from a seed, with captions and questions about them.
 
-A scene is one to four shapes alike, or a pair of different ones side by side or one above the
-other, so that every question about it has one answer. Its picture and its caption follow from it.
-Which split a scene belongs to follows from the scene too, so no held-out picture is ever trained
-on, whatever the seed and the kind of corpus.
+A scene is one to four identical shapes, or a pair of different shapes side by side or one above the
+other, so that every question about it has one answer. The scene determines its image, its caption
+and its split, so no held-out image is ever trained on, whatever the seed and the kind of corpus.
 """
 
 import random
@@ -44,20 +43,20 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("left", "right", "above", "below")
 QUESTION_KINDS = ("color", "shape", "count", "relation", "comparison")
-# What is asked in training: more of what takes longest to learn, the colour of one of two shapes
-# and the comparison of pictures.
+# Kinds of questions in training, with more of those that take longest to learn: the color of one of
+# two shapes, and the comparison of images.
 TRAINING_KINDS = ("color", "comparison", "shape", "color", "relation", "comparison", "count")
 MAX_COUNT = 4
 
-_CANVAS = 64  # Pixels of a side; coordinates below are in these.
-_CENTERS = (16, 48)  # Of the quarters, in each direction; a shape lies within one.
+_CANVAS = 64  # Pixels per side; the unit of all coordinates below.
+_CENTERS = (16, 48)  # Centers of the quarters in each direction; a shape lies within a quarter.
 _SUPERSAMPLING = 3
 _TEST_EVERY = 5
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: what it is, its centre and half its width."""
+    """A shape with its color, its center and half its width."""
 
     color: str
     shape: str
@@ -71,7 +70,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """Shapes on a dark ground. A pair has its left or upper shape first."""
+    """Shapes on a dark background. The left or upper shape of a pair comes first."""
 
     shapes: tuple[Shape, ...]
     ground: int
@@ -86,14 +85,14 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The one caption of the scene."""
+        """The only caption of the scene."""
         first = self.shapes[0]
         if self.is_pair:
             return f"a {first} {_relation(*self.shapes)} a {self.shapes[1]}"
         return _several(len(self.shapes), first.color, first.shape)
 
     def render(self) -> UInt8[np.ndarray, "64 64 3"]:
-        """The picture, with smooth edges."""
+        """Renders the image, with antialiased edges."""
         side = _CANVAS * _SUPERSAMPLING
         picture = PIL.Image.new("RGB", (side, side), (self.ground,) * 3)
         draw = PIL.ImageDraw.Draw(picture)
@@ -108,14 +107,14 @@ class ScenesSource(Source):
     @config_class
     class Config(Source.Config):
         kind: Required[Kind] = REQUIRED
-        num_records: PositiveInt = 8192  # Of the training split.
+        num_records: PositiveInt = 8192  # In the training split.
         seed: Seed = 0
 
     def __len__(self) -> int:
         return num_drawn(self._config.num_records, self.split)
 
     def __getitem__(self, index: int) -> Record:
-        """Pictures are functions that draw; records about them carry the scenes as `scenes`."""
+        """Returns a record; images are functions that render, and `scenes` lists the scenes."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         kind = self._config.kind
@@ -267,7 +266,7 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
 
 
 def _alike(rng: random.Random, count: int, color: str, shape: str) -> Scene:
-    """Shapes alike, in different quarters of the picture."""
+    """Draws identical shapes in different quarters of the image."""
     ground, radius = rng.randint(8, 48), rng.randint(12, 13)
     quarters = sorted(rng.sample([(x, y) for y in _CENTERS for x in _CENTERS], count))
     shapes = tuple(Shape(color, shape, _near(rng, x), _near(rng, y), radius) for x, y in quarters)
@@ -275,7 +274,7 @@ def _alike(rng: random.Random, count: int, color: str, shape: str) -> Scene:
 
 
 def _pair(rng: random.Random, colors: Sequence[str], shapes: Sequence[str], is_row: bool) -> Scene:
-    """Two shapes of different colours and forms, in neighbouring quarters of a row or column."""
+    """Draws two shapes of different color and form, in adjacent quarters of a row or column."""
     ground, base = rng.randint(8, 48), rng.choice(_CENTERS)
     pair = []
     for color, shape, center in zip(colors, shapes, _CENTERS, strict=True):
@@ -293,7 +292,7 @@ def _draw(draw: PIL.ImageDraw.ImageDraw, shape: Shape) -> None:
     scale, color = _SUPERSAMPLING, COLORS[shape.color]
     x, y, r = shape.x * scale, shape.y * scale, shape.radius * scale
     if shape.shape == "circle":
-        # A ring: at so few pixels a disc would differ from a square by its corners only.
+        # A ring: at this resolution, a disc would differ from a square only in its corners.
         draw.ellipse((x - r, y - r, x + r, y + r), outline=color, width=r // 2)
     elif shape.shape == "square":
         r = r * 9 // 10
@@ -307,7 +306,7 @@ def _draw(draw: PIL.ImageDraw.ImageDraw, shape: Shape) -> None:
 
 
 def _relation(shape: Shape, other: Shape) -> str:
-    """Where `shape` of a pair is, seen from the other."""
+    """Returns the position of `shape` relative to the other shape of a pair."""
     dx, dy = shape.x - other.x, shape.y - other.y
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -347,7 +346,7 @@ def _comparison(rng: random.Random, first: Scene, second: Scene) -> Page:
 
 
 def _fact(rng: random.Random) -> str:
-    """A true sentence about colours, shapes and numbers of them."""
+    """Returns a true sentence about colors, shapes and numbers."""
     (red, blue, green), (circle, square) = rng.sample(list(COLORS), 3), rng.sample(SHAPES, 2)
     few = rng.randint(1, 3)
     more = rng.randint(few + 1, MAX_COUNT)

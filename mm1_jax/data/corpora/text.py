@@ -5,7 +5,7 @@ from mm1_jax.data.record_files import BadRecord
 
 
 def text_document(record: Record) -> Document:
-    """One run of text."""
+    """Returns a document of one text segment."""
     if not record["text"].strip():
         raise BadRecord("blank text")
     return Document((Text(record["text"]),))
