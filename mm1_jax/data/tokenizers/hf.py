@@ -1,6 +1,6 @@
-"""Tokenizers of Hugging Face (`tokenizer.json`) with the special tokens of documents.
+"""Hugging Face tokenizers (`tokenizer.json`) with the special tokens of documents.
 
-The library `tokenizers` is an import of the extra `hf`.
+The library `tokenizers` comes with the extra `hf`.
 """
 
 import hashlib
@@ -22,40 +22,40 @@ from mm1_jax.data.tokenizers.sentencepiece import (
 from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.storage import read_json_object
 
-# Beside a tokenizer.json: which of its tokens begin and end a text.
+# The file beside a tokenizer.json that names its special tokens.
 CONFIG_FILE = "tokenizer_config.json"
-# And where it, or they, are not there.
+# All files that may name special tokens, in order of preference.
 TOKEN_FILES = (CONFIG_FILE, "special_tokens_map.json", "generation_config.json", "config.json")
 
 
 class HFTokenizer(Tokenizer):
-    """A `tokenizer.json`, of Llama 3, Qwen and most others.
+    """A tokenizer that is a `tokenizer.json`, as for Llama 3, Qwen and most other models.
 
-    The image placeholder is its token "<image>", or else the first id after all of its tokens.
+    The image placeholder is its special token "<image>", or else the first id after all tokens.
     Special tokens never match text: a document that spells one is encoded as those characters.
     """
 
     @config_class
     class Config(Tokenizer.Config):
-        # Tokens; None: what the tokenizer_config.json beside `model_path` says. Without a token to
-        # begin a text or to pad, another stands in, as documents are never told apart by them.
+        # Special tokens; None means those in the files beside `model_path`. Another token stands in
+        # for a missing bos or pad, as documents are never told apart by them.
         bos: str | None = None
         eos: str | None = None
         pad: str | None = None
-        # Rows of the embedding of a decoder that was trained with this tokenizer, where they are
-        # more than its ids.
+        # Embedding rows of a decoder that was trained with this tokenizer, if they outnumber its
+        # ids.
         min_vocab_size: NonNegativeInt = 0
 
     @staticmethod
     def vocabulary(cfg: Any) -> Vocabulary:
-        """What the model has to know of the tokenizer; `num_pieces` stands in for a file."""
+        """Returns the vocabulary for the model; `num_pieces` stands in for a missing file."""
         if cfg.num_pieces is None or tokenizer_path(cfg).is_file():
             tokenizer = cfg.instantiate()
             return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
         return Vocabulary(_vocab_size(cfg, cfg.num_pieces + 1), cfg.num_pieces)
 
     def __init__(self, cfg: Config):
-        # Not that of Tokenizer, which reads a sentencepiece model.
+        # Skips the constructor of Tokenizer, which reads a sentencepiece model.
         Configurable.__init__(self, cfg)
         if cfg.model_path is None:
             raise ValueError("tokenizer.model_path is None: name a tokenizer.json")
@@ -90,7 +90,7 @@ class HFTokenizer(Tokenizer):
                 f'which token ends a text; write {{"eos_token": TOKEN}} into {CONFIG_FILE} there'
             )
         self.eos = eos
-        # Ends of texts are chosen by a model and padding is not, so it must be another token.
+        # A model generates eos but never padding, so padding must be another token.
         spare = next((i for i in sorted(self._special) if i not in (eos, self.image_token)), None)
         self.pad = pad if pad not in (None, eos) else (self.image_token if spare is None else spare)
         self.bos = next(i for i in (bos, pad, eos) if i is not None)
@@ -104,22 +104,22 @@ class HFTokenizer(Tokenizer):
         _make_unspeakable(self._tokenizer, self._reserved)
 
     def fingerprint(self) -> str:
-        """A digest of the tokenizer and of its special tokens."""
+        """Returns a digest of the tokenizer and of its special tokens."""
         return self._fingerprint
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens. Empty text has no ids."""
+        """Returns the ids of `text`, without special tokens. Empty text has no ids."""
         text = without_half_pairs(text)
         return self._checked(self._tokenizer.encode(text, add_special_tokens=False).ids, text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
+        """Returns the text of `ids`; special tokens and vocabulary padding are dropped."""
         kept = [int(i) for i in ids if self._is_text(int(i))]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # The library forgets it on the way to another process.
+        # Pickling loses this setting.
         self._tokenizer.encode_special_tokens = True
 
     def _is_text(self, i: int) -> bool:
@@ -127,11 +127,11 @@ class HFTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: Path) -> Any:
-    """A `tokenizers.Tokenizer`, for which special tokens in a text are text."""
+    """Loads a `tokenizers.Tokenizer` that encodes special tokens in a text as text."""
     if not path.is_file():
         raise ValueError(f"tokenizer.model_path={str(path)!r} is not a file")
     try:
-        # Without a byte order mark, which the library stumbles over.
+        # Drops a byte order mark, which the library cannot parse.
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _no_tokenizer(path, error) from None
@@ -139,7 +139,7 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def load_tokenizer_text(text: str, path: Path) -> Any:
-    """The tokenizer of the content of a tokenizer.json; errors call it `path`."""
+    """Loads a tokenizer from the content of a tokenizer.json; errors call it `path`."""
     try:
         tokenizers = importlib.import_module("tokenizers")
     except ImportError as error:
@@ -148,7 +148,7 @@ def load_tokenizer_text(text: str, path: Path) -> Any:
         ) from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # The library raises no other.
+    except Exception as error:  # The library raises no narrower class.
         raise _no_tokenizer(path, error) from error
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
@@ -157,17 +157,18 @@ def load_tokenizer_text(text: str, path: Path) -> Any:
 
 
 def _unknown_token(tokenizer: Any) -> int | None:
-    """The id of what the vocabulary has no piece for."""
+    """Returns the id of the unknown token, if there is one."""
     model = json.loads(tokenizer.to_str())["model"]
     token = model.get("unk_token")
     return model.get("unk_id") if token is None else tokenizer.token_to_id(token)
 
 
 def _make_unspeakable(tokenizer: Any, reserved: Collection[int]) -> None:
-    """Keeps ids out of the encoding of texts that spell their tokens.
+    """Ensures that no text is encoded with the reserved ids, even if it spells their tokens.
 
-    `encode_special_tokens` does so where a token is special and not also a word of the model, as it
-    is of most Unigram and WordLevel models. For the others, words end after its first character.
+    `encode_special_tokens` does so for special tokens that are not also words of the model; in most
+    Unigram and WordLevel models they are. For those, words are cut after the first character of the
+    token.
     """
     tokens = {i: token for i in reserved if (token := tokenizer.id_to_token(i))}
 
@@ -201,7 +202,7 @@ def _no_tokenizer(path: Path, error: Exception) -> ValueError:
 
 
 class SpecialTokens(NamedTuple):
-    """Returns bos, eos and pad as a file beside a tokenizer.json has them: tokens, or None."""
+    """The bos, eos and pad tokens that a file beside a tokenizer.json names; None where missing."""
 
     file: str
     bos: str | None
@@ -210,12 +211,12 @@ class SpecialTokens(NamedTuple):
 
 
 def special_tokens(path: Path, tokenizer: Any) -> SpecialTokens:
-    """What the first file says that knows which token ends a text.
+    """Returns the special tokens of the first file that names an eos token.
 
-    Without such a file, it is what `CONFIG_FILE` says of the other tokens.
+    If no file does, returns those that `CONFIG_FILE` names.
 
     Raises:
-        ValueError: A file is damaged, or names a token that the tokenizer has not.
+        ValueError: A file is damaged, or names a token that the tokenizer lacks.
     """
     first = _declared(path.with_name(CONFIG_FILE), tokenizer)
     if first.eos is not None:
@@ -245,13 +246,13 @@ def _token(beside: Path, content: Any, name: str, tokenizer: Any) -> str | None:
         return token
     field = f"{name}_token_id"
     number = content.get(field)
-    # A model may end a text by several tokens, the first of which it was trained with.
+    # A model may have several eos tokens; it was trained with the first one.
     number = number[0] if isinstance(number, list) and number else number
     if number is None or number == -1:
         return None
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"{beside}: {field}={number!r}: expected the id of a token")
-    # Configs have the ids of their class, where nobody has set others; those are tokens of text.
+    # Ids that nobody has set are the defaults of the config's class; they are tokens of text here.
     added = tokenizer.get_added_tokens_decoder().get(number)
     return added.content if added is not None and added.special else None
 

@@ -1,10 +1,10 @@
-"""Text to token ids and back: a sentencepiece model and the special tokens.
+"""Text to token ids and back: a sentencepiece model and the special tokens of documents.
 
 `tools/train_tokenizer.py` trains such models; a tiny one, trained on the embedded corpora, ships
-with the package. They use byte fallback, so every text can be encoded and none needs an unknown
-token. Any other sentencepiece model (of Llama, Mistral, T5, ...) serves as well: the image
-placeholder gets the first id after its pieces, and pad and bos stand in for one another where the
-model lacks one, as documents are never told apart by them.
+with the package. They use byte fallback, so every text can be encoded without an unknown token. Any
+other sentencepiece model (of Llama, Mistral, T5, ...) works as well: the image placeholder gets the
+first id after its pieces, and another token stands in for a missing pad or bos, as documents are
+never told apart by them.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from mm1_jax.field_types import PositiveInt
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "assets" / "tiny.model"
 
-# Where models trained by `train` keep them; other models have no image piece. Control symbols never
-# match text: a document that spells "<image>" or "<s>" is encoded as those characters.
+# Ids in models trained by `train`; other models have no image piece. Control symbols never match
+# text: a document that spells "<image>" or "<s>" is encoded as those characters.
 PAD, BOS, EOS = 0, 1, 2
 IMAGE_PIECE = "<image>"
 IMAGE_TOKEN = 4
@@ -41,19 +41,19 @@ class Tokenizer(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        # A sentencepiece model file, from `data_dir` on; None means the one that ships with the
+        # A sentencepiece model file, relative to `data_dir`; None means the one that ships with the
         # package.
         model_path: str | None = None
         data_dir: str | None = derived(None)  # `input.data_dir`
         # The vocabulary size is rounded up to a multiple of this, so that it shards evenly.
         vocab_multiple: PositiveInt = 64
-        # Pieces of the model, for configs that are looked at before there is a file. A file that is
-        # there must have as many.
+        # Number of pieces of the model, for configs that are inspected before the file exists. An
+        # existing file must have as many.
         num_pieces: PositiveInt | None = None
 
     @staticmethod
     def vocabulary(cfg: Any) -> "Vocabulary":
-        """What the model has to know of the tokenizer; without a file, as `train` makes them."""
+        """Returns the vocabulary for the model; without a file, that of models of `train`."""
         if cfg.num_pieces is None or tokenizer_path(cfg).is_file():
             tokenizer = cfg.instantiate()
             return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
@@ -81,37 +81,37 @@ class Tokenizer(Configurable):
         image_token = self._model.piece_to_id(IMAGE_PIECE)
         self.image_token = image_token if self._model.is_control(image_token) else pieces
         self.vocab_size = _round_up(max(pieces, self.image_token + 1), cfg.vocab_multiple)
-        # Ids that no text may have. What no piece spells may be the id of an unknown one.
+        # Ids that no text may be encoded with, except that of the unknown token.
         self._reserved = {i for i in (bos, eos, pad) if i >= 0} | {self.image_token}
         self._reserved.discard(self._model.unk_id())
 
     @property
     def sentencepiece(self) -> sentencepiece.SentencePieceProcessor:
-        """The model itself."""
+        """The sentencepiece model."""
         return self._model
 
     @property
     def not_text(self) -> tuple[int, ...]:
-        """The ids that no answer contains: all but text and eos, the vocabulary's padding too."""
+        """The ids that no answer contains: all but text and eos, including vocabulary padding."""
         return tuple(i for i in range(self.vocab_size) if i != self.eos and not self._is_text(i))
 
     def fingerprint(self) -> str:
-        """A digest of the model."""
+        """Returns a digest of the model."""
         return hashlib.blake2b(self._model.serialized_model_proto(), digest_size=8).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens. Empty text has no ids."""
+        """Returns the ids of `text`, without special tokens. Empty text has no ids."""
         return self._checked(self._model.encode(without_half_pairs(text)), text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
+        """Returns the text of `ids`; special tokens and vocabulary padding are dropped."""
         return self._model.decode([int(i) for i in ids if self._is_text(int(i))])
 
     def _checked(self, ids: list[int], text: str) -> list[int]:
-        """The ids of a text, none of which may stand for something else than text.
+        """Returns the ids of a text if all of them stand for text.
 
         Raises:
-            BadRecord: The text spells a token that does.
+            BadRecord: The text spells a token that is not text.
         """
         if not self._reserved.isdisjoint(ids):
             i = next(i for i in ids if i in self._reserved)
@@ -124,12 +124,12 @@ class Tokenizer(Configurable):
 
 
 def without_half_pairs(text: str) -> str:
-    """The text with "?" for halves of surrogate pairs: JSON can hold them, no bytes spell them."""
+    """Replaces lone surrogates by "?"; JSON can hold them, but UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raises ValueError where a tokenizer makes ids that the embedding table has no row for."""
+    """Raises ValueError if a tokenizer makes ids that the embedding table has no row for."""
     name, size = type(tokenizer).__name__, tokenizer.vocab_size
     special = {role: getattr(tokenizer, role) for role in ("pad", "bos", "eos", "image_token")}
     encoded = list(tokenizer.encode("A text, 42."))
@@ -154,18 +154,18 @@ def _round_up(number: int, multiple: int) -> int:
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
     """Trains a model and returns the content of its file.
 
-    Whitespace is kept as it is and Unicode is not normalised, so that `decode(encode(text))` is
-    `text` (but for U+2581, sentencepiece's own sign for a space). One thread: with more, the
+    Whitespace is kept and Unicode is not normalized, so `decode(encode(text))` is `text` (except
+    for U+2581, sentencepiece's own sign for a space). Training uses one thread: with more, the
     result depends on their timing.
 
     Raises:
         ValueError: There is no text, or it needs more than `vocab_size` pieces.
-        Exception: That of `texts`, as it is.
+        Exception: Any exception of `texts`, unchanged.
     """
     if vocab_size < 1:
         raise ValueError(f"vocab_size={vocab_size} must be at least 1")
     chunks: list[bytes] = []
-    # The library hides what its input raises behind an error of its own.
+    # The library replaces exceptions of its input by an error of its own.
     errors: list[BaseException] = []
     is_empty = True
 
@@ -219,7 +219,7 @@ def _train(texts: Iterator[str], writer: Any, vocab_size: int) -> None:
         unk_id=3,
         pad_piece="<pad>",
         control_symbols=[IMAGE_PIECE],
-        # Apart from the words, so that a word is one token at the end of a sentence too.
+        # Separate from words, so that a word is one token at the end of a sentence too.
         user_defined_symbols=list(".,:;?!"),
         num_threads=1,
         minloglevel=2,
@@ -227,7 +227,7 @@ def _train(texts: Iterator[str], writer: Any, vocab_size: int) -> None:
 
 
 def tokenizer_path(cfg: Any) -> Path:
-    """The file of a tokenizer."""
+    """Returns the file of a tokenizer."""
     return Path(cfg.data_dir or ".", cfg.model_path) if cfg.model_path else SHIPPED_MODEL
 
 

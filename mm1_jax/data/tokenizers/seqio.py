@@ -1,7 +1,7 @@
-"""Vocabularies of seqio as tokenizers, for models whose data is kept that way.
+"""Seqio vocabularies as tokenizers, for models whose data uses seqio.
 
-The library is an import of the extra `seqio`, and brings TensorFlow into every process that reads
-data. A SentencePiece model without extra ids needs none of that: `tokenizer.Tokenizer` reads it.
+The library comes with the extra `seqio`, and loads TensorFlow in every process that reads data. A
+SentencePiece model without extra ids does not need it: `sentencepiece.Tokenizer` reads it.
 """
 
 import hashlib
@@ -24,28 +24,28 @@ from mm1_jax.field_types import NonNegativeInt
 class SeqioTokenizer(Tokenizer):
     """A `seqio.Vocabulary` with the special tokens of documents.
 
-    The image placeholder is an extra id, or by default the first id after the vocabulary. Other
-    extra ids are what the vocabulary makes of them; no answer contains one.
+    The image placeholder is an extra id, or by default the first id after the vocabulary. The
+    vocabulary encodes and decodes other extra ids as it does; no answer contains one.
     """
 
     @config_class
     class Config(Tokenizer.Config):
-        # Where Python finds a vocabulary, or what makes one without arguments:
-        # "my_project.tasks.VOCABULARY", "seqio.ByteVocabulary". Instead of `model_path`.
+        # Import path of a vocabulary, or of a callable that returns one:
+        # "my_project.tasks.VOCABULARY", "seqio.ByteVocabulary". Excludes `model_path`.
         vocabulary: str | None = None
-        # Ids after the pieces of the model of `model_path`.
+        # Number of ids after the pieces of the model at `model_path`.
         extra_ids: NonNegativeInt = 0
-        # One of the extra ids; None: the first id after the vocabulary.
+        # One of the extra ids; None means the first id after the vocabulary.
         image_token: NonNegativeInt | None = None
 
     @staticmethod
     def vocabulary(cfg: Any) -> Vocabulary:
-        """What the model has to know of the tokenizer."""
+        """Returns the vocabulary for the model."""
         tokenizer = cfg.instantiate()
         return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
 
     def __init__(self, cfg: Config):
-        # Not that of Tokenizer, which reads the model without extra ids.
+        # Skips the constructor of Tokenizer, which reads the model without extra ids.
         Configurable.__init__(self, cfg)
         if cfg.num_pieces is not None:
             raise ValueError("tokenizer.num_pieces: a seqio vocabulary says how many it has")
@@ -60,7 +60,7 @@ class SeqioTokenizer(Tokenizer):
             )
         self.eos = eos
         bos = _id(self._vocabulary, "bos_id")
-        # Documents are never told apart by it.
+        # Documents are never told apart by bos.
         self.bos = self.pad if bos is None else bos
         self.image_token = size if cfg.image_token is None else cfg.image_token
         if self.image_token != size and self.image_token not in self._extra_ids:
@@ -78,18 +78,18 @@ class SeqioTokenizer(Tokenizer):
         self.vocab_size = -(-num_ids // cfg.vocab_multiple) * cfg.vocab_multiple
 
     def fingerprint(self) -> str:
-        """A digest of the vocabulary and of the id of the image placeholder."""
+        """Returns a digest of the vocabulary and of the id of the image placeholder."""
         digest = hashlib.blake2b(f"{self.image_token} {self._extra_ids}".encode(), digest_size=8)
         model = getattr(self._vocabulary, "sp_model", None)
         if model is None:
-            # What there is to know of any vocabulary: what its ids stand for.
+            # Other vocabularies are characterized by the texts of their ids.
             texts = map(self._decode, range(self._vocabulary.vocab_size))
             model = "\0".join([type(self._vocabulary).__name__, *texts]).encode()
         digest.update(model)
         return digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens. Empty text has no ids.
+        """Returns the ids of `text`, without special tokens. Empty text has no ids.
 
         Raises:
             BadRecord: The text spells the image placeholder, as "<extra_id_0>" may, or another
@@ -100,11 +100,11 @@ class SeqioTokenizer(Tokenizer):
         return self._checked(ids, text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special tokens and the padding of the vocabulary are dropped."""
+        """Returns the text of `ids`; special tokens and vocabulary padding are dropped."""
         return self._vocabulary.decode([int(i) for i in ids if self._is_text(int(i))])
 
     def __getstate__(self) -> dict[str, Any]:
-        # Not every vocabulary can be pickled; what was made here can be made again.
+        # Not every vocabulary can be pickled, so it is made again from the config.
         return {"_config": self._config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ class SeqioTokenizer(Tokenizer):
 
 
 def _id(vocabulary: Any, name: str) -> int | None:
-    """The id of a special token; None where the vocabulary has none."""
+    """Returns the id of a special token; None if the vocabulary has none."""
     try:
         value = getattr(vocabulary, name)
     except NotImplementedError:
@@ -127,7 +127,7 @@ def _id(vocabulary: Any, name: str) -> int | None:
 
 
 def _vocabulary(cfg: Any) -> Any:
-    """The vocabulary that a config names, with its model read."""
+    """Loads the vocabulary that a config names."""
     if (cfg.vocabulary is None) == (cfg.model_path is None):
         raise ValueError("tokenizer: set one of vocabulary and model_path, and not the other")
     try:
@@ -157,9 +157,9 @@ def _vocabulary(cfg: Any) -> Any:
     if not isinstance(vocabulary, seqio.Vocabulary):
         raise ValueError(f"tokenizer.vocabulary={cfg.vocabulary!r} is no seqio.Vocabulary")
     try:
-        # Models are read when they are needed first.
+        # Vocabularies load their model on first use.
         size = vocabulary.vocab_size
-    except Exception as error:  # What TensorFlow and sentencepiece raise has no common base.
+    except Exception as error:  # The errors of these libraries have no common base.
         raise ValueError(f"tokenizer: {error}") from error
     if not isinstance(size, int):
         raise ValueError(f"tokenizer: a vocabulary of {size!r} ids")
