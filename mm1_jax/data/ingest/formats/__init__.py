@@ -1,1 +1,1 @@
-"""Readers of what people have on disk, a file each: foreign files -> records of a `Kind`."""
+"""Foreign file formats, one file each: foreign files -> records of a `Kind`."""

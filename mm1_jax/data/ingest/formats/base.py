@@ -1,4 +1,4 @@
-"""A format: how foreign files are cut into units of work, and the records of a unit in order."""
+"""The interface of a format: it divides foreign files into units, and reads their records."""
 
 import abc
 from collections.abc import Iterator
@@ -14,20 +14,19 @@ class Format(abc.ABC):
     """Reads one layout of files. Pickled into workers, so it holds no open files.
 
     A reader trusts nothing: whatever an entry holds, the result is a record, `Documents`, or a
-    `Rejected` with the reason. Entries are never passed over in silence. A file of which nothing
-    more can be read ends with a `Rejected` that says so. Memory is bounded by an entry, not by a
-    file. The number of entries of a file is part of its layout: a conversion that was stopped
-    resumes by it.
+    `Rejected` with the reason. Entries are never skipped silently. A file that cannot be read
+    further ends with a `Rejected` that says so. Memory is bounded by the size of an entry, not of a
+    file. The number of entries of a unit must not change: a stopped conversion resumes by it.
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
-    # Whether links to folders of files and of pictures are followed.
+    # If True, links to folders of files and of images are followed.
     follow_links: bool = False
 
     @classmethod
     def make(cls, *, follow_links: bool = False, **options: Any) -> "Format":
-        """A format with the options of its constructor, and those that all formats have."""
+        """Makes a format from the options of its constructor and those that all formats have."""
         made = cls(**options)
         if follow_links:
             made.follow_links = True
@@ -35,12 +34,12 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def units(self, source: Path) -> list[Unit]:
-        """The units of a file or folder that the user named, always in the same order.
+        """Returns the units of a file or folder that the user named, always in the same order.
 
         Raises:
-            ValueError: There is nothing of this format; the message says what was expected.
+            ValueError: There is nothing of this format; the message tells what was expected.
         """
 
     @abc.abstractmethod
     def read(self, unit: Unit) -> Iterator[Entry]:
-        """The records of a unit, the same ones in the same order every time."""
+        """Yields the entries of a unit, the same ones in the same order every time."""

@@ -1,4 +1,4 @@
-"""Caption files of COCO: one JSON object of `images` and `annotations`, which are joined here."""
+"""COCO's caption files: one JSON object of `images` and `annotations`, which are joined here."""
 
 import itertools
 import re
@@ -21,14 +21,14 @@ _EXPECTED = "a JSON file of COCO captions: images, and annotations that have a c
 
 
 class CocoCaptions(Format):
-    """Captions, a picture a record, in the order of `images`; one JSON file is one unit.
+    """Captions, one record per image, in the order of `images`; one JSON file is one unit.
 
     The captions of a whole file are in memory, as annotations come in any order.
 
     Args:
-        images: The folder or .tar of pictures by `file_name`. By default it is sought around the
-            JSON file: the file's folder, the folder above, in either of them `images` and the split
-            of the file's name (`val2017` for `captions_val2017.json`).
+        images: The folder or .tar of images by `file_name`. By default it is searched for around
+            the JSON file: the file's folder and its parent, and in either of them `images` and the
+            split of the file's name (`val2017` for `captions_val2017.json`).
     """
 
     name = "coco_captions"
@@ -78,7 +78,7 @@ class CocoCaptions(Format):
             url = about.get("coco_url")
             return captions_record(entry, image, of_image, url=url, source_id=key)
 
-        # What stops the reading of the file has been said above.
+        # Errors that end the reading of the file have been reported above.
         found = (item for item in _elements(unit.path, "images") if not isinstance(item, Rejected))
         yield from records_of(found, record)
         for key, of_image in captions.items():
@@ -87,7 +87,7 @@ class CocoCaptions(Format):
 
 
 def _elements(path: Path, key: str) -> Iterator[tuple[str, Any] | Rejected]:
-    """The elements of one of the lists of a file, and what stops the reading of the file."""
+    """Yields the elements of a list of a file, and a Rejected if reading the file fails."""
     for item in stream_json(path):
         if isinstance(item, Rejected):
             yield item
@@ -102,21 +102,21 @@ def _key(value: dict[str, Any], name: str) -> str | int:
 
 
 def _holds_captions(path: Path) -> bool:
-    """Whether the first annotation has a caption: files of boxes look the same until there."""
+    """True if the first annotation has a caption: files of boxes look the same up to there."""
     for item in _elements(path, "annotations"):
         return not isinstance(item, Rejected) and isinstance(item[1], dict) and "caption" in item[1]
     return False
 
 
 def _first_names(path: Path) -> list[Any]:
-    """Of some pictures; a few of a set may be lost."""
+    """Returns the names of the first images; several, as some of a dataset may be lost."""
     found = (item for item in _elements(path, "images") if not isinstance(item, Rejected))
     values = (value for _, value in itertools.islice(found, 50))
     return [value.get("file_name") for value in values if isinstance(value, dict)]
 
 
 def _image_folder(path: Path, follow_links: bool) -> Path | None:
-    """The folder around a JSON file that has most of its first pictures."""
+    """Returns the folder around a JSON file that has most of its first images."""
     names = _first_names(path)
     if not names:
         return path.parent

@@ -1,4 +1,4 @@
-"""Folders of Markdown or HTML documents with their pictures beside them: a page a document."""
+"""Folders of Markdown or HTML documents with their images; each document is a page."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -17,17 +17,17 @@ from mm1_jax.data.records import Page, from_base64, page_records, records_of
 _MARKDOWN, _HTML = (".md", ".markdown"), (".html", ".htm")
 _SUFFIXES = (*_MARKDOWN, *_HTML)
 _EXPECTED = "documents in Markdown or HTML, *.md or *.html"
-# Documents that make a unit: each alone would be too little work.
+# Documents per unit; one alone would be too little work.
 _UNIT_DOCUMENTS = 256
 
 
 class Folder(Format):
-    """Interleaved pages: the text of a document, and its pictures where it refers to them.
+    """Interleaved pages: the text of a document, and its images where it refers to them.
 
-    References are paths from the document on, or from the folder on if they start with a slash, and
-    do not lead out of the folder; or pictures in base64. Others, such as web addresses, are missing
-    pictures, which the record counts. Text of Markdown stays as it is; of HTML it is what a browser
-    shows. Part k of a folder is its k-th run of documents.
+    References are paths inside the folder, relative to the document, or to the folder if they start
+    with a slash; or images in base64. Others, such as web addresses, are missing images, which the
+    record counts. Markdown text is kept as written; HTML becomes the text that a browser shows.
+    Part k of a folder is its k-th run of documents.
     """
 
     name = "folder"

@@ -1,4 +1,4 @@
-"""Parquet of Hugging Face: pictures as structs of bytes or a path, beside a column of captions."""
+"""Hugging Face's Parquet: images as structs of bytes or a path, beside a column of captions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +21,13 @@ _URL = "url"
 
 
 class HfCaptions(Format):
-    """Captions from rows; a list of strings is several captions of a picture.
+    """Captions, one record per row; a list of strings is several captions of an image.
 
     Args:
-        image_column: By default the first that is there of image, img, jpg, jpeg, png, webp.
-        caption_column: By default the first that is there of caption, captions, text, txt,
+        image_column: Defaults to the first existing one of image, img, jpg, jpeg, png, webp.
+        caption_column: Defaults to the first existing one of caption, captions, text, txt,
             alt_text, sentences.
-        caption_kind: What the captions are said to be.
+        caption_kind: The `kind` of the captions in the records.
     """
 
     name = "hf_captions"
@@ -49,7 +49,7 @@ class HfCaptions(Format):
         return row_group_units(source, self._choose, expected, self.follow_links)
 
     def read(self, unit: Unit) -> Iterator[Entry]:
-        # Where the bytes of a picture are not in the row, its path starts here.
+        # Paths of images whose bytes are not in the row are relative to this folder.
         folder = ImageFolder(unit.path.parent, self.follow_links)
 
         def record(entry: str, row: dict[str, Any]) -> Record:

@@ -1,4 +1,4 @@
-"""Parquet of img2dataset: the bytes in a column named like their encoding, with caption and key."""
+"""Img2dataset's Parquet: image bytes in a column named like their encoding, caption and key."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ _OTHERS = ("key", "url", "status", "error_message")
 
 
 class Img2datasetParquet(Format):
-    """Captions from rows; those of downloads that failed say what went wrong."""
+    """Captions, one record per row; failed downloads are rejected with their error."""
 
     name = "img2dataset_parquet"
     kind = Kind.CAPTIONS
@@ -37,7 +37,7 @@ class Img2datasetParquet(Format):
 
     def _record(self, entry: str, row: dict[str, Any]) -> Record:
         if row.get("status") not in (None, "success"):
-            # Without quotes, so that each error is a class of its own.
+            # Without quotes, so that each error is a class of its own (`reason_class`).
             said = [str(row[name]) for name in ("status", "error_message") if row.get(name)]
             raise BadRecord(ascii(": ".join(said))[1:-1][:200] or "no status of the download")
         image, caption = (

@@ -1,4 +1,4 @@
-"""JSON lines of our own layouts, the records themselves but with paths of files for pictures."""
+"""JSON lines of our own layouts: records with paths of files in place of images."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from mm1_jax.data.records import (
 )
 
 _EXPECTED = "JSON lines, *.jsonl, which may be in .gz, .zst or .zip"
-# The fields that only records of one kind have.
+# Fields that occur only in records of one kind.
 _FIELDS = {
     Kind.CONVERSATIONS: {"turns"},
     Kind.INTERLEAVED: {"texts"},
@@ -37,15 +37,15 @@ _SUFFIXES = compressed(".jsonl")
 
 
 class Jsonl(Format):
-    """Records of one kind, a line each; paths of pictures start at the folder of the JSONL file.
+    """Records of one kind, one per line; image paths start at the folder of the JSONL file.
 
     Captions are `{image, captions: [{kind, text}]}` or `{image, caption}`, pages `{texts, images}`,
-    conversations `{images, turns: [{role, text}]}`, texts `{text}`. A page that lacks a picture
-    counts it in `missing_images`.
+    conversations `{images, turns: [{role, text}]}`, texts `{text}`. A page counts unavailable
+    images in `missing_images`.
 
     Args:
-        kind: The kind of the records; files that are of another are left alone. By default what the
-            fields of the first lines say, which has to be the same in all files.
+        kind: The kind of the records; files of other kinds are skipped. By default it is inferred
+            from the fields of the first lines, and must be the same in all files.
     """
 
     name = "jsonl"
@@ -58,7 +58,7 @@ class Jsonl(Format):
 
     @property
     def kind(self) -> Kind:
-        """Unless it was given, it is known from `units` on."""
+        """The kind of the records, given or inferred by `units`."""
         if self._kind is None:
             raise ValueError("the kind of JSON lines is known once their units are; or set kind")
         return self._kind
@@ -84,7 +84,7 @@ class Jsonl(Format):
 
     def read(self, unit: Unit) -> Iterator[Entry]:
         images = ImageFolder(unit.path.parent, self.follow_links)
-        # Where nothing tells, any record would be as good: all lines are Rejected.
+        # If the kind is unknown, any one will do: all lines become Rejected.
         make = _MAKE[self._kind or _kind(unit.path) or Kind.TEXT]
         return records_of(
             entries(unit.path), lambda entry, value: make(entry, as_object(value), images)
@@ -92,7 +92,7 @@ class Jsonl(Format):
 
 
 def _kind(path: Path) -> Kind | None:
-    """What the fields of the first lines say."""
+    """Infers the kind from the fields of the first lines."""
     for item in itertools.islice(entries(path), _NUM_LOOKED_AT):
         if not isinstance(item, Rejected) and isinstance(item[1], dict):
             for kind, fields in _FIELDS.items():

@@ -1,4 +1,4 @@
-"""Conversations of LLaVA: a JSON list, or JSON lines, of turns by human and gpt about pictures."""
+"""LLaVA's conversations: a JSON list, or JSON lines, of turns by human and gpt about images."""
 
 import itertools
 from collections.abc import Iterator
@@ -26,11 +26,10 @@ _ROLES = {
 
 
 class Llava(Format):
-    """Conversations about no picture, one, or a list of them; one JSON file is one unit.
+    """Conversations about any number of images; one JSON file is one unit.
 
     Args:
-        images: The folder or .tar that the names of pictures are in. By default the folder of the
-            JSON file.
+        images: The folder or .tar of the images by name. Defaults to the folder of the JSON file.
     """
 
     name = "llava"
@@ -72,7 +71,7 @@ def _turn(value: Any) -> tuple[str, Any]:
 
 
 def _holds_conversations(path: Path) -> bool:
-    """Whether one of the first entries has a conversation."""
+    """True if one of the first entries has a conversation."""
     return any(
         not isinstance(item, Rejected) and isinstance(item[1], dict) and "conversations" in item[1]
         for item in itertools.islice(entries(path), 10)

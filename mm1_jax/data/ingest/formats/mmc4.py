@@ -1,4 +1,4 @@
-"""JSON lines of Multimodal C4: sentences, and pictures that are each matched with one of them."""
+"""JSON lines of Multimodal C4: sentences, and images that are each matched with one of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,16 +23,15 @@ from mm1_jax.data.records import (
 
 
 class Mmc4(Format):
-    """Interleaved pages: each picture stands before the sentence that it is matched with.
+    """Interleaved pages: each image precedes the sentence that it is matched with.
 
-    The record counts the pictures that are left out: in `missing_images` those that are not to be
-    had, in `dissimilar_images` those that match their sentence too little.
+    The record counts the images that are left out: unavailable ones in `missing_images`, and those
+    that match their sentence too little in `dissimilar_images`.
 
     Args:
-        images: The folder or .tar of pictures by `image_name`. By default `images` beside the JSON
-            lines, or else the folder of these. Pictures may also stand in the lines, in
-            `image_base64`.
-        min_similarity: Pictures of less `matched_sim` are left out; 0.24 as in OpenFlamingo.
+        images: The folder or .tar of images by `image_name`. Defaults to `images` beside the JSON
+            lines, or else to their folder. Lines may also contain images, in `image_base64`.
+        min_similarity: Images of lower `matched_sim` are left out; 0.24 as in OpenFlamingo.
     """
 
     name = "mmc4"
@@ -70,7 +69,7 @@ class Mmc4(Format):
     def _placed(
         self, document: dict[str, Any], num_sentences: int
     ) -> tuple[list[list[dict[str, Any]]], int]:
-        """The pictures before each sentence, and how many match theirs too little."""
+        """Returns the images before each sentence, and how many match their sentence too little."""
         before: list[list[dict[str, Any]]] = [[] for _ in range(num_sentences)]
         num_dissimilar = 0
         for place, info in enumerate(as_list(document.get("image_info"), "image_info")):
@@ -82,7 +81,7 @@ class Mmc4(Format):
                 raise BadRecord(f"image {place}: sentence {index!a:.80} of {num_sentences}")
             if not isinstance(similarity, int | float) or isinstance(similarity, bool):
                 raise BadRecord(f"image {place}: matched_sim={similarity!a:.80}, expected a number")
-            # A similarity that is NaN is none.
+            # NaN counts as dissimilar.
             if similarity >= self._min_similarity:
                 before[index].append(info)
             else:
@@ -91,7 +90,7 @@ class Mmc4(Format):
 
 
 def _image_folder(path: Path) -> Path:
-    """Where the pictures of a file of records are, unless somebody says: `images` beside it."""
+    """Returns the default folder of images: `images` beside the file, or the file's folder."""
     folder = path.parent / "images"
     return folder if folder.is_dir() else path.parent
 

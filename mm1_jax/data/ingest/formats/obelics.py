@@ -1,4 +1,4 @@
-"""Parquet of OBELICS: a page a row, its `images` and `texts` lists of which one has each place."""
+"""OBELICS' Parquet: one page per row, with parallel lists `images` and `texts`."""
 
 import functools
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ _OTHERS = ("metadata", "general_metadata")
 
 
 class Obelics(Format):
-    """Interleaved pages; a picture that is not to be had is left out and counted in the record.
+    """Interleaved pages; unavailable images are left out and counted in the record.
 
-    A page is cut into documents where OBELICS marks the end of one. A picture is a URL, for which
-    `images` says where the file is, or a struct of bytes or a path, as Hugging Face stores them. A
-    place that has neither text nor picture is a missing picture.
+    A page is cut into documents at OBELICS' end-of-document marks. An image is a URL, which
+    `images` maps to a file, or a struct of bytes or a path, as Hugging Face stores images. A place
+    with neither text nor image is a missing image.
 
     Args:
         images: A JSON map of URLs to files, a folder that holds `url_to_file.json`, or the folder
-            of tar shards into which img2dataset downloaded the URLs. By default the folder of the
+            of tar shards into which img2dataset downloaded the URLs. Defaults to the folder of the
             Parquet file.
     """
 
@@ -46,7 +46,7 @@ class Obelics(Format):
         units = row_group_units(source, _choose, "Parquet of OBELICS", self.follow_links)
         paths = dict.fromkeys(self._map_path(unit.path) for unit in units)
         problems = [problem for path in paths if (problem := self._problem(path))]
-        # Pictures that are in the Parquet itself need no map.
+        # Images that are in the Parquet itself need no map.
         if problems and (self._images is not None or any(_has_urls(unit.path) for unit in units)):
             raise ValueError(
                 "images has to be a JSON map of URLs to image files, or a folder that holds "
@@ -78,7 +78,7 @@ class Obelics(Format):
         return ""
 
     def _map_path(self, path: Path) -> Path:
-        """A JSON file, or a folder of shards."""
+        """Returns the JSON file, or the folder of shards, that maps the URLs of a Parquet file."""
         images = self._images or path.parent
         if not images.is_dir():
             return images
@@ -96,7 +96,7 @@ def _choose(schema: pa.Schema) -> list[str]:
 
 
 def _urls(row: dict[str, Any]) -> list[Any]:
-    """The URLs by place: the pictures themselves, or what the metadata of a picture says."""
+    """Returns the URL of each place: the value in `images`, or `src` in the image's metadata."""
     images = row["images"] if isinstance(row["images"], list) else []
     if not any(isinstance(image, dict) for image in images):
         return images
@@ -108,7 +108,7 @@ def _parsed(text: Any) -> Any:
     try:
         return parse_json(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) else None
     except BadRecord:
-        # Nothing depends on the metadata.
+        # The metadata is optional.
         return None
 
 
@@ -119,7 +119,7 @@ def _get(value: Any, key: str) -> Any:
 def _has_urls(path: Path) -> bool:
     try:
         images = pq.read_schema(path).field("images").type
-    except Exception:  # What pyarrow raises for damage has no common base.
+    except Exception:  # The errors of pyarrow for damage have no common base.
         return False
     return isinstance(images, pa.ListType | pa.LargeListType) and (
         pa.types.is_string(images.value_type) or pa.types.is_large_string(images.value_type)
@@ -127,7 +127,7 @@ def _has_urls(path: Path) -> bool:
 
 
 def _loaded(path: Path, follow_links: bool) -> UrlMap | UrlIndex:
-    """The map at a path. Those of millions of URLs are read once, and not once a row group."""
+    """Returns the cached map at a path, as maps of millions of URLs are slow to read."""
     return _load(path, path.stat().st_mtime_ns if path.exists() else 0, follow_links)
 
 

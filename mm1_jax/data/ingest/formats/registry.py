@@ -27,7 +27,7 @@ FORMATS: dict[str, type[Format]] = {
 
 
 def make_format(name: str, **options: Any) -> Format:
-    """The format of a name, with the options of its constructor.
+    """Makes the format of a name with the options of its constructor.
 
     Raises:
         ValueError: There is no such format, or it has no such option or value.

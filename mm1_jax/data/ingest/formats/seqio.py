@@ -1,4 +1,4 @@
-"""Text of a task or mixture of seqio, the library of the extra `seqio`, which needs TensorFlow.
+"""Text of a seqio task or mixture; the library comes with the extra `seqio` and needs TensorFlow.
 
     python tools/convert_records.py --format=seqio --input=my_project/tasks.py \\
         --option.module=my_project.tasks --option.task=wiki --output=data/wiki
@@ -25,17 +25,17 @@ from mm1_jax.data.records import records_of, text_record
 class Seqio(Format):
     """Text of a seqio Task or Mixture; the input is the Python file that adds it, which is run.
 
-    A unit is a shard of a task's source. Nothing is shuffled, trimmed or repeated: of a mixture,
-    every example of its tasks comes once, one task behind the other, and the rates are left to the
-    weights of training. The text of a field is what the task kept of it (`targets_pretokenized`),
-    or else its tokens decoded.
+    A unit is a shard of a task's source. Nothing is shuffled, trimmed or repeated: every example of
+    the tasks of a mixture comes once, one task after the other. The rates of a mixture are ignored,
+    as training has its own weights. The text of a field is the original text if the task kept it
+    (`targets_pretokenized`), or else its decoded tokens.
 
     Args:
         task: The name of the task or mixture.
-        module: What the file is imported as, such as my_project.tasks for my_project/tasks.py; by
-            default its name alone.
-        split: Of the task.
-        field: The feature that holds the text; several, separated by commas, make a line each.
+        module: The name of the module to import the file as, such as my_project.tasks for
+            my_project/tasks.py; defaults to the name of the file.
+        split: The split of the task.
+        field: The feature that holds the text; several, separated by commas, become a line each.
     """
 
     name = "seqio"
@@ -78,11 +78,11 @@ class Seqio(Format):
         place = 0
         try:
             dataset = task.get_dataset(
-                # Nothing is trimmed.
+                # Disables trimming.
                 sequence_length=None,
                 split=self._split,
                 shuffle=False,
-                # For preprocessors that draw numbers: every reading has to be the same.
+                # For preprocessors that draw random numbers: every pass must be the same.
                 seed=0,
                 shard_info=shard,
                 num_epochs=1,
@@ -91,11 +91,11 @@ class Seqio(Format):
             for example in dataset.as_numpy_iterator():
                 yield entry_id(name, place), example
                 place += 1
-        except Exception as error:  # What tasks and TensorFlow raise has no common base.
+        except Exception as error:  # The errors of tasks and TensorFlow have no common base.
             yield Rejected(entry_id(name, place), f"{_reason(error)}; what follows is not read")
 
     def _shards(self, path: Path) -> list[tuple[Any, Any]]:
-        """The shards of each task; ValueError where there is no such task, split or field."""
+        """Returns the shards of each task; raises ValueError if task, split or field is unknown."""
         if not self._task:
             raise ValueError("the format 'seqio' needs a name: --option.task=NAME")
         seqio = _library()
@@ -113,7 +113,7 @@ class Seqio(Format):
                     raise ValueError(f"no feature {', '.join(missing)}; there are {there}")
                 number = len(task.source.list_shards(self._split))
                 shards += [(task, seqio.ShardInfo(index, number)) for index in range(number)]
-        except Exception as error:  # Sources that are made late raise what they like.
+        except Exception as error:  # Sources that are created lazily may raise anything.
             raise ValueError(f"task {self._task!r} of {path}: {error}") from error
         return shards
 
@@ -128,7 +128,7 @@ def _library() -> Any:
 
 
 def _import(path: Path, module: str) -> None:
-    """Imports the file as that module, once in a process: tasks are added once."""
+    """Imports the file as that module, once per process, as a task can be added only once."""
     parts = module.split(".")
     names = path.resolve().with_suffix("").parts
     if names[-1] == "__init__":
@@ -150,7 +150,7 @@ def _import(path: Path, module: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    # TensorFlow adds a traceback, and the numbers of data sets, which are others every time.
+    # TensorFlow adds a traceback, and numbers of datasets that differ every time.
     line = str(error).partition("\n")[0]
     return f"{type(error).__name__}: " + re.sub(r"(\w+Dataset\w*):\d+", r"\1", line)
 

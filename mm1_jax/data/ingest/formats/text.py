@@ -1,4 +1,4 @@
-"""Plain text: a field of JSON lines, a column of Parquet, or a document a file."""
+"""Plain text: a field of JSON lines, a column of Parquet, or one document per file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,18 +20,18 @@ from mm1_jax.data.records import records_of, text_record
 _LINES = (*compressed(".jsonl"), ".json.gz", ".json.zst")
 _PARQUET = ".parquet"
 _DOCUMENTS = (".txt", ".txt.gz", ".txt.zst")
-# Files of one document that make a unit: each alone would be too little work.
+# Documents per unit; one alone would be too little work.
 _UNIT_DOCUMENTS = 1024
 
 
 class PlainText(Format):
-    """Texts from .jsonl, .parquet and .txt files, of which lines and documents may be compressed.
+    """Texts from .jsonl, .parquet and .txt files; .jsonl and .txt may be compressed.
 
-    A document is known by its path in the folder. Part k of a folder is its k-th run of documents.
+    The id of a document is its path in the folder. Part k of a folder is its k-th run of documents.
 
     Args:
         field: The field of JSON lines, or column of Parquet, that holds the text.
-        document_mark: Ends a document, so that a text with it is several; "" for none.
+        document_mark: Separates the documents within a text; "" means that there is no mark.
     """
 
     name = "text"

@@ -1,6 +1,6 @@
-"""Questions in the layout of VQAv2: a file of questions, one of annotations, and pictures.
+"""Questions in the layout of VQAv2: a file of questions, a file of annotations, and images.
 
-Annotations may also be in a list of pairs, `[[question_id, answer], ...]`, with one answer each.
+Annotations may also be a list of pairs, `[[question_id, answer], ...]`, with one answer each.
 """
 
 import re
@@ -36,14 +36,14 @@ Key = str | int
 class Vqa(Format):
     """Conversations of one question and its most common answer; one file of questions is one unit.
 
-    Records also have `question`, `answer` and `answers`, all of them. The answers of a whole file
-    and the names of all pictures are in memory.
+    Records also have `question`, `answer`, and all given answers as `answers`. The answers of a
+    whole file and the names of all images are in memory.
 
     Args:
-        annotations: The file of answers. By default that of the name of the questions, with
-            `annotations` or `answers_compact` for `questions` and without `OpenEnded_`.
-        images: The folder or .tar of pictures, whose names end in the number that is `image_id`. By
-            default, beside the questions, the folder or .tar of the name of the questions with
+        annotations: The file of answers. Defaults to the file named like the questions, with
+            `annotations` or `answers_compact` for `questions`, with or without `OpenEnded_`.
+        images: The folder or .tar of images, whose names end in the number `image_id`. By default
+            it is searched for beside the questions: the folder or .tar named like them with
             `images` for `questions`, the folder of the split (`val2014`), or `images`.
     """
 
@@ -57,7 +57,7 @@ class Vqa(Format):
     def units(self, source: Path) -> list[Unit]:
         files = source_files(source, compressed("questions.json"), _EXPECTED, self.follow_links)
         problems = [problem for path in files if (problem := self._problem(path))]
-        # Test sets have no answers, and often lie beside the others; `read` says so.
+        # Test sets have no answers, and often lie beside the other files; `read` rejects them.
         if len(problems) == len(files):
             raise ValueError(problems[0])
         return [Unit(path) for path in files]
@@ -94,7 +94,7 @@ class Vqa(Format):
             yield Rejected(entry_id(unit.path, f"answer to {key!a:.80}"), "no such question")
 
     def _problem(self, path: Path) -> str:
-        """What is missing beside a file of questions."""
+        """Describes the file that is missing beside a file of questions; "" if there is none."""
         answers, images = self._answer_files(path), self._image_files(path)
         for option, files, is_it in (
             ("annotations", answers, Path.is_file),
@@ -125,7 +125,7 @@ class Vqa(Format):
 
 
 class _NumberedImages:
-    """Pictures by their name without its extension, or by the number that this ends in."""
+    """Images by name without extension, or by the number that the name ends in."""
 
     def __init__(self, images: ImageFolder | ImageTar):
         self._images = images
@@ -166,7 +166,7 @@ def _questions(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
 
 
 def _answers(value: Any) -> tuple[Key, list[str]]:
-    """The question and its answers: an annotation of VQAv2, or a pair."""
+    """Parses the question's id and its answers from an annotation of VQAv2, or from a pair."""
     if isinstance(value, list):
         if len(value) != 2 or not is_key(value[0]):
             raise BadRecord("expected a pair of question_id and answer")

@@ -1,4 +1,4 @@
-"""Tar shards of WebDataset, as img2dataset writes them: `KEY.jpg`, `KEY.txt` and `KEY.json`."""
+"""WebDataset's tar shards, as img2dataset writes them: `KEY.jpg`, `KEY.txt` and `KEY.json`."""
 
 import io
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from mm1_jax.data.records import captions_record, records_of
 
 
 class Webdataset(Format):
-    """Captions from members that stand together and share a key; one shard is one unit.
+    """Captions from adjacent members that share a key; one shard is one unit.
 
-    The caption is the `.txt` of a sample, or without one `caption` of its `.json`, which may give
-    the `url` as well. Members of other extensions belong to the sample and are not read, nor is the
-    Parquet beside a shard, which lists the downloads that failed too.
+    The caption is the `.txt` of a sample, or else the `caption` of its `.json`, which may also hold
+    the `url`. Members of other extensions belong to the sample and are not read, nor is the Parquet
+    file beside a shard, which also lists failed downloads.
     """
 
     name = "webdataset"
@@ -54,7 +54,7 @@ class Webdataset(Format):
             try:
                 about = as_object(parse_json(read_member(file, sample.members["json"])))
             except BadRecord:
-                # It is needed only where there is no other caption.
+                # The JSON is needed only if there is no other caption.
                 if text is None:
                     raise
         caption = decode_text(read_member(file, text)) if text else about.get("caption")
@@ -70,6 +70,6 @@ class Webdataset(Format):
 def _named_samples(
     file: io.BufferedIOBase, path: Path
 ) -> Iterator[tuple[str, Sample] | Rejected | Documents]:
-    """The samples of a shard, each with its id."""
+    """Yields the samples of a shard, each with its id."""
     for item in samples(file, path):
         yield (entry_id(path, item.key), item) if isinstance(item, Sample) else item
