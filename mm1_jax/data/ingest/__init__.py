@@ -1,1 +1,1 @@
-"""What people have on disk -> folders of records: formats, filters, and the conversion itself."""
+"""Foreign files -> folders of records: formats, filters, and the conversion itself."""

@@ -1,8 +1,8 @@
-"""What a conversion has written down: a file for each part of a unit, and what they add up to.
+"""The log of a conversion: a file for each part of a unit, and their totals.
 
-DIR/progress/00012-01.json    of part 1 of unit 12, beside its shard of records
-DIR/quarantine.jsonl          entries that are no records: id, unit, reason
-DIR/overlap.jsonl             images that are in a benchmark, where a filter looks for them
+DIR/progress/00012-01.json    result of part 1 of unit 12, beside its shard of records
+DIR/quarantine.jsonl          rejected entries: id, unit, reason
+DIR/overlap.jsonl             images that are in a benchmark, if a filter looks for them
 """
 
 import itertools
@@ -23,24 +23,24 @@ PROGRESS = "progress"
 QUARANTINE = "quarantine.jsonl"
 OVERLAP = "overlap.jsonl"
 
-# Of fewer entries a fraction says little: up to a hundred bad ones pass.
+# The bad fraction is taken of at least this many entries; it says little about fewer.
 _LEAST_ENTRIES = 1000
-# Reasons that quote the data in a way that `reason_class` does not see could fill a manifest.
+# Bounds the manifest: `reason_class` may not recognize that a reason quotes the data.
 _MAX_REASONS = 50
 # Lines of the quarantine that are read to find an example.
 _MOST_LOOKED_AT = 100_000
-# What every manifest counts, in this order, before the rest.
+# Counts of every manifest, in this order, before the others.
 _COUNTS = ("entries", "rejected", "records", "images", "image_bytes", "characters")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What became of a run of entries of a unit.
+    """The result of a run of entries of a unit.
 
     Attributes:
-        num_entries: How many the reader yields; they follow those of the part before.
-        is_last: Whether the unit ends with them.
-        shard: The file of their records; None where there are none.
+        num_entries: The number of entries from the reader; they follow those of the previous part.
+        is_last: True if the unit ends with them.
+        shard: The file of their records; None if there are no records.
         rejected: Pairs of an id and a reason.
         overlaps: As the filters report them.
     """
@@ -53,12 +53,12 @@ class Part:
     overlaps: list[dict[str, Any]]
 
     def write(self, folder: Path, number: int, part: int) -> None:
-        """Last of all: from then on the part is done."""
+        """Writes the result, which marks the part as done."""
         write_whole(_path(folder, number, part), json.dumps(asdict(self)))
 
 
 def parts_of(folder: Path, number: int) -> list[Part]:
-    """The parts of a unit that are done."""
+    """Returns the finished parts of a unit."""
     parts: list[Part] = []
     while (path := _path(folder, number, len(parts))).exists():
         content = json.loads(path.read_bytes())
@@ -76,7 +76,7 @@ def _path(folder: Path, number: int, part: int) -> Path:
 
 
 class Log:
-    """The parts of all units in order, as far as they are done when it is made."""
+    """The finished parts of all units, in order; `units_left` is as of the log's creation."""
 
     def __init__(self, folder: Path, units: NumberedUnits, max_bad_fraction: float):
         self._folder = folder
@@ -92,7 +92,7 @@ class Log:
             self._rejected += sum(len(part.rejected) for part in parts)
 
     def check(self, new_entries: int = 0, new_rejected: int = 0) -> None:
-        """Raises ValueError where too many entries have been rejected, with those of since then."""
+        """Raises ValueError if too many entries were rejected, counting the new ones."""
         entries, rejected = self._entries + new_entries, self._rejected + new_rejected
         if rejected > self._max_bad_fraction * max(entries, _LEAST_ENTRIES):
             self.write_lines()
@@ -103,7 +103,7 @@ class Log:
             )
 
     def shards(self) -> tuple[Shard, ...]:
-        """Raises ValueError where there is no record at all."""
+        """Returns all shards; raises ValueError if there are no records."""
         shards = tuple(part.shard for _, part in self._parts() if part.shard is not None)
         if not shards:
             self.write_lines()
@@ -119,7 +119,7 @@ class Log:
         return shards
 
     def counts(self) -> dict[str, int]:
-        """What all parts counted, added up."""
+        """Returns the total counts of all parts."""
         counts: Counter[str] = Counter()
         for _, part in self._parts():
             counts.update(part.counts)
@@ -132,7 +132,7 @@ class Log:
         return {name: counts[name] for name in (*_COUNTS, *rest)}
 
     def write_lines(self) -> None:
-        """The logs of rejected entries and of overlaps, each where it has any line."""
+        """Writes the logs of rejected entries and of overlaps; empty logs are left out."""
         _write_lines(
             self._folder / QUARANTINE,
             (
@@ -156,7 +156,7 @@ class Log:
                 yield unit, part
 
     def _reasons(self) -> str:
-        """The most common classes, an example of the first, and the log; "" without any."""
+        """Describes the most common reasons, with an example and the log; "" if there are none."""
         found = reasons_of("rejected", self.counts())
         if not found:
             return ""
@@ -166,18 +166,18 @@ class Log:
 
 
 def reasons_of(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The classes of reasons in the counts of a conversion, the most common first.
+    """Returns the classes of reasons in the counts of a conversion, the most common first.
 
     Args:
-        what: "rejected" for entries, "missing_images" for pictures of pages; "marks" for spellings
-            in texts.
+        what: "rejected" for entries, "missing_images" for images of pages, "marks" for markers in
+            texts.
     """
     start = f"{what}."
     return _by_count({n.removeprefix(start): c for n, c in counts.items() if n.startswith(start)})
 
 
 def example_of(folder: Path, reason: str) -> str:
-    """An entry of the quarantine of a folder that was rejected for a class of reasons."""
+    """Describes a quarantined entry of a folder that was rejected for a class of reasons."""
     with (folder / QUARANTINE).open(encoding="utf-8") as file:
         lines = map(json.loads, itertools.islice(file, _MOST_LOOKED_AT))
         return _example(reason, ([line["id"], line["reason"]] for line in lines))
@@ -186,7 +186,7 @@ def example_of(folder: Path, reason: str) -> str:
 def _example(reason: str, rejected: Iterable[Sequence[str]]) -> str:
     first = None
     for line in rejected:
-        # A conversion that an earlier version began may have other classes.
+        # A conversion begun by an earlier version may have other classes.
         first = first or line
         if reason_class(line[1]) == reason:
             first = line
@@ -195,7 +195,7 @@ def _example(reason: str, rejected: Iterable[Sequence[str]]) -> str:
 
 
 def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """As `write_whole`, of more lines than memory holds; no file for no line."""
+    """Writes JSON lines atomically, one at a time; leaves no file if there are no lines."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)

@@ -1,15 +1,15 @@
-"""Foreign files -> a folder of records, unit by unit; stopped at any moment, it goes on.
+"""Foreign files -> a folder of records, unit by unit; resumes after a stop at any moment.
 
     DIR/records-00012-01.array_record   part 1 of the records of unit 12
     DIR/manifest.json                   written last, after the logs of `conversion_log`
-    DIR/progress/                       until then: the settings, and what is done
+    DIR/progress/                       until then: the settings, and the finished parts
 
-A part of a unit is written down once its shard has its name: how many entries it covers, and what
-became of them. After a kill, the unit goes on with the entry behind those that its parts cover, and
-a shard that was not written down is written again. Where a part ends depends on its entries alone,
-so the folder is the same, byte for byte, however often the conversion was stopped and however many
-processes it had. This is about killed processes: what a machine has not yet put on its disk when it
-loses power is not made sure of.
+A part of a unit is logged once its shard is complete: the number of entries that it covers, and
+their results. After a kill, a unit resumes behind the entries that its logged parts cover, and
+shards that were not logged are rewritten. The end of a part depends on its entries alone, so the
+folder is the same, byte for byte, however often the conversion was stopped and however many
+processes it had. This holds for killed processes; data that is not yet on disk when a machine loses
+power may be lost.
 """
 
 import array
@@ -49,19 +49,19 @@ from mm1_jax.data.records import IMAGE
 from mm1_jax.storage import write_whole
 
 _SETTINGS = "conversion.json"
-# Rejected entries are held in memory until their part ends.
+# A part ends after this many rejected entries, which are held in memory until then.
 _MAX_REJECTED = 10_000
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is converted, and into what: all that may not change until it is done.
+    """The inputs, output and settings of a conversion, which must not change until it is done.
 
     Attributes:
         inputs: Files and folders, as the format takes them.
-        options: What the format was made with, to be written down.
+        options: The options of the format, for the manifest.
         filters: In the order in which they are applied.
-        max_shard_bytes: Of the records of a shard, before compression.
+        max_shard_bytes: Size of the records of a shard, before compression, at which it is full.
     """
 
     format: Format
@@ -75,7 +75,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pass over all units is; entries are those that were read since the start."""
+    """The progress of a pass over all units; `entries` are those read since this run began."""
 
     stage: str
     units: int
@@ -90,18 +90,19 @@ def convert(
     max_bad_fraction: float = 0.1,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Manifest:
-    """Does what is left of a conversion; of a finished one it reads the manifest.
+    """Runs what is left of a conversion, and returns the manifest.
 
     Args:
-        max_bad_fraction: More rejected entries end the conversion, once there are 1000 entries.
+        max_bad_fraction: The conversion fails if a larger fraction of the entries, or of 1000 if
+            there are fewer, is rejected.
 
     Raises:
-        ValueError: The folder holds something else, too many entries are bad, or all are.
+        ValueError: The folder holds something else, or too many or all entries are bad.
     """
     folder = conversion.output
     if (folder / MANIFEST).exists():
         return _finished(conversion)
-    # Before the kind, which some formats take from their files.
+    # Must precede the access to `kind`, which some formats infer from their files.
     units = _units(conversion)
     filters = _filters(conversion, conversion.format.kind)
     settings = _settings(conversion, filters)
@@ -138,7 +139,7 @@ def convert(
 
 @dataclass(frozen=True)
 class UnitConversion:
-    """The job of a unit: its records through the filters into shards, part by part."""
+    """The job that filters the records of a unit and writes them to shards, part by part."""
 
     format: Format
     filters: list[Filter]
@@ -151,7 +152,8 @@ class UnitConversion:
             parts = parts_of(self.folder, number)
             if not (parts and parts[-1].is_last):
                 entries = _read(self.format, unit, tally)
-                # As many as the reader yields: hidden files too, and a page that is cut once.
+                # Counts what the reader yields, including hidden files; a page that is cut counts
+                # once.
                 for _ in itertools.islice(entries, sum(part.num_entries for part in parts)):
                     pass
                 for index in itertools.count(len(parts)):
@@ -163,7 +165,7 @@ class UnitConversion:
         tally.unit()
 
     def _part(self, entries: Iterator[Entry], name: str) -> Part:
-        """Writes the shard of the next entries, as many as it holds."""
+        """Writes the shard of the next entries, until it is full or the entries end."""
         counts: Counter[str] = Counter()
         rejected: list[list[str]] = []
         overlaps: list[dict[str, Any]] = []
@@ -206,11 +208,11 @@ class UnitConversion:
 
 @dataclass(frozen=True)
 class ImageCounting:
-    """The job of a unit in a pass before the conversion: the keys of the images of its records.
+    """The job that collects the image keys of a unit, in a pass before the conversion.
 
     Attributes:
-        before: The filters that stand before the one that needs the counts.
-        place: Of that filter, among all.
+        before: The filters before the one that needs the counts.
+        place: The index of that filter among all filters.
     """
 
     format: Format
@@ -222,7 +224,7 @@ class ImageCounting:
     def run(
         self, units: NumberedUnits, runner: Runner, on_progress: Callable[[Progress], None]
     ) -> Path:
-        """The file of the keys that are too frequent, which is made if it is not there."""
+        """Returns the file of the keys that are too frequent, making it if needed."""
         path = self._path("frequent")
         if not path.exists():
             left = [each for each in units if not self._path(each[0]).exists()]
@@ -256,7 +258,7 @@ class ImageCounting:
 
 
 def content_counts(record: Record, kind: Kind) -> dict[str, int]:
-    """What the manifest counts of a record."""
+    """Returns the counts of a record for the manifest."""
     if kind is Kind.CAPTIONS:
         images, texts = [record["image"]], [caption["text"] for caption in record["captions"]]
     elif kind is Kind.TEXT:
@@ -267,7 +269,7 @@ def content_counts(record: Record, kind: Kind) -> dict[str, int]:
         images, texts = record["images"], record["texts"]
     images = [image for image in images if image is not None]
     texts = [text for text in texts if text is not None]
-    # That of conversations is the place of an image.
+    # In conversations, `IMAGE` marks the place of an image.
     marks = spelt_marks(texts) - ({IMAGE} if kind is Kind.CONVERSATIONS else set())
     missing = record.get("missing_images")
     return {
@@ -323,7 +325,7 @@ def _filters(conversion: Conversion, kind: Kind) -> list[Filter]:
 
 
 def _settings(conversion: Conversion, filters: list[Filter]) -> dict[str, Any]:
-    """All that decides the result, but for the content of the inputs, as JSON gives it back."""
+    """Returns everything that determines the result, except the inputs' content, in JSON types."""
     settings = {
         "format": conversion.format.name,
         "options": conversion.options,
@@ -336,7 +338,7 @@ def _settings(conversion: Conversion, filters: list[Filter]) -> dict[str, Any]:
 
 
 def _files(units: NumberedUnits) -> dict[str, list[int]]:
-    """Size and time of every file, to tell when one was changed."""
+    """Returns the size and modification time of every file, to detect changes."""
     stats = {str(path): path.stat() for path in dict.fromkeys(unit.path for _, unit in units)}
     return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
 
@@ -350,22 +352,22 @@ def _summary(files: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def _finished(conversion: Conversion) -> Manifest:
-    """The manifest, if the same command made it."""
+    """Returns the manifest if the same command made it; raises ValueError otherwise."""
     manifest = Manifest.read(conversion.output)
     settings = _settings(conversion, _filters(conversion, manifest.kind))
     files = manifest.made_from.get("files")
-    # The inputs of a conversion that is done may be gone.
+    # The inputs of a finished conversion may be gone.
     with contextlib.suppress(ValueError, OSError):
         files = _summary(_files(_units(conversion)))
     _check_same(conversion.output, manifest.made_from, settings | {"files": files})
-    # It was killed between the manifest and this.
+    # Left behind if the conversion was killed after it wrote the manifest.
     shutil.rmtree(conversion.output / PROGRESS, ignore_errors=True)
     return manifest
 
 
 @contextlib.contextmanager
 def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """For this process alone, and for these settings alone until the conversion is done."""
+    """Claims the folder for this process, and for these settings until the conversion is done."""
     path = folder / PROGRESS / _SETTINGS
     if folder.is_dir() and not path.exists():
         others = sorted(
@@ -405,7 +407,7 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _differences(before: Any, now: Any) -> list[str]:
-    """In words, the first few of them."""
+    """Describes the first few differences."""
     if before == now:
         return []
     if not (isinstance(before, dict) and isinstance(now, dict)):
@@ -420,7 +422,7 @@ def _differences(before: Any, now: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _locked_unit(folder: Path, number: int) -> Iterator[None]:
-    """A worker may outlive a killed parent for a moment, and still be writing."""
+    """Locks a unit: a worker may outlive a killed parent for a moment, and still be writing."""
     with (folder / PROGRESS / f"{number:05d}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,10 +1,10 @@
-"""Filters of records: which images and which records are kept when foreign files are converted.
+"""Filters that drop images and records when foreign files are converted.
 
 A filter maps a record to what is left of it, and counts what it dropped. Interleaved pages lose
-images and keep the order of the rest; a caption, or a conversation that speaks of its images,
-goes as a whole. The defaults are MM1's (its interleaved documents are made as OBELICS' are).
+images and keep the order of the rest. Captions, and conversations about their images, are dropped
+as a whole. The defaults are MM1's, whose interleaved documents are made like those of OBELICS.
 
-Filters are applied in the order in which they stand, so each one sees what the ones before it left.
+Filters are applied in the given order, so each one sees what the previous ones left.
 """
 
 import abc
@@ -30,12 +30,12 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 
 
 class Filtered(NamedTuple):
-    """What a filter made of a record.
+    """The result of a filter for a record.
 
     Attributes:
-        record: What is left; None where the record is dropped.
-        counts: Images, or records where the filter looks at those, by what is wrong with them.
-        overlaps: For every image that is in a benchmark, which one; for the log.
+        record: The rest of the record; None if it is dropped.
+        counts: The number of dropped images (or records, if the filter judges those) by fault.
+        overlaps: Log entries for the images that are in a benchmark.
     """
 
     record: Record | None
@@ -59,7 +59,7 @@ class Filter(Configurable, abc.ABC):
     def __call__(self, record: Record) -> Filtered: ...
 
     def description(self) -> dict[str, Any]:
-        """All that decides the result, as JSON has it."""
+        """Returns everything that determines the result, in JSON types."""
         fields = self._config.to_dict()
         del fields["klass"]
         return {"filter": type(self).__name__} | {
@@ -68,7 +68,7 @@ class Filter(Configurable, abc.ABC):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # The class of a config has no name by which pickle would find it.
+        # Pickle cannot find the class of a config by name.
         fields = {name: value for name, value in self._config.items() if name != "klass"}
         return self.__dict__ | {"_config": fields}
 
@@ -77,7 +77,7 @@ class Filter(Configurable, abc.ABC):
         self._config = self.default_config().set(**state["_config"])
 
     def _drop_images(self, record: Record, fault: Callable[[Picture], str | None]) -> Filtered:
-        """Without the images that `fault` names a fault of."""
+        """Drops the images for which `fault` returns the name of a fault."""
         faults = {
             picture.place: name
             for picture in pictures(record, self.kind)
@@ -87,9 +87,9 @@ class Filter(Configurable, abc.ABC):
 
 
 def apply_filters(filters: Iterable[Filter], record: Record) -> Filtered:
-    """One filter after the other; the counts say which: `ImageFilter.side`.
+    """Applies filters in order; counts have the filter's name in front: `ImageFilter.side`.
 
-    The count `ImageFilter.records` is of the records that this filter dropped.
+    `ImageFilter.records` is the number of records that this filter dropped.
     """
     counts: Counter[str] = Counter()
     overlaps: list[dict[str, Any]] = []
@@ -111,22 +111,22 @@ def apply_filters(filters: Iterable[Filter], record: Record) -> Filtered:
 
 
 class ImageFilter(Filter):
-    """Drops images that are unreadable, of extreme sizes, or parts of a page's decoration.
+    """Drops images that are unreadable, of extreme size or shape, or decoration of a page.
 
-    Only headers are read: an image that is damaged further on stays.
+    Only headers are read: an image that is damaged after its header is kept.
     """
 
     @config_class
     class Config(Filter.Config):
-        # Width over height; the bounds themselves are kept, here and below.
+        # Width over height. All bounds are inclusive.
         min_aspect_ratio: float = 1 / 2
         max_aspect_ratio: float = 2.0
-        # Both sides, in pixels.
+        # Of both sides, in pixels.
         min_side: int = 100
         max_side: int = 10_000
-        # Training refuses larger ones, `ImageTransform.Config.max_pixels`.
+        # Training rejects larger images (`ImageTransform.Config.max_pixels`).
         max_pixels: int = 64_000_000
-        # Anywhere in the URL and in any case, so `lexicon` holds `icon`; OBELICS' rule.
+        # Matched anywhere in the URL, ignoring case, so `lexicon` matches `icon` (OBELICS' rule).
         url_words: Sequence[str] = ("logo", "button", "icon", "plugin", "widget")
 
     def __call__(self, record: Record) -> Filtered:
@@ -151,7 +151,7 @@ class ImageFilter(Filter):
 class RepeatedImages(Filter):
     """Keeps the first of the images of a page that have the same URL or the same bytes.
 
-    Captions have one image, and a conversation may speak of the same one twice.
+    Other kinds are kept: captions have one image, and a conversation may refer to one image twice.
     """
 
     def __call__(self, record: Record) -> Filtered:
@@ -171,8 +171,8 @@ class RepeatedImages(Filter):
 class FrequentImages(Filter):
     """Drops images whose URL or bytes (by MD5) occur in more than `max_documents` documents.
 
-    Needs a pass over all records before: `keys` of each, merged by `frequent_keys`, in a file that
-    `use` names.
+    Needs an earlier pass over all records, which collects the `keys` of each record.
+    `frequent_keys` merges them into a file, which is passed to `use`.
     """
 
     @config_class
@@ -186,11 +186,11 @@ class FrequentImages(Filter):
         self._frequent: np.ndarray | None = None
 
     def keys(self, record: Record) -> set[int]:
-        """What is counted of a record, each key once."""
+        """Returns the distinct keys of the images of a record."""
         return {key for picture in pictures(record, self.kind) for key in image_keys(picture)}
 
     def use(self, path: Path) -> None:
-        """Names the file of the sorted keys that are too frequent; processes open it themselves."""
+        """Sets the file of the sorted keys that are too frequent; each process opens it itself."""
         self._path, self._frequent = path, None
 
     def __call__(self, record: Record) -> Filtered:
@@ -211,7 +211,7 @@ class FrequentImages(Filter):
 
 
 class ImageCount(Filter):
-    """Drops records with too few or too many images. Stands after the filters that drop images."""
+    """Drops records with too few or too many images. Belongs after the filters that drop images."""
 
     @config_class
     class Config(Filter.Config):
@@ -228,7 +228,7 @@ class ImageCount(Filter):
 
 
 class AnswerType(enum.Enum):
-    """What VQA calls the types of answers (VQAv2 has `answer_type` in its annotations)."""
+    """The types of answers of VQA (`answer_type` in the annotations of VQAv2)."""
 
     YES_NO = "yes/no"
     NUMBER = "number"
@@ -236,14 +236,14 @@ class AnswerType(enum.Enum):
 
     @classmethod
     def of(cls, answer: str) -> "AnswerType":
-        """The type of an answer; numbers are of digits alone."""
+        """Returns the type of an answer; numbers consist of digits only."""
         if answer.strip().lower() in ("yes", "no"):
             return cls.YES_NO
         return cls.NUMBER if answer.strip().isdecimal() else cls.OTHER
 
 
 class AnswerTypes(Filter):
-    """Keeps the questions whose answers are of some types, for a mixture to weigh them."""
+    """Keeps the questions whose answers have the given types, so that a mixture can weight them."""
 
     @config_class
     class Config(Filter.Config):
@@ -268,21 +268,22 @@ class AnswerTypes(Filter):
 
 
 class EvaluationOverlap(Filter):
-    """Drops images that are in a benchmark: the same bytes, or a picture that looks the same.
+    """Drops images that are in a benchmark: with the same bytes, or with the same look.
 
-    Pictures are compared by `perceptual_hash`, so a copy that was encoded again, or scaled, is
-    found; one that was cropped or mirrored mostly is not. Of 913 figures and photographs of
-    textbooks, no two are within distance 4 of each other (of 416,328 pairs one is within 6), while
-    all their copies as JPEG of quality 60 are, all at half the size, and 912 at quality 30.
+    Looks are compared by `perceptual_hash`, which finds copies that were re-encoded or scaled, but
+    mostly not those that were cropped or mirrored. Among 913 figures and photographs of textbooks,
+    no two are within distance 4 of each other, and 1 of 416,328 pairs is within 6. Within distance
+    4 of the original are all copies as JPEG of quality 60, all copies at half the size, and 912
+    copies of quality 30.
     """
 
     @config_class
     class Config(Filter.Config):
-        # Files, and folders with all that is below them.
+        # Files, and folders that are searched recursively.
         images: Required[list[str]] = REQUIRED
-        # In bits of 64; each bit more costs comparisons and takes more strangers for copies.
+        # In bits of 64; each further bit costs comparisons and causes more false matches.
         max_distance: int = 4
-        # Larger pictures are compared by their bytes only.
+        # Larger images are compared by their bytes only.
         max_pixels: int = 64_000_000
 
     def __init__(self, cfg: Config, *, kind: Kind):
@@ -338,9 +339,9 @@ class EvaluationOverlap(Filter):
 
 
 def benchmark_files(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """The image files that are named, and those below the folders that are, with short names.
+    """Yields the named image files, and those below the named folders, with short names.
 
-    Links to folders are followed: a picture that is not looked at is one that is trained on.
+    Links to folders are followed: an image that is missed here may be trained on.
     """
     for name in names:
         root = Path(name)

@@ -1,4 +1,4 @@
-"""Keys of images, by which they are counted over all documents of a conversion."""
+"""Keys of images, which count their occurrences over all documents of a conversion."""
 
 import hashlib
 import math
@@ -9,16 +9,16 @@ import numpy as np
 
 from mm1_jax.data.ingest.record_images import Picture
 
-# Bytes of one range of keys when counts are merged: 512 MiB, twice that while they are sorted.
+# Keys per range when counts are merged: 512 MiB, and twice that while they are sorted.
 _KEYS_IN_MEMORY = 2**26
-# Sorted keys above this size stay in the file, which the processes of a machine then share.
+# Larger files of sorted keys are memory-mapped, so the processes of a machine share them.
 _MAPPED_BYTES = 2**24
 
 
 def image_keys(picture: Picture) -> Iterator[int]:
-    """Yields 64 bits of the MD5 of the bytes of an image, and of its URL, which tell its uses.
+    """Yields 64 bits of the MD5 of an image's bytes, and of its URL, to recognize it elsewhere.
 
-    Among the keys of a billion images, chance makes less than one pair.
+    Among the keys of a billion images, fewer than one accidental collision is expected.
     """
     sources = [picture.data]
     if picture.url is not None:
@@ -30,10 +30,10 @@ def image_keys(picture: Picture) -> Iterator[int]:
 def frequent_keys(
     paths: Sequence[Path], more_than: int, *, keys_in_memory: int = _KEYS_IN_MEMORY
 ) -> np.ndarray:
-    """The keys, sorted, that occur more than so many times in files of sorted keys.
+    """Returns the keys, sorted, that occur more than `more_than` times in files of sorted keys.
 
-    The keys are hashes, so equal ranges of them hold about equal numbers. One range at a time is
-    read of every file, and memory is that of a range, not of all keys.
+    Keys are hashes, so equal ranges hold about equally many. One range at a time is read from all
+    files, so memory holds one range instead of all keys.
     """
     total = sum(len(load_keys(path)) for path in paths)
     num_ranges = max(1, math.ceil(total / keys_in_memory))
@@ -52,6 +52,6 @@ def frequent_keys(
 
 
 def load_keys(path: Path) -> np.ndarray:
-    """The sorted keys in a file; those of a large one stay there."""
+    """Loads the sorted keys of a file; a large file is memory-mapped."""
     is_large = path.stat().st_size > _MAPPED_BYTES
     return np.load(path, mmap_mode="r" if is_large else None)

@@ -1,4 +1,4 @@
-"""Hashes of pictures that look the same, and the search among them (pHash)."""
+"""Perceptual hashes of images (pHash), and the search for the nearest one."""
 
 import itertools
 
@@ -8,23 +8,23 @@ import PIL.Image
 from mm1_jax.batch import Image
 from mm1_jax.data.images import BadImage, decode
 
-# Rows 1 to 8 of the discrete cosine transform of 32 values. The constant row is left out: it is the
-# brightness, and the bits of edges that span the picture.
+# Rows 1 to 8 of the discrete cosine transform of 32 values. Row 0 is left out: it holds the
+# brightness, and the bits of edges that span the image.
 _DCT = np.cos(np.pi * np.arange(1, 9)[:, None] * (2 * np.arange(32)[None] + 1) / 64)
-# In grey levels of 255. In a flatter picture the frequencies are noise of the encoder.
+# Standard deviation in gray levels of 255. In a flatter image, the frequencies are encoder noise.
 _FLAT = 1.0
 
 
 def perceptual_hash(data: bytes, *, max_pixels: int) -> int | None:
-    """64 bits that say which low frequencies of a picture are above their median (pHash).
+    """Returns 64 bits that tell which low frequencies of an image exceed their median (pHash).
 
-    None for what cannot be decoded, and for pictures of one colour, which would all be alike.
+    Returns None if the image cannot be decoded or has one color; the latter would all be alike.
     """
     try:
         pixels = decode(Image(data), max_pixels=max_pixels)
     except BadImage:
         return None
-    # Pillow's resize averages over all pixels, so the size of the picture hardly matters.
+    # Pillow's resize averages over all pixels, so the size of the image hardly matters.
     picture = PIL.Image.fromarray(pixels).convert("L")
     grey = np.asarray(picture.resize((32, 32), PIL.Image.Resampling.BICUBIC), np.float64)
     if grey.std() < _FLAT:
@@ -35,11 +35,11 @@ def perceptual_hash(data: bytes, *, max_pixels: int) -> int | None:
 
 
 class HammingIndex:
-    """Finds, among 64-bit hashes, the nearest one to another that differs in few bits.
+    """Finds the nearest of many 64-bit hashes that differs from a query in few bits.
 
-    The bits are cut into `max_distance` + 1 bands. Hashes that differ in `max_distance` bits agree
-    in all bits of at least one band, so only those that share a band with the query are compared:
-    at distance 4, of 100,000 hashes about a hundred.
+    The bits are divided into `max_distance` + 1 bands. Hashes that differ in at most `max_distance`
+    bits agree in at least one whole band, so only those that share a band with the query are
+    compared: at distance 4, about 100 of 100,000 hashes.
     """
 
     def __init__(self, hashes: np.ndarray, max_distance: int):
@@ -54,7 +54,7 @@ class HammingIndex:
             self._bands.append((shift, mask, values[order], order))
 
     def nearest(self, query: int) -> tuple[int, int] | None:
-        """Index and distance of the nearest hash, the first of equals, or None."""
+        """Returns the index and distance of the nearest hash, the first of equals, or None."""
         value = np.uint64(query)
         candidates = []
         for shift, mask, values, order in self._bands:

@@ -1,4 +1,4 @@
-"""The images of a record, whatever its kind, and the record without some of them."""
+"""Lists the images of a record of any kind, and removes some of them."""
 
 import io
 import warnings
@@ -13,7 +13,7 @@ from mm1_jax.data.record_files import Kind
 
 
 class Picture(NamedTuple):
-    """An image of a record: its place in the list of images, its file, and where that is from."""
+    """An image of a record: its place in the list of images, its file, and its URL."""
 
     place: int
     data: bytes
@@ -21,7 +21,7 @@ class Picture(NamedTuple):
 
 
 def pictures(record: Record, kind: Kind) -> Iterator[Picture]:
-    """The images of a record in order; places without one are passed over."""
+    """Yields the images of a record in order; places without one are skipped."""
     if kind is Kind.CAPTIONS:
         images, urls = [record["image"]], [record.get("url")]
     else:
@@ -33,7 +33,7 @@ def pictures(record: Record, kind: Kind) -> Iterator[Picture]:
 
 
 def without_images(record: Record, kind: Kind, places: Iterable[int]) -> Record | None:
-    """The record without the images at `places`; None where nothing of it is left."""
+    """Returns the record without the images at `places`; None if it must be dropped."""
     places = set(places)
     if not places:
         return record
@@ -47,10 +47,10 @@ def without_images(record: Record, kind: Kind, places: Iterable[int]) -> Record 
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height as the header has them; raises BadImage where there is none."""
+    """Reads width and height from the header; raises BadImage if it is damaged."""
     try:
-        # Pillow warns of large pictures; here the caller judges sizes. Of twice as large ones it
-        # raises an error, so their size is never known.
+        # Pillow warns of large images; here the caller checks sizes. For images above twice
+        # Pillow's limit it raises an error, so their size remains unknown.
         with (
             warnings.catch_warnings(action="ignore", category=PIL.Image.DecompressionBombWarning),
             PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture,

@@ -1,4 +1,4 @@
-"""Does a job for many units: here, or in processes that may be stopped and killed at any moment."""
+"""Runs a job for many units, here or in processes that may be stopped or killed at any moment."""
 
 import contextlib
 import multiprocessing
@@ -14,24 +14,24 @@ from typing import Any
 
 from mm1_jax.data.readers.source_files import Unit
 
-# How long the caller of workers waits at most until it looks at what they have done.
+# Longest time between two looks of the parent at the progress of its workers.
 _POLL_SECONDS = 0.5
 
 
 class Stopped(Exception):
-    """Ends a job where the work ends before it is done."""
+    """Ends the job of a worker when the parent stops early."""
 
 
 class Tally:
-    """What has been read, counted by all processes together.
+    """Counts of what has been read, shared by all processes.
 
     Args:
-        counts: Four numbers in memory that processes share, where they count together.
-        lock: Of those.
-        check: Called every so often; stops the job by an exception.
+        counts: Four numbers in shared memory, if several processes count.
+        lock: The lock of `counts`.
+        check: Called regularly; stops the job by raising an exception.
     """
 
-    # Entries are added up in the process first: the lock is shared.
+    # Entries are accumulated in the process first, as the lock is shared.
     _EVERY = 32
 
     def __init__(
@@ -46,17 +46,17 @@ class Tally:
         self._new_entries = 0
 
     def entry(self) -> None:
-        """An entry was read."""
+        """Counts an entry that was read."""
         self._new_entries += 1
         if self._new_entries == self._EVERY:
             self._add(0)
 
     def part(self, num_entries: int, num_rejected: int) -> None:
-        """A part was written down, and so were the entries of it that were rejected."""
+        """Counts a part that was written, with its entries and its rejected entries."""
         self._add(0, num_entries, num_rejected)
 
     def unit(self) -> None:
-        """A unit is done."""
+        """Counts a finished unit."""
         self._add(1)
 
     def _add(self, units: int, covered: int = 0, rejected: int = 0) -> None:
@@ -76,20 +76,21 @@ class Tally:
 
     @property
     def parts(self) -> tuple[int, int]:
-        """The entries of all parts, and how many of them were rejected, of the former no fewer."""
-        # Without the lock, which a worker that was killed may have kept.
+        """The number of entries of all parts, and the number of rejected ones among them."""
+        # Without the lock, which a killed worker may hold. Reading in this order, the entries are
+        # never fewer than the rejected ones.
         rejected = self._counts[3]
         return self._counts[2], rejected
 
 
 # Units with their numbers, which name their files.
 NumberedUnits = Sequence[tuple[int, Unit]]
-# `job(number, unit, tally)` does all of a unit, or what is left of it; without a tally, it is not
+# `job(number, unit, tally)` does all of a unit, or what is left of it; without a tally, nothing is
 # counted. Pickled into workers.
 Job = Callable[..., None]
-# Called every so often with what has been read; ends the work by an exception.
+# Called regularly with the counts; stops the work by raising an exception.
 Watch = Callable[[Tally], None]
-# Does a job for all units, in any order.
+# Runs a job for all units, in any order.
 Runner = Callable[[Job, NumberedUnits, Watch], None]
 
 
@@ -101,7 +102,7 @@ def in_this_process(job: Job, units: NumberedUnits, watch: Watch) -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """Runs jobs in so many processes."""
+    """Runs jobs in `num_workers` processes."""
 
     num_workers: int
 
@@ -137,13 +138,13 @@ class Workers:
                 raise
 
 
-# Of a worker process: its job and its tally.
+# The job and the tally of a worker process.
 _worker: tuple[Job, Tally] | None = None
 
 
 def _start_worker(job: Job, counts: Any, lock: Any, stop: Any) -> None:
     global _worker
-    # Ctrl-C reaches all processes of a terminal; the parent sees to the end of its workers.
+    # Ctrl-C reaches all processes of a terminal; the parent stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -155,7 +156,7 @@ def _start_worker(job: Job, counts: Any, lock: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever, and write beside its heir."""
+    """Exits with the parent: an orphaned worker would wait forever, and disturb a later run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
