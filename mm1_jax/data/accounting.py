@@ -52,7 +52,7 @@ def count_rows(
 
 
 class Accounting:
-    """Counts per corpus: of all hosts up to the last change of rows, of this iterator since."""
+    """Per-corpus counts. After a restart with other rows, earlier counts are those of all hosts."""
 
     def __init__(self, num_usable: Mapping[str, int], max_bad_fraction: float):
         """`num_usable` is the number of examples per epoch of each corpus, by name."""

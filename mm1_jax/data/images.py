@@ -41,14 +41,14 @@ class Fit(enum.Enum):
 
 
 class JpegDecoder(enum.Enum):
-    """The decoder of JPEG files. Decoders differ slightly in pixels, so a run uses only one.
+    """The decoder of JPEG files. The pixels of decoders differ slightly, so a run uses only one.
 
     No decoder scales an image below the size to which it is resized. Pillow decodes other formats,
     CMYK, and files that simplejpeg rejects, at full size.
 
-    Resizing takes longer than decoding, and scaled decoding leaves less to resize. Images per
-    second relative to PILLOW, and the mean difference in gray levels, for photographs by width in
-    pixels, resized to 378 x 378:
+    Resizing takes longer than decoding, and scaled decoding leaves less to resize. The table gives
+    images per second relative to PILLOW, and the mean difference in gray levels, for photographs of
+    a given width in pixels that are resized to 378 x 378:
 
                       448       1000       1600       2400
         PILLOW_DRAFT  1.0, 0    1.1, 0.4   2.3, 0.7   4.0, 1.2

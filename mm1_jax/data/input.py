@@ -125,7 +125,7 @@ class Input(Configurable):
         self.batch_maker = BatchMaker(self.plan, row_loader, self.shape, self.image_buffer)
 
     def _read_records(self) -> None:
-        """Builds the corpora and the plan of their rows, which a snapshot of ids replaces."""
+        """Builds the corpora, and plans their rows or takes the plan from a snapshot of ids."""
         cfg, split = self.config, self.split
         # A stream of weight 0 is never built, so its data need not exist.
         streams = [stream.instantiate(split=split) for stream in _used(cfg)]
@@ -262,7 +262,7 @@ class Input(Configurable):
         return self.plan.planner(rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns everything that determines the batches, which a saved state relies on."""
+        """Returns everything that determines the batches; a saved state relies on it."""
         return copy.deepcopy(self._fingerprint)
 
     def describe(self) -> str:

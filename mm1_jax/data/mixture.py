@@ -26,8 +26,8 @@ from mm1_jax.config import (
 )
 from mm1_jax.field_types import NonEmpty, NonNegativeInt
 
-# Longest period of an interleaving (the sum of the weights over their gcd). The table has as many
-# entries; weights with a longer period are not intended.
+# Longest period of an interleaving (the sum of the weights over their gcd), which is the size of
+# its table. No sensible weights have a longer one.
 _MAX_PERIOD = 1 << 20
 
 # grain's index_shuffle walks cycles of a 16-bit cipher: 4 us per call from 65536 indices, 20 us for
@@ -108,7 +108,7 @@ class Turns:
     """
 
     def __init__(self, stages: Sequence[tuple[int, tuple[int, ...]]], *, rows_per_shard: int):
-        """`stages` holds the first step (the first is 0) and the stream weights of each stage."""
+        """`stages` pairs the first step of each stage, beginning at 0, with its stream weights."""
         self.stages = tuple(stages)
         self._rows_per_shard = rows_per_shard
 

@@ -90,7 +90,7 @@ class Manifest:
     Attributes:
         license: As the user named it; defaults to "unknown".
         counts: Records, images, characters and whatever else the conversion counted.
-        made_from: Settings and inputs of the conversion, which a later one is compared with.
+        made_from: Settings and inputs of the conversion, to compare with those of a later one.
     """
 
     kind: Kind

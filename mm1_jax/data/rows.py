@@ -1,9 +1,9 @@
 """Planned rows -> rows of a Batch: read, tokenize, decode, concatenate. Stateless.
 
 The plan is fixed, so nothing here may change the shape of a row. An image that fails to decode
-keeps its positions, its `image_index` is -1, and its document is not scored. So it is for a record
-that cannot be read, and for a document whose images find no room in the buffer. The rest of the
-batch is unaffected.
+keeps its positions, its `image_index` is -1, and its document is not scored. A record that cannot
+be read is treated likewise, and so is a document whose images find no room in the buffer. The rest
+of the batch is unaffected.
 """
 
 import itertools

@@ -5,8 +5,8 @@
     DIR/manifest.json, *.array_record   form "rows" only: the examples of every row, with their
                                         encoded images
 
-Training from either form makes bit for bit the batches that the Input itself makes. A snapshot of
-rows no longer needs the records. It still needs the tokenizer, from which the model has its ids.
+Training from either form gets the batches of the Input itself, bit for bit. A snapshot of rows no
+longer needs the records. It still needs the tokenizer, from which the model takes its ids.
 """
 
 import enum

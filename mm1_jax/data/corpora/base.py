@@ -105,7 +105,7 @@ class Corpus(Configurable):
 
 
 def _wrong_in(document: Any) -> str | None:
-    """Describes a value that is not a Document with valid segments; None if it is."""
+    """Returns a description of an invalid document; None if the document is valid."""
     if not isinstance(document, Document):
         return _described(document)
     if not isinstance(document.segments, tuple | list):

@@ -1,4 +1,4 @@
-"""Captioned images: `{"image", "caption"}`, or `captions`, a list of `{"text"}` by preference."""
+"""Captioned images: `{"image", "caption"}`, or a list `captions` of `{"text"}`, best first."""
 
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.data.record_files import BadRecord

@@ -113,7 +113,7 @@ class DigitsSource(Source):
         return [first, second, f"The first digit is {a} and the second is {b}. {order}"]
 
     def _question_run(self, rng: random.Random) -> Page:
-        """Several questions in the form of a few-shot prompt, often all of one kind."""
+        """Returns a page of questions in the form of a few-shot prompt, often all of one kind."""
         page: Page = []
         kinds = QUESTION_KINDS if rng.random() < 0.5 else (rng.choice(QUESTION_KINDS),)
         for _ in range(rng.randint(2, 9)):
@@ -200,7 +200,7 @@ def _fact(rng: random.Random) -> str:
 
 @functools.cache
 def _scans() -> tuple[UInt8[np.ndarray, "n 8 8 3"], Int[np.ndarray, "n"]]:
-    # Reads the file of `sklearn.datasets.load_digits` itself, as importing that takes a second.
+    # The file of `sklearn.datasets.load_digits`, read directly as that import takes a second.
     package = importlib.util.find_spec("sklearn")
     assert package is not None and package.submodule_search_locations, "scikit-learn is required"
     path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")

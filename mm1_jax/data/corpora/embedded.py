@@ -36,7 +36,7 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 def num_drawn(num_records: int, split: str) -> int:
-    """Returns the number of records of a split; test has a quarter of those of training."""
+    """Returns the number of records of a split; the test split has a quarter of `num_records`."""
     return num_records if split == "train" else -(-num_records // 4)
 
 

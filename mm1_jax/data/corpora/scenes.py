@@ -114,7 +114,7 @@ class ScenesSource(Source):
         return num_drawn(self._config.num_records, self.split)
 
     def __getitem__(self, index: int) -> Record:
-        """Returns a record; images are functions that render, and `scenes` lists the scenes."""
+        """Returns a record. Images are render functions; captions and questions list `scenes`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         kind = self._config.kind
@@ -246,7 +246,7 @@ class ScenesSource(Source):
         return page
 
     def _question_run(self, rng: random.Random) -> Page:
-        """Several questions in the form of a few-shot prompt, often all of one kind."""
+        """Returns a page of questions in the form of a few-shot prompt, often all of one kind."""
         page: Page = []
         kinds = QUESTION_KINDS if rng.random() < 0.5 else (rng.choice(QUESTION_KINDS),)
         for _ in range(rng.randint(2, 7)):
@@ -257,7 +257,7 @@ class ScenesSource(Source):
 
 
 def corpus(kind: Kind, **source: Any) -> Corpus.Config:
-    """The corpus of a kind; `source` sets fields of `ScenesSource`."""
+    """Returns the corpus of a kind; `source` sets fields of `ScenesSource`."""
     return Corpus.default_config().set(
         name=f"scenes_{kind.value}",
         source=ScenesSource.default_config().set(kind=kind, **source),

@@ -23,9 +23,9 @@ PROGRESS = "progress"
 QUARANTINE = "quarantine.jsonl"
 OVERLAP = "overlap.jsonl"
 
-# The bad fraction is taken of at least this many entries; it says little about fewer.
+# The rejected fraction is taken of at least this many entries, as it says little about fewer.
 _LEAST_ENTRIES = 1000
-# Bounds the manifest: `reason_class` may not recognize that a reason quotes the data.
+# Limits the size of the manifest: reasons that quote data may each be a class of their own.
 _MAX_REASONS = 50
 # Lines of the quarantine that are read to find an example.
 _MOST_LOOKED_AT = 100_000

@@ -5,7 +5,7 @@
     DIR/progress/                       until then: the settings, and the finished parts
 
 A part of a unit is logged once its shard is complete: the number of entries that it covers, and
-their results. After a kill, a unit resumes behind the entries that its logged parts cover, and
+their results. After a kill, a unit resumes after the entries that its logged parts cover, and
 shards that were not logged are rewritten. The end of a part depends on its entries alone, so the
 folder is the same, byte for byte, however often the conversion was stopped and however many
 processes it had. This holds for killed processes; data that is not yet on disk when a machine loses
@@ -93,8 +93,7 @@ def convert(
     """Runs what is left of a conversion, and returns the manifest.
 
     Args:
-        max_bad_fraction: The conversion fails if a larger fraction of the entries, or of 1000 if
-            there are fewer, is rejected.
+        max_bad_fraction: Largest fraction of rejected entries, taken of at least 1000 entries.
 
     Raises:
         ValueError: The folder holds something else, or too many or all entries are bad.
@@ -152,8 +151,7 @@ class UnitConversion:
             parts = parts_of(self.folder, number)
             if not (parts and parts[-1].is_last):
                 entries = _read(self.format, unit, tally)
-                # Counts what the reader yields, including hidden files; a page that is cut counts
-                # once.
+                # Skips what the reader yields: hidden files count too, and a page that is cut once.
                 for _ in itertools.islice(entries, sum(part.num_entries for part in parts)):
                     pass
                 for index in itertools.count(len(parts)):

@@ -87,7 +87,7 @@ class Filter(Configurable, abc.ABC):
 
 
 def apply_filters(filters: Iterable[Filter], record: Record) -> Filtered:
-    """Applies filters in order; counts have the filter's name in front: `ImageFilter.side`.
+    """Applies filters in order; counts are prefixed with the filter's name: `ImageFilter.side`.
 
     `ImageFilter.records` is the number of records that this filter dropped.
     """
@@ -151,7 +151,8 @@ class ImageFilter(Filter):
 class RepeatedImages(Filter):
     """Keeps the first of the images of a page that have the same URL or the same bytes.
 
-    Other kinds are kept: captions have one image, and a conversation may refer to one image twice.
+    Records of other kinds are kept unchanged: captions have one image, and a conversation may refer
+    to one image twice.
     """
 
     def __call__(self, record: Record) -> Filtered:
@@ -268,13 +269,12 @@ class AnswerTypes(Filter):
 
 
 class EvaluationOverlap(Filter):
-    """Drops images that are in a benchmark: with the same bytes, or with the same look.
+    """Drops images that are in a benchmark, comparing their bytes and their `perceptual_hash`.
 
-    Looks are compared by `perceptual_hash`, which finds copies that were re-encoded or scaled, but
-    mostly not those that were cropped or mirrored. Among 913 figures and photographs of textbooks,
-    no two are within distance 4 of each other, and 1 of 416,328 pairs is within 6. Within distance
-    4 of the original are all copies as JPEG of quality 60, all copies at half the size, and 912
-    copies of quality 30.
+    The hash finds copies that were re-encoded or scaled, but mostly not those that were cropped or
+    mirrored. Among 913 figures and photographs of textbooks, no two are within distance 4 of each
+    other, and 1 of 416,328 pairs is within 6. Within distance 4 of the original are all copies as
+    JPEG of quality 60, all copies at half the size, and 912 copies of quality 30.
     """
 
     @config_class

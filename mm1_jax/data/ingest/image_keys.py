@@ -1,4 +1,4 @@
-"""Keys of images, which count their occurrences over all documents of a conversion."""
+"""Keys that identify images, to count their occurrences in all documents of a conversion."""
 
 import hashlib
 import math

@@ -18,7 +18,8 @@ _FLAT = 1.0
 def perceptual_hash(data: bytes, *, max_pixels: int) -> int | None:
     """Returns 64 bits that tell which low frequencies of an image exceed their median (pHash).
 
-    Returns None if the image cannot be decoded or has one color; the latter would all be alike.
+    Returns None for images that cannot be decoded, and for images of one color, which would all
+    look alike.
     """
     try:
         pixels = decode(Image(data), max_pixels=max_pixels)

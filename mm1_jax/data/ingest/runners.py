@@ -14,7 +14,7 @@ from typing import Any
 
 from mm1_jax.data.readers.source_files import Unit
 
-# Longest time between two looks of the parent at the progress of its workers.
+# Longest time between the parent's checks of the progress of its workers.
 _POLL_SECONDS = 0.5
 
 

@@ -117,7 +117,7 @@ class _ZstdReader:
 
 
 class _Bounded(io.RawIOBase):
-    """Returns the bytes of `read`, up to the most that an honest file of `size` bytes holds."""
+    """Limits the output of `read` to what a benign file of `size` bytes can expand to."""
 
     def __init__(self, read: Callable[[int], bytes], size: int):
         self._read = read

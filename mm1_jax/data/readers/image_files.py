@@ -18,7 +18,7 @@ URL_MAP = "url_to_file.json"
 
 
 class ImageFolder:
-    """Images by their path in a folder. No name leads out of it, nor any link unless followed."""
+    """Images by path in a folder. Paths out of it are rejected, as are links unless followed."""
 
     def __init__(self, folder: Path, follow_links: bool = False):
         self.path = folder
@@ -43,7 +43,7 @@ class ImageFolder:
             return False
 
     def names(self) -> Collection[str]:
-        """Returns the unsorted names of all but hidden files; none if the folder is unreadable."""
+        """Returns the names of all non-hidden files, unsorted; none if the folder is unreadable."""
         try:
             with os.scandir(self.path) as found:
                 return [
@@ -142,7 +142,7 @@ class UrlMap:
 
 
 def stored_image(image: Any, folder: ImageFolder) -> bytes:
-    """Reads an image as Hugging Face stores it: bytes, or a struct of bytes or else a path."""
+    """Reads an image as Hugging Face stores it: bytes, or a struct with bytes or a path."""
     if isinstance(image, dict):
         data = image.get("bytes")
         return folder.read(image.get("path")) if data is None else stored_image(data, folder)

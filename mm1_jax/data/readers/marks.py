@@ -3,14 +3,14 @@
 import re
 from collections.abc import Iterable
 
-# OBELICS writes it where another article of a page begins; its own training puts eos there.
+# OBELICS writes it before another article of a page, and replaces it by eos in training.
 END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 # GPT-2's end of a text, which separates the documents of a file.
 END_OF_TEXT = "<|endoftext|>"
 
 
 # Tokens of models and placeholders of datasets. They are encoded as text, but may not be meant as
-# text. One expression per first character, which is searched for at the speed of memory.
+# text. One expression per first character keeps the search as fast as memory.
 _SPELT = [
     re.compile(pattern, re.VERBOSE)
     for pattern in (

@@ -127,7 +127,7 @@ _ATTRIBUTE = re.compile(
         )""",
     re.VERBOSE,
 )
-# Elements of which nothing is shown, at least in a browser with scripts.
+# Elements that a browser does not show, at least with scripts enabled.
 _HIDDEN = ("script", "style", "title", "textarea", "noscript", "template", "iframe")
 _CLOSING = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in _HIDDEN}
 _PARAGRAPHS = (
@@ -221,7 +221,8 @@ class _Shown:
 
     def _start(self) -> None:
         self._pieces: list[str] = []
-        # The trailing space and newlines of the pieces; the start of a text needs no more of them.
+        # The end of the pieces: a space or not, and the number of newlines. The start needs
+        # neither.
         self._ends_in_space, self._num_newlines = True, 2
 
     def add(self, text: str, is_preformatted: bool) -> None:

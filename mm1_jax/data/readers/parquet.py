@@ -104,6 +104,6 @@ def _row(
 
 
 def missing_column(names: Sequence[str], schema: pa.Schema) -> BadRecord:
-    """Returns an error that a file has no column of these names, and which ones it has."""
+    """Returns the error for a file without a column of these names; it lists those of the file."""
     there = ", ".join(map(ascii, schema.names))
     return BadRecord(f"no column {' or '.join(names)}; there are {there:.400}")

@@ -12,13 +12,12 @@ from pathlib import Path
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import GIT_LFS, stand_in
 
-# No image or document that a model reads is larger. Larger ones are rejected, lest they fill
+# No image or document that a model reads is larger. Larger files are rejected before they fill
 # memory.
 MAX_ENTRY_BYTES = 256 * 2**20
 # Files that are inspected to explain why a folder holds no data.
 _MOST_LOOKED_AT = 100
-# Folders of file attributes, in zips of macOS and where the program that unpacked a tar ignores
-# them.
+# Folders of file attributes: from zips of macOS, and from tars whose unpacker ignores attributes.
 _OF_ARCHIVERS = re.compile(r"__MACOSX|PaxHeaders?(\..*)?", re.DOTALL)
 
 
@@ -128,8 +127,7 @@ def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[str, list[str]]]:
         yield parent, names
         if follow_links:
             paths = {name: os.path.join(parent, name) for name in folders}
-            # Real folders first, so that they are visited by their own names, not by those of
-            # links.
+            # Real folders first, so that they are visited by their own names.
             folders.sort(key=lambda name: (os.path.islink(paths[name]), name))
             folders[:] = [name for name in folders if _is_new(paths[name], seen)]
 
@@ -154,7 +152,7 @@ def is_hidden(name: str) -> bool:
 
 
 def entry_id(name: str | Path, place: int | str | None = None) -> str:
-    """Returns the id of an entry, its file and its place there: `shard.jsonl:12`.
+    """Returns the id of an entry: the name of its file and its place there, `shard.jsonl:12`.
 
     Lines count from 1, as editors count; rows and elements of lists from 0.
     """

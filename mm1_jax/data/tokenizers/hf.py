@@ -29,7 +29,7 @@ TOKEN_FILES = (CONFIG_FILE, "special_tokens_map.json", "generation_config.json",
 
 
 class HFTokenizer(Tokenizer):
-    """A tokenizer that is a `tokenizer.json`, as for Llama 3, Qwen and most other models.
+    """A Hugging Face tokenizer from a `tokenizer.json`, as of Llama 3, Qwen and most others.
 
     The image placeholder is its special token "<image>", or else the first id after all tokens.
     Special tokens never match text: a document that spells one is encoded as those characters.
@@ -166,9 +166,8 @@ def _unknown_token(tokenizer: Any) -> int | None:
 def _make_unspeakable(tokenizer: Any, reserved: Collection[int]) -> None:
     """Ensures that no text is encoded with the reserved ids, even if it spells their tokens.
 
-    `encode_special_tokens` does so for special tokens that are not also words of the model; in most
-    Unigram and WordLevel models they are. For those, words are cut after the first character of the
-    token.
+    `encode_special_tokens` is enough unless a token is also a word of the model, as in most Unigram
+    and WordLevel models. In that case, texts are cut after the first character of the token.
     """
     tokens = {i: token for i in reserved if (token := tokenizer.id_to_token(i))}
 
@@ -252,7 +251,7 @@ def _token(beside: Path, content: Any, name: str, tokenizer: Any) -> str | None:
         return None
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"{beside}: {field}={number!r}: expected the id of a token")
-    # Ids that nobody has set are the defaults of the config's class; they are tokens of text here.
+    # A config has default ids of its class where none are set; they are tokens of text here.
     added = tokenizer.get_added_tokens_decoder().get(number)
     return added.content if added is not None and added.special else None
 

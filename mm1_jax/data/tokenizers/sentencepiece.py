@@ -53,7 +53,7 @@ class Tokenizer(Configurable):
 
     @staticmethod
     def vocabulary(cfg: Any) -> "Vocabulary":
-        """Returns the vocabulary for the model; without a file, that of models of `train`."""
+        """Returns the vocabulary; if there is no file, that of a model trained by `train`."""
         if cfg.num_pieces is None or tokenizer_path(cfg).is_file():
             tokenizer = cfg.instantiate()
             return Vocabulary(tokenizer.vocab_size, tokenizer.image_token)
@@ -81,7 +81,7 @@ class Tokenizer(Configurable):
         image_token = self._model.piece_to_id(IMAGE_PIECE)
         self.image_token = image_token if self._model.is_control(image_token) else pieces
         self.vocab_size = _round_up(max(pieces, self.image_token + 1), cfg.vocab_multiple)
-        # Ids that no text may be encoded with, except that of the unknown token.
+        # Ids that no text may be encoded with; the unknown token is allowed.
         self._reserved = {i for i in (bos, eos, pad) if i >= 0} | {self.image_token}
         self._reserved.discard(self._model.unk_id())
 
@@ -111,7 +111,7 @@ class Tokenizer(Configurable):
         """Returns the ids of a text if all of them stand for text.
 
         Raises:
-            BadRecord: The text spells a token that is not text.
+            BadRecord: The text spells a reserved token.
         """
         if not self._reserved.isdisjoint(ids):
             i = next(i for i in ids if i in self._reserved)
@@ -160,7 +160,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
 
     Raises:
         ValueError: There is no text, or it needs more than `vocab_size` pieces.
-        Exception: Any exception of `texts`, unchanged.
+        Exception: An exception raised by `texts`, unchanged.
     """
     if vocab_size < 1:
         raise ValueError(f"vocab_size={vocab_size} must be at least 1")

@@ -24,8 +24,8 @@ from mm1_jax.field_types import NonNegativeInt
 class SeqioTokenizer(Tokenizer):
     """A `seqio.Vocabulary` with the special tokens of documents.
 
-    The image placeholder is an extra id, or by default the first id after the vocabulary. The
-    vocabulary encodes and decodes other extra ids as it does; no answer contains one.
+    The image placeholder is an extra id, or by default the first id after the vocabulary. Other
+    extra ids keep the meaning that the vocabulary gives them; no answer contains one.
     """
 
     @config_class
@@ -82,7 +82,7 @@ class SeqioTokenizer(Tokenizer):
         digest = hashlib.blake2b(f"{self.image_token} {self._extra_ids}".encode(), digest_size=8)
         model = getattr(self._vocabulary, "sp_model", None)
         if model is None:
-            # Other vocabularies are characterized by the texts of their ids.
+            # Any other vocabulary is identified by the texts of its ids.
             texts = map(self._decode, range(self._vocabulary.vocab_size))
             model = "\0".join([type(self._vocabulary).__name__, *texts]).encode()
         digest.update(model)

@@ -1,4 +1,4 @@
-"""Img2dataset's Parquet: image bytes in a column named like their encoding, caption and key."""
+"""Img2dataset's Parquet: caption, key, and image bytes in a column named like their encoding."""
 
 from collections.abc import Iterator
 from pathlib import Path

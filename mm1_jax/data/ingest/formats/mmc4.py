@@ -31,7 +31,7 @@ class Mmc4(Format):
     Args:
         images: The folder or .tar of images by `image_name`. Defaults to `images` beside the JSON
             lines, or else to their folder. Lines may also contain images, in `image_base64`.
-        min_similarity: Images of lower `matched_sim` are left out; 0.24 as in OpenFlamingo.
+        min_similarity: Images with a lower `matched_sim` are left out; 0.24 as in OpenFlamingo.
     """
 
     name = "mmc4"

@@ -150,7 +150,7 @@ def _import(path: Path, module: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    # TensorFlow adds a traceback, and numbers of datasets that differ every time.
+    # TensorFlow adds a traceback, and dataset numbers that differ every time.
     line = str(error).partition("\n")[0]
     return f"{type(error).__name__}: " + re.sub(r"(\w+Dataset\w*):\d+", r"\1", line)
 

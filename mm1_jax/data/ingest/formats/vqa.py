@@ -40,11 +40,12 @@ class Vqa(Format):
     whole file and the names of all images are in memory.
 
     Args:
-        annotations: The file of answers. Defaults to the file named like the questions, with
-            `annotations` or `answers_compact` for `questions`, with or without `OpenEnded_`.
+        annotations: The file of answers. Defaults to the name of the file of questions with
+            `annotations` or `answers_compact` in place of `questions`, with or without
+            `OpenEnded_`.
         images: The folder or .tar of images, whose names end in the number `image_id`. By default
-            it is searched for beside the questions: the folder or .tar named like them with
-            `images` for `questions`, the folder of the split (`val2014`), or `images`.
+            it is searched for beside the file of questions: that file's name with `images` in place
+            of `questions`, the folder of the split (`val2014`), or `images`.
     """
 
     name = "vqa"
