@@ -1,4 +1,4 @@
-"""The nouns of the data flow and the shape glossary; everything that data and models share.
+"""Types of the data flow and the shape glossary; the data side and the models share both.
 
     Record -> Document -> Example -> Batch
      source    corpus     tokenise    pack
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-# A record as it is stored: plain names to bytes, strings, numbers or lists of them.
+# A stored record: field names to bytes, strings, numbers or lists of them.
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Text:
-    """A run of text. `scored`: whether its tokens are training targets."""
+    """A span of text; its tokens are training targets if it is `scored`."""
 
     text: str
     scored: bool = True
@@ -34,9 +34,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """A reference to one picture: an encoded file (`bytes`), or pixels `uint8 [h, w, 3]`.
+    """One picture: an encoded file (`bytes`), or pixels `uint8 [h, w, 3]`.
 
-    Pictures that are drawn are a function that draws the pixels: most documents are looked at for
+    A rendered picture is a function that returns the pixels, because most documents are read for
     their length only.
     """
 
@@ -45,11 +45,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Document:
-    """Text and images in reading order; the one type that every corpus is turned into.
+    """Text and images in reading order; every corpus produces this type.
 
     A caption pair is `(Image, Text)`, a text document `(Text,)`, a question
-    `(Image, Text(question, scored=False), Text(answer))`, an interleaved page any sequence. `ends`:
-    whether it ends here, or is a part of a longer one that goes on.
+    `(Image, Text(question, scored=False), Text(answer))`, an interleaved page any sequence. `ends`
+    is false for a part of a longer document that continues in another part.
     """
 
     segments: tuple[Text | Image, ...]
@@ -60,16 +60,16 @@ class Document:
         return tuple(segment for segment in self.segments if isinstance(segment, Image))
 
     def part(self, first: int, end: int) -> "Document":
-        """The segments from `first` on and before `end`."""
+        """Returns the document of the segments `first` to `end - 1`."""
         return Document(self.segments[first:end], self.ends and end == len(self.segments))
 
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised document: image positions hold the placeholder id, targets are shifted already.
+    """A tokenized document: image positions hold the placeholder id, and targets are shifted.
 
-    `tokens[t]` is the input at position t and `targets[t]` the token to predict there;
-    `loss_mask[t]` says whether that prediction is scored. `images` are still encoded.
+    `tokens[t]` is the input at position t, `targets[t]` the token to predict there, and
+    `loss_mask[t]` is true if that prediction is scored. `images` are still encoded.
     """
 
     tokens: Int[np.ndarray, "t"]
@@ -80,25 +80,26 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows of fixed shape: the only thing that crosses from the host to the device.
+    """Packed rows of fixed shape: the only data that is copied from the host to the device.
 
-    NumPy arrays on the host, JAX arrays on the device; a pytree (registered in `sharding.py`).
-    Masks are derived from `positions` and `segment_ids`, so none is shipped.
+    The arrays are NumPy on the host and JAX on the device; `sharding.py` registers the pytree.
+    Attention masks are derived from `positions` and `segment_ids` on the device.
 
-    `ImageBuffer` decides where pictures stand. The buffer is cut as the rows are, down to groups of
-    rows that share slots, each of which finds its pictures at `image_index` modulo the slots of a
-    group. In a buffer with a slot for every place of every row (J = B * I), each row is a group.
+    `ImageBuffer` assigns the slots of the image buffer. The buffer is sharded as the rows are, down
+    to groups of rows that share slots; a group finds its pictures at `image_index` modulo the slots
+    of a group. In a buffer with one slot per image place of each row (J = B * I), each row is a
+    group.
 
     Attributes:
         tokens: Inputs; image positions hold the image token.
         targets: The next token at every position (0 where there is none).
-        loss_mask: Which targets count.
-        positions: Position inside its document, from 0.
+        loss_mask: True for targets that count in the loss.
+        positions: Position inside the document, from 0.
         segment_ids: 1-based document number in the row; 0 is padding.
-        corpus_ids: Index of the corpus that a position comes from; -1 is padding.
-        images: The buffer of pictures, 0..255; rows point into it.
-        image_index: Which picture fills the k-th image slot of a row, counted in the buffer of the
-            global batch; -1 is none.
+        corpus_ids: Index of the corpus of each position; -1 is padding.
+        images: Image buffer, 0..255; rows point into it.
+        image_index: Slot in the image buffer of the global batch of each row's k-th image; -1 is
+            none.
     """
 
     tokens: Int[Any, "B T"]

@@ -1,4 +1,4 @@
-"""Modules that have moved whole, which code of others still imports by their former names."""
+"""Imports of moved modules by their former names, for code outside of this repository."""
 
 import importlib
 import importlib.machinery
@@ -62,7 +62,7 @@ MOVED = {
 
 
 class FormerNames:
-    """Finds and loads a module that has moved, with a warning; asked after all other finders."""
+    """Loads a moved module by its former name, with a warning; the last finder in sys.meta_path."""
 
     def find_spec(
         self, name: str, path: object = None, target: object = None
@@ -74,7 +74,7 @@ class FormerNames:
         present = MOVED[spec.name]
         warnings.warn(f"{spec.name} has moved to {present}", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(present)
-        # The import system is about to set the spec of the former name.
+        # The import system will overwrite the spec with that of the former name.
         spec.loader_state = module.__spec__
         return module
 
@@ -84,6 +84,6 @@ class FormerNames:
 
 
 def install() -> None:
-    """Adds the finder to those of the import system, once."""
+    """Adds the finder to sys.meta_path, once."""
     if not any(isinstance(each, FormerNames) for each in sys.meta_path):
         sys.meta_path.append(FormerNames())

@@ -4,12 +4,12 @@ import resource
 import sys
 from pathlib import Path
 
-# Of ru_maxrss.
+# Bytes per unit of ru_maxrss.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def available_bytes() -> int | None:
-    """What a process can get without swapping; None where the system does not say."""
+    """Memory that a process can allocate without swapping; None where it is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -19,5 +19,5 @@ def available_bytes() -> int | None:
 
 
 def peak_bytes() -> int:
-    """The most that this process had so far."""
+    """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT

@@ -1,14 +1,13 @@
-"""The buffer of pictures of a batch: its slots, the rows that share them, their shards.
+"""The image buffer of a batch: its slots, the rows that share them, and its shards.
 
-Rows differ in how many pictures they have, and text has none. Groups of consecutive rows that share
-slots need far fewer than rows that each have their own, and the vision encoder runs over slots. The
-data side places pictures, the model finds them, and both ask here.
+Rows hold different numbers of pictures, and text holds none. Groups of consecutive rows that share
+slots need far fewer slots than rows with slots of their own, and the vision encoder runs over all
+slots. The data side assigns slots to pictures and the model looks them up; both use this module.
 
-All of it is arithmetic on the numbers of pictures that a plan has for the rows of a group, so it
-depends on neither hosts, workers nor the mesh, and is known before anything is read. Slots are
-counted in the buffer of the global batch. It is cut as the rows are: the slots of a group stand
-together, so a part of a batch that holds whole groups (of a host, a device, a micro-batch) holds
-their pictures.
+The assignment is arithmetic on the planned numbers of pictures per row. It does not depend on
+hosts, workers or the mesh, and is known before any record is read. Slots are numbered in the buffer
+of the global batch, which is sharded as the rows are: the slots of a group are contiguous, so a
+part of a batch with whole groups (of a host, a device or a micro-batch) also holds their pictures.
 """
 
 import math
@@ -18,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-# The slot of every picture of every document of a row; -1 where there was no room.
+# Slots of the pictures of each document of a row; -1 for documents without room.
 RowSlots = Sequence[Sequence[int]]
 
 
 class ImageBuffer(NamedTuple):
-    """Groups of consecutive rows of a batch, and the slots that each group shares."""
+    """Rows per group of consecutive rows in a batch, and slots per group."""
 
     group_rows: int
     group_slots: int
@@ -37,10 +36,10 @@ class ImageBuffer(NamedTuple):
         image_group_rows: int = 1,
         images_per_row: float | int | None = None,
     ) -> "ImageBuffer":
-        """The buffer that these fields of an input ask for.
+        """Returns the buffer for these fields of an input.
 
         Raises:
-            ValueError: They do not go together.
+            ValueError: The fields contradict each other.
         """
         if image_group_rows < 1 or batch_size % image_group_rows:
             raise ValueError(
@@ -61,17 +60,17 @@ class ImageBuffer(NamedTuple):
     def of_batch(
         cls, num_rows: int, num_slots: int, max_images: int, group_rows: int
     ) -> "ImageBuffer":
-        """The buffer of a batch of such a shape, or of a part of it that holds whole groups.
+        """Returns the buffer of a batch of this shape, or of a part of it with whole groups.
 
-        With a slot for everything, each row has its own, and no picture ever goes to another
-        device.
+        If there is a slot for every image place, each row has its own slots, and no picture is
+        sent to another device.
         """
         if num_slots == num_rows * max_images:
             return cls(1, max_images)
         return cls(group_rows, num_slots * group_rows // num_rows)
 
     def num_slots(self, num_rows: int) -> int:
-        """Returns the slots of some rows; raises ValueError where that is no whole number."""
+        """Returns the number of slots of some rows; raises ValueError if it is not whole."""
         slots, rest = divmod(num_rows * self.group_slots, self.group_rows)
         if rest:
             raise ValueError(
@@ -82,25 +81,25 @@ class ImageBuffer(NamedTuple):
         return slots
 
     def slots(self, rows: range) -> range:
-        """The part of the batch's buffer that belongs to some of its rows."""
+        """Returns the slots in the batch's buffer that belong to some of its rows."""
         return range(self.num_slots(rows.start), self.num_slots(rows.stop))
 
     def whole_groups(self, rows: range) -> range:
-        """All rows of the groups that these rows are in."""
+        """Returns all rows of the groups that contain these rows."""
         size = self.group_rows
         return range(rows.start // size * size, -(-rows.stop // size) * size)
 
     def place(self, rows: Sequence[Sequence[int]], *, first_row: int = 0) -> list[RowSlots]:
         """Assigns slots to all pictures of the rows of whole groups.
 
-        Documents come in order. One whose pictures do not all fit gets no slot, and is counted and
-        not scored; later ones with fewer pictures may fit. A picture that will turn out to be bad
-        has a slot like all others: nothing that is found out by reading may move a picture, least
-        of all one that another host reads.
+        Documents get slots in order. A document whose pictures do not all fit gets no slot; it is
+        counted and not scored. Later documents with fewer pictures may still fit. A picture that
+        cannot be decoded has a slot too: no result of reading may move another picture, which a
+        different host may read.
 
         Args:
-            rows: The number of pictures of each document of each row.
-            first_row: Number of the first of the rows in the batch.
+            rows: Number of pictures of each document, by row.
+            first_row: Index in the batch of the first of these rows.
         """
         order = self.dealt().tolist()
         placed: list[RowSlots] = []
@@ -118,13 +117,13 @@ class ImageBuffer(NamedTuple):
         return placed
 
     def dealt(self) -> Int[np.ndarray, "group_slots"]:
-        """The slot in its group that the first, the second, ... picture of a group takes.
+        """Returns the slots of a group in the order in which its pictures take them.
 
-        Pictures are dealt like cards to as many equal parts of the slots as rows and slots can both
-        be cut into. So any devices that share a group evenly get the same share, of all of its
-        pictures and of any run of them, such as those that one device's rows show: what two devices
-        exchange is then about as much for all pairs, and bounded well. For 6 slots and 4 rows, or
-        2:
+        The slots are divided into gcd(slots, rows) equal parts, and pictures are dealt to the parts
+        round-robin. Devices that share a group evenly then hold equal shares of all pictures and of
+        any run of consecutive ones, such as the pictures that one device's rows show. The exchange
+        between devices is therefore about equal for all pairs, with a tight bound. For 6 slots and
+        4 rows, or 2:
 
             [0, 3, 1, 4, 2, 5]
         """
@@ -132,10 +131,14 @@ class ImageBuffer(NamedTuple):
         return np.arange(self.group_slots).reshape(num_parts, -1).T.ravel()
 
     def shards_per_group(self, num_rows: int, num_shards: int) -> int:
-        """Returns how many of the devices of `num_rows` rows share a group; 1 for whole groups.
+        """Returns how many devices share a group; 1 if each device holds whole groups.
+
+        Args:
+            num_rows: Rows of a step or micro-batch.
+            num_shards: Devices that the rows are split over.
 
         Raises:
-            ValueError: Devices would have parts of several groups, or parts of a slot.
+            ValueError: A device would hold parts of several groups, or part of a slot.
         """
         group_rows, shard_rows = self.group_rows, num_rows // num_shards
         num_sharing = max(1, group_rows // max(1, shard_rows))
@@ -160,9 +163,12 @@ class ImageBuffer(NamedTuple):
         return num_sharing
 
     def most_from_one_shard(self, num_shown: int, num_sharing: int) -> int:
-        """The most pictures that one device may want of one other of the `num_sharing` of a group.
+        """Bounds the pictures that a device needs from one other device that shares its group.
 
-        Its rows show a run of the group's pictures of at most `num_shown`, in the order of dealing.
+        Args:
+            num_shown: The most pictures that the device's rows show; they are consecutive in the
+                order of `dealt`.
+            num_sharing: Devices that share the group.
         """
         owner = self.dealt() // (self.group_slots // num_sharing)
         is_of = owner[:, None] == np.arange(num_sharing)

@@ -1,4 +1,4 @@
-"""Local files and folders: there whole or not at all, and not always what they seem."""
+"""Local files and folders: atomic writes, digests, and checks for files of another kind."""
 
 import contextlib
 import fcntl
@@ -14,13 +14,13 @@ from typing import Any
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object; a byte order mark before it is skipped.
+    """Reads a file that holds a JSON object; skips a byte order mark.
 
     Raises:
-        ValueError: It holds something else, or a name in it twice with different values.
+        ValueError: The file is not a JSON object, or repeats a name with different values.
     """
     try:
-        # `loads` finds the encoding of bytes by their first ones.
+        # `loads` detects the encoding from the first bytes.
         content = json.loads(path.read_bytes(), object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(f"{path}: no JSON that can be read (nested too deeply)") from None
@@ -32,10 +32,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def utf8(text: str) -> bytes:
-    """Returns the text in UTF-8, which has no half of a surrogate pair, though JSON may hold one.
+    """Encodes text as UTF-8; a lone surrogate becomes its six-character JSON escape.
 
-    Such a half becomes the six characters that JSON escapes it with, so that a JSON text keeps its
-    meaning.
+    JSON strings may hold lone surrogates, which UTF-8 cannot represent. With the escape, a JSON
+    text keeps its meaning.
     """
     return text.encode("utf-8", "backslashreplace")
 
@@ -44,8 +44,8 @@ _END_BYTES = 4096
 
 
 def raise_if_remote(name: str, path: str | Path) -> None:
-    """Raises ValueError where `path` is in a store, such as gs://, and a local one is expected."""
-    # A Path has lost one of the slashes.
+    """Raises ValueError if `path` is in an object store, such as gs://, and not local."""
+    # `Path` collapses the two slashes into one.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
         raise ValueError(
             f"{name}={path}: expected a local path; mount the store (gcsfuse, mountpoint-s3) or "
@@ -54,14 +54,14 @@ def raise_if_remote(name: str, path: str | Path) -> None:
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Writes a file beside `path`, and gives it that name when it is complete."""
+    """Writes a file atomically: beside `path` first, then renamed to it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(utf8(data) if isinstance(data, str) else data)
     partial.replace(path)
 
 
-GIT_LFS = b"version https://git-lfs"  # No good file begins with it.
-# The first bytes of files that stand in place of others, and what to say of them.
+GIT_LFS = b"version https://git-lfs"  # No valid file begins with it.
+# First bytes of files that stand in for others, with a description for error messages.
 _STAND_INS = {
     GIT_LFS: "a pointer of Git LFS in place of the file; `git lfs pull` in its "
     "repository fetches that",
@@ -76,16 +76,16 @@ _STAND_INS = {
 
 
 def stand_in(head: bytes) -> str:
-    """Describes a file by its first 64 bytes, if it stands in place of another; otherwise "".
+    """Describes a stand-in for another file by its first 64 bytes; otherwise returns "".
 
-    For files that could not be read: a good one may begin with such bytes by chance.
+    Call it only for files that could not be read: a valid file may begin with such bytes by chance.
     """
     head = head.lstrip().lower() if head.lstrip()[:1] == b"<" else head
     return next((said for start, said in _STAND_INS.items() if head.startswith(start)), "")
 
 
 def contents_digest(folder: Path) -> str:
-    """Tells the files in a folder from others, at the cost of reading the ends of each."""
+    """Digest of the names, the sizes, and the first and last bytes of the files in a folder."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = path.stat().st_size
@@ -99,17 +99,17 @@ def contents_digest(folder: Path) -> str:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write into, which gets that name when the block ends.
+    """Context with a new folder beside `folder`, which is renamed to `folder` at the end.
 
-    Another process may be faster, with the same content: then its folder stays. Folders that killed
-    processes have left for the same name are removed.
+    If another process has created `folder` in the meantime, that one stays: its content is the
+    same. Partial folders that killed processes left behind are removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     partial, lock = _locked_folder(folder)
     try:
         yield partial
-        # mkdtemp's folder is its owner's alone; others read what is in this one.
+        # mkdtemp makes the folder private; other users read this one.
         partial.chmod(0o755)
         if not folder.exists():
             partial.rename(folder)
@@ -119,18 +119,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _locked_folder(folder: Path) -> tuple[Path, int]:
-    """A new partial folder, and a descriptor that locks it for as long as this process lives."""
+    """Creates a partial folder; returns it with a descriptor that locks it until closed."""
     while True:
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
         try:
             lock = os.open(partial, os.O_RDONLY)
         except FileNotFoundError:
-            # Another process has taken it for stale.
+            # Another process has removed it as stale.
             continue
-        # Where a file system has no locks, nothing is ever taken for stale.
+        # On a file system without locks, no folder is ever removed as stale.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # The same, between the opening and the lock.
+        # Another process may have removed it between the opening and the lock.
         with contextlib.suppress(FileNotFoundError):
             if partial.stat().st_ino == os.fstat(lock).st_ino:
                 return partial, lock
@@ -138,7 +138,7 @@ def _locked_folder(folder: Path) -> tuple[Path, int]:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes the partial folders of `folder` that no live process has locked."""
+    """Removes partial folders of `folder` that no live process has locked."""
     for partial in folder.parent.iterdir():
         if not partial.name.startswith(_prefix(folder)) or not partial.is_dir():
             continue
