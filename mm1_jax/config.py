@@ -1,4 +1,4 @@
-"""Configs in AXLearn's idiom: nested, typed, by value, instantiated into what they describe.
+"""Configs in AXLearn's idiom: nested and typed values that instantiate the objects they describe.
 
     class Connector(Configurable):
         @config_class
@@ -10,13 +10,13 @@
 
     connector = Connector.default_config().set(input_dim=1024).instantiate(rngs=rngs)
 
-Names and behaviour are those of `axlearn.common.config`, so code written for it works after a
-change of its import line. Three additions: all missing required fields are listed at once,
-`instantiate` hands the constructor its own deep copy, and a runtime argument may not have the name
+Names and behavior are those of `axlearn.common.config`, so code written for it works after a change
+of its import line. There are three additions: an error lists all missing required fields at once,
+`instantiate` passes the constructor its own deep copy, and a runtime argument may not have the name
 of a config field.
 
-Values are copied when they are assigned, defaults too: a mutable default needs no factory, and a
-config never shares a child with another config.
+Values and defaults are copied on assignment: a mutable default needs no factory, and a config never
+shares a child with another config.
 """
 
 import copy
@@ -73,7 +73,7 @@ class UnknownFieldError(AttributeError):
 
 
 class RequiredFieldMissingError(ValueError):
-    """A config was instantiated while a required field had no value."""
+    """A config was instantiated with a required field unset."""
 
 
 class ConstructionError(TypeError, ValueError):
@@ -81,21 +81,21 @@ class ConstructionError(TypeError, ValueError):
 
 
 class FrozenConfigError(RuntimeError):
-    """Kept for code that names it; configs are never frozen."""
+    """Never raised, because configs are never frozen; exists for code that catches it."""
 
 
 class _MissingAttributeError(AttributeError, KeyError):
-    """What reading an unknown field raises.
+    """An unknown field was read.
 
-    An AttributeError for `hasattr`, and a KeyError for config classes written for AXLearn that
-    override `__getattr__`.
+    It is an AttributeError for `hasattr`, and a KeyError for config classes written for AXLearn
+    that override `__getattr__`.
     """
 
     __str__ = AttributeError.__str__
 
 
 class RequiredFieldValue:
-    """The type of REQUIRED: a value that has to be set before the config is instantiated."""
+    """Type of REQUIRED, the value of a field that must be set before instantiation."""
 
     def __copy__(self) -> "RequiredFieldValue":
         return self
@@ -114,7 +114,7 @@ class RequiredFieldValue:
 
 
 REQUIRED: Any = RequiredFieldValue()
-# A key of a field's metadata.
+# Metadata key of derived fields.
 _DERIVED = "derived"
 if TYPE_CHECKING:
     Required = Union[T, Any]  # noqa: UP007
@@ -127,12 +127,12 @@ def is_named_tuple(x: Any) -> bool:
 
 
 def is_attrs(x: Any) -> bool:
-    """Whether `x` is an instance of an attrs class, or such a class."""
+    """Returns whether `x` is an attrs class or an instance of one."""
     return hasattr(x, "__attrs_attrs__")
 
 
 def similar_names(name: str, candidates: Iterable[str]) -> list[str]:
-    """The candidates that hold more than half of the three-letter pieces of `name`, best first."""
+    """Returns the candidates that contain more than half of the trigrams of `name`, best first."""
     pieces = [name[i : i + 3] for i in range(len(name) - 2)]
     scores = {
         key: sum(piece in key for piece in pieces) / max(len(pieces), 1) for key in candidates
@@ -141,7 +141,7 @@ def similar_names(name: str, candidates: Iterable[str]) -> list[str]:
 
 
 def close_names(name: str, candidates: Iterable[str]) -> list[str]:
-    """The few candidates that a misspelt `name` may stand for, swapped letters included."""
+    """Returns a few candidates for a misspelled `name`; swapped letters are recognized too."""
     candidates = list(candidates)
     close = difflib.get_close_matches(name, candidates, n=3)
     return close + [key for key in similar_names(name, candidates) if key not in close][:3]
@@ -153,10 +153,10 @@ _validators: dict[Callable[[Any], bool], Callable[[Any], None]] = {}
 def register_validator(
     *, match_fn: Callable[[Any], bool], validate_fn: Callable[[Any], None]
 ) -> None:
-    """Admits a new type of field value.
+    """Allows another type of field value.
 
-    `validate_fn` is called on the values for which `match_fn` holds, and raises
-    InvalidConfigValueError on a bad one.
+    `validate_fn` is called on values for which `match_fn` is true; it raises
+    InvalidConfigValueError for an invalid one.
     """
     _validators[match_fn] = validate_fn
 
@@ -170,9 +170,9 @@ def validate_config_field_name(name: str) -> None:
 
 
 def validate_config_field_value(value: Any) -> None:
-    """Raises InvalidConfigValueError unless `value` can be copied by value and written down.
+    """Raises InvalidConfigValueError unless `value` can be copied by value and printed as text.
 
-    Every validator that matches has to accept the value.
+    Every matching validator must accept the value.
     """
     validators = [validate for match, validate in _validators.items() if match(value)]
     if not validators:
@@ -207,7 +207,7 @@ def _is_leaf(value: Any) -> bool:
         range,
         enum.Enum,
     )
-    # NumPy and JAX are no dependencies of this file, so their types are recognised by name.
+    # This file does not depend on NumPy or JAX, so it recognizes their types by name.
     return isinstance(value, leaves) or any(
         (cls.__module__.partition(".")[0], cls.__name__) in _FOREIGN_LEAVES
         for cls in type(value).__mro__
@@ -249,7 +249,7 @@ def _fields(cls: type) -> dict[str, attrs.Attribute]:
 
 
 def _children(key: str, value: Any) -> list[tuple[str, Any]] | None:
-    """The (path, value) pairs below `value`, or None for a leaf."""
+    """Returns the (path, value) pairs directly below `value`, or None for a leaf."""
     if isinstance(value, ConfigBase):
         return [(f"{key}.{k}" if key else k, v) for k, v in value.items()]
     if is_named_tuple(value):
@@ -265,8 +265,8 @@ def _children(key: str, value: Any) -> list[tuple[str, Any]] | None:
     return None
 
 
-# Functions of this file are defined outside of methods that run for each config inside another: a
-# type checker that wraps functions would wrap them each time.
+# The recursive functions below are not nested in methods, because a runtime type checker would wrap
+# a nested function again at each call.
 
 
 def _walk(
@@ -289,9 +289,9 @@ def _walk(
 
 
 def _flatten(key: str, value: Any, omit: Collection[Any], leaves: dict[str, Any]) -> None:
-    """Adds the leaves of a value, without skipped fields and omitted defaults inside it."""
+    """Adds the leaves of a value, except skipped fields and omitted defaults."""
     if isinstance(value, ConfigBase):
-        # Asked to do it itself, so that a config class may override this method.
+        # A config class may override `to_flat_dict`.
         inner = value.to_flat_dict(omit_default_values=omit)
         leaves.update({f"{key}.{name}": leaf for name, leaf in inner.items()})
         return
@@ -321,7 +321,7 @@ def _text(value: Any) -> str:
 
 
 def _skipped(value: Any) -> set[str]:
-    """Fields of a config, dataclass or attrs object whose metadata keep them out of texts."""
+    """Fields of a config, dataclass or attrs object that its metadata exclude from texts."""
     if isinstance(value, type):
         return set()
     if dataclasses.is_dataclass(value):
@@ -340,7 +340,7 @@ def _without(values: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with configs as dicts, and classes and functions as their names."""
+    """Converts configs to dicts, and classes and functions to their names."""
     if isinstance(value, ConfigBase):
         return value.to_dict()
     if isinstance(value, (type, types.FunctionType)):
@@ -363,10 +363,10 @@ def _plain(value: Any) -> Any:
 
 
 class ConfigBase:
-    """A set of named fields whose values are checked and copied when they are assigned."""
+    """Named fields whose values are checked and copied on assignment."""
 
-    # Names of fields that hold a class or a function and are kept by reference: decorators such as
-    # wrapt's make proxies that cannot be copied.
+    # Fields that hold a class or a function by reference: proxies from decorators such as wrapt's
+    # cannot be copied.
     __by_reference__ = frozenset()
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -383,7 +383,7 @@ class ConfigBase:
         raise MissingConfigClassDecoratorError(f"{type(self)} was not decorated with @config_class")
 
     def __setattr__(self, name: str, value: Any):
-        # Python itself sets names such as `__orig_class__`.
+        # Python sets names such as `__orig_class__`.
         if not name.startswith("__"):
             if name not in _fields(type(self)):
                 raise UnknownFieldError(self._unknown_field_message(name))
@@ -421,7 +421,7 @@ class ConfigBase:
         return sorted(_fields(type(self)))
 
     def items(self) -> list[tuple[str, Any]]:
-        """(name, value) pairs sorted by name."""
+        """Returns (name, value) pairs sorted by name."""
         return [(name, getattr(self, name)) for name in self.keys()]
 
     def set(self: ConfigT, **kwargs: Any) -> ConfigT:
@@ -430,11 +430,11 @@ class ConfigBase:
         return self
 
     def clone(self: ConfigT, **kwargs: Any) -> ConfigT:
-        """A copy with some fields changed."""
+        """Returns a copy with some fields changed."""
         return copy.deepcopy(self).set(**kwargs)
 
     def get_recursively(self, path: Sequence[str]) -> Any:
-        """The value at `path`, a sequence of field names; the config itself for an empty path."""
+        """Returns the value at `path`, a sequence of field names; the config for an empty path."""
         value = self
         for name in path:
             value = getattr(value, name)
@@ -452,33 +452,32 @@ class ConfigBase:
         enter_fn: Callable[[str, Any, list | None], list | None] | None = None,
         exit_fn: Callable[[str, Any], None] | None = None,
     ) -> None:
-        """Walks over this config and all that is inside it.
+        """Walks over this config and all values inside it.
 
         Paths are spelled `field.child` inside configs, `field[1]` inside lists, tuples and ranges,
         and `field['name']` inside dicts, dataclasses, attrs objects and named tuples.
 
         Args:
             visit_fn: Called with (path, value) on every leaf.
-            enter_fn: Called with (path, value, children) on every value, where `children` is the
-                list of (path, value) pairs that would be walked over, or None for a leaf; what it
-                returns is used instead.
+            enter_fn: Called with (path, value, children) on every value. `children` is the list of
+                (path, value) pairs to walk over, or None for a leaf; the result replaces it.
             exit_fn: Called with (path, value) after the children of a value.
         """
         _walk("", self, visit_fn, enter_fn, exit_fn)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dicts of plain values; classes and functions become their names.
+        """Returns nested dicts of plain values; classes and functions become their names.
 
-        Fields with `metadata={"skip_serialization": True}` are left out, here and in texts.
+        Fields with `metadata={"skip_serialization": True}` are omitted, here and in texts.
         """
         return {name: _plain(x) for name, x in _without(dict(self.items()), _skipped(self)).items()}
 
     def to_flat_dict(self, *, omit_default_values: Collection[Any]) -> dict[str, Any]:
-        """A dict from path to leaf value.
+        """Returns a dict from path to leaf value.
 
         Args:
-            omit_default_values: A field is left out if it still has its default and the default is
-                one of these.
+            omit_default_values: Omits fields that still have their default, if the default is one
+                of these.
         """
         fields, omit = _fields(type(self)), omit_default_values
         leaves: dict[str, Any] = {}
@@ -495,7 +494,7 @@ class ConfigBase:
         field_separator: str = "\n",
         omit_default_values: Collection[Any] = (None, REQUIRED),
     ) -> str:
-        """One `path: value` per leaf, in the order of `to_flat_dict`; the text of golden files."""
+        """Returns a `path: value` per leaf, in the order of `to_flat_dict`, as in golden files."""
         leaves = self.to_flat_dict(omit_default_values=omit_default_values)
         return field_separator.join(f"{k}{kv_separator}{_text(v)}" for k, v in leaves.items())
 
@@ -522,7 +521,7 @@ _ATTRS_OPTIONS: Any = {
 
 
 def derived(default: Any = REQUIRED) -> Any:
-    """A field that is filled in: by the constructor of what holds the config, or by `resolve`.
+    """Declares a field that `resolve` or the constructor of the parent fills in.
 
     An experiment leaves it unset:
 
@@ -536,7 +535,7 @@ def is_derived(cfg: ConfigBase, name: str) -> bool:
 
 
 def missing_fields(cfg: ConfigBase) -> list[str]:
-    """Paths of the required fields in `cfg` that are neither set nor derived."""
+    """Returns paths of the required fields in `cfg` that are neither set nor derived."""
     missing: list[str] = []
 
     def enter(path: str, value: Any, children: list | None) -> list | None:
@@ -554,11 +553,11 @@ def missing_fields(cfg: ConfigBase) -> list[str]:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(attrs.field, derived))
 def config_class(cls: type[T], **kwargs: Any) -> type[T]:
-    """Makes `cls`, a subclass of ConfigBase with annotated fields, a config class."""
+    """Decorates a subclass of ConfigBase, whose annotated attributes become fields."""
     if not issubclass(cls, ConfigBase):
         raise InvalidConfigClassError(f"A config class must be a subclass of ConfigBase: {cls}")
-    # An attribute without an annotation would silently not be a field; methods that were defined in
-    # the class body (rather than assigned) are told by their qualified names.
+    # An attribute without an annotation would silently not be a field. The qualified name of a
+    # method shows whether it was defined in the class body or assigned there.
     annotations = cls.__dict__.get("__annotations__", {})
     for name, value in cls.__dict__.items():
         is_method = inspect.isfunction(value) and any(
@@ -574,7 +573,7 @@ def config_class(cls: type[T], **kwargs: Any) -> type[T]:
 
 
 class InstantiableConfig(Generic[T], ConfigBase):
-    """A config that an object can be made from."""
+    """A config that can be instantiated."""
 
     def instantiate(self, **kwargs: Any) -> T:
         raise NotImplementedError(type(self))
@@ -589,7 +588,7 @@ ConfigOr = Union[T, InstantiableConfig[T]]  # noqa: UP007
 
 
 def field_annotation(cfg: ConfigBase, name: str) -> Any:
-    """The declared type of a field; Any where it is a name that cannot be resolved."""
+    """Returns the declared type of a field; Any if it is a name that cannot be resolved."""
     return _annotation(type(cfg), name)
 
 
@@ -606,14 +605,14 @@ def _annotation(cls: type, name: str) -> Any:
 def check_values(cfg: ConfigBase, name: str = "") -> None:
     """Checks all values inside `cfg` against the declared types of their fields.
 
-    Assignment checks no types, as in AXLearn; this is for a whole config, before it is used. A
-    default is taken as it is. Arguments of a configured function or class are not checked.
+    Assignment checks no types, as in AXLearn; call this on a whole config before its use. Defaults
+    and the arguments of a configured function or class are not checked.
 
     Args:
-        name: What paths begin with.
+        name: Prefix of the paths in errors.
 
     Raises:
-        ValueError: Values have a wrong type, or are out of range; names all of them.
+        ValueError: Values have a wrong type or are out of range; the message lists all of them.
     """
     found: list[Complaint] = []
 
@@ -633,7 +632,7 @@ def check_values(cfg: ConfigBase, name: str = "") -> None:
 
 
 def _check_ranges(cfg: ConfigBase) -> None:
-    """Raises ValueError where a field of `cfg` itself is out of its range."""
+    """Raises ValueError if a field of `cfg` itself is out of range."""
     limited = [
         name for name, _ in cfg.items() if any(map(has_limits, _annotations(type(cfg), name)))
     ]
@@ -651,19 +650,19 @@ def _complaints(path: str, cfg: ConfigBase, name: str) -> list[Complaint]:
 
 @functools.cache
 def _annotations(cls: type, name: str) -> list[Any]:
-    """The declared type of a field, and those with a range that it overrides."""
+    """Returns the declared type of a field, and overridden declarations that have a range."""
     declared = [_annotation(base, name) for base in cls.__mro__ if name in _fields(base)]
     return declared[:1] + [each for each in declared[1:] if has_limits(each)]
 
 
 def maybe_instantiate(x: ConfigOr[T], **kwargs: Any) -> T:
-    """Instantiates `x` if it is a config; anything else is returned as it is."""
+    """Instantiates `x` if it is a config, and returns any other value unchanged."""
     value: Any = x
     return value.instantiate(**kwargs) if isinstance(x, InstantiableConfig) else value
 
 
 def maybe_set_config(cfg: ConfigT, **kwargs: Any) -> ConfigT:
-    """Sets those fields that `cfg` has."""
+    """Sets fields, and ignores those that `cfg` does not have."""
     for name, value in kwargs.items():
         if hasattr(cfg, name):
             setattr(cfg, name, value)
@@ -671,9 +670,10 @@ def maybe_set_config(cfg: ConfigT, **kwargs: Any) -> ConfigT:
 
 
 def _raise_if_required_fields_are_missing(cfg: ConfigBase, given: Collection[str] = ()) -> None:
-    """Raises on a missing field of `cfg` itself.
+    """Raises if a required field of `cfg` itself is unset.
 
-    Fields further below may be filled in by a constructor, so they are listed but no error alone.
+    Fields of nested configs may be filled in by a constructor, so they are listed in the message
+    but raise no error on their own.
     """
     required = []
     cfg.visit(
@@ -706,10 +706,9 @@ def _raise_if_not_constructible(cls: type, kwargs: dict[str, Any]) -> None:
 
 
 class Configurable:
-    """An object that is made from a config: a class with a `Config` inside, which it is built from.
+    """Base of classes that are constructed from a nested `Config` class.
 
-    What is not configuration (meshes, random keys, other objects) is passed to `instantiate` by
-    name.
+    Runtime objects (meshes, random keys, other parts) are passed to `instantiate` by name.
     """
 
     @config_class
@@ -718,7 +717,7 @@ class Configurable:
         klass: type[C]
 
         def instantiate(self, **kwargs: Any) -> C:
-            """Makes the object; the constructor gets a copy of this config that it may change."""
+            """Constructs the object; its constructor gets a copy of this config and may change it."""
             _raise_if_required_fields_are_missing(self)
             try:
                 _check_ranges(self)
@@ -742,7 +741,7 @@ class Configurable:
 
     @property
     def config(self) -> Any:
-        """A copy of the config that this object was made from."""
+        """Returns a copy of the config that this object was constructed from."""
         return copy.deepcopy(self._config)
 
     def __repr__(self) -> str:
@@ -750,7 +749,7 @@ class Configurable:
 
 
 class ConfigModifier(Configurable):
-    """A configured function from config to config; for code that was written for AXLearn."""
+    """A configured function from config to config, for code written for AXLearn."""
 
     def __call__(self, cfg: InstantiableConfig[T]) -> InstantiableConfig[T]:
         return cfg
@@ -758,27 +757,27 @@ class ConfigModifier(Configurable):
 
 @config_class
 class FunctionConfigBase(InstantiableConfig[T]):
-    """A call of `fn`, whose parameters are the fields."""
+    """Config of a call of `fn`; its fields are the parameters."""
 
     __by_reference__ = frozenset({"fn"})
 
     fn: Callable[..., T]
 
     def instantiate(self, **kwargs: Any) -> T:
-        """Calls the function; `kwargs` go before the fields."""
+        """Calls the function; `kwargs` take precedence over fields."""
         return _call(self.fn, inspect.signature(self.fn), self, kwargs)
 
 
 @config_class
 class ClassConfigBase(InstantiableConfig[T]):
-    """A construction of `klass`, the parameters of whose constructor are the fields."""
+    """Config of an object of `klass`; its fields are the parameters of the constructor."""
 
     __by_reference__ = frozenset({"klass"})
 
     klass: type[T]
 
     def instantiate(self, **kwargs: Any) -> T:
-        """Constructs the object; `kwargs` go before the fields."""
+        """Constructs the object; `kwargs` take precedence over fields."""
         return _call(self.klass, inspect.signature(self.klass.__init__), self, kwargs)
 
 
@@ -818,12 +817,12 @@ def _parameter_fields(
 
 
 def _default_factories(cls: type) -> dict[str, Callable[[], Any]]:
-    """The default factories of a dataclass or attrs class, which the signature does not show."""
+    """Returns default factories of a dataclass or attrs class, which the signature lacks."""
     if dataclasses.is_dataclass(cls):
         factories = {field.name: field.default_factory for field in dataclasses.fields(cls)}
         return {k: v for k, v in factories.items() if v is not dataclasses.MISSING}
     if is_attrs(cls):
-        # A factory that looks at the object has nothing to look at yet.
+        # A factory that takes the object cannot be called before there is one.
         return {
             field.alias: (lambda: REQUIRED) if field.default.takes_self else field.default.factory
             for field in attrs.fields(cls)
@@ -833,7 +832,7 @@ def _default_factories(cls: type) -> dict[str, Callable[[], Any]]:
 
 
 def config_for_function(fn: Callable[..., T]) -> Any:
-    """A config of a call: `config_for_function(pow).set(base=2, exp=3).instantiate() == 8`."""
+    """Config of a call: `config_for_function(pow).set(base=2, exp=3).instantiate() == 8`."""
     signature = inspect.signature(fn)
     for name in ("fn", "_"):
         if name in signature.parameters:
@@ -844,7 +843,7 @@ def config_for_function(fn: Callable[..., T]) -> Any:
 
 
 def config_for_class(cls: type[T]) -> Any:
-    """A config of an object of any class, with the constructor's parameters as fields."""
+    """Makes a config of an object of any class, with the constructor's parameters as fields."""
     fields = _parameter_fields(inspect.signature(cls.__init__), _default_factories(cls))
     config_cls = attrs.make_class("ClassConfig", fields, bases=(ClassConfigBase,), **_ATTRS_OPTIONS)
     return _named(config_cls, f"config_for_class({cls.__module__}.{cls.__qualname__})")(klass=cls)

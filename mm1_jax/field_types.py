@@ -1,9 +1,9 @@
-"""Types of config fields: numbers with a range, and the check that a value is of its field's type.
+"""Types of config fields: numbers with a range, and the type check of values.
 
     weight_decay: NonNegative = 0.1
     pixel_std: tuple[Positive, Positive, Positive] = (0.27, 0.26, 0.28)
 
-A range is metadata of the annotation, so it is no part of a config's values and of its text.
+A range is metadata of the annotation, and not part of a config's values or text.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-# Characters of a value that an error spells.
+# An error shows at most this many characters of a value.
 _MOST_SHOWN = 80
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Bounds of a number; None is no bound."""
+    """Bounds of a number; None means no bound."""
 
     at_least: int | float | None = None
     above: int | float | None = None
@@ -54,7 +54,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """The least number of characters or values."""
+    """Minimum number of characters or values."""
 
     at_least: int
 
@@ -71,14 +71,14 @@ Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Seed = Annotated[int, Range(at_least=0, below=2**63)]
-# The share that a running average keeps.
+# Weight of the previous value in a running average.
 Decay = Annotated[float, Range(at_least=0, below=1)]
 NonEmpty = Annotated[str, Length(at_least=1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Complaint:
-    """A value that is not of the type of its field, and what is wrong with it."""
+    """An error about a value that does not have the type of its field."""
 
     path: str
     text: str
@@ -88,9 +88,10 @@ class Complaint:
 
 
 def complaints(path: str, value: Any, annotation: Any) -> Iterator[Complaint]:
-    """Lists the faults of the value of a field, and of the values in it.
+    """Yields errors about the value of a field and the values inside it.
 
-    Floats are finite, ints pass for floats, and lists for tuples. A type that is not known passes.
+    Floats must be finite; ints are accepted as floats, and lists as tuples. Values of unknown
+    types are accepted.
     """
     limits: Sequence[Any] = ()
     if typing.get_origin(annotation) is Annotated:
@@ -111,9 +112,9 @@ def complaints(path: str, value: Any, annotation: Any) -> Iterator[Complaint]:
 
 
 def options(annotation: Any) -> tuple[Any, ...] | None:
-    """The types that a union allows, None for another annotation.
+    """Returns the alternatives of a union, or None for any other annotation.
 
-    `Required[T]` is a union with Any, which stands for nothing there.
+    `Required[T]` is a union with Any, which is ignored there.
     """
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return None
@@ -130,14 +131,14 @@ def _names_a_type(alternatives: Sequence[Any]) -> bool:
 
 
 def without_limits(annotation: Any) -> Any:
-    """The type itself of an annotation with a range."""
+    """Returns the type of an annotation, without its range."""
     is_annotated = typing.get_origin(annotation) is Annotated
     return typing.get_args(annotation)[0] if is_annotated else annotation
 
 
 @functools.cache
 def has_limits(annotation: Any) -> bool:
-    """Tells if an annotation allows only some values of its type: a range, or a choice."""
+    """Returns whether an annotation restricts the values of its type: by a range or a Literal."""
     if typing.get_origin(annotation) is typing.Literal:
         return True
     if typing.get_origin(annotation) is Annotated:
@@ -152,7 +153,7 @@ def _is_hashable(value: Any) -> bool:
 def _of_union(path: str, value: Any, alternatives: Sequence[Any]) -> Iterator[Complaint]:
     found = [list(complaints(path, value, option)) for option in alternatives]
     if all(found):
-        # The alternative that the value comes closest to: of the right type, but for an item.
+        # Prefer an alternative of the right container type whose items are wrong.
         close = [
             each
             for each, option in zip(found, alternatives, strict=True)
@@ -186,7 +187,7 @@ def _of_items(path: str, value: Any, annotation: Any) -> Iterator[Complaint]:
 
 
 def _is_of(value: Any, annotation: Any) -> bool:
-    """Tells if a value is of a type, its items and its range left aside."""
+    """Returns whether a value has a type, regardless of its items and range."""
     origin = typing.get_origin(annotation) or annotation
     if origin is typing.Literal:
         return any(value == arg and type(value) is type(arg) for arg in typing.get_args(annotation))
@@ -209,7 +210,7 @@ def _is_of(value: Any, annotation: Any) -> bool:
     try:
         return isinstance(value, origin)
     except TypeError:
-        # A protocol that cannot be asked.
+        # A protocol that is not runtime-checkable.
         return True
 
 
@@ -225,7 +226,7 @@ def _wrong_type(value: Any, *expected: Any) -> str:
         return f"={value!r}: expected {text}; import the class and write CLASS.default_config()"
     if _is_config(type(value)):
         return f" is a config of {class_name(type(value))}, expected {text}"
-    # Configs in a list would spell all of their fields.
+    # The repr of configs in a list would show all of their fields.
     if wants_config or _holds_configs(value) or len(repr(value)) > _MOST_SHOWN:
         kind = "None" if value is None else f"a {type(value).__name__}"
         return f" is {kind}, expected {text}"
@@ -239,14 +240,14 @@ def _holds_configs(value: Any) -> bool:
 
 def _is_config(annotation: Any) -> bool:
     origin = typing.get_origin(annotation) or annotation
-    # Told by its name: config.py builds on this file.
+    # By name, because config.py imports this file.
     return isinstance(origin, type) and any(c.__name__ == "ConfigBase" for c in origin.__mro__)
 
 
 def class_name(cls: type) -> str:
-    """The name of a class; of a config class, that of the class which it configures.
+    """Returns the name of a class; for a config class, the name of the class it configures.
 
-    Config classes are called `config_class(module.Connector.Config)`.
+    Config classes are named `config_class(module.Connector.Config)`.
     """
     parts = cls.__name__.partition("(")[2].rstrip(")").split(".") if "(" in cls.__name__ else []
     return parts[-2] if parts[-1:] == ["Config"] else (parts or [cls.__name__])[-1]
