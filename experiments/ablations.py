@@ -20,7 +20,7 @@ AIM = {
     "aim_3b": vision_encoders.aim_3b,
 }
 CLIP = {"vit_l14": vision_encoders.vit_l14, "vit_h14": vision_encoders.vit_h14}
-# The suffix of a name; CLIP's encoders have QuickGELU unless it says otherwise.
+# Activation by suffix of the config's name; CLIP's own is QuickGELU.
 ACTIVATIONS = {"": Activation.QUICK_GELU, "_gelu": Activation.GELU}
 
 
@@ -31,7 +31,7 @@ def with_encoder(make_encoder: Callable[[], VisionEncoder.Config]) -> Experiment
     return cfg
 
 
-# Rows of captions, interleaved pages and text (figure 5).
+# Weights of rows of captions, interleaved pages and text (figure 5).
 MIXES = {
     "100_0": (1, 0, 0),
     "66_33": (2, 1, 0),
@@ -50,14 +50,14 @@ def with_mix(weights: tuple[int, int, int]) -> Experiment.Config:
 
 
 def with_synthetic_captions() -> Experiment.Config:
-    """`mm1_1b` with 7% of its captions from `captions_synthetic`, as the paper has from VeCap."""
+    """`mm1_1b` with 7% of its captions from `captions_synthetic`; the paper's are from VeCap."""
     cfg = mm1_1b()
     cfg.input.streams = mixtures.add_synthetic_captions(cfg.input.streams)
     return cfg
 
 
 def with_filled_captions() -> Experiment.Config:
-    """`mm1_1b` with text in what rows of captions leave empty."""
+    """`mm1_1b` with text in the empty positions of caption rows."""
     cfg = mm1_1b()
     cfg.input.streams = mixtures.fill_captions(cfg.input.streams)
     return cfg

@@ -1,7 +1,8 @@
-"""Whether a model learns from exemplars, after interleaved pages and after captions alone.
+"""In-context learning after training on interleaved pages, and after training on captions only.
 
-MM1 finds that few-shot answers come of interleaved data and zero-shot ones of captions (section
-3.2). Here pages and exemplars give new names to shapes or colours, which nothing else can tell:
+MM1 finds that interleaved data improves few-shot answers and captions improve zero-shot answers
+(section 3.2). Here, pages and few-shot examples give new names to shapes or colors, so that a model
+can know a name only from its context:
 
     for name in mm1_tiny_names mm1_tiny_names_captions; do
         for seed in 0 1 2; do
@@ -12,7 +13,7 @@ MM1 finds that few-shot answers come of interleaved data and zero-shot ones of c
     python tools/compare_runs.py --metrics='scenes_names*,*/accuracy,*/exact_match' \\
         mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
 
-Both see as many rows; docs/evaluation.md says what came of it.
+Both configs train on the same number of rows; docs/evaluation.md has the results.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from mm1_jax.experiment import Experiment
 
 
 def mm1_tiny_names() -> Experiment.Config:
-    """`mm1_tiny` on the mixture, with pages that give shapes and colours new names."""
+    """`mm1_tiny` on the mixture, with pages that give shapes and colors new names."""
     cfg = mm1_tiny()
     cfg.input.streams = mixtures.embedded_with_names()
     run = EveryNSteps.default_config().set(n=250)
@@ -35,7 +36,7 @@ def mm1_tiny_names() -> Experiment.Config:
 
 
 def mm1_tiny_names_captions() -> Experiment.Config:
-    """`mm1_tiny_names` on captions and single questions alone."""
+    """`mm1_tiny_names` on captions and single questions only."""
     cfg = mm1_tiny_names()
     for stream in cfg.input.streams:
         stream.weight = int(stream.name == "captions")

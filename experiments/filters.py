@@ -1,4 +1,4 @@
-"""Filters of foreign data by name, for `tools/convert_records.py --filters=NAME`."""
+"""Named filters for data conversion, for `tools/convert_records.py --filters=NAME`."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,9 @@ from mm1_jax.data.ingest.filters import (
 
 
 def mm1_interleaved_filters() -> list[Filter.Config]:
-    """MM1's, of its interleaved documents: small, odd, decorative and frequent images, page size.
+    """MM1's filters of interleaved documents: by image size, shape and frequency, and page size.
 
-    Documents are judged last, by the images that are left. On captions they work as well, where
-    each is a page of one image.
+    Documents are filtered last, by their remaining images. A caption counts as a page of one image.
     """
     return [
         ImageFilter.default_config(),
@@ -28,17 +27,17 @@ def mm1_interleaved_filters() -> list[Filter.Config]:
 
 
 def no_filters() -> list[Filter.Config]:
-    """None: all records stay."""
+    """No filters: all records are kept."""
     return []
 
 
 def yes_no_answers() -> list[Filter.Config]:
-    """Of questions (`--format=vqa`), those that are answered with yes or no."""
+    """Keeps questions (`--format=vqa`) with a yes/no answer."""
     return [AnswerTypes.default_config().set(keep=("yes/no",))]
 
 
 def other_answers() -> list[Filter.Config]:
-    """Of questions, those that `yes_no_answers` drops."""
+    """Keeps the questions that `yes_no_answers` discards."""
     return [AnswerTypes.default_config().set(keep=("number", "other"))]
 
 
@@ -54,7 +53,7 @@ def named_filters() -> dict[str, list[Filter.Config]]:
 def without_benchmarks(
     filters: Sequence[Filter.Config], images: Sequence[str]
 ) -> list[Filter.Config]:
-    """The filters, and one more for the images of benchmarks; before those that judge documents."""
+    """Adds a filter for the images of benchmarks, before filters that count a page's images."""
     overlap = EvaluationOverlap.default_config().set(images=list(images))
     is_last = [cfg.klass is ImageCount for cfg in filters]
     place = is_last.index(True) if True in is_last else len(filters)

@@ -1,4 +1,4 @@
-"""Pre-training of decoders on text alone, as MM1's are before they get an encoder (section 3.3).
+"""Text-only pre-training of decoders, with which MM1 starts (section 3.3).
 
 python -m mm1_jax.rehearse --config=llama2_7b --topology=v5p:4x4x4
 """
@@ -12,14 +12,14 @@ from mm1_jax.parallel.parallelism import MeshRule
 
 
 def language_model(decoder: Decoder.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Config:
-    """The batches and the schedule of MM1's pre-training, for a decoder that reads text only."""
+    """A text-only decoder with the batches and the schedule of MM1's pre-training."""
     cfg = pretrain.paper(sizes.language_model(decoder), mesh_rules)
     cfg.input.set(streams=mixtures.text(), max_images=0, image_group_rows=1, images_per_row=None)
     return cfg
 
 
 def llama2_7b() -> Experiment.Config:
-    """Llama 2 7B's shape on text, everything recomputed: a work that other systems publish."""
+    """Llama 2 7B's shape on text with full recomputation, for comparison with other systems."""
     return language_model(sizes.decoder("7b"), mesh_rules.full_recomputation())
 
 

@@ -1,12 +1,12 @@
-"""How the models are spread over each kind and number of devices; the first match counts.
+"""Mesh rules: the parallelism for each kind and number of devices; the first match applies.
 
-Parameters, gradients and optimiser state are split over 32 devices (FSDP), of which there are
-copies; rows over all of them. That sends less than to split over all devices: the gradient of 32
-neighbours is reduced and scattered, of which each has a 32nd left to add to those of the copies,
-where a torus as a whole reduces all of it for everybody. Experts have an axis of their own besides.
-Where memory allows it, layers keep what is dear to recompute, for as many rows at a time as that
-leaves room for. Choose others with a rule, or fields of `trainer.parallelism`;
-`python -m mm1_jax.rehearse` says what a choice takes and gives.
+Parameters, gradients and optimizer state are sharded over 32 devices (FSDP) and replicated over
+such groups; rows are sharded over all devices. This sends less than sharding over all devices:
+gradients are reduce-scattered within 32 neighbors, and each device then all-reduces only its 32nd
+with the other groups, instead of all gradients over the whole torus. Experts have an axis of their
+own. Where memory allows, layers save activations that are expensive to recompute, and a micro-batch
+has as many rows as the remaining memory holds. To choose otherwise, write a rule or set fields of
+`trainer.parallelism`; `python -m mm1_jax.rehearse` reports memory and speed.
 """
 
 from collections.abc import Sequence
@@ -17,35 +17,38 @@ from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT, KEY, QUERY, VALUE
 from mm1_jax.layers.feed_forward import MLP_GATE, MLP_UP
 from mm1_jax.parallel.parallelism import MeshRule, Parallelism
 
-# With these, the backward pass runs no attention again: it needs all of them and nothing else.
+# With these saved, the backward pass does not recompute attention.
 ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)
-# And with these, no product of a dense layer but those that lead back to the model dim.
+# With these saved, a dense layer recomputes only the products that map back to the model dim.
 PRODUCTS = (*ATTENTION, MLP_GATE, MLP_UP)
-# Of the image tower. Its heads of 80 are kept as if of 128: queries, keys and values take as long
-# to write and read as to compute, and a lot of memory.
+# For the vision encoder. Its heads of 80 are stored padded to 128, so queries, keys and values take
+# as long to write and read as to recompute, and much memory.
 VISION_PRODUCTS = (ATTENTION_OUTPUT, MLP_UP)
 
-# The compiler's estimate for products that end in an activation is 97% of the peak with 64 MiB of
-# vector memory for a fusion, and 73% with its default.
+# The compiler estimates 97% of the peak for products fused with an activation if a fusion may use
+# 64 MiB of vector memory, and 73% with the default.
 VECTOR_MEMORY = ("xla_tpu_scoped_vmem_limit_kib=65536",)
 
-# Rows that share their image slots, and so are of one micro-batch.
+# Rows that share image slots and therefore belong to one micro-batch.
 _GROUP = 64
 
-# Devices for which there are rules.
+# Numbers of devices with rules.
 _COUNTS = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a device has room for at a time: rows of a batch of 512, and what layers keep of them.
+    """The rows of a batch of 512 that fit on a device at a time, and the activations they save.
 
     Attributes:
-        fsdp: Devices that split a copy of the parameters; -1 is all of a slice, or all that have
-            the same experts.
-        expert: Devices that share the experts. The more they are, the fewer kernels each has to
-            gather, but what is not an expert's is split over the others alone.
-        model: Devices that split the matrices of a layer, and have `rows` together.
+        rows: Rows per device and micro-batch.
+        decoder: Activations that the decoder saves.
+        vision: Activations that the vision encoder saves.
+        fsdp: Devices that shard one copy of the parameters; -1 means all of a slice, or all that
+            hold the same experts.
+        expert: Devices that shard the experts. With more of them, each gathers fewer expert
+            kernels, but all other parameters are sharded over the remaining axes only.
+        model: Devices that shard the matrices of a layer, and process `rows` together.
     """
 
     rows: int
@@ -71,10 +74,11 @@ def dense(
     """Rules of a dense model.
 
     Args:
-        rows: That a device with 95 GB has room for at a time.
-        small_rows: As many for 31 GB. With two or more, 16 GB keep what attention puts out.
-        vision: What of the vision encoder there is room for in 95 GB.
-        v4, v6e, v5e: In place of what `small_rows` says.
+        rows: Rows at a time on a device with 95 GB.
+        small_rows: Rows at a time with 31 GB. With two or more, devices with 16 GB save the outputs
+            of attention.
+        vision: Activations that the vision encoder saves with 95 GB.
+        v4, v6e, v5e: Replace the choices that follow from `small_rows`.
     """
     small = Fit(small_rows, ATTENTION, (ATTENTION_OUTPUT,))
     outputs = (ATTENTION_OUTPUT,) if small_rows > 1 else ()
@@ -88,11 +92,11 @@ def dense(
 
 
 def sparse(v5p: Fit, *, slices: Fit | None = None) -> list[MeshRule]:
-    """Rules of a sparse model: an expert axis besides.
+    """Rules of a sparse model, with an expert axis.
 
     Args:
-        v5p: For 95 GB; so many rows for GPUs too.
-        slices: For 95 GB where there are several slices, each of which has all parameters.
+        v5p: For 95 GB; GPUs get as many rows.
+        slices: For 95 GB in several slices, each with a copy of all parameters.
     """
     small = Fit(1, ATTENTION, (ATTENTION_OUTPUT,), fsdp=-1, expert=8)
     return _rules(
@@ -106,10 +110,10 @@ def sparse(v5p: Fit, *, slices: Fit | None = None) -> list[MeshRule]:
 
 
 def full_recomputation() -> list[MeshRule]:
-    """Nothing is kept but the inputs of layers."""
+    """Rules that save only the inputs of layers."""
     return [
         _rule("v5p-.*", data=-1, fsdp=32, compiler_options=VECTOR_MEMORY),
-        # Half a GB more, of 16, would be taken by copies of what 32 devices have split.
+        # Replication over groups of 32 devices would take half a GB more, of 16.
         _rule("v5e-.*", fsdp=-1, compiler_options=VECTOR_MEMORY),
         _rule(".*", fsdp=-1),
     ]
@@ -118,25 +122,26 @@ def full_recomputation() -> list[MeshRule]:
 def _rules(
     *, v5p: Fit, gpu: Fit, v4: Fit, v6e: Fit, v5e: Fit, slices: Fit | None = None
 ) -> list[MeshRule]:
-    # Of few devices each has more rows of an image group. Room is there for some times as many as
-    # `gpu` has, of more they keep nothing.
+    # With few devices, each holds more rows of an image group. Memory suffices for a few times the
+    # rows of `gpu`; beyond that, nothing is saved.
     few = replace(gpu, decoder=(), vision=())
     return [
         # 95 GB a device.
         *_chip("v5p", v5p, VECTOR_MEMORY, slices=slices),
         *_chip("tpu7x", v5p, slices=slices),
-        # 80 GB and more. Hosts count as slices; the network between them is one to gather over.
+        # 80 GB and more. A host counts as a slice; the network between hosts is fast enough to
+        # gather parameters over.
         *(
             _fit(f"{chip}-{n}", gpu if n * gpu.rows * times >= _GROUP else few, n, data=1)
             for chip, times in (("h100", 2), ("h200", 4))
             for n in (8, 16, 32, *_COUNTS)
         ),
-        # 31 GB. v6e computes products faster than its memory takes them.
+        # 31 GB. v6e computes products faster than its memory can store them.
         *_chip("v4", v4),
         *_chip("v6e", v6e, VECTOR_MEMORY),
         # 16 GB.
         *_chip("v5e", v5e, VECTOR_MEMORY),
-        # A laptop, for smaller sizes of the same configs: seldom as many devices as experts.
+        # A laptop, for smaller sizes of the same configs: it rarely has as many devices as experts.
         _rule("cpu-.*", fsdp=-1),
         _rule(".*", fsdp=-1, expert=v5e.expert),
     ]
@@ -146,7 +151,7 @@ def _chip(
     chip: str, fit: Fit, compiler_options: tuple[str, ...] = (), slices: Fit | None = None
 ) -> list[MeshRule]:
     if slices is None and fit.fsdp > _COUNTS[0]:
-        # A slice may have fewer.
+        # A slice may have fewer devices than that.
         slices = replace(fit, fsdp=-1)
     return [
         _fit(f"{prefix}{chip}-{number}", each, number, compiler_options)
@@ -166,7 +171,7 @@ def _fit(
     shards = number // (fit.model or 1)
     return _rule(
         devices,
-        # Copies of what is split over fewer than all devices; None is one for each slice.
+        # Replicas, if parameters are sharded over fewer than all devices; None: one per slice.
         data=-1 if fit.fsdp > 0 else data,
         expert=fit.expert,
         fsdp=min(fit.fsdp, number),

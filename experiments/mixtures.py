@@ -1,4 +1,4 @@
-"""Corpora and weights of each training stage; integers, so that 45/45/10 is 9:9:2 exactly."""
+"""Corpora of each training stage and their weights: integers, so that 45/45/10 is exactly 9:9:2."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from mm1_jax.data.splitting import Splitter
 
 
 def embedded() -> list[Stream.Config]:
-    """Scans of digits and rendered scenes, nothing to download, in MM1's proportions of rows.
+    """Scans of digits and rendered scenes, in MM1's proportions of rows; needs no download.
 
-    Questions stand beside the captions, so that the small models answer questions zero-shot.
+    The caption stream also has questions, so that the small models answer questions zero-shot.
     """
     return [
         _stream(
@@ -40,7 +40,7 @@ def embedded() -> list[Stream.Config]:
 
 
 def embedded_with_names() -> list[Stream.Config]:
-    """`embedded`, and among its interleaved pages those that give shapes and colours new names."""
+    """`embedded` with additional interleaved pages that give shapes and colors new names."""
     streams = embedded()
     pages = CorpusWeight().set(corpus=scene_names.corpus(Kind.INTERLEAVED), weight=2)
     next(stream for stream in streams if stream.name == "interleaved").corpora.append(pages)
@@ -48,7 +48,7 @@ def embedded_with_names() -> list[Stream.Config]:
 
 
 def pretraining() -> list[Stream.Config]:
-    """MM1's proportions of rows (section 3.2) over one corpus a stream, read from `data_dir`."""
+    """MM1's proportions of rows (section 3.2), with one corpus per stream, read from `data_dir`."""
     return [
         _stream("captions", 9, (_records("captions", caption_document), 1)),
         _stream("interleaved", 9, (_records("interleaved", interleaved_document, splits=True), 1)),
@@ -57,7 +57,7 @@ def pretraining() -> list[Stream.Config]:
 
 
 def add_synthetic_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
-    """The streams with 7% of the captions from `captions_synthetic` (MM1, section 3.2: VeCap)."""
+    """Takes 7% of the captions from `captions_synthetic` (MM1, section 3.2: VeCap)."""
     synthetic = _records("captions_synthetic", caption_document)
     for stream in streams:
         if stream.name == "captions":
@@ -67,10 +67,10 @@ def add_synthetic_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
 
 
 def fill_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
-    """The streams with text in what rows of captions leave empty: a quarter, at 16 images a row.
+    """Fills the empty positions of caption rows with text: a quarter of a row with 16 images.
 
-    It is not in the paper. It adds about as much text to the mixture as its stream of text has; the
-    log counts it as `text_in_captions`.
+    This is not in the paper. It adds about as much text as the text stream has; the log counts it
+    as `text_in_captions`.
     """
     text = _records("text", text_document, splits=True).set(name="text_in_captions")
     text.splitter.max_positions = 512
@@ -81,7 +81,7 @@ def fill_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
 
 
 def textbooks() -> list[Stream.Config]:
-    """Textbooks and recipes in MM1's proportions of rows, a corpus for each folder."""
+    """Textbooks and recipes in MM1's proportions of rows, with one corpus per folder."""
     return [
         _stream("captions", 9, (_records("openstax_captions", caption_document), 1)),
         _stream(
@@ -103,7 +103,7 @@ def textbooks() -> list[Stream.Config]:
 def easy_vqa() -> list[Stream.Config]:
     """The questions of easy-VQA with its own validation split, read from `data_dir`.
 
-    Two streams, for a config to weigh: three of four questions are answered with yes or no.
+    They are two streams, which a config can weight: three of four questions have a yes/no answer.
     """
 
     def corpus(name: str) -> Corpus.Config:
@@ -126,7 +126,7 @@ def text() -> list[Stream.Config]:
 
 
 def _records(name: str, to_document: Any, *, splits: bool = False) -> Corpus.Config:
-    """A folder of records; documents longer than a row are split if `splits`, and else cut."""
+    """A folder of records; documents longer than a row are split if `splits`, else truncated."""
     return Corpus.default_config().set(
         name=name,
         source=ArrayRecordSource.default_config().set(path=name),

@@ -1,4 +1,4 @@
-"""MM1 from open weights: a decoder and an encoder that others trained, and a new connector.
+"""MM1 from open weights: a pre-trained decoder and vision encoder, and a new connector.
 
     python tools/convert_checkpoint.py import --source=Qwen3-1.7B-Base \\
         --output=data/weights/qwen3_1p7b
@@ -6,9 +6,9 @@
         --output=data/weights/dfn_vit_h14_378
     python -m mm1_jax.launch --config=mm1_qwen3_1p7b --data_dir=data
 
-The connector is drawn; all parameters are trained, as in the paper. Sources are folders as they are
-downloaded, with their config and tokenizer. The recipe (batches, schedule, learning-rate law) is
-that of the paper's models; the law was fitted to decoders of its own.
+The connector is initialized randomly, and all parameters are trained, as in the paper. Sources are
+downloaded folders with their config and tokenizer. The recipe (batches, schedule, learning-rate
+law) is that of the paper's models; the law was fitted to other decoders.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ ENCODER = "weights/dfn_vit_h14_378"
 
 
 def qwen3_1p7b() -> Decoder.Config:
-    """Qwen3-1.7B: 1.4B parameters in its layers, and a tied table of 151,936 rows."""
+    """Qwen3-1.7B: 1.4B parameters in its layers, and tied embeddings of 151,936 rows."""
     cfg = _decoder(eps=1e-6, theta=1e6).set(
         num_layers=28,
         model_dim=2048,
@@ -40,7 +40,7 @@ def qwen3_1p7b() -> Decoder.Config:
 
 
 def llama3_8b() -> Decoder.Config:
-    """Llama 3 8B: 7.0B parameters in its layers, and two tables of 128,256 rows."""
+    """Llama 3 8B: 7.0B parameters in its layers, and two embeddings of 128,256 rows."""
     return _decoder(eps=1e-5, theta=5e5).set(
         num_layers=32,
         model_dim=4096,

@@ -2,8 +2,8 @@
 
     python -m mm1_jax.launch --config=mm1_tiny
 
-trains on the embedded corpora in minutes on two CPU cores and ends with a report in runs/mm1_tiny.
-The models of the paper, `mm1_3b` to `mm1_30b` and two sparse ones, read records from --data_dir;
+trains on the embedded corpora in minutes on two CPU cores and writes a report to runs/mm1_tiny. The
+models of the paper, `mm1_3b` to `mm1_30b` and two sparse ones, read records from --data_dir;
 `python -m mm1_jax.rehearse --config=mm1_7b --topology=v5p:4x4x4` compiles one without data or TPU.
 """
 
@@ -52,9 +52,9 @@ def mm1_tiny() -> Experiment.Config:
 
 
 def mm1_tiny_moe() -> Experiment.Config:
-    """`mm1_tiny` with four experts in every second layer, two for each token."""
+    """`mm1_tiny` with four experts in every second layer, two per token."""
     cfg = mm1_tiny().set(model=sizes.tiny_moe())
-    # A step takes a fifth longer than the dense one's, and fewer are needed.
+    # A step takes a fifth longer than that of the dense model, and fewer steps are needed.
     cfg.trainer.max_steps = 1200
     return cfg
 
@@ -62,8 +62,8 @@ def mm1_tiny_moe() -> Experiment.Config:
 def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Config:
     """MM1's pre-training (section 3.4): 200k steps of 512 rows of 4096 tokens and 16 images.
 
-    That is 419B positions. Warm-up over 2,000 steps to the peak of the learning-rate law, then a
-    cosine to a tenth of it.
+    That is 419B positions. The learning rate warms up over 2,000 steps to the peak of the law and
+    decays by a cosine to a tenth of it.
     """
     cfg = Experiment.default_config().set(
         model=model,
@@ -75,11 +75,11 @@ def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Confi
             batch_size=512,
             max_sequence_length=4096,
             max_images=16,
-            # A row has 11.7 pictures on average where one of pages has 10 (captions fill all 16,
-            # text has none); 64 rows need 13 slots each at most, nine tenths of which are used.
+            # A row has 11.7 pictures on average if a row of pages has 10 (captions fill all 16,
+            # text has none). 64 rows then need at most 13 slots each, of which 90% are used.
             image_group_rows=64,
             images_per_row=13,
-            # Fill .96 of the budget that binds, with some 10 MB for each shard that a host plans.
+            # Fills 96% of the binding budget; each shard that a host plans takes about 10 MB.
             packing=Packing.default_config().set(num_shards=128, num_bins=64),
             num_workers=16,
         ),
@@ -105,8 +105,8 @@ def mm1_7b() -> Experiment.Config:
 
 def mm1_30b() -> Experiment.Config:
     """MM1-30B: 29.7B dense decoder, ViT-H/14 at 378 px, C-Abstractor with 144 tokens."""
-    # Where memory is small, what is split over 128 devices leaves room for a row's activations; and
-    # in 16 GB, the kernels of a layer are half of it: two devices share them, and a row.
+    # With 31 GB per device, sharding over 128 devices leaves room for a row's activations. With
+    # 16 GB, the kernels of a layer would take half of it: two devices share them, and a row.
     small = Fit(1, mesh_rules.ATTENTION, (ATTENTION_OUTPUT,), fsdp=128)
     rules = mesh_rules.dense(
         rows=2, vision=(ATTENTION_OUTPUT,), v4=small, v6e=small, v5e=Fit(1, fsdp=-1, model=2)
@@ -115,7 +115,7 @@ def mm1_30b() -> Experiment.Config:
 
 
 def mm1_3b_moe() -> Experiment.Config:
-    """MM1-3B-MoE: 64 experts in every second layer, two for each token."""
+    """MM1-3B-MoE: 64 experts in every second layer, two per token."""
     kept = (*mesh_rules.PRODUCTS, EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP)
     fit = Fit(2, kept, mesh_rules.PRODUCTS, fsdp=-1, expert=32)
     slices = replace(fit, vision=mesh_rules.VISION_PRODUCTS, expert=16)
@@ -124,14 +124,14 @@ def mm1_3b_moe() -> Experiment.Config:
 
 
 def mm1_7b_moe() -> Experiment.Config:
-    """MM1-7B-MoE: 32 experts in every fourth layer, two for each token."""
+    """MM1-7B-MoE: 32 experts in every fourth layer, two per token."""
     fit = Fit(4, (*mesh_rules.PRODUCTS, EXPERT_GATE), (ATTENTION_OUTPUT,), fsdp=-1, expert=8)
     rules = mesh_rules.sparse(fit, slices=replace(fit, rows=2))
     return paper(sizes.mm1_7b_moe(), rules)
 
 
 def ablation(size: str, *, rows: int = 8) -> Experiment.Config:
-    """The base of the paper's ablations (section 3.1): ViT-L/14 at 336 px, 144 tokens an image."""
+    """The base of the paper's ablations (section 3.1): ViT-L/14 at 336 px, 144 tokens per image."""
     model = sizes.mm1(sizes.decoder(size), vision_encoders.vit_l14(336))
     return paper(model, mesh_rules.dense(rows=rows, small_rows=2))
 

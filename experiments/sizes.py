@@ -1,9 +1,9 @@
 """Model sizes, each a complete `MM1.Config`.
 
-The paper gives the numbers of parameters of its decoders and not their shapes. Those here are of
-the form N = 12 L d^2 (attention 4 d^2, a gated feed-forward layer of 8/3 d) that fits all of its
-numbers, with the depths and widths of Apple's public configs of the same sizes; the hidden dim is
-8/3 d rounded up to a multiple of 256, as there. Heads are 64 or 128 wide and not grouped.
+The paper states the parameter counts of its decoders but not their shapes. The shapes here follow
+N = 12 L d^2 (4 d^2 for attention and a gated feed-forward layer of 8/3 d), which fits all counts of
+the paper, with the depths and widths of Apple's public configs of the same sizes. As there, the
+hidden dim is 8/3 d rounded up to a multiple of 256. Heads are 64 or 128 wide and not grouped.
 """
 
 from experiments import vision_encoders
@@ -37,17 +37,17 @@ def decoder(size: str) -> Decoder.Config:
 
 
 def sparse_decoder(size: str, *, num_experts: int, moe_every: int) -> Decoder.Config:
-    """A decoder with top-2 experts in every `moe_every`-th layer, each as large as the dense layer.
+    """A decoder with top-2 experts in every `moe_every`-th layer, each as large as a dense layer.
 
-    Training drops what exceeds twice the balanced share of an expert (GShard); the paper does not
-    give its factor. `moe.dispatch = Dropless.default_config()` drops nothing.
+    Training drops tokens beyond twice the balanced share of an expert (GShard); the paper does not
+    state its capacity factor. `moe.dispatch = Dropless.default_config()` drops no token.
     """
     moe = MoE.default_config().set(num_experts=num_experts, dispatch=Capacity.default_config())
     return decoder(size).set(moe=moe, moe_every=moe_every)
 
 
 def mm1(decoder: Decoder.Config, vision_encoder: VisionEncoder.Config) -> MM1.Config:
-    """A model of the paper: C-Abstractor, 144 tokens an image, bfloat16 products."""
+    """A model of the paper: C-Abstractor, 144 tokens per image, bfloat16 products."""
     return MM1.default_config().set(
         vision_encoder=vision_encoder,
         connector=CAbstractor.default_config().set(num_image_tokens=144),
@@ -57,7 +57,7 @@ def mm1(decoder: Decoder.Config, vision_encoder: VisionEncoder.Config) -> MM1.Co
 
 
 def language_model(decoder: Decoder.Config) -> MM1.Config:
-    """A decoder alone, which reads text; bfloat16 products."""
+    """A text-only decoder; bfloat16 products."""
     return MM1.default_config().set(
         vision_encoder=None, connector=None, decoder=decoder, dtype="bfloat16"
     )
@@ -86,24 +86,24 @@ def mm1_3b_moe() -> MM1.Config:
 def mm1_7b_moe() -> MM1.Config:
     """32 experts in every fourth layer: 40.0B in the decoder's layers.
 
-    The paper says 47B, which this rule of every fourth of 32 layers does not reach: it would take
-    ten sparse layers, or wider experts. The rule is kept, as it is stated outright.
+    The paper says 47B, which sparse layers in every fourth of 32 layers do not reach: it would take
+    ten of them, or wider experts. The config follows the stated rule.
     """
     return mm1(sparse_decoder("7b", num_experts=32, moe_every=4), vision_encoders.vit_h14(378))
 
 
 def tiny() -> MM1.Config:
-    """About 1M parameters, for two CPU cores: every part of the large models, at 32 pixels."""
+    """About 1M parameters, for two CPU cores: all parts of the large models, at 32 pixels."""
     vision_encoder = VisionEncoder.default_config().set(
         image_size=32,
-        # Patches that are pooled into one token are averaged, and it takes a tiny encoder long to
-        # tell digits through that; four patches for four tokens leave nothing to average.
+        # Pooling averages the patches of a token, through which a tiny encoder takes long to learn
+        # to tell digits apart. With four patches for four tokens, nothing is averaged.
         patch_size=16,
         model_dim=64,
         num_layers=3,
         num_heads=4,
         hidden_dim=256,
-        # The embedded pictures are dark; around CLIP's mean, all would begin alike.
+        # The embedded pictures are dark: normalized by CLIP's mean, all would look alike at first.
         pixel_mean=(0.15, 0.15, 0.15),
         pixel_std=(0.25, 0.25, 0.25),
     )
@@ -112,8 +112,8 @@ def tiny() -> MM1.Config:
         num_image_tokens=4,
         depth=1,
         hidden_dim=64,
-        # A linear read-out after blocks that start as their shortcuts: with two layers after random
-        # blocks, shapes went unseen for twice as many steps.
+        # A linear read-out after blocks that start as the identity. With two layers after randomly
+        # initialized blocks, it took twice as many steps to learn shapes.
         mlp_depth=1,
         branch_init_scale=0.0,
     )
@@ -127,7 +127,7 @@ def tiny() -> MM1.Config:
 
 
 def tiny_moe() -> MM1.Config:
-    """`tiny` with four experts, two of them for each token, in every second layer."""
+    """`tiny` with four experts in every second layer, two per token."""
     cfg = tiny()
     cfg.decoder.set(moe=MoE.default_config().set(num_experts=4), moe_every=2)
     return cfg

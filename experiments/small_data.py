@@ -1,4 +1,4 @@
-"""Small models on small data that is read from disk.
+"""Small models on small datasets that are read from disk.
 
     for kind in other yes_no; do
         python tools/convert_records.py --format=vqa --input=easy_vqa/train_questions.json \\
@@ -9,8 +9,8 @@
     python tools/train_tokenizer.py --config=mm1_tiny_easy_vqa --data_dir=data
     python -m mm1_jax.launch --config=mm1_tiny_easy_vqa --data_dir=data
 
-To answer "yes" always gets 37.7% of the validation questions right. Expect 99% after 2,500 steps,
-less than half an hour on two CPU cores (docs/data.md has the curve).
+A model that always answers "yes" is right for 37.7% of the validation questions. Expect 99% after
+2,500 steps, less than half an hour on two CPU cores (docs/data.md has the curve).
 
 `mm1_tiny_textbooks` reads captions and chapters of OpenStax, recipes, and chapters of "Dive into
 Deep Learning", from JSONL files with pictures beside them:
@@ -34,12 +34,12 @@ from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
 from mm1_jax.train.trainer import Trainer
 
-# Of the questions that are not answered with yes or no, before the others join them.
+# Steps on the questions without a yes/no answer, before the yes/no questions are added.
 FIRST_STEPS = 600
 
 
 def mm1_tiny_easy_vqa() -> Experiment.Config:
-    """`mm1_tiny` on the questions of easy-VQA alone, those that show most first."""
+    """`mm1_tiny` on the questions of easy-VQA only, the most informative ones first."""
     streams = mixtures.easy_vqa()
     streams[1].weight = 0
     benchmark = easy_vqa(streams[0].corpora[0].corpus).set(
@@ -47,7 +47,7 @@ def mm1_tiny_easy_vqa() -> Experiment.Config:
         run=EveryNSteps.default_config().set(n=500),
     )
     model = sizes.tiny()
-    # Shapes of eight pixels and more, on grounds that are nearly white.
+    # Shapes of at least eight pixels, on nearly white backgrounds.
     model.vision_encoder.set(
         image_size=64,
         patch_size=8,
@@ -58,10 +58,11 @@ def mm1_tiny_easy_vqa() -> Experiment.Config:
         model=model,
         input=Input.default_config().set(
             streams=streams,
-            # "What shape is in the image?" tells a model more of shapes than "is there a circle?";
-            # among three times as many of those, it stays with guesses for thousands of steps.
+            # "What shape is in the image?" teaches a model more about shapes than "is there a
+            # circle?". With three times as many of the latter, it guesses for thousands of steps.
             stages=[Stage().set(from_step=FIRST_STEPS, weights={"other": 1, "yes_no": 1})],
-            # Whole words: a question takes 13 tokens, with the shipped model twice as many.
+            # Tokens are whole words: a question takes 13, and twice as many with the shipped
+            # tokenizer.
             tokenizer=Tokenizer.default_config().set(model_path="easy_vqa.model", num_pieces=512),
             batch_size=4,
             max_sequence_length=256,

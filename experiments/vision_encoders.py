@@ -1,7 +1,7 @@
 """Vision encoders of MM1's ablation (section 3.1, table 1), each a complete `VisionEncoder.Config`.
 
-CLIP's towers at any multiple of 14 pixels (the paper's are 224, 336 and 378) and AIM's trunks. Use
-one in place of a model's own: `cfg.vision_encoder = vision_encoders.aim_600m()`.
+They are CLIP's image encoders at any multiple of 14 pixels (224, 336 and 378 in the paper) and
+AIM's trunks. To replace a model's encoder: `cfg.vision_encoder = vision_encoders.aim_600m()`.
 """
 
 from mm1_jax.layers.attention import Pattern
@@ -45,8 +45,8 @@ def aim_3b(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
 
 
 def _clip(image_size: int, activation: Activation) -> VisionEncoder.Config:
-    # QuickGELU is what OpenAI's encoders and DFN-5B's at 378 px were trained with, GELU what
-    # open_clip's ViT-H/14 was.
+    # OpenAI's encoders and DFN-5B's at 378 px were trained with QuickGELU, open_clip's ViT-H/14
+    # with GELU.
     cfg = VisionEncoder.default_config().set(
         image_size=image_size,
         patch_size=14,
@@ -60,9 +60,9 @@ def _clip(image_size: int, activation: Activation) -> VisionEncoder.Config:
 
 
 def _aim(pattern: Pattern) -> VisionEncoder.Config:
-    # As in apple/ml-aim: blocks without biases after a patch embedding that has one, LayerNorm's
-    # own left, and ImageNet's colours. Pre-training has the pattern PREFIX; what comes after it
-    # lets every patch see every other one.
+    # As in apple/ml-aim: biases in the patch embedding and in LayerNorm but not in the blocks, and
+    # ImageNet's normalization. Pre-training uses the pattern PREFIX; afterwards, each patch attends
+    # to all patches.
     cfg = VisionEncoder.default_config().set(
         image_size=224,
         patch_size=14,

@@ -717,7 +717,7 @@ class Configurable:
         klass: type[C]
 
         def instantiate(self, **kwargs: Any) -> C:
-            """Constructs the object; its constructor gets a copy of this config and may change it."""
+            """Constructs the object from a copy of this config, which its constructor may edit."""
             _raise_if_required_fields_are_missing(self)
             try:
                 _check_ranges(self)
