@@ -1,4 +1,4 @@
-"""Wrong numbers and paths on command lines exit with code 2 and name the flag."""
+"""Numbers and paths on command lines: as expected, or exit code 2 and a sentence with the flag."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from mm1_jax.storage import raise_if_remote
 
 ROOT = Path(__file__).parent.parent
 
-# The last flag takes the number; the others are those that the command requires.
+# A flag of each command that takes one, with what it needs besides.
 COMMANDS = {
     "convert_checkpoint": ["import", "--source=x", "--output=y", "--num_experts"],
     "evaluate": ["--checkpoint=x", "--benchmarks=embedded", "--limit"],

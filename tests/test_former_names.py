@@ -1,4 +1,4 @@
-"""User code still finds modules that have moved."""
+"""Code of others still finds the modules that have moved."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Data fixtures: the shipped tokenizer, an example builder, the folder of real data."""
+"""Fixtures of the data side: the shipped tokenizer, an example builder, the folder of real data."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small tar shards in the layout of img2dataset."""
+"""Tar shards as img2dataset writes them, of few pictures."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Likelihoods of continuations, compared with transformers and with the full logits."""
+"""Likelihoods of continuations, against transformers and against the whole logits."""
 
 import functools
 from collections.abc import Iterable
@@ -90,7 +90,7 @@ def all_logits(model: MM1, batch: Batch) -> jax.Array:
 
 
 def assert_greedy(found: bool, logits: jax.Array, tail: list[int]) -> None:
-    """Asserts that a continuation is greedy if each token has the top logit; ties may be either."""
+    """A continuation is greedy if its tokens are ahead of all others; a near tie is either."""
     is_ahead = []
     for row, token in zip(np.asarray(logits), tail, strict=True):
         rival = int(np.where(np.arange(len(row)) == token, -np.inf, row).argmax())
@@ -100,7 +100,7 @@ def assert_greedy(found: bool, logits: jax.Array, tail: list[int]) -> None:
 
 
 def whole(model: MM1, request: Request) -> tuple[float, jax.Array, list[int]]:
-    """Returns the likelihood from the full logits of one row, the logits, and the scored tokens."""
+    """From all logits of the row alone; these, and the tokens of the continuation."""
     *others, last = request.prompt.segments
     head, tail = encode_pair(tokenizer(), last.text, request.continuation)
     builder = ExampleBuilder(
@@ -123,7 +123,7 @@ def whole(model: MM1, request: Request) -> tuple[float, jax.Array, list[int]]:
 
 
 def test_likelihoods_are_those_of_transformers(tmp_path):
-    """Compares with a Llama that has the same weights, row by row and without padding."""
+    """Of a Llama with its own weights, row by row and without padding."""
     torch.manual_seed(0)
     source = LlamaForCausalLM(
         LlamaConfig(
@@ -182,12 +182,12 @@ def test_likelihoods_are_those_of_the_whole_logits_with_pictures_too():
 
 
 def test_the_most_likely_token_is_greedy_and_no_other():
-    """Checks a uniform output layer first, then single tokens after a common prompt."""
+    """An output layer that knows one word after everything."""
     (token,) = encode_pair(tokenizer(), "A:", " red")[1]
     graphdef, params = nnx.split(tiny(False), nnx.Param)
     params = jax.tree.map(jnp.zeros_like, params)
     model = nnx.merge(graphdef, params)
-    # With zero hidden states all tokens are equally likely, and the first counts as greedy.
+    # With no state at all every token is as likely as any other, and the first is the greedy one.
     (one,) = scorer()(model, [text_request("A:", " red")])
     assert one.log_probability == pytest.approx(-np.log(tokenizer().vocab_size), abs=1e-5)
     assert not one.is_greedy
@@ -226,11 +226,11 @@ def test_logits_of_a_few_positions_at_a_time_change_nothing(monkeypatch):
     expected = scorer(batch_size=4)(model, requests)
     monkeypatch.setattr(likelihood, "_MAX_LOGITS", 1)
     assert likelihood._chunk_size(1000, 8) == 1
-    # The batch has a size that no other test compiles.
+    # A batch of a size that no other test has compiled.
     found = scorer(batch_size=3)(model, requests)
     np.testing.assert_allclose(values(found), values(expected), atol=1e-5)
     monkeypatch.undo()
-    # With 16 rows and 32,000 entries, 128 positions at a time, for any number of scored ones.
+    # 16 rows of 32,000 entries: 128 positions at once, however many are scored.
     assert likelihood._chunk_size(16 * 32_000, 4096) == 128
 
 
@@ -289,15 +289,17 @@ def test_a_whole_text_is_scored_in_windows_that_predict_each_token_once():
     assert [taken[i] for i in range(len(texts))] == found
     assert [one.num_tokens for one in found] == [len(tokenizer().encode(text)) for text in texts]
     assert [one.num_bytes for one in found] == [len(text) for text in texts]
-    assert found[1].log_probability == 0 and found[2] == whole_rows[2]
-    assert found[0].log_probability != whole_rows[0].log_probability
+    assert found[1].log_probability == 0
+    # Other shapes compile to another order of summation.
+    assert found[2].log_probability == pytest.approx(whole_rows[2].log_probability, rel=1e-5)
+    assert found[0].log_probability != pytest.approx(whole_rows[0].log_probability, rel=1e-4)
 
 
 def test_an_image_is_cut_as_a_whole():
     pictures = [Image(np.full((8, 8, 3), level, np.uint8)) for level in (0, 100)]
     request = Request(Document((*pictures, Text("is it?"))), " yes")
     full = len(scorer()._row(request).example.tokens)
-    # The row is one position too long: the first picture is dropped with all its positions.
+    # One position too many: the first picture goes, with all its positions.
     row = scorer(max_length=full - 1)._row(request)
     assert row.num_cut == NUM_IMAGE_TOKENS and row.example.images == (pictures[1],)
     is_image = row.example.tokens == tokenizer().image_token

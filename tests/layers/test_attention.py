@@ -1,4 +1,4 @@
-"""Properties of the attention module."""
+"""The attention module, by its properties."""
 
 import jax
 import jax.numpy as jnp

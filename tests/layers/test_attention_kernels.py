@@ -1,4 +1,4 @@
-"""Attention kernels: XLA's compared with torch; the fused ones, interpreted, with XLA's."""
+"""The attention programs: XLA's against torch, the fused ones, interpreted, against XLA's."""
 
 import functools
 
@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 from jax import export
 from jax.ad_checkpoint import checkpoint_policies
-from jax.sharding import Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, use_abstract_mesh
 
 from mm1_jax.layers import attention_kernels
 from mm1_jax.layers.attention import Attention, Pattern
@@ -85,7 +85,7 @@ def test_softmax_is_computed_in_float32():
 
 
 def _packed(seed: int, num_rows: int, length: int) -> tuple[jax.Array, jax.Array]:
-    """Draws positions and segment ids of rows of documents with random lengths and padding."""
+    """Positions and segment ids of rows of documents of random lengths, padded at the end."""
     rng = np.random.default_rng(seed)
     positions, segment_ids = np.zeros((2, num_rows, length), np.int32)
     for row in range(num_rows):
@@ -103,7 +103,7 @@ def _queries_keys_values(num_rows, length, num_heads, num_kv_heads, head_dim):
 
 
 def _output_and_gradients(kernel, qkv, visibility):
-    """Returns the output, zero at padding, and the gradients of a random function of it."""
+    """Where the query is a token; the gradients are those of a random function of the output."""
     seen = 1.0
     if visibility is not None:
         seen = (visibility.query_segment_ids > 0)[:, :, None, None].astype(jnp.float32)
@@ -182,11 +182,13 @@ def test_the_gpu_kernel_lowers_for_cuda_forward_and_backward(monkeypatch):
         visibility = Visibility(*(positions, segment_ids) * 2, causal=True)
         return jnp.sum(attend(q, k, v, visibility, Kernel.AUTO).astype(jnp.float32))
 
-    exported = export.export(
-        jax.jit(jax.grad(loss, argnums=(0, 1, 2))),
-        platforms=["cuda"],
-        disabled_checks=[export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
-    )(q, k, k, places, places)
+    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+        exported = export.export(
+            jax.jit(jax.grad(loss, argnums=(0, 1, 2))),
+            platforms=["cuda"],
+            disabled_checks=[export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
+        )(q, k, k, places, places)
     kernels = ("mha_forward", "mha_preprocess_backward", "mha_backward")
     assert all(f'"{name}"' in exported.mlir_module() for name in kernels)
 
@@ -241,7 +243,7 @@ def test_cross_attention_is_not_for_a_fused_kernel():
 
 
 def _num_kernels(jaxpr) -> int:
-    """Counts Pallas calls whose results are used; equations without results are dropped."""
+    """Pallas calls whose results are used; what an equation without results does is dropped."""
     count = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":

@@ -1,4 +1,4 @@
-"""The token table as input and as output layer."""
+"""The token table, read in both directions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Feed-forward layers, compared with torch."""
+"""Feed-forward layers against torch."""
 
 import jax
 import numpy as np

@@ -15,7 +15,7 @@ VOCAB_SIZE = 32
 
 
 class Identity(nnx.Module):
-    """An output layer for hidden states that are already logits."""
+    """An output layer for states that are logits already."""
 
     def attend(self, hidden):
         return hidden

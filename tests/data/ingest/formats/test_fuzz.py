@@ -1,7 +1,6 @@
-"""Damaged files of every format: readers report the damage and never raise.
+"""Valid files of every format, damaged: a reader says what is wrong, and raises nothing.
 
-There are 830 cases: 40 with damaged bytes for each of 11 formats, and 30 with odd values in each of
-13 tests.
+There are 11 formats with 40 damages to bytes each, and 13 tests with 30 of odd values: 830.
 """
 
 import copy
@@ -40,7 +39,7 @@ def as_zip(data):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("lines.jsonl", data)
-        # macOS adds these files to archives.
+        # As macOS packs it.
         archive.writestr("__MACOSX/._lines.jsonl", b"\0\5\x16\7")
         archive.writestr(".DS_Store", b"\0\0\0\1Bud1")
     return file.getvalue()
@@ -159,7 +158,7 @@ SOURCES = {
 
 @pytest.fixture(autouse=True)
 def _end():
-    """Interrupts a reader that does not end."""
+    """A reader that does not come to an end is interrupted."""
 
     def interrupt(*_):
         raise TimeoutError("a reader does not come to an end")
@@ -182,7 +181,7 @@ def quick(num_examples):
 
 
 def num_read(convert, name, files, **options):
-    """Counts records and Rejecteds; returns None if the format finds nothing to read."""
+    """How many records and Rejecteds there are; None where there is nothing of the format."""
     with tempfile.TemporaryDirectory() as folder:
         for file, data in files.items():
             path = Path(folder, file)
@@ -200,7 +199,7 @@ def num_read(convert, name, files, **options):
 
 @st.composite
 def damage(draw, data):
-    """Flips, drops, repeats, cuts off, replaces or inserts some bytes."""
+    """The data with some bytes flipped, left out, put in twice, cut off, or replaced."""
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -243,7 +242,7 @@ def test_damaged_bytes_are_survived(name, convert):
     survives()
 
 
-# Each of these strings is replaced by a text that `json.dumps` cannot write.
+# In place of one of these strings, which JSON cannot write.
 _RAW = {"@deep": "[" * 3000 + "]" * 3000, "@long": "9" * 5000, "@torn": "[1, 2"}
 ODD = st.sampled_from(
     [
@@ -256,7 +255,7 @@ ODD = st.sampled_from(
 
 @st.composite
 def swapped(draw, value):
-    """Replaces one part of the value by something odd."""
+    """The value with one part replaced by something odd."""
     value = copy.deepcopy(value)
     parent, key, part = None, None, value
     while isinstance(part, list | dict) and part:
