@@ -1,10 +1,10 @@
 """Strict settings for every test: eight CPU devices, no rank promotion, shapes checked.
 
 Test programs are small and run once, so they are compiled with few optimizations. XLA takes the
-last of equal flags: XLA_FLAGS of the caller come after these, so that
+last of repeated flags, and the caller's XLA_FLAGS come last, so that
 `XLA_FLAGS="--xla_cpu_max_isa=AVX2 --xla_backend_optimization_level=2" pytest` rounds as another
-processor does. Processes that tests start with flags of their own begin with MM1_TEST_XLA_FLAGS,
-to compile as a user's launch does, or with MM1_TEST_QUICK_XLA_FLAGS.
+processor does. Tests that start processes pass them MM1_TEST_XLA_FLAGS, which compiles as a user's
+launch does, or MM1_TEST_QUICK_XLA_FLAGS.
 """
 
 import gc
@@ -14,10 +14,10 @@ import platform
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Not changed where it is set: a worker of pytest-xdist inherits the flags below as well.
+# setdefault, because workers of pytest-xdist inherit the XLA_FLAGS set below.
 FLAGS = os.environ.setdefault("MM1_TEST_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-# These emitters of fusions take half the time that a small program needs to compile. Later releases
-# have no others, and refuse the flag.
+# Fusion emitters take half of the time to compile a small program. Later releases have no others
+# and reject the flag.
 EMITTERS = ["--xla_cpu_use_fusion_emitters=false"] * version("jaxlib").startswith("0.10.")
 QUICK = os.environ["MM1_TEST_QUICK_XLA_FLAGS"] = " ".join(
     (
@@ -37,7 +37,7 @@ from beartype import BeartypeConf
 from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
-# Configs know no shapes, whose bookkeeping makes a call of a function 5 times as slow.
+# Configs have no shapes; checking shapes makes a function call 5 times as slow.
 SHAPELESS = {f"mm1_jax.{name}" for name in ("config", "field_types", "overrides", "stored_config")}
 PARTS = (path.stem for path in Path(__file__).parents[1].glob("mm1_jax/[a-z]*"))
 beartype_packages(tuple(SHAPELESS), conf=BeartypeConf(claw_is_pep526=False))
@@ -52,13 +52,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps compiled programs between runs, and shares them between the workers of one.
+    """Caches compiled programs across runs and across the workers of a run.
 
-    Two thirds of the suite's time are compilations. JAX_COMPILATION_CACHE_DIR names another folder,
-    such as an empty one to measure with. Processes that tests start have caches of their own:
-    programs there are compiled as a user's launch compiles them.
+    Compilation is two thirds of the suite's time. JAX_COMPILATION_CACHE_DIR names another folder,
+    such as an empty one for measurements. Processes that tests start have their own caches, because
+    their programs are compiled with the flags of a user's launch.
     """
-    # Code for one CPU may not run on another that shares the folder.
+    # Code compiled for one CPU may not run on another that shares the folder.
     programs = config.rootpath / ".pytest_cache" / "programs" / platform.node()
     options = {
         "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(programs)),
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Makes garbage collections rare, and leaves imported objects out: a seventh of the time."""
+    """Collects garbage rarely, and never in imported objects, which saves a seventh of the time."""
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
 
@@ -97,7 +97,7 @@ def call() -> Callable:
 
 @pytest.fixture(scope="session")
 def with_few_records() -> Callable:
-    """Shrinks the corpora of streams, whose lengths are looked at before the first batch."""
+    """Shrinks the corpora of streams, whose lengths are computed before the first batch."""
 
     def shrink(streams: Iterable[Any]) -> None:
         for stream in streams:

@@ -1,4 +1,4 @@
-"""An experiment to launch: the shape of the real one, and nothing to build or train."""
+"""A fake experiment for launches: shaped like the real one, with nothing to build or train."""
 
 import enum
 from pathlib import Path
@@ -111,7 +111,7 @@ class FakeExperiment(Configurable):
             raise ValueError(f"input.path={cfg.input.path}: no such file")
 
     def run(self):
-        """Trains nothing, and leaves what a run leaves."""
+        """Trains nothing, but writes a checkpoint folder as a run does."""
         if self.config.trainer.seed == 13:
             raise FloatingPointError("step 1: loss nan")
         checkpoint = self.output_dir / "checkpoints" / str(self.config.trainer.max_steps)
@@ -121,7 +121,7 @@ class FakeExperiment(Configurable):
 def fake_small():
     """A fake of ten steps.
 
-    With more to say below.
+    A second paragraph.
     """
     cfg = FakeExperiment.default_config()
     cfg.trainer.max_steps = 10

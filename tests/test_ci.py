@@ -1,4 +1,4 @@
-"""Continuous integration fails a test whose call takes long, in the suite and alone."""
+"""Continuous integration fails a test whose call is slow both in the suite and alone."""
 
 import os
 import shutil

@@ -16,7 +16,7 @@ COMMANDS = [
     ROOT / "mm1_jax" / "rehearse" / "__main__.py",
 ]
 
-# A script in the manner of tools/: an import that takes long, and a main that does.
+# A script like those in tools/, with a slow import and a slow main.
 SCRIPT = r"""
 if __name__ == "__main__":
     from mm1_jax.command import end_on_signals
@@ -81,7 +81,7 @@ def test_a_signal_is_one_line_and_its_status(tmp_path, where, number):
         _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert said == f"stopped by {number.name}\n"
-    # Work is unwound, so that it can remove what is not whole.
+    # The stack is unwound, so that a command can remove partial output.
     assert (tmp_path / "cleaned").exists() == (where == "main")
 
 

@@ -642,7 +642,7 @@ def test_builtin_functions_can_be_configured():
 
 
 class Uncopyable:
-    """Like wrapt's proxies: a function to `isinstance`, and not to be copied."""
+    """Like wrapt's proxies, a function according to `isinstance` that cannot be copied."""
 
     __class__ = type(lambda: None)
 

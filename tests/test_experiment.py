@@ -143,7 +143,7 @@ def test_a_size_that_is_not_positive_is_named(cfg, name, value):
         Experiment.resolve(cfg)
 
 
-# A small `mm1_tiny`: most of the corpora are left out, the others are short.
+# Overrides for a small `mm1_tiny`: most corpora are left out, the others are short.
 SMALL = [
     "--config.input.streams.0.weight=0",
     "--config.input.streams.1.weight=0",
@@ -170,7 +170,7 @@ def test_a_wrong_config_is_an_error_before_a_device_is_touched(tmp_path, overrid
             *(f"--output_dir={tmp_path}", *SMALL, f"--config.{override}"),
         ],
         cwd=Path(__file__).parent.parent,
-        # There is no such device: to touch any would be another error.
+        # No such device exists, so touching any would raise another error.
         env=os.environ | {"JAX_PLATFORMS": "nonexistent"},
         capture_output=True,
         text=True,
@@ -186,7 +186,7 @@ class FakePart(Configurable):
     @config_class
     class Config(Configurable.Config):
         name: Required[str] = REQUIRED
-        max_sequence_length: int = 32  # Of an input.
+        max_sequence_length: int = 32  # A field of inputs.
 
     def __init__(self, cfg: Config, **runtime):
         super().__init__(cfg)
@@ -198,13 +198,13 @@ class FakePart(Configurable):
 
 def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "resolve", staticmethod(lambda cfg: cfg))
-    # Fakes have nothing to check.
+    # There is nothing to check in fakes.
     for name in ("check", "check_parts"):
         monkeypatch.setattr(Experiment, name, staticmethod(lambda *parts: None))
     objective = staticmethod(lambda cfg: ("objective", cfg.model))
     monkeypatch.setattr(Experiment, "objective", objective)
     part = FakePart.default_config()
-    # What resolving would have set.
+    # Set here, as resolving would do.
     cfg.model.decoder.vocab_size = 64
     cfg.set(
         input=part.clone(name="input"),
@@ -228,7 +228,7 @@ def test_an_experiment_without_a_model_says_what_is_missing(tmp_path):
 
 
 def test_a_model_without_an_encoder_is_trained_on_text(tmp_path, with_few_records):
-    """A language model is a launch like any other: batches without pictures, on eight devices."""
+    """Launches train text-only models, too: batches without pictures, on eight devices."""
     cfg = mm1_tiny()
     cfg.model = language_model(cfg.model.decoder.set(num_layers=1))
     cfg.input.set(streams=embedded()[2:], max_images=0, max_sequence_length=64)
@@ -259,7 +259,7 @@ def test_images_and_a_model_of_text_do_not_go_together(cfg, tmp_path, with_few_r
 
 
 def _parts(cfg, *metrics):
-    """What `check_parts` looks at: an input without a snapshot, and evaluators with these names."""
+    """Makes an input without a snapshot, and evaluators with these metrics, for `check_parts`."""
     tokenizer = SimpleNamespace(
         vocab_size=cfg.model.decoder.vocab_size, image_token=cfg.model.image_token
     )
@@ -278,7 +278,7 @@ def test_a_metric_that_no_evaluator_reports_is_named_with_the_close_ones(cfg):
         Experiment.check_parts(cfg, *_parts(cfg, known))
     with pytest.raises(ValueError, match="expected None, as there are no evals"):
         Experiment.check_parts(cfg, *_parts(cfg))
-    # An evaluator that does not say may report it.
+    # An evaluator that does not name its metrics may report any.
     Experiment.check_parts(cfg, *_parts(cfg, known, None))
     cfg.trainer.checkpointer.best_metric = known[0]
     Experiment.check_parts(cfg, *_parts(cfg, known))

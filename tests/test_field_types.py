@@ -1,4 +1,4 @@
-"""Values of config fields: their types, their ranges, and the sentence where one is wrong."""
+"""Values of config fields: types, ranges, and errors."""
 
 import enum
 import math
@@ -161,7 +161,7 @@ def test_values_at_any_depth_are_found_all_at_once():
 
 
 def test_a_default_is_the_business_of_who_declared_it():
-    """Configs written for AXLearn have `x: int = None`."""
+    """Configs written for AXLearn contain `x: int = None`."""
     check_values(Holder())
     with pytest.raises(ValueError, match="count='a': expected a whole number"):
         check_values(Holder().set(count="a"))
@@ -190,7 +190,7 @@ def test_ranges_are_no_part_of_texts():
     assert PART.debug_string().splitlines()[1:] == ["size: 1"]
 
 
-# What is wrong for every field that holds such a value now.
+# Values that are wrong for every field that now holds a value of the type.
 _OTHER_KINDS: dict[type, tuple[Any, ...]] = {
     bool: ("true", 2, 0.5),
     int: ("3", 0.5, NAN),
@@ -200,7 +200,7 @@ _OTHER_KINDS: dict[type, tuple[Any, ...]] = {
 
 
 def _leaves(cfg: Any) -> list[tuple[ConfigBase, str, str]]:
-    """(holder, name, path) of the fields that hold a scalar."""
+    """Returns (holder, name, path) of the fields that hold a scalar."""
     found = []
 
     def enter(path, value, children):
@@ -218,7 +218,7 @@ def _leaves(cfg: Any) -> list[tuple[ConfigBase, str, str]]:
 
 @pytest.mark.parametrize("make", [mm1_tiny, mm1_tiny_moe])
 def test_no_field_of_a_config_takes_a_value_of_another_kind(make):
-    """Wrong all at once, since a check takes long: its error names each of them."""
+    """All fields are made wrong at once, because a check is slow; its error names each of them."""
     cfg = Experiment.resolve(make())
     leaves = [(*leaf, getattr(*leaf[:2])) for leaf in _leaves(cfg)]
     assert len(leaves) > 150

@@ -1,4 +1,4 @@
-"""Numbers and paths on command lines: as expected, or exit code 2 and a sentence with the flag."""
+"""Wrong numbers and paths on command lines exit with code 2 and name the flag."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from mm1_jax.storage import raise_if_remote
 
 ROOT = Path(__file__).parent.parent
 
-# A flag of each command that takes one, with what it needs besides.
+# The last flag takes the number; the others are those that the command requires.
 COMMANDS = {
     "convert_checkpoint": ["import", "--source=x", "--output=y", "--num_experts"],
     "evaluate": ["--checkpoint=x", "--benchmarks=embedded", "--limit"],

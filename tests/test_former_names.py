@@ -1,4 +1,4 @@
-"""Code of others still finds the modules that have moved."""
+"""User code still finds modules that have moved."""
 
 import importlib
 import sys

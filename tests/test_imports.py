@@ -1,4 +1,4 @@
-"""The import direction: every arrow points the allowed way, and light modules stay light."""
+"""Imports point in the allowed direction, and light modules stay light."""
 
 import ast
 import subprocess
@@ -23,7 +23,7 @@ ALLOWED = {
     "command": set(),
     "flags": {"storage"},
     "parallel": {"config", "batch"},
-    # Which processes there are, before any of them has jax; and what they tell each other.
+    # Finds the processes of a run before any of them imports jax.
     "multihost": set(),
     "data": {"config", "storage", "batch", "image_buffer"},
     "layers": {"config", "parallel"},
@@ -31,7 +31,7 @@ ALLOWED = {
     "decoding": {"config", "batch", "parallel", "layers", "models"},
     "checkpoints": {
         *("config", "stored_config", "storage", "parallel", "multihost", "models"),
-        # A checkpoint is of a TrainState.
+        # A checkpoint stores a TrainState.
         *("layers.parameter_paths", "train.train_state"),
     },
     "train": {
@@ -41,8 +41,8 @@ ALLOWED = {
     },
     "evals": {
         *("config", "storage", "batch", "parallel", "multihost", "data", "models", "decoding"),
-        # The runner and the adapters of other harnesses find the model of a run; answers are kept
-        # beside the config that they were given with.
+        # The runner and the adapters of other harnesses load the model of a run; answers are
+        # stored with the config of the evaluation.
         *("stored_config", "overrides", "launch.run_folder"),
         *("checkpoints.trained_model", "checkpoints.checkpoint_folder"),
     },
@@ -50,7 +50,7 @@ ALLOWED = {
         *("config", "stored_config", "storage", "batch", "host_memory", "layers", "models"),
         *("checkpoints.weights_folder", "data.tokenizers"),
     },
-    # The composition root: puts data, model, trainer and evaluators together.
+    # The composition root assembles data, model, trainer and evaluators.
     "experiment": {
         *("config", "storage", "batch", "multihost", "models", "data", "train", "evals"),
         "checkpoints.initial_weights",
@@ -59,13 +59,13 @@ ALLOWED = {
         *("config", "overrides", "stored_config", "storage", "command", "flags", "multihost"),
         "checkpoints.checkpoint_folder",
     },
-    # Reaches the experiment by its config, as a launch does.
+    # Loads the experiment from its config, as a launch does.
     "rehearse": {
         *("config", "stored_config", "storage", "command", "flags", "parallel", "models"),
         "launch",
     },
 }
-# Rooms of the data -> all that they may import of it beside themselves.
+# Subpackages of `data` -> the other parts of `data` that they may import.
 ROOMS = {
     "data.readers": {"record_files"},
     "data.sources": {"readers", "record_files", "records"},
@@ -74,7 +74,7 @@ ROOMS = {
     "data.ingest": {"readers", "record_files", "records", "images"},
     "data.ingest.formats": {"readers", "record_files", "records"},
 }
-# Libraries that a part may not import, directly.
+# Libraries that a part may not import directly.
 FORBIDDEN = {
     "": {"torch", "tensorflow", "seqio", "tensorflow_datasets", "pickle"},
     "field_types": {"jax", "flax", "numpy", "ml_collections"},
@@ -87,7 +87,7 @@ FORBIDDEN = {
 }
 
 
-# Copied beside exported models, and never imported here.
+# Code that exports copy next to models; it is never imported here.
 COPIED = ROOT / "mm1_jax" / "interop" / "hf_model"
 
 
@@ -124,7 +124,7 @@ def test_imports_point_the_allowed_way(path):
         assert top not in FORBIDDEN[""] | FORBIDDEN.get(part, set()), f"{path} imports {name}"
         if top == "mm1_jax":
             target = rest.split(".")[0]
-            # Whoever declares fields says their types.
+            # Modules that declare fields also need field types.
             targets = ALLOWED[part] | {part}
             targets |= {"field_types"} if "config" in targets else set()
             allowed = any(rest == to or rest.startswith(to + ".") for to in targets)
@@ -145,7 +145,7 @@ def test_rooms_of_the_data_import_only_what_comes_before_them(room):
 
 
 def test_only_conversions_and_their_tools_read_foreign_formats():
-    """Training reads records, and so nothing of the package but the conversion itself does."""
+    """Training reads records only, so just the conversion imports readers of foreign formats."""
     assert [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in _modules()
@@ -155,7 +155,7 @@ def test_only_conversions_and_their_tools_read_foreign_formats():
 
 
 def test_no_import_stands_inside_a_function():
-    """A cycle means a misplaced noun."""
+    """An import inside a function usually hides a cycle, which means a misplaced module."""
     inside = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in _modules()
@@ -173,7 +173,7 @@ def test_no_import_stands_inside_a_function():
         ("mm1_jax.launch.__main__", {"jax", "flax", "grain", "numpy"}),
         ("mm1_jax.rehearse.__main__", {"jax", "flax", "grain"}),
         ("mm1_jax.config", {"jax", "flax", "numpy", "ml_collections"}),
-        # Seconds that only a run has to pay.
+        # These take seconds to import, which only a run needs.
         ("mm1_jax.experiment", {"torch", "tensorflow", "tensorboardX", "sklearn"}),
     ],
 )
@@ -186,7 +186,7 @@ def test_importing_does_not_load(module, absent):
 
 
 def test_training_needs_neither_torch_nor_tensorflow():
-    """tensorboardX imports torch where it is installed; here the import of either fails."""
+    """tensorboardX imports torch if it is installed; here, importing either fails."""
     code = (
         "import sys; sys.modules.update(torch=None, tensorflow=None); "
         "import mm1_jax.experiment, tensorboardX"

@@ -1,4 +1,4 @@
-"""The launch files parse, and what they would run is a command line that the launcher knows."""
+"""The launch files are valid, and their commands are valid command lines of the launcher."""
 
 import os
 import re
@@ -40,7 +40,7 @@ def check_arguments(words: list[str]) -> None:
 
 
 def launched(text: str) -> list[str]:
-    """The arguments of the launcher in a printed command."""
+    """Returns the arguments of the launcher in a printed command."""
     words = shlex.split(text.split("mm1_jax.launch", 1)[1])
     return words[: words.index(">")] if ">" in words else words
 
@@ -48,7 +48,7 @@ def launched(text: str) -> list[str]:
 def test_cloud_tpu():
     lines = dry_run("tpu_queued_resource.sh").splitlines()
     assert lines[0].startswith("gcloud compute tpus queued-resources create mm1-7b")
-    # Quoted once more, as an argument of ssh.
+    # The command is quoted twice, as an argument of ssh.
     (command,) = (word for word in shlex.split(lines[-1]) if "mm1_jax.launch" in word)
     check_arguments(launched(command))
 
@@ -67,6 +67,6 @@ def test_gke():
     text = (FILES / "gke_jobset.yaml").read_text()
     assert "kind: JobSet" in text and "\t" not in text
     check_arguments(re.findall(r"^ +- (--\S+)$", text, re.MULTILINE))
-    # A slice of 4x4x4 chips is as many hosts of four as there are pods.
+    # A slice of 4x4x4 chips has 16 hosts of four chips, and one pod per host.
     assert re.search(r"topology: 4x4x4", text)
     assert set(re.findall(r"(?:parallelism|completions): (\d+)", text)) == {"16"}

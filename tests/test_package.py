@@ -1,4 +1,4 @@
-"""The installed package, away from the checkout: everything that a launch needs is in the wheel."""
+"""The wheel contains everything that a launch needs, without the checkout."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # From a copy: a build leaves files beside the sources.
+    # Builds from a copy, because a build leaves files beside the sources.
     source = folder / "source"
     run("git", "checkout-index", "--all", f"--prefix={source}/", cwd=ROOT)
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")

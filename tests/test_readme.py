@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def _tree() -> set[str]:
-    """The folders in the README's tree."""
+    """Returns the folders in the README's tree."""
     text = (ROOT / "README.md").read_text()
     block = re.search(r"<!-- tree -->\n+```text\n(.*?)```", text, re.DOTALL)
     assert block, "README.md has no tree"
@@ -29,7 +29,7 @@ def test_the_tree_in_the_readme_is_the_tree_of_the_folders():
     folders = {
         f"{folder}/" for file in files for folder in PurePath(file).parents if str(folder) != "."
     }
-    # Dot folders, and those inside of tests and of data, go unlisted.
+    # The README omits dot folders, and folders inside of tests and of data.
     unlisted = (".", "tests/", "experiments/", "mm1_jax/data/assets/")
     listed = {x for x in folders if not x.startswith(unlisted)} | {"tests/", "experiments/"}
     assert _tree() == listed

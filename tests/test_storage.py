@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and JSON objects of users."""
+"""Folders that are complete or absent, and JSON objects of users."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from mm1_jax.storage import read_json_object, whole_folder
 
-# Ends as a kill does, inside of a folder; or waits in it until its input ends.
+# Ends inside of a folder as if killed, or waits there until its input ends.
 WRITER = """
 import os, sys
 from pathlib import Path
@@ -33,14 +33,14 @@ def test_the_next_one_removes_what_killed_processes_left_and_nothing_that_is_in_
         stale = killed.stdout.readline().strip()
         used = waiting.stdout.readline().strip()
         assert killed.wait() == 9
-        # Of other names, nothing is removed.
+        # Folders with other names are not removed.
         other = tmp_path / "a_longer_name.partial-x"
         other.mkdir()
         with whole_folder(tmp_path / "a") as mine:
             names = {path.name for path in tmp_path.iterdir()}
             assert stale not in names and names == {used, mine.name, other.name}
             (mine / "ours").touch()
-        # The one that is waiting ends later, and leaves what is there.
+        # The waiting process ends later and leaves the present folder alone.
         waiting.communicate("")
         assert waiting.returncode == 0
     assert sorted(os.listdir(tmp_path)) == ["a", other.name]

@@ -30,7 +30,7 @@ class Norm(Configurable):
 
 
 class OtherNorm(Norm):
-    """Another class with the fields of `Norm`."""
+    """A different class with the same fields as `Norm`."""
 
 
 class Shade(enum.StrEnum):
@@ -43,7 +43,7 @@ def _function():
 
 
 class Values(Configurable):
-    """A field of each kind of value."""
+    """A config with a field for each kind of value."""
 
     @config_class
     class Config(Configurable.Config):
@@ -72,12 +72,12 @@ class Part(Configurable):
 
 
 class SpecialPart(Part):
-    """A class of a user, who has derived it from ours."""
+    """A user's class that is derived from ours."""
 
 
 @pytest.fixture(autouse=True)
 def _former_default(monkeypatch):
-    """`Part` had an eps of 1e-6, which `Norm` has not had."""
+    """The default eps of `Part` was 1e-6, while that of `Norm` never changed."""
     monkeypatch.setitem(DEFAULTS, (f"{__name__}.Part", "norm.eps"), (1e-6, 1e-5))
 
 
@@ -144,7 +144,7 @@ def test_values_of_another_type_differ(path, value):
         ("number_as_text", "2.0", "2.0"),
         ("shade", "Shade.DARK", Shade.DARK),
         ("other", "Shade.DARK", Shade.DARK),
-        # Values that the field does not hold.
+        # Stored values that the field cannot hold.
         ("shade", "Shade.BLACK", Shade.LIGHT),
         ("shade", None, Shade.LIGHT),
         ("cls", "builtins.int", Norm),
@@ -237,11 +237,11 @@ def test_a_present_name_is_that_of_a_class_or_a_module(now):
         try:
             importlib.import_module(now)
         except ModuleNotFoundError as error:
-            # The library of an extra, which this environment lacks.
+            # The module needs the library of an extra that is not installed.
             assert not error.name.startswith("mm1_jax")
     else:
         assert isinstance(_class(now), type)
-    # A name leads to the present one in one step.
+    # Every former name maps to the present one in a single step.
     assert now not in RENAMED
 
 

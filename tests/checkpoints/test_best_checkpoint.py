@@ -26,7 +26,7 @@ def test_the_best_step_is_that_of_the_metric_and_outlives_a_launch(open_best, mo
     assert is_best == {2: True, 4: mode == "min", 6: mode == "max", 8: False}
     again = open_best(mode=mode)
     assert again.step == best.step == best_step
-    # As good is not better.
+    # An equal value is not better.
     assert not again.note(10, {METRIC: values[best_step]})
 
 

@@ -19,7 +19,7 @@ def shardings(trainer):
 
 @pytest.fixture
 def state(trainer, shardings, prng_key):
-    """A state without zeros, so that a leaf that is not restored is seen."""
+    """A state without zeros, so that a leaf that is not restored is noticed."""
 
     def draw(x):
         if x.ndim == 0:

@@ -26,7 +26,7 @@ from mm1_jax.train.program import Program
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Folders of a tower's and a decoder's weights."""
+    """Folders with the weights of a vision encoder and of a decoder."""
     folder = tmp_path_factory.mktemp("weights")
     for name in ("clip vision", "qwen3"):
         save(name, folder / "hf" / name)
@@ -36,7 +36,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def cfg(weights):
-    """An MM1 of that tower and that decoder, with a connector of its own."""
+    """An MM1 with the encoder and the decoder of `weights`, and a new connector."""
     cfg = mm1_tiny()
     cfg.input.set(streams=[], data_dir=str(weights))
     cfg.evals = {}
@@ -156,7 +156,7 @@ def test_a_sparse_decoder_starts_as_the_dense_one_that_it_computes_the_same_as(
     params = below(first_params(cfg), "decoder/")
     stored = StoredParams(weights / "qwen3")
     theirs = below({path: stored.read(path) for path in stored.shapes}, "decoder/")
-    # The same as the pure function makes of whole trees.
+    # Equals the result of the pure function on whole trees.
     expected = parity.flat(upcycle(nested(theirs), nested(params)))
     assert expected.keys() == params.keys()
     for path, value in expected.items():

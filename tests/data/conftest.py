@@ -1,4 +1,4 @@
-"""Fixtures of the data side: the shipped tokenizer, an example builder, the folder of real data."""
+"""Data fixtures: the shipped tokenizer, an example builder, the folder of real data."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Small corpora drawn from the record number, with the defects that tests ask for.
+"""Small random corpora, seeded by the record number, with the defects that tests ask for.
 
-A module of its own, because worker processes import it by name.
+Worker processes import this module by name.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ class DrawnSource(Source):
         num_records: int = 40
         max_words: int = 12
         max_images: int = 2
-        # Records whose first picture is no picture, and records that are no document.
+        # Records whose first picture cannot be decoded, and records that raise BadRecord.
         bad_images: list[int] = []
         bad_records: list[int] = []
 

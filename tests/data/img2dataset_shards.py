@@ -1,4 +1,4 @@
-"""Tar shards as img2dataset writes them, of few pictures."""
+"""Small tar shards in the layout of img2dataset."""
 
 import io
 import json

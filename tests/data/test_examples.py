@@ -28,7 +28,7 @@ def documents(count: int = 200) -> list[Document]:
 
 
 def reference(document: Document, tokenizer, num_image_tokens: int) -> list[tuple[int, bool]]:
-    """(token, whether it is to be predicted) of the whole sequence, written a second way."""
+    """Returns (token, is scored) for the whole sequence, by an independent implementation."""
     entries = [(tokenizer.bos, False)]
     for segment in document.segments:
         if isinstance(segment, Image):
@@ -107,7 +107,7 @@ def test_a_cut_document_is_a_prefix_with_whole_images(tokenizer, room, max_image
         assert example.images == document.images[: len(example.images)]
         if length < len(whole) - 1:
             num_cut += 1
-            # It does not end here, so the end is not taught; and no image is left without text.
+            # The document does not end here, so eos is not a target; no image is left without text.
             assert not example.loss_mask[-1] or example.targets[-1] != tokenizer.eos
             assert length == 1 or tokens[-1] != tokenizer.image_token or example.targets[-1] != 0
     assert num_cut > 10

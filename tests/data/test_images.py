@@ -40,7 +40,7 @@ def pixels_of(image: Image) -> np.ndarray:
 
 
 def scenery(height: int, width: int) -> np.ndarray:
-    """A picture that is smooth but for an edge, as photographs are; no noise, which JPEG drops."""
+    """A picture that is smooth except for an edge, as photographs are; JPEG would drop noise."""
     y, x = np.indices((height, width)) / max(height, width)
     channels = [np.sin(5 * x + 2 * y), np.cos(4 * y - x), np.sin(7 * x * y) + (x + y > 0.8)]
     return np.clip(np.stack(channels, -1) * 90 + 120, 0, 255).astype(np.uint8)
@@ -64,7 +64,7 @@ def transform_by(decoder: JpegDecoder, image_size: int = 32, **fields) -> ImageT
 
 
 def huge_png() -> bytes:
-    """The header of a PNG of 10^10 pixels, in some 60 bytes."""
+    """The header of a PNG of 10^10 pixels, in about 60 bytes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -134,7 +134,7 @@ def test_exif_orientation_is_applied():
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 255
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # To be shown turned clockwise by 90 degrees: the left side comes to the top.
+    exif[0x0112] = 6  # Rotate clockwise by 90 degrees: the left side moves to the top.
     turned = pixels_of(encoded(PIL.Image.fromarray(pixels), "JPEG", exif=exif, quality=95))
     assert turned.shape == (16, 8, 3)
     assert turned[:7].mean() > 250 and turned[9:].mean() < 5
@@ -287,7 +287,7 @@ def test_scaled_decoding_leaves_no_less_than_the_target(decoder, fit):
             whole = (width, height) if exif[0x0112] == 1 else (height, width)
             for side, least, most in zip(picture.size, inner, whole, strict=True):
                 assert min(least, most) <= side <= most
-    # Ten times the target: no more than an eighth of it is needed, and made.
+    # The image is ten times the target, so decoding it at an eighth of its size is enough.
     assert transform._decode(jpeg(320, 320)).size == (40, 40)
 
 

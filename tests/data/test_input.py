@@ -21,7 +21,7 @@ def _make(split="train", quarantine_path=None, **fields):
 
 @pytest.fixture(scope="module")
 def shared():
-    """An Input, and what it gives first: batches, and the state before each of them."""
+    """An Input, its first batches, and the state before each of them."""
     made = _make()
     iterator = made.iterator()
     states, batches = [], []
@@ -48,7 +48,7 @@ def _assert_equal(a, b):
 
 
 def _join(parts):
-    """The global batch from the batches of several iterators."""
+    """Concatenates the batches of several iterators into the global batch."""
     return dataclasses.replace(
         parts[0],
         **{
@@ -60,7 +60,7 @@ def _join(parts):
 
 @pytest.fixture(scope="module")
 def grouped():
-    """An Input whose rows share buffers that are too small now and then, and what it gives."""
+    """An Input whose rows share buffers that sometimes overflow, its batches and accounting."""
     made = _make(image_group_rows=4, images_per_row=3.5)
     iterator = made.iterator()
     batches = _take(iterator)
@@ -112,7 +112,7 @@ def test_hosts_that_share_groups_of_rows_make_the_same_batches_as_one(grouped, c
     iterators = [made.iterator(range(lo, hi)) for lo, hi in zip(cuts, cuts[1:], strict=False)]
     parts = [_take(iterator) for iterator in iterators]
     _assert_equal([_join(row_parts) for row_parts in zip(*parts, strict=True)], batches)
-    # Every host counts its own rows.
+    # Each host counts its own rows.
     for name, total in accounting.items():
         for key, count in total.items():
             counts = sum(iterator.accounting()[name][key] for iterator in iterators)
@@ -186,7 +186,7 @@ def test_a_prefetching_thread_makes_the_same_batches(shared):
 def test_worker_processes_make_the_same_batches(shared, num_workers):
     _, batches, states = shared
     iterator = _make(num_workers=num_workers).iterator()
-    # An odd step: worker 0 begins with it, whichever worker would have made it in the first run.
+    # Worker 0 always begins; in the run from the start, another worker may load this odd step.
     iterator.set_state(states[1])
     _assert_equal(_take(iterator, STEPS - 1), batches[1:])
 
@@ -288,7 +288,7 @@ def test_a_state_of_another_pipeline_is_refused_with_the_difference(shared):
         "  text.weight: 2 in the state, 3 here",
     ):
         assert line in lines
-    # These, the lengths and the source of `questions`, and a sentence before and after.
+    # These 4, the lengths and the source of `questions`, and a sentence before and after.
     assert len(lines) == 8
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures and a JSONL file: what is missing, broken or edited in it, seen by a run."""
+"""Runs on a JSONL file with pictures: missing, broken and edited data."""
 
 import dataclasses
 import io
@@ -73,7 +73,7 @@ def test_a_corrupt_picture_is_counted_and_named_and_all_else_stays(records, tmp_
     for batch in expected:
         broken = next(iterator)
         changed = (broken.image_index < 0) & (batch.image_index >= 0)
-        # The slots of a row are those of its documents in order: a picture each.
+        # Each document has one picture, so slots and documents of a row are numbered alike.
         for b, slot in zip(*np.nonzero(changed), strict=True):
             document = batch.segment_ids[b] == slot + 1
             assert not broken.loss_mask[b, document].any() and batch.loss_mask[b, document].any()

@@ -17,7 +17,7 @@ NUM_RECORDS = 30
 
 
 def _page(i):
-    """Pages of up to 12 paragraphs; every third place holds a picture, and page 7 is none."""
+    """A page of up to 12 texts and pictures, every third a picture; page 7 is unusable."""
     rng = np.random.default_rng(i)
     texts, images = [], []
     for place in range(1 if i == 7 else int(rng.integers(2, 13))):

@@ -90,7 +90,7 @@ def test_a_shuffle_is_a_bijection_that_its_seed_decides(size):
 
 
 def test_seeds_and_shuffles_are_the_same_in_every_release():
-    # These numbers decide the order of the data of every run, so they may never change.
+    # These numbers determine the data order of every run, so they must never change.
     assert hash_seed(0, "digits") == 3262833008
     assert [shuffle_index(i, 8, 1) for i in range(8)] == [1, 5, 7, 3, 6, 0, 4, 2]
     assert [shuffle_index(i, 100_000, 1) for i in range(4)] == [60346, 9747, 36474, 69474]

@@ -220,7 +220,7 @@ def test_shards_do_not_all_refill_in_the_same_step():
         planner.next_rows()
         begun.append(int(np.sum(planner.next_index[:, 0] != before)))
         before = planner.next_index[:, 0].copy()
-    # A group lasts about 18 steps; in lockstep, 32 shards would begin one at once.
+    # A group lasts about 18 steps; in lockstep, all 32 shards would begin one at the same step.
     assert max(begun) < 16
 
 
@@ -248,7 +248,7 @@ def test_planning_draws_hardly_more_records_than_it_emits(monkeypatch):
     )
     planner = packing.planner(range(8))
     emitted = sum(len(row.records) for _ in range(40) for row in planner.next_rows())
-    # Those of the groups that are being emitted, and the one that ends each group, twice.
+    # Also drawn: records of unfinished groups, and, twice, the record that ends each group.
     assert emitted <= len(drawn) < 2 * emitted
 
 
@@ -345,7 +345,7 @@ def test_every_stage_keeps_its_weights_and_goes_on_with_the_records():
             counts = Counter(row.stream for row in rows[step])
             for stream, weight in enumerate(weights):
                 assert abs(counts[stream] - 8 * weight / sum(weights)) <= 1, (step, stream)
-    # A stream gives the rows that it would have given, only at other times.
+    # Each stream yields the same rows, only at other steps.
     unstaged = _plan(plain, 400)
     for shard in range(8):
         for stream in range(3):

@@ -20,7 +20,7 @@ RECORDS = [{"id": str(i), "text": "x" * i, "images": [None, bytes([i])]} for i i
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two shards of records and their manifest."""
+    """A folder with two shards of records and their manifest."""
     shards = []
     for number, records in enumerate((RECORDS[:4], RECORDS[4:])):
         with ShardWriter(tmp_path, f"records-{number:05}-00.array_record") as writer:
@@ -85,7 +85,7 @@ def test_a_damaged_record_is_bad_and_the_others_are_not(folder):
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_shard_that_is_not_whole_stops_before_a_record_is_read(folder, damage):
-    """The library reads a file that was cut in half as one without records."""
+    """The library reads half a file as one without records."""
     path = folder / "records-00001-00.array_record"
     path.write_bytes(path.read_bytes()[:-100]) if damage == "cut" else path.unlink()
     with pytest.raises(ValueError, match=r"records-00001-00.*bytes, found .*Copy the folder"):
@@ -122,7 +122,7 @@ def test_a_shard_that_was_not_finished_leaves_no_file(tmp_path):
 
 
 def test_a_disk_that_takes_no_more_is_named(tmp_path):
-    """/dev/full refuses every write."""
+    """Every write to /dev/full fails."""
     (tmp_path / "a.array_record.partial").symlink_to("/dev/full")
     with (
         pytest.raises(OSError, match="a.array_record: cannot be written"),

@@ -57,7 +57,7 @@ def make_loader(example_builder, image_transform):
 
 @pytest.fixture
 def plan(example_builder):
-    """A plan of the given records of a corpus without defects."""
+    """Plans rows of the given records of a corpus without defects."""
     drawn = corpus("drawn", max_images=3).instantiate(split="train")
 
     def make(*indices, epoch=0):
@@ -126,7 +126,7 @@ def test_every_slot_has_its_run_of_image_tokens(make_loader, plan, tokenizer):
 def test_the_buffer_holds_the_pictures_in_order(make_loader, example_builder, image_transform):
     loader = make_loader(split="test")
     drawn = corpus("drawn", max_images=3).instantiate(split="test")
-    # Held-out pictures are not augmented, so they are what the transform alone makes of them.
+    # Held-out pictures are not augmented, so only the transform changes them.
     row = PlannedRow(0, tuple(
         PlannedRecord(0, 0, i, *example_builder.lengths(drawn.document(i))) for i in (2, 6)
     ))  # fmt: skip
@@ -178,7 +178,7 @@ def test_a_record_that_fails_after_planning_keeps_its_place(make_loader, plan, t
     for name in ("positions", "segment_ids", "corpus_ids"):
         np.testing.assert_array_equal(getattr(broken, name), getattr(clean, name))
     assert not broken.loss_mask[0, ~others].any()
-    # As many placeholders, so that later documents keep their slots.
+    # The number of placeholders is unchanged, so that later documents keep their slots.
     placeholders = [np.sum(x.tokens[0] == tokenizer.image_token) for x in (clean, broken)]
     assert placeholders[0] == placeholders[1]
     first, second = (record.num_images for record in row.records[:2])

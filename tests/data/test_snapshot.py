@@ -15,7 +15,7 @@ STEPS = 4
 
 def _config(**fields):
     config = input_config(**fields)
-    # A picture that is none, and a record that can no longer be read when rows are made.
+    # Pictures that cannot be decoded.
     config.streams[0].corpora[0].corpus.source.bad_images = [2, 5]
     config.max_bad_fraction = 0.5
     return config

@@ -76,9 +76,9 @@ def test_parts_cover_the_text_in_order_fit_and_keep_images_with_their_text(seed)
     for part in parts:
         assert sum(sizes[i] for i in part) <= 60
         assert sum(kinds[i] == "i" for i in part) <= 4
-        # It ends with an image only where the page does.
+        # A part ends with an image only at the end of the page.
         assert kinds[part[-1]] == "t" or part.stop == len(kinds)
-    # Greedy: no part could have had the first unit of the next.
+    # Parts are greedy: none has room for the first unit of the next.
     for part, following in itertools.pairwise(parts):
         unit = following[: next(n for n, i in enumerate(following, 1) if kinds[i] == "t")]
         joined = [*part, *range(part.stop, unit[0]), *unit]

@@ -1,4 +1,4 @@
-"""What is said where a library of an extra is not installed."""
+"""Errors where the library of an extra is not installed."""
 
 import sys
 from pathlib import Path

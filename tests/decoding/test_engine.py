@@ -47,7 +47,7 @@ def tiny() -> MM1:
 
 
 def prompt(tokens: list[int], length: int, colour: int = 0) -> Batch:
-    """A row of one picture of one colour, if any."""
+    """A batch of one row; if the tokens show a picture, it has a single color."""
     row, segment_ids = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
     row[0, : len(tokens)], segment_ids[0, : len(tokens)] = tokens, 1
     return Batch(
@@ -73,7 +73,7 @@ def prompts(length: int = 16) -> list[Batch]:
 
 
 def alone(batch: Batch, row_ids=None, **options) -> list[int]:
-    """What `generate` answers, without the padding."""
+    """Returns the answer of `generate`, without padding."""
     found = generate(tiny(), batch, replace(OPTIONS, **options), row_ids=row_ids)
     tokens = np.asarray(found)[0].tolist()
     return tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
@@ -101,7 +101,7 @@ def expected() -> list[list[int]]:
 
 
 def assert_answers(found: list[list[int]], wanted: list[list[int]], batches: list[Batch]) -> None:
-    """Equal, up to near ties: slots, meshes and prefixes make other programs."""
+    """Asserts equality up to near ties, as slots, meshes and prefixes change the programs."""
     found, wanted = ([row + [PAD] * (NEW - len(row)) for row in each] for each in (found, wanted))
     scores = [
         logits_after(tiny(), batch, [row]) for batch, row in zip(batches, wanted, strict=True)
@@ -138,7 +138,7 @@ def test_a_stop_string_ends_an_answer_wherever_it_is_looked_for():
         answers = run(
             [Request(batch) for batch in prompts()],
             decode=lambda tokens: "-".join(map(str, tokens)),
-            stop_strings=("", stop),  # an empty one stops nothing
+            stop_strings=("", stop),  # an empty string never stops
             steps_per_check=steps,
         )
         assert answers == wanted

@@ -24,7 +24,7 @@ PAD, BOS, EOS, IMAGE, VOCAB = 0, 1, 2, 3, 16
 
 
 class Chain(MM1):
-    """Says what a table of logits says about the token before; counts its decoding steps."""
+    """A model whose logits are a table's row of the last token; records its decoding steps."""
 
     def __init__(self, table):
         self.table = nnx.Param(jnp.asarray(table, jnp.float32))
@@ -163,12 +163,12 @@ def test_options_that_cannot_work_are_refused():
 
 @functools.cache
 def tiny(moe: bool, dtype: str = "float32") -> MM1:
-    """Random parameters from NumPy: building the model for real would compile every initialiser."""
+    """A model with parameters from NumPy, which avoids compiling every initializer."""
     decoder = Decoder.default_config().set(
         vocab_size=VOCAB, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_dim=24
     )
     if moe:
-        # Capacity for a fraction of the tokens: what is not dropless differs at once.
+        # So little capacity that any decoding that is not dropless differs at once.
         capacity = Capacity.default_config().set(capacity_factor=0.5)
         decoder.moe = MoE.default_config().set(num_experts=4, dispatch=capacity)
         decoder.moe_every = 2
@@ -225,7 +225,7 @@ def test_unequal_prompts_are_answered_as_if_each_were_alone():
         batch = dataclasses.replace(prompts(*others, length=16), images=together.images)
         alone.append(answer(model, batch)[b])
     assert_same_answers(alone, answers, logits_after(model, together, answers))
-    # Neither does it matter how far a prompt is padded.
+    # The length of the padding does not matter, either.
     wider = dataclasses.replace(prompts(*rows, length=32), images=together.images)
     assert_same_answers(answer(model, wider), answers, logits_after(model, together, answers))
 
@@ -233,7 +233,7 @@ def test_unequal_prompts_are_answered_as_if_each_were_alone():
 def test_the_answer_depends_on_the_picture_that_stands_in_the_prompt():
     model, rng = tiny(moe=False), np.random.default_rng(2)
     batch = prompts(*[shown(5, 6)] * 4, length=16)
-    # Of one colour each: averages of noise are all alike.
+    # Pictures of a single color, because averages of noise are all alike.
     colours = rng.integers(0, 256, (4, 1, 1, 3), np.uint8)
     batch = dataclasses.replace(batch, images=np.broadcast_to(colours, batch.images.shape))
     answers = answer(model, batch)
@@ -252,7 +252,7 @@ def test_the_answers_on_a_mesh_are_those_of_one_device():
     assert_same_answers(found, expected, logits_after(model, batch, expected))
 
 
-# As a share of the logits' standard deviation. A cache of float32 is the default.
+# Tolerances are shares of the logits' standard deviation. The default cache is float32.
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 0), ("bfloat16", 0.02), ("int8", 0.05)]
 )

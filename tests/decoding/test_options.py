@@ -1,4 +1,4 @@
-"""Options of decoding: what is refused, and what an answer's text is."""
+"""Options of decoding: their errors, and the text of an answer."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -6,7 +6,7 @@ from mm1_jax.decoding.sampling import GREEDY, Sampling, choose, row_keys
 
 
 def draw(logits, sampling, *, number=2000, forbidden=(), seed=0) -> np.ndarray:
-    """Tokens of so many rows with the same logits."""
+    """Draws tokens for `number` rows with the same logits."""
     rows = jnp.arange(number)
     logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32)[None], (number, len(logits)))
     keys = row_keys(seed, rows)
@@ -16,7 +16,7 @@ def draw(logits, sampling, *, number=2000, forbidden=(), seed=0) -> np.ndarray:
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     logits = np.log([0.5, 0.25, 0.15, 0.1])
     shares = np.bincount(draw(logits, Sampling(1.0)), minlength=4) / 2000
-    # Four standard deviations of a share of 2,000.
+    # The tolerance is four standard deviations of a share of 2,000 draws.
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.15, 0.1], atol=4 * np.sqrt(0.25 / 2000))
     shares = np.bincount(draw(logits, Sampling(0.5)), minlength=4) / 2000
     squares = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
@@ -29,7 +29,7 @@ def test_what_is_cut_off_or_forbidden_is_never_drawn():
     assert set(draw(logits, Sampling(1.0, top_p=0.7))) == {0, 1}
     assert set(draw(logits, Sampling(1.0, top_p=0.8))) == {0, 1, 2}
     assert set(draw(logits, Sampling(1.0, top_p=1e-6))) == {0}
-    # The nucleus is of what is allowed.
+    # The nucleus is taken from the allowed tokens.
     assert set(draw(logits, Sampling(1.0, top_p=0.45), forbidden=(0,))) == {1}
     assert set(draw(logits, GREEDY, forbidden=(0,))) == {1}
 

@@ -1,4 +1,4 @@
-"""Experiments without the evaluations that decode, which take longer than a few steps."""
+"""Experiments without evaluations that decode, because these take longer than a few steps."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The launcher as a process of its own, which tests wait for and stop."""
+"""Starts launches as separate processes, which tests wait for and stop."""
 
 import os
 import subprocess
@@ -18,10 +18,10 @@ def start(
     is_quick: bool = True,
     **environment: str,
 ) -> subprocess.Popen:
-    """A launch; those that share a cache share the compiled programs, which saves time.
+    """Starts a launch. Launches with the same cache share compiled programs, which saves time.
 
     Args:
-        is_quick: Compiles with few optimizations, and not as a user's launch does.
+        is_quick: Compile with fewer optimizations than a user's launch.
     """
     flags = os.environ["MM1_TEST_QUICK_XLA_FLAGS" if is_quick else "MM1_TEST_XLA_FLAGS"]
     environment = {

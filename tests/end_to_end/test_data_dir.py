@@ -1,4 +1,4 @@
-"""From JSONL files and pictures to a trained sparse model, by the commands of the README."""
+"""Trains a sparse model from JSONL files and pictures, with the commands of the README."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def trained(data_dir, tmp_path_factory):
 
 def test_the_sparse_7b_trains_at_a_small_size_on_real_records(trained):
     folder, result = trained
-    # What the streams hold, before the first step.
+    # The contents of the streams are logged before the first step.
     assert "45.0% of the rows" in result.stdout and "fit a row" in result.stdout
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2, 3, 4]

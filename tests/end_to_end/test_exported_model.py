@@ -1,9 +1,8 @@
-"""A trained model in transformers answers as ours does: every held-out digit question.
+"""A trained model answers every held-out digit question in transformers as it does here.
 
     MM1_TRAINED_RUN=runs/mm1_tiny pytest -m slow tests/end_to_end/test_exported_model.py -s
 
-Without a run of `mm1_tiny` to ask, one is trained for a few steps, whose answers are not good, and
-the same all the same.
+Without a run of `mm1_tiny`, one is trained for a few steps; its answers are poor, but must agree.
 """
 
 import json
@@ -43,7 +42,7 @@ def trained(tmp_path_factory) -> Path:
         return Path(os.environ["MM1_TRAINED_RUN"]).resolve()
     folder = tmp_path_factory.mktemp("runs") / "mm1_tiny"
     fields = ["trainer.max_steps=40", "trainer.optimizer.warmup_steps=4"]
-    # Its own evaluations are not looked at; the digits are asked again.
+    # The evaluations of training are not used; the digits are asked again.
     for name in ("digits_caption", "scenes_vqa", "scenes_caption"):
         fields += [f"evals.{name}.{field}" for field in ("shots=(0,)", "num_examples=4")]
     fields.append("evals.digits_vqa.shots=(0,)")

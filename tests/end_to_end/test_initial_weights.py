@@ -1,4 +1,4 @@
-"""Launches from weights of others, and from a run: frozen parts stay what they were imported as."""
+"""Launches from imported weights and from a run: frozen parts keep their imported weights."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def start(folder: Path, config: str) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """With imported weights of a tower and a decoder."""
+    """A folder with imported weights of a vision encoder and a decoder."""
     folder = tmp_path_factory.mktemp("workspace")
     models = {
         "vision_encoder": CLIPVisionModel(CLIPVisionConfig(**foreign_experiment.TOWER)),
@@ -47,7 +47,7 @@ def workspace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def first_launch(workspace) -> str:
-    """Output of a run from imported weights, which a signal has stopped."""
+    """The output of a run from imported weights that a signal stopped."""
     process = start(workspace, "from_foreign")
     wait_for_step(process, workspace / "runs" / "from_foreign", 6)
     process.send_signal(signal.SIGTERM)

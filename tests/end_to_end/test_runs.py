@@ -1,4 +1,4 @@
-"""Whole runs of the launcher, as processes of their own: stopped, killed, resumed, sharded."""
+"""Whole runs of the launcher in separate processes: stopped, killed, resumed, sharded."""
 
 import json
 import signal
@@ -11,14 +11,14 @@ from launches import finish, wait_for_step
 from near_ties import assert_same_loads
 
 MAX_STEPS = 30
-# A sharded run takes the first of these steps, at the same learning rates.
+# Sharded runs take the first FEW of these steps, at the same learning rates.
 FEW = 6
 FEW_STEPS = [
     f"--config.trainer.max_steps={FEW}",
     f"--config.trainer.optimizer.decay_steps={MAX_STEPS}",
 ]
 
-# The real experiments with less of everything.
+# Overrides that make the real experiments small.
 SMALL = [
     f"--config.trainer.max_steps={MAX_STEPS}",
     "--config.trainer.optimizer.warmup_steps=3",
@@ -115,7 +115,7 @@ def test_another_config_in_the_folder_is_refused_with_the_difference(undisturbed
 
 @pytest.fixture(params=[(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["sigterm", "sigkill"])
 def stopped(request, workspace) -> Path:
-    """A run that a signal has ended after its tenth step."""
+    """A run that a signal ended after its tenth step."""
     number, status = request.param
     folder = workspace / f"stopped_{number.name}"
     process = start(workspace, folder.name)
@@ -127,7 +127,7 @@ def stopped(request, workspace) -> Path:
 
 @pytest.fixture
 def resumed(workspace, stopped) -> Path:
-    """The same run, with programs that are compiled anew."""
+    """The same run, resumed with freshly compiled programs."""
     finish(start(workspace, stopped.name, cache="cache_of_resumed"))
     return stopped
 

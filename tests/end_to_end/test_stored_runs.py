@@ -1,4 +1,4 @@
-"""Runs that earlier code trained (`tests/stored_runs`): what is made of them stays as it was."""
+"""Runs that earlier code trained (`tests/stored_runs`) are resumed, read and exported as before."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_a_stored_run_is_resumed_with_what_it_was_trained_with(stored, tmp_path)
     assert steps.keys() == expected.keys() and max(steps) > saved
     for step in range(saved + 1, max(steps) + 1):
         assert steps[step]["learning_rate"] == pytest.approx(expected[step]["learning_rate"])
-        # Another processor rounds otherwise.
+        # Another processor rounds differently.
         for name in ("loss", "grad_norm", "total_loss"):
             assert steps[step][name] == pytest.approx(expected[step][name], rel=1e-4), name
     ours, theirs = (
@@ -86,7 +86,7 @@ def test_initial_weights_bring_the_defaults_that_they_were_trained_with(stored):
 
     assert _fields(stored)["model.connector.norm.eps"] == 1e-6
     assert (eps("connector"), eps("connector/stage_1"), eps("decoder")) == (1e-6, 1e-6, 1e-5)
-    # Chosen, and not a default that has changed.
+    # A chosen value is kept; only a changed default is replaced.
     assert eps("connector", eps=3e-4) == 3e-4
 
 

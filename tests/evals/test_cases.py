@@ -1,4 +1,4 @@
-"""The page of the best and the worst answers."""
+"""The HTML page of the best and the worst answers."""
 
 import base64
 import html.parser

@@ -1,4 +1,4 @@
-"""Exemplars by likeness: the nearest, never the query, most similar last, whatever the batches."""
+"""Exemplars by similarity: the nearest, most similar last, never the query, for any batch size."""
 
 import gc
 
@@ -41,7 +41,7 @@ calls: list[int] = []
 
 @pytest.fixture
 def model(monkeypatch) -> MM1:
-    """Pictures are as similar as their pixels; `calls` has the size of each batch of them."""
+    """A model whose image features are pixels; `calls` records the size of each batch."""
     calls.clear()
 
     def pooled(model, images, *, placement):
@@ -84,7 +84,7 @@ def test_the_most_similar_are_chosen_and_the_nearest_stands_last(model):
     assert chosen(model, queries, support, 1) == [3]
     assert chosen(model, queries, support, 2) == [1, 3]
     assert chosen(model, queries, support, 4) == [2, 0, 1, 3]
-    # Itself would be the nearest of all.
+    # The query itself would be the nearest.
     assert chosen(model, queries, side(green, red, blue), 1) == [1]
     assert chosen(model, queries, side(green, red, blue), 2, exclude=1) == [2, 0]
 
@@ -119,7 +119,7 @@ def test_a_picture_that_cannot_be_decoded_is_like_none(model):
     found = selection.features(
         model, side(red), support, pixels=lambda image: next(bad, red), tokenizer=None
     )
-    # Of the query nothing is known: all are as good, and the first are taken.
+    # The query has no features, so all are equally similar and the first are chosen.
     assert selection.choose(*found, 0, 2) == [1, 0]
 
 
@@ -229,7 +229,7 @@ def test_a_benchmark_shows_the_scans_most_like_the_query(input, model):
         np.testing.assert_allclose(values, np.sort(likeness)[-3:], atol=1e-4)
         label = task.document.segments[-1].text
         num_like += sum(d.segments[-1].text == label for d in task.exemplars)
-    # Like scans are of like digits.
+    # Similar scans mostly show the same digit.
     assert num_like > 9
     assert "most like the query" in asking.describe()
 
@@ -247,7 +247,7 @@ def test_an_exemplar_is_never_the_query_and_features_are_made_once_of_a_model(in
     other = object.__new__(Sees)
     asking.maker.prepare(other, 3)
     assert len(calls) == 2 * num_calls
-    # The first one is not kept alive for it.
+    # The cache of features does not keep the model alive.
     del other
     gc.collect()
     assert asking.maker._features.model() is None
@@ -277,7 +277,7 @@ def test_random_exemplars_stay_the_default(input, monkeypatch):
 
 
 def test_pictures_and_texts_are_pooled_by_the_model():
-    """With a real encoder and decoder: means, of unit length."""
+    """With a real encoder and decoder, features are means scaled to unit length."""
     cfg = MM1.default_config().set(
         vision_encoder=VisionEncoder.default_config().set(
             image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16

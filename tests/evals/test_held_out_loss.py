@@ -9,7 +9,7 @@ from mm1_jax.models.mm1 import MM1, MM1Output
 
 
 class Table(MM1):
-    """Logits of the next token by the token before."""
+    """A model whose logits depend on the previous token only."""
 
     def __init__(self, table):
         self.table = nnx.Param(jnp.asarray(table, jnp.float32))

@@ -1,4 +1,4 @@
-"""A judge behind HTTP, and the two benchmarks that it grades, in their official layouts."""
+"""The HTTP judge, and the two benchmarks that it grades, in their official layouts."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ from mm1_jax.models.mm1 import MM1
 
 
 class Endpoint:
-    """Answers requests with what `replies` has next, a text or a status; keeps what it got."""
+    """A server that records requests and answers by `replies`: a text, a status, or headers too."""
 
     def __init__(self):
         self.replies: Any = None
@@ -109,7 +109,7 @@ def test_what_was_asked_once_is_not_asked_again_and_the_key_is_not_kept(
     assert ask(judge).text == "8 7"
     again = Judge(endpoint.url, "gpt-x", cache_dir=tmp_path / "cache")
     assert ask(again).text == "8 7" and not ask(again).is_new and again.num_requests == 0
-    # Another run, temperature or judge is another request.
+    # Another run, temperature or judge makes a new request.
     assert ask(again, run=1).text == "5 5"
     assert ask(again, temperature=0.0).text == "4"
     other = Judge(endpoint.url, "gpt-y", cache_dir=tmp_path / "cache")
@@ -192,7 +192,7 @@ CATEGORIES = ("conv", "detail", "complex", "conv")
 
 @pytest.fixture
 def benchmarks_dir(tmp_path) -> Path:
-    """Both benchmarks, with the files and keys that their publishers document."""
+    """A folder of both benchmarks, with the files and keys that their publishers document."""
     folder = tmp_path / "benchmarks"
     llava, mmvet = folder / "llava_bench", folder / "mmvet"
     for root in (llava, mmvet):
@@ -250,7 +250,7 @@ bars: list[NoBar] = []
 
 
 def run(name, folder, input, monkeypatch, tmp_path, judge=None, **fields):
-    """Scores of a model that says "no. I" about question I."""
+    """Evaluates a model whose answer to question I is "no.", a line break, and I."""
     cfg = JUDGED[name]().set(**({"batch_size": 2, "max_new_tokens": 16} | fields))
     cfg.corpus.source.data_dir = str(folder)
     benchmark = cfg.instantiate(input=input)
@@ -318,7 +318,7 @@ def test_llava_bench_is_graded_beside_the_reference_and_a_second_run_asks_nothin
     assert "relative_complex" not in scores.metrics
     assert scores.metrics["unreadable_reviews"] == 1
     assert bars[-1].about[1] == bars[-1].count == 4
-    # The file is one that is scored alone, less the review that has no grades.
+    # The file can be scored alone, without the review that has no grades.
     path = folder / "0_shot_review1.jsonl"
     reviews = [json.loads(line) for line in path.read_text().splitlines()]
     assert [review["tuple"] for review in reviews] == [[8, 4], [10, 5], [-1, -1], [6, 6]]
@@ -352,7 +352,7 @@ def test_mmvet_is_graded_in_runs_and_by_capability(
         "Grade.\n\nQuestion | Truth\nWhat is 0? | 0 <AND> x <OR> y | no.\n0 | "
     )
     assert first["temperature"] == 0 and first["max_tokens"] == 3
-    # The last is never answered with a number: five attempts a run, and then 0.
+    # The last question never gets a number: the judge is asked five times per run; then it is 0.
     assert counts == {0: 2, 1: 2, 2: 2, 3: 10}
     temperatures = [body["temperature"] for _, _, body in endpoint.requests[6:11]]
     assert temperatures == [0, 0, 0.5, 1.0, 1.5]
@@ -368,7 +368,7 @@ def test_mmvet_is_graded_in_runs_and_by_capability(
     num_requests = len(endpoint.requests)
     run("mmvet", benchmarks_dir, input, monkeypatch, tmp_path, judge, num_judge_runs=2)
     assert len(endpoint.requests) == num_requests
-    # Of one run, the answers and what was said to them are there already.
+    # The answers and the reviews of a single run are already there.
     run("mmvet", benchmarks_dir, input, monkeypatch, tmp_path, judge, num_judge_runs=1)
     assert len(endpoint.requests) == num_requests
 

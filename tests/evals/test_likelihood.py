@@ -1,4 +1,4 @@
-"""Likelihoods of continuations, against transformers and against the whole logits."""
+"""Likelihoods of continuations, compared with transformers and with the full logits."""
 
 import functools
 from collections.abc import Iterable
@@ -90,7 +90,7 @@ def all_logits(model: MM1, batch: Batch) -> jax.Array:
 
 
 def assert_greedy(found: bool, logits: jax.Array, tail: list[int]) -> None:
-    """A continuation is greedy if its tokens are ahead of all others; a near tie is either."""
+    """Asserts that a continuation is greedy if each token has the top logit; ties may be either."""
     is_ahead = []
     for row, token in zip(np.asarray(logits), tail, strict=True):
         rival = int(np.where(np.arange(len(row)) == token, -np.inf, row).argmax())
@@ -100,7 +100,7 @@ def assert_greedy(found: bool, logits: jax.Array, tail: list[int]) -> None:
 
 
 def whole(model: MM1, request: Request) -> tuple[float, jax.Array, list[int]]:
-    """From all logits of the row alone; these, and the tokens of the continuation."""
+    """Returns the likelihood from the full logits of one row, the logits, and the scored tokens."""
     *others, last = request.prompt.segments
     head, tail = encode_pair(tokenizer(), last.text, request.continuation)
     builder = ExampleBuilder(
@@ -123,7 +123,7 @@ def whole(model: MM1, request: Request) -> tuple[float, jax.Array, list[int]]:
 
 
 def test_likelihoods_are_those_of_transformers(tmp_path):
-    """Of a Llama with its own weights, row by row and without padding."""
+    """Compares with a Llama that has the same weights, row by row and without padding."""
     torch.manual_seed(0)
     source = LlamaForCausalLM(
         LlamaConfig(
@@ -182,12 +182,12 @@ def test_likelihoods_are_those_of_the_whole_logits_with_pictures_too():
 
 
 def test_the_most_likely_token_is_greedy_and_no_other():
-    """An output layer that knows one word after everything."""
+    """Checks a uniform output layer first, then single tokens after a common prompt."""
     (token,) = encode_pair(tokenizer(), "A:", " red")[1]
     graphdef, params = nnx.split(tiny(False), nnx.Param)
     params = jax.tree.map(jnp.zeros_like, params)
     model = nnx.merge(graphdef, params)
-    # With no state at all every token is as likely as any other, and the first is the greedy one.
+    # With zero hidden states all tokens are equally likely, and the first counts as greedy.
     (one,) = scorer()(model, [text_request("A:", " red")])
     assert one.log_probability == pytest.approx(-np.log(tokenizer().vocab_size), abs=1e-5)
     assert not one.is_greedy
@@ -226,11 +226,11 @@ def test_logits_of_a_few_positions_at_a_time_change_nothing(monkeypatch):
     expected = scorer(batch_size=4)(model, requests)
     monkeypatch.setattr(likelihood, "_MAX_LOGITS", 1)
     assert likelihood._chunk_size(1000, 8) == 1
-    # A batch of a size that no other test has compiled.
+    # The batch has a size that no other test compiles.
     found = scorer(batch_size=3)(model, requests)
     np.testing.assert_allclose(values(found), values(expected), atol=1e-5)
     monkeypatch.undo()
-    # 16 rows of 32,000 entries: 128 positions at once, however many are scored.
+    # With 16 rows and 32,000 entries, 128 positions at a time, for any number of scored ones.
     assert likelihood._chunk_size(16 * 32_000, 4096) == 128
 
 
@@ -299,7 +299,7 @@ def test_an_image_is_cut_as_a_whole():
     pictures = [Image(np.full((8, 8, 3), level, np.uint8)) for level in (0, 100)]
     request = Request(Document((*pictures, Text("is it?"))), " yes")
     full = len(scorer()._row(request).example.tokens)
-    # One position too many: the first picture goes, with all its positions.
+    # The row is one position too long: the first picture is dropped with all its positions.
     row = scorer(max_length=full - 1)._row(request)
     assert row.num_cut == NUM_IMAGE_TOKENS and row.example.images == (pictures[1],)
     is_image = row.example.tokens == tokenizer().image_token

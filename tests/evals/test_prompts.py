@@ -68,13 +68,13 @@ def test_a_prompt_is_tokenised_as_the_document_that_training_sees(corpus, kind):
     for document in documents:
         trained = builder.example(document)
         asked = builder.prompt(few_shot([], document))
-        # What is scored starts where the prompt ends.
+        # The scored part starts where the prompt ends.
         length = len(asked.tokens)
         assert asked.tokens.tolist() == trained.tokens[:length].tolist()
         assert np.argmax(trained.loss_mask) == length - 1
         spoken = builder.tokenizer.encode(reference(document))
         assert trained.targets[length - 1 : -1].tolist() == spoken
-    # Exemplars keep their answers, and stand before the query in order.
+    # Exemplars keep their answers and precede the query, in order.
     prompt = builder.prompt(few_shot(documents[:2], documents[2]))
     body = [builder.example(document).tokens[1:] for document in documents[:2]]
     assert (

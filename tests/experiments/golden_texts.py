@@ -1,10 +1,10 @@
-"""The golden texts of named configs: whole for three, and for the others what differs from a base.
+"""Golden texts of named configs: three in full, the others as differences from one of these.
 
-    NAME.txt        all lines of a resolved config; or `base: OTHER`, and then the lines that only
-                    OTHER has (`- path: value`), and those that only NAME has (`+ path: value`)
+    NAME.txt        all lines of a resolved config; or `base: OTHER`, then the lines that only
+                    OTHER has (`- path: value`) and those that only NAME has (`+ path: value`)
     mesh_rules.md   one table of all mesh rules; `trainer.mesh_rules` names those of a config in it
 
-They lie in `experiments/golden`.
+The files are in `experiments/golden`.
 """
 
 import ast
@@ -28,7 +28,7 @@ _BARE = re.compile(r"-?\d[\d.e-]*|None|True|False|<.*>")
 
 
 def whole_text(name: str, files: Mapping[str, str]) -> str:
-    """Puts the text of a config together from the contents of the files."""
+    """Assembles the text of a config from the contents of the files."""
     rules = _rules(files[TABLE])
     lines: list[str] = []
     for line in _lines(name, files):
@@ -41,8 +41,8 @@ def golden_files(texts: Mapping[str, str], files: Mapping[str, str]) -> dict[str
     """Makes the contents of all files from whole texts.
 
     Args:
-        files: The contents so far. A config keeps its base, and a new one gets the closest of those
-            that are whole.
+        files: The present contents. A config keeps its base; a new config gets the base with the
+            fewest differences.
     """
     owners: dict[tuple[str, ...], str] = {}
     lines: dict[str, list[str]] = {}
@@ -89,7 +89,7 @@ def _differences(base: list[str], own: list[str]) -> list[str]:
 
 
 def _in_order(lines: Iterable[str]) -> list[str]:
-    """Lines in the order of a config: fields by name, items by number, keys as they come."""
+    """Sorts lines as in a config: fields by name, items by number, keys in their given order."""
     keys: dict[str, int] = {}
 
     def order(line: str) -> list[str | int]:
@@ -103,7 +103,7 @@ def _in_order(lines: Iterable[str]) -> list[str]:
 
 
 def _rules(table: str) -> dict[str, list[str]]:
-    """The lines of mesh rules, by the name of the first config that has them."""
+    """Maps the first config that has a set of mesh rules to the lines of these rules."""
     header, _, *rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")]
         for line in table.splitlines()

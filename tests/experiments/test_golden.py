@@ -1,6 +1,6 @@
-"""Every named experiment builds, and its resolved config is the one of the golden texts.
+"""Every named experiment builds, and its resolved config equals the golden text.
 
-Rewrite the texts after a change that is meant: `MM1_UPDATE_GOLDEN=1 pytest tests/experiments`.
+After an intended change, rewrite the texts: `MM1_UPDATE_GOLDEN=1 pytest tests/experiments`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from mm1_jax.storage import write_whole
 
 GOLDEN = Path(__file__).parent.parent.parent / "experiments" / "golden"
 NAMES = sorted(named_configs())
-# The number of fields of each config, and of lines of all files, that are changed one at a time.
+# Number of fields per config, and of lines of all files, that are changed one at a time.
 NUM_FIELDS, NUM_LINES = 6, 100
 
 

@@ -1,4 +1,4 @@
-"""The paper's models on every kind and number of devices that there are rules for."""
+"""The paper's models on every kind and number of devices for which they have mesh rules."""
 
 import pytest
 

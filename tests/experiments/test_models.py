@@ -21,18 +21,18 @@ def _config(name: str) -> MM1.Config:
     return Experiment.resolve(named_configs()[name]()).model
 
 
-# One name of each model: experiments with the same one differ in their data.
+# One config name per model: configs with the same model differ in their data.
 NAMES = list(
     {_config(name).debug_string(): name for name in sorted(named_configs(), reverse=True)}.values()
 )
 
-# Millions of parameters, at least and at most.
+# Minimum and maximum number of parameters, in millions.
 SIZES = {
     "mm1_tiny": (0.8, 3),
     "mm1_tiny_moe": (1.2, 5),
     "mm1_tiny_easy_vqa": (0.8, 3),
     "mm1_tiny_textbooks": (0.8, 3),
-    # The paper's decoders, two tables for a vocabulary of 32,000, encoder and connector.
+    # The paper's decoders, input and output tables of 32,000 tokens, encoder and connector.
     "mm1_3b": (3_650, 3_900),
     "mm1_7b": (7_250, 7_500),
     "mm1_30b": (30_500, 31_000),
@@ -50,7 +50,7 @@ SIZES = {
     **{name: (1_600, 4_200) for name in NAMES if name.startswith("mm1_1b")},
 }
 
-# Checkpoints hold parameters by these names: module: parameters, a star for numbers.
+# Parameter names in checkpoints, as `module: parameters`; a star stands for any number.
 ENCODER_AND_CONNECTOR = """
 vision_encoder/patch_embedding: kernel
 vision_encoder/positions: positions

@@ -1,4 +1,4 @@
-"""The decoders of open models are those that a conversion of their checkpoints makes."""
+"""The configs of open decoders equal the configs of their converted checkpoints."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from experiments import open_models
 from mm1_jax.experiment import Experiment
 from mm1_jax.interop.families import Changes, make_parts
 
-# From the config.json of each.
+# Fields of each model's config.json.
 PUBLISHED = {
     "qwen3_1p7b": {
         "model_type": "qwen3",

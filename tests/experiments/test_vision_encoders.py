@@ -1,4 +1,4 @@
-"""The encoders at their full sizes, as shapes, beside references that are counted apart."""
+"""Parameter counts of the full-size encoders, compared with reference implementations."""
 
 import jax
 import pytest
@@ -42,9 +42,9 @@ def test_clip_towers_have_the_parameters_of_those_in_transformers(
     )
     with torch.device("meta"):
         tower = CLIPVisionModel(config)
-    # The norm that only the class token passes is left out.
+    # Ours lacks the norm that only the class token passes through.
     assert count(params(encoder(image_size))) == count(tower) - 2 * dim
-    # The figures that are quoted for CLIP's towers include the projection to the shared space.
+    # Published sizes of CLIP's towers include the projection to the shared space.
     assert count(tower) + dim * projection == pytest.approx(millions * 1e6, rel=0.002)
 
 

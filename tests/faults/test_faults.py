@@ -1,4 +1,4 @@
-"""Runs of two processes that are broken; `tools/inject_faults.py` has more of them."""
+"""Fault injection into runs of several processes; `tools/inject_faults.py` runs more of it."""
 
 import importlib.util
 import signal
@@ -15,7 +15,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "inject_faults.py"
 def load_tool():
     spec = importlib.util.spec_from_file_location("inject_faults", TOOL)
     module = importlib.util.module_from_spec(spec)
-    # For the dataclasses of the module.
+    # Dataclasses look up their module.
     sys.modules["inject_faults"] = module
     spec.loader.exec_module(module)
     return module
@@ -23,7 +23,7 @@ def load_tool():
 
 tool = load_tool()
 slow = pytest.mark.slow
-# The rest take their time: heartbeats, timeouts, workers.
+# The others are slow: they wait for heartbeats, timeouts or workers.
 QUICK = ("kill_at_a_step", "kill_while_saving", "terminate", "cut_a_file", "not_a_number")
 
 
@@ -73,7 +73,7 @@ def test_a_run_of_four_processes_comes_through(workspace, fault):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_on_another_mesh(workspace):
-    """Stopped on four processes, it goes on with two, and then with four and sharded parameters."""
+    """A run of four processes is stopped, resumed with two, then with four and sharded params."""
     bench = Bench(workspace, 4, folder=workspace / "elastic")
     expected = tool.undisturbed(workspace, 4)["steps"]
     for num_processes, last in ((4, 2), (2, 8)):
@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_other_processes_and_on_another_mesh(workspace):
 
 
 def test_two_processes_make_the_batches_of_one(workspace):
-    """Losses are sums in another order; the batches are the same, so they agree to rounding."""
+    """The batches are equal; losses sum in another order, so they agree up to rounding."""
     one, two = (tool.undisturbed(workspace, number)["steps"] for number in (1, 2))
     assert [step for step, *_ in one] == [step for step, *_ in two]
     for ours, theirs in zip(one, two, strict=True):
@@ -107,7 +107,7 @@ def test_a_process_without_any_picture_holds_up_nobody(workspace):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(workspace):
-    """The state of the input is one file, whatever the number of processes that wrote it."""
+    """The state of the input is one file for any number of processes."""
     bench = Bench(workspace, 2, folder=workspace / "other_number")
     launch = bench.launch("--config.trainer.max_steps=12")
     launch.until(lambda: bench.steps_logged() >= 7, "step 7")

@@ -1,7 +1,7 @@
-"""Experiments that start from weights of others, at a size for tests.
+"""Small experiments that start from imported weights.
 
-`from_foreign` has the encoder and the decoder of small checkpoints of Hugging Face, with these
-configs; `from_run` is sparse, and starts from what `from_foreign` has trained.
+`from_foreign` starts from small Hugging Face checkpoints of an encoder and a decoder, with these
+configs; `from_run` is sparse and starts from the run of `from_foreign`.
 """
 
 from drawn_corpus import input_config
@@ -31,7 +31,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-5,
 }
-# The connector is all that learns.
+# Only the connector is trained.
 PARTS = ("vision_encoder", "decoder")
 MAX_STEPS = 40
 

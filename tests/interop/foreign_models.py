@@ -1,4 +1,4 @@
-"""Small models of every family that is converted, randomly drawn, as transformers makes them."""
+"""Small transformers models, with random parameters, of every family that can be converted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,7 @@ def _clip() -> CLIPModel:
 def _siglip() -> SiglipModel:
     text = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1}
     text["num_attention_heads"] = 2
-    # One pixel more than the patches cover.
+    # The image is one pixel larger than the patches.
     return SiglipModel(SiglipConfig(text_config=text, vision_config={**TOWER, "image_size": 17}))
 
 
@@ -129,7 +129,7 @@ MODELS = {**DECODERS, **TOWERS, **LLAVAS}
 
 
 def assert_goes_back(source: Path, ours: Path, output: Path, **options) -> Exported:
-    """What was imported goes out again: the same tensors, bit for bit, and the same config."""
+    """Exports an import to its source's format: tensors are bit-equal, the config is the same."""
     exported = export_source(StoredParams(ours), ours, output, **options)
     before, after = TensorFolder(source), TensorFolder(output)
     assert before.specs == after.specs
@@ -142,7 +142,7 @@ def assert_goes_back(source: Path, ours: Path, output: Path, **options) -> Expor
 
 
 def save(name: str, folder: Path, **options) -> torch.nn.Module:
-    """Draws a model and saves it, as its owner would."""
+    """Draws a model and saves it with `save_pretrained`."""
     model = randomise(MODELS[name]())
     if "dtype" in options:
         model = model.to(options.pop("dtype"))

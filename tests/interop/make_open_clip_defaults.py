@@ -19,7 +19,7 @@ CLASSES = {
 
 
 def value(node: ast.expr | None):
-    """A literal; other defaults by their source."""
+    """Returns the value of a literal, and the source code of any other default."""
     try:
         return None if node is None else ast.literal_eval(node)
     except ValueError:
@@ -27,7 +27,7 @@ def value(node: ast.expr | None):
 
 
 def fields(klass: ast.ClassDef) -> dict:
-    """The fields of a dataclass, or the arguments of a constructor; those without default, null."""
+    """Returns defaults of a dataclass's fields or a constructor's arguments; null if required."""
     for node in klass.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             names = [argument.arg for argument in node.args.args[1:]]

@@ -1,7 +1,7 @@
-"""Foreign checkpoints of every family with one thing wrong in one of their JSON files, by seed.
+"""Foreign checkpoints of every family with one change to one of their JSON files, by seed.
 
-What transformers reads in a config is the oracle: an import that is accepted has to be of the model
-that its classes describe. For open_clip it is the defaults of its own classes.
+The oracle is transformers: an accepted import must be the model that transformers' config classes
+describe. For open_clip, the oracle is the defaults of open_clip's classes.
 """
 
 import copy
@@ -86,7 +86,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "aim": {"img_size": 28, "patch_size": 14, "embed_dim": 256, "num_blocks": 2, "num_heads": 2},
 }
 DECODERS = ("llama", "llama 3.1", "mistral", "qwen2", "qwen3", "mixtral")
-# What a field may be instead; names of choices too, so that some mutants are other models.
+# Values that replace a field's; some are names of choices, so that some mutants are valid models.
 VALUES = (
     *(None, True, False, 0, -1, 3, 0.5, 1e-3, 10**12, 10**400, 1e300, float("nan"), float("inf")),
     *("", "4", "gelu", "quick_gelu", "tanh", "llama3", "yarn", "full_attention", "bfloat16"),
@@ -96,13 +96,13 @@ UNKNOWN = ("logit_softcapping", "attention_multiplier", "use_parallel_residual",
 
 
 class Mutant(NamedTuple):
-    """A checkpoint of which one file is wrong, or differs.
+    """A checkpoint with one changed file, which may be invalid.
 
     Attributes:
-        files: Name -> content.
-        what: What was done.
-        file: To which of them.
-        field: To which field; None where it is the whole file.
+        files: Maps file names to contents.
+        what: The kind of change.
+        file: The changed file.
+        field: The changed field; None if the change is to the whole file.
     """
 
     family: str
@@ -113,10 +113,10 @@ class Mutant(NamedTuple):
 
 
 def mutant(seed: int, tokenizer: Mapping[str, Any]) -> Mutant:
-    """The mutant of a seed; families take turns.
+    """Makes the mutant of a seed; consecutive seeds cycle through the families.
 
     Args:
-        tokenizer: The JSON files of a tokenizer of 302 tokens, by name.
+        tokenizer: Contents of the JSON files of a tokenizer of 302 tokens, by name.
     """
     rng = random.Random(seed)
     family = list(FAMILIES)[seed % len(FAMILIES)]
@@ -127,7 +127,7 @@ def mutant(seed: int, tokenizer: Mapping[str, Any]) -> Mutant:
     files: dict[str, Any] = {name: config}
     if family in DECODERS:
         files |= copy.deepcopy(dict(tokenizer))
-    # The config most of the time, as it is what decides.
+    # Most changes are to the config, which determines the model.
     file = name if rng.random() < 0.75 else rng.choice(list(files))
     change = rng.choice([_whole_file, *[_field] * 5])
     encoded = {each: json.dumps(content).encode() for each, content in files.items()}
@@ -179,9 +179,9 @@ def _field(rng: random.Random, content: Any) -> tuple[bytes, str, str]:
 
 
 def _places(content: Any, name: str = ""):
-    """Every container of a JSON value with each of its keys, long ones by their ends.
+    """Yields (container, key, field) within a JSON value; only the ends of long containers.
 
-    An element of a list has the name of the field that the list is.
+    Elements of a list have the field of the list.
     """
     if isinstance(content, dict):
         keys = list(content)
@@ -196,7 +196,7 @@ def _places(content: Any, name: str = ""):
 
 
 def write_tensors(family: str, folder: Path, seed: int = 0) -> None:
-    """The tensors of the family's checkpoint as it was before it was mutated."""
+    """Writes the tensors of the family's checkpoint before the mutation."""
     specs = {}
     if family == "aim":
         specs["preprocessor.patchifier.proj.weight"] = TensorSpec((256, 3, 14, 14), DTYPES["F32"])
@@ -226,7 +226,7 @@ def write_tensors(family: str, folder: Path, seed: int = 0) -> None:
 
 
 def facts_of_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config decides, of the parts that it was read as."""
+    """Collects the properties that a config determines from the parts that we read."""
     result = {}
     if (cfg := parts.get("decoder")) is not None:
         attention = cfg.stack.layer.attention
@@ -261,14 +261,14 @@ def facts_of_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Refused(Exception):
-    """What the oracle does not read."""
+    """Raised where the oracle rejects a config."""
 
 
 def facts_of_oracle(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, as the family's own library reads the config.
+    """Collects the same properties as the family's own library reads them.
 
     Raises:
-        Refused: It does not.
+        Refused: The library rejects the config.
     """
     if family == "open_clip":
         return {"vision_encoder": _open_clip(config)}
@@ -288,12 +288,12 @@ def facts_of_oracle(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
         if hf.model_type.endswith("vision_model"):
             return {"vision_encoder": _tower(hf)}
         return {"decoder": _decoder(hf)}
-    except Exception as error:  # Each of its checks has an exception of its own.
+    except Exception as error:  # Every check of transformers raises another class.
         raise Refused(str(error)) from error
 
 
 def _with_floats(value: Any, name: str = "") -> Any:
-    """A copy in which every eps is a float, as transformers 5 alone demands it."""
+    """Copies a config with every eps as a float, which only transformers 5 requires."""
     if isinstance(value, dict):
         return {key: _with_floats(each, key) for key, each in value.items()}
     is_whole = isinstance(value, int) and not isinstance(value, bool) and value < 10**300
@@ -349,11 +349,11 @@ def _tower(hf: Any) -> dict[str, Any]:
 
 
 def _open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    """By the defaults of open_clip's classes, as its builder of towers uses their fields."""
+    """Applies the defaults of open_clip's classes as its model builder does."""
     try:
         model = config["model_cfg"]
         cfg = {**OPEN_CLIP["CLIPVisionCfg"], **(model["vision_cfg"] or {})}
-        # Fields that it does not know raise there; those that are off change nothing.
+        # open_clip raises on unknown fields; here they may be there if they are off.
         known = OPEN_CLIP["CLIPVisionCfg"].keys()
         assert not any(value for name, value in cfg.items() if name not in known)
         known = {*OPEN_CLIP["CLIP"], *OPEN_CLIP["CustomTextCLIP"], *OPEN_CLIP["CoCa"]}

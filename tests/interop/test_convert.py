@@ -1,4 +1,4 @@
-"""Tensors one at a time: what a conversion holds in memory."""
+"""Conversions hold one tensor at a time in memory."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Drawn(Tensors):
-    """The tensors of a decoder, made as they are asked for."""
+    """Tensors of a decoder, made when they are read."""
 
     def __init__(self, entries):
         self.specs = {e.name: TensorSpec(e.shape, np.dtype(np.float32)) for e in entries}
@@ -53,7 +53,7 @@ def test_memory_is_the_largest_tensor_and_twice_that_while_it_is_read_back(tmp_p
         read_back = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # Values that come back go through tensorstore, which allocates by itself.
+    # tensorstore, which reads values back, has its own allocator.
     assert written < largest + 100 * 2**20
     assert read_back < 2 * largest + 100 * 2**20
 
@@ -90,7 +90,7 @@ LARGE = {
 
 @pytest.mark.slow
 def test_memory_of_a_process_that_imports_tables_of_1_gib(tmp_path):
-    """What the tool itself says, of a process of its own, with what tensorstore allocates."""
+    """Checks the memory that the tool reports for its process, tensorstore included."""
     source = tmp_path / "hf"
     source.mkdir()
     (source / "config.json").write_text(json.dumps(LARGE))

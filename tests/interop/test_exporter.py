@@ -1,4 +1,4 @@
-"""There and back: what transformers loads from an export is what it saved before the import."""
+"""Round trips: transformers loads from an export what it saved before the import."""
 
 import shutil
 
@@ -70,7 +70,7 @@ def test_a_tower_comes_back_bit_for_bit_with_the_norm_or_the_head_after_it(name,
 
 
 def again(folder, **options):
-    """A checkpoint that goes in, and out as its source."""
+    """Imports a checkpoint and exports it to its source's format."""
     import_checkpoint(folder / "hf", folder / "ours", skip_comparison=True)
     return assert_goes_back(folder / "hf", folder / "ours", folder / "again", **options)
 
@@ -78,7 +78,7 @@ def again(folder, **options):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_goes_back_as_it_came_with_what_has_no_place_here(name, tmp_path):
     model = save(name, tmp_path / "hf")
-    # A decoder's outputs, there and back, are compared above.
+    # The outputs of decoders after a round trip are compared above.
     exported = again(tmp_path, skip_comparison=name in DECODERS)
     assert name in DECODERS or exported.comparison.is_good
     back = type(model).from_pretrained(tmp_path / "again")
@@ -90,7 +90,7 @@ def test_rows_that_were_added_do_not_go_back_and_dtypes_and_files_do(name, tmp_p
     save(name, tmp_path / "hf", dtype=torch.bfloat16)
     path = tmp_path / "hf" / "model.safetensors"
     tensors = load_torch_file(path)
-    # Norms are float32 in some checkpoints, and the rest is not.
+    # Some checkpoints have float32 norms and everything else in another dtype.
     for key in [key for key in tensors if key.endswith("input_layernorm.weight")][:2]:
         tensors[key] = tensors[key].float()
     save_torch_file(tensors, path, metadata={"format": "pt"})
@@ -119,7 +119,7 @@ def test_what_has_no_source_and_what_was_lost_aside_are_named(tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-# The shapes of layers as they are published, with few of them and few rows.
+# Published layer shapes, with few layers and few vocabulary rows.
 WIDE = {
     "qwen3": lambda: Qwen3ForCausalLM(
         Qwen3Config(
@@ -160,7 +160,7 @@ WIDE = {
     "mistral": lambda: MistralForCausalLM(
         MistralConfig(vocab_size=512, num_hidden_layers=1, sliding_window=None)
     ),
-    # Of eight experts two, for memory.
+    # Two of eight experts, to save memory.
     "mixtral": lambda: MixtralForCausalLM(
         MixtralConfig(vocab_size=512, num_hidden_layers=1, num_local_experts=2)
     ),

@@ -1,4 +1,4 @@
-"""Defaults of config classes as their libraries have them, and fields that are refused by name."""
+"""Defaults of config classes equal those of their libraries; unsupported fields are named."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ from mm1_jax.interop.fields import _FIXED, Fields, ForeignClass
 from mm1_jax.layers.feed_forward import Activation
 
 OPEN_CLIP = json.loads((Path(__file__).parent / "open_clip_defaults.json").read_text())
-# Names that configs give and that are no fields of a class: older ones, and those that models read
-# all the same.
+# Names in configs that are not fields of a config class: older names, and names that models read
+# anyway.
 NO_FIELDS = {
     *("rope_theta", "rope_scaling", "partial_rotary_factor", "vision_config_dict", "head_dim"),
 }
@@ -47,7 +47,7 @@ def test_a_llava_without_sections_has_the_parts_that_transformers_gives_it():
     tower, text = theirs.vision_config, theirs.text_config
     assert (tower.model_type, text.model_type) == ("clip_vision_model", "llama")
     assert encoder.model_dim == tower.hidden_size and encoder.hidden_dim == tower.intermediate_size
-    # It reads the states before the last layer.
+    # LLaVA reads the hidden states before the last layer.
     assert encoder.num_layers == tower.num_hidden_layers - 1
     assert (encoder.image_size, encoder.patch_size) == (tower.image_size, tower.patch_size)
     assert decoder.hidden_dim == text.intermediate_size

@@ -37,7 +37,7 @@ def test_outputs_equal_those_of_the_source(name, tmp_path):
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     assert imported.not_compared is None
     assert imported.comparison.is_good
-    # Far below the bound in models as small as these.
+    # Models as small as these are far below the bound.
     assert imported.comparison.difference < 4e-6 * imported.comparison.scale
     assert imported.comparison.scale > 0.5
     checks = json.loads((tmp_path / "ours" / "weights.json").read_text())["checks"]
@@ -45,7 +45,7 @@ def test_outputs_equal_those_of_the_source(name, tmp_path):
 
 
 def open_clip_names(state):
-    """The state of a CLIPVisionModel as open_clip has it, beside a text tower."""
+    """Renames the state of a CLIPVisionModel as in open_clip, and adds tensors of a text tower."""
     names = (
         ("embeddings.class_embedding", "class_embedding"),
         ("embeddings.patch_embedding", "conv1"),
@@ -88,7 +88,7 @@ def test_a_tower_of_open_clip_has_the_features_of_the_same_tower_in_transformers
     params = {path.partition("/")[2]: stored.read(path) for path in stored.shapes}
     assert compare_tower(cfg, params, FolderModel(tmp_path / "hf")).is_good
     assert_goes_back(folder, tmp_path / "ours", tmp_path / "again")
-    # And as a tower of transformers, with the norm of its class token.
+    # Exports the same tower for transformers, with the norm of its class token.
     aside = Aside(tmp_path / "ours")
     model = plain({"vision_encoder": cfg}, aside.specs)
     export_plain(stored, model, {"vision_encoder": cfg}, tmp_path / "tower", aside=aside)
@@ -237,7 +237,7 @@ def test_pickles_are_refused_unless_they_are_allowed(tmp_path):
 
 
 def rename(folder, change):
-    """Changes the names of the tensors in the one file of a checkpoint."""
+    """Renames the tensors in the single file of a checkpoint."""
     damage(folder, lambda t: [t.update({change(name): t.pop(name)}) for name in list(t)])
 
 

@@ -1,4 +1,4 @@
-"""LLaVA in and out: answers to pictures as those of transformers, and an MM1 that is a LLaVA."""
+"""LLaVA imports answer as in transformers, and an MM1 with LLaVA's parts exports as a LLaVA."""
 
 import numpy as np
 import PIL.Image
@@ -28,7 +28,7 @@ from mm1_jax.models.mm1 import MM1
 
 
 def assert_same_answers(parts, params, folder, image_token=IMAGE_TOKEN):
-    """64 greedy tokens of two prompts with a picture each: ours and those of a LLaVA."""
+    """Compares 64 greedy tokens for two prompts, each with a picture, with a LLaVA's."""
     encoder, num_patches = parts["vision_encoder"], parts["connector"].num_image_tokens
     cfg = MM1.default_config().set(**parts, image_token=image_token)
     images = random_images(encoder.image_size, seed=1)
@@ -67,7 +67,7 @@ def test_64_greedy_tokens_after_an_import_are_those_of_transformers(name, tmp_pa
 
 
 def of_llava(name, tied):
-    """An MM1 of the parts of a LLaVA, and of a size of its own."""
+    """The config of an MM1 with the parts of a LLaVA and other sizes."""
     config = LLAVAS[name]().config.to_dict()
     parts = make_parts({**config, "model_type": "llava"}, Changes())
     cfg = MM1.default_config().set(**parts, image_token=IMAGE_TOKEN)

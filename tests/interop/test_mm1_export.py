@@ -1,4 +1,4 @@
-"""A whole MM1 in transformers: the same logits and the same answers to pictures and texts."""
+"""A whole MM1 has the same logits and the same answers in transformers."""
 
 import jax
 import numpy as np
@@ -88,7 +88,7 @@ MODELS = {
 
 
 def draw(cfg, seed=0):
-    """Random parameters by path: no zero bias and no unit scale hides a mistake."""
+    """Draws parameters by path, without zero biases and unit scales, which would hide mistakes."""
     module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
     generator = np.random.default_rng(seed)
     shapes = nnx.to_pure_dict(nnx.state(module, nnx.Param))
@@ -99,7 +99,7 @@ def draw(cfg, seed=0):
         if path.endswith("scale"):
             value = 1 + 0.2 * value
         elif cfg.decoder.tied_embeddings and path.startswith("decoder"):
-            # Small beside what layers add: else a tied table answers every token by itself.
+            # Smaller than the layers' outputs, or a tied table would predict every token as itself.
             value *= 0.05 if "embedding" in path else 1.5 / np.sqrt(max(leaf.shape[-1], 8))
         elif not path.endswith(("embedding/weight", "positions", "token", "queries")):
             value = value * 0.3 / np.sqrt(leaf.shape[-1] if leaf.shape[-1] > 8 else 8)
@@ -117,7 +117,7 @@ def store(params, folder):
     return StoredParams(folder)
 
 
-# The others take minutes, all of them together.
+# The others take minutes in total.
 QUICK = ("tiny", "tiny_moe", "clip")
 
 
@@ -125,7 +125,7 @@ QUICK = ("tiny", "tiny_moe", "clip")
     params=[pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
 )
 def exported(request, tmp_path, monkeypatch):
-    """The config and the parameters of a model, and the folder that it was exported to."""
+    """The config and parameters of a model, its export folder, and the result of the export."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     cfg = MODELS[request.param]()
     cfg.decoder.vocab_size = 64
@@ -144,7 +144,7 @@ def exported(request, tmp_path, monkeypatch):
 def test_logits_and_64_greedy_tokens_are_the_same(exported):
     cfg, params, folder, result = exported
     assert result.comparison.is_good
-    # A flat output says little.
+    # Logits that barely vary would prove little.
     assert result.comparison.scale > 0.1
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=True, local_files_only=True

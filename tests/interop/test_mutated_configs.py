@@ -1,6 +1,6 @@
-"""500 foreign checkpoints with a changed config or tokenizer: imported rightly or refused by name.
+"""500 foreign checkpoints with a changed config or tokenizer import correctly or fail clearly.
 
-A few are examined here, up to where values are read. All are imported by
+By default a few are examined, without reading values. All are imported by
 
     pytest -m slow -s tests/interop/test_mutated_configs.py
 """
@@ -27,13 +27,13 @@ from mm1_jax.interop.tokenizers import import_tokenizer
 from tools import convert_checkpoint
 
 NUM_SEEDS = 500
-# Of every family, in a short run.
+# Enough to cover every family.
 FEW = 52
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Family -> the folder of its checkpoint's tensors; and the files of a tokenizer."""
+    """Maps families to folders with their tensors; also the files of a tokenizer."""
     root = tmp_path_factory.mktemp("tensors")
     folders = {}
     for i, family in enumerate(FAMILIES):
@@ -60,7 +60,7 @@ def placed(checkpoint, seed, folder):
 
 
 def assert_named(made, message, folder):
-    """An error is a sentence that names the file, and the field or the tensors."""
+    """Asserts that an error names the file, and the field or the tensors."""
     assert "Traceback" not in message and len(message) < 4000
     assert made.file in message or str(folder) in message, message
     if made.field is not None and made.file.endswith("config.json"):
@@ -69,9 +69,9 @@ def assert_named(made, message, folder):
 
 
 def assert_same_model(made, parts):
-    """What was accepted is the model that the family's own library reads."""
+    """Asserts that an accepted config is the model that the family's own library reads."""
     name = next(name for name in made.files if name in families.CONFIGS)
-    # Encodings aside, in which its library may not read it.
+    # Decoded here, because the library may not read the encoding.
     config = json.loads(made.files[name])
     if made.family == "aim":
         assert parts["vision_encoder"].num_heads == config.get("num_heads", 2)
@@ -79,7 +79,7 @@ def assert_same_model(made, parts):
     try:
         expected = facts_of_oracle(made.family, config)
     except Refused as error:
-        # What changes nothing may be of any type here.
+        # Fields without effect may have any type in an import.
         assert _is_neutral(made), error
         return
     found = facts_of_parts(parts)

@@ -1,4 +1,4 @@
-"""Tokenizers that come and go with weights."""
+"""Tokenizers that are imported and exported with weights."""
 
 import json
 
@@ -30,7 +30,7 @@ def write_json_tokenizer(folder):
 
 
 def test_a_decoder_takes_its_tokenizer_along_and_there_is_room_for_the_image_token(tmp_path):
-    """The way of an open model: import, and back as a plain one."""
+    """The path of an open model: imported, and exported as a plain checkpoint."""
     save("qwen3", tmp_path / "hf")
     library = write_json_tokenizer(tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -83,14 +83,14 @@ CONFIG = {"model_type": "llama", "vocab_size": 302}
 
 
 def write(folder, **files):
-    """JSON files by their names without ".json"."""
+    """Writes JSON files, by their names without ".json"."""
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
 def both(tmp_path):
-    """A folder with a tokenizer.model, and a tokenizer.json of the same pieces and no more."""
+    """A folder with a tokenizer.model, and a tokenizer.json of exactly the same pieces."""
     (tmp_path / "tokenizer.model").write_bytes(SHIPPED_MODEL.read_bytes())
     pieces = Tokenizer.default_config().instantiate().sentencepiece
     vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
@@ -116,7 +116,7 @@ def test_tokenizer_json_is_taken_where_it_has_tokens_that_the_model_lacks(both):
     assert "lacks 1 of its tokens, such as '<|im_end|>'" in imported.notes[0]
     tokenizer = imported.cfg.instantiate()
     assert tokenizer.eos == library.token_to_id("<|im_end|>") != tokenizer.image_token
-    # By itself, the model cannot be taken for such a checkpoint.
+    # Alone, the model does not suffice for such a checkpoint.
     (both / "tokenizer.json").unlink()
     write(both, added_tokens={"<|im_end|>": tokenizer.eos}, tokenizer_config={})
     with pytest.raises(ValueError, match=r"added_tokens.json: has '<\|im_end\|>' by id"):
@@ -174,7 +174,7 @@ def test_the_end_of_a_text_is_read_where_transformers_reads_it(name, content, tm
 
 def test_files_that_say_otherwise_are_named(tmp_path):
     write_json_tokenizer(tmp_path)
-    # An id that is a piece of text is the default of a class, and ends nothing.
+    # An id that is a piece of text is a class default and ends nothing.
     write(tmp_path, config={**CONFIG, "eos_token_id": 2}, generation_config={"eos_token_id": 2})
     notes = import_tokenizer(tmp_path, num_rows=0).notes
     assert [note.split()[0] for note in notes] == ["generation_config.json", "config.json"]

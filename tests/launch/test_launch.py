@@ -23,7 +23,7 @@ def _fake_experiment(monkeypatch):
 
 
 def _error(capsys, *argv) -> str:
-    """What a launch that fails says; it fails with 2 and without a traceback."""
+    """Returns the message of a launch that fails with exit code 2 and without a traceback."""
     assert main([MODULE, *argv]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and "Traceback" not in captured.err
@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_once(capsys, tmp_path):
 def test_an_error_while_building_is_explained(capsys, tmp_path):
     argv = ("--config=fake_small", f"--output_dir={tmp_path}")
     assert "input.path=x: no such file" in _error(capsys, *argv, "--config.input.path=x")
-    # What could not be built binds nobody.
+    # A run that could not be built does not restrict the next launch.
     assert main([MODULE, *argv]) == 0
 
 
@@ -251,7 +251,7 @@ def test_a_missing_required_field_is_named_and_can_be_given(capsys, tmp_path):
     assert (tmp_path / "run/checkpoints/3").exists()
 
 
-# A second process that holds a folder until it is told, or killed.
+# A second process that holds a folder until its input closes or it is killed.
 _HOLD = """
 import sys
 from mm1_jax.launch.run_folder import RunFolder
@@ -313,7 +313,7 @@ TWO = ("--num_processes=2", "--process_id=0", "--coordinator_address=127.0.0.1:9
         (KeyboardInterrupt(), 130),
         (SystemExit(143), 143),
         (SystemExit(3), 3),
-        # Of code that ends the process as if all were done.
+        # Raised by code that ends the process as if it had succeeded.
         (SystemExit(0), 1),
         (SystemExit(None), 1),
         (SystemExit("text"), 1),
@@ -326,13 +326,13 @@ def test_no_launch_that_fails_ends_with_0(tmp_path, monkeypatch, capsys, options
 
     monkeypatch.setattr(launch, "join", fail)
     monkeypatch.setattr(importlib.import_module("fake_experiment").FakeExperiment, "run", fail)
-    # Those of other tests.
+    # Other tests have used devices already.
     monkeypatch.setattr(distributed, "uses_devices", lambda: False)
     argv = [MODULE, "--config=fake_small", f"--output_dir={tmp_path}", *options]
     try:
         assert main(argv) == status
     except Exception as error:
-        # Python prints it, and ends with 1.
+        # Python prints the error and exits with 1.
         assert error is raised and status == 1 and not options
     assert "Outputs" not in capsys.readouterr().out
 

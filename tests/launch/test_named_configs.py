@@ -1,4 +1,4 @@
-"""Configs by name: modules are found, and functions that make no config are told in a sentence."""
+"""Named configs: modules are found, and functions that return no config raise clear errors."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.mm1 import MM1
 
 ROOT = Path(__file__).parents[2]
-# With options that each of them needs besides.
+# Further options that each tool needs.
 TOOLS = {
     "benchmark_input": [],
     "compute_lengths": [],
@@ -31,7 +31,7 @@ TOOLS = {
 
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
-    """A module of the current folder, which says that it was found."""
+    """A module in the current folder whose config raises an error that proves it was found."""
     name = f"module_of_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(
         "def config():\n    raise ValueError('it is found')\n"

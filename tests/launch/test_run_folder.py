@@ -29,13 +29,13 @@ def _launch(**overrides) -> Launch:
 
 
 def _claim(folder, **overrides) -> Any:
-    """Claims a folder as a launch does; the config that it trains."""
+    """Claims a folder as a launch does, and returns the config that it trains."""
     launch = _launch(**overrides)
     return launch.resolved_config(RunFolder(folder).claim(launch, launch.resolved_config()))
 
 
 def _store(run, now, then):
-    """Has the run have been trained with the line `then` of its config in place of `now`."""
+    """Replaces the line `now` of the run's stored config by `then`."""
     path = run / "config.txt"
     text = path.read_text()
     assert text.count(now) == 1
@@ -93,7 +93,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
 
 
 def test_values_that_a_run_was_trained_with_are_read(run, capsys):
-    """The code, its experiment included, makes other ones now."""
+    """The code and its experiment have other values now."""
     _store(run, "seed: 0", "seed: 3")
     _store(run, "input.fit: <Fit.STRETCH: 'stretch'>", "input.fit: <Fit.PAD: 'pad'>")
     _store(run, "input.mean[1]: 0.5", "input.mean[1]: 0.25")
@@ -277,7 +277,7 @@ def test_what_may_change_is_a_field_and_not_the_beginning_of_a_name(run):
 
 
 def test_an_override_mends_what_does_not_fit(tmp_path, monkeypatch):
-    """A tokenizer of another size lies where the config, without its overrides, looks for one."""
+    """Without the override, the tokenizer in the folder has another size than the config."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tokenizer.model").write_bytes(SHIPPED_MODEL.read_bytes())
@@ -302,14 +302,14 @@ def test_two_runs_do_not_share_checkpoints(tmp_path):
             assert str(tmp_path / folder) in str(error.value)
     assert not (tmp_path / "b" / "config.txt").exists()
     _claim(tmp_path / "a", **shared)
-    # A run of its own, which is then told to save there.
+    # A separate run, which is then told to save there.
     _claim(tmp_path / "b")
     with pytest.raises(ValueError, match="are of the run in"):
         _claim(tmp_path / "b", **shared)
 
 
 def test_two_runs_that_start_together_do_not_share_checkpoints(tmp_path):
-    """The first one runs, and has saved nothing yet."""
+    """The first run is active and has not saved yet."""
     shared = {"trainer__checkpointer__location": str(tmp_path / "shared")}
     with RunFolder(tmp_path / "a").lock():
         _claim(tmp_path / "a", **shared)

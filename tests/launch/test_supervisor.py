@@ -8,7 +8,7 @@ import pytest
 from mm1_jax.launch import supervisor
 from mm1_jax.launch.supervisor import supervise
 
-# Appends a line to a file, and ends as the line of that number says.
+# Appends a character to a file, and ends as the argument with that number says.
 _CHILD = """
 import os, signal, sys
 path, *ends = sys.argv[1:]
@@ -63,9 +63,9 @@ def test_a_signal_goes_on_to_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        # Ended by the signal itself, as a launch that has not come to its loop is.
+        # The signal itself ends a launch that has not reached its loop.
         ("open(path, 'w').close(); time.sleep(60)", 143),
-        # Between two runs: the long pause ends at once.
+        # Between two runs, the long pause ends immediately.
         ("open(path, 'w').close(); sys.exit(1)", 1),
     ],
 )

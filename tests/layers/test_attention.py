@@ -1,4 +1,4 @@
-"""The attention module, by its properties."""
+"""Properties of the attention module."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The attention programs: XLA's against torch, the fused ones, interpreted, against XLA's."""
+"""Attention kernels: XLA's compared with torch; the fused ones, interpreted, with XLA's."""
 
 import functools
 
@@ -85,7 +85,7 @@ def test_softmax_is_computed_in_float32():
 
 
 def _packed(seed: int, num_rows: int, length: int) -> tuple[jax.Array, jax.Array]:
-    """Positions and segment ids of rows of documents of random lengths, padded at the end."""
+    """Draws positions and segment ids of rows of documents with random lengths and padding."""
     rng = np.random.default_rng(seed)
     positions, segment_ids = np.zeros((2, num_rows, length), np.int32)
     for row in range(num_rows):
@@ -103,7 +103,7 @@ def _queries_keys_values(num_rows, length, num_heads, num_kv_heads, head_dim):
 
 
 def _output_and_gradients(kernel, qkv, visibility):
-    """Where the query is a token; the gradients are those of a random function of the output."""
+    """Returns the output, zero at padding, and the gradients of a random function of it."""
     seen = 1.0
     if visibility is not None:
         seen = (visibility.query_segment_ids > 0)[:, :, None, None].astype(jnp.float32)
@@ -243,7 +243,7 @@ def test_cross_attention_is_not_for_a_fused_kernel():
 
 
 def _num_kernels(jaxpr) -> int:
-    """Pallas calls whose results are used; what an equation without results does is dropped."""
+    """Counts Pallas calls whose results are used; equations without results are dropped."""
     count = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":

@@ -1,4 +1,4 @@
-"""The rule of who sees whom."""
+"""The rule that decides which positions a position sees."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +45,7 @@ def test_each_row_has_a_prefix_of_its_own_that_does_not_reach_into_padding():
 
 
 def test_keys_are_found_by_position_wherever_they_lie():
-    # As in a cache: a prompt of 2 padded to 3, then the tokens at 2 and 3, then an empty slot.
+    # The layout of a cache: a prompt of 2 padded to 3, the tokens at 2 and 3, then an empty slot.
     key_positions = jnp.array([[0, 1, 0, 2, 3, 0]])
     key_segment_ids = jnp.array([[1, 1, 0, 1, 1, 0]])
     query = Visibility(

@@ -1,4 +1,4 @@
-"""The token table, read in both directions."""
+"""The token table as input and as output layer."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Feed-forward layers against torch."""
+"""Feed-forward layers, compared with torch."""
 
 import jax
 import numpy as np

@@ -9,7 +9,7 @@ from mm1_jax.layers.kv_cache import check_cache_dtype, empty_cache, quantise
 
 B, T, N, K, H, S = 3, 4, 6, 2, 8, 12
 LENGTHS = np.array([5, 0, 8])
-# Of values that are normal: what int8 rounds, and bfloat16, relative to the largest ones.
+# Tolerances for normal values, relative to the largest: the rounding of each dtype.
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2, "int8": 2e-2}
 
 
@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int) -> jax.Array:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_queries_see_what_came_before_them_in_their_row_and_nothing_else(dtype):
-    """Four tokens after rows of unequal length, against attention with a mask over whole rows."""
+    """Compares four tokens after rows of unequal length with masked attention over whole rows."""
     keys, values = normal(B, S, K, H, seed=0), normal(B, S, K, H, seed=1)
     query = normal(B, T, N, H, seed=2)
     start = jnp.asarray(LENGTHS, jnp.int32)
@@ -28,7 +28,7 @@ def test_queries_see_what_came_before_them_in_their_row_and_nothing_else(dtype):
     @jax.jit
     def cached(query, keys, values):
         cache = empty_cache(B, S, K, H, dtype)
-        # Also behind the rows' ends, where nobody may look before it is written over.
+        # Also writes beyond the rows' ends, where nothing may be read before it is overwritten.
         cache = cache.write(
             keys + 100 * (jnp.arange(S)[None] >= start[:, None])[..., None, None],
             values + 100,

@@ -1,4 +1,4 @@
-"""Linear maps and their forms for attention heads."""
+"""Linear maps, and their variants for attention heads."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Sparse layers: routing, both forms of dispatch, statistics."""
+"""Sparse layers: routing, both kinds of dispatch, statistics."""
 
 import functools
 import re
@@ -54,7 +54,7 @@ def _x(seed: int = 1) -> jax.Array:
 
 
 def _plain_moe(moe: MoE, x: np.ndarray, is_real: np.ndarray) -> np.ndarray:
-    """The definition, token by token."""
+    """The definition of the layer, token by token."""
     y = np.zeros_like(x)
     gate, up, down = (np.asarray(getattr(moe.experts, k)[...]) for k in ("gate", "up", "down"))
     for b, t in np.argwhere(is_real):
@@ -120,7 +120,7 @@ def test_dropped_choices_are_counted_and_the_override_drops_none():
     moe.router[...] = jnp.zeros((D, E)).at[0].set(jnp.array([0.0, 3.0, 0.0, 2.0]))
     x = _x().at[:, :, 0].set(1.0)
     y, statistics = _run(moe, x, SEGMENT_IDS)
-    # Experts 1 and 3 take T / E = 3 tokens of each row; 9 and 12 tokens came, to each of the two.
+    # Experts 1 and 3 take T / E = 3 tokens of each row; each was chosen by 9 and by 12 tokens.
     assert statistics.dropped == 2 * (9 - 3) + 2 * (12 - 3)
     assert bool(jnp.all(y[:, 3:] == 0)) and bool(jnp.all(jnp.any(y[:, :3] != 0, axis=-1)))
     y, statistics = _run_dropless(moe, x, SEGMENT_IDS)
@@ -130,7 +130,8 @@ def test_dropped_choices_are_counted_and_the_override_drops_none():
 
 
 def test_first_choices_take_places_before_second_ones():
-    # Expert 0 has two places. Token 0 wants it second, tokens 1 and 2 first: the latter get it.
+    # Expert 0 has two places. It is token 0's second choice and the first of tokens 1 and 2, who
+    # get the places.
     experts = jnp.array([[[1, 0], [0, 1], [0, 2]]])
     routes = Routes(experts, jnp.full((1, 3, 2), 0.5), jnp.ones((1, 3), bool))
     slots, dropped = capacity_slots(routes, num_experts=3, capacity=2)
@@ -145,7 +146,7 @@ def test_padding_takes_no_place():
     x = _x().at[:, :, 0].set(1.0)
     padded_first = jnp.where(jnp.arange(T)[None] < 9, 0, jnp.ones((B, T), jnp.int32))
     y, statistics = _run(moe, x, padded_first)
-    # 3 real tokens a row, and 3 places in each expert.
+    # Each row has 3 real tokens, and each expert has 3 places.
     assert statistics.dropped == 0
     assert bool(jnp.all(y[:, :9] == 0)) and bool(jnp.all(jnp.any(y[:, 9:] != 0, axis=-1)))
 
@@ -255,7 +256,7 @@ def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monke
         jnp.asarray(generator.standard_normal(shape), jnp.float32)
         for shape in ((40, D), (E, D, 6), (40, 6))
     )
-    # An expert with three blocks, and one without any.
+    # One expert has three blocks, and one has none.
     sizes_E = jnp.array([8, 24, 0, 8])
 
     def products_and_gradients():
@@ -275,8 +276,9 @@ def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monke
 
 
 def test_at_full_size_nothing_is_larger_than_twice_the_kernels():
-    """Rows of 32k tokens, in bfloat16, and the experts of a 7B's shape; kernels' gradients are
-    summed in float32, which is twice their size.
+    """Sizes are 32k tokens in bfloat16 and the experts of a 7B model.
+
+    Gradients of kernels are summed in float32, which is twice the size of the kernels.
     """
     cfg = MoE.default_config().set(input_dim=4096, hidden_dim=11_008, num_experts=32)
     moe = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
@@ -310,7 +312,7 @@ def _rows() -> jax.Array:
 
 
 def _compiled_step(moe: MoE, axes: dict[str, int] | None):
-    """Compiled values, gradients and statistics of some loss, and its arguments."""
+    """Compiles a step that returns values, gradients and statistics; also returns its arguments."""
     graphdef, params = nnx.split(moe)
 
     def loss(params, x, segment_ids):
@@ -358,7 +360,7 @@ def test_dropless_sends_all_tokens_to_one_device_where_they_want_it():
 
 
 def test_choices_without_room_are_counted_and_give_nothing():
-    """All tokens want expert 2, whose device has room for one and a half times its share."""
+    """All tokens choose expert 2, whose device has room for one and a half times its share."""
     cfg = Dropless.default_config().set(receive_factor=1.5)
     moe = _moe(experts_per_token=1, dispatch=cfg)
     moe.router[...] = jnp.zeros((D, E)).at[0, 2].set(3.0)
@@ -369,7 +371,7 @@ def test_choices_without_room_are_counted_and_give_nothing():
         run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))
         y, statistics = run(params, x)
     one, _ = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))(params, x)
-    # A row a device, 24 slots for four devices: rows of 8, 9, 10, 11 and of 12, 13, 14, 15 tokens.
+    # Each device has a row. Four devices share 24 slots; their rows have 8 to 11 or 12 to 15 tokens.
     kept = np.array([8, 9, 7, 0, 12, 12, 0, 0])
     is_kept = np.arange(LENGTH)[None, :, None] < kept[:, None, None]
     expected = np.where(is_kept, one, 0)
@@ -386,10 +388,10 @@ def _collectives(text: str) -> dict[str, int]:
 def test_capacity_exchanges_rows_over_the_expert_axis_and_nothing_else():
     moe = _moe(dispatch=_capacity(1.0))
     text = _compiled_step(moe, {"data": 2, "expert": 4})[0].as_text()
-    # Rows and their weights to the experts, rows back; and the gradients of these.
+    # Rows and their weights go to the experts, rows come back, and gradients take the reverse path.
     assert _collectives(text) == {"all-to-all": 6}
     text = _compiled_step(moe, {"data": 1, "expert": 2, "fsdp": 4})[0].as_text()
-    # The three kernels and the router are whole while in use.
+    # The three kernels and the router are gathered while in use.
     assert _collectives(text) == {"all-to-all": 6, "all-gather": 4, "reduce-scatter": 3}
 
 
@@ -415,7 +417,7 @@ def test_kept_products_are_not_computed_again():
             and {x.aval.size for x in (*equation.invars, *equation.outvars)} & kernel_sizes
         )
 
-    # Three forward, six backward; of the three, the last is never computed again.
+    # Three forward and six backward products; the last forward product is never recomputed.
     assert num_products(EXPERT_INPUTS) == 3 + 6 + 2
     assert num_products(EXPERT_INPUTS, EXPERT_GATE, EXPERT_UP) == 3 + 6
 

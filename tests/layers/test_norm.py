@@ -1,4 +1,4 @@
-"""Norms against torch."""
+"""Norms, compared with torch."""
 
 import jax
 import jax.numpy as jnp
@@ -37,5 +37,5 @@ def test_bfloat16_input_is_normalised_in_float32(norm, prng_key):
     x = (100 + jax.random.normal(prng_key, (4, 512))).astype(jnp.bfloat16)
     y = norm(x)
     assert y.dtype == jnp.bfloat16
-    # Exact up to the last rounding.
+    # Only the last rounding differs.
     np.testing.assert_allclose(y, norm(x.astype(jnp.float32)), rtol=2**-8, atol=1e-6)

@@ -36,7 +36,7 @@ def test_paths_go_with_the_leaves_of_the_tree():
         (("vision_encoder",), {"vision_encoder/patches/kernel", "vision_encoder/patches/bias"}),
         ((".*/attention", "decoder/norm/scale"), {QUERY, "decoder/norm/scale"}),
         ((".*/kernel",), {"vision_encoder/patches/kernel", QUERY}),
-        # Not the beginning of a name.
+        # A pattern does not match a prefix of a name.
         (("decoder/stack/layer/router",), {"decoder/stack/layer/router"}),
     ],
 )

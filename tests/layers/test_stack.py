@@ -1,4 +1,4 @@
-"""The scanned stack against a Python loop, and its remat policies."""
+"""The scanned stack, compared with a Python loop, and its remat policies."""
 
 import functools
 
@@ -20,7 +20,7 @@ X = jax.random.normal(jax.random.key(1), (2, 5, 8))
 
 
 def _config(grouped: bool, **fields) -> Stack.Config:
-    """Layers as of a vision encoder, 3 of them, or 4 and every second one sparse if `grouped`."""
+    """Layers of a vision encoder: 3, or, if `grouped`, 4 of which every second is sparse."""
     layer = TransformerBlock.default_config().set(
         attention=Attention.default_config().set(num_heads=2, bias=True),
         feed_forward=FeedForward.default_config().set(hidden_dim=6),
@@ -45,7 +45,7 @@ def _loss(stack):
     return jnp.sum(y**2) + (0 if statistics is None else jnp.sum(statistics.z))
 
 
-# The scan with full remat, which all are compared with, is compiled once.
+# The scan with full remat, the reference of all comparisons, is compiled once.
 _default = functools.cache(lambda grouped: _loss(_stack(grouped)))
 
 

@@ -9,9 +9,9 @@ from flax import nnx
 
 @pytest.fixture
 def build() -> Callable:
-    """Makes a module with random parameters: no zero bias and no unit scale hides a mistake.
+    """Makes a module with random parameters; zero biases and unit scales would hide mistakes.
 
-    They are drawn by NumPy, because compiling the initialisers takes longer than most tests.
+    NumPy draws them, because compiling the initializers takes longer than most tests.
     """
 
     def build(cfg, scale=0.4):

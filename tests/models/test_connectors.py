@@ -131,7 +131,7 @@ def test_adaptive_pooling_equals_torch(size, bins):
 
 
 def of_honeybee(name: str, arrays: dict) -> tuple:
-    """Our config with the sizes of a reference, and the reference's weights, inputs and outputs."""
+    """Returns our config of a reference's sizes, and its weights, inputs and outputs."""
     inputs, hidden, outputs, grid, side, depth, mlp_depth = C_ABSTRACTORS[name]
     cfg = CAbstractor.default_config().set(
         input_dim=inputs,

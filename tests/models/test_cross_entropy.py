@@ -1,4 +1,4 @@
-"""The chunked loss on meshes: the same numbers, and no communication inside the loop."""
+"""The chunked loss on meshes: equal numbers, and no communication inside the loop."""
 
 import jax
 import jax.numpy as jnp

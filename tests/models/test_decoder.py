@@ -1,4 +1,4 @@
-"""The decoder: packing, caching, sharding, counting."""
+"""The decoder: packing, caching, sharding and parameter counts."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.parallel.sharding import AxisRules, constrain, parameter_shardings, use_mesh
 
 V, T = 24, 10
-# Documents of 4, 3 and 2 tokens and one padded position; of 10 tokens.
+# One row has documents of 4, 3 and 2 tokens and a padded position, the other one of 10 tokens.
 SEGMENT_IDS = jnp.array([[1, 1, 1, 1, 2, 2, 2, 3, 3, 0], [1] * T])
 POSITIONS = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 1, 0], list(range(T))])
 TOKENS = jax.random.randint(jax.random.key(5), (2, T), 0, V)
@@ -55,7 +55,7 @@ def _extend(decoder, tokens, positions, segment_ids, caches, start=None):
 def test_packed_logits_equal_unpacked_logits(moe):
     decoder = _decoder(_config(moe))
     packed = _logits(decoder, TOKENS, POSITIONS, SEGMENT_IDS)
-    # Each document in a row of its own, from the start of it.
+    # Each document gets a row of its own.
     unpacked_tokens = np.zeros((3, T), np.int32)
     segment_ids = np.zeros((3, T), np.int32)
     spans = [(0, 4), (4, 7), (7, 9)]
@@ -87,14 +87,14 @@ def test_no_gradient_reaches_another_document_or_a_later_position(moe):
     assert not bool(jnp.any(depends_BTBT & ~same_row))
     for b in range(2):
         same = np.equal.outer(SEGMENT_IDS[b], SEGMENT_IDS[b]) & (SEGMENT_IDS[b] > 0)[None]
-        # A padded position sees no key, so its result is an average over the row; nobody reads it.
+        # A padded position sees no key, so its result is an unused average over the row.
         real = np.asarray(SEGMENT_IDS[b]) > 0
         np.testing.assert_array_equal(depends_BTBT[b, :, b][real], (np.tril(same))[real])
 
 
 @pytest.mark.parametrize("moe", [False, True])
 def test_cached_decoding_equals_the_full_forward_pass(moe):
-    # With too few places in training, so the override is what makes them equal.
+    # Capacity is too small in training, so only the dropless override makes both equal.
     capacity = Capacity.default_config().set(capacity_factor=0.5, min_capacity=1)
     cfg = _config(moe)
     if moe:
@@ -213,7 +213,7 @@ def test_seven_billion_parameters_are_counted_without_making_them():
     assert num_non_embedding_parameters(cfg) == 6_476_271_616
     params = nnx.state(jax.eval_shape(lambda: _decoder(cfg)), nnx.Param)
     total = sum(x.size for x in jax.tree.leaves(params))
-    # The size of Llama-2-7B, whose shape this is.
+    # This is the shape of Llama-2-7B, and its size.
     assert total == 6_738_415_616
 
 

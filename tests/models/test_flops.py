@@ -32,7 +32,7 @@ def cfg():
 
 
 def traced(cfg, function, *shapes):
-    """FLOPs of all matrix products of a call, as traced."""
+    """Counts the FLOPs of all matrix products in the traced call."""
     module = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
     return product_flops(jax.make_jaxpr(function)(module, *shapes).jaxpr)
 
@@ -64,7 +64,7 @@ def test_products_agree_with_what_xla_counts(cfg):
     module = nnx.eval_shape(lambda: cfg.vision_encoder.instantiate(rngs=nnx.Rngs(params=0)))
     image = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
     cost = jax.jit(lambda encoder, x: encoder(x)).lower(module, image).cost_analysis()
-    # XLA counts norms, activations and the softmax, too.
+    # XLA also counts norms, activations and the softmax.
     assert 1 < cost["flops"] / vision_encoder_flops(cfg.vision_encoder) < 1.2
 
 

@@ -19,7 +19,7 @@ MESHES = {
     "data 2, fsdp 2, model 2": {"data": 2, "fsdp": 2, "model": 2},
     "fsdp 2, seq 2, model 2": {"data": 1, "fsdp": 2, "seq": 2, "model": 2},
 }
-# Rows that share a buffer, and the slots that they have; with 4, a row has its own.
+# (rows that share a buffer, slots of the buffer); with (1, 4), a row has a slot for every image.
 GROUPS = [(1, 4), (1, 3), (2, 6), (4, 12), (8, 16), (8, 24)]
 
 
@@ -28,7 +28,7 @@ def make_mesh(name):
 
 
 def make_rows(group_rows, group_slots, seed=0):
-    """Rows of 0 to 4 images that stand where the data side puts them; one of them is bad."""
+    """Makes rows of 0 to 4 images in the slots that the data side assigns; one image is bad."""
     rng = np.random.default_rng(seed)
     is_image = np.zeros((ROWS, LENGTH), bool)
     image_index = np.full((ROWS, SLOTS), -1, np.int32)
@@ -51,7 +51,7 @@ def make_rows(group_rows, group_slots, seed=0):
 
 
 def compile_on(mesh, group_rows, arguments):
-    """(merged, gradients of its squares), compiled for arrays that lie where a batch's lie."""
+    """Compiles (merged, gradients of its squares) for arrays with the shardings of a batch."""
 
     def loss(token_embeddings, image_embeddings, is_image, image_index):
         with use_mesh(mesh):
@@ -89,13 +89,13 @@ def test_on_a_mesh_rows_and_gradients_are_those_of_one_device(name, group_rows, 
 
 
 def collectives(compiled):
-    """Kind, floats in the result and devices in a group, of each collective of floats."""
+    """Returns (kind, floats in the result, devices in a group) of each collective of floats."""
     pattern = (
         r"= (\(?f32\[.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)\("
     )
     found = []
     for line in compiled.as_text().splitlines():
-        # A scalar loss is summed over everybody.
+        # The scalar loss is summed over all devices, and not counted.
         match = re.search(pattern, line)
         if match and not match[1].startswith("f32[]"):
             sizes = [
@@ -109,13 +109,13 @@ def collectives(compiled):
 
 @pytest.mark.parametrize(("group_rows", "group_slots"), GROUPS)
 def test_embeddings_go_no_further_than_the_group(group_rows, group_slots):
-    """On eight devices with a row each."""
+    """Uses eight devices with one row each."""
     arguments = make_rows(group_rows, group_slots)
     found = collectives(compile_on(make_mesh("data 2, fsdp 4"), group_rows, arguments))
     if group_slots == group_rows * SLOTS:
         assert found == []
         return
-    # There, and the gradients back.
+    # One exchange sends the embeddings, another returns their gradients.
     capacity = ImageBuffer(group_rows, group_slots).most_from_one_shard(SLOTS, group_rows)
     there = ("all-to-all", group_rows * capacity * M * D, group_rows)
     assert found == ([] if group_rows == 1 else [there, there])

@@ -9,7 +9,7 @@ M, D = 3, 4
 
 
 def merge_one_by_one(token_embeddings, image_embeddings, is_image, image_index):
-    """The definition, position by position."""
+    """The definition of the merge, position by position."""
     merged = np.array(token_embeddings)
     for row, flags in enumerate(np.asarray(is_image)):
         for rank, position in enumerate(np.flatnonzero(flags)):
@@ -21,7 +21,7 @@ def merge_one_by_one(token_embeddings, image_embeddings, is_image, image_index):
 
 @pytest.fixture
 def rows(prng_key):
-    """Rows with text between images, full of images, with none, and with an image missing."""
+    """Rows with text between images, full of images, without images, and with a missing image."""
     keys = jax.random.split(prng_key, 2)
     is_image = np.zeros((4, 9), bool)
     is_image[0, [0, 1, 2, 5, 6, 7]] = True
@@ -79,7 +79,7 @@ def test_an_image_position_passes_no_gradient_to_its_token(rows):
 
 def test_an_image_gets_the_gradient_of_the_positions_that_show_it(rows, prng_key):
     token_embeddings, image_embeddings, is_image, image_index = rows
-    # One image in two rows; the last row has a position beyond its last slot.
+    # One image is in two rows; the last row has a position beyond its last slot.
     image_index = image_index.at[0, 0].set(1)
     is_image = is_image.at[0].set(True)
     weights = jax.random.normal(prng_key, token_embeddings.shape)
@@ -87,7 +87,7 @@ def test_an_image_gets_the_gradient_of_the_positions_that_show_it(rows, prng_key
     def total(x):
         return jnp.sum(weights * merge(token_embeddings, x, is_image, image_index[:, :2]))
 
-    # Merging is linear in the images, so its gradient is what each of their entries is worth.
+    # Merging is linear in the images, so a finite difference of an entry equals its gradient.
     nothing = np.zeros_like(image_embeddings)
     base = merge_one_by_one(token_embeddings, nothing, is_image, image_index[:, :2])
     expected = np.zeros_like(nothing)

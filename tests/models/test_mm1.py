@@ -15,10 +15,10 @@ from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
 IMAGE, IMAGE_SIZE, NUM_IMAGE_TOKENS = 3, 8, 4
 
-# Of every batch, so that the tests share compiled programs.
+# Sizes of every batch; equal sizes let tests share compiled programs.
 ROWS, LENGTH, SLOTS = 4, 20, 4
 
-# Documents as tokens; IMAGE stands for a whole image.
+# Tokens of documents; IMAGE stands for all positions of an image.
 FIRST, SECOND, THIRD = [1, IMAGE, 5, 6], [1, 7, IMAGE, 8], [1, 9, 10, 11, 12]
 
 
@@ -48,7 +48,7 @@ def forward(model, batch):
 
 
 def make_batch(rows, images, num_rows=ROWS):
-    """Packed rows, then empty ones; a document is (tokens, images of the buffer for its places)."""
+    """Makes packed rows, then empty ones; a document is (tokens, indices of its images)."""
     shape = (num_rows, LENGTH)
     fields = {
         name: np.zeros(shape, np.int32)
@@ -81,7 +81,7 @@ def images():
 
 @pytest.fixture
 def packed(images):
-    """One row of three documents, then padding; the first has image 2, the second image 0."""
+    """A row of three documents, then padding; the first has image 2, the second image 0."""
     return make_batch([[(FIRST, [2]), (SECOND, [0]), (THIRD, [])]], images)
 
 
@@ -176,7 +176,7 @@ def test_embed_is_what_the_decoder_reads(build, cfg, packed):
 
 
 def test_cached_decoding_equals_the_full_forward_pass(build, sparse_cfg, images):
-    """Prompts of different lengths, then three tokens each, against the logits of whole rows."""
+    """Compares prompts of different lengths, then three tokens each, with logits of whole rows."""
     model = build(sparse_cfg)
     prompts = [([1, IMAGE, 5], [3]), ([1, 7, IMAGE, 8, 9], [1]), ([1], []), ([1, 2], [])]
     more = np.array([[6, 7, 8], [10, 11, 12], [13, 14, 15], [4, 5, 6]], np.int32)
@@ -263,9 +263,9 @@ MESHES = [{"data": 2, "fsdp": 2, "model": 2}, {"data": 2, "fsdp": 4}]
 
 
 def grouped(rows, pictures, group_rows, group_slots):
-    """Packed rows whose pictures stand in buffers of groups, and the place of each picture there.
+    """Makes packed rows with one buffer per group, and maps each picture to its slot.
 
-    The `pictures` of a row are numbers of it, in the order of its documents.
+    The rows name pictures by their index in `pictures`, in the order of the documents.
     """
     order = ImageBuffer(group_rows, group_slots).dealt()
     buffer = np.zeros((len(rows) // group_rows * group_slots, *pictures.shape[1:]), np.uint8)
@@ -287,7 +287,7 @@ def grouped(rows, pictures, group_rows, group_slots):
 def test_however_rows_share_a_buffer_logits_and_gradients_are_the_same(
     build, cfg, group_rows, group_slots
 ):
-    """On one device and on eight; each picture's gradient is its own."""
+    """Also compares one device with eight, and the gradient of each picture."""
     rows = [
         [(FIRST, [0]), (SECOND, [1])],
         [(THIRD, [])],
@@ -337,7 +337,7 @@ def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):
 
 
 def test_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
-    """ViT-H/14 at 378 px, C-Abstractor with 144 tokens, and a decoder of the 3B's shape."""
+    """The model is ViT-H/14 at 378 px, a C-Abstractor of 144 tokens, and the 3B's decoder."""
     cfg = MM1.default_config().set(vision_encoder=vit_h14(), image_token=IMAGE)
     cfg.connector.num_image_tokens = 144
     cfg.decoder.set(vocab_size=32000, model_dim=3072, num_layers=26, num_heads=24, hidden_dim=8192)

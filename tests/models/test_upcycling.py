@@ -1,4 +1,4 @@
-"""A sparse model computes what the dense one did that it was made from."""
+"""An upcycled sparse model computes the same as its dense source."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ AMPLE = Capacity.default_config().set(capacity_factor=float(EXPERTS))
 
 @pytest.fixture
 def decoder(build):
-    """Graph definition and parameters, drawn anew for each seed."""
+    """Makes the graph definition and random parameters of a decoder for a seed."""
 
     def make(seed, num_layers=LAYERS, **fields):
         cfg = Decoder.default_config().set(
@@ -41,7 +41,7 @@ def sparse_fields(experts_per_token=2, dispatch=None, moe_every=2):
 
 
 def states(graphdef, params):
-    """Those of the real positions of some rows."""
+    """Returns the hidden states of non-padding positions, and the router statistics."""
     generator = np.random.default_rng(5)
     embeddings = jnp.asarray(generator.standard_normal((ROWS, LENGTH, DIM)), jnp.float32)
     positions = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), (ROWS, LENGTH))
@@ -66,7 +66,7 @@ def test_the_sparse_model_computes_what_the_dense_one_does(
     dense = decoder(1)
     graphdef, fresh = decoder(2, **sparse_fields(experts_per_token, dispatch, moe_every))
     expected, _ = states(*dense)
-    # It is not one that computes the same whatever its parameters are.
+    # The parameters matter: a fresh sparse model computes something else.
     assert jnp.abs(states(graphdef, fresh)[0] - expected).max() > 0.1
     found, router = states(graphdef, upcycle(dense[1], fresh))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -82,7 +82,7 @@ def test_routers_are_new_and_all_else_is_of_the_dense_model(decoder):
     np.testing.assert_array_equal(
         feed_forward["router"], fresh["stack"]["last_layer"]["feed_forward"]["router"]
     )
-    # Layers 1 and 3 are the sparse ones.
+    # Layers 1 and 3 are sparse.
     for expert in range(EXPERTS):
         np.testing.assert_array_equal(
             feed_forward["experts"]["up"][:, expert],

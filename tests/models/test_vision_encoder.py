@@ -43,7 +43,7 @@ def to_torch(x):
 
 
 def torch_vit(encoder, images, activation):
-    """The same tower from torch's own layers: a strided convolution and TransformerEncoderLayer."""
+    """The same encoder from torch layers: a strided convolution and TransformerEncoderLayer."""
     mean, std = torch.tensor(encoder.pixel_mean), torch.tensor(encoder.pixel_std)
     pixels = ((to_torch(images).float() / 255 - mean) / std).permute(0, 3, 1, 2)
     kernel = to_torch(encoder.patch_embedding.kernel).T.unflatten(1, (PATCH, PATCH, 3))
@@ -104,7 +104,7 @@ def test_encoder_equals_torch(cfg, build, call, images):
 def test_encoder_in_the_style_of_clip_equals_torch(
     cfg, build, images, kernel, max_padding, monkeypatch
 ):
-    # The fused kernels want whole blocks: rows are padded, and nothing of it may show.
+    # The fused kernels need whole blocks, so rows are padded, which must not change the result.
     monkeypatch.setattr(vision_encoder, "MAX_PADDING", max_padding)
     cfg.stack.layer.attention.kernel = kernel
     cfg.set(
@@ -116,7 +116,7 @@ def test_encoder_in_the_style_of_clip_equals_torch(
     encoder = build(cfg)
     expected = torch_vit(encoder, images, lambda x: x * torch.sigmoid(1.702 * x))
     assert expected.shape == (2, GRID**2, DIM)
-    # The limit is no part of what a compiled program is found by, so each gets its own.
+    # MAX_PADDING is not part of jit's cache key, so each case compiles a program of its own.
     features = jax.jit(lambda encoder, images: encoder(images))(encoder, images)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 

@@ -9,7 +9,7 @@ from mm1_jax.stored_config import flat_fields
 
 
 def told(*processes):
-    """The error of processes with these facts."""
+    """Returns the error of processes with these facts."""
     return described([differences(processes[0], facts) for facts in processes])
 
 
@@ -35,7 +35,7 @@ def test_many_and_long_differences_are_cut():
     assert len(answer["facts"]) == 20 and answer["more"] == 80
     text = told(first, own)
     assert "and 80 more" in text and len(text) < 20_000
-    # Values that begin alike are still told from each other.
+    # Values with a common beginning are cut so that they still differ.
     assert all(a != b for a, b in answer["facts"].values())
 
 
@@ -67,7 +67,7 @@ def test_where_data_lies_and_how_fast_it_is_read_may_differ_and_nothing_else():
         assert facts(**{field: 5}) == facts()
     assert facts(data_dir="elsewhere", path="y") == facts()
     assert facts(seed=1) != facts()
-    # The same names elsewhere are other fields.
+    # Fields with the same name elsewhere must agree.
     assert "trainer.num_workers" in facts()
 
 
@@ -122,11 +122,11 @@ def test_versions_and_options_that_decide_numbers_are_among_the_facts():
 
 
 def test_processes_that_agree_exchange_digests_alone(monkeypatch):
-    """And those that do not, what differs, once."""
+    """Processes that disagree also exchange the differences, once."""
     sent = []
 
     class Distributed:
-        """Process 1 of two; the other one's words are known."""
+        """Process 1 of two, with known messages of the other."""
 
         def __init__(self, other):
             self.other = other

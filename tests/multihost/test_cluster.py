@@ -43,7 +43,7 @@ def test_a_wrong_place_is_refused(process, address):
 
 def test_slurm_gives_nodes_and_tasks():
     cluster = find_cluster(environment=SLURM)
-    # The port that JAX itself takes for this job: 61440 and the job's number modulo 4096.
+    # JAX itself uses this port for the job: 61440 plus the job's number modulo 4096.
     assert place(cluster) == ("gpu007:61441", 4, 2)
     assert cluster.local_device_ids is None
 

@@ -16,7 +16,7 @@ def address():
 
 
 def all_meet(address, processes, number, timeout):
-    """What each of the processes is told; None where it met the others."""
+    """Returns the error of each process; None if it met the others."""
 
     def one(process):
         try:

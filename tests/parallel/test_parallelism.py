@@ -1,4 +1,4 @@
-"""Meshes, and the choice of a parallelism by kind and number of devices."""
+"""Meshes, and mesh rules that choose a parallelism by kind and number of devices."""
 
 from types import SimpleNamespace
 
@@ -100,7 +100,7 @@ def test_the_first_rule_that_matches_counts_and_what_is_set_goes_on_top():
     assert devices_name(_devices("TPU v5", 64)) == "v5p-64"
     assert choose(rules, nothing, "v5p-64") == _parallelism(fsdp=-1, model=2)
     assert choose(rules, nothing, "v5p-32") == _parallelism(fsdp=-1)
-    # "v5p-640" is not "v5p-64".
+    # "v5p-640" must not match "v5p-64".
     assert choose(rules, nothing, "v5p-640") == _parallelism(fsdp=-1)
     chosen = choose(rules, _parallelism(model=4), "v5p-64")
     assert chosen == _parallelism(fsdp=-1, model=4)

@@ -1,4 +1,4 @@
-"""Weights of Hugging Face models under our names, by the conversion that users run."""
+"""Weights of Hugging Face models under our names, from the importer that users run."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mm1_jax.interop.importer import import_checkpoint
 
 
 def imported_weights(model: torch.nn.Module, folder: Path) -> Weights:
-    """The parameters of the one part that the model is, by path."""
+    """Returns the parameters of a model that is a single part, by path."""
     model.save_pretrained(folder / "theirs")
     import_checkpoint(folder / "theirs", folder / "ours", skip_comparison=True)
     stored = StoredParams(folder / "ours")

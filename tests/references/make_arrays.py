@@ -1,7 +1,7 @@
-"""Stores references of timm and open_clip: drawn weights, drawn inputs, and the outputs.
+"""Stores random weights, random inputs and the outputs of references in timm and open_clip.
 
-Both import torchvision, which does not go with the torch of the test extra. So this script runs in
-an environment of its own, 5.5 GB, and tests read what it stores in tests/references/arrays:
+Both import torchvision, which is incompatible with the torch of the test extra. So this script runs
+in an environment of its own, 5.5 GB, and tests read its arrays from tests/references/arrays:
 
     python3.11 -m venv timm
     timm/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 open_clip_torch==3.3.0
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 FOLDER = Path(__file__).parent / "arrays"
-# Input dim, hidden dim, output dim, patches and tokens along a side, blocks of a stage, read-out.
+# Input dim, hidden dim, output dim, patches per side, tokens per side, blocks per stage, MLP depth.
 C_ABSTRACTORS = {
     "c_abstractor": (12, 8, 10, 5, 3, 3, 2),
     "c_abstractor_same_channels": (12, 12, 10, 5, 3, 2, 1),
@@ -33,11 +33,11 @@ TOWER = {
     "image_size": 16,
     "mlp_ratio": 1.5,
 }
-# The `model_cfg` of an open_clip_config.json without what all of them have.
+# The `model_cfg` of an open_clip_config.json, without the fields that all share.
 TOWERS = {
     "gelu": {},
     "quick_gelu": {"quick_gelu": True},
-    # As in ViT-L-14-CLIPA.json and ViT-L-14-CLIPS-224.json.
+    # The fields of ViT-L-14-CLIPA.json and ViT-L-14-CLIPS-224.json.
     "tanh": {"vision_cfg": {"act_kwargs": {"approximate": "tanh"}}},
     "small_eps": {"vision_cfg": {"norm_kwargs": {"eps": 1e-6}}},
     "larger": {"vision_cfg": {"image_size": 24}},
@@ -46,9 +46,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def draw(module: nn.Module, seed: int) -> nn.Module:
-    """Draws all parameters; no zero bias and no unit scale hides a mistake.
+    """Draws all parameters, as zero biases and unit scales would hide mistakes.
 
-    Convolutions are small, so that the variances that follow are near the eps of a norm.
+    Convolutions are small, so that the variances of their outputs are near the eps of a norm.
     """
     rng = np.random.default_rng(seed)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def tower(name: str) -> nn.Module:
 
 
 def clip() -> Arrays:
-    """One set of weights, and under each name of `TOWERS` the last features of the patches."""
+    """Returns one set of weights, and the patch features of each tower in `TOWERS` by name."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from open_clip.model import resize_pos_embed
 

@@ -1,8 +1,8 @@
-"""Choices of two programs that round differently: equal but at near ties, of which there are few.
+"""Comparisons of programs that round differently: choices are equal except at few near ties.
 
 A mesh, a batch size, a library or an instruction set changes the order of sums, and with it the
-last bits. An argmax or a router turns such a bit into another token or expert where two scores are
-as close as that; all else has to be equal.
+last bits. Where two scores are that close, an argmax or a router may choose another token or
+expert; everything else must be equal.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from mm1_jax.batch import Batch
 from mm1_jax.models.mm1 import MM1
 
 # Largest gap of a near tie, as a share of the scores' standard deviation. Rounding in float32 makes
-# up to 1e-5 in all that is compared.
+# up to 1e-5 in all comparisons.
 NEAR = 1e-4
 
 
 def is_near_tie(scores: ArrayLike, one: int, other: int) -> bool:
-    """Whether two choices are as good as each other, up to rounding."""
+    """Returns whether two choices have equal scores, up to rounding."""
     scores = np.asarray(scores, np.float64)
     chosen, finite = scores[[one, other]], scores[np.isfinite(scores)]
     return bool(np.isfinite(chosen).all() and np.ptp(chosen) <= NEAR * finite.std())
@@ -30,11 +30,12 @@ def is_near_tie(scores: ArrayLike, one: int, other: int) -> bool:
 def assert_same_answers(
     ours: ArrayLike, theirs: ArrayLike, scores: Callable[[int, int], ArrayLike], at_most: int = 1
 ) -> None:
-    """Greedy answers, a row each, are equal up to a near tie; at most so many rows have one.
+    """Asserts that greedy answers, one per row, are equal up to a near tie.
 
     Args:
-        scores: For a row and a step at which `ours` and `theirs` differ for the first time: scores
-            of all tokens there, after the tokens on which both agree.
+        scores: Returns the scores of all tokens for a row and the first step at which `ours` and
+            `theirs` differ, given the tokens on which both agree.
+        at_most: Maximum number of rows with a near tie.
     """
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
@@ -51,7 +52,7 @@ def assert_same_answers(
 
 
 def assert_answers_of_transformers(ours: ArrayLike, model: Any, **options: Any) -> None:
-    """The greedy answers are those of `model.generate(**options)`, up to near ties."""
+    """Asserts that greedy answers are those of `model.generate(**options)`, up to near ties."""
     theirs = model.generate(**options, return_dict_in_generate=True, output_scores=True)
     tokens = theirs.sequences[:, options["input_ids"].shape[1] :].numpy()
     answers = np.asarray(ours)[:, : tokens.shape[1]]
@@ -60,7 +61,7 @@ def assert_answers_of_transformers(ours: ArrayLike, model: Any, **options: Any) 
 
 
 def logits_after(model: MM1, batch: Batch, answers: ArrayLike) -> Callable[[int, int], jax.Array]:
-    """The `scores` of `assert_same_answers`: of a forward pass without a cache, a row alone."""
+    """Makes `scores` for `assert_same_answers`, from forward passes of single rows, uncached."""
     answers = np.asarray(answers)
 
     def scores(row: int, step: int) -> jax.Array:
@@ -82,11 +83,12 @@ def logits_after(model: MM1, batch: Batch, answers: ArrayLike) -> Callable[[int,
 
 
 def assert_same_loads(ours: ArrayLike, theirs: ArrayLike, num_choices: int, at_most: int) -> None:
-    """Shares of the choices that experts got are equal but for at most so many choices of a layer.
+    """Asserts that experts' shares of the choices are equal except for a few choices per layer.
 
     Args:
-        ours, theirs: A row for each layer, which adds up to 1.
+        ours, theirs: One row per layer, which sums to 1.
         num_choices: Tokens times experts per token.
+        at_most: Maximum number of choices per layer that differ.
     """
     moved = np.abs(np.asarray(ours) - np.asarray(theirs)).sum(axis=-1) / 2 * num_choices
     assert moved.max() < at_most + 0.5, f"choices that moved, by layer: {moved}"

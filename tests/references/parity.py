@@ -1,4 +1,4 @@
-"""What comparisons with a reference share: random weights, how they get in, the one tolerance."""
+"""Comparisons with a reference: random weights, their conversion, and the one tolerance."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from flax import nnx
 
-# Largest difference in float32, as a share of the largest value. The order of sums makes up to
-# 1.2e-6 in all that is compared; GELU in place of its tanh approximation makes 1e-4, positions
-# resized without antialiasing 4e-2. A wrong epsilon would hide (2e-6): tests compare it directly.
+# Largest difference in float32, as a share of the largest value. The order of sums causes up to
+# 1.2e-6 in all comparisons; GELU instead of its tanh approximation causes 1e-4, positions resized
+# without antialiasing 4e-2. A wrong epsilon (2e-6) would pass, so tests compare epsilons directly.
 TOLERANCE = 4e-6
 
-# Vectors that are looked up or added, which no product scales down.
+# Tables of vectors that are looked up or added, so that no product scales them down.
 TABLES = ("position_embedding.weight", "embed_tokens.weight", "pos_emb")
 
 Weights = dict[str, np.ndarray]
@@ -24,9 +24,9 @@ def assert_equal(actual: jax.Array, expected: torch.Tensor) -> None:
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Draws all parameters: no zero bias and no unit scale hides a mistake, and no layer fades.
+    """Draws all parameters, as zero biases and unit scales would hide mistakes.
 
-    Matrices and kernels have their outputs first and keep the size of what they multiply.
+    Matrices and kernels, whose first dim is the output, keep the scale of their inputs.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             elif name.endswith(TABLES):
                 parameter.copy_(noise)
             else:
-                # The kernels of a Mixtral's experts are three-dimensional: matrices in a stack.
+                # The kernels of a Mixtral's experts are stacks of matrices.
                 inputs = parameter.shape[-1] if parameter.ndim == 3 else parameter[0].numel()
                 parameter.copy_(noise * inputs**-0.5)
     return module.eval()
@@ -48,7 +48,7 @@ def numpy_weights(module: torch.nn.Module) -> Weights:
 
 
 def with_weights(cfg, weights: Weights) -> nnx.Module:
-    """The module of `cfg` with `weights`, which name every parameter by its path and no other."""
+    """Makes the module of `cfg` with `weights`, which must hold exactly its parameters by path."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0))))
     unused = dict(weights)
 
@@ -63,7 +63,7 @@ def with_weights(cfg, weights: Weights) -> nnx.Module:
 
 
 def linear(weights: Weights, name: str) -> Weights:
-    """A torch Linear, with its bias if it has one."""
+    """Converts a torch Linear, with or without a bias."""
     result = {"kernel": weights[f"{name}.weight"].T}
     if f"{name}.bias" in weights:
         result["bias"] = weights[f"{name}.bias"]
@@ -71,12 +71,12 @@ def linear(weights: Weights, name: str) -> Weights:
 
 
 def down(weights: Weights, name: str) -> Weights:
-    """A torch Linear that leads back to the model dim: ours stores it as torch does."""
+    """Converts a torch Linear that outputs the model dim, which ours stores as torch does."""
     return {**linear(weights, name), "kernel": weights[f"{name}.weight"]}
 
 
 def pointwise(weights: Weights, name: str) -> Weights:
-    """A 1x1 torch convolution, which is a Linear over the channels."""
+    """Converts a 1x1 torch convolution to a Linear over the channels."""
     flat = {f"{name}.weight": weights[f"{name}.weight"][:, :, 0, 0]}
     if f"{name}.bias" in weights:
         flat[f"{name}.bias"] = weights[f"{name}.bias"]
@@ -84,18 +84,18 @@ def pointwise(weights: Weights, name: str) -> Weights:
 
 
 def patch_kernel(weights: Weights, name: str) -> np.ndarray:
-    """A strided convolution as a matrix from the pixels of a patch, colour innermost."""
+    """Converts a strided convolution to a matrix from the pixels of a patch, color innermost."""
     kernel = weights[f"{name}.weight"]
     return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
 
 
 def split_heads(weights: Weights, name: str, head_dim: int) -> Weights:
-    """A Linear whose outputs are heads."""
+    """Converts a Linear whose outputs are heads."""
     return {k: v.reshape(*v.shape[:-1], -1, head_dim) for k, v in linear(weights, name).items()}
 
 
 def join_heads(weights: Weights, name: str, head_dim: int) -> Weights:
-    """A Linear whose inputs are heads."""
+    """Converts a Linear whose inputs are heads."""
     result = down(weights, name)
     kernel = result["kernel"]
     return {**result, "kernel": kernel.reshape(len(kernel), -1, head_dim)}
@@ -106,12 +106,12 @@ def layer_norm(weights: Weights, name: str) -> Weights:
 
 
 def stacked(layers: list[dict]) -> dict:
-    """The weights of layers, as one with a leading dim."""
+    """Stacks the weights of layers along a new leading dim."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
 
 
 def flat(tree: dict, path: str = "") -> Weights:
-    """{"a": {"b": x}} as {"a/b": x}."""
+    """Flattens {"a": {"b": x}} to {"a/b": x}."""
     result = {}
     for name, value in tree.items():
         if isinstance(value, dict):

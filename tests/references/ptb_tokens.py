@@ -1,4 +1,4 @@
-"""Compares the Python tokenizer of captions with Stanford's on made captions, or stores a sample.
+"""Compares the caption tokenizer with Stanford's on generated captions, or stores a sample.
 
 Needs Java and pycocoevalcap, which has the jar of CoreNLP 3.4.1:
 
@@ -6,8 +6,8 @@ Needs Java and pycocoevalcap, which has the jar of CoreNLP 3.4.1:
     python tests/references/ptb_tokens.py --captions=400 --seed=0 \
         --write=tests/evals/scoring/ptb_tokens.json
 
-Captions are made of words, abbreviations, contractions, numbers and addresses, with any punctuation
-before, behind and inside of them.
+Captions consist of words, abbreviations, contractions, numbers and addresses, with any punctuation
+before, after and inside of them.
 """
 
 import argparse
@@ -59,7 +59,7 @@ INNER = "- / ' \u2019 \u2018 ` ... .. . , -- \u2010 \u2011 \xad & _ : ..- ...- @
 
 
 def made_captions(count: int, seed: int) -> list[str]:
-    """Returns captions that are a function of the seed."""
+    """Generates captions as a function of the seed."""
     rng = random.Random(seed)
     kinds = [x.split() for x in (WORDS, ABBREVIATIONS, CONTRACTIONS, NUMBERS, OTHERS)]
     words, marks, inner = WORDS.split(), MARKS.split(), INNER.split()
@@ -88,12 +88,12 @@ def made_captions(count: int, seed: int) -> list[str]:
 
 
 def apart(captions: Sequence[str]) -> list[str]:
-    """Returns the captions with a line behind each, on which none of its full stops depends."""
+    """Inserts a line after each caption, so that its last period does not depend on the next."""
     return [line for caption in captions for line in (caption, "z")]
 
 
 def original_tokens(captions: Sequence[str]) -> list[list[str]]:
-    """Returns the tokens of Stanford's tokenizer, each caption apart from the next."""
+    """Returns the tokens of Stanford's tokenizer for each caption on its own."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or spec.origin is None:
         sys.exit("error: needs pycocoevalcap; pip install 'mm1_jax[caption-metrics]'")

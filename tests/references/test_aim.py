@@ -1,4 +1,4 @@
-"""AIM's trunk against torch modules written from its paper, at full width and two layers."""
+"""AIM's trunk, compared with torch modules after its paper, at full width and two layers."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""CLIP's vision towers against transformers, at full width and two layers, and open_clip."""
+"""CLIP's vision encoders, compared with transformers (full width, two layers) and open_clip."""
 
 import json
 
@@ -34,7 +34,7 @@ def hf_tower(cfg, image_size):
 
 
 def resized(state, image_size):
-    """The state with positions for another size, as open_clip's `resize_pos_embed` gives them."""
+    """Resizes the positions of a state to another image size as open_clip's `resize_pos_embed`."""
     name, size = "embeddings.position_embedding.weight", image_size // 14
     first, rest = state[name][:1], state[name][1:]
     side = int(len(rest) ** 0.5)
@@ -75,11 +75,11 @@ def test_features_of_patches_equal_those_of_transformers(
 @pytest.mark.parametrize("source", ["stored", "live"])
 @pytest.mark.parametrize("name", TOWERS)
 def test_features_of_an_imported_tower_equal_those_of_open_clip(name, source, call, tmp_path):
-    """The tower is built from its `open_clip_config.json` alone."""
+    """Builds the tower from its `open_clip_config.json` alone."""
     if source == "live":
         pytest.importorskip("open_clip")
     arrays = load("open_clip") if source == "stored" else clip()
-    # A larger image than the weights are for: positions are resized.
+    # The image is larger than in training, so positions are resized.
     size = {"image_size": TOWER["image_size"]}
     model = {**TOWERS[name], "vision_cfg": {**TOWER, **TOWERS[name].get("vision_cfg", {}), **size}}
     (tmp_path / "theirs").mkdir()

@@ -1,4 +1,4 @@
-"""The decoder against transformers' Llama and Mixtral: packed and padded rows by document."""
+"""The decoder, compared with transformers' Llama and Mixtral for each document of packed rows."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "attn_implementation": "eager",
 }
-# Lengths of the documents of each row; what is left of its 16 positions is padding.
+# Lengths of the documents of each row; the rest of its 16 positions is padding.
 ROWS = [[7, 5, 4], [16], [6, 3], [11]]
 
 

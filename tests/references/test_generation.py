@@ -1,4 +1,4 @@
-"""Sampling and beam search against transformers', on a tiny Llama with the same weights."""
+"""Greedy search, beam search and sampling, compared with transformers on a tiny Llama."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ PROMPTS = [[5, 6, 7, 8], [9, 3, 11, 1], [12, 13, 4, 4]]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Theirs, and ours with its weights."""
+    """A Llama of transformers, and ours with its weights."""
     theirs = randomise(
         LlamaForCausalLM(
             LlamaConfig(
@@ -43,7 +43,7 @@ def models(tmp_path_factory):
             )
         )
     )
-    # Likely enough that some answers end.
+    # Makes eos likely enough for some answers to end.
     with torch.no_grad():
         theirs.lm_head.weight[EOS] *= 3
     weights = imported_weights(theirs, tmp_path_factory.mktemp("llama"))
@@ -76,7 +76,7 @@ def their_answers(theirs, **options):
 
 def padded(sequences: torch.Tensor, length: int) -> np.ndarray:
     answers = sequences[:, len(PROMPTS[0]) :].numpy().copy()
-    # A pad of 0 counts as none there: what is behind an end is eos.
+    # transformers treats a pad of 0 as unset, and fills with eos after an end.
     is_behind = np.cumsum(answers == EOS, axis=1) - (answers == EOS) > 0
     answers[is_behind] = PAD
     return np.pad(answers, ((0, 0), (0, length - answers.shape[1])), constant_values=PAD)
@@ -109,11 +109,11 @@ def test_beams_and_their_scores_are_those_of_transformers(models, num_beams, len
         length_penalty=length_penalty,
     )
     tokens = padded(expected.sequences, 10)
-    # Answers are longer where length is preferred.
+    # Only a high length penalty keeps all answers from ending early.
     assert length_penalty > 1 or EOS in tokens[:, :-1]
     scores = expected.sequences_scores.numpy().reshape(len(PROMPTS), num_beams)
     np.testing.assert_allclose(beams.scores, scores, rtol=2e-5)
-    # Beams whose scores are as near may change places.
+    # Beams with nearly equal scores may swap.
     gaps = -np.diff(scores, axis=1)
     is_tied = np.pad(gaps < 1e-4, ((0, 0), (0, 1))) | np.pad(gaps < 1e-4, ((0, 0), (1, 0)))
     differs = np.any(beams.tokens != tokens.reshape(len(PROMPTS), num_beams, 10), axis=2)

@@ -1,10 +1,10 @@
-"""The comparisons of near_ties.py fail where more than rounding differs."""
+"""The comparisons in near_ties.py fail on differences that exceed rounding."""
 
 import numpy as np
 import pytest
 from near_ties import assert_same_answers, assert_same_loads, is_near_tie
 
-# Tokens 1 and 2 are as good as each other up to rounding; token 3 is not.
+# Tokens 1 and 2 have equal scores up to rounding; token 3 has another one.
 SCORES = np.array([-np.inf, 1.0, 1.0 + 1e-6, 0.9, -1.0], np.float32)
 
 

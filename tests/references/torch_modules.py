@@ -1,4 +1,4 @@
-"""AIM's trunk (arXiv 2401.08541) in torch's own modules, and weights of references as ours.
+"""AIM's trunk (arXiv 2401.08541) in torch, and conversions of reference weights.
 
 No installable package has AIM's first version. Submodules have the names of apple/ml-aim, without
 the levels that hold one child; eps, biases and the exact GELU are those of aim-v1/aim/v1/torch.
@@ -66,7 +66,7 @@ class AimBlock(nn.Module):
 
 
 def sin_cos_positions(rows: int, columns: int, dim: int) -> np.ndarray:
-    """Cell by cell, in float64 until the end: half of the dims for the column, half for the row."""
+    """Positions cell by cell in float64: half of the dims for the column, half for the row."""
 
     def of(place: int) -> list[float]:
         angles = [place / 10_000 ** (i / (dim / 4)) for i in range(dim // 4)]
@@ -119,7 +119,7 @@ def aim_weights(trunk: AimTrunk) -> Weights:
 
 
 def c_abstractor_weights(weights: Weights) -> Weights:
-    """Those of Honeybee's, with timm's names, as ours."""
+    """Converts the weights of Honeybee's C-Abstractor, which have timm's names."""
 
     def conv_norm(name: str) -> dict:
         return {

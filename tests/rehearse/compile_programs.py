@@ -1,4 +1,4 @@
-"""Run as a script: compiles small programs for v5e:2x2 and writes their HLO texts into a folder."""
+"""Script that compiles small programs for v5e:2x2 and writes their HLO texts into a folder."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ LAYERS, ROWS, DIM = 3, 512, 256
 
 
 def looped_products(x, kernels):
-    """A gathered kernel, a product and a non-linearity for each layer."""
+    """Gathers a kernel, multiplies and applies a non-linearity in each layer."""
 
     def layer(x, kernel):
         return jax.nn.relu(x @ kernel), None

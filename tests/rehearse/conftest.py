@@ -14,7 +14,7 @@ SLICE = "v5e:2x2"
 
 @pytest.fixture(scope="session")
 def run_afresh() -> Callable:
-    """Runs Python in a process that no setting of these tests reaches: flags change programs."""
+    """Runs Python in a process without the XLA flags of these tests, which change programs."""
 
     def run(*arguments: str, compiler: str = "libtpu") -> subprocess.CompletedProcess:
         if version(compiler) is None:
@@ -32,7 +32,7 @@ def run_afresh() -> Callable:
 
 @pytest.fixture(scope="session")
 def programs(run_afresh, tmp_path_factory) -> Path:
-    """The folder with the HLO texts of the programs in compile_programs.py."""
+    """A folder with the HLO texts of the programs in compile_programs.py."""
     folder = tmp_path_factory.mktemp("programs")
     result = run_afresh(str(Path(__file__).parent / "compile_programs.py"), str(folder))
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""An experiment that compiles for a TPU in seconds, and one that no slice has room for."""
+"""An experiment that compiles for a TPU in seconds, and one that fits on no slice."""
 
 from experiments import pretrain
 from mm1_jax.models.connectors.average_pooling import AveragePooling

@@ -11,7 +11,7 @@ H100 = parse_topology("h100:8")
 
 @pytest.fixture
 def find_spec(monkeypatch):
-    """What is installed, by name, as the module sees it."""
+    """Replaces the specs of installed packages, by name."""
     specs = {}
     monkeypatch.setattr(importlib.util, "find_spec", specs.get)
     return specs

@@ -82,7 +82,7 @@ def test_a_program_for_other_devices_is_refused(capsys, tmp_path):
 
 def test_images_are_counted_by_stream_and_never_beyond_their_slots():
     cfg = Launch("small", "small_experiment").resolved_config()
-    # Rows 9:9:2 of captions, which are full, interleaved and text.
+    # Rows are captions (full of images), interleaved and text in proportions 9:9:2.
     assert expected_images(cfg) == pytest.approx(8 * (9 * 16 + 9 * 10) / 20)
     assert expected_images(cfg, 3.5) == 28
     assert expected_images(cfg, 99.0) == 8 * 16
@@ -134,7 +134,7 @@ def test_extras_and_docs_name_the_versions_of_the_predictions():
 
 @pytest.fixture(scope="module")
 def rehearsed(run_afresh, tmp_path_factory):
-    """The small experiment on four chips: report, its text, progress, and the program."""
+    """A rehearsal of the small experiment on four chips: report, text, progress, program."""
     folder = tmp_path_factory.mktemp("rehearsal")
     result = run_afresh(
         "-m",
@@ -156,7 +156,7 @@ def test_a_rehearsal_reports_memory_flops_collectives_and_time(rehearsed):
     assert report["mesh"] == {"fsdp": 4}
     memory = report["memory"]
     assert memory["fits"] and memory["arguments"] > 0 and 0 < memory["free"] < 1
-    # Nothing is recomputed; the slots without an image and the products of routing are executed.
+    # Nothing is recomputed, but slots without an image and the products of routing are executed.
     assert 1 < report["flops"]["ratio"] < 1.6
     assert "all-gather" in report["collectives"]
     step = report["step"]
@@ -223,7 +223,7 @@ def test_advice_is_to_keep_less_where_something_is_kept(chosen, fields):
 
 
 def test_a_table_is_resumed_and_keeps_errors(rehearsed, tmp_path, capsys):
-    """Only the pair that is not in the file yet is rehearsed, in a process of its own."""
+    """Only the pair that is missing in the file is rehearsed, in a separate process."""
     file = tmp_path / "table.json"
     file.write_text(json.dumps({"reports": [rehearsed[0]]}))
     arguments = ["--all", MODULE, "--configs=small", f"--json={file}"]

@@ -31,7 +31,7 @@ def test_a_transfer_is_waited_for_but_for_what_is_computed_meanwhile():
     assert exposed(start, work(2), done) == pytest.approx(1)
     assert exposed(start, work(4), done) == 0
     assert exposed(start, Loop(4, (work(0.5),)), done) == pytest.approx(1)
-    # Nobody asks for the result, which must arrive all the same.
+    # The step also waits for results that are not used.
     assert exposed(start, work(2)) == pytest.approx(1)
 
 
@@ -61,8 +61,8 @@ def test_work_takes_no_less_than_its_flops_at_the_peak():
     assert times.vector == pytest.approx(1)
 
 
-# One gather, spread over three fusions that repeat its channel, beside a product; and one that
-# the schedule starts and ends around a copy.
+# One gather overlaps a product and is split into three fusions with the same channel; another one
+# is started before a copy and done after it.
 OVERLAP = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 
@@ -108,7 +108,7 @@ def test_overlap_is_read_off_the_schedule(fused, copied, waits):
     assert times.exposed == pytest.approx(waits * GATHER_SECONDS, abs=1.01 * least + 1e-15)
 
 
-# The sum over slices of what each has: a send and a receive that look as if the host made them.
+# A sum over slices: the send and the receive look like transfers with the host.
 SLICES = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 

@@ -6,8 +6,8 @@ from mm1_jax.rehearse.report import program_report, render
 from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.rehearse.transfers import Route
 
-# A loop of seven, from 1 by 2 below 14, around a product and a gather of 4 x 64 rows; a kernel
-# whose attributes hold lines that begin with braces; a permutation that sends nothing.
+# A loop of seven iterations (from 1 by 2 below 14) around a product and a gather of 4 x 64 rows; a
+# kernel whose attributes hold lines that begin with braces; a permutation that sends nothing.
 LOOP = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 
@@ -48,7 +48,7 @@ def loop(groups: str = "{{0,1,2,3}}"):
     return Program.parse(LOOP.replace("replica_groups={}", f"replica_groups={groups}"))
 
 
-# A row of 8 x 32 that is written to the host's memory while a product runs, and fetched from there.
+# A row of 8 x 32 that is copied to host memory during a product, and back.
 HOST = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 
@@ -151,7 +151,7 @@ def test_groups_in_an_unknown_notation_are_an_error():
         loop("ring(4)").schedule()
 
 
-# A loop body is followed by what another core of the chip runs, which has no estimate of cycles.
+# After the loop body comes a computation for another core of the chip, without a cycle estimate.
 OFFLOADED = """\
 HloModule jit_step, is_scheduled=true, num_partitions=1
 

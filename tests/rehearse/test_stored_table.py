@@ -1,6 +1,6 @@
-"""The table of docs/rehearsals.json, which docs/performance.md shows, against code and compiler.
+"""Checks the table of docs/rehearsals.json, which docs/performance.md shows.
 
-It is made, and where something has changed made again, by the command in docs/performance.md.
+The command in docs/performance.md makes the table, and updates it after changes.
 """
 
 import json
@@ -18,9 +18,9 @@ REPORTS = {
     report_key(report): report
     for report in json.loads((DOCS / "rehearsals.json").read_text())["reports"]
 }
-# In a table of its own, beside MaxText's.
+# Listed in a separate table, beside MaxText.
 COMPARED = "llama2_7b"
-# Where each has to fit, with a twentieth of the memory to spare.
+# Slices on which each config must fit, with a twentieth of the memory to spare.
 FITS = (
     ("mm1_3b", "v5e:8x8"),
     ("mm1_7b", "v5p:4x4x4"),
@@ -62,7 +62,7 @@ def test_the_table_of_the_docs_is_that_of_the_json():
 
 
 def test_the_comparison_with_maxtext_has_a_line_for_each_vector_memory():
-    """The option that enlarges it is open to both, and makes most of the difference without it."""
+    """Both programs are compiled with and without the option that enlarges vector memory."""
     text = (DOCS / "performance.md").read_text()
     reports = [report for report in REPORTS.values() if report["config"] == COMPARED]
     lines = [_compared(report) for report in reports]
@@ -89,7 +89,7 @@ def _compared(report):
     [
         ("mm1_tiny", "v5e:2x2"),
         ("mm1_tiny_moe", "v5e:2x2"),
-        # Ten minutes and more each.
+        # Each takes ten minutes or more.
         *(pytest.param(*key, marks=pytest.mark.slow) for key in FITS),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run of a tiny model with random parameters, for the tools that use trained models."""
+"""A run of a tiny model with random parameters, for tools that use trained models."""
 
 import sys
 from types import ModuleType
@@ -24,7 +24,7 @@ from mm1_jax.train.trainer import Trainer
 
 
 def experiment() -> Experiment.Config:
-    """One layer of everything, 8 pixels, 4 positions an image."""
+    """A model with one layer of each kind, images of 8 pixels, and 4 positions per image."""
     corpus = CorpusWeight(corpus=digits.corpus(Kind.QUESTIONS), weight=1)
     model = MM1.default_config().set(
         vision_encoder=VisionEncoder.default_config().set(
@@ -54,7 +54,7 @@ def parameters(model: MM1.Config, seed: int):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run with checkpoints of steps 3 and 7, their models, and its config."""
+    """The folder of a run with checkpoints of steps 3 and 7, their models, and the config."""
     module = ModuleType("experiment_of_the_tool_test")
     module.named_configs = lambda: {"minute": experiment}
     sys.modules[module.__name__] = module

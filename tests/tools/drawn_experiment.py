@@ -1,4 +1,4 @@
-"""An experiment whose data is drawn in an instant, for tools that take a config by name."""
+"""An experiment with small random data, for tools that take a config by name."""
 
 from drawn_corpus import input_config
 
@@ -7,7 +7,7 @@ from experiments import pretrain
 
 def drawn():
     cfg = pretrain.mm1_tiny()
-    # The sizes of images are the model's.
+    # Image sizes come from the model.
     cfg.input = input_config(
         image_group_rows=4, images_per_row=3, image_size=None, num_image_tokens=None
     )

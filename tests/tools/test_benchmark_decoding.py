@@ -23,7 +23,7 @@ def test_both_decode_the_same_tokens_and_all_figures_are_told(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads((tmp_path / "figures.json").read_text())
-    # Logits that are as near as rounding may be ordered otherwise.
+    # Logits within rounding of each other may be ordered differently.
     assert len(figures["differences"]) <= 1
     assert all(one["gap"] < 1e-4 for one in figures["differences"])
     for name in ("ours", "transformers"):

@@ -28,7 +28,7 @@ ARGUMENTS = ("--module=drawn_experiment", "--config=drawn", "--rounds=1")
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Finds the drawn experiment, here and in workers; short turns, small synthetic pictures."""
+    """Makes the drawn experiment importable, turns short and synthetic pictures small."""
     folders = [str(HERE), str(HERE.parent / "data")]
     for folder in folders:
         monkeypatch.syspath_prepend(folder)
@@ -137,7 +137,7 @@ def test_cores_follow_from_pictures_seconds_and_hosts():
     need = tool.demand(cfg, 5.0, 90.0, num_hosts=4, **sizes)
     assert need["images_per_step"] == 320 and need["tokens_per_step"] == 64 * 90
     assert need["cores_of_a_host"] == 320 / 4 / 100 / 2
-    # Hosts of eight rows share groups of sixteen: pictures of the others are theirs to decode too.
+    # Two hosts of eight rows share a group of sixteen, so each also decodes the other's pictures.
     need = tool.demand(cfg, 5.0, 90.0, num_hosts=8, **sizes)
     assert need["cores_of_a_host"] == 2 * 320 / 8 / 100 / 2
     with pytest.raises(ValueError, match="--hosts=7: must divide input.batch_size=64"):
@@ -159,7 +159,7 @@ def test_drawn_pictures_are_compared_with_the_limit_alone(quick, tmp_path, capsy
 
 @pytest.mark.slow
 def test_files_are_compared_with_webdataset(tmp_path):
-    """Slow, because torch is imported, here and in a worker."""
+    """Slow, because torch is imported here and in a worker."""
     pytest.importorskip("webdataset")
     path = tmp_path / "report.json"
     options = ("--config=mm1_tiny", "--rounds=1", "--rows=1", "--synthetic", f"--json={path}")

@@ -1,4 +1,4 @@
-"""`tools/compare_runs.py`: means over seeds and their differences."""
+"""`tools/compare_runs.py` compares means over seeds."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ _spec.loader.exec_module(tool)
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three runs of a kind and two of another; of the second, one has scores alone."""
+    """Three runs of one kind and two of another, one of which has only scores."""
     values = {"a": [0.5, 0.6, 0.7], "b": [0.1, 0.3]}
     words = []
     for kind, numbers in values.items():

@@ -1,4 +1,4 @@
-"""The command line of conversions: what is said, and what a killed one leaves."""
+"""The command line of conversions: its output, and the state that a kill leaves."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tools.convert_checkpoint import main
 
 ROOT = Path(__file__).parent.parent.parent
 
-# Ends as a kill does, with nothing cleaned up, when half of the tensors are written.
+# Ends as if killed, without cleanup, when half of the tensors are written.
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole(source, tmp_path):
     assert not (tmp_path / left[0] / "weights.json").exists()
     assert main(["import", f"--source={source}", f"--output={output}", "--skip_comparison"]) == 0
     assert (output / "weights.json").exists()
-    # And what the killed one left is gone.
+    # The remains of the killed conversion are gone.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "weights"]
 
 
@@ -74,7 +74,7 @@ def test_an_output_that_is_there_is_not_written_over(source, tmp_path, capsys):
 
 
 def test_the_comparison_keeps_to_its_memory_and_says_what_it_leaves_out(source, tmp_path, capsys):
-    # Of this decoder, all takes 0.27 MB, and two of four layers 0.16 MB.
+    # The whole decoder takes 0.27 MB, and two of its four layers 0.16 MB.
     for mib, message in (
         (0.2, "after 2 of 4 layers"),
         (0.01, "Logits were not compared: it needs"),
@@ -98,7 +98,7 @@ def test_a_llava_is_exported_in_the_form_that_is_asked_for(form, tmp_path, capsy
     assert f"parameters as a {expected}" in capsys.readouterr().out
     config = json.loads((output / "config.json").read_text())
     assert config["model_type"] == expected
-    # As it came, it reads a layer before the last of its tower, whose other layers are there too.
+    # The source's LLaVA reads an inner layer of its tower, whose other layers are kept, too.
     layers = {"auto": -2, "source": -2, "llava": -1, "mm1": None}
     assert config.get("vision_feature_layer") == layers[form]
 

@@ -29,10 +29,10 @@ def run(*arguments) -> int:
 
 
 def start(*arguments) -> subprocess.Popen:
-    """The command in a process of its own, which finds the formats of the tests."""
+    """Starts the command in a process that can import the formats of the tests."""
     path = os.pathsep.join([str(HERE.parent / "data" / "ingest"), os.environ.get("PYTHONPATH", "")])
-    # A shell ignores Ctrl-C for what it runs in the background, tests too, and an ignored signal
-    # stays so in what they start; one with a handler does not.
+    # Shells ignore SIGINT in background jobs, and child processes inherit ignored signals, but not
+    # signals with a handler.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
@@ -53,7 +53,7 @@ def source(tmp_path) -> Path:
 
 @pytest.fixture
 def captions(tmp_path) -> Path:
-    """JSON lines of ten captions, one of them without a picture."""
+    """A JSONL file of ten captions, one without a picture."""
     folder = tmp_path / "captions"
     folder.mkdir()
     lines = []
@@ -88,7 +88,7 @@ def test_a_file_becomes_a_folder_of_records_and_the_command_says_what_it_did(
 
 @pytest.fixture
 def own_module(tmp_path, monkeypatch) -> str:
-    """The name of a module whose `books` reads `tmp_path / "data"`."""
+    """The name of a module with a config `books` that reads `tmp_path / "data"`."""
     module = tmp_path / "modules" / "own_module.py"
     module.parent.mkdir()
     module.write_text(
@@ -129,7 +129,7 @@ def test_a_folder_that_the_config_does_not_read(tmp_path, capsys, own_module):
     fields = "--config.input.tokenizer.num_pieces=704"
     assert run(*command, "--module", own_module, "--lengths_for=books", fields) == 2
     assert "no corpus of the config reads" in capsys.readouterr().err
-    # It was not converted first.
+    # The error comes before the conversion.
     assert not (tmp_path / "data" / "poems").exists()
 
 
@@ -155,7 +155,7 @@ def test_the_formats_are_described(capsys):
 
 
 def test_a_command_killed_again_and_again_ends_as_one_that_was_not(source, tmp_path):
-    # Two seconds of waiting, and shards of three records.
+    # The delays add up to two seconds; shards hold three records.
     command = (NUMBERED, f"--input={source}", "--option.seconds=0.02", "--max_shard_bytes=5K")
     output, straight = tmp_path / "killed", tmp_path / "straight"
     process = start(*command, f"--output={straight}", "--num_workers=1")
@@ -168,7 +168,7 @@ def test_a_command_killed_again_and_again_ends_as_one_that_was_not(source, tmp_p
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    # At once: workers of the killed one may still be about.
+    # Started immediately, while workers of the killed command may still run.
     process = start(*command, f"--output={output}", "--num_workers=2")
     _, error = process.communicate()
     assert process.returncode == 0, error
@@ -185,7 +185,7 @@ def test_workers_end_with_a_killed_command(source, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
-    # The workers have its standard output; it is at its end when they are.
+    # Workers inherit standard output, which closes only when they have ended.
     process.communicate(timeout=10)
 
 
@@ -297,7 +297,7 @@ def test_sizes_with_and_without_units(text, size):
 
 
 def test_the_filters_of_mm1_work_on_captions_and_drop_benchmarks(captions, tmp_path, capsys):
-    # What is no picture is no picture for MM1's filters either.
+    # The stand-ins for pictures cannot be decoded, so MM1's filters drop them.
     command = ("--format=jsonl", f"--input={captions}")
     assert run(*command, f"--output={tmp_path / 'a'}", "--filters=mm1") == 2
     assert "none of 10 entries became a record" in capsys.readouterr().err

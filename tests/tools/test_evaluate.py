@@ -15,7 +15,7 @@ _spec = importlib.util.spec_from_file_location("evaluate_tool", TOOL)
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
 
-# What the stored results hold besides the numbers that predictions give.
+# Entries of the stored results that are not scores of predictions.
 NOT_SCORED = {"METEOR", "published", "official_csv", "source", "note", "needs"}
 DEMO = "caption/captions_val2014_fakecap_results"
 
@@ -110,7 +110,8 @@ def test_vizwiz_joins_by_image_and_tells_people_apart_by_how_sure_they_were(tmp_
     flags = (f"--predictions={results}", f"--annotations={annotations}")
     got = scores(tmp_path, "--benchmarks=vizwiz", *flags)["vizwiz/run"]
     assert got["acc_official"] == 100
-    # Without one of eight no "yes" stays, and two of "no" are 2/3; without one of two, eight are 1.
+    # Equal answers are left out together: without "yes", two "no" give 2/3; without "no", eight
+    # "yes" give 1.
     assert got["acc_official_missing_answer_id"] == pytest.approx(100 * (8 * 2 / 3 + 2) / 10)
 
 
@@ -225,7 +226,7 @@ def test_mmbench_reads_tables_and_seed_the_official_questions(tmp_path):
 
 
 CASES = [
-    # The same bytes behind a byte order mark, and an id under another name.
+    # The same rows after a byte order mark.
     ("\ufeffquestion_id,answer\n1,dog\n0,cat\n", 100.0),
     ("question_id;answer\n1.0;dog\n 0;cat\n", 100.0),
     ("qid,answer\n1,dog\n0,cat\n", "'qid' may be the id: rename it to question_id"),
@@ -310,14 +311,14 @@ def test_problems_of_scienceqa_that_were_asked_all_need_an_answer(tmp_path, caps
         return f"--predictions={write(tmp_path / 's.jsonl', rows)}"
 
     assert scores(tmp_path, *flags, said("2", "1"))["scienceqa/s"]["n"] == 2
-    # Those with an image, as the benchmark asks them.
+    # The questions with an image, which the benchmark asks.
     assert scores(tmp_path, *flags, said("2"))["scienceqa/s"]["n"] == 1
     assert run(*flags, said("1")) == 2
     assert "1 of the 2 questions of" in capsys.readouterr().err
 
 
 def test_files_of_the_authors_serve_as_annotations(tmp_path):
-    """POPE's lines are called .json, and MMBench's table has pictures."""
+    """POPE's JSON lines are in a .json file, and MMBench's table contains pictures."""
     labels = tmp_path / "coco_pope_random.json"
     labels.write_text('{"question_id": 0, "label": "yes"}\n{"question_id": 1, "label": "no"}\n')
     said = write(tmp_path / "r.jsonl", [{"question_id": i, "text": "Yes"} for i in (0, 1)])

@@ -1,4 +1,4 @@
-"""`tools/evaluate.py --checkpoint`: a run's model asked benchmarks."""
+"""`tools/evaluate.py --checkpoint` runs benchmarks on the model of a run."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ _spec.loader.exec_module(tool)
 
 @pytest.fixture(scope="module")
 def benchmarks_dir(tmp_path_factory) -> Path:
-    """GQA alone, with three questions and as many to draw from."""
+    """A folder of GQA alone, with three questions and three exemplars."""
     folder = tmp_path_factory.mktemp("benchmarks") / "gqa"
     (folder / "images").mkdir(parents=True)
     for split, names in (("testdev", "abc"), ("train", "def")):
@@ -77,11 +77,11 @@ def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
     monkeypatch.setattr(asking, "generate", generate)
     assert ask(folder, output, *flags) == 0
     assert json.loads(Path(f"{output}.json").read_text()) == scores
-    # Of another checkpoint, the answers are others.
+    # Answers of another checkpoint do not count.
     capsys.readouterr()
     assert ask(folder, output, *flags, "--step=3") == 2
     assert "answers that were given otherwise" in capsys.readouterr().err
-    # More of the same records go on from those that are there.
+    # A higher limit keeps the present answers.
     monkeypatch.undo()
     assert ask(folder, output, *flags, "--limit=3") == 0
     more = (output / "gqa" / "2_shot.jsonl").read_text().splitlines()
@@ -135,9 +135,9 @@ def test_a_mesh_of_devices_gives_the_same_answers(run, benchmarks_dir, tmp_path)
 
 @pytest.fixture
 def by_two(run, tmp_path):
-    """Gives a command to two processes; exit codes and output of both."""
+    """Runs a command in two processes; returns exit codes and outputs."""
     folder, _, _ = run
-    # Where the processes find the module of the run.
+    # The processes import the module of the run from here.
     module = json.loads((folder / "launch.json").read_text())["module"]
     (tmp_path / f"{module}.py").write_text(
         "from conftest import experiment\n\n"
@@ -179,7 +179,7 @@ def test_two_processes_give_the_answers_of_one(run, by_two, benchmarks_dir, tmp_
         "--shots=0,2",
     )
     assert ask(run[0], tmp_path / "one", *asked) == 0
-    # A part of the answers is there already.
+    # Some of the answers are there already.
     log = tmp_path / "two" / "gqa" / "0_shot.jsonl"
     log.parent.mkdir(parents=True)
     first = (tmp_path / "one" / "gqa" / "0_shot.jsonl").read_text().splitlines(keepends=True)[:2]
@@ -193,7 +193,7 @@ def test_two_processes_give_the_answers_of_one(run, by_two, benchmarks_dir, tmp_
 
 
 def test_two_processes_that_are_asked_other_things_name_them(by_two, benchmarks_dir, tmp_path):
-    """Options before a model is read, and then the files of the benchmark."""
+    """Options are compared before a model is loaded, and the benchmark's files after that."""
     other = tmp_path / "other_benchmarks"
     shutil.copytree(benchmarks_dir, other)
     asked = ("--benchmarks=gqa", "--shots=0,2", f"--benchmarks_dir={benchmarks_dir}")

@@ -18,7 +18,7 @@ ARGUMENTS = ("--module=drawn_experiment", "--config=drawn")
 
 
 def _input(**fields):
-    # Groups of four rows with fewer slots than images: hosts of one or two rows share a group.
+    # Groups of four rows have fewer slots than images; hosts of one or two rows share a group.
     return input_config(image_group_rows=4, images_per_row=3, **fields).instantiate()
 
 
@@ -28,7 +28,7 @@ def _lines(input, steps: range, num_hosts: int = 1, **options) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected():
-    """The lines of twelve steps, of one host without workers."""
+    """The lines of twelve steps on one host without workers."""
     lines = _lines(_input(), range(12))
     assert [int(line.split()[0]) for line in lines] == list(range(12))
     assert len({line.split()[1] for line in lines}) == 12
@@ -50,7 +50,7 @@ def test_the_seed_matters(expected):
 
 @pytest.fixture
 def named(monkeypatch):
-    """Makes the experiment one that the tool finds by name, here and in other processes."""
+    """Makes the experiment importable by name, here and in other processes."""
     folders = [str(HERE), str(HERE.parent / "data")]
     for folder in folders:
         monkeypatch.syspath_prepend(folder)
@@ -70,7 +70,7 @@ def test_killed_and_resumed_on_other_hosts(named, tmp_path, capsys):
     assert tool.main([*ARGUMENTS, "--steps=0:60"]) == 0
     expected = capsys.readouterr().out.splitlines()
     assert first == expected[:4]
-    # It was killed anywhere after that, between a line and the state of after it included.
+    # The kill may come at any later moment, even between a line and the state after it.
     assert tool.main([*ARGUMENTS, "--steps=0:60", "--hosts=2", f"--state={state}"]) == 0
     rest = capsys.readouterr().out.splitlines()
     assert rest == expected[60 - len(rest) :] and 0 < len(rest) <= 60 - 3

@@ -19,7 +19,7 @@ def test_larger_groups_use_more_of_their_slots(capsys):
     assert [row[0] for row in rows] == ["1", "16", "64"]
     used = [float(row[3]) for row in rows]
     assert used == sorted(used) and used[-1] > 0.9
-    # What never overflows is never less than what did not overflow.
+    # The number of slots that never overflows is at least the number that did not here.
     assert all(int(row[4]) >= int(row[1]) for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""A run's model asked by lm-evaluation-harness itself, with tasks and data that lie on disk."""
+"""lm-evaluation-harness evaluates a run's model on tasks and data on disk."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ if importlib.util.find_spec("lm_eval") is None:
     pytest.skip("lm_eval is not installed", allow_module_level=True)
 
 pytestmark = [
-    # It warns of much that is its own.
+    # The harness raises many warnings of its own.
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -53,7 +53,7 @@ def scorer(run):
 
 
 def answer(run, context: str, **options: Any) -> str:
-    """The text that the model generates by itself."""
+    """Returns the text that the model generates without the harness."""
     _, models, cfg = run
     input = PromptInput.of(cfg.input)
     batch = assemble([input.example_builder.prompt(text(context))], lambda image: None, ROW)
@@ -63,20 +63,20 @@ def answer(run, context: str, **options: Any) -> str:
 
 
 def stop_string(run) -> str:
-    """A letter inside of what the model says."""
+    """Returns a letter inside of the model's answer."""
     return answer(run, CONTEXTS[0], max_new_tokens=4).strip()[1]
 
 
 @pytest.fixture(scope="module")
 def benchmarks(run, scorer, tmp_path_factory) -> Path:
-    """Questions of ARC and passages of LAMBADA, half of which end as the model would have it."""
+    """Questions of ARC and passages of LAMBADA, some of which end with the model's own word."""
     folder = tmp_path_factory.mktemp("benchmarks")
     rows = [
         {"id": f"{i}", "question": f"What melts, {i}?", "answerKey": "ABCD"[i % 4]}
         | {"choices": {"text": OPTIONS, "label": list("ABCD")}}
         for i in range(12)
     ]
-    # A random model seldom continues with a word.
+    # A random model rarely continues with a word.
     lasts = ["red", "two", "eight", "is", "a", "of", "what", "how", "iron", "ice", "yes", "blue"]
     asked = [f"Jo sought the {last}" for last in lasts]
     said = [Request(text(c), f" {answer(run, c, max_new_tokens=1).strip() or '.'}") for c in asked]
@@ -107,7 +107,7 @@ def benchmarks(run, scorer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(run, benchmarks, tmp_path_factory) -> Path:
-    """The harness's own tasks on these files, and one of each other kind."""
+    """Tasks of the harness on these files, and one task of each other kind."""
     import lm_eval.tasks
 
     root, folder = Path(lm_eval.tasks.__file__).parent, tmp_path_factory.mktemp("tasks")
@@ -169,7 +169,7 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def own_scores(run, benchmarks, tmp_path_factory) -> dict[str, float]:
-    """The scores of the same records by `tools/evaluate.py`."""
+    """Scores of the same records from `tools/evaluate.py`."""
     spec = importlib.util.spec_from_file_location("evaluate_tool_of_lm_eval", TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
@@ -215,7 +215,7 @@ def test_passages_of_lambada_have_the_accuracy_and_the_perplexity_of_our_own_sco
 
 
 def direct(run, page: str, max_length: int) -> float:
-    """The log-probability of a page from all logits of the harness's own windows."""
+    """Computes the log-probability of a page from all logits of the harness's windows."""
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     _, models, cfg = run
@@ -368,7 +368,7 @@ def test_answers_in_the_cache_of_the_harness_are_not_asked_again(
 
 
 def test_answers_before_a_stop_are_in_the_cache(run, tmp_path, monkeypatch):
-    """The cache gets each answer as it comes, and not at the end."""
+    """The cache gets each answer immediately, and not at the end."""
     from lm_eval.api.model import CachingLM
 
     from mm1_jax.evals.adapters import run_model
@@ -392,7 +392,7 @@ def test_answers_before_a_stop_are_in_the_cache(run, tmp_path, monkeypatch):
 
 
 def test_the_command_evaluates_and_writes_results(run, tasks, tmp_path):
-    """In a process of its own, which finds the run's experiment by its module."""
+    """Runs in a separate process, which imports the run's experiment by its module."""
     conftest = Path(__file__).with_name("conftest.py").read_text()
     (tmp_path / "experiment_of_the_tool_test.py").write_text(
         f"{conftest}\n\ndef named_configs():\n    return {{'minute': experiment}}\n"

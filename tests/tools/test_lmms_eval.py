@@ -1,4 +1,4 @@
-"""A run's model asked by lmms-eval itself, with tasks and data that lie on disk."""
+"""lmms-eval evaluates a run's model on tasks and data on disk."""
 
 import importlib.util
 import io
@@ -16,7 +16,7 @@ if importlib.util.find_spec("lmms_eval") is None:
     pytest.skip("lmms-eval is not installed", allow_module_level=True)
 
 pytestmark = [
-    # It warns of much that is its own.
+    # lmms-eval raises many warnings of its own.
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -32,7 +32,7 @@ def png(level: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """A task that is generated, with pictures, and a multiple choice without."""
+    """A generation task with pictures, and a multiple-choice task without."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = [
         {"image": {"bytes": png(80 * i), "path": f"{i}.png"}, "question": question}

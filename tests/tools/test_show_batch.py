@@ -29,7 +29,7 @@ VOID = {"meta", "img", "input", "br"}
 
 
 class Parsed(html.parser.HTMLParser):
-    """What is on a page; fails where a tag is not closed in its place."""
+    """The parsed content of a page; asserts that tags are closed in order."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -70,7 +70,7 @@ def hostile_document(record) -> Document:
 
 @pytest.fixture(scope="module")
 def input():
-    """Groups of four rows with fewer slots than pictures, one bad picture, one hostile corpus."""
+    """An input with small shared image buffers, bad pictures and a hostile corpus."""
     pairs = corpus("pairs", max_images=1, bad_images=[1, 2, 3])
     pages = corpus("<b>pages</b>", max_images=3).set(to_document=hostile_document)
     cfg = input_config(
@@ -106,7 +106,7 @@ def test_every_token_and_every_scored_target_is_there_in_order(input):
     expected = []
     for tokens, segments in zip(batch.tokens, batch.segment_ids, strict=True):
         expected += [piece(int(token)) for token in tokens[segments > 0]]
-    # All positions of a picture but the last are one piece that counts them.
+    # All positions of a picture but the last are one piece, which shows their number.
     found = []
     for text in parsed.pieces:
         count = re.fullmatch(r"(\d+) x <image>", text)
@@ -161,7 +161,7 @@ def test_a_hostile_document_is_only_text(input):
     )
     assert "<title>&lt;drawn&gt;, step 0</title>" in text
     assert "<b>pages" not in text and "&lt;b&gt;pages" in text
-    # Characters that are not seen, or that turn the direction of what is.
+    # Invisible characters, and characters that reverse the text direction.
     assert tool.visible("\u202e\x07\n") == r"\u202e\x07\n"
     assert "\u202e" not in text and "\x07" not in text
     assert "default-src 'none'" in text
@@ -230,5 +230,6 @@ def test_a_browser_shows_it_and_runs_nothing(input, tmp_path):
     run("--window-size=1200,900", f"--screenshot={tmp_path / 'page.png'}")
     picture = np.asarray(PIL.Image.open(tmp_path / "page.png").convert("RGB"))
     assert picture.shape == (900, 1200, 3)
-    # Tinted documents, green bars of scored targets: a page without its style has few colours.
+    # Documents are tinted, and scored targets have green bars; without its style, a page has few
+    # colors.
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 200

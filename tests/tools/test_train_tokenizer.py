@@ -19,7 +19,7 @@ def train(output: Path, *arguments: str) -> sentencepiece.SentencePieceProcessor
 
 
 def test_of_a_config_the_words_that_its_documents_add_become_pieces(tmp_path):
-    """Records of digits hold no "Question"; the documents that are made of them do."""
+    """Records of digits do not contain "Question"; the documents made from them do."""
     model = train(tmp_path / "a.model", "--config=mm1_tiny", "--vocab_size=600")
     assert "▁Question" in model.encode("Question: which digit?", out_type=str)
 
@@ -85,7 +85,7 @@ def test_half_a_surrogate_pair_is_trained_on_as_it_is_encoded(tmp_path):
             writer.write({"id": text, "text": text * 9})
     Manifest(Kind.TEXT, (writer.shard,)).write(tmp_path / "text")
     model = train(tmp_path / "a.model", f"--data_dir={tmp_path}", "--vocab_size=300")
-    # The half stands as "?", which every model has, and no piece is made of it.
+    # The lone surrogate becomes "?", which every model contains, and is in no piece.
     assert all(chr(c) not in model.id_to_piece(i) for i in range(300) for c in (0xD800, 0xDC80))
     assert "?" in model.encode("\ud800".encode("utf-8", "replace").decode(), out_type=str)
 

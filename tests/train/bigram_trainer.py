@@ -1,4 +1,4 @@
-"""A model, an input and an evaluator that are no larger than the trainer's interface to them."""
+"""A model, an input and an evaluator with just the interface that the trainer needs."""
 
 import json
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ _OWN_SLOTS = ImageBuffer(1, 2)
 
 
 class BigramModel(Module):
-    """Predicts from the last token and the mean pixel of the row; two matrices and a norm scale."""
+    """Predicts from the last token and the mean pixel of the row, by two matrices and a scale."""
 
     @config_class
     class Config(Module.Config):
@@ -75,7 +75,7 @@ def make_objective(
     rows: int = 4,
     image_buffer: ImageBuffer = _OWN_SLOTS,
 ) -> NextToken:
-    """Next-token prediction over batches like `make_batch(0, rows)`, or like `batch`."""
+    """Makes the next-token objective for batches like `make_batch(0, rows)`, or like `batch`."""
     batch = make_batch(0, rows) if batch is None else batch
     return NextToken(
         model=BigramModel.default_config() if model is None else model,
@@ -87,7 +87,7 @@ def make_objective(
 
 
 def host_batch(batch: Batch) -> HostBatch:
-    """A whole batch, as a single process loads it."""
+    """Wraps a whole batch as loaded by a single process."""
     rows = len(batch.tokens)
     return HostBatch(rows, (Part(range(rows), batch),))
 
@@ -116,7 +116,7 @@ class FakeIterator:
 
 
 class FakeInput:
-    """`on_batch(step, batch)` may change a batch, or do something when it is made."""
+    """An input whose `on_batch(step, batch)` may change a batch or have side effects."""
 
     corpus_names = CORPUS_NAMES
     image_buffer = _OWN_SLOTS
@@ -133,9 +133,9 @@ class FakeInput:
 
 
 class FakeEvaluator(Configurable):
-    """Runs every `n` steps; its number is a sum over the parameters, its sample a picture.
+    """Runs every `n` steps; its metric is a sum over the parameters, its samples are pictures.
 
-    `on_run(number)` may do something, or fail, in run `number` of this evaluator.
+    `on_run(number)` may fail or have side effects in run `number` of this evaluator.
     """
 
     @config_class
@@ -173,7 +173,7 @@ def make_sample(correct: bool | None, benchmark: str = "quiz") -> Any:
 
 @pytest.fixture
 def fakes() -> Any:
-    """The classes and functions of this file."""
+    """The classes and functions of this file, for tests that cannot import it."""
     return SimpleNamespace(
         Model=BigramModel,
         Input=FakeInput,
@@ -257,7 +257,7 @@ def unstopped(make_trainer, tmp_path):
 
 
 def killer(fakes, step):
-    """An input whose batch number `step` cannot be made: the process ends without any notice."""
+    """An input that ends the process without notice when batch `step` is made."""
 
     def on_batch(number, batch):
         if number == step:

@@ -1,4 +1,4 @@
-"""Parts that return something else than their callers rely on, each found before training."""
+"""Parts that return wrong results are detected before training."""
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,14 @@ def cfg():
 
 
 def _replace(cfg, path, cls):
-    """The part at `path` becomes one of another class with the same fields."""
+    """Replaces the part at `path` by another class with the same fields."""
     old = cfg.get_recursively(path.split("."))
     fields = {name: value for name, value in old.items() if name != "klass"}
     cfg.set_recursively(path.split("."), value=cls.default_config().set(**fields))
 
 
 def _changed(base, change):
-    """A subclass of a part whose call returns what `change` makes of the result."""
+    """A subclass of a part that applies `change` to its result."""
 
     class Part(base):
         def __call__(self, *args, **kwargs):
@@ -55,7 +55,7 @@ def _first(change):
 LAYER = "model.decoder.stack.layer"
 
 WRONG_SHAPES = [
-    # A connector of half as many tokens would be gathered from without an error.
+    # The merge would gather from a connector of half as many tokens without an error.
     ("model.connector", AveragePooling, lambda y: y[:, :2], "[2, 2, 128]", "[2, 4, 128]"),
     ("model.connector", AveragePooling, lambda y: y[..., :1], "[2, 4, 1]", "[2, 4, 128]"),
     ("model.connector", AveragePooling, lambda y: y[0], "[4, 128]", "[2, 4, 128]"),

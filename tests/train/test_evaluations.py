@@ -49,7 +49,7 @@ def test_a_failed_evaluation_leaves_a_report_of_the_others(make_trainer, fakes, 
     output = capsys.readouterr().out
     assert "error: the report is without the evaluations that failed: broken" in output
 
-    # It is no finished run: the next launch evaluates again, and trains no step.
+    # The run is not finished: the next launch evaluates again, without training.
     lines = records(run)
     make_trainer(evaluators={"broken": fakes.Evaluator(), "quiz": fakes.Evaluator()}).run()
     assert "Failed evaluations" not in (run / "report.md").read_text()
@@ -75,7 +75,7 @@ def test_a_failed_evaluation_does_not_end_training(make_trainer, fakes, run, uns
 def test_changed_evaluators_judge_a_finished_run_again(make_trainer, fakes, run, capsys):
     make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
     lines = records(run)
-    # Another field, another evaluator, one fewer: each makes another report.
+    # A changed field, another evaluator or none each make a new report.
     for evaluators in ({"quiz": fakes.Evaluator(n=5)}, {"test": fakes.Evaluator(n=5)}, {}):
         make_trainer(evaluators=evaluators).run()
         assert all(evaluator.runs == 1 for evaluator in evaluators.values())
@@ -114,5 +114,5 @@ def test_a_signal_ends_an_evaluation_in_the_middle(make_trainer, fakes, run, uns
     evaluator = fakes.Evaluator(n)
     make_trainer(evaluators={"quiz": evaluator, "after": after}).run()
     assert losses(run) == unstopped
-    # The evaluation that was interrupted is made up for.
+    # The interrupted evaluation is repeated.
     assert evaluator.runs == after.runs == (2 if n else 1)

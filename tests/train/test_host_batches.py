@@ -13,13 +13,13 @@ def shardings(**axes):
 
 
 def row_sharding(**axes):
-    """As a `Program` has it."""
+    """The row sharding of a `Program`."""
     mesh = shardings(**axes).tokens.mesh
     return NamedSharding(mesh, AxisRules().spec(("batch",), mesh))
 
 
 class OfProcess:
-    """A sharding of which a process has only some devices."""
+    """A sharding on devices of which only some belong to this process."""
 
     def __init__(self, sharding, devices):
         self._sharding, self._devices = sharding, devices
@@ -34,7 +34,7 @@ class OfProcess:
     [
         ({"data": 8}, [0, 1], [range(0, 4)]),
         ({"data": 8}, [0, 1, 4], [range(0, 4), range(8, 10)]),
-        # Both hold the same rows, as the mesh splits more than the batch.
+        # Both devices hold the same rows, as the mesh also splits the model.
         ({"data": 4, "model": 2}, [2, 3], [range(4, 8)]),
         ({"data": 2, "model": 4}, [0, 1], [range(0, 8)]),
         ({"data": 1, "model": 8}, [3], [range(0, 16)]),

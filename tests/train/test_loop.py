@@ -40,7 +40,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make_trainer
     assert [line["step"] for line in records(run)] == list(range(1, step))
     saved = [int(p.name) for p in (run / "checkpoints").glob("[0-9]*")]
     assert all(number < step for number in saved)
-    # The same folder refuses another learning rate.
+    # The same folder rejects another learning rate.
     assert "new --output_dir" in message
 
 

@@ -15,7 +15,7 @@ VOCAB_SIZE = 32
 
 
 class Identity(nnx.Module):
-    """An output layer for states that are logits already."""
+    """An output layer for hidden states that are already logits."""
 
     def attend(self, hidden):
         return hidden

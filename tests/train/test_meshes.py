@@ -1,6 +1,6 @@
-"""The whole model, images included: however it is spread, one step gives what one device gives.
+"""One step of the whole model, images included, gives the same on any mesh as on one device.
 
-Compared are loss, metrics and gradients; those of AdamW's first moments, without clipping.
+Losses, metrics and gradients are compared; AdamW's first moments, unclipped, give the gradients.
 """
 
 import functools
@@ -40,7 +40,7 @@ def model(sparse):
         hidden_dim=16,
     )
     if sparse:
-        # Two groups a row: places are contended for, and a row may be cut between the two.
+        # Groups make tokens compete for places, and a mesh may cut a row between its groups.
         dispatch = Capacity.default_config().set(capacity_factor=1.0, group_size=LENGTH // 4)
         moe = MoE.default_config().set(num_experts=4, dispatch=dispatch)
         cfg.decoder.set(moe=moe, moe_every=2)
@@ -49,7 +49,7 @@ def model(sparse):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Rows of documents that cross every cut of a row, with images at the edges of such a cut."""
+    """Rows of documents that cross every cut of a row, with images across such cuts."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(4, VOCAB_SIZE, (ROWS, LENGTH), dtype=np.int32)
     segment_ids, positions = (np.zeros((ROWS, LENGTH), np.int32) for _ in range(2))
@@ -63,7 +63,7 @@ def batch():
         for segment, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False), start=1):
             segment_ids[row, start:stop] = segment
             positions[row, start:stop] = np.arange(stop - start)
-        # Of 32 positions in 2, 4 or 8 parts, the first image is in two of the 4 and the 8.
+        # If 32 positions are cut into 4 or 8 parts, the first image is in two of them.
         for slot, start in zip(range(row % 3), (6, 18), strict=False):
             tokens[row, start : start + NUM_IMAGE_TOKENS] = IMAGE
             image_index[row, slot] = row * SLOTS + slot
@@ -101,7 +101,7 @@ def make_program(batch, sparse, axes, frozen=(), **parallelism):
 
 
 def step(batch, sparse, axes, **parallelism):
-    """Metrics and gradient of one step on so many devices as the axes have."""
+    """Returns metrics and gradient of one step on the devices of the axes."""
     program = make_program(batch, sparse, axes, **parallelism)
     state, metrics = program.compile()(first_state(program), program.place(host_batch(batch)))
     adam = state.opt_state[1][0]
@@ -110,7 +110,7 @@ def step(batch, sparse, axes, **parallelism):
 
 
 def first_state(program):
-    """Drawn by NumPy, since compiling the initialisers takes as long as compiling the step."""
+    """Draws parameters by NumPy, as compiling the initializers takes as long as the step."""
     rng = np.random.default_rng(1)
     host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract_state)
     host = host._replace(
@@ -123,7 +123,7 @@ def first_state(program):
 
 @pytest.fixture(scope="module")
 def alone(batch):
-    """What one device makes of the batch, dense and sparse."""
+    """The step of one device on the batch, for the dense and the sparse model."""
     return functools.cache(lambda sparse: step(batch, sparse, {}))
 
 
@@ -133,7 +133,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     paths = jax.tree_util.tree_leaves_with_path(expected[1])
     for (path, right), ours in zip(paths, jax.tree.leaves(gradient), strict=True):
-        # A bias of all keys changes no softmax: its gradient is nothing but rounding.
+        # A bias of all keys does not change the softmax, so its gradient is only rounding.
         size = max(np.abs(right).max(), 1e-4)
         np.testing.assert_allclose(ours, right, rtol=1e-3, atol=1e-4 * size, err_msg=str(path))
 
@@ -153,14 +153,14 @@ def test_a_step_on_a_mesh_is_that_of_one_device(batch, alone, sparse, axes):
 
 
 def test_micro_batches_of_a_sparse_model_add_up_router_losses_included(batch, alone):
-    """Each row, with its routing groups, is in one micro-batch, and counts by its tokens."""
+    """Each row, with its routing groups, is in one micro-batch and is weighted by its tokens."""
     expected = alone(True)
     assert expected[0]["load_balance_loss"] > 1 and expected[0]["dropped_share"] > 0
     assert_same(step(batch, True, {}, gradient_accumulation=4), expected)
 
 
 def test_what_is_frozen_has_no_backward_pass(batch):
-    """Two products and, here, a recomputation for each of the forward pass, which stays."""
+    """A backward pass costs two products and, here, a recomputation per forward product."""
 
     def flops(*frozen):
         return make_program(batch, False, {}, frozen).lower().cost_analysis()["flops"]
@@ -170,5 +170,5 @@ def test_what_is_frozen_has_no_backward_pass(batch):
     forward = encode.lower(program.abstract_state.params, batch.images).cost_analysis()["flops"]
     everything = flops()
     assert everything - flops("vision_encoder", "connector") > 2.5 * forward
-    # Its gradient is needed by the encoder below, its kernels' own are not.
+    # The encoder needs the gradient of a frozen stack's inputs, but not that of its kernels.
     assert 0 < everything - flops("decoder/stack") < everything - flops("decoder", "connector")

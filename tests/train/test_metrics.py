@@ -11,7 +11,7 @@ def test_metrics_of_parts_add_up_to_those_of_the_whole(prng_key):
     def metrics(x):
         return {"mean": Mean(jnp.sum(x), jnp.float32(x.size)), "count": jnp.sum(x > 0)}
 
-    # Parts of unequal weight: the mean of the means would be another number.
+    # Parts have unequal weights, so the mean of their means would be another number.
     total = divide(add(metrics(values[:2]), metrics(values[2:9]), metrics(values[9:])))
     np.testing.assert_allclose(total["mean"], values.mean(), rtol=1e-6)
     assert total["count"] == (values > 0).sum()

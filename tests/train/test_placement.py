@@ -1,4 +1,4 @@
-"""The real sparse model: where its parameters and moments live; one program for all batches."""
+"""Placement of the real sparse model's parameters and moments; one program for all batches."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -16,8 +16,8 @@ from mm1_jax.train.metrics import divide
 
 ROWS, LENGTH, IMAGES = 8, 16, 2
 
-# By hand: dims over `model` are heads, hidden units and the vocabulary; the model dim is over
-# `fsdp`; experts are over `expert`; blocks are stacked first, [groups] or [groups, layers a group].
+# Specs derived by hand: heads, hidden units and the vocabulary are split over `model`, the model
+# dim over `fsdp`, experts over `expert`. Stacked dims come first: [groups] or [groups, layers].
 EXPECTED = {
     "data 2, fsdp 2, model 2": {
         "decoder/embedding/weight": P("model", "fsdp"),
@@ -75,7 +75,7 @@ def placed(request, tmp_path_factory, make_batch):
 
 
 def with_images(make_batch, image_token):
-    """Rows that begin with all positions of their two images."""
+    """Makes rows that begin with all positions of their two images."""
     batch = make_batch(0, rows=ROWS, length=LENGTH, images=IMAGES)
     tokens, loss_mask = batch.tokens.copy(), batch.loss_mask.copy()
     tokens[tokens == image_token] += 1
@@ -101,7 +101,7 @@ def named(params):
 
 
 def check_places(state, expected):
-    """Parameters and both moments of each are where they are expected to be."""
+    """Asserts that parameters and their two moments have the expected shardings."""
     (adam,) = (
         each
         for each in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
@@ -112,13 +112,13 @@ def check_places(state, expected):
         for name, spec in expected.items():
             array = arrays[name]
             assert array.sharding.spec == spec, name
-            # And truly so: each device holds a part of this shape.
+            # Each device does hold a part of this shape.
             sizes = dict(array.sharding.mesh.shape)
             part = tuple(
                 size // sizes.get(axis, 1) for size, axis in zip(array.shape, spec, strict=True)
             )
             assert {shard.data.shape for shard in array.addressable_shards} == {part}, name
-    # No leaf is anywhere else than its parameter.
+    # Every moment has the sharding of its parameter.
     for moments in (adam.mu, adam.nu):
         places = jax.tree.map(lambda x: x.sharding, moments)
         assert places == jax.tree.map(lambda x: x.sharding, state.params)

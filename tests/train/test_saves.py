@@ -11,7 +11,7 @@ from mm1_jax.checkpoints import checkpointer as checkpoint
 
 
 def fill_disk(monkeypatch, step):
-    """The disk is full where the checkpoint of `step` would be complete."""
+    """Simulates a full disk when the checkpoint of `step` is completed."""
     write_manifest = checkpoint.write_manifest
 
     def write(folder):

@@ -24,7 +24,7 @@ def test_on_eight_devices_the_losses_are_those_of_one(make_trainer, tmp_path):
 
 @pytest.fixture
 def compiled(make_trainer):
-    """A compiled step on eight devices, its first state, and the batch placement."""
+    """A compiled step on eight devices, its initial state, and the batch placement."""
     program = make_trainer(num_devices=8).program
     return SimpleNamespace(
         step=program.compile(),

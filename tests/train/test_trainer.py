@@ -38,7 +38,7 @@ def test_a_killed_run_continues_with_bit_equal_losses(
 ):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(input=killer(fakes, killed_at)).run()
-    # What a kill in the middle of a write leaves.
+    # A kill in the middle of a write leaves half a line.
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "los')
     make_trainer().run()

@@ -1,4 +1,4 @@
-"""A corpus of one's own: what its source and its function have to return."""
+"""User-defined corpora: the values that their source and their function must return."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def _generates(record):
 
 
 def _made(cls, **fields):
-    """A document or segment as it is where nothing checks types."""
+    """Makes a document or segment without type checks, as in production."""
     segment = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(segment, name, value)

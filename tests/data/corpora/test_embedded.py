@@ -1,7 +1,6 @@
-"""Claims about both embedded families, then about what each of them says of its pictures.
+"""Properties of both embedded families, then the truth of the texts of each about its pictures.
 
-What is said of a scene is checked against its pixels, which know nothing of the code that wrote
-the sentence.
+Texts about scenes are checked against the pixels, independently of the code that wrote the texts.
 """
 
 import re
@@ -29,7 +28,7 @@ def records(family: str, kind: Kind, split: str = "train", count: int = 300, **s
 
 
 def with_pixels(value):
-    """A record, or a value of one, with the pixels of its pictures."""
+    """Renders the pictures in a record or in one of its values."""
     if isinstance(value, dict):
         return {name: with_pixels(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -118,7 +117,7 @@ def test_no_picture_of_the_test_split_is_in_the_training_split(family):
 
 @pytest.mark.parametrize("kind", [Kind.CAPTIONS, Kind.QUESTIONS, Kind.INTERLEAVED])
 def test_the_scene_alone_decides_its_split(kind, monkeypatch):
-    """So a scene of one split cannot be drawn in the other, whatever the seed and the kind."""
+    """No seed or kind can then draw a scene of one split in the other."""
     rendered = []
     render = scenes.Scene.render
 
@@ -237,7 +236,7 @@ def test_sentences_about_numbers_are_true():
 
 
 def read(picture: np.ndarray) -> list[tuple[str, str, float, float]]:
-    """(color, shape, x, y) of the shapes in a picture, by their pixels alone."""
+    """Returns (color, shape, x, y) of each shape in a picture, from the pixels alone."""
     names = [None, *scenes.COLORS]
     palette = np.array([picture[0, 0], *scenes.COLORS.values()], float)
     nearest = np.abs(picture[:, :, None] - palette).sum(-1).argmin(-1)
@@ -268,7 +267,7 @@ def form(ys: np.ndarray, xs: np.ndarray) -> str:
 
 
 def described(shapes: list[tuple[str, str, float, float]]) -> str:
-    """The caption, written from what was read."""
+    """Writes the caption of the shapes that `read` finds."""
     kinds = {(color, shape) for color, shape, _, _ in shapes}
     if len(kinds) == 1:
         ((color, shape),) = kinds
@@ -288,7 +287,7 @@ def test_captions_of_scenes_are_what_the_pixels_show():
 
 
 def answer(question: str, pictures: list[np.ndarray]) -> str:
-    """The answer, from the words of the question and the pixels of the pictures."""
+    """Derives the answer from the words of the question and the pixels of the pictures."""
     seen = [read(picture) for picture in pictures]
     shapes = seen[0]
     if match := re.fullmatch(r"what color (?:is|are) the (\w+)\?", question):

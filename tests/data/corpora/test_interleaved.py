@@ -6,7 +6,7 @@ from mm1_jax.data.record_files import BadRecord
 
 
 def test_a_page_that_is_read_in_place_may_not_hold_two_documents():
-    """Conversions cut it; here the words would reach the tokenizer."""
+    """Conversions split such a page; read in place, its mark would reach the tokenizer."""
     mark = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
     page = {"texts": [None, f"one\n\n{mark}\n\ntwo"], "images": [b"a", None]}
     with pytest.raises(BadRecord, match=f"text 1 has {mark}, .* tools/convert_records.py"):

@@ -15,7 +15,7 @@ def source(kind, split="train", num_records=64):
 
 
 def seen(record):
-    """What a question's picture shows of what is asked."""
+    """Returns the shape or color in a question's picture, whichever the question is about."""
     (shape,) = record["images"][0].__self__.shapes
     return shape.shape if "shape" in record["question"] else shape.color
 
@@ -42,7 +42,7 @@ def test_a_name_says_nothing_of_what_it_names():
     assert sorted(shown) == sorted(NAMES)
     for values in shown.values():
         _, counts = np.unique(values, return_counts=True)
-        # Four shapes and five colours, each an eighth or a tenth; 250 of each name.
+        # Half of the questions ask for 4 shapes, half for 5 colors; each name occurs 250 times.
         assert counts.max() / counts.sum() < 0.25
 
 

@@ -1,4 +1,4 @@
-"""Formats for tests of conversions. Imported by tests and, by name, by the processes they start."""
+"""Formats for tests of conversions, imported by tests and by the processes that they start."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from mm1_jax.data.record_files import Kind
 
 
 class Numbered(Format):
-    """Captions of noise: so many as the number in a file, which makes two units."""
+    """Captioned noise images: a file holds their number, and makes two units."""
 
     name = "numbered"
     kind = Kind.CAPTIONS
@@ -43,7 +43,7 @@ class Numbered(Format):
 
 
 class Pages(Format):
-    """Interleaved pages: a file is a list of them, where `!name` stands for an image."""
+    """Interleaved pages: a file is a list of pages, in which `!name` stands for an image."""
 
     name = "pages"
     kind = Kind.INTERLEAVED
@@ -76,7 +76,7 @@ class Broken(Numbered):
 
 
 def write_numbers(folder: Path, numbers: Sequence[int]) -> Path:
-    """A folder with a file for each number."""
+    """Writes a folder with a file for each number."""
     folder.mkdir()
     for index, number in enumerate(numbers):
         (folder / f"{index}.number").write_text(str(number))
@@ -84,7 +84,7 @@ def write_numbers(folder: Path, numbers: Sequence[int]) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
+    """Returns the bytes of all files below a folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

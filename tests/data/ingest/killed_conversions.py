@@ -1,9 +1,9 @@
-"""Converts again and again, each time killed one moment later; each is finished, and compared.
+"""Kills a conversion at every possible moment, finishes it, and compares the outputs.
 
     python killed_conversions.py FOLDER
 
-A moment is before or after a file gets its name, and after a record is written. Prints how many
-there were. A process of its own: it forks, which one that has run JAX must not.
+The moments are before and after each rename of a file, and after each write of a record. Prints
+their number. Runs as a separate process, because it forks, which is not safe after JAX has started.
 """
 
 import os
@@ -21,7 +21,7 @@ from mm1_jax.data.record_files import ShardWriter
 
 
 def convert_in_child(conversion: Conversion, moment: int | None = None) -> bool:
-    """Whether it ran to the end."""
+    """Returns whether the conversion finished before the kill."""
     if (child := os.fork()) == 0:
         moments = iter(range(1, sys.maxsize))
 

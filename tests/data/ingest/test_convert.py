@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def conversion(tmp_path) -> Conversion:
-    """68 entries in eight units, of which two are empty; shards of about seven records."""
+    """A conversion of 68 entries in eight units, two of them empty, with seven records a shard."""
     source = write_numbers(tmp_path / "source", [40, 3, 25, 0])
     return Conversion(
         Numbered(), (source,), tmp_path / "output", license="mine", max_shard_bytes=14_000
@@ -32,7 +32,7 @@ def conversion(tmp_path) -> Conversion:
 
 
 def first_units(count: int):
-    """A runner that is stopped after so many units."""
+    """A runner that is interrupted after `count` units."""
 
     def run(job, units, watch):
         for number, unit in units[:count]:
@@ -101,7 +101,7 @@ def test_the_manifest_says_what_it_was_made_from(conversion):
 
 def test_a_shard_ends_once_it_is_full(conversion):
     shards = convert(conversion).shards
-    # A record has 2000 bytes of image and some more; the last shard of a unit may be short.
+    # A record has slightly more than 2000 bytes; the last shard of a unit may be short.
     assert [(shard.name, shard.num_records) for shard in shards] == [
         ("records-00000-00.array_record", 7),
         ("records-00000-01.array_record", 7),
@@ -124,7 +124,7 @@ def test_a_part_ends_before_its_rejected_entries_fill_memory(conversion, tmp_pat
     other = dataclasses.replace(conversion, output=tmp_path / "other", max_shard_bytes=2**30)
     stop_after(other, 1)
     parts = parts_of(other.output, 0)
-    # Entries 6, 20 and 34 of the unit's 0, 2, 4 ... are bad.
+    # The unit has entries 0, 2, 4, ...; 6, 20 and 34 are bad.
     assert [part.num_entries for part in parts] == [4, 7, 7, 2]
     assert [len(part.rejected) for part in parts] == [1, 1, 1, 0]
     convert(other)
@@ -200,14 +200,14 @@ def test_a_finished_conversion_does_not_need_its_inputs(conversion):
     (source,) = conversion.inputs
     for path in source.iterdir():
         path.unlink()
-    # As a kill behind the manifest leaves it.
+    # A kill just after the manifest is written leaves this folder.
     (conversion.output / "progress").mkdir()
     assert convert(conversion) == manifest
     assert not (conversion.output / "progress").exists()
 
 
 def test_too_many_bad_entries_stop_it_and_a_higher_limit_goes_on(tmp_path):
-    # Odd entries are the second unit of a file, and every other one of them is bad.
+    # The odd entries of a file are its second unit; every other one is bad.
     source = write_numbers(tmp_path / "source", [1000, 1000])
     numbered = Numbered(bad_every=4, image_bytes=10)
     conversion = Conversion(numbered, (source,), tmp_path / "stopped")
@@ -270,7 +270,7 @@ def test_a_file_that_cannot_be_read_is_named(conversion, num_workers):
     broken = dataclasses.replace(conversion, format=Broken())
     with pytest.raises(ValueError, match="0.number cannot be read: .*Input/output error"):
         convert(broken, runner=Workers(num_workers))
-    # What was done until then stays.
+    # Finished units are kept.
     convert(conversion)
     assert not list(conversion.output.glob("*.partial"))
 
@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_read_is_named(conversion, num_workers):
 def test_images_are_frequent_across_units(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    # Eleven pages have !often, one of them twice; ten have !seldom.
+    # Eleven pages show !often, one of them twice; ten show !seldom.
     first = [["a", "!often", "!seldom"]] * 6
     second = [["b", "!seldom", "!often", "!often"]] + [["c", "!often", "!seldom"]] * 3
     third = [["d", "!often"]]
@@ -306,7 +306,7 @@ def test_a_stopped_count_of_images_goes_on(conversion):
     counted = sorted((conversion.output / "progress").glob("images-*.npy"))
     assert len(counted) == 2
     for path in counted:
-        # As the merge needs them; of 17 and 18 images.
+        # The merge needs sorted, unique keys; the units have 17 and 18 images.
         keys = np.load(path)
         assert 16 < len(keys) < 19 and (keys[1:] > keys[:-1]).all()
     seen = []
@@ -380,7 +380,7 @@ def test_links_to_folders_are_named_and_followed_on_demand(tmp_path, caplog):
     source.mkdir()
     (source / "a.txt").write_text("one")
     (source / "more").symlink_to(tmp_path / "disk")
-    # Two ways into a folder, and a circle: each folder is read once.
+    # Two links to one folder, and a cycle of links: each folder is read once.
     (source / "again").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "circle").symlink_to(source)
     caplog.set_level("WARNING")
@@ -390,7 +390,7 @@ def test_links_to_folders_are_named_and_followed_on_demand(tmp_path, caplog):
         convert(conversion)
         records = RecordFiles(conversion.output)
         assert [records[i]["text"] for i in range(len(records))] == texts
-        # Once, by the conversion that skipped it.
+        # Named once, by the conversion that skipped the links.
         named = f"such as {source / 'again'}, {source / 'more'}; --option.follow_links=true"
         assert caplog.text.count(named) == 1
     (source / "a.txt").unlink()

@@ -26,7 +26,7 @@ from mm1_jax.data.record_files import Kind
 
 
 def header(width: int, height: int) -> bytes:
-    """A PNG that ends where its pixels would start."""
+    """A PNG that ends before its pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -49,7 +49,7 @@ def encoded(picture: PIL.Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def drawn(seed: int) -> PIL.Image.Image:
-    """Smooth blots of colour."""
+    """Smooth blots of color."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return PIL.Image.fromarray(pixels).resize((320, 240), PIL.Image.Resampling.BICUBIC)
 
@@ -73,7 +73,7 @@ def kept(cfg, record, kind=Kind.CAPTIONS):
         (6_000, 10_001, "side"),
         (8_000, 8_000, None),
         (8_001, 8_000, "pixels"),
-        # Pillow warns of the first, and refuses the second.
+        # Pillow warns about the first and rejects the second.
         (10_000, 10_000, "pixels"),
         (30_000, 30_000, "unreadable"),
     ],
@@ -175,8 +175,8 @@ def test_of_repeated_images_the_first_stays():
     record = {
         "id": "1",
         "texts": [None, "a", None, None, None, None],
-        # The third shares its bytes with the first, the fourth its URL, the last one the fourth's
-        # bytes.
+        # The third has the bytes of the first, the fourth has its URL, and the last has the bytes
+        # of the fourth.
         "images": [b"x", None, b"x", b"y", b"z", b"y"],
         "urls": ["u", None, "v", "u", None, None],
     }
@@ -207,7 +207,7 @@ def test_frequent_images_are_dropped(tmp_path, by):
         np.save(tmp_path / f"{name}.npy", np.sort(np.array([*filter.keys(record)] * 11, np.uint64)))
     np.save(tmp_path / "one.npy", frequent_keys([tmp_path / "0.npy"], more_than=10))
     filter.use(tmp_path / "one.npy")
-    # As a worker has it.
+    # Workers receive a pickled copy.
     for each in (filter, pickle.loads(pickle.dumps(filter))):
         assert each(often).record is None and each(also).record is None
         assert each(seldom) == (seldom, {}, ())
@@ -218,7 +218,7 @@ def test_frequent_images_are_dropped(tmp_path, by):
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory) -> Path:
-    """Four pictures, one of them in one colour, and one that no decoder takes."""
+    """A folder of four pictures, one of a single color, and a file that cannot be decoded."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "below").mkdir()
     for seed in range(3):

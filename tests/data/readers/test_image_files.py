@@ -11,7 +11,7 @@ from mm1_jax.data.record_files import BadRecord
 
 @pytest.fixture(params=["folder", "tar"])
 def images(request, tmp_path):
-    """The same pictures in a folder and in a tar file."""
+    """Reads the same pictures from a folder and from a tar file."""
     files = {"a.jpg": b"a", "deep/b.jpg": b"b", "empty.jpg": b""}
     if request.param == "tar":
         with tarfile.open(tmp_path / "images.tar", "w") as archive:

@@ -18,14 +18,14 @@ QUICK = settings(
     derandomize=True,
     max_examples=60,
     deadline=None,
-    # Files are written anew, and the size of chunks is the same, for every example.
+    # Every example rewrites the file and has the same chunk size.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
 @pytest.fixture(params=[1, 3, 64])
 def path(request, tmp_path, monkeypatch):
-    """A file that is read in chunks of some bytes."""
+    """A file that is read in chunks of a few bytes."""
     monkeypatch.setattr(json_files, "_CHUNK_BYTES", request.param)
     return tmp_path / "values.json"
 
@@ -62,7 +62,7 @@ def test_a_list_that_is_cut_short_says_so_behind_the_elements_before(path, value
     path.write_text(text[: data.draw(st.integers(0, len(text) - 1))], "utf-8")
     *found, last = stream_json(path)
     assert isinstance(last, Rejected)
-    # The last number may have lost digits.
+    # The last number may be truncated.
     assert [element.value for element in found[:-1]] == values[: max(0, len(found) - 1)]
 
 

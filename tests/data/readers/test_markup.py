@@ -72,7 +72,7 @@ def test_a_character_of_thousands_of_digits_is_a_bad_record():
         html_parts("&#" + "9" * 5000 + ";")
 
 
-# What is not closed reaches to the end, of which the next one must not look for it again.
+# An unclosed construct extends to the end; the next one must not scan for its end again.
 OPEN = [
     "<!--",
     '<a b="',
@@ -123,7 +123,7 @@ MANY = [
 @pytest.mark.parametrize("parts", [html_parts, markdown_parts])
 @pytest.mark.parametrize(("seeds", "size"), [(OPEN, 400_000), (MANY, 20_000)])
 def test_time_is_linear_in_the_size(parts, seeds, size):
-    """Were it quadratic, one of these texts would take as long as is allowed for all."""
+    """In quadratic time, a single one of these texts would exceed the limit for all of them."""
     start = time.process_time()
     for seed in seeds:
         for text in (seed * (size // len(seed)), seed + "x" * size, "x" * size + seed):

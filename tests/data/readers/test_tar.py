@@ -32,7 +32,7 @@ def packed(files, form=tarfile.PAX_FORMAT, others=()):
 
 
 def unpacked(data, tmp_path):
-    """The files and the Rejecteds."""
+    """Returns the files and the Rejecteds of an archive."""
     file = io.BytesIO(data)
     found = list(members(file, tmp_path / "a.tar"))
     files = {one.name: read_member(file, one) for one in found if isinstance(one, Member)}
@@ -88,7 +88,7 @@ def test_cut_short_anywhere_it_says_so_behind_the_files_before(tmp_path):
 
 def test_any_flipped_byte_of_a_header_is_seen(tmp_path):
     data = packed({"a.jpg": b"1", "b.jpg": b"2"})
-    # Nothing reads what stands behind the end of the sum.
+    # The last byte of the checksum field is not read.
     for place in {*range(1024, 1024 + 512)} - {1024 + 155}:
         damaged = bytearray(data)
         damaged[place] ^= 0x11
@@ -98,7 +98,7 @@ def test_any_flipped_byte_of_a_header_is_seen(tmp_path):
 
 
 def with_size(data, field):
-    """The size field of the first header replaced, and its sum put right."""
+    """Replaces the size field of the first header and corrects the checksum."""
     header = bytearray(data[:512])
     header[124:136] = field
     header[148:156] = b" " * 8

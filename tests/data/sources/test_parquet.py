@@ -36,7 +36,7 @@ def read(cfg):
 
 
 def both(cfg):
-    """All records of both splits."""
+    """Reads all records of both splits."""
     records = {}
     for split in ("train", "test"):
         source = cfg.instantiate(split=split)
@@ -46,7 +46,7 @@ def both(cfg):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The rows in three files, in two folders, with row groups of several sizes."""
+    """A folder with the rows in three files of two subfolders, with several row group sizes."""
     write(tmp_path / "b" / "0.parquet", ROWS[14:], row_group_size=4)
     write(tmp_path / "a" / "1.parquet", ROWS[5:14], row_group_size=2, compression="zstd")
     write(tmp_path / "a" / "0.parquet", ROWS[:5], row_group_size=100)
@@ -102,7 +102,7 @@ def test_pictures_are_bytes_in_columns_structs_lists_and_beside_the_file(tmp_pat
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.png").write_bytes(b"beside")
     stored, beside = {"bytes": b"in it", "path": "a.png"}, {"bytes": None, "path": "images/b.png"}
-    # A struct of other fields stays what it is.
+    # A struct with other fields is not a picture and stays a dict.
     rows = [{"jpg": b"binary", "image": beside, "images": [stored, beside], "size": {"bytes": 7}}]
     schema = pa.schema(
         {
@@ -218,7 +218,7 @@ def test_lengths_are_kept_beside_the_files(folder, builder):
     corpus = corpus.instantiate(split="train")
     lengths = corpus_lengths(corpus, builder)
     assert lengths.num_usable == len(corpus) and (folder / "lengths").is_dir()
-    # Nothing there is taken for data.
+    # The stored lengths are not mistaken for data.
     assert read(config(folder)) == [corpus.source[i] for i in range(len(corpus))]
 
 
@@ -240,7 +240,7 @@ def test_an_index_out_of_range_is_an_error(folder, split):
 def _damaged(data, draw):
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
-        # The footer more often than anything else.
+        # The footer is hit most often.
         at = (
             len(data)
             - 1

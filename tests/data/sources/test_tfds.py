@@ -1,4 +1,4 @@
-"""Data that the real library prepares; skipped where it is not installed."""
+"""Datasets prepared by the real library; skipped if it is not installed."""
 
 import io
 import subprocess
@@ -51,7 +51,7 @@ def example(i):
 
 class TinyTestCaptions(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
-    # Looking for the file of a class takes a package that tfds does not require.
+    # Finding the file of a class needs a package that tfds does not require.
     code_path = None
 
     def _info(self):

@@ -44,7 +44,7 @@ def source_of(path, files, **options):
 
 
 def items(source):
-    """Each record, or why it is bad."""
+    """Returns each record, or the reason why it is bad."""
     result = []
     for index in range(len(source)):
         try:
@@ -149,7 +149,7 @@ def test_a_bad_sample_says_which_and_why_and_costs_no_other(tmp_path):
         None,
         *["a.tar:blank.*: its key has been there before"] * 3,
     ]
-    # What is at fault with an entry is told in its place, which is before the end of its sample.
+    # The problem of an entry is reported at its position, which is before the end of its sample.
     assert len(found) == len(reasons)
     for reason in filter(None, reasons):
         assert any(isinstance(item, str) and _matches(reason, item) for item in found), reason
@@ -186,7 +186,7 @@ def test_a_shard_that_is_cut_short_keeps_what_is_whole_and_says_so(tmp_path):
     whole = data.index(b"c.jpg")
     (tmp_path / "a.tar").write_bytes(data[: whole + 2000])
     (tmp_path / "b.tar").write_bytes(as_tar(sample("d")))
-    # Damage is told before the sample that it may have cut.
+    # Damage is reported before the sample that it may have truncated.
     found = items(config(tmp_path).instantiate(split="train"))
     assert [item["key"] for item in found if isinstance(item, dict)] == ["a", "b", "d"]
     (reason,) = [item for item in found if isinstance(item, str)]
@@ -318,7 +318,7 @@ SHARD = as_tar(
 def damaged(draw):
     data = bytearray(SHARD)
     for _ in range(draw(st.integers(1, 3))):
-        # In a header more often than not.
+        # Most damage hits a header.
         block = 512 * draw(st.integers(0, max(0, len(data) // 512 - 1)))
         at = block + draw(st.integers(0, draw(st.sampled_from([160, 511]))))
         size = draw(st.sampled_from([1, 2, 8, 64, 512]))

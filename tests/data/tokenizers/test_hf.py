@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face as ours: special tokens are never text, ids are those of the file."""
+"""Tokenizers of Hugging Face: text never encodes to special tokens, ids are those of the file."""
 
 import json
 
@@ -13,7 +13,7 @@ SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>"]
 
 @pytest.fixture
 def path(tmp_path):
-    """A byte-level BPE, as Llama 3 and Qwen have one."""
+    """The file of a byte-level BPE, the kind that Llama 3 and Qwen use."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -63,7 +63,7 @@ def test_special_tokens_are_those_of_the_file_beside_it_or_of_the_config(cfg, pa
     with pytest.raises(ValueError, match="tokenizer.eos is None"):
         cfg.instantiate()
     alone = cfg.set(eos="<|end|>").instantiate()
-    # Padding is never what ends a text.
+    # The padding token never ends a text.
     assert alone.eos == ids[1] and alone.pad != alone.eos
     with pytest.raises(ValueError, match="tokenizer.bos='<s>': .* has no such token"):
         cfg.set(bos="<s>").instantiate()
@@ -95,7 +95,7 @@ def test_a_file_of_another_kind_is_named(cfg, path):
 
 
 def _word_models():
-    """Models that have special tokens among their words, as T5 does; "<unk>" has no word."""
+    """Models whose words include special tokens, as in T5; "<unk>" stands for unknown words."""
     names = ["<pad>", "</s>", "<unk>", "<image>", "<s>"]
     words = [*names, *"abgims</e>\u2581"]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
@@ -137,6 +137,6 @@ def test_no_text_has_the_id_of_a_token_that_is_not_text(tmp_path, name):
                 if name == "unigram":
                     kept = text.replace("p", "").replace("d", "")
                     assert ours.decode(ours.encode(kept)) == kept
-        # Other texts have the ids of the library, and so has what has no word.
+        # Other texts, unknown words included, have the ids of the library.
         for text in ("a b", "b < a", "\u4e2d", "<unk>"):
             assert ours.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids

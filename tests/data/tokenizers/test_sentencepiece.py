@@ -86,7 +86,7 @@ def test_a_tokenizer_can_be_sent_to_workers(tokenizer):
 
 
 def _trained(path, **fields):
-    """A model as other people train them: other special ids, no image piece, no byte fallback."""
+    """A third-party kind of model: other special ids, no image piece, no byte fallback."""
     texts = ["two red circles", "a blue square left of it", "what digit is this? seven"] * 20
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
@@ -101,7 +101,7 @@ def _trained(path, **fields):
     return Tokenizer.default_config().set(model_path=str(path), vocab_multiple=8)
 
 
-# As in Llama, in T5, and with all of them.
+# The ids of Llama, those of T5, and a model with all special tokens.
 @pytest.mark.parametrize(
     ("ids", "expected"),
     [
@@ -150,7 +150,7 @@ def test_a_missing_model_names_path_and_remedy():
 
 
 def test_training_twice_gives_the_shipped_model():
-    """Catches corpora whose texts changed after the tokenizer was trained."""
+    """Detects that texts of the corpora changed after the tokenizer was trained."""
     path = ROOT / "tools" / "train_tokenizer.py"
     spec = importlib.util.spec_from_file_location("train_tokenizer", path)
     tool = importlib.util.module_from_spec(spec)

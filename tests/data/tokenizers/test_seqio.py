@@ -1,4 +1,4 @@
-"""Vocabularies of the real library; skipped where it is not installed."""
+"""Vocabularies of the real library; skipped if it is not installed."""
 
 import warnings
 
@@ -59,7 +59,7 @@ def test_special_tokens_are_dropped_and_no_answer_contains_them(fields):
     assert not set(tokenizer.not_text) & set(ids)
     assert max(tokenizer.not_text) == tokenizer.vocab_size - 1
     noise = [*tokenizer.not_text, tokenizer.eos, tokenizer.vocab_size + 5]
-    # In front: what follows an end would be cut off otherwise.
+    # The text comes last, and is decoded although an eos precedes it.
     assert tokenizer.decode([*noise, *ids]) == "two circles"
 
 
@@ -77,7 +77,7 @@ def test_the_image_token_follows_the_vocabulary_or_is_an_extra_id():
 
 
 def test_a_text_that_spells_the_image_token_is_a_bad_record():
-    # Extra ids are numbered from the last one down.
+    # Extra ids count down from the last id.
     tokenizer = make(**MODEL, image_token=make(**MODEL).image_token - 1)
     with pytest.raises(BadRecord, match="is not for text, and a text spells it: .*extra_id_0"):
         tokenizer.encode("a <extra_id_0> b")
@@ -90,7 +90,7 @@ def test_documents_become_examples_with_it():
     builder = ExampleBuilder(tokenizer, num_image_tokens=4, max_sequence_length=64, max_images=2)
     document = Document((Image(b"picture"), Text("two red circles")))
     num_text = len(tokenizer.encode("two red circles"))
-    # The beginning, or the end, takes one more.
+    # Tokens and targets have one position more: bos in the former, eos in the latter.
     assert builder.lengths(document) == (1 + 4 + num_text, 1)
     example = builder.example(document)
     assert (example.tokens == tokenizer.image_token).sum() == 4

@@ -1,6 +1,6 @@
 """Small benchmarks on disk, with the files and keys that their publishers document.
 
-Every picture has a colour of its own, so that tests can tell which is shown.
+Every picture has a different gray level, so that tests can tell which one is shown.
 """
 
 import base64
@@ -23,7 +23,7 @@ NUM_QUERIES = 4
 
 
 def png(number: int) -> bytes:
-    """A picture of one grey level, which says its number."""
+    """A picture of a single gray level, which encodes its number."""
     file = io.BytesIO()
     pixels = np.full((4, 4, 3), number, np.uint8)
     PIL.Image.fromarray(pixels).save(file, "PNG")
@@ -41,7 +41,7 @@ def write(path: Path, content: Any) -> None:
 
 
 def ten(answer: str, other: str = "other") -> list[dict[str, Any]]:
-    """The answers of ten people, of whom seven agree."""
+    """Answers of ten people, seven of whom agree."""
     return [
         {"answer_id": i + 1, "answer": answer if i < 7 else other, "answer_confidence": "yes"}
         for i in range(10)
@@ -239,7 +239,7 @@ def mathvista(root: Path) -> None:
 def mme(root: Path) -> None:
     """The README of MME (BradyFU/Awesome-Multimodal-Large-Language-Models): two questions each."""
     for number, subtask in enumerate((*MME_PERCEPTION, *MME_COGNITION)):
-        # Both layouts that its archive has.
+        # Both layouts occur in the archive.
         nested = number % 2 == 0
         folder = root / subtask
         picture((folder / "images" if nested else folder) / f"{number}.jpg", number)

@@ -22,7 +22,7 @@ from mm1_jax.models.mm1 import MM1
 
 
 class Spy:
-    """In the place of `generate`: keeps the batches, and says whatever it was told to."""
+    """Replaces `generate`: records the batches and answers with `says`."""
 
     def __init__(self, tokenizer, says=""):
         self.tokenizer, self.says = tokenizer, says
@@ -37,7 +37,7 @@ class Spy:
         return np.tile(row[None], (len(batch.tokens), 1))
 
     def rows(self):
-        """Tokens and pictures of every prompt."""
+        """Yields the tokens and pictures of every prompt."""
         for batch in self.batches:
             for tokens, segments, slots in zip(
                 batch.tokens, batch.segment_ids, batch.image_index, strict=True
@@ -165,7 +165,7 @@ def test_right_answers_score_one_and_wrong_ones_nothing(input, model, spy):
     assert asking.run(model).metrics == {"digits_caption/0/exact_match": 1.0}
     result = asking.run(model)
     assert result.metrics == {"digits_caption/0/exact_match": 0.4}
-    # Half of the samples are wrong ones, where there are enough of both.
+    # Half of the samples are wrong answers if there are enough of both.
     assert [sample.correct for sample in result.samples] == [False] * 4 + [True] * 4
     sample = result.samples[-1]
     assert sample.answer == sample.reference == references[3]
@@ -271,7 +271,7 @@ def test_a_scoring_function_is_tried_on_the_first_task(value, said, input):
             return value
         scored = Scored([True], {})
         for name, field in value.items():
-            # Past the types, which only tests check.
+            # Bypasses the type checks of tests, which production lacks.
             object.__setattr__(scored, name, field)
         return scored
 
@@ -327,7 +327,7 @@ def test_the_pictures_of_a_question_stand_apart(number):
 
 
 def nearness(items: Sequence[Item]) -> Scored:
-    """A metric of another name and unit."""
+    """Scores with a custom metric that has a name and a unit of its own."""
     values = np.array([0.25 if item.text == "7" else 0.75 for item in items])
     return Scored([None] * len(items), {"nearness": values})
 

@@ -20,7 +20,7 @@ from mm1_jax.evals.predictions.registry import SCORERS
 from mm1_jax.evals.predictions.scorer import ScoringJob
 from mm1_jax.models.mm1 import MM1
 
-# Of the benchmarks that conftest.py writes; NoCaps has its exemplars among the queries.
+# Sizes of the benchmarks that conftest.py writes; NoCaps draws exemplars from its queries.
 NUM_QUERIES = 4
 NUM_OF_NOCAPS = 20
 
@@ -31,7 +31,7 @@ def model() -> MM1:
 
 
 class Says:
-    """In the place of `generate`: answers each task with `text(task)`, and keeps the batches."""
+    """Replaces `generate`: answers with `texts` in turn and records the batches."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -143,17 +143,17 @@ def test_right_answers_score_all_and_others_nothing(name, benchmarks_dir, input,
     full = {"mme": 2000.0, "mmmu": 1.0, "pope": 1.0}.get(name, 100.0)
     metrics = answered(benchmark, says, model, right_answer).metrics
     if name in ("coco", "nocaps", "textcaps"):
-        # The references beside the one that is said differ from it.
+        # The answer is one of several different references, so no score is full.
         assert metrics[headline] > 1 and metrics["ROUGE_L"] > 0.8
     elif name == "okvqa":
-        # Seven of ten agree, and a plural is its stem.
+        # Seven of ten people agree, and plurals count as their stems.
         assert metrics[headline] == full
     else:
         assert metrics[headline] == pytest.approx(full)
     wrong = answered(benchmark, says, model, lambda task: "zzz").metrics
-    # What is not "no" is yes, by POPE's rule; a reply that names no option gets one by chance.
+    # POPE reads any reply without "no" as yes; MMMU picks a random option if a reply names none.
     if name not in ("pope", "mmmu"):
-        # A distance apart, MathVista's choices are as near to each other as any.
+        # MathVista picks the choice with the least edit distance, which is sometimes right.
         limit = 60.0 if name == "mathvista" else 0.0
         assert wrong[headline] <= limit
 
@@ -162,7 +162,7 @@ def test_right_answers_score_all_and_others_nothing(name, benchmarks_dir, input,
 def test_files_of_predictions_have_the_same_scores_by_themselves(
     name, benchmarks_dir, input, says, model, tmp_path
 ):
-    """Both reach one scoring function, which was compared with the official code on files."""
+    """Benchmarks and prediction files share a scoring function, verified against official code."""
     benchmark = build(name, benchmarks_dir, input)
     texts = iter([True, False, True, True] * 20)
     judgement = answered(
@@ -176,7 +176,7 @@ def test_files_of_predictions_have_the_same_scores_by_themselves(
         "gqa": folder / "testdev_balanced_questions.json",
     }.get(name)
     if name == "coco":
-        # As COCO itself has them.
+        # The layout of COCO.
         captions = [
             {"image_id": int(verdict.task.key), "caption": caption}
             for verdict in judgement.verdicts
@@ -208,7 +208,7 @@ def test_circular_accuracy_needs_every_round(benchmarks_dir, input, says, model)
         benchmark,
         says,
         model,
-        # Always the option that was the first round's right one.
+        # Always the letter that is right in the first round.
         lambda task: "B",
     )
     assert judgement.metrics["vanilla_acc"] == 100.0
@@ -233,7 +233,7 @@ def test_a_question_that_the_official_file_of_seed_has_twice_is_asked_twice(
     says.texts = iter([right_answer(task) for task in benchmark.tasks(0)])
     judgement = benchmark.run_shots(model, 0, log=log)
     assert judgement.metrics["n"] == NUM_QUERIES + 1 == len(log)
-    # Given again, the command asks nothing; the file of predictions has the official id twice.
+    # A second run asks nothing; the predictions contain the official id twice.
     says.texts = iter(())
     log = AnswerLog(tmp_path / "log.jsonl", {})
     assert benchmark.run_shots(model, 0, log=log).metrics == judgement.metrics
@@ -326,7 +326,7 @@ def test_a_stopped_evaluation_goes_on_with_what_has_no_answer(
     texts = [right_answer(task) for task in benchmark.tasks(0)]
     whole = answered(benchmark, says, model, right_answer).metrics
     path, header = tmp_path / "0_shot.jsonl", {"step": 7}
-    # The fourth batch fails, while the third waits; a crash leaves half a line, too.
+    # The fourth batch fails while the third is pending; a crash also leaves half a line.
     says.texts = iter(texts[:3])
     with pytest.raises(RuntimeError, match="StopIteration"):
         benchmark.run_shots(model, 0, log=AnswerLog(path, header))
@@ -346,7 +346,7 @@ def test_a_stopped_evaluation_goes_on_with_what_has_no_answer(
 def test_answers_that_earlier_code_was_given_are_resumed(
     benchmarks_dir, input, says, model, tmp_path
 ):
-    """Their header has the names that classes had; what it says of the answers is the same."""
+    """The header of such a log has former class names; only differences in meaning count."""
     benchmark = build("vqav2", benchmarks_dir, input, batch_size=1)
 
     def asked() -> Any:
@@ -398,7 +398,7 @@ def test_answers_after_other_exemplars_are_refused_and_those_of_earlier_code_are
 
 
 def no_exemplars(corpus: Any, index: int, shots: int) -> list[Any]:
-    """No exemplars."""
+    """Chooses no exemplars."""
     return []
 
 
@@ -425,7 +425,7 @@ def test_a_log_that_another_process_writes_is_read_and_left_as_it_is(tmp_path):
 
 
 def edit(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
-    """A change of a JSON file."""
+    """Returns a function that changes the content of a JSON file."""
 
     def damage(folder: Path) -> None:
         content = json.loads((folder / path).read_text())
@@ -436,7 +436,7 @@ def edit(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
 
 
 def text(path: str, old: str, new: str) -> Callable[[Path], None]:
-    """A change of the first place in a text file."""
+    """Returns a function that replaces the first `old` in a text file."""
 
     def damage(folder: Path) -> None:
         content = (folder / path).read_text()
@@ -487,7 +487,7 @@ DAMAGE = [
 def test_an_entry_that_is_not_as_documented_is_named(
     name, damage, message, benchmarks_dir, input, tmp_path
 ):
-    # Without the pictures, which are not looked at yet.
+    # Pictures are not read yet, so they need not be there.
     ignore = shutil.ignore_patterns("*.jpg", "*.png")
     shutil.copytree(benchmarks_dir / name, tmp_path / name, ignore=ignore)
     build(name, tmp_path, input)
@@ -540,7 +540,7 @@ def test_ok_vqa_counts_a_plural_as_its_stem(benchmarks_dir, input, says, model):
 def test_the_best_and_the_worst_answers_are_told_apart(name, benchmarks_dir, input, says, model):
     benchmark = build(name, benchmarks_dir, input)
     tasks = list(benchmark.tasks(0))
-    # Of MMBench, all rounds of a question alike.
+    # In MMBench, all rounds of a question count as right or wrong together.
     numbers = [int(task.key) if name == "mmbench" else i for i, task in enumerate(tasks)]
     texts = {
         task.key: right_answer(task) if number % 2 else "no" if name == "pope" else ""

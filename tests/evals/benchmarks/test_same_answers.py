@@ -1,7 +1,7 @@
 """Few-shot answers do not depend on batch, devices or interruptions, token for token.
 
-Sums of other shapes are rounded otherwise; where the two best logits are nearer than that, either
-may win. Such places are allowed, if their gap is below `NEAR`, and are listed.
+Shapes change the rounding of sums. Where the two best logits are closer than the rounding, either
+may win. Such differences are printed, and allowed if the gap of the logits is below `NEAR`.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ SHOTS, TASKS, NEW_TOKENS, NEAR = 2, 5, 4, 1e-4
 
 
 class Answered(NamedTuple):
-    """A row that was answered: its batch, where it stands there, and what was said."""
+    """An answered row: its batch, its index there, and the tokens of the answer."""
 
     batch: object
     row: int
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Where two answers to a prompt differ first, and how far apart the two best logits are."""
+    """The first step at which two answers differ, and the gap between the two best logits there."""
 
     prompt: int
     step: int
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 
 
 def differences(model: MM1, some: list[Answered], others: list[Answered]) -> list[Difference]:
-    """By full forward passes over what was said before."""
+    """Finds differences; the gaps come from full forward passes over the common tokens."""
     found = []
     for i, (one, other) in enumerate(zip(some, others, strict=True)):
         if one.tokens == other.tokens:
@@ -71,7 +71,7 @@ def model(input) -> MM1:
             num_image_tokens=2, num_heads=2, model_dim=8, hidden_dim=16
         ),
         decoder=Decoder.default_config().set(
-            # The mesh must divide it.
+            # Rounded up, so that the mesh divides it.
             vocab_size=-(-input.tokenizer.vocab_size // 8) * 8,
             model_dim=16,
             num_layers=2,
@@ -86,7 +86,7 @@ def model(input) -> MM1:
 
 @pytest.fixture
 def answered(input, monkeypatch):
-    """Asks the benchmark with batches of a size, interrupted or not; what was said, in order."""
+    """Runs the benchmark, interrupted or not, and returns the answered rows in a fixed order."""
 
     def ask(model: MM1, batch_size: int, interrupt_after: int | None = None) -> list[Answered]:
         said: dict[bytes, Answered] = {}
@@ -116,7 +116,7 @@ def answered(input, monkeypatch):
         if interrupt_after is not None:
             with pytest.raises(KeyboardInterrupt):
                 benchmark.run_shots(model, SHOTS, log=log, progress=progress)
-            # What was under way is asked again; the others are not.
+            # Pending rows are asked again; finished ones are not.
             said = dict(list(said.items())[:interrupt_after])
         benchmark.run_shots(model, SHOTS, log=log, progress=progress)
         assert len(said) == len(given) == TASKS

@@ -1,4 +1,4 @@
-"""Benchmarks without pictures: their publishers' layouts, prompts, and the rules of the harness."""
+"""Text-only benchmarks: the publishers' layouts, the prompts, and the rules of the harness."""
 
 import functools
 import hashlib
@@ -210,7 +210,7 @@ def text_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def text_input() -> PromptInput:
-    """Of a model that reads text only."""
+    """The prompt input of a text-only model."""
     tokenizer = Tokenizer.default_config().instantiate()
     builder = ExampleBuilder(tokenizer, num_image_tokens=0, max_sequence_length=512, max_images=0)
     return PromptInput(tokenizer, None, builder)
@@ -228,7 +228,7 @@ def model() -> MM1:
 
 
 class Scores:
-    """In the place of the scorer: keeps requests, and says of each what `rule` does."""
+    """Replaces the scorer: records requests and scores each by `rule`."""
 
     def __init__(self, rule: Callable[[str, str], tuple[float, bool]]):
         self.rule, self.requests, self.options = rule, [], []
@@ -272,7 +272,7 @@ def test_prompts_are_those_of_the_harness_and_need_no_pictures(name, text_dir, t
     task = benchmark.tasks(0)[0]
     assert [part.text for part in task.prompt.segments] == [prompt]
     assert f" {task.record['answer']}" == answer
-    # With exemplars: one text, each with its answer and a blank line.
+    # With exemplars, a prompt is one text: each exemplar with its answer, then a blank line.
     for task in benchmark.tasks(2):
         (text,) = task.prompt.segments
         exemplars = [
@@ -317,7 +317,7 @@ def test_the_right_option_wins_where_it_is_the_most_likely(
 
 def test_acc_norm_is_per_character_and_acc_bytes_per_byte(tmp_path, text_input, model, monkeypatch):
     row = {"id": "a", "question": "?", "answerKey": "B"}
-    # 4 characters of 8 bytes, and 6 of 6.
+    # The options have 4 characters in 8 bytes, and 6 in 6.
     row["choices"] = {"text": ["éééé", "abcdef", "x"], "label": ["A", "B", "C"]}
     for split in ("train", "test"):
         parquet(tmp_path / "arc" / "ARC-Easy" / f"{split}-0.parquet", [row])
@@ -363,7 +363,7 @@ def test_webqs_is_right_where_one_answer_is_greedy(text_dir, text_input, model, 
     found = build("webqs", text_dir, text_input).run_shots(model, 0)
     assert found.metrics == {"n": 4, "exact_match": 25}
     assert [verdict.answer for verdict in found.verdicts] == ["", "Jax", "", ""]
-    # An answer that begins with another decides nothing more.
+    # An answer that begins with another one cannot be greedy alone, so it is not asked.
     assert [one.continuation for one in scores.requests[:2]] == [" Bo", " Jax"]
     assert without_longer(["b", "ab", "a", "abc", "ba"]) == ["a", "b"]
 
@@ -389,7 +389,7 @@ def test_triviaqa_is_generated_and_compared_without_case_and_punctuation(
 
 def test_marks_of_wikihow_are_taken_out_of_hellaswag():
     assert plain_words(" How to sew [title] Cut. [step] Now [x] go ") == "How to sew. Cut. Now go"
-    # Of three spaces two are left, as of the harness.
+    # Two of three spaces remain, as in the harness.
     assert plain_words("Cut.  [step] Now") == "Cut.  Now"
 
 
@@ -427,7 +427,7 @@ def test_a_model_without_pictures_is_asked_text_and_nothing_that_shows_images(te
 
 
 def test_a_model_of_text_is_scored_and_all_metrics_are_there(text_dir, text_input):
-    """With real numbers, of a decoder that was never trained."""
+    """Scores an untrained decoder on all benchmarks."""
     tokenizer = text_input.tokenizer
     decoder = Decoder.default_config().set(
         **{"vocab_size": tokenizer.vocab_size, "model_dim": 8, "num_layers": 1},
@@ -531,7 +531,7 @@ def test_tasks_without_a_label_are_not_scored(tmp_path, text_input, model, monke
     assert [verdict.answer for verdict in found.verdicts] == [f"Cry {i}." for i in range(4)]
 
 
-# The harness's name of each, and the files of its splits.
+# The harness's name of each task, and the files of its splits.
 TASKS = {
     "arc_easy": ("arc_easy", "arc/ARC-Easy/{}-00000-of-00001.parquet", ("train", "test")),
     "arc_challenge": (
@@ -558,7 +558,7 @@ TASKS = {
 
 
 def harness_task(name: str, folder: Any, shots: int) -> Any:
-    """A task of the harness on our files, with the first records as exemplars."""
+    """Loads a task of the harness on our files, with the first records as exemplars."""
     import lm_eval.tasks
 
     theirs, pattern, splits = TASKS[name]
@@ -589,7 +589,7 @@ def _task_name(path: Path) -> str:
 
 
 def pseudo_random(*texts: str) -> tuple[float, bool]:
-    """A likelihood that the two texts decide."""
+    """A likelihood that is a function of the texts."""
     digest = hashlib.sha256("|".join(texts).encode()).digest()
     return -digest[0] / 7 - 0.01, digest[1] % 3 == 0
 
@@ -608,7 +608,7 @@ def requests_of(task: Any) -> dict[int, list[Any]]:
 def test_requests_and_scores_are_those_of_the_harness(
     name, shots, text_dir, text_input, monkeypatch
 ):
-    """Of EleutherAI's lm-evaluation-harness itself, on the same files, where it is installed."""
+    """Compares with EleutherAI's lm-evaluation-harness on the same files, if it is installed."""
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm_eval is not installed")
     if name in ("lambada", "webqs") and shots:

@@ -1,11 +1,11 @@
-"""Prediction files as users have them, changed at random, and an independent score of each.
+"""Random changes of realistic prediction files, and an independent score of each file.
 
     python tests/evals/predictions/mutations.py --files=2000 --seed=0
 
-A file is a function of its seed: small predictions of a benchmark, with annotations or without, one
-change, and a way to write them. Changes that keep the meaning must keep every number exactly. After
-any other change the scorer must raise ValueError and name a file, or give the score that the rules
-below give: these know nothing of the package, and take rows that they make or read themselves.
+A file is a function of its seed: small predictions of a benchmark, with or without annotations, one
+or more changes, and a file format. Changes that keep the meaning must keep every number exactly.
+After any other change the scorer must raise a ValueError that names a file, or agree with the rules
+below. The rules do not use the package, and take rows that they make or read themselves.
 """
 
 import argparse
@@ -28,25 +28,25 @@ from mm1_jax.evals.predictions.registry import SCORERS
 from mm1_jax.evals.predictions.scorer import ScoringJob
 
 Row = dict[str, Any]
-# Numbers of a score that a rule gives; None where the file must be refused.
+# Expected metrics of a file; None if it must be rejected.
 Expected = Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Predictions of one benchmark, and the rule that scores them.
+    """Layout of the predictions of one benchmark, and the rule that scores them.
 
     Attributes:
-        make: A reference row for an id.
-        replies: What models say.
-        is_right: The share of a point that a reply wins, given its reference row.
-        scores: Metrics of the shares, given the reference rows.
-        id: The field that holds the id.
-        reply: The field that holds the reply, if references are in a file of their own.
-        may_repeat: Whether an id may occur twice.
-        is_numeric: Whether a reply may be a number.
-        annotations: Whether references are in a file of their own: "always", "never" or "either".
-        scores_part: Whether the questions that were answered are scored alone.
+        make: Makes a reference row for an id.
+        replies: Possible replies of models.
+        is_right: Returns the share of a point for a reply, given its reference row.
+        scores: Returns metrics of the shares, given the reference rows.
+        id: Field of the id.
+        reply: Field of the reply, if references are in a separate file.
+        may_repeat: An id may occur twice.
+        is_numeric: A reply may be a number.
+        annotations: References are in a separate file: "always", "never" or "either".
+        scores_part: Unanswered questions are left out of the score.
     """
 
     make: Callable[[random.Random, int], Row]
@@ -185,7 +185,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 @dataclass
 class File:
-    """Rows of predictions, those of annotations or None, and how the former are written."""
+    """Rows of predictions, rows of annotations if separate, and the file format of the former."""
 
     layout: Layout
     rows: list[Row]
@@ -237,7 +237,7 @@ Mutation = Callable[[random.Random, File], None]
 
 
 def _reorder(rng: random.Random, file: File) -> None:
-    """Rows with one id are paired in order of appearance, which stays."""
+    """Reorders rows but keeps the relative order of rows with the same id, which pairs them."""
     order = rng.sample(range(len(file.rows)), len(file.rows))
     places: dict[Any, list[int]] = {}
     for place in sorted(order):
@@ -251,7 +251,7 @@ def _write_as(rng: random.Random, file: File) -> None:
     own = {"semicolon": ".csv"}.get(file.kind, f".{file.kind}")
     file.suffix = rng.choice((own, own, ".json", ".jsonl", ".csv", ".tsv", ".dat"))
     if file.kind in ("csv", "tsv", "semicolon"):
-        # Nothing tells a table in another coat from JSON but its marks.
+        # Only the suffix identifies a table.
         file.suffix = own
 
 
@@ -303,7 +303,7 @@ def _duplicate(rng: random.Random, file: File) -> None:
 
 
 def _replace(rng: random.Random, file: File) -> None:
-    """One row takes the place of another: as many rows, an id twice and one not at all."""
+    """Replaces a row by a copy of another: one id occurs twice, and one is missing."""
     _drop(rng, file)
     _duplicate(rng, file)
 
@@ -440,7 +440,7 @@ def _is_null(key: Any) -> bool:
 
 
 def expected_score(layout: Layout, rows: list[Row], references: list[Row] | None) -> Expected:
-    """The score of rows by the rules; None where they must be refused."""
+    """Scores rows by the rules; returns None if the rows must be rejected."""
     if not rows:
         return None
     if references is None:
@@ -481,7 +481,7 @@ def expected_score(layout: Layout, rows: list[Row], references: list[Row] | None
 
 
 def read_rows(data: bytes) -> list[Row] | None:
-    """The rows of a damaged file by plain means; None where these do not read it."""
+    """Reads the rows of a damaged file with the standard library; returns None if that fails."""
     try:
         text = data.decode("utf-8-sig")
         if text.lstrip()[:1] in ("[", "{"):
@@ -501,7 +501,7 @@ def read_rows(data: bytes) -> list[Row] | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: `problem` is empty if it was right."""
+    """The outcome for one file; `problem` is empty if the scorer was right."""
 
     name: str
     changes: tuple[str, ...]
@@ -510,7 +510,7 @@ class Outcome:
 
 
 def try_file(seed: int, folder: Path) -> Outcome:
-    """Makes the file of a seed, has it scored, and compares."""
+    """Makes the file of a seed, scores it, and compares."""
     rng = random.Random(seed)
     name = rng.choice(list(LAYOUTS))
     layout = LAYOUTS[name]
@@ -526,7 +526,7 @@ def try_file(seed: int, folder: Path) -> Outcome:
             for row, reply in zip(references, replies, strict=True)
         ]
     else:
-        # One file has the reply beside the reference.
+        # One file holds both replies and references.
         if layout.reply == "answer" and name != "pope":
             layout = replace(layout, reply="prediction")
         rows = [
@@ -548,7 +548,7 @@ def _scored(name: str, file: File, folder: Path) -> dict[str, Any] | Exception:
     try:
         path.write_bytes(file.content())
     except UnicodeEncodeError:
-        # Half a surrogate pair, which no other encoding of the file holds.
+        # A lone surrogate, which only escaped JSON can hold.
         file.ascii, file.kind, file.suffix = True, "json", ".json"
         path = folder / f"predictions{file.suffix}"
         path.write_bytes(file.content())
@@ -558,7 +558,7 @@ def _scored(name: str, file: File, folder: Path) -> dict[str, Any] | Exception:
     try:
         return SCORERS[name].score([path], ScoringJob(annotations))["predictions"]
     except Exception as error:
-        # Any but ValueError is a finding.
+        # `_problem` reports everything but a ValueError.
         return error
 
 
@@ -574,7 +574,7 @@ def _problem(file: File, is_keeping: bool, base: Any, got: Any) -> str:
     if is_keeping:
         return "" if got == base else f"{got} where {base} was before"
     if file.has_odd_reference:
-        # Another question, whose score no rule knows.
+        # The changed reference is another question, which no rule covers.
         return ""
     rows = file.rows
     if file.damage is not None or file.raw is not None:
@@ -594,10 +594,10 @@ def _problem(file: File, is_keeping: bool, base: Any, got: Any) -> str:
 
 
 def _is_known(file: File, rows: list[Row]) -> bool:
-    """Whether the rules know the replies of damaged rows, and read their references."""
+    """Returns whether the rules cover the replies and the references of damaged rows."""
     if any(row.get(file.layout.reply) not in file.layout.replies for row in rows):
         return False
-    # In a table, lists of references are texts.
+    # Tables hold lists of references as texts.
     return file.references is not None or file.kind in ("json", "jsonl")
 
 

@@ -8,7 +8,7 @@ _spec = importlib.util.spec_from_file_location(
     "mutations", Path(__file__).with_name("mutations.py")
 )
 mutations = importlib.util.module_from_spec(_spec)
-# Dataclasses look their module up.
+# Dataclasses look up their module.
 sys.modules["mutations"] = mutations
 _spec.loader.exec_module(mutations)
 

@@ -19,7 +19,7 @@ def test_the_interval_of_a_proportion_is_that_of_theory():
 
 
 def test_examples_of_a_unit_are_drawn_together():
-    """Ten copies of each example say no more than one, so their interval is as wide."""
+    """Ten copies of each example hold no more information, so the interval is as wide."""
     values = np.repeat([0.0, 1.0], [100, 100])
     single = intervals({"x": values}, [str(i) for i in range(200)], means)
     copies = np.repeat(values, 10)

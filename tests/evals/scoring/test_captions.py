@@ -33,7 +33,7 @@ def random_captions(seed: int, num_images: int) -> tuple[dict[str, str], dict[st
         return " ".join(rng.choice(WORDS, size=rng.integers(3, 16)))
 
     references = {str(i): [caption() for _ in range(5)] for i in range(num_images)}
-    # Predictions share phrases with their references, so that all orders of n-grams match at times.
+    # Predictions share phrases with their references, so that n-grams of all orders match at times.
     predictions = {key: f"{refs[0][:40]} {caption()[:20]}" for key, refs in references.items()}
     return predictions, references
 
@@ -51,8 +51,8 @@ def split(*captions: str) -> list[list[str]]:
 
 def test_bleu_by_hand():
     scores = bleu(split("the cat sat on it"), [split("the cat sat there", "on it now and then ok")])
-    # 5 words, all in a reference; of 4 bigrams "sat on" is in none; the closest length, of 4 and 6
-    # words, is the shorter, and there is no brevity penalty.
+    # All 5 words are in a reference; 1 of 4 bigrams, "sat on", is in none. The references have 4
+    # and 6 words; ties go to the shorter, so there is no brevity penalty.
     expected = [1, math.sqrt(3 / 4), (3 / 4 / 3) ** (1 / 3)]
     np.testing.assert_allclose(scores[:3], expected, rtol=1e-6)
     assert scores[3] == pytest.approx(0, abs=1e-3)
@@ -65,7 +65,8 @@ def test_bleu_is_penalised_for_brevity_alone():
 
 
 def test_rouge_l_takes_precision_and_recall_from_different_references():
-    # "a c": all of the first in order (recall 1); both words of the second (precision 1).
+    # The prediction contains all of "a c" in order (recall 1), and is contained in the second
+    # reference (precision 1).
     (score,) = rouge_l(split("a x c"), [split("a c", "a b x c d e")])
     precision, recall = 1.0, 1.0
     assert score == pytest.approx((1 + 1.44) * precision * recall / (recall + 1.44 * precision))
@@ -108,7 +109,7 @@ def test_an_image_without_a_reference_is_named():
         caption_scores([])
 
 
-# The example of nlg-eval, and what its tests expect of it.
+# The example of nlg-eval, and the scores in its tests.
 NLG_EVAL_REFERENCES = {
     "0": [
         "this is one reference sentence for sentence1",
@@ -158,7 +159,7 @@ def test_every_caption_has_its_official_score(metrics_data, name):
 
 
 def test_a_thousand_random_sets_score_as_pycocoevalcap_has_them():
-    """Independent code, with the original tokenizer: needs Java, and the extra caption-metrics."""
+    """Compares with independent code; needs Java and the extra caption-metrics."""
     tokenizer = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
     if shutil.which("java") is None:
         pytest.skip("Java is not there")

@@ -13,15 +13,15 @@ OPTIONS = {"A": "$6", "B": "two dogs", "C": "A bird"}
         ("(B)", "B"),
         ("B", "B"),
         ("Answer: B.", "B"),
-        # Brackets before bare letters, and the last mention wins.
+        # Letters in brackets count before bare ones, and the last mention wins.
         ("A is wrong, it is (B)", "B"),
         ("(A)? no, (C)", "C"),
         ("A or C then", "C"),
-        # The text of an option counts in replies of more than five words.
+        # An option's text counts in replies of more than five words.
         ("there are clearly two dogs in it", "B"),
         ("two dogs", None),
         ("no idea", None),
-        # One option's text within another's place: the first of them.
+        # If mentions of options overlap, the first option wins.
         ("it costs $6 for two dogs here", "B"),
     ],
 )

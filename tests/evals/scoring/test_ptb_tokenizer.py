@@ -13,7 +13,7 @@ def tokens(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # What CoreNLP 3.4.1 makes of them, less the punctuation that the metrics drop.
+        # Tokens of CoreNLP 3.4.1, without the punctuation that the metrics drop.
         ("The dog's bowl isn't full...", "the dog 's bowl is n't full"),
         ("They don\u2019t; it\u2019s O\u2019Brien\u2019s", "they do n't it 's o\u2019brien 's"),
         ("I cannot, I'm gonna", "i can not i 'm gon na"),
@@ -66,11 +66,11 @@ def test_ptb_tokens_keep_punctuation():
         ("c'est C\u2019EST l' d' qu'il", "c'est c\u2019est l' d' qu'il"),
         ("'tis \u2019tis more'n 'EM '80S", "'t is tis more 'n 'em '80s"),
         ("A d''s dog; I'll", "a d' 's dog i 'll"),
-        # Hyphens of other kinds; a soft one is no character of a word.
+        # Other hyphens; a soft hyphen is not part of a word.
         ("x\xady soft\xadware, a \xad b", "xy software a b"),
         ("t\u2010shirt red\u2011and\u2011white", "t\u2010shirt red\u2011and\u2011white"),
         ("x...-x... a...- b", "x...-x a. b"),
-        # A full stop before a mark inside of a sentence stays.
+        # A period before a mark inside of a sentence stays.
         ("no., bed.; 1.: t-shirt., 3.5., it's.,", "no. bed. 1. t-shirt. 3.5 it 's"),
         ("Va.n Va.nx Mr.n", "va. n va.nx mr.n"),
         ("Http://x.org me@site.com, a@@b", "http://x.org me@site.com, a@@b"),
@@ -83,7 +83,7 @@ def test_kinds_of_words_that_captions_rarely_hold(text, expected):
 
 
 def test_tokens_of_made_captions_are_those_of_the_original():
-    """Made and stored by tests/references/ptb_tokens.py."""
+    """The captions and tokens come from tests/references/ptb_tokens.py."""
     rows = json.loads(Path(__file__).with_name("ptb_tokens.json").read_text(encoding="utf-8"))
     captions = [line for caption, _ in rows for line in (caption, "z")]
     got = [" ".join(line) for line in tokenize(captions)[::2]]

@@ -16,7 +16,7 @@ def test_anls_is_the_best_similarity_and_nothing_below_a_half():
     assert anls("abcd", ["abce"]) == 0.75
     assert anls("ab", ["ax"]) == 0.5
     assert anls("abc", ["axy"]) == 0
-    # Lengths are those of the texts that are compared, without spaces at the ends.
+    # Lengths are those of the compared texts, without surrounding spaces.
     assert anls("abcd      ", ["abce"]) == 0.75
 
 

@@ -21,10 +21,10 @@ def test_an_answer_is_right_to_the_degree_that_others_of_ten_gave_it(count, accu
 
 def test_without_ids_equal_answers_vanish_together():
     answers = ["red"] * 4 + ["blue"] * 6
-    # Of the four that are left out in turn, no "red" stays.
+    # Equal answers are left out together, so no "red" remains.
     assert agreement_without_ids("red", answers, [None] * 10) == pytest.approx(0.6)
     assert agreement("red", answers) == 1.0
-    # People who were not equally sure are told apart.
+    # Answers of people with different confidence are distinct.
     assert agreement_without_ids("red", answers, list(range(10))) == 1.0
 
 
@@ -33,7 +33,7 @@ def test_the_official_code_normalises_only_where_people_disagree():
     assert official_accuracy("Dakota", ["dakota"] * 9 + ["other"]) == 1
     assert official_accuracy(lowered("Dakota."), ["dakota"] * 10) == 1
     assert official_accuracy("one pound", ["1 pound"] * 5 + ["a pound"] * 5) == 1
-    # Spaces at an end are no disagreement.
+    # Surrounding spaces do not count as disagreement.
     assert official_accuracy("Dakota", ["dakota"] * 9 + ["dakota "]) == 0
 
 
@@ -47,11 +47,11 @@ def test_both_sides_are_processed_in_the_default_mode():
     [
         ("a/b", "a b"),
         ("a /b", "a b"),
-        # A number with a comma anywhere: marks go, and no space comes.
+        # If the text has a number with a comma, punctuation is removed without adding a space.
         ("1,000-x", "1000x"),
         ("end.", "end"),
         ("2.5", "2.5"),
-        # The slip in the expression: a full stop after a digit goes too, unless a digit follows.
+        # The official expression also removes a period after a digit, unless a digit follows.
         ("no. 5.", "no 5"),
         ("." * 40, "." * 8),
     ],

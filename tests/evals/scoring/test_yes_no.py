@@ -11,7 +11,7 @@ from mm1_jax.evals.scoring.yes_no import mme, mme_reply, pope, pope_says_yes
         ("Yes", True),
         ("No, there is none.", False),
         ("There is not", False),
-        # Whole words, of the first sentence alone.
+        # Only whole words of the first sentence count.
         ("Nothing here. No", True),
         ("NO", True),
     ],
@@ -36,7 +36,7 @@ def test_pope_scores_by_hand():
     assert scores(scored) == {
         **{"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_ratio": 0.5}
     }
-    # The ratio is of the replies, not of the labels.
+    # The ratio of "yes" is among replies, not labels.
     assert pope_scores([False] * 4, [True, False] * 2)["yes_ratio"] == 0
 
 

@@ -35,7 +35,7 @@ def test_skipped_steps_are_told_and_too_many_in_a_row_stop_the_run():
     assert all("is skipped" in text for text in judge(bad, policy="skip", max_in_a_row=3))
     with pytest.raises(NonFiniteLoss, match="3 in a row"):
         judge(bad, policy="skip", max_in_a_row=2)
-    # One that is made in between begins the count anew.
+    # A normal step in between resets the count.
     assert len(judge([*bad[:2], record(3), *bad[:2]], policy="skip", max_in_a_row=2)) == 5
 
 
@@ -71,14 +71,14 @@ def test_excluded_steps_are_kept_in_the_folder(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "3", '["a"]', "null"])
 def test_damaged_excluded_steps_are_named(tmp_path, text):
-    """They decide what is trained, so they are not passed over."""
+    """They determine the training data, so damage is an error."""
     (tmp_path / "excluded_steps.json").write_text(text)
     with pytest.raises(ValueError, match="excluded_steps.json: damaged"):
         ExcludedSteps(tmp_path)
 
 
 def spoilt(fakes, steps):
-    """An input whose batches of some steps make the loss infinite."""
+    """An input whose batches of the given steps are white, for `spoiling`."""
 
     def on_batch(number, batch):
         if number in steps:
@@ -91,7 +91,7 @@ def spoilt(fakes, steps):
 
 @pytest.fixture
 def spoiling(monkeypatch, fakes):
-    """A model whose loss is not a number where all pictures of a batch are white."""
+    """Makes the loss of a batch NaN if all its pictures are white."""
     original = fakes.Model.__call__
 
     def call(self, batch, *, dropless=False):
@@ -139,7 +139,7 @@ def test_rolling_back_leaves_the_batch_out(make_trainer, fakes, spoiling, tmp_pa
     rolled = losses(tmp_path / "run")
     assert sorted(rolled) == [1, 2, 3, 5, 6]
     assert json.loads((tmp_path / "run" / "excluded_steps.json").read_text()) == [4]
-    # Skipped in the step, the fourth changes as little.
+    # Skipping the fourth step instead has the same effect.
     other = tmp_path / "other"
     options["input"] = spoilt(fakes, {4})
     make_trainer(**options, anomalies={"policy": "skip"}, output_dir=other).run()

@@ -22,7 +22,7 @@ def corruption(trainer, **fields):
 
 
 def with_a_flipped_bit(x, device_number):
-    """The array with one bit of one device's copy flipped."""
+    """Flips one bit in one device's copy of the array."""
     parts = []
     for number, shard in enumerate(x.addressable_shards):
         data = np.array(shard.data)
@@ -38,12 +38,12 @@ def test_copies_that_agree_pass(trainer, state):
 
 @pytest.mark.parametrize("device", [0, 5])
 def test_one_flipped_bit_of_one_copy_is_found_and_its_device_named(trainer, state, device):
-    # Split over fsdp and model, and copied over data: two copies of each part.
+    # The array is split over fsdp and model and replicated over data: two copies of each part.
     head = with_a_flipped_bit(state.params["head"], device)
     state = state._replace(params={**state.params, "head": head})
     with pytest.raises(Corrupted, match=r"\['head'\] differs between devices"):
         corruption(trainer, compare_replicas_every_n_steps=1).check_replicas(2, state)
-    # Not the time to look.
+    # No check is due at this step.
     corruption(trainer, compare_replicas_every_n_steps=3).check_replicas(2, state)
 
 

@@ -7,7 +7,7 @@ from mm1_jax.train.logs.goodput import PHASES, Goodput
 
 
 class Clock:
-    """Time that goes on, and a clock on the wall that may be set."""
+    """A monotonic clock, and a wall clock that may be set."""
 
     def __init__(self):
         self.now = 1000.0
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 
 
 def run(clock, folder, first_step, steps, save_at=None):
-    """A launch: 5 s of start-up, 1 s a step of which 0.25 s wait for data, 2 s a save."""
+    """A launch with 5 s of start-up, 1 s per step (0.25 s waiting for data), and 2 s per save."""
     goodput = Goodput(folder)
     clock.now += 5
     goodput.begin(first_step)
@@ -61,7 +61,7 @@ def test_steps_that_are_made_again_and_the_time_between_launches_are_lost(clock,
     clock.now += 100
     totals = run(clock, tmp_path, 4, 6).totals()
     assert totals["down_seconds"] == 100
-    # Steps 5 to 8 of the first launch.
+    # Steps 5 to 8 of the first launch are lost.
     assert totals["lost_step_seconds"] == pytest.approx(3)
     assert totals["step_seconds"] == pytest.approx(6 + 4.5 - 3)
     assert totals["launches"] == 2
@@ -80,7 +80,7 @@ def test_a_roll_back_loses_what_was_made_since_the_checkpoint(clock, tmp_path):
     goodput = run(clock, tmp_path, 0, 8, save_at=4)
     goodput.rolled_back(4)
     assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
-    # Twice from the same one, with nothing in between, loses nothing more.
+    # A second rollback to the same checkpoint, with no step in between, loses nothing more.
     goodput.rolled_back(4)
     assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
 
@@ -104,11 +104,11 @@ def test_a_clock_that_is_set_back_between_launches_loses_no_time(clock, tmp_path
     clock.now += 100
     clock.set_by = -5000
     totals = run(clock, tmp_path, 8, 4).totals()
-    # How long nothing ran is not known, and not negative.
+    # The down time is unknown, and must not be negative.
     assert totals["down_seconds"] == 0
     assert totals["elapsed_seconds"] == pytest.approx(15 + 9)
     assert totals["goodput"] == pytest.approx((6 + 3) / (15 + 9))
-    # The next one counts from there.
+    # The next launch counts from there.
     clock.now += 10
     assert run(clock, tmp_path, 12, 1).totals()["goodput"] < 1
 

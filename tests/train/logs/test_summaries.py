@@ -4,7 +4,7 @@ from mm1_jax.train.logs.summaries import Summaries
 
 
 def read_events(folder):
-    """The events of all files in `folder`; a record is length, checksum, data, checksum."""
+    """Reads the events of all files in `folder`; a record is length, checksum, data, checksum."""
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         while data:

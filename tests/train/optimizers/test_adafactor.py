@@ -1,4 +1,4 @@
-"""AdaFactor against optax's, which knows no stacks: layer by layer."""
+"""AdaFactor, compared layer by layer with optax's, which does not support stacked layers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mm1_jax.parallel.sharding import AxisRules
 from mm1_jax.train.optimizers.adafactor import Adafactor
 from mm1_jax.train.train_state import state_shardings
 
-# Names and shapes: one of each kind that a model has.
+# Logical names and shapes of one parameter of each kind.
 SHAPES = {
     "query": (("layers", "embed", "heads", None), (3, 8, 2, 6)),
     "down": (("layers", "expert", "embed", "mlp"), (3, 2, 4, 12)),
@@ -27,7 +27,7 @@ SHAPES = {
 def params():
     rng = np.random.default_rng(0)
     values = {
-        # Each layer of another size, so that a root mean square over all of them is wrong.
+        # Layers have different scales, so that a root mean square over all of them is wrong.
         name: rng.normal(size=shape)
         * np.arange(1, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
         for name, (_, shape) in SHAPES.items()
@@ -47,7 +47,7 @@ def make_optimizer(**fields):
 
 
 def unstacked(tree):
-    """Every layer and expert as a parameter of its own."""
+    """Splits stacked parameters into one parameter per layer and expert."""
     result = {}
     for name, x in tree.items():
         depth = sum(dim in ("layers", "expert") for dim in SHAPES[name][0])
@@ -119,7 +119,7 @@ def test_moments_lie_where_their_parameters_do_and_are_whole_along_what_they_are
     assert tuple(adafactor.columns["embedding"].spec) == ("model", None)
     assert tuple(adafactor.rows["down"].spec) == (None, None, "fsdp", None)
     assert tuple(adafactor.count.spec) == ()
-    # And such a state can be made and updated there.
+    # A state with these shardings can be initialized and updated.
     placed = jax.jit(optimizer.first_state, out_shardings=shardings)(nnx.to_pure_dict(params))
     gradient = jax.tree.map(jnp.cos, nnx.to_pure_dict(params))
     on_mesh, _ = jax.jit(optimizer.apply)(placed, gradient)

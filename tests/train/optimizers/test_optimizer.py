@@ -40,14 +40,14 @@ def params(prng_key):
     ],
 )
 def test_the_learning_rate_law_gives_the_rates_of_the_paper(num_parameters, rate):
-    # Half a unit of the third digit.
+    # The tolerance is half a unit of the third digit.
     assert mm1_learning_rate(num_parameters) == pytest.approx(rate, rel=5e-3)
 
 
 def test_the_rate_warms_up_linearly_and_decays_to_its_final_fraction():
     rate = make_optimizer(learning_rate=2.0, warmup_steps=4, decay_steps=24).learning_rate
     np.testing.assert_allclose([rate(i) for i in range(4)], [0.5, 1, 1.5, 2], rtol=1e-6)
-    # Half way of the cosine is half way between the peak and its tenth.
+    # Half way, the cosine is half way between the peak and a tenth of it.
     np.testing.assert_allclose([rate(13), rate(23), rate(1000)], [1.1, 0.2, 0.2], rtol=1e-6)
     later = np.array([rate(i) for i in range(3, 30)])
     assert (np.diff(later) <= 0).all()
@@ -88,12 +88,12 @@ def test_schedules_without_an_end_ignore_it():
         constant = rates[Schedule.CONSTANT, steps].learning_rate
         root = rates[Schedule.INVERSE_SQUARE_ROOT, steps].learning_rate
         np.testing.assert_allclose([constant(i) for i in (1, 3, 7, 500)], [1, 2, 2, 2], rtol=1e-6)
-        # At four times the steps of the warm-up it is half, at 100 times a tenth.
+        # After four times the warmup steps it is half of the peak, after 100 times a tenth.
         np.testing.assert_allclose([root(i) for i in (1, 3, 15, 399)], [1, 2, 1, 0.2], rtol=1e-6)
 
 
 def test_the_state_is_laid_out_as_that_of_optax(params):
-    """So that checkpoints from before there was a family of optimisers are restored."""
+    """Checkpoints from before there were several optimizers can then be restored."""
     ours = nnx.to_pure_dict(params)
     for decayed, mask in (("all", None), ("matrices", decay_mask(params))):
         transformation = make_optimizer(decayed=decayed).transformation(params)
@@ -131,7 +131,7 @@ def test_updates_are_those_of_torch(params, clip):
 
 
 def test_the_decay_is_a_tenth_of_the_learning_rate(params):
-    """MM1's rule as the default means it: without a gradient a parameter shrinks by 0.1 eta."""
+    """MM1's rule, the default: without a gradient, a parameter shrinks by 0.1 eta."""
     optimizer = make_optimizer(warmup_steps=0)
     transformation = optimizer.transformation(params)
     before = nnx.to_pure_dict(params)
@@ -176,7 +176,7 @@ def test_bad_fields_are_named(fields, message):
 
 
 def test_moments_in_bfloat16_are_those_in_float32_rounded(params):
-    """A step of the two from equal states: the moments that are kept differ by rounding alone."""
+    """After a step from equal states, the stored moments differ only by rounding."""
     ours = nnx.to_pure_dict(params)
     full, low = (
         make_optimizer(moments_dtype=dtype, clip=None).transformation(params)
@@ -186,7 +186,7 @@ def test_moments_in_bfloat16_are_those_in_float32_rounded(params):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         gradient = {k: rng.normal(size=v.shape).astype(np.float32) for k, v in ours.items()}
-        # Both from what the one in bfloat16 has kept.
+        # Both start from the bfloat16 state.
         full_state = jax.tree.map(lambda x, y: y.astype(x.dtype), full_state, low_state)
         full_updates, full_state = full.update(gradient, full_state, ours)
         low_updates, low_state = low.update(gradient, low_state, ours)
@@ -215,7 +215,7 @@ def test_a_rule_that_picks_nothing_is_named(params):
         make_optimizer(frozen=("kernal",)).update(params)
     with pytest.raises(ValueError, match="learning_rate_factors: 'kernal'"):
         make_optimizer(learning_rate_factors={"kernal": 0.5}).update(params)
-    # Only what is trained has a rate.
+    # Frozen parameters have no learning rate.
     with pytest.raises(ValueError, match="learning_rate_factors: 'kernel' picks no"):
         make_optimizer(frozen=("kernel",), learning_rate_factors={"kernel": 0.5}).update(params)
     with pytest.raises(ValueError, match="no parameter is left to train"):

@@ -1,4 +1,4 @@
-"""Freezing, averages and types of what is stored: each equal to its plain counterpart."""
+"""Freezing, averages and stored dtypes, each compared with a plain counterpart."""
 
 import json
 
@@ -22,7 +22,7 @@ STEPS = 3
 
 @pytest.fixture
 def make_program(fakes):
-    """Of the model of `conftest.py`: `embedding`, `head` and `scale`."""
+    """Makes programs of `BigramModel`, with parameters `embedding`, `head` and `scale`."""
 
     def make(optimizer=AdamW, *, num_devices=1, gradient_accumulation=None, **fields):
         cfg = optimizer.default_config().set(
@@ -38,7 +38,7 @@ def make_program(fakes):
 
 
 def run(program, make_batch, steps=STEPS):
-    """The states before any step and after each, on the host."""
+    """Returns the initial state and the states after each step, on the host."""
     state = program.first_state(jax.random.key(0))
     states = [jax.device_get(state)]
     step = program.compile()
@@ -66,7 +66,7 @@ def test_an_average_is_that_of_the_weights_of_a_run_without_one(
         assert_equal(state.opt_state.weights, weights, rtol=1e-5, atol=1e-6)
         expected = jax.tree.map(lambda a, x: 0.75 * a + 0.25 * x, expected, weights)
         assert_equal(state.params, expected, rtol=1e-5, atol=1e-6)
-    # It is far from the weights, or the test would not tell the two apart.
+    # The average is far from the weights, so the test distinguishes the two.
     assert np.abs(states[-1].params["head"] - plain[-1]["head"]).max() > 0.01
 
 
@@ -88,7 +88,7 @@ def test_what_is_frozen_stays_and_the_rest_is_trained_as_if_it_were_all(
     ]
     assert len(moments) >= 2 and all(set(each) == {"head", "scale"} for each in moments)
 
-    # The same by hand: the gradient of two matrices, the third a constant.
+    # Computes the same by hand, with the gradient of two parameters and the third a constant.
     cfg = program.optimizer.config.set(frozen=(), ema_decay=None)
     params = jax.tree.map(jnp.asarray, states[0].params)
     embedding = params.pop("embedding")
@@ -116,14 +116,14 @@ def test_what_is_frozen_stays_and_the_rest_is_trained_as_if_it_were_all(
 def test_weights_in_bfloat16_are_rounded_after_every_update_and_moments_are_not(
     make_program, make_batch
 ):
-    # With so large an eps the step goes with the gradient: no sign is decided by rounding.
+    # With such a large eps the step follows the gradient, so rounding decides no signs.
     fields = {"clip": None, "eps": 0.1}
     plain = run(make_program(**fields), make_batch, steps=1)
     states = run(make_program(**fields, parameters_dtype="bfloat16"), make_batch, steps=1)
     assert {x.dtype for x in jax.tree.leaves(states[1].params)} == {jnp.dtype(jnp.bfloat16)}
     first = jax.tree.map(lambda x: x.astype(jnp.bfloat16), plain[0].params)
     assert_equal(states[0].params, first, rtol=0)
-    # Half a unit in the last place of values up to 2, before and after the update.
+    # The tolerance is half a unit in the last place of values up to 2, before and after the update.
     assert_equal(
         jax.tree.map(lambda x: x.astype(np.float32), states[1].params),
         plain[1].params,
@@ -134,7 +134,7 @@ def test_weights_in_bfloat16_are_rounded_after_every_update_and_moments_are_not(
 
 
 def test_an_average_of_weights_in_bfloat16_is_float32(make_program, make_batch):
-    """Steps of the average are far below the rounding of its weights."""
+    """Steps of the average are far below the rounding of the weights."""
     program = make_program(parameters_dtype="bfloat16", ema_decay=0.999)
     before, after = run(program, make_batch, steps=1)
     assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(jnp.float32)}
@@ -155,9 +155,9 @@ def test_micro_batches_add_up_in_the_type_that_is_chosen(make_program, make_batc
 
     full, low = gradients(), gradients(accumulation_dtype="bfloat16")
     for x, y in zip(jax.tree.leaves(full), jax.tree.leaves(low), strict=True):
-        # Each of the two numbers that are added is rounded, and so is the sum.
+        # Both summands and the sum are rounded.
         np.testing.assert_allclose(x, y, rtol=2**-8, atol=2**-8 * np.abs(x).max())
-        # What comes out is a number of bfloat16: 1e-6 is the rounding of mu.
+        # The result is a bfloat16 number, up to 1e-6 from the rounding of mu.
         np.testing.assert_allclose(y, y.astype(jnp.bfloat16).astype(np.float32), rtol=1e-6)
         assert (np.abs(x - y) > 1e-3 * np.abs(x)).any()
 
@@ -165,7 +165,7 @@ def test_micro_batches_add_up_in_the_type_that_is_chosen(make_program, make_batc
 def test_a_run_that_goes_on_has_the_same_average_which_is_what_is_evaluated(
     make_trainer, fakes, tmp_path
 ):
-    """With all that changes the state at once; the sum that the evaluator gives is of the head."""
+    """All options that change the state are set; the evaluator reports the sum of the head."""
     fields = {"ema_decay": 0.9, "frozen": ("scale",), "moments_dtype": "bfloat16"}
 
     def launch(folder, max_steps):

@@ -1,4 +1,4 @@
-"""Fixtures of the readers of formats: everything that a reader makes of a source, checked."""
+"""Fixtures for tests of format readers, which check everything that a reader yields."""
 
 import pickle
 from collections.abc import Callable
@@ -49,7 +49,7 @@ _CHECKS = {
 
 @pytest.fixture(scope="session")
 def convert() -> Callable:
-    """Records and Rejecteds of a source, which hold what their kind promises and come again."""
+    """Reads a source twice; checks the layout of the records, and that both reads agree."""
 
     def convert(form: Format, source) -> tuple[list[Record], list[Rejected]]:
         units = form.units(source)
@@ -65,7 +65,7 @@ def convert() -> Callable:
         ids = [record["id"] for record in records]
         assert len(set(ids)) == len(ids)
         for text in (*ids, *(text for item in rejected for text in (item.id, item.reason))):
-            # No half of a surrogate pair, so that it can be printed.
+            # No lone surrogates, so that the text can be printed.
             assert text.encode("utf-8")
         return records, rejected
 
@@ -74,5 +74,5 @@ def convert() -> Callable:
 
 @pytest.fixture(scope="session")
 def reasons() -> Callable:
-    """Why entries were rejected, by their ids."""
+    """Maps the ids of rejected entries to the reasons."""
     return lambda rejected: {item.id: item.reason for item in rejected}

@@ -24,7 +24,7 @@ def caption(image_id, text):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The layout of COCO: `annotations` beside the folder of the split."""
+    """A folder in the layout of COCO: `annotations` beside the folder of the split."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "val2017").mkdir()
     for id in range(4):

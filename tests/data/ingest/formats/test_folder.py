@@ -12,7 +12,7 @@ from mm1_jax.data.readers.source_files import Unit
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder with pictures at its root and in a folder, beside something secret."""
+    """A folder with pictures at its root and in a subfolder; a secret file lies outside of it."""
     site = tmp_path / "site"
     (site / "docs" / "images").mkdir(parents=True)
     (site / "a.png").write_bytes(b"a")
@@ -99,7 +99,7 @@ def test_many_documents_are_several_units(site, convert, monkeypatch):
 def test_one_document_is_a_source(site, convert):
     (site / "docs" / "one.md").write_text("![](images/b%20c.png) ![](../a.png)")
     (record,), _ = convert(Folder(), site / "docs" / "one.md")
-    # The folder is then that of the document.
+    # Paths of pictures then start at the folder of the document.
     assert (record["id"], record["images"]) == ("one.md", [b"b c"])
     assert record["missing_images"] == 1
 
@@ -132,6 +132,6 @@ def test_real_pages_written_as_markdown_and_as_html_come_back(test_data, convert
         assert [image for image in record["images"] if image] == [
             (test_data / "recipes" / name).read_bytes() for name in page["images"] if name
         ]
-        # Texts side by side are one there.
+        # Adjacent texts become one.
         words, expected = (" ".join(filter(None, one["texts"])).split() for one in (record, page))
         assert words == expected

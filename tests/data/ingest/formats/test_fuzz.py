@@ -1,6 +1,7 @@
-"""Valid files of every format, damaged: a reader says what is wrong, and raises nothing.
+"""Damaged files of every format: readers report the damage and never raise.
 
-There are 11 formats with 40 damages to bytes each, and 13 tests with 30 of odd values: 830.
+There are 830 cases: 40 with damaged bytes for each of 11 formats, and 30 with odd values in each of
+13 tests.
 """
 
 import copy
@@ -39,7 +40,7 @@ def as_zip(data):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("lines.jsonl", data)
-        # As macOS packs it.
+        # macOS adds these files to archives.
         archive.writestr("__MACOSX/._lines.jsonl", b"\0\5\x16\7")
         archive.writestr(".DS_Store", b"\0\0\0\1Bud1")
     return file.getvalue()
@@ -158,7 +159,7 @@ SOURCES = {
 
 @pytest.fixture(autouse=True)
 def _end():
-    """A reader that does not come to an end is interrupted."""
+    """Interrupts a reader that does not end."""
 
     def interrupt(*_):
         raise TimeoutError("a reader does not come to an end")
@@ -181,7 +182,7 @@ def quick(num_examples):
 
 
 def num_read(convert, name, files, **options):
-    """How many records and Rejecteds there are; None where there is nothing of the format."""
+    """Counts records and Rejecteds; returns None if the format finds nothing to read."""
     with tempfile.TemporaryDirectory() as folder:
         for file, data in files.items():
             path = Path(folder, file)
@@ -199,7 +200,7 @@ def num_read(convert, name, files, **options):
 
 @st.composite
 def damage(draw, data):
-    """The data with some bytes flipped, left out, put in twice, cut off, or replaced."""
+    """Flips, drops, repeats, cuts off, replaces or inserts some bytes."""
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -242,7 +243,7 @@ def test_damaged_bytes_are_survived(name, convert):
     survives()
 
 
-# In place of one of these strings, which JSON cannot write.
+# Each of these strings is replaced by a text that `json.dumps` cannot write.
 _RAW = {"@deep": "[" * 3000 + "]" * 3000, "@long": "9" * 5000, "@torn": "[1, 2"}
 ODD = st.sampled_from(
     [
@@ -255,7 +256,7 @@ ODD = st.sampled_from(
 
 @st.composite
 def swapped(draw, value):
-    """The value with one part replaced by something odd."""
+    """Replaces one part of the value by something odd."""
     value = copy.deepcopy(value)
     parent, key, part = None, None, value
     while isinstance(part, list | dict) and part:

@@ -29,7 +29,7 @@ def test_turns_keep_their_order_and_get_our_roles(folder, convert):
     turns = [{"from": "system", "value": "Be brief."}, *TURNS]
     values = [
         conversation(turns, image="images/a"),
-        # The same id once more, as in LLaVA's own mixture.
+        # Ids repeat in LLaVA's own mixture, too.
         conversation(TURNS[1:], id="x"),
         conversation(TURNS, image=["images/a", "images/b"]),
     ]

@@ -64,7 +64,7 @@ def test_a_picture_that_is_not_to_be_had_is_left_out_and_counted(folder, convert
     rows = [{"images": [None, *urls, "http://x/c", None], "texts": ["t", *[None] * 7]}]
     write(folder / "0.parquet", rows)
     (record,), _ = convert(Obelics(), folder)
-    # The last place has neither text nor picture.
+    # The last position has neither text nor picture.
     assert record["missing_images"] == 6
     assert (record["texts"], record["images"]) == (["t", None], [None, b"c"])
     assert record["urls"] == [None, "http://x/c"]
@@ -130,7 +130,7 @@ MARK = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 
 
 def parts(*places):
-    """Texts and pictures of a part; a picture is a name that begins with http."""
+    """Splits places into parallel lists of pictures, which begin with http, and of texts."""
     return [place if place.startswith("http") else None for place in places], [
         None if place.startswith("http") else place for place in places
     ]
@@ -139,14 +139,14 @@ def parts(*places):
 @pytest.mark.parametrize(
     ("page", "documents"),
     [
-        # Between paragraphs of a text, and alone at the end.
+        # A mark between paragraphs of a text, and one alone at the end.
         (
             ["http://x/a", f"one\n\n{MARK}\n\ntwo", "three", "http://x/b", MARK],
             {0: ["http://x/a", "one"], 1: ["two", "three", "http://x/b"]},
         ),
-        # Alone in a text, between pictures, twice.
+        # Two marks between pictures, each alone in a text.
         (["http://x/a", MARK, f" {MARK}\n", "http://x/b"], {0: ["http://x/a"], 2: ["http://x/b"]}),
-        # Before all; several in a text, without space around them.
+        # A mark at the start, and several in a text without spaces around them.
         ([f"{MARK}one{MARK}two {MARK}"], {1: ["one"], 2: ["two"]}),
     ],
 )
@@ -189,7 +189,7 @@ def test_between_the_marks_nothing_is_lost_and_nothing_moves(page):
         return [word for place in places for word in place.split()]
 
     images, texts = parts(*page)
-    # Marks take the place of spaces here, and the parts between them are those of the words.
+    # Marks separate words as spaces do; the expected documents are the words between the marks.
     spaced = words(place.replace(MARK, f" {MARK} ") for place in page)
     expected, part = [], []
     for word in [*spaced, MARK]:
@@ -219,7 +219,7 @@ def test_missing_pictures_count_for_the_part_that_they_are_in(folder, output, co
     ((record,), _) = convert(Obelics(), folder)
     assert record["missing_images"] == 1 and record["texts"] == ["one"]
     manifest = convert_folder(Conversion(Obelics(), (folder,), output))
-    # Those of parts without anything else are not forgotten.
+    # Missing pictures of otherwise empty documents count, too.
     assert manifest.counts["missing_images"] == 3
     assert manifest.counts["missing_images.image ...: there is no such file"] == 3
     assert manifest.counts["empty_documents"] == 2
@@ -243,7 +243,7 @@ def test_filters_see_each_document_of_a_page(folder, output):
 def test_a_conversion_that_another_version_began_loses_no_page_and_has_none_twice(
     folder, output, monkeypatch
 ):
-    """It counted pages, and did not cut them."""
+    """The older version counted pages and did not split them."""
     texts = [f"{i} {MARK} {i}b" if i % 2 else f"{i}" for i in range(40)]
     write(folder / "0.parquet", [{"images": [None], "texts": [text]} for text in texts])
     conversion = Conversion(Obelics(), (folder,), output, max_shard_bytes=300)

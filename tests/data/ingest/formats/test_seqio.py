@@ -1,4 +1,4 @@
-"""Tasks of the real library; skipped where it is not installed."""
+"""Tasks of the real library; skipped if it is not installed."""
 
 import pickle
 import sys

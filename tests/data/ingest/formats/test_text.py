@@ -123,7 +123,7 @@ MARKED = "one\n<|endoftext|>\ntwo<|endoftext|>\n\n<|endoftext|>three<|endoftext|
 
 
 def test_a_text_is_cut_at_the_mark_of_the_end_of_a_text(tmp_path, convert):
-    """Files of concatenated documents have it between them; at the end it ends the last."""
+    """The mark separates concatenated documents; at the end of a file it ends the last one."""
     (tmp_path / "a.txt").write_text(MARKED)
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": MARKED, "id": 7}))
     records, rejected = convert(PlainText(), tmp_path)

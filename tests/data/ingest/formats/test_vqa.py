@@ -175,7 +175,7 @@ def test_real_annotations_of_vqav2_serve(test_data, convert):
 
 
 def test_hidden_files_beside_the_pictures_are_no_pictures(folder, convert):
-    """macOS adds ._NAME to NAME, on disks and in archives."""
+    """macOS writes ._NAME beside NAME, on disks and in archives."""
     write(folder, [question(7, 130)], [annotation(7, "red")])
     (folder / "val2014" / "._COCO_val2014_000000000130.jpg").write_bytes(b"\0\5\x16\7")
     ((record,), rejected) = convert(Vqa(), folder)

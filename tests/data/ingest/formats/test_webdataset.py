@@ -66,7 +66,7 @@ def test_a_sample_of_which_something_is_missing_says_what(tmp_path, convert, rea
         ("two images.png", b"x"),
         ("README", "no extension"),
         *sample("good"),
-        # Its members are not together.
+        # The members of "good" are not adjacent.
         *sample("empty caption"),
         ("good.txt", "again"),
         ("good.TXT", "again"),
@@ -188,7 +188,7 @@ def test_real_shards_hold_what_tarfile_and_the_parquet_say(test_data, convert, r
 
 
 def test_hidden_members_are_skipped_and_counted(tmp_path, convert):
-    """As tar on macOS writes them: a ._ file beside each file, and what Finder leaves."""
+    """tar on macOS adds a ._ file beside each file, and files of the Finder."""
     files = [
         (name, data)
         for file, data in sample("a/0") + sample("a/1")
@@ -213,7 +213,7 @@ def test_a_file_that_stands_in_for_a_shard_is_named(tmp_path, convert):
         ("c.tar", b"\n<!DOCTYPE HTML>"),
     ):
         (tmp_path / name).write_bytes(start + bytes(600))
-    # A good one may begin so: with the name of its first member.
+    # A valid shard may begin with these bytes, as the name of its first member.
     write_shard(tmp_path / "d.tar", sample("BZh"))
     (record,), rejected = convert(Webdataset(), tmp_path)
     assert record["source_id"] == "BZh"
