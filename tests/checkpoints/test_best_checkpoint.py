@@ -18,7 +18,7 @@ def open_best(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "best_step"), [("min", 4), ("max", 6)])
-def test_the_best_step_is_that_of_the_metric_and_outlives_a_launch(open_best, mode, best_step):
+def test_the_best_step_follows_the_metric_across_launches(open_best, mode, best_step):
     best = open_best(mode=mode)
     assert best.step is None
     values = {2: 3.0, 4: 2.0, 6: 4.0, 8: 2.5}
@@ -30,7 +30,7 @@ def test_the_best_step_is_that_of_the_metric_and_outlives_a_launch(open_best, mo
     assert not again.note(10, {METRIC: values[best_step]})
 
 
-def test_a_value_that_is_absent_or_not_finite_is_not_the_best(open_best, tmp_path):
+def test_missing_or_non_finite_values_are_never_the_best(open_best, tmp_path):
     best = open_best()
     assert not best.note(2, {})
     assert not best.note(2, {METRIC: math.nan})
@@ -38,14 +38,14 @@ def test_a_value_that_is_absent_or_not_finite_is_not_the_best(open_best, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_best_of_another_metric_is_not_compared_with(open_best):
+def test_the_best_of_another_metric_is_ignored(open_best):
     assert open_best().note(2, {METRIC: 1.0})
     other = open_best(metric="quiz/0/accuracy")
     assert other.step == 2
     assert other.note(4, {"quiz/0/accuracy": 5.0}) and other.step == 4
 
 
-def test_a_damaged_file_is_told_of_and_ignored(open_best, tmp_path):
+def test_a_damaged_file_is_reported_and_ignored(open_best, tmp_path):
     for text in ("{", "[]", json.dumps({"step": "x", "metric": METRIC, "value": 1})):
         (tmp_path / "best.json").write_text(text)
         told = []

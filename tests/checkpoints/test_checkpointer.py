@@ -44,7 +44,9 @@ def open_checkpointer(tmp_path):
         checkpointer.close()
 
 
-def test_a_sharded_state_comes_back_bit_equal_in_its_place(trainer, state, open_checkpointer):
+def test_a_sharded_state_is_restored_bit_equal_with_its_shardings(
+    trainer, state, open_checkpointer
+):
     checkpointer = open_checkpointer()
     checkpointer.save(4, state, {"next_index": [1, 2]})
     checkpointer.wait()
@@ -60,7 +62,7 @@ def test_a_sharded_state_comes_back_bit_equal_in_its_place(trainer, state, open_
         np.testing.assert_array_equal(after, before, err_msg=name)
 
 
-def test_moments_live_where_their_parameters_do(state):
+def test_moments_have_the_shardings_of_their_parameters(state):
     adam = state.opt_state[1][0]
     params, mu, nu = (
         jax.tree.map(lambda x: x.sharding, tree) for tree in (state.params, adam.mu, adam.nu)
@@ -70,7 +72,9 @@ def test_moments_live_where_their_parameters_do(state):
     assert adam.count.sharding.is_fully_replicated
 
 
-def test_a_checkpoint_is_of_the_moment_of_saving(trainer, state, open_checkpointer, shardings):
+def test_a_checkpoint_holds_the_state_at_the_time_of_the_save(
+    trainer, state, open_checkpointer, shardings
+):
     # The buffers of the saved state are overwritten while it is being written.
     def add_one(state):
         return jax.tree.map(lambda x: x + 1, state)
@@ -102,7 +106,7 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(
     assert not half.exists()
 
 
-def test_the_last_few_are_kept(state, open_checkpointer, tmp_path):
+def test_only_the_last_few_checkpoints_are_kept(state, open_checkpointer, tmp_path):
     checkpointer = open_checkpointer(keep_last=2)
     for step in (2, 4, 6):
         assert checkpointer.due(step)
@@ -114,7 +118,7 @@ def test_the_last_few_are_kept(state, open_checkpointer, tmp_path):
     assert not checkpointer.due(0)
 
 
-def test_parameters_come_back_alone(trainer, state, open_checkpointer):
+def test_parameters_can_be_restored_without_the_optimizer_state(trainer, state, open_checkpointer):
     checkpointer = open_checkpointer()
     checkpointer.save(2, state, {})
     zeros = jax.tree.map(jax.numpy.zeros_like, state)

@@ -74,7 +74,7 @@ def at(cfg, weights):
     return cfg
 
 
-def test_parts_start_from_their_checkpoints_and_the_rest_is_drawn(cfg, weights):
+def test_parts_start_from_their_checkpoints_and_the_rest_is_initialized(cfg, weights):
     params = first_params(at(cfg, weights))
     for name, part in (("clip vision", "vision_encoder"), ("qwen3", "decoder")):
         stored = StoredParams(weights / name)
@@ -93,14 +93,14 @@ def test_parts_start_from_their_checkpoints_and_the_rest_is_drawn(cfg, weights):
     )
 
 
-def test_data_dir_is_that_of_the_input(cfg):
+def test_the_data_dir_of_initial_weights_is_that_of_the_input(cfg):
     cfg.model.decoder.vocab_size = None
     resolved = Experiment.resolve(cfg)
     folders = {each.data_dir for each in resolved.trainer.initial_weights.values()}
     assert folders == {cfg.input.data_dir}
 
 
-def test_what_does_not_fit_is_named(cfg, weights):
+def test_mismatched_shapes_are_named(cfg, weights):
     at(cfg, weights)
     cfg.model.decoder.set(vocab_size=128, tied_embeddings=True)
     cfg.model.decoder.stack.layer.attention.bias = True
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_named(cfg, weights):
     assert "model.decoder.stack.layer.attention.rotary.theta is 77.0, and was 10000.0" in message
 
 
-def test_rules_name_what_may_differ(cfg, weights):
+def test_rules_name_the_parameters_that_may_differ(cfg, weights):
     at(cfg, weights)
     cfg.model.decoder.set(vocab_size=128, tied_embeddings=True)
     cfg.model.decoder.stack.layer.attention.rotary.theta = 77.0
@@ -133,7 +133,7 @@ def test_rules_name_what_may_differ(cfg, weights):
         first_params(cfg)
 
 
-def test_a_folder_without_weights_and_a_part_that_is_not_there_are_named(cfg, weights):
+def test_missing_weights_and_missing_parts_are_named(cfg, weights):
     at(cfg, weights)
     cfg.trainer.initial_weights["decoder"].path = "hf"
     with pytest.raises(ValueError, match="neither weights.json nor a complete checkpoint"):
@@ -144,9 +144,7 @@ def test_a_folder_without_weights_and_a_part_that_is_not_there_are_named(cfg, we
 
 
 @pytest.mark.parametrize("moe_every", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_sparse_decoder_starts_as_the_dense_one_that_it_computes_the_same_as(
-    cfg, weights, moe_every
-):
+def test_an_upcycled_sparse_decoder_computes_the_same_as_its_dense_source(cfg, weights, moe_every):
     at(cfg, weights)
     dense = cfg.model.decoder.clone()
     cfg.model.decoder.set(moe=MoE.default_config().set(num_experts=4), moe_every=moe_every)
@@ -185,7 +183,7 @@ def test_upcycling_a_part_without_experts_is_an_error(cfg, weights):
         first_params(cfg)
 
 
-def test_positions_of_another_grid_are_resized_as_open_clip_does_if_they_may_be(cfg, weights):
+def test_positions_of_another_grid_are_resized_as_in_open_clip_if_allowed(cfg, weights):
     at(cfg, weights).model.vision_encoder.image_size = 24
     name = "vision_encoder/positions/positions"
     message = rf"{name} is \[16, 32\], and the model's \[36, 32\]; resize_positions=True resizes it"

@@ -14,11 +14,11 @@ def folder(tmp_path):
     return epath.Path(tmp_path / "checkpoint")
 
 
-def test_a_folder_is_whole_as_it_was_written(folder):
+def test_a_folder_as_written_is_complete(folder):
     assert find_damage(folder) == []
 
 
-def test_without_a_manifest_nothing_is_said(tmp_path):
+def test_without_a_manifest_nothing_is_reported(tmp_path):
     assert find_damage(epath.Path(tmp_path)) is None
 
 
@@ -30,7 +30,7 @@ def test_any_flipped_bit_is_found(folder, place):
     assert find_damage(folder) == ["inner/b has other bytes than were written"]
 
 
-def test_lost_ends_and_lost_files_are_found(folder):
+def test_truncated_and_missing_files_are_found(folder):
     (folder / "inner/b").write_bytes(b"short")
     (folder / "a").unlink()
     assert sorted(find_damage(folder)) == [
@@ -39,7 +39,7 @@ def test_lost_ends_and_lost_files_are_found(folder):
     ]
 
 
-def test_a_damaged_manifest_is_damage(folder):
+def test_a_damaged_manifest_counts_as_damage(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text()[:-20])
     assert find_damage(folder) == ["manifest.json is no JSON object"]

@@ -32,13 +32,13 @@ def test_shapes_that_differ_are_listed_by_path():
     ]
 
 
-def test_no_more_than_twelve_are_listed():
+def test_at_most_twelve_differences_are_listed():
     with pytest.raises(ValueError, match="and 8 more$"):
         compare(shapes(**{f"x{i}": (1,) for i in range(20)}), shapes())
 
 
 @pytest.mark.parametrize("stored", [flat_fields, lambda cfg: cfg.debug_string().splitlines()])
-def test_fields_that_no_shape_shows_are_compared_and_those_of_a_launch_are_not(stored):
+def test_model_fields_without_shapes_are_compared_and_launch_fields_are_not(stored):
     model = mm1_tiny().model
     other = model.clone(dtype="bfloat16", image_group_rows=4)
     compare(shapes(), shapes(), model, other, stored)

@@ -39,7 +39,7 @@ def reference(document: Document, tokenizer, num_image_tokens: int) -> list[tupl
     return entries
 
 
-def test_a_caption_is_what_the_module_says(builder, tokenizer):
+def test_a_caption_becomes_the_documented_example(builder, tokenizer):
     two, circles = tokenizer.encode("two circles")
     example = builder.example(Document((Image(PIXELS), Text("two circles"))))
     image = tokenizer.image_token
@@ -59,7 +59,7 @@ def test_targets_are_the_shifted_tokens_and_images_are_never_targets(builder, to
         assert example.loss_mask.tolist() == [scored for _, scored in entries[1:]]
 
 
-def test_every_image_takes_its_number_of_positions(tokenizer):
+def test_every_image_takes_num_image_tokens_positions(tokenizer):
     for num_image_tokens in (1, 4, 9):
         builder = ExampleBuilder(
             tokenizer,
@@ -81,7 +81,7 @@ def test_the_first_text_token_after_an_image_is_scored(builder, tokenizer):
     assert [example.targets[after]] == tokenizer.encode("red")
 
 
-def test_the_end_is_scored_after_scored_text_only(builder, tokenizer):
+def test_eos_is_scored_only_after_scored_text(builder, tokenizer):
     question = (Image(PIXELS), Text("what is it?", scored=False))
     assert builder.example(Document((*question, Text("red")))).loss_mask[-1]
     for segments in (question, (Text("red"), Image(PIXELS))):
@@ -91,7 +91,7 @@ def test_the_end_is_scored_after_scored_text_only(builder, tokenizer):
 
 
 @pytest.mark.parametrize(("room", "max_images"), [(6, 1), (9, 2), (17, 16), (30, 3), (40, 0)])
-def test_a_cut_document_is_a_prefix_with_whole_images(tokenizer, room, max_images):
+def test_a_truncated_document_is_a_prefix_with_whole_images(tokenizer, room, max_images):
     builder = ExampleBuilder(
         tokenizer, num_image_tokens=4, max_sequence_length=room, max_images=max_images
     )
@@ -113,7 +113,7 @@ def test_a_cut_document_is_a_prefix_with_whole_images(tokenizer, room, max_image
     assert num_cut > 10
 
 
-def test_a_cut_document_keeps_all_that_fits(tokenizer):
+def test_a_truncated_document_keeps_all_that_fits(tokenizer):
     builder = ExampleBuilder(tokenizer, num_image_tokens=4, max_sequence_length=10, max_images=1)
     red = tokenizer.encode("red")
     example = builder.example(Document((Image(PIXELS), Text("red " * 20))))
@@ -134,7 +134,7 @@ def test_lengths_agree_with_the_example(tokenizer, room):
     assert builder.num_truncated == 200 - whole
 
 
-def test_lengths_look_at_no_picture(builder):
+def test_lengths_are_computed_without_reading_pictures(builder):
     document = Document((Image(b"not a picture"), Text("red")))
     assert builder.lengths(document) == (6, 1)
 
@@ -160,7 +160,7 @@ def test_a_row_without_room_for_an_image_is_an_error(tokenizer):
         ExampleBuilder(tokenizer, num_image_tokens=64, max_sequence_length=64, max_images=1)
 
 
-def test_a_model_of_text_reads_text_and_refuses_images(tokenizer):
+def test_a_text_only_model_reads_text_and_rejects_images(tokenizer):
     builder = ExampleBuilder(tokenizer, num_image_tokens=0, max_sequence_length=32, max_images=0)
     example = builder.example(Document((Text("a red circle"),)))
     expected = [tokenizer.bos, *tokenizer.encode("a red circle")]

@@ -75,7 +75,7 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
 
 
-def test_rgb_files_and_pixels_decode_to_themselves():
+def test_rgb_files_and_pixels_decode_unchanged():
     assert np.array_equal(pixels_of(Image(noise())), noise())
     assert np.array_equal(pixels_of(encoded(PIL.Image.fromarray(noise()))), noise())
 
@@ -94,12 +94,12 @@ def test_rgb_files_and_pixels_decode_to_themselves():
         (np.zeros((0, 2, 3), np.uint8), "not uint8"),
     ],
 )
-def test_a_bad_image_says_why(data, reason):
+def test_a_bad_image_names_the_reason(data, reason):
     with pytest.raises(BadImage, match=reason):
         pixels_of(Image(data))
 
 
-def test_a_file_damaged_anywhere_is_decoded_or_bad_but_never_another_error():
+def test_a_damaged_file_is_decoded_or_raises_bad_image():
     rng = np.random.default_rng(0)
     files = [encoded(PIL.Image.fromarray(noise()), f).data for f in ("JPEG", "PNG", "GIF", "WEBP")]
     for trial in range(200):
@@ -110,7 +110,7 @@ def test_a_file_damaged_anywhere_is_decoded_or_bad_but_never_another_error():
             assert pixels_of(Image(bytes(data))).dtype == np.uint8
 
 
-def test_an_image_larger_than_the_limit_is_refused():
+def test_an_image_larger_than_the_limit_is_rejected():
     image = encoded(PIL.Image.fromarray(noise(10, 10)))
     assert decode(image, max_pixels=100).shape == (10, 10, 3)
     with pytest.raises(BadImage, match="10 x 10 pixels are more than max_pixels=99"):
@@ -122,7 +122,7 @@ def test_sixteen_bit_gray_is_scaled_not_clipped():
     assert pixels_of(encoded(PIL.Image.fromarray(values)))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
-def test_transparency_is_put_on_white():
+def test_transparent_pixels_become_white():
     rgba = np.array([[[10, 20, 30, 255], [0, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
     pixels = pixels_of(encoded(PIL.Image.fromarray(rgba)))[0]
     assert pixels[0].tolist() == [10, 20, 30]
@@ -151,7 +151,7 @@ def test_cmyk_gray_palette_and_animations_become_rgb():
     assert pixels_of(animation)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_real_odd_files_are_handled_as_expected(test_data):
+def test_unusual_real_files_are_handled_as_expected(test_data):
     folder = test_data / "formats" / "edge_images"
     bad = {}
     decoded = {}
@@ -186,7 +186,7 @@ def test_resizing_is_antialiased():
     assert abs(small.astype(int) - 128).max() <= 2
 
 
-def test_no_augmentation_leaves_the_picture_alone():
+def test_without_augmentation_the_picture_is_unchanged():
     pixels = noise(32, 32)
     augmentation = Augmentation.default_config().instantiate()
     assert np.array_equal(augmentation(pixels, np.random.default_rng(0)), pixels)
@@ -206,7 +206,7 @@ def test_a_shift_moves_the_picture_within_its_range():
     assert np.abs(centers.mean(0)).max() < 1.5
 
 
-def test_a_turn_and_a_change_of_size_keep_the_centre():
+def test_rotation_and_scaling_keep_the_center():
     pixels = np.zeros((33, 33, 3), np.uint8)
     pixels[10:23, 14:19] = 255
     augmentation = Augmentation.default_config().set(rotate=0.3, scale=0.2).instantiate()
@@ -219,7 +219,7 @@ def test_a_turn_and_a_change_of_size_keep_the_centre():
     assert 0.6 < min(areas) < 0.8 and 1.2 < max(areas) < 1.5
 
 
-def test_augmentation_is_a_function_of_the_generator():
+def test_augmentation_depends_on_the_generator_alone():
     cfg = Augmentation.default_config().set(shift=0.1, rotate=0.2, scale=0.1, contrast=0.2)
     pixels = noise(32, 32)
     first, second, other = (
@@ -234,7 +234,7 @@ def test_a_transform_without_a_size_says_who_sets_it():
         ImageTransform.default_config().instantiate()
 
 
-def test_a_picture_that_is_drawn_is_drawn_when_it_is_decoded():
+def test_synthetic_pictures_are_rendered_only_when_decoded():
     pixels, drawn = noise(), []
     picture = Image(lambda: drawn.append(1) or pixels)
     assert not drawn
@@ -259,7 +259,7 @@ def test_a_picture_that_is_drawn_is_drawn_when_it_is_decoded():
         encoded(PIL.Image.fromarray(noise(50, 40)), "WEBP"),
     ],
 )
-def test_the_pixels_are_those_of_pillow_used_plainly(image, fit):
+def test_the_pixels_equal_those_of_plain_pillow_calls(image, fit):
     picture = PIL.Image.open(io.BytesIO(image.data))
     with contextlib.suppress(Exception):
         picture = PIL.ImageOps.exif_transpose(picture)
@@ -278,7 +278,7 @@ def test_the_pixels_are_those_of_pillow_used_plainly(image, fit):
 
 @pytest.mark.parametrize("fit", list(Fit))
 @pytest.mark.parametrize("decoder", SCALED)
-def test_scaled_decoding_leaves_no_less_than_the_target(decoder, fit):
+def test_scaled_decoding_is_never_smaller_than_the_target(decoder, fit):
     transform = transform_by(decoder, fit=fit)
     for height, width in [(31, 31), (32, 500), (64, 64), (65, 63), (200, 300), (300, 200)]:
         for exif in (oriented(1), oriented(6)):
@@ -302,7 +302,7 @@ def test_scaled_decoding_changes_pixels_little(decoder, mode):
 
 
 @pytest.mark.parametrize("decoder", SCALED)
-def test_what_is_no_larger_or_no_plain_jpeg_has_the_same_pixels_by_every_decoder(decoder):
+def test_decoders_agree_on_small_images_and_other_formats(decoder):
     same = [
         jpeg(30, 20),
         jpeg(300, 400, "CMYK"),
@@ -325,7 +325,7 @@ def test_a_damaged_jpeg_is_decoded_by_pillow():
 
 
 @pytest.mark.parametrize("decoder", list(JpegDecoder))
-def test_every_decoder_refuses_what_is_cut_off_or_too_large(decoder, monkeypatch):
+def test_every_decoder_rejects_truncated_and_oversized_images(decoder, monkeypatch):
     transform = transform_by(decoder, max_pixels=10_000)
     with pytest.raises(BadImage, match="truncated"):
         transform(Image(jpeg(90, 100).data[:1000]))
@@ -337,7 +337,7 @@ def test_every_decoder_refuses_what_is_cut_off_or_too_large(decoder, monkeypatch
         transform(jpeg(90, 120))
 
 
-def test_a_decoder_that_is_not_installed_is_named_and_not_replaced(monkeypatch):
+def test_a_missing_decoder_is_an_error_without_fallback(monkeypatch):
     monkeypatch.setattr(images, "simplejpeg", None)
     with pytest.raises(ValueError, match=r"simplejpeg.*pip install \"mm1_jax\[fast-images\]\""):
         transform_by(JpegDecoder.SIMPLEJPEG)

@@ -79,7 +79,7 @@ def test_a_batch_has_the_shapes_and_types_that_the_model_expects(shared):
     assert made.corpus_names == ["pairs", "questions", "pages", "texts"]
 
 
-def test_padding_and_image_slots_are_consistent_everywhere(shared):
+def test_padding_and_image_slots_are_consistent(shared):
     made, batches, _ = shared
     for batch in batches:
         padding = batch.segment_ids == 0
@@ -127,7 +127,7 @@ def test_hosts_that_share_groups_of_rows_make_the_same_batches_as_one(grouped, c
     np.testing.assert_array_equal(part.images, batch.images[7:])
 
 
-def test_a_host_of_an_eighth_of_a_group_reads_its_part():
+def test_a_host_with_an_eighth_of_a_group_reads_its_part():
     made = _make(image_group_rows=8, images_per_row=4)
     parts = [_take(made.iterator(range(b, b + 1)), 2) for b in range(8)]
     batches = [_join(row_parts) for row_parts in zip(*parts, strict=True)]
@@ -136,7 +136,7 @@ def test_a_host_of_an_eighth_of_a_group_reads_its_part():
         _make(image_group_rows=8, images_per_row=3.5).iterator(range(1, 2))
 
 
-def test_groups_make_the_same_rows_but_for_documents_without_room(shared, grouped):
+def test_groups_make_the_same_rows_except_documents_that_overflow(shared, grouped):
     made, batches, _ = shared
     _, others, accounting = grouped
     lost = np.zeros(4, int)
@@ -198,7 +198,7 @@ def test_worker_processes_share_buffers_in_the_same_way(grouped):
     _assert_equal(_take(config.instantiate().iterator()), batches)
 
 
-def test_the_state_is_of_the_last_batch_handed_out_not_of_those_made_ahead(shared):
+def test_the_state_is_that_of_the_last_batch_returned_not_of_prefetched_ones(shared):
     _, _, states = shared
     with_prefetch = _make(prefetch=3).iterator()
     for step in range(STEPS):
@@ -208,7 +208,7 @@ def test_the_state_is_of_the_last_batch_handed_out_not_of_those_made_ahead(share
 
 
 @pytest.mark.parametrize("step", range(STEPS))
-def test_a_fresh_input_goes_on_from_a_saved_state(shared, step):
+def test_a_new_input_resumes_from_a_saved_state(shared, step):
     _, batches, states = shared
     iterator = _make().iterator()
     iterator.set_state(states[step])
@@ -256,7 +256,7 @@ def test_hosts_that_share_rows_are_counted_once(shared):
     assert merged["consumed_before"] == whole.get_state()["consumed"]
 
 
-def test_states_that_do_not_belong_together_are_not_merged(shared):
+def test_unrelated_states_are_not_merged(shared):
     made, *_ = shared
     a, b, c = made.iterator(range(0, 4)), made.iterator(range(4, 8)), made.iterator(range(2, 8))
     with pytest.raises(ValueError, match=r"rows \(0, 4\) and \(2, 8\) overlap"):
@@ -272,7 +272,7 @@ def test_a_part_of_a_state_does_not_restore_the_whole(shared):
         made.iterator().set_state(made.iterator(range(0, 4)).get_state())
 
 
-def test_a_state_of_another_pipeline_is_refused_with_the_difference(shared):
+def test_a_state_of_another_pipeline_is_rejected_with_the_differences(shared):
     *_, states = shared
     config = input_config(seed=1)
     config.packing.num_bins = 8
@@ -298,7 +298,7 @@ def test_seeds_and_splits_give_other_batches(shared):
     assert not np.array_equal(next(_make(split="test").iterator()).tokens, batch.tokens)
 
 
-def test_every_record_comes_once_an_epoch():
+def test_every_record_occurs_once_per_epoch():
     made = _make()
     planner = made.packing.planner(range(8))
     planned = Counter(
@@ -322,7 +322,7 @@ def test_streams_and_corpora_of_weight_0_are_never_built(shared):
     _assert_equal(_take(config.instantiate().iterator()), batches)
 
 
-def test_accounting_counts_what_the_batches_hold(shared):
+def test_accounting_counts_the_contents_of_the_batches(shared):
     made, *_ = shared
     iterator = made.iterator()
     documents, tokens, images = np.zeros((3, 4), int)
@@ -346,7 +346,7 @@ def test_accounting_counts_what_the_batches_hold(shared):
         }
 
 
-def test_accounting_goes_on_after_a_restart(shared):
+def test_accounting_continues_after_a_restart(shared):
     made, *_ = shared
     whole, stopped = made.iterator(), made.iterator()
     _take(whole, 5)
@@ -357,7 +357,7 @@ def test_accounting_goes_on_after_a_restart(shared):
     assert resumed.accounting() == whole.accounting()
 
 
-def test_describe_says_what_each_stream_holds(shared):
+def test_describe_lists_the_contents_of_each_stream(shared):
     made, *_ = shared
     text = made.describe()
     assert "train: 8 rows of 96 positions and 6 images a step" in text
@@ -414,7 +414,7 @@ def test_quarantine_names_each_bad_record_once(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["", '{"corpus": "pairs", "rec'])
-def test_a_resumed_run_leaves_the_quarantine_of_one_that_never_stopped(tmp_path, torn):
+def test_a_resumed_run_has_the_same_quarantine_as_an_uninterrupted_one(tmp_path, torn):
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     config = _with_bad_images([3, 5, 11])
     _take(config.instantiate(quarantine_path=whole).iterator(), 12)
@@ -432,7 +432,7 @@ def test_a_resumed_run_leaves_the_quarantine_of_one_that_never_stopped(tmp_path,
     assert len(whole.read_text().splitlines()) == 3
 
 
-def test_records_that_are_no_document_are_counted_and_never_planned(tmp_path):
+def test_records_without_a_document_are_counted_and_never_planned(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     config = input_config(max_bad_fraction=0.1)
     config.streams[1].corpora[0].corpus.source.bad_records = [0, 39]
@@ -484,12 +484,12 @@ def test_too_many_bad_pictures_stop_the_run(fields):
         ({"streams": [stream("a", 1, corpus("x", num_records=0))]}, "'x' has no records in split"),
     ],
 )
-def test_a_config_that_cannot_work_is_refused_when_it_is_built(fields, message):
+def test_an_invalid_config_is_rejected_when_the_input_is_built(fields, message):
     with pytest.raises(ValueError, match=message):
         _make(**fields)
 
 
-def test_sizes_and_shards_that_disagree_are_refused():
+def test_inconsistent_sizes_and_shards_are_rejected():
     config = input_config()
     config.image_transform.image_size = 24
     with pytest.raises(ValueError, match="image_transform.image_size=24 disagrees"):

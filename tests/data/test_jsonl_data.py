@@ -61,7 +61,7 @@ def built(path, **runtime) -> Input:
     return input_config(path).set(num_image_tokens=2, image_size=8).instantiate(**runtime)
 
 
-def test_a_corrupt_picture_is_counted_and_named_and_all_else_stays(records, tmp_path):
+def test_a_corrupt_picture_is_counted_and_named_and_nothing_else_changes(records, tmp_path):
     clean = built(records).iterator()
     expected = [next(clean) for _ in range(STEPS)]
     picture = tmp_path / "3.png"
@@ -89,7 +89,7 @@ def test_a_corrupt_picture_is_counted_and_named_and_all_else_stays(records, tmp_
     assert entry["reason"].startswith("image 0: ")
 
 
-def test_edited_data_of_the_same_lengths_is_refused_at_resume(records, tmp_path):
+def test_edited_data_with_unchanged_lengths_is_rejected_on_resume(records, tmp_path):
     state = built(records).iterator().get_state()
     moved = tmp_path / "moved"
     moved.mkdir()

@@ -52,7 +52,7 @@ def make(folder, **splitter):
     return cfg.instantiate(split="train")
 
 
-def test_every_example_has_the_length_that_the_table_says(folder, builder):
+def test_every_example_has_the_length_in_the_table(folder, builder):
     corpus = make(folder)
     lengths = compute_lengths(corpus, builder)
     assert len(lengths) > len(corpus) and lengths.num_truncated == 0
@@ -63,7 +63,7 @@ def test_every_example_has_the_length_that_the_table_says(folder, builder):
             assert found == tuple(lengths.table[index]) and max(found) <= 128
 
 
-def test_the_examples_of_a_page_have_all_of_its_text_once_and_end_once(folder, builder):
+def test_examples_of_a_page_contain_all_text_once_and_a_single_end(folder, builder):
     corpus = make(folder)
     lengths = compute_lengths(corpus, builder)
     for record, group in itertools.groupby(range(len(lengths)), lambda i: lengths.part(i).record):
@@ -78,7 +78,7 @@ def test_the_examples_of_a_page_have_all_of_its_text_once_and_end_once(folder, b
         assert images == len(corpus.document(record).images)
 
 
-def test_a_page_that_cannot_be_one_is_named_and_keeps_its_place(folder, builder):
+def test_an_unusable_page_is_named_and_keeps_its_index(folder, builder):
     lengths = compute_lengths(make(folder), builder)
     (entry,) = lengths.unusable
     assert (entry.corpus, entry.record) == ("pages", 7) and "place 0 has no text" in entry.reason
@@ -94,7 +94,7 @@ def _assert_equal(a, b):
     assert (a.longest, a.means, a.num_usable) == (b.longest, b.means, b.num_usable)
 
 
-def test_a_stored_table_is_the_computed_one_also_in_a_worker(folder, builder):
+def test_a_stored_table_equals_the_computed_one_in_workers_too(folder, builder):
     computed = compute_lengths(make(folder), builder)
     stored = computed.store(folder / "lengths" / "x")
     _assert_equal(stored, computed)
@@ -103,7 +103,7 @@ def test_a_stored_table_is_the_computed_one_also_in_a_worker(folder, builder):
     _assert_equal(pickle.loads(sent), computed)
 
 
-def test_a_table_is_made_once_and_anew_for_whatever_changes_it(folder, builder, capsys):
+def test_a_table_is_made_once_and_remade_after_relevant_changes(folder, builder, capsys):
     def tables():
         return {path.name for path in (folder / "lengths").iterdir()}
 
@@ -117,7 +117,7 @@ def test_a_table_is_made_once_and_anew_for_whatever_changes_it(folder, builder, 
     assert len(tables()) == 3
 
 
-def test_a_folder_that_cannot_be_written_to_costs_time_only(folder, builder, monkeypatch):
+def test_a_read_only_folder_costs_only_time(folder, builder, monkeypatch):
     def refuse(self, path):
         raise PermissionError(13, "Permission denied")
 
@@ -131,7 +131,7 @@ def test_workers_make_the_same_table(folder, builder, monkeypatch):
     _assert_equal(compute_lengths(make(folder), builder, num_workers=2), alone)
 
 
-def test_the_digest_tells_other_lengths_and_other_parts():
+def test_the_digest_depends_on_lengths_and_parts():
     table = np.ones((4, 2), np.int32)
     parts = np.array([[0, 0, 2], [0, 2, 3], [1, 0, -1], [2, 0, -1]], np.int32)
     digests = {

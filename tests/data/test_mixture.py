@@ -46,7 +46,7 @@ def test_select_and_count_agree_with_counting_from_the_start(weights):
     assert all(seen[k] == 3 * weight for k, weight in enumerate(weights))
 
 
-def test_select_is_the_same_far_out_as_at_the_start():
+def test_select_is_consistent_at_large_indices():
     weights = (9, 9, 2)
     far = 10**15
     for i in range(20):
@@ -55,7 +55,7 @@ def test_select_is_the_same_far_out_as_at_the_start():
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (3, 1), (9, 9, 2), (45, 45, 10)])
-def test_any_run_of_rows_holds_the_weights_to_within_one_row(weights):
+def test_any_range_of_rows_matches_the_weights_to_within_one_row(weights):
     total = sum(weights)
     choices = np.array([select(i, weights)[0] for i in range(3 * total)])
     for k, weight in enumerate(weights):
@@ -66,18 +66,18 @@ def test_any_run_of_rows_holds_the_weights_to_within_one_row(weights):
 
 
 @pytest.mark.parametrize("weights", [(0, 0), (1, -1)])
-def test_weights_that_choose_nothing_are_refused(weights):
+def test_all_zero_weights_are_rejected(weights):
     with pytest.raises(ValueError, match="non-negative integers, not all zero"):
         select(0, weights)
 
 
-def test_weights_with_an_endless_period_are_refused():
+def test_weights_with_too_long_a_period_are_rejected():
     with pytest.raises(ValueError, match="round them to smaller integers"):
         select(0, (1234567, 7654321))
 
 
 @pytest.mark.parametrize("size", [1, 2, 100, 4096, 4097])
-def test_a_shuffle_is_a_bijection_that_its_seed_decides(size):
+def test_a_shuffle_is_a_bijection_determined_by_its_seed(size):
     shuffles = {
         seed: [shuffle_index(position, size, seed) for position in range(size)]
         for seed in (0, 1, 2**32 - 1)
@@ -98,7 +98,7 @@ def test_seeds_and_shuffles_are_the_same_in_every_release():
 
 @pytest.mark.parametrize("num_shards", [1, 4, 8, 64])
 @pytest.mark.parametrize("size", [1, 7, 24, 30])
-def test_shards_together_draw_every_record_once_an_epoch(num_shards, size):
+def test_shards_together_draw_every_record_once_per_epoch(num_shards, size):
     mixture = _mixture((size, 1), num_shards=num_shards)
     epochs = 3
     drawn = Counter()
@@ -109,7 +109,7 @@ def test_shards_together_draw_every_record_once_an_epoch(num_shards, size):
         assert [drawn[epoch, index] for index in range(size)] == [1] * size
 
 
-def test_every_corpus_of_a_stream_has_each_record_once_an_epoch():
+def test_every_corpus_of_a_stream_yields_each_record_once_per_epoch():
     mixture = _mixture((20, 3), (9, 1))
     drawn = Counter()
     for shard in range(4):
@@ -132,7 +132,7 @@ def test_shards_do_not_draw_the_same_corpus_in_the_same_turn():
     assert {mixture.record(0, shard, 0)[0] for shard in range(4)} == {0, 1}
 
 
-def test_epochs_and_seeds_all_have_shuffles_of_their_own():
+def test_every_epoch_and_seed_has_a_different_shuffle():
     orders = set()
     for seed in range(3):
         records = islice(_records(_mixture((50, 1), num_shards=1, seed=seed), 0), 150)
@@ -144,7 +144,7 @@ def test_epochs_and_seeds_all_have_shuffles_of_their_own():
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 64])
-def test_the_most_in_a_run_is_that_of_the_worst_one(length):
+def test_most_in_a_run_is_the_maximum_over_all_ranges(length):
     weights, amounts = (9, 9, 2), (16, 12, 0)
     each = [amounts[select(i, weights)[0]] for i in range(200)]
     worst = max(sum(each[i : i + length]) for i in range(200 - length))

@@ -84,7 +84,7 @@ def test_first_fit_equals_a_search_through_the_bins(num_bins):
     assert bins == expected
 
 
-def test_first_fit_equals_that_of_grain():
+def test_first_fit_equals_grains():
     usable = [x for x in _examples(np.random.default_rng(0), 300) if x.num_tokens]
     elements = [
         {
@@ -121,7 +121,7 @@ def test_rows_keep_both_budgets_and_hold_one_stream():
 
 
 @pytest.mark.parametrize(("batch_size", "num_shards"), [(8, None), (8, 2), (4, 1), (32, 32)])
-def test_every_record_is_planned_once_an_epoch(batch_size, num_shards):
+def test_every_record_is_planned_once_per_epoch(batch_size, num_shards):
     packing = _packing(batch_size=batch_size, num_shards=num_shards)
     planned = Counter(
         (record.corpus, record.epoch, record.index)
@@ -135,7 +135,7 @@ def test_every_record_is_planned_once_an_epoch(batch_size, num_shards):
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 4, 8, 16])
-def test_every_batch_holds_the_weights_to_within_one_row(num_shards):
+def test_every_batch_matches_the_weights_to_within_one_row(num_shards):
     packing = _packing(batch_size=16, num_shards=num_shards)
     totals = Counter()
     for rows in _plan(packing, 40):
@@ -146,7 +146,7 @@ def test_every_batch_holds_the_weights_to_within_one_row(num_shards):
     assert totals == {0: 288, 1: 288, 2: 64}
 
 
-def test_no_row_of_the_batch_is_always_of_one_stream():
+def test_no_row_of_the_batch_always_has_the_same_stream():
     plan = _plan(_packing(), 40)
     for b in range(8):
         assert Counter(rows[b].stream for rows in plan).keys() == {0, 1, 2}
@@ -154,7 +154,7 @@ def test_no_row_of_the_batch_is_always_of_one_stream():
 
 @pytest.mark.parametrize("num_shards", [2, 4, 8])
 @pytest.mark.parametrize("cuts", [[0, 4, 8], [0, 2, 4, 6, 8], [0, 1, 5, 8], list(range(9))])
-def test_rows_do_not_depend_on_which_others_are_planned(num_shards, cuts):
+def test_rows_do_not_depend_on_the_other_planned_rows(num_shards, cuts):
     packing = _packing(num_shards=num_shards)
     parts = [_plan(packing, 30, range(lo, hi)) for lo, hi in zip(cuts, cuts[1:], strict=False)]
     assert _plan(packing, 30) == [sum(rows, []) for rows in zip(*parts, strict=True)]
@@ -166,7 +166,7 @@ def test_a_planner_plans_only_the_shards_of_its_rows():
     assert np.flatnonzero((planner.next_index >= 0).any(axis=1)).tolist() == [1, 2]
 
 
-def test_a_restored_plan_goes_on_as_if_never_stopped():
+def test_a_restored_plan_continues_as_if_uninterrupted():
     packing = _packing(num_shards=4, num_bins=5)
     planner = packing.planner(range(8))
     states, plan = [], []
@@ -182,7 +182,7 @@ def test_a_restored_plan_goes_on_as_if_never_stopped():
         assert part.next_rows() == plan[step][2:5]
 
 
-def test_restoring_without_the_state_of_a_shard_says_which():
+def test_restoring_without_the_state_of_a_shard_names_the_shard():
     packing = _packing(num_shards=4)
     planner = packing.planner(range(8))
     partial = packing.planner(range(4))
@@ -190,7 +190,7 @@ def test_restoring_without_the_state_of_a_shard_says_which():
         planner.restore(0, partial.next_index)
 
 
-def test_unusable_records_are_never_planned_and_cost_nothing():
+def test_unusable_records_are_never_planned():
     lengths = _lengths()
     unusable = {(0, index) for index in range(0, 90, 3)}
     for corpus, index in unusable:
@@ -239,7 +239,7 @@ def test_more_bins_fill_the_rows_better():
     assert fill(16) > 0.85
 
 
-def test_planning_draws_hardly_more_records_than_it_emits(monkeypatch):
+def test_planning_draws_fewer_than_twice_the_records_it_emits(monkeypatch):
     packing = _packing(batch_size=8, num_bins=4)
     drawn = []
     draw = packing.mixture.record
@@ -265,7 +265,7 @@ def test_a_corpus_without_a_usable_record_is_refused():
         _packing(lengths=lengths)
 
 
-def test_lengths_above_a_budget_are_refused():
+def test_lengths_above_a_budget_are_rejected():
     lengths = _lengths()
     lengths[2][0] = (MAX_TOKENS + 1, 0)
     with pytest.raises(ValueError, match="'corpus2' has examples of up to 65 tokens"):
@@ -292,7 +292,7 @@ def _captions(rows):
     return [row for step in rows for row in step if row.stream == 0]
 
 
-def test_fillers_take_what_captions_leave_and_change_no_caption():
+def test_fillers_use_the_remaining_positions_and_change_no_caption():
     lengths = _fill_lengths()
     plain = _captions(_plan(_packing(lengths=lengths), 200))
     filled = _captions(_plan(_packing(lengths=lengths, fillers=(3,)), 200))
@@ -306,7 +306,7 @@ def test_fillers_take_what_captions_leave_and_change_no_caption():
     assert max(sum(r.num_tokens for r in row.records) for row in filled) <= MAX_TOKENS
 
 
-def test_every_filler_comes_once_an_epoch():
+def test_every_filler_occurs_once_per_epoch():
     packing = _packing(lengths=_fill_lengths(), fillers=(3,), num_shards=2)
     drawn = Counter(
         (record.epoch, record.index)
@@ -318,7 +318,7 @@ def test_every_filler_comes_once_an_epoch():
     assert whole == [0, 1, 2] and set(drawn.values()) == {1}
 
 
-def test_a_plan_with_fillers_goes_on_from_its_state():
+def test_a_plan_with_fillers_resumes_from_its_state():
     packing = _packing(lengths=_fill_lengths(), fillers=(3,))
     rows = _plan(packing, 30)
     planner = packing.planner(range(8))
@@ -337,7 +337,7 @@ def test_fillers_with_images_are_refused():
 STAGES = [(10, {"captions": 1, "interleaved": 1, "text": 0}), (25, {"text": 2})]
 
 
-def test_every_stage_keeps_its_weights_and_goes_on_with_the_records():
+def test_every_stage_keeps_its_weights_and_continues_the_records():
     staged, plain = _packing(stages=STAGES), _packing()
     rows = _plan(staged, 60)
     for start, stop, weights in ((0, 10, (9, 9, 2)), (10, 25, (1, 1, 0)), (25, 60, (1, 1, 2))):
@@ -354,7 +354,7 @@ def test_every_stage_keeps_its_weights_and_goes_on_with_the_records():
             assert given == others[: len(given)] and len(given) > 3
 
 
-def test_a_plan_with_stages_goes_on_from_its_state_in_any_of_them():
+def test_a_plan_with_stages_resumes_from_its_state_in_any_stage():
     packing = _packing(stages=STAGES)
     rows = _plan(packing, 40)
     for stop in (5, 10, 18, 25, 31):
@@ -375,12 +375,12 @@ def test_a_plan_with_stages_goes_on_from_its_state_in_any_of_them():
         ([(5, {"captions": 0, "interleaved": 0, "text": 0})], "not all 0"),
     ],
 )
-def test_stages_that_cannot_be_are_refused(stages, message):
+def test_invalid_stages_are_rejected(stages, message):
     with pytest.raises(ValueError, match=message):
         _packing(stages=stages)
 
 
-def test_stages_are_in_the_fingerprint():
+def test_stages_are_part_of_the_fingerprint():
     assert _packing(stages=STAGES).fingerprint()["stages.25"] == {
         "captions": 1, "interleaved": 1, "text": 2,
     }  # fmt: skip

@@ -31,7 +31,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_records_come_back_by_number_in_the_order_of_the_manifest(folder):
+def test_records_are_read_by_index_in_manifest_order(folder):
     files = RecordFiles(folder)
     assert [files[i] for i in range(len(files))] == RECORDS
     assert list(verify(folder)) == []
@@ -39,13 +39,13 @@ def test_records_come_back_by_number_in_the_order_of_the_manifest(folder):
         files[7]
 
 
-def test_readers_are_sent_to_workers_without_their_open_files(folder):
+def test_readers_are_pickled_without_their_open_files(folder):
     files = RecordFiles(folder)
     files[5]
     assert [pickle.loads(pickle.dumps(files))[i] for i in (0, 6)] == [RECORDS[0], RECORDS[6]]
 
 
-def test_the_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path_factory):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(folder, tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
@@ -56,18 +56,18 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path
     assert RecordFiles(copy).fingerprint() != RecordFiles(folder).fingerprint()
 
 
-def test_half_surrogates_and_large_numbers_survive():
+def test_lone_surrogates_and_large_numbers_are_preserved():
     record = {"id": "a", "text": "\ud800 \U0001f600", "n": 2**63, "f": 0.1, "deep": [[{"a": None}]]}
     assert decode_record(encode_record(record)) == record
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x01", b"\x01", encode_record({"a": 1})[:-1]])
-def test_bytes_that_are_no_record_say_so(data):
+def test_invalid_record_bytes_are_an_error(data):
     with pytest.raises(BadRecord, match="not a record"):
         decode_record(data)
 
 
-def test_a_damaged_record_is_bad_and_the_others_are_not(folder):
+def test_a_damaged_record_affects_no_other(folder):
     path = folder / "records-00000-00.array_record"
     data = bytearray(path.read_bytes())
     at = data.index(b"xxx")
@@ -84,7 +84,7 @@ def test_a_damaged_record_is_bad_and_the_others_are_not(folder):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_shard_that_is_not_whole_stops_before_a_record_is_read(folder, damage):
+def test_an_incomplete_shard_is_an_error_before_a_record_is_read(folder, damage):
     """The library reads half a file as one without records."""
     path = folder / "records-00001-00.array_record"
     path.write_bytes(path.read_bytes()[:-100]) if damage == "cut" else path.unlink()
@@ -92,7 +92,7 @@ def test_a_shard_that_is_not_whole_stops_before_a_record_is_read(folder, damage)
         RecordFiles(folder)
 
 
-def test_a_folder_without_a_manifest_names_the_remedy(tmp_path):
+def test_a_folder_without_a_manifest_names_the_fix(tmp_path):
     with pytest.raises(ValueError, match=r"manifest.json is missing.*convert_records"):
         RecordFiles(tmp_path)
 
@@ -107,21 +107,21 @@ def test_a_folder_without_a_manifest_names_the_remedy(tmp_path):
         lambda content: content | {"surprise": 1},
     ],
 )
-def test_a_manifest_of_another_form_is_refused(folder, change):
+def test_a_manifest_of_another_layout_is_rejected(folder, change):
     content = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(change(content)))
     with pytest.raises(ValueError, match="is not a manifest"):
         RecordFiles(folder)
 
 
-def test_a_shard_that_was_not_finished_leaves_no_file(tmp_path):
+def test_an_unfinished_shard_leaves_no_file(tmp_path):
     with pytest.raises(KeyError), ShardWriter(tmp_path, "a.array_record") as writer:
         writer.write(RECORDS[0])
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_takes_no_more_is_named(tmp_path):
+def test_a_full_disk_is_named(tmp_path):
     """Every write to /dev/full fails."""
     (tmp_path / "a.array_record.partial").symlink_to("/dev/full")
     with (

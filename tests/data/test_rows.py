@@ -88,7 +88,7 @@ def _equal(a, b):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), field.name)
 
 
-def test_a_row_is_its_examples_one_after_the_other(make_loader, plan, example_builder):
+def test_a_row_is_the_concatenation_of_its_examples(make_loader, plan, example_builder):
     loader, row = make_loader(), plan(3, 1, 4)
     drawn = corpus("drawn", max_images=3).instantiate(split="train")
     batch = _batch(loader, row)
@@ -111,7 +111,7 @@ def test_a_row_is_its_examples_one_after_the_other(make_loader, plan, example_bu
         assert not getattr(batch, name)[0, padding].any(), name
 
 
-def test_every_slot_has_its_run_of_image_tokens(make_loader, plan, tokenizer):
+def test_every_slot_has_its_image_tokens(make_loader, plan, tokenizer):
     rows = [plan(0, 1, 2), plan(5), plan(7, 8)]
     batch = _batch(make_loader(), *rows)
     for b, row in enumerate(rows):
@@ -165,7 +165,7 @@ def test_a_corrupt_picture_is_reported_with_its_reason(make_loader, plan):
     assert reason.startswith("image 0: not an image")
 
 
-def test_a_record_that_fails_after_planning_keeps_its_place(make_loader, plan, tokenizer):
+def test_a_record_that_fails_after_planning_keeps_its_positions(make_loader, plan, tokenizer):
     row = plan(0, 1, 2)
     clean = _batch(make_loader(), row)
     loader = make_loader(bad_records=[1])
@@ -206,9 +206,7 @@ def test_augmentation_depends_on_the_record_and_its_epoch_alone(make_loader, pla
     assert not np.array_equal(pictures(plan(4)), pictures(plan(4), seed=1))
 
 
-def test_pictures_of_one_document_are_augmented_each_in_its_own_way(
-    example_builder, image_transform
-):
+def test_pictures_of_a_document_are_augmented_independently(example_builder, image_transform):
     class Twins:
         name = "twins"
         augmentation = corpus("twins").augmentation.instantiate()
@@ -238,9 +236,7 @@ def test_part_of_a_batch_is_a_slice_of_the_whole(make_loader, plan):
         np.testing.assert_array_equal(getattr(part, field.name), expected, field.name)
 
 
-def test_rows_of_a_group_share_a_buffer_and_a_document_without_room_is_not_scored(
-    make_loader, plan
-):
+def test_rows_of_a_group_share_a_buffer_and_overflowing_documents_are_not_scored(make_loader, plan):
     rows = [plan(0, 1), plan(2), plan(3, 4), plan(6, 7)]
     whole = _batch(make_loader(), *rows)
     counts = [[record.num_images for record in row.records] for row in rows]
@@ -264,7 +260,7 @@ def test_rows_of_a_group_share_a_buffer_and_a_document_without_room_is_not_score
     )
 
 
-def test_pictures_of_other_rows_are_read_where_the_buffer_is_shared(make_loader, plan):
+def test_pictures_of_other_rows_are_read_if_the_buffer_is_shared(make_loader, plan):
     loader, rows = make_loader(bad_images=[2]), [plan(0, 1), plan(2), plan(3, 4), plan(5)]
     buffer = ImageBuffer(group_rows=4, group_slots=12)
     whole = _batch(loader, *rows, buffer=buffer)
@@ -284,7 +280,7 @@ def test_pictures_of_other_rows_are_read_where_the_buffer_is_shared(make_loader,
             np.testing.assert_array_equal(getattr(batch, field.name), expected, field.name)
 
 
-def test_prompts_stand_one_in_a_row_padded_on_the_right(example_builder, image_transform):
+def test_each_prompt_is_a_row_padded_on_the_right(example_builder, image_transform):
     picture = np.full((8, 8, 3), 200, np.uint8)
     prompts = [
         example_builder.prompt(Document((Image(picture), Text("what is this?")))),
@@ -303,7 +299,7 @@ def test_prompts_stand_one_in_a_row_padded_on_the_right(example_builder, image_t
     np.testing.assert_array_equal(batch.image_index, [[0, -1], [-1, -1], [4, 5], [-1, -1]])
 
 
-def test_an_unreadable_picture_of_a_prompt_is_never_passed_over(example_builder, image_transform):
+def test_an_unreadable_picture_of_a_prompt_is_never_ignored(example_builder, image_transform):
     prompt = example_builder.prompt(Document((Image(b"no picture"), Text("what is this?"))))
     with pytest.raises(BadImage, match="not an image"):
         assemble([prompt], image_transform, SHAPE)
@@ -312,7 +308,7 @@ def test_an_unreadable_picture_of_a_prompt_is_never_passed_over(example_builder,
     assert np.sum(batch.tokens[0, : len(prompt.tokens)] != 0) == len(prompt.tokens)
 
 
-def test_what_does_not_fit_is_refused(example_builder, image_transform):
+def test_prompts_that_do_not_fit_are_rejected(example_builder, image_transform):
     picture = Image(np.zeros((8, 8, 3), np.uint8))
     prompt = example_builder.prompt(Document((picture, picture, Text("two pictures"))))
     with pytest.raises(ValueError, match="does not fit max_sequence_length=8"):

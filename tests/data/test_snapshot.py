@@ -59,7 +59,7 @@ def _assert_equal(batch, expected):
 
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_from_a_snapshot_are_those_of_the_input(folders, online, form, num_workers):
+def test_batches_from_a_snapshot_equal_those_of_the_input(folders, online, form, num_workers):
     batches, accounting = online
     config = _config(snapshot=str(folders[form]), num_workers=num_workers)
     iterator = config.instantiate(split="train").iterator()
@@ -70,7 +70,7 @@ def test_batches_from_a_snapshot_are_those_of_the_input(folders, online, form, n
 
 
 @pytest.mark.parametrize("form", Form)
-def test_hosts_read_their_rows_and_a_state_goes_on_with_others(folders, online, form):
+def test_hosts_read_their_own_rows_and_a_state_resumes_on_other_hosts(folders, online, form):
     made = _config(snapshot=str(folders[form])).instantiate(split="train")
     half = made.iterator(range(4, 8))
     _assert_equal_rows(next(half), online[0][0], slice(4, 8))
@@ -86,7 +86,7 @@ def _assert_equal_rows(batch, expected, rows):
 
 
 @pytest.mark.parametrize("form", Form)
-def test_a_run_of_the_input_goes_on_from_its_snapshot(folders, online, form):
+def test_a_run_of_the_input_resumes_from_its_snapshot(folders, online, form):
     first = _config().instantiate(split="train").iterator()
     next(first)
     second = _config(snapshot=str(folders[form])).instantiate(split="train").iterator()
@@ -94,7 +94,7 @@ def test_a_run_of_the_input_goes_on_from_its_snapshot(folders, online, form):
     _assert_equal(next(second), online[0][1])
 
 
-def test_rows_need_no_records_any_more(folders, online, monkeypatch):
+def test_rows_do_not_read_the_records(folders, online, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a source was built")
 
@@ -103,7 +103,7 @@ def test_rows_need_no_records_any_more(folders, online, monkeypatch):
     _assert_equal(next(config.instantiate(split="train").iterator()), online[0][0])
 
 
-def test_a_record_that_could_not_be_read_stays_unscored_and_is_named(tmp_path):
+def test_an_unreadable_record_stays_unscored_and_is_named(tmp_path):
     made = _config().instantiate(split="train")
 
     class Failing(CorpusExamples):
@@ -124,20 +124,20 @@ def test_a_record_that_could_not_be_read_stays_unscored_and_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("form", Form)
-def test_a_snapshot_of_another_input_is_refused_with_the_differences(folders, form):
+def test_a_snapshot_of_another_input_is_rejected_with_the_differences(folders, form):
     config = _config(snapshot=str(folders[form]), seed=1)
     with pytest.raises(ValueError, match=r"makes other batches:\n  seed: 0 of the snapshot, 1"):
         config.instantiate(split="train")
 
 
-def test_the_end_of_a_snapshot_says_so(folders):
+def test_reading_past_the_end_of_a_snapshot_is_an_error(folders):
     iterator = _config(snapshot=str(folders[Form.IDS])).instantiate(split="train").iterator()
     list(itertools.islice(iterator, STEPS))
     with pytest.raises(ValueError, match=r"ends after 4 steps.*trainer.max_steps"):
         next(iterator)
 
 
-def test_a_folder_that_is_no_snapshot_names_the_remedy(tmp_path, folders):
+def test_a_folder_without_a_snapshot_names_the_fix(tmp_path, folders):
     with pytest.raises(ValueError, match=r"snapshot.json is missing.*tools/snapshot.py"):
         Snapshot(tmp_path)
     shutil.copytree(folders[Form.IDS], tmp_path / "old")

@@ -27,7 +27,7 @@ def test_examples_of_docstrings_hold():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_blocks_are_short_and_their_tokens_are_those_of_the_text(tokenizer, seed):
+def test_blocks_are_short_and_have_the_tokens_of_the_text(tokenizer, seed):
     text = _text(seed)
     blocks = text_blocks(text, 200)
     assert len(blocks) > 5
@@ -46,7 +46,7 @@ def test_blocks_of_real_chapters_have_the_tokens_of_the_chapter(tokenizer, test_
         assert list(itertools.chain(*ids)) == tokenizer.encode(text)
 
 
-def test_blocks_end_with_a_sentence_where_one_ends_late_enough():
+def test_blocks_end_with_a_sentence_if_one_ends_late_enough():
     text = " ".join(f"This is number {i} of the sentences." for i in range(100))
     blocks = text_blocks(text, 100)
     assert all(block.endswith("sentences.") and len(block) > 50 for block in blocks[:-1])
@@ -86,22 +86,22 @@ def test_parts_cover_the_text_in_order_fit_and_keep_images_with_their_text(seed)
         assert not fits
 
 
-def test_an_image_may_be_parted_from_its_text_where_the_config_says_so():
+def test_an_image_may_be_separated_from_its_text_if_configured():
     kinds, sizes = "tit", [50, 4, 20]
     assert _parts(sizes, kinds, max_tokens=60) == [range(0, 1), range(1, 3)]
     parted = _parts(sizes, kinds, max_tokens=60, may_part_image_from_text=True)
     assert parted == [range(0, 2), range(2, 3)]
 
 
-def test_of_more_images_than_a_row_has_the_nearest_stay_with_the_text():
+def test_with_too_many_images_the_nearest_stay_with_the_text():
     assert _parts([1] * 8, "iiiiiitt", max_tokens=100, max_images=4) == [range(2, 8)]
 
 
-def test_a_block_longer_than_a_row_is_a_part_of_its_own():
+def test_a_block_longer_than_a_row_is_a_separate_part():
     assert _parts([5, 99, 5], "ttt", max_tokens=60) == [range(0, 1), range(1, 2), range(2, 3)]
 
 
-def test_a_page_of_images_has_no_part():
+def test_a_page_of_images_alone_has_no_parts():
     assert _parts([1] * 9, "i" * 9, max_tokens=100, max_images=4) == []
 
 

@@ -16,7 +16,7 @@ def _without(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def test_a_missing_library_names_the_extra_that_has_it():
+def test_a_missing_library_names_its_extra():
     with pytest.raises(ValueError, match=r"TfdsSource needs .*pip install 'mm1_jax\[tfds\]'"):
         TfdsSource.default_config().set(name="x").instantiate(split="train")
     with pytest.raises(ValueError, match=r"SeqioTokenizer needs .*pip install 'mm1_jax\[seqio\]'"):

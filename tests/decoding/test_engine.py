@@ -109,12 +109,12 @@ def assert_answers(found: list[list[int]], wanted: list[list[int]], batches: lis
     assert_same_answers(found, wanted, lambda row, step: scores[row](0, step))
 
 
-def test_more_requests_than_slots_are_answered_as_each_alone():
+def test_more_requests_than_slots_get_the_same_answers_as_single_requests():
     assert len({len(answer) for answer in expected()}) > 1
     assert_answers(run([Request(batch) for batch in prompts()]), expected(), prompts())
 
 
-def test_what_is_drawn_depends_on_seed_and_row_id_alone():
+def test_sampled_tokens_depend_on_seed_and_row_id_alone():
     drawn = {"sampling": Sampling(1.0, top_k=8, top_p=0.9), "seed": 3}
     wanted = [
         alone(batch, row_ids=jnp.array([10 + i]), **drawn) for i, batch in enumerate(prompts())
@@ -125,7 +125,7 @@ def test_what_is_drawn_depends_on_seed_and_row_id_alone():
     assert run(requests[::-1], num_slots=2, steps_per_check=3, **drawn) == wanted[::-1]
 
 
-def test_a_stop_string_ends_an_answer_wherever_it_is_looked_for():
+def test_a_stop_string_ends_an_answer_at_any_check_interval():
     whole = max(expected(), key=len)
     stop = "-".join(map(str, whole[1:3]))
     wanted = []
@@ -144,7 +144,7 @@ def test_a_stop_string_ends_an_answer_wherever_it_is_looked_for():
         assert answers == wanted
 
 
-def test_a_shared_prefix_is_read_once_and_changes_no_answer(monkeypatch):
+def test_a_shared_prefix_is_prefilled_once_and_changes_no_answer(monkeypatch):
     exemplar = [*SHOWN, 5, 6, 7]
     engine = Engine(tiny(), OPTIONS, num_slots=2, cache_length=32, steps_per_check=2)
     prefix = engine.prefix(prompt(exemplar, 16, colour=200))
@@ -161,7 +161,7 @@ def test_a_shared_prefix_is_read_once_and_changes_no_answer(monkeypatch):
     assert len(set(map(tuple, answers.values()))) > 1
 
 
-def test_programs_are_as_many_as_shapes_of_prompts():
+def test_one_program_is_compiled_per_prompt_shape():
     for function in (engine_module._admit, engine_module._advance):
         function.clear_cache()
     requests = [
@@ -181,7 +181,7 @@ def test_the_cache_is_donated():
     assert state.caches[0].keys.is_deleted() and not after.caches[0].keys.is_deleted()
 
 
-def test_the_answers_on_a_mesh_are_those_of_one_device_and_the_cache_is_split():
+def test_answers_on_a_mesh_equal_those_of_one_device_and_the_cache_is_sharded():
     mesh = Parallelism.default_config().set(data=2, fsdp=2, model=2).instantiate().mesh()
     graphdef, params = nnx.split(tiny(), nnx.Param)
     params = jax.device_put(params, parameter_shardings(params, mesh, AxisRules()))
@@ -206,12 +206,12 @@ def test_the_answers_on_a_mesh_are_those_of_one_device_and_the_cache_is_split():
         ({"stop_strings": ("a",)}, "need decode"),
     ],
 )
-def test_options_that_cannot_be_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         run([], **options)
 
 
-def test_prompts_that_cannot_be_are_named():
+def test_invalid_prompts_are_named():
     with pytest.raises(ValueError, match="above cache_length=9"):
         run([Request(prompt([BOS] * 5, 8))], cache_length=9)
     with pytest.raises(ValueError, match="the row is empty"):

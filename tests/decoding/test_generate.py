@@ -114,7 +114,7 @@ def test_decoding_stops_when_every_row_has_ended():
     assert [list(positions) for positions in steps_taken] == [[2, 3], [3, 4]]
 
 
-def test_a_row_without_a_prompt_has_no_answer_and_does_not_keep_the_others_going():
+def test_an_empty_row_has_no_answer_and_does_not_prolong_decoding():
     model = chain({5: EOS, PAD: 7, 7: 7})
     assert answer(model, prompts([BOS, 5], [])) == [[EOS] + [PAD] * 5, [PAD] * 6]
     jax.effects_barrier()
@@ -136,7 +136,7 @@ def test_equal_shapes_are_compiled_once():
     assert traces == [(1, 8)]
 
 
-def test_another_mesh_or_other_axis_rules_are_compiled_anew():
+def test_another_mesh_or_other_axis_rules_are_recompiled():
     traces = []
 
     class Counted(Chain):
@@ -154,7 +154,7 @@ def test_another_mesh_or_other_axis_rules_are_compiled_anew():
     assert len(traces) == 3
 
 
-def test_options_that_cannot_work_are_refused():
+def test_invalid_options_are_rejected():
     with pytest.raises(ValueError, match="max_new_tokens=0"):
         answer(chain({}), prompts([BOS]), max_new_tokens=0)
     with pytest.raises(ValueError, match="eos=2 is forbidden"):
@@ -215,7 +215,7 @@ def test_cached_decoding_equals_the_argmax_of_full_forward_passes(moe):
     assert len({tuple(row) for row in answers}) >= 3
 
 
-def test_unequal_prompts_are_answered_as_if_each_were_alone():
+def test_prompts_of_different_lengths_are_answered_as_if_alone():
     model, rng = tiny(moe=True), np.random.default_rng(1)
     rows = [shown(5, 6, 7), shown(8), shown(9, 10, 11, 12, 13, 14, 15, 5), [BOS, 6]]
     together = prompts(*rows, length=16, rng=rng)
@@ -230,7 +230,7 @@ def test_unequal_prompts_are_answered_as_if_each_were_alone():
     assert_same_answers(answer(model, wider), answers, logits_after(model, together, answers))
 
 
-def test_the_answer_depends_on_the_picture_that_stands_in_the_prompt():
+def test_the_answer_depends_on_the_picture_in_the_prompt():
     model, rng = tiny(moe=False), np.random.default_rng(2)
     batch = prompts(*[shown(5, 6)] * 4, length=16)
     # Pictures of a single color, because averages of noise are all alike.
@@ -240,7 +240,7 @@ def test_the_answer_depends_on_the_picture_that_stands_in_the_prompt():
     assert len({tuple(row) for row in answers}) > 1
 
 
-def test_the_answers_on_a_mesh_are_those_of_one_device():
+def test_answers_on_a_mesh_equal_those_of_one_device():
     model, rng = tiny(moe=False), np.random.default_rng(3)
     batch = prompts(*[shown(5 + i) for i in range(4)], length=16, rng=rng)
     expected = answer(model, batch)

@@ -20,12 +20,12 @@ OPTIONS = DecodingOptions(4, eos=2, forbidden=(9, 3))
         ({"cache_dtype": "float16"}, "cache_dtype='float16'"),
     ],
 )
-def test_options_that_cannot_work_are_named(fields, message):
+def test_invalid_options_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         replace(OPTIONS, **fields)
 
 
-def test_the_padding_is_forbidden_and_the_order_of_forbidden_tokens_does_not_matter():
+def test_padding_is_forbidden_and_the_order_of_forbidden_tokens_does_not_matter():
     assert OPTIONS.forbidden == (0, 3, 9)
     assert DecodingOptions(4, eos=2, forbidden=(3, 9, 3)) == OPTIONS
 
@@ -55,7 +55,7 @@ def test_an_answer_ends_before_the_first_stop_string(text, stop_strings, answer)
     assert before_stop(text, stop_strings).strip() == answer
 
 
-def test_the_tokens_are_those_of_a_tokenizer():
+def test_special_tokens_come_from_the_tokenizer():
     tokenizer = SimpleNamespace(eos=2, pad=5, not_text=(7, 6))
     wanted = DecodingOptions(4, eos=2, pad=5, forbidden=(6, 7), seed=1)
     assert DecodingOptions.of(tokenizer, 4, seed=1) == wanted

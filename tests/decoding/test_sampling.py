@@ -13,7 +13,7 @@ def draw(logits, sampling, *, number=2000, forbidden=(), seed=0) -> np.ndarray:
     return np.asarray(choose(logits, forbidden, sampling, keys, jnp.zeros_like(rows)))
 
 
-def test_tokens_are_drawn_as_often_as_their_probability_says():
+def test_tokens_are_sampled_in_proportion_to_their_probability():
     logits = np.log([0.5, 0.25, 0.15, 0.1])
     shares = np.bincount(draw(logits, Sampling(1.0)), minlength=4) / 2000
     # The tolerance is four standard deviations of a share of 2,000 draws.
@@ -23,7 +23,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says():
     np.testing.assert_allclose(shares, squares / squares.sum(), atol=4 * np.sqrt(0.25 / 2000))
 
 
-def test_what_is_cut_off_or_forbidden_is_never_drawn():
+def test_truncated_and_forbidden_tokens_are_never_sampled():
     logits = np.log([0.5, 0.25, 0.15, 0.1])
     assert set(draw(logits, Sampling(5.0, top_k=2))) == {0, 1}
     assert set(draw(logits, Sampling(1.0, top_p=0.7))) == {0, 1}
@@ -34,7 +34,7 @@ def test_what_is_cut_off_or_forbidden_is_never_drawn():
     assert set(draw(logits, GREEDY, forbidden=(0,))) == {1}
 
 
-def test_a_row_is_drawn_by_its_id_the_seed_and_the_step_alone():
+def test_sampling_depends_on_row_id_seed_and_step_alone():
     logits = jnp.zeros((5, 1000))
     rows, steps = jnp.asarray([4, 7, 1, 3, 9]), jnp.asarray([0, 5, 0, 2, 2])
     sampling = Sampling(1.0)
@@ -57,6 +57,6 @@ def test_a_row_is_drawn_by_its_id_the_seed_and_the_step_alone():
         ({"top_p": 0.5}, "temperature=0, which is greedy"),
     ],
 )
-def test_options_that_cannot_be_are_named(fields, message):
+def test_invalid_options_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**fields)

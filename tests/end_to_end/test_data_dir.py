@@ -99,7 +99,7 @@ def test_the_sparse_7b_trains_at_a_small_size_on_real_records(trained):
     assert 0 < report["held_out_loss/0/captions"] < 8
 
 
-def test_with_its_data_in_another_place_it_is_the_same_run(trained, data_dir):
+def test_moving_the_data_does_not_change_the_run(trained, data_dir):
     moved = data_dir.rename(data_dir.with_name("moved"))
     again = launch(moved, trained[0])
     moved.rename(data_dir)

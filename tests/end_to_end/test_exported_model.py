@@ -52,7 +52,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_transformers_answers_every_held_out_digit_question_as_ours_does(
+def test_transformers_gives_our_answer_to_every_held_out_digit_question(
     trained, tmp_path, monkeypatch
 ):
     exported, evaluation = tmp_path / "hf", tmp_path / "evaluation"

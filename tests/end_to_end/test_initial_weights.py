@@ -59,7 +59,7 @@ def second_launch(workspace, first_launch) -> str:
     return finish(start(workspace, "from_foreign"))
 
 
-def test_a_run_from_imported_weights_goes_on_after_a_signal(workspace, first_launch, second_launch):
+def test_a_run_from_imported_weights_resumes_after_a_signal(workspace, first_launch, second_launch):
     folder = workspace / "runs" / "from_foreign"
     for part in foreign_experiment.PARTS:
         assert f"{part} starts from weights/{part}" in first_launch

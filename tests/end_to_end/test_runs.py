@@ -101,14 +101,14 @@ def test_a_run_learns_and_leaves_its_outputs(undisturbed):
     assert list((undisturbed / "tensorboard").iterdir())
 
 
-def test_a_second_launch_into_a_finished_run_says_so(undisturbed, workspace):
+def test_a_second_launch_into_a_finished_run_reports_that(undisturbed, workspace):
     before = (undisturbed / "report.json").read_bytes()
     output = finish(start(workspace, "undisturbed"))
     assert "finished already" in output
     assert (undisturbed / "report.json").read_bytes() == before
 
 
-def test_another_config_in_the_folder_is_refused_with_the_difference(undisturbed, workspace):
+def test_another_config_in_the_folder_is_rejected_with_the_difference(undisturbed, workspace):
     output = finish(start(workspace, "undisturbed", "--config.trainer.seed=5"), status=2)
     assert "trainer.seed" in output and "5" in output and "Traceback" not in output
 
@@ -132,7 +132,7 @@ def resumed(workspace, stopped) -> Path:
     return stopped
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(undisturbed, resumed):
+def test_a_stopped_run_resumes_bit_for_bit(undisturbed, resumed):
     folder = resumed
     assert losses(folder) == losses(undisturbed)
     resumed = [r["resumed_from"] for r in records(folder) if "resumed_from" in r]
@@ -163,11 +163,11 @@ def sharded_moe(workspace) -> Path:
     return workspace / "sharded_moe"
 
 
-def test_on_eight_devices_the_losses_are_those_of_one(undisturbed, sharded):
+def test_losses_on_eight_devices_equal_those_on_one(undisturbed, sharded):
     assert losses(sharded, FEW)[:5] == pytest.approx(losses(undisturbed)[:5], rel=1e-5)
 
 
-def test_with_experts_on_four_devices_the_losses_are_those_of_one(undisturbed_moe, sharded_moe):
+def test_losses_with_experts_on_four_devices_equal_those_on_one(undisturbed_moe, sharded_moe):
     ours, theirs = sharded_moe, undisturbed_moe
     assert losses(ours, FEW)[:5] == pytest.approx(losses(theirs)[:5], rel=1e-5)
     for mine, other in zip(records(ours)[:5], records(theirs)[:5], strict=True):

@@ -35,7 +35,7 @@ def _steps(folder: Path) -> dict[int, dict]:
     return {record["step"]: record for record in map(json.loads, lines)}
 
 
-def test_a_stored_run_is_resumed_with_what_it_was_trained_with(stored, tmp_path):
+def test_a_stored_run_is_resumed_with_the_config_it_was_trained_with(stored, tmp_path):
     folder = tmp_path / stored.name
     shutil.copytree(stored, folder)
     launch = json.loads((folder / "launch.json").read_text())
@@ -77,7 +77,7 @@ def test_a_stored_run_is_resumed_with_what_it_was_trained_with(stored, tmp_path)
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_initial_weights_bring_the_defaults_that_they_were_trained_with(stored):
+def test_initial_weights_restore_the_defaults_they_were_trained_with(stored):
     def eps(part, **chosen):
         cfg = pretrain.mm1_tiny()
         cfg.model.connector.norm.set(**chosen)
@@ -90,7 +90,7 @@ def test_initial_weights_bring_the_defaults_that_they_were_trained_with(stored):
     assert eps("connector", eps=3e-4) == 3e-4
 
 
-def test_a_stored_run_is_read_with_what_it_was_trained_with(stored, tmp_path):
+def test_a_stored_run_is_loaded_with_the_config_it_was_trained_with(stored, tmp_path):
     cfg = load_experiment(stored)
     before = {path: x for path, x in _fields(stored).items() if path.startswith("model.")}
     now = {f"model.{path}": x for path, x in flat_fields(cfg.model).items()}

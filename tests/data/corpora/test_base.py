@@ -61,7 +61,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("to_document", "said"), WRONG)
-def test_what_is_no_document_is_named_with_corpus_record_and_function(to_document, said):
+def test_a_result_that_is_not_a_document_names_corpus_record_and_function(to_document, said):
     with pytest.raises(ValueError) as error:
         _corpus(to_document).document(0)
     assert not isinstance(error.value, BadRecord)
@@ -77,7 +77,7 @@ def test_what_is_no_document_is_named_with_corpus_record_and_function(to_documen
         (_made(Image, data="picture.png"), "a Image that holds a str"),
     ],
 )
-def test_a_segment_has_to_hold_text_or_a_picture(segment, said):
+def test_a_segment_must_hold_text_or_a_picture(segment, said):
     with pytest.raises(ValueError, match=said):
         _corpus(lambda r: Document((Text("a"), segment))).document(1)
 
@@ -97,6 +97,6 @@ def test_a_missing_field_makes_a_bad_record_and_other_errors_end_the_launch():
         (NoSplit, r"Corpus 'mine': NoSplit.__init__ is called as \(cfg, split=...\)"),
     ],
 )
-def test_a_source_that_is_none_is_named(source, said):
+def test_an_object_that_is_not_a_source_is_named(source, said):
     with pytest.raises(ValueError, match=said):
         _corpus(lambda r: Document((Text("a"),)), source).document(0)

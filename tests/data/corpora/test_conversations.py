@@ -10,7 +10,7 @@ def document(*turns, images=(b"1",)):
     return conversation_document({"images": list(images), "turns": turns})
 
 
-def test_answers_are_scored_and_nothing_else():
+def test_only_answers_are_scored():
     made = document(("user", "<image>\nWhat is it?"), ("assistant", "A cat."))
     assert made.segments == (
         Text("USER:", scored=False),
@@ -21,7 +21,7 @@ def test_answers_are_scored_and_nothing_else():
     )
 
 
-def test_images_stand_where_the_text_names_them_and_the_others_first():
+def test_images_go_to_their_markers_and_unmarked_images_come_first():
     made = document(
         ("system", "Be brief."),
         ("user", "First <image> then <image>"),
@@ -39,7 +39,7 @@ def test_images_stand_where_the_text_names_them_and_the_others_first():
     )
 
 
-def test_all_turns_of_a_text_conversation_are_there():
+def test_a_text_conversation_keeps_all_turns():
     made = document(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), images=())
     assert [s.text for s in made.segments if s.scored] == ["b", "d"]
     assert [s.text for s in made.segments if not s.scored] == [
@@ -56,11 +56,11 @@ def test_all_turns_of_a_text_conversation_are_there():
         ([], "no answer"),
     ],
 )
-def test_a_conversation_that_teaches_nothing_is_bad(turns, reason):
+def test_a_conversation_without_scored_text_is_bad(turns, reason):
     with pytest.raises(BadRecord, match=reason):
         document(*turns)
 
 
-def test_a_missing_text_is_a_blank_one():
+def test_a_missing_text_counts_as_blank():
     made = document(("user", "a"), ("assistant", None), ("user", None), ("assistant", "d"))
     assert [s.text for s in made.segments if isinstance(s, Text) and s.scored] == ["d"]

@@ -91,7 +91,7 @@ def test_only_the_answer_of_a_question_is_scored(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pages_have_few_shot_runs_and_many_pictures(family):
+def test_pages_have_few_shot_sequences_and_many_pictures(family):
     pages = records(family, Kind.INTERLEAVED, count=400)
     counts = Counter(len(pictures(page)) for page in pages)
     assert min(counts) >= 2 and max(counts) >= 8
@@ -281,7 +281,7 @@ def described(shapes: list[tuple[str, str, float, float]]) -> str:
     return f"a {first[0]} {first[1]} {where} a {second[0]} {second[1]}"
 
 
-def test_captions_of_scenes_are_what_the_pixels_show():
+def test_captions_of_scenes_match_the_pixels():
     for record in records("scenes", Kind.CAPTIONS, count=500):
         assert described(read(record["image"])) == record["caption"]
 
@@ -322,7 +322,7 @@ def the(values) -> str:
     return value
 
 
-def test_answers_about_scenes_are_what_the_pixels_show():
+def test_answers_about_scenes_match_the_pixels():
     asked = records("scenes", Kind.QUESTIONS, count=700)
     for record in asked:
         assert answer(record["question"], record["images"]) == record["answer"]
@@ -371,7 +371,7 @@ def test_shapes_stay_larger_than_a_patch_of_a_small_picture():
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_no_scene_is_rendered_to_read_a_document(kind, monkeypatch):
+def test_reading_a_document_renders_no_scene(kind, monkeypatch):
     monkeypatch.setattr(scenes.Scene, "render", lambda scene: pytest.fail("rendered"))
     source = corpus("scenes", kind)
     assert all(source.document(index).segments for index in range(50))

@@ -13,7 +13,7 @@ def test_a_page_that_is_read_in_place_may_not_hold_two_documents():
         interleaved_document(page)
 
 
-def test_the_caption_is_the_first_that_is_there():
+def test_the_caption_is_the_first_non_blank_one():
     captions = [{"text": None}, {"text": " "}, {"text": "a cat "}]
     assert caption_document({"image": b"a", "captions": captions}).segments[1].text == "a cat"
     with pytest.raises(BadRecord, match="no caption"):

@@ -21,7 +21,7 @@ def seen(record):
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_exemplars_show_what_the_query_shows_under_its_name(count):
+def test_exemplars_give_the_querys_shape_or_color_the_same_name(count):
     questions = source(Kind.QUESTIONS, "test")
     for index in range(len(questions)):
         query, exemplars = questions[index], questions.exemplars(index, count)
@@ -34,7 +34,7 @@ def test_exemplars_show_what_the_query_shows_under_its_name(count):
         assert sorted(names.values()) == query["names"]
 
 
-def test_a_name_says_nothing_of_what_it_names():
+def test_names_are_independent_of_the_shapes_and_colors_they_name():
     questions = source(Kind.QUESTIONS, num_records=4000)
     shown = {}
     for record in map(questions.__getitem__, range(4000)):
@@ -46,7 +46,7 @@ def test_a_name_says_nothing_of_what_it_names():
         assert counts.max() / counts.sum() < 0.25
 
 
-def test_pages_are_of_one_world_each():
+def test_each_page_uses_one_assignment_of_names():
     pages = source(Kind.INTERLEAVED)
     asked = set()
     for index in range(len(pages)):
@@ -65,7 +65,7 @@ def test_no_test_picture_is_in_a_training_page():
                 assert record["images"][0].__self__.is_test == (split == "test")
 
 
-def test_the_benchmark_shows_exemplars_of_the_querys_world():
+def test_the_benchmark_shows_exemplars_with_the_querys_names():
     from experiments.few_shot import mm1_tiny_names
 
     cfg = mm1_tiny_names()

@@ -47,7 +47,7 @@ def stop_after(conversion: Conversion, count: int) -> None:
         convert(conversion, runner=first_units(count))
 
 
-def test_every_entry_is_a_record_or_in_quarantine_in_order(conversion):
+def test_entries_become_records_or_quarantine_lines_in_order(conversion):
     (source,) = conversion.inputs
     entries = [
         (unit, entry)
@@ -81,7 +81,7 @@ def test_every_entry_is_a_record_or_in_quarantine_in_order(conversion):
     }
 
 
-def test_the_manifest_says_what_it_was_made_from(conversion):
+def test_the_manifest_describes_the_inputs_and_options(conversion):
     convert(conversion)
     manifest = Manifest.read(conversion.output)
     (source,) = conversion.inputs
@@ -99,7 +99,7 @@ def test_the_manifest_says_what_it_was_made_from(conversion):
     assert list(verify(conversion.output)) == []
 
 
-def test_a_shard_ends_once_it_is_full(conversion):
+def test_a_shard_ends_when_it_is_full(conversion):
     shards = convert(conversion).shards
     # A record has slightly more than 2000 bytes; the last shard of a unit may be short.
     assert [(shard.name, shard.num_records) for shard in shards] == [
@@ -134,7 +134,7 @@ def test_a_part_ends_before_its_rejected_entries_fill_memory(conversion, tmp_pat
     assert (other.output / log).read_bytes() == (conversion.output / log).read_bytes()
 
 
-def test_workers_change_nothing(conversion, tmp_path):
+def test_the_number_of_workers_does_not_change_the_output(conversion, tmp_path):
     filters = (FrequentImages.default_config(),)
     conversion = dataclasses.replace(conversion, filters=filters)
     convert(conversion)
@@ -143,7 +143,7 @@ def test_workers_change_nothing(conversion, tmp_path):
     assert contents(other.output) == contents(conversion.output)
 
 
-def test_a_conversion_killed_at_any_moment_goes_on(tmp_path):
+def test_a_conversion_killed_at_any_moment_can_be_resumed(tmp_path):
     command = [sys.executable, HERE / "killed_conversions.py", tmp_path]
     path = os.pathsep.join([str(HERE), str(HERE.parents[2])])
     result = subprocess.run(
@@ -154,7 +154,7 @@ def test_a_conversion_killed_at_any_moment_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_what_is_done_is_not_read_again(conversion, count):
+def test_finished_units_are_not_read_again(conversion, count):
     stop_after(conversion, count)
     seen = []
     convert(conversion, on_progress=seen.append)
@@ -172,7 +172,7 @@ def test_what_is_done_is_not_read_again(conversion, count):
     ],
 )
 @pytest.mark.parametrize("is_done", [False, True])
-def test_another_command_into_the_same_folder_is_refused(conversion, change, message, is_done):
+def test_another_command_into_the_same_folder_is_rejected(conversion, change, message, is_done):
     if is_done:
         convert(conversion)
     else:
@@ -206,7 +206,7 @@ def test_a_finished_conversion_does_not_need_its_inputs(conversion):
     assert not (conversion.output / "progress").exists()
 
 
-def test_too_many_bad_entries_stop_it_and_a_higher_limit_goes_on(tmp_path):
+def test_too_many_bad_entries_stop_a_conversion_and_a_higher_limit_resumes_it(tmp_path):
     # The odd entries of a file are its second unit; every other one is bad.
     source = write_numbers(tmp_path / "source", [1000, 1000])
     numbered = Numbered(bad_every=4, image_bytes=10)
@@ -222,7 +222,7 @@ def test_too_many_bad_entries_stop_it_and_a_higher_limit_goes_on(tmp_path):
     assert contents(conversion.output) == contents(straight.output)
 
 
-def test_bad_entries_among_few_say_little(tmp_path):
+def test_the_limit_of_bad_entries_needs_enough_entries(tmp_path):
     source = write_numbers(tmp_path / "source", [800])
     numbered = Numbered(image_bytes=10, bad_every=8)
     assert convert(Conversion(numbered, (source,), tmp_path / "a")).counts["rejected"] == 100
@@ -231,7 +231,7 @@ def test_bad_entries_among_few_say_little(tmp_path):
         convert(Conversion(numbered, (source,), tmp_path / "b"))
 
 
-def test_without_any_record_it_is_an_error(tmp_path):
+def test_a_conversion_without_any_record_is_an_error(tmp_path):
     source = write_numbers(tmp_path / "source", [2])
     conversion = Conversion(Numbered(bad_every=1), (source,), tmp_path / "output")
     with pytest.raises(ValueError, match=r"none of 2 entries .*'no image: N'\. .*jsonl lists"):
@@ -239,7 +239,7 @@ def test_without_any_record_it_is_an_error(tmp_path):
     assert not (conversion.output / "manifest.json").exists()
 
 
-def test_a_folder_with_other_files_is_refused(conversion):
+def test_an_output_folder_with_other_files_is_rejected(conversion):
     conversion.output.mkdir()
     (conversion.output / "holiday.jpg").write_text("")
     with pytest.raises(ValueError, match="holds other files .holiday.jpg.; convert into a new"):
@@ -247,7 +247,7 @@ def test_a_folder_with_other_files_is_refused(conversion):
     assert list(contents(conversion.output)) == ["holiday.jpg"]
 
 
-def test_one_process_at_a_time_converts_into_a_folder(conversion):
+def test_only_one_process_at_a_time_converts_into_a_folder(conversion):
     stop_after(conversion, 1)
     with (conversion.output / "progress" / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -256,7 +256,7 @@ def test_one_process_at_a_time_converts_into_a_folder(conversion):
     convert(conversion)
 
 
-def test_inputs_that_hold_each_other_or_the_output_are_refused(conversion, tmp_path):
+def test_nested_inputs_and_outputs_are_rejected(conversion, tmp_path):
     (source,) = conversion.inputs
     with pytest.raises(ValueError, match="1.number is in the inputs twice"):
         convert(dataclasses.replace(conversion, inputs=(source, source / "1.number")))
@@ -275,7 +275,7 @@ def test_a_file_that_cannot_be_read_is_named(conversion, num_workers):
     assert not list(conversion.output.glob("*.partial"))
 
 
-def test_images_are_frequent_across_units(tmp_path):
+def test_frequent_images_are_counted_across_units(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     # Eleven pages show !often, one of them twice; ten show !seldom.
@@ -300,7 +300,7 @@ def test_images_are_frequent_across_units(tmp_path):
     }
 
 
-def test_a_stopped_count_of_images_goes_on(conversion):
+def test_a_stopped_count_of_images_is_resumed(conversion):
     conversion = dataclasses.replace(conversion, filters=(FrequentImages.default_config(),))
     stop_after(conversion, 2)
     counted = sorted((conversion.output / "progress").glob("images-*.npy"))
@@ -335,7 +335,7 @@ def test_images_of_benchmarks_are_logged(tmp_path):
     assert manifest.counts["images"] == 2
 
 
-def test_what_is_counted_of_each_kind():
+def test_each_kind_of_record_has_its_counts():
     def counts(kind, **record):
         found = content_counts(record, kind)
         assert found.pop("records") == 1
@@ -351,7 +351,7 @@ def test_what_is_counted_of_each_kind():
     assert counts(Kind.INTERLEAVED, **page, missing_images=2) == [1, 3, 3, 2]
 
 
-def test_records_with_spellings_that_may_be_no_text_are_counted():
+def test_records_that_spell_special_tokens_are_counted():
     def marks(kind, **record):
         counts = content_counts(record, kind)
         return sorted(name for name in counts if name.startswith("marks."))
@@ -365,7 +365,7 @@ def test_records_with_spellings_that_may_be_no_text_are_counted():
     assert marks(Kind.CONVERSATIONS, images=[b"x"], turns=turns) == []
 
 
-def test_reasons_of_a_kind_are_one_class():
+def test_similar_reasons_are_counted_together():
     reason = "image 'a.jpg' is not in b.tar: cut short"
     assert reason_class(reason) == "image ... is not in b.tar: cut short"
     assert reason_class("3 texts beside 12 images") == reason_class("1 texts beside 2 images")
@@ -398,7 +398,7 @@ def test_links_to_folders_are_named_and_followed_on_demand(tmp_path, caplog):
         make_format("text").units(source)
 
 
-def test_a_pointer_of_git_lfs_is_named_where_nothing_can_be_read(tmp_path):
+def test_an_unreadable_git_lfs_pointer_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     conversion = Conversion(make_format("llava"), (tmp_path,), tmp_path.parent / "lfs")
     with pytest.raises(ValueError, match=r"a.jsonl is a pointer of Git LFS .*`git lfs pull`"):

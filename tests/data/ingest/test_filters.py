@@ -78,7 +78,7 @@ def kept(cfg, record, kind=Kind.CAPTIONS):
         (30_000, 30_000, "unreadable"),
     ],
 )
-def test_sizes_as_mm1_has_them_from_the_header_alone(width, height, fault):
+def test_image_sizes_are_filtered_from_the_header_alone(width, height, fault):
     record = caption(header(width, height))
     left = kept(ImageFilter.default_config(), record)
     assert left.record == (record if fault is None else None)
@@ -86,7 +86,7 @@ def test_sizes_as_mm1_has_them_from_the_header_alone(width, height, fault):
 
 
 @pytest.mark.parametrize("word", ["logo", "button", "icon", "plugin", "widget"])
-def test_urls_of_decoration(word):
+def test_decorative_urls_are_recognized(word):
     for url in (f"https://a.org/{word}.png", f"https://{word.upper()}s.org/1", f"/x?y=a{word}b"):
         left = kept(ImageFilter.default_config(), caption(header(200, 200), url))
         assert left.record is None and left.counts == {"url": 1}
@@ -94,7 +94,7 @@ def test_urls_of_decoration(word):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", header(200, 200)[:20]])
-def test_unreadable_images(data):
+def test_unreadable_images_are_dropped(data):
     assert kept(ImageFilter.default_config(), caption(data)).counts == {"unreadable": 1}
     with pytest.raises(BadImage):
         picture_size(data)
@@ -120,12 +120,12 @@ def test_a_page_loses_images_and_keeps_the_order_of_the_rest():
     assert left.counts == {"side": 1, "url": 1}
 
 
-def test_a_page_of_dropped_images_alone_is_dropped():
+def test_a_page_that_loses_all_images_and_has_no_text_is_dropped():
     record = {"id": "1", "texts": [None], "images": [b"x"], "urls": None}
     assert kept(ImageFilter.default_config(), record, Kind.INTERLEAVED).record is None
 
 
-def test_a_conversation_goes_as_a_whole():
+def test_a_conversation_is_dropped_as_a_whole():
     record = {"id": "1", "images": [header(200, 200), header(20, 20)], "turns": []}
     left = kept(ImageFilter.default_config(), record, Kind.CONVERSATIONS)
     assert left.record is None and left.counts == {"side": 1}
@@ -171,7 +171,7 @@ def test_a_conversation_without_an_answer_is_dropped_and_counted():
     assert left is None and counts == {"no_answer": 1}
 
 
-def test_of_repeated_images_the_first_stays():
+def test_the_first_of_repeated_images_is_kept():
     record = {
         "id": "1",
         "texts": [None, "a", None, None, None, None],
@@ -191,7 +191,7 @@ def test_a_conversation_may_show_an_image_twice():
     assert kept(RepeatedImages.default_config(), record, Kind.CONVERSATIONS).record == record
 
 
-def test_an_image_is_known_by_its_bytes_and_by_its_url():
+def test_images_are_identified_by_bytes_and_by_url():
     filter = FrequentImages.default_config().instantiate(kind=Kind.INTERLEAVED)
     # MD5 of "!a" and of its URL.
     assert filter.keys(page("1", ["!a", "text", "!a"])) == {0xDA9A0F068573477B, 0x471E2F8CBD82F197}
@@ -234,7 +234,7 @@ def overlap(benchmark: Path, kind: Kind = Kind.CAPTIONS) -> EvaluationOverlap:
     return cfg.instantiate(kind=kind)
 
 
-def test_the_same_bytes_are_found(benchmark):
+def test_images_with_the_same_bytes_are_found(benchmark):
     for name in ("below/1.png", "flat.png", "torn.JPG"):
         left = overlap(benchmark)(caption((benchmark / name).read_bytes()))
         assert left.record is None and left.counts == {"same_bytes": 1}
@@ -254,7 +254,7 @@ def test_the_same_bytes_are_found(benchmark):
         lambda picture: encoded(picture.convert("L")),
     ],
 )
-def test_the_same_picture_is_found_in_other_bytes(benchmark, change):
+def test_the_same_picture_with_other_bytes_is_found(benchmark, change):
     filter = overlap(benchmark)
     for seed in range(3):
         left = filter(caption(change(drawn(seed))))
@@ -264,7 +264,7 @@ def test_the_same_picture_is_found_in_other_bytes(benchmark, change):
         assert found["distance"] <= 4 and not found["same_bytes"]
 
 
-def test_other_pictures_stay(benchmark):
+def test_other_pictures_are_kept(benchmark):
     filter = overlap(benchmark)
     others = [encoded(drawn(seed)) for seed in range(100, 130)]
     others += [encoded(PIL.Image.new("RGB", (60, 60), color)) for color in ("white", "red")]
@@ -273,7 +273,7 @@ def test_other_pictures_stay(benchmark):
         assert filter(caption(data)).record is not None
 
 
-def test_a_page_loses_what_is_in_a_benchmark(benchmark):
+def test_a_page_loses_pictures_of_benchmarks(benchmark):
     data = (benchmark / "below" / "2.png").read_bytes()
     record = {"id": "p", "texts": ["a", None, None], "images": [None, b"x", data]}
     left = overlap(benchmark, Kind.INTERLEAVED)(record)
@@ -293,12 +293,12 @@ def test_a_benchmark_is_described_by_its_content(benchmark, tmp_path):
     assert overlap(other).description()["content"] != first
 
 
-def test_a_benchmark_that_is_not_there_is_named(tmp_path):
+def test_a_missing_benchmark_is_named(tmp_path):
     with pytest.raises(ValueError, match="images: '.*nowhere' is neither an image file nor a"):
         overlap(tmp_path / "nowhere")
 
 
-def test_every_filter_says_what_it_dropped_and_the_next_sees_what_is_left():
+def test_filters_count_drops_and_pass_the_rest_to_the_next():
     filters = [
         cfg.instantiate(kind=Kind.INTERLEAVED)
         for cfg in (RepeatedImages.default_config(), ImageCount.default_config().set(max_images=2))
@@ -315,7 +315,7 @@ def test_every_filter_says_what_it_dropped_and_the_next_sees_what_is_left():
     }
 
 
-def test_pictures_of_benchmarks_behind_links_are_looked_at(tmp_path):
+def test_pictures_of_benchmarks_are_found_through_links(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "a.png").write_bytes(b"a")
     folder = tmp_path / "benchmark"

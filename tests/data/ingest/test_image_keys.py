@@ -9,7 +9,7 @@ from mm1_jax.data.ingest.image_keys import frequent_keys
 
 
 @pytest.mark.parametrize("keys_in_memory", [1, 10, 1000])
-def test_frequent_keys_are_those_of_a_count_in_memory(tmp_path, keys_in_memory):
+def test_frequent_keys_equal_those_counted_in_memory(tmp_path, keys_in_memory):
     rng = random.Random(keys_in_memory)
     pool = [0, 2**64 - 1, 2**63, *(rng.getrandbits(64) for _ in range(20))]
     files = [[rng.choice(pool) for _ in range(size)] for size in (0, 1, 40, 60)]

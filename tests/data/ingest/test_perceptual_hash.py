@@ -19,7 +19,7 @@ def encoded(picture: PIL.Image.Image, format: str, **options) -> bytes:
 
 
 @pytest.mark.parametrize("max_distance", [0, 1, 4, 9])
-def test_the_index_finds_what_a_comparison_with_all_finds(max_distance):
+def test_the_index_finds_the_same_as_a_comparison_with_all_hashes(max_distance):
     rng = random.Random(max_distance)
     hashes = [rng.getrandbits(64) for _ in range(300)]
     index = HammingIndex(np.array(hashes, np.uint64), max_distance)
@@ -36,11 +36,11 @@ def test_the_index_finds_what_a_comparison_with_all_finds(max_distance):
     assert 0 < found < 300
 
 
-def test_an_index_of_nothing_finds_nothing():
+def test_an_empty_index_finds_nothing():
     assert HammingIndex(np.array([], np.uint64), 4).nearest(0) is None
 
 
-def test_figures_of_textbooks_are_told_apart_and_their_copies_are_found(test_data):
+def test_textbook_figures_are_distinguished_and_their_copies_are_found(test_data):
     paths = sorted((test_data / "openstax" / "images").iterdir())[::6]
     hashes = [perceptual_hash(path.read_bytes(), max_pixels=MAX_PIXELS) for path in paths]
     assert len(paths) > 100 and None not in hashes

@@ -38,12 +38,12 @@ def path(request, tmp_path):
     return path
 
 
-def test_lines_are_the_same_however_they_are_compressed(path):
+def test_lines_are_the_same_for_every_compression(path):
     expected = [(f"{path.name}:{number}", line) for number, line in enumerate(LINES, start=1)]
     assert [(entry, line.removesuffix(b"\n")) for entry, line in lines(path)] == expected
 
 
-def test_frames_and_members_one_behind_the_other_are_one_stream(tmp_path):
+def test_concatenated_frames_and_members_are_one_stream(tmp_path):
     halves = CONTENT[:30_000], CONTENT[30_000:]
     for name, compress in (("a.gz", gzip.compress), ("a.zst", zstandard.compress)):
         path = tmp_path / name
@@ -52,7 +52,7 @@ def test_frames_and_members_one_behind_the_other_are_one_stream(tmp_path):
             assert stream.read() == CONTENT
 
 
-def test_a_file_that_is_cut_short_says_so_behind_the_lines_before(path):
+def test_a_truncated_file_is_reported_after_its_complete_lines(path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     *read, last = lines(path)
@@ -66,14 +66,14 @@ def test_a_file_that_is_cut_short_says_so_behind_the_lines_before(path):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".zip"])
-def test_damage_is_said(tmp_path, suffix):
+def test_damage_is_reported(tmp_path, suffix):
     path = tmp_path / f"lines.jsonl{suffix}"
     path.write_bytes(b"this is not compressed, whatever its name may say")
     (last,) = lines(path)
     assert isinstance(last, Rejected)
 
 
-def test_blank_lines_are_no_entries_but_count(tmp_path):
+def test_blank_lines_are_skipped_but_numbered(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n one\n\r\n\ntwo")
     assert list(lines(path)) == [("a.jsonl:2", b" one\n"), ("a.jsonl:5", b"two")]
@@ -89,7 +89,7 @@ def test_a_line_out_of_bounds_ends_the_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".zip"])
-def test_a_bomb_is_not_unrolled(tmp_path, monkeypatch, suffix):
+def test_a_decompression_bomb_is_not_expanded(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(compressed, "_SMALL_BYTES", 2**20)
     path = tmp_path / f"bomb.jsonl{suffix}"
     bomb = b"\n" * 2**24
@@ -112,7 +112,7 @@ def test_a_zip_holds_one_file_of_a_known_method(tmp_path):
     assert "neither stored nor deflated" in next(lines(path)).reason
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipes_are_rejected_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     (last,) = lines(tmp_path / "a.jsonl")
     assert "no such file" in last.reason

@@ -39,13 +39,13 @@ def test_pictures_are_read_by_name(images):
         *("a\0.jpg", "\ud800", "x" * 300, "x/" * 3000, None, 7, [], b"a.jpg"),
     ],
 )
-def test_what_is_no_picture_is_a_bad_record(images, name):
+def test_files_that_are_not_pictures_are_bad_records(images, name):
     with pytest.raises(BadRecord) as raised:
         images.read(name)
     assert str(raised.value).encode()
 
 
-def test_pipes_devices_and_links_out_of_the_folder_are_refused(tmp_path):
+def test_pipes_devices_and_links_out_of_the_folder_are_rejected(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")

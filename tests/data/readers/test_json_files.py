@@ -34,7 +34,7 @@ def path(request, tmp_path, monkeypatch):
     values=st.lists(VALUES, max_size=6), is_ascii=st.booleans(), indent=st.sampled_from([None, 1])
 )
 @QUICK
-def test_elements_of_a_list_are_what_json_says(path, values, is_ascii, indent):
+def test_elements_of_a_list_equal_the_parsed_json(path, values, is_ascii, indent):
     path.write_text(json.dumps(values, ensure_ascii=is_ascii, indent=indent), "utf-8")
     found = list(stream_json(path))
     assert [element.value for element in found] == values
@@ -43,7 +43,7 @@ def test_elements_of_a_list_are_what_json_says(path, values, is_ascii, indent):
 
 @given(value=st.dictionaries(st.text(), VALUES, max_size=4))
 @QUICK
-def test_lists_in_an_object_come_by_element(path, value):
+def test_lists_in_an_object_are_read_by_element(path, value):
     path.write_text(json.dumps(value), "utf-8")
     again = {key: [] for key, one in value.items() if isinstance(one, list)}
     for element in stream_json(path):
@@ -57,7 +57,7 @@ def test_lists_in_an_object_come_by_element(path, value):
 
 @given(values=st.lists(VALUES, min_size=2, max_size=5), data=st.data())
 @QUICK
-def test_a_list_that_is_cut_short_says_so_behind_the_elements_before(path, values, data):
+def test_a_truncated_list_is_reported_after_its_complete_elements(path, values, data):
     text = json.dumps(values)
     path.write_text(text[: data.draw(st.integers(0, len(text) - 1))], "utf-8")
     *found, last = stream_json(path)
@@ -86,25 +86,25 @@ def test_a_list_that_is_cut_short_says_so_behind_the_elements_before(path, value
         ("[1, " + "9" * 10_000 + "]", 1),
     ],
 )
-def test_what_is_no_json_is_said(path, text, num_good):
+def test_invalid_json_is_reported(path, text, num_good):
     path.write_text(text)
     *found, last = stream_json(path)
     assert isinstance(last, Rejected) and "what follows is not read" in last.reason
     assert len(found) == num_good
 
 
-def test_an_element_that_is_no_utf8_is_said(path):
+def test_an_element_that_is_not_utf8_is_reported(path):
     path.write_bytes(b'["caf\xc3\xa9", "caf\xe9"]')
     good, last = stream_json(path)
     assert good.value == "caf\u00e9" and "not UTF-8" in last.reason
 
 
-def test_halves_of_surrogate_pairs_and_odd_numbers_are_values(path):
+def test_lone_surrogates_and_odd_numbers_are_valid_values(path):
     path.write_text('["\\udce9", NaN, -Infinity]')
     assert [element.value for element in stream_json(path)][::2] == ["\udce9", float("-inf")]
 
 
-def test_an_element_out_of_bounds_is_not_waited_for(path, monkeypatch):
+def test_an_oversized_element_is_not_read_to_its_end(path, monkeypatch):
     monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 1000)
     path.write_text('[1, "' + "x" * 100_000 + '", 2]')
     good, last = stream_json(path)
@@ -124,6 +124,6 @@ def test_entries_are_lines_or_elements(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 10_000, b"9" * 5000, b"", b"\0"])
-def test_no_json_is_a_bad_record(data):
+def test_invalid_json_is_a_bad_record(data):
     with pytest.raises(BadRecord):
         parse_json(data)

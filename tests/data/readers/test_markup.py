@@ -33,7 +33,7 @@ from mm1_jax.data.record_files import BadRecord
         ("a <!-- b ![x](c.png) <!-- d", ["a <!-- b", Picture("c.png"), "<!-- d"]),
     ],
 )  # fmt: skip
-def test_markdown_is_cut_at_its_pictures(text, parts):
+def test_markdown_is_split_at_its_pictures(text, parts):
     assert markdown_parts(text) == parts
 
 
@@ -63,7 +63,7 @@ def test_markdown_is_cut_at_its_pictures(text, parts):
         ("a\u00a0b", ["a b"]),
     ],
 )
-def test_html_is_what_a_browser_shows(text, parts):
+def test_html_text_is_what_a_browser_shows(text, parts):
     assert html_parts(text) == parts
 
 

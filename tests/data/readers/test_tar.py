@@ -40,17 +40,17 @@ def unpacked(data, tmp_path):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_files_are_what_was_packed(tmp_path, form):
+def test_members_equal_the_packed_files(tmp_path, form):
     files = FILES if form != tarfile.USTAR_FORMAT else {name[:90]: FILES[name] for name in FILES}
     assert unpacked(packed(files, form), tmp_path) == (files, [])
 
 
-def test_archives_one_behind_the_other_are_one(tmp_path):
+def test_concatenated_archives_are_read_as_one(tmp_path):
     data = packed({"a": b"1"}) + packed({"b": b"2"})
     assert unpacked(data, tmp_path) == ({"a": b"1", "b": b"2"}, [])
 
 
-def test_folders_are_passed_over_and_links_and_devices_are_rejected(tmp_path):
+def test_folders_are_skipped_and_links_and_devices_are_rejected(tmp_path):
     others = [
         ("folder", tarfile.DIRTYPE),
         ("symbolic", tarfile.SYMTYPE),
@@ -76,7 +76,7 @@ def test_a_sparse_file_of_the_newer_kind_is_rejected(tmp_path):
     assert files == {"a": b"1"} and "sparse" in rejected[0].reason
 
 
-def test_cut_short_anywhere_it_says_so_behind_the_files_before(tmp_path):
+def test_an_archive_truncated_anywhere_is_reported_after_its_complete_files(tmp_path):
     data = packed(FILES)
     last = data.rindex(b"z" * 1025) + 1025 + 511
     for size in range(0, last, 97):
@@ -86,7 +86,7 @@ def test_cut_short_anywhere_it_says_so_behind_the_files_before(tmp_path):
         assert len(rejected) == 1 and "cut short" in rejected[0].reason + "ends inside cut short"
 
 
-def test_any_flipped_byte_of_a_header_is_seen(tmp_path):
+def test_any_flipped_byte_of_a_header_is_detected(tmp_path):
     data = packed({"a.jpg": b"1", "b.jpg": b"2"})
     # The last byte of the checksum field is not read.
     for place in {*range(1024, 1024 + 512)} - {1024 + 155}:
@@ -116,7 +116,7 @@ def with_size(data, field):
         (b"hello world\0", "no number"),
     ],
 )
-def test_sizes_are_not_believed(tmp_path, field, reason):
+def test_invalid_sizes_in_headers_are_rejected(tmp_path, field, reason):
     files, rejected = unpacked(with_size(packed({"a": b"1"}), field), tmp_path)
     assert files == {} and reason in rejected[0].reason
 
@@ -132,7 +132,7 @@ def test_sizes_are_not_believed(tmp_path, field, reason):
         b"9 size=x\n",
     ],
 )
-def test_extended_headers_are_not_believed(tmp_path, content):
+def test_invalid_extended_headers_are_rejected(tmp_path, content):
     data = bytearray(packed({"x": content, "a": b"1"}))
     data[156:157] = b"x"
     data[148:156] = b" " * 8
@@ -141,7 +141,7 @@ def test_extended_headers_are_not_believed(tmp_path, content):
     assert files == {} and len(rejected) == 1
 
 
-def test_names_are_only_names(tmp_path):
+def test_member_names_are_returned_unchanged(tmp_path):
     names = ["../../etc/passwd", "/etc/passwd", "a\\b", "."]
     files, rejected = unpacked(packed({name: b"1" for name in names}), tmp_path)
     assert list(files) == names and rejected == []

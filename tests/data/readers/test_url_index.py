@@ -19,7 +19,7 @@ def test_every_picture_is_found_by_its_url_in_its_shard(tmp_path):
         index.read("http://x/3/0")
 
 
-def test_the_json_may_come_before_the_picture_and_what_has_none_is_passed_over(tmp_path):
+def test_the_json_may_precede_the_picture_and_samples_without_picture_are_skipped(tmp_path):
     samples = [
         ("a", {"json": b'{"url": "http://a"}', "png": b"picture of a"}),
         ("b", {"json": b'{"url": "http://b"}'}),
@@ -35,14 +35,14 @@ def test_the_json_may_come_before_the_picture_and_what_has_none_is_passed_over(t
     assert (index.read("http://a"), index.read("http://g\ud800")) == (b"picture of a", b"g")
 
 
-def test_of_pictures_with_one_url_the_first_counts(tmp_path):
+def test_the_first_of_pictures_with_the_same_url_counts(tmp_path):
     shard(tmp_path / "0.tar", [sample("a", "http://x", b"first")])
     shard(tmp_path / "1.tar", [sample("b", "http://x", b"second"), sample("c", "http://y")])
     index = UrlIndex(tmp_path)
     assert len(index) == 2 and index.read("http://x") == b"first"
 
 
-def test_an_index_is_made_once_and_again_when_a_shard_changes(tmp_path, monkeypatch):
+def test_an_index_is_made_once_and_remade_when_a_shard_changes(tmp_path, monkeypatch):
     path = shard(tmp_path / "0.tar", [sample("a", "http://a")])
     UrlIndex(tmp_path)
     with monkeypatch.context() as patch:
@@ -55,7 +55,7 @@ def test_an_index_is_made_once_and_again_when_a_shard_changes(tmp_path, monkeypa
         index.read("http://a")
 
 
-def test_a_cut_shard_gives_what_is_before_the_damage(tmp_path):
+def test_a_truncated_shard_yields_the_samples_before_the_damage(tmp_path):
     samples = [sample(f"{i}", f"http://x/{i}", bytes(2000)) for i in range(10)]
     path = shard(tmp_path / "0.tar", samples)
     path.write_bytes(path.read_bytes()[:12_000])
@@ -64,12 +64,12 @@ def test_a_cut_shard_gives_what_is_before_the_damage(tmp_path):
     assert index.read("http://x/0") == bytes(2000)
 
 
-def test_a_folder_without_shards_says_what_is_expected(tmp_path):
+def test_a_folder_without_shards_is_an_error_that_names_the_expected_files(tmp_path):
     with pytest.raises(ValueError, match="tar shards of img2dataset"):
         UrlIndex(tmp_path)
 
 
-def test_the_index_takes_28_bytes_a_picture(tmp_path):
+def test_the_index_takes_28_bytes_per_picture(tmp_path):
     samples = [sample(f"{i}", f"http://x/{i}") for i in range(100)]
     shard(tmp_path / "0.tar", samples)
     UrlIndex(tmp_path)

@@ -21,7 +21,7 @@ def jsonl(tmp_path, lines, **fields):
     return JsonlSource.default_config().set(path=str(path), **fields)
 
 
-def test_records_are_read_by_number_and_splits_part_them(tmp_path):
+def test_records_are_read_by_index_and_splits_partition_them(tmp_path):
     lines = [json.dumps({"text": f"caf\u00e9 {i}"}, ensure_ascii=False) for i in range(20)]
     lines.insert(3, "")
     cfg = jsonl(tmp_path, lines, test_every=4)
@@ -34,7 +34,7 @@ def test_records_are_read_by_number_and_splits_part_them(tmp_path):
     assert sorted(texts["train"] + texts["test"]) == sorted(f"caf\u00e9 {i}" for i in range(20))
 
 
-def test_images_are_read_from_beside_the_file(tmp_path):
+def test_images_are_read_relative_to_the_file(tmp_path):
     cfg = jsonl(tmp_path, [json.dumps({"images": [None, "a/b.png"], "texts": ["x", None]})])
     (tmp_path / "data" / "a").mkdir()
     (tmp_path / "data" / "a" / "b.png").write_bytes(b"picture")
@@ -42,7 +42,7 @@ def test_images_are_read_from_beside_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret", "{tmp}/secret", "a/../../secret", "link"])
-def test_paths_out_of_the_folder_are_refused(tmp_path, name):
+def test_paths_out_of_the_folder_are_rejected(tmp_path, name):
     (tmp_path / "secret").write_bytes(b"secret")
     cfg = jsonl(tmp_path, [json.dumps({"image": name.format(tmp=tmp_path), "caption": "x"})])
     (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
@@ -61,13 +61,13 @@ def test_paths_out_of_the_folder_are_refused(tmp_path, name):
         ('{"images": 7}', "images is not a list"),
     ],
 )
-def test_a_bad_record_says_why(tmp_path, line, reason):
+def test_a_bad_record_names_the_reason(tmp_path, line, reason):
     source = jsonl(tmp_path, [line]).instantiate(split="train")
     with pytest.raises(BadRecord, match=reason):
         source[0]
 
 
-def test_a_missing_file_names_the_path_and_the_remedy():
+def test_a_missing_file_names_the_path_and_the_fix():
     with pytest.raises(ValueError, match=r"source.path='/no/such.jsonl'.*Set it to"):
         JsonlSource.default_config().set(path="/no/such.jsonl").instantiate(split="train")
 
@@ -96,7 +96,7 @@ def test_sources_can_be_sent_to_workers(tmp_path):
         (text_document, {"text": 7}, "text"),
     ],
 )
-def test_a_record_without_a_document_says_why(tmp_path, to_document, record, reason):
+def test_a_record_without_a_document_names_the_reason(tmp_path, to_document, record, reason):
     class Records(JsonlSource):
         def __getitem__(self, index):
             return record

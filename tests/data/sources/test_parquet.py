@@ -54,7 +54,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_rows_are_those_of_pyarrow_and_splits_part_them(folder):
+def test_rows_equal_those_of_pyarrow_and_splits_partition_them(folder):
     records = both(config(folder, test_every=4))
     expected = [row | {"image": row["image"]["bytes"]} for row in ROWS]
     assert records["test"] == expected[3::4]
@@ -133,7 +133,7 @@ def test_pictures_are_bytes_in_columns_structs_lists_and_beside_the_file(tmp_pat
         ({"bytes": None, "path": None}, "not the name of a file"),
     ],
 )
-def test_a_bad_row_says_which_and_why_and_costs_no_other(tmp_path, image, reason):
+def test_a_bad_row_names_itself_and_the_reason_and_affects_no_other(tmp_path, image, reason):
     (tmp_path / "secret").write_bytes(b"secret")
     good = {"image": {"bytes": b"x", "path": "y"}}
     write(tmp_path / "data" / "a.parquet", [good, {"image": image}, good])
@@ -152,7 +152,7 @@ def test_text_that_is_not_utf8_is_a_bad_row(tmp_path):
         source[1]
 
 
-def test_a_damaged_row_group_costs_no_other(tmp_path):
+def test_a_damaged_row_group_affects_no_other(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, ROWS[:6], write_page_checksum=True, compression=None, use_dictionary=False)
     path.write_bytes(path.read_bytes().replace(b"picture 4", b"picture X"))
@@ -162,7 +162,7 @@ def test_a_damaged_row_group_costs_no_other(tmp_path):
         source[3]
 
 
-def test_what_cannot_be_read_is_refused_with_its_name(folder):
+def test_unreadable_files_are_named(folder):
     with pytest.raises(ValueError, match="/no/such' holds no Parquet. Set it to a .parquet file"):
         config("/no/such").instantiate(split="train")
     with pytest.raises(ValueError, match="0.parquet: no column zzz; there are 'image', 'caption'"):
@@ -186,7 +186,7 @@ def test_columns_that_are_not_read_do_not_count_against_the_limit(tmp_path):
         read(cfg.clone(columns={"id": "image"}))
 
 
-def test_sources_can_be_sent_to_workers_without_what_they_keep(folder):
+def test_sources_can_be_sent_to_workers_without_their_caches(folder):
     source = config(folder).instantiate(split="test")
     empty = len(cloudpickle.dumps(source))
     records = [source[i] for i in range(len(source))]
@@ -196,7 +196,7 @@ def test_sources_can_be_sent_to_workers_without_what_they_keep(folder):
     assert sent.fingerprint() == source.fingerprint()
 
 
-def test_the_fingerprint_is_of_the_content_not_of_its_place(folder, tmp_path_factory):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(folder, tmp_path_factory):
     def fingerprint(path, **fields):
         return config(path, **fields).instantiate(split="train").fingerprint()
 
@@ -211,7 +211,7 @@ def test_the_fingerprint_is_of_the_content_not_of_its_place(folder, tmp_path_fac
     assert len({folder_fingerprint, *others, fingerprint(other)}) == 4
 
 
-def test_lengths_are_kept_beside_the_files(folder, builder):
+def test_lengths_are_stored_beside_the_files(folder, builder):
     corpus = Corpus.default_config().set(
         name="rows", source=config(folder), to_document=caption_document
     )
@@ -222,7 +222,7 @@ def test_lengths_are_kept_beside_the_files(folder, builder):
     assert read(config(folder)) == [corpus.source[i] for i in range(len(corpus))]
 
 
-def test_real_parquet_is_read_as_pyarrow_reads_it(test_data):
+def test_real_parquet_is_read_as_by_pyarrow(test_data):
     path = test_data / "formats" / "img2dataset_parquet" / "00000.parquet"
     source = config(path, test_every=10**6).instantiate(split="train")
     rows = pq.read_table(path).to_pylist()
@@ -276,7 +276,7 @@ def _stored(**options):
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-def test_damaged_files_are_refused_or_have_bad_rows(tmp_path, data):
+def test_damaged_files_are_rejected_or_have_bad_rows(tmp_path, data):
     stored = data.draw(
         st.sampled_from([_stored(), _stored(compression="gzip", use_dictionary=False)])
     )
@@ -296,7 +296,7 @@ def test_damaged_files_are_refused_or_have_bad_rows(tmp_path, data):
             assert isinstance(record, dict)
 
 
-def test_more_rows_than_files_can_have_are_refused(tmp_path, monkeypatch):
+def test_impossible_row_counts_are_rejected(tmp_path, monkeypatch):
     write(tmp_path / "a.parquet", ROWS[:4], row_group_size=4)
     monkeypatch.setattr(parquet_source, "_MAX_ROWS", 4)
     with pytest.raises(ValueError, match="a.parquet: row group 0: 4 rows"):

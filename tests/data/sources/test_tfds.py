@@ -95,7 +95,7 @@ def records(source):
     return sorted((source[i] for i in range(len(source))), key=lambda record: record["title"])
 
 
-def test_records_hold_what_was_written_and_pictures_stay_encoded(cfg):
+def test_records_equal_the_written_data_and_pictures_stay_encoded(cfg):
     assert records(cfg.instantiate(split="train")) == [
         {
             "image": png(i),
@@ -116,7 +116,7 @@ def test_one_picture_and_one_caption_make_lists_where_lists_are_expected(cfg):
     assert first == {"images": [png(0)], "captions": [{"text": "caf\u00e9 0"}]}
 
 
-def test_slices_of_a_split_part_it(cfg):
+def test_slices_of_a_split_partition_it(cfg):
     cfg.set(train_split="train[:5]", test_split="train[5:]")
     train, test = (cfg.instantiate(split=split) for split in ("train", "test"))
     assert (len(train), len(test)) == (5, 2)
@@ -148,7 +148,7 @@ def test_sources_can_be_sent_to_workers(cfg):
     assert sent.fingerprint() == source.fingerprint()
 
 
-def test_the_fingerprint_tells_splits_and_fields(cfg):
+def test_the_fingerprint_depends_on_split_and_fields(cfg):
     prints = {
         cfg.instantiate(split="train").fingerprint(),
         cfg.instantiate(split="test").fingerprint(),
@@ -159,7 +159,7 @@ def test_the_fingerprint_tells_splits_and_fields(cfg):
     assert cfg.instantiate(split="train").fingerprint() in prints
 
 
-def test_lengths_are_kept_beside_the_data(cfg, builder):
+def test_lengths_are_stored_beside_the_data(cfg, builder):
     corpus = Corpus.default_config().set(name="tiny", source=cfg, to_document=caption_document)
     corpus = corpus.instantiate(split="train")
     assert corpus_lengths(corpus, builder).num_usable == 7
@@ -177,18 +177,18 @@ def test_lengths_are_kept_beside_the_data(cfg, builder):
         (dict(fields={"text": "title/words"}), "no feature 'title/words'"),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(cfg, fields, reason):
+def test_missing_datasets_splits_and_fields_are_named(cfg, fields, reason):
     with pytest.raises(ValueError, match=reason):
         cfg.set(**fields).instantiate(split="test")
 
 
-def test_known_data_that_is_not_prepared_is_not_downloaded(cfg, tmp_path):
+def test_known_datasets_that_are_not_prepared_are_not_downloaded(cfg, tmp_path):
     with pytest.raises(ValueError, match="tiny_test_captions.*it is not prepared. Prepare it: "):
         cfg.set(data_dir=str(tmp_path)).instantiate(split="train")
     assert not list(tmp_path.iterdir())
 
 
-def test_other_file_formats_are_refused_with_the_remedy(cfg, tmp_path):
+def test_other_file_formats_are_rejected_with_the_fix(cfg, tmp_path):
     folder = tmp_path / "tiny_test_captions" / "1.0.0"
     source = cfg.instantiate(split="train").cache_dir
     folder.mkdir(parents=True)

@@ -68,7 +68,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_samples_are_those_of_tarfile_in_the_order_of_the_shards(folder):
+def test_samples_equal_those_of_tarfile_in_shard_order(folder):
     expected = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as archive:
@@ -94,14 +94,14 @@ def test_samples_are_those_of_tarfile_in_the_order_of_the_shards(folder):
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_folders_and_long_names_and_other_extensions_are_read_through(tmp_path, form):
+def test_folders_long_names_and_other_extensions_are_handled(tmp_path, form):
     long = "d/" * 40 + "x" * 90
     files = [*sample(long, "one", extension="WEBP"), (f"{long}.cls", "7"), *sample("b", "two")]
     records = items(source_of(tmp_path / "a.tar", files, form=form))
     assert [record["captions"][0]["text"] for record in records] == ["one", "two"]
 
 
-def test_the_caption_of_the_json_serves_where_there_is_no_text(tmp_path):
+def test_the_caption_in_the_json_is_used_if_there_is_no_text(tmp_path):
     (record,) = items(source_of(tmp_path / "a.tar", sample("0")[:2]))
     assert record["captions"] == [{"text": "of the json", "kind": "caption"}]
     assert caption_document(record).segments[1].text == "of the json"
@@ -113,7 +113,7 @@ def test_the_json_cannot_replace_image_and_captions(tmp_path):
     assert record["id"] != "y"
 
 
-def test_a_bad_sample_says_which_and_why_and_costs_no_other(tmp_path):
+def test_a_bad_sample_names_itself_and_the_reason_and_affects_no_other(tmp_path):
     files = [
         *sample("blank", " \n"),
         *sample("empty", image=b""),
@@ -160,7 +160,7 @@ def _matches(pattern, text):
     return pytest.RaisesExc(Exception, match=pattern).matches(Exception(text))
 
 
-def test_links_devices_and_names_that_lead_out_reach_no_file(tmp_path):
+def test_links_devices_and_escaping_names_reach_no_file(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -181,7 +181,7 @@ def test_links_devices_and_names_that_lead_out_reach_no_file(tmp_path):
     assert added == {"webdataset_index"}
 
 
-def test_a_shard_that_is_cut_short_keeps_what_is_whole_and_says_so(tmp_path):
+def test_a_truncated_shard_keeps_complete_samples_and_is_reported(tmp_path):
     data = as_tar([*sample("a"), *sample("b"), *sample("c", image=bytes(5000))])
     whole = data.index(b"c.jpg")
     (tmp_path / "a.tar").write_bytes(data[: whole + 2000])
@@ -193,7 +193,7 @@ def test_a_shard_that_is_cut_short_keeps_what_is_whole_and_says_so(tmp_path):
     assert "the file ends inside an entry of 5000 bytes; what follows is not read" in reason
 
 
-def test_the_index_is_made_once_and_again_when_a_shard_changes(folder, monkeypatch):
+def test_the_index_is_made_once_and_remade_when_a_shard_changes(folder, monkeypatch):
     made = []
     before = webdataset_source._made
     monkeypatch.setattr(webdataset_source, "_made", lambda *a: made.append(1) or before(*a))
@@ -206,7 +206,7 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(folder, monkeypat
     assert len(config(folder).instantiate(split="train")) == 15
 
 
-def test_an_index_that_is_damaged_is_made_again(folder):
+def test_a_damaged_index_is_remade(folder):
     records = items(config(folder).instantiate(split="train"))
     for name in ("samples.npy", "facts.json"):
         (path,) = folder.glob(f"webdataset_index/*/{name}")
@@ -217,7 +217,7 @@ def test_an_index_that_is_damaged_is_made_again(folder):
             assert path.read_bytes() == content
 
 
-def test_a_folder_that_cannot_be_written_has_its_index_in_memory(folder, monkeypatch):
+def test_a_read_only_folder_has_its_index_in_memory(folder, monkeypatch):
     records = items(config(folder).instantiate(split="train"))
     stored = config(folder).instantiate(split="train").fingerprint()
 
@@ -239,7 +239,7 @@ def test_sources_are_sent_to_workers_without_their_index(folder):
     assert len(cloudpickle.dumps(source._index)) < 500
 
 
-def test_the_fingerprint_is_of_the_content_not_of_its_place(folder, tmp_path_factory):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     for path in folder.glob("*.tar"):
         (other / path.name).write_bytes(path.read_bytes())
@@ -254,7 +254,7 @@ def test_the_fingerprint_is_of_the_content_not_of_its_place(folder, tmp_path_fac
     assert fingerprint(other) != first
 
 
-def test_lengths_are_kept_beside_the_shards(folder, builder):
+def test_lengths_are_stored_beside_the_shards(folder, builder):
     corpus = Corpus.default_config().set(
         name="samples", source=config(folder), to_document=caption_document
     )
@@ -263,7 +263,7 @@ def test_lengths_are_kept_beside_the_shards(folder, builder):
     assert (folder / "lengths").is_dir()
 
 
-def test_what_holds_no_samples_is_refused(tmp_path):
+def test_a_path_without_samples_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="/no/such' holds no shards.*Set it to a .tar file"):
         config("/no/such").instantiate(split="train")
     for content, reason in (
@@ -276,7 +276,7 @@ def test_what_holds_no_samples_is_refused(tmp_path):
             config(tmp_path).instantiate(split="train")
 
 
-def test_too_many_entries_that_are_no_samples_are_refused(tmp_path, monkeypatch):
+def test_too_many_entries_that_are_not_samples_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(webdataset_source, "_MAX_REJECTED", 2)
     with pytest.raises(
         ValueError, match="more than 2 entries are no samples; the first is a.tar:x"
@@ -284,7 +284,7 @@ def test_too_many_entries_that_are_no_samples_are_refused(tmp_path, monkeypatch)
         source_of(tmp_path / "a.tar", [*sample("0"), ("x", b""), ("y", b""), ("z", b"")])
 
 
-def test_a_shard_that_is_gone_is_a_bad_record(folder):
+def test_records_of_a_deleted_shard_are_bad(folder):
     source = config(folder).instantiate(split="train")
     (folder / "0.tar").unlink()
     (folder / "1.tar").write_bytes(b"short")
@@ -294,7 +294,7 @@ def test_a_shard_that_is_gone_is_a_bad_record(folder):
     assert all(isinstance(item, dict) for item in found[14:])
 
 
-def test_real_shards_are_read_as_tarfile_reads_them(test_data, tmp_path):
+def test_real_shards_are_read_as_by_tarfile(test_data, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(test_data / "formats" / "img2dataset_webdataset", folder)
     source = WebDatasetSource.default_config().set(path=str(folder)).instantiate(split="train")
@@ -353,7 +353,7 @@ def damaged(draw):
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-def test_damaged_shards_are_refused_or_have_bad_records(tmp_path, data):
+def test_damaged_shards_are_rejected_or_have_bad_records(tmp_path, data):
     path = tmp_path / "a.tar"
     path.write_bytes(data)
     try:

@@ -36,15 +36,15 @@ def cfg(path):
     return HFTokenizer.default_config().set(model_path=str(path))
 
 
-def test_text_comes_back_and_a_spelt_special_token_is_text(cfg):
+def test_decoding_returns_the_text_and_spelled_special_tokens_are_text(cfg):
     tokenizer = cfg.instantiate()
-    for text in ("two red circles", "naïve\n\n 12 <|end|> <image>", ""):
+    for text in ("two red circles", "na\u00efve\n\n 12 <|end|> <image>", ""):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert not {tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.image_token} & set(ids)
 
 
-def test_the_image_token_is_the_first_id_after_all_and_the_vocabulary_is_rounded_up(cfg, path):
+def test_the_image_token_follows_all_ids_and_the_vocabulary_size_is_rounded_up(cfg, path):
     tokenizer = cfg.instantiate()
     num_ids = len(tokenizers.Tokenizer.from_file(str(path)).get_vocab())
     assert tokenizer.image_token == num_ids
@@ -52,7 +52,7 @@ def test_the_image_token_is_the_first_id_after_all_and_the_vocabulary_is_rounded
     assert cfg.set(min_vocab_size=1000).instantiate().vocab_size == 1000
 
 
-def test_special_tokens_are_those_of_the_file_beside_it_or_of_the_config(cfg, path):
+def test_special_tokens_come_from_the_adjacent_file_or_the_config(cfg, path):
     tokenizer = cfg.instantiate()
     library = tokenizers.Tokenizer.from_file(str(path))
     ids = [library.token_to_id(token) for token in SPECIAL]
@@ -77,7 +77,7 @@ def test_the_vocabulary_is_known_without_the_file(cfg, path):
     assert HFTokenizer.vocabulary(without) == vocabulary
 
 
-def test_it_can_be_sent_to_workers_and_has_a_fingerprint_of_its_own(cfg):
+def test_tokenizers_can_be_sent_to_workers_and_have_their_own_fingerprint(cfg):
     tokenizer = cfg.instantiate()
     copy = cloudpickle.loads(cloudpickle.dumps(tokenizer))
     text = "two circles<|end|>"
@@ -86,7 +86,7 @@ def test_it_can_be_sent_to_workers_and_has_a_fingerprint_of_its_own(cfg):
     assert cfg.set(bos="<|pad|>").instantiate().fingerprint() != tokenizer.fingerprint()
 
 
-def test_a_file_of_another_kind_is_named(cfg, path):
+def test_a_file_that_is_not_a_tokenizer_is_named(cfg, path):
     path.write_text("{}")
     with pytest.raises(ValueError, match="is no tokenizer.json"):
         cfg.instantiate()
@@ -114,7 +114,7 @@ def _word_models():
 
 
 @pytest.mark.parametrize("name", ["unigram", "words", "whole words", "not special"])
-def test_no_text_has_the_id_of_a_token_that_is_not_text(tmp_path, name):
+def test_text_never_encodes_to_reserved_ids(tmp_path, name):
     model, pre_tokenizer, special = _word_models()[name]
     tokenizer = tokenizers.Tokenizer(model)
     if pre_tokenizer is not None:

@@ -31,11 +31,11 @@ ROOT = Path(__file__).parents[3]
         "7.5, 12:30; 1,024",
     ],
 )
-def test_decoding_gives_the_text_back(tokenizer, text):
+def test_decoding_returns_the_text(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_decoding_gives_random_text_back(tokenizer):
+def test_decoding_returns_random_text(tokenizer):
     rng = random.Random(0)
     alphabet = [chr(c) for c in (*range(1, 0x250), *range(0x3040, 0x3100))]
     for _ in range(200):
@@ -49,7 +49,7 @@ def test_text_that_spells_special_tokens_is_ordinary_text(tokenizer):
     assert not specials & set(tokenizer.encode("<image> <s></s><pad> x<image>y <unk>"))
 
 
-def test_half_a_surrogate_pair_does_not_stop_encoding(tokenizer):
+def test_lone_surrogates_can_be_encoded(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a?b"
 
 
@@ -110,9 +110,7 @@ def _trained(path, **fields):
         (dict(pad_id=3, eos_id=1, unk_id=2, bos_id=0), (3, 0, 1)),
     ],
 )
-def test_other_sentencepiece_models_serve_with_an_image_token_after_their_pieces(
-    tmp_path, ids, expected
-):
+def test_other_sentencepiece_models_get_an_image_token_after_their_pieces(tmp_path, ids, expected):
     cfg = _trained(tmp_path / "other.model", **ids)
     tokenizer = cfg.instantiate()
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos) == expected
@@ -125,7 +123,7 @@ def test_other_sentencepiece_models_serve_with_an_image_token_after_their_pieces
     assert tokenizer.decode([tokenizer.bos, *ids, pieces, tokenizer.eos]) == "two red circles"
 
 
-def test_a_model_without_an_end_and_a_file_that_is_no_model_are_refused(tmp_path):
+def test_a_model_without_eos_and_an_invalid_model_file_are_rejected(tmp_path):
     cfg = _trained(tmp_path / "endless.model", eos_id=-1)
     with pytest.raises(ValueError, match=r"endless.model.*eos_id is -1"):
         cfg.instantiate()
@@ -134,7 +132,7 @@ def test_a_model_without_an_end_and_a_file_that_is_no_model_are_refused(tmp_path
         cfg.set(model_path=str(tmp_path / "text.model")).instantiate()
 
 
-def test_a_file_that_is_there_is_asked_for_its_vocabulary(tmp_path):
+def test_the_vocabulary_comes_from_the_model_file_if_present(tmp_path):
     cfg = Tokenizer.default_config().set(
         model_path="tokenizer.model", data_dir=str(tmp_path), num_pieces=300
     )
@@ -144,12 +142,12 @@ def test_a_file_that_is_there_is_asked_for_its_vocabulary(tmp_path):
         Tokenizer.vocabulary(cfg)
 
 
-def test_a_missing_model_names_path_and_remedy():
+def test_a_missing_model_names_the_path_and_the_fix():
     with pytest.raises(ValueError, match=r"no/such.model.*train_tokenizer"):
         Tokenizer.default_config().set(model_path="no/such.model").instantiate()
 
 
-def test_training_twice_gives_the_shipped_model():
+def test_retraining_gives_the_shipped_model():
     """Detects that texts of the corpora changed after the tokenizer was trained."""
     path = ROOT / "tools" / "train_tokenizer.py"
     spec = importlib.util.spec_from_file_location("train_tokenizer", path)
@@ -161,7 +159,7 @@ def test_training_twice_gives_the_shipped_model():
     assert first == SHIPPED_MODEL.read_bytes()
 
 
-def test_the_fingerprint_is_of_the_model_not_of_its_place(tokenizer, tmp_path):
+def test_the_fingerprint_depends_on_the_model_and_not_on_the_path(tokenizer, tmp_path):
     def fingerprint(content):
         path = tmp_path / "any.model"
         path.write_bytes(content)
@@ -181,7 +179,7 @@ def test_the_fingerprint_is_of_the_model_not_of_its_place(tokenizer, tmp_path):
         ("image_token", 704, "image_token gives 704, expected whole numbers from 0 to 703"),
     ],
 )
-def test_ids_that_the_embedding_has_no_row_for_are_refused(name, value, said):
+def test_ids_without_an_embedding_row_are_rejected(name, value, said):
     tokenizer = Tokenizer.default_config().instantiate()
     check_tokenizer(tokenizer)
     setattr(tokenizer, name, value)

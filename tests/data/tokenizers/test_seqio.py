@@ -29,7 +29,7 @@ def make(**fields):
 
 
 @pytest.mark.parametrize("fields", [MODEL, MODEL | dict(extra_ids=0), BYTES])
-def test_it_encodes_as_the_vocabulary_does_and_decoding_gives_the_text_back(fields):
+def test_encoding_equals_the_vocabularys_and_decoding_returns_the_text(fields):
     tokenizer = make(**fields)
     if "vocabulary" in fields:
         vocabulary = seqio.ByteVocabulary()
@@ -85,7 +85,7 @@ def test_a_text_that_spells_the_image_token_is_a_bad_record():
     assert make(**MODEL).encode("a <extra_id_0> b")
 
 
-def test_documents_become_examples_with_it():
+def test_documents_become_examples_with_a_seqio_tokenizer():
     tokenizer = make(**MODEL)
     builder = ExampleBuilder(tokenizer, num_image_tokens=4, max_sequence_length=64, max_images=2)
     document = Document((Image(b"picture"), Text("two red circles")))
@@ -100,7 +100,7 @@ def test_documents_become_examples_with_it():
     ]
 
 
-def test_an_input_takes_it():
+def test_an_input_accepts_a_seqio_tokenizer():
     made = input_config(tokenizer=SeqioTokenizer.default_config().set(**MODEL)).instantiate(
         split="train", quarantine_path=None
     )
@@ -113,7 +113,7 @@ def test_an_input_takes_it():
     assert not (batch.targets[batch.loss_mask.astype(bool)] == tokenizer.image_token).any()
 
 
-def test_it_has_the_interface_of_the_plain_tokenizer(tokenizer):
+def test_a_seqio_tokenizer_has_the_interface_of_the_plain_one(tokenizer):
     cfg = SeqioTokenizer.default_config().set(**MODEL)
     ours = cfg.instantiate()
     assert SeqioTokenizer.vocabulary(cfg) == (ours.vocab_size, ours.image_token)
@@ -122,14 +122,14 @@ def test_it_has_the_interface_of_the_plain_tokenizer(tokenizer):
 
 
 @pytest.mark.parametrize("fields", [MODEL, BYTES])
-def test_it_can_be_sent_to_workers(fields):
+def test_a_seqio_tokenizer_can_be_sent_to_workers(fields):
     tokenizer = make(**fields)
     sent = cloudpickle.loads(cloudpickle.dumps(tokenizer))
     assert sent.encode("two circles") == tokenizer.encode("two circles")
     assert sent.fingerprint() == tokenizer.fingerprint()
 
 
-def test_the_fingerprint_tells_vocabularies_and_not_places(tmp_path):
+def test_the_fingerprint_depends_on_the_vocabulary_and_not_on_the_path(tmp_path):
     path = tmp_path / "copy.model"
     path.write_bytes(SHIPPED_MODEL.read_bytes())
     copied = make(model_path="copy.model", data_dir=str(tmp_path), extra_ids=3)
@@ -154,6 +154,6 @@ def test_the_fingerprint_tells_vocabularies_and_not_places(tmp_path):
         (dict(vocabulary=f"{__name__}.ENDLESS"), "no id for the end of a text"),
     ],
 )
-def test_what_is_no_vocabulary_is_refused(fields, reason):
+def test_objects_that_are_not_vocabularies_are_rejected(fields, reason):
     with pytest.raises(ValueError, match=reason):
         make(**fields)

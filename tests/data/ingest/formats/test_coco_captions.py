@@ -89,7 +89,7 @@ def test_entries_that_do_not_fit_say_why(folder, convert, reasons):
         assert reason in found[key]
 
 
-def test_a_file_that_is_cut_short_says_so_once(folder, convert):
+def test_a_truncated_file_is_reported_once(folder, convert):
     text = json.dumps(coco([image(0), image(1)], [caption(0, "a"), caption(1, "b")]))
     write(folder, text[:-20])
     (record,), rejected = convert(CocoCaptions(), folder)
@@ -99,7 +99,7 @@ def test_a_file_that_is_cut_short_says_so_once(folder, convert):
 
 
 @pytest.mark.parametrize("where", ["annotations", "annotations/images", "images/val2017", "images"])
-def test_pictures_are_found_around_the_file(tmp_path, convert, where):
+def test_pictures_are_found_near_the_file(tmp_path, convert, where):
     (tmp_path / "annotations").mkdir()
     (tmp_path / where).mkdir(parents=True, exist_ok=True)
     (tmp_path / where / "0000.jpg").write_bytes(b"here")
@@ -118,7 +118,7 @@ def test_without_pictures_the_error_names_the_option(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"annotations": [7]}', '{"images": []}', ""])
-def test_json_of_something_else_is_an_error(tmp_path, content):
+def test_json_of_another_layout_is_an_error(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ValueError, match="expected a JSON file of COCO captions"):
         CocoCaptions().units(tmp_path)

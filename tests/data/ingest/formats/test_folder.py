@@ -62,21 +62,21 @@ def test_documents_are_pages_in_reading_order(site, convert):
         *("docs", "a" * 5000, "C:/a.png"),
     ],
 )
-def test_what_is_not_in_the_folder_is_missing(site, convert, reference):
+def test_pictures_outside_the_folder_are_missing(site, convert, reference):
     (site / "link.png").symlink_to(site.parent / "secret.png")
     (site / "one.html").write_text(f"text<img src='{reference}'><img src=a.png>")
     (record,), _ = convert(Folder(), site)
     assert record["images"] == [None, b"a"] and record["missing_images"] == 1
 
 
-def test_pictures_may_stand_in_the_document(site, convert):
+def test_pictures_may_be_embedded_in_the_document(site, convert):
     data = base64.b64encode(b"inlined").decode()
     (site / "one.md").write_text(f"![](data:image/png;base64,{data})")
     (record,), _ = convert(Folder(), site)
     assert record["images"] == [b"inlined"]
 
 
-def test_documents_that_are_no_pages_say_why(site, convert, reasons):
+def test_documents_that_are_not_pages_are_rejected_with_the_reason(site, convert, reasons):
     (site / "a.md").write_bytes(b"caf\xe9")
     (site / "b.md").write_text(" \n")
     (site / "c.md").write_text("![](lost.png)")
@@ -96,7 +96,7 @@ def test_many_documents_are_several_units(site, convert, monkeypatch):
     assert [record["texts"] for record in records] == [[name] for name in "abcde"]
 
 
-def test_one_document_is_a_source(site, convert):
+def test_a_single_document_can_be_the_source(site, convert):
     (site / "docs" / "one.md").write_text("![](images/b%20c.png) ![](../a.png)")
     (record,), _ = convert(Folder(), site / "docs" / "one.md")
     # Paths of pictures then start at the folder of the document.
@@ -104,7 +104,7 @@ def test_one_document_is_a_source(site, convert):
     assert record["missing_images"] == 1
 
 
-def test_a_folder_without_documents_says_what_was_expected(site):
+def test_a_folder_without_documents_is_an_error_that_names_the_expected_files(site):
     with pytest.raises(ValueError, match=r"expected documents in Markdown or HTML"):
         Folder().units(site)
 

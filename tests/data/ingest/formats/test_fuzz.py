@@ -226,7 +226,7 @@ def damage(draw, data):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_damaged_bytes_are_survived(name, convert):
+def test_damaged_bytes_never_raise(name, convert):
     files = SOURCES[name]
     names = [file for file in files if not file.startswith("images/")]
 
@@ -288,7 +288,7 @@ def with_raw(data):
         ("text", "a.jsonl", TEXTS),
     ],
 )
-def test_odd_values_in_lines_cost_no_other_line(name, file, values, convert):
+def test_odd_values_reject_only_their_own_line(name, file, values, convert):
     @given(st.data())
     @quick(30)
     def survives(data):
@@ -308,7 +308,7 @@ def test_odd_values_in_lines_cost_no_other_line(name, file, values, convert):
         ("vqa", "val_annotations.json", ANNOTATIONS),
     ],
 )
-def test_odd_values_in_json_are_survived(name, file, value, convert):
+def test_odd_values_in_json_never_raise(name, file, value, convert):
     @given(swapped(value))
     @quick(30)
     def survives(odd):
@@ -320,7 +320,7 @@ def test_odd_values_in_json_are_survived(name, file, value, convert):
 
 @given(st.data())
 @quick(30)
-def test_odd_json_in_a_shard_costs_no_other_sample(convert, data):
+def test_odd_json_in_a_shard_rejects_only_its_own_sample(convert, data):
     samples = [data.draw(swapped(sample)) for sample in SAMPLES]
     assert num_read(convert, "webdataset", {"a.tar": shard(samples)}) == len(SAMPLES)
 
@@ -353,7 +353,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_columns_cost_no_row(name, convert):
+def test_odd_columns_lose_no_row(name, convert):
     @given(st.data())
     @quick(30)
     def survives(data):

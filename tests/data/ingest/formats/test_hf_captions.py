@@ -59,7 +59,7 @@ def test_columns_may_be_named(tmp_path, convert):
         HfCaptions(image_column="lost").units(tmp_path)
 
 
-def test_rows_that_are_no_captions_say_why(tmp_path, convert, reasons):
+def test_rows_that_are_not_captions_are_rejected_with_the_reason(tmp_path, convert, reasons):
     folder = tmp_path / "data"
     folder.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
@@ -87,7 +87,7 @@ def test_a_picture_of_another_type_is_rejected(tmp_path, convert):
     assert [one.reason for one in rejected] == ["an image of type str"] * 2
 
 
-def test_real_rows_of_img2dataset_serve_too(test_data, convert):
+def test_real_rows_of_img2dataset_are_accepted(test_data, convert):
     source = test_data / "formats" / "img2dataset_parquet"
     records, rejected = convert(HfCaptions(), source)
     rows = pq.read_table(source / "00000.parquet").to_pylist()
@@ -96,7 +96,7 @@ def test_real_rows_of_img2dataset_serve_too(test_data, convert):
 
 
 @pytest.mark.parametrize("blank", [None, "", " "])
-def test_a_caption_that_is_missing_costs_no_other(tmp_path, convert, blank):
+def test_a_missing_caption_rejects_no_other(tmp_path, convert, blank):
     captions = [["one", blank, "two"], [blank, "three"], [blank, blank]]
     write(tmp_path / "a.parquet", [stored(b"1")] * 3, captions)
     records, rejected = convert(HfCaptions(), tmp_path)

@@ -41,7 +41,7 @@ def test_row_groups_are_units_and_rows_are_captions(tmp_path, convert):
     }
 
 
-def test_rows_that_failed_say_why(tmp_path, convert, reasons):
+def test_failed_rows_are_rejected_with_the_reason(tmp_path, convert, reasons):
     rows = [
         row(0, status="failed_to_download", error_message="HTTP Error 404", jpg=None),
         row(1, status="failed_to_resize", jpg=None),
@@ -64,7 +64,7 @@ def test_rows_that_failed_say_why(tmp_path, convert, reasons):
     }
 
 
-def test_other_encodings_and_names_of_columns_serve(tmp_path, convert):
+def test_other_encodings_and_column_names_are_accepted(tmp_path, convert):
     write(tmp_path / "a.parquet", [{"webp": b"1", "caption": "a"}])
     write(tmp_path / "b.parquet", [{"png": b"2", "caption": "b", "width": 7}])
     records, _ = convert(Img2datasetParquet(), tmp_path)
@@ -81,7 +81,7 @@ def test_columns_of_other_types_are_rejected(tmp_path, convert):
     ]
 
 
-def test_a_string_that_is_no_utf8_costs_its_row(tmp_path, convert):
+def test_a_string_that_is_not_utf8_rejects_only_its_row(tmp_path, convert):
     texts = pa.Array.from_buffers(
         pa.string(), 3, pa.array([b"good", b"caf\xe9", b"best"]).buffers()
     )
@@ -92,7 +92,7 @@ def test_a_string_that_is_no_utf8_costs_its_row(tmp_path, convert):
     assert rejected.id == "a.parquet:1" and "UnicodeDecodeError" in rejected.reason
 
 
-def test_parquet_of_something_else_is_an_error_that_names_the_columns(tmp_path):
+def test_parquet_of_another_layout_is_an_error_that_names_the_columns(tmp_path):
     write(tmp_path / "a.parquet", [{"url": "x", "caption": "y"}])
     with pytest.raises(
         ValueError, match=r"no column jpg or jpeg or png or webp; .*'url', 'caption'"
@@ -100,7 +100,7 @@ def test_parquet_of_something_else_is_an_error_that_names_the_columns(tmp_path):
         Img2datasetParquet().units(tmp_path)
 
 
-def test_a_file_of_something_else_among_good_ones_is_rejected(tmp_path, convert):
+def test_a_file_of_another_layout_among_good_ones_is_rejected(tmp_path, convert):
     write(tmp_path / "a.parquet", [row(0)])
     write(tmp_path / "b.parquet", [{"url": "x"}])
     (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing PAR1")
@@ -110,7 +110,7 @@ def test_a_file_of_something_else_among_good_ones_is_rejected(tmp_path, convert)
     assert [one.id for one in rejected] == ["b.parquet:0", "c.parquet:0", "d.parquet:0"]
 
 
-def test_damage_inside_a_row_group_says_how_many_rows_are_lost(tmp_path, convert):
+def test_damage_inside_a_row_group_reports_the_number_of_lost_rows(tmp_path, convert):
     path = tmp_path / "a.parquet"
     write(path, [row(i) for i in range(8)], row_group_size=4, compression="zstd")
     group = pq.ParquetFile(path).metadata.row_group(1).column(1)
@@ -123,7 +123,7 @@ def test_damage_inside_a_row_group_says_how_many_rows_are_lost(tmp_path, convert
     assert rejected.id == "a.parquet:4" and "4 rows of row group 1 are not read" in rejected.reason
 
 
-def test_real_rows_are_what_pyarrow_reads(test_data, convert):
+def test_real_rows_equal_those_of_pyarrow(test_data, convert):
     source = test_data / "formats" / "img2dataset_parquet"
     records, rejected = convert(Img2datasetParquet(), source)
     rows = pq.read_table(source / "00000.parquet").to_pylist()

@@ -61,7 +61,7 @@ TEXT = {"id": 7, "text": "some text"}
         (TEXT, Kind.TEXT, {"text": "some text", "source_id": "7"}),
     ],
 )
-def test_the_fields_say_the_kind(folder, convert, line, kind, record):
+def test_the_kind_is_inferred_from_the_fields(folder, convert, line, kind, record):
     write(folder, "not json", line)
     form = Jsonl()
     (found,), (rejected,) = convert(form, folder)
@@ -69,7 +69,7 @@ def test_the_fields_say_the_kind(folder, convert, line, kind, record):
     assert form.kind is kind and rejected.id == "records.jsonl:1"
 
 
-def test_files_of_several_kinds_need_the_option(folder, convert):
+def test_files_of_mixed_kinds_need_the_option(folder, convert):
     write(folder, CAPTIONS, name="captions.jsonl")
     write(folder, TEXT, name="text.jsonl")
     with pytest.raises(
@@ -86,7 +86,7 @@ def test_files_of_several_kinds_need_the_option(folder, convert):
         Jsonl(kind="pictures")
 
 
-def test_the_kind_is_unknown_before_the_files_are(folder):
+def test_the_kind_is_unknown_until_files_are_read(folder):
     with pytest.raises(ValueError, match="known once their units are"):
         _ = Jsonl().kind
     write(folder, {"a": 1}, "[]", "{")
@@ -118,7 +118,9 @@ def test_the_kind_is_unknown_before_the_files_are(folder):
         (TEXT, {"texts": "x"}, "no text"),
     ],
 )
-def test_a_line_that_is_no_record_says_why(folder, convert, good, bad, reason):
+def test_a_line_that_is_not_a_record_is_rejected_with_the_reason(
+    folder, convert, good, bad, reason
+):
     (folder.parent / "secret").write_bytes(b"secret")
     write(folder, good, bad, good)
     records, (rejected,) = convert(Jsonl(), folder)
@@ -155,7 +157,7 @@ def test_lines_may_be_compressed(folder, convert):
         ("d2l/text.jsonl", 153, 0),
     ],
 )
-def test_real_lines_are_what_json_says(test_data, convert, file, num_records, num_images):
+def test_real_lines_equal_the_parsed_json(test_data, convert, file, num_records, num_images):
     path = test_data / file
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     names = [name for one in lines for name in one.get("images", [one.get("image")]) if name]
@@ -193,7 +195,7 @@ NAN = float("nan")
         ),
     ],
 )
-def test_a_missing_entry_of_a_list_costs_no_other(folder, convert, line, found):
+def test_a_missing_list_entry_rejects_no_other(folder, convert, line, found):
     write(folder, CONVERSATION | line if "turns" in line else line)
     ((record,), rejected) = convert(Jsonl(), folder)
     assert rejected == [] and {name: record[name] for name in found} == found

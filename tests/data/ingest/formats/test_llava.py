@@ -70,7 +70,9 @@ def test_turns_keep_their_order_and_get_our_roles(folder, convert):
         (None, "a NoneType, expected a JSON object"),
     ],
 )
-def test_a_conversation_that_is_none_says_why(folder, convert, value, reason):
+def test_an_entry_that_is_not_a_conversation_is_rejected_with_the_reason(
+    folder, convert, value, reason
+):
     (folder.parent / "secret").write_bytes(b"secret")
     write(folder, [value, conversation(image="images/b")])
     (record,), (rejected,) = convert(Llava(), folder)
@@ -78,7 +80,7 @@ def test_a_conversation_that_is_none_says_why(folder, convert, value, reason):
     assert rejected.id == "llava.json:0" and reason in rejected.reason
 
 
-def test_lines_serve_as_a_list_does(folder, convert):
+def test_json_lines_are_read_like_a_json_list(folder, convert):
     lines = [json.dumps(conversation(image=f"images/{name}")) for name in "ab"]
     (folder / "a.jsonl").write_text("\n".join([lines[0], "{", lines[1]]))
     records, (rejected,) = convert(Llava(), folder)
@@ -86,7 +88,7 @@ def test_lines_serve_as_a_list_does(folder, convert):
     assert rejected.id == "a.jsonl:2"
 
 
-def test_other_json_in_the_folder_is_left_alone(folder, convert):
+def test_other_json_files_in_the_folder_are_ignored(folder, convert):
     write(folder, [conversation(image="images/a")])
     write(folder, {"license": "x"}, "about.json")
     write(folder, [{"url": "x"}], "urls.json")
@@ -101,7 +103,7 @@ def test_pictures_may_be_in_another_folder(folder, convert):
     assert record["images"] == [b"a"]
 
 
-def test_real_conversations_are_what_json_says(test_data, convert):
+def test_real_conversations_equal_the_parsed_json(test_data, convert):
     source = test_data / "formats" / "llava_json"
     records, rejected = convert(Llava(), source)
     values = json.loads((source / "llava.json").read_text())
@@ -117,7 +119,7 @@ def test_real_conversations_are_what_json_says(test_data, convert):
     assert sum(not record["images"] for record in records) == 1
 
 
-def test_a_turn_that_is_missing_costs_no_other(folder, convert):
+def test_a_missing_turn_rejects_no_other_conversation(folder, convert):
     turns = [None, *TURNS, {"from": "human", "value": "and?"}, {"from": "gpt", "value": None}]
     path = folder / "llava.json"
     path.write_text(json.dumps([conversation(turns, image="images/a")]))

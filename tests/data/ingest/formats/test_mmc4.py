@@ -36,7 +36,7 @@ def write(folder, *pages):
     (folder / "docs.jsonl").write_text("\n".join(lines))
 
 
-def test_a_picture_stands_before_its_sentence(folder, convert):
+def test_a_picture_precedes_its_sentence(folder, convert):
     write(folder, page(image("a", 2), image("b", 0), image("c", 2)))
     (record,), rejected = convert(Mmc4(), folder)
     assert rejected == []
@@ -51,7 +51,7 @@ def test_a_picture_stands_before_its_sentence(folder, convert):
     }
 
 
-def test_pictures_that_match_too_little_are_counted(folder, convert):
+def test_pictures_with_low_similarity_are_dropped_and_counted(folder, convert):
     images = [image("a", 0, 0.24), image("b", 0, 0.2399), image("c", 0, float("nan"))]
     write(folder, page(*images, image("a", 1, 10**400)))
     (record,), _ = convert(Mmc4(), folder)
@@ -61,7 +61,7 @@ def test_pictures_that_match_too_little_are_counted(folder, convert):
     assert record["dissimilar_images"] == 1
 
 
-def test_pictures_that_are_not_there_are_counted(folder, convert):
+def test_missing_pictures_are_counted(folder, convert):
     names = ["empty", "lost", "../docs.jsonl", "/etc/passwd", "a\0", "\ud800", None, 7, "x" * 5000]
     write(folder, page(image("a", 0), *(image(name, 1) for name in names)))
     (record,), _ = convert(Mmc4(), folder)
@@ -69,7 +69,7 @@ def test_pictures_that_are_not_there_are_counted(folder, convert):
     assert record["missing_images"] == len(names)
 
 
-def test_pictures_may_stand_in_the_lines(folder, convert):
+def test_pictures_may_be_embedded_in_the_lines(folder, convert):
     data = base64.b64encode(b"inlined").decode()
     images = [image("a", 0, image_base64=data), image("a", 0, image_base64="%"), image("b", 0)]
     write(folder, page(*images, image("a", 1, image_base64=None)))
@@ -95,7 +95,7 @@ def test_pictures_may_stand_in_the_lines(folder, convert):
         (page(sentences=[]), "an empty page"),
     ],
 )
-def test_a_line_that_is_no_page_says_why(folder, convert, line, reason):
+def test_a_line_that_is_not_a_page_is_rejected_with_the_reason(folder, convert, line, reason):
     write(folder, line, page(image("a", 0)))
     (record,), (rejected,) = convert(Mmc4(), folder)
     assert record["id"] == "docs.jsonl:2"
@@ -128,7 +128,7 @@ def test_pictures_may_be_in_another_folder(folder, convert, tmp_path):
         Mmc4(images=other / "lost").units(folder)
 
 
-def test_real_pages_are_what_the_zip_holds(test_data, convert):
+def test_real_pages_equal_the_contents_of_the_zip(test_data, convert):
     source = test_data / "formats" / "mmc4"
     records, rejected = convert(Mmc4(), source)
     with zipfile.ZipFile(source / "docs_no_face_shard_0_v2.jsonl.zip") as archive:
@@ -145,7 +145,7 @@ def test_real_pages_are_what_the_zip_holds(test_data, convert):
     assert sum(image is not None for record in records for image in record["images"]) == 30
 
 
-def test_a_sentence_or_picture_that_is_missing_costs_no_other(folder, convert):
+def test_a_missing_sentence_or_picture_rejects_no_other(folder, convert):
     write(folder, page(image("a", 1), None, sentences=("one", None, "three")))
     ((record,), rejected) = convert(Mmc4(), folder)
     assert record["texts"] == ["one", None, "three"] and rejected == []

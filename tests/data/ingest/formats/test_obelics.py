@@ -37,7 +37,7 @@ def output(tmp_path_factory):
     return tmp_path_factory.mktemp("converted") / "out"
 
 
-def test_urls_become_the_pictures_of_the_map(folder, convert):
+def test_urls_are_replaced_by_the_pictures_of_the_map(folder, convert):
     about = json.dumps({"url": "http://page"})
     rows = [
         {
@@ -59,7 +59,7 @@ def test_urls_become_the_pictures_of_the_map(folder, convert):
     }
 
 
-def test_a_picture_that_is_not_to_be_had_is_left_out_and_counted(folder, convert):
+def test_unavailable_pictures_are_left_out_and_counted(folder, convert):
     urls = ["http://x/empty", "http://x/lost", "http://x/out", "http://x/odd", "http://unknown"]
     rows = [{"images": [None, *urls, "http://x/c", None], "texts": ["t", *[None] * 7]}]
     write(folder / "0.parquet", rows)
@@ -70,7 +70,7 @@ def test_a_picture_that_is_not_to_be_had_is_left_out_and_counted(folder, convert
     assert record["urls"] == [None, "http://x/c"]
 
 
-def test_a_page_that_is_no_page_says_why(folder, convert):
+def test_an_invalid_page_is_rejected_with_the_reason(folder, convert):
     rows = [
         {"images": ["http://x/lost"], "texts": [None]},
         {"images": [], "texts": []},
@@ -117,7 +117,7 @@ def test_urls_without_a_map_are_an_error_that_names_the_option(tmp_path, folder)
         Obelics(images=shards / "map.json").units(shards)
 
 
-def test_the_map_may_be_elsewhere(tmp_path, folder, convert):
+def test_the_map_may_be_in_another_folder(tmp_path, folder, convert):
     shards = tmp_path / "shards"
     shards.mkdir()
     write(shards / "0.parquet", [{"images": ["http://x/a"], "texts": [None]}])
@@ -150,7 +150,7 @@ def parts(*places):
         ([f"{MARK}one{MARK}two {MARK}"], {1: ["one"], 2: ["two"]}),
     ],
 )
-def test_a_page_is_cut_at_the_marks_of_the_end_of_a_document(folder, convert, page, documents):
+def test_a_page_is_split_at_end_of_document_marks(folder, convert, page, documents):
     images, texts = parts(*page)
     write(folder / "0.parquet", [{"images": images, "texts": texts}, {**PAGE}])
     records, rejected = convert(Obelics(), folder)
@@ -184,7 +184,7 @@ PLACES = st.lists(
 
 @given(PLACES)
 @settings(derandomize=True, max_examples=200, deadline=None, database=None)
-def test_between_the_marks_nothing_is_lost_and_nothing_moves(page):
+def test_splitting_at_marks_keeps_all_words_in_order(page):
     def words(places):
         return [word for place in places for word in place.split()]
 
@@ -212,7 +212,7 @@ def test_between_the_marks_nothing_is_lost_and_nothing_moves(page):
     assert len(set(ids)) == len(ids)
 
 
-def test_missing_pictures_count_for_the_part_that_they_are_in(folder, output, convert):
+def test_missing_pictures_are_counted_for_their_own_part(folder, output, convert):
     images = ["http://x/lost", None, "http://x/lost", None, "http://x/lost"]
     texts = [None, f"one {MARK}", None, MARK, None]
     write(folder / "0.parquet", [{"images": images, "texts": texts}])
@@ -225,13 +225,13 @@ def test_missing_pictures_count_for_the_part_that_they_are_in(folder, output, co
     assert manifest.counts["empty_documents"] == 2
 
 
-def test_a_page_of_nothing_but_marks_is_rejected(folder, convert):
+def test_a_page_with_only_marks_is_rejected(folder, convert):
     write(folder / "0.parquet", [{"images": [None, "http://x/lost"], "texts": [MARK, None]}, PAGE])
     _, (rejected,) = convert(Obelics(), folder)
     assert rejected.reason == "an empty page; 1 images are missing"
 
 
-def test_filters_see_each_document_of_a_page(folder, output):
+def test_filters_apply_to_each_document_of_a_page(folder, output):
     images, texts = parts("http://x/a", f"one {MARK} two", "http://x/b", "http://x/c")
     write(folder / "0.parquet", [{"images": images, "texts": texts}])
     filters = (ImageCount.default_config().set(max_images=1),)
@@ -240,7 +240,7 @@ def test_filters_see_each_document_of_a_page(folder, output):
     assert RecordFiles(conversion.output)[0]["texts"] == [None, "one"]
 
 
-def test_a_conversion_that_another_version_began_loses_no_page_and_has_none_twice(
+def test_a_conversion_begun_by_an_older_version_neither_loses_nor_repeats_pages(
     folder, output, monkeypatch
 ):
     """The older version counted pages and did not split them."""
@@ -263,7 +263,7 @@ def test_a_conversion_that_another_version_began_loses_no_page_and_has_none_twic
     assert " ".join(found).replace(MARK, "").split() == " ".join(texts).replace(MARK, "").split()
 
 
-def test_real_pages_are_what_pyarrow_reads(test_data, convert):
+def test_real_pages_equal_those_of_pyarrow(test_data, convert):
     source = test_data / "formats" / "obelics_parquet"
     records, rejected = convert(Obelics(), source)
     rows = pq.read_table(source / "obelics-00000-of-00001.parquet").to_pylist()

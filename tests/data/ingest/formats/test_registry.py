@@ -8,7 +8,7 @@ from mm1_jax.data.ingest.formats.registry import FORMATS, make_format
 from mm1_jax.data.record_files import Kind
 
 
-def test_every_format_has_a_name_and_can_be_made():
+def test_every_format_can_be_made_by_name():
     assert len(FORMATS) == 12
     for name, cls in FORMATS.items():
         form = make_format(name)
@@ -17,7 +17,7 @@ def test_every_format_has_a_name_and_can_be_made():
             assert isinstance(form.kind, Kind)
 
 
-def test_every_option_is_told_in_the_docstring():
+def test_every_option_is_in_the_docstring():
     for cls in FORMATS.values():
         for option in inspect.signature(cls).parameters:
             assert option == "caption_kind" or f"{option}:" in inspect.getdoc(cls)
@@ -34,7 +34,7 @@ def test_an_unknown_format_lists_the_names():
         make_format("laion")
 
 
-def test_an_unknown_option_lists_those_there_are():
+def test_an_unknown_option_lists_the_known_ones():
     with pytest.raises(ValueError, match="'mmc4' has no option 'image'; .* images, min_similarity"):
         make_format("mmc4", image="x")
     with pytest.raises(ValueError, match="'folder' has no option 'x'; .* are follow_links"):

@@ -105,14 +105,14 @@ def texts(records):
 
 
 @pytest.mark.parametrize(("task", "number"), [("kept", 5), ("tokens", 3)])
-def test_texts_are_those_of_the_task_kept_or_decoded(tasks, convert, task, number):
+def test_texts_equal_those_of_the_task_as_stored_or_decoded(tasks, convert, task, number):
     records, rejected = convert(make(task), tasks)
     assert texts(records) == [f"{task} train caf\u00e9 {i}" for i in range(number)]
     assert records[1]["id"] == f"mm1_test_{task}:train:0:1" and not rejected
     assert texts(convert(make(task, split="test"), tasks)[0])[0] == f"{task} test caf\u00e9 0"
 
 
-def test_several_fields_are_a_line_each(tasks, convert):
+def test_several_fields_become_a_line_each(tasks, convert):
     records, _ = convert(make("tokens", field="inputs,targets"), tasks)
     assert records[2]["text"] == "question 2\ntokens train caf\u00e9 2"
 
@@ -134,14 +134,14 @@ def test_a_shard_of_the_source_is_a_unit(tasks, convert):
     assert [item.reason for item in rejected] == ["empty text"] * 3
 
 
-def test_a_task_that_fails_keeps_what_came_before_and_says_so(tasks, convert):
+def test_a_failing_task_keeps_earlier_examples_and_is_reported(tasks, convert):
     records, (rejected,) = convert(make("bad"), tasks)
     assert texts(records) == ["bad train caf\u00e9 0", "bad train caf\u00e9 1"]
     assert rejected.id == "mm1_test_bad:train:0:2"
     assert "damaged" in rejected.reason and rejected.reason.endswith("; what follows is not read")
 
 
-def test_a_blank_text_is_rejected_and_costs_no_other(tasks, convert):
+def test_a_blank_text_is_rejected_alone(tasks, convert):
     records, (rejected,) = convert(make("blank"), tasks)
     assert texts(records) == ["blank train caf\u00e9 0", "blank train caf\u00e9 2"]
     assert (rejected.id, rejected.reason) == ("mm1_test_blank:train:0:1", "empty text")
@@ -158,7 +158,7 @@ def test_a_conversion_writes_the_texts(tasks, tmp_path):
     ]
 
 
-def test_a_module_of_a_package_is_imported_by_its_whole_name(tmp_path, convert):
+def test_a_module_of_a_package_is_imported_by_its_full_name(tmp_path, convert):
     package = tmp_path / "seqio_test_package"
     package.mkdir()
     (package / "__init__.py").write_text("NAME = 'packaged_'\n")
@@ -188,7 +188,7 @@ def test_a_module_of_a_package_is_imported_by_its_whole_name(tmp_path, convert):
         ),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(tasks, options, reason):
+def test_missing_tasks_splits_and_fields_are_named(tasks, options, reason):
     form = make_format("seqio", **options)
     with pytest.raises(ValueError, match=reason):
         form.units(tasks)
@@ -196,7 +196,7 @@ def test_what_is_not_there_is_refused_by_name(tasks, options, reason):
     assert rejected.reason
 
 
-def test_files_that_are_no_module_are_refused(tmp_path):
+def test_files_that_are_not_modules_are_rejected(tmp_path):
     for name, text, reason in (
         ("seqio_test_broken.py", "1 / 0", "ZeroDivisionError"),
         ("tasks.txt", "", "expected the Python file"),

@@ -67,7 +67,7 @@ def test_the_field_may_have_another_name(tmp_path, convert):
         (b"\0", "not JSON"),
     ],
 )
-def test_a_line_that_is_no_text_says_why(tmp_path, convert, line, reason):
+def test_a_line_that_is_not_text_is_rejected_with_the_reason(tmp_path, convert, line, reason):
     good = b'{"text": "half of a pair: \\ud800, a NUL: \\u0000, NaN:", "x": NaN}'
     (tmp_path / "a.jsonl").write_bytes(line + b"\n" + good)
     (record,), (rejected,) = convert(PlainText(), tmp_path)
@@ -75,7 +75,7 @@ def test_a_line_that_is_no_text_says_why(tmp_path, convert, line, reason):
     assert rejected.id == "a.jsonl:1" and reason in rejected.reason
 
 
-def test_documents_that_are_no_texts_say_why(tmp_path, convert, reasons):
+def test_documents_that_are_not_text_are_rejected_with_the_reason(tmp_path, convert, reasons):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "b.txt").write_bytes(b"")
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text" * 1000)[:20])
@@ -93,13 +93,13 @@ def test_many_documents_are_several_units(tmp_path, convert, monkeypatch):
     assert [record["text"] for record in records] == list("abcde")
 
 
-def test_names_of_files_that_are_no_utf8_are_printable(tmp_path, convert):
+def test_file_names_that_are_not_utf8_are_printable(tmp_path, convert):
     (tmp_path / "caf\udce9.txt").write_text("coffee")
     (record,), _ = convert(PlainText(), tmp_path)
     assert record["id"] == "caf\\udce9.txt"
 
 
-def test_nothing_to_read_is_an_error_that_says_what_was_expected(tmp_path):
+def test_a_source_without_documents_is_an_error_that_names_the_expected_files(tmp_path):
     with pytest.raises(ValueError, match=r"expected text in .jsonl.*, .parquet, .txt"):
         PlainText().units(tmp_path)
     with pytest.raises(ValueError, match="no file or folder"):
@@ -110,7 +110,7 @@ def test_nothing_to_read_is_an_error_that_says_what_was_expected(tmp_path):
     ("file", "num_records"),
     [("openstax/text.jsonl", 6), ("recipes/text.jsonl", 220), ("d2l/text.jsonl", 153)],
 )
-def test_real_texts_are_what_json_says(test_data, convert, file, num_records):
+def test_real_texts_equal_the_parsed_json(test_data, convert, file, num_records):
     records, rejected = convert(PlainText(), test_data / file)
     lines = [json.loads(line) for line in (test_data / file).read_text().splitlines()]
     assert (len(records), rejected) == (num_records, [])
@@ -122,7 +122,7 @@ def test_real_texts_are_what_json_says(test_data, convert, file, num_records):
 MARKED = "one\n<|endoftext|>\ntwo<|endoftext|>\n\n<|endoftext|>three<|endoftext|>"
 
 
-def test_a_text_is_cut_at_the_mark_of_the_end_of_a_text(tmp_path, convert):
+def test_a_text_is_split_at_end_of_text_marks(tmp_path, convert):
     """The mark separates concatenated documents; at the end of a file it ends the last one."""
     (tmp_path / "a.txt").write_text(MARKED)
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": MARKED, "id": 7}))
@@ -139,7 +139,7 @@ def test_a_text_is_cut_at_the_mark_of_the_end_of_a_text(tmp_path, convert):
     assert entry.counts == {"end_of_document_marks": 4, "empty_documents": 2}
 
 
-def test_another_mark_or_none_may_be_chosen(tmp_path, convert):
+def test_the_end_of_text_mark_can_be_changed_or_disabled(tmp_path, convert):
     (tmp_path / "a.txt").write_text("one<|endoftext|>two</s>three")
     texts = {
         mark: [record["text"] for record in convert(PlainText(document_mark=mark), tmp_path)[0]]
@@ -152,7 +152,7 @@ def test_another_mark_or_none_may_be_chosen(tmp_path, convert):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
-def test_a_document_in_another_encoding_says_so(tmp_path, convert, encoding):
+def test_a_document_in_another_encoding_is_rejected_with_the_reason(tmp_path, convert, encoding):
     (tmp_path / "a.txt").write_bytes("A caf\xe9 in the morning".encode(encoding))
     (tmp_path / "b.txt").write_bytes("A caf\xe9".encode("utf-8-sig"))
     (record,), (rejected,) = convert(PlainText(), tmp_path)

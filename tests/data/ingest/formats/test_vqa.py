@@ -61,7 +61,7 @@ def test_a_question_has_its_picture_and_its_most_common_answer(folder, convert):
     assert records[0]["answers"] == ["red"] and records[0]["images"] == [b"picture 130"]
 
 
-def test_pairs_and_a_tar_serve(tmp_path, convert):
+def test_pairs_of_files_and_a_tar_are_accepted(tmp_path, convert):
     write(
         tmp_path,
         [question(0, 3), question(1, "a7")],
@@ -124,7 +124,7 @@ def test_a_number_of_two_pictures_is_rejected(folder, convert):
     assert records == [] and "2 pictures are of image_id 12" in rejected.reason
 
 
-def test_questions_without_answers_are_said(folder, convert, tmp_path):
+def test_questions_without_answers_are_reported(folder, convert, tmp_path):
     write(folder, [question(0)], [annotation(0, "yes")])
     (folder / "test_questions.json").write_text("{}")
     (record,), (rejected,) = convert(Vqa(), folder)
@@ -139,7 +139,7 @@ def test_questions_without_answers_are_said(folder, convert, tmp_path):
         Vqa().units(folder / "val2014")
 
 
-def test_answers_and_pictures_may_be_elsewhere(folder, convert, tmp_path):
+def test_answers_and_pictures_may_be_in_other_folders(folder, convert, tmp_path):
     write(folder, [question(0)], [annotation(0, "yes")], ("my_questions.json", "other.json"))
     form = Vqa(annotations=str(folder / "other.json"), images=str(folder / "val2014"))
     ((record,), _) = convert(form, folder)
@@ -150,7 +150,7 @@ def test_answers_and_pictures_may_be_elsewhere(folder, convert, tmp_path):
     ("split", "num_questions"),
     [("val", 4847), pytest.param("train", 38575, marks=pytest.mark.slow)],
 )
-def test_real_questions_are_what_json_says(test_data, convert, split, num_questions):
+def test_real_questions_equal_the_parsed_json(test_data, convert, split, num_questions):
     source = test_data / "easy_vqa"
     records, rejected = convert(Vqa(), source / f"{split}_questions.json")
     questions = json.loads((source / f"{split}_questions.json").read_text())["questions"]
@@ -164,7 +164,7 @@ def test_real_questions_are_what_json_says(test_data, convert, split, num_questi
         assert record["images"] == [images[f"{split}_{one['image_id']:06}.png"]]
 
 
-def test_real_annotations_of_vqav2_serve(test_data, convert):
+def test_real_annotations_of_vqav2_are_accepted(test_data, convert):
     source = test_data / "easy_vqa"
     form = Vqa(annotations=source / "val_annotations_vqav2_sample.json")
     records, rejected = convert(form, source / "val_questions.json")
@@ -174,7 +174,7 @@ def test_real_annotations_of_vqav2_serve(test_data, convert):
     assert all(answers[int(one["source_id"])] == one["answer"] for one in records)
 
 
-def test_hidden_files_beside_the_pictures_are_no_pictures(folder, convert):
+def test_hidden_files_beside_the_pictures_are_ignored(folder, convert):
     """macOS writes ._NAME beside NAME, on disks and in archives."""
     write(folder, [question(7, 130)], [annotation(7, "red")])
     (folder / "val2014" / "._COCO_val2014_000000000130.jpg").write_bytes(b"\0\5\x16\7")
@@ -182,7 +182,7 @@ def test_hidden_files_beside_the_pictures_are_no_pictures(folder, convert):
     assert record["images"] == [b"picture 130"] and rejected == []
 
 
-def test_an_answer_that_is_missing_costs_no_other(folder, convert):
+def test_a_missing_answer_rejects_no_other_question(folder, convert):
     answers = annotation(7, None, "red", "", "", float("nan")), annotation(8, None, None)
     write(folder, [question(7, 130), question(8, 130)], list(answers))
     ((record,), rejected) = convert(Vqa(), folder)

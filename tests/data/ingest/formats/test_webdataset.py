@@ -44,13 +44,13 @@ def test_samples_are_captions_with_their_url(tmp_path, convert):
     assert records[2]["image"] == b"2"
 
 
-def test_the_caption_of_the_json_serves_where_there_is_no_text(tmp_path, convert):
+def test_the_caption_in_the_json_is_used_if_there_is_no_text(tmp_path, convert):
     write_shard(tmp_path / "a.tar", sample("0", "from json")[:2])
     (record,), rejected = convert(Webdataset(), tmp_path / "a.tar")
     assert record["captions"] == [{"text": "from json", "kind": "caption"}] and not rejected
 
 
-def test_a_sample_of_which_something_is_missing_says_what(tmp_path, convert, reasons):
+def test_an_incomplete_sample_names_the_missing_part(tmp_path, convert, reasons):
     files = [
         *sample("empty caption", " \n"),
         *sample("empty image", image=b""),
@@ -96,21 +96,21 @@ def test_a_sample_of_which_something_is_missing_says_what(tmp_path, convert, rea
         assert reason in found[f"a.tar:{key}"], key
 
 
-def test_a_damaged_json_costs_only_the_url(tmp_path, convert):
+def test_a_damaged_json_loses_only_the_url(tmp_path, convert):
     files = [("a.jpg", b"1"), ("a.json", b"\xff"), ("a.txt", "a cat"), ("a.cls", "7")]
     write_shard(tmp_path / "a.tar", files)
     (record,), rejected = convert(Webdataset(), tmp_path)
     assert "url" not in record and rejected == []
 
 
-def test_keys_end_at_the_first_dot_behind_the_folders(tmp_path, convert):
+def test_keys_end_at_the_first_dot_of_the_file_name(tmp_path, convert):
     files = [("v1.0/a.jpg", b"1"), ("v1.0/a.txt", "a cat"), ("v1.0/a.seg.png", b"2")]
     write_shard(tmp_path / "a.tar", files)
     (record,), _ = convert(Webdataset(), tmp_path)
     assert record["source_id"] == "v1.0/a" and record["image"] == b"1"
 
 
-def test_links_and_paths_out_of_the_archive_do_nothing(tmp_path, convert, reasons):
+def test_links_and_paths_that_leave_the_archive_are_ignored(tmp_path, convert, reasons):
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     shard = tmp_path / "shards" / "a.tar"
     shard.parent.mkdir()
@@ -140,7 +140,7 @@ def test_an_image_out_of_bounds_is_rejected_without_being_read(tmp_path, convert
     assert (rejected.id, "more than 100" in rejected.reason) == ("a.tar:big", True)
 
 
-def test_a_folder_without_shards_says_what_was_expected(tmp_path):
+def test_a_folder_without_shards_is_an_error_that_names_the_expected_files(tmp_path):
     with pytest.raises(ValueError, match=r"expected tar shards of WebDataset.*nothing of the kind"):
         Webdataset().units(tmp_path)
     with pytest.raises(ValueError, match="no file or folder"):
@@ -155,14 +155,14 @@ def test_shards_of_the_same_name_are_refused(tmp_path):
         Webdataset().units(tmp_path)
 
 
-def test_hidden_files_and_pipes_are_no_shards(tmp_path, convert):
+def test_hidden_files_and_pipes_are_not_read_as_shards(tmp_path, convert):
     write_shard(tmp_path / "a.tar", sample("0"))
     (tmp_path / "._a.tar").write_bytes(b"x")
     os.mkfifo(tmp_path / "b.tar")
     assert [unit.path.name for unit in Webdataset().units(tmp_path)] == ["a.tar"]
 
 
-def test_real_shards_hold_what_tarfile_and_the_parquet_say(test_data, convert, reasons):
+def test_real_shards_equal_the_contents_of_tarfile_and_parquet(test_data, convert, reasons):
     source = test_data / "formats" / "img2dataset_webdataset"
     records, rejected = convert(Webdataset(), source)
     files = {}
@@ -206,7 +206,7 @@ def test_hidden_members_are_skipped_and_counted(tmp_path, convert):
     assert sum(item == HIDDEN for item in Webdataset().read(unit)) == 2 * 6 + 3
 
 
-def test_a_file_that_stands_in_for_a_shard_is_named(tmp_path, convert):
+def test_a_placeholder_instead_of_a_shard_is_named(tmp_path, convert):
     for name, start in (
         ("a.tar", b"version https://git-lfs.github.com/spec/v1\n"),
         ("b.tar", b"\x1f\x8b\x08"),
