@@ -52,7 +52,9 @@ class Estimate:
     half_width: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f}" + ("" if self.half_width is None else f" ± {self.half_width:.4f}")
+        return f"{self.mean:.4f}" + (
+            "" if self.half_width is None else f" \u00b1 {self.half_width:.4f}"
+        )
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def test_a_file_of_other_features_is_refused(changes, message, tmp_path):
         features_in_file(tmp_path / "f.npz", ["7", "5"], ["a", "b"])
 
 
-def test_options_that_cannot_work_are_refused():
+def test_invalid_options_are_rejected():
     def build(**fields):
         return SimilarExemplars.default_config().set(**fields).instantiate()
 

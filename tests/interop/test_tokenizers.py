@@ -13,7 +13,7 @@ from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL, Tokenizer
 from mm1_jax.interop.tokenizers import export_tokenizer, import_tokenizer, stored_tokenizer
 from tools import convert_checkpoint
 
-TEXTS = ("two circles, and a red  square!", "naïve\n\n12", "Question: what digit is this?")
+TEXTS = ("two circles, and a red  square!", "na\u00efve\n\n12", "Question: what digit is this?")
 
 
 def write_json_tokenizer(folder):

@@ -371,7 +371,7 @@ def test_choices_without_room_are_counted_and_give_nothing():
         run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))
         y, statistics = run(params, x)
     one, _ = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))(params, x)
-    # Each device has a row. Four devices share 24 slots; their rows have 8 to 11 or 12 to 15 tokens.
+    # Each device has a row. Four devices share 24 slots for rows of 8 to 11 or of 12 to 15 tokens.
     kept = np.array([8, 9, 7, 0, 12, 12, 0, 0])
     is_kept = np.arange(LENGTH)[None, :, None] < kept[:, None, None]
     expected = np.where(is_kept, one, 0)

@@ -52,7 +52,7 @@ def test_runs_are_compared_by_kind(runs, tmp_path, capsys):
     assert tool.main([*runs, "--metrics=vqa/*/acc", f"--json={file}"]) == 0
     printed = capsys.readouterr().out
     assert "| metric | a | b | b - a |" in printed
-    assert "| vqa/0/acc | 0.6000 ± 0.2484 | 0.2000 ± 1.2706 | -0.4000 ±" in printed
+    assert "| vqa/0/acc | 0.6000 \u00b1 0.2484 | 0.2000 \u00b1 1.2706 | -0.4000 \u00b1" in printed
     assert "3 of a, 2 of b" in printed
     table = json.loads(file.read_text())
     assert list(table) == ["vqa/0/acc", "vqa/4/acc"]

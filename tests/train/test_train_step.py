@@ -16,7 +16,7 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in lines]
 
 
-def test_on_eight_devices_the_losses_are_those_of_one(make_trainer, tmp_path):
+def test_losses_on_eight_devices_equal_those_on_one(make_trainer, tmp_path):
     for num_devices in (1, 8):
         make_trainer(num_devices=num_devices, output_dir=tmp_path / str(num_devices)).run()
     assert losses(tmp_path / "8") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)

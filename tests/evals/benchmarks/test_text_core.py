@@ -318,11 +318,11 @@ def test_the_right_option_wins_where_it_is_the_most_likely(
 def test_acc_norm_is_per_character_and_acc_bytes_per_byte(tmp_path, text_input, model, monkeypatch):
     row = {"id": "a", "question": "?", "answerKey": "B"}
     # The options have 4 characters in 8 bytes, and 6 in 6.
-    row["choices"] = {"text": ["éééé", "abcdef", "x"], "label": ["A", "B", "C"]}
+    row["choices"] = {"text": ["\u00e9\u00e9\u00e9\u00e9", "abcdef", "x"], "label": ["A", "B", "C"]}
     for split in ("train", "test"):
         parquet(tmp_path / "arc" / "ARC-Easy" / f"{split}-0.parquet", [row])
     benchmark = build("arc_easy", tmp_path, text_input)
-    totals = {" éééé": -3.9, " abcdef": -5.0, " x": -3.0}
+    totals = {" \u00e9\u00e9\u00e9\u00e9": -3.9, " abcdef": -5.0, " x": -3.0}
     scored(monkeypatch, lambda prompt, option: (totals[option], False))
     metrics = benchmark.run_shots(model, 0).metrics
     assert metrics == {"n": 1, "acc": 0, "acc_norm": 100, "acc_bytes": 0}

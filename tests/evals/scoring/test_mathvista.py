@@ -4,12 +4,18 @@ import pytest
 
 from mm1_jax.evals.scoring.mathvista import extracted_by_rule, normalised_answer
 
-CHOICES = ["135°", "140°", "145°"]
+CHOICES = ["135\u00b0", "140\u00b0", "145\u00b0"]
 
 
 @pytest.mark.parametrize(
     ("extraction", "answer"),
-    [("C", "145°"), ("(b)", "140°"), ("145", "145°"), ("D", "135°"), ("", "135°")],
+    [
+        ("C", "145\u00b0"),
+        ("(b)", "140\u00b0"),
+        ("145", "145\u00b0"),
+        ("D", "135\u00b0"),
+        ("", "135\u00b0"),
+    ],
 )
 def test_a_choice_is_taken_by_letter_or_by_the_least_edit_distance(extraction, answer):
     got = normalised_answer(extraction, choices=CHOICES, answer_type="text", precision=None)
@@ -35,7 +41,10 @@ def test_numbers_take_the_form_of_the_reference(extraction, answer_type, precisi
 def test_rules_find_answers_where_no_language_model_did():
     assert extracted_by_rule('I think. The answer is "7".', None, "integer") == "7"
     assert extracted_by_rule("From (A) it follows: (C)", CHOICES, "text") == "(C)"
-    assert extracted_by_rule("135° is too small, so 140° it is", CHOICES, "text") == "140°"
+    assert (
+        extracted_by_rule("135\u00b0 is too small, so 140\u00b0 it is", CHOICES, "text")
+        == "140\u00b0"
+    )
     assert extracted_by_rule("1,200 and 3, in all 1,203.", None, "integer") == "1203"
     assert extracted_by_rule("none at all", None, "float") == ""
 
