@@ -1,12 +1,144 @@
-"""Lint, format and types."""
+"""Lint, format, types, and the prose rules that a machine can check."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ROOMS = ("mm1_jax", "experiments", "tools", "tests")
+
+# Rooms whose prose does not follow the rules yet.
+UNFINISHED = ("mm1_jax/", "experiments/", "tools/", "docs/", "README.md")
+
+OPENINGS = ("What", "Of", "That", "Those", "How", "Whether", "Which", "Whose")
+
+# Phrases that are right in no docstring, comment or message -> what to write instead.
+PHRASES = {
+    r"(go|goes|going|went|gone) on": "resume or continue",
+    r"(mend|mends|mended|mending)": "fix",
+    r"anew": "again",
+    r"afresh": "again",
+    r"once more": "again",
+    r"all the same": "anyway",
+    r"how manieth": "index",
+    r"(put|puts|left|leave|leaves) aside": "move, or except",
+    r"as (it|they) came": "unchanged",
+    r"""(has|have|had) not(?=[.,;:)"]|$)""": "lacks",
+    r"one's own": "your own",
+    r"to be had": "available",
+    r"everybody": "all processes, all users",
+    r"what (becomes|became|is made|was made) of": "the result of",
+    r"what( [\w']+){1,5} (make|makes|made) of": "the result of",
+    r"(give|gives|gave|given) back": "return",
+    r"(comes|come|came) to (its|an|the) end": "end",
+    r"passed over": "skipped",
+    r"put right": "correct",
+    r"sought": "search for",
+    r"written over": "overwritten",
+    r"written down": "recorded",
+    r"(told|tell|tells) of": "report",
+    r"in the place of": "instead of",
+    r"dealt": "assigned",
+    r"of so many": "of N",
+    r"(one|put) behind (the other|each other|another)": "one after the other",
+    r"that (is|are) (?-i:none)": "that is not one",
+    r"that (is|are) no (?!longer|more|less)": "that is not a",
+    r"(thereof|therein|whereof|wherein|hitherto|henceforth)": "of it, in it, so far",
+}
+
+# British stems -> American ones.
+SPELLINGS = {
+    "analyse": "analyze",
+    "artefact": "artifact",
+    "behaviour": "behavior",
+    "cancell(?=ed|ing)": "cancel",
+    "catalogue": "catalog",
+    "centre": "center",
+    "centred": "centered",
+    "colour": "color",
+    "defence": "defense",
+    "favour": "favor",
+    "grey": "gray",
+    "judgement": "judgment",
+    "labell(?=ed|ing)": "label",
+    "learnt": "learned",
+    "licence": "license",
+    "modell(?=ed|ing)": "model",
+    "neighbour": "neighbor",
+    "programme(?=s?\\b)": "program",
+    "spelt": "spelled",
+    "spoilt": "spoiled",
+    r"(emphas|factor|final|general|initial|local|material|maxim|minim|normal|optim|organ|parallel"
+    r"|penal|quant|random|recogn|regular|rematerial|serial|special|stabil|summar|synchron|token"
+    r"|util|vector|visual)is(?=e|ing|ation|able)": r"\1iz",
+}  # fmt: skip
+
+
+def pattern(words: str) -> str:
+    """Lets spaces match line breaks of comments, and of strings that follow each other."""
+    return words.replace(" ", r"""(?:[\s#]|["']\s+f?["'])+""")
+
+
+PHRASE_RULES = {
+    re.compile(rf"\b(?:{pattern(words)})(?!\w)", re.IGNORECASE): better
+    for words, better in PHRASES.items()
+}
+# Parts of names, paths and calls are exempt.
+SPELLING_RULES = {
+    re.compile(rf"(?<![\w./-])(?:{stem})(?P<end>\w*)(?![(\w]|[./]\w)", re.IGNORECASE): (
+        better + r"\g<end>"
+    )
+    for stem, better in SPELLINGS.items()
+}
+
+STRING = r"""(?:(?<!\w)[bfru]{0,2}(?:"{3}.*?"{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))"""
+TEXT = re.compile(
+    rf"(?P<docstring>(?:\A(?:#.*?\n)*|(?<=:\n))\s*{STRING})"
+    rf"|(?P<comment>#[^\n]*(?:\n *#[^\n]*)*)"
+    rf"|(?P<string>{STRING}(?:\s*{STRING})*)",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
+def broken(text: str, rules: dict[re.Pattern, str]) -> Iterator[tuple[int, str]]:
+    """Yields the place of each broken rule, and what to write instead."""
+    for rule, better in rules.items():
+        for match in rule.finditer(text):
+            words = " ".join(match[0].split())
+            yield match.start(), f'"{words}": write "{match.expand(better)}"'
+
+
+def line_of(text: str, place: int) -> int:
+    return 1 + text.count("\n", 0, place)
+
+
+def without_code(text: str) -> str:
+    """Blanks fenced blocks and spans between backticks."""
+    code = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+    return code.sub(lambda span: re.sub(r"[^\n]", " ", span[0]), text)
+
+
+def problems(source: str, messages: bool = True) -> Iterator[tuple[int, str]]:
+    """Yields lines of Python code where prose breaks a rule, and the better words.
+
+    Args:
+        messages: Strings are texts that users read, and not data.
+    """
+    for text in TEXT.finditer(source):
+        kind, prose = text.lastgroup, text[0]
+        found = [] if kind == "string" and not messages else [*broken(prose, PHRASE_RULES)]
+        if kind != "string":
+            found += broken(without_code(prose), SPELLING_RULES)
+        if kind == "docstring" and (word := re.search(r'"""\s*(\w*)', prose)[1]) in OPENINGS:
+            found.append((prose.index(word), f'"{word}": begin with a verb or a named noun'))
+        if kind == "comment" and (banner := re.search(r"[-=*#~_]{4,}", prose)):
+            found.append((banner.start(), f'"{banner[0]}": leave the banner out'))
+        for place, problem in found:
+            yield line_of(source, text.start() + place), problem
 
 
 def check(*command: str) -> None:
@@ -28,3 +160,76 @@ def test_the_code_is_formatted():
 def test_pyright_finds_nothing():
     """Slow, as its first run fetches Node.js."""
     check("pyright")
+
+
+def texts(*paths: Path) -> Iterator[tuple[str, str]]:
+    """Yields names and contents of files, except in unfinished rooms."""
+    for path in paths:
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(UNFINISHED):
+            yield name, path.read_text()
+
+
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_prose_is_plain_technical_english():
+    wrong = [
+        f"{name}:{line}: {problem}"
+        for name, source in texts(*SOURCES)
+        for line, problem in problems(source, messages=not name.startswith("tests/"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_sources_are_ascii():
+    wrong = [
+        f"{name}:{number}: write {character!a} as an escape"
+        for name, source in texts(*SOURCES)
+        if not source.isascii()
+        for number, line in enumerate(source.split("\n"), start=1)
+        for character in re.findall(r"[^\x00-\x7f]", line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_docs_have_american_spelling():
+    wrong = [
+        f"{name}:{line_of(text, place)}: {problem}"
+        for name, text in texts(*DOCS)
+        for place, problem in broken(without_code(text), SPELLING_RULES)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ('"""What reads rows."""', ['1: "What": begin with a verb']),
+        ('#!/bin/python\n"""That of a row."""', ['2: "That"']),
+        ('def f():\n    """Of a row, its length."""', ['2: "Of"']),
+        ('class Row:\n\n    r"""\n    Whose it is.\n    """', ['4: "Whose"']),
+        ('"""Reads rows.\n\nThe run goes\non here."""', ['3: "goes on": write "resume']),
+        ("x = 1  # Rows are read\n# anew.", ['2: "anew": write "again"']),
+        ('f("then it goes "\n  f"on")', ['1: "goes']),
+        ("f('mend the source')", ['1: "mend": write "fix"']),
+        ("# The Colours, normalised.", ['"colors"', '"normalized"']),
+        ('"""Reads the colours of\n`colour_of`."""', ['1: "colours": write "colors"']),
+        ("# ---- rows ----", ['1: "----": leave the banner out']),
+        # Code, names and data are exempt.
+        ("# `normalise(x)` in parallel.rematerialisation and colour_of(x).", []),
+        ('x = "the colours of a song"', []),
+        ("mend = anew(goes, on)", []),
+        ('"""Whatever a row holds, and so on."""', []),
+        ('x = [\n    "what it says # mended"]', ['2: "mended"']),
+    ],
+)
+def test_a_broken_prose_rule_is_found(source: str, expected: list[str]):
+    found = [f"{line}: {problem}" for line, problem in problems(source)]
+    assert len(found) == len(expected), found
+    assert all(part.lower() in line.lower() for part, line in zip(expected, found, strict=True))
+
+
+def test_strings_of_tests_are_data():
+    assert not [*problems('x = "mend"', messages=False)]
