@@ -17,7 +17,7 @@ def case(answer: str = "a cat", quality: float = 1.0, level: int | None = 120) -
     return Case(image, "what is it?", ("a dog", "dog"), answer, quality, "k7")
 
 
-def test_the_best_and_the_worst_are_chosen_and_none_twice():
+def test_the_best_and_the_worst_are_chosen_without_repeats():
     quality = np.array([0.2, np.nan, 0.9, 0.1, 0.5])
     assert best_and_worst(quality, [*"abcde"], 2) == ([2, 4], [3, 0])
     best, worst = best_and_worst(quality, [*"abcde"], 9)
@@ -26,7 +26,7 @@ def test_the_best_and_the_worst_are_chosen_and_none_twice():
     assert best_and_worst(np.array([1.0]), ["a"], 3) == ([0], [])
 
 
-def test_equals_are_chosen_by_their_keys_not_by_their_order():
+def test_ties_are_broken_by_keys_and_not_by_order():
     keys = [str(i) for i in range(50)]
     best, worst = best_and_worst(np.ones(50), keys, 5)
     assert best_and_worst(np.ones(50), keys, 5) == (best, worst)
@@ -36,7 +36,7 @@ def test_equals_are_chosen_by_their_keys_not_by_their_order():
     assert [backwards[i] for i in again] == [keys[i] for i in best]
 
 
-def test_the_page_holds_its_pictures_and_asks_nothing_of_a_network():
+def test_the_page_embeds_its_pictures_and_needs_no_network():
     page = cases_page("gqa, 4 shots", [case()], [case("a hat", 0.0, level=7), case(level=None)])
     sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     levels = [
@@ -49,7 +49,7 @@ def test_the_page_holds_its_pictures_and_asks_nothing_of_a_network():
         assert text in page
 
 
-def test_what_a_model_says_is_text_and_nothing_else():
+def test_answers_are_escaped_as_text():
     said = "<script>alert(1)</script><img src=x onerror='y'>&\"quotes\""
 
     class Tags(html.parser.HTMLParser):

@@ -9,12 +9,12 @@ def steps(n: int, max_steps: int) -> list[int]:
     return [step for step in range(max_steps + 1) if schedule.due(step, max_steps)]
 
 
-def test_every_n_steps_includes_the_last_and_not_the_first():
+def test_every_n_steps_includes_the_last_step_and_excludes_the_first():
     assert steps(4, 10) == [4, 8, 10]
     assert steps(5, 10) == [5, 10]
 
 
-def test_without_a_number_it_is_only_after_the_last_step():
+def test_without_n_only_the_last_step_is_due():
     assert steps(0, 10) == [10]
 
 
@@ -23,7 +23,7 @@ def test_a_negative_number_is_refused():
         steps(-1, 10)
 
 
-def test_an_evaluator_is_due_as_its_config_says(input):
+def test_an_evaluator_is_due_according_to_its_config(input):
     class Constant(Evaluator):
         @config_class
         class Config(Evaluator.Config):

@@ -76,7 +76,7 @@ def chosen(model, queries, support, count, exclude=None, **fields) -> list[int]:
     return selection.choose(*found, 0, count, exclude)
 
 
-def test_the_most_similar_are_chosen_and_the_nearest_stands_last(model):
+def test_the_most_similar_are_chosen_and_the_nearest_comes_last(model):
     red, green, orange, blue, pink = colours(
         (200, 10, 10), (10, 200, 10), (200, 90, 10), (10, 10, 200), (210, 60, 60)
     )
@@ -89,7 +89,7 @@ def test_the_most_similar_are_chosen_and_the_nearest_stands_last(model):
     assert chosen(model, queries, side(green, red, blue), 2, exclude=1) == [2, 0]
 
 
-def test_of_equals_the_first_record_is_nearest(model):
+def test_the_first_of_equally_similar_records_is_nearest(model):
     red, blue = colours((200, 10, 10), (10, 10, 200))
     support = side(blue, red, red, red)
     assert chosen(model, side(red), support, 2) == [2, 1]
@@ -111,7 +111,7 @@ def test_the_choice_is_the_same_for_any_batch_size(model, batch_size):
         assert selection.choose(*found, place, 4, exclude=place) == expected
 
 
-def test_a_picture_that_cannot_be_decoded_is_like_none(model):
+def test_an_undecodable_picture_is_similar_to_nothing(model):
     red, blue = colours((200, 10, 10), (10, 10, 200))
     support = side(red, blue, red)
     selection = SimilarExemplars.default_config().instantiate()
@@ -123,7 +123,7 @@ def test_a_picture_that_cannot_be_decoded_is_like_none(model):
     assert selection.choose(*found, 0, 2) == [1, 0]
 
 
-def test_texts_count_as_much_as_they_are_told_to(model, monkeypatch):
+def test_texts_count_by_text_weight(model, monkeypatch):
     tokenizer = Tokenizer.default_config().instantiate()
     weight = np.random.default_rng(0).normal(size=(tokenizer.vocab_size, 8)).astype(np.float32)
 
@@ -151,7 +151,7 @@ def write(path, **changes):
     np.savez(path, **{k: v for k, v in (arrays | changes).items() if v is not None})
 
 
-def test_features_of_a_file_are_those_of_its_ids(tmp_path):
+def test_features_in_a_file_are_matched_by_id(tmp_path):
     write(tmp_path / "f.npz")
     queries, support = features_in_file(tmp_path / "f.npz", ["7", "5"], ["c", "a", "b"])
     selection = SimilarExemplars.default_config().instantiate()
@@ -169,7 +169,7 @@ def test_features_of_a_file_are_those_of_its_ids(tmp_path):
         ({"query_ids": np.array(["5", "8"])}, "query_ids lack 1 of 2 records, the first '7'"),
     ],
 )
-def test_a_file_of_other_features_is_refused(changes, message, tmp_path):
+def test_a_file_with_other_features_is_rejected(changes, message, tmp_path):
     write(tmp_path / "f.npz", **changes)
     with pytest.raises(ValueError, match=message):
         features_in_file(tmp_path / "f.npz", ["7", "5"], ["a", "b"])
@@ -190,7 +190,7 @@ def test_invalid_options_are_rejected():
         build().features(model, side(), side(), pixels=pixels)
 
 
-def test_what_is_kept_serves_the_same_again_and_nothing_else(tmp_path):
+def test_stored_features_are_used_only_for_the_same_inputs(tmp_path):
     path = tmp_path / "a" / "features.npz"
     one = Features(np.eye(2, dtype=np.float32), np.array([1, -1]))
     two = Features(np.eye(2, dtype=np.float32), np.array([0]), np.ones((1, 3), np.float32))
@@ -234,7 +234,7 @@ def test_a_benchmark_shows_the_scans_most_like_the_query(input, model):
     assert "most like the query" in asking.describe()
 
 
-def test_an_exemplar_is_never_the_query_and_features_are_made_once_of_a_model(input, model):
+def test_exemplars_are_never_the_query_and_features_are_computed_once_per_model(input, model):
     asking = benchmark(digits_vqa, input, exemplar_split="test", num_few_shot_examples=3)
     asking.maker.prepare(model, 3)
     for task in asking.tasks(3):
@@ -267,7 +267,7 @@ def test_features_are_kept_between_runs(input, model, tmp_path):
     assert len(calls) == 2 * num_calls
 
 
-def test_random_exemplars_stay_the_default(input, monkeypatch):
+def test_random_exemplars_are_the_default(input, monkeypatch):
     cfg = digits_caption()
     assert cfg.exemplars is None
     asking = cfg.instantiate(input=input)

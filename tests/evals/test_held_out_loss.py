@@ -32,7 +32,7 @@ def held_out(input, num_batches=2) -> HeldOutLoss:
     return HeldOutLoss.default_config().set(num_batches=num_batches).instantiate(input=input)
 
 
-def test_it_is_the_mean_over_the_scored_targets_of_each_corpus_of_the_test_split(input, model):
+def test_held_out_loss_is_the_mean_over_scored_targets_of_each_test_corpus(input, model):
     test = input.config.instantiate(split="test")
     iterator = test.iterator()
     losses: dict[str, list[float]] = {name: [] for name in test.corpus_names}
@@ -47,11 +47,11 @@ def test_it_is_the_mean_over_the_scored_targets_of_each_corpus_of_the_test_split
     assert held_out(input).run(model).metrics == pytest.approx(expected, rel=1e-5)
 
 
-def test_it_reads_the_same_batches_in_every_run(input, model):
+def test_held_out_loss_reads_the_same_batches_in_every_run(input, model):
     evaluator = held_out(input)
     assert evaluator.run(model).metrics == evaluator.run(model).metrics
 
 
-def test_no_batches_are_refused(input):
+def test_zero_batches_are_rejected(input):
     with pytest.raises(ValueError, match="num_batches=0"):
         held_out(input, num_batches=0)

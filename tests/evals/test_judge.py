@@ -89,7 +89,7 @@ def ask(judge: Judge, **options: Any):
     return judge.ask(HELLO, **({"temperature": 0.5, "max_tokens": 7} | options))
 
 
-def test_a_request_is_one_of_chat_completions_with_the_key_of_the_environment(
+def test_a_request_is_a_chat_completion_with_the_key_from_the_environment(
     judge, endpoint, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
@@ -101,9 +101,7 @@ def test_a_request_is_one_of_chat_completions_with_the_key_of_the_environment(
     assert body == {"model": "gpt-x", "messages": HELLO, "temperature": 0.5, "max_tokens": 7}
 
 
-def test_what_was_asked_once_is_not_asked_again_and_the_key_is_not_kept(
-    judge, endpoint, tmp_path, monkeypatch
-):
+def test_requests_are_cached_without_the_key(judge, endpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     endpoint.say("8 7", "5 5", "4", "3")
     assert ask(judge).text == "8 7"
@@ -119,7 +117,7 @@ def test_what_was_asked_once_is_not_asked_again_and_the_key_is_not_kept(
     assert all(len(path.stem) == 64 for path in (tmp_path / "cache").iterdir())
 
 
-def test_a_damaged_reply_of_the_cache_is_asked_for_again(judge, endpoint, tmp_path):
+def test_a_damaged_cached_reply_is_requested_again(judge, endpoint, tmp_path):
     endpoint.say("8 7", "6 6")
     ask(judge)
     (path,) = (tmp_path / "cache").iterdir()
@@ -127,13 +125,13 @@ def test_a_damaged_reply_of_the_cache_is_asked_for_again(judge, endpoint, tmp_pa
     assert ask(judge).text == "6 6"
 
 
-def test_what_passes_is_tried_again_later_and_later(judge, endpoint):
+def test_transient_errors_are_retried_with_increasing_delays(judge, endpoint):
     endpoint.say(500, (429, {"Retry-After": "7"}), 503, "8 7")
     assert ask(judge).text == "8 7"
     assert waits == [1.0, 7.0, 4.0] and judge.num_requests == 4
 
 
-def test_what_does_not_pass_is_an_error_that_says_so(judge, endpoint, tmp_path):
+def test_persistent_errors_are_reported(judge, endpoint, tmp_path):
     endpoint.replies = lambda body: 500
     with pytest.raises(ValueError, match="6 attempts failed, the last with HTTP 500 not now"):
         ask(judge)
@@ -155,7 +153,7 @@ def test_a_redirect_does_not_carry_the_key_away(judge, endpoint, monkeypatch):
     assert len(endpoint.requests) == 1
 
 
-def test_a_server_that_is_not_there_is_tried_and_named(tmp_path):
+def test_an_unreachable_server_is_retried_and_named(tmp_path):
     judge = Judge(
         "http://127.0.0.1:9/v1", "x", cache_dir=tmp_path, max_attempts=2, sleep=waits.append
     )
@@ -174,13 +172,13 @@ def test_a_server_that_is_not_there_is_tried_and_named(tmp_path):
         ("https://judge.example/v1", "", "--judge_model: needed"),
     ],
 )
-def test_a_url_that_cannot_be_asked_is_refused(url, model, message, tmp_path):
+def test_an_invalid_url_is_rejected(url, model, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         Judge(url, model, cache_dir=tmp_path)
     assert "secret" not in str(error.value)
 
 
-def test_other_machines_are_spoken_to_with_tls_or_leave(tmp_path):
+def test_remote_judges_need_tls_or_explicit_permission(tmp_path):
     Judge("https://judge.example/v1", "x", cache_dir=tmp_path)
     Judge("http://judge.example/v1", "x", cache_dir=tmp_path, allow_http=True)
     for url in ("http://localhost:1/v1", "http://[::1]:1/v1", "http://127.0.0.2/v1"):
@@ -279,7 +277,7 @@ def run(name, folder, input, monkeypatch, tmp_path, judge=None, **fields):
 
 
 @pytest.mark.parametrize("name", JUDGED)
-def test_without_a_judge_answers_are_written_as_official_code_reads_them(
+def test_without_a_judge_answers_are_written_for_the_official_code(
     name, benchmarks_dir, input, monkeypatch, tmp_path
 ):
     scores, folder = run(name, benchmarks_dir, input, monkeypatch, tmp_path)
@@ -297,7 +295,7 @@ def test_without_a_judge_answers_are_written_as_official_code_reads_them(
     }
 
 
-def test_llava_bench_is_graded_beside_the_reference_and_a_second_run_asks_nothing(
+def test_llava_bench_is_graded_against_the_reference_and_a_second_run_asks_nothing(
     benchmarks_dir, input, monkeypatch, tmp_path, judge, endpoint
 ):
     endpoint.say("8 4\nBecause.", 500, "10, 5", "no grades", "6 6")
@@ -331,7 +329,7 @@ def test_llava_bench_is_graded_beside_the_reference_and_a_second_run_asks_nothin
     assert again.metrics == scores.metrics and len(endpoint.requests) == num_requests
 
 
-def test_mmvet_is_graded_in_runs_and_by_capability(
+def test_mmvet_is_graded_per_run_and_per_capability(
     benchmarks_dir, input, monkeypatch, tmp_path, judge, endpoint
 ):
     grades = {0: ["1.0", "0.5 or so"], 1: ["0.0", "0.0"], 2: ["0.5", "1.0"]}
@@ -373,9 +371,7 @@ def test_mmvet_is_graded_in_runs_and_by_capability(
     assert len(endpoint.requests) == num_requests
 
 
-def test_files_that_the_judge_needs_are_asked_for_by_name(
-    benchmarks_dir, input, monkeypatch, tmp_path, judge
-):
+def test_missing_files_of_the_judge_are_named(benchmarks_dir, input, monkeypatch, tmp_path, judge):
     (benchmarks_dir / "mmvet" / "mm-vet_evaluator.py").write_text("prompts = 'x'\n")
     with pytest.raises(ValueError, match="mm-vet_evaluator.py: it assigns no text to `prompt`"):
         run("mmvet", benchmarks_dir, input, monkeypatch, tmp_path, judge)

@@ -122,7 +122,7 @@ def whole(model: MM1, request: Request) -> tuple[float, jax.Array, list[int]]:
     return total, logits, tail
 
 
-def test_likelihoods_are_those_of_transformers(tmp_path):
+def test_likelihoods_equal_those_of_transformers(tmp_path):
     """Compares with a Llama that has the same weights, row by row and without padding."""
     torch.manual_seed(0)
     source = LlamaForCausalLM(
@@ -160,7 +160,7 @@ def test_likelihoods_are_those_of_transformers(tmp_path):
         assert one.num_bytes == len(request.continuation.encode())
 
 
-def test_likelihoods_are_those_of_the_whole_logits_with_pictures_too():
+def test_likelihoods_equal_those_of_the_full_logits_with_pictures():
     model, rng = tiny(True), np.random.default_rng(0)
     pictures = [Image(rng.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(3)]
     requests = [
@@ -181,7 +181,7 @@ def test_likelihoods_are_those_of_the_whole_logits_with_pictures_too():
     )
 
 
-def test_the_most_likely_token_is_greedy_and_no_other():
+def test_only_the_most_likely_token_is_greedy():
     """Checks a uniform output layer first, then single tokens after a common prompt."""
     (token,) = encode_pair(tokenizer(), "A:", " red")[1]
     graphdef, params = nnx.split(tiny(False), nnx.Param)
@@ -209,7 +209,7 @@ def test_the_most_likely_token_is_greedy_and_no_other():
         assert_greedy(one.is_greedy, logits, [token])
 
 
-def test_a_likelihood_depends_neither_on_the_batch_nor_on_order_or_padding(monkeypatch):
+def test_a_likelihood_does_not_depend_on_batch_order_or_padding(monkeypatch):
     model = tiny(False, moe=True)
     together = values(scorer(batch_size=4)(model, TEXTS))
     alone = [scorer(batch_size=1)(model, [one])[0].log_probability for one in TEXTS]
@@ -220,7 +220,7 @@ def test_a_likelihood_depends_neither_on_the_batch_nor_on_order_or_padding(monke
     np.testing.assert_allclose(values(scorer(batch_size=4)(model, TEXTS)), together, atol=2e-5)
 
 
-def test_logits_of_a_few_positions_at_a_time_change_nothing(monkeypatch):
+def test_computing_logits_in_chunks_changes_nothing(monkeypatch):
     model = tiny(False, moe=True)
     requests = [TEXTS[0], TEXTS[2], TEXTS[4]]
     expected = scorer(batch_size=4)(model, requests)
@@ -244,7 +244,7 @@ def test_few_shapes_are_compiled():
     assert len(shapes) <= 4
 
 
-def test_likelihoods_on_a_mesh_are_those_of_one_device():
+def test_likelihoods_on_a_mesh_equal_those_of_one_device():
     model = tiny(True)
     rng = np.random.default_rng(1)
     picture = Image(rng.integers(0, 256, (8, 8, 3), np.uint8))
@@ -260,7 +260,7 @@ def test_likelihoods_on_a_mesh_are_those_of_one_device():
         assert_greedy(one.is_greedy, *whole(model, request)[1:])
 
 
-def test_a_prompt_without_room_loses_its_beginning_but_not_the_start_of_text():
+def test_a_prompt_that_is_too_long_loses_its_beginning_but_not_bos():
     model = tiny(False)
     prompt = "one two three four five six seven eight nine ten"
     ids = tokenizer().encode(prompt)
@@ -295,7 +295,7 @@ def test_a_whole_text_is_scored_in_windows_that_predict_each_token_once():
     assert found[0].log_probability != pytest.approx(whole_rows[0].log_probability, rel=1e-4)
 
 
-def test_an_image_is_cut_as_a_whole():
+def test_images_are_dropped_as_a_whole():
     pictures = [Image(np.full((8, 8, 3), level, np.uint8)) for level in (0, 100)]
     request = Request(Document((*pictures, Text("is it?"))), " yes")
     full = len(scorer()._row(request).example.tokens)

@@ -47,7 +47,7 @@ def test_more_shots_than_records_are_refused():
         draw(num_records=4, shots=4, exclude=0)
 
 
-def test_a_subset_is_fixed_sorted_and_not_more_than_there_is():
+def test_a_subset_is_fixed_sorted_and_at_most_all_records():
     assert subset(5, None, seed=0, benchmark="a") == subset(5, 9, seed=0, benchmark="a")
     chosen = subset(1000, 50, seed=0, benchmark="a")
     assert len(set(chosen)) == 50 and chosen == sorted(chosen) and chosen[-1] < 1000
@@ -57,7 +57,7 @@ def test_a_subset_is_fixed_sorted_and_not_more_than_there_is():
 
 @pytest.mark.parametrize("corpus", [digits.corpus, scenes.corpus])
 @pytest.mark.parametrize("kind", [Kind.CAPTIONS, Kind.QUESTIONS])
-def test_a_prompt_is_tokenised_as_the_document_that_training_sees(corpus, kind):
+def test_a_prompt_is_tokenized_like_a_training_document(corpus, kind):
     builder = ExampleBuilder(
         Tokenizer.default_config().instantiate(),
         num_image_tokens=4,
@@ -106,7 +106,7 @@ def test_a_document_without_an_answer_at_its_end_is_refused(document):
         without_answer(document)
 
 
-def test_joined_prompts_have_an_answer_in_the_text_before_it():
+def test_joined_prompts_append_answers_to_the_preceding_text():
     image = Image(np.zeros((1, 1, 3), np.uint8))
 
     def task(question: str, answer: str) -> Document:
@@ -117,7 +117,7 @@ def test_joined_prompts_have_an_answer_in_the_text_before_it():
     assert texts == [None, "p x\n", None, "q y\n", None, "r"]
 
 
-def test_a_question_with_braces_is_not_a_format():
+def test_braces_in_a_question_are_not_format_fields():
     record = {"images": [], "question": "what is {0} + {x}?", "answer": "y"}
     document = QuestionTask.default_config().instantiate()(record)
     assert document.segments[0].text == "Question: what is {0} + {x}? Short answer:"
@@ -125,7 +125,7 @@ def test_a_question_with_braces_is_not_a_format():
         QuestionTask.default_config().set(prompt="Question:").instantiate()
 
 
-def test_chat_tasks_are_what_training_makes_of_a_conversation():
+def test_chat_tasks_equal_training_conversations():
     image = np.zeros((1, 1, 3), np.uint8)
     record = {"images": [image], "question": "is <image> red?", "answer": "yes"}
     document = ChatTask.default_config().set(instruction="Be brief.").instantiate()(record)

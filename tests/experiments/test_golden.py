@@ -46,18 +46,18 @@ def files() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resolved_config_is_the_golden_text(name, files):
+def test_the_resolved_config_equals_the_golden_text(name, files):
     assert f"{name}.txt" in files, f"no golden text of {name}; make it with MM1_UPDATE_GOLDEN=1"
     assert whole_text(name, files) == _text(name), (
         f"{name} changed; if meant, run with MM1_UPDATE_GOLDEN=1"
     )
 
 
-def test_no_golden_text_is_left_over(files):
+def test_every_golden_text_belongs_to_a_config(files):
     assert sorted(files) == sorted([TABLE, *(f"{name}.txt" for name in NAMES)])
 
 
-def test_files_are_those_that_an_update_writes(files):
+def test_golden_files_equal_those_of_an_update(files):
     assert golden_files({name: _text(name) for name in NAMES}, files) == files
 
 
@@ -74,7 +74,7 @@ def _changed(value):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_change_of_a_field_is_seen(name, files):
+def test_a_changed_field_is_detected(name, files):
     cfg = _config(name).clone()
     golden = whole_text(name, files)
     fields: list[tuple[ConfigBase, str]] = []
@@ -92,7 +92,7 @@ def test_a_change_of_a_field_is_seen(name, files):
         part.__dict__[field] = before
 
 
-def test_a_change_of_a_line_is_seen(files):
+def test_a_changed_line_is_detected(files):
     lines = [
         (file, i)
         for file, content in files.items()
@@ -111,7 +111,7 @@ def test_a_change_of_a_line_is_seen(files):
         assert text != _text(name), f"{file}: {line}"
 
 
-def test_an_item_a_key_and_a_field_are_put_where_the_config_has_them():
+def test_items_keys_and_fields_are_sorted_as_in_the_config():
     base = ["a['y']: 1", "a['x']: 1", "b[2].c: 1", "b[10].c: 1", "d: 1"]
     other = ["a['y']: 1", "a['x']: 2", "a['w']: 1", "b[2].c: 1", "b[3].c: 1", "b[10].c: 1"]
     texts = {"mm1_tiny": "\n".join(base) + "\n", "mm1_other": "\n".join(other) + "\n"}

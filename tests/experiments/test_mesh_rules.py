@@ -18,7 +18,7 @@ SLICES = [
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("kind", "devices", "slices"), SLICES + GPUS)
-def test_a_batch_is_dealt_evenly_and_slices_hold_copies(name, kind, devices, slices):
+def test_batches_are_split_evenly_and_slices_are_replicas(name, kind, devices, slices):
     cfg = getattr(pretrain, name)()
     called = name_of(kind, devices, slices)
     rule = next(rule for rule in cfg.trainer.mesh_rules if matches(rule, called))

@@ -115,14 +115,14 @@ def _params(name: str) -> nnx.State:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_model_builds_and_has_its_size(name):
+def test_the_model_builds_and_has_the_expected_size(name):
     least, most = SIZES[name]
     assert least < sum(x.size for x in jax.tree.leaves(_params(name))) / 1e6 < most
 
 
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "model": 2}, {"data": 2, "expert": 4}])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mesh_divides_every_parameter(name, axes):
+def test_the_mesh_divides_every_parameter(name, axes):
     if "expert" in axes and _config(name).decoder.moe is None:
         axes = {"data": 2, "fsdp": 4}
     mesh = Parallelism.default_config().set(**axes).instantiate().mesh()
@@ -142,7 +142,7 @@ def test_a_mesh_divides_every_parameter(name, axes):
         ("mm1_tiny_moe", ENCODER_AND_CONNECTOR + DECODER + SPARSE_LAYERS),
     ],
 )
-def test_parameters_have_the_names_that_checkpoints_know(name, expected):
+def test_parameters_have_their_names_in_checkpoints(name, expected):
     modules: dict[str, set[str]] = {}
     for path, _ in nnx.to_flat_state(_params(name)):
         *module, parameter = ("*" if isinstance(part, int) else part for part in path)
@@ -152,7 +152,7 @@ def test_parameters_have_the_names_that_checkpoints_know(name, expected):
 
 
 @pytest.mark.parametrize("name", ["mm1_tiny", "mm1_tiny_moe"])
-def test_tiny_models_have_every_part_of_the_large_ones(name):
+def test_tiny_models_have_all_parts_of_the_large_ones(name):
     cfg = _config(name)
     assert isinstance(cfg.connector, CAbstractor.Config) and cfg.connector.depth >= 1
     decoder = cfg.decoder
@@ -162,7 +162,7 @@ def test_tiny_models_have_every_part_of_the_large_ones(name):
     assert all(stack.remat is not Remat.NONE and not stack.unroll for stack in stacks)
 
 
-def test_every_second_layer_of_the_sparse_model_chooses_two_experts_of_four_or_more():
+def test_every_second_layer_of_the_sparse_model_routes_to_two_of_at_least_four_experts():
     decoder = _config("mm1_tiny_moe").decoder
     assert _config("mm1_tiny").decoder.moe is None
     assert decoder.moe_every == 2
@@ -171,7 +171,7 @@ def test_every_second_layer_of_the_sparse_model_chooses_two_experts_of_four_or_m
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_devices_of_a_laptop_make_a_mesh(name, num_devices):
+def test_tiny_models_run_on_the_devices_of_a_laptop(name, num_devices):
     trainer = named_configs()[name]().trainer
     devices = jax.devices()[:num_devices]
     parallelism = choose(trainer.mesh_rules, trainer.parallelism, f"cpu-{num_devices}")

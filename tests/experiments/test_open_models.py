@@ -40,7 +40,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_decoder_is_what_its_checkpoint_is_converted_into(name):
+def test_the_decoder_config_equals_that_of_the_converted_checkpoint(name):
     cfg = Experiment.resolve(open_models.named_configs()[f"mm1_{name}"]())
     rows = cfg.model.decoder.vocab_size
     assert rows >= PUBLISHED[name]["vocab_size"]

@@ -28,7 +28,7 @@ def count(module_or_state):
     ("encoder", "sizes", "projection", "millions"),
     [(vit_l14, (1024, 24, 16, 4096), 768, 304), (vit_h14, (1280, 32, 16, 5120), 1024, 632)],
 )
-def test_clip_towers_have_the_parameters_of_those_in_transformers(
+def test_clip_encoders_have_as_many_parameters_as_in_transformers(
     encoder, sizes, projection, millions, image_size
 ):
     dim, num_layers, num_heads, hidden_dim = sizes
@@ -52,7 +52,7 @@ def test_clip_towers_have_the_parameters_of_those_in_transformers(
     ("encoder", "dim", "num_heads", "billions"),
     [(aim_600m, 1536, 12, 0.68), (aim_1b, 2048, 16, 1.21), (aim_3b, 3072, 24, 2.72)],
 )
-def test_aim_trunks_have_the_parameters_of_the_reference_and_12_d_squared_a_block(
+def test_aim_trunks_have_as_many_parameters_as_the_reference_12_d_squared_per_block(
     encoder, dim, num_heads, billions
 ):
     with torch.device("meta"):
@@ -64,7 +64,7 @@ def test_aim_trunks_have_the_parameters_of_the_reference_and_12_d_squared_a_bloc
 
 
 @pytest.mark.parametrize("encoder", [vit_l14, vit_h14, aim_600m, aim_1b, aim_3b])
-def test_a_mesh_divides_every_parameter(encoder):
+def test_the_mesh_divides_every_parameter(encoder):
     mesh = Parallelism.default_config().set(data=1, fsdp=4, model=2).instantiate().mesh()
     # Raises where a parameter has no logical names or the mesh does not divide it.
     parameter_shardings(params(encoder()), mesh, AxisRules())

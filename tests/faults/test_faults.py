@@ -41,7 +41,7 @@ def workspace(tmp_path_factory):
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_run_of_two_processes_comes_through(workspace, fault, seed):
+def test_a_run_of_two_processes_survives_the_fault(workspace, fault, seed):
     outcome = tool.inject(fault, workspace, 2, seed)
     assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
 
@@ -53,7 +53,7 @@ def test_a_run_of_two_processes_comes_through(workspace, fault, seed):
         for each in faults.DIFFERENCES
     ],
 )
-def test_processes_that_differ_name_the_fact_and_end_before_they_train(workspace, difference):
+def test_processes_that_differ_name_the_difference_and_end_before_training(workspace, difference):
     bench = Bench(workspace, 2, folder=workspace / f"differ {len(difference)}")
     try:
         assert faults.differing_process(bench, difference) < 60
@@ -66,13 +66,13 @@ def test_processes_that_differ_name_the_fact_and_end_before_they_train(workspace
 @pytest.mark.parametrize(
     "fault", [faults.kill_at_a_step, faults.terminate], ids=lambda fault: fault.__name__
 )
-def test_a_run_of_four_processes_comes_through(workspace, fault):
+def test_a_run_of_four_processes_survives_the_fault(workspace, fault):
     outcome = tool.inject(fault, workspace, 4, 0)
     assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_processes_and_on_another_mesh(workspace):
+def test_a_run_resumes_with_other_processes_and_on_another_mesh(workspace):
     """A run of four processes is stopped, resumed with two, then with four and sharded params."""
     bench = Bench(workspace, 4, folder=workspace / "elastic")
     expected = tool.undisturbed(workspace, 4)["steps"]
@@ -91,7 +91,7 @@ def test_a_run_goes_on_with_other_processes_and_on_another_mesh(workspace):
     assert "mesh {'fsdp': 4} of 4 processes; training continues" in bench.text
 
 
-def test_two_processes_make_the_batches_of_one(workspace):
+def test_two_processes_train_on_the_batches_of_one(workspace):
     """The batches are equal; losses sum in another order, so they agree up to rounding."""
     one, two = (tool.undisturbed(workspace, number)["steps"] for number in (1, 2))
     assert [step for step, *_ in one] == [step for step, *_ in two]
@@ -99,14 +99,14 @@ def test_two_processes_make_the_batches_of_one(workspace):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_a_process_without_any_picture_holds_up_nobody(workspace):
+def test_a_process_without_pictures_does_not_delay_others(workspace):
     bench = Bench(workspace, 2, folder=workspace / "no_images")
     launch = bench.launch(fault="no_images:1")
     assert launch.wait(180) == [0, 0], launch.text
     assert launch.text.count("compiled the train step") == 1
 
 
-def test_a_run_goes_on_with_another_number_of_processes(workspace):
+def test_a_run_resumes_with_another_number_of_processes(workspace):
     """The state of the input is one file for any number of processes."""
     bench = Bench(workspace, 2, folder=workspace / "other_number")
     launch = bench.launch("--config.trainer.max_steps=12")
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_another_number_of_processes(workspace):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_the_table_goes_between_its_marks(tmp_path):
+def test_the_table_is_written_between_its_marks(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("before\n<!-- faults -->\nold\n<!-- end of faults -->\nafter\n")
     outcome = tool.Outcome("terminate", 2, 0, "", 3.2)

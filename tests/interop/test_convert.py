@@ -33,7 +33,7 @@ class Drawn(Tensors):
         return np.full(self.specs[name].shape, len(name), np.float32)
 
 
-def test_memory_is_the_largest_tensor_and_twice_that_while_it_is_read_back(tmp_path):
+def test_conversion_memory_is_one_tensor_and_two_while_comparing(tmp_path):
     cfg = Decoder.default_config().set(
         vocab_size=200_000, model_dim=256, num_layers=12, num_heads=4, hidden_dim=1024
     )
@@ -58,7 +58,7 @@ def test_memory_is_the_largest_tensor_and_twice_that_while_it_is_read_back(tmp_p
     assert read_back < 2 * largest + 100 * 2**20
 
 
-def test_a_changed_value_is_named(tmp_path):
+def test_a_tensor_with_a_changed_value_is_named(tmp_path):
     cfg = Decoder.default_config().set(
         vocab_size=16, model_dim=8, num_layers=2, num_heads=2, hidden_dim=16
     )
@@ -89,7 +89,7 @@ LARGE = {
 
 
 @pytest.mark.slow
-def test_memory_of_a_process_that_imports_tables_of_1_gib(tmp_path):
+def test_memory_of_an_import_is_bounded_with_tables_of_1_gib(tmp_path):
     """Checks the memory that the tool reports for its process, tensorstore included."""
     source = tmp_path / "hf"
     source.mkdir()

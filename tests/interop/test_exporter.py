@@ -44,7 +44,7 @@ def there_and_back(folder, **options):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_decoder_comes_back_bit_for_bit(name, tmp_path):
+def test_a_decoder_round_trips_bit_for_bit(name, tmp_path):
     model = save(name, tmp_path / "hf")
     exported = there_and_back(tmp_path)
     assert exported.comparison.is_good
@@ -52,7 +52,7 @@ def test_a_decoder_comes_back_bit_for_bit(name, tmp_path):
     assert_same_state(model.state_dict(), back.state_dict())
 
 
-def test_a_decoder_in_bfloat16_comes_back_bit_for_bit_in_shards(tmp_path):
+def test_a_decoder_in_bfloat16_round_trips_bit_for_bit_in_shards(tmp_path):
     model = save("mixtral", tmp_path / "hf", dtype=torch.bfloat16)
     there_and_back(tmp_path, dtype="bfloat16", max_shard_bytes=20_000)
     assert len(list((tmp_path / "back").glob("*.safetensors"))) > 3
@@ -62,7 +62,7 @@ def test_a_decoder_in_bfloat16_comes_back_bit_for_bit_in_shards(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in TOWERS if name.endswith(("vision", "gelu"))])
-def test_a_tower_comes_back_bit_for_bit_with_the_norm_or_the_head_after_it(name, tmp_path):
+def test_an_encoder_round_trips_bit_for_bit_with_its_final_norm_or_head(name, tmp_path):
     model = save(name, tmp_path / "hf")
     assert there_and_back(tmp_path).comparison.is_good
     back = type(model).from_pretrained(tmp_path / "back")
@@ -76,7 +76,7 @@ def again(folder, **options):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_family_goes_back_as_it_came_with_what_has_no_place_here(name, tmp_path):
+def test_every_family_round_trips_with_tensors_that_we_do_not_use(name, tmp_path):
     model = save(name, tmp_path / "hf")
     # The outputs of decoders after a round trip are compared above.
     exported = again(tmp_path, skip_comparison=name in DECODERS)
@@ -86,7 +86,7 @@ def test_every_family_goes_back_as_it_came_with_what_has_no_place_here(name, tmp
 
 
 @pytest.mark.parametrize("name", ["llama 3.2", "llava"])
-def test_rows_that_were_added_do_not_go_back_and_dtypes_and_files_do(name, tmp_path):
+def test_exports_drop_added_rows_and_keep_dtypes_and_files(name, tmp_path):
     save(name, tmp_path / "hf", dtype=torch.bfloat16)
     path = tmp_path / "hf" / "model.safetensors"
     tensors = load_torch_file(path)
@@ -103,7 +103,7 @@ def test_rows_that_were_added_do_not_go_back_and_dtypes_and_files_do(name, tmp_p
     assert (tmp_path / "again" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
-def test_what_has_no_source_and_what_was_lost_aside_are_named(tmp_path):
+def test_upcycled_weights_and_lost_kept_tensors_are_named(tmp_path):
     save("clip vision", tmp_path / "hf")
     import_checkpoint(tmp_path / "hf", tmp_path / "ours", skip_comparison=True)
     shutil.rmtree(tmp_path / "ours" / "aside")
@@ -203,7 +203,7 @@ WIDE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDE)
-def test_published_shapes_have_the_same_outputs_there_and_back(name, tmp_path):
+def test_published_shapes_have_the_same_outputs_after_a_round_trip(name, tmp_path):
     randomise(WIDE[name]()).save_pretrained(tmp_path / "hf")
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     exported = assert_goes_back(tmp_path / "hf", tmp_path / "ours", tmp_path / "again")

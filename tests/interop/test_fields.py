@@ -27,7 +27,7 @@ def default_of(field):
 
 
 @pytest.mark.parametrize("model_type", [*llama.CLASSES, *families._CLASS_NAMES][5:])
-def test_the_defaults_of_a_class_are_those_of_transformers(model_type):
+def test_the_defaults_of_a_class_equal_those_of_transformers(model_type):
     ours, theirs = families._CLASSES[model_type], CONFIG_MAPPING[model_type]
     assert ours.name == theirs.__name__
     defaults = {field.name: default_of(field) for field in dataclasses.fields(theirs)}
@@ -41,7 +41,7 @@ def test_the_defaults_of_a_class_are_those_of_transformers(model_type):
     assert not set(ours.neutral) & set(ours.defaults)
 
 
-def test_a_llava_without_sections_has_the_parts_that_transformers_gives_it():
+def test_a_llava_without_sections_has_transformers_default_parts():
     theirs = CONFIG_MAPPING["llava"]()
     encoder, _, decoder = make_parts({"model_type": "llava"}, Changes()).values()
     tower, text = theirs.vision_config, theirs.text_config
@@ -62,7 +62,7 @@ def test_a_llava_without_sections_has_the_parts_that_transformers_gives_it():
         (vision.OPEN_CLIP_PREPROCESS, ["PreprocessCfg"]),
     ],
 )
-def test_the_defaults_of_open_clip_are_its_own(ours, names):
+def test_the_defaults_of_open_clip_equal_its_own(ours, names):
     theirs = {k: v for name in names for k, v in OPEN_CLIP[name].items()}
     for name, default in theirs.items():
         if isinstance(default, dict):
@@ -125,14 +125,14 @@ def open_clip(model=(), **vision_cfg):
         (open_clip(scale_fc=True), "vision_cfg.scale_fc=true: only false"),
     ],
 )
-def test_a_field_that_ours_has_not_is_named_with_its_value(config, message):
+def test_an_unsupported_field_is_named_with_its_value(config, message):
     with pytest.raises(ValueError, match=message) as error:
         make_parts(config, Changes())
     file = "open_clip_config.json" if config["model_type"] == "open_clip" else "config.json"
     assert str(error.value).startswith(f"{file}: ")
 
 
-def test_open_clip_fields_that_decide_what_is_computed_are_read():
+def test_open_clip_fields_that_affect_the_output_are_read():
     config = open_clip(
         act_kwargs={"approximate": "tanh"},
         norm_kwargs={"eps": 1e-6},
@@ -152,7 +152,7 @@ def test_open_clip_fields_that_decide_what_is_computed_are_read():
     assert cfg.pre_norm.eps == 1e-5 and cfg.image_size == 224
 
 
-def test_colours_come_from_the_processor_beside_a_tower(tmp_path):
+def test_pixel_statistics_come_from_the_processor_beside_an_encoder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CLIP))
     processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [1, 1, 1], "do_resize": True}
     for name, content in (
@@ -171,18 +171,18 @@ def test_colours_come_from_the_processor_beside_a_tower(tmp_path):
         make_parts(families.read_config(tmp_path), Changes())
 
 
-def test_what_was_read_before_is_read_again_without_complaint():
+def test_stored_configs_are_read_again_without_strict_checks():
     config = {**LLAMA, "attention_scale": 2}
     assert make_parts(config, Changes(), strict=False)["decoder"].num_layers == 32
 
 
-def test_sizes_that_are_left_out_are_told():
+def test_omitted_sizes_are_reported():
     config = {"model_type": "llama", "hidden_size": 64, "text": None}
     assert "num_attention_heads=32" in families.left_out(config)
     assert not any("hidden_size" in name for name in families.left_out(config))
 
 
-def test_a_whole_number_is_no_truth_value_and_no_text():
+def test_an_integer_field_rejects_booleans_and_strings():
     klass = ForeignClass("Class", {"size": 4})
     for value in (True, "4", 4.0, None, {}, -1):
         with pytest.raises(ValueError, match="config.json: section.size="):

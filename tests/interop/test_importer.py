@@ -32,7 +32,7 @@ from mm1_jax.layers.feed_forward import Activation
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_outputs_equal_those_of_the_source(name, tmp_path):
+def test_outputs_of_an_import_equal_those_of_the_source(name, tmp_path):
     save(name, tmp_path / "hf")
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     assert imported.not_compared is None
@@ -72,7 +72,7 @@ def open_clip_names(state):
     return {name: value.contiguous() for name, value in result.items()}
 
 
-def test_a_tower_of_open_clip_has_the_features_of_the_same_tower_in_transformers(tmp_path):
+def test_an_open_clip_encoder_has_the_features_of_the_same_encoder_in_transformers(tmp_path):
     tower = save("clip vision", tmp_path / "hf")
     folder = tmp_path / "open_clip"
     folder.mkdir()
@@ -97,7 +97,7 @@ def test_a_tower_of_open_clip_has_the_features_of_the_same_tower_in_transformers
     assert all(torch.equal(back[name], value) for name, value in tower.state_dict().items())
 
 
-def test_a_trunk_of_aim_has_the_features_of_the_reference(tmp_path):
+def test_an_aim_trunk_has_the_features_of_the_reference(tmp_path):
     trunk = randomise(AimTrunk(256, 2, 2, patch_size=14))
     names = (("proj.", "preprocessor.patchifier.proj."), ("norm.", "preprocessor.patchifier.norm."))
     state = {}
@@ -124,7 +124,7 @@ def test_a_trunk_of_aim_has_the_features_of_the_reference(tmp_path):
     assert_equal(with_params(cfg, params)(jnp.asarray(images)), expected)
 
 
-def test_shards_in_bfloat16_stay_as_they_are(tmp_path):
+def test_shards_in_bfloat16_keep_their_dtype(tmp_path):
     save("llama", tmp_path / "hf", dtype=torch.bfloat16, max_shard_size="20KB")
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
     assert import_checkpoint(tmp_path / "hf", tmp_path / "ours").comparison.is_good
@@ -133,7 +133,7 @@ def test_shards_in_bfloat16_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("moe_every", [1, 2])
-def test_an_upcycled_decoder_computes_what_the_dense_one_did(moe_every, tmp_path):
+def test_an_upcycled_decoder_computes_the_same_as_the_dense_one(moe_every, tmp_path):
     save("llama", tmp_path / "hf")
     changes = Changes(num_experts=4, moe_every=moe_every)
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours", changes=changes)
@@ -183,7 +183,7 @@ KEY = "model.layers.2.self_attn.k_proj.weight"
     ],
     ids=["missing", "extra", "misshapen", "integer", "not finite"],
 )
-def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(change, message, tmp_path):
+def test_a_mismatched_tensor_is_named_and_no_output_remains(change, message, tmp_path):
     save("llama", tmp_path / "hf")
     damage(tmp_path / "hf", change)
     with pytest.raises(ValueError, match=message):
@@ -191,7 +191,7 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(change, message
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_a_truncated_shard_names_the_tensor_that_it_cuts(tmp_path):
+def test_a_truncated_shard_names_the_truncated_tensor(tmp_path):
     save("llama", tmp_path / "hf")
     path = tmp_path / "hf" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
@@ -200,7 +200,7 @@ def test_a_truncated_shard_names_the_tensor_that_it_cuts(tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-def test_a_shard_that_is_not_there_is_named(tmp_path):
+def test_a_missing_shard_is_named(tmp_path):
     save("llama", tmp_path / "hf", max_shard_size="40KB")
     shard = sorted((tmp_path / "hf").glob("*.safetensors"))[1]
     shard.unlink()
@@ -208,7 +208,7 @@ def test_a_shard_that_is_not_there_is_named(tmp_path):
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
 
 
-def test_a_field_that_ours_has_not_is_named(tmp_path):
+def test_an_unsupported_field_is_named(tmp_path):
     save("llama", tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text())
@@ -217,7 +217,7 @@ def test_a_field_that_ours_has_not_is_named(tmp_path):
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
 
 
-def test_a_conversion_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+def test_a_conversion_with_different_outputs_is_rejected(tmp_path, monkeypatch):
     save("clip with gelu", tmp_path / "hf")
     monkeypatch.setitem(ACTIVATIONS, "gelu", Activation.GELU_TANH)
     with pytest.raises(ValueError, match="the conversion is wrong. features of random images"):
@@ -225,7 +225,7 @@ def test_a_conversion_that_computes_something_else_is_refused(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_pickles_are_refused_unless_they_are_allowed(tmp_path):
+def test_pickles_are_rejected_unless_allowed(tmp_path):
     model = save("llama", tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").unlink()
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -242,7 +242,7 @@ def rename(folder, change):
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model."])
-def test_tensors_behind_a_prefix_are_compared_without_it(prefix, tmp_path):
+def test_tensors_with_a_prefix_are_compared_without_it(prefix, tmp_path):
     save("llama", tmp_path / "hf")
     rename(tmp_path / "hf", lambda name: prefix + name)
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
@@ -250,14 +250,14 @@ def test_tensors_behind_a_prefix_are_compared_without_it(prefix, tmp_path):
     assert_goes_back(tmp_path / "hf", tmp_path / "ours", tmp_path / "again")
 
 
-def test_a_wrapper_inside_the_names_is_named(tmp_path):
+def test_a_wrapper_in_tensor_names_is_named(tmp_path):
     save("llama", tmp_path / "hf")
     rename(tmp_path / "hf", lambda name: name.replace("self_attn.", "self_attn._orig_mod."))
     with pytest.raises(ValueError, match="have _orig_mod inside their names"):
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
 
 
-def test_nothing_is_compared_with_weights_that_transformers_draws(tmp_path, monkeypatch):
+def test_randomly_initialized_weights_are_never_compared(tmp_path, monkeypatch):
     save("llama", tmp_path / "hf")
     read = compare.torch_tensors
     monkeypatch.setattr(
@@ -268,7 +268,7 @@ def test_nothing_is_compared_with_weights_that_transformers_draws(tmp_path, monk
     assert imported.not_compared == f"transformers misses 1 of its tensors, such as {KEY}"
 
 
-def test_shards_without_an_index_and_a_single_file_are_compared_as_well(tmp_path):
+def test_shards_without_an_index_and_single_files_are_compared_too(tmp_path):
     save("llama", tmp_path / "hf", max_shard_size="20KB")
     (tmp_path / "hf" / "model.safetensors.index.json").unlink()
     assert import_checkpoint(tmp_path / "hf", tmp_path / "ours").comparison.is_good
@@ -280,7 +280,7 @@ def test_shards_without_an_index_and_a_single_file_are_compared_as_well(tmp_path
 @pytest.mark.parametrize(
     "content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../x"}}', "[" * 10**5]
 )
-def test_an_index_that_is_none_is_named(content, tmp_path):
+def test_an_invalid_index_is_named(content, tmp_path):
     save("llama", tmp_path / "hf", max_shard_size="40KB")
     index = tmp_path / "hf" / "model.safetensors.index.json"
     index.write_text(content)
@@ -298,14 +298,14 @@ def test_two_output_layers_of_a_tied_decoder_must_be_the_same(tmp_path):
         import_checkpoint(tmp_path / "hf", tmp_path / "again")
 
 
-def test_a_window_shorter_than_the_compared_rows_is_told_and_compared_within(tmp_path):
+def test_a_sliding_window_is_reported_and_limits_the_comparison(tmp_path):
     model = MistralForCausalLM(MistralConfig(**TEXT, sliding_window=8))
     randomise(model).save_pretrained(tmp_path / "hf")
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     assert imported.comparison.is_good and "last 8 positions" in imported.notes[0]
 
 
-def test_sizes_that_a_config_leaves_out_are_told_where_the_tensors_do_not_fit(tmp_path):
+def test_omitted_sizes_are_reported_if_the_tensors_do_not_fit(tmp_path):
     save("llama", tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text())
@@ -315,7 +315,7 @@ def test_sizes_that_a_config_leaves_out_are_told_where_the_tensors_do_not_fit(tm
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
 
 
-def test_a_decoder_of_another_depth_than_its_config_says_is_named(tmp_path):
+def test_a_decoder_whose_depth_differs_from_its_config_is_named(tmp_path):
     save("llama", tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 5}))
@@ -323,7 +323,7 @@ def test_a_decoder_of_another_depth_than_its_config_says_is_named(tmp_path):
         import_checkpoint(tmp_path / "hf", tmp_path / "ours")
 
 
-def test_without_torch_it_says_that_nothing_was_compared(tmp_path, monkeypatch):
+def test_without_torch_an_import_reports_that_nothing_was_compared(tmp_path, monkeypatch):
     save("llama", tmp_path / "hf")
     monkeypatch.setattr("mm1_jax.interop.compare.importlib.util.find_spec", lambda name: None)
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")

@@ -59,7 +59,7 @@ SLOW_LLAVAS = [pytest.param(n, marks=() if n == "llava" else pytest.mark.slow) f
 
 
 @pytest.mark.parametrize("name", SLOW_LLAVAS)
-def test_64_greedy_tokens_after_an_import_are_those_of_transformers(name, tmp_path):
+def test_64_greedy_tokens_after_an_import_equal_those_of_transformers(name, tmp_path):
     save(name, tmp_path / "hf")
     import_checkpoint(tmp_path / "hf", tmp_path / "ours", skip_comparison=True)
     stored = StoredParams(tmp_path / "ours")
@@ -80,7 +80,7 @@ def of_llava(name, tied):
     ("name", "tied"),
     [("llava", True), pytest.param("llava of siglip", False, marks=pytest.mark.slow)],
 )
-def test_an_mm1_of_these_parts_is_a_llava_and_comes_back_bit_for_bit(name, tied, tmp_path):
+def test_an_mm1_with_llavas_parts_exports_as_a_llava_and_round_trips(name, tied, tmp_path):
     cfg = of_llava(name, tied)
     params, parts = draw(cfg), model_parts(cfg)
     stored = store(params, tmp_path / "ours")
@@ -96,7 +96,7 @@ def test_an_mm1_of_these_parts_is_a_llava_and_comes_back_bit_for_bit(name, tied,
         np.testing.assert_array_equal(back.read(path), value, path)
 
 
-def test_its_processor_makes_the_tokens_and_pixels_that_ours_makes(tmp_path):
+def test_the_exported_processor_makes_our_tokens_and_pixels(tmp_path):
     tokenizer = Tokenizer.default_config().instantiate()
     cfg = of_llava("llava", False).set(image_token=tokenizer.image_token)
     cfg.decoder.vocab_size = tokenizer.vocab_size
@@ -144,14 +144,14 @@ def test_its_processor_makes_the_tokens_and_pixels_that_ours_makes(tmp_path):
         ),
     ],
 )
-def test_what_llava_has_otherwise_is_named(change, message):
+def test_parts_that_llava_does_not_support_are_named(change, message):
     cfg = sizes.tiny().set(connector=AveragePooling.default_config().set(num_image_tokens=9))
     change(cfg)
     with pytest.raises(ValueError, match=message):
         plain_llava(model_parts(cfg), 4)
 
 
-def test_a_config_of_another_tower_is_named(tmp_path):
+def test_a_config_of_another_encoder_is_named(tmp_path):
     save("llava", tmp_path / "hf")
     config = read_config(tmp_path / "hf")
     config["vision_config"]["model_type"] = "dinov2"

@@ -104,7 +104,7 @@ def _flat(values):
 
 
 @pytest.mark.parametrize("seed", range(FEW))
-def test_a_changed_config_is_read_as_its_library_reads_it_or_refused(seed, checkpoints, tmp_path):
+def test_a_changed_config_is_read_as_by_its_library_or_rejected(seed, checkpoints, tmp_path):
     folder = tmp_path / "source"
     made = placed(checkpoints, seed, folder)
     try:
@@ -120,7 +120,7 @@ def test_a_changed_config_is_read_as_its_library_reads_it_or_refused(seed, check
 
 
 @pytest.mark.slow
-def test_500_changed_checkpoints_are_imported_or_refused_without_a_traceback(
+def test_500_changed_checkpoints_are_imported_or_rejected_without_a_traceback(
     checkpoints, tmp_path, capsys
 ):
     counts = {"imported": 0, "refused": 0}

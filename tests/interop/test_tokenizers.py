@@ -29,7 +29,7 @@ def write_json_tokenizer(folder):
     return tokenizer
 
 
-def test_a_decoder_takes_its_tokenizer_along_and_there_is_room_for_the_image_token(tmp_path):
+def test_a_decoder_keeps_its_tokenizer_and_has_room_for_the_image_token(tmp_path):
     """The path of an open model: imported, and exported as a plain checkpoint."""
     save("qwen3", tmp_path / "hf")
     library = write_json_tokenizer(tmp_path / "hf")
@@ -55,7 +55,7 @@ def test_a_decoder_takes_its_tokenizer_along_and_there_is_room_for_the_image_tok
     assert "AutoModelForCausalLM" in (tmp_path / "back" / "README.md").read_text()
 
 
-def test_a_sentencepiece_model_is_kept_and_plain_models_read_it_as_llamas(tmp_path):
+def test_a_sentencepiece_model_is_kept_and_plain_exports_read_it_as_llamas(tmp_path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "tokenizer.model").write_bytes(SHIPPED_MODEL.read_bytes())
     imported = import_tokenizer(tmp_path / "hf", num_rows=0)
@@ -70,7 +70,7 @@ def test_a_folder_without_a_tokenizer_has_none(tmp_path):
     assert import_tokenizer(tmp_path, num_rows=0) is None
 
 
-def test_the_rows_of_a_decoder_are_kept_where_they_are_more_than_ids(tmp_path):
+def test_extra_rows_of_a_decoder_are_kept(tmp_path):
     write_json_tokenizer(tmp_path)
     imported = import_tokenizer(tmp_path, num_rows=1000)
     tokenizer = imported.cfg.instantiate()
@@ -101,12 +101,12 @@ def both(tmp_path):
     return tmp_path
 
 
-def test_a_sentencepiece_model_is_taken_where_tokenizer_json_has_no_more(both):
+def test_a_sentencepiece_model_is_preferred_if_tokenizer_json_adds_nothing(both):
     imported = import_tokenizer(both, num_rows=0)
     assert list(imported.files) == ["tokenizer.model"] and not imported.notes
 
 
-def test_tokenizer_json_is_taken_where_it_has_tokens_that_the_model_lacks(both):
+def test_tokenizer_json_is_preferred_if_the_model_lacks_tokens(both):
     library = tokenizers.Tokenizer.from_file(str(both / "tokenizer.json"))
     library.add_special_tokens(["<|im_end|>"])
     library.save(str(both / "tokenizer.json"))
@@ -123,13 +123,13 @@ def test_tokenizer_json_is_taken_where_it_has_tokens_that_the_model_lacks(both):
         import_tokenizer(both, num_rows=0)
 
 
-def test_a_model_that_is_not_of_sentencepiece_gives_way_to_tokenizer_json(both):
+def test_a_model_of_another_library_is_ignored_for_tokenizer_json(both):
     (both / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
     imported = import_tokenizer(both, num_rows=0)
     assert "tokenizer.json" in imported.files and "not a sentencepiece model" in imported.notes[0]
 
 
-def test_the_image_token_takes_no_row_of_another_token(tmp_path):
+def test_the_image_token_never_takes_the_row_of_another_token(tmp_path):
     library = write_json_tokenizer(tmp_path)
     first = library.get_vocab_size()
     for name, content in (
@@ -160,7 +160,7 @@ def test_the_image_token_takes_no_row_of_another_token(tmp_path):
         ("config", {**CONFIG, "eos_token_id": "END", "bos_token_id": "END"}),
     ],
 )
-def test_the_end_of_a_text_is_read_where_transformers_reads_it(name, content, tmp_path):
+def test_eos_is_read_from_the_same_files_as_in_transformers(name, content, tmp_path):
     library = write_json_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match="special_tokens_map.json, .* which token ends a text"):
@@ -172,7 +172,7 @@ def test_the_end_of_a_text_is_read_where_transformers_reads_it(name, content, tm
     assert tokenizer.eos == tokenizer.bos == end
 
 
-def test_files_that_say_otherwise_are_named(tmp_path):
+def test_files_that_disagree_are_named(tmp_path):
     write_json_tokenizer(tmp_path)
     # An id that is a piece of text is a class default and ends nothing.
     write(tmp_path, config={**CONFIG, "eos_token_id": 2}, generation_config={"eos_token_id": 2})
@@ -183,7 +183,7 @@ def test_files_that_say_otherwise_are_named(tmp_path):
         import_tokenizer(tmp_path, num_rows=0)
 
 
-def test_an_image_piece_that_is_text_is_refused(tmp_path):
+def test_an_image_token_that_is_ordinary_text_is_rejected(tmp_path):
     library = write_json_tokenizer(tmp_path)
     library.add_tokens(["<image>"])
     library.save(str(tmp_path / "tokenizer.json"))

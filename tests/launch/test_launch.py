@@ -35,7 +35,7 @@ def _printed(capsys, *argv) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_help_is_instant_and_imports_nothing_heavy():
+def test_help_is_fast_and_imports_nothing_heavy():
     code = (
         "import sys, mm1_jax.launch.__main__\n"
         "try:\n    mm1_jax.launch.__main__.main(['--help'])\n"
@@ -71,7 +71,7 @@ def test_a_folder_in_a_store_is_refused(option, tmp_path, monkeypatch, capsys):
     assert f"--{option}: value=gs://bucket/x: expected a local path" in capsys.readouterr().err
 
 
-def test_overrides_are_told_from_other_arguments():
+def test_overrides_are_distinguished_from_other_arguments():
     argv = [
         "--config=a",
         "--config.b.c=1",
@@ -128,19 +128,19 @@ def test_any_field_is_set_by_path_with_a_typed_value(capsys, override, line):
     assert line in _printed(capsys, f"--config.{override}")
 
 
-def test_what_must_agree_follows_an_override(capsys):
+def test_dependent_fields_follow_an_override(capsys):
     lines = _printed(capsys, "--config.model.connector.num_image_tokens=9")
     assert "input.num_image_tokens: 9" in lines
     lines = _printed(capsys, "--config.trainer.max_steps=7")
     assert "trainer.optimizer.decay_steps: 7" in lines
 
 
-def test_what_disagrees_is_refused(capsys):
+def test_inconsistent_overrides_are_rejected(capsys):
     error = _error(capsys, "--config=fake_small", "--config.input.num_image_tokens=9")
     assert "input.num_image_tokens" in error and "model.connector" in error
 
 
-def test_none_is_a_value_where_the_annotation_allows_it(capsys):
+def test_none_is_valid_if_the_annotation_allows_it(capsys):
     argv = ("--config.model.head_dim=16", "--config.model.head_dim=None")
     assert not any("head_dim" in line for line in _printed(capsys, *argv))
     error = _error(capsys, "--config=fake_small", "--config.trainer.seed=None")
@@ -194,7 +194,7 @@ def test_a_wrong_argument_ends_with_2(capsys, argv):
     assert error.value.code == 2 and "error: " in capsys.readouterr().err
 
 
-def test_a_run_says_where_its_outputs_are(capsys, tmp_path, monkeypatch):
+def test_a_run_reports_its_output_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([MODULE, "--config=fake_small"]) == 0
     assert "Outputs: runs/fake_small" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_a_run_says_where_its_outputs_are(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "elsewhere/checkpoints/10").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_at_once(capsys, tmp_path):
+def test_a_read_only_output_folder_is_an_immediate_error(capsys, tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "run"
     error = _error(capsys, "--config=fake_small", f"--output_dir={folder}")
@@ -235,7 +235,7 @@ def test_only_verbosity_shows_the_traceback_of_an_error(tmp_path, override, said
         assert ("Traceback (most recent call last)" in result.stderr) == has_traceback
 
 
-def test_help_says_what_the_exit_codes_mean(capsys):
+def test_help_explains_the_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out.partition("exit codes:")[2]
@@ -285,14 +285,14 @@ def test_a_second_launch_at_the_same_time_is_refused(capsys, tmp_path, other_lau
     assert main([MODULE, *argv]) == 0
 
 
-def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path, other_launch):
+def test_the_lock_of_a_killed_process_does_not_block_others(tmp_path, other_launch):
     other_launch.kill()
     other_launch.wait()
     assert (tmp_path / "launch.lock").read_text() == f"{other_launch.pid}\n"
     assert main([MODULE, "--config=fake_small", f"--output_dir={tmp_path}"]) == 0
 
 
-def test_a_second_launch_resumes_and_a_changed_one_is_refused(capsys, tmp_path):
+def test_a_second_launch_resumes_and_a_changed_one_is_rejected(capsys, tmp_path):
     argv = ("--config=fake_small", f"--output_dir={tmp_path}")
     assert main([MODULE, *argv]) == 0
     assert main([MODULE, *argv, "--config.evals.digits_vqa.num_examples=9"]) == 0
@@ -338,7 +338,7 @@ def test_no_launch_that_fails_ends_with_0(tmp_path, monkeypatch, capsys, options
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "-1", "http", ""])
-def test_a_port_that_cannot_be_is_explained(capsys, port):
+def test_an_invalid_port_is_explained(capsys, port):
     error = _error(
         capsys,
         *("--config=fake_small", "--num_processes=2", "--process_id=0"),
@@ -347,7 +347,7 @@ def test_a_port_that_cannot_be_is_explained(capsys, port):
     assert f"'localhost:{port}'" in error and "PORT a number from 1 to 65535" in error
 
 
-def test_a_module_that_uses_devices_before_the_processes_have_met_is_named(tmp_path):
+def test_a_module_that_uses_devices_before_the_rendezvous_is_named(tmp_path):
     (tmp_path / "eager.py").write_text(
         "import jax, fake_experiment\njax.devices()\n"
         "named_configs = fake_experiment.named_configs\n"

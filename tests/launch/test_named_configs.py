@@ -55,7 +55,7 @@ def test_every_tool_finds_a_module_of_the_current_folder(own_module, capsys, too
     assert said.startswith("error: ") and said.endswith("it is found\n")
 
 
-def test_the_list_of_tools_is_whole():
+def test_the_list_of_tools_is_complete():
     with_module = {
         path.stem
         for path in (ROOT / "tools").glob("*.py")
@@ -84,7 +84,7 @@ def test_a_module_of_the_current_folder_comes_before_those_beside_a_script(own_m
         ("experiments.mine", "give a folder of your own another name"),
     ],
 )
-def test_a_module_that_is_not_there_is_explained(own_module, name, said):
+def test_a_missing_module_is_explained(own_module, name, said):
     with pytest.raises(ValueError) as error:
         import_module(name, "--module")
     assert said.format(cwd=os.getcwd()) in str(error.value)
@@ -118,7 +118,7 @@ def test_a_module_that_ends_the_process_does_not_end_a_command_with_0(own_module
         import_module("ending", "--module")
 
 
-def test_a_module_that_misses_another_one_is_a_fault_of_its_own(own_module):
+def test_a_failing_import_inside_a_module_is_not_a_missing_module(own_module):
     Path("broken.py").write_text("import a_package_that_is_not_there\n")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         import_module("broken", "--module")
@@ -186,7 +186,7 @@ def module(monkeypatch):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_an_experiment_that_is_none_is_one_sentence(module, name):
+def test_a_function_that_makes_no_experiment_is_explained_in_one_sentence(module, name):
     with pytest.raises(ValueError) as error:
         Launch(name, module.__name__).resolved_config()
     assert WRONG[name][1] in str(error.value) and "\n" not in str(error.value)
@@ -198,7 +198,7 @@ def test_a_launch_ends_with_2(module, capsys):
     assert capsys.readouterr().err.startswith("error: --config=none: wrong_experiments.named_conf")
 
 
-def test_named_configs_has_to_return_a_dict(module):
+def test_named_configs_must_return_a_dict(module):
     module.named_configs = lambda: [mm1_tiny]
     with pytest.raises(ValueError, match="expected a dict from names to functions"):
         Launch("none", module.__name__).resolved_config()

@@ -60,7 +60,7 @@ def run(tmp_path, request):
     return tmp_path
 
 
-def test_a_claimed_folder_gives_its_experiment_back(tmp_path):
+def test_a_claimed_folder_restores_its_experiment(tmp_path):
     overrides = {"trainer__max_steps": "7", "input__streams.1.weight": "3"}
     _claim(tmp_path, **overrides)
     cfg = load_experiment(tmp_path)
@@ -77,7 +77,7 @@ def test_fields_are_stored_beside_the_text(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", None])
-def test_the_text_counts_where_the_fields_are_not_those_of_it(tmp_path, content):
+def test_the_text_wins_if_the_fields_do_not_match_it(tmp_path, content):
     _claim(tmp_path)
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     path = tmp_path / "config.txt"
@@ -92,7 +92,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
         load_experiment(tmp_path)
 
 
-def test_values_that_a_run_was_trained_with_are_read(run, capsys):
+def test_stored_values_of_a_run_are_restored(run, capsys):
     """The code and its experiment have other values now."""
     _store(run, "seed: 0", "seed: 3")
     _store(run, "input.fit: <Fit.STRETCH: 'stretch'>", "input.fit: <Fit.PAD: 'pad'>")
@@ -105,7 +105,7 @@ def test_values_that_a_run_was_trained_with_are_read(run, capsys):
     assert "trainer.seed: 3 -> 0" in capsys.readouterr().err
 
 
-def test_what_follows_from_a_stored_value_follows(run):
+def test_derived_values_follow_from_stored_values(run):
     _store(run, "connector.num_image_tokens: 4", "connector.num_image_tokens: 9")
     _store(run, "input.num_image_tokens: 4", "input.num_image_tokens: 9")
     assert load_experiment(run).input.num_image_tokens == 9
@@ -137,18 +137,18 @@ def test_a_run_keeps_the_default_that_it_was_trained_with(changed_default, capsy
 
 
 @pytest.mark.parametrize("clip", ["1", "3"])
-def test_a_default_that_changed_is_no_excuse_for_a_choice(changed_default, clip):
+def test_a_changed_default_does_not_permit_a_chosen_value(changed_default, clip):
     with pytest.raises(ValueError, match=f"optimizer.clip: 2 -> {clip}"):
         _claim(changed_default, trainer__optimizer__clip=clip)
 
 
-def test_a_value_that_was_chosen_is_not_a_former_default(changed_default):
+def test_a_chosen_value_is_not_taken_for_a_former_default(changed_default):
     _store(changed_default, "clip: 2", "clip: 4")
     with pytest.raises(ValueError, match="optimizer.clip: 4 -> 1"):
         _claim(changed_default)
 
 
-def test_a_run_from_before_a_field_has_what_meant_the_same(run, monkeypatch, capsys):
+def test_a_run_older_than_a_field_gets_the_equivalent_value(run, monkeypatch, capsys):
     monkeypatch.setitem(DEFAULTS, ("fake_experiment.Model", "tied"), (False, True))
     _store(run, "model.tied: True\n", "")
     assert not load_experiment(run).model.tied
@@ -161,7 +161,7 @@ def test_a_run_from_before_a_field_has_what_meant_the_same(run, monkeypatch, cap
     assert capsys.readouterr().err == ""
 
 
-def test_a_default_that_was_not_set_stays_so(run, monkeypatch):
+def test_a_former_default_of_none_is_restored(run, monkeypatch):
     monkeypatch.setitem(DEFAULTS, ("fake_experiment.Input", "path"), (None, "x"))
     launch = _launch()
     cfg = launch.resolved_config()
@@ -169,12 +169,12 @@ def test_a_default_that_was_not_set_stays_so(run, monkeypatch):
     assert RunFolder(run).claim(launch, cfg) == {"input.path": None}
 
 
-def test_a_run_without_a_checkpoint_takes_the_default_of_now(changed_default):
+def test_a_run_without_a_checkpoint_gets_the_present_default(changed_default):
     (changed_default / "checkpoints" / "10").rmdir()
     assert _claim(changed_default).trainer.optimizer.clip == 1
 
 
-def test_the_difference_of_a_changed_config_is_field_by_field(run):
+def test_a_changed_config_is_reported_field_by_field(run):
     with pytest.raises(ValueError) as error:
         _claim(run, trainer__seed="1", model__head_dim="8", input__streams__0__weight="2")
     lines = str(error.value).splitlines()
@@ -186,20 +186,20 @@ def test_the_difference_of_a_changed_config_is_field_by_field(run):
     assert "--output_dir" in lines[4]
 
 
-def test_a_refused_launch_leaves_the_folder_as_it_was(run):
+def test_a_rejected_launch_does_not_change_the_folder(run):
     before = {path.name: path.read_text() for path in run.glob("*.*")}
     with pytest.raises(ValueError):
         _claim(run, trainer__seed="1")
     assert before == {path.name: path.read_text() for path in run.glob("*.*")}
 
 
-def test_evaluation_and_speed_may_change_and_are_remembered(run):
+def test_evaluation_and_speed_fields_may_change_and_are_stored(run):
     _claim(run, evals__digits_vqa__num_examples="3", input__num_workers="2")
     cfg = load_experiment(run)
     assert (cfg.evals["digits_vqa"].num_examples, cfg.input.num_workers) == (3, 2)
 
 
-def test_max_steps_may_change_only_where_the_schedule_stays(run):
+def test_max_steps_may_change_only_if_the_schedule_does_not(run):
     with pytest.raises(ValueError, match="decay_steps: 10 -> 20") as error:
         _claim(run, trainer__max_steps="20")
     assert "--config.trainer.optimizer.decay_steps=10" in str(error.value)
@@ -207,13 +207,13 @@ def test_max_steps_may_change_only_where_the_schedule_stays(run):
     assert load_experiment(run).trainer.max_steps == 20
 
 
-def test_a_run_without_a_checkpoint_binds_nobody(tmp_path):
+def test_a_run_without_a_checkpoint_does_not_restrict_the_next(tmp_path):
     _claim(tmp_path)
     _claim(tmp_path, trainer__seed="1")
     assert load_experiment(tmp_path).trainer.seed == 1
 
 
-def test_half_a_checkpoint_is_none(tmp_path):
+def test_an_incomplete_checkpoint_does_not_count(tmp_path):
     _claim(tmp_path)
     (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp-3").mkdir(parents=True)
     _claim(tmp_path, trainer__seed="1")
@@ -228,26 +228,26 @@ def _leave_logs(folder):
     (folder / "tensorboard" / "events.out").touch()
 
 
-def test_a_run_without_a_checkpoint_leaves_no_logs_to_the_next(tmp_path):
+def test_logs_of_a_run_without_a_checkpoint_are_removed(tmp_path):
     _claim(tmp_path)
     _leave_logs(tmp_path)
     _claim(tmp_path)
     assert not {path.name for path in tmp_path.iterdir()} & {"quarantine.jsonl", "tensorboard"}
 
 
-def test_a_run_that_goes_on_keeps_its_logs(run):
+def test_a_resumed_run_keeps_its_logs(run):
     _leave_logs(run)
     _claim(run)
     assert (run / "quarantine.jsonl").exists() and (run / "tensorboard/events.out").exists()
 
 
-def test_a_folder_that_held_no_run_loses_nothing(tmp_path):
+def test_a_folder_without_a_run_loses_nothing(tmp_path):
     _leave_logs(tmp_path)
     _claim(tmp_path)
     assert (tmp_path / "quarantine.jsonl").exists() and (tmp_path / "tensorboard").exists()
 
 
-def test_fewer_steps_than_were_made_are_refused(run):
+def test_fewer_steps_than_already_trained_are_rejected(run):
     before = (run / "config.txt").read_text()
     overrides = {"trainer__max_steps": "9", "trainer__optimizer__decay_steps": "10"}
     with pytest.raises(ValueError, match="max_steps=9: the run in .* has made 10 steps"):
@@ -255,7 +255,7 @@ def test_fewer_steps_than_were_made_are_refused(run):
     assert (run / "config.txt").read_text() == before
 
 
-def test_a_launch_killed_between_its_two_files_is_no_run(tmp_path):
+def test_a_launch_killed_between_its_two_files_does_not_count(tmp_path):
     _claim(tmp_path)
     (tmp_path / "config.txt").unlink()
     _claim(tmp_path, trainer__seed="1")
@@ -268,7 +268,7 @@ def test_checkpoints_without_a_config_are_not_resumed(run):
         _claim(run)
 
 
-def test_what_may_change_is_a_field_and_not_the_beginning_of_a_name(run):
+def test_fields_that_may_change_match_whole_names(run):
     assert "trainer.max_steps" in MAY_CHANGE
     text = (run / "config.txt").read_text()
     (run / "config.txt").write_text(text + "trainer.max_steps_more: 1\n")
@@ -276,7 +276,7 @@ def test_what_may_change_is_a_field_and_not_the_beginning_of_a_name(run):
         _claim(run)
 
 
-def test_an_override_mends_what_does_not_fit(tmp_path, monkeypatch):
+def test_an_override_fixes_an_inconsistent_config(tmp_path, monkeypatch):
     """Without the override, the tokenizer in the folder has another size than the config."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
@@ -340,7 +340,7 @@ def test_checkpoints_of_another_run_are_not_read(tmp_path):
             read(tmp_path / "b")
 
 
-def test_a_folder_that_was_moved_is_of_the_same_run(run, tmp_path):
+def test_a_moved_folder_is_the_same_run(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     load_experiment(moved)
@@ -349,7 +349,7 @@ def test_a_folder_that_was_moved_is_of_the_same_run(run, tmp_path):
     _claim(moved)
 
 
-def test_checkpoints_of_earlier_code_are_taken_with_a_note(run, capsys):
+def test_checkpoints_of_earlier_code_are_accepted_with_a_note(run, capsys):
     for path in (run / "run.json", run / "checkpoints" / "run.json"):
         path.unlink()
     load_experiment(run)
@@ -359,14 +359,14 @@ def test_checkpoints_of_earlier_code_are_taken_with_a_note(run, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_checkpoints_of_earlier_code_are_not_taken_for_those_of_a_new_run(tmp_path):
+def test_checkpoints_of_earlier_code_are_not_attributed_to_a_new_run(tmp_path):
     _claim(tmp_path / "run")
     _save(tmp_path / "old")
     with pytest.raises(ValueError, match="holds checkpoints up to step 10 of an unknown run"):
         _claim(tmp_path / "run", trainer__checkpointer__location=str(tmp_path / "old"))
 
 
-def test_a_relative_location_starts_at_the_output_folder(tmp_path, monkeypatch):
+def test_a_relative_location_is_below_the_output_folder(tmp_path, monkeypatch):
     location = {"trainer__checkpointer__location": "saved/here"}
     _claim(tmp_path / "run", **location)
     _save(tmp_path / "run" / "saved" / "here")
@@ -385,7 +385,7 @@ def test_a_run_does_not_lose_its_checkpoints_to_a_new_location(run, tmp_path):
 
 
 @pytest.mark.parametrize("location", ["hdfs://a/b", "gs://bucket/run", "s3://bucket/run"])
-def test_a_store_that_cannot_be_opened_ends_before_training(tmp_path, location):
+def test_an_inaccessible_store_is_an_error_before_training(tmp_path, location):
     with pytest.raises(ValueError, match=f"trainer.checkpointer.location={location}: "):
         _claim(tmp_path / "run", trainer__checkpointer__location=location)
     assert not (tmp_path / "run").exists()
@@ -394,7 +394,7 @@ def test_a_store_that_cannot_be_opened_ends_before_training(tmp_path, location):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"name": "x"}', '{"config": "fake_small", "overrides": []}']
 )
-def test_a_damaged_launch_is_named_and_written_again(run, text):
+def test_a_damaged_launch_file_is_named_and_rewritten(run, text):
     (run / "launch.json").write_text(text)
     with pytest.raises(ValueError, match="launch.json: missing or damaged"):
         load_experiment(run)

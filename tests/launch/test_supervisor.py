@@ -34,13 +34,13 @@ def _no_pause(monkeypatch):
         (["1", "3"], 5, 3, 2),
     ],
 )
-def test_what_died_is_started_again_and_nothing_else(tmp_path, ends, max_restarts, status, runs):
+def test_only_crashed_runs_are_restarted(tmp_path, ends, max_restarts, status, runs):
     path = tmp_path / "runs"
     assert supervise([sys.executable, "-c", _CHILD, str(path), *ends], max_restarts) == status
     assert len(path.read_text()) == runs
 
 
-def test_a_signal_goes_on_to_the_run(tmp_path):
+def test_a_signal_is_forwarded_to_the_run(tmp_path):
     code = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
@@ -69,7 +69,7 @@ def test_a_signal_goes_on_to_the_run(tmp_path):
         ("open(path, 'w').close(); sys.exit(1)", 1),
     ],
 )
-def test_after_a_signal_nothing_is_started_again(tmp_path, run, expected):
+def test_nothing_is_restarted_after_a_signal(tmp_path, run, expected):
     path = tmp_path / "up"
     code = f"import sys, time; path = {str(path)!r}; {run}"
     outer = (

@@ -37,7 +37,7 @@ def _error(capsys, *argv) -> str:
     return error
 
 
-def test_help_is_instant_and_imports_nothing_heavy():
+def test_help_is_fast_and_imports_nothing_heavy():
     code = (
         "import sys, mm1_jax.rehearse.__main__ as m\n"
         "try:\n    m.main(['--help'])\n"

@@ -96,7 +96,7 @@ def test_exemplars_are_training_scans(make, input):
         assert task.document.images[0].data.tobytes() not in train
 
 
-def test_exemplars_from_the_split_that_is_asked_are_never_the_query(input):
+def test_exemplars_from_the_evaluated_split_are_never_the_query(input):
     asking = benchmark(
         digits_caption, input, exemplar_split="test", num_few_shot_examples=3, shots=(300,)
     )
@@ -105,7 +105,7 @@ def test_exemplars_from_the_split_that_is_asked_are_never_the_query(input):
         assert len(shown) == 300 and task.document.images[0].data.tobytes() not in shown
 
 
-def test_tasks_are_the_same_for_the_same_seed_and_others_for_another(input):
+def test_tasks_are_determined_by_the_seed(input):
     def asked(**fields):
         tasks = benchmark(digits_caption, input, **fields).tasks(2)
         return [[image.data.tobytes() for image in task.prompt.images] for task in tasks]
@@ -123,7 +123,7 @@ def test_all_held_out_scans_are_asked_once_without_exemplars(input):
     assert len(asking.tasks(4)) == 120
 
 
-def test_blanking_leaves_the_prompts_and_takes_every_pixel(input, model, spy):
+def test_blanking_keeps_the_prompts_and_clears_every_pixel(input, model, spy):
     asking = benchmark(digits_caption, input, shots=(0,), blank_shots=(0, 1))
     asking.run(model)
     asked, blank, blank_shot = spy.batches[:3], spy.batches[3:6], spy.batches[6:]
@@ -134,7 +134,7 @@ def test_blanking_leaves_the_prompts_and_takes_every_pixel(input, model, spy):
     assert all(np.all(batch.images == BLANK) for batch in (*blank, *blank_shot))
 
 
-def test_keys_name_benchmark_shots_and_metric(input, model, spy):
+def test_metric_keys_name_benchmark_shots_and_metric(input, model, spy):
     def keys(make):
         asking = benchmark(make, input, shots=(0, 2), max_new_tokens=8)
         return set(asking.run(model).metrics)
@@ -158,7 +158,7 @@ def test_keys_name_benchmark_shots_and_metric(input, model, spy):
     assert "scenes_caption/2/exact_match" in keys(scenes_caption)
 
 
-def test_right_answers_score_one_and_wrong_ones_nothing(input, model, spy):
+def test_right_answers_score_one_and_wrong_ones_zero(input, model, spy):
     asking = benchmark(digits_caption, input, shots=(0,), blank_shots=(), batch_size=1)
     references = [task.record["caption"] for task in asking.tasks(0)]
     spy.says = iter([*references, *references[:4], *["a handwritten digit 11"] * 6])
@@ -205,7 +205,7 @@ def test_all_prompts_of_a_run_have_one_shape_and_never_yield_special_tokens(inpu
         assert all(tokenizer.decode([i]) == "" for i in forbidden - {3})
 
 
-def test_a_prompt_longer_than_the_rows_of_training_is_asked_and_remarked(input, model, spy):
+def test_a_prompt_longer_than_training_rows_is_asked_and_reported(input, model, spy):
     asking = benchmark(digits_caption, input, shots=(2, 40), blank_shots=(), max_new_tokens=8)
     metrics = asking.run(model).metrics
     longest = max(len(tokens) for tokens, _ in spy.rows())
@@ -236,14 +236,14 @@ def test_a_picture_that_cannot_be_decoded_is_counted(input, model, spy, monkeypa
     assert any(sample.image is None for sample in result.samples)
 
 
-def test_too_many_shots_for_the_records_are_refused_before_there_is_a_model(input):
+def test_too_many_shots_for_the_records_are_rejected_without_a_model(input):
     with pytest.raises(ValueError, match="digits_caption: shots=359.* only 358 records"):
         benchmark(digits_caption, input, exemplar_split="test", blank_shots=(359,))
     benchmark(digits_caption, input, exemplar_split="test", shots=(358,))
 
 
 @pytest.mark.parametrize("fields", [{"shots": (-1,)}, {"batch_size": 0}, {"num_examples": 0}])
-def test_sizes_that_make_no_sense_are_refused(fields, input):
+def test_invalid_sizes_are_rejected(fields, input):
     with pytest.raises(ValueError, match=rf"Benchmark: {next(iter(fields))}.*: expected at least"):
         benchmark(digits_vqa, input, **fields)
 
@@ -263,7 +263,7 @@ def test_sizes_that_make_no_sense_are_refused(fields, input):
         (KeyError("kind"), "mine fails on an empty answer to task '0': KeyError: 'kind'"),
     ],
 )
-def test_a_scoring_function_is_tried_on_the_first_task(value, said, input):
+def test_a_scoring_function_is_checked_on_the_first_task(value, said, input):
     def mine(items):
         if isinstance(value, Exception):
             raise value
@@ -279,7 +279,7 @@ def test_a_scoring_function_is_tried_on_the_first_task(value, said, input):
         benchmark(digits_vqa, input, scoring=mine).metric_names()
 
 
-def test_records_that_are_not_there_are_refused(input):
+def test_missing_records_are_rejected(input):
     def mine(corpus):
         return [10**6]
 
@@ -287,7 +287,7 @@ def test_records_that_are_not_there_are_refused(input):
         benchmark(digits_vqa, input, records=mine)
 
 
-def test_the_names_of_metrics_are_known_before_there_is_a_model(input):
+def test_metric_names_are_known_without_a_model(input):
     asking = benchmark(digits_vqa, input, shots=(0, 4), blank_shots=(0,))
     names = [f"digits_vqa{part}/accuracy" for part in ("/0", "/4", "_blank/0")]
     assert asking.metric_names() == names
@@ -303,7 +303,7 @@ def even(items: Sequence[Item]) -> Scored:
     return Scored([None] * len(items), {"even": values}, lambda t: {"even": t["even"].total})
 
 
-def test_a_benchmark_is_a_corpus_and_a_score(input, model, spy):
+def test_a_benchmark_needs_only_a_corpus_and_a_scoring_function(input, model, spy):
     cfg = Benchmark.default_config().set(
         name="parity",
         corpus=digits.corpus(Kind.QUESTIONS),
@@ -318,7 +318,7 @@ def test_a_benchmark_is_a_corpus_and_a_score(input, model, spy):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_the_pictures_of_a_question_stand_apart(number):
+def test_pictures_of_a_question_are_separated_by_a_margin(number):
     pictures = [np.full((24, 24, 3), value, np.uint8) for value in range(number)]
     shown = side_by_side(pictures)
     assert shown.shape == (24, 24 * number + 2 * (number - 1), 3)
@@ -362,7 +362,7 @@ def test_reports_show_the_metric_that_a_benchmark_names(
         assert best[0].quality == 0.25
 
 
-def test_records_with_one_id_are_refused_before_the_model_is_asked(input, model, spy, monkeypatch):
+def test_duplicate_ids_are_rejected_before_the_model_is_asked(input, model, spy, monkeypatch):
     asking = benchmark(digits_vqa, input)
     monkeypatch.setattr(asking.maker, "key", lambda place: "same")
     with pytest.raises(ValueError, match="ids of corpus .* more than once, the first 'same'"):

@@ -5,7 +5,7 @@ from mm1_jax.evals.scoring.exact_match import accuracy_by_answer
 from mm1_jax.evals.scoring.items import Item, scores
 
 
-def test_accuracy_is_of_all_questions_and_of_each_kind_of_answer():
+def test_accuracy_is_reported_overall_and_per_kind_of_answer():
     answers = [("yes", True), ("no", True), ("no", False), ("circle", False), ("teal", True)]
     items = [Item({}, TextAnswer(text if right else ""), "", text) for text, right in answers]
     assert scores(accuracy_by_answer(items)) == {

@@ -79,7 +79,7 @@ def shown(image, input) -> int:
 
 @pytest.mark.parametrize("name", [*PRETRAINING])
 @pytest.mark.parametrize("shots", [0, 4, 16])
-def test_k_shots_show_k_pictures_and_then_the_query_which_is_no_exemplar(
+def test_k_shots_show_k_pictures_then_the_query_which_is_not_an_exemplar(
     name, shots, benchmarks_dir, input, says, model
 ):
     benchmark = build(name, benchmarks_dir, input)
@@ -137,7 +137,7 @@ def test_chat_prompts_have_the_words_that_training_has(benchmarks_dir, input):
 
 
 @pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
-def test_right_answers_score_all_and_others_nothing(name, benchmarks_dir, input, says, model):
+def test_right_answers_score_fully_and_others_zero(name, benchmarks_dir, input, says, model):
     benchmark = build(name, benchmarks_dir, input)
     headline = benchmark.config.headline
     full = {"mme": 2000.0, "mmmu": 1.0, "pope": 1.0}.get(name, 100.0)
@@ -159,7 +159,7 @@ def test_right_answers_score_all_and_others_nothing(name, benchmarks_dir, input,
 
 
 @pytest.mark.parametrize("name", ["coco", "vqav2", "vizwiz", "gqa", "mmbench", "mme", "mmmu"])
-def test_files_of_predictions_have_the_same_scores_by_themselves(
+def test_prediction_files_alone_have_the_same_scores(
     name, benchmarks_dir, input, says, model, tmp_path
 ):
     """Benchmarks and prediction files share a scoring function, verified against official code."""
@@ -202,7 +202,7 @@ def test_files_of_predictions_have_the_same_scores_by_themselves(
         assert 0 < own < 100
 
 
-def test_circular_accuracy_needs_every_round(benchmarks_dir, input, says, model):
+def test_circular_accuracy_requires_every_round(benchmarks_dir, input, says, model):
     benchmark = build("mmbench", benchmarks_dir, input)
     judgement = answered(
         benchmark,
@@ -220,7 +220,7 @@ def test_questions_about_videos_are_counted(benchmarks_dir, input, says, model):
     assert metrics["videos_left_out"] == 1.0 and metrics["n"] == NUM_QUERIES
 
 
-def test_a_question_that_the_official_file_of_seed_has_twice_is_asked_twice(
+def test_a_question_that_occurs_twice_in_seeds_official_file_is_asked_twice(
     benchmarks_dir, input, says, model, tmp_path
 ):
     shutil.copytree(benchmarks_dir / "seed", tmp_path / "seed")
@@ -247,7 +247,7 @@ def test_a_question_that_the_official_file_of_seed_has_twice_is_asked_twice(
     assert scores["n"] == NUM_QUERIES + 1 and scores["image_acc"] == 100
 
 
-def test_half_a_surrogate_pair_in_a_question_is_written_escaped(
+def test_a_lone_surrogate_in_a_question_is_written_escaped(
     benchmarks_dir, input, says, model, tmp_path
 ):
     shutil.copytree(benchmarks_dir / "vqav2", tmp_path / "vqav2")
@@ -273,14 +273,14 @@ class NoBar:
     def close(self): ...
 
 
-def test_pictures_of_mmmu_stand_where_the_text_names_them_first(benchmarks_dir, input):
+def test_pictures_of_mmmu_go_to_their_first_mention_in_the_text(benchmarks_dir, input):
     task = build("mmmu", benchmarks_dir, input).tasks(0)[0]
     texts = [getattr(part, "text", None) for part in task.document.segments]
     assert texts[0] == "USER: See" and texts[1] is None
     assert "B. image 1 again" in texts[2] and len(task.document.images) == 1
 
 
-def test_nothing_but_the_answers_of_a_split_without_references_is_reported(
+def test_a_split_without_references_reports_only_answers(
     benchmarks_dir, input, says, model, tmp_path
 ):
     shutil.copytree(benchmarks_dir / "vqav2", tmp_path / "vqav2")
@@ -301,7 +301,7 @@ def test_nothing_but_the_answers_of_a_split_without_references_is_reported(
     assert benchmark.intervals(judgement) == {}
 
 
-def test_captions_of_a_split_without_references_are_no_exemplars(
+def test_captions_of_a_split_without_references_are_not_exemplars(
     benchmarks_dir, input, says, model, tmp_path
 ):
     shutil.copytree(benchmarks_dir / "textcaps", tmp_path / "textcaps")
@@ -319,7 +319,7 @@ def test_captions_of_a_split_without_references_are_no_exemplars(
         benchmark.run_shots(model, 1)
 
 
-def test_a_stopped_evaluation_goes_on_with_what_has_no_answer(
+def test_a_stopped_evaluation_resumes_with_unanswered_tasks(
     benchmarks_dir, input, says, model, tmp_path
 ):
     benchmark = build("vqav2", benchmarks_dir, input, batch_size=1)
@@ -343,9 +343,7 @@ def test_a_stopped_evaluation_goes_on_with_what_has_no_answer(
         AnswerLog(path, {"step": 8})
 
 
-def test_answers_that_earlier_code_was_given_are_resumed(
-    benchmarks_dir, input, says, model, tmp_path
-):
+def test_answer_logs_of_earlier_code_are_resumed(benchmarks_dir, input, says, model, tmp_path):
     """The header of such a log has former class names; only differences in meaning count."""
     benchmark = build("vqav2", benchmarks_dir, input, batch_size=1)
 
@@ -372,7 +370,7 @@ def test_answers_that_earlier_code_was_given_are_resumed(
         asked()
 
 
-def test_answers_after_other_exemplars_are_refused_and_those_of_earlier_code_are_not(
+def test_answer_logs_with_other_exemplars_are_rejected_and_those_of_earlier_code_accepted(
     benchmarks_dir, input, says, model, tmp_path
 ):
     def asked(exemplars_of: Any) -> Any:
@@ -410,7 +408,7 @@ def test_a_log_with_a_damaged_line_names_it(tmp_path):
         AnswerLog(path, {})
 
 
-def test_a_log_that_another_process_writes_is_read_and_left_as_it_is(tmp_path):
+def test_a_log_written_by_another_process_is_read_and_not_changed(tmp_path):
     path = tmp_path / "out" / "log.jsonl"
     with pytest.raises(ValueError, match="log.jsonl: not there; all processes need to see"):
         AnswerLog(path, {}, read_only=True)
@@ -484,7 +482,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
-def test_an_entry_that_is_not_as_documented_is_named(
+def test_an_entry_that_deviates_from_the_documentation_is_named(
     name, damage, message, benchmarks_dir, input, tmp_path
 ):
     # Pictures are not read yet, so they need not be there.
@@ -497,7 +495,7 @@ def test_an_entry_that_is_not_as_documented_is_named(
 
 
 @pytest.mark.parametrize("name", [*PRETRAINING, "scienceqa", "mathvista", "mme", "seed", "pope"])
-def test_pictures_that_are_not_there_are_an_error_before_the_model_is_asked(
+def test_missing_pictures_are_an_error_before_the_model_is_asked(
     name, benchmarks_dir, input, says, model, tmp_path
 ):
     ignore = shutil.ignore_patterns("*.jpg", "*.png", "?_?")
@@ -521,7 +519,7 @@ def test_a_damaged_picture_is_counted(benchmarks_dir, input, says, model, tmp_pa
 
 
 @pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
-def test_a_folder_or_file_that_is_not_there_is_named(name, input, tmp_path):
+def test_a_missing_folder_or_file_is_named(name, input, tmp_path):
     with pytest.raises(ValueError, match=f"{name}: no such folder.*--benchmarks_dir"):
         build(name, tmp_path, input)
     (tmp_path / name).mkdir()
@@ -529,7 +527,7 @@ def test_a_folder_or_file_that_is_not_there_is_named(name, input, tmp_path):
         build(name, tmp_path, input)
 
 
-def test_ok_vqa_counts_a_plural_as_its_stem(benchmarks_dir, input, says, model):
+def test_ok_vqa_accepts_a_plural_for_its_stem(benchmarks_dir, input, says, model):
     benchmark = build("okvqa", benchmarks_dir, input)
     metrics = answered(benchmark, says, model, right_answer).metrics
     assert right_answer(benchmark.tasks(0)[0]) == "thing100s"
@@ -537,7 +535,7 @@ def test_ok_vqa_counts_a_plural_as_its_stem(benchmarks_dir, input, says, model):
 
 
 @pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
-def test_the_best_and_the_worst_answers_are_told_apart(name, benchmarks_dir, input, says, model):
+def test_the_best_and_the_worst_answers_are_distinguished(name, benchmarks_dir, input, says, model):
     benchmark = build(name, benchmarks_dir, input)
     tasks = list(benchmark.tasks(0))
     # In MMBench, all rounds of a question count as right or wrong together.
@@ -555,7 +553,7 @@ def test_the_best_and_the_worst_answers_are_told_apart(name, benchmarks_dir, inp
     assert best[0].references and best[0].prompt
 
 
-def test_the_benchmark_of_the_documentation_is_asked_and_scored(input, says, model, tmp_path):
+def test_the_benchmark_in_the_documentation_runs(input, says, model, tmp_path):
     guide = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     module = types.ModuleType("counts")

@@ -125,7 +125,7 @@ def answered(input, monkeypatch):
     return ask
 
 
-def test_answers_are_the_same_for_other_batches_on_other_devices_and_after_a_stop(model, answered):
+def test_answers_do_not_depend_on_batches_devices_or_interruptions(model, answered):
     expected = answered(model, 32)
     assert len({one.tokens for one in expected}) > 1
     near = {"batches of 1, stopped after 2": differences(model, expected, answered(model, 1, 2))}

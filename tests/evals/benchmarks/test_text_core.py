@@ -266,7 +266,7 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("name", TEXT_CORE)
-def test_prompts_are_those_of_the_harness_and_need_no_pictures(name, text_dir, text_input):
+def test_prompts_equal_those_of_the_harness_and_need_no_pictures(name, text_dir, text_input):
     benchmark = build(name, text_dir, text_input)
     prompt, answer = PROMPTS[name]
     task = benchmark.tasks(0)[0]
@@ -296,9 +296,7 @@ def test_both_layouts_hold_the_same_tasks(name, text_dir, text_input, tmp_path):
 
 
 @pytest.mark.parametrize("name", [x for x in COMPARED if x not in ("lambada", "webqs")])
-def test_the_right_option_wins_where_it_is_the_most_likely(
-    name, text_dir, text_input, model, monkeypatch
-):
+def test_the_most_likely_option_is_the_answer(name, text_dir, text_input, model, monkeypatch):
     benchmark = build(name, text_dir, text_input)
     tasks = {task.key: task for task in benchmark.tasks(2)}
     right, wrong = set(), set()
@@ -328,7 +326,7 @@ def test_acc_norm_is_per_character_and_acc_bytes_per_byte(tmp_path, text_input, 
     assert metrics == {"n": 1, "acc": 0, "acc_norm": 100, "acc_bytes": 0}
 
 
-def test_equals_are_decided_for_the_first(text_dir, text_input, model, monkeypatch):
+def test_ties_go_to_the_first_option(text_dir, text_input, model, monkeypatch):
     scored(monkeypatch, lambda *pair: (-1.0, False))
     found = build("hellaswag", text_dir, text_input).run_shots(model, 0)
     assert [verdict.correct for verdict in found.verdicts] == [True, False, False, False]
@@ -358,7 +356,7 @@ def test_winogrande_compares_the_rest_of_the_sentence_after_each_option(
     assert [start[-7:] for start in starts] == [" as Ann", " as Eve"]
 
 
-def test_webqs_is_right_where_one_answer_is_greedy(text_dir, text_input, model, monkeypatch):
+def test_webqs_is_right_if_one_answer_is_greedy(text_dir, text_input, model, monkeypatch):
     scores = scored(monkeypatch, lambda p, x: (-1.0, x == " Jax" and "test 1" in p))
     found = build("webqs", text_dir, text_input).run_shots(model, 0)
     assert found.metrics == {"n": 4, "exact_match": 25}
@@ -387,13 +385,13 @@ def test_triviaqa_is_generated_and_compared_without_case_and_punctuation(
     assert [verdict.correct for verdict in found.verdicts] == [True, True, False, False]
 
 
-def test_marks_of_wikihow_are_taken_out_of_hellaswag():
+def test_wikihow_marks_are_removed_from_hellaswag():
     assert plain_words(" How to sew [title] Cut. [step] Now [x] go ") == "How to sew. Cut. Now go"
     # Two of three spaces remain, as in the harness.
     assert plain_words("Cut.  [step] Now") == "Cut.  Now"
 
 
-def test_prompts_that_are_cut_are_counted(text_dir, text_input, model, monkeypatch):
+def test_truncated_prompts_are_counted(text_dir, text_input, model, monkeypatch):
     cut = Likelihood(-1.0, False, 1, 1, num_cut=3)
     monkeypatch.setattr(
         asking, "LikelihoodScorer", lambda *_, **__: lambda _, requests: [cut] * len(requests)
@@ -402,7 +400,7 @@ def test_prompts_that_are_cut_are_counted(text_dir, text_input, model, monkeypat
     assert metrics["truncated_prompts"] == NUM_QUERIES
 
 
-def test_a_stopped_evaluation_goes_on_with_what_is_left(
+def test_a_stopped_evaluation_resumes_with_the_remaining_tasks(
     text_dir, text_input, model, monkeypatch, tmp_path
 ):
     benchmark = build("sciq", text_dir, text_input, num_examples=None)
@@ -416,7 +414,7 @@ def test_a_stopped_evaluation_goes_on_with_what_is_left(
     assert json.loads(rows[1])["chosen"] == "mesons"
 
 
-def test_a_model_without_pictures_is_asked_text_and_nothing_that_shows_images(text_dir, text_input):
+def test_a_text_only_model_is_asked_only_text_only_benchmarks(text_dir, text_input):
     with pytest.raises(ValueError, match="digits_vqa.*shows images"):
         digits_vqa().instantiate(input=text_input)
     assert build("piqa", text_dir, text_input).tasks(0)[0].prompt.images == ()
@@ -426,7 +424,7 @@ def test_a_model_without_pictures_is_asked_text_and_nothing_that_shows_images(te
     build("piqa", text_dir, text_input, exemplars=similar.set(text_weight=1.0))
 
 
-def test_a_model_of_text_is_scored_and_all_metrics_are_there(text_dir, text_input):
+def test_a_text_only_model_gets_all_metrics(text_dir, text_input):
     """Scores an untrained decoder on all benchmarks."""
     tokenizer = text_input.tokenizer
     decoder = Decoder.default_config().set(
@@ -489,7 +487,7 @@ def test_a_model_of_text_is_scored_and_all_metrics_are_there(text_dir, text_inpu
         ("webqs", "data/test-0.parquet", {"question": "x", "answers": [" "]}, "an answer or more"),
     ],
 )
-def test_an_entry_that_is_not_as_documented_is_named(
+def test_an_entry_that_deviates_from_the_documentation_is_named(
     name, path, row, message, tmp_path, text_input
 ):
     folder = tmp_path / TEXT_CORE[name]().corpus.source.folder
@@ -502,7 +500,7 @@ def test_an_entry_that_is_not_as_documented_is_named(
     assert path.split("/")[-1] in str(error.value)
 
 
-def test_files_that_are_missing_or_torn_are_named(tmp_path, text_input):
+def test_missing_or_damaged_files_are_named(tmp_path, text_input):
     with pytest.raises(ValueError, match="no such folder"):
         build("piqa", tmp_path, text_input)
     piqa_published(tmp_path / "piqa")
@@ -605,7 +603,7 @@ def requests_of(task: Any) -> dict[int, list[Any]]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TEXT_CORE)
 @pytest.mark.parametrize("shots", [0, 2])
-def test_requests_and_scores_are_those_of_the_harness(
+def test_requests_and_scores_equal_those_of_the_harness(
     name, shots, text_dir, text_input, monkeypatch
 ):
     """Compares with EleutherAI's lm-evaluation-harness on the same files, if it is installed."""

@@ -27,7 +27,7 @@ def test_changed_files_are_refused_or_scored_by_the_rules(tmp_path):
     assert 100 < sum(one.was_scored for one in tried) < 200
 
 
-def test_a_silent_pairing_by_order_would_be_found(tmp_path, monkeypatch):
+def test_a_silent_pairing_by_order_would_be_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(pairing, "_may_be_id", lambda name, records: False)
     found = {one.changes for one in outcomes(tmp_path, 250) if one.problem}
     assert ("rename_id",) in found and all(len(changes) == 1 for changes in found)

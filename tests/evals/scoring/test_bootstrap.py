@@ -5,12 +5,12 @@ from mm1_jax.evals.scoring.bootstrap import intervals
 from mm1_jax.evals.scoring.items import Scored, means, scores
 
 
-def test_means_are_over_the_examples_that_are_part_of_a_column():
+def test_means_are_over_the_examples_of_a_column():
     columns = {"a": np.array([1.0, np.nan, 3.0]), "none": np.full(3, np.nan)}
     assert scores(Scored([True] * 3, columns)) == {"a": 2.0}
 
 
-def test_the_interval_of_a_proportion_is_that_of_theory():
+def test_the_interval_of_a_proportion_agrees_with_theory():
     """The normal approximation: 1.96 standard errors to each side."""
     values = np.repeat([0.0, 1.0], [600, 1400])
     found = intervals({"x": values}, [str(i) for i in range(2000)], means, num_draws=4000)
@@ -33,7 +33,7 @@ def test_examples_of_a_unit_are_drawn_together():
     assert width(apart) < width(single) / 2.5
 
 
-def test_scores_of_means_are_made_in_every_draw():
+def test_scores_derived_from_means_are_recomputed_in_every_draw():
     rng = np.random.default_rng(0)
     columns = {"part": rng.random(50), "whole": 2 + rng.random(50)}
     units = [str(i) for i in range(50)]
@@ -44,6 +44,6 @@ def test_scores_of_means_are_made_in_every_draw():
 
 
 @pytest.mark.parametrize("options", [{"level": 1.0}, {"num_draws": 0}])
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_rejected(options):
     with pytest.raises(ValueError, match="expected 0 < level < 1"):
         intervals({"x": np.ones(2)}, ["a", "b"], means, **options)

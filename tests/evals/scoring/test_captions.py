@@ -49,7 +49,7 @@ def split(*captions: str) -> list[list[str]]:
     return [caption.split() for caption in captions]
 
 
-def test_bleu_by_hand():
+def test_bleu_equals_a_hand_computed_example():
     scores = bleu(split("the cat sat on it"), [split("the cat sat there", "on it now and then ok")])
     # All 5 words are in a reference; 1 of 4 bigrams, "sat on", is in none. The references have 4
     # and 6 words; ties go to the shorter, so there is no brevity penalty.
@@ -58,7 +58,7 @@ def test_bleu_by_hand():
     assert scores[3] == pytest.approx(0, abs=1e-3)
 
 
-def test_bleu_is_penalised_for_brevity_alone():
+def test_bleu_penalizes_only_brevity():
     short = bleu(split("a b"), [split("a b c d")])
     assert short[0] == pytest.approx(math.exp(1 - 4 / 2), rel=1e-6)
     assert bleu(split("a b c d"), [split("a b")])[0] == pytest.approx(0.5, rel=1e-6)
@@ -75,7 +75,7 @@ def test_rouge_l_takes_precision_and_recall_from_different_references():
     assert rouge_l(split("q"), [split("a c")]) == [0]
 
 
-def test_cider_of_a_repeated_reference_is_ten_and_of_a_foreign_caption_nothing():
+def test_cider_of_a_repeated_reference_is_ten_and_of_an_unrelated_caption_zero():
     texts = split("a dog runs in the park", "two cats sleep under one chair")
     same = cider_d(texts, [[text] for text in texts])
     np.testing.assert_allclose(same, 10)
@@ -89,7 +89,7 @@ def test_cider_clips_counts_so_that_repeating_a_word_does_not_pay():
     assert often < once
 
 
-def test_words_of_every_reference_weigh_nothing():
+def test_words_in_every_reference_have_no_weight():
     references = [split("photo of red"), split("photo of blue")]
     assert cider_d(split("photo of", "photo of"), references).tolist() == [0, 0]
 
@@ -127,7 +127,7 @@ NLG_EVAL_PREDICTIONS = {
 
 
 @pytest.mark.parametrize("tokenizer", [None, whitespace_tokenize])
-def test_the_example_of_nlg_eval_has_its_published_scores(tokenizer):
+def test_nlg_evals_example_has_its_published_scores(tokenizer):
     scores = caption_scores(
         items(NLG_EVAL_PREDICTIONS, NLG_EVAL_REFERENCES), *([tokenizer] if tokenizer else [])
     )
@@ -158,7 +158,7 @@ def test_every_caption_has_its_official_score(metrics_data, name):
         np.testing.assert_allclose(bleu([candidate], [captions]), expected, atol=1e-9)
 
 
-def test_a_thousand_random_sets_score_as_pycocoevalcap_has_them():
+def test_a_thousand_random_sets_score_as_in_pycocoevalcap():
     """Compares with independent code; needs Java and the extra caption-metrics."""
     tokenizer = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
     if shutil.which("java") is None:
@@ -181,7 +181,7 @@ def test_a_thousand_random_sets_score_as_pycocoevalcap_has_them():
     )
 
 
-def test_what_meteor_needs_is_said_where_it_is_missing(monkeypatch):
+def test_missing_requirements_of_meteor_are_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pycocoevalcap", None)
     with pytest.raises(
         ValueError, match=r"METEOR needs the package pycocoevalcap.*caption-metrics"
@@ -190,7 +190,7 @@ def test_what_meteor_needs_is_said_where_it_is_missing(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_meteor_of_the_example_of_nlg_eval():
+def test_meteor_of_nlg_evals_example_equals_its_score():
     pytest.importorskip("pycocoevalcap")
     if shutil.which("java") is None:
         pytest.skip("Java is not there")

@@ -17,7 +17,7 @@ CHOICES = ["135\u00b0", "140\u00b0", "145\u00b0"]
         ("", "135\u00b0"),
     ],
 )
-def test_a_choice_is_taken_by_letter_or_by_the_least_edit_distance(extraction, answer):
+def test_a_choice_is_found_by_letter_or_by_the_least_edit_distance(extraction, answer):
     got = normalised_answer(extraction, choices=CHOICES, answer_type="text", precision=None)
     assert got == answer
 
@@ -33,12 +33,14 @@ def test_a_choice_is_taken_by_letter_or_by_the_least_edit_distance(extraction, a
         ("[1, 2]", "list", None, "[1, 2]"),
     ],
 )
-def test_numbers_take_the_form_of_the_reference(extraction, answer_type, precision, answer):
+def test_numbers_are_converted_to_the_format_of_the_reference(
+    extraction, answer_type, precision, answer
+):
     got = normalised_answer(extraction, choices=None, answer_type=answer_type, precision=precision)
     assert got == answer
 
 
-def test_rules_find_answers_where_no_language_model_did():
+def test_rules_extract_answers_without_a_language_model():
     assert extracted_by_rule('I think. The answer is "7".', None, "integer") == "7"
     assert extracted_by_rule("From (A) it follows: (C)", CHOICES, "text") == "(C)"
     assert (
@@ -49,7 +51,7 @@ def test_rules_find_answers_where_no_language_model_did():
     assert extracted_by_rule("none at all", None, "float") == ""
 
 
-def test_every_extraction_is_normalised_as_officially(metrics_data):
+def test_extractions_are_normalized_as_by_the_official_code(metrics_data):
     lines = (metrics_data / "mathvista" / "llava_llama_2_13b.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     got = [

@@ -29,7 +29,7 @@ def test_an_option_is_named_by_letter_or_text(reply, option):
     assert chosen_option(reply, OPTIONS) == option
 
 
-def test_a_chance_option_depends_on_the_question_alone_and_takes_all_options():
+def test_a_random_option_depends_on_the_question_alone_and_covers_all_options():
     drawn = [chance_option(f"validation_Art_{i}", "ABCD") for i in range(200)]
     assert drawn == [chance_option(f"validation_Art_{i}", "ABCD") for i in range(200)]
     assert all(30 < drawn.count(letter) < 70 for letter in "ABCD")
@@ -48,11 +48,11 @@ def test_a_chance_option_depends_on_the_question_alone_and_takes_all_options():
         ("It is 3e2", ["300"], True),
     ],
 )
-def test_open_replies(reply, references, correct):
+def test_open_replies_are_parsed(reply, references, correct):
     assert open_correct(open_answers(reply), references) is correct
 
 
-def test_every_reply_is_read_as_the_official_code_reads_it(metrics_data):
+def test_replies_are_parsed_as_by_the_official_code(metrics_data):
     wrong = []
     for line in (metrics_data / "mmmu" / "qwen_vl.jsonl").read_text().splitlines():
         row = json.loads(line)

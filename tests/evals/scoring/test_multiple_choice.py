@@ -20,7 +20,7 @@ OPTIONS = {"A": "a green one", "B": "red"}
         ("", None),
     ],
 )
-def test_scienceqa_takes_three_forms_of_a_reply(reply, letter):
+def test_scienceqa_accepts_three_forms_of_a_reply(reply, letter):
     assert scienceqa_letter(reply, 3) == letter
 
 
@@ -47,7 +47,7 @@ def item(is_right: bool, key: str = "", **record: object) -> Item:
     return Item({"options": OPTIONS, "answer": "B", **record}, TextAnswer("AB"[is_right]), key)
 
 
-def test_a_question_of_mmbench_must_be_right_in_all_its_rounds():
+def test_mmbench_requires_all_rounds_of_a_question():
     rows = {7: True, 1000007: True, 2000007: False, 8: True, 1000008: True, 9: False}
     scored = mmbench([item(right, str(index)) for index, right in rows.items()])
     assert scores(scored) == {
@@ -57,7 +57,7 @@ def test_a_question_of_mmbench_must_be_right_in_all_its_rounds():
     assert len({*scored.units}) == 3
 
 
-def test_seed_tells_images_from_videos():
+def test_seed_distinguishes_images_from_videos():
     rows = ((True, 1), (False, 9), (False, 10))
     found = scores(seed([item(right, kind=kind) for right, kind in rows]))
     assert found["acc"] == pytest.approx(100 / 3)

@@ -34,16 +34,16 @@ def tokens(text: str) -> list[str]:
         ("", ""),
     ],
 )
-def test_tokens_are_those_of_the_penn_treebank(text, expected):
+def test_tokens_equal_those_of_the_penn_treebank(text, expected):
     assert tokens(text) == expected.split(" ") if expected else tokens(text) == []
 
 
-def test_the_full_stop_of_an_initial_depends_on_what_begins_after_it():
+def test_the_period_of_an_initial_depends_on_the_next_word():
     assert tokens("vitamin C. Lamp") == ["vitamin", "c.", "lamp"]
     assert tokens("vitamin C. The lamp") == ["vitamin", "c", "the", "lamp"]
 
 
-def test_lines_are_tokens_of_their_own_texts_but_for_such_a_full_stop():
+def test_lines_are_tokenized_independently_except_for_final_periods():
     lines = ["ride along D.", "A bird's wing.", "", "two\nlines", "it"]
     assert tokenize(lines) == [
         ["ride", "along", "d"],
@@ -78,11 +78,11 @@ def test_ptb_tokens_keep_punctuation():
         ("-LRB- -rsb- &nbsp; F# caf&eacute;", "-lrb- -rsb- f# caf&eacute;"),
     ],
 )
-def test_kinds_of_words_that_captions_rarely_hold(text, expected):
+def test_rare_kinds_of_words_are_tokenized_as_by_the_original(text, expected):
     assert " ".join(tokens(text)) == expected
 
 
-def test_tokens_of_made_captions_are_those_of_the_original():
+def test_tokens_of_generated_captions_equal_those_of_the_original():
     """The captions and tokens come from tests/references/ptb_tokens.py."""
     rows = json.loads(Path(__file__).with_name("ptb_tokens.json").read_text(encoding="utf-8"))
     captions = [line for caption, _ in rows for line in (caption, "z")]
@@ -92,7 +92,7 @@ def test_tokens_of_made_captions_are_those_of_the_original():
 
 
 @pytest.mark.parametrize("name", ["coco80_fold0", "coco80_fold1", "openstax"])
-def test_tokens_are_the_stored_ones_of_the_original(metrics_data, name):
+def test_tokens_equal_the_stored_tokens_of_the_original(metrics_data, name):
     stored = json.loads((metrics_data / "caption" / f"{name}.json").read_text())
     lines = [line for key in stored["refs"] for line in stored["refs"][key]]
     expected = [line for key in stored["refs"] for line in stored["ptb_refs"][key]]

@@ -7,11 +7,11 @@ from mm1_jax.evals.scoring.short_answers import anls, edit_distance, gqa_correct
     ("a", "b", "distance"),
     [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("a", "b", 1)],
 )
-def test_edit_distance(a, b, distance):
+def test_edit_distance_is_symmetric(a, b, distance):
     assert edit_distance(a, b) == edit_distance(b, a) == distance
 
 
-def test_anls_is_the_best_similarity_and_nothing_below_a_half():
+def test_anls_is_the_best_similarity_or_zero_below_one_half():
     assert anls(" The  Answer ", ["x", "the answer"]) == 1
     assert anls("abcd", ["abce"]) == 0.75
     assert anls("ab", ["ax"]) == 0.5
@@ -35,10 +35,10 @@ def test_anls_is_the_best_similarity_and_nothing_below_a_half():
         ("about 100", "100", False),
     ],
 )
-def test_a_number_may_be_five_percent_off(answer, reference, correct):
+def test_numbers_may_be_off_by_five_percent(answer, reference, correct):
     assert relaxed_correct(answer, reference) is correct
 
 
-def test_gqa_answers_are_equal_but_for_case_and_a_full_stop():
+def test_gqa_answers_ignore_case_and_a_final_period():
     assert gqa_correct("Left.", "left")
     assert not gqa_correct("the left", "left")

@@ -14,12 +14,12 @@ from mm1_jax.evals.scoring.vqa import (
 
 
 @pytest.mark.parametrize(("count", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0)])
-def test_an_answer_is_right_to_the_degree_that_others_of_ten_gave_it(count, accuracy):
+def test_the_score_of_an_answer_grows_with_its_share_of_ten_people(count, accuracy):
     answers = ["red"] * count + [f"other {i}" for i in range(10 - count)]
     assert agreement("red", answers) == pytest.approx(accuracy)
 
 
-def test_without_ids_equal_answers_vanish_together():
+def test_without_ids_equal_answers_are_left_out_together():
     answers = ["red"] * 4 + ["blue"] * 6
     # Equal answers are left out together, so no "red" remains.
     assert agreement_without_ids("red", answers, [None] * 10) == pytest.approx(0.6)
@@ -28,7 +28,7 @@ def test_without_ids_equal_answers_vanish_together():
     assert agreement_without_ids("red", answers, list(range(10))) == 1.0
 
 
-def test_the_official_code_normalises_only_where_people_disagree():
+def test_the_official_code_normalizes_only_if_people_disagree():
     assert official_accuracy("Dakota", ["dakota"] * 10) == 0
     assert official_accuracy("Dakota", ["dakota"] * 9 + ["other"]) == 1
     assert official_accuracy(lowered("Dakota."), ["dakota"] * 10) == 1
@@ -37,7 +37,7 @@ def test_the_official_code_normalises_only_where_people_disagree():
     assert official_accuracy("Dakota", ["dakota"] * 9 + ["dakota "]) == 0
 
 
-def test_both_sides_are_processed_in_the_default_mode():
+def test_the_default_mode_processes_answers_and_references():
     assert processed_accuracy("The Dog.", ["dog"] * 10) == 1
     assert processed_accuracy("two", ["2"] * 10) == 1
 
@@ -56,7 +56,7 @@ def test_both_sides_are_processed_in_the_default_mode():
         ("." * 40, "." * 8),
     ],
 )
-def test_punctuation_goes_as_in_the_official_code(text, expected):
+def test_punctuation_is_removed_as_by_the_official_code(text, expected):
     assert without_punctuation(text) == expected
 
 
@@ -70,21 +70,21 @@ def test_punctuation_goes_as_in_the_official_code(text, expected):
         ("somebody'd", "somebodyd"),
     ],
 )
-def test_words_are_plain(text, expected):
+def test_numbers_articles_and_contractions_are_normalized(text, expected):
     assert plain_words(text) == expected
 
 
-def test_evalai_drops_commas_and_splits_possessives():
+def test_evalai_removes_commas_and_splits_possessives():
     assert evalai("The dog's, 1,000 Cats?\n") == "dog 's 1000 cats"
 
 
-def test_stems_of_ok_vqa_by_rule():
+def test_ok_vqa_stems_follow_rules():
     text = "Surfing riding running skateboarding dogs berries dishes glass tennis"
     assert OkVqaStemmer()(text) == "surf ride run skateboard dog berry dish glass tennis"
     assert OkVqaStemmer()("king string sitting dancing selling") == "king string sit dance sell"
 
 
-def test_stems_are_learnt_from_annotations_that_have_both_forms():
+def test_stems_are_learned_from_annotations_with_both_forms():
     stems = OkVqaStemmer.learn(
         [("hot dogs", "hot dog"), ("dogs", "dogge"), ("Dogs", "dog"), ("one two", "one")]
     )

@@ -28,7 +28,7 @@ def pope_scores(says_yes, is_yes) -> dict[str, float]:
     return scores(pope(items))
 
 
-def test_pope_scores_by_hand():
+def test_pope_scores_equal_a_hand_computed_example():
     items = zip(("Yes", "Yes", "No", "No"), ("yes", "no", "yes", "no"), strict=True)
     scored = pope([Item({"answer": label}, TextAnswer(said)) for said, label in items])
     counts = {name: values.sum() for name, values in scored.columns.items()}
@@ -70,7 +70,7 @@ def test_mme_reads_four_characters(reply, said):
     assert mme_reply(reply) == said
 
 
-def test_mme_adds_questions_and_images():
+def test_mme_adds_the_accuracies_of_questions_and_images():
     said = {"a": ("Yes", "No"), "b": ("Yes", "Yes")}
     items = [
         Item(
