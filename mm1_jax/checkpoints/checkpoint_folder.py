@@ -1,7 +1,7 @@
 """Checkpoint folder of a run, and the identity file that ties it to the run.
 
     run.json    in the output folder and next to the checkpoints: id of the run, its output folder,
-                name of its config, time of its first launch
+                name of its config, time of its first launch, version of mm1_jax at its latest one
 
 Checkpoints may be stored anywhere (`trainer.checkpointer.location`), so two runs may use the same
 folder by mistake, and the second would resume from the state of the first. `run.json` prevents

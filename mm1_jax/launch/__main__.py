@@ -25,6 +25,7 @@ from typing import Any
 from absl import flags, logging
 
 from mm1_jax.command import status_of
+from mm1_jax.experiment_folders import EXPERIMENTS
 from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 from mm1_jax.launch.named_configs import named_configs
@@ -135,9 +136,11 @@ def _parser() -> argparse.ArgumentParser:
 def list_configs(module: str | None) -> str:
     configs = named_configs(module)
     width = max(map(len, configs), default=0)
-    return "\n".join(
-        f"{name:{width}}  {configs[name].summary}".rstrip() for name in sorted(configs)
-    )
+    lines = []
+    for name, each in sorted(configs.items()):
+        own = each.own_file and f"({each.own_file})"
+        lines.append(" ".join(filter(None, (f"{name:{width}} ", each.summary, own))).rstrip())
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,7 +220,7 @@ def _run(
             "--output_dir": folder.path.absolute(),
             "module of the config": launch.module,
             **agreement.config_facts(flat_fields(cfg)),
-            **agreement.host_facts(str(launch.module).split(".")[:1]),
+            **agreement.host_facts([EXPERIMENTS, str(launch.module).partition(".")[0]]),
         }
     )
     with contextlib.ExitStack() as stack:

@@ -1,12 +1,11 @@
 """Experiments by name: a module has `named_configs() -> {name: function that makes the config}`.
 
-Modules are found by their names when they are asked for: this package imports none of them.
+Modules are imported by name, on request: those of the package `experiments`, which may lie in
+several folders (`experiment_folders`), or any other module.
 """
 
 import functools
 import importlib
-import importlib.machinery
-import importlib.util
 import inspect
 import os
 import pkgutil
@@ -25,8 +24,8 @@ from mm1_jax.config import (
     UnknownFieldError,
     close_names,
 )
+from mm1_jax.experiment_folders import EXPERIMENTS, SHIPPED, experiment_folders
 
-EXPERIMENTS = "experiments"
 _INSTALLED = "site-packages"
 
 
@@ -85,6 +84,15 @@ class NamedConfig:
             make = make.func
         return (inspect.getdoc(make) or "").partition("\n")[0]
 
+    @property
+    def own_file(self) -> str | None:
+        """The file of a module of `experiments` that is the user's own; None for any other."""
+        file = getattr(sys.modules.get(self.module), "__file__", None)
+        is_experiment = self.module.startswith(f"{EXPERIMENTS}.")
+        if not is_experiment or file is None or Path(SHIPPED) in Path(file).parents:
+            return None
+        return _shown(file)
+
 
 def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
     """All named configs of one module, or of all modules of the `experiments` package."""
@@ -137,10 +145,7 @@ def import_module(name: str, option: str) -> ModuleType:
     Raises:
         ValueError: There is none.
     """
-    experiments = _own_experiments()
-    folder = os.getcwd()
-    if sys.path[:1] != [folder]:
-        sys.path.insert(0, folder)
+    folder = _current_folder_first()
     if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"{option}={name}: expected a module as `import` names it, {_spelt(name)}")
     try:
@@ -156,33 +161,68 @@ def import_module(name: str, option: str) -> ModuleType:
             raise
         hint = f"no such file is in {folder}, nor on PYTHONPATH"
         if name.startswith(f"{EXPERIMENTS}."):
-            hint = f"the package is {experiments}; give a folder of your own another name"
+            folders = " nor in ".join(map(_shown, experiment_folders()))
+            hint = f"no such module is in {folders}; give the command in the folder that has it"
         raise ValueError(f"{option}={name}: cannot import {error.name!r}: {hint}") from error
 
 
 def _experiments() -> list[ModuleType]:
-    folder, other = _own_experiments(), Path(EXPERIMENTS)
-    if (other / "__init__.py").exists() and other.resolve() != folder:
-        print(
-            f"note: ./{other} is not read, but {folder} is; --module names others", file=sys.stderr
-        )
-    names = sorted(info.name for info in pkgutil.iter_modules([str(folder)]))
-    return [import_module(f"{EXPERIMENTS}.{name}", "--config") for name in names]
+    """The modules of the package `experiments` that have named configs."""
+    _current_folder_first()
+    modules: dict[str, str] = {}
+    replaced: dict[str, list[str]] = {}
+    for folder in experiment_folders():
+        for info in pkgutil.iter_modules([folder]):
+            if modules.setdefault(info.name, folder) != folder and folder == SHIPPED:
+                replaced.setdefault(modules[info.name], []).append(info.name)
+    notes = [
+        f"{_shown(folder)} has {', '.join(sorted(names))}, read in place of the shipped "
+        f"module{'s' * (len(names) > 1)} of that name"
+        for folder, names in replaced.items()
+    ]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    found = []
+    for name, folder in sorted(modules.items()):
+        if not _mentions_configs(Path(folder, name)):
+            continue
+        try:
+            found.append(import_module(f"{EXPERIMENTS}.{name}", "--config"))
+        except ImportError as error:
+            if folder != SHIPPED or not notes:
+                raise
+            raise ValueError(
+                f"{EXPERIMENTS}.{name} cannot be imported ({error}); {'; '.join(notes)}; rename "
+                "what it needs otherwise"
+            ) from error
+    return found
 
 
-def _own_experiments() -> Path:
-    """The folder of the package that came with this one, which is imported under its name.
+def _mentions_configs(module: Path) -> bool:
+    """Whether a module may have named configs; others, any script of a user, are not imported."""
+    file = module / "__init__.py" if module.is_dir() else module.with_name(f"{module.name}.py")
+    try:
+        return b"named_configs" in file.read_bytes()
+    except OSError:
+        # It is compiled.
+        return True
 
-    Another folder of that name, in the current one for instance, does not take its place.
-    """
-    folder = Path(__file__).resolve().parents[2] / EXPERIMENTS
-    if EXPERIMENTS not in sys.modules:
-        spec = importlib.machinery.PathFinder.find_spec(EXPERIMENTS, [str(folder.parent)])
-        if spec is not None and spec.loader is not None:
-            package = importlib.util.module_from_spec(spec)
-            sys.modules[EXPERIMENTS] = package
-            spec.loader.exec_module(package)
+
+def _current_folder_first() -> str:
+    """Puts the current folder first on Python's path, and so into the path of `experiments`."""
+    folder = os.getcwd()
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+    if package := sys.modules.get(EXPERIMENTS):
+        folders = experiment_folders()
+        package.__path__ = [*folders, *(each for each in package.__path__ if each not in folders)]
     return folder
+
+
+def _shown(path: str) -> str:
+    """A path as a user would give it: `./experiments` where it is in the current folder."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else os.path.join(os.curdir, relative)
 
 
 def _spelt(name: str) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from mm1_jax import __version__
 from mm1_jax.checkpoints.checkpoint_folder import (
     CONFIG,
     IDENTITY,
@@ -279,7 +280,12 @@ class RunFolder:
             "run": uuid.uuid4().hex,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        identity = known | {"output_dir": str(self.path.resolve()), "config": launch.config}
+        identity = known | {
+            "output_dir": str(self.path.resolve()),
+            "config": launch.config,
+            # Of the latest launch.
+            "mm1_jax": __version__,
+        }
         text = json.dumps(identity, indent=2) + "\n"
         write_whole(self.path / IDENTITY, text)
         try:

@@ -81,35 +81,111 @@ def test_a_module_of_the_current_folder_comes_before_those_beside_a_script(own_m
         ("configs.py", "expected a module as `import` names it, configs"),
         ("", "--module=: expected a module"),
         (".configs", "expected a module"),
-        ("experiments.mine", "give a folder of your own another name"),
+        ("experiments.mine", "no such module is in {experiments}; give the command in the folder"),
     ],
 )
 def test_a_missing_module_is_explained(own_module, name, said):
     with pytest.raises(ValueError) as error:
         import_module(name, "--module")
-    assert said.format(cwd=os.getcwd()) in str(error.value)
+    experiments = ROOT / "experiments"
+    assert said.format(cwd=os.getcwd(), experiments=experiments) in str(error.value)
 
 
-def test_a_folder_called_experiments_does_not_hide_the_package(tmp_path):
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "__init__.py").write_text("")
-    code = (
-        "from mm1_jax.launch.named_configs import import_module\n"
-        "print(import_module('experiments', '').__file__)\n"
-        "try:\n    import_module('experiments.golden.nothing', '--module')\n"
-        "except ValueError as error:\n    print(error)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
+OWN = """
+from experiments import pretrain
+def named_configs():
+    return {NAME: own}
+def own():
+    '''A run of my own.'''
+    return pretrain.mm1_tiny().set(model=None)
+"""
+
+
+def _own_experiments(folder, *, has_init=False, **names):
+    """Writes a package `experiments` of a user: modules by name, each with one config."""
+    (folder / "experiments").mkdir()
+    if has_init:
+        (folder / "experiments" / "__init__.py").write_text("is_own = True\n")
+    for module, name in names.items():
+        text = OWN.replace("NAME", repr(name))
+        (folder / "experiments" / f"{module}.py").write_text(text)
+
+
+def _python(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        check=True,
     )
-    first, second = result.stdout.splitlines()
-    assert Path(first) == ROOT / "experiments" / "__init__.py"
-    assert f"the package is {ROOT / 'experiments'}" in second
+
+
+@pytest.mark.parametrize("has_init", [False, True])
+def test_own_experiments_stand_beside_the_shipped_ones(tmp_path, has_init):
+    _own_experiments(tmp_path, has_init=has_init, mine="my_run")
+    # A script of a user's folder is no module of configs, and is not imported.
+    (tmp_path / "experiments" / "plot.py").write_text("raise SystemExit('it runs')\n")
+    listed = _python(tmp_path, "-m", "mm1_jax.launch", "--list")
+    assert listed.returncode == 0 and listed.stderr == ""
+    lines = {line.split()[0]: line for line in listed.stdout.splitlines()}
+    assert lines["my_run"].endswith("  A run of my own. (./experiments/mine.py)")
+    assert "mm1_tiny" in lines and "experiments" not in lines["mm1_tiny"]
+
+
+def test_an_own_module_takes_the_place_of_the_shipped_one_of_its_name(tmp_path):
+    _own_experiments(tmp_path, ablations="my_ablation")
+    listed = _python(tmp_path, "-m", "mm1_jax.launch", "--list")
+    assert listed.stderr == (
+        "note: ./experiments has ablations, read in place of the shipped module of that name\n"
+    )
+    assert "\nmy_ablation " in listed.stdout and "\nmm1_1b_vit_h14_336 " not in listed.stdout
+
+
+def test_what_a_shipped_module_misses_in_an_own_one_is_explained(tmp_path):
+    _own_experiments(tmp_path)
+    (tmp_path / "experiments" / "pretrain.py").write_text("")
+    listed = _python(tmp_path, "-m", "mm1_jax.launch", "--list")
+    assert listed.returncode == 2 and "Traceback" not in listed.stderr
+    assert "experiments.ablations cannot be imported" in listed.stderr
+    assert "./experiments has pretrain, read in place" in listed.stderr
+
+
+def test_a_name_that_two_modules_have_is_an_error_also_where_one_is_shipped(tmp_path):
+    _own_experiments(tmp_path, mine="mm1_tiny")
+    found = _python(tmp_path, "-m", "mm1_jax.launch", "--config=mm1_tiny", "--print_config")
+    assert found.returncode == 2
+    assert "'mm1_tiny', in experiments.mine and experiments.pretrain: rename one" in found.stderr
+
+
+def test_an_own_package_elsewhere_on_the_path_keeps_its_modules(tmp_path):
+    """Another program's `experiments` is found as ever when it imports mm1_jax, and before it."""
+    lab = tmp_path / "lab"
+    lab.mkdir()
+    _own_experiments(lab, has_init=True, mine="my_run")
+    code = (
+        "import sys; sys.path.insert(0, 'lab')\n{first}\n"
+        "import mm1_jax, experiments, experiments.mine\n"
+        "from mm1_jax.launch.named_configs import named_configs\n"
+        "print(experiments.is_own, len({{'my_run', 'mm1_tiny'}} & named_configs().keys()))"
+    )
+    for first in ("", "import experiments"):
+        assert _python(tmp_path, "-c", code.format(first=first)).stdout == "True 2\n"
+
+
+def test_processes_that_are_spawned_find_own_experiments(tmp_path):
+    """As those that read data do, which get functions of a user's module by name."""
+    _own_experiments(tmp_path, has_init=True, mine="my_run")
+    (tmp_path / "start.py").write_text(
+        "import multiprocessing\n"
+        "if __name__ == '__main__':\n"
+        "    from mm1_jax.launch.named_configs import find_named_config\n"
+        "    make = find_named_config('my_run').make\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(pool.apply(repr, (find_named_config('my_run'),)))\n"
+    )
+    started = _python(tmp_path, "start.py")
+    assert started.stdout.startswith("NamedConfig(name='my_run'"), started.stderr
 
 
 def test_a_module_that_ends_the_process_does_not_end_a_command_with_0(own_module):
