@@ -1,10 +1,7 @@
-"""Named filters for data conversion, for `tools/convert_records.py --filters=NAME`."""
-
-from collections.abc import Sequence
+"""Named filters for data conversion, for `python -m mm1_jax convert_records --filters=NAME`."""
 
 from mm1_jax.data.ingest.filters import (
     AnswerTypes,
-    EvaluationOverlap,
     Filter,
     FrequentImages,
     ImageCount,
@@ -48,13 +45,3 @@ def named_filters() -> dict[str, list[Filter.Config]]:
         "yes_no_answers": yes_no_answers(),
         "other_answers": other_answers(),
     }
-
-
-def without_benchmarks(
-    filters: Sequence[Filter.Config], images: Sequence[str]
-) -> list[Filter.Config]:
-    """Adds a filter for the images of benchmarks, before filters that count a page's images."""
-    overlap = EvaluationOverlap.default_config().set(images=list(images))
-    is_last = [cfg.klass is ImageCount for cfg in filters]
-    place = is_last.index(True) if True in is_last else len(filters)
-    return [*filters[:place], overlap, *filters[place:]]

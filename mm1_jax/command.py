@@ -13,11 +13,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
 USER_ERROR = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
+# Also the name of the console script.
+_PACKAGE = "mm1_jax"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Functions of the garbage collector, from which no exception comes out.
 _CALLBACKS = ("_xla_gc_callback", "__del__")
@@ -57,6 +60,18 @@ def ignore_signals() -> None:
     with contextlib.suppress(ValueError):
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def started_as(name: str) -> str:
+    """Returns how the user started the command `name`, for its usage line and examples."""
+    script = PurePath(sys.argv[0])
+    if script.name == f"{name}.py":
+        return f"python {script}"
+    if script.name == _PACKAGE:
+        return f"{_PACKAGE} {name}"
+    if script.parts[-2:] == (name, "__main__.py"):
+        return f"python -m {_PACKAGE}.{name}"
+    return f"python -m {_PACKAGE} {name}"
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:

@@ -11,8 +11,11 @@ from mm1_jax import command
 from mm1_jax.command import Stopped
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = [
-    *sorted(path for path in (ROOT / "tools").glob("*.py") if path.name != "small_run.py"),
+COMMANDS = sorted((ROOT / "mm1_jax" / "commands").glob("[a-z]*.py"))
+NAMES = {path.stem for path in COMMANDS}
+# Scripts that start by themselves; small_run.py holds configs.
+SCRIPTS = [
+    *(x for x in sorted((ROOT / "tools").glob("*.py")) if x.stem not in NAMES | {"small_run"}),
     ROOT / "mm1_jax" / "rehearse" / "__main__.py",
 ]
 
@@ -164,6 +167,13 @@ def test_a_stop_says_what_is_noted_of_it(capsys):
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_every_command_of_the_package_is_such_a_command_and_has_a_script(path):
+    text = path.read_text()
+    assert "@command\ndef main(" in text and f'prog=started_as("{path.stem}")' in text
+    assert f'sys.exit(script("{path.stem}"))' in (ROOT / "tools" / path.name).read_text()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_is_such_a_command(path):
     text = path.read_text()
     _, _, code = text.split('"""', 2)

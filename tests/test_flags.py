@@ -29,7 +29,8 @@ COMMANDS = {
 def test_a_number_out_of_range_is_refused_with_its_flag(tool, value, capsys):
     *others, flag = COMMANDS[tool]
     with pytest.raises(SystemExit) as raised:
-        importlib.import_module(f"tools.{tool}").main([*others, f"{flag}={value}"])
+        room = "tools" if tool.startswith("benchmark") else "mm1_jax.commands"
+        importlib.import_module(f"{room}.{tool}").main([*others, f"{flag}={value}"])
     assert raised.value.code == 2
     assert f"argument {flag}: '{value}': expected a" in capsys.readouterr().err
 

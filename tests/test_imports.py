@@ -65,6 +65,12 @@ ALLOWED = {
         *("config", "stored_config", "storage", "command", "flags", "parallel", "models"),
         "launch",
     },
+    # What users run: commands use all of the package and are imported by name alone.
+    "commands": {
+        *("config", "storage", "batch", "host_memory", "command", "flags", "experiment_folders"),
+        *("multihost", "data", "models", "checkpoints", "decoding", "evals", "interop", "launch"),
+    },
+    "__main__": {"command"},
 }
 # Subpackages of `data` -> the other parts of `data` that they may import.
 ROOMS = {
@@ -151,15 +157,21 @@ def test_only_conversions_and_their_tools_read_foreign_formats():
         f"{path.relative_to(ROOT)} imports {name}"
         for path in _modules()
         for name in _imports(path)
-        if name.startswith("mm1_jax.data.ingest") and "ingest" not in path.parts
+        if name.startswith("mm1_jax.data.ingest")
+        and "ingest" not in path.parts
+        and path.stem != "convert_records"
     ] == []
 
 
 def test_no_import_stands_inside_a_function():
-    """An import inside a function usually hides a cycle, which means a misplaced module."""
+    """An import inside a function usually hides a cycle, which means a misplaced module.
+
+    Commands are exempt: nothing imports them, and their `--help` does not wait for late imports.
+    """
     inside = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in _modules()
+        if "commands" not in path.parts
         for function in ast.walk(ast.parse(path.read_text()))
         if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function)
@@ -171,6 +183,7 @@ def test_no_import_stands_inside_a_function():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
+        ("mm1_jax.__main__", {"jax", "flax", "grain", "numpy", "attrs", "absl"}),
         ("mm1_jax.launch.__main__", {"jax", "flax", "grain", "numpy"}),
         ("mm1_jax.rehearse.__main__", {"jax", "flax", "grain"}),
         ("mm1_jax.config", {"jax", "flax", "numpy", "ml_collections"}),

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from mm1_jax.command import status_of
+from mm1_jax.command import started_as, status_of
 from mm1_jax.experiment_folders import EXPERIMENTS
 from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
@@ -81,17 +81,17 @@ many processes:
   are. docs/pods.md has the launch files.
 
 examples:
-  python -m mm1_jax.launch --list
-  python -m mm1_jax.launch --config=mm1_tiny
-  python -m mm1_jax.launch --config=mm1_tiny --config.model.connector.num_image_tokens=9 \\
+  %(prog)s --list
+  %(prog)s --config=mm1_tiny
+  %(prog)s --config=mm1_tiny --config.model.connector.num_image_tokens=9 \\
       --output_dir=runs/nine_tokens
-  python -m mm1_jax.launch --module=my.module --config=my_config --print_config
+  %(prog)s --module=my.module --config=my_config --print_config
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mm1_jax.launch",
+        prog=started_as("launch"),
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

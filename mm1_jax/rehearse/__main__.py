@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.command import command
+from mm1_jax.command import command, started_as
 from mm1_jax.flags import local_path, number, whole
 from mm1_jax.launch.config_options import split_overrides
 from mm1_jax.launch.run_folder import Launch
@@ -103,18 +103,18 @@ exit codes:
   3  compiled, and does not fit; the report says by how much and what to change
 
 examples:
-  python -m mm1_jax.rehearse --config=mm1_tiny --topology=v5e:2x2
-  python -m mm1_jax.rehearse --config=mm1_tiny --topology=v5p:2x2x2 \\
+  %(prog)s --config=mm1_tiny --topology=v5e:2x2
+  %(prog)s --config=mm1_tiny --topology=v5p:2x2x2 \\
       --config.trainer.parallelism.fsdp=4 --json=tiny.json --save_hlo=tiny.hlo.gz
-  python -m mm1_jax.rehearse --hlo=tiny.hlo.gz --topology=v5p:2x2x2
-  python -m mm1_jax.rehearse --all --configs=mm1_tiny,mm1_tiny_moe \\
+  %(prog)s --hlo=tiny.hlo.gz --topology=v5p:2x2x2
+  %(prog)s --all --configs=mm1_tiny,mm1_tiny_moe \\
       --topologies=v5e:2x2,v5p:2x2x1 --json=table.json
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mm1_jax.rehearse",
+        prog=started_as("rehearse"),
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -100,8 +100,8 @@ def test_memory_of_an_import_is_bounded_with_tables_of_1_gib(tmp_path):
     TensorWriter(source, specs, 10**9).write(
         lambda name: np.full(specs[name].shape, len(name), specs[name].dtype)
     )
-    command = [sys.executable, "tools/convert_checkpoint.py", "import", f"--source={source}"]
-    command += [f"--output={tmp_path / 'ours'}", "--skip_comparison"]
+    command = [sys.executable, "-m", "mm1_jax", "convert_checkpoint", "import"]
+    command += [f"--source={source}", f"--output={tmp_path / 'ours'}", "--skip_comparison"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment["XLA_FLAGS"] = os.environ["MM1_TEST_XLA_FLAGS"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -20,11 +20,11 @@ from mutated_configs import (
 from test_tokenizers import write_json_tokenizer
 
 from mm1_jax.checkpoints.weights_folder import StoredParams
+from mm1_jax.commands import convert_checkpoint
 from mm1_jax.interop import families
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import examine
 from mm1_jax.interop.tokenizers import import_tokenizer
-from tools import convert_checkpoint
 
 NUM_SEEDS = 500
 # Enough to cover every family.

@@ -8,10 +8,10 @@ import transformers
 from foreign_models import save
 
 from mm1_jax.checkpoints.weights_folder import StoredParams
+from mm1_jax.commands import convert_checkpoint
 from mm1_jax.data.tokenizers.hf import HFTokenizer
 from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL, Tokenizer
 from mm1_jax.interop.tokenizers import export_tokenizer, import_tokenizer, stored_tokenizer
-from tools import convert_checkpoint
 
 TEXTS = ("two circles, and a red  square!", "na\u00efve\n\n12", "Question: what digit is this?")
 

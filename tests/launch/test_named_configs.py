@@ -43,9 +43,15 @@ def own_module(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
+def _code(tool):
+    """The file of a command of the package, or of one of the checkout's own."""
+    folder = "tools" if tool.startswith("benchmark") else "mm1_jax/commands"
+    return ROOT / folder / f"{tool}.py"
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_finds_a_module_of_the_current_folder(own_module, capsys, tool):
-    spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
+    spec = importlib.util.spec_from_file_location(tool, _code(tool))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = "--lengths_for" if tool == "convert_records" else "--config"
@@ -58,7 +64,7 @@ def test_every_tool_finds_a_module_of_the_current_folder(own_module, capsys, too
 def test_the_list_of_tools_is_complete():
     with_module = {
         path.stem
-        for path in (ROOT / "tools").glob("*.py")
+        for path in (*(ROOT / "tools").glob("*.py"), *(ROOT / "mm1_jax/commands").glob("*.py"))
         if '"--module"' in (text := path.read_text()) or "add_config_options" in text
     }
     assert with_module == set(TOOLS)
@@ -123,23 +129,19 @@ def _python(folder, *arguments):
 
 @pytest.mark.parametrize("has_init", [False, True])
 def test_own_experiments_stand_beside_the_shipped_ones(tmp_path, has_init):
-    _own_experiments(tmp_path, has_init=has_init, mine="my_run")
+    _own_experiments(tmp_path, has_init=has_init, mine="my_run", ablations="my_ablation")
     # A script of a user's folder is no module of configs, and is not imported.
     (tmp_path / "experiments" / "plot.py").write_text("raise SystemExit('it runs')\n")
-    listed = _python(tmp_path, "-m", "mm1_jax.launch", "--list")
-    assert listed.returncode == 0 and listed.stderr == ""
+    listed = _python(tmp_path, "-m", "mm1_jax", "launch", "--list")
+    assert listed.returncode == 0
     lines = {line.split()[0]: line for line in listed.stdout.splitlines()}
     assert lines["my_run"].endswith("  A run of my own. (./experiments/mine.py)")
     assert "mm1_tiny" in lines and "experiments" not in lines["mm1_tiny"]
-
-
-def test_an_own_module_takes_the_place_of_the_shipped_one_of_its_name(tmp_path):
-    _own_experiments(tmp_path, ablations="my_ablation")
-    listed = _python(tmp_path, "-m", "mm1_jax.launch", "--list")
+    # A module takes the place of the shipped one of its name, as a whole.
+    assert "my_ablation" in lines and "mm1_1b_vit_h14_336" not in lines
     assert listed.stderr == (
         "note: ./experiments has ablations, read in place of the shipped module of that name\n"
     )
-    assert "\nmy_ablation " in listed.stdout and "\nmm1_1b_vit_h14_336 " not in listed.stdout
 
 
 def test_what_a_shipped_module_misses_in_an_own_one_is_explained(tmp_path):
@@ -151,41 +153,43 @@ def test_what_a_shipped_module_misses_in_an_own_one_is_explained(tmp_path):
     assert "./experiments has pretrain, read in place" in listed.stderr
 
 
-def test_a_name_that_two_modules_have_is_an_error_also_where_one_is_shipped(tmp_path):
+def test_a_name_that_an_own_and_a_shipped_module_have_is_an_error(tmp_path):
     _own_experiments(tmp_path, mine="mm1_tiny")
     found = _python(tmp_path, "-m", "mm1_jax.launch", "--config=mm1_tiny", "--print_config")
     assert found.returncode == 2
     assert "'mm1_tiny', in experiments.mine and experiments.pretrain: rename one" in found.stderr
 
 
-def test_an_own_package_elsewhere_on_the_path_keeps_its_modules(tmp_path):
-    """Another program's `experiments` is found as ever when it imports mm1_jax, and before it."""
-    lab = tmp_path / "lab"
-    lab.mkdir()
-    _own_experiments(lab, has_init=True, mine="my_run")
+@pytest.mark.parametrize("first", ["mm1_jax", "experiments"])
+def test_an_own_package_elsewhere_on_the_path_keeps_its_modules(tmp_path, first):
+    """Another program's `experiments` is found as ever, before and after it imports mm1_jax."""
+    _own_experiments(tmp_path, has_init=True)
+    (tmp_path / "experiments" / "mine.py").write_text("x = 1\n")
     code = (
-        "import sys; sys.path.insert(0, 'lab')\n{first}\n"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport {first}\n"
         "import mm1_jax, experiments, experiments.mine\n"
-        "from mm1_jax.launch.named_configs import named_configs\n"
-        "print(experiments.is_own, len({{'my_run', 'mm1_tiny'}} & named_configs().keys()))"
+        "from mm1_jax.launch.named_configs import import_module\n"
+        "print(experiments.is_own, import_module('experiments.filters', '').__name__)"
     )
-    for first in ("", "import experiments"):
-        assert _python(tmp_path, "-c", code.format(first=first)).stdout == "True 2\n"
+    assert _python(ROOT.parent, "-c", code).stdout == "True experiments.filters\n"
 
 
 def test_processes_that_are_spawned_find_own_experiments(tmp_path):
     """As those that read data do, which get functions of a user's module by name."""
-    _own_experiments(tmp_path, has_init=True, mine="my_run")
+    _own_experiments(tmp_path, has_init=True)
+    (tmp_path / "experiments" / "mine.py").write_text(
+        "from experiments import filters\ndef make():\n    return filters.no_filters()\n"
+    )
     (tmp_path / "start.py").write_text(
         "import multiprocessing\n"
+        "from mm1_jax.launch.named_configs import NamedConfig\n"
         "if __name__ == '__main__':\n"
-        "    from mm1_jax.launch.named_configs import find_named_config\n"
-        "    make = find_named_config('my_run').make\n"
+        "    from experiments.mine import make\n"
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        print(pool.apply(repr, (find_named_config('my_run'),)))\n"
+        "        print(pool.apply(repr, (NamedConfig('x', 'y', make),)))\n"
     )
     started = _python(tmp_path, "start.py")
-    assert started.stdout.startswith("NamedConfig(name='my_run'"), started.stderr
+    assert started.stdout.startswith("NamedConfig(name='x'"), started.stderr
 
 
 def test_a_module_that_ends_the_process_does_not_end_a_command_with_0(own_module):

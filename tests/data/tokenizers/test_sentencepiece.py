@@ -1,12 +1,11 @@
-import importlib.util
 import pickle
 import random
-from pathlib import Path
 
 import cloudpickle
 import pytest
 import sentencepiece
 
+from mm1_jax.commands import train_tokenizer
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.tokenizers import sentencepiece as tokenizer_module
 from mm1_jax.data.tokenizers.sentencepiece import (
@@ -15,8 +14,6 @@ from mm1_jax.data.tokenizers.sentencepiece import (
     Tokenizer,
     check_tokenizer,
 )
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -149,13 +146,9 @@ def test_a_missing_model_names_the_path_and_the_fix():
 
 def test_retraining_gives_the_shipped_model():
     """Detects that texts of the corpora changed after the tokenizer was trained."""
-    path = ROOT / "tools" / "train_tokenizer.py"
-    spec = importlib.util.spec_from_file_location("train_tokenizer", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    texts = list(tool.embedded_texts())
-    first = tokenizer_module.train(texts, tool.VOCAB_SIZE)
-    assert first == tokenizer_module.train(texts, tool.VOCAB_SIZE)
+    texts = list(train_tokenizer.embedded_texts())
+    first = tokenizer_module.train(texts, train_tokenizer.VOCAB_SIZE)
+    assert first == tokenizer_module.train(texts, train_tokenizer.VOCAB_SIZE)
     assert first == SHIPPED_MODEL.read_bytes()
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mm1_jax.batch import Document, Text
+from mm1_jax.commands import evaluate
 from mm1_jax.data.corpora.conversations import conversation_document
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import generate
@@ -38,7 +39,6 @@ ROW = RowShape(64, 1, 8)
 OPTIONS = ["iron", "wood and more", "ice", "salt"]
 CONTEXTS = [f"Jo had {i} hats and lost one. Jo sought the" for i in range(8)]
 PAGES = ["a red circle is left of the blue square", "one two three. " * 30, ""]
-TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
 
 
 def text(words: str) -> Document:
@@ -169,14 +169,11 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def own_scores(run, benchmarks, tmp_path_factory) -> dict[str, float]:
-    """Scores of the same records from `tools/evaluate.py`."""
-    spec = importlib.util.spec_from_file_location("evaluate_tool_of_lm_eval", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    """Scores of the same records from `python -m mm1_jax evaluate`."""
     output = tmp_path_factory.mktemp("own")
     flags = (f"--checkpoint={run[0]}", f"--output={output}", f"--benchmarks_dir={benchmarks}")
     names = ("--benchmarks=arc_easy,lambada", "--shots=0")
-    assert tool.main([*flags, *names, "--set=arc_easy.exemplar_split=test"]) == 0
+    assert evaluate.main([*flags, *names, "--set=arc_easy.exemplar_split=test"]) == 0
     return json.loads((output / "scores.json").read_text())
 
 

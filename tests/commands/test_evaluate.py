@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,10 +9,7 @@ from typing import Any
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
-_spec = importlib.util.spec_from_file_location("evaluate_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+from mm1_jax.commands import evaluate as tool
 
 # Entries of the stored results that are not scores of predictions.
 NOT_SCORED = {"METEOR", "published", "official_csv", "source", "note", "needs"}
@@ -459,8 +455,8 @@ def test_the_groups_of_the_command_line_are_those_of_the_registry():
 def test_help_needs_no_jax_and_is_there_at_once():
     start = time.monotonic()
     code = (
-        "import runpy, sys; sys.argv = ['evaluate.py', '--help']\n"
-        f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "import sys; from mm1_jax.__main__ import main\n"
+        "try: main(['evaluate', '--help'])\n"
         "finally: print(sorted({'jax', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -471,9 +467,8 @@ def test_help_needs_no_jax_and_is_there_at_once():
 def test_scoring_needs_no_jax(tmp_path):
     file = write(tmp_path / "x.jsonl", [{"question_id": 1, "label": "yes", "answer": "Yes"}])
     code = (
-        "import runpy, sys; sys.modules['jax'] = None\n"
-        f"sys.argv = ['evaluate.py', '--score_only', '--benchmarks=pope', '--predictions={file}']\n"
-        f"runpy.run_path({str(TOOL)!r}, run_name='__main__')"
+        "import sys; sys.modules['jax'] = None; from mm1_jax.__main__ import main\n"
+        f"main(['evaluate', '--score_only', '--benchmarks=pope', '--predictions={file}'])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,5 @@
-"""`tools/evaluate.py --checkpoint` runs benchmarks on the model of a run."""
+"""`python -m mm1_jax evaluate --checkpoint` runs benchmarks on the model of a run."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,10 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
-_spec = importlib.util.spec_from_file_location("evaluate_model_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+from mm1_jax.commands import evaluate as tool
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +140,8 @@ def by_two(run, tmp_path):
         "def named_configs():\n    return {'minute': experiment}\n"
     )
     (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
-    paths = [str(TOOL.parents[1]), str(TOOL.parents[1] / "tests" / "data")]
+    root = Path(__file__).parents[2]
+    paths = [str(root), str(root / "tests" / "data")]
 
     def give(*asked, of_second=()):
         with socket.socket() as free:
@@ -152,7 +149,7 @@ def by_two(run, tmp_path):
             port = free.getsockname()[1]
         processes = [
             subprocess.Popen(
-                [sys.executable, TOOL, f"--checkpoint={folder}", *asked]
+                [sys.executable, "-m", "mm1_jax", "evaluate", f"--checkpoint={folder}", *asked]
                 + [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
                 + [f"--process_id={process}", *(of_second if process else ())],
                 cwd=tmp_path,

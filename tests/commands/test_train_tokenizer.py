@@ -1,16 +1,11 @@
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
+from mm1_jax.commands import train_tokenizer as tool
 from mm1_jax.data.record_files import Kind, Manifest, ShardWriter
-
-TOOL = Path(__file__).parents[2] / "tools" / "train_tokenizer.py"
-_spec = importlib.util.spec_from_file_location("train_tokenizer_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 
 def train(output: Path, *arguments: str) -> sentencepiece.SentencePieceProcessor:

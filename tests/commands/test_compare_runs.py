@@ -1,17 +1,12 @@
-"""`tools/compare_runs.py` compares means over seeds."""
+"""`python -m mm1_jax compare_runs` compares means over seeds."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
-TOOL = Path(__file__).parents[2] / "tools" / "compare_runs.py"
-_spec = importlib.util.spec_from_file_location("compare_runs_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+from mm1_jax.commands import compare_runs as tool
 
 
 @pytest.fixture
@@ -34,7 +29,7 @@ def runs(tmp_path):
 
 def test_intervals_are_those_of_scipy():
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=4), rng.normal(1, 3, size=3)
+    x, y = rng.normal(size=4).tolist(), rng.normal(1, 3, size=3).tolist()
     one, both = tool.estimate(x), tool.difference(x, y)
     low, high = scipy.stats.ttest_1samp(x, 0).confidence_interval()
     np.testing.assert_allclose([one.mean - one.half_width, one.mean + one.half_width], [low, high])

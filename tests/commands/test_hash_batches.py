@@ -1,5 +1,3 @@
-import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -8,11 +6,7 @@ from pathlib import Path
 import pytest
 from drawn_corpus import input_config
 
-HERE = Path(__file__).parent
-TOOL = HERE.parents[1] / "tools" / "hash_batches.py"
-_spec = importlib.util.spec_from_file_location("hash_batches_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+from mm1_jax.commands import hash_batches as tool
 
 ARGUMENTS = ("--module=drawn_experiment", "--config=drawn")
 
@@ -51,16 +45,14 @@ def test_the_seed_matters(expected):
 @pytest.fixture
 def named(monkeypatch):
     """Makes the experiment importable by name, here and in other processes."""
-    folders = [str(HERE), str(HERE.parent / "data")]
-    for folder in folders:
-        monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "data"))
 
 
 def test_killed_and_resumed_on_other_hosts(named, tmp_path, capsys):
     state = tmp_path / "state.json"
+    command = [sys.executable, "-m", "mm1_jax", "hash_batches", *ARGUMENTS]
     process = subprocess.Popen(
-        [sys.executable, TOOL, *ARGUMENTS, "--steps=0:100000", "--hosts=4", f"--state={state}"],
+        [*command, "--steps=0:100000", "--hosts=4", f"--state={state}"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mm1_jax.commands import generate as tool
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.examples import ExampleBuilder
@@ -16,11 +16,6 @@ from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.prompts import without_answer
-
-TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
-_spec = importlib.util.spec_from_file_location("generate_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 
 @pytest.fixture
@@ -158,16 +153,12 @@ def test_the_module_of_a_run_is_found_in_the_current_folder(run, tmp_path, monke
 
 def test_help_explains_the_formats_and_loads_no_jax():
     code = (
-        "import runpy, sys; sys.argv = ['generate.py', '--help']\n"
-        f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "import sys; from mm1_jax.__main__ import main\n"
+        "try: main(['generate', '--help'])\n"
         "except SystemExit: print('loaded:', sorted({'jax', 'flax', 'grain'} & set(sys.modules)))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=TOOL.parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert "loaded: []" in result.stdout
     assert "Question: PROMPT Short answer:" in result.stdout

@@ -1,5 +1,4 @@
 import html.parser
-import importlib.util
 import os
 import re
 import shutil
@@ -13,12 +12,8 @@ import pytest
 from drawn_corpus import corpus, input_config, stream
 
 from mm1_jax.batch import Document, Image, Text
-
-HERE = Path(__file__).parent
-TOOL = HERE.parents[1] / "tools" / "show_batch.py"
-_spec = importlib.util.spec_from_file_location("show_batch_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+from mm1_jax.commands import show_batch as tool
+from mm1_jax.commands import snapshot
 
 HOSTILE = (
     "</span></main><script>document.title='owned'</script>"
@@ -168,8 +163,6 @@ def test_a_hostile_document_is_only_text(input):
 
 
 def test_a_file_is_written_and_named(monkeypatch, tmp_path, capsys):
-    for folder in (HERE, HERE.parent / "data"):
-        monkeypatch.syspath_prepend(str(folder))
     monkeypatch.chdir(tmp_path)
     assert tool.main(["--module=drawn_experiment", "--config=drawn", "--step=1", "--rows=:2"]) == 0
     assert capsys.readouterr().out == "drawn_step_1.html\n"
@@ -179,12 +172,7 @@ def test_a_file_is_written_and_named(monkeypatch, tmp_path, capsys):
 
 
 def test_a_snapshot_shows_what_its_config_does(monkeypatch, tmp_path, capsys):
-    for folder in (HERE, HERE.parent / "data"):
-        monkeypatch.syspath_prepend(str(folder))
     config = ["--module=drawn_experiment", "--config=drawn"]
-    spec = importlib.util.spec_from_file_location("snapshot", TOOL.with_name("snapshot.py"))
-    snapshot = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(snapshot)
     pages = [tmp_path / f"{name}.html" for name in ("config", "ids", "rows")]
     assert tool.main([*config, "--step=1", f"--output={pages[0]}"]) == 0
     for page in pages[1:]:

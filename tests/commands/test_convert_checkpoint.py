@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from foreign_models import save
 
-from tools.convert_checkpoint import main
+from mm1_jax.commands.convert_checkpoint import main
 
 ROOT = Path(__file__).parent.parent.parent
 

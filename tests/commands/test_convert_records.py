@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import signal
@@ -10,16 +9,11 @@ from pathlib import Path
 import pytest
 from foreign_formats import contents, write_numbers
 
+from mm1_jax.commands import convert_records as tool
 from mm1_jax.data.input import lengths_of_folder, used_corpora
 from mm1_jax.data.record_files import Manifest, RecordFiles
 from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL
 from mm1_jax.launch.run_folder import Launch
-
-HERE = Path(__file__).parent
-TOOL = HERE.parents[1] / "tools" / "convert_records.py"
-_spec = importlib.util.spec_from_file_location("convert_records_tool", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 NUMBERED = "--format=foreign_formats:Numbered"
 
@@ -30,13 +24,14 @@ def run(*arguments) -> int:
 
 def start(*arguments) -> subprocess.Popen:
     """Starts the command in a process that can import the formats of the tests."""
-    path = os.pathsep.join([str(HERE.parent / "data" / "ingest"), os.environ.get("PYTHONPATH", "")])
+    folder = Path(__file__).parents[1] / "data" / "ingest"
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     # Shells ignore SIGINT in background jobs, and child processes inherit ignored signals, but not
     # signals with a handler.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
-            [sys.executable, TOOL, *arguments],
+            [sys.executable, "-m", "mm1_jax", "convert_records", *arguments],
             env=os.environ | {"PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

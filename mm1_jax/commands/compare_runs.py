@@ -1,0 +1,204 @@
+"""Compares kinds of training over their seeds: mean and 95% interval of each metric.
+
+python -m mm1_jax compare_runs --metrics='scenes_names/*/accuracy' \\
+    mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
+"""
+
+import argparse
+import fnmatch
+import glob
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from mm1_jax.command import command, started_as
+from mm1_jax.flags import local_path
+from mm1_jax.storage import write_whole
+
+EPILOG = """\
+runs:
+  NAME=FOLDER, where FOLDER may have a *, and more folders that belong to NAME after it. Of each,
+  report.json is read, which a training ends with, or scores.json of the command evaluate. What a
+  run lacks is said to be missing, and nothing is averaged over fewer runs in silence.
+
+intervals:
+  Of Student's t over runs: what another seed would give, on average. They say nothing of how many
+  records a benchmark has; those intervals are in the reports of the command evaluate.
+  Differences to the first NAME are of Welch's t, whose variances may differ.
+
+examples:
+  %(prog)s --metrics='scenes_names/*/accuracy' \\
+      mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
+
+exit codes:
+  0    compared
+  2    the command or a file must be changed; the message says how
+"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs and half the width of its 95% interval; None of one run alone."""
+
+    mean: float
+    half_width: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + (
+            "" if self.half_width is None else f" \u00b1 {self.half_width:.4f}"
+        )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A metric of one kind of training: of each run, on average, and beside the first kind."""
+
+    values: list[float]
+    estimate: Estimate
+    difference: Estimate
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of runs, with its interval by Student's t."""
+    x = np.array(values, float)
+    if len(x) < 2:
+        return Estimate(float(x.mean()), None)
+    error = x.std(ddof=1) / np.sqrt(len(x))
+    return Estimate(float(x.mean()), float(scipy.stats.t.ppf(0.975, len(x) - 1) * error))
+
+
+def difference(values: Sequence[float], base: Sequence[float]) -> Estimate:
+    """Of two means, values' less base's, with its interval by Welch's t."""
+    x, y = np.array(values, float), np.array(base, float)
+    mean = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2:
+        return Estimate(mean, None)
+    parts = np.array([x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)])
+    if not parts.any():
+        return Estimate(mean, 0.0)
+    freedom = parts.sum() ** 2 / (parts**2 / [len(x) - 1, len(y) - 1]).sum()
+    return Estimate(mean, float(scipy.stats.t.ppf(0.975, freedom) * np.sqrt(parts.sum())))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=started_as("compare_runs"),
+        description="Compares kinds of training over their seeds.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]FOLDER", help="runs of each kind")
+    parser.add_argument(
+        "--metrics",
+        default="*",
+        metavar="PATTERN[,PATTERN]",
+        help="keys BENCHMARK/SHOTS/METRIC, * for anything; default: all",
+    )
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="write the numbers there as well"
+    )
+    return parser.parse_args(arguments)
+
+
+def grouped(words: Sequence[str]) -> dict[str, list[Path]]:
+    """Folders by the name before them.
+
+    >>> grouped(["a=x", "y", "b=z"]) == {"a": [Path("x"), Path("y")], "b": [Path("z")]}
+    True
+    """
+    groups: dict[str, list[Path]] = {}
+    for word in words:
+        name, equals, path = word.rpartition("=")
+        if equals:
+            groups.setdefault(name, [])
+        elif not groups:
+            raise ValueError(f"{word}: give the first run as NAME=FOLDER")
+        # A shell does not expand what stands behind NAME=.
+        list(groups.values())[-1] += map(Path, sorted(glob.glob(path)) or [path])
+        if equals and list(groups)[-1] != name:
+            raise ValueError(f"{word}: {name!r} was given before; put its folders together")
+    return groups
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    """All numbers of a run, by key."""
+    for name in ("report.json", "scores.json"):
+        path = folder / name
+        if path.exists():
+            values = json.loads(path.read_text())
+            if not isinstance(values, dict):
+                raise ValueError(f"{path}: expected an object of numbers")
+            return {key: x for key, x in values.items() if isinstance(x, int | float)}
+    raise ValueError(
+        f"{folder}: neither report.json nor scores.json is there; a training that has ended has "
+        "the first, the output of `python -m mm1_jax evaluate` the second"
+    )
+
+
+def compare(
+    groups: Mapping[str, Sequence[Mapping[str, float]]], patterns: Sequence[str]
+) -> dict[str, dict[str, Kind]]:
+    """Metric -> name of the kind -> what there is of it.
+
+    Raises:
+        ValueError: No metric fits a pattern, or a run lacks one that others have.
+    """
+    keys = list(dict.fromkeys(key for runs in groups.values() for run in runs for key in run))
+    table: dict[str, dict[str, Kind]] = {}
+    for pattern in patterns:
+        fitting = [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
+        if not fitting:
+            raise ValueError(f"--metrics={pattern}: fits none of {', '.join(keys)}")
+        for key in fitting:
+            lacking = [
+                f"{name}, run {number}"
+                for name, runs in groups.items()
+                for number, run in enumerate(runs, start=1)
+                if key not in run
+            ]
+            if lacking:
+                raise ValueError(f"{key} is missing in {'; '.join(lacking)}; see --metrics")
+            values = {name: [run[key] for run in runs] for name, runs in groups.items()}
+            base = next(iter(values.values()))
+            table[key] = {
+                name: Kind(x, estimate(x), difference(x, base)) for name, x in values.items()
+            }
+    return table
+
+
+def markdown(table: Mapping[str, Mapping[str, Kind]]) -> str:
+    """A row for each metric, a column for each kind, and one for each difference to the first."""
+    names = list(next(iter(table.values())))
+    first, *others = names
+    header = [*names, *(f"{name} - {first}" for name in others)]
+    lines = [f"| metric | {' | '.join(header)} |", "|---|" + "---:|" * len(header)]
+    for key, by_name in table.items():
+        cells = [str(by_name[name].estimate) for name in names]
+        cells += [str(by_name[name].difference) for name in others]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    counts = ", ".join(f"{len(one.values)} of {name}" for name, one in by_name.items())
+    return "\n".join([*lines, "", f"Means and 95% intervals over runs: {counts}."])
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = parse(sys.argv[1:] if argv is None else argv)
+    groups = {
+        name: [metrics_of(folder) for folder in folders]
+        for name, folders in grouped(flags.runs).items()
+    }
+    table = compare(groups, flags.metrics.split(","))
+    if flags.json is not None:
+        numbers = {
+            key: {name: asdict(kind) for name, kind in by_name.items()}
+            for key, by_name in table.items()
+        }
+        write_whole(flags.json, json.dumps(numbers, indent=1) + os.linesep)
+    print(markdown(table))
+    return 0

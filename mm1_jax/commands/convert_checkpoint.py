@@ -1,0 +1,306 @@
+"""Weights in and out: foreign checkpoints to start runs from, and trained models for transformers.
+
+    python -m mm1_jax convert_checkpoint import --source=Qwen3-1.7B --output=data/weights/qwen3_1p7b
+    python -m mm1_jax convert_checkpoint export --checkpoint=runs/mm1_tiny --output=mm1_tiny_hf
+
+Every conversion ends with a comparison of outputs with the other implementation, and is refused
+where they differ.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm1_jax.command import command, started_as
+from mm1_jax.flags import local_path, local_text, number, whole
+
+EPILOG = """\
+import reads safetensors, in one file or in shards, of
+  Llama, Mistral, Qwen 2 and 3, Mixtral     decoders, by their config.json
+  CLIP, SigLIP                              vision encoders, alone or with their text towers
+  open_clip                                 vision encoders, by their open_clip_config.json
+  AIM                                       vision encoders, by the names of their tensors
+  LLaVA                                     encoder, connector and decoder
+and writes a folder of weights, for trainer.initial_weights. A tokenizer beside a decoder is kept,
+with the image token added and the embedding grown. Tensors that have no place here (text towers,
+heads) are kept in the subfolder aside.
+
+export writes a folder for transformers, by --format:
+  source  imported weights as they came: every tensor bit for bit, and all files
+  llava   a model of a CLIP or SigLIP tower, an MLP over each patch, and a decoder of these families
+  mm1     any model, with the code that runs it (trust_remote_code=True)
+  auto    a decoder alone as a Llama, Qwen or Mixtral; a tower alone as a CLIP or SigLIP, an
+          imported AIM or LLaVA as source, and everything else as mm1
+
+Where torch and transformers are installed (pip install 'mm1_jax[hf]'), logits of random tokens and
+images are compared in float32; they may differ by 2e-5 of the largest. That takes at most
+--comparison_memory: of a larger decoder the first layers are compared, and of other larger models
+it is said that they were not. The conversion itself takes twice the largest tensor and some 800 MB.
+
+examples:
+  %(prog)s import --source=DFN5B-CLIP-ViT-H-14-378 \\
+      --output=data/weights/dfn_vit_h14_378
+  %(prog)s import --source=Meta-Llama-3-8B --output=data/weights/sparse \\
+      --num_experts=8 --moe_every=2
+  %(prog)s export --checkpoint=runs/mm1_7b --output=mm1_7b_hf \\
+      --dtype=bfloat16
+
+  %(prog)s export --checkpoint=data/weights/llava --format=source \\
+      --output=llava_again
+
+exit codes:
+  0  done
+  2  the command or the checkpoint must be changed; the message says how
+"""
+_GIB = 2**30
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=started_as("convert_checkpoint"),
+        description="Weights in and out: of foreign checkpoints, and for transformers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="import|export")
+
+    importing = commands.add_parser("import", help="a foreign checkpoint -> a folder of weights")
+    importing.add_argument(
+        "--source",
+        required=True,
+        type=local_path,
+        metavar="PATH",
+        help="its folder, or its one file",
+    )
+    importing.add_argument(
+        "--tokenizer",
+        type=local_text,
+        metavar="PATH",
+        help="tokenizer.model or tokenizer.json; default: what is beside the decoder; none: none",
+    )
+    importing.add_argument(
+        "--vocab_size", type=whole(), help="rows of the embedding (as many as the tokenizer needs)"
+    )
+    importing.add_argument(
+        "--num_experts", type=whole(), help="upcycle: make copies of feed-forward layers experts"
+    )
+    importing.add_argument(
+        "--moe_every", type=whole(), default=1, help="of every so-many-th layer (%(default)s)"
+    )
+    importing.add_argument(
+        "--allow_pickle",
+        action="store_true",
+        help="read files of torch.save too, by torch's loader of weights only",
+    )
+
+    exporting = commands.add_parser("export", help="a trained model -> a folder for transformers")
+    exporting.add_argument(
+        "--checkpoint",
+        required=True,
+        type=local_path,
+        metavar="FOLDER",
+        help="a run's output folder, or a folder of weights",
+    )
+    exporting.add_argument("--step", type=whole(0), help="which checkpoint of the run (the newest)")
+    exporting.add_argument(
+        "--format", choices=("auto", "source", "llava", "mm1"), default="auto", help="(auto)"
+    )
+    exporting.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="(float32; with --format=source, that of each tensor of the source)",
+    )
+    exporting.add_argument(
+        "--max_shard_gb",
+        type=number(exclusive=True),
+        default=5.0,
+        help="of a file of tensors (%(default)s)",
+    )
+    exporting.add_argument(
+        "--license", default="", metavar="NAME", help="of the model, for its card"
+    )
+    for each in (importing, exporting):
+        each.add_argument(
+            "--output", required=True, type=local_path, metavar="DIR", help="a new folder"
+        )
+        each.add_argument("--skip_comparison", action="store_true", help="do not compare outputs")
+        each.add_argument(
+            "--comparison_memory",
+            type=number(),
+            default=16.0,
+            metavar="GIB",
+            help="the most that comparing takes, and 0.8 of what is free (%(default)s)",
+        )
+    return parser.parse_args(arguments)
+
+
+def run_import(flags: argparse.Namespace) -> str:
+    # Imported here, so that --help and mistakes in the flags are answered at once.
+    from mm1_jax.interop.families import Changes, image_token, num_rows, read_config
+    from mm1_jax.interop.importer import import_checkpoint
+    from mm1_jax.interop.tokenizers import ImportedTokenizer, import_tokenizer
+
+    config = read_config(flags.source)
+    rows, token = num_rows(config), image_token(config)
+    tokenizer: ImportedTokenizer | None = None
+    if flags.tokenizer not in (None, "none"):
+        tokenizer = import_tokenizer(Path(flags.tokenizer), rows, token)
+        if tokenizer is None:
+            raise ValueError(f"--tokenizer={flags.tokenizer}: no such file")
+    elif flags.tokenizer is None and rows:
+        folder = flags.source if flags.source.is_dir() else flags.source.parent
+        tokenizer = import_tokenizer(folder, rows, token)
+    vocab_size, files, described = flags.vocab_size, {}, {}
+    if tokenizer is not None:
+        made: Any = tokenizer.cfg.instantiate()
+        vocab_size = max(vocab_size or 0, made.vocab_size, rows)
+        files = tokenizer.files
+        described["tokenizer"] = {
+            "class": tokenizer.cfg.klass.__name__,
+            "file": next(iter(files)),
+            "vocab_size": vocab_size,
+            "image_token": made.image_token,
+        }
+    imported = import_checkpoint(
+        flags.source,
+        flags.output,
+        changes=Changes(vocab_size, flags.num_experts, flags.moe_every),
+        allow_pickle=flags.allow_pickle,
+        skip_comparison=flags.skip_comparison,
+        comparison_bytes=int(flags.comparison_memory * _GIB),
+        files=files,
+        extra=described,
+        watch=Display(),
+    )
+    peaks = ", ".join(f"{phase} with {n / _GIB:.2f}" for phase, n in imported.peaks.items())
+    lines = [
+        f"{flags.output}: {imported.num_parameters:,} parameters of {imported.num_tensors} "
+        f"tensors; {imported.num_aside} more kept aside",
+        f"GiB of memory at most: {peaks}",
+        _checked(imported),
+        *(f"note: {note}" for note in (*imported.notes, *(tokenizer.notes if tokenizer else ()))),
+    ]
+    if tokenizer is not None:
+        lines.append(
+            f"tokenizer: {described['tokenizer']['class']} on {flags.output / next(iter(files))}, "
+            f"image token {made.image_token}, {vocab_size} rows"
+        )
+    return "\n".join(lines)
+
+
+def run_export(flags: argparse.Namespace) -> str:
+    from mm1_jax.checkpoints.weights_folder import StoredParams
+    from mm1_jax.interop import families
+    from mm1_jax.interop.aside import Aside
+    from mm1_jax.interop.exporter import (
+        Exported,
+        export_mm1,
+        export_plain,
+        export_source,
+        parts_of_weights,
+        plain,
+        plain_llava,
+    )
+    from mm1_jax.interop.mm1 import model_parts
+    from mm1_jax.interop.model_card import model_card
+    from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
+    from mm1_jax.launch.run_folder import load_experiment
+
+    stored = StoredParams(flags.checkpoint, flags.step)
+    sizes = {
+        "max_shard_bytes": int(flags.max_shard_gb * 1e9),
+        "comparison_bytes": int(flags.comparison_memory * _GIB),
+    }
+    common = {**sizes, "skip_comparison": flags.skip_comparison, "watch": Display()}
+
+    def told(exported: Exported) -> str:
+        kind = f"{exported.num_parameters:,} parameters as a {exported.model_type}"
+        return f"{flags.output}: {kind}\n{_checked(exported)}"
+
+    if flags.format == "source" or (flags.format == "auto" and _goes_back(stored.description)):
+        return told(export_source(stored, flags.checkpoint, flags.output, **common))
+    fit = "stretch"
+    if stored.description is None:
+        cfg = load_experiment(flags.checkpoint)
+        parts, image_token = model_parts(cfg.model), cfg.model.image_token
+        tokenizer = cfg.input.tokenizer.instantiate()
+        fit = cfg.input.image_transform.fit.value
+    else:
+        parts = parts_of_weights(stored)
+        tokenizer = stored_tokenizer(stored, flags.checkpoint)
+        own = families.image_token(stored.description["config"])
+        image_token = -1 if own is None else own
+        image_token = image_token if tokenizer is None else tokenizer.image_token
+    options = {
+        **common,
+        "dtype": flags.dtype,
+        "vocabulary": None if tokenizer is None else export_tokenizer(tokenizer),
+    }
+    aside = Aside(flags.checkpoint)
+    if flags.format == "llava":
+        model = plain_llava(parts, image_token)
+    else:
+        model = "" if flags.format == "mm1" else plain(parts, aside.specs)
+    options["model_card"] = model_card(
+        flags.output.name,
+        parts,
+        is_plain=not isinstance(model, str),
+        license=flags.license,
+        dtype=flags.dtype,
+    )
+    if isinstance(model, str):
+        exported = export_mm1(
+            stored, parts, flags.output, image_token=image_token, fit=fit, **options
+        )
+    else:
+        exported = export_plain(stored, model, parts, flags.output, aside=aside, **options)
+    return told(exported)
+
+
+def _goes_back(description: Mapping[str, Any] | None) -> bool:
+    """Whether imported weights are of a kind that only their source's names and files are for."""
+    if description is None or description["changes"]["num_experts"] is not None:
+        return False
+    return description["config"]["model_type"] in ("aim", "llava")
+
+
+def _checked(result: Any) -> str:
+    if result.comparison is None:
+        return f"Logits were not compared: {result.not_compared}. Names and shapes fit."
+    return f"Good. {result.comparison}"
+
+
+class Display:
+    """A line now and then, of what was written."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._bytes = 0
+
+    def __call__(self, name: str, size: int) -> None:
+        self._bytes += size
+        now = time.monotonic()
+        if now - self._last > 10:
+            self._last = now
+            print(
+                f"{self._bytes / _GIB:.1f} GiB, {self._bytes / _GIB / (now - self._start):.2f} "
+                f"GiB/s: {name}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = parse(sys.argv[1:] if argv is None else argv)
+    start = time.monotonic()
+    print((run_import if flags.command == "import" else run_export)(flags))
+    seconds = time.monotonic() - start
+    from mm1_jax.host_memory import peak_bytes
+
+    print(f"{seconds:.0f} s; {peak_bytes() / _GIB:.2f} GiB of memory at most, checks included")
+    return 0

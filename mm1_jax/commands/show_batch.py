@@ -1,0 +1,405 @@
+"""Writes an HTML page of what the model gets at a step: rows, tokens, targets, pictures.
+
+    python -m mm1_jax show_batch --config=mm1_tiny --step=5 --rows=0:4 --output=batch.html
+
+The page is one file and needs neither a network nor scripts.
+"""
+
+import argparse
+import base64
+import html
+import io
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+from mm1_jax.batch import Batch
+from mm1_jax.command import command, started_as
+from mm1_jax.data.input import Input
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.flags import local_path, whole
+from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.storage import write_whole
+
+# More rows of a large config make a page that browsers are slow to show.
+MOST_ROWS = 8
+# The page and its style, beside this file.
+PAGE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".css"))
+# Hues of documents that follow each other.
+NUM_HUES = 6
+
+EPILOG = """\
+Pixels are kept bit by bit (PNG). Rows that share a buffer of pictures with the shown ones are made
+too, and counted in the statistics.
+
+examples:
+  %(prog)s --config=mm1_tiny --step=1000
+  %(prog)s --config=mm1_3b --config.input.streams.2.weight=0 --rows=0:2
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=started_as("show_batch"),
+        description="Writes an HTML page of what the model gets at a step.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_options(parser)
+    parser.add_argument("--step", default=0, type=whole(0), help="which batch, from 0 (0)")
+    parser.add_argument(
+        "--rows",
+        type=_rows,
+        metavar="A:B",
+        help=f"from A to B - 1 (default: the first {MOST_ROWS})",
+    )
+    parser.add_argument(
+        "--output", type=local_path, metavar="FILE", help="default: NAME_step_STEP.html, here"
+    )
+    args = parser.parse_args(arguments)
+    if args.step < 0:
+        parser.error(f"--step={args.step}: expected 0 or more")
+    return args
+
+
+def _rows(text: str) -> range:
+    first, colon, last = text.partition(":")
+    try:
+        rows = range(int(first or 0), int(last if colon else first) + (not colon))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected A:B, such as 0:4") from None
+    if rows.start < 0 or not rows:
+        raise argparse.ArgumentTypeError(f"{text!r}: holds no row")
+    return rows
+
+
+class Made(NamedTuple):
+    """Rows of a batch, with what their image index counts from, and how each corpus fared.
+
+    Attributes:
+        rows: Of the global batch: the whole groups that share a buffer of pictures.
+        first_slot: Place of the first picture of `batch.images` in the global buffer.
+    """
+
+    batch: Batch
+    rows: range
+    first_slot: int
+    accounting: dict[str, dict[str, int | float]]
+
+
+def make(input: Input, step: int, rows: range) -> Made:
+    """Makes the rows of a step, and those that share a buffer of pictures with them."""
+    if rows.stop > input.batch_size:
+        raise ValueError(
+            f"--rows={rows.start}:{rows.stop}: input.batch_size={input.batch_size} rows are all"
+        )
+    rows = input.image_buffer.whole_groups(rows)
+    planner = input.planner(rows)
+    while planner.step < step:
+        planner.next_rows()
+    iterator = input.iterator(rows)
+    try:
+        planned = {"step": planner.step, "next_index": planner.next_index.tolist()}
+        iterator.set_state(iterator.get_state() | planned)
+        batch = next(iterator)
+        return Made(batch, rows, input.image_buffer.slots(rows).start, iterator.accounting())
+    finally:
+        iterator.close()
+
+
+def visible(text: str) -> str:
+    """Text for a page: markup escaped, and what could not be seen spelled out.
+
+    That includes the characters which turn the direction of writing: they would reorder what
+    stands beside them.
+    """
+    spelled = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+    return html.escape(spelled)
+
+
+def piece_of(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """The text of a token inside a text, its space included; special tokens by name."""
+    names = {
+        tokenizer.pad: "<pad>",
+        tokenizer.bos: "<bos>",
+        tokenizer.eos: "<eos>",
+        tokenizer.image_token: "<image>",
+    }
+    # At the start of a text, a tokenizer drops the space of a word.
+    before = tokenizer.encode("a")
+    start = len(tokenizer.decode(before))
+    pieces: dict[int, str] = {}
+
+    def piece(token: int) -> str:
+        if token not in pieces:
+            text = names.get(token) or tokenizer.decode([*before, token])[start:]
+            pieces[token] = text or f"<{token}>"
+        return pieces[token]
+
+    return piece
+
+
+class Run(NamedTuple):
+    """Positions from start to stop of one document, all text or all of one picture."""
+
+    start: int
+    stop: int
+    # Which picture of the row; None is text.
+    image: int | None
+
+
+class Part(NamedTuple):
+    """A document of a row, or its padding (segment 0)."""
+
+    segment: int
+    start: int
+    stop: int
+    runs: tuple[Run, ...]
+
+
+def parts_of(
+    segment_ids: np.ndarray, is_image: np.ndarray, tokens_per_image: int
+) -> Iterator[Part]:
+    """The documents of a row in order, each cut into runs of text and pictures."""
+    edges = np.flatnonzero(np.diff(segment_ids)) + 1
+    images = itertools.count()
+    for start, stop in itertools.pairwise([0, *edges.tolist(), len(segment_ids)]):
+        runs, position = [], start
+        while position < stop:
+            if is_image[position]:
+                end, image = position + tokens_per_image, next(images)
+            else:
+                after = np.flatnonzero(is_image[position:stop])
+                end, image = position + int(after[0]) if after.size else stop, None
+            runs.append(Run(position, end, image))
+            position = end
+        yield Part(int(segment_ids[start]), start, stop, tuple(runs))
+
+
+class Page:
+    """The page of some rows of what was made."""
+
+    def __init__(self, input: Input, made: Made, shown: range, *, title: str, step: int):
+        self.input = input
+        self.made = made
+        self.shown = shown
+        self.title = title
+        self.step = step
+        self.piece = piece_of(input.tokenizer)
+        self.is_image = (made.batch.tokens == input.tokenizer.image_token) & (
+            made.batch.segment_ids > 0
+        )
+
+    def text(self) -> str:
+        title = visible(f"{self.title}, step {self.step}")
+        rows = "\n".join(self._row(number) for number in self.shown)
+        return PAGE.read_text().format(
+            title=title,
+            style=STYLE.read_text(),
+            summary=self._summary(),
+            corpora=self._corpora(),
+            rows=rows,
+        )
+
+    def _summary(self) -> str:
+        batch, rows, input = self.made.batch, self.made.rows, self.input
+        used = int(np.sum(batch.image_index >= 0))
+        filled, scored = int(np.sum(batch.segment_ids > 0)), int(batch.loss_mask.sum())
+        documents = int(batch.segment_ids.max(axis=1).sum())
+        slots = input.image_buffer.num_slots(len(rows))
+        tiles = [
+            (f"{filled / batch.tokens.size:.1%}", f"filled: {filled:,} positions"),
+            (f"{scored / max(1, filled):.1%}", f"of these scored: {scored:,} targets"),
+            (
+                f"{used:,}",
+                f"pictures, in {slots:,} slots" + (slots > 0) * f" ({used / max(1, slots):.1%})",
+            ),
+            (f"{documents:,}", f"documents in {len(rows):,} rows"),
+        ]
+        cells = "".join(
+            f'<div class="tile"><strong>{value}</strong><span>{label}</span></div>'
+            for value, label in tiles
+        )
+        return (
+            f"<p>Rows {_span(self.shown)} of a batch of {input.batch_size:,}; a row has "
+            f"{input.max_sequence_length:,} positions and at most {input.max_images} pictures, a "
+            f"picture {input.num_image_tokens} positions and {input.image_size} x "
+            f"{input.image_size} pixels. The numbers are of rows {_span(rows)}.</p>"
+            f'<div class="tiles">{cells}</div>'
+        )
+
+    def _corpora(self) -> str:
+        batch = self.made.batch
+        total = max(1, int(np.sum(batch.segment_ids > 0)))
+        lines = []
+        for i, name in enumerate(self.input.corpus_names):
+            own = batch.corpus_ids == i
+            counts = self.made.accounting[name]
+            positions, scored = int(own.sum()), int(batch.loss_mask[own].sum())
+            cells = [
+                f"{counts['documents']:,}",
+                f"{positions:,}",
+                f"{positions / total:.1%}",
+                f"{int(np.sum(own & self.is_image)) / max(1, positions):.1%}",
+                f"{scored:,}",
+                f"{scored / max(1, positions):.1%}",
+                f"{counts['images']:,}",
+                f"{counts['bad_documents']:,}",
+                f"{counts['overflowed']:,}",
+            ]
+            lines.append(
+                f"<tr><th>{visible(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+            )
+        return "\n".join(lines)
+
+    def _row(self, number: int) -> str:
+        b = number - self.made.rows.start
+        batch = self.made.batch
+        parts = list(parts_of(batch.segment_ids[b], self.is_image[b], self.input.num_image_tokens))
+        documents = sum(part.segment > 0 for part in parts)
+        filled = int(np.sum(batch.segment_ids[b] > 0))
+        used = int(np.sum(batch.image_index[b] >= 0))
+        summary = (
+            f"<strong>Row {number}</strong> <span>{_count(documents, 'document')}, "
+            f"{filled:,} of {self.input.max_sequence_length:,} positions, "
+            f"{_count(used, 'picture')}, {int(batch.loss_mask[b].sum()):,} targets scored</span>"
+        )
+        strip = "".join(self._strip(b, part) for part in parts)
+        blocks = "\n".join(self._part(b, part) for part in parts)
+        return (
+            f'<details class="row" open><summary>{summary}\n<div class="strip">{strip}</div>'
+            f'</summary>\n<div class="parts">\n{blocks}\n</div></details>'
+        )
+
+    def _strip(self, b: int, part: Part) -> str:
+        """The documents of a row to scale."""
+        if not part.segment:
+            return _bar(part.stop - part.start, "padding", "")
+        bars = []
+        for run in part.runs:
+            if run.image is not None:
+                bars.append(_bar(run.stop - run.start, "picture", _hue(part.segment)))
+                continue
+            mask = self.made.batch.loss_mask[b, run.start : run.stop]
+            for scored, group in itertools.groupby(mask.tolist()):
+                kind = "scored" if scored else "unscored"
+                bars.append(_bar(len(list(group)), kind, _hue(part.segment)))
+        return "".join(bars)
+
+    def _part(self, b: int, part: Part) -> str:
+        batch = self.made.batch
+        length = part.stop - part.start
+        if not part.segment:
+            text = f"padding: {_count(length, 'position')}, {part.start} to {part.stop - 1}"
+            return f'<section class="padding"><span>{text}</span></section>'
+        corpus = self.input.corpus_names[int(batch.corpus_ids[b, part.start])]
+        scored = int(batch.loss_mask[b, part.start : part.stop].sum())
+        header = (
+            f"<header><b>{part.segment}</b> <strong>{visible(corpus)}</strong> "
+            f"<span>positions {part.start} to {part.stop - 1} of the row, "
+            + (f"{scored:,} targets scored" if scored else "not scored")
+            + "</span></header>"
+        )
+        runs = "".join(
+            self._text(b, run) if run.image is None else self._picture(b, run) for run in part.runs
+        )
+        return (
+            f'<section class="document" style="{_hue(part.segment)}">{header}\n'
+            f'<div class="flow">{runs}</div></section>'
+        )
+
+    def _text(self, b: int, run: Run) -> str:
+        return "".join(
+            self._token(b, t, visible(self.piece(int(self.made.batch.tokens[b, t]))))
+            for t in range(run.start, run.stop)
+        )
+
+    def _token(self, b: int, t: int, shown: str) -> str:
+        """The input at a position, and below it what is to be predicted there, if that counts."""
+        batch = self.made.batch
+        token, target = int(batch.tokens[b, t]), int(batch.targets[b, t])
+        scored = bool(batch.loss_mask[b, t])
+        piece = visible(self.piece(target))
+        note = f"position {batch.positions[b, t]} of its document, {t} of the row; token {token}; "
+        note += f"target {target} ({piece}), " + ("scored" if scored else "not scored")
+        special = token in (self.input.tokenizer.bos, self.input.tokenizer.eos)
+        kind = "t" + " special" * special + " s" * scored
+        below = f"<i>{piece}</i>" if scored else ""
+        return (
+            f'<span class="{kind}" title="{note}"><small>{batch.positions[b, t]}</small>'
+            f"<b>{shown}</b>{below}</span>"
+        )
+
+    def _picture(self, b: int, run: Run) -> str:
+        """A picture in place of its positions; its last one predicts the text after it."""
+        batch, made = self.made.batch, self.made
+        index = int(batch.image_index[b, run.image])
+        first, last = batch.positions[b, [run.start, run.stop - 1]].tolist()
+        if index >= 0:
+            pixels = batch.images[index - made.first_slot]
+            body = _img(pixels, f"picture {run.image} of the row, slot {index} of the buffer")
+        else:
+            body = '<div class="none">no picture: not decoded, or without room</div>'
+        # No position but the last can be scored: their targets are placeholders.
+        assert not batch.loss_mask[b, run.start : run.stop - 1].any(), "scored inside a picture"
+        others = run.stop - 1 - run.start
+        before = (
+            f'<span class="t"><small>{first} to {last - 1}</small>'
+            f"<b>{others} x &lt;image&gt;</b></span>"
+        )
+        last_token = self._token(b, run.stop - 1, visible("<image>"))
+        return (
+            f"<figure>{body}<figcaption>{before if others else ''}{last_token}</figcaption>"
+            "</figure>"
+        )
+
+
+def _img(pixels: UInt8[np.ndarray, "h w 3"], note: str) -> str:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    height, width, _ = pixels.shape
+    # Small pictures are shown larger, in whole multiples, so that pixels are squares.
+    zoom = max(1, 96 // max(height, width))
+    size = f'width="{width * zoom}" height="{height * zoom}"'
+    return f'<img {size} alt="{note}" title="{note}" src="data:image/png;base64,{data}">'
+
+
+def _bar(length: int, kind: str, style: str) -> str:
+    return f'<div class="{kind}" style="flex-grow:{length};{style}"></div>'
+
+
+def _hue(segment: int) -> str:
+    # Neighbours differ most where the hues are not taken in turn.
+    return f"--hue:{(segment * 5 % NUM_HUES) * 360 // NUM_HUES + 20}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _span(rows: range) -> str:
+    return f"{rows.start} to {rows.stop - 1}" if len(rows) > 1 else str(rows.start)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    args = parse(rest)
+    output = args.output or Path(f"{args.config}_step_{args.step}.html")
+    cfg = chosen_launch(args, overrides).resolved_config().input
+    input = cfg.set(num_workers=0, prefetch=0).instantiate()
+    shown = args.rows or range(min(MOST_ROWS, input.batch_size))
+    made = make(input, args.step, shown)
+    page = Page(input, made, shown, title=args.config, step=args.step)
+    write_whole(output, page.text())
+    print(output)
+    return 0
