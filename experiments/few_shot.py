@@ -10,7 +10,7 @@ can know a name only from its context:
                 --config.trainer.seed=$seed --config.input.seed=$seed
         done
     done
-    python tools/compare_runs.py --metrics='scenes_names*,*/accuracy,*/exact_match' \\
+    python -m mm1_jax compare_runs --metrics='scenes_names*,*/accuracy,*/exact_match' \\
         mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
 
 Both configs train on the same number of rows; docs/evaluation.md has the results.

@@ -1,8 +1,8 @@
 """MM1 from open weights: a pre-trained decoder and vision encoder, and a new connector.
 
-    python tools/convert_checkpoint.py import --source=Qwen3-1.7B-Base \\
+    python -m mm1_jax convert_checkpoint import --source=Qwen3-1.7B-Base \\
         --output=data/weights/qwen3_1p7b
-    python tools/convert_checkpoint.py import --source=DFN5B-CLIP-ViT-H-14-378 \\
+    python -m mm1_jax convert_checkpoint import --source=DFN5B-CLIP-ViT-H-14-378 \\
         --output=data/weights/dfn_vit_h14_378
     python -m mm1_jax.launch --config=mm1_qwen3_1p7b --data_dir=data
 

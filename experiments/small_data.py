@@ -1,12 +1,12 @@
 """Small models on small datasets that are read from disk.
 
     for kind in other yes_no; do
-        python tools/convert_records.py --format=vqa --input=easy_vqa/train_questions.json \\
+        python -m mm1_jax convert_records --format=vqa --input=easy_vqa/train_questions.json \\
             --filters=${kind}_answers --output=data/easy_vqa_$kind --license=MIT
     done
-    python tools/convert_records.py --format=vqa --input=easy_vqa/val_questions.json \\
+    python -m mm1_jax convert_records --format=vqa --input=easy_vqa/val_questions.json \\
         --output=data/easy_vqa_val --license=MIT
-    python tools/train_tokenizer.py --config=mm1_tiny_easy_vqa --data_dir=data
+    python -m mm1_jax train_tokenizer --config=mm1_tiny_easy_vqa --data_dir=data
     python -m mm1_jax.launch --config=mm1_tiny_easy_vqa --data_dir=data
 
 A model that always answers "yes" is right for 37.7% of the validation questions. Expect 99% after
@@ -16,9 +16,10 @@ A model that always answers "yes" is right for 37.7% of the validation questions
 Deep Learning", from JSONL files with pictures beside them:
 
     for name in openstax_captions openstax_chapters recipes d2l_chapters d2l_text recipes_text; do
-        python tools/convert_records.py --format=jsonl --input=jsonl/$name --output=data/$name
+        python -m mm1_jax convert_records --format=jsonl --input=jsonl/$name --output=data/$name
     done
-    python tools/train_tokenizer.py --data_dir=data --output=data/tokenizer.model --vocab_size=4096
+    python -m mm1_jax train_tokenizer --data_dir=data --output=data/tokenizer.model \\
+        --vocab_size=4096
     python -m mm1_jax.launch --config=mm1_tiny_textbooks --data_dir=data
 """
 

@@ -152,7 +152,7 @@ class Experiment(Configurable):
             raise ValueError(
                 f"input.snapshot={str(snapshot.folder)!r} has {snapshot.num_steps} steps, and "
                 f"trainer.max_steps is {cfg.trainer.max_steps}; make a longer snapshot with "
-                "tools/snapshot.py, or train for as many steps as it has"
+                "`python -m mm1_jax snapshot`, or train for as many steps as it has"
             )
         _check_best_metric(cfg.trainer.checkpointer.best_metric, evaluators)
 

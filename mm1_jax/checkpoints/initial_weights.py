@@ -62,8 +62,8 @@ class InitialWeights(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        # Folder made by tools/convert_checkpoint.py, or the output folder of a run; relative to
-        # `data_dir`.
+        # Folder made by `python -m mm1_jax convert_checkpoint`, or the output folder of a run;
+        # relative to `data_dir`.
         path: Required[str] = REQUIRED
         data_dir: str | None = derived(None)  # `input.data_dir`
         step: NonNegativeInt | None = None  # checkpoint of a run; None is the newest

@@ -1,6 +1,6 @@
 """Array-wise access to parameters on disk, in a weight folder or in a checkpoint of a run.
 
-`tools/convert_checkpoint.py` creates weight folders, from which runs can start:
+`python -m mm1_jax convert_checkpoint` creates weight folders, from which runs can start:
 
     weights.json   description: contents, origin, and the checks that were made
     params/        Orbax checkpoint of the parameters, under their paths in an `MM1`
@@ -220,7 +220,7 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
     if not steps:
         raise ValueError(
             f"{folder}: neither {DESCRIPTION} nor a complete checkpoint is there; name a folder "
-            "that tools/convert_checkpoint.py made, or the output folder of a run"
+            "that `python -m mm1_jax convert_checkpoint` made, or the output folder of a run"
         )
     if step not in (None, *steps):
         raise ValueError(f"step={step}: {folder} has complete checkpoints of the steps {steps}")

@@ -62,7 +62,7 @@ class Input(Configurable):
         # suffice.
         image_group_rows: PositiveInt = 1
         images_per_row: Positive | None = None
-        # A folder written by tools/snapshot.py, whose rows replace a plan made here.
+        # A folder written by `python -m mm1_jax snapshot`, whose rows replace a plan made here.
         snapshot: str | None = None
         packing: Packing.Config = Packing.default_config()
         seed: Seed = 0
@@ -182,7 +182,7 @@ class Input(Configurable):
             raise ValueError(
                 f"input.snapshot={str(snapshot.folder)!r} is of an input that makes other batches:"
                 f"\n{differing}\nUse the config and the data that it was made with, or make it "
-                "again with tools/snapshot.py."
+                "again with `python -m mm1_jax snapshot`."
             )
 
     def _own_fingerprint(self) -> dict[str, Any]:
@@ -419,20 +419,21 @@ def _check_files(cfg: Input.Config, split: str):
     ]
     missing = [folder for folder in dict.fromkeys(folders) if not (folder / MANIFEST).is_file()]
     lines = [
-        f"  python tools/convert_records.py --format=FORMAT --input=PATH --output={folder}"
+        f"  python -m mm1_jax convert_records --format=FORMAT --input=PATH --output={folder}"
         for folder in missing
     ]
     model = tokenizer_path(cfg.tokenizer)
     if not model.is_file():
         missing.append(model)
         lines.append(
-            f"  python tools/train_tokenizer.py --data_dir={cfg.data_dir} --output={model}"
+            f"  python -m mm1_jax train_tokenizer --data_dir={cfg.data_dir} --output={model}"
             + (f" --vocab_size={cfg.tokenizer.num_pieces}" if cfg.tokenizer.num_pieces else "")
         )
     if missing:
         raise ValueError(
             f"no data at {', '.join(map(str, missing))}. Name its folder with --data_dir, or make "
-            "it (tools/convert_records.py --list shows the formats):\n" + "\n".join(lines)
+            "it (`python -m mm1_jax convert_records --list` shows the formats):\n"
+            + "\n".join(lines)
         )
 
 

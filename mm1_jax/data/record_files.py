@@ -120,7 +120,7 @@ class Manifest:
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} holds no records: {MANIFEST} is missing. "
-                "Make them with tools/convert_records.py."
+                "Make them with `python -m mm1_jax convert_records`."
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise ValueError(

@@ -102,12 +102,12 @@ class Snapshot:
         except FileNotFoundError as error:
             raise ValueError(
                 f"input.snapshot={str(folder)!r} holds no snapshot: {SNAPSHOT} is missing. Make "
-                "one with tools/snapshot.py."
+                "one with `python -m mm1_jax snapshot`."
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"input.snapshot={str(folder)!r} cannot be read ({error}); make it again with "
-                "tools/snapshot.py"
+                "`python -m mm1_jax snapshot`"
             ) from error
         self._open()
 
@@ -174,7 +174,8 @@ class SnapshotPlanner:
         if self.step >= self._snapshot.num_steps:
             raise ValueError(
                 f"The snapshot {self._snapshot.folder} ends after {self._snapshot.num_steps} "
-                "steps. Make a longer one with tools/snapshot.py, or set trainer.max_steps."
+                "steps. Make a longer one with `python -m mm1_jax snapshot`, or set "
+                "trainer.max_steps."
             )
         first = self.step * self._snapshot.batch_size
         self.step += 1

@@ -1,4 +1,4 @@
-"""Lists all benchmarks and the layouts of their files (`tools/evaluate.py --list`)."""
+"""Lists all benchmarks and the layouts of their files (`python -m mm1_jax evaluate --list`)."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Evaluates the model of a run on benchmarks and reports (`tools/evaluate.py --checkpoint`).
+"""Evaluates the model of a run on benchmarks, for `python -m mm1_jax evaluate --checkpoint`.
 
 A stopped evaluation resumes with the tasks that have no answer yet. Several processes can evaluate
 one model together; the first of them writes the files.

@@ -138,7 +138,7 @@ def test_reading_past_the_end_of_a_snapshot_is_an_error(folders):
 
 
 def test_a_folder_without_a_snapshot_names_the_fix(tmp_path, folders):
-    with pytest.raises(ValueError, match=r"snapshot.json is missing.*tools/snapshot.py"):
+    with pytest.raises(ValueError, match=r"snapshot.json is missing.*python -m mm1_jax snapshot"):
         Snapshot(tmp_path)
     shutil.copytree(folders[Form.IDS], tmp_path / "old")
     (tmp_path / "old" / SNAPSHOT).write_text('{"version": 0}')

@@ -22,7 +22,7 @@ def interleaved_document(record: Record) -> Document:
         elif END_OF_DOCUMENT in text:
             raise BadRecord(
                 f"text {place} has {END_OF_DOCUMENT}, where OBELICS ends a document; convert the "
-                "pages with tools/convert_records.py, which cuts them there"
+                "pages with `python -m mm1_jax convert_records`, which cuts them there"
             )
         elif text.strip():
             segments.append(Text(text))

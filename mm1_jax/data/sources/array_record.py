@@ -1,4 +1,4 @@
-"""Records in the ArrayRecord shards that `tools/convert_records.py` writes."""
+"""Records in the ArrayRecord shards that `python -m mm1_jax convert_records` writes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from mm1_jax.data.sources.base import FileSource, SplitIndices, source_path
 
 
 class ArrayRecordSource(FileSource):
-    """A folder of records as `tools/convert_records.py` writes them."""
+    """A folder of records as `python -m mm1_jax convert_records` writes them."""
 
     @config_class
     class Config(FileSource.Config):

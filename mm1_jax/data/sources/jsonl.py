@@ -70,7 +70,9 @@ class JsonlSource(FileSource):
                 is_link = Path(os.path.normpath(self._folder / name)).is_relative_to(self._folder)
                 raise BadRecord(
                     f"image {name!r} lies outside the folder of {self.path.name}"
-                    + is_link * ", where a link leads; tools/convert_records.py can follow links"
+                    + is_link
+                    * ", where a link leads; `python -m mm1_jax convert_records` can "
+                    "follow links"
                 )
             return path.read_bytes()
         except OSError as error:

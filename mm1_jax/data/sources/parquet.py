@@ -4,7 +4,8 @@ Parquet is read one row group at a time, and a process caches the last few group
 order of training, nearly every row costs reading its whole group: n times the bytes of the row for
 groups of n rows. With images of 35 kB, a core reads 1800 rows per second from groups of 10 rows,
 330 from groups of 100, and 40 from groups of 1000. This suits small groups, and trying out a
-dataset. In other cases, `tools/convert_records.py` makes records that are read one at a time.
+dataset. In other cases, `python -m mm1_jax convert_records` makes records that are read one at a
+time.
 """
 
 import hashlib
@@ -182,7 +183,7 @@ def _footer(
                 raise ValueError(
                     f"row group {part} has {num_bytes} bytes, more than source.max_row_group_bytes="
                     f"{max_group_bytes}. A row is read with its whole group: convert the files "
-                    "with tools/convert_records.py, or raise the limit."
+                    "with `python -m mm1_jax convert_records`, or raise the limit."
                 )
             sizes.append(group.num_rows)
     with path.open("rb") as file:

@@ -1,10 +1,10 @@
 """Text to token ids and back: a sentencepiece model and the special tokens of documents.
 
-`tools/train_tokenizer.py` trains such models; a tiny one, trained on the embedded corpora, ships
-with the package. They use byte fallback, so every text can be encoded without an unknown token. Any
-other sentencepiece model (of Llama, Mistral, T5, ...) works as well: the image placeholder gets the
-first id after its pieces, and another token stands in for a missing pad or bos, as documents are
-never told apart by them.
+`python -m mm1_jax train_tokenizer` trains such models; a tiny one, trained on the embedded corpora,
+ships with the package. They use byte fallback, so every text can be encoded without an unknown
+token. Any other sentencepiece model (of Llama, Mistral, T5, ...) works as well: the image
+placeholder gets the first id after its pieces, and another token stands in for a missing pad or
+bos, as documents are never told apart by them.
 """
 
 import hashlib
@@ -67,13 +67,14 @@ class Tokenizer(Configurable):
         if cfg.num_pieces not in (None, pieces):
             raise ValueError(
                 f"tokenizer.num_pieces={cfg.num_pieces}, but {path} has {pieces}; set the field "
-                "to that, or train a model of that size with tools/train_tokenizer.py"
+                "to that, or train a model of that size with `python -m mm1_jax train_tokenizer`"
             )
         pad, bos, eos = (self._model.pad_id(), self._model.bos_id(), self._model.eos_id())
         if eos < 0:
             raise ValueError(
                 f"tokenizer.model_path={str(path)!r} has no piece for the end of a text (eos_id "
-                "is -1); choose a model that has, or train one with tools/train_tokenizer.py"
+                "is -1); choose a model that has, or train one with "
+                "`python -m mm1_jax train_tokenizer`"
             )
         self.eos = eos
         self.pad = pad if pad >= 0 else 0
@@ -234,8 +235,8 @@ def tokenizer_path(cfg: Any) -> Path:
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     if not path.is_file():
         raise ValueError(
-            f"tokenizer.model_path={str(path)!r} is not a file. Train one with "
-            "tools/train_tokenizer.py, or leave the field unset to use the shipped model."
+            f"tokenizer.model_path={str(path)!r} is not a file. Train one with `python -m mm1_jax "
+            "train_tokenizer`, or leave the field unset to use the shipped model."
         )
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))

@@ -1,4 +1,4 @@
-"""Benchmarks by name, as in `tools/evaluate.py` and the paper's tables."""
+"""Benchmarks by name, as in `python -m mm1_jax evaluate` and the paper's tables."""
 
 from collections.abc import Callable, Mapping
 

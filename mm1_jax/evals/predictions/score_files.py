@@ -1,4 +1,4 @@
-"""Scores prediction files without a model (`tools/evaluate.py --score_only`)."""
+"""Scores prediction files without a model (`python -m mm1_jax evaluate --score_only`)."""
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence

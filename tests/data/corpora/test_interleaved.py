@@ -9,7 +9,7 @@ def test_a_page_that_is_read_in_place_may_not_hold_two_documents():
     """Conversions split such a page; read in place, its mark would reach the tokenizer."""
     mark = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
     page = {"texts": [None, f"one\n\n{mark}\n\ntwo"], "images": [b"a", None]}
-    with pytest.raises(BadRecord, match=f"text 1 has {mark}, .* tools/convert_records.py"):
+    with pytest.raises(BadRecord, match=f"text 1 has {mark}, .*python -m mm1_jax convert_records"):
         interleaved_document(page)
 
 

@@ -1,6 +1,6 @@
 """Text of a seqio task or mixture; the library comes with the extra `seqio` and needs TensorFlow.
 
-    python tools/convert_records.py --format=seqio --input=my_project/tasks.py \\
+    python -m mm1_jax convert_records --format=seqio --input=my_project/tasks.py \\
         --option.module=my_project.tasks --option.task=wiki --output=data/wiki
 """
 
