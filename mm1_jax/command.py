@@ -1,10 +1,11 @@
-"""Frame of all commands: which failures are one line in place of a traceback, and their exit codes.
+"""Exit codes of commands, and failures that are reported in one line instead of a traceback.
 
     2         the command line, a config or a file has to be changed
     130, 143  stopped by SIGINT (Ctrl-C) or SIGTERM
-    141       the reader of the output is gone, as with `| head`
+    141       the reader of the output has closed it, as in `| head`
 
-A script calls `end_on_signals` before the imports that take seconds, and decorates its `main`.
+A script calls `end_on_signals` before imports that take seconds, and decorates its `main` with
+`command`.
 """
 
 import contextlib
@@ -22,13 +23,13 @@ OUTPUT_CLOSED = 128 + signal.SIGPIPE
 # Also the name of the console script.
 _PACKAGE = "mm1_jax"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Functions of the garbage collector, from which no exception comes out.
+# Functions called by the garbage collector, which discards their exceptions.
 _CALLBACKS = ("_xla_gc_callback", "__del__")
 _LATER_SECONDS = 0.01
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM came. Notes on it are added to its line."""
+    """Raised on SIGINT or SIGTERM. Its notes are added to the line that is printed."""
 
     def __init__(self, number: int = signal.SIGINT):
         super().__init__(number)
@@ -36,27 +37,27 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop_status(stop: KeyboardInterrupt) -> int:
-    """Prints the line of a process that was stopped; its exit status."""
+    """Prints the line of a process that was stopped, and returns its exit status."""
     number = getattr(stop, "number", signal.SIGINT)
     complain("; ".join([f"stopped by {number.name}", *getattr(stop, "__notes__", [])]))
     return 128 + number
 
 
 def complain(line: str) -> None:
-    """Prints to stderr, which may be closed."""
+    """Prints a line to stderr, which may be closed."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def end_on_signals() -> None:
-    """A signal ends the process at once, in one line, until a command runs."""
+    """Makes SIGINT and SIGTERM end the process at once with one line, until a command runs."""
     for number in _SIGNALS:
         signal.signal(number, _end)
 
 
 def ignore_signals() -> None:
-    """For the end of a process whose exit status is settled."""
-    # Only the main thread may.
+    """Ignores SIGINT and SIGTERM, at the end of a process whose exit status is settled."""
+    # Only the main thread may set handlers.
     with contextlib.suppress(ValueError):
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -75,7 +76,7 @@ def started_as(name: str) -> str:
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """A `main` of which ValueError and OSError are errors of the user."""
+    """Decorates a `main` so that ValueError and OSError are reported as errors of the user."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -85,10 +86,10 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
 
 def status_of(action: Callable[[], int], *, errors: tuple[type[Exception], ...]) -> int:
-    """Exit status of a command.
+    """Runs a command and returns its exit status.
 
     Args:
-        errors: Those whose text is all that a user needs; others keep their traceback.
+        errors: Exceptions reported by their text alone; others keep their traceback.
     """
     if is_script := signal.getsignal(signal.SIGINT) is _end:
         for number in _SIGNALS:
@@ -97,7 +98,7 @@ def status_of(action: Callable[[], int], *, errors: tuple[type[Exception], ...])
         try:
             return action()
         finally:
-            # Here, and not when the interpreter ends, which prints a traceback.
+            # If this failed at the exit of the interpreter, a traceback would be printed.
             sys.stdout.flush()
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):
@@ -121,10 +122,10 @@ def _end(number: int, frame: FrameType | None) -> Any:
 
 
 def _raise(number: int, frame: FrameType | None) -> Any:
-    """Unwinds the command, but not where an exception would be printed and lost, or abort."""
+    """Unwinds the command, unless an exception raised here would be lost or abort the process."""
     _leave_children_alone(number)
     while frame is not None:
-        # An import has nothing to unwind, and callbacks in Python and in C++.
+        # An import has nothing to unwind, and runs callbacks that may swallow the exception.
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _end(number, frame)
         if frame.f_code.co_name in _CALLBACKS:
@@ -136,7 +137,7 @@ def _raise(number: int, frame: FrameType | None) -> Any:
 
 
 def _leave_children_alone(number: int) -> None:
-    """A fork of this process, as a data worker may be, ends as if there were no handler."""
+    """Ends a fork of this process, such as a data worker, as if there were no handler."""
     if os.getpid() != _PROCESS:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -1,10 +1,10 @@
-"""Finds the package `experiments`, which may lie in several folders: a user's and the shipped one.
+"""Finds the package `experiments`, which may be in several folders: the user's and the shipped one.
 
-These are the folders `experiments` on Python's path, up to the one that ships with this package.
-`import experiments.mine` takes the first `mine` in them, so a module of a user counts in place of
-the shipped one of its name, and `from experiments import pretrain` works in a user's own module.
-A user's folder needs no `__init__.py`. Processes that a run starts find the same modules, since
-they have the same path.
+These are the folders `experiments` on Python's path, up to the one shipped with this package.
+`import experiments.mine` imports the first `mine` in them. So a user's module replaces the shipped
+module of the same name, and user modules can import shipped ones (`from experiments import
+pretrain`). A user's folder needs no `__init__.py`. Processes that a run starts have the same path
+and find the same modules.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__
 
 
 def experiment_folders() -> list[str]:
-    """Returns the folders of the package, absolute; the shipped one is the last."""
+    """Returns the absolute folders of the package; the shipped one is the last."""
     folders: list[str] = []
     for entry in sys.path:
         folder = os.path.join(entry, EXPERIMENTS)
@@ -32,7 +32,7 @@ def experiment_folders() -> list[str]:
 
 
 class ExperimentsFinder:
-    """Finds the package in all of its folders; asked before the finders of Python."""
+    """Finds the package in all of its folders; runs before the finders of Python."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != EXPERIMENTS:

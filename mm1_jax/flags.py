@@ -1,4 +1,4 @@
-"""Types of numbers and paths on command lines, which say what is expected of them."""
+"""Types for numbers and paths on command lines, whose errors say which values are expected."""
 
 import argparse
 import math
@@ -9,7 +9,7 @@ from mm1_jax.storage import raise_if_remote
 
 
 def whole(least: int = 1) -> Callable[[str], int]:
-    """The type of whole numbers from `least` on."""
+    """Returns the type of whole numbers that are at least `least`."""
 
     def parse(text: str) -> int:
         try:
@@ -26,10 +26,10 @@ def whole(least: int = 1) -> Callable[[str], int]:
 def number(
     least: float = 0.0, most: float = math.inf, *, exclusive: bool = False
 ) -> Callable[[str], float]:
-    """The type of finite numbers from `least` to `most`.
+    """Returns the type of finite numbers from `least` to `most`.
 
     Args:
-        exclusive: Leaves out `least` itself.
+        exclusive: Excludes `least` itself.
     """
     expected = f"{'above' if exclusive else 'at least'} {least:g}"
     if math.isfinite(most):
@@ -49,7 +49,7 @@ def number(
 
 
 def local_text(text: str) -> str:
-    """The type of paths of local files and folders, as given."""
+    """Type of local files and folders whose path stays text."""
     try:
         raise_if_remote("value", text)
     except ValueError as error:
@@ -58,5 +58,5 @@ def local_text(text: str) -> str:
 
 
 def local_path(text: str) -> Path:
-    """The type of local files and folders."""
+    """Type of local files and folders."""
     return Path(local_text(text))

@@ -1,4 +1,4 @@
-"""Compares kinds of training over their seeds: mean and 95% interval of each metric.
+"""Compares variants of training over seeds: mean and 95% confidence interval of each metric.
 
 python -m mm1_jax compare_runs --metrics='scenes_names/*/accuracy' \\
     mixture='runs/mm1_tiny_names/*' captions='runs/mm1_tiny_names_captions/*'
@@ -44,7 +44,7 @@ exit codes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs and half the width of its 95% interval; None of one run alone."""
+    """Mean over runs and half the width of its 95% interval, which is None for a single run."""
 
     mean: float
     half_width: float | None
@@ -57,7 +57,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Kind:
-    """A metric of one kind of training: of each run, on average, and beside the first kind."""
+    """A metric of one variant: value of each run, mean, and difference from the first variant."""
 
     values: list[float]
     estimate: Estimate
@@ -65,7 +65,7 @@ class Kind:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of runs, with its interval by Student's t."""
+    """Returns the mean over runs with its interval by Student's t."""
     x = np.array(values, float)
     if len(x) < 2:
         return Estimate(float(x.mean()), None)
@@ -74,7 +74,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def difference(values: Sequence[float], base: Sequence[float]) -> Estimate:
-    """Of two means, values' less base's, with its interval by Welch's t."""
+    """Returns the mean of `values` minus that of `base`, with its interval by Welch's t."""
     x, y = np.array(values, float), np.array(base, float)
     mean = float(x.mean() - y.mean())
     if min(len(x), len(y)) < 2:
@@ -107,7 +107,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def grouped(words: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders by the name before them.
+    """Groups folders by the name in front of them.
 
     >>> grouped(["a=x", "y", "b=z"]) == {"a": [Path("x"), Path("y")], "b": [Path("z")]}
     True
@@ -119,7 +119,7 @@ def grouped(words: Sequence[str]) -> dict[str, list[Path]]:
             groups.setdefault(name, [])
         elif not groups:
             raise ValueError(f"{word}: give the first run as NAME=FOLDER")
-        # A shell does not expand what stands behind NAME=.
+        # A shell does not expand a pattern after NAME=.
         list(groups.values())[-1] += map(Path, sorted(glob.glob(path)) or [path])
         if equals and list(groups)[-1] != name:
             raise ValueError(f"{word}: {name!r} was given before; put its folders together")
@@ -127,7 +127,7 @@ def grouped(words: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
-    """All numbers of a run, by key."""
+    """Returns all metrics of a run, by key."""
     for name in ("report.json", "scores.json"):
         path = folder / name
         if path.exists():
@@ -144,10 +144,10 @@ def metrics_of(folder: Path) -> dict[str, float]:
 def compare(
     groups: Mapping[str, Sequence[Mapping[str, float]]], patterns: Sequence[str]
 ) -> dict[str, dict[str, Kind]]:
-    """Metric -> name of the kind -> what there is of it.
+    """Returns metric -> name of the variant -> values and estimates.
 
     Raises:
-        ValueError: No metric fits a pattern, or a run lacks one that others have.
+        ValueError: A pattern matches no metric, or a run lacks a metric that others have.
     """
     keys = list(dict.fromkeys(key for runs in groups.values() for run in runs for key in run))
     table: dict[str, dict[str, Kind]] = {}
@@ -173,7 +173,7 @@ def compare(
 
 
 def markdown(table: Mapping[str, Mapping[str, Kind]]) -> str:
-    """A row for each metric, a column for each kind, and one for each difference to the first."""
+    """Returns a table: a row per metric, a column per variant and per difference to the first."""
     names = list(next(iter(table.values())))
     first, *others = names
     header = [*names, *(f"{name} - {first}" for name in others)]

@@ -1,4 +1,4 @@
-"""Makes the tables of lengths that a launch of a config would make when it starts.
+"""Computes the tables of lengths that a launch of a config would otherwise compute at its start.
 
 python -m mm1_jax compute_lengths --config=mm1_7b_moe --data_dir=data
 """

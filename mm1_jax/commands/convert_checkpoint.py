@@ -1,10 +1,10 @@
-"""Weights in and out: foreign checkpoints to start runs from, and trained models for transformers.
+"""Imports checkpoints of other projects to start runs from; exports models for transformers.
 
     python -m mm1_jax convert_checkpoint import --source=Qwen3-1.7B --output=data/weights/qwen3_1p7b
     python -m mm1_jax convert_checkpoint export --checkpoint=runs/mm1_tiny --output=mm1_tiny_hf
 
-Every conversion ends with a comparison of outputs with the other implementation, and is refused
-where they differ.
+A conversion ends by comparing outputs with those of the other implementation, and fails if they
+differ.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run_import(flags: argparse.Namespace) -> str:
-    # Imported here, so that --help and mistakes in the flags are answered at once.
+    # Imported here, so that --help and errors in the options do not wait for jax.
     from mm1_jax.interop.families import Changes, image_token, num_rows, read_config
     from mm1_jax.interop.importer import import_checkpoint
     from mm1_jax.interop.tokenizers import ImportedTokenizer, import_tokenizer
@@ -262,7 +262,7 @@ def run_export(flags: argparse.Namespace) -> str:
 
 
 def _goes_back(description: Mapping[str, Any] | None) -> bool:
-    """Whether imported weights are of a kind that only their source's names and files are for."""
+    """Whether imported weights can only be exported in the format of their source."""
     if description is None or description["changes"]["num_experts"] is not None:
         return False
     return description["config"]["model_type"] in ("aim", "llava")
@@ -275,7 +275,7 @@ def _checked(result: Any) -> str:
 
 
 class Display:
-    """A line now and then, of what was written."""
+    """Prints how much is written, at most every ten seconds."""
 
     def __init__(self) -> None:
         self._start = self._last = time.monotonic()

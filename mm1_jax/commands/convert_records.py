@@ -1,9 +1,8 @@
-"""Converts files of other projects into a folder of records, as training reads them.
+"""Converts datasets of other projects into a folder of records, the format that training reads.
 
     python -m mm1_jax convert_records --format=webdataset --input=cc3m --output=data/captions
 
-Stopped or killed at any moment, the same command goes on where it was; with any number of workers
-it writes the same files.
+After a stop or a kill, the same command resumes. The files do not depend on the number of workers.
 """
 
 import argparse
@@ -47,7 +46,7 @@ from mm1_jax.launch.run_folder import Launch
 DAMAGED = 1
 SECONDS_BETWEEN_LINES = 10
 
-# Counts of the manifest, and what the summary says of them.
+# Counts in the manifest, and their names in the summary.
 NOTED = {
     "end_of_document_marks": "marks of the end of a document, at which pages and texts were cut",
     "empty_documents": "empty documents between such marks, which were dropped",
@@ -190,7 +189,7 @@ def _bytes(text: str) -> int:
 
 
 def find_format(name: str) -> type[Format]:
-    """A format of the registry, or MODULE:CLASS."""
+    """Returns the format with a name of the registry, or the class at MODULE:CLASS."""
     if name in FORMATS:
         return FORMATS[name]
     module, colon, class_name = name.partition(":")
@@ -211,14 +210,14 @@ def find_format(name: str) -> type[Format]:
 
 
 def named_filters() -> dict[str, list[Filter.Config]]:
-    """Filters by name, of the module `experiments.filters`; a user's own may take its place."""
+    """Returns filters by name, from the module `experiments.filters`."""
     return import_module(f"{EXPERIMENTS}.filters", "--filters").named_filters()
 
 
 def without_benchmarks(
     filters: Sequence[Filter.Config], images: Sequence[str]
 ) -> list[Filter.Config]:
-    """The filters, and one more for the images of benchmarks; before those that judge documents."""
+    """Adds a filter for images of benchmarks, before a filter that counts images of documents."""
     overlap = EvaluationOverlap.default_config().set(images=list(images))
     is_last = [cfg.klass is ImageCount for cfg in filters]
     place = is_last.index(True) if True in is_last else len(filters)
@@ -235,7 +234,7 @@ def format_options(format: type[Format]) -> dict[str, inspect.Parameter]:
 
 
 def parse_options(format: type[Format], texts: dict[str, str]) -> dict[str, Any]:
-    """The values of a format's options, of the types that its constructor names."""
+    """Converts the values of a format's options to the types in its constructor's signature."""
     known = format_options(format)
     values = {}
     for name, text in texts.items():
@@ -270,7 +269,7 @@ def describe_formats() -> str:
     lines = []
     for name, format in sorted(FORMATS.items()):
         summary = (inspect.getdoc(format) or "").partition("\n")[0]
-        # A format that takes its kind from the data has none yet.
+        # A format may learn the kind of its records from the data.
         kind = format.kind.value if isinstance(format.kind, Kind) else "any"
         lines.append(f"{name:<20} {kind:<14} {summary}")
         if options := format_options(format):
@@ -279,7 +278,7 @@ def describe_formats() -> str:
 
 
 class Display:
-    """Shows progress: a bar on a terminal, else a line now and then."""
+    """Shows progress: a bar on a terminal, otherwise a line every few seconds."""
 
     def __init__(self):
         self._start = self._last = time.monotonic()
@@ -297,7 +296,7 @@ class Display:
                     total=progress.num_units,
                     initial=progress.units,
                     unit="unit",
-                    # The entries are worth showing while no unit ends.
+                    # Refreshes the count of entries even while no unit is finished.
                     miniters=0,
                 )
         seconds = max(time.monotonic() - self._start, 1e-9)
@@ -316,7 +315,7 @@ class Display:
 
 
 def beam_runner(arguments: Sequence[str]) -> Runner:
-    """Runs jobs on Apache Beam, whose workers must see the files of inputs and output."""
+    """Returns a runner on Apache Beam, whose workers must see the input and output files."""
     try:
         beam = importlib.import_module("apache_beam")
     except ModuleNotFoundError as error:
@@ -375,8 +374,8 @@ def verified(folder: Path) -> int:
 
 
 def lengths_input(args: argparse.Namespace) -> Any:
-    """The input of --lengths_for. Raises ValueError where it does not read --output."""
-    # Not by every process that converts.
+    """Returns the input config of --lengths_for. Raises ValueError if it does not read --output."""
+    # Imported here, since the processes that convert do not need it.
     from mm1_jax.data.input import corpora_of_folder
 
     data_dir = args.data_dir or str(args.output.absolute().parent)
@@ -395,7 +394,7 @@ def lengths_input(args: argparse.Namespace) -> Any:
 
 
 def lengths(cfg: Any, folder: Path) -> list[str]:
-    """Makes the tables of a converted folder; what is in those to train on."""
+    """Computes the tables of lengths of a converted folder, and describes the training ones."""
     from mm1_jax.data.input import lengths_of_folder
 
     tables = {split: lengths_of_folder(cfg, folder, split) for split in ("train", "test")}
@@ -427,7 +426,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.verify:
         return verified(args.output)
-    # Before anything is converted: what is wrong with the command comes out at once.
+    # Before the conversion, so that errors in the options appear at once.
     cfg = None if args.lengths_for is None else lengths_input(args)
     is_beam = args.runner == "beam"
     runner = beam_runner(shlex.split(args.beam_args)) if is_beam else Workers(args.num_workers)

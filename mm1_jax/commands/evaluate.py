@@ -1,7 +1,7 @@
-"""Asks a trained model benchmarks, or scores what any model answered, as official code does.
+"""Evaluates a trained model on benchmarks, or scores prediction files as the official code does.
 
-python -m mm1_jax evaluate --checkpoint=runs/mm1_tiny --benchmarks=digits_vqa --json=scores.json
-python -m mm1_jax evaluate --score_only --benchmarks=pope --predictions=FILE --json=scores.json
+python -m mm1_jax evaluate --checkpoint=runs/mm1_tiny --benchmarks=digits_vqa
+python -m mm1_jax evaluate --score_only --benchmarks=pope --predictions=FILE
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mm1_jax.launch.processes import add_cluster_options, chosen_cluster, join, 
 from mm1_jax.storage import write_whole
 
 RESUMES = "the same command resumes"
-# Names that stand for several benchmarks, as the registry has them; it needs jax.
+# Names of groups of benchmarks. The registry, which defines them, would import jax.
 GROUPS = ("pretraining", "chat", "judged", "text_core", "embedded")
 
 EPILOG = """\
@@ -196,10 +196,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    # Imported where they are needed: --help is there at once, and scoring needs no jax.
+    # Modules are imported where they are needed: --help is instant, and scoring needs no jax.
     flags = parse(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal may lack the characters of questions and of names in files.
+        # The encoding of the terminal may lack characters that questions or names contain.
         sys.stdout.reconfigure(errors="backslashreplace")
     if flags.list:
         from mm1_jax.evals.listing import describe
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"note: {note}", file=sys.stderr)
         print("\n".join(table(scores)))
         return 0
-    # orbax warns that a folder which is only read is only read.
+    # orbax warns about a checkpoint folder that is opened for reading only.
     logging.getLogger("absl").setLevel(logging.ERROR)
     cluster = chosen_cluster(flags)
     if cluster is not None:
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ask_together(flags: argparse.Namespace, cluster: Any) -> int:
-    """Asks as one process of several; the first one writes the scores."""
+    """Evaluates as one process of several; process 0 writes the scores."""
     join(cluster, flags)
     from mm1_jax.evals import runner
 
@@ -247,6 +247,6 @@ def ask_together(flags: argparse.Namespace, cluster: Any) -> int:
 
 
 def write_scores(flags: argparse.Namespace, scores: Mapping[str, Any]) -> None:
-    """Writes --json, if it is given."""
+    """Writes the scores to the file of --json, if given."""
     if flags.json is not None:
         write_whole(flags.json, json.dumps(scores, indent=1) + os.linesep)

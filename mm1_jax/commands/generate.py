@@ -1,8 +1,8 @@
-"""Asks a trained model about pictures.
+"""Generates the answer of a trained model to a question about images.
 
     python -m mm1_jax generate --checkpoint=runs/mm1_tiny --image=FILE --prompt="what digit?"
 
-The answer goes to standard output.
+The answer is printed to standard output.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def parts(prompt: str, format: str, num_images: int) -> list[str | None]:
-    """The prompt in reading order: texts, and None for each picture.
+    """Returns the prompt in reading order: texts, and None for each image.
 
     `parts("is it odd?", "question", 1) == [None, "Question: is it odd? Short answer:"]`
     """
@@ -134,7 +134,7 @@ def parts(prompt: str, format: str, num_images: int) -> list[str | None]:
             "--image for each mark, or no marks to have the pictures first"
         )
     if format == "question":
-        # Behind the pictures that come first.
+        # The question begins after the leading images.
         start = max((m.end() for m in re.finditer(rf"\A(\s*{IMAGE_MARK})+", prompt)), default=0)
         prompt = prompt[:start] + question_prompt(prompt[start:].strip())
     pieces = re.split(f"({IMAGE_MARK})", prompt)
@@ -142,8 +142,8 @@ def parts(prompt: str, format: str, num_images: int) -> list[str | None]:
 
 
 def answer(flags: argparse.Namespace) -> str:
-    """The model's answer. Raises ValueError on whatever the user can mend."""
-    # Imported here, so that --help and mistakes in the flags are answered at once.
+    """Returns the model's answer. Raises ValueError on errors that the user can fix."""
+    # Imported here, so that --help and errors in the options do not wait for jax.
     import numpy as np
 
     from mm1_jax.checkpoints.trained_model import load_model
@@ -196,13 +196,13 @@ def answer(flags: argparse.Namespace) -> str:
 
 
 def _prompt(flags: argparse.Namespace, cfg: Any, tokenizer: Any, image_transform: Any) -> Any:
-    """The Example that the model continues, its pictures decoded."""
+    """Builds the Example that the model continues, with decoded images."""
     from mm1_jax.batch import Document, Image, Text
     from mm1_jax.data.examples import ExampleBuilder
     from mm1_jax.data.images import BadImage
 
     def picture(name: str) -> Image:
-        # Decoded here already, so that the message can name the file.
+        # Decoded here, so that the error can name the file.
         try:
             return Image(image_transform(Image(Path(name).read_bytes())))
         except OSError as error:
@@ -217,7 +217,7 @@ def _prompt(flags: argparse.Namespace, cfg: Any, tokenizer: Any, image_transform
     builder = ExampleBuilder(
         tokenizer,
         num_image_tokens=cfg.input.num_image_tokens,
-        # The caller checks the length, with the new tokens.
+        # The caller checks the length, including the new tokens.
         max_sequence_length=sys.maxsize,
         max_images=len(flags.image),
     )
@@ -229,7 +229,7 @@ def _prompt(flags: argparse.Namespace, cfg: Any, tokenizer: Any, image_transform
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
-    # orbax warns that a folder which is only read is only read.
+    # orbax warns about a checkpoint folder that is opened for reading only.
     logging.getLogger("absl").setLevel(logging.ERROR)
     print(answer(flags))
     return 0

@@ -1,8 +1,8 @@
-"""Prints a SHA-256 for every global batch that a run of a config would train on.
+"""Prints the SHA-256 hash of every global batch that a run of a config would train on.
 
     python -m mm1_jax hash_batches --config=mm1_tiny --steps=0:8 --hosts=4 --workers=2
 
-Equal for all numbers of hosts and workers, and after any restart on others.
+The hashes do not depend on the numbers of hosts and workers, nor on restarts that change them.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def _steps(text: str) -> range:
 
 
 class Hosts:
-    """The iterators of all hosts, and the global batch that their parts make up."""
+    """Iterators of all hosts, whose parts are joined into global batches."""
 
     def __init__(self, input: Input, num_hosts: int):
         if num_hosts < 1 or input.batch_size % num_hosts:
@@ -103,7 +103,7 @@ class Hosts:
             iterator.set_state(state)
 
     def skip_to(self, step: int) -> None:
-        """Plans the steps before, and makes none of them."""
+        """Plans the steps before `step` without making their batches."""
         planner = self.input.planner(range(self.input.batch_size))
         while planner.step < step:
             planner.next_rows()
@@ -127,7 +127,7 @@ def batch_hash(batch: Batch) -> str:
 def hashes(
     input: Input, steps: range, num_hosts: int, state_path: Path | None = None
 ) -> Iterator[tuple[int, str]]:
-    """Step and hash of every batch; the state that is kept is that of after the yielded one."""
+    """Yields step and hash of every batch, and writes the state after it to `state_path`."""
     hosts = Hosts(input, num_hosts)
     try:
         if state_path is not None and state_path.exists():

@@ -1,8 +1,8 @@
-"""Writes an HTML page of what the model gets at a step: rows, tokens, targets, pictures.
+"""Writes an HTML page that shows the batch of a step: rows, tokens, targets, images.
 
     python -m mm1_jax show_batch --config=mm1_tiny --step=5 --rows=0:4 --output=batch.html
 
-The page is one file and needs neither a network nor scripts.
+The page is one file without scripts, and loads nothing from the network.
 """
 
 import argparse
@@ -27,11 +27,10 @@ from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 from mm1_jax.storage import write_whole
 
-# More rows of a large config make a page that browsers are slow to show.
+# With more rows of a large config, the page is slow to load.
 MOST_ROWS = 8
-# The page and its style, beside this file.
 PAGE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".css"))
-# Hues of documents that follow each other.
+# Number of colors that documents cycle through.
 NUM_HUES = 6
 
 EPILOG = """\
@@ -80,11 +79,12 @@ def _rows(text: str) -> range:
 
 
 class Made(NamedTuple):
-    """Rows of a batch, with what their image index counts from, and how each corpus fared.
+    """Rows of a batch, with the counts of each corpus.
 
     Attributes:
-        rows: Of the global batch: the whole groups that share a buffer of pictures.
-        first_slot: Place of the first picture of `batch.images` in the global buffer.
+        rows: Their numbers in the global batch; whole groups that share an image buffer.
+        first_slot: Index of the first image of `batch.images` in the global buffer, from which
+            `batch.image_index` counts.
     """
 
     batch: Batch
@@ -94,7 +94,7 @@ class Made(NamedTuple):
 
 
 def make(input: Input, step: int, rows: range) -> Made:
-    """Makes the rows of a step, and those that share a buffer of pictures with them."""
+    """Makes rows of a step, and the rows that share an image buffer with them."""
     if rows.stop > input.batch_size:
         raise ValueError(
             f"--rows={rows.start}:{rows.stop}: input.batch_size={input.batch_size} rows are all"
@@ -114,10 +114,10 @@ def make(input: Input, step: int, rows: range) -> Made:
 
 
 def visible(text: str) -> str:
-    """Text for a page: markup escaped, and what could not be seen spelled out.
+    """Escapes markup and invisible characters of a text.
 
-    That includes the characters which turn the direction of writing: they would reorder what
-    stands beside them.
+    The latter include characters that change the direction of writing, which would reorder the
+    text around them.
     """
     spelled = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
@@ -126,14 +126,14 @@ def visible(text: str) -> str:
 
 
 def piece_of(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """The text of a token inside a text, its space included; special tokens by name."""
+    """Returns a function from a token to its text, spaces included; special tokens have names."""
     names = {
         tokenizer.pad: "<pad>",
         tokenizer.bos: "<bos>",
         tokenizer.eos: "<eos>",
         tokenizer.image_token: "<image>",
     }
-    # At the start of a text, a tokenizer drops the space of a word.
+    # Tokens are decoded after another one: at the start of a text, a tokenizer drops the space.
     before = tokenizer.encode("a")
     start = len(tokenizer.decode(before))
     pieces: dict[int, str] = {}
@@ -148,11 +148,11 @@ def piece_of(tokenizer: Tokenizer) -> Callable[[int], str]:
 
 
 class Run(NamedTuple):
-    """Positions from start to stop of one document, all text or all of one picture."""
+    """Consecutive positions of one document: text, or the positions of one image."""
 
     start: int
     stop: int
-    # Which picture of the row; None is text.
+    # Index of the image within the row; None for text.
     image: int | None
 
 
@@ -168,7 +168,7 @@ class Part(NamedTuple):
 def parts_of(
     segment_ids: np.ndarray, is_image: np.ndarray, tokens_per_image: int
 ) -> Iterator[Part]:
-    """The documents of a row in order, each cut into runs of text and pictures."""
+    """Yields the documents of a row in order, each split into runs of text and images."""
     edges = np.flatnonzero(np.diff(segment_ids)) + 1
     images = itertools.count()
     for start, stop in itertools.pairwise([0, *edges.tolist(), len(segment_ids)]):
@@ -185,7 +185,7 @@ def parts_of(
 
 
 class Page:
-    """The page of some rows of what was made."""
+    """HTML page of a range of rows."""
 
     def __init__(self, input: Input, made: Made, shown: range, *, title: str, step: int):
         self.input = input
@@ -280,7 +280,7 @@ class Page:
         )
 
     def _strip(self, b: int, part: Part) -> str:
-        """The documents of a row to scale."""
+        """Draws a part of a row to scale, as colored bars."""
         if not part.segment:
             return _bar(part.stop - part.start, "padding", "")
         bars = []
@@ -323,7 +323,7 @@ class Page:
         )
 
     def _token(self, b: int, t: int, shown: str) -> str:
-        """The input at a position, and below it what is to be predicted there, if that counts."""
+        """Shows the input token of a position, and below it the target if it is scored."""
         batch = self.made.batch
         token, target = int(batch.tokens[b, t]), int(batch.targets[b, t])
         scored = bool(batch.loss_mask[b, t])
@@ -339,7 +339,7 @@ class Page:
         )
 
     def _picture(self, b: int, run: Run) -> str:
-        """A picture in place of its positions; its last one predicts the text after it."""
+        """Shows an image in place of its positions, the last of which predicts the next text."""
         batch, made = self.made.batch, self.made
         index = int(batch.image_index[b, run.image])
         first, last = batch.positions[b, [run.start, run.stop - 1]].tolist()
@@ -348,7 +348,7 @@ class Page:
             body = _img(pixels, f"picture {run.image} of the row, slot {index} of the buffer")
         else:
             body = '<div class="none">no picture: not decoded, or without room</div>'
-        # No position but the last can be scored: their targets are placeholders.
+        # Only the last position can be scored: the targets of the others are placeholders.
         assert not batch.loss_mask[b, run.start : run.stop - 1].any(), "scored inside a picture"
         others = run.stop - 1 - run.start
         before = (
@@ -367,7 +367,7 @@ def _img(pixels: UInt8[np.ndarray, "h w 3"], note: str) -> str:
     PIL.Image.fromarray(pixels).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode("ascii")
     height, width, _ = pixels.shape
-    # Small pictures are shown larger, in whole multiples, so that pixels are squares.
+    # Small images are enlarged by whole factors, so that pixels stay square.
     zoom = max(1, 96 // max(height, width))
     size = f'width="{width * zoom}" height="{height * zoom}"'
     return f'<img {size} alt="{note}" title="{note}" src="data:image/png;base64,{data}">'
@@ -378,7 +378,7 @@ def _bar(length: int, kind: str, style: str) -> str:
 
 
 def _hue(segment: int) -> str:
-    # Neighbours differ most where the hues are not taken in turn.
+    # A stride of 5 makes the colors of neighboring documents differ more than a stride of 1.
     return f"--hue:{(segment * 5 % NUM_HUES) * 360 // NUM_HUES + 20}"
 
 

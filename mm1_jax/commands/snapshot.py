@@ -1,4 +1,4 @@
-"""Samples the mixture of a config once and writes it down, to be trained from many times.
+"""Samples the mixture of a config once and stores the batches, to train from them many times.
 
 python -m mm1_jax snapshot --config=mm1_tiny --steps=100 --output=snapshots/tiny
 """
@@ -37,7 +37,7 @@ def planned_steps(input: Input, num_steps: int) -> Iterator[Sequence[PlannedRow]
 
 
 def snapshot(input: Input, num_steps: int, form: Form, folder: Path) -> Snapshot:
-    """Writes the first steps of an Input; the folder holds no snapshot until it is whole."""
+    """Writes the first steps of an Input. Until all are written, the folder holds no snapshot."""
     if input.snapshot is not None:
         raise ValueError("input.snapshot is set: this is a snapshot already")
     facts = {

@@ -1,4 +1,4 @@
-"""Trains a sentencepiece tokenizer: on records, on text files, or the one that ships.
+"""Trains a sentencepiece tokenizer on records or text files, or the one that ships.
 
 python -m mm1_jax train_tokenizer --data_dir=data --output=data/tokenizer.model
 """
@@ -36,11 +36,11 @@ examples:
   %(prog)s --text a.txt b.txt --output=my.model --vocab_size=8000
 """
 VOCAB_SIZE = 704
-NUM_RECORDS = 1024  # Of each embedded corpus; more of them say nothing new.
+NUM_RECORDS = 1024  # Of each embedded corpus; more records add no new words.
 
 
 def embedded_texts() -> Iterator[str]:
-    """The texts of the first training records of every embedded corpus."""
+    """Yields the texts of the first training records of every embedded corpus."""
     for family in (digits, scenes):
         for kind in Kind:
             corpus = family.corpus(kind, num_records=NUM_RECORDS).instantiate(split="train")
@@ -67,7 +67,7 @@ def file_texts(paths: list[Path]) -> Iterator[str]:
 
 
 def folder_texts(data_dir: Path, max_characters: int) -> Iterator[str]:
-    """Texts of the records of all folders in `data_dir`, as many characters of each."""
+    """Yields texts of the records of all folders in `data_dir`, in equal shares of characters."""
     folders = sorted(path.parent for path in data_dir.glob(f"*/{MANIFEST}"))
     if not folders:
         raise ValueError(
@@ -86,7 +86,7 @@ def _record_texts(files: RecordFiles) -> Iterator[str]:
 
 
 def corpora_texts(cfg: Input.Config, max_characters: int) -> Iterator[str]:
-    """Texts of the training documents of an input, as many characters of each corpus."""
+    """Yields texts of the training documents of an input, in equal shares of characters."""
     corpora = used_corpora(cfg)
     for corpus_cfg in corpora:
         corpus = corpus_cfg.instantiate(split="train")
@@ -97,17 +97,17 @@ def corpora_texts(cfg: Input.Config, max_characters: int) -> Iterator[str]:
 
 
 def _texts(num: int, document_of: Callable[[int], Document]) -> Iterator[str]:
-    """The lines of documents 0 to `num`, in an order that is even over them."""
+    """Yields the lines of `num` documents, whose order samples them evenly at any point."""
     for index in _evenly(num):
         try:
             document = document_of(index)
         except (BadRecord, LookupError, TypeError, AttributeError):
-            # Training quarantines it; here, it is one of very many.
+            # Training quarantines such a record; a tokenizer does not need it.
             continue
         for segment in document.segments:
             if isinstance(segment, Text):
                 for line in segment.text.splitlines():
-                    # The trainer passes over what is longer than 4192 bytes.
+                    # sentencepiece skips texts longer than 4192 bytes.
                     yield from text_blocks(line, 1000)
 
 
@@ -123,7 +123,7 @@ def _first_characters(texts: Iterable[str], max_characters: int) -> Iterator[str
 
 
 def _evenly(num: int) -> Iterator[int]:
-    """All of range(num), so that the first n of them lie evenly over it, for any n."""
+    """Yields all of range(num) in bit-reversed order: any first n of them are spread evenly."""
     bits = max(1, (num - 1).bit_length())
     for i in range(1 << bits):
         index = int(f"{i:0{bits}b}"[::-1], 2)

@@ -1,1 +1,1 @@
-"""`python -m mm1_jax.launch`: a command line -> a named config -> a run folder -> a run."""
+"""`python -m mm1_jax.launch`: command line -> named config -> run folder -> run."""

@@ -2,8 +2,8 @@
 
     python -m mm1_jax.launch --config=mm1_tiny --config.trainer.max_steps=100
 
-Nothing heavy is imported here: experiments are imported when the command line is understood, and
-jax when all processes of the run have met.
+Nothing heavy is imported here: experiments are imported after the command line is parsed, and jax
+after all processes of the run have met.
 """
 
 if __name__ == "__main__":
@@ -153,7 +153,7 @@ def _main(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(rest)
     logging.set_verbosity(options.verbosity)
-    # Libraries may read flags of absl, which this parser stands in for.
+    # Libraries may read absl flags, which this parser replaces.
     flags.FLAGS.mark_as_parsed()
     cluster = None
     try:
@@ -234,7 +234,7 @@ def _run(
         distributed.start_devices()
         with distributed.together():
             experiment = cfg.instantiate(output_dir=folder.path)
-            # Read here, where each may fail alone.
+            # Reads data, which may fail on one host alone.
             data = experiment.fingerprint()
         agreement.agree(data)
         experiment.run()
@@ -244,7 +244,7 @@ def _run(
 
 
 def _keep_programs(folder: str) -> None:
-    """Tells jax, which is not imported yet, where compiled programs are kept."""
+    """Sets the folder of compiled programs, before jax is imported."""
     if "jax" in sys.modules:
         return
     if not folder:
@@ -253,7 +253,7 @@ def _keep_programs(folder: str) -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     else:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # Code for one CPU may not run on another one that shares the home.
+        # Machines with different CPUs may share the home folder, and cannot share programs.
         default = cache / "mm1_jax" / "programs" / _cpu()
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default))
 

@@ -1,4 +1,4 @@
-"""The options of every command that takes a named config, and the fields that it sets."""
+"""Options of commands that take a named config, and overrides of its fields."""
 
 import argparse
 import re

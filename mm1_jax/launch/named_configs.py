@@ -1,7 +1,7 @@
-"""Experiments by name: a module has `named_configs() -> {name: function that makes the config}`.
+"""Finds experiments by name: a module defines `named_configs() -> {name: function}`.
 
-Modules are imported by name, on request: those of the package `experiments`, which may lie in
-several folders (`experiment_folders`), or any other module.
+The function makes the config. Modules are imported by name: those of the package `experiments`,
+which may be in several folders (`experiment_folders`), or any other module.
 """
 
 import functools
@@ -31,17 +31,17 @@ _INSTALLED = "site-packages"
 
 @dataclass(frozen=True)
 class NamedConfig:
-    """A config that can be launched: where it is, and the function that makes it."""
+    """A config that can be launched: its name, its module, and the function that makes it."""
 
     name: str
     module: str
-    make: Any  # whatever the module has there; checked when it is called
+    make: Any  # checked when it is called
 
     def __call__(self) -> Any:
-        """The config, before overrides.
+        """Makes the config, without overrides.
 
         Raises:
-            ValueError: The function makes something else.
+            ValueError: `make` does not return the config of an experiment.
         """
         where = f"--config={self.name}: {self.module}.named_configs()[{self.name!r}]"
         if isinstance(self.make, InstantiableConfig):
@@ -56,7 +56,7 @@ class NamedConfig:
             cfg = self.make()
         except (UnknownFieldError, InvalidConfigValueError) as error:
             calls = traceback.extract_tb(error.__traceback__)
-            # Code that a type checker generates has no file.
+            # Code that a type checker generates has no file name.
             own = [
                 x
                 for x in calls
@@ -78,7 +78,7 @@ class NamedConfig:
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring of the function."""
+        """First line of the function's docstring."""
         make = self.make
         while isinstance(make, functools.partial):
             make = make.func
@@ -86,7 +86,7 @@ class NamedConfig:
 
     @property
     def own_file(self) -> str | None:
-        """The file of a module of `experiments` that is the user's own; None for any other."""
+        """File of the module if it is the user's own module of `experiments`, otherwise None."""
         file = getattr(sys.modules.get(self.module), "__file__", None)
         is_experiment = self.module.startswith(f"{EXPERIMENTS}.")
         if not is_experiment or file is None or Path(SHIPPED) in Path(file).parents:
@@ -95,7 +95,7 @@ class NamedConfig:
 
 
 def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
-    """All named configs of one module, or of all modules of the `experiments` package."""
+    """Returns the named configs of one module, or of all modules of the package `experiments`."""
     modules = _experiments() if module is None else [import_module(module, "--module")]
     found: dict[str, NamedConfig] = {}
     for each in modules:
@@ -137,13 +137,13 @@ def _needs_arguments(make: Callable) -> bool:
 
 
 def import_module(name: str, option: str) -> ModuleType:
-    """The module of a command line, of the current folder or of where Python finds any other.
+    """Imports a module that the user names, from the current folder or from Python's path.
 
-    Scripts would otherwise look into the folder that they are in, and not into the current one as
-    `python -m` does.
+    The current folder comes first, as with `python -m`; a script would search its own folder
+    instead.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such module.
     """
     folder = _current_folder_first()
     if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
@@ -156,7 +156,7 @@ def import_module(name: str, option: str) -> ModuleType:
             'configs does so under `if __name__ == "__main__"` alone'
         ) from end
     except ModuleNotFoundError as error:
-        # A module that exists and misses something itself is a different error.
+        # The module exists, and one that it imports does not: an error of its own.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         hint = f"no such file is in {folder}, nor on PYTHONPATH"
@@ -167,7 +167,7 @@ def import_module(name: str, option: str) -> ModuleType:
 
 
 def _experiments() -> list[ModuleType]:
-    """The modules of the package `experiments` that have named configs."""
+    """Imports the modules of the package `experiments` that have named configs."""
     _current_folder_first()
     modules: dict[str, str] = {}
     replaced: dict[str, list[str]] = {}
@@ -199,17 +199,17 @@ def _experiments() -> list[ModuleType]:
 
 
 def _mentions_configs(module: Path) -> bool:
-    """Whether a module may have named configs; others, any script of a user, are not imported."""
+    """Whether a module may have named configs. Others, such as scripts, are not imported."""
     file = module / "__init__.py" if module.is_dir() else module.with_name(f"{module.name}.py")
     try:
         return b"named_configs" in file.read_bytes()
     except OSError:
-        # It is compiled.
+        # Not a Python source file.
         return True
 
 
 def _current_folder_first() -> str:
-    """Puts the current folder first on Python's path, and so into the path of `experiments`."""
+    """Puts the current folder first on Python's path, and updates the path of `experiments`."""
     folder = os.getcwd()
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
@@ -220,12 +220,12 @@ def _current_folder_first() -> str:
 
 
 def _shown(path: str) -> str:
-    """A path as a user would give it: `./experiments` where it is in the current folder."""
+    """Returns a path for messages: relative if it is in the current folder."""
     relative = os.path.relpath(path)
     return path if relative.startswith(os.pardir) else os.path.join(os.curdir, relative)
 
 
 def _spelt(name: str) -> str:
-    """The name of a file as that of a module: `./my/mod.py` is `my.mod`."""
+    """Returns the module name of a file: `./my/mod.py` is `my.mod`."""
     parts = [part for part in name.removesuffix(".py").split("/") if part not in ("", ".")]
     return ".".join(parts) or "my.module"

@@ -1,4 +1,4 @@
-"""One process of several: its options, how it joins the others, and how all of them end alike."""
+"""A process of a multi-process run: its options, how it joins the others, and how it ends."""
 
 import argparse
 import importlib
@@ -14,16 +14,16 @@ from mm1_jax.flags import whole
 from mm1_jax.multihost.cluster import Cluster, find_cluster
 from mm1_jax.multihost.rendezvous import meet
 
-# Said of a launch that a signal stops where it cannot save.
+# Note on a launch that a signal stops at a point where it cannot save.
 NOT_SAVED = "nothing was saved at this point, launch again to continue"
 
-# Ended by a change of the command line, config or data; FloatingPointError is a loss that is not
-# finite. Anything else is worth another start.
+# Errors that need a change of the command line, config or data; FloatingPointError is raised for a
+# loss that is not finite. After any other error, a restart may succeed.
 USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which processes work together, for `chosen_cluster` and `join`."""
+    """Adds the options that define the processes of a run, for `chosen_cluster` and `join`."""
     group = parser.add_argument_group("many processes")
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num_processes", metavar="N", type=whole(), help="1: on its own, anywhere")
@@ -45,15 +45,15 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_cluster(options: argparse.Namespace) -> Cluster | None:
-    """The processes that options or environment tell of; None where this one is on its own."""
+    """Returns the processes that options or environment define; None for a single process."""
     return find_cluster(options.coordinator_address, options.num_processes, options.process_id)
 
 
 def join(cluster: Cluster, options: argparse.Namespace) -> Any:
-    """Waits for the others and becomes one of them.
+    """Waits for the other processes and joins them.
 
     Returns:
-        The module `mm1_jax.multihost.distributed`, which speaks with them.
+        The module `mm1_jax.multihost.distributed`, for communication between them.
     """
     meet(cluster, options.initialization_timeout)
     distributed = importlib.import_module("mm1_jax.multihost.distributed")
@@ -72,11 +72,11 @@ def of_several(
     errors: tuple[type[Exception], ...] = USER_ERRORS,
     note: str = NOT_SAVED,
 ) -> int:
-    """Exit status of an action of one process of several, which ends with it.
+    """Runs the action of one process of several, ends the process, and returns the exit status.
 
     Args:
-        errors: Errors whose text is all that a user needs; others keep their traceback.
-        note: Said of an action that a signal has stopped.
+        errors: Exceptions reported by their text alone; others keep their traceback.
+        note: Added to the message if a signal stops the action.
     """
     in_order = False
     try:
@@ -104,7 +104,7 @@ def failed(error: Exception, cluster: Cluster | None = None) -> int:
 
 
 def status_of_exit(end: SystemExit) -> int:
-    """Status of a run that was stopped or lacks an evaluation; 0 stands for success alone."""
+    """Returns the status of a run that was stopped or lacks an evaluation; 0 means success only."""
     if isinstance(end.code, int) and end.code:
         return end.code
     complain(f"error: the experiment ended the process before its end, by sys.exit({end.code!r})")
@@ -112,16 +112,19 @@ def status_of_exit(end: SystemExit) -> int:
 
 
 def leave(cluster: Cluster | None, status: int, *, in_order: bool = False) -> None:
-    """Ends a process of several; `in_order` where all of them end alike. Alone: does nothing.
+    """Ends one process of several; does nothing for a single process.
 
-    Returns where there is no connection to the others: none of them waits for this process in a
-    way that it cannot see.
+    Returns if this process is not connected to the others, since none of them then waits for it
+    without noticing its end.
+
+    Args:
+        in_order: Whether all processes end in the same way.
     """
     distributed = sys.modules.get("mm1_jax.multihost.distributed")
     if cluster is None or distributed is None:
         return
-    # A supervisor of all processes, srun for one, stops those that are left when the first ends,
-    # and they have to say the same.
+    # A supervisor of all processes, such as srun, stops the others when the first ends. They must
+    # still end with the same status.
     ignore_signals()
     if in_order:
         distributed.finish(status)

@@ -1,13 +1,13 @@
-"""The output folder of a run: how it was launched, and whether a second launch may go on there.
+"""Output folder of a run: how the run was launched, and whether a second launch may resume it.
 
-    launch.json   the name of the config, its module and the overrides of the command line
-    config.txt    the resolved config, one `path: value` a line
-    config.json   its fields once more, as JSON has them
-    run.json      the identity of the run, which lies beside its checkpoints, too
-    launch.lock   the process that runs there, as long as it does
+    launch.json   name of the config, its module and the overrides of the command line
+    config.txt    resolved config, one `path: value` per line
+    config.json   its fields as JSON
+    run.json      identity of the run, also stored next to its checkpoints
+    launch.lock   id of the process that runs there
 
-A launch into a folder that holds a run resumes it, if the config is the same up to MAY_CHANGE.
-Defaults that have changed in between (`stored_config.DEFAULTS`) stay those of the run.
+A launch into a folder that holds a run resumes it if the configs differ only in MAY_CHANGE.
+A run keeps its defaults where they have changed in the meantime (`stored_config.DEFAULTS`).
 """
 
 import contextlib
@@ -43,11 +43,11 @@ from mm1_jax.overrides import apply_overrides, is_overridden, restore_values
 from mm1_jax.storage import write_whole
 from mm1_jax.stored_config import Difference, Fields, Scalar, config_differences, flat_fields
 
-# Fields that may differ between launches into one folder, with all that is inside them: what is
-# evaluated, logged and kept, where the data lies, which a checkpoint knows by its content, and how
-# fast it is read. None of them changes what is learnt.
-# A new `trainer.max_steps` passes only where it does not stretch the schedule: the resolved
-# `trainer.optimizer.decay_steps` follows it unless it is set, and may not change.
+# Fields that may differ between launches into one folder, with all fields inside them: evaluation,
+# logging, checkpointing, the location of the data (checkpoints identify data by its content), and
+# the speed of reading. None of them changes what is learned.
+# A new `trainer.max_steps` is accepted only if it does not stretch the schedule: the resolved
+# `trainer.optimizer.decay_steps` follows it unless set, and may not change.
 MAY_CHANGE = (
     "evals",
     "input.data_dir",
@@ -58,7 +58,7 @@ MAY_CHANGE = (
     "trainer.checkpointer",
     "trainer.corruption",
     "trainer.max_steps",
-    # The state goes onto any mesh; the losses then agree to rounding, and not to the last bit.
+    # A state can be restored onto any mesh; losses then agree up to rounding.
     "trainer.mesh_rules",
     "trainer.parallelism",
     "trainer.profile",
@@ -88,15 +88,15 @@ class Launch:
         try:
             types_from = resolve(cfg)
         except ValueError:
-            # What is missing or does not fit, the overrides may mend.
+            # Overrides may fix what is missing or does not fit.
             types_from = cfg
-        # Overrides go into the config as it was written, so that what follows from them follows.
+        # Overrides are applied before `resolve`, so that values derived from them follow.
         cfg = apply_overrides(cfg, self.overrides, types_from=types_from)
         return resolve(restore_values(cfg, stored) if stored else cfg)
 
 
 class RunFolder:
-    """A folder with the outputs of one run."""
+    """Output folder of one run."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -107,10 +107,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other launches out of the folder; the system lifts it when the process ends.
+        """Locks the folder against other launches; the system unlocks it when the process ends.
 
         Raises:
-            ValueError: Another process runs there, or nothing can be written there.
+            ValueError: Another process holds the lock, or the folder is not writable.
         """
         with self._explained_errors():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -132,18 +132,18 @@ class RunFolder:
             yield
 
     def claim(self, launch: Launch, cfg: Any) -> dict[str, Scalar]:
-        """Makes the folder one of this launch.
+        """Claims the folder for this launch and writes its config there.
 
-        A run that ended before its first checkpoint leaves nothing to resume from, so it binds
-        nobody to its config; what it appended to is removed.
+        A run that ended before its first checkpoint cannot be resumed, so its config does not
+        matter, and the logs that it appended to are removed.
 
         Returns:
-            Values to train with in place of those in `cfg`, for `Launch.resolved_config`: defaults
-            that have changed since a resumed run was launched.
+            Values that replace those of `cfg`, for `Launch.resolved_config`: defaults that have
+            changed since the resumed run was launched.
 
         Raises:
-            ValueError: The folder holds a run of another config, the checkpoints are of another
-                run or of one that is not known, or a folder cannot be written to.
+            ValueError: The folder holds a run with another config, the checkpoints belong to
+                another or an unknown run, or a folder is not writable.
         """
         checkpoints = self._checkpoints(cfg)
         newest = newest_step(checkpoints)
@@ -171,14 +171,14 @@ class RunFolder:
             text = cfg.debug_string() + "\n"
             fields = {"text": _digest(text), "fields": flat_fields(cfg)}
             write_whole(self._fields_path, json.dumps(fields, indent=2) + "\n")
-            # The last file written: a folder without it holds no run.
+            # Written last: a folder without this file holds no run.
             write_whole(self._config_path, text)
         return kept
 
     def load_experiment(self) -> Any:
-        """The resolved config of the run, made anew from its name and overrides.
+        """Makes the resolved config of the run again, from its name and overrides.
 
-        Where the code makes other values now, those that the run was trained with count.
+        Where the code now makes other values, those that the run was trained with are used.
         """
         if not self.holds_a_run:
             raise ValueError(
@@ -193,7 +193,7 @@ class RunFolder:
         return cfg
 
     def _stored_config(self) -> Fields | str:
-        """The fields of the run's config; its text, where they are not there or of another text."""
+        """Returns the fields of the run's config, or its text if they are missing or outdated."""
         text = self._stored_text()
         try:
             stored = json.loads(self._fields_path.read_text())
@@ -240,11 +240,11 @@ class RunFolder:
         )
 
     def _checkpoints(self, cfg: Any) -> epath.Path:
-        """The folder that a run of this config saves to and resumes from.
+        """Returns the folder that a run with this config saves to and resumes from.
 
         Raises:
-            ValueError: Its checkpoints are of another run, or nothing says of which; or the run
-                has its own elsewhere.
+            ValueError: Its checkpoints belong to another or an unknown run, or the checkpoints of
+                this run are elsewhere.
         """
         location = getattr(getattr(cfg.trainer, "checkpointer", None), "location", None)
         folder = checkpoint_folder(location, self.path)
@@ -264,7 +264,7 @@ class RunFolder:
                     f"the run in {self.path} has made {lost} steps, saved in {before}; name that "
                     "folder, move it, or launch into a new --output_dir"
                 )
-            # A run that has an identity gives it to its checkpoints.
+            # A run with an identity stores it next to its checkpoints.
             is_known = read_identity(folder) is not None or read_identity(self.path) is None
             if newest is not None and folder != before and not is_known:
                 raise ValueError(
@@ -317,7 +317,7 @@ class RunFolder:
     def _as_stored(
         self, launch: Launch, cfg: Any, is_kept: Callable[[Difference], bool]
     ) -> tuple[Any, dict[str, Scalar]]:
-        """`cfg` with those values of the stored config that are kept, and these values by path."""
+        """Returns `cfg` with the stored values for which `is_kept`, and these values by path."""
         stored = self._stored_config()
         kept = [each for each in config_differences(stored, cfg) if is_kept(each)]
         if not kept:
@@ -354,7 +354,7 @@ class RunFolder:
 
 
 def load_experiment(folder: str | os.PathLike) -> Any:
-    """The resolved config of the run in `folder`."""
+    """Returns the resolved config of the run in `folder`."""
     return RunFolder(folder).load_experiment()
 
 
@@ -363,7 +363,7 @@ def _digest(text: str) -> str:
 
 
 def _may_change(path: str) -> bool:
-    # Other fields of that name follow `input.data_dir`.
+    # Every field of this name follows `input.data_dir`.
     if path.rpartition(".")[2] == "data_dir":
         return True
     return any(path == p or path.startswith((f"{p}.", f"{p}[")) for p in MAY_CHANGE)

@@ -1,7 +1,7 @@
-"""Starts a launch again that has died: killed, out of memory, lost a peer, hung.
+"""Restarts a launch that died: killed, out of memory, without a peer, or hung.
 
-It is a process without jax beside the launch, one on each host, that passes signals on. What a
-person has to mend, and what is done, it leaves.
+The supervisor is a process without jax, one per host, that forwards signals to the launch. It does
+not restart a run that is done, nor one that fails with an error that the user has to fix.
 """
 
 import signal
@@ -20,10 +20,10 @@ _LOOK_SECONDS = 0.1
 
 
 def supervise(command: Sequence[str], max_restarts: int) -> int:
-    """Runs `command` until it ends for good, at most `max_restarts` times more; its exit status.
+    """Runs `command`, restarts it at most `max_restarts` times, and returns its exit status.
 
-    After a SIGTERM or SIGINT, which it passes on, nothing is started again: the run may not have
-    come to where it says by its status that it was stopped.
+    After a SIGTERM or SIGINT, it does not restart, whatever the exit status: the signal may reach
+    the run before it can report by its status that it was stopped.
     """
     with _Signals() as signals:
         pause = _FIRST_PAUSE_SECONDS
@@ -45,7 +45,7 @@ def supervise(command: Sequence[str], max_restarts: int) -> int:
 
 
 class _Signals:
-    """Passes SIGTERM and SIGINT on to the process that runs, inside the context."""
+    """Context that forwards SIGTERM and SIGINT to the running process."""
 
     def __init__(self) -> None:
         self.came = False
@@ -62,16 +62,16 @@ class _Signals:
             signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> int:
-        """The status of the command, negative where a signal ended it."""
+        """Runs the command and returns its status, negative if a signal ended it."""
         self._process = subprocess.Popen(command)
         if self.came:
-            # It came while the process was being started.
+            # The signal came while the process was being started.
             self._process.send_signal(self._number)
         return self._process.wait()
 
     def pause(self, seconds: float) -> bool:
-        """Whether a signal came within so many seconds."""
-        # A lock that the handler would take may be held when it is called, so there is none.
+        """Waits, and returns whether a signal came."""
+        # No lock: the handler would deadlock if it interrupts the holder of the lock.
         end = time.monotonic() + seconds
         while not self.came and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _LOOK_SECONDS))
