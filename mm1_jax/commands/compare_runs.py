@@ -23,14 +23,14 @@ from mm1_jax.storage import write_whole
 
 EPILOG = """\
 runs:
-  NAME=FOLDER, where FOLDER may have a *, and more folders that belong to NAME after it. Of each,
-  report.json is read, which a training ends with, or scores.json of the command evaluate. What a
-  run lacks is said to be missing, and nothing is averaged over fewer runs in silence.
+  NAME=FOLDER, where FOLDER may contain *; further folders of NAME may follow. In each folder,
+  report.json (written at the end of training) or scores.json (of the command evaluate) is read. A
+  metric that some runs lack is an error: nothing is averaged over fewer runs.
 
 intervals:
-  Of Student's t over runs: what another seed would give, on average. They say nothing of how many
-  records a benchmark has; those intervals are in the reports of the command evaluate.
-  Differences to the first NAME are of Welch's t, whose variances may differ.
+  95%% intervals over runs by Student's t, for the mean over seeds. They do not cover the sampling
+  of a benchmark's records; the reports of the command evaluate have those intervals. Differences
+  from the first NAME have intervals by Welch's t, which allows different variances.
 
 examples:
   %(prog)s --metrics='scenes_names/*/accuracy' \\
@@ -89,19 +89,19 @@ def difference(values: Sequence[float], base: Sequence[float]) -> Estimate:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("compare_runs"),
-        description="Compares kinds of training over their seeds.",
+        description="Compares variants of training over their seeds.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", metavar="[NAME=]FOLDER", help="runs of each kind")
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]FOLDER", help="runs of each variant")
     parser.add_argument(
         "--metrics",
         default="*",
         metavar="PATTERN[,PATTERN]",
-        help="keys BENCHMARK/SHOTS/METRIC, * for anything; default: all",
+        help="keys BENCHMARK/SHOTS/METRIC, may contain *; default: all",
     )
     parser.add_argument(
-        "--json", type=local_path, metavar="FILE", help="write the numbers there as well"
+        "--json", type=local_path, metavar="FILE", help="also write the numbers to FILE"
     )
     return parser.parse_args(arguments)
 
@@ -154,7 +154,7 @@ def compare(
     for pattern in patterns:
         fitting = [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
         if not fitting:
-            raise ValueError(f"--metrics={pattern}: fits none of {', '.join(keys)}")
+            raise ValueError(f"--metrics={pattern}: matches none of {', '.join(keys)}")
         for key in fitting:
             lacking = [
                 f"{name}, run {number}"

@@ -11,8 +11,9 @@ from mm1_jax.command import command, started_as
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 
 EPILOG = """\
-A table holds how many positions and images every record takes, which is all that packing looks at.
-It is kept beside the records, and made again when they, the tokenizer or a size of the rows change.
+A table holds the number of positions and images of every record, which is all that packing needs.
+It is stored next to the records, and recomputed when they, the tokenizer or a size of the rows
+change.
 
 examples:
   %(prog)s --config=mm1_7b_moe --data_dir=data
@@ -24,12 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog=started_as("compute_lengths"),
-        description="Makes the tables of lengths for packing, and prints what each corpus holds.",
+        description="Computes the tables of lengths for packing; describes each corpus.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
-    parser.add_argument("--num_workers", metavar="N", help="processes (input.num_workers)")
+    parser.add_argument(
+        "--num_workers", metavar="N", help="number of processes (default: input.num_workers)"
+    )
     options = parser.parse_args(rest)
     if options.num_workers is not None:
         overrides["input.num_workers"] = options.num_workers

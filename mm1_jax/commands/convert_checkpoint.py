@@ -24,21 +24,22 @@ import reads safetensors, in one file or in shards, of
   open_clip                                 vision encoders, by their open_clip_config.json
   AIM                                       vision encoders, by the names of their tensors
   LLaVA                                     encoder, connector and decoder
-and writes a folder of weights, for trainer.initial_weights. A tokenizer beside a decoder is kept,
-with the image token added and the embedding grown. Tensors that have no place here (text towers,
-heads) are kept in the subfolder aside.
+and writes a folder of weights for trainer.initial_weights. The tokenizer of a decoder is stored
+with them; the image token is added to it, and the embedding enlarged. Tensors that the model has no
+place for (text towers, heads) are stored in the subfolder aside.
 
-export writes a folder for transformers, by --format:
-  source  imported weights as they came: every tensor bit for bit, and all files
+export writes a folder for transformers; --format chooses
+  source  imported weights in their original format: every tensor bit for bit, and all files
   llava   a model of a CLIP or SigLIP tower, an MLP over each patch, and a decoder of these families
   mm1     any model, with the code that runs it (trust_remote_code=True)
-  auto    a decoder alone as a Llama, Qwen or Mixtral; a tower alone as a CLIP or SigLIP, an
+  auto    a decoder alone as a Llama, Qwen or Mixtral, a tower alone as a CLIP or SigLIP, an
           imported AIM or LLaVA as source, and everything else as mm1
 
-Where torch and transformers are installed (pip install 'mm1_jax[hf]'), logits of random tokens and
-images are compared in float32; they may differ by 2e-5 of the largest. That takes at most
---comparison_memory: of a larger decoder the first layers are compared, and of other larger models
-it is said that they were not. The conversion itself takes twice the largest tensor and some 800 MB.
+If torch and transformers are installed (pip install 'mm1_jax[hf]'), logits for random tokens and
+images are compared in float32; they may differ by 2e-5 of the largest. The comparison takes at most
+--comparison_memory: larger decoders are compared in their first layers, and other larger models are
+not compared, which the output says. The conversion takes twice the memory of the largest tensor and
+some 800 MB.
 
 examples:
   %(prog)s import --source=DFN5B-CLIP-ViT-H-14-378 \\
@@ -47,7 +48,6 @@ examples:
       --num_experts=8 --moe_every=2
   %(prog)s export --checkpoint=runs/mm1_7b --output=mm1_7b_hf \\
       --dtype=bfloat16
-
   %(prog)s export --checkpoint=data/weights/llava --format=source \\
       --output=llava_again
 
@@ -61,71 +61,83 @@ _GIB = 2**30
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("convert_checkpoint"),
-        description="Weights in and out: of foreign checkpoints, and for transformers.",
+        description="Imports checkpoints of other projects, and exports models for transformers.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="import|export")
 
-    importing = commands.add_parser("import", help="a foreign checkpoint -> a folder of weights")
+    importing = commands.add_parser(
+        "import", help="checkpoint of another project -> folder of weights"
+    )
     importing.add_argument(
         "--source",
         required=True,
         type=local_path,
         metavar="PATH",
-        help="its folder, or its one file",
+        help="folder or file of the checkpoint",
     )
     importing.add_argument(
         "--tokenizer",
         type=local_text,
         metavar="PATH",
-        help="tokenizer.model or tokenizer.json; default: what is beside the decoder; none: none",
+        help="tokenizer.model or tokenizer.json, or none; default: the one next to the decoder",
     )
     importing.add_argument(
-        "--vocab_size", type=whole(), help="rows of the embedding (as many as the tokenizer needs)"
+        "--vocab_size", type=whole(), help="rows of the embedding (default: as many as needed)"
     )
     importing.add_argument(
-        "--num_experts", type=whole(), help="upcycle: make copies of feed-forward layers experts"
+        "--num_experts",
+        type=whole(),
+        help="upcycle: copy feed-forward layers into this many experts",
     )
     importing.add_argument(
-        "--moe_every", type=whole(), default=1, help="of every so-many-th layer (%(default)s)"
+        "--moe_every",
+        type=whole(),
+        default=1,
+        help="upcycle every Nth layer (default: %(default)s)",
     )
     importing.add_argument(
         "--allow_pickle",
         action="store_true",
-        help="read files of torch.save too, by torch's loader of weights only",
+        help="also read files of torch.save, by torch.load(weights_only=True)",
     )
 
-    exporting = commands.add_parser("export", help="a trained model -> a folder for transformers")
+    exporting = commands.add_parser("export", help="trained model -> folder for transformers")
     exporting.add_argument(
         "--checkpoint",
         required=True,
         type=local_path,
         metavar="FOLDER",
-        help="a run's output folder, or a folder of weights",
+        help="output folder of a run, or folder of weights",
     )
-    exporting.add_argument("--step", type=whole(0), help="which checkpoint of the run (the newest)")
     exporting.add_argument(
-        "--format", choices=("auto", "source", "llava", "mm1"), default="auto", help="(auto)"
+        "--step", type=whole(0), help="step of the checkpoint (default: the newest)"
+    )
+    exporting.add_argument(
+        "--format",
+        choices=("auto", "source", "llava", "mm1"),
+        default="auto",
+        help="see below (default: auto)",
     )
     exporting.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="(float32; with --format=source, that of each tensor of the source)",
+        help="dtype of the tensors (default: float32; --format=source keeps that of the source)",
     )
     exporting.add_argument(
         "--max_shard_gb",
         type=number(exclusive=True),
         default=5.0,
-        help="of a file of tensors (%(default)s)",
+        help="most GB per file of tensors (default: %(default)s)",
     )
     exporting.add_argument(
-        "--license", default="", metavar="NAME", help="of the model, for its card"
+        "--license", default="", metavar="NAME", help="license of the model, for its model card"
     )
     for each in (importing, exporting):
         each.add_argument(
-            "--output", required=True, type=local_path, metavar="DIR", help="a new folder"
+            "--output", required=True, type=local_path, metavar="DIR", help="new folder"
         )
         each.add_argument("--skip_comparison", action="store_true", help="do not compare outputs")
         each.add_argument(
@@ -133,7 +145,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             type=number(),
             default=16.0,
             metavar="GIB",
-            help="the most that comparing takes, and 0.8 of what is free (%(default)s)",
+            help="most memory for the comparison; at most 0.8 of the free memory is used (default: "
+            "%(default)s)",
         )
     return parser.parse_args(arguments)
 

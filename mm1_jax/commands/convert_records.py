@@ -55,9 +55,9 @@ NOTED = {
 }
 
 EPILOG = """\
-The folder holds, once it is done: shards of records, manifest.json, and where there is something to
-say, quarantine.jsonl (entries that are no records, and why) and overlap.jsonl (images that are in a
-benchmark). Until then DIR/progress/ knows what is done.
+The finished folder holds shards of records and manifest.json. quarantine.jsonl lists entries that
+are not valid records, with reasons, and overlap.jsonl images that are in a benchmark, if there are
+any. Until the conversion is finished, DIR/progress/ records what is done.
 
 options of a format:
   --option.NAME=VALUE   --list shows the options of each format
@@ -87,13 +87,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rest, options = split_options(rest)
     parser = argparse.ArgumentParser(
         prog=started_as("convert_records"),
-        description="Converts files of other projects into a folder of records.",
+        description="Converts datasets of other projects into a folder of records.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--list", action="store_true", help="describe the formats, and end")
+    parser.add_argument("--list", action="store_true", help="describe the formats, and exit")
     parser.add_argument(
-        "--format", metavar="NAME", help="one of --list, or MODULE:CLASS, a Format of your own"
+        "--format",
+        metavar="NAME",
+        help="a name of --list, or MODULE:CLASS for a Format of your own",
     )
     parser.add_argument(
         "--input",
@@ -101,15 +103,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=[],
         type=local_path,
         metavar="PATH",
-        help="a file or folder of that format; may be given several times",
+        help="file or folder in that format; may be repeated",
     )
-    parser.add_argument("--output", type=local_path, metavar="DIR", help="a new folder, of records")
-    parser.add_argument("--license", default="unknown", metavar="TEXT", help="of the data")
+    parser.add_argument(
+        "--output", type=local_path, metavar="DIR", help="new folder for the records"
+    )
+    parser.add_argument("--license", default="unknown", metavar="TEXT", help="license of the data")
     parser.add_argument(
         "--filters",
         default="none",
         choices=list(named_filters()),
-        help="of the module experiments.filters (none)",
+        help="filters of the module experiments.filters (default: none)",
     )
     parser.add_argument(
         "--benchmark_images",
@@ -117,44 +121,49 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="PATH",
-        help="a folder or file of images that must not be trained on: what is the same, or looks "
-        "the same, is dropped; may be given several times",
+        help="folder or file of benchmark images: images that are equal to them or look the same "
+        "are dropped; may be repeated",
     )
     parser.add_argument(
         "--max_shard_bytes",
         type=_bytes,
         default=512 * 2**20,
         metavar="SIZE",
-        help="of the records of a shard, before compression (512M)",
+        help="most bytes of records per shard, before compression (default: 512M)",
     )
     parser.add_argument(
         "--max_bad_fraction",
         type=number(most=1.0),
         default=0.1,
         metavar="X",
-        help="stop where more entries than this are no records, once there are 1000 (0.1)",
+        help="stop if a larger fraction of entries are not valid records, after at least 1000 "
+        "entries (default: 0.1)",
     )
     parser.add_argument(
-        "--num_workers", type=whole(), metavar="N", help="processes (as many as there are cores)"
+        "--num_workers",
+        type=whole(),
+        metavar="N",
+        help="number of processes (default: number of cores)",
     )
-    parser.add_argument("--runner", choices=("local", "beam"), default="local", help="(local)")
     parser.add_argument(
-        "--beam_args", default="", metavar="ARGS", help="options of the pipeline, for Beam"
+        "--runner", choices=("local", "beam"), default="local", help="default: local"
     )
+    parser.add_argument("--beam_args", default="", metavar="ARGS", help="pipeline options for Beam")
     parser.add_argument(
         "--lengths_for",
         metavar="NAME",
-        help="a named config that reads --output: its table of lengths, which packing needs, is "
-        "made as well (otherwise its first launch does so); --config.PATH=VALUE sets a field of it",
+        help="a named config that reads --output: also compute its table of lengths, which packing "
+        "needs (otherwise its first launch computes it); --config.PATH=VALUE sets a field",
     )
     parser.add_argument(
-        "--module", metavar="MODULE", help="the module of --lengths_for (default: experiments)"
+        "--module", metavar="MODULE", help="module of --lengths_for (default: experiments)"
     )
     parser.add_argument(
         "--data_dir",
         type=local_text,
         metavar="DIR",
-        help="where --lengths_for has tokenizer and records (the folder of --output)",
+        help="folder of the tokenizer and the records of --lengths_for (default: the parent of "
+        "--output)",
     )
     parser.add_argument(
         "--verify", action="store_true", help="compare the shards of --output with its manifest"
@@ -163,7 +172,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args.options, args.overrides = options, overrides
     needed = ("output",) if args.verify else () if args.list else ("format", "input", "output")
     if missing := [f"--{name}" for name in needed if not getattr(args, name)]:
-        parser.error(f"{', '.join(missing)}: needed here; --help has examples")
+        parser.error(f"{', '.join(missing)}: required; --help has examples")
     if args.num_workers is None:
         has_affinity = hasattr(os, "sched_getaffinity")
         args.num_workers = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1

@@ -25,25 +25,25 @@ GROUPS = ("pretraining", "chat", "judged", "text_core", "embedded")
 
 EPILOG = """\
 with --checkpoint:
-  Prompts, exemplars, stop strings and metrics are the paper's; --list has the files that each
-  benchmark is read from, and docs/evaluation.md the protocol. Any field of a benchmark is set by
-  --set=NAME.FIELD=VALUE. Answers are kept as they come: a stopped command, given again, goes on.
-  In --output are the answers, files of predictions, report.md and scores.json, whose keys are
-  NAME/SHOTS/METRIC.
+  Prompts, few-shot examples, stop strings and metrics follow the paper; docs/evaluation.md
+  describes the protocol, and --list the files of each benchmark. --set=NAME.FIELD=VALUE sets any
+  field of a benchmark. Answers are stored as they are generated: after a stop, the same command
+  resumes. --output receives the answers, prediction files, report.md, and scores.json with the
+  keys NAME/SHOTS/METRIC.
 
-  A model that takes the devices of several hosts is asked by one command on each of them, as it
-  was trained; they find each other as processes of a launch do, and see the same folders.
+  For a model that needs the devices of several hosts, give the same command on each host, as for
+  training. The processes find each other as in a launch, and must see the same folders.
 
 predictions and annotations, with --score_only:
-  A path is a file, or a folder: then the files of it that are in the layout of the benchmark, or of
-  its subfolder called NAME where there is one. For several benchmarks give one folder with such
-  subfolders, or the flag once for each, as NAME=PATH. --list shows the layouts.
+  A path is a file or a folder. In a folder, all files in the layout of the benchmark are read; a
+  subfolder NAME is read instead if there is one. For several benchmarks, give a folder with such
+  subfolders, or repeat the option as NAME=PATH. --list shows the layouts.
 
-  References stand in the predictions themselves or in a file of their own, --annotations.
+  References are in the predictions themselves, or in a separate file: --annotations.
 
 scores:
-  Under the keys NAME/FILE, where FILE is a prediction file without its suffix (for MME, a subtask).
-  The rules of each number, and where they come from: docs/evaluation.md.
+  The keys are NAME/FILE, where FILE is a prediction file without its suffix (for MME, a subtask).
+  docs/evaluation.md has the definition of each score and its source.
 
 examples:
   %(prog)s --list
@@ -72,108 +72,110 @@ exit codes:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("evaluate"),
-        description="Asks a trained model benchmarks, or scores what any model answered.",
+        description="Evaluates a trained model on benchmarks, or scores prediction files.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--list", action="store_true", help="describe the benchmarks and their layouts, and end"
+        "--list", action="store_true", help="describe the benchmarks and their layouts, and exit"
     )
     parser.add_argument(
-        "--score_only", action="store_true", help="score files of predictions; no model is run"
+        "--score_only", action="store_true", help="score prediction files, without a model"
     )
     parser.add_argument(
         "--benchmarks",
         default="",
         metavar="NAME[,NAME]",
-        help=f"names of --list; with --checkpoint {', '.join(GROUPS)} too; with --score_only "
-        "all: those that have a subfolder in --predictions",
+        help=f"names of --list; with --checkpoint also the groups {', '.join(GROUPS)}; with "
+        "--score_only also all: every benchmark that has a subfolder in --predictions",
     )
     parser.add_argument(
-        "--checkpoint", type=local_path, metavar="FOLDER", help="a run's output folder, to be asked"
+        "--checkpoint",
+        type=local_path,
+        metavar="FOLDER",
+        help="output folder of the run to evaluate",
     )
-    parser.add_argument(
-        "--step", type=whole(0), help="which of its checkpoints; default: the newest"
-    )
+    parser.add_argument("--step", type=whole(0), help="step of the checkpoint; default: the newest")
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N[,AXIS=N]",
-        help="how devices share the work, such as data=2,model=4; run: as in training; default: "
-        "one device, and run with several processes",
+        help="mesh of devices, such as data=2,model=4, or run for that of the training; default: "
+        "one device, or run with several processes",
     )
     parser.add_argument(
         "--shots",
         metavar="K[,K]",
-        help="numbers of exemplars; default: 0,4,8, and 0 for chat and text benchmarks",
+        help="numbers of few-shot examples; default: 0,4,8, and 0 for chat and text benchmarks",
     )
     parser.add_argument(
         "--exemplars",
         choices=("random", "similar"),
         default="random",
-        help="any, or those whose pictures the model's vision encoder finds most like the query's "
-        "(RICES); default: %(default)s",
+        help="few-shot examples: random ones, or those whose images are most similar to the "
+        "query's for the model's vision encoder (RICES); default: %(default)s",
     )
     parser.add_argument(
         "--judge_url",
         default="",
         metavar="URL",
-        help="an endpoint as OpenAI's, https://HOST/v1, to grade llava_bench and mmvet; the key "
-        "comes from the environment variable OPENAI_API_KEY",
+        help="endpoint with the API of OpenAI, https://HOST/v1, that grades llava_bench and mmvet; "
+        "the environment variable OPENAI_API_KEY holds its key",
     )
     parser.add_argument(
-        "--judge_model", default="", metavar="NAME", help="what the endpoint calls the judge"
+        "--judge_model", default="", metavar="NAME", help="model of the endpoint that grades"
     )
     parser.add_argument(
         "--judge_allow_http",
         action="store_true",
-        help="speak to a --judge_url of another machine without TLS",
+        help="allow a --judge_url of another machine without TLS",
     )
     parser.add_argument(
         "--benchmarks_dir",
         type=local_path,
         default=Path("benchmarks"),
         metavar="DIR",
-        help="the folder with a folder of each benchmark; default: %(default)s",
+        help="folder with a subfolder per benchmark; default: %(default)s",
     )
     parser.add_argument(
-        "--limit", type=whole(), metavar="N", help="ask a random N of the records, always the same"
+        "--limit", type=whole(), metavar="N", help="use N random records, the same ones every time"
     )
-    parser.add_argument("--batch_size", type=whole(), metavar="N", help="prompts at once")
+    parser.add_argument("--batch_size", type=whole(), metavar="N", help="prompts per batch")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME.FIELD=VALUE",
-        help="a field of a benchmark; may be given several times",
+        help="set a field of a benchmark; may be repeated",
     )
     parser.add_argument(
         "--output",
         type=local_path,
         metavar="DIR",
-        help="for answers and report; default: evaluation/STEP in the run's folder",
+        help="folder for answers and report; default: evaluation/STEP in the run's folder",
     )
     parser.add_argument(
         "--predictions",
         action="append",
         default=[],
         metavar="[NAME=]PATH",
-        help="a file or folder; may be given several times, with the name of the benchmark",
+        help="prediction file or folder; may be repeated, with the name of the benchmark",
     )
     parser.add_argument(
         "--annotations",
         action="append",
         default=[],
         metavar="[NAME=]FILE",
-        help="the references, where the predictions do not hold them",
+        help="references, if the predictions do not hold them; may be repeated",
     )
     parser.add_argument(
         "--caption_metrics",
         default="",
         metavar="NAME[,NAME]",
-        help="METEOR, SPICE: of captions as well; they need Java and .[caption-metrics]",
+        help="additional metrics of captions, METEOR and SPICE; they need Java and "
+        "mm1_jax[caption-metrics]",
     )
     parser.add_argument(
-        "--json", type=local_path, metavar="FILE", help="write the scores there as well"
+        "--json", type=local_path, metavar="FILE", help="also write the scores to FILE"
     )
     add_cluster_options(parser)
     flags = parser.parse_args(arguments)
@@ -181,16 +183,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         return flags
     if flags.score_only == (flags.checkpoint is not None):
         parser.error(
-            "give --checkpoint=FOLDER to ask a model, or --score_only to score files of predictions"
+            "give --checkpoint=FOLDER to evaluate a model, or --score_only to score predictions"
         )
     if flags.checkpoint is not None:
         if not flags.benchmarks:
-            parser.error("--benchmarks: needed here; --help has examples")
+            parser.error("--benchmarks: required; --help has examples")
         return flags
     if missing := [
         f"--{name}" for name in ("benchmarks", "predictions") if not getattr(flags, name)
     ]:
-        parser.error(f"{', '.join(missing)}: needed here; --help has examples")
+        parser.error(f"{', '.join(missing)}: required; --help has examples")
     return flags
 
 

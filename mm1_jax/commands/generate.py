@@ -20,11 +20,11 @@ from mm1_jax.flags import local_text, number, whole
 IMAGE_MARK = "<image>"
 EPILOG = """\
 formats:
-  question  the prompt is a question; it is asked in the words of training,
-            "Question: PROMPT Short answer:" (the default where there is a prompt)
-  caption   the model describes the picture, going on from the prompt
-            (the default where there is none)
-  raw       the model reads the prompt as it is and goes on; for few-shot prompts such as
+  question  the prompt is a question, asked in the words of the training data:
+            "Question: PROMPT Short answer:" (default with a prompt)
+  caption   the model describes the image, continuing the prompt if there is one
+            (default without a prompt)
+  raw       the model continues the prompt as it is; for few-shot prompts such as
             --image=a.png --image=b.png --format=raw \\
               --prompt="<image> Question: what digit is this? Short answer: 3
                         <image> Question: what digit is this? Short answer:"
@@ -47,7 +47,7 @@ exit codes:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("generate"),
-        description="Asks a trained model about pictures; prints its answer.",
+        description="Prints the answer of a trained model to a question about images.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,55 +56,56 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=local_text,
         required=True,
         metavar="FOLDER",
-        help="a run's output folder",
+        help="output folder of a run",
     )
-    parser.add_argument(
-        "--step", type=whole(0), help="which of its checkpoints; default: the newest"
-    )
+    parser.add_argument("--step", type=whole(0), help="step of the checkpoint; default: the newest")
     parser.add_argument(
         "--image",
         type=local_text,
         action="append",
         default=[],
         metavar="FILE",
-        help="a picture; may be repeated",
+        help="image file; may be repeated",
     )
     parser.add_argument(
         "--prompt",
-        help=f"what to ask; {IMAGE_MARK} marks the place of each picture; without, they come first",
+        help=f"text for the model; {IMAGE_MARK} marks the place of each image; without marks, "
+        "images come first",
     )
-    parser.add_argument("--format", choices=("question", "caption", "raw"), help="see below")
+    parser.add_argument(
+        "--format", choices=("question", "caption", "raw"), help="how the prompt is used, see below"
+    )
     parser.add_argument("--max_new_tokens", type=whole(), default=32, help="default: %(default)s")
     parser.add_argument(
         "--temperature",
         type=number(),
         default=0.0,
-        help="what logits are divided by before a token is drawn; default: 0, the most likely one",
+        help="temperature of sampling; default: 0, which takes the most likely token",
     )
     parser.add_argument(
-        "--top_k", type=whole(), metavar="K", help="draw one of the K most likely tokens"
+        "--top_k", type=whole(), metavar="K", help="sample from the K most likely tokens"
     )
     parser.add_argument(
         "--top_p",
         type=number(most=1.0, exclusive=True),
         default=1.0,
         metavar="P",
-        help="draw one of the most likely tokens that together have the probability P",
+        help="sample from the most likely tokens with a total probability of P",
     )
     parser.add_argument(
-        "--seed", type=whole(0), default=0, help="of what is drawn; default: %(default)s"
+        "--seed", type=whole(0), default=0, help="seed of sampling; default: %(default)s"
     )
     parser.add_argument(
         "--beams",
         type=whole(),
         default=1,
         metavar="N",
-        help="search for the answer of the highest mean log probability with N beams",
+        help="beam search with N beams, for the highest mean log probability",
     )
     parser.add_argument(
         "--cache_dtype",
         choices=("float32", "bfloat16", "int8"),
-        help="what keys and values are kept in; default: the dtype of the model",
+        help="dtype of the KV cache; default: the dtype of the model",
     )
     flags = parser.parse_args(arguments)
     if flags.prompt is None and not flags.image:
@@ -113,8 +114,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--format=question needs a --prompt")
     if flags.beams > 1 and flags.temperature:
         parser.error(
-            f"--beams={flags.beams} and --temperature={flags.temperature}: beams are searched, not "
-            "drawn; give one of the two"
+            f"--beams={flags.beams} and --temperature={flags.temperature}: beam search does not "
+            "sample; give one of the two"
         )
     flags.format = flags.format or ("caption" if flags.prompt is None else "question")
     return flags
@@ -130,8 +131,8 @@ def parts(prompt: str, format: str, num_images: int) -> list[str | None]:
         prompt = IMAGE_MARK * num_images + prompt
     elif marks != num_images:
         raise ValueError(
-            f"--prompt has {marks} {IMAGE_MARK} marks and there are {num_images} pictures; give an "
-            "--image for each mark, or no marks to have the pictures first"
+            f"--prompt has {marks} {IMAGE_MARK} marks and there are {num_images} images; give one "
+            "--image per mark, or no marks to put the images first"
         )
     if format == "question":
         # The question begins after the leading images.
@@ -167,7 +168,7 @@ def answer(flags: argparse.Namespace) -> str:
     tokenizer = cfg.input.tokenizer.instantiate()
     image_size = cfg.input.image_size
     if flags.image and not image_size:
-        raise ValueError("--image: the model of this run reads text only; leave the images out")
+        raise ValueError("--image: the model of this run is text-only; give no images")
     image_transform = (
         cfg.input.image_transform.set(image_size=image_size).instantiate() if image_size else None
     )
@@ -209,7 +210,7 @@ def _prompt(flags: argparse.Namespace, cfg: Any, tokenizer: Any, image_transform
             raise ValueError(f"--image={name}: cannot be read ({error.strerror})") from error
         except BadImage as error:
             raise ValueError(
-                f"--image={name}: not a picture that can be decoded ({error})"
+                f"--image={name}: not an image that can be decoded ({error})"
             ) from error
 
     pictures = iter([picture(name) for name in flags.image])

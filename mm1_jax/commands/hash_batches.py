@@ -25,34 +25,40 @@ from mm1_jax.launch.config_options import add_config_options, chosen_launch, spl
 from mm1_jax.storage import write_whole
 
 EPILOG = """\
-The hosts' parts are made in this one process, one after the other, as each host would make its
-own. Pixels included: a hash covers the names, types, shapes and bytes of all arrays.
+One process makes the parts of all hosts, one after another, as each host would. A hash covers the
+names, dtypes, shapes and bytes of all arrays, pixels included.
 
 examples:
   %(prog)s --config=mm1_tiny --steps=1000:1004
   %(prog)s --config=mm1_tiny --steps=0:100 --hosts=2 --state=state.json
-      stopped at any moment, the same command with --hosts=8 goes on where it was
+      after a stop, the same command with --hosts=8 resumes
 """
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("hash_batches"),
-        description="Prints a SHA-256 for every global batch that a run of a config trains on.",
+        description="Prints the SHA-256 hash of each global batch that a config trains on.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
     parser.add_argument(
-        "--steps", default="0:10", type=_steps, metavar="A:B", help="from A to B - 1 (0:10)"
+        "--steps",
+        default="0:10",
+        type=_steps,
+        metavar="A:B",
+        help="steps A to B - 1 (default: 0:10)",
     )
-    parser.add_argument("--hosts", default=1, type=whole(), help="which share the rows (1)")
-    parser.add_argument("--workers", type=whole(0), help="of each host; default: as in the config")
+    parser.add_argument("--hosts", default=1, type=whole(), help="number of hosts (default: 1)")
+    parser.add_argument(
+        "--workers", type=whole(0), help="workers per host (default: those of the config)"
+    )
     parser.add_argument(
         "--state",
         type=local_path,
         metavar="FILE",
-        help="where to keep the state as of the last batch; goes on from it if it is there",
+        help="file that stores the state after the last batch; resumes from it if it exists",
     )
     return parser.parse_args(arguments)
 

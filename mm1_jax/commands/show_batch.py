@@ -34,8 +34,8 @@ PAGE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".css"
 NUM_HUES = 6
 
 EPILOG = """\
-Pixels are kept bit by bit (PNG). Rows that share a buffer of pictures with the shown ones are made
-too, and counted in the statistics.
+Images keep their exact pixels (PNG). The statistics include rows that share an image buffer with
+the shown ones.
 
 examples:
   %(prog)s --config=mm1_tiny --step=1000
@@ -46,20 +46,20 @@ examples:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("show_batch"),
-        description="Writes an HTML page of what the model gets at a step.",
+        description="Writes an HTML page that shows the batch of a step.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
-    parser.add_argument("--step", default=0, type=whole(0), help="which batch, from 0 (0)")
+    parser.add_argument("--step", default=0, type=whole(0), help="step of the batch (default: 0)")
     parser.add_argument(
         "--rows",
         type=_rows,
         metavar="A:B",
-        help=f"from A to B - 1 (default: the first {MOST_ROWS})",
+        help=f"rows A to B - 1 (default: the first {MOST_ROWS})",
     )
     parser.add_argument(
-        "--output", type=local_path, metavar="FILE", help="default: NAME_step_STEP.html, here"
+        "--output", type=local_path, metavar="FILE", help="default: NAME_step_STEP.html"
     )
     args = parser.parse_args(arguments)
     if args.step < 0:

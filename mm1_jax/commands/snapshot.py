@@ -18,10 +18,10 @@ from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
 
 EPILOG = """\
---form=ids keeps which records are in which row, --form=rows their tokens and encoded pictures too,
-so that training reads one file in place of all corpora. Either makes the same batches as the config
-itself, bit for bit. --config.PATH=VALUE changes the config, as in a launch, and then has to be
-given to the launch, too.
+--form=ids stores which records are in each row; --form=rows also stores their tokens and encoded
+images, so that training reads one file instead of all corpora. Both make the same batches as the
+config itself, bit for bit. --config.PATH=VALUE changes the config as in a launch, which must then
+be given the same value.
 
 examples:
   %(prog)s --config=mm1_tiny --steps=100 --output=snapshots/tiny
@@ -63,19 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog=started_as("snapshot"),
-        description="Samples the mixture of a config once, to be trained from many times.",
+        description="Samples the mixture of a config once and stores it, for any number of runs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
     parser.add_argument(
-        "--steps", type=whole(), required=True, metavar="N", help="how many batches"
+        "--steps", type=whole(), required=True, metavar="N", help="number of batches"
     )
     parser.add_argument(
-        "--output", type=local_path, required=True, metavar="DIR", help="a new folder"
+        "--output", type=local_path, required=True, metavar="DIR", help="new folder"
     )
     parser.add_argument(
-        "--form", choices=[form.value for form in Form], default=Form.IDS.value, help="(ids)"
+        "--form", choices=[form.value for form in Form], default=Form.IDS.value, help="default: ids"
     )
     options = parser.parse_args(rest)
     if options.output.exists() and any(options.output.iterdir()):

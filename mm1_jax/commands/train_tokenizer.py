@@ -22,13 +22,13 @@ from mm1_jax.launch.config_options import add_config_options, chosen_launch, spl
 from mm1_jax.storage import write_whole
 
 EPILOG = """\
-With --config, it reads the training documents of the config, with the words that the config puts
-around what the records hold, and takes file and size from the fields input.tokenizer.model_path
-and num_pieces, unless they are given. Without config, data and text, it makes the tokenizer that
-ships with the package, of the embedded corpora.
+--config reads the training documents of a config, including the words that the config adds to the
+records. File and size default to its fields input.tokenizer.model_path and num_pieces. Without
+--config, --data_dir and --text, the tokenizer is trained on the embedded corpora, like the one that
+ships with the package.
 
-The same texts give the same file. Texts are taken from records that lie evenly over all of a folder
-or corpus, as many characters from each, up to --max_characters.
+The same texts give the same file. Records are sampled evenly from each folder or corpus, in equal
+shares of --max_characters.
 
 examples:
   %(prog)s --data_dir=data --output=data/tokenizer.model --vocab_size=32000
@@ -136,18 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog=started_as("train_tokenizer"),
-        description="Trains a sentencepiece tokenizer: on records, on text files, or the one that "
-        "ships.",
+        description="Trains a sentencepiece tokenizer on records, text files or embedded corpora.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--output", type=local_path, help="the file to write; needed without --config"
+        "--output", type=local_path, help="file to write; required without --config"
     )
     parser.add_argument(
         "--vocab_size",
         type=whole(),
-        help=f"pieces at most (default: {VOCAB_SIZE}, or what --config says)",
+        help=f"most pieces (default: {VOCAB_SIZE}, or the field of --config)",
     )
     add_config_options(parser, required=False)
     parser.add_argument("--text", type=local_path, nargs="*", default=[], help="UTF-8 text files")
@@ -155,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--max_characters",
         type=whole(),
         default=100_000_000,
-        help="of --data_dir, over all its folders (default: %(default)s)",
+        help="most characters to read, over all folders or corpora (default: %(default)s)",
     )
     args = parser.parse_args(rest)
     output, vocab_size = args.output, args.vocab_size
@@ -164,13 +163,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         texts = corpora_texts(cfg, args.max_characters)
         if output is None and cfg.tokenizer.model_path is None:
             raise ValueError(
-                f"--output is needed: {args.config} uses the tokenizer of the package "
+                f"--output is required: {args.config} uses the tokenizer of the package "
                 "(input.tokenizer.model_path is not set)"
             )
         output = tokenizer.tokenizer_path(cfg.tokenizer) if output is None else output
         vocab_size = cfg.tokenizer.num_pieces if vocab_size is None else vocab_size
     elif output is None:
-        raise ValueError("--output=FILE is needed without --config")
+        raise ValueError("--output=FILE is required without --config")
     elif args.data_dir is not None:
         texts = folder_texts(Path(args.data_dir), args.max_characters)
     elif args.text:

@@ -25,22 +25,27 @@ USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that define the processes of a run, for `chosen_cluster` and `join`."""
     group = parser.add_argument_group("many processes")
-    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-    group.add_argument("--num_processes", metavar="N", type=whole(), help="1: on its own, anywhere")
-    group.add_argument("--process_id", metavar="I", type=whole(0), help="which of them, from 0")
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument(
+        "--num_processes", metavar="N", type=whole(), help="number of processes; 1 runs alone"
+    )
+    group.add_argument(
+        "--process_id", metavar="I", type=whole(0), help="index of this process, from 0"
+    )
     group.add_argument(
         "--initialization_timeout",
         metavar="SECONDS",
         type=whole(),
         default=300,
-        help="how long processes wait for each other at the start (default: 300)",
+        help="timeout for processes that wait for each other at the start (default: 300)",
     )
     group.add_argument(
         "--heartbeat_timeout",
         metavar="SECONDS",
         type=whole(),
         default=30,
-        help="after which a silent process counts as dead, which ends the others (default: 30)",
+        help="time without a heartbeat after which a process counts as dead, and the others end "
+        "(default: 30)",
     )
 
 

@@ -68,7 +68,7 @@ def test_a_pattern_stands_for_its_folders(runs, tmp_path, capsys):
         (lambda runs: ["x", *runs], "give the first run as NAME=FOLDER"),
         (lambda runs: [*runs, runs[0]], "'a' was given before"),
         (lambda runs: [*runs, "c=nowhere"], "nowhere: neither report.json nor scores.json"),
-        (lambda runs: [*runs, "--metrics=vqb/*"], "fits none of vqa/0/acc"),
+        (lambda runs: [*runs, "--metrics=vqb/*"], "matches none of vqa/0/acc"),
         (lambda runs: [*runs, "--metrics=loss"], "loss is missing in b, run 1; b, run 2"),
     ],
 )

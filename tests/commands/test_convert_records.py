@@ -231,8 +231,8 @@ def test_another_command_is_refused_with_the_difference(captions, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--format, --input, --output: needed here"),
-        (("--verify",), "--output: needed here"),
+        ((), "--format, --input, --output: required"),
+        (("--verify",), "--output: required"),
         (("--max_shard_bytes=0",), "expected bytes, such as"),
         (
             ("--max_bad_fraction=30", "--list"),

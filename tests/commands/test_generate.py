@@ -83,7 +83,7 @@ def test_the_format_follows_from_the_prompt():
 
 
 def test_marks_and_pictures_must_agree():
-    with pytest.raises(ValueError, match="2 <image> marks and there are 1 pictures"):
+    with pytest.raises(ValueError, match="2 <image> marks and there are 1 images"):
         tool.parts("<image> and <image>", "question", 1)
 
 
@@ -94,7 +94,7 @@ def test_mistakes_are_named(run, picture, tmp_path):
     broken.write_bytes(picture.read_bytes()[:40])
     for flags, message in (
         ((f"--image={tmp_path / 'none.png'}", question), "none.png: cannot be read"),
-        ((f"--image={broken}", question), "broken.png: not a picture that can be decoded"),
+        ((f"--image={broken}", question), "broken.png: not an image that can be decoded"),
         (
             ("--prompt=" + 100 * "what ",),
             "the prompt has .* positions .* above the 64 of the model",
@@ -126,7 +126,7 @@ def test_beams_are_not_drawn(capsys):
         (("--max_new_tokens=0",), "argument --max_new_tokens: '0': expected"),
         (("--temperature=-1",), "argument --temperature: '-1': expected a number at least 0"),
         (("--top_p=2",), "argument --top_p: '2': expected a number above 0 and at most 1"),
-        (("--beams=2", "--temperature=1"), "beams are searched, not drawn"),
+        (("--beams=2", "--temperature=1"), "beam search does not sample"),
     ):
         with pytest.raises(SystemExit):
             tool.parse(["--checkpoint=a", "--prompt=a", *flags])

@@ -42,7 +42,7 @@ def test_file_and_size_are_those_of_the_config(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--output=FILE is needed"),
+        ([], "--output=FILE is required"),
         (["--config=mm1_tiny"], "input.tokenizer.model_path is not set"),
         (["--data_dir={folder}", "--output={folder}/x"], "no folder of records"),
     ],
