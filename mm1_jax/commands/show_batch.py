@@ -378,7 +378,6 @@ def _bar(length: int, kind: str, style: str) -> str:
 
 
 def _hue(segment: int) -> str:
-    # A stride of 5 makes the colors of neighboring documents differ more than a stride of 1.
     return f"--hue:{(segment * 5 % NUM_HUES) * 360 // NUM_HUES + 20}"
 
 
