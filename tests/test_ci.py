@@ -43,7 +43,7 @@ README = """
 
 
 @pytest.mark.parametrize("has_long", [True, False])
-def test_only_what_takes_long_twice_fails(tmp_path, has_long):
+def test_only_tests_that_are_slow_twice_fail(tmp_path, has_long):
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)

@@ -67,7 +67,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("where", ["import", "lazy", "main", "collected"])
-def test_a_signal_is_one_line_and_its_status(tmp_path, where, number):
+def test_a_signal_ends_with_one_line_and_its_status(tmp_path, where, number):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
@@ -89,7 +89,7 @@ def test_a_signal_is_one_line_and_its_status(tmp_path, where, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_launch_that_is_stopped_before_its_loop_says_that_nothing_is_saved(tmp_path, number):
+def test_a_launch_stopped_before_training_reports_that_nothing_is_saved(tmp_path, number):
     (tmp_path / "slow_config.py").write_text(
         "import sys, time\n"
         f"sys.path.append({str(ROOT / 'tests')!r})\n"
@@ -121,7 +121,7 @@ def test_a_launch_that_is_stopped_before_its_loop_says_that_nothing_is_saved(tmp
     assert said == line
 
 
-def test_who_reads_no_more_ends_a_command_without_a_word():
+def test_a_closed_pipe_ends_a_command_silently():
     code = (
         "from mm1_jax.command import command\n"
         "@command\n"
@@ -148,7 +148,7 @@ def _outcome(capsys, error):
     return main([]), capsys.readouterr().err
 
 
-def test_errors_of_the_user_are_one_line(capsys):
+def test_user_errors_are_one_line(capsys):
     assert _outcome(capsys, ValueError("a field is wrong")) == (2, "error: a field is wrong\n")
     assert _outcome(capsys, FileNotFoundError("no file"))[0] == 2
     noted = ValueError("many bad records")
@@ -159,7 +159,7 @@ def test_errors_of_the_user_are_one_line(capsys):
         _outcome(capsys, RuntimeError("a fault of ours"))
 
 
-def test_a_stop_says_what_is_noted_of_it(capsys):
+def test_a_stop_prints_its_notes(capsys):
     stop = Stopped(signal.SIGTERM)
     stop.add_note("the same command resumes")
     assert _outcome(capsys, stop) == (143, "stopped by SIGTERM; the same command resumes\n")
@@ -174,7 +174,7 @@ def test_every_command_of_the_package_is_such_a_command_and_has_a_script(path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_every_script_is_such_a_command(path):
+def test_every_script_is_a_command(path):
     text = path.read_text()
     _, _, code = text.split('"""', 2)
     assert code.lstrip().startswith('if __name__ == "__main__":\n    from mm1_jax.command import')

@@ -136,7 +136,7 @@ def test_every_field_needs_an_annotation(name, value):
         config_class(type("Config", (Plain,), {name: value}))
 
 
-def test_methods_of_the_base_may_be_overridden_and_none_added():
+def test_config_methods_may_be_overridden_but_not_added():
     @config_class
     class Overriding(Plain):
         def set(self, **kwargs):
@@ -154,7 +154,7 @@ def test_methods_of_the_base_may_be_overridden_and_none_added():
         Adding()
 
 
-def test_an_attribute_that_is_set_on_the_class_later_is_found():
+def test_attributes_set_on_the_class_later_are_found():
     @config_class
     class Config(ConfigBase):
         pass
@@ -222,7 +222,7 @@ def test_values_are_copied_when_they_are_assigned():
     assert second.child.num_layers == 10
 
 
-def test_set_changes_in_place_and_clone_does_not():
+def test_set_modifies_in_place_and_clone_copies():
     cfg = Plain()
     clone = cfg.clone(num_layers=8)
     assert (clone.num_layers, cfg.num_layers) == (8, 10)
@@ -241,7 +241,7 @@ def test_an_unknown_field_names_the_close_ones_or_all():
     assert not hasattr(cfg, "vocab_size")
 
 
-def test_a_config_class_may_answer_for_fields_it_does_not_have():
+def test_a_config_class_may_handle_unknown_fields():
     @config_class
     class Lenient(ConfigBase):
         a: Required[int] = REQUIRED
@@ -263,7 +263,7 @@ def test_a_config_class_may_answer_for_fields_it_does_not_have():
         assert (each.a, each.b) == (1, "default")
 
 
-def test_similar_names_share_most_of_their_pieces():
+def test_close_names_share_most_of_their_pieces():
     names = ["num_layers", "num_heads", "layer_norm", "dim"]
     assert similar_names("num_layer", names) == ["num_layers"]
     assert similar_names("layer", names) == ["layer_norm", "num_layers"]
@@ -271,7 +271,7 @@ def test_similar_names_share_most_of_their_pieces():
     assert close_names("dmi", names) == ["dim"] and close_names("num_layer", names)[0] == names[0]
 
 
-def test_required_is_one_false_value():
+def test_required_is_a_false_singleton():
     assert repr(REQUIRED) == str(REQUIRED) == "REQUIRED" and not REQUIRED
     assert isinstance(REQUIRED, RequiredFieldValue)
     for copied in (copy.copy(REQUIRED), copy.deepcopy([REQUIRED])[0]):
@@ -292,7 +292,7 @@ def test_all_missing_fields_are_listed_at_once():
     assert "layers[0].input_dim" not in message
 
 
-def test_derived_fields_are_required_and_no_experiment_misses_them():
+def test_derived_fields_are_required_but_not_reported_as_missing():
     class Part(Configurable):
         @config_class
         class Config(Configurable.Config):
@@ -322,7 +322,7 @@ def test_a_constructor_may_fill_in_the_fields_of_children():
     assert cfg.up.output_dim is REQUIRED
 
 
-def test_the_constructor_gets_its_own_copy():
+def test_the_constructor_gets_its_own_copy_of_the_config():
     cfg = Network.default_config().set(dim=3)
     network = cfg.instantiate()
     assert network.given is not cfg
@@ -330,7 +330,7 @@ def test_the_constructor_gets_its_own_copy():
     assert network.config.up.scale == 1 == cfg.up.scale
 
 
-def test_runtime_arguments_are_no_fields():
+def test_runtime_arguments_must_not_be_fields():
     cfg = Layer.default_config().set(input_dim=1, output_dim=2)
     log = []
     assert cfg.instantiate(log=log).log is log
@@ -348,7 +348,7 @@ def test_a_default_config_makes_its_class():
     assert repr(cfg.instantiate()) == repr(cfg)
 
 
-def test_generic_configs_are_configs():
+def test_generic_config_classes_are_supported():
     @config_class
     class Config(InstantiableConfig[int]):
         value: int = 3
@@ -361,12 +361,12 @@ def test_generic_configs_are_configs():
         InstantiableConfig.instantiate(Config())
 
 
-def test_maybe_set_config_sets_what_is_there():
+def test_maybe_set_config_sets_only_existing_fields():
     cfg = maybe_set_config(Plain(), num_layers=2, vocab_size=3)
     assert cfg.num_layers == 2 and "vocab_size" not in cfg
 
 
-def test_a_path_of_names_gets_and_sets():
+def test_fields_are_read_and_set_by_path():
     cfg = Network.default_config()
     cfg.set_recursively(["up", "scale"], value=2.0)
     assert cfg.get_recursively(["up", "scale"]) == 2.0 and cfg.get_recursively([]) is cfg
@@ -407,7 +407,7 @@ class Point:
         ({"a": [Plain()]}, "v['a'][0].hidden_dim: 16\nv['a'][0].num_layers: 10", None),
     ],
 )
-def test_values_are_written_down(value, lines, plain):
+def test_values_are_serialized(value, lines, plain):
     @config_class
     class Config(ConfigBase):
         v: Any = None
@@ -420,7 +420,7 @@ def test_values_are_written_down(value, lines, plain):
         assert cfg.to_dict() == {"v": plain}
 
 
-def test_a_config_in_one_line():
+def test_a_small_config_is_written_in_one_line():
     assert repr(Plain()) == "hidden_dim:16; num_layers:10"
 
 
@@ -453,7 +453,7 @@ VALUES = (REQUIRED, None, False, 0, 0.0, "")
 @pytest.mark.parametrize("omitted", [{None, REQUIRED}, {}], ids=str)
 @pytest.mark.parametrize("default", VALUES, ids=repr)
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_only_untouched_trivial_defaults_are_omitted(default, value, omitted):
+def test_only_unchanged_trivial_defaults_are_omitted(default, value, omitted):
     @config_class
     class Config(ConfigBase):
         field: Any = default
@@ -491,7 +491,7 @@ def test_visit_enters_and_leaves():
 
 
 @pytest.mark.parametrize("value", [object(), np.zeros(2), b"bytes", {1}, [object()], {"a": {1}}])
-def test_values_that_cannot_be_written_down_are_refused(value):
+def test_values_that_cannot_be_serialized_are_rejected(value):
     @config_class
     class Config(ConfigBase):
         field: Any = None
@@ -513,7 +513,7 @@ def test_hugging_face_configs_are_values():
     validate_config_field_value(Pretrained())
 
 
-def test_every_matching_validator_has_to_accept(monkeypatch):
+def test_every_matching_validator_must_accept(monkeypatch):
     monkeypatch.setattr(config, "_validators", dict(config._validators))
 
     class Custom:
@@ -579,7 +579,7 @@ def test_a_config_for_a_dataclass_or_attrs_class_calls_its_factories():
         assert first == cls(1, []) and first.values is not second.values
 
 
-def test_arrays_are_given_at_run_time():
+def test_arrays_are_passed_at_run_time():
     def total(axis: int, x: np.ndarray) -> np.ndarray:
         return x.sum(axis=axis)
 
@@ -674,7 +674,7 @@ def test_configs_can_be_pickled():
     assert Plain().set(**cfg).num_layers == 3
 
 
-def test_fields_may_be_kept_out_of_texts():
+def test_fields_may_be_excluded_from_texts():
     @dataclasses.dataclass
     class Data:
         shown: int = 1

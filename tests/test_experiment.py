@@ -49,7 +49,7 @@ def cfg():
     )
 
 
-def test_what_must_agree_is_filled_in(cfg):
+def test_dependent_fields_are_filled_in(cfg):
     resolved = Experiment.resolve(cfg)
     tokenizer = cfg.input.tokenizer.instantiate()
     assert resolved.model.decoder.vocab_size == tokenizer.vocab_size
@@ -62,7 +62,7 @@ def test_what_must_agree_is_filled_in(cfg):
 
 
 @pytest.mark.parametrize("name", ["mm1_tiny", "mm1_7b_moe", "llama2_7b", "mm1_tiny_easy_vqa"])
-def test_all_that_is_filled_in_is_derived(name):
+def test_all_filled_in_fields_are_marked_as_derived(name):
     cfg = named_configs()[name]()
     resolved = Experiment.resolve(cfg)
     before, after = flat_fields(cfg), flat_fields(resolved)
@@ -80,7 +80,7 @@ def test_all_that_is_filled_in_is_derived(name):
     assert [path for path in sorted(filled) if not derived[path]] == []
 
 
-def test_resolving_changes_nothing_that_was_set_and_not_its_argument(cfg):
+def test_resolving_keeps_set_fields_and_its_argument(cfg):
     cfg.trainer.optimizer.set(learning_rate=0.5, decay_steps=7)
     before = cfg.clone()
     resolved = Experiment.resolve(cfg)
@@ -163,7 +163,7 @@ SMALL = [
         ("trainer.optimizer.warmup_steps=9000", "optimizer.warmup_steps=9000"),
     ],
 )
-def test_a_wrong_config_is_an_error_before_a_device_is_touched(tmp_path, override, said):
+def test_an_invalid_config_is_an_error_before_devices_are_used(tmp_path, override, said):
     result = subprocess.run(
         [
             *(sys.executable, "-m", "mm1_jax.launch", "--config=mm1_tiny"),
@@ -196,7 +196,7 @@ class FakePart(Configurable):
         return self.config.name
 
 
-def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
+def test_an_experiment_assembles_its_parts(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "resolve", staticmethod(lambda cfg: cfg))
     # There is nothing to check in fakes.
     for name in ("check", "check_parts"):
@@ -222,7 +222,7 @@ def test_an_experiment_puts_its_parts_together(cfg, tmp_path, monkeypatch):
     assert experiment.run() == "trainer"
 
 
-def test_an_experiment_without_a_model_says_what_is_missing(tmp_path):
+def test_an_experiment_without_a_model_names_the_missing_part(tmp_path):
     with pytest.raises(ValueError, match="input, model, trainer"):
         Experiment.default_config().instantiate(output_dir=tmp_path)
 
@@ -243,7 +243,7 @@ def test_a_model_without_an_encoder_is_trained_on_text(tmp_path, with_few_record
     assert all(line["images"] == 0 and line["loss"] > 0 for line in lines)
 
 
-def test_images_and_a_model_of_text_do_not_go_together(cfg, tmp_path, with_few_records):
+def test_images_and_a_text_only_model_are_an_error(cfg, tmp_path, with_few_records):
     cfg.model.set(vision_encoder=None, connector=None)
     with pytest.raises(ValueError, match="input.max_images is 2.*model.vision_encoder=None"):
         Experiment.resolve(cfg)
@@ -270,7 +270,7 @@ def _parts(cfg, *metrics):
     return SimpleNamespace(tokenizer=tokenizer, snapshot=None), evaluators
 
 
-def test_a_metric_that_no_evaluator_reports_is_named_with_the_close_ones(cfg):
+def test_an_unknown_metric_is_named_with_similar_ones(cfg):
     cfg = Experiment.resolve(cfg)
     cfg.trainer.checkpointer.best_metric = "digits_vqa/0/acuracy"
     known = ["digits_vqa/0/accuracy", "held_out_loss/0/text"]
@@ -294,7 +294,7 @@ def test_a_snapshot_that_ends_before_the_training_is_refused(cfg):
     Experiment.check_parts(cfg, input, evaluators)
 
 
-def test_a_tokenizer_has_to_be_as_its_vocabulary_says(cfg):
+def test_a_tokenizer_must_match_its_vocabulary(cfg):
     cfg = Experiment.resolve(cfg)
     input, evaluators = _parts(cfg)
     input.tokenizer.vocab_size = 64

@@ -129,13 +129,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "said"), WRONG)
-def test_a_wrong_value_is_a_sentence_with_path_value_and_expectation(annotation, value, said):
+def test_a_wrong_value_is_reported_with_path_value_and_expectation(annotation, value, said):
     found = list(complaints("x", value, annotation))
     assert len(found) == 1 and str(found[0]).startswith(said)
 
 
 @pytest.mark.parametrize("bound", [-1, 0, 0.5, 7])
-def test_a_range_holds_what_its_words_say(bound):
+def test_a_range_matches_its_description(bound):
     for value in (bound - 0.25, bound, bound + 0.25):
         assert (value in Range(at_least=bound)) is (value >= bound)
         assert (value in Range(above=bound)) is (value > bound)
@@ -151,7 +151,7 @@ class Holder(ConfigBase):
     count: int = None  # type: ignore[assignment]
 
 
-def test_values_at_any_depth_are_found_all_at_once():
+def test_wrong_values_at_any_depth_are_reported_together():
     cfg = Holder().set(parts=[PART, PART.clone(size=0)], named={"a": PART.clone(size="b")})
     with pytest.raises(ValueError) as error:
         check_values(cfg)
@@ -160,7 +160,7 @@ def test_values_at_any_depth_are_found_all_at_once():
     )
 
 
-def test_a_default_is_the_business_of_who_declared_it():
+def test_defaults_are_not_checked():
     """Configs written for AXLearn contain `x: int = None`."""
     check_values(Holder())
     with pytest.raises(ValueError, match="count='a': expected a whole number"):
@@ -171,7 +171,7 @@ def test_arguments_of_configured_functions_are_not_checked():
     check_values(config_for_function(lambda x: x).set(x=NAN))
 
 
-def test_a_field_that_is_declared_anew_keeps_its_range():
+def test_a_redeclared_field_keeps_its_range():
     class Child(Part):
         @config_class
         class Config(Part.Config):
@@ -181,12 +181,12 @@ def test_a_field_that_is_declared_anew_keeps_its_range():
         check_values(Child.default_config().set(size=0))
 
 
-def test_a_range_holds_where_a_config_is_instantiated_too():
+def test_ranges_are_checked_on_instantiation_too():
     with pytest.raises(ValueError, match="^Part: size=0: expected at least 1$"):
         PART.clone(size=0).instantiate()
 
 
-def test_ranges_are_no_part_of_texts():
+def test_ranges_are_not_part_of_texts():
     assert PART.debug_string().splitlines()[1:] == ["size: 1"]
 
 
@@ -217,7 +217,7 @@ def _leaves(cfg: Any) -> list[tuple[ConfigBase, str, str]]:
 
 
 @pytest.mark.parametrize("make", [mm1_tiny, mm1_tiny_moe])
-def test_no_field_of_a_config_takes_a_value_of_another_kind(make):
+def test_no_field_accepts_a_value_of_another_type(make):
     """All fields are made wrong at once, because a check is slow; its error names each of them."""
     cfg = Experiment.resolve(make())
     leaves = [(*leaf, getattr(*leaf[:2])) for leaf in _leaves(cfg)]
@@ -329,7 +329,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("path", "text", "said"), BAD)
-def test_a_value_that_no_training_can_have_is_refused_as_the_config_is_resolved(path, text, said):
+def test_impossible_values_are_rejected_when_a_config_is_resolved(path, text, said):
     cfg = mm1_tiny()
     with pytest.raises(ValueError) as error:
         Experiment.resolve(apply_overrides(cfg, {path: text}, types_from=cfg))

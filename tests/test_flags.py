@@ -26,7 +26,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("tool", COMMANDS)
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
-def test_a_number_out_of_range_is_refused_with_its_flag(tool, value, capsys):
+def test_a_number_out_of_range_is_rejected_with_its_flag(tool, value, capsys):
     *others, flag = COMMANDS[tool]
     with pytest.raises(SystemExit) as raised:
         room = "tools" if tool.startswith("benchmark") else "mm1_jax.commands"
@@ -49,7 +49,7 @@ def test_every_number_on_a_command_line_has_a_range():
         (number(most=1.0, exclusive=True), ("1", ".5"), ("0", "1.1")),
     ],
 )
-def test_ranges_end_where_they_say(parse, good, bad):
+def test_ranges_include_or_exclude_their_bounds(parse, good, bad):
     for text in good:
         assert parse(text) == float(text)
     for text in bad:
@@ -70,7 +70,7 @@ def test_a_path_in_a_store_is_refused(text, capsys):
 
 
 @pytest.mark.parametrize("text", ["a", "a/b:c", "/a", "../a", "C", "a:b/c", "", "./gs://a"])
-def test_a_local_path_stays_as_it_is(text):
+def test_a_local_path_is_unchanged(text):
     assert local_path(text) == Path(text) and local_text(text) == text
 
 
@@ -79,5 +79,5 @@ def test_a_local_path_stays_as_it_is(text):
     [*(ROOT / "tools").glob("*.py"), *(ROOT / "mm1_jax").rglob("*.py")],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_every_option_that_names_a_file_says_that_it_is_local(file):
+def test_every_file_option_is_documented_as_local(file):
     assert "type=Path" not in file.read_text()

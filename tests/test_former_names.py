@@ -11,7 +11,7 @@ from mm1_jax.former_names import MOVED
 
 
 @pytest.mark.parametrize("former", ["mm1_jax.data.tokenizer", "mm1_jax.distributed"])
-def test_a_former_name_is_that_of_the_present_module(former, monkeypatch):
+def test_a_former_name_imports_the_present_module(former, monkeypatch):
     monkeypatch.delitem(sys.modules, former, raising=False)
     present = importlib.import_module(MOVED[former])
     spec = present.__spec__
@@ -20,13 +20,13 @@ def test_a_former_name_is_that_of_the_present_module(former, monkeypatch):
     assert present.__spec__ is spec and present.__name__ == MOVED[former]
 
 
-def test_a_name_that_never_was_is_not_found():
+def test_an_unknown_name_is_not_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("mm1_jax.checkpoints_of_old")
 
 
 @pytest.mark.parametrize(("former", "present"), MOVED.items())
-def test_the_present_module_is_there_and_the_former_is_not(former, present):
+def test_present_modules_exist_and_former_ones_do_not(former, present):
     def file(name: str) -> Path:
         return Path(mm1_jax.__file__).parents[1] / f"{name.replace('.', '/')}.py"
 

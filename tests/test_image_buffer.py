@@ -14,7 +14,7 @@ def _make(**fields):
 
 
 @pytest.mark.parametrize(("num_slots", "num_rows"), [(6, 4), (12, 4), (7, 4), (776, 64), (5, 1)])
-def test_every_slot_is_dealt_once_and_any_devices_get_equal_shares(num_slots, num_rows):
+def test_every_slot_is_assigned_once_and_devices_get_equal_shares(num_slots, num_rows):
     slots = ImageBuffer(num_rows, num_slots).dealt()
     assert sorted(slots) == list(range(num_slots))
     for num_shards in range(1, num_rows + 1):
@@ -28,26 +28,26 @@ def test_every_slot_is_dealt_once_and_any_devices_get_equal_shares(num_slots, nu
                 assert max(shares) - min(shares) <= parts
 
 
-def test_pictures_are_dealt_in_the_order_of_their_rows():
+def test_slots_are_assigned_in_row_order():
     buffer = ImageBuffer(group_rows=2, group_slots=6)
     rows = [[1, 2], [0, 3], [2], []]
     assert buffer.place(rows) == [[[0], [3, 1]], [[], [4, 2, 5]], [[6, 9]], []]
     assert buffer.place(rows[2:], first_row=2) == [[[6, 9]], []]
 
 
-def test_a_document_that_does_not_fit_leaves_its_room_to_those_after_it():
+def test_a_document_that_does_not_fit_leaves_its_slots_to_later_ones():
     rows = [[2, 3], [1, 1, 0]]
     assert ImageBuffer(2, 4).place(rows) == [[[0, 2], [-1, -1, -1]], [[1], [3], []]]
 
 
-def test_rows_with_a_slot_for_everything_have_their_own():
+def test_rows_with_enough_slots_do_not_share():
     assert _make() == _make(images_per_row=16) == ImageBuffer(1, 16)
     assert _make(images_per_row=11.1) == ImageBuffer(4, 45)
     own = ImageBuffer(1, 3)
     assert own.place([[1, 2], [1]]) == [[[0], [1, 2]], [[3]]]
 
 
-def test_the_buffer_of_a_batch_is_known_by_its_shape():
+def test_the_buffer_of_a_batch_is_inferred_from_its_shape():
     for buffer in (_make(), _make(images_per_row=11.1)):
         for num_rows in (4, 8):
             slots = buffer.num_slots(num_rows)
@@ -60,7 +60,7 @@ def test_rows_without_images_have_no_slots():
     assert buffer.shards_per_group(8, 4) == 1
 
 
-def test_parts_of_the_batch_have_parts_of_the_buffer():
+def test_parts_of_a_batch_have_parts_of_the_buffer():
     buffer = ImageBuffer(4, 10)
     assert buffer.slots(range(2, 6)) == range(5, 15)
     assert buffer.whole_groups(range(2, 6)) == range(0, 8)
@@ -69,7 +69,7 @@ def test_parts_of_the_batch_have_parts_of_the_buffer():
         buffer.slots(range(1, 2))
 
 
-def test_as_many_slots_as_rows_can_have_images_never_overflow():
+def test_slots_for_the_maximum_number_of_images_never_overflow():
     row_images = (4, 3, 0)
     buffer = ImageBuffer(5, most_in_a_run((2, 2, 1), row_images, 5))
     documents = [[1] * 4, [3], [0]]
@@ -88,7 +88,7 @@ def test_as_many_slots_as_rows_can_have_images_never_overflow():
         ({"images_per_row": 16.5}, "input.images_per_row=16.5 .* input.max_images=16"),
     ],
 )
-def test_a_buffer_that_cannot_be_is_refused(fields, message):
+def test_an_invalid_buffer_is_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         _make(**fields)
 
@@ -102,12 +102,12 @@ def test_a_buffer_that_cannot_be_is_refused(fields, message):
         (8, (8, 26), 4, r"input.images_per_row: 8 rows share 26 .* take 3.5, for 28"),
     ],
 )
-def test_groups_that_do_not_fit_the_mesh_are_refused(num_rows, buffer, num_shards, message):
+def test_groups_that_do_not_fit_the_mesh_are_rejected(num_rows, buffer, num_shards, message):
     with pytest.raises(ValueError, match=message):
         ImageBuffer(*buffer).shards_per_group(num_rows, num_shards)
 
 
 @pytest.mark.parametrize(("group_rows", "num_sharing"), [(8, 1), (16, 1), (32, 2)])
-def test_devices_share_a_group_or_have_whole_ones(group_rows, num_sharing):
+def test_the_number_of_devices_per_group_follows_from_its_rows(group_rows, num_sharing):
     buffer = ImageBuffer(group_rows, group_rows * 96 // 64)
     assert buffer.shards_per_group(64, 4) == num_sharing

@@ -119,7 +119,7 @@ def _part(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_the_allowed_way(path):
+def test_imports_point_in_the_allowed_direction(path):
     part = _part(path)
     if part == "__init__":
         assert _imports(path) == ["mm1_jax.experiment_folders", "mm1_jax.former_names"]
@@ -139,7 +139,7 @@ def test_imports_point_the_allowed_way(path):
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_rooms_of_the_data_import_only_what_comes_before_them(room):
+def test_data_subpackages_import_only_earlier_ones(room):
     part = room.partition(".")[0]
     allowed = tuple(f"mm1_jax.{name}." for name in (room, *(f"{part}.{x}" for x in ROOMS[room])))
     wrong = [
@@ -151,7 +151,7 @@ def test_rooms_of_the_data_import_only_what_comes_before_them(room):
     assert wrong == []
 
 
-def test_only_conversions_and_their_tools_read_foreign_formats():
+def test_only_conversions_import_foreign_formats():
     """Training reads records only, so just the conversion imports readers of foreign formats."""
     assert [
         f"{path.relative_to(ROOT)} imports {name}"
@@ -163,7 +163,7 @@ def test_only_conversions_and_their_tools_read_foreign_formats():
     ] == []
 
 
-def test_no_import_stands_inside_a_function():
+def test_functions_contain_no_imports():
     """An import inside a function usually hides a cycle, which means a misplaced module.
 
     Commands are exempt: nothing imports them, and their `--help` does not wait for late imports.
@@ -191,7 +191,7 @@ def test_no_import_stands_inside_a_function():
         ("mm1_jax.experiment", {"torch", "tensorflow", "tensorboardX", "sklearn"}),
     ],
 )
-def test_importing_does_not_load(module, absent):
+def test_light_modules_do_not_import_heavy_libraries(module, absent):
     code = f"import {module}, sys; print(sorted({absent!r} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -45,7 +45,7 @@ def launched(text: str) -> list[str]:
     return words[: words.index(">")] if ">" in words else words
 
 
-def test_cloud_tpu():
+def test_the_cloud_tpu_script_launches_a_valid_command():
     lines = dry_run("tpu_queued_resource.sh").splitlines()
     assert lines[0].startswith("gcloud compute tpus queued-resources create mm1-7b")
     # The command is quoted twice, as an argument of ssh.
@@ -53,17 +53,17 @@ def test_cloud_tpu():
     check_arguments(launched(command))
 
 
-def test_slurm():
+def test_the_slurm_script_launches_a_valid_command():
     arguments = ("--config=mm1_3b", "--output_dir=/shared/run")
     check_arguments(launched(dry_run("slurm_gpus.sh", *arguments)))
 
 
 @pytest.mark.parametrize("name", ["tpu_queued_resource.sh", "slurm_gpus.sh"])
-def test_scripts_are_bash(name):
+def test_scripts_are_valid_bash(name):
     subprocess.run(["bash", "-n", str(FILES / name)], check=True)
 
 
-def test_gke():
+def test_the_gke_job_launches_a_valid_command():
     text = (FILES / "gke_jobset.yaml").read_text()
     assert "kind: JobSet" in text and "\t" not in text
     check_arguments(re.findall(r"^ +- (--\S+)$", text, re.MULTILINE))

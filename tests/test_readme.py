@@ -22,7 +22,7 @@ def _tree() -> set[str]:
     return paths
 
 
-def test_the_tree_in_the_readme_is_the_tree_of_the_folders():
+def test_the_tree_in_the_readme_matches_the_folders():
     files = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()

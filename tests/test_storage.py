@@ -28,7 +28,7 @@ def start(folder, how):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_the_next_one_removes_what_killed_processes_left_and_nothing_that_is_in_use(tmp_path):
+def test_remains_of_killed_processes_are_removed_and_folders_in_use_are_not(tmp_path):
     with start(tmp_path / "a", "killed") as killed, start(tmp_path / "a", "waiting") as waiting:
         stale = killed.stdout.readline().strip()
         used = waiting.stdout.readline().strip()
@@ -47,13 +47,13 @@ def test_the_next_one_removes_what_killed_processes_left_and_nothing_that_is_in_
     assert os.listdir(tmp_path / "a") == ["ours"]
 
 
-def test_two_of_one_process_do_not_remove_each_other(tmp_path):
+def test_partial_folders_of_one_process_do_not_remove_each_other(tmp_path):
     with whole_folder(tmp_path / "a") as first, whole_folder(tmp_path / "a") as second:
         assert first.is_dir() and second.is_dir()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_is_no_part_of_json(encoding, tmp_path):
+def test_json_may_begin_with_a_byte_order_mark(encoding, tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps({"a": "\u00e9"}, ensure_ascii=False).encode(encoding))
     assert read_json_object(path) == {"a": "\u00e9"}
@@ -72,12 +72,12 @@ def test_a_byte_order_mark_is_no_part_of_json(encoding, tmp_path):
         (b'{"a": "\xff"}', "no JSON"),
     ],
 )
-def test_what_is_no_json_object_is_named_with_its_file(content, message, tmp_path):
+def test_invalid_json_objects_are_named_with_their_file(content, message, tmp_path):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"a.json: .*{message}"):
         read_json_object(tmp_path / "a.json")
 
 
-def test_a_name_that_is_there_twice_with_one_value_is_read(tmp_path):
+def test_a_repeated_name_with_equal_values_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1, "a": 1}')
     assert read_json_object(tmp_path / "a.json") == {"a": 1}

@@ -105,7 +105,7 @@ FIELDS = {
 }
 
 
-def test_fields_are_values_of_json_by_path():
+def test_fields_are_json_values_by_path():
     assert flat_fields(Values.default_config()) == FIELDS
     assert json.loads(json.dumps(FIELDS)) == FIELDS
 
@@ -155,13 +155,13 @@ def test_a_stored_value_is_restored(path, value, expected):
     assert getattr(cfg, path) == expected and type(getattr(cfg, path)) is type(expected)
 
 
-def test_items_keys_and_fields_inside_are_restored():
+def test_nested_items_keys_and_fields_are_restored():
     values = {"axes[0]": None, "by_name['a/b']": 0.2, "parts[0].eps": 1e-6, "gone.x": 1}
     cfg = restore_values(Values.default_config(), values)
     assert (cfg.axes, cfg.by_name, cfg.parts[0].eps) == ((None, "embed"), {"a/b": 0.2}, 1e-6)
 
 
-def test_differences_are_by_path():
+def test_differences_are_listed_by_path():
     text = _text().replace("depth: 1", "depth: 2\ngone: 'x: y'")
     assert [str(each) for each in config_differences(text, Part.default_config())] == [
         "depth: 2 -> 1",
@@ -170,7 +170,7 @@ def test_differences_are_by_path():
 
 
 @pytest.mark.parametrize("cls", [Part, SpecialPart])
-def test_a_former_default_is_told_from_a_choice(cls):
+def test_a_former_default_is_distinguished_from_a_chosen_value(cls):
     def differences(eps):
         text = _text(cls).replace("1e-05", eps)
         return config_differences(text, cls.default_config())
@@ -183,12 +183,12 @@ def test_a_former_default_is_told_from_a_choice(cls):
     assert not difference.is_default
 
 
-def test_a_default_is_that_of_the_part_and_not_of_the_class_inside():
+def test_a_default_belongs_to_the_containing_part():
     text = _text(Norm).replace("1e-05", "1e-06")
     assert not config_differences(text, Norm.default_config())[0].is_default
 
 
-def test_a_part_takes_the_values_of_a_stored_text():
+def test_a_part_can_be_restored_from_a_stored_text():
     text = _text(depth=3).replace("1e-05", "1e-06").splitlines()
     cfg = as_stored(text, Part.default_config())
     assert (cfg.depth, cfg.norm.eps) == (3, 1e-6)
@@ -198,7 +198,7 @@ def test_a_part_takes_the_values_of_a_stored_text():
     assert former_defaults(Part.default_config()) == []
 
 
-def test_a_class_that_was_renamed_is_no_difference():
+def test_a_renamed_class_is_not_a_difference():
     cfg = AdamW.default_config()
     now = f"{AdamW.__module__}.{AdamW.__name__}"
     former = [name for name, present in RENAMED.items() if present == now]
@@ -210,7 +210,7 @@ def test_a_class_that_was_renamed_is_no_difference():
         assert difference.path == "klass"
 
 
-def test_a_class_is_found_in_the_module_that_it_has_moved_to():
+def test_a_moved_class_is_found_in_its_new_module():
     cfg = Tokenizer.default_config()
     now, then = "mm1_jax.data.tokenizers.sentencepiece", "mm1_jax.data.tokenizer"
     assert RENAMED[then] == now
@@ -221,7 +221,7 @@ def test_a_class_is_found_in_the_module_that_it_has_moved_to():
 
 
 @pytest.mark.parametrize("module", ["mm1_jax.data.sources", "mm1_jax.data.sources.local"])
-def test_classes_of_one_module_are_found_in_the_modules_that_each_has_moved_to(module):
+def test_classes_of_a_split_module_are_found_in_their_new_modules(module):
     for name, now in (("ArrayRecordSource", "array_record"), ("JsonlSource", "jsonl")):
         cfg = _class(f"mm1_jax.data.sources.{now}.{name}").default_config()
         text = cfg.debug_string()
@@ -231,7 +231,7 @@ def test_classes_of_one_module_are_found_in_the_modules_that_each_has_moved_to(m
 
 
 @pytest.mark.parametrize("now", RENAMED.values())
-def test_a_present_name_is_that_of_a_class_or_a_module(now):
+def test_present_names_are_classes_or_modules(now):
     module, _, name = now.rpartition(".")
     if name.islower():
         try:
@@ -246,7 +246,7 @@ def test_a_present_name_is_that_of_a_class_or_a_module(now):
 
 
 @pytest.mark.parametrize("key", DEFAULTS, ids=".".join)
-def test_the_last_default_of_the_table_is_that_of_the_class(key):
+def test_the_last_default_in_the_table_is_the_present_one(key):
     (name, field), values = key, DEFAULTS[key]
     now = flat_fields(_class(name).default_config()).get(field)
     assert (type(now), now) == (type(values[-1]), values[-1])
@@ -258,7 +258,7 @@ def _class(name):
     return getattr(importlib.import_module(module), name)
 
 
-def test_a_field_that_was_absent_has_the_default_that_means_as_before():
+def test_a_new_field_has_a_default_that_keeps_the_old_meaning():
     text = AdamW.default_config().debug_string()
     before = "".join(line for line in text.splitlines(True) if "stable_steps" not in line)
     assert config_differences(before, AdamW.default_config()) == []

@@ -27,7 +27,7 @@ def runs(tmp_path):
     return words
 
 
-def test_intervals_are_those_of_scipy():
+def test_intervals_equal_those_of_scipy():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=4).tolist(), rng.normal(1, 3, size=3).tolist()
     one, both = tool.estimate(x), tool.difference(x, y)
@@ -54,7 +54,7 @@ def test_runs_are_compared_by_kind(runs, tmp_path, capsys):
     assert table["vqa/0/acc"]["b"]["values"] == [0.1, 0.3]
 
 
-def test_a_pattern_stands_for_its_folders(runs, tmp_path, capsys):
+def test_a_pattern_matches_several_folders(runs, tmp_path, capsys):
     assert tool.main([*runs, "--metrics=vqa/*/acc"]) == 0
     expected = capsys.readouterr().out
     patterns = [f"{kind}={tmp_path}/{kind}/*" for kind in "ab"]
@@ -72,6 +72,6 @@ def test_a_pattern_stands_for_its_folders(runs, tmp_path, capsys):
         (lambda runs: [*runs, "--metrics=loss"], "loss is missing in b, run 1; b, run 2"),
     ],
 )
-def test_what_cannot_be_compared_is_said(change, message, runs, capsys):
+def test_incomparable_runs_are_reported(change, message, runs, capsys):
     assert tool.main(change(runs)) == 2
     assert message in capsys.readouterr().err

@@ -33,7 +33,7 @@ def source(tmp_path):
     return tmp_path / "hf"
 
 
-def test_a_killed_conversion_leaves_nothing_that_looks_whole(source, tmp_path):
+def test_a_killed_conversion_leaves_nothing_that_looks_complete(source, tmp_path):
     output = tmp_path / "weights"
     command = (sys.executable, "-c", KILLED, str(source), str(output))
     killed = subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
@@ -47,7 +47,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole(source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "weights"]
 
 
-def test_it_says_what_was_compared_and_how_long_it_took(source, tmp_path, capsys):
+def test_a_conversion_reports_the_comparison_and_its_duration(source, tmp_path, capsys):
     assert main(["import", f"--source={source}", f"--output={tmp_path / 'weights'}"]) == 0
     output = capsys.readouterr().out
     assert "Good. logits of random tokens: largest difference" in output
@@ -61,19 +61,19 @@ def test_it_says_what_was_compared_and_how_long_it_took(source, tmp_path, capsys
         (["export", "--checkpoint=nowhere", "--output=x"], "nowhere: neither weights.json nor"),
     ],
 )
-def test_what_is_not_there_is_named(arguments, message, tmp_path, monkeypatch, capsys):
+def test_missing_paths_are_named(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_output_that_is_there_is_not_written_over(source, tmp_path, capsys):
+def test_an_existing_output_is_not_overwritten(source, tmp_path, capsys):
     (tmp_path / "weights").mkdir()
     assert main(["import", f"--source={source}", f"--output={tmp_path / 'weights'}"]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
-def test_the_comparison_keeps_to_its_memory_and_says_what_it_leaves_out(source, tmp_path, capsys):
+def test_the_comparison_keeps_its_memory_limit_and_reports_omissions(source, tmp_path, capsys):
     # The whole decoder takes 0.27 MB, and two of its four layers 0.16 MB.
     for mib, message in (
         (0.2, "after 2 of 4 layers"),
@@ -87,7 +87,7 @@ def test_the_comparison_keeps_to_its_memory_and_says_what_it_leaves_out(source, 
 
 
 @pytest.mark.parametrize("form", ["auto", "source", "llava", "mm1"])
-def test_a_llava_is_exported_in_the_form_that_is_asked_for(form, tmp_path, capsys):
+def test_a_llava_is_exported_in_the_requested_format(form, tmp_path, capsys):
     save("llava", tmp_path / "hf")
     weights, output = tmp_path / "weights", tmp_path / "output"
     arguments = ["--skip_comparison", f"--output={weights}"]
@@ -103,7 +103,7 @@ def test_a_llava_is_exported_in_the_form_that_is_asked_for(form, tmp_path, capsy
     assert config.get("vision_feature_layer") == layers[form]
 
 
-def test_a_form_that_the_weights_have_not_is_an_error(source, tmp_path, capsys):
+def test_a_format_that_does_not_fit_the_weights_is_an_error(source, tmp_path, capsys):
     weights = tmp_path / "weights"
     assert main(["import", f"--source={source}", f"--output={weights}", "--skip_comparison"]) == 0
     arguments = [f"--checkpoint={weights}", f"--output={tmp_path / 'x'}", "--format=llava"]

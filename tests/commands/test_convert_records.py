@@ -61,9 +61,7 @@ def captions(tmp_path) -> Path:
     return path
 
 
-def test_a_file_becomes_a_folder_of_records_and_the_command_says_what_it_did(
-    captions, tmp_path, capsys
-):
+def test_a_file_is_converted_to_records_and_the_command_reports_it(captions, tmp_path, capsys):
     output = tmp_path / "records"
     command = ("--format=jsonl", f"--input={captions}", f"--output={output}", "--license=CC0")
     assert run(*command) == 0
@@ -97,7 +95,7 @@ def own_module(tmp_path, monkeypatch) -> str:
     return "own_module"
 
 
-def test_the_table_of_lengths_is_the_one_that_an_input_reads(tmp_path, capsys, own_module):
+def test_the_lengths_table_is_the_one_that_an_input_reads(tmp_path, capsys, own_module):
     text, folder = tmp_path / "pages.jsonl", tmp_path / "data" / "recipes_text"
     pages = [{"text": f"Page {n} is about {n} squares."} for n in range(50)]
     text.write_text("\n".join(map(json.dumps, pages)))
@@ -117,7 +115,9 @@ def test_the_table_of_lengths_is_the_one_that_an_input_reads(tmp_path, capsys, o
     assert sorted((folder / "lengths").iterdir()) == made
 
 
-def test_a_folder_that_the_config_does_not_read(tmp_path, capsys, own_module):
+def test_lengths_for_a_folder_that_the_config_does_not_read_are_an_error(
+    tmp_path, capsys, own_module
+):
     text = tmp_path / "books.txt"
     text.write_text("A page.")
     command = ("--format=text", "--input", text, "--output", tmp_path / "data" / "poems")
@@ -128,7 +128,7 @@ def test_a_folder_that_the_config_does_not_read(tmp_path, capsys, own_module):
     assert not (tmp_path / "data" / "poems").exists()
 
 
-def test_verify_finds_a_shard_that_was_changed(captions, tmp_path, capsys):
+def test_verify_finds_a_changed_shard(captions, tmp_path, capsys):
     output = tmp_path / "records"
     run("--format=jsonl", f"--input={captions}", f"--output={output}")
     capsys.readouterr()
@@ -149,7 +149,7 @@ def test_the_formats_are_described(capsys):
     assert "caption_kind" in out
 
 
-def test_a_command_killed_again_and_again_ends_as_one_that_was_not(source, tmp_path):
+def test_a_repeatedly_killed_command_ends_like_an_uninterrupted_one(source, tmp_path):
     # The delays add up to two seconds; shards hold three records.
     command = (NUMBERED, f"--input={source}", "--option.seconds=0.02", "--max_shard_bytes=5K")
     output, straight = tmp_path / "killed", tmp_path / "straight"
@@ -185,7 +185,7 @@ def test_workers_end_with_a_killed_command(source, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_ctrl_c_ends_it_with_a_word_on_how_to_go_on(source, tmp_path, num_workers):
+def test_ctrl_c_prints_how_to_resume(source, tmp_path, num_workers):
     output = tmp_path / "records"
     process = start(
         *(NUMBERED, f"--input={source}", f"--output={output}"),
@@ -220,7 +220,7 @@ def test_mistakes_are_named(captions, tmp_path, capsys, arguments, message):
     assert not output.exists()
 
 
-def test_another_command_is_refused_with_the_difference(captions, tmp_path, capsys):
+def test_another_command_is_rejected_with_the_difference(captions, tmp_path, capsys):
     command = ("--format=jsonl", f"--input={captions}", f"--output={tmp_path / 'records'}")
     assert run(*command) == 0
     assert run(*command, "--filters=mm1", "--option.kind=captions") == 2
@@ -242,14 +242,14 @@ def test_another_command_is_refused_with_the_difference(captions, tmp_path, caps
         (("--filters=mm2",), "invalid choice: 'mm2'"),
     ],
 )
-def test_incomplete_commands(capsys, arguments, message):
+def test_incomplete_commands_are_errors(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         run(*arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_summary_says_what_was_cut_skipped_kept_and_rejected(tmp_path, capsys):
+def test_the_summary_counts_split_skipped_kept_and_rejected_entries(tmp_path, capsys):
     source = tmp_path / "pages"
     source.mkdir()
     mark = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
@@ -287,11 +287,11 @@ def test_options_have_the_types_of_the_format():
 @pytest.mark.parametrize(
     ("text", "size"), [("7", 7), ("2K", 2048), ("1MB", 2**20), ("3g", 3 * 2**30)]
 )
-def test_sizes_with_and_without_units(text, size):
+def test_sizes_are_parsed_with_and_without_units(text, size):
     assert tool.parse([f"--max_shard_bytes={text}", "--list"]).max_shard_bytes == size
 
 
-def test_the_filters_of_mm1_work_on_captions_and_drop_benchmarks(captions, tmp_path, capsys):
+def test_mm1s_filters_apply_to_captions_and_drop_benchmark_images(captions, tmp_path, capsys):
     # The stand-ins for pictures cannot be decoded, so MM1's filters drop them.
     command = ("--format=jsonl", f"--input={captions}")
     assert run(*command, f"--output={tmp_path / 'a'}", "--filters=mm1") == 2
@@ -302,7 +302,7 @@ def test_the_filters_of_mm1_work_on_captions_and_drop_benchmarks(captions, tmp_p
     assert "1  EvaluationOverlap.same_bytes" in out and "overlap.jsonl lists the images" in out
 
 
-def test_without_a_terminal_progress_is_lines(capsys, monkeypatch):
+def test_without_a_terminal_progress_is_printed_as_lines(capsys, monkeypatch):
     monkeypatch.setattr(tool, "SECONDS_BETWEEN_LINES", 0)
     display = tool.Display()
     display(tool.Progress("converting", 1, 3, 500))

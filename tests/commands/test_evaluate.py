@@ -64,7 +64,7 @@ def test_every_stored_result_is_reproduced(tmp_path, metrics_data):
     assert {name: got.get(name) for name in wanted} == pytest.approx(wanted, abs=1e-6)
 
 
-def test_results_of_coco_find_their_annotations_beside_them(tmp_path, metrics_data):
+def test_coco_results_find_adjacent_annotations(tmp_path, metrics_data):
     folder = metrics_data / "caption"
     file = folder / "coco80_fold0_results.json"
     (beside,) = scores(tmp_path, "--benchmarks=coco", f"--predictions={file}").values()
@@ -73,7 +73,7 @@ def test_results_of_coco_find_their_annotations_beside_them(tmp_path, metrics_da
     assert beside == whole
 
 
-def test_the_demo_of_coco_needs_annotations_and_says_so(metrics_data, capsys):
+def test_cocos_demo_reports_missing_annotations(metrics_data, capsys):
     file = metrics_data / f"{DEMO}.json"
     assert run("--benchmarks=caption", f"--predictions={file}") == 2
     assert "give --annotations=FILE" in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_official_results_are_scored_with_official_annotations(tmp_path):
     }
 
 
-def test_vizwiz_joins_by_image_and_tells_people_apart_by_how_sure_they_were(tmp_path):
+def test_vizwiz_joins_by_image_and_distinguishes_people_by_confidence(tmp_path):
     people = [{"answer": "red", "answer_confidence": "yes"}] * 8
     people += [{"answer": "red", "answer_confidence": "no"}] * 2
     results = write(tmp_path / "run.json", [{"image": "a.jpg", "answer": "red"}])
@@ -122,7 +122,7 @@ def test_ok_vqa_learns_stems_from_its_annotations(tmp_path):
     assert (got["acc_processed"], got["acc_stemmed"]) == (0, 100)
 
 
-def test_each_short_answer_benchmark_has_its_rule(tmp_path):
+def test_each_short_answer_benchmark_uses_its_rule(tmp_path):
     rows = [{"question_id": 1, "prediction": "104", "answer": "100"}]
     rows += [{"question_id": 2, "prediction": "Yes.", "answer": "yes"}]
     file = write(tmp_path / "x.jsonl", rows)
@@ -134,14 +134,14 @@ def test_each_short_answer_benchmark_has_its_rule(tmp_path):
     assert got["chartqa/x"] == {"n": 2, "relaxed_acc": 50.0}
 
 
-def test_questions_of_gqa_are_an_object_by_id(tmp_path):
+def test_gqa_questions_are_an_object_by_id(tmp_path):
     results = write(tmp_path / "run.json", [{"questionId": "07", "prediction": "left"}])
     annotations = write(tmp_path / "gqa.json", {"07": {"answer": "left", "question": "?"}})
     flags = (f"--predictions={results}", f"--annotations={annotations}")
     assert scores(tmp_path, "--benchmarks=gqa", *flags)["gqa/run"]["acc"] == 100
 
 
-def test_pope_joins_in_order_and_has_a_mean_of_the_three_splits(tmp_path):
+def test_pope_joins_by_order_and_averages_the_three_splits(tmp_path):
     rows = [{"question_id": 1, "label": "yes", "answer": "Yes"}]
     rows += [{"question_id": 2, "label": "no", "answer": "Yes"}]
     folder = tmp_path / "answers"
@@ -155,7 +155,7 @@ def test_pope_joins_in_order_and_has_a_mean_of_the_three_splits(tmp_path):
     assert scores(tmp_path, "--benchmarks=pope", *flags)["pope/said"]["accuracy"] == 1
 
 
-def test_mme_reads_official_text_files_and_adds_up_a_whole_half(tmp_path):
+def test_mme_reads_official_text_files_and_sums_a_half(tmp_path):
     folder = tmp_path / "mme"
     folder.mkdir()
     names = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -167,7 +167,7 @@ def test_mme_reads_official_text_files_and_adds_up_a_whole_half(tmp_path):
     assert "mme/Perception" not in got
 
 
-def test_mmmu_replays_recorded_draws_and_draws_alike_where_there_are_none(tmp_path):
+def test_mmmu_replays_recorded_random_choices_and_draws_missing_ones_reproducibly(tmp_path):
     row = {
         **{"id": "validation_Art_1", "question_type": "multiple-choice", "answer": "B"},
         **{"index2ans": {"A": "x", "B": "y"}, "response": "no idea"},
@@ -183,7 +183,7 @@ def test_mmmu_replays_recorded_draws_and_draws_alike_where_there_are_none(tmp_pa
     assert twice[0] == twice[1] and twice[0]["n_random"] == 1
 
 
-def test_mmmu_scores_parsed_answers_with_the_official_ones(tmp_path):
+def test_mmmu_scores_parsed_answers_with_the_official_answers(tmp_path):
     parsed = write(tmp_path / "p.json", {"validation_Art_1": "B", "validation_Art_2": "12"})
     truth = write(
         tmp_path / "answers.json",
@@ -196,7 +196,7 @@ def test_mmmu_scores_parsed_answers_with_the_official_ones(tmp_path):
     assert scores(tmp_path, "--benchmarks=mmmu", *flags)["mmmu/p"]["overall"] == 1
 
 
-def test_scienceqa_takes_the_official_problems(tmp_path):
+def test_scienceqa_accepts_the_official_problems(tmp_path):
     said = write(tmp_path / "s.jsonl", [{"question_id": "4", "text": "B"}])
     problems = write(
         tmp_path / "problems.json",
@@ -207,7 +207,7 @@ def test_scienceqa_takes_the_official_problems(tmp_path):
     assert got == {"n": 1, "acc": 100.0, "n_img": 1, "img_acc": 100.0}
 
 
-def test_mmbench_reads_tables_and_seed_the_official_questions(tmp_path):
+def test_mmbench_reads_tables_and_seed_reads_official_questions(tmp_path):
     table = tmp_path / "b.tsv"
     table.write_text("index\tA\tB\tprediction\tanswer\n1\tx\ty\tA\tA\n1000001\ty\tx\tA\tB\n")
     got = scores(tmp_path, "--benchmarks=mmbench", f"--predictions={table}")["mmbench/b"]
@@ -234,7 +234,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("table", "outcome"), CASES)
-def test_predictions_are_paired_by_id_or_refused(tmp_path, capsys, table, outcome):
+def test_predictions_are_paired_by_id_or_rejected(tmp_path, capsys, table, outcome):
     file = tmp_path / "said.csv"
     file.write_text(table, encoding="utf-8")
     truth = [{"question_id": i, "answers": [x] * 10} for i, x in enumerate(("cat", "dog"))]
@@ -264,7 +264,7 @@ def test_seed_counts_both_rows_of_a_repeated_question(tmp_path, capsys):
     assert "has 1 predictions of '1'" in capsys.readouterr().err
 
 
-def test_letters_of_mmmu_are_compared_where_nothing_tells_the_options(tmp_path, capsys):
+def test_mmmu_compares_letters_if_the_options_are_unknown(tmp_path, capsys):
     truth = {f"validation_Art_{i}": {"question_type": "multiple-choice", "ground_truth": x}
              for i, x in enumerate("EFA")}  # fmt: skip
     said = dict(zip(truth, ("E", "F", "A, I think"), strict=True))
@@ -275,7 +275,7 @@ def test_letters_of_mmmu_are_compared_where_nothing_tells_the_options(tmp_path, 
     assert "1 replies to questions with options are not a letter" in capsys.readouterr().err
 
 
-def test_the_parsed_answers_of_mmmu_score_what_is_published(tmp_path, metrics_data):
+def test_mmmus_parsed_answers_have_the_published_score(tmp_path, metrics_data):
     lines = (metrics_data / "mmmu" / "qwen_vl.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     is_choice = {row["id"]: row["question_type"] == "multiple-choice" for row in rows}
@@ -290,7 +290,7 @@ def test_the_parsed_answers_of_mmmu_score_what_is_published(tmp_path, metrics_da
     assert got["overall"] == pytest.approx(0.3611, abs=5e-5) and got["n_random"] == 0
 
 
-def test_problems_of_scienceqa_that_were_asked_all_need_an_answer(tmp_path, capsys):
+def test_every_asked_scienceqa_problem_needs_an_answer(tmp_path, capsys):
     def problem(split: str, image: str | None) -> dict[str, Any]:
         return {"choices": ["x", "y"], "answer": 1, "image": image, "split": split}
 
@@ -313,7 +313,7 @@ def test_problems_of_scienceqa_that_were_asked_all_need_an_answer(tmp_path, caps
     assert "1 of the 2 questions of" in capsys.readouterr().err
 
 
-def test_files_of_the_authors_serve_as_annotations(tmp_path):
+def test_the_authors_files_can_be_annotations(tmp_path):
     """POPE's JSON lines are in a .json file, and MMBench's table contains pictures."""
     labels = tmp_path / "coco_pope_random.json"
     labels.write_text('{"question_id": 0, "label": "yes"}\n{"question_id": 1, "label": "no"}\n')
@@ -330,7 +330,7 @@ def test_files_of_the_authors_serve_as_annotations(tmp_path):
     assert scores(tmp_path, "--benchmarks=mmbench", *flags)["mmbench/m"]["vanilla_acc"] == 50
 
 
-def test_mathvista_marks_answers_that_rules_extracted(tmp_path, capsys):
+def test_mathvista_marks_answers_extracted_by_rules(tmp_path, capsys):
     row = {"pid": "1", "answer": "4", "answer_type": "integer", "choices": None}
     file = write(tmp_path / "v.jsonl", [row | {"response": "it is 4"}])
     got = scores(tmp_path, "--benchmarks=mathvista", f"--predictions={file}")["mathvista/v"]
@@ -338,7 +338,7 @@ def test_mathvista_marks_answers_that_rules_extracted(tmp_path, capsys):
     assert "rules extracted 1 of 1" in capsys.readouterr().err
 
 
-def test_judged_replies_are_aggregated(tmp_path):
+def test_judgments_are_aggregated(tmp_path):
     folder = tmp_path / "l"
     for number in (1, 2):
         review = {"question_id": 0, "category": "conv", "content": f"8 {2 * number}\nGood."}
@@ -392,7 +392,7 @@ def test_a_bad_record_is_named_with_what_was_expected(
     assert error.startswith(f"error: {tmp_path}") and message in error
 
 
-def test_predictions_and_annotations_must_be_of_the_same_questions(tmp_path, capsys):
+def test_predictions_and_annotations_must_have_the_same_questions(tmp_path, capsys):
     results = write(tmp_path / "run.json", [{"question_id": 1, "answer": "x"}])
     truth = [{"question_id": 1, "answers": ["x"]}, {"question_id": 2, "answers": ["x"]}]
     annotations = write(tmp_path / "val.json", truth)
@@ -421,7 +421,7 @@ def test_predictions_and_annotations_must_be_of_the_same_questions(tmp_path, cap
         (["--benchmarks=caption", "--predictions=FILE", "--caption_metrics=X"], "there is no 'X'"),
     ],
 )
-def test_a_command_that_cannot_work_says_how_to_mend_it(tmp_path, capsys, arguments, message):
+def test_an_invalid_command_explains_how_to_fix_it(tmp_path, capsys, arguments, message):
     paths = {
         "FILE": write(tmp_path / "FILE.jsonl", [{"answer": "yes"}]),
         "FOLDER": tmp_path / "FOLDER",
@@ -446,13 +446,13 @@ def test_list_describes_every_benchmark(capsys):
     assert all(scorer.layout in listed for scorer in SCORERS.values())
 
 
-def test_the_groups_of_the_command_line_are_those_of_the_registry():
+def test_benchmark_groups_of_the_command_line_equal_those_of_the_registry():
     from mm1_jax.evals.benchmarks.registry import GROUPS
 
     assert tuple(GROUPS) == tool.GROUPS
 
 
-def test_help_needs_no_jax_and_is_there_at_once():
+def test_help_is_fast_and_needs_no_jax():
     start = time.monotonic()
     code = (
         "import sys; from mm1_jax.__main__ import main\n"

@@ -36,7 +36,7 @@ def ask(folder: Path, output: Path, *flags: str) -> int:
     )
 
 
-def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
+def test_a_run_is_evaluated_and_a_second_call_asks_nothing(
     run, benchmarks_dir, tmp_path, capsys, monkeypatch
 ):
     folder, _, _ = run
@@ -84,9 +84,7 @@ def test_a_run_is_asked_and_a_second_call_asks_nothing_more(
     assert more[:3] == lines and len(more) == 4
 
 
-def test_text_is_scored_and_exemplars_may_be_those_most_like_the_query(
-    run, benchmarks_dir, tmp_path
-):
+def test_text_is_scored_and_exemplars_may_be_chosen_by_similarity(run, benchmarks_dir, tmp_path):
     for split, name in (("train", "train"), ("validation", "valid")):
         rows = [
             {"goal": f"open it, {split} {i}", "sol1": "push", "sol2": "pull", "label": i % 2}
@@ -168,7 +166,7 @@ def by_two(run, tmp_path):
     return give
 
 
-def test_two_processes_give_the_answers_of_one(run, by_two, benchmarks_dir, tmp_path):
+def test_two_processes_give_the_same_answers_as_one(run, by_two, benchmarks_dir, tmp_path):
     asked = (
         "--benchmarks=gqa",
         f"--benchmarks_dir={benchmarks_dir}",
@@ -189,7 +187,9 @@ def test_two_processes_give_the_answers_of_one(run, by_two, benchmarks_dir, tmp_
         assert one == two, name
 
 
-def test_two_processes_that_are_asked_other_things_name_them(by_two, benchmarks_dir, tmp_path):
+def test_two_processes_with_different_options_name_the_differences(
+    by_two, benchmarks_dir, tmp_path
+):
     """Options are compared before a model is loaded, and the benchmark's files after that."""
     other = tmp_path / "other_benchmarks"
     shutil.copytree(benchmarks_dir, other)
@@ -220,7 +220,7 @@ def test_two_processes_that_are_asked_other_things_name_them(by_two, benchmarks_
         (["--benchmarks=gqa", "--shots=0", "--mesh=data=16"], "do not fit 8 devices"),
     ],
 )
-def test_a_command_that_cannot_work_says_how_to_mend_it(
+def test_an_invalid_command_explains_how_to_fix_it(
     flags, message, run, benchmarks_dir, tmp_path, capsys
 ):
     arguments = (f"--benchmarks_dir={benchmarks_dir}", *flags)
@@ -237,6 +237,6 @@ def test_a_folder_without_a_run_is_named(tmp_path, capsys):
     "flags",
     [[], ["--checkpoint=x", "--score_only"], ["--checkpoint=x"], ["--score_only"]],
 )
-def test_flags_that_do_not_go_together_are_refused(flags):
+def test_incompatible_flags_are_rejected(flags):
     with pytest.raises(SystemExit):
         tool.parse(flags)

@@ -44,7 +44,7 @@ def expected(cfg, model, document) -> str:
     return tokenizer.decode(np.asarray(tokens)[0].tolist()).strip()
 
 
-def test_a_question_is_asked_of_the_newest_checkpoint_as_training_asks_it(run, scan, picture):
+def test_a_question_goes_to_the_newest_checkpoint_in_the_training_format(run, scan, picture):
     folder, models, cfg = run
     question = scan[1].segments[1].text.removeprefix("Question: ").removesuffix(" Short answer:")
     answers = {
@@ -55,7 +55,7 @@ def test_a_question_is_asked_of_the_newest_checkpoint_as_training_asks_it(run, s
     assert ask(folder, f"--image={picture}", f"--prompt={question}", "--step=3") == answers[3]
 
 
-def test_formats_say_what_the_model_reads():
+def test_each_format_makes_its_prompt():
     def parts(prompt, format, num_images=1):
         return tool.parts(prompt, format, num_images)
 
@@ -73,7 +73,7 @@ def test_formats_say_what_the_model_reads():
     assert parts("same?", "question", 2) == [None, None, "Question: same? Short answer:"]
 
 
-def test_the_format_follows_from_the_prompt():
+def test_the_default_format_depends_on_the_prompt():
     def format(*flags):
         return tool.parse(["--checkpoint=a", *flags]).format
 
@@ -82,7 +82,7 @@ def test_the_format_follows_from_the_prompt():
     assert format("--image=a.png", "--prompt=a", "--format=raw") == "raw"
 
 
-def test_marks_and_pictures_must_agree():
+def test_image_marks_and_pictures_must_match():
     with pytest.raises(ValueError, match="2 <image> marks and there are 1 images"):
         tool.parts("<image> and <image>", "question", 1)
 
@@ -110,7 +110,7 @@ def test_mistakes_are_named(run, picture, tmp_path):
         ask(tmp_path, question)
 
 
-def test_an_answer_is_drawn_by_its_seed_or_searched_by_beams(run, picture):
+def test_an_answer_is_sampled_by_seed_or_found_by_beam_search(run, picture):
     folder, _, _ = run
     flags = (f"--image={picture}", "--prompt=what digit is this?")
     greedy = ask(folder, *flags)
@@ -120,7 +120,7 @@ def test_an_answer_is_drawn_by_its_seed_or_searched_by_beams(run, picture):
     assert isinstance(ask(folder, *flags, "--beams=3", "--cache_dtype=int8"), str)
 
 
-def test_beams_are_not_drawn(capsys):
+def test_beam_search_does_not_sample(capsys):
     for flags, message in (
         (("--beams=0",), "argument --beams: '0': expected a whole number, at least 1"),
         (("--max_new_tokens=0",), "argument --max_new_tokens: '0': expected"),

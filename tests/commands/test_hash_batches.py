@@ -30,15 +30,15 @@ def expected():
 
 
 @pytest.mark.parametrize(("num_hosts", "num_workers"), [(1, 2), (2, 0), (4, 0), (8, 0)])
-def test_hosts_and_workers_change_nothing(expected, num_hosts, num_workers):
+def test_hosts_and_workers_do_not_change_the_hashes(expected, num_hosts, num_workers):
     assert _lines(_input(num_workers=num_workers), range(12), num_hosts) == expected
 
 
-def test_steps_before_the_first_are_skipped_and_not_made(expected):
+def test_steps_before_the_first_are_skipped_without_loading(expected):
     assert _lines(_input(), range(9, 12), num_hosts=2) == expected[9:]
 
 
-def test_the_seed_matters(expected):
+def test_another_seed_changes_the_hashes(expected):
     assert _lines(_input(seed=1), range(1)) != expected[:1]
 
 
@@ -48,7 +48,7 @@ def named(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "data"))
 
 
-def test_killed_and_resumed_on_other_hosts(named, tmp_path, capsys):
+def test_hashes_resume_on_other_hosts_after_a_kill(named, tmp_path, capsys):
     state = tmp_path / "state.json"
     command = [sys.executable, "-m", "mm1_jax", "hash_batches", *ARGUMENTS]
     process = subprocess.Popen(
@@ -75,14 +75,14 @@ def test_killed_and_resumed_on_other_hosts(named, tmp_path, capsys):
         (("--config=drawm",), "did you mean drawn"),
     ],
 )
-def test_errors_of_one_line(named, capsys, arguments, message):
+def test_errors_are_one_line(named, capsys, arguments, message):
     assert tool.main([*ARGUMENTS, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
 
 
 @pytest.mark.parametrize("steps", ["5:5", "x", "-1:3"])
-def test_steps_that_are_none(capsys, steps):
+def test_invalid_steps_are_rejected(capsys, steps):
     with pytest.raises(SystemExit):
         tool.parse(["--config=drawn", f"--steps={steps}"])
     assert steps in capsys.readouterr().err

@@ -177,7 +177,7 @@ def own_scores(run, benchmarks, tmp_path_factory) -> dict[str, float]:
     return json.loads((output / "scores.json").read_text())
 
 
-def test_the_model_is_found_by_its_name_beside_those_of_the_harness():
+def test_the_model_is_registered_beside_those_of_the_harness():
     from lm_eval.api.registry import get_model, model_registry
 
     from mm1_jax.evals.adapters.lm_eval import MM1ForLmEval
@@ -186,9 +186,7 @@ def test_the_model_is_found_by_its_name_beside_those_of_the_harness():
     assert "hf" in model_registry
 
 
-def test_questions_of_arc_have_the_likelihoods_and_the_accuracy_of_our_own_scoring(
-    run, tasks, scorer, own_scores
-):
+def test_arc_has_the_likelihoods_and_accuracy_of_our_own_scoring(run, tasks, scorer, own_scores):
     found = evaluated(run[0], tasks, "arc_here")
     for sample in found["samples"]["arc_here"]:
         question = f"Question: What melts, {sample['doc_id']}?\nAnswer:"
@@ -202,9 +200,7 @@ def test_questions_of_arc_have_the_likelihoods_and_the_accuracy_of_our_own_scori
         assert 100 * values[f"{metric},none"] == pytest.approx(own_scores[f"arc_easy/0/{metric}"])
 
 
-def test_passages_of_lambada_have_the_accuracy_and_the_perplexity_of_our_own_scoring(
-    run, tasks, own_scores
-):
+def test_lambada_has_the_accuracy_and_perplexity_of_our_own_scoring(run, tasks, own_scores):
     values = evaluated(run[0], tasks, "lambada_here")["results"]["lambada_here"]
     assert 0 < values["acc,none"] < 1
     assert 100 * values["acc,none"] == pytest.approx(own_scores["lambada/0/acc"])
@@ -250,13 +246,13 @@ def _logits(model: Any, batch: Any) -> jax.Array:
 
 
 @pytest.mark.parametrize("max_length", [64, 16])
-def test_pages_have_the_likelihood_of_the_windows_of_the_harness(run, max_length):
+def test_pages_have_the_likelihood_of_the_harnesss_windows(run, max_length):
     asked = requests(*[(page,) for page in PAGES])
     found = model(run, max_length=max_length, batch_size=2).loglikelihood_rolling(asked)
     assert found == pytest.approx([direct(run, page, max_length) for page in PAGES], rel=1e-5)
 
 
-def test_the_perplexity_of_pages_is_that_of_a_direct_computation(run, tasks):
+def test_the_perplexity_of_pages_equals_a_direct_computation(run, tasks):
     values = evaluated(run[0], tasks, "pages_here")["results"]["pages_here"]
     pages = [page for page in PAGES if page]
     total = sum(direct(run, page, 64) for page in pages)
@@ -264,7 +260,7 @@ def test_the_perplexity_of_pages_is_that_of_a_direct_computation(run, tasks):
     assert values["byte_perplexity,none"] == pytest.approx(np.exp(-total / num_bytes), rel=1e-5)
 
 
-def test_answers_are_those_of_the_model_up_to_a_stop_string(run, tasks):
+def test_answers_equal_the_models_up_to_a_stop_string(run, tasks):
     samples = evaluated(run[0], tasks, "questions_here")["samples"]["questions_here"]
     said = [answer(run, context, max_new_tokens=4) for context in CONTEXTS]
     cut = [words.split(stop_string(run))[0].split(".")[0] for words in said]
@@ -272,7 +268,7 @@ def test_answers_are_those_of_the_model_up_to_a_stop_string(run, tasks):
     assert cut != said
 
 
-def test_sampled_answers_differ_between_repeats_and_not_between_runs(run):
+def test_sampled_answers_differ_between_repeats_but_not_between_runs(run):
     options = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 2.0, "top_k": 50}
     asked = requests(*[(CONTEXTS[0], options)] * 3)
     first = model(run, batch_size=2).generate_until(asked)
@@ -291,13 +287,13 @@ def test_sampled_answers_differ_between_repeats_and_not_between_runs(run):
         ({"temperature": 9.0}, False),
     ],
 )
-def test_answers_are_greedy_where_the_harness_has_it_so(run, options, is_greedy):
+def test_answers_are_greedy_if_the_harness_asks_for_it(run, options, is_greedy):
     given = {"until": "", "max_gen_toks": 6, **options}
     (found,) = model(run).generate_until(requests((CONTEXTS[0], given)))
     assert (found == answer(run, CONTEXTS[0], max_new_tokens=6)) == is_greedy
 
 
-def test_contexts_that_are_too_long_lose_their_beginning_and_it_is_said_once(run, scorer, caplog):
+def test_too_long_contexts_lose_their_beginning_with_one_warning(run, scorer, caplog):
     asked = " ".join(["one two three"] * 60)
     with caplog.at_level(logging.WARNING):
         lm = model(run, batch_size=2)
@@ -312,12 +308,12 @@ def test_contexts_that_are_too_long_lose_their_beginning_and_it_is_said_once(run
     assert said[0] == answer(run, kept, max_new_tokens=4)
 
 
-def test_an_answer_without_room_for_its_prompt_is_refused(run):
+def test_an_answer_that_leaves_no_room_for_its_prompt_is_rejected(run):
     with pytest.raises(ValueError, match="max_gen_toks"):
         model(run).generate_until(requests(("x y z", {"until": [], "max_gen_toks": 63})))
 
 
-def test_a_chat_is_asked_in_the_tokens_of_a_conversation(run):
+def test_a_chat_has_the_tokens_of_a_training_conversation(run):
     turns = [("system", "be brief"), ("user", "is it red?"), ("assistant", "no"), ("user", "blue?")]
     lm = model(run)
     prompt = lm.apply_chat_template([{"role": r, "content": t} for r, t in turns])
@@ -337,7 +333,7 @@ def test_a_chat_is_asked_in_the_tokens_of_a_conversation(run):
         lm.chat_template("vicuna")
 
 
-def test_questions_are_asked_as_a_chat(run, tasks):
+def test_questions_can_be_asked_as_a_chat(run, tasks):
     found = evaluated(run[0], tasks, "questions_here", apply_chat_template=True, limit=1)
     (sample,) = found["samples"]["questions_here"]
     asked = f"USER: {CONTEXTS[0]} ASSISTANT:"
@@ -364,7 +360,7 @@ def test_answers_in_the_cache_of_the_harness_are_not_asked_again(
     assert again["results"] == first["results"]
 
 
-def test_answers_before_a_stop_are_in_the_cache(run, tmp_path, monkeypatch):
+def test_answers_before_an_interruption_are_cached(run, tmp_path, monkeypatch):
     """The cache gets each answer immediately, and not at the end."""
     from lm_eval.api.model import CachingLM
 
@@ -432,12 +428,12 @@ def test_the_command_evaluates_and_writes_results(run, tasks, tmp_path):
         ({"max_gen_toks": 0}, "max_gen_toks=0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, message, run):
+def test_invalid_options_are_rejected(options, message, run):
     with pytest.raises(ValueError, match=message):
         model(run, **options)
 
 
-def test_ways_of_generation_that_there_are_not_are_refused(run):
+def test_unsupported_generation_options_are_rejected(run):
     with pytest.raises(ValueError, match="num_beams.*one beam"):
         model(run).generate_until(requests(("x", {"until": [], "num_beams": 3})))
     with pytest.raises(ValueError, match="top_p=2"):

@@ -169,7 +169,7 @@ def test_pictures_and_questions_of_a_task_reach_the_model(run, tasks):
         assert sample["filtered_resps"][0].strip() == said.strip()
 
 
-def test_a_multiple_choice_goes_to_the_most_likely_option(run, tasks):
+def test_the_most_likely_option_of_a_multiple_choice_is_chosen(run, tasks):
     folder, models, cfg = run
     found = evaluated(folder, tasks, "text_chosen")
     from mm1_jax.batch import Document, Text
@@ -198,7 +198,7 @@ def test_a_multiple_choice_goes_to_the_most_likely_option(run, tasks):
         ("checkpoint={run},step=4", "step=4"),
     ],
 )
-def test_options_that_cannot_be_are_refused(arguments, message, run):
+def test_invalid_options_are_rejected(arguments, message, run):
     from mm1_jax.evals.adapters.lmms_eval import MM1ForLmmsEval
 
     with pytest.raises(ValueError, match=message):

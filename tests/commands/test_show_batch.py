@@ -84,7 +84,7 @@ def page(input, step: int, rows: range) -> tuple[tool.Made, Parsed, str]:
     return made, Parsed(text), text
 
 
-def test_the_rows_are_those_that_are_trained_on(input):
+def test_the_rows_are_those_of_training(input):
     batches = input.iterator()
     for _ in range(3):
         expected = next(batches)
@@ -95,7 +95,7 @@ def test_the_rows_are_those_that_are_trained_on(input):
     np.testing.assert_array_equal(made.batch.images, expected.images[made.first_slot :])
 
 
-def test_every_token_and_every_scored_target_is_there_in_order(input):
+def test_every_token_and_scored_target_is_shown_in_order(input):
     made, parsed, _ = page(input, 1, range(8))
     batch, piece = made.batch, tool.piece_of(input.tokenizer)
     expected = []
@@ -111,7 +111,7 @@ def test_every_token_and_every_scored_target_is_there_in_order(input):
     assert parsed.targets == scored
 
 
-def test_the_pieces_of_a_text_are_the_text(input):
+def test_the_pieces_of_a_text_add_up_to_the_text(input):
     tokenizer = input.tokenizer
     text = "two circles, a  square: <image>"
     pieces = [tool.piece_of(tokenizer)(token) for token in tokenizer.encode(text)]
@@ -122,7 +122,7 @@ def test_the_pieces_of_a_text_are_the_text(input):
     assert names == ["<bos>", "<eos>", "<image>", "<3>"]
 
 
-def test_every_picture_is_there_bit_by_bit(input):
+def test_every_picture_is_embedded_bit_for_bit(input):
     made, parsed, text = page(input, 1, range(8))
     batch = made.batch
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
@@ -147,7 +147,7 @@ def test_documents_padding_and_corpora_are_named(input):
     assert f"{int(batch.loss_mask.sum()):,} targets" in text
 
 
-def test_a_hostile_document_is_only_text(input):
+def test_a_hostile_document_is_escaped(input):
     _, parsed, text = page(input, 0, range(8))
     assert not {"script", "iframe", "object", "link", "base", "form"} & parsed.tags.keys()
     assert not any(name.startswith("on") for name, _ in parsed.attributes)
@@ -171,7 +171,7 @@ def test_a_file_is_written_and_named(monkeypatch, tmp_path, capsys):
     assert "--rows=7:9" in capsys.readouterr().err
 
 
-def test_a_snapshot_shows_what_its_config_does(monkeypatch, tmp_path, capsys):
+def test_a_snapshot_shows_the_same_as_its_config(monkeypatch, tmp_path, capsys):
     config = ["--module=drawn_experiment", "--config=drawn"]
     pages = [tmp_path / f"{name}.html" for name in ("config", "ids", "rows")]
     assert tool.main([*config, "--step=1", f"--output={pages[0]}"]) == 0
@@ -187,13 +187,13 @@ def test_a_snapshot_shows_what_its_config_does(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [("--rows=3:3",), ("--rows=x",), ("--step=-1",)])
-def test_rows_and_steps_that_are_none(capsys, arguments):
+def test_invalid_rows_and_steps_are_rejected(capsys, arguments):
     with pytest.raises(SystemExit):
         tool.parse(["--config=drawn", *arguments])
     assert arguments[0].partition("=")[2] in capsys.readouterr().err
 
 
-def test_a_browser_shows_it_and_runs_nothing(input, tmp_path):
+def test_a_browser_renders_the_page_and_runs_no_script(input, tmp_path):
     browser = os.environ.get("MM1_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no Chromium is found; MM1_BROWSER names one")

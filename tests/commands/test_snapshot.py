@@ -6,7 +6,7 @@ CONFIG = ["--config=drawn", "--module=drawn_experiment"]
 
 
 @pytest.mark.parametrize("form", ["ids", "rows"])
-def test_batches_of_a_snapshot_have_the_hashes_of_the_config(tmp_path, capsys, form):
+def test_batches_of_a_snapshot_have_the_hashes_of_its_config(tmp_path, capsys, form):
     folder = tmp_path / "snapshot"
     made = [*CONFIG, "--steps=3", f"--output={folder}", f"--form={form}"]
     assert snapshot.main(made) == 0
@@ -29,19 +29,19 @@ def test_batches_of_a_snapshot_have_the_hashes_of_the_config(tmp_path, capsys, f
         (["--steps=1", "--config=nothing"], "nothing"),
     ],
 )
-def test_a_wrong_command_says_what_is_wrong(tmp_path, capsys, options, message):
+def test_a_wrong_command_is_explained(tmp_path, capsys, options, message):
     assert snapshot.main([*CONFIG, f"--output={tmp_path / 'x'}", *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
+def test_a_non_empty_folder_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "mine").write_text("x")
     assert snapshot.main([*CONFIG, "--steps=1", f"--output={tmp_path}"]) == 2
     assert "is not empty" in capsys.readouterr().err
 
 
-def test_lengths_are_told_for_both_splits(capsys):
+def test_lengths_are_reported_for_both_splits(capsys):
     assert compute_lengths.main(CONFIG) == 0
     out = capsys.readouterr().out
     assert out.startswith("train: 8 rows") and "\ntest: 8 rows" in out

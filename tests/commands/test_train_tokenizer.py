@@ -13,7 +13,7 @@ def train(output: Path, *arguments: str) -> sentencepiece.SentencePieceProcessor
     return sentencepiece.SentencePieceProcessor(model_file=str(output))
 
 
-def test_of_a_config_the_words_that_its_documents_add_become_pieces(tmp_path):
+def test_words_that_documents_add_to_records_become_pieces(tmp_path):
     """Records of digits do not contain "Question"; the documents made from them do."""
     model = train(tmp_path / "a.model", "--config=mm1_tiny", "--vocab_size=600")
     assert "\u2581Question" in model.encode("Question: which digit?", out_type=str)
@@ -31,7 +31,7 @@ def test_only_corpora_with_a_weight_are_read(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == len(with_weight.splitlines()) + 1
 
 
-def test_file_and_size_are_those_of_the_config(tmp_path):
+def test_file_and_size_default_to_those_of_the_config(tmp_path):
     path = tmp_path / "c.model"
     arguments = [f"--config.input.tokenizer.{field}" for field in ("model_path", "num_pieces")]
     values = [f"{arguments[0]}={path}", f"{arguments[1]}=390", "--max_characters=40000"]
@@ -47,7 +47,7 @@ def test_file_and_size_are_those_of_the_config(tmp_path):
         (["--data_dir={folder}", "--output={folder}/x"], "no folder of records"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path, capsys, arguments, message):
+def test_missing_inputs_are_named(tmp_path, capsys, arguments, message):
     assert tool.main([argument.format(folder=tmp_path) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -63,7 +63,9 @@ def test_what_is_missing_is_named(tmp_path, capsys, arguments, message):
         ({"a.txt": b"one two", "b.txt": None}, 300, "No such file or directory: .*b.txt"),
     ],
 )
-def test_texts_of_which_no_tokenizer_comes_are_named(tmp_path, capsys, files, vocab_size, message):
+def test_texts_that_cannot_train_a_tokenizer_are_named(
+    tmp_path, capsys, files, vocab_size, message
+):
     for name, data in files.items():
         if data is not None:
             (tmp_path / name).write_bytes(data)
@@ -73,7 +75,7 @@ def test_texts_of_which_no_tokenizer_comes_are_named(tmp_path, capsys, files, vo
     assert re.search(message, capsys.readouterr().err) and not output.exists()
 
 
-def test_half_a_surrogate_pair_is_trained_on_as_it_is_encoded(tmp_path):
+def test_a_lone_surrogate_is_trained_on_as_it_is_encoded(tmp_path):
     (tmp_path / "text").mkdir()
     with ShardWriter(tmp_path / "text", "0.array_record") as writer:
         for text in ("some words and ", "half a pair \ud800 and more words", "\udc80"):
@@ -85,7 +87,7 @@ def test_half_a_surrogate_pair_is_trained_on_as_it_is_encoded(tmp_path):
     assert "?" in model.encode("\ud800".encode("utf-8", "replace").decode(), out_type=str)
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_text(tmp_path):
     (tmp_path / "a.txt").write_bytes("words ".encode("utf-8-sig") * 1 + b"words " * 50)
     model = train(tmp_path / "a.model", "--text", str(tmp_path / "a.txt"), "--vocab_size=290")
     assert not any("\ufeff" in model.id_to_piece(i) for i in range(model.get_piece_size()))

@@ -25,7 +25,7 @@ def _attention(seed: int = 0, **fields) -> Attention:
 
 
 @pytest.mark.parametrize("pattern", Pattern)
-def test_only_what_a_pattern_says_of_what_comes_later_is_read(pattern):
+def test_a_pattern_reads_later_positions_only_where_it_allows(pattern):
     attention = _attention(pattern=pattern, rotary=Rotary.default_config())
     prefix_lengths = jnp.array([2]) if pattern is Pattern.PREFIX else None
     places = {"positions": POSITIONS, "segment_ids": ONE_DOCUMENT}
@@ -43,7 +43,7 @@ def test_only_what_a_pattern_says_of_what_comes_later_is_read(pattern):
     np.testing.assert_array_equal(depends_TT, expected)
 
 
-def test_rotary_attention_depends_on_differences_of_positions():
+def test_rotary_attention_depends_only_on_position_differences():
     attention, x = _attention(rotary=Rotary.default_config()), _normal(1, 1, T, 8)
 
     @jax.jit
@@ -69,7 +69,7 @@ def test_cross_attention_reads_a_source_of_another_width_in_any_order():
     assert not np.allclose(attention(x, source=source[:, :-1])[0], y)
 
 
-def test_query_key_norm_makes_the_scale_of_queries_irrelevant():
+def test_query_key_norm_removes_the_scale_of_queries():
     attention, x = _attention(qk_norm=RMSNorm.default_config()), _normal(1, 1, T, 8)
     y, _ = attention(x)
     attention.query.kernel[...] = 100 * attention.query.kernel[...]
@@ -83,7 +83,7 @@ def test_causal_attention_without_segment_ids_is_an_error():
         _attention(rotary=Rotary.default_config())(_normal(1, 1, T, 8))
 
 
-def test_a_prefix_without_its_pattern_and_the_pattern_without_a_prefix_are_errors():
+def test_a_prefix_and_the_prefix_pattern_require_each_other():
     x, prefix_lengths = _normal(1, 1, T, 8), jnp.array([2])
     with pytest.raises(ValueError, match="pattern is 'prefix', and prefix_lengths are missing"):
         _attention(pattern=Pattern.PREFIX)(x, positions=POSITIONS, segment_ids=ONE_DOCUMENT)
@@ -93,7 +93,7 @@ def test_a_prefix_without_its_pattern_and_the_pattern_without_a_prefix_are_error
         _attention(pattern=Pattern.PREFIX)(x, prefix_lengths=prefix_lengths)
 
 
-def test_heads_that_do_not_divide_are_errors():
+def test_head_counts_that_do_not_divide_are_errors():
     with pytest.raises(ValueError, match="num_heads is 4, which num_kv_heads 3"):
         _attention(num_kv_heads=3)
     with pytest.raises(ValueError, match="model dim 9 is not divisible by num_heads 4"):

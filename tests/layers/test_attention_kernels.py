@@ -61,7 +61,7 @@ def test_grouped_heads_equal_torch():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_is_finite_with_finite_gradients():
+def test_a_query_without_visible_keys_has_finite_output_and_gradients():
     q, k, v = (_normal(i, 1, T, 2, 4) for i in range(3))
     places = (POSITIONS, jnp.array([[1, 1, 1, 0, 0, 0]]))
     visibility = Visibility(*places, *places, causal=True)
@@ -128,7 +128,7 @@ def _assert_equal(actual, expected):
     ("length", "num_heads", "num_kv_heads", "head_dim", "causal"),
     [(256, 4, 2, 64, True), (384, 2, 1, 128, True), (1030, 1, 1, 64, True), (256, 2, 2, 80, False)],
 )
-def test_a_fused_kernel_sees_what_the_mask_shows_in_packed_rows(
+def test_a_fused_kernel_equals_masked_attention_in_packed_rows(
     kernel, length, num_heads, num_kv_heads, head_dim, causal
 ):
     qkv = _queries_keys_values(2, length, num_heads, num_kv_heads, head_dim)
@@ -167,7 +167,7 @@ def test_a_fused_kernel_is_the_same_on_a_mesh(kernel, axes, num_rows, num_kv_hea
     _assert_equal(actual, expected)
 
 
-def test_the_gpu_kernel_refuses_split_queries():
+def test_the_gpu_kernel_rejects_sharded_queries():
     mesh = Parallelism.default_config().set(data=4, seq=2).instantiate().mesh()
     with use_mesh(mesh), pytest.raises(ValueError, match="cannot split queries"):
         attend(*_queries_keys_values(4, 256, 1, 1, 64), None, Kernel.TRITON)
@@ -202,7 +202,7 @@ class _Device:
     ("platform", "expected"),
     [("tpu", Kernel.SPLASH), ("gpu", Kernel.TRITON), ("cpu", Kernel.XLA)],
 )
-def test_the_kernel_is_that_of_the_devices_of_the_mesh(platform, expected):
+def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(platform, expected):
     mesh = Mesh(np.array([_Device(platform)]), ("data",))
     with use_mesh(mesh, AxisRules()):
         assert chosen(Kernel.AUTO) is expected
@@ -223,7 +223,7 @@ def _attention(kernel: Kernel) -> Attention:
 
 
 @pytest.mark.parametrize("kernel", FUSED)
-def test_the_module_gives_the_same_with_a_fused_kernel(kernel):
+def test_the_module_has_the_same_output_with_a_fused_kernel(kernel):
     x, (positions, segment_ids) = _normal(1, 1, 128, 32), _packed(0, 1, 128)
     y, expected = (
         _attention(choice)(x, positions=positions, segment_ids=segment_ids)[0]
@@ -233,7 +233,7 @@ def test_the_module_gives_the_same_with_a_fused_kernel(kernel):
     np.testing.assert_allclose(y[is_token], expected[is_token], rtol=1e-4, atol=1e-4)
 
 
-def test_cross_attention_is_not_for_a_fused_kernel():
+def test_cross_attention_never_uses_a_fused_kernel():
     cfg = Attention.default_config().set(input_dim=8, num_heads=2, kernel=Kernel.SPLASH)
     attention = cfg.instantiate(rngs=nnx.Rngs(params=0))
     jaxpr = jax.make_jaxpr(lambda x, s: attention(x, source=s)[0])(
@@ -256,7 +256,7 @@ def _num_kernels(jaxpr) -> int:
 
 @pytest.mark.parametrize("kernel", FUSED)
 @pytest.mark.parametrize("on_mesh", [False, True])
-def test_what_is_kept_by_name_spares_the_backward_pass_the_forward_kernel(kernel, on_mesh):
+def test_saved_names_avoid_recomputing_the_forward_kernel(kernel, on_mesh):
     attention = _attention(kernel)
     x, (positions, segment_ids) = _normal(1, 8, 128, 32), _packed(0, 8, 128)
 

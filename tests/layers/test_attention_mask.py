@@ -28,7 +28,7 @@ def test_bidirectional_mask_stays_inside_documents():
     np.testing.assert_array_equal(mask[0], expected)
 
 
-def test_each_row_has_a_prefix_of_its_own_that_does_not_reach_into_padding():
+def test_each_row_has_its_own_prefix_which_excludes_padding():
     positions = jnp.tile(jnp.arange(4)[None], (2, 1))
     segment_ids = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]])
     visibility = Visibility(
@@ -44,7 +44,7 @@ def test_each_row_has_a_prefix_of_its_own_that_does_not_reach_into_padding():
     np.testing.assert_array_equal(visibility.mask(), expected)
 
 
-def test_keys_are_found_by_position_wherever_they_lie():
+def test_keys_are_masked_by_position_at_any_index():
     # The layout of a cache: a prompt of 2 padded to 3, the tokens at 2 and 3, then an empty slot.
     key_positions = jnp.array([[0, 1, 0, 2, 3, 0]])
     key_segment_ids = jnp.array([[1, 1, 0, 1, 1, 0]])

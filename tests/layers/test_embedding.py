@@ -19,7 +19,7 @@ def test_embedding_selects_rows_and_attend_multiplies_by_them(prng_key):
     np.testing.assert_allclose(embedding.attend(hidden), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_logits_are_float32_whatever_the_hidden_states_are(prng_key):
+def test_logits_are_float32_for_hidden_states_of_any_dtype(prng_key):
     cfg = Embedding.default_config().set(vocab_size=7, model_dim=4)
     embedding = cfg.instantiate(rngs=nnx.Rngs(params=prng_key))
     embedding.weight[...] = embedding.weight[...].astype(jnp.bfloat16)

@@ -22,7 +22,7 @@ def _torch(parameter: nnx.Param) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("activation", [a.value for a in Activation])
-def test_plain_layer_equals_torch(activation, prng_key):
+def test_the_plain_layer_equals_torch(activation, prng_key):
     cfg = FeedForward.default_config().set(input_dim=4, hidden_dim=9, activation=activation)
     layer = cfg.instantiate(rngs=nnx.Rngs(params=prng_key))
     layer.up.bias[...] = jax.random.normal(prng_key, (9,))

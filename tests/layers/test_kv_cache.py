@@ -18,7 +18,7 @@ def normal(*shape: int, seed: int) -> jax.Array:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_queries_see_what_came_before_them_in_their_row_and_nothing_else(dtype):
+def test_queries_see_only_earlier_positions_of_their_row(dtype):
     """Compares four tokens after rows of unequal length with masked attention over whole rows."""
     keys, values = normal(B, S, K, H, seed=0), normal(B, S, K, H, seed=1)
     query = normal(B, T, N, H, seed=2)
@@ -48,7 +48,7 @@ def test_queries_see_what_came_before_them_in_their_row_and_nothing_else(dtype):
     )
 
 
-def test_int8_is_off_by_half_a_step_at_most_and_its_scale_is_of_one_head_at_one_position():
+def test_int8_rounds_to_half_a_step_with_a_scale_per_head_and_position():
     x = normal(2, 3, 5, 8, seed=3) * jnp.asarray([1e-3, 1.0, 1e3])[None, :, None, None]
     stored, scales = quantise(x)
     assert stored.dtype == jnp.int8 and scales.shape == (2, 3, 5)

@@ -16,7 +16,7 @@ def test_linear_is_a_matrix_product_plus_a_bias(prng_key):
     np.testing.assert_allclose(linear(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_heads_split_and_join_like_the_reshaped_matrix(prng_key):
+def test_head_splits_and_joins_equal_the_reshaped_matrix(prng_key):
     split = SplitHeads.default_config().set(input_dim=6, num_heads=2, head_dim=3)
     split = split.instantiate(rngs=nnx.Rngs(params=prng_key))
     join = JoinHeads.default_config().set(num_heads=2, head_dim=3, output_dim=6, bias=True)
@@ -27,7 +27,7 @@ def test_heads_split_and_join_like_the_reshaped_matrix(prng_key):
     np.testing.assert_allclose(join(split(x)), np.asarray(x) @ matrix, rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_have_unit_variance_at_initialisation(prng_key):
+def test_outputs_have_unit_variance_at_initialization(prng_key):
     x = jax.random.normal(prng_key, (4, 64, 256))
     rngs = nnx.Rngs(params=jax.random.key(1))
     linear = Linear.default_config().set(input_dim=256, output_dim=64)
@@ -53,7 +53,7 @@ def test_every_parameter_has_a_logical_name_for_each_dim(prng_key):
     assert linear.bias.get_metadata("out_sharding") == ("embed",)
 
 
-def test_either_order_of_the_kernel_is_the_same_map(prng_key):
+def test_both_kernel_layouts_are_the_same_map(prng_key):
     cfg = Linear.default_config().set(input_dim=4, output_dim=5)
     first, second = (
         cfg.clone(output_first=order).instantiate(rngs=nnx.Rngs(params=prng_key))

@@ -98,7 +98,7 @@ def test_identical_experts_equal_the_dense_layer():
     np.testing.assert_allclose(y, dense(_x()), rtol=1e-4, atol=1e-5)
 
 
-def test_ample_capacity_equals_dropless_in_values_and_gradients():
+def test_sufficient_capacity_equals_dropless_in_values_and_gradients():
     dropless, capacity = _moe(), _moe(dispatch=_capacity(float(E)))
 
     @jax.jit
@@ -115,7 +115,7 @@ def test_ample_capacity_equals_dropless_in_values_and_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_dropped_choices_are_counted_and_the_override_drops_none():
+def test_dropped_choices_are_counted_and_the_dropless_override_drops_none():
     moe = _moe(dispatch=_capacity(1.0))
     moe.router[...] = jnp.zeros((D, E)).at[0].set(jnp.array([0.0, 3.0, 0.0, 2.0]))
     x = _x().at[:, :, 0].set(1.0)
@@ -129,7 +129,7 @@ def test_dropped_choices_are_counted_and_the_override_drops_none():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_first_choices_take_places_before_second_ones():
+def test_first_choices_get_places_before_second_ones():
     # Expert 0 has two places. It is token 0's second choice and the first of tokens 1 and 2, who
     # get the places.
     experts = jnp.array([[[1, 0], [0, 1], [0, 2]]])
@@ -151,7 +151,7 @@ def test_padding_takes_no_place():
     assert bool(jnp.all(y[:, :9] == 0)) and bool(jnp.all(jnp.any(y[:, 9:] != 0, axis=-1)))
 
 
-def test_groups_of_a_row_are_rows_of_their_own():
+def test_groups_of_a_row_are_routed_like_separate_rows():
     moe, of_rows = (_moe(dispatch=_capacity(1.0).set(group_size=n)) for n in (4, None))
     y, statistics = _run(moe, _x(), SEGMENT_IDS)
     expected, expected_statistics = _run(
@@ -166,7 +166,7 @@ def test_groups_that_do_not_divide_a_row_are_an_error():
         _moe(dispatch=_capacity(1.0).set(group_size=5))(_x())
 
 
-def test_slots_and_their_transposes_agree():
+def test_slots_and_their_transposes_are_consistent():
     experts = jax.random.randint(jax.random.key(0), (3, 10, 2), 0, E)
     is_real = jax.random.uniform(jax.random.key(1), (3, 10)) < 0.8
     slots, _ = capacity_slots(Routes(experts, jnp.ones((3, 10, 2)), is_real), E, 4)
@@ -236,7 +236,7 @@ def test_statistics_equal_their_definitions():
 
 
 @pytest.mark.parametrize("block", [1, 8])
-def test_groups_are_a_permutation_in_blocks_of_one_expert(block):
+def test_grouped_choices_are_a_permutation_in_blocks_of_one_expert(block):
     experts = jax.random.randint(jax.random.key(0), (100, 2), 0, 4)
     slots, sizes = group_by_expert(experts, num_experts=3, block=block)
     slot, choice, expert = np.ravel(slots.slot_NX), np.asarray(slots.choice_Q), np.ravel(experts)
@@ -275,7 +275,7 @@ def test_large_kernels_give_the_same_products_and_gradients_block_by_block(monke
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_at_full_size_nothing_is_larger_than_twice_the_kernels():
+def test_at_full_size_no_intermediate_exceeds_twice_the_kernels():
     """Sizes are 32k tokens in bfloat16 and the experts of a 7B model.
 
     Gradients of kernels are summed in float32, which is twice the size of the kernels.
@@ -353,13 +353,13 @@ def test_dropless_on_eight_devices_equals_one(axes):
     _assert_equal_on_one_device(_moe(), axes)
 
 
-def test_dropless_sends_all_tokens_to_one_device_where_they_want_it():
+def test_dropless_can_send_all_tokens_to_one_device():
     moe = _moe(experts_per_token=1)
     moe.router[...] = jnp.zeros((D, E)).at[:, 2].set(100 * jnp.ones(D))
     _assert_equal_on_one_device(moe, {"data": 2, "expert": 4})
 
 
-def test_choices_without_room_are_counted_and_give_nothing():
+def test_choices_without_room_are_counted_and_contribute_zero():
     """All tokens choose expert 2, whose device has room for one and a half times its share."""
     cfg = Dropless.default_config().set(receive_factor=1.5)
     moe = _moe(experts_per_token=1, dispatch=cfg)
@@ -385,7 +385,7 @@ def _collectives(text: str) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in set(kinds)}
 
 
-def test_capacity_exchanges_rows_over_the_expert_axis_and_nothing_else():
+def test_capacity_communicates_only_over_the_expert_axis():
     moe = _moe(dispatch=_capacity(1.0))
     text = _compiled_step(moe, {"data": 2, "expert": 4})[0].as_text()
     # Rows and their weights go to the experts, rows come back, and gradients take the reverse path.
@@ -395,7 +395,7 @@ def test_capacity_exchanges_rows_over_the_expert_axis_and_nothing_else():
     assert _collectives(text) == {"all-to-all": 6, "all-gather": 4, "reduce-scatter": 3}
 
 
-def test_kept_products_are_not_computed_again():
+def test_saved_products_are_not_recomputed():
     graphdef, params = nnx.split(_moe(dispatch=_capacity(1.0), hidden_dim=7))
 
     def num_products(*names):

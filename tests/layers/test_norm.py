@@ -32,7 +32,7 @@ def test_layer_norm_equals_torch(prng_key):
 
 
 @pytest.mark.parametrize("norm", [RMSNorm, LayerNorm])
-def test_bfloat16_input_is_normalised_in_float32(norm, prng_key):
+def test_bfloat16_input_is_normalized_in_float32(norm, prng_key):
     norm = norm.default_config().set(input_dim=512).instantiate(rngs=nnx.Rngs(params=0))
     x = (100 + jax.random.normal(prng_key, (4, 512))).astype(jnp.bfloat16)
     y = norm(x)

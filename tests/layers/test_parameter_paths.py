@@ -21,7 +21,7 @@ QUERY = "decoder/stack/layer/attention/query/kernel"
 PATHS = parameter_paths(PARAMS)
 
 
-def test_paths_go_with_the_leaves_of_the_tree():
+def test_parameter_paths_match_the_leaves_of_the_tree():
     assert map_with_paths(lambda path, x: (path, x), PARAMS)["decoder"]["norm"]["scale"] == (
         "decoder/norm/scale",
         5,
@@ -40,7 +40,7 @@ def test_paths_go_with_the_leaves_of_the_tree():
         (("decoder/stack/layer/router",), {"decoder/stack/layer/router"}),
     ],
 )
-def test_a_rule_picks_a_parameter_or_what_holds_it(rules, expected):
+def test_a_rule_matches_a_parameter_or_a_containing_module(rules, expected):
     assert picked(rules, PATHS, "field") == expected
 
 
@@ -54,13 +54,13 @@ def test_a_rule_picks_a_parameter_or_what_holds_it(rules, expected):
         ("decoder/(", "is no regular expression"),
     ],
 )
-def test_a_rule_without_a_parameter_is_an_error_that_lists_what_was_meant(rule, message):
+def test_a_rule_that_matches_nothing_is_an_error_with_suggestions(rule, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         picked([rule], PATHS, "field")
 
 
 @pytest.mark.parametrize("rules", [(), ("vision_encoder",), (".*/kernel", "decoder/norm"), (".*",)])
-def test_the_two_parts_of_a_partition_are_disjoint_and_make_the_whole(rules):
+def test_a_partition_has_two_disjoint_parts_that_cover_everything(rules):
     chosen = picked(rules, PATHS, "field")
     inside, outside = partition(PARAMS, chosen)
     assert set(parameter_paths(inside)) == chosen

@@ -8,7 +8,7 @@ import pytest
 from mm1_jax.layers.rotary import _swap_halves, _swap_halves_by_product, rotary
 
 
-def test_pairs_turn_as_complex_numbers(prng_key):
+def test_pairs_rotate_like_complex_numbers(prng_key):
     x = np.asarray(jax.random.normal(prng_key, (2, 5, 3, 8)))
     positions = np.array([[0, 1, 2, 3, 4], [7, 8, 100, 0, 1]])
     z = x[..., :4] + 1j * x[..., 4:]
@@ -19,7 +19,7 @@ def test_pairs_turn_as_complex_numbers(prng_key):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_products_depend_on_the_difference_of_positions_only(prng_key):
+def test_products_depend_only_on_position_differences(prng_key):
     q, k = jax.random.normal(prng_key, (2, 1, 1, 1, 16))
 
     def product(query_position: int, key_position: int) -> jax.Array:
@@ -30,7 +30,7 @@ def test_products_depend_on_the_difference_of_positions_only(prng_key):
     assert abs(product(9, 4) - product(9, 5)) > 1e-3
 
 
-def test_bfloat16_keeps_large_positions_apart(prng_key):
+def test_bfloat16_distinguishes_large_positions(prng_key):
     x = jax.random.normal(prng_key, (1, 1, 1, 16)).astype(jnp.bfloat16)
     a, b = (rotary(x, jnp.array([[position]]), 10_000.0) for position in (4000, 4001))
     assert a.dtype == jnp.bfloat16
@@ -38,12 +38,12 @@ def test_bfloat16_keeps_large_positions_apart(prng_key):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_halves_are_swapped_exactly_by_a_product(prng_key, dtype):
+def test_a_matrix_product_swaps_halves_exactly(prng_key, dtype):
     x = jax.random.normal(prng_key, (2, 3, 4, 16)).astype(dtype)
     np.testing.assert_array_equal(_swap_halves_by_product(x), _swap_halves(x))
 
 
-def test_the_gradient_is_that_of_a_linear_map():
+def test_rotary_has_the_gradient_of_a_linear_map():
     positions = jnp.array([[3, 40]])
 
     def turn(x):
@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_a_linear_map():
     np.testing.assert_allclose(jacobian, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_scale_multiplies(prng_key):
+def test_scale_multiplies_the_output(prng_key):
     x, positions = jax.random.normal(prng_key, (1, 2, 1, 8)), jnp.array([[5, 6]])
     scaled = rotary(x, positions, 100.0, scale=0.5)
     np.testing.assert_allclose(scaled, 0.5 * rotary(x, positions, 100.0), rtol=1e-6)

@@ -63,7 +63,7 @@ def test_scan_equals_a_python_loop(grouped):
 
 
 @pytest.mark.parametrize("grouped, remat", [(False, Remat.NONE), (True, "dots")])
-def test_remat_changes_nothing(grouped, remat):
+def test_remat_does_not_change_the_result(grouped, remat):
     _assert_values_and_gradients_of_the_default(grouped, remat=remat)
 
 
@@ -76,7 +76,7 @@ def test_full_remat_saves_only_layer_inputs():
     assert num_saved(Remat.FULL) < num_saved(Remat.DOTS) < num_saved(Remat.NONE)
 
 
-def test_offloaded_values_go_to_the_memory_of_the_host_and_change_no_bit():
+def test_offloading_to_host_memory_changes_no_bit():
     def gradients(**fields):
         stack = _stack(True, **fields)
         function = jax.jit(jax.grad(lambda stack: jnp.sum(stack(X)[0] ** 2)))
@@ -90,7 +90,7 @@ def test_offloaded_values_go_to_the_memory_of_the_host_and_change_no_bit():
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_value_is_kept_in_one_place_and_by_full_recomputation_alone():
+def test_saved_and_offloaded_names_are_disjoint_and_need_full_remat():
     with pytest.raises(ValueError, match="saved_names and offloaded_names both have query"):
         _stack(False, saved_names=("query",), offloaded_names=("query",))(X)
     with pytest.raises(ValueError, match="offloaded_names=.'query',. need remat=full, got none"):
@@ -107,7 +107,7 @@ def test_layers_are_drawn_independently_and_run_in_order():
     np.testing.assert_allclose(run(stack, X), x, rtol=1e-4, atol=1e-5)
 
 
-def test_stacked_parameters_carry_the_layers_name_for_each_leading_dim():
+def test_stacked_parameters_have_the_layers_name_for_each_leading_dim():
     stack = _stack(True)
     up, router = stack.layer.feed_forward.up.kernel, stack.last_layer.feed_forward.router
     assert up.get_metadata("out_sharding") == ("layers", "layers", "embed", "mlp")
@@ -116,7 +116,7 @@ def test_stacked_parameters_carry_the_layers_name_for_each_leading_dim():
     assert router[...].shape == (2, 8, 3)
 
 
-def test_statistics_have_an_entry_for_each_sparse_layer():
+def test_router_statistics_have_an_entry_per_sparse_layer():
     _, _, statistics = jax.jit(lambda stack: stack(X))(_stack(True))
     assert statistics.expert_load.shape == (2, 3)
     np.testing.assert_array_equal(statistics.weight, [10, 10])

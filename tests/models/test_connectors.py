@@ -48,21 +48,21 @@ def image_features():
     return draw(2, GRID**2, INPUT_DIM)
 
 
-def test_a_connector_gives_the_tokens_that_its_config_says(cfg, build, image_features):
+def test_a_connector_outputs_num_image_tokens(cfg, build, image_features):
     for num_image_tokens in (1, 4, 9, 36):
         connector = build(sized(cfg, num_image_tokens))
         result = jax.eval_shape(connector, image_features)
         assert result.shape == (2, num_image_tokens, OUTPUT_DIM)
 
 
-def test_a_connector_takes_any_square_grid(cfg, build, call):
+def test_a_connector_accepts_any_square_grid(cfg, build, call):
     connector = build(sized(cfg, 4))
     for grid in (2, 8):
         features = jnp.ones((1, grid**2, INPUT_DIM))
         assert jnp.isfinite(call(connector, features)).all()
 
 
-def test_images_do_not_see_each_other(cfg, build, call, image_features):
+def test_images_are_independent_of_each_other(cfg, build, call, image_features):
     connector = build(sized(cfg, 4))
     alone, together = call(connector, image_features[1:]), call(connector, image_features)
     np.testing.assert_allclose(together[1:], alone, rtol=1e-5, atol=1e-5)
@@ -79,19 +79,19 @@ def test_a_connector_computes_in_the_dtype_of_its_parameters(cfg, build, call, i
 
 
 @pytest.mark.parametrize("name", ["average_pooling", "c_abstractor"])
-def test_a_count_that_is_no_square_is_refused_with_the_nearest(name, build):
+def test_a_count_that_is_not_a_square_is_rejected_with_the_nearest_squares(name, build):
     with pytest.raises(ValueError, match=r"connector\.num_image_tokens=140.*121 or 144"):
         build(sized(CONNECTORS[name], 140))
 
 
 @pytest.mark.parametrize("name", ["average_pooling", "c_abstractor"])
-def test_patches_that_form_no_square_are_refused(name, build):
+def test_patches_that_do_not_form_a_square_are_rejected(name, build):
     connector = build(sized(CONNECTORS[name], 4))
     with pytest.raises(ValueError, match=r"patches per image=24.*16 or 25"):
         connector(jnp.zeros((1, 24, INPUT_DIM)))
 
 
-def test_attention_pooling_takes_any_count_and_any_order_of_patches(build, call, image_features):
+def test_attention_pooling_accepts_any_count_and_any_order_of_patches(build, call, image_features):
     connector = build(sized(CONNECTORS["attention_pooling"], 7))
     expected = call(connector, image_features)
     assert expected.shape == (2, 7, OUTPUT_DIM)
@@ -99,7 +99,7 @@ def test_attention_pooling_takes_any_count_and_any_order_of_patches(build, call,
     np.testing.assert_allclose(backwards, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rematerialised_convolutions_have_the_same_gradient(build, image_features):
+def test_rematerialized_convolutions_have_the_same_gradient(build, image_features):
     cfg = sized(CONNECTORS["c_abstractor"], 4)
 
     def gradient(remat):
@@ -111,7 +111,7 @@ def test_rematerialised_convolutions_have_the_same_gradient(build, image_feature
     np.testing.assert_allclose(gradient(Remat.FULL), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_compiler_may_not_undo_the_rematerialisation_of_convolutions(build, image_features):
+def test_the_compiler_cannot_undo_the_rematerialization_of_convolutions(build, image_features):
     def equations(remat):
         connector = build(sized(CONNECTORS["c_abstractor"], 4).set(remat=remat))
         return jax.make_jaxpr(connector)(image_features).eqns
@@ -148,7 +148,7 @@ def of_honeybee(name: str, arrays: dict) -> tuple:
 
 @pytest.mark.parametrize("source", ["stored", "live"])
 @pytest.mark.parametrize("name", C_ABSTRACTORS)
-def test_c_abstractor_equals_honeybees_of_timms_blocks(name, source, call):
+def test_c_abstractor_equals_honeybees_with_timm_blocks(name, source, call):
     if source == "live":
         pytest.importorskip("timm")
     arrays = load(name) if source == "stored" else c_abstractor(name)
@@ -156,7 +156,7 @@ def test_c_abstractor_equals_honeybees_of_timms_blocks(name, source, call):
     assert_equal(call(with_weights(cfg, weights), inputs), expected)
 
 
-def test_another_eps_than_timms_would_be_seen(call):
+def test_a_wrong_eps_would_be_detected(call):
     cfg, weights, inputs, expected = of_honeybee("c_abstractor", load("c_abstractor"))
     cfg.norm.eps = 1e-6
     found = np.asarray(call(with_weights(cfg, weights), inputs))
@@ -167,7 +167,7 @@ def to_torch(x):
     return torch.from_numpy(np.array(x))
 
 
-def test_squeeze_is_a_quarter_of_the_channels_that_enter_the_block(build):
+def test_squeeze_has_a_quarter_of_the_input_channels_of_the_block(build):
     first, second = build(sized(CONNECTORS["c_abstractor"], 4)).stage_1
     assert first.squeeze_excite.squeeze.kernel.shape == (8, INPUT_DIM // 4)
     assert second.squeeze_excite.squeeze.kernel.shape == (8, 2)

@@ -61,7 +61,7 @@ def _compiled(problem, axes, chunk_length):
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-def test_on_a_mesh_chunks_give_the_same_loss_and_gradients(problem, expected, axes):
+def test_chunks_on_a_mesh_give_the_same_loss_and_gradients(problem, expected, axes):
     params, _, hidden, targets = problem
     step, shardings, rows = _compiled(problem, axes, 3)
     placed = jax.device_put(params, shardings), *jax.device_put((hidden, targets), rows)
@@ -72,14 +72,14 @@ def test_on_a_mesh_chunks_give_the_same_loss_and_gradients(problem, expected, ax
 
 
 @pytest.mark.parametrize("axes", MESHES[:4], ids=str)
-def test_the_loop_over_chunks_communicates_nothing(problem, axes):
+def test_the_loop_over_chunks_has_no_communication(problem, axes):
     step, _, _ = _compiled(problem, axes, 3)
     collectives = traffic(Program.parse(step.as_text()).schedule())
     assert collectives, "gradients are added up somewhere"
     assert all(each.executions == each.count for each in collectives.values()), collectives
 
 
-def test_chunks_that_do_not_divide_the_part_of_a_device_are_an_error(problem):
+def test_chunks_that_do_not_divide_the_local_length_are_an_error(problem):
     with pytest.raises(ValueError, match="chunk_length=4: must divide the 6 positions of a row"):
         _compiled(problem, {"data": 1, "fsdp": 4, "seq": 2}, 4)
 

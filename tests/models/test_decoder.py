@@ -225,7 +225,7 @@ def test_tied_embeddings_have_one_table():
     np.testing.assert_array_equal(decoder.logits(hidden), expected)
 
 
-def test_every_layer_is_sparse_where_moe_every_is_one():
+def test_every_layer_is_sparse_if_moe_every_is_one():
     decoder = _decoder(_config(True, moe_every=1))
     output = jax.jit(lambda d: d(d.embed(TOKENS), positions=POSITIONS, segment_ids=SEGMENT_IDS))(
         decoder
@@ -251,7 +251,7 @@ def test_bfloat16_stays_bfloat16_and_close():
     assert float(jnp.mean(error)) < 0.05 * float(jnp.std(expected))
 
 
-def test_settings_that_do_not_fit_are_errors():
+def test_inconsistent_settings_are_errors():
     with pytest.raises(ValueError, match="moe_every is 3, which must divide num_layers 4"):
         _decoder(_config(True, moe_every=3))
     with pytest.raises(ValueError, match="vocab_size is None"):

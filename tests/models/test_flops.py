@@ -37,7 +37,7 @@ def traced(cfg, function, *shapes):
     return product_flops(jax.make_jaxpr(function)(module, *shapes).jaxpr)
 
 
-def test_the_decoder_counts_what_it_multiplies_and_half_of_its_attention(cfg):
+def test_decoder_flops_are_its_products_and_half_of_its_attention(cfg):
     numbers = jax.ShapeDtypeStruct((1, T), jnp.int32)
     states = jax.ShapeDtypeStruct((1, T, D), jnp.float32)
 
@@ -51,14 +51,14 @@ def test_the_decoder_counts_what_it_multiplies_and_half_of_its_attention(cfg):
 
 
 @pytest.mark.parametrize("class_token", [None, ClassToken.default_config()])
-def test_the_vision_encoder_counts_what_it_multiplies(cfg, class_token):
+def test_vision_encoder_flops_are_its_products(cfg, class_token):
     cfg.vision_encoder.class_token = class_token
     image = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
     executed = traced(cfg.vision_encoder, lambda encoder, x: encoder(x), image)
     assert vision_encoder_flops(cfg.vision_encoder) == executed
 
 
-def test_products_agree_with_what_xla_counts(cfg):
+def test_counted_products_agree_with_xla(cfg):
     cfg.vision_encoder.set(model_dim=64, hidden_dim=256)
     cfg.vision_encoder.stack.unroll = True
     module = nnx.eval_shape(lambda: cfg.vision_encoder.instantiate(rngs=nnx.Rngs(params=0)))
@@ -68,7 +68,7 @@ def test_products_agree_with_what_xla_counts(cfg):
     assert 1 < cost["flops"] / vision_encoder_flops(cfg.vision_encoder) < 1.2
 
 
-def test_a_sparse_layer_counts_its_router_and_the_experts_of_a_token(cfg):
+def test_flops_of_a_sparse_layer_include_the_router_and_the_experts_of_a_token(cfg):
     dense = decoder_flops(cfg.decoder, T)
     cfg.decoder.set(moe=MoE.default_config().set(num_experts=8, experts_per_token=2), moe_every=2)
     sparse_layers = 2
@@ -78,22 +78,22 @@ def test_a_sparse_layer_counts_its_router_and_the_experts_of_a_token(cfg):
     assert decoder_flops(cfg.decoder, T) == dense + extra + sparse_layers * 2 * T * D * 8
 
 
-def test_tying_the_output_layer_changes_nothing(cfg):
+def test_tying_the_output_layer_does_not_change_the_flops(cfg):
     assert decoder_flops(cfg.decoder, T) == decoder_flops(cfg.decoder.set(tied_embeddings=True), T)
 
 
-def test_any_connector_counts_its_products(cfg):
+def test_flops_of_any_connector_are_its_products(cfg):
     cfg.connector = AveragePooling.default_config().set(num_image_tokens=4)
     projection = 2 * 4 * 8 * D
     assert projection <= connector_flops(cfg) < 1.5 * projection
 
 
-def test_training_counts_the_images_that_there_are(cfg):
+def test_training_flops_count_the_actual_images(cfg):
     flops = forward_flops(cfg, T)
     assert flops.of_training(2, 0) == 3 * 2 * flops.row
     assert flops.of_training(2, 5) == 3 * (2 * flops.row + 5 * flops.image)
 
 
-def test_a_model_of_text_has_the_flops_of_its_decoder(cfg):
+def test_a_text_only_model_has_the_flops_of_its_decoder(cfg):
     flops = forward_flops(cfg.set(vision_encoder=None, connector=None), T)
     assert (flops.row, flops.image) == (decoder_flops(cfg.decoder, T), 0)

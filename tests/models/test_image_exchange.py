@@ -68,7 +68,7 @@ def compile_on(mesh, group_rows, arguments):
 
 @pytest.mark.parametrize("name", MESHES)
 @pytest.mark.parametrize(("group_rows", "group_slots"), GROUPS)
-def test_on_a_mesh_rows_and_gradients_are_those_of_one_device(name, group_rows, group_slots):
+def test_rows_and_gradients_on_a_mesh_equal_those_of_one_device(name, group_rows, group_slots):
     mesh = make_mesh(name)
     for seed in range(2):
         arguments = make_rows(group_rows, group_slots, seed)
@@ -108,7 +108,7 @@ def collectives(compiled):
 
 
 @pytest.mark.parametrize(("group_rows", "group_slots"), GROUPS)
-def test_embeddings_go_no_further_than_the_group(group_rows, group_slots):
+def test_embeddings_are_exchanged_only_within_groups(group_rows, group_slots):
     """Uses eight devices with one row each."""
     arguments = make_rows(group_rows, group_slots)
     found = collectives(compile_on(make_mesh("data 2, fsdp 4"), group_rows, arguments))
@@ -132,7 +132,7 @@ def test_a_micro_batch_of_whole_groups_finds_its_images(num_parts):
         np.testing.assert_array_equal(merged, np.split(np.asarray(whole), num_parts)[part])
 
 
-def test_without_groups_an_image_may_be_anywhere():
+def test_without_groups_an_image_may_be_in_any_slot():
     token_embeddings, image_embeddings, is_image, image_index = make_rows(8, 24)
     arguments = [jnp.asarray(x) for x in (token_embeddings, image_embeddings, is_image)]
     arguments.append(jnp.asarray(image_index))
@@ -141,7 +141,7 @@ def test_without_groups_an_image_may_be_anywhere():
     np.testing.assert_array_equal(merged, merge(*arguments))
 
 
-def test_prompts_that_are_fewer_than_the_devices_keep_their_own_images():
+def test_fewer_prompts_than_devices_keep_their_own_images():
     token_embeddings, image_embeddings, is_image, image_index = make_rows(1, 4)
     arguments = [jnp.asarray(x[:n]) for x, n in (
         (token_embeddings, 2), (image_embeddings, 8), (is_image, 2), (image_index, 2)

@@ -67,7 +67,7 @@ def test_permuting_the_buffer_with_its_index_changes_nothing(rows):
     )
 
 
-def test_an_image_position_passes_no_gradient_to_its_token(rows):
+def test_image_positions_pass_no_gradient_to_token_embeddings(rows):
     token_embeddings, image_embeddings, is_image, image_index = rows
     gradient = jax.grad(lambda x: merge(x, image_embeddings, is_image, image_index).sum())(
         token_embeddings
@@ -77,7 +77,7 @@ def test_an_image_position_passes_no_gradient_to_its_token(rows):
     )
 
 
-def test_an_image_gets_the_gradient_of_the_positions_that_show_it(rows, prng_key):
+def test_an_image_gets_the_gradient_of_its_positions(rows, prng_key):
     token_embeddings, image_embeddings, is_image, image_index = rows
     # One image is in two rows; the last row has a position beyond its last slot.
     image_index = image_index.at[0, 0].set(1)

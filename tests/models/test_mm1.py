@@ -97,7 +97,7 @@ def document_loss(model, batch, pixels, shift, segment):
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_no_document_of_a_packed_row_learns_from_another(kind, build, packed, request):
+def test_documents_of_a_packed_row_do_not_affect_each_other(kind, build, packed, request):
     model = build(request.getfixturevalue("cfg" if kind == "dense" else "sparse_cfg"))
     gradients = jax.jit(jax.grad(document_loss, argnums=(2, 3)))
     pixels = packed.images.astype(jnp.float32)
@@ -125,7 +125,7 @@ def test_packed_logits_equal_unpacked_logits(kind, build, images, packed, reques
         )
 
 
-def test_rows_and_batches_without_images_run_through_the_same_program(build, cfg, images):
+def test_rows_and_batches_without_images_use_the_same_program(build, cfg, images):
     model = build(cfg)
     full = [([IMAGE] * SLOTS, range(SLOTS))]
     batches = [
@@ -154,14 +154,14 @@ def test_the_order_of_the_image_buffer_does_not_matter(build, cfg, images):
     np.testing.assert_allclose(logits, reordered, rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_that_is_missing_is_not_seen(build, cfg, images):
+def test_a_missing_image_has_no_effect(build, cfg, images):
     model = build(cfg)
     missing = make_batch([[(FIRST, [-1])]], images)
     darkened = make_batch([[(FIRST, [-1])]], images // 2)
     np.testing.assert_array_equal(forward(model, missing)[0], forward(model, darkened)[0])
 
 
-def test_embed_is_what_the_decoder_reads(build, cfg, packed):
+def test_embed_returns_the_inputs_of_the_decoder(build, cfg, packed):
     @jax.jit
     def logits(model, batch):
         output = model.decoder(
@@ -222,7 +222,7 @@ def test_norms_and_routers_stay_float32_when_the_model_is_cast(build, sparse_cfg
     np.testing.assert_array_equal(router, model.decoder.stack.last_layer.feed_forward.router)
 
 
-def test_a_step_of_a_sparse_model_in_bfloat16_is_near_the_one_in_float32(sparse_cfg, build, packed):
+def test_a_sparse_step_in_bfloat16_is_close_to_float32(sparse_cfg, build, packed):
     def loss(model, batch):
         output = model(batch)
         logits = model.logits(output.hidden)
@@ -249,7 +249,7 @@ def test_a_step_of_a_sparse_model_in_bfloat16_is_near_the_one_in_float32(sparse_
     assert np.linalg.norm(low - high) < 0.1 * np.linalg.norm(high)
 
 
-def test_eight_devices_compute_what_one_does(build, cfg, images):
+def test_eight_devices_compute_the_same_as_one(build, cfg, images):
     model = build(cfg)
     rows = [[(FIRST, [i % 4]), (THIRD, [])] for i in range(4)]
     batch = make_batch(rows, images)
@@ -284,9 +284,7 @@ def grouped(rows, pictures, group_rows, group_slots):
 
 
 @pytest.mark.parametrize(("group_rows", "group_slots"), [(1, 2), (4, 8), (8, 8)])
-def test_however_rows_share_a_buffer_logits_and_gradients_are_the_same(
-    build, cfg, group_rows, group_slots
-):
+def test_sharing_a_buffer_does_not_change_logits_and_gradients(build, cfg, group_rows, group_slots):
     """Also compares one device with eight, and the gradient of each picture."""
     rows = [
         [(FIRST, [0]), (SECOND, [1])],
@@ -336,7 +334,7 @@ def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):
         build(cfg.clone(image_token=None))
 
 
-def test_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
+def test_the_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
     """The model is ViT-H/14 at 378 px, a C-Abstractor of 144 tokens, and the 3B's decoder."""
     cfg = MM1.default_config().set(vision_encoder=vit_h14(), image_token=IMAGE)
     cfg.connector.num_image_tokens = 144

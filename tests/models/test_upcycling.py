@@ -60,7 +60,7 @@ def states(graphdef, params):
     ("experts_per_token", "dispatch", "moe_every"),
     [(1, AMPLE, 1), (2, Dropless.default_config(), 2), (2, AMPLE, 4), (3, None, 2)],
 )
-def test_the_sparse_model_computes_what_the_dense_one_does(
+def test_the_upcycled_model_computes_the_same_as_the_dense_one(
     decoder, experts_per_token, dispatch, moe_every
 ):
     dense = decoder(1)
@@ -74,7 +74,7 @@ def test_the_sparse_model_computes_what_the_dense_one_does(
     assert jnp.sum(router.dropped) == 0
 
 
-def test_routers_are_new_and_all_else_is_of_the_dense_model(decoder):
+def test_upcycling_copies_everything_but_the_routers(decoder):
     (_, dense), (_, fresh) = decoder(1), decoder(2, **sparse_fields())
     result = jax.jit(upcycle)(dense, fresh)
     assert jax.tree.map(jnp.shape, result) == jax.tree.map(jnp.shape, fresh)
@@ -97,7 +97,7 @@ def test_routers_are_new_and_all_else_is_of_the_dense_model(decoder):
             np.testing.assert_array_equal(x, y)
 
 
-def test_a_model_with_an_encoder_keeps_it_and_a_sparse_one_stays(decoder):
+def test_upcycling_keeps_an_encoder_and_a_model_that_is_already_sparse(decoder):
     (_, dense), (_, fresh) = decoder(1), decoder(2, **sparse_fields())
     encoder = {"patches": {"kernel": jnp.ones((3, 2))}}
     whole = upcycle(
@@ -110,7 +110,7 @@ def test_a_model_with_an_encoder_keeps_it_and_a_sparse_one_stays(decoder):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, again, whole["decoder"]))
 
 
-def test_models_that_are_not_alike_are_refused(decoder):
+def test_incompatible_models_are_rejected(decoder):
     (_, dense), (_, fresh) = decoder(1), decoder(2, **sparse_fields())
     with pytest.raises(ValueError, match="head in one of the two models only"):
         upcycle({k: v for k, v in dense.items() if k != "head"}, fresh)

@@ -93,7 +93,7 @@ def torch_weights(weights):
     }
 
 
-def test_encoder_equals_torch(cfg, build, call, images):
+def test_the_encoder_equals_torch(cfg, build, call, images):
     encoder = build(cfg)
     expected = torch_vit(encoder, images, "gelu")
     np.testing.assert_allclose(call(encoder, images), expected, rtol=1e-4, atol=1e-4)
@@ -101,9 +101,7 @@ def test_encoder_equals_torch(cfg, build, call, images):
 
 @pytest.mark.parametrize("max_padding", [0, 100])
 @pytest.mark.parametrize("kernel", [Kernel.XLA, Kernel.SPLASH, Kernel.TRITON])
-def test_encoder_in_the_style_of_clip_equals_torch(
-    cfg, build, images, kernel, max_padding, monkeypatch
-):
+def test_a_clip_style_encoder_equals_torch(cfg, build, images, kernel, max_padding, monkeypatch):
     # The fused kernels need whole blocks, so rows are padded, which must not change the result.
     monkeypatch.setattr(vision_encoder, "MAX_PADDING", max_padding)
     cfg.stack.layer.attention.kernel = kernel
@@ -121,38 +119,38 @@ def test_encoder_in_the_style_of_clip_equals_torch(
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_patches_are_squares_of_the_image_row_by_row():
+def test_patches_are_squares_in_row_major_order():
     pixels = jnp.arange(1.0 * 4 * 6 * 3).reshape(1, 4, 6, 3)
     patches = to_patches(pixels, 2)
     assert patches.shape == (1, 2, 3, 12)
     np.testing.assert_array_equal(patches[0, 1, 2].reshape(2, 2, 3), pixels[0, 2:4, 4:6])
 
 
-def test_an_image_does_not_see_its_neighbours(cfg, build, call, images):
+def test_images_of_a_batch_do_not_affect_each_other(cfg, build, call, images):
     encoder = build(cfg)
     np.testing.assert_allclose(
         call(encoder, images)[1:], call(encoder, images[1:]), rtol=1e-5, atol=1e-5
     )
 
 
-def test_bytes_and_floats_of_the_same_values_give_the_same_features(cfg, build, call, images):
+def test_equal_bytes_and_floats_give_equal_features(cfg, build, call, images):
     encoder = build(cfg)
     np.testing.assert_array_equal(call(encoder, images), call(encoder, images.astype(jnp.float32)))
 
 
-def test_normalised_pixels_have_the_stated_statistics():
+def test_normalized_pixels_have_the_expected_statistics():
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     colours = 255 * (jnp.asarray(mean) + jnp.asarray(std))[None, None, None]
     np.testing.assert_allclose(normalise(colours, mean, std), 1, rtol=1e-5)
 
 
-def test_positions_at_their_own_size_are_unchanged():
+def test_positions_at_the_trained_size_are_unchanged():
     grid = draw(5, 5, 3)
     np.testing.assert_array_equal(resize_grid(grid, 5, 5), grid)
 
 
 @pytest.mark.parametrize("size", [(27, 27), (9, 9), (16, 24)])
-def test_positions_resize_as_antialiased_bicubic_in_torch(size):
+def test_positions_are_resized_like_antialiased_bicubic_in_torch(size):
     grid = draw(16, 16, 3)
     expected = F.interpolate(
         to_torch(grid).permute(2, 0, 1)[None], size, mode="bicubic", antialias=True
@@ -160,7 +158,7 @@ def test_positions_resize_as_antialiased_bicubic_in_torch(size):
     np.testing.assert_allclose(resize_grid(grid, *size), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_positions_resize_in_float32_whatever_the_compute_dtype():
+def test_positions_are_resized_in_float32_for_any_compute_dtype():
     grid = draw(4, 4, 3).astype(jnp.bfloat16)
     resized = resize_grid(grid, 7, 7)
     np.testing.assert_array_equal(resized, resize_grid(grid.astype(jnp.float32), 7, 7))
@@ -172,7 +170,7 @@ def test_sines_and_cosines_need_a_dim_that_four_divides(cfg, build, images):
         build(cfg)(images)
 
 
-def test_larger_and_oblong_images_give_a_feature_per_patch(cfg, build, call):
+def test_larger_and_non_square_images_have_a_feature_per_patch(cfg, build, call):
     encoder = build(cfg)
     images = jnp.zeros((1, 6 * PATCH, 2 * PATCH, 3), jnp.uint8)
     assert call(encoder, images).shape == (1, 12, DIM)

@@ -13,22 +13,22 @@ def told(*processes):
     return described([differences(processes[0], facts) for facts in processes])
 
 
-def test_a_fact_is_named_with_the_processes_and_their_values():
+def test_a_difference_is_named_with_processes_and_values():
     facts = {"trainer.seed": "0", "version of jax": "0.10.2"}
     text = told(facts, facts, facts | {"trainer.seed": "1"}, facts)
     assert text.splitlines()[1:] == ["  trainer.seed: 0 in processes 0-1, 3; 1 in process 2"]
 
 
-def test_the_first_process_may_be_the_one_that_differs():
+def test_the_first_process_may_be_the_different_one():
     assert "  a: 1 in process 0; 2 in processes 1-3" in told({"a": "1"}, *[{"a": "2"}] * 3)
 
 
-def test_a_fact_that_a_process_lacks_is_not_set():
+def test_a_missing_fact_is_reported_as_not_set():
     assert "  b: not set in process 0; 2 in process 1" in told({}, {"b": "2"})
     assert "  b: 2 in process 0; not set in process 1" in told({"b": "2"}, {})
 
 
-def test_many_and_long_differences_are_cut():
+def test_many_and_long_differences_are_truncated():
     first = {f"field{i:03}": "x" * 1000 for i in range(100)}
     own = {name: value + "y" for name, value in first.items()}
     answer = differences(first, own)
@@ -56,7 +56,7 @@ class Root(Configurable):
         trainer: Part.Config = Part.default_config()
 
 
-def test_where_data_lies_and_how_fast_it_is_read_may_differ_and_nothing_else():
+def test_only_data_paths_and_reading_speed_may_differ():
     def facts(**fields):
         cfg = Root.default_config()
         for name, value in fields.items():
@@ -71,7 +71,7 @@ def test_where_data_lies_and_how_fast_it_is_read_may_differ_and_nothing_else():
     assert "trainer.num_workers" in facts()
 
 
-def test_each_field_of_a_real_config_is_compared_or_is_listed():
+def test_each_field_of_a_real_config_is_compared_or_exempt():
     from experiments.pretrain import named_configs
 
     cfg = named_configs()["mm1_3b"]()
@@ -91,7 +91,7 @@ def test_each_field_of_a_real_config_is_compared_or_is_listed():
         ("LIBTPU_INIT_ARGS", "--xla_tpu_b", {"LIBTPU_INIT_ARGS --xla_tpu_b": "set"}),
     ],
 )
-def test_flags_of_compilers_count_but_for_where_they_write(monkeypatch, variable, value, fact):
+def test_compiler_flags_are_compared_except_output_paths(monkeypatch, variable, value, fact):
     monkeypatch.setenv(variable, "")
     before = host_facts()
     monkeypatch.setenv(variable, value)
@@ -99,7 +99,7 @@ def test_flags_of_compilers_count_but_for_where_they_write(monkeypatch, variable
     assert {name: x for name, x in after.items() if before.get(name) != x} == fact
 
 
-def test_code_counts_by_its_content(tmp_path, monkeypatch):
+def test_code_is_compared_by_content(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "own_config_of_a_user.py"
     facts = []
@@ -112,7 +112,7 @@ def test_code_counts_by_its_content(tmp_path, monkeypatch):
     assert differing == [f"code of {module.stem}"]
 
 
-def test_versions_and_options_that_decide_numbers_are_among_the_facts():
+def test_versions_and_options_that_affect_numbers_are_compared():
     facts = host_facts()
     for package in ("jax", "jaxlib", "numpy", "grain", "flax", "optax", "orbax-checkpoint"):
         assert facts[f"version of {package}"][0].isdigit()
@@ -121,7 +121,7 @@ def test_versions_and_options_that_decide_numbers_are_among_the_facts():
     assert not any("cache_dir" in name for name in facts)
 
 
-def test_processes_that_agree_exchange_digests_alone(monkeypatch):
+def test_processes_that_agree_exchange_only_digests(monkeypatch):
     """Processes that disagree also exchange the differences, once."""
     sent = []
 

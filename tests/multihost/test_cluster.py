@@ -18,7 +18,7 @@ def place(cluster):
     return cluster.coordinator_address, cluster.num_processes, cluster.process_id
 
 
-def test_a_launch_on_its_own_has_no_cluster():
+def test_a_single_launch_has_no_cluster():
     assert find_cluster(environment={"TPU_SKIP_MDS_QUERY": "1"}) is None
     assert find_cluster(num_processes=1, environment=SLURM) is None
     assert find_cluster(environment=SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
@@ -30,13 +30,13 @@ def test_the_command_line_comes_before_the_environment():
 
 
 @pytest.mark.parametrize("given", [("a:1", None, None), (None, 2, 0), ("a:1", 2, None)])
-def test_what_goes_together_is_given_together(given):
+def test_cluster_flags_must_be_given_together(given):
     with pytest.raises(ValueError, match="--coordinator_address, --num_processes and --process_id"):
         find_cluster(*given, environment={})
 
 
 @pytest.mark.parametrize(("process", "address"), [(2, "a:1"), (-1, "a:1"), (0, "a")])
-def test_a_wrong_place_is_refused(process, address):
+def test_an_invalid_process_number_is_rejected(process, address):
     with pytest.raises(ValueError, match="expected"):
         Cluster(address, 2, process, "a test")
 
@@ -48,7 +48,7 @@ def test_slurm_gives_nodes_and_tasks():
     assert cluster.local_device_ids is None
 
 
-def test_tasks_that_share_a_node_have_a_gpu_each():
+def test_tasks_on_a_node_get_one_gpu_each():
     shared = {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
     assert find_cluster(environment=SLURM | shared).local_device_ids == (1,)
 
@@ -66,7 +66,7 @@ def test_the_first_node_of_a_list(nodes, first):
     assert first_node(nodes) == first
 
 
-def test_open_mpi_gives_ranks_and_where_the_first_is():
+def test_open_mpi_gives_ranks_and_the_address_of_the_first():
     env = {
         "OMPI_COMM_WORLD_SIZE": "8",
         "OMPI_COMM_WORLD_RANK": "3",
@@ -90,7 +90,7 @@ def test_gke_gives_the_workers_of_a_slice_and_the_slices():
     assert place(find_cluster(environment=GKE | slices)) == ("first:8482", 6, 5)
 
 
-def test_an_indexed_job_gives_the_number_of_its_pod():
+def test_an_indexed_job_gives_the_pod_number():
     env = {
         "JAX_COORDINATOR_ADDRESS": "job-0.job:9000",
         "JAX_NUM_PROCESSES": "4",
@@ -102,7 +102,7 @@ def test_an_indexed_job_gives_the_number_of_its_pod():
         find_cluster(environment=env)
 
 
-def test_what_the_metadata_server_says_of_slices():
+def test_slices_are_read_from_the_metadata_server():
     text = "ZONE: 'us-east5-a'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
     assert tpu_environment(text)["MEGASCALE_NUM_SLICES"] == "2"
 
@@ -111,12 +111,12 @@ def test_what_the_metadata_server_says_of_slices():
     ("address", "host"),
     [("127.0.0.1:9000", "127.0.0.1"), ("localhost:9000", "localhost"), ("10.0.0.2:9000", None)],
 )
-def test_a_run_on_one_machine_is_served_there_only(address, host):
+def test_a_coordinator_on_one_machine_listens_locally(address, host):
     cluster = Cluster(address, 2, 0, "a test")
     assert (cluster.bind_host, cluster.port) == (host, 9000)
 
 
-def test_a_number_that_is_none_is_named():
+def test_an_invalid_number_is_named():
     env = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}
     with pytest.raises(ValueError, match=r"'two' \(JAX_\* in the environment\)"):
         find_cluster(environment=env)

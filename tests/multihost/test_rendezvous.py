@@ -28,7 +28,7 @@ def all_meet(address, processes, number, timeout):
         return list(pool.map(one, processes))
 
 
-def test_all_go_on_when_the_last_has_come(address):
+def test_all_processes_continue_when_the_last_arrives(address):
     start = time.monotonic()
     assert all_meet(address, range(4), 4, 30) == [None] * 4
     assert time.monotonic() - start < 10
@@ -40,7 +40,7 @@ def test_the_port_is_free_afterwards(address):
     socket.create_server((host, int(port))).close()
 
 
-def test_every_process_learns_who_is_missing(address):
+def test_every_process_learns_which_are_missing(address):
     start = time.monotonic()
     told = all_meet(address, [0, 2], 4, 1.5)
     assert time.monotonic() - start < 10
@@ -49,7 +49,7 @@ def test_every_process_learns_who_is_missing(address):
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_process_that_cannot_run_says_so_and_is_not_waited_for(address, failing):
+def test_a_process_that_declines_ends_the_wait_of_the_others(address, failing):
     def one(process):
         cluster = Cluster(address, 3, process, "a test")
         if process == failing:
@@ -71,7 +71,7 @@ def test_without_process_0_the_others_name_its_address(address):
     assert f"process 1 cannot reach process 0 at {address}" in text and "within 1 s" in text
 
 
-def test_another_number_of_processes_is_told(address):
+def test_another_number_of_processes_is_reported(address):
     def other(number):
         with pytest.raises(Unreachable) as error:
             meet(Cluster(address, number, 1 if number == 3 else 0, "a test"), 3)
@@ -82,7 +82,7 @@ def test_another_number_of_processes_is_told(address):
     assert "told that there are 3 processes, and process 0 that there are 2" in text
 
 
-def test_a_port_in_use_is_told(address):
+def test_a_port_in_use_is_reported(address):
     host, port = address.split(":")
     with (
         socket.create_server((host, int(port))),
@@ -91,7 +91,7 @@ def test_a_port_in_use_is_told(address):
         meet(Cluster(address, 2, 0, "a test"), 1)
 
 
-def test_strangers_at_the_door_change_nothing(address):
+def test_unrelated_connections_are_ignored(address):
     host, port = address.split(":")
 
     def stranger():

@@ -29,7 +29,7 @@ def _devices(kind: str, number: int, slices: int = 1) -> list:
     return [SimpleNamespace(device_kind=kind, slice_index=n % slices) for n in range(number)]
 
 
-def test_a_mesh_has_only_the_axes_in_use_in_order_of_communication():
+def test_a_mesh_has_only_the_axes_in_use_in_canonical_order():
     mesh = _mesh(model=2, data=2, fsdp=2)
     assert mesh.axis_names == ("data", "fsdp", "model")
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
@@ -52,13 +52,13 @@ def test_axes_that_do_not_fit_the_devices_are_errors(axes, message):
         mesh_shape(_parallelism(**axes), num_devices=8)
 
 
-def test_each_slice_has_all_parameters_unless_data_is_set():
+def test_each_slice_holds_all_parameters_unless_data_is_set():
     assert mesh_shape(_parallelism(fsdp=-1), num_devices=8, num_slices=2) == {"data": 2, "fsdp": 4}
     assert mesh_shape(_parallelism(fsdp=-1, data=1), num_devices=8, num_slices=2) == {"fsdp": 8}
     assert mesh_shape(_parallelism(fsdp=2), num_devices=8, num_slices=2) == {"data": 4, "fsdp": 2}
 
 
-def test_a_rule_is_for_any_number_of_slices_unless_it_names_one():
+def test_a_rule_matches_any_number_of_slices_unless_it_names_one():
     rules = [
         MeshRule().set(devices=r"\d+xv5p-128", parallelism=_parallelism(expert=2)),
         MeshRule().set(devices="v5p-128", parallelism=_parallelism(expert=4)),
@@ -87,11 +87,11 @@ def test_a_rule_is_for_any_number_of_slices_unless_it_names_one():
         ("Quantum 1", "Quantum 1"),
     ],
 )
-def test_devices_have_the_short_names_of_their_kinds(device, kind):
+def test_devices_have_short_names(device, kind):
     assert device_kind(*_devices(device, 1)) == kind
 
 
-def test_the_first_rule_that_matches_counts_and_what_is_set_goes_on_top():
+def test_the_first_matching_rule_applies_and_explicit_fields_override_it():
     rules = [
         MeshRule().set(devices="v5p-(64|128)", parallelism=_parallelism(fsdp=-1, model=2)),
         MeshRule().set(devices="v5p-.*", parallelism=_parallelism(fsdp=-1)),
@@ -107,7 +107,7 @@ def test_the_first_rule_that_matches_counts_and_what_is_set_goes_on_top():
     assert choose(rules, _parallelism(data=8), "cpu-8") == _parallelism(data=8)
 
 
-def test_a_model_keeps_for_the_backward_pass_what_the_parallelism_says():
+def test_the_parallelism_sets_remat_and_saved_names_of_the_model():
     model = tiny()
     cfg = Parallelism.default_config().set(
         decoder_saved_names=("query",), vision_encoder_remat=Remat.NONE

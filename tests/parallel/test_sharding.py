@@ -52,7 +52,7 @@ def test_a_name_without_a_rule_is_an_error():
         AxisRules().spec(("width",), _mesh(data=8))
 
 
-def test_parameters_are_split_as_their_names_say():
+def test_parameters_are_sharded_by_their_logical_names():
     mesh = _mesh(data=2, fsdp=2, model=2)
     params = _linear_params(bias=True)
     shardings = parameter_shardings(params, mesh, AxisRules())
@@ -91,7 +91,7 @@ def test_constrain_is_the_identity_without_a_mesh():
     assert current_placement() is None
 
 
-def test_constrain_places_activations_and_leaves_indivisible_dims_alone():
+def test_constrain_shards_activations_except_indivisible_dims():
     mesh = _mesh(data=4, model=2)
     with use_mesh(mesh):
         assert current_placement() == Placement(mesh, AxisRules())

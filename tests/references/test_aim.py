@@ -16,7 +16,7 @@ from mm1_jax.layers.attention import Pattern
     [((1, 224, 224, 3), None), ((3, 112, 140, 3), [1, 30, 79])],
     ids=["all to all", "prefix-causal at another size"],
 )
-def test_features_equal_those_of_the_reference(shape, prefixes, call):
+def test_aim_features_equal_those_of_the_reference(shape, prefixes, call):
     cfg = aim_600m(Pattern.BIDIRECTIONAL if prefixes is None else Pattern.PREFIX).set(num_layers=2)
     trunk = randomise(AimTrunk(cfg.model_dim, 2, cfg.num_heads, patch_size=14))
     norms = (cfg.patch_norm, cfg.stack.layer.norm, cfg.final_norm)

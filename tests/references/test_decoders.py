@@ -50,9 +50,7 @@ def logits(decoder, tokens, positions, segment_ids):
     ],
     ids=["llama", "llama with wider heads", "mixtral of 4", "mixtral of 8"],
 )
-def test_logits_of_packed_documents_equal_those_of_each_alone_in_transformers(
-    build, fields, tmp_path
-):
+def test_logits_of_packed_documents_equal_transformers_on_single_documents(build, fields, tmp_path):
     model = randomise(build(**fields))
     ours = with_weights(
         make_parts(model.config.to_dict(), Changes())["decoder"], imported_weights(model, tmp_path)

@@ -82,7 +82,7 @@ def padded(sequences: torch.Tensor, length: int) -> np.ndarray:
     return np.pad(answers, ((0, 0), (0, length - answers.shape[1])), constant_values=PAD)
 
 
-def test_greedy_answers_are_those_of_transformers(models):
+def test_greedy_answers_equal_those_of_transformers(models):
     theirs, ours = models
     expected = their_answers(theirs, max_new_tokens=12)
     answers = generate(ours, rows(PROMPTS), DecodingOptions(12, eos=EOS, pad=PAD))
@@ -92,7 +92,7 @@ def test_greedy_answers_are_those_of_transformers(models):
 
 
 @pytest.mark.parametrize(("num_beams", "length_penalty"), [(2, 1.0), (4, 0.0), (4, 2.0)])
-def test_beams_and_their_scores_are_those_of_transformers(models, num_beams, length_penalty):
+def test_beams_and_scores_equal_those_of_transformers(models, num_beams, length_penalty):
     theirs, ours = models
     expected = their_answers(
         theirs,
@@ -124,7 +124,7 @@ def test_beams_and_their_scores_are_those_of_transformers(models, num_beams, len
     "sampling",
     [Sampling(0.7), Sampling(1.0, top_k=5), Sampling(1.5, top_p=0.8), Sampling(0.9, 9, 0.6)],
 )
-def test_what_is_cut_off_before_a_draw_is_what_transformers_cuts_off(sampling):
+def test_sampling_truncates_like_transformers(sampling):
     logits = np.random.default_rng(0).normal(0, 2, (6, 40)).astype(np.float32)
     warpers = [TemperatureLogitsWarper(sampling.temperature)]
     warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []

@@ -16,12 +16,12 @@ def scores(row, step):
     return SCORES
 
 
-def test_answers_may_part_at_a_near_tie_and_differ_behind_it():
+def test_answers_may_differ_after_a_near_tie():
     assert_same_answers(answers([1, 2, 4]), answers([1, 1, 3]), scores)
 
 
 @pytest.mark.parametrize("other", [[1, 3, 1], [3, 2, 1], [0, 1, 1]])
-def test_answers_that_part_anywhere_else_differ(other):
+def test_answers_that_differ_elsewhere_fail(other):
     with pytest.raises(AssertionError, match="row 1, step"):
         assert_same_answers(answers(other), answers([1, 1, 1]), scores)
 
@@ -33,11 +33,11 @@ def test_near_ties_are_counted():
         assert_same_answers(*two, scores)
 
 
-def test_what_may_not_be_chosen_is_no_near_tie():
+def test_forbidden_tokens_are_not_near_ties():
     assert not is_near_tie(SCORES, 0, 1) and not is_near_tie(SCORES, 0, 0)
 
 
-def test_choices_of_experts_that_moved_are_counted_by_layer():
+def test_moved_expert_choices_are_counted_per_layer():
     load = np.array([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]])
     moved = load + np.array([[0.01, -0.01, 0], [0.01, 0.01, -0.02]])
     assert_same_loads(moved, load, num_choices=100, at_most=2)

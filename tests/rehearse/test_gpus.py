@@ -17,13 +17,13 @@ def find_spec(monkeypatch):
     return specs
 
 
-def test_without_the_plug_in_an_error_names_the_extra(find_spec):
+def test_without_the_plugin_an_error_names_the_extra(find_spec):
     assert environment() == {}
     with pytest.raises(ValueError, match=r"mm1_jax\[rehearse-cuda\]"):
         topology_options(H100)
 
 
-def test_the_tools_of_the_compiler_are_found_beside_the_plug_in(find_spec, tmp_path):
+def test_compiler_tools_are_found_beside_the_plugin(find_spec, tmp_path):
     (tmp_path / "cu13").mkdir()
     find_spec["nvidia"] = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
     assert f"--xla_gpu_cuda_data_dir={tmp_path / 'cu13'} " in environment()["XLA_FLAGS"]
@@ -31,7 +31,7 @@ def test_the_tools_of_the_compiler_are_found_beside_the_plug_in(find_spec, tmp_p
     assert topology_options(H100)["topology"] == "1x1x8"
 
 
-def test_a_rehearsal_for_gpus(run_afresh, tmp_path):
+def test_a_rehearsal_runs_for_gpus(run_afresh, tmp_path):
     file = tmp_path / "report.json"
     result = run_afresh(
         "-m",

@@ -59,7 +59,7 @@ def test_help_is_fast_and_imports_nothing_heavy():
         (["--hlo=nothing.hlo", "--topology=v5e:2x2"], "nothing.hlo"),
     ],
 )
-def test_wrong_command_lines_are_errors_of_one_line(capsys, argv, message):
+def test_wrong_command_lines_are_one_line_errors(capsys, argv, message):
     assert message in _error(capsys, *argv)
 
 
@@ -70,7 +70,7 @@ def test_missing_arguments_are_named(capsys, argv):
     assert error.value.code == 2 and "needed" in capsys.readouterr().err.replace("needs", "needed")
 
 
-def test_a_program_for_other_devices_is_refused(capsys, tmp_path):
+def test_a_program_for_other_devices_is_rejected(capsys, tmp_path):
     file = tmp_path / "program.hlo"
     file.write_text(
         "HloModule m, num_partitions=8\n\nENTRY %main () -> f32[] {\n"
@@ -80,7 +80,7 @@ def test_a_program_for_other_devices_is_refused(capsys, tmp_path):
     assert "compiled for 8 devices" in message
 
 
-def test_images_are_counted_by_stream_and_never_beyond_their_slots():
+def test_images_are_counted_per_stream_and_at_most_their_slots():
     cfg = Launch("small", "small_experiment").resolved_config()
     # Rows are captions (full of images), interleaved and text in proportions 9:9:2.
     assert expected_images(cfg) == pytest.approx(8 * (9 * 16 + 9 * 10) / 20)
@@ -91,7 +91,7 @@ def test_images_are_counted_by_stream_and_never_beyond_their_slots():
         expected_images(cfg)
 
 
-def test_a_table_tells_reports_apart_by_what_is_compiled():
+def test_reports_of_a_table_are_identified_by_the_compiled_config():
     cfg, topology = Launch("small", "small_experiment").resolved_config(), parse_topology("v5e:2x2")
     before = fingerprint(cfg, topology)
     cfg.model.decoder.norm.eps = 1e-3
@@ -102,7 +102,7 @@ def test_a_table_tells_reports_apart_by_what_is_compiled():
     assert [report_key(each) for each in reports] == ["small on v5e:2x2", "small on v5e:2x2 a=1"]
 
 
-def test_words_of_the_compiler_on_what_does_not_fit():
+def test_compiler_messages_on_memory_are_parsed():
     used = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
     total = "the total memory required for HLO temporaries (512.00M) exceeds available HBM"
     assert bytes_needed(used) == 20.5 * GIB
@@ -110,7 +110,7 @@ def test_words_of_the_compiler_on_what_does_not_fit():
     assert bytes_needed("something else") is None
 
 
-def test_another_compiler_than_the_one_of_the_docs_is_named(monkeypatch):
+def test_a_compiler_that_differs_from_the_docs_is_named(monkeypatch):
     installed = dict(PREDICTED_WITH)
     monkeypatch.setattr(compile, "version", installed.get)
     assert other_versions("libtpu") == other_versions("jax-cuda13-plugin") == []
@@ -183,7 +183,7 @@ def test_a_saved_program_gives_the_same_prediction(rehearsed, capsys):
     assert "predicted step" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_to_change(run_afresh, tmp_path):
+def test_a_program_that_does_not_fit_reports_the_excess_and_advice(run_afresh, tmp_path):
     file = tmp_path / "report.json"
     result = run_afresh(
         "-m",
@@ -212,7 +212,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(run_afresh, tmp_p
         ),
     ],
 )
-def test_advice_is_to_keep_less_where_something_is_kept(chosen, fields):
+def test_advice_is_to_save_less_if_something_is_saved(chosen, fields):
     cfg = pretrain.mm1_tiny()
     lines = advice(cfg, {"mesh": {"fsdp": 4}, "parallelism": chosen})
     kept = [line for line in lines if line.startswith("keep less")]

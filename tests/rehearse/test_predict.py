@@ -24,7 +24,7 @@ def exposed(*schedule):
     return predict(schedule, TOPOLOGY).exposed
 
 
-def test_a_transfer_is_waited_for_but_for_what_is_computed_meanwhile():
+def test_a_transfer_is_exposed_except_for_overlapped_work():
     start, done = Start(transfer(3.0)), Done("gather")
     assert exposed(start, done) == pytest.approx(3)
     assert exposed(work(5), start, done, work(5)) == pytest.approx(3)
@@ -36,7 +36,7 @@ def test_a_transfer_is_waited_for_but_for_what_is_computed_meanwhile():
 
 
 @pytest.mark.parametrize("route", [Route.NETWORK, Route.HOST])
-def test_transfers_share_a_route_and_no_other(route):
+def test_transfers_share_the_bandwidth_of_their_route_only(route):
     first, second = transfer(2.0, "a"), transfer(2.0, "b")
     both = (Start(first), Start(second), work(3), Done("a"), Done("b"))
     assert exposed(*both) == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_the_slowest_branch_counts():
     assert predict((Branch(((work(1),), (work(3),))),), TOPOLOGY).step == pytest.approx(3)
 
 
-def test_work_takes_no_less_than_its_flops_at_the_peak():
+def test_work_takes_at_least_its_flops_at_peak_rate():
     peak = TOPOLOGY.device_peak_flops
     product = Work("product", Kind.MATRIX, peak, 1.0, 0.0)
     kernel = Work("kernel", Kind.KERNEL, peak, None, 0.0)
@@ -100,7 +100,7 @@ GATHER_SECONDS = 3 * 64 * 32 * 2 / LINKS
 @pytest.mark.parametrize(
     ("fused", "copied", "waits"), [(0, 0, 2), (10**6, 0, 1), (0, 10**6, 1), (10**6, 10**6, 0)]
 )
-def test_overlap_is_read_off_the_schedule(fused, copied, waits):
+def test_overlap_is_derived_from_the_schedule(fused, copied, waits):
     text = OVERLAP.replace("FUSED", str(fused)).replace("COPIED", str(copied))
     times = predict(Program.parse(text).schedule(), TOPOLOGY)
     assert times.transfer == pytest.approx(2 * GATHER_SECONDS)
@@ -131,6 +131,6 @@ def test_transfers_between_slices_go_over_the_network():
     assert times.exposed == pytest.approx(sent / topology.chip.network_bandwidth)
 
 
-def test_a_large_product_comes_near_the_peak(programs):
+def test_a_large_product_approaches_the_peak_rate(programs):
     times = predict(Program.parse((programs / "large.hlo").read_text()).schedule(), TOPOLOGY)
     assert 0.85 < 2 * 8192**3 / TOPOLOGY.device_peak_flops / times.step < 0.95

@@ -66,7 +66,7 @@ ENTRY %main (a: bf16[8,32]) -> bf16[1,8,32] {
 """  # noqa: E501
 
 
-def test_counts_are_multiplied_by_trips():
+def test_counts_are_multiplied_by_loop_trips():
     program = loop()
     schedule = program.schedule()
     (trips,) = [item.trips for item in schedule if isinstance(item, Loop)]
@@ -78,7 +78,7 @@ def test_counts_are_multiplied_by_trips():
     assert program.warnings == []
 
 
-def test_pieces_go_to_the_memory_of_the_host_and_back():
+def test_offloaded_pieces_go_to_host_memory_and_back():
     schedule = Program.parse(HOST).schedule()
     start, product, done, back, back_done = schedule
     assert isinstance(product, Work) and product.flops == 2 * 8 * 8 * 32
@@ -89,7 +89,7 @@ def test_pieces_go_to_the_memory_of_the_host_and_back():
     assert len(traffic(schedule, Route.HOST)) == len(traffic(schedule)) == 2
 
 
-def test_a_report_has_copies_to_the_host_beside_the_collectives():
+def test_a_report_lists_host_copies_beside_collectives():
     report = program_report(HOST, parse_topology("v5e:2x2"), None)
     assert report["collectives"] == {}
     assert {kind: each["sent"] for kind, each in report["host_copies"].items()} == {
@@ -102,13 +102,13 @@ def test_a_report_has_copies_to_the_host_beside_the_collectives():
     assert "host" not in render({"topology": "v5e:2x2", "num_chips": 4, **inside})
 
 
-def test_a_copy_that_stays_on_the_chip_is_sent_nowhere():
+def test_a_copy_within_the_chip_is_not_a_transfer():
     text = HOST.replace("S(5)", "")
     (product,) = Program.parse(text).schedule()
     assert product.name == "product"
 
 
-def test_what_sends_to_itself_only_is_no_traffic():
+def test_sending_to_itself_is_not_traffic():
     assert set(traffic(loop().schedule())) == {"all-gather"}
 
 
@@ -125,22 +125,22 @@ def test_what_sends_to_itself_only_is_no_traffic():
         ("{}", 4),
     ],
 )
-def test_the_size_of_a_group_in_every_notation(groups, size):
+def test_group_sizes_are_parsed_in_every_notation(groups, size):
     assert traffic(loop(groups).schedule())["all-gather"].sent == 7 * (size - 1) * 64 * 32 * 2
 
 
-def test_an_annotation_of_the_trips_counts_more_than_the_condition():
+def test_annotated_trip_counts_override_the_loop_condition():
     text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
     assert flops(Program.parse(text).schedule()) == 5 * 2 * 64 * 64 * 32 + 1000
 
 
-def test_a_loop_of_unknown_length_is_warned_of():
+def test_a_loop_of_unknown_length_raises_a_warning():
     program = Program.parse(LOOP.replace("constant(14)", "constant(1e3)"))
     program.schedule()
     assert "loop while: how often it runs is not known" in program.warnings[0]
 
 
-def test_a_kernel_without_flops_is_warned_of():
+def test_a_kernel_without_flops_raises_a_warning():
     program = Program.parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
     program.schedule()
     assert "kernel kernel: its FLOPs are not known" in program.warnings[0]
@@ -168,13 +168,13 @@ ENTRY %main (a: f32[64]) -> f32[64] {
 """  # noqa: E501
 
 
-def test_what_another_core_runs_is_timed_by_its_bytes():
+def test_work_of_another_core_is_timed_by_its_bytes():
     program = Program.parse(OFFLOADED)
     (work,) = [item for item in program.schedule() if isinstance(item, Work) and item.hbm_bytes]
     assert (work.name, work.cycles, work.hbm_bytes) == ("sum", None, 3 * 64 * 4)
 
 
-def test_text_that_is_not_hlo():
+def test_text_that_is_not_hlo_is_an_error():
     with pytest.raises(ValueError, match="not HLO text"):
         Program.parse("module {}")
 
@@ -211,7 +211,7 @@ PIECES = "(bf16[3,2,8,64,128]{4,3,2,1,0}, bf16[2,8,64,128]{3,2,1,0})"
         ("%numbers", 0.5),
     ],
 )
-def test_flops_of_splash_attention(name, result, products, operands, share):
+def test_flops_of_splash_attention_follow_from_its_shapes(name, result, products, operands, share):
     text = SPLASH.replace("NAME", name).replace("RESULT", result).replace("OPERANDS", operands)
     works = [item for item in Program.parse(text).schedule() if isinstance(item, Work)]
     (kernel,) = [work for work in works if work.kind is Kind.KERNEL]
@@ -233,20 +233,20 @@ ENTRY %main (q: bf16[2,64,8,32]) -> bf16[2,64,8,32] {
     [("mha_forward", 2), ("mha_backward", 7), ("mha_preprocess_backward", 0)],
 )
 @pytest.mark.parametrize(("scope", "share"), [("causal", 0.5), ("full", 1.0)])
-def test_flops_of_attention_on_gpus(name, products, scope, share):
+def test_flops_of_attention_on_gpus_follow_from_its_shapes(name, products, scope, share):
     program = Program.parse(MHA.replace("NAME", name).replace("SCOPE", scope))
     (kernel,) = [item for item in program.schedule() if isinstance(item, Work)]
     assert kernel.kind is Kind.KERNEL and not program.warnings
     assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 32
 
 
-def test_what_the_compiler_makes_of_a_loop_has_its_exact_flops(programs):
+def test_a_compiled_loop_has_its_exact_flops(programs):
     schedule = Program.parse((programs / "looped.hlo").read_text()).schedule()
     assert flops(schedule) == 3 * 2 * 512 * 256 * 256
     assert 3 in [executions for _, executions in executed(schedule)]
 
 
-def test_batched_products_run_as_convolutions_have_their_exact_flops(programs):
+def test_batched_products_compiled_as_convolutions_have_their_exact_flops(programs):
     schedule = Program.parse((programs / "batched.hlo").read_text()).schedule()
     assert flops(schedule) == 4 * 2 * 128 * 256 * 512
 

@@ -32,14 +32,14 @@ FITS = (
 
 
 @pytest.mark.parametrize(("config", "topology"), FITS)
-def test_every_config_fits_where_it_is_meant_to_run(config, topology):
+def test_every_config_fits_on_its_intended_slices(config, topology):
     report = REPORTS[f"{config} on {topology}"]
     assert report["memory"]["fits"] and report["memory"]["free"] >= 0.05
     assert report["tokens"] == 512 * 4096
 
 
 @pytest.mark.parametrize("config", sorted({config for config, _ in FITS}))
-def test_every_config_stands_on_six_kinds_of_slices_and_fits(config):
+def test_every_config_is_rehearsed_on_six_kinds_of_slices_and_fits(config):
     reports = [report for report in REPORTS.values() if report["config"] == config]
     topologies = [parse_topology(report["topology"]) for report in reports]
     assert len({(t.chip.name, t.num_slices > 1) for t in topologies}) >= 6
@@ -47,7 +47,7 @@ def test_every_config_stands_on_six_kinds_of_slices_and_fits(config):
 
 
 @pytest.mark.parametrize("key", REPORTS)
-def test_the_table_is_of_the_configs_as_they_are(key):
+def test_the_table_is_up_to_date_with_the_configs(key):
     report = REPORTS[key]
     cfg = Launch(report["config"], None, report["overrides"]).resolved_config()
     assert report["fingerprint"] == fingerprint(cfg, parse_topology(report["topology"])), (
@@ -55,13 +55,13 @@ def test_the_table_is_of_the_configs_as_they_are(key):
     )
 
 
-def test_the_table_of_the_docs_is_that_of_the_json():
+def test_the_table_in_the_docs_equals_the_json():
     text = (DOCS / "performance.md").read_text()
     family = [key for key in sorted(REPORTS) if REPORTS[key]["config"] != COMPARED]
     assert render_table([REPORTS[key] for key in family]) in text
 
 
-def test_the_comparison_with_maxtext_has_a_line_for_each_vector_memory():
+def test_the_comparison_with_maxtext_has_a_line_per_vector_memory_limit():
     """Both programs are compiled with and without the option that enlarges vector memory."""
     text = (DOCS / "performance.md").read_text()
     reports = [report for report in REPORTS.values() if report["config"] == COMPARED]
@@ -93,7 +93,7 @@ def _compared(report):
         *(pytest.param(*key, marks=pytest.mark.slow) for key in FITS),
     ],
 )
-def test_the_compiler_still_makes_the_same_of_them(run_afresh, tmp_path, config, topology):
+def test_the_compiler_still_reproduces_the_table(run_afresh, tmp_path, config, topology):
     stored, file = REPORTS[f"{config} on {topology}"], tmp_path / "report.json"
     arguments = (f"--config={config}", f"--topology={topology}", f"--json={file}")
     result = run_afresh("-m", "mm1_jax.rehearse", *arguments)

@@ -20,7 +20,7 @@ from mm1_jax.rehearse.topologies import parse_topology
         ("h100:8", "h100:8", 8, 8),
     ],
 )
-def test_names(name, same, chips, devices):
+def test_topology_names_are_parsed(name, same, chips, devices):
     topology = parse_topology(name)
     assert (topology.name, topology.num_chips, topology.num_devices) == (same, chips, devices)
     assert parse_topology(topology.name) == topology
@@ -39,19 +39,19 @@ def test_names(name, same, chips, devices):
         ("pod", "names look like"),
     ],
 )
-def test_wrong_names_are_errors_that_help(name, message):
+def test_wrong_topology_names_are_helpful_errors(name, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_topology(name)
     assert f"--topology={name}" in str(error.value)
 
 
-def test_rings_close_in_whole_cubes_and_along_sides_of_sixteen():
+def test_tori_wrap_around_in_whole_cubes_and_along_sides_of_sixteen():
     assert parse_topology("v5p:4x4x8").wrap == [True] * 3
     assert parse_topology("v5p:2x4x4").wrap == [False] * 3
     assert parse_topology("v5e:8x16").wrap == [False, True, False]
 
 
-def test_a_device_has_its_share_of_a_chip():
+def test_a_device_has_its_share_of_the_chip():
     topology = parse_topology("tpu7x:4x4x4")
     chip = CHIPS["tpu7x"]
     assert topology.device_peak_flops == chip.peak_flops / 2

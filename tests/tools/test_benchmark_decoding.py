@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
 
 
-def test_both_decode_the_same_tokens_and_all_figures_are_told(tmp_path):
+def test_both_decoders_agree_and_all_figures_are_reported(tmp_path):
     options = ("--size=9m", "--batch_sizes=2", "--prompt_length=8", "--new_tokens=4")
     done = subprocess.run(
         [

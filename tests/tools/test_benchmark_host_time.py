@@ -25,7 +25,7 @@ def small(steps, batch_size, shrink):
     return cfg
 
 
-def test_all_of_the_time_is_told(monkeypatch, with_few_records):
+def test_all_of_the_time_is_accounted_for(monkeypatch, with_few_records):
     monkeypatch.setattr(tool, "config", functools.partial(small, shrink=with_few_records))
     seconds = tool.measure(4, 8)
     parts = ("waiting for the device", "waiting for data", "held up by saves", "host")

@@ -39,7 +39,7 @@ def small_config():
     return tool.input_config(input_config(), 4)
 
 
-def test_the_recorded_pictures_are_those_of_the_batches_with_their_texts():
+def test_recorded_pictures_equal_those_of_the_batches_with_their_texts():
     input = small_config().instantiate()
     recorded = tool.record(small_config())
     iterator = input.iterator()
@@ -63,14 +63,14 @@ def test_the_recorded_pictures_are_those_of_the_batches_with_their_texts():
     assert any(text.startswith("about") for text in texts)
 
 
-def test_the_batches_of_this_process_come_again():
+def test_the_batches_of_this_process_repeat():
     counts = tool.batches_of(small_config().instantiate())
     first = [next(counts) for _ in range(tool.NUM_RECORDED)]
     assert [next(counts) for _ in range(tool.NUM_RECORDED)] == first
 
 
 @pytest.mark.parametrize("decoder", ["PILLOW", "PILLOW_DRAFT", "SIMPLEJPEG"])
-def test_the_limit_makes_the_pixels_of_the_input(decoder):
+def test_the_limit_decodes_to_the_pixels_of_the_input(decoder):
     if decoder == "SIMPLEJPEG":
         pytest.importorskip("simplejpeg")
     cfg = ImageTransform.default_config().set(image_size=16, jpeg_decoder=JpegDecoder[decoder])
@@ -79,7 +79,7 @@ def test_the_limit_makes_the_pixels_of_the_input(decoder):
     np.testing.assert_array_equal(bare_file(data, 16, cfg), expected)
 
 
-def test_what_is_synthetic_has_pictures_pages_and_texts(quick, tmp_path):
+def test_synthetic_data_has_pictures_pages_and_texts(quick, tmp_path):
     cfg = tool.input_config(input_config(max_sequence_length=1024), 4)
     cfg.streams = tool.synthetic_streams(tmp_path, 60, 40)
     input = cfg.instantiate()
@@ -93,7 +93,7 @@ def test_what_is_synthetic_has_pictures_pages_and_texts(quick, tmp_path):
     assert len(names) == 2 * len(recorded.images)
 
 
-def test_time_of_this_process_and_of_its_workers_counts():
+def test_cpu_time_of_the_process_and_its_workers_is_counted():
     def busy(seconds: float):
         start = time.process_time()
         while time.process_time() - start < seconds:
@@ -128,7 +128,7 @@ def test_time_of_this_process_and_of_its_workers_counts():
     batches.close()
 
 
-def test_cores_follow_from_pictures_seconds_and_hosts():
+def test_the_demand_for_cores_follows_from_pictures_step_time_and_hosts():
     cfg = input_config(batch_size=64, image_group_rows=16, images_per_row=4)
     sizes = {"images_per_second": 100.0, "step_seconds": 2.0}
     need = tool.demand(cfg, 5.0, 90.0, num_hosts=4, **sizes)
@@ -141,7 +141,7 @@ def test_cores_follow_from_pictures_seconds_and_hosts():
         tool.demand(cfg, 5.0, 90.0, num_hosts=7, **sizes)
 
 
-def test_drawn_pictures_are_compared_with_the_limit_alone(quick, tmp_path, capsys):
+def test_synthetic_pictures_are_compared_only_with_the_limit(quick, tmp_path, capsys):
     path = tmp_path / "report.json"
     options = (f"--json={path}", "--step_seconds=0.5", "--hosts=2", "--rows=2")
     assert tool.main([*ARGUMENTS, *options]) == 0
@@ -172,14 +172,14 @@ def test_files_are_compared_with_webdataset(tmp_path):
         (("--config.input.max_images=0",), "input.max_images=0: the model reads images"),
     ],
 )
-def test_errors_of_one_line(quick, capsys, arguments, message):
+def test_errors_are_one_line(quick, capsys, arguments, message):
     assert tool.main([*ARGUMENTS, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
 
 
 @pytest.mark.parametrize("option", ["--rows=0", "--rounds=x", "--hosts=-1", "--step_seconds=0"])
-def test_numbers_that_are_none(capsys, option):
+def test_invalid_numbers_are_rejected(capsys, option):
     with pytest.raises(SystemExit):
         tool.parse(["--config=drawn", option])
     assert option.partition("=")[0] in capsys.readouterr().err

@@ -9,7 +9,7 @@ tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
 
 
-def test_larger_groups_use_more_of_their_slots(capsys):
+def test_larger_groups_use_a_larger_share_of_their_slots(capsys):
     tool.main(
         ["--images_per_row=10", "--num_steps=2", "--batch_size=64", "--group_rows", "16", "64"]
     )

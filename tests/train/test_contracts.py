@@ -85,7 +85,7 @@ WRONG_SHAPES = [
 
 
 @pytest.mark.parametrize(("path", "base", "change", "got", "expected"), WRONG_SHAPES)
-def test_a_part_that_returns_another_shape_is_named_with_its_field(
+def test_a_part_that_returns_a_wrong_shape_is_named_with_its_field(
     cfg, path, base, change, got, expected
 ):
     _replace(cfg, path, _changed(base, change))
@@ -96,7 +96,7 @@ def test_a_part_that_returns_another_shape_is_named_with_its_field(
     assert expected in said.partition("expected")[2]
 
 
-def test_the_parts_that_are_there_keep_their_contracts(cfg):
+def test_the_existing_parts_keep_their_contracts(cfg):
     Experiment.check(cfg)
 
 
@@ -129,7 +129,7 @@ WRONG_OPTIMIZERS = [
 
 
 @pytest.mark.parametrize(("init", "update", "said"), WRONG_OPTIMIZERS)
-def test_an_optimizer_has_to_return_a_direction_like_the_gradient(cfg, init, update, said):
+def test_an_optimizer_must_return_a_direction_like_the_gradient(cfg, init, update, said):
     _replace(cfg, "trainer.optimizer", _direction(init, update))
     with pytest.raises(ValueError, match="^trainer.optimizer: Part") as error:
         Experiment.check(cfg)
@@ -146,7 +146,7 @@ def test_an_optimizer_without_a_direction_is_named(cfg):
         Experiment.check(cfg)
 
 
-def test_a_schedule_has_to_give_rates(cfg):
+def test_a_schedule_must_return_rates(cfg):
     class Shifted(AdamW):
         def learning_rate(self, step):
             return super().learning_rate(step) - 1e-3
@@ -162,13 +162,13 @@ def test_a_schedule_has_to_give_rates(cfg):
             check_learning_rate(cfg.trainer.optimizer.instantiate(), 100)
 
 
-def test_an_error_inside_a_part_is_one_sentence_with_its_place(cfg):
+def test_an_error_inside_a_part_is_one_sentence_with_its_path(cfg):
     _replace(cfg, "model.connector", _changed(AveragePooling, lambda y: y @ np.ones((3, 3), "f4")))
     with pytest.raises(ValueError, match=r"cannot be traced: TypeError at .*test_contracts.py:\d+"):
         Experiment.check(cfg)
 
 
-def test_a_constructor_that_lacks_an_argument_is_named(cfg):
+def test_a_constructor_with_a_missing_argument_is_named(cfg):
     class NoKeys(AveragePooling):
         def __init__(self, cfg):
             pass

@@ -37,7 +37,7 @@ def test_an_evaluation_that_was_made_before_a_restart_is_not_repeated(make_train
     assert [e["step"] for e in records(run, "evaluations.jsonl")] == [2, 4, 6]
 
 
-def test_a_failed_evaluation_leaves_a_report_of_the_others(make_trainer, fakes, run, capsys):
+def test_a_failed_evaluation_still_writes_a_report_of_the_others(make_trainer, fakes, run, capsys):
     evaluators = {"broken": fakes.Evaluator(on_run=fail), "quiz": fakes.Evaluator()}
     with pytest.raises(SystemExit) as exit:
         make_trainer(evaluators=evaluators).run()
@@ -72,7 +72,7 @@ def test_a_failed_evaluation_does_not_end_training(make_trainer, fakes, run, uns
     assert made["step"] == 6 and made["quiz/0/accuracy"] == 0.75
 
 
-def test_changed_evaluators_judge_a_finished_run_again(make_trainer, fakes, run, capsys):
+def test_changed_evaluators_evaluate_a_finished_run_again(make_trainer, fakes, run, capsys):
     make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
     lines = records(run)
     # A changed field, another evaluator or none each make a new report.
@@ -97,7 +97,7 @@ def test_a_state_is_saved_before_it_is_evaluated(make_trainer, fakes, run):
 
 
 @pytest.mark.parametrize("n", [3, 0], ids=["during training", "at the end"])
-def test_a_signal_ends_an_evaluation_in_the_middle(make_trainer, fakes, run, unstopped, n):
+def test_a_signal_interrupts_an_evaluation(make_trainer, fakes, run, unstopped, n):
     def terminate(number):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)

@@ -41,7 +41,7 @@ class OfProcess:
         ({"data": 2, "fsdp": 4}, [1, 2, 3], [range(2, 8)]),
     ],
 )
-def test_a_process_makes_the_rows_that_its_devices_hold(axes, devices, runs):
+def test_a_process_loads_the_rows_of_its_devices(axes, devices, runs):
     own = [jax.devices()[i] for i in devices]
     assert host_rows(OfProcess(row_sharding(**axes), own), 16) == runs
 
@@ -58,7 +58,7 @@ def rows_of(batch, rows, num_rows):
     "runs", [[range(0, 8)], [range(0, 4), range(4, 8)], [range(0, 2), range(2, 8)]], ids=str
 )
 @pytest.mark.parametrize("axes", [{"data": 4, "model": 2}, {"data": 2, "fsdp": 2, "model": 2}])
-def test_the_parts_make_the_same_arrays_as_the_whole(make_batch, axes, runs):
+def test_parts_are_placed_like_the_whole_batch(make_batch, axes, runs):
     batch, placed = make_batch(0, rows=8), shardings(**axes)
     whole = jax.tree.map(jax.device_put, batch, placed)
     parts = HostBatch(8, tuple(rows_of(batch, rows, 8) for rows in runs)).place(placed)

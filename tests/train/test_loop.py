@@ -9,7 +9,7 @@ from mm1_jax.train import loop
 from mm1_jax.train.guards.anomalies import NonFiniteLoss
 
 
-def test_sigterm_saves_the_step_that_is_being_made_and_exits_with_143(
+def test_sigterm_saves_the_current_step_and_exits_with_143(
     make_trainer, fakes, run, unstopped, capsys
 ):
     def terminate(number, batch):
@@ -31,7 +31,7 @@ def test_sigterm_saves_the_step_that_is_being_made_and_exits_with_143(
     assert records(run)[3]["resumed_from"] == 3
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make_trainer, run):
+def test_a_non_finite_loss_stops_the_run_before_a_save(make_trainer, run):
     with pytest.raises(NonFiniteLoss) as error:
         make_trainer(learning_rate=1e30).run()
     message = str(error.value)

@@ -33,7 +33,7 @@ def evaluate(logits, batch, router=None, **coefficients):
     return loss(logits, Identity(), batch, router, num_corpora=2)
 
 
-def test_cross_entropy_is_that_of_torch(logits, batch):
+def test_cross_entropy_equals_torchs(logits, batch):
     targets = torch.from_numpy(np.where(batch.loss_mask, batch.targets, -100)).long()
     expected = torch.nn.functional.cross_entropy(
         torch.from_numpy(np.array(logits)).reshape(-1, VOCAB_SIZE), targets.reshape(-1)
@@ -52,7 +52,7 @@ def test_z_loss_is_the_mean_square_of_the_log_normaliser(logits, batch):
     np.testing.assert_allclose(total - without, 0.5 * expected, rtol=1e-5)
 
 
-def test_the_loss_of_two_half_batches_adds_up_to_that_of_the_whole(logits, batch):
+def test_losses_of_half_batches_add_up_to_that_of_the_whole(logits, batch):
     # Uneven on purpose: the second half has a single target.
     mask = batch.loss_mask.copy()
     mask[2:] = False
@@ -72,7 +72,7 @@ def test_the_loss_of_two_half_batches_adds_up_to_that_of_the_whole(logits, batch
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-6, err_msg=name)
 
 
-def test_targets_that_are_not_scored_do_not_matter(logits, batch):
+def test_unscored_targets_have_no_effect(logits, batch):
     changed = np.where(batch.loss_mask, batch.targets, (batch.targets + 5) % VOCAB_SIZE)
     assert (changed != batch.targets).any()
     before = jax.value_and_grad(lambda x: evaluate(x, batch)[0])(logits)
@@ -90,7 +90,7 @@ def test_a_batch_without_targets_has_no_loss_and_no_gradient(logits, batch):
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_the_losses_of_the_corpora_make_up_the_loss(logits, batch):
+def test_losses_per_corpus_add_up_to_the_loss(logits, batch):
     metrics = evaluate(logits, batch)[1]
     corpora, whole = metrics["corpus_loss"], metrics["loss"]
     np.testing.assert_array_equal(
@@ -102,7 +102,7 @@ def test_the_losses_of_the_corpora_make_up_the_loss(logits, batch):
     np.testing.assert_allclose(divide(metrics)["corpus_loss"][0], first, rtol=1e-6)
 
 
-def test_bfloat16_logits_lose_nothing_after_they_are_made(logits, batch):
+def test_the_loss_of_bfloat16_logits_is_computed_in_float32(logits, batch):
     logits = logits.astype(jnp.bfloat16)
     exact, _ = evaluate(logits.astype(jnp.float32), batch)
     assert evaluate(logits, batch)[0] == exact
@@ -122,7 +122,7 @@ def test_router_losses_are_means_over_real_tokens_and_layers(logits, batch):
     assert divide(metrics)["dropped_share"] == 0.1
 
 
-def test_logits_made_in_chunks_give_the_same_loss_and_gradient(logits, batch):
+def test_chunked_logits_give_the_same_loss_and_gradient(logits, batch):
     def value_and_gradient(**fields):
         return jax.value_and_grad(lambda x: evaluate(x, batch, z_loss=0.1, **fields)[0])(logits)
 

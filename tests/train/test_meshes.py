@@ -148,18 +148,18 @@ def assert_same(found, expected):
     ],
     ids=str,
 )
-def test_a_step_on_a_mesh_is_that_of_one_device(batch, alone, sparse, axes):
+def test_a_step_on_a_mesh_equals_that_of_one_device(batch, alone, sparse, axes):
     assert_same(step(batch, sparse, axes), alone(sparse))
 
 
-def test_micro_batches_of_a_sparse_model_add_up_router_losses_included(batch, alone):
+def test_micro_batches_of_a_sparse_model_add_up_with_router_losses(batch, alone):
     """Each row, with its routing groups, is in one micro-batch and is weighted by its tokens."""
     expected = alone(True)
     assert expected[0]["load_balance_loss"] > 1 and expected[0]["dropped_share"] > 0
     assert_same(step(batch, True, {}, gradient_accumulation=4), expected)
 
 
-def test_what_is_frozen_has_no_backward_pass(batch):
+def test_frozen_parts_have_no_backward_pass(batch):
     """A backward pass costs two products and, here, a recomputation per forward product."""
 
     def flops(*frozen):

@@ -5,7 +5,7 @@ import numpy as np
 from mm1_jax.train.metrics import Mean, add, divide
 
 
-def test_metrics_of_parts_add_up_to_those_of_the_whole(prng_key):
+def test_metrics_of_parts_add_up_to_the_whole(prng_key):
     values = np.asarray(jax.random.normal(prng_key, (12,)))
 
     def metrics(x):
@@ -17,7 +17,7 @@ def test_metrics_of_parts_add_up_to_those_of_the_whole(prng_key):
     assert total["count"] == (values > 0).sum()
 
 
-def test_a_mean_without_weight_is_not_a_number_and_its_gradient_is_zero():
+def test_a_mean_without_weight_is_nan_with_zero_gradient():
     assert np.isnan(divide({"mean": Mean(jnp.zeros(()), jnp.zeros(()))})["mean"])
     value_and_grad = jax.value_and_grad(lambda total: Mean(total, jnp.zeros(())).ratio())
     assert value_and_grad(jnp.float32(3)) == (0, 0)

@@ -24,13 +24,13 @@ def test_batches_have_the_shapes_that_the_step_is_compiled_for(fields, with_few_
         batches.close()
 
 
-def test_an_objective_knows_its_rows_and_their_flops():
+def test_an_objective_reports_rows_and_flops():
     cfg = Experiment.resolve(mm1_tiny())
     objective = Experiment.objective(cfg)
     assert objective.num_rows == cfg.input.batch_size
     assert objective.flops() == forward_flops(cfg.model, cfg.input.max_sequence_length)
 
 
-def test_the_flops_of_another_model_are_not_known(fakes):
+def test_the_flops_of_other_models_are_unknown(fakes):
     with pytest.raises(ValueError, match="FLOPs of BigramModel are not known"):
         fakes.objective().flops()

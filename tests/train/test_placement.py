@@ -124,7 +124,7 @@ def check_places(state, expected):
         assert places == jax.tree.map(lambda x: x.sharding, state.params)
 
 
-def test_a_step_and_a_restore_leave_every_leaf_in_its_place(placed):
+def test_a_step_and_a_restore_keep_every_sharding(placed):
     state, _ = placed.step(placed.first_state(), placed.place(placed.batch))
     check_places(state, placed.expected)
     checkpointer = placed.checkpointer()
@@ -137,7 +137,7 @@ def test_a_step_and_a_restore_leave_every_leaf_in_its_place(placed):
     placed.step(restored, placed.place(placed.batch))
 
 
-def test_a_batch_without_any_image_goes_through_the_same_program(placed):
+def test_a_batch_without_images_uses_the_same_program(placed):
     batch = placed.batch
     text = dataclasses.replace(
         batch,

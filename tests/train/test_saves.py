@@ -22,7 +22,7 @@ def fill_disk(monkeypatch, step):
     monkeypatch.setattr(checkpoint, "write_manifest", write)
 
 
-def test_a_last_save_that_fails_leaves_the_report(
+def test_a_failed_last_save_still_writes_the_report(
     make_trainer, fakes, run, unstopped, monkeypatch, capsys, caplog
 ):
     with monkeypatch.context() as patch:
@@ -41,7 +41,7 @@ def test_a_last_save_that_fails_leaves_the_report(
     assert (run / "checkpoints" / "6").exists()
 
 
-def test_a_save_that_does_not_begin_is_no_saved_run(make_trainer, run, monkeypatch, capsys):
+def test_a_save_that_does_not_start_is_reported_as_failed(make_trainer, run, monkeypatch, capsys):
     trainer = make_trainer()
 
     def save(manager, step, *args, **options):
@@ -55,7 +55,7 @@ def test_a_save_that_does_not_begin_is_no_saved_run(make_trainer, run, monkeypat
     assert "error: step 6 could not be saved; " in capsys.readouterr().out
 
 
-def test_a_stopped_run_that_cannot_be_saved_does_not_say_that_it_was(
+def test_a_stopped_run_whose_save_failed_is_not_reported_as_saved(
     make_trainer, fakes, run, monkeypatch, capsys
 ):
     def on_batch(number, batch):

@@ -33,7 +33,7 @@ def compiled(make_trainer):
     )
 
 
-def test_a_step_keeps_every_leaf_in_its_place_and_counts(compiled, batch):
+def test_a_step_keeps_every_sharding_and_increments_the_step(compiled, batch):
     before = jax.tree.map(lambda x: (x.sharding, x.dtype, x.weak_type), compiled.state)
     state, metrics = compiled.step(compiled.state, compiled.place(batch))
     assert jax.tree.map(lambda x: (x.sharding, x.dtype, x.weak_type), state) == before
@@ -52,7 +52,7 @@ def test_micro_batches_add_up_to_the_batch(make_trainer, tmp_path):
         assert losses(tmp_path / str(number)) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
 
-def test_a_batch_without_images_and_one_full_of_them_go_through_one_program(compiled, batch):
+def test_batches_without_images_and_full_of_images_share_a_program(compiled, batch):
     empty = dataclasses.replace(
         batch, image_index=np.full_like(batch.image_index, -1), images=np.zeros_like(batch.images)
     )
@@ -63,7 +63,7 @@ def test_a_batch_without_images_and_one_full_of_them_go_through_one_program(comp
     assert np.isfinite(divide(metrics)["loss"])
 
 
-def test_the_record_of_a_sparse_model_has_shares_of_each_layer():
+def test_metrics_of_a_sparse_model_have_expert_shares_per_layer():
     metrics = {
         "loss": Mean(np.float32(6), np.float32(4)),
         "corpus_loss": Mean(np.float32([6, 0]), np.float32([4, 0])),

@@ -26,7 +26,7 @@ def test_a_run_logs_every_step_saves_and_reports(make_trainer, fakes, run, capsy
     assert list((run / "tensorboard").iterdir())
 
 
-def test_summaries_say_what_each_corpus_has_given_up_to_their_step(make_trainer, run):
+def test_summaries_count_documents_per_corpus_up_to_their_step(make_trainer, run):
     make_trainer(summary_every_n_steps=2).run()
     given = {line["step"]: line.get("corpora/captions/documents") for line in records(run)}
     assert given == {1: None, 2: 2, 3: None, 4: 4, 5: None, 6: 6}
@@ -48,7 +48,7 @@ def test_a_killed_run_continues_with_bit_equal_losses(
     assert [(line["step"], line["resumed_from"]) for line in resumed] == [(saved + 1, saved)]
 
 
-def test_a_finished_run_is_left_as_it_is(make_trainer, fakes, run, capsys):
+def test_a_finished_run_is_not_changed(make_trainer, fakes, run, capsys):
     make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     evaluator = fakes.Evaluator()
@@ -58,7 +58,7 @@ def test_a_finished_run_is_left_as_it_is(make_trainer, fakes, run, capsys):
     assert "finished already" in capsys.readouterr().out
 
 
-def test_a_run_without_a_report_is_only_evaluated_again(make_trainer, fakes, run):
+def test_a_finished_run_without_a_report_is_only_evaluated(make_trainer, fakes, run):
     make_trainer(evaluators={"quiz": fakes.Evaluator()}).run()
     report, lines = (run / "report.json").read_text(), records(run)
     (run / "report.json").unlink()
@@ -79,7 +79,7 @@ def test_more_steps_continue_a_finished_run(make_trainer, run):
     assert json.loads((run / "report.json").read_text())["training/steps"] == 4
 
 
-def test_rows_that_the_devices_cannot_share_are_an_error_at_once(make_trainer, fakes):
+def test_indivisible_rows_are_an_immediate_error(make_trainer, fakes):
     with pytest.raises(ValueError, match="input.batch_size=3 .* 4 devices .*trainer.parallelism"):
         make_trainer(input=fakes.Input(batch_size=3), num_devices=8)
 
@@ -91,16 +91,14 @@ def test_rows_that_the_devices_cannot_share_are_an_error_at_once(make_trainer, f
         (ImageBuffer(4, 6), "input.images_per_row: .* 2, for 8"),
     ],
 )
-def test_groups_of_rows_that_the_devices_cannot_share_are_refused(
-    make_trainer, fakes, image_buffer, message
-):
+def test_indivisible_groups_of_rows_are_rejected(make_trainer, fakes, image_buffer, message):
     input = fakes.Input()
     input.image_buffer = image_buffer
     with pytest.raises(ValueError, match=message):
         make_trainer(input=input, num_devices=8)
 
 
-def test_a_damaged_file_is_not_in_the_way(make_trainer, run):
+def test_damaged_logs_do_not_prevent_a_resume(make_trainer, run):
     make_trainer().run()
     before = losses(run)
     for name in ("goodput.json", "report.json", "report.evals.txt", "checkpoints/best.json"):

@@ -24,13 +24,13 @@ def judge(records, **fields):
 
 
 @pytest.mark.parametrize("bad", [{"norm": np.nan}, {"loss": np.inf}])
-def test_what_is_not_finite_stops_the_run_by_default(bad):
+def test_non_finite_losses_stop_the_run_by_default(bad):
     with pytest.raises(NonFiniteLoss, match="step 3: .*captions") as error:
         judge([record(1), record(2), record(3, **bad)])
     assert error.value.step == 3
 
 
-def test_skipped_steps_are_told_and_too_many_in_a_row_stop_the_run():
+def test_skipped_steps_are_reported_and_too_many_in_a_row_stop_the_run():
     bad = [record(step, norm=np.nan) for step in range(1, 4)]
     assert all("is skipped" in text for text in judge(bad, policy="skip", max_in_a_row=3))
     with pytest.raises(NonFiniteLoss, match="3 in a row"):
@@ -46,7 +46,7 @@ def test_a_spike_is_relative_to_the_median():
         judge([*calm, record(31, norm=21)], spike_factor=10.0)
 
 
-def test_skipping_knows_no_median():
+def test_skipping_does_not_use_the_median():
     with pytest.raises(ValueError, match="max_grad_norm"):
         Anomalies.default_config().set(policy="skip", spike_factor=3.0).instantiate()
 
@@ -55,13 +55,13 @@ def test_skipping_knows_no_median():
     ("loss", "norm", "accepted"),
     [(1, 1, True), (np.nan, 1, False), (1, np.inf, False), (1, 5.5, False)],
 )
-def test_what_the_compiled_step_accepts(loss, norm, accepted):
+def test_the_compiled_step_accepts_finite_values_within_limits(loss, norm, accepted):
     cfg = Anomalies.default_config().set(policy="skip", max_grad_norm=5.0)
     accepts = jax.jit(cfg.instantiate().accepts)
     assert accepts(jnp.float32(loss), jnp.float32(norm)) == accepted
 
 
-def test_excluded_steps_are_kept_in_the_folder(tmp_path):
+def test_excluded_steps_are_stored_in_the_run_folder(tmp_path):
     ExcludedSteps(tmp_path).add(7, write=True)
     excluded = ExcludedSteps(tmp_path)
     excluded.add(3, write=True)
@@ -117,7 +117,7 @@ def saved_params(trainer, folder, step):
     return jax.device_get(params)
 
 
-def test_a_skipped_step_leaves_the_parameters_as_they_were(
+def test_a_skipped_step_does_not_change_the_parameters(
     make_trainer, fakes, spoiling, tmp_path, capsys
 ):
     options = {"input": spoilt(fakes, {4}), "anomalies": {"policy": "skip"}}
@@ -132,7 +132,7 @@ def test_a_skipped_step_leaves_the_parameters_as_they_were(
     assert np.any(fourth["head"] != fifth["head"])
 
 
-def test_rolling_back_leaves_the_batch_out(make_trainer, fakes, spoiling, tmp_path, capsys):
+def test_rolling_back_excludes_the_batch(make_trainer, fakes, spoiling, tmp_path, capsys):
     options = {"input": spoilt(fakes, {4}), "save_every": 2}
     make_trainer(**options, anomalies={"policy": "roll_back"}).run()
     assert "back to step 2, without this one" in capsys.readouterr().out
@@ -149,13 +149,13 @@ def test_rolling_back_leaves_the_batch_out(make_trainer, fakes, spoiling, tmp_pa
         assert skipped[step] == pytest.approx(values)
 
 
-def test_rolling_back_ends_where_it_does_not_help(make_trainer, fakes, spoiling, tmp_path):
+def test_rolling_back_stops_if_it_does_not_help(make_trainer, fakes, spoiling, tmp_path):
     anomalies = {"policy": "roll_back", "max_in_a_row": 2}
     with pytest.raises(NonFiniteLoss, match="3 in a row"):
         make_trainer(input=spoilt(fakes, {3, 4, 5, 6}), anomalies=anomalies).run()
 
 
-def test_the_guard_changes_nothing_where_steps_are_fine(make_trainer, tmp_path):
+def test_the_guard_does_not_change_normal_steps(make_trainer, tmp_path):
     make_trainer().run()
     make_trainer(output_dir=tmp_path / "guarded", anomalies={"policy": "skip"}).run()
     ours, theirs = losses(tmp_path / "guarded"), losses(tmp_path / "run")

@@ -32,7 +32,7 @@ def with_a_flipped_bit(x, device_number):
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
 
 
-def test_copies_that_agree_pass(trainer, state):
+def test_equal_copies_pass(trainer, state):
     corruption(trainer, compare_replicas_every_n_steps=1).check_replicas(1, state)
 
 
@@ -47,7 +47,7 @@ def test_one_flipped_bit_of_one_copy_is_found_and_its_device_named(trainer, stat
     corruption(trainer, compare_replicas_every_n_steps=3).check_replicas(2, state)
 
 
-def test_the_odd_one_of_many_copies_is_named(trainer, state):
+def test_the_different_one_of_many_copies_is_named(trainer, state):
     # A norm scale is split over fsdp alone: four copies of each half.
     scale = with_a_flipped_bit(state.params["scale"], 6)
     odd = state.params["scale"].addressable_shards[6].device
@@ -57,7 +57,7 @@ def test_the_odd_one_of_many_copies_is_named(trainer, state):
     assert f"{odd} of process 0 against 3 others" in str(error.value)
 
 
-def test_a_step_that_is_made_twice_gives_what_it_gives_once(trainer, state, batch, prng_key):
+def test_repeating_a_step_gives_the_same_result(trainer, state, batch, prng_key):
     step = trainer.program.compile()
     placed = trainer.program.place(host_batch(batch))
     twice, _ = corruption(trainer, recompute_every_n_steps=1).step_twice(step, state, placed)
@@ -65,7 +65,7 @@ def test_a_step_that_is_made_twice_gives_what_it_gives_once(trainer, state, batc
     jax.tree.map(np.testing.assert_array_equal, twice, once)
 
 
-def test_a_step_that_gives_other_bits_the_second_time_is_found(trainer, state, batch):
+def test_a_step_with_different_bits_on_repetition_is_detected(trainer, state, batch):
     step = trainer.program.compile()
     calls = []
 

@@ -31,7 +31,7 @@ def watchdog(folder, **fields):
     return cfg.instantiate(output_dir=folder, goodput=Goodput(None))
 
 
-def test_a_host_that_hangs_says_where_and_ends(tmp_path):
+def test_a_hanging_host_reports_its_stack_and_ends(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", _HANG, str(tmp_path)], capture_output=True, text=True, timeout=50
     )
@@ -41,7 +41,7 @@ def test_a_host_that_hangs_says_where_and_ends(tmp_path):
     assert "read_a_stuck_disk" in result.stderr
 
 
-def test_a_loop_that_goes_on_is_left_alone(tmp_path, capfd):
+def test_a_running_loop_is_not_interrupted(tmp_path, capfd):
     with watchdog(tmp_path, hang_seconds=0.6) as each:
         for step in range(8):
             each.progress(step)
@@ -49,7 +49,7 @@ def test_a_loop_that_goes_on_is_left_alone(tmp_path, capfd):
     assert "hangs" not in capfd.readouterr().err
 
 
-def test_every_host_has_a_line(tmp_path):
+def test_every_host_writes_a_status_line(tmp_path):
     path: Path = tmp_path / "hosts" / "process_00000.txt"
     with watchdog(tmp_path, status_every_n_seconds=0.05) as each:
         each.progress(3)
@@ -61,7 +61,7 @@ def test_every_host_has_a_line(tmp_path):
     assert path.read_text().endswith("step 3  ended\n")
 
 
-def test_how_a_run_ended_is_in_the_line(tmp_path):
+def test_the_status_line_states_how_a_run_ended(tmp_path):
     with pytest.raises(RuntimeError), watchdog(tmp_path):
         raise RuntimeError
     assert "ended by RuntimeError" in (tmp_path / "hosts" / "process_00000.txt").read_text()

@@ -56,7 +56,7 @@ def test_every_moment_belongs_to_one_phase(clock, tmp_path):
     assert totals["goodput"] == 6 / 15
 
 
-def test_steps_that_are_made_again_and_the_time_between_launches_are_lost(clock, tmp_path):
+def test_repeated_steps_and_the_time_between_launches_count_as_lost(clock, tmp_path):
     run(clock, tmp_path, 0, 8, save_at=4)
     clock.now += 100
     totals = run(clock, tmp_path, 4, 6).totals()
@@ -70,13 +70,13 @@ def test_steps_that_are_made_again_and_the_time_between_launches_are_lost(clock,
     assert stored == totals
 
 
-def test_a_launch_that_saved_nothing_is_lost_whole(clock, tmp_path):
+def test_a_launch_without_a_save_is_lost_entirely(clock, tmp_path):
     run(clock, tmp_path, 0, 4)
     totals = run(clock, tmp_path, 0, 4).totals()
     assert totals["lost_step_seconds"] == pytest.approx(3)
 
 
-def test_a_roll_back_loses_what_was_made_since_the_checkpoint(clock, tmp_path):
+def test_a_rollback_loses_the_steps_since_the_checkpoint(clock, tmp_path):
     goodput = run(clock, tmp_path, 0, 8, save_at=4)
     goodput.rolled_back(4)
     assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
@@ -85,7 +85,7 @@ def test_a_roll_back_loses_what_was_made_since_the_checkpoint(clock, tmp_path):
     assert goodput.totals()["lost_step_seconds"] == pytest.approx(3)
 
 
-def test_a_clock_that_is_set_in_a_launch_changes_nothing(clock, tmp_path):
+def test_setting_the_clock_during_a_launch_changes_nothing(clock, tmp_path):
     goodput = Goodput(tmp_path)
     clock.now += 5
     goodput.begin(0)
@@ -99,7 +99,7 @@ def test_a_clock_that_is_set_in_a_launch_changes_nothing(clock, tmp_path):
     assert totals["goodput"] == 6 / 11
 
 
-def test_a_clock_that_is_set_back_between_launches_loses_no_time(clock, tmp_path):
+def test_setting_the_clock_back_between_launches_loses_no_time(clock, tmp_path):
     run(clock, tmp_path, 0, 8, save_at=8)
     clock.now += 100
     clock.set_by = -5000
@@ -113,7 +113,7 @@ def test_a_clock_that_is_set_back_between_launches_loses_no_time(clock, tmp_path
     assert run(clock, tmp_path, 12, 1).totals()["goodput"] < 1
 
 
-def test_what_an_earlier_version_wrote_under_a_clock_set_back_is_no_more_than_all(clock, tmp_path):
+def test_goodput_is_at_most_one_for_old_files_with_a_clock_set_back(clock, tmp_path):
     run(clock, tmp_path, 0, 8)
     path = tmp_path / "goodput.json"
     content = json.loads(path.read_text())
@@ -128,7 +128,7 @@ def test_what_an_earlier_version_wrote_under_a_clock_set_back_is_no_more_than_al
     ["{", "[]", "null", "\x00", '{"launches": 1}', '{"launches": [{"start": 1}]}']
     + ['{"launches": [null]}'],
 )
-def test_a_damaged_file_is_named_and_begun_anew(clock, tmp_path, text, caplog):
+def test_a_damaged_file_is_named_and_replaced(clock, tmp_path, text, caplog):
     (tmp_path / "goodput.json").write_text(text)
     assert run(clock, tmp_path, 0, 2).totals()["launches"] == 1
     assert (tmp_path / "goodput.json.damaged").read_text() == text
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_named_and_begun_anew(clock, tmp_path, text, caplog):
     assert json.loads((tmp_path / "goodput.json").read_text())["totals"]["launches"] == 1
 
 
-def test_what_a_launch_wrote_is_not_damaged(clock, tmp_path, caplog):
+def test_a_file_written_by_a_launch_is_valid(clock, tmp_path, caplog):
     run(clock, tmp_path, 0, 2)
     assert run(clock, tmp_path, 2, 4).totals()["launches"] == 2
     assert caplog.text == ""

@@ -13,16 +13,16 @@ def lines(tmp_path):
     return lines
 
 
-def test_numbers_keep_all_their_digits(lines):
+def test_numbers_keep_all_digits(lines):
     assert [record["loss"] for record in lines.records()] == [1 / s + 1e-9 for s in (1, 2, 3)]
 
 
-def test_what_is_not_finite_is_null(lines):
+def test_non_finite_numbers_become_null(lines):
     lines.write({"step": 4, "loss": math.nan, "load": [1.0, math.inf]})
     assert list(lines.records())[-1] == {"step": 4, "loss": None, "load": [1.0, None]}
 
 
-def test_rewinding_takes_away_later_steps_and_half_a_line(lines):
+def test_rewinding_removes_later_steps_and_half_a_line(lines):
     before = lines.path.read_text().splitlines(keepends=True)
     with lines.path.open("a") as file:
         file.write('{"step": 4, "lo')
@@ -37,7 +37,7 @@ def test_rewinding_takes_away_later_steps_and_half_a_line(lines):
 
 
 @pytest.mark.parametrize("damaged", ["\x00\x00", '{"step": 2, "lo', "[2]", "{}", "\udcff"])
-def test_a_damaged_line_costs_no_others(lines, damaged, caplog):
+def test_a_damaged_line_affects_no_other(lines, damaged, caplog):
     first, _, last = lines.path.read_text().splitlines()
     text = f"{first}\n{damaged}\n{last}\n"
     lines.path.write_text(text, errors="surrogateescape")
@@ -47,12 +47,12 @@ def test_a_damaged_line_costs_no_others(lines, damaged, caplog):
     assert f"{lines.path}: 1 damaged lines" in caplog.text
 
 
-def test_a_line_that_lacks_only_its_end_is_not_a_record(lines):
+def test_a_line_without_a_newline_is_not_a_record(lines):
     lines.path.write_text(lines.path.read_text().rstrip("\n"))
     assert [record["step"] for record in lines.records()] == [1, 2]
 
 
-def test_a_file_that_is_not_there_has_no_records(tmp_path):
+def test_a_missing_file_has_no_records(tmp_path):
     lines = JsonLines(tmp_path / "none.jsonl")
     assert list(lines.records()) == []
     assert not lines.rewind(0)

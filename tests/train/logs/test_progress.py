@@ -21,7 +21,7 @@ def follow(first_step, max_steps, every_n_seconds):
     progress.close()
 
 
-def test_a_file_gets_a_line_now_and_then(capsys):
+def test_a_file_gets_occasional_lines(capsys):
     follow(100, 200, every_n_seconds=1e9)
     lines = capsys.readouterr().out.splitlines()
     assert [re.match(r"step (\d+)/200", line)[1] for line in lines[:-1]] == [
@@ -36,7 +36,7 @@ def test_a_file_gets_every_line_that_is_due(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 31
 
 
-def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+def test_a_terminal_gets_a_progress_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     follow(1, 3, every_n_seconds=5)
     printed = capsys.readouterr()
@@ -50,7 +50,7 @@ def test_the_last_step_always_has_a_line(capsys, first_step):
     assert "step 8/8" in capsys.readouterr().out
 
 
-def test_a_line_that_cannot_be_written_waits_for_the_next(monkeypatch):
+def test_a_line_that_cannot_be_written_is_retried_with_the_next(monkeypatch):
     class Disk(io.RawIOBase):
         is_full, content = True, b""
 

@@ -59,7 +59,7 @@ def test_the_report_has_a_table_of_benchmarks_by_shots(tmp_path):
     assert "samples.png" not in text and "Expert load" not in text
 
 
-def test_report_json_is_flat_and_has_every_metric(tmp_path):
+def test_report_json_is_flat_and_contains_every_metric(tmp_path):
     write(tmp_path, experts=True)
     values = json.loads((tmp_path / "report.json").read_text())
     assert METRICS.items() <= values.items()
@@ -70,14 +70,14 @@ def test_report_json_is_flat_and_has_every_metric(tmp_path):
     assert values["training/dropped_share"] == 0.125
 
 
-def test_the_load_of_every_expert_is_shown(tmp_path):
+def test_the_report_shows_the_load_of_every_expert(tmp_path):
     text = write(tmp_path, experts=True)
     assert "| MoE layer | expert 0 | expert 1 |" in text
     assert "| 0 | 0.7500 | 0.2500 |" in text
     assert "even would be 0.500" in text and "dropped: 0.1250" in text
 
 
-def test_a_report_is_of_one_step_and_of_its_evaluators(tmp_path):
+def test_a_report_identifies_its_step_and_evaluators(tmp_path):
     evaluators = "[digits_vqa]\nshots: 4\n"
     assert not is_reported(tmp_path, 4, evaluators)
     write(tmp_path)
@@ -86,7 +86,7 @@ def test_a_report_is_of_one_step_and_of_its_evaluators(tmp_path):
     assert not is_reported(tmp_path, 4, evaluators.replace("4", "8"))
 
 
-def test_a_report_with_a_failure_says_so_and_is_not_complete(tmp_path):
+def test_a_report_with_a_failure_says_so_and_is_incomplete(tmp_path):
     write(tmp_path)
     text = write(tmp_path, failures={"scenes_vqa": "ValueError: no pictures"})
     assert "| scenes_vqa | ValueError: no pictures |" in text
@@ -111,12 +111,12 @@ def test_the_grid_has_a_tile_for_every_sample(tmp_path, fakes):
     assert sample_grid(samples, num_columns=2).shape == (2 * TILE_HEIGHT, 2 * TILE_WIDTH, 3)
 
 
-def test_right_and_wrong_answers_have_frames_of_their_own_colour(fakes):
+def test_right_and_wrong_answers_have_frames_of_different_colors(fakes):
     right, wrong = (sample_tile(fakes.sample(correct))[3, 3] for correct in (True, False))
     assert right[1] > right[0] and wrong[0] > wrong[1]
 
 
-def test_a_wrong_answer_is_named_as_such_beside_the_right_one():
+def test_a_wrong_answer_is_shown_beside_the_reference():
     assert _answer_beside("3", "7") == ["answer 3, expected 7"]
     words = "a large red circle and a small blue square on it, to the left of another one"
     lines = _answer_beside(words, f"not {words}")

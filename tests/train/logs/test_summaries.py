@@ -31,7 +31,7 @@ def test_numbers_lists_and_pictures_are_written(tmp_path, fakes):
     assert pictures["samples/quiz"].width > 0
 
 
-def test_samples_without_pictures_are_no_summary(tmp_path, fakes):
+def test_samples_without_pictures_write_no_summary(tmp_path, fakes):
     sample = fakes.sample(True)
     sample.image = None
     summaries = Summaries(tmp_path, first_step=0)

@@ -59,7 +59,7 @@ def unstacked(tree):
 @pytest.mark.parametrize(
     "fields", [{}, {"relative": False}, {"update_clip": None, "decay_exponent": 0.5}]
 )
-def test_updates_are_those_of_optax_for_every_layer(params, fields):
+def test_updates_equal_optaxs_for_every_layer(params, fields):
     optimizer = make_optimizer(**fields)
     reference = optax.adafactor(
         optimizer.learning_rate,
@@ -88,7 +88,7 @@ def test_updates_are_those_of_optax_for_every_layer(params, fields):
             np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_a_matrix_keeps_a_row_and_a_column_and_a_small_one_everything(params):
+def test_large_matrices_have_factored_moments_and_small_ones_full_moments(params):
     state = make_optimizer().transformation(params).init(nnx.to_pure_dict(params))
     (adafactor,) = (x for x in jax.tree.leaves(state, is_leaf=_is_adafactor) if _is_adafactor(x))
     shapes = {name: (adafactor.rows[name].shape, adafactor.columns[name].shape) for name in SHAPES}
@@ -106,7 +106,7 @@ def _is_adafactor(node):
     return hasattr(node, "rows")
 
 
-def test_moments_lie_where_their_parameters_do_and_are_whole_along_what_they_are_means_over(params):
+def test_factored_moments_are_sharded_like_their_parameters_along_kept_dims(params):
     optimizer = make_optimizer().update(params)
     mesh = Parallelism.default_config().set(data=1, fsdp=4, model=2).instantiate().mesh()
     state = jax.eval_shape(optimizer.first_state, nnx.to_pure_dict(params))
@@ -128,7 +128,7 @@ def test_moments_lie_where_their_parameters_do_and_are_whole_along_what_they_are
         np.testing.assert_allclose(on_mesh[name], alone[name], rtol=1e-5, atol=1e-7)
 
 
-def test_the_decay_is_scaled_by_the_rate(params):
+def test_weight_decay_is_scaled_by_the_learning_rate(params):
     before = nnx.to_pure_dict(params)
     optimizer = make_optimizer(weight_decay=0.1, decayed="matrices", warmup_steps=0)
     transformation = optimizer.transformation(params)

@@ -39,12 +39,12 @@ def params(prng_key):
         (30e9, 2.21e-5),
     ],
 )
-def test_the_learning_rate_law_gives_the_rates_of_the_paper(num_parameters, rate):
+def test_the_learning_rate_law_reproduces_the_paper(num_parameters, rate):
     # The tolerance is half a unit of the third digit.
     assert mm1_learning_rate(num_parameters) == pytest.approx(rate, rel=5e-3)
 
 
-def test_the_rate_warms_up_linearly_and_decays_to_its_final_fraction():
+def test_the_learning_rate_warms_up_linearly_and_decays_to_its_final_fraction():
     rate = make_optimizer(learning_rate=2.0, warmup_steps=4, decay_steps=24).learning_rate
     np.testing.assert_allclose([rate(i) for i in range(4)], [0.5, 1, 1.5, 2], rtol=1e-6)
     # Half way, the cosine is half way between the peak and a tenth of it.
@@ -53,7 +53,7 @@ def test_the_rate_warms_up_linearly_and_decays_to_its_final_fraction():
     assert (np.diff(later) <= 0).all()
 
 
-def test_the_cosine_is_that_of_optax():
+def test_the_cosine_schedule_equals_optaxs():
     rate = make_optimizer(learning_rate=2.0, warmup_steps=0, decay_steps=10).learning_rate
     expected = optax.cosine_decay_schedule(2.0, decay_steps=10, alpha=0.1)
     np.testing.assert_allclose(
@@ -62,7 +62,7 @@ def test_the_cosine_is_that_of_optax():
 
 
 @pytest.mark.parametrize("schedule", [Schedule.COSINE, Schedule.LINEAR])
-def test_warm_up_stable_decay_is_the_schedules_of_optax_in_a_row(schedule):
+def test_warmup_stable_decay_equals_joined_optax_schedules(schedule):
     rate = make_optimizer(
         learning_rate=2.0, warmup_steps=4, stable_steps=6, decay_steps=30, schedule=schedule
     ).learning_rate
@@ -77,7 +77,7 @@ def test_warm_up_stable_decay_is_the_schedules_of_optax_in_a_row(schedule):
     )
 
 
-def test_schedules_without_an_end_ignore_it():
+def test_schedules_without_an_end_ignore_decay_steps():
     fields = {"learning_rate": 2.0, "warmup_steps": 4}
     rates = {
         (schedule, steps): make_optimizer(**fields, schedule=schedule, decay_steps=steps)
@@ -92,7 +92,7 @@ def test_schedules_without_an_end_ignore_it():
         np.testing.assert_allclose([root(i) for i in (1, 3, 15, 399)], [1, 2, 1, 0.2], rtol=1e-6)
 
 
-def test_the_state_is_laid_out_as_that_of_optax(params):
+def test_the_state_has_the_layout_of_optaxs(params):
     """Checkpoints from before there were several optimizers can then be restored."""
     ours = nnx.to_pure_dict(params)
     for decayed, mask in (("all", None), ("matrices", decay_mask(params))):
@@ -106,7 +106,7 @@ def test_the_state_is_laid_out_as_that_of_optax(params):
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_updates_are_those_of_torch(params, clip):
+def test_updates_equal_those_of_torch(params, clip):
     optimizer = make_optimizer(weight_decay=0.3, clip=clip)
     transformation = optimizer.transformation(params)
     ours = nnx.to_pure_dict(params)
@@ -130,7 +130,7 @@ def test_updates_are_those_of_torch(params, clip):
         )
 
 
-def test_the_decay_is_a_tenth_of_the_learning_rate(params):
+def test_weight_decay_is_a_tenth_of_the_learning_rate(params):
     """MM1's rule, the default: without a gradient, a parameter shrinks by 0.1 eta."""
     optimizer = make_optimizer(warmup_steps=0)
     transformation = optimizer.transformation(params)
@@ -142,7 +142,7 @@ def test_the_decay_is_a_tenth_of_the_learning_rate(params):
     np.testing.assert_allclose(updates["kernel"], factor * before["kernel"], rtol=1e-6)
 
 
-def test_only_matrices_decay_where_that_is_chosen(params):
+def test_only_matrices_decay_if_configured(params):
     assert decay_mask(params) == {"kernel": True, "scale": False}
     transformation = make_optimizer(decayed="matrices").transformation(params)
     before = nnx.to_pure_dict(params)
@@ -175,7 +175,7 @@ def test_bad_fields_are_named(fields, message):
         make_optimizer(**fields)
 
 
-def test_moments_in_bfloat16_are_those_in_float32_rounded(params):
+def test_moments_in_bfloat16_are_rounded_float32_moments(params):
     """After a step from equal states, the stored moments differ only by rounding."""
     ours = nnx.to_pure_dict(params)
     full, low = (
@@ -197,7 +197,7 @@ def test_moments_in_bfloat16_are_those_in_float32_rounded(params):
             np.testing.assert_array_equal(a.astype(b.dtype), b)
 
 
-def test_a_factor_scales_the_step_of_what_its_rule_picks_first(params):
+def test_a_learning_rate_factor_applies_to_the_first_matching_rule(params):
     plain, scaled = (
         make_optimizer(learning_rate_factors=factors).transformation(params)
         for factors in ({}, {"ker.*": 0.5, ".*": 3.0})
@@ -210,7 +210,7 @@ def test_a_factor_scales_the_step_of_what_its_rule_picks_first(params):
     np.testing.assert_allclose(updates["scale"], 3.0 * expected["scale"], rtol=1e-6)
 
 
-def test_a_rule_that_picks_nothing_is_named(params):
+def test_a_rule_that_matches_nothing_is_named(params):
     with pytest.raises(ValueError, match="optimizer.frozen: 'kernal' picks no.*kernel"):
         make_optimizer(frozen=("kernal",)).update(params)
     with pytest.raises(ValueError, match="learning_rate_factors: 'kernal'"):

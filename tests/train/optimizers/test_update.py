@@ -55,7 +55,7 @@ def assert_equal(a, b, **tolerance):
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
-def test_an_average_is_that_of_the_weights_of_a_run_without_one(
+def test_an_average_equals_the_averaged_weights_of_a_run_without_it(
     make_program, make_batch, num_devices
 ):
     plain = [state.params for state in run(make_program(), make_batch)]
@@ -72,7 +72,7 @@ def test_an_average_is_that_of_the_weights_of_a_run_without_one(
 
 @pytest.mark.parametrize("optimizer", [AdamW, Adafactor])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_what_is_frozen_stays_and_the_rest_is_trained_as_if_it_were_all(
+def test_frozen_parameters_stay_and_the_rest_trains_as_if_alone(
     make_program, make_batch, optimizer, accumulation
 ):
     program = make_program(
@@ -147,7 +147,7 @@ def test_an_average_of_weights_in_bfloat16_is_float32(make_program, make_batch):
     assert_equal(after.params, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_micro_batches_add_up_in_the_type_that_is_chosen(make_program, make_batch):
+def test_micro_batches_are_accumulated_in_the_configured_dtype(make_program, make_batch):
     def gradients(**fields):
         program = make_program(clip=None, gradient_accumulation=2, **fields)
         (state,) = run(program, make_batch, steps=1)[1:]
@@ -162,9 +162,7 @@ def test_micro_batches_add_up_in_the_type_that_is_chosen(make_program, make_batc
         assert (np.abs(x - y) > 1e-3 * np.abs(x)).any()
 
 
-def test_a_run_that_goes_on_has_the_same_average_which_is_what_is_evaluated(
-    make_trainer, fakes, tmp_path
-):
+def test_a_resumed_run_has_the_same_average_and_evaluates_it(make_trainer, fakes, tmp_path):
     """All options that change the state are set; the evaluator reports the sum of the head."""
     fields = {"ema_decay": 0.9, "frozen": ("scale",), "moments_dtype": "bfloat16"}
 
