@@ -167,7 +167,7 @@ def test_a_stop_prints_its_notes(capsys):
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_every_command_of_the_package_is_such_a_command_and_has_a_script(path):
+def test_every_package_command_is_a_command_with_a_script(path):
     text = path.read_text()
     assert "@command\ndef main(" in text and f'prog=started_as("{path.stem}")' in text
     assert f'sys.exit(script("{path.stem}"))' in (ROOT / "tools" / path.name).read_text()

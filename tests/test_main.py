@@ -22,7 +22,7 @@ def test_the_list_has_every_command(capsys):
     assert main(["--help"]) == 0 and capsys.readouterr().out == listed
 
 
-def test_the_version_is_that_of_the_package(capsys):
+def test_the_version_equals_the_packages(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"mm1_jax {__version__}\n"
 
@@ -35,7 +35,7 @@ def test_the_version_is_that_of_the_package(capsys):
         (["--config=mm1_tiny"], "--config=mm1_tiny: expected a command before it; `python"),
     ],
 )
-def test_an_unknown_command_is_one_line(capsys, arguments, message):
+def test_an_unknown_command_is_a_one_line_error(capsys, arguments, message):
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")

@@ -229,7 +229,7 @@ def test_augmentation_depends_on_the_generator_alone():
     assert not np.array_equal(first, other)
 
 
-def test_a_transform_without_a_size_says_who_sets_it():
+def test_a_transform_without_a_size_names_the_field_that_sets_it():
     with pytest.raises(ValueError, match="image_size=None.*vision encoder"):
         ImageTransform.default_config().instantiate()
 
@@ -293,7 +293,7 @@ def test_scaled_decoding_is_never_smaller_than_the_target(decoder, fit):
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("decoder", SCALED)
-def test_scaled_decoding_changes_pixels_little(decoder, mode):
+def test_scaled_decoding_barely_changes_pixels(decoder, mode):
     for orientation in range(1, 9):
         image = jpeg(300, 400, mode, quality=95, exif=oriented(orientation))
         expected = transform_by(JpegDecoder.PILLOW)(image)

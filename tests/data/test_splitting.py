@@ -22,7 +22,7 @@ def tokenizer():
     return Tokenizer.default_config().instantiate()
 
 
-def test_examples_of_docstrings_hold():
+def test_examples_in_docstrings_hold():
     assert doctest.testmod(splitting).failed == 0
 
 

@@ -253,7 +253,7 @@ def test_exemplars_are_never_the_query_and_features_are_computed_once_per_model(
     assert asking.maker._features.model() is None
 
 
-def test_features_are_kept_between_runs(input, model, tmp_path):
+def test_features_are_stored_between_runs(input, model, tmp_path):
     cache, about = tmp_path / "features.npz", {"step": 3}
     first, again, other = (benchmark(digits_caption, input) for _ in range(3))
     first.maker.prepare(model, 3, cache=cache, about=about)

@@ -145,7 +145,7 @@ def test_persistent_errors_are_reported(judge, endpoint, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_redirect_does_not_carry_the_key_away(judge, endpoint, monkeypatch):
+def test_redirects_never_receive_the_key(judge, endpoint, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     endpoint.say((302, {"Location": f"{endpoint.url}/elsewhere"}))
     with pytest.raises(ValueError, match="HTTP 302"):

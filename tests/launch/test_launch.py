@@ -188,7 +188,7 @@ def test_a_wrong_module_is_explained(capsys):
 
 
 @pytest.mark.parametrize("argv", [[], ["--config=fake_small", "--confg.a=1"]])
-def test_a_wrong_argument_ends_with_2(capsys, argv):
+def test_a_wrong_argument_exits_with_2(capsys, argv):
     with pytest.raises(SystemExit) as error:
         main([MODULE, *argv])
     assert error.value.code == 2 and "error: " in capsys.readouterr().err
@@ -320,7 +320,7 @@ TWO = ("--num_processes=2", "--process_id=0", "--coordinator_address=127.0.0.1:9
     ],
 )
 @pytest.mark.parametrize("options", [(), TWO], ids=["alone", "one of several"])
-def test_no_launch_that_fails_ends_with_0(tmp_path, monkeypatch, capsys, options, raised, status):
+def test_failed_launches_never_exit_with_0(tmp_path, monkeypatch, capsys, options, raised, status):
     def fail(*_, **__):
         raise raised
 

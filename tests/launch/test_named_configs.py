@@ -128,7 +128,7 @@ def _python(folder, *arguments):
 
 
 @pytest.mark.parametrize("has_init", [False, True])
-def test_own_experiments_stand_beside_the_shipped_ones(tmp_path, has_init):
+def test_user_experiments_are_found_beside_the_shipped_ones(tmp_path, has_init):
     _own_experiments(tmp_path, has_init=has_init, mine="my_run", ablations="my_ablation")
     # A script of a user's folder is no module of configs, and is not imported.
     (tmp_path / "experiments" / "plot.py").write_text("raise SystemExit('it runs')\n")
@@ -144,7 +144,7 @@ def test_own_experiments_stand_beside_the_shipped_ones(tmp_path, has_init):
     )
 
 
-def test_what_a_shipped_module_misses_in_an_own_one_is_explained(tmp_path):
+def test_a_user_module_that_breaks_a_shipped_import_is_explained(tmp_path):
     _own_experiments(tmp_path)
     (tmp_path / "experiments" / "pretrain.py").write_text("")
     listed = _python(tmp_path, "-m", "mm1_jax.launch", "--list")
@@ -153,7 +153,7 @@ def test_what_a_shipped_module_misses_in_an_own_one_is_explained(tmp_path):
     assert "./experiments has pretrain, read in place" in listed.stderr
 
 
-def test_a_name_that_an_own_and_a_shipped_module_have_is_an_error(tmp_path):
+def test_a_config_name_in_both_a_user_and_a_shipped_module_is_an_error(tmp_path):
     _own_experiments(tmp_path, mine="mm1_tiny")
     found = _python(tmp_path, "-m", "mm1_jax.launch", "--config=mm1_tiny", "--print_config")
     assert found.returncode == 2
@@ -161,7 +161,7 @@ def test_a_name_that_an_own_and_a_shipped_module_have_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("first", ["mm1_jax", "experiments"])
-def test_an_own_package_elsewhere_on_the_path_keeps_its_modules(tmp_path, first):
+def test_another_package_called_experiments_keeps_its_modules(tmp_path, first):
     """Another program's `experiments` is found as ever, before and after it imports mm1_jax."""
     _own_experiments(tmp_path, has_init=True)
     (tmp_path / "experiments" / "mine.py").write_text("x = 1\n")
@@ -174,7 +174,7 @@ def test_an_own_package_elsewhere_on_the_path_keeps_its_modules(tmp_path, first)
     assert _python(ROOT.parent, "-c", code).stdout == "True experiments.filters\n"
 
 
-def test_processes_that_are_spawned_find_own_experiments(tmp_path):
+def test_spawned_processes_find_user_experiments(tmp_path):
     """As those that read data do, which get functions of a user's module by name."""
     _own_experiments(tmp_path, has_init=True)
     (tmp_path / "experiments" / "mine.py").write_text(
@@ -192,7 +192,7 @@ def test_processes_that_are_spawned_find_own_experiments(tmp_path):
     assert started.stdout.startswith("NamedConfig(name='x'"), started.stderr
 
 
-def test_a_module_that_ends_the_process_does_not_end_a_command_with_0(own_module):
+def test_a_module_that_exits_never_makes_a_command_exit_with_0(own_module):
     Path("ending.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(ValueError, match="--module=ending: its import ends the process"):
         import_module("ending", "--module")
@@ -272,7 +272,7 @@ def test_a_function_that_makes_no_experiment_is_explained_in_one_sentence(module
     assert WRONG[name][1] in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_launch_ends_with_2(module, capsys):
+def test_a_launch_of_an_invalid_function_exits_with_2(module, capsys):
     options = ["--module=wrong_experiments", "--config=none", "--print_config"]
     assert main(options) == 2
     assert capsys.readouterr().err.startswith("error: --config=none: wrong_experiments.named_conf")

@@ -33,7 +33,7 @@ def test_the_plain_layer_equals_torch(activation, prng_key):
     np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gated_layer_equals_torch(prng_key):
+def test_the_gated_layer_equals_torch(prng_key):
     cfg = GatedFeedForward.default_config().set(input_dim=4, hidden_dim=9)
     layer = cfg.instantiate(rngs=nnx.Rngs(params=prng_key))
     x = jax.random.normal(jax.random.key(1), (2, 3, 4))

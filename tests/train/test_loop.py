@@ -60,7 +60,7 @@ def test_a_report_that_cannot_be_written_is_one_line(make_trainer, run, monkeypa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_ends_the_data_workers_too_is_no_error(
+def test_a_signal_that_also_ends_data_workers_is_not_an_error(
     make_trainer, fakes, run, unstopped, number
 ):
     def die(step, batch):

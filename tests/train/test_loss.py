@@ -43,7 +43,7 @@ def test_cross_entropy_equals_torchs(logits, batch):
     np.testing.assert_allclose(divide(metrics)["loss"], expected, rtol=1e-6)
 
 
-def test_z_loss_is_the_mean_square_of_the_log_normaliser(logits, batch):
+def test_z_loss_is_the_mean_square_of_the_log_normalizer(logits, batch):
     without, _ = evaluate(logits, batch)
     total, metrics = evaluate(logits, batch, z_loss=0.5)
     log_normalizer = torch.logsumexp(torch.from_numpy(np.array(logits)), dim=-1).numpy()

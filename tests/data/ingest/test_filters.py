@@ -146,7 +146,7 @@ def test_documents_have_one_to_thirty_images(count, fault):
     assert left.counts == Counter([fault] if fault else [])
 
 
-def test_questions_are_told_apart_by_their_answers():
+def test_questions_are_distinguished_by_their_answers():
     answers = ["yes", "No", " no ", "12", "red", "yes, two", "-1", "no one"]
     records = [
         {"id": str(i), "images": [], "turns": [], "answer": a} for i, a in enumerate(answers)

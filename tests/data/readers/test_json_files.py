@@ -111,7 +111,7 @@ def test_an_oversized_element_is_not_read_to_its_end(path, monkeypatch):
     assert good.value == 1 and "more than 1000 characters" in last.reason
 
 
-def test_entries_are_lines_or_elements(tmp_path):
+def test_entries_are_lines_or_list_elements(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a":\n[2]\n')
     (tmp_path / "a.json").write_text('[{"a": 1}, [2]]')
     (tmp_path / "b.json").write_text('{"a": [1, 2]}')

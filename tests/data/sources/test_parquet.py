@@ -70,7 +70,7 @@ def test_the_order_of_reading_does_not_matter(folder):
     assert len(source._tables._values) == 2
 
 
-def test_a_row_group_is_read_once_while_it_is_kept(folder, monkeypatch):
+def test_a_cached_row_group_is_read_once(folder, monkeypatch):
     groups = []
     before = ParquetSource._read
     monkeypatch.setattr(

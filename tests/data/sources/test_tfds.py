@@ -110,7 +110,7 @@ def test_records_equal_the_written_data_and_pictures_stay_encoded(cfg):
     assert len(cfg.instantiate(split="test")) == 3
 
 
-def test_one_picture_and_one_caption_make_lists_where_lists_are_expected(cfg):
+def test_single_pictures_and_captions_become_lists_if_expected(cfg):
     source = cfg.set(fields={"images": "image", "captions": "title"}).instantiate(split="test")
     first = min((source[i] for i in range(3)), key=lambda record: record["captions"][0]["text"])
     assert first == {"images": [png(0)], "captions": [{"text": "caf\u00e9 0"}]}
@@ -126,7 +126,7 @@ def test_slices_of_a_split_partition_it(cfg):
     ]
 
 
-def test_tensorflow_is_not_imported_and_no_class_of_the_data_is_needed(cfg):
+def test_tensorflow_is_not_imported_and_no_dataset_class_is_needed(cfg):
     code = f"""if True:
         import sys
         from mm1_jax.data.sources.tfds import TfdsSource

@@ -172,7 +172,7 @@ def test_right_answers_score_one_and_wrong_ones_zero(input, model, spy):
     assert sample.image.shape == (8, 8, 3) and sample.benchmark == "digits_caption"
 
 
-def test_the_answer_ends_at_a_stop_string(input, model, spy):
+def test_answers_end_at_a_stop_string(input, model, spy):
     asking = benchmark(digits_vqa, input, shots=(0,), blank_shots=())
     spy.says = "7 Question: what digit is this?"
     assert {sample.answer for sample in asking.run(model).samples} == {"7"}

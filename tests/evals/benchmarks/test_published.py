@@ -123,7 +123,7 @@ def test_prompts_have_the_words_of_the_paper(benchmarks_dir, input):
     assert exemplar.endswith("\n") and query == "Question: what is it? Short answer:"
 
 
-def test_chat_prompts_have_the_words_that_training_has(benchmarks_dir, input):
+def test_chat_prompts_have_the_words_of_training(benchmarks_dir, input):
     (user, *options, instruction), assistant = (
         text.split("\n")
         for text in (

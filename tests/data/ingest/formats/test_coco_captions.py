@@ -53,7 +53,7 @@ def test_a_picture_has_all_of_its_captions(folder, convert):
     assert [len(record["captions"]) for record in records] == [1, 2]
 
 
-def test_entries_that_do_not_fit_say_why(folder, convert, reasons):
+def test_invalid_entries_are_rejected_with_the_reason(folder, convert, reasons):
     images = [
         image(0),
         image(1),

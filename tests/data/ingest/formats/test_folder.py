@@ -109,7 +109,7 @@ def test_a_folder_without_documents_is_an_error_that_names_the_expected_files(si
         Folder().units(site)
 
 
-def test_real_pages_written_as_markdown_and_as_html_come_back(test_data, convert, tmp_path):
+def test_real_pages_round_trip_through_markdown_and_html(test_data, convert, tmp_path):
     lines = (test_data / "recipes" / "interleaved.jsonl").read_text().splitlines()
     pages = [json.loads(line) for line in lines[:20]]
     for number, page in enumerate(pages):

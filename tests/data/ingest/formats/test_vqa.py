@@ -79,7 +79,7 @@ def test_pairs_of_files_and_a_tar_are_accepted(tmp_path, convert):
     ]
 
 
-def test_entries_that_do_not_fit_say_why(folder, convert, reasons):
+def test_invalid_entries_are_rejected_with_the_reason(folder, convert, reasons):
     questions = [
         *(question(0), question(1), question(2, 99), question(3, question=None), question(0)),
         *(question(4, question="<image>?"), question(5, [1]), question(None), "text"),
@@ -117,7 +117,7 @@ def test_entries_that_do_not_fit_say_why(folder, convert, reasons):
         assert reason in found[key]
 
 
-def test_a_number_of_two_pictures_is_rejected(folder, convert):
+def test_an_id_shared_by_two_pictures_is_rejected(folder, convert):
     (folder / "val2014" / "other_12.png").write_bytes(b"other")
     write(folder, [question(0, 12)], [annotation(0, "yes")])
     records, (rejected,) = convert(Vqa(), folder)
