@@ -78,7 +78,7 @@ exit codes:
 many processes:
   Give the same command on every host. On Cloud TPU, GKE, Slurm and under mpirun, the processes
   find each other; elsewhere --coordinator_address, --num_processes and --process_id say who they
-  are. docs/pods.md has the launch files.
+  are. docs/rehearse_and_launch_on_pods.md has the launch files.
 
 examples:
   %(prog)s --list

@@ -554,7 +554,7 @@ def test_the_best_and_the_worst_answers_are_distinguished(name, benchmarks_dir, 
 
 
 def test_the_benchmark_in_the_documentation_runs(input, says, model, tmp_path):
-    guide = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "evaluate.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     module = types.ModuleType("counts")
     exec(code, vars(module))
