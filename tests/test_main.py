@@ -49,7 +49,7 @@ def test_help_names_the_command_as_it_was_started(name, capsys, monkeypatch):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: mm1_jax {name} ")
-    # Another command may stand in an example, such as a launch.
+    # Examples may contain other commands, such as a launch.
     assert "tools/" not in text and f"\n  mm1_jax {name} " in text
 
 

@@ -14,7 +14,7 @@ from mm1_jax.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
-# An own folder of experiments: mm1_tiny with so few records that their lengths are there at once.
+# A user's folder of experiments: mm1_tiny with few records, whose lengths are computed quickly.
 EXPERIMENT = """
 from experiments import pretrain
 
@@ -29,7 +29,7 @@ def named_configs():
     return {"small": small}
 """
 
-# Commands in one process, which would otherwise spend most of their time on imports.
+# Runs several commands in one process, because most of their time is spent on imports.
 RUN = """
 import json, sys
 from mm1_jax.__main__ import main

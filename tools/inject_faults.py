@@ -130,7 +130,7 @@ def render(outcomes: Sequence[Outcome]) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`_ranges([0, 1, 2, 5]) == "0-2, 5"`"""
+    """Formats numbers as ranges, such as "0-2, 5"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

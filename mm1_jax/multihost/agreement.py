@@ -181,7 +181,7 @@ def _cut(value: str | None) -> str:
 
 
 def _numbers(processes: Sequence[int]) -> str:
-    """`_numbers([0, 1, 2, 5]) == "processes 0-2, 5"`"""
+    """Formats process numbers as ranges, such as "processes 0-2, 5"."""
     spans: list[list[int]] = []
     for number in processes:
         if spans and spans[-1][1] == number - 1:

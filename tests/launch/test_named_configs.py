@@ -44,7 +44,7 @@ def own_module(tmp_path, monkeypatch):
 
 
 def _code(tool):
-    """The file of a command of the package, or of one of the checkout's own."""
+    """Returns the file of a command in the package, or of a tool in the checkout."""
     folder = "tools" if tool.startswith("benchmark") else "mm1_jax/commands"
     return ROOT / folder / f"{tool}.py"
 
@@ -130,14 +130,14 @@ def _python(folder, *arguments):
 @pytest.mark.parametrize("has_init", [False, True])
 def test_user_experiments_are_found_beside_the_shipped_ones(tmp_path, has_init):
     _own_experiments(tmp_path, has_init=has_init, mine="my_run", ablations="my_ablation")
-    # A script of a user's folder is no module of configs, and is not imported.
+    # A script in a user's folder has no configs and is not imported.
     (tmp_path / "experiments" / "plot.py").write_text("raise SystemExit('it runs')\n")
     listed = _python(tmp_path, "-m", "mm1_jax", "launch", "--list")
     assert listed.returncode == 0
     lines = {line.split()[0]: line for line in listed.stdout.splitlines()}
     assert lines["my_run"].endswith("  A run of my own. (./experiments/mine.py)")
     assert "mm1_tiny" in lines and "experiments" not in lines["mm1_tiny"]
-    # A module takes the place of the shipped one of its name, as a whole.
+    # A user's module replaces the shipped module with the same name.
     assert "my_ablation" in lines and "mm1_1b_vit_h14_336" not in lines
     assert listed.stderr == (
         "note: ./experiments has ablations, read in place of the shipped module of that name\n"
@@ -162,7 +162,7 @@ def test_a_config_name_in_both_a_user_and_a_shipped_module_is_an_error(tmp_path)
 
 @pytest.mark.parametrize("first", ["mm1_jax", "experiments"])
 def test_another_package_called_experiments_keeps_its_modules(tmp_path, first):
-    """Another program's `experiments` is found as ever, before and after it imports mm1_jax."""
+    """A program still finds its own `experiments` package, before and after it imports mm1_jax."""
     _own_experiments(tmp_path, has_init=True)
     (tmp_path / "experiments" / "mine.py").write_text("x = 1\n")
     code = (
@@ -175,7 +175,7 @@ def test_another_package_called_experiments_keeps_its_modules(tmp_path, first):
 
 
 def test_spawned_processes_find_user_experiments(tmp_path):
-    """As those that read data do, which get functions of a user's module by name."""
+    """Data workers unpickle functions of a user's module by name."""
     _own_experiments(tmp_path, has_init=True)
     (tmp_path / "experiments" / "mine.py").write_text(
         "from experiments import filters\ndef make():\n    return filters.no_filters()\n"

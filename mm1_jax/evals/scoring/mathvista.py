@@ -1,5 +1,4 @@
-"""MathVista: the answer extracted from a reply, normalized by the type of its question (Lu et al.,
-2024).
+"""MathVista (Lu et al., 2024): extracts answers and normalizes them by the type of the question.
 
 Officially, a language model extracts the answer from a reply. Without such an extraction, rules
 extract it.
