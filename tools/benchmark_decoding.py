@@ -34,10 +34,10 @@ NO_TOKEN = -1
 EPILOG = """\
 columns:
   prefill   seconds until the first token of every row
-  decode    tokens per second after it: (new tokens - 1) x rows / (whole - prefill)
-  whole     new tokens per second of the whole call, prefill included
-  CPU       seconds of CPU time of the whole call, on all threads: what other work on the machine
-            disturbs least, though threads that wait for each other use it, too
+  decode    tokens per second after that: (new tokens - 1) x rows / (whole - prefill)
+  whole     new tokens per second of the whole call, including prefill
+  CPU       seconds of CPU time of the whole call, on all threads; least disturbed by other load on
+            the machine, though threads that spin while they wait count as well
   speed-up  of ours over transformers'
 
 example:
@@ -48,31 +48,34 @@ example:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/benchmark_decoding.py",
-        description="Measures greedy decoding beside transformers' generate, on the CPU.",
+        description="Benchmarks greedy decoding against transformers' generate, on the CPU.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--size", default="85m", help="of the decoder; default: %(default)s")
+    parser.add_argument("--size", default="85m", help="size of the decoder; default: %(default)s")
     parser.add_argument(
         "--batch_sizes", default="1,16", metavar="B[,B]", help="default: %(default)s"
     )
     for name, default, text in (
         ("prompt_length", 512, "tokens of each prompt"),
-        ("new_tokens", 128, "tokens that are generated"),
-        ("repeats", 5, "turns, of which the median is told"),
-        ("threads", 2, "of either"),
+        ("new_tokens", 128, "tokens to generate"),
+        ("repeats", 5, "turns, of which the median is printed"),
+        ("threads", 2, "threads of each"),
     ):
         help = f"{text}; default: %(default)s"
         parser.add_argument(f"--{name}", type=whole(), default=default, metavar="N", help=help)
     parser.add_argument(
-        "--cache_dtype", help="float32, bfloat16 or int8, of ours; default: the model's, float32"
+        "--cache_dtype",
+        help="float32, bfloat16 or int8, for ours only; default: the model's, float32",
     )
     parser.add_argument(
-        "--json", type=local_path, metavar="FILE", help="write the figures there as well"
+        "--json", type=local_path, metavar="FILE", help="also write the figures to this file"
     )
     flags = parser.parse_args(arguments)
     if flags.new_tokens < 2:
-        parser.error(f"--new_tokens={flags.new_tokens}: must be at least 2, to time those after it")
+        parser.error(
+            f"--new_tokens={flags.new_tokens}: must be at least 2, to time tokens after the first"
+        )
     sizes = flags.batch_sizes.split(",")
     if not all(size.isdecimal() and int(size) for size in sizes):
         parser.error(f"--batch_sizes={flags.batch_sizes}: expected numbers of rows, such as 1,16")
@@ -94,7 +97,7 @@ def models(flags: argparse.Namespace) -> tuple[Any, Any]:
     from mm1_jax.models.mm1 import MM1
 
     if flags.size not in DECODERS:
-        raise ValueError(f"--size={flags.size}: there is none; known: {', '.join(DECODERS)}")
+        raise ValueError(f"--size={flags.size}: no such size; known: {', '.join(DECODERS)}")
     cfg = MM1.default_config().set(
         vision_encoder=None,
         connector=None,
@@ -227,7 +230,7 @@ def lines(figures: dict[str, Any]) -> list[str]:
     shown.append(f"  rows that differ: {len(found)}")
     for one in found:
         shown.append(
-            f"    row {one['row']}, first at step {one['step']}, where the two best logits are "
+            f"    row {one['row']}, first at step {one['step']}, where the top two logits are "
             f"{one['gap']:.2g} apart"
         )
     return shown

@@ -134,11 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=whole(), default=100, metavar="N", help="(100)")
     parser.add_argument("--batch_size", type=whole(), default=1, metavar="N", help="rows (1)")
     parser.add_argument(
-        "--json", type=local_path, metavar="FILE", help="write the seconds there as well"
+        "--json", type=local_path, metavar="FILE", help="also write the seconds to this file"
     )
     flags = parser.parse_args(argv)
     if flags.steps < 2 or flags.batch_size < 1:
-        parser.error("--steps: expected at least 2, --batch_size at least 1")
+        parser.error("expected at least 2 for --steps, at least 1 for --batch_size")
     seconds = measure(flags.steps, flags.batch_size)
     total = seconds["total"]
     print("\n| of a step | ms | share |\n|---|---:|---:|")

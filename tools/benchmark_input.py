@@ -50,13 +50,12 @@ IN_PROCESS, WORKER = "input", "input, one worker"
 OTHER_IN_PROCESS, OTHER_WORKER = "webdataset", "webdataset, one worker"
 
 EPILOG = """\
-Rates are per second of CPU time, of this process and of the workers that it starts, and the ways
-take turns: on a machine with other work, ratios of one run mean something, and times do not. Linux
-only.
+Rates are per second of CPU time of this process and its workers, and the contestants take turns:
+under other load, the ratios within a run are reliable, absolute times are not. Linux only.
 
-webdataset and torch are left out where they are not installed (pip install webdataset torch). They
-get pictures that are files, each with the text after it: RGB, resized, as normalised floats, and
-tokens. Text without a picture is left out there, and no order is shuffled.
+webdataset is skipped if it or torch is not installed (pip install webdataset torch). It reads image
+files, each with the text after it, and yields resized RGB as normalized floats, and tokens. It gets
+no text without an image, and does not shuffle.
 
 examples:
   python tools/benchmark_input.py --config=mm1_tiny --rounds=3
@@ -68,7 +67,7 @@ examples:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/benchmark_input.py",
-        description="Measures the input of a config on one core.",
+        description="Benchmarks the input pipeline of a config on one core.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -79,19 +78,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         const=1000,
         type=whole(),
         metavar="WIDTH",
-        help="draw JPEGs of so many pixels (1000) and two thirds of it in height, with captions, "
-        "pages and texts, instead of data",
+        help="instead of data, draw JPEGs of this width in pixels (1000) and 2/3 of it in height, "
+        "with captions, pages and texts",
     )
-    parser.add_argument("--rows", default=4, type=whole(), help="of the batches that are made (4)")
-    parser.add_argument("--rounds", default=4, type=whole(), help="in which all take turns (4)")
+    parser.add_argument("--rows", default=4, type=whole(), help="rows per batch (4)")
+    parser.add_argument("--rounds", default=4, type=whole(), help="rounds of turns (4)")
     parser.add_argument(
         "--step_seconds",
         type=number(exclusive=True),
         metavar="S",
-        help="says how many cores feed such steps",
+        help="report how many cores feed steps of this time",
     )
-    parser.add_argument("--hosts", default=1, type=whole(), help="which share a step (1)")
-    parser.add_argument("--json", type=local_path, metavar="FILE", help="where to keep the numbers")
+    parser.add_argument("--hosts", default=1, type=whole(), help="hosts that share a step (1)")
+    parser.add_argument("--json", type=local_path, metavar="FILE", help="file for the results")
     return parser.parse_args(arguments)
 
 
@@ -117,7 +116,7 @@ def planned(input: Input) -> Counts:
 
 def contestants(input: Input, recorded: Recorded, folder: Path) -> dict[str, Contestant]:
     if not recorded.images:
-        raise ValueError("the first batches hold no picture; there is nothing to compare")
+        raise ValueError("the first batches hold no image; there is nothing to compare")
     with_worker = copy.copy(input)
     with_worker.num_workers, with_worker.prefetch = 1, 1
     makers = {
@@ -129,7 +128,10 @@ def contestants(input: Input, recorded: Recorded, folder: Path) -> dict[str, Con
     if missing:
         print(f"without webdataset: pip install {' '.join(missing)}", file=sys.stderr)
     elif not all(isinstance(image.data, bytes) for image in recorded.images):
-        print("without webdataset: pictures of this config are drawn, not files", file=sys.stderr)
+        print(
+            "without webdataset: images of this config are drawn, not read from files",
+            file=sys.stderr,
+        )
     else:
         write_shard(folder / "shard.tar", recorded)
         other = functools.partial(
@@ -197,7 +199,7 @@ def demand(
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
     lines = [
-        "| per second of a core | pictures | tokens | of the limit |",
+        "| per second of a core | images | tokens | of the limit |",
         "|---|---:|---:|---:|",
     ]
     for name, result in results.items():
@@ -219,14 +221,14 @@ def benchmark(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any
         cfg.streams = synthetic_streams(folder, args.synthetic)
         cfg.tokenizer = cfg.tokenizer.clone(model_path=None, num_pieces=None)
     if not cfg.max_images:
-        raise ValueError(f"--config={args.config} reads no pictures; there is nothing to compare")
+        raise ValueError(f"--config={args.config} reads no images; there is nothing to compare")
     small = input_config(cfg, args.rows)
     recorded, input = record(small), small.instantiate()
     results = compare(contestants(input, recorded, folder), args.rounds)
     decoder = input.image_transform.config.jpeg_decoder.name
     images, tokens = planned(input)
     print(
-        f"{args.config}: rows of {images:.1f} pictures and {tokens:,.0f} of "
+        f"{args.config}: rows of {images:.1f} images and {tokens:,.0f} of "
         f"{input.max_sequence_length:,} positions, {input.batch_size} at a time; {decoder} to "
         f"{input.image_size} x {input.image_size} pixels\n\n{table(results)}"
     )
@@ -249,11 +251,11 @@ def benchmark(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any
         )
         report["demand"] = need | {"hosts": args.hosts, "step_seconds": args.step_seconds}
         print(
-            f"\nA step of {cfg.batch_size} rows has {need['images_per_step']:,.0f} pictures and "
-            f"{need['tokens_per_step']:,.0f} tokens. At {args.step_seconds:g} s a step, each of "
-            f"{args.hosts} hosts decodes {need['images_per_step_of_a_host']:,.0f} of them a step, "
-            f"which keeps {need['cores_of_a_host']:.1f} such cores busy: set input.num_workers to "
-            f"{math.ceil(need['cores_of_a_host'])} or more."
+            f"\nA step of {cfg.batch_size} rows has {need['images_per_step']:,.0f} images and "
+            f"{need['tokens_per_step']:,.0f} tokens. At {args.step_seconds:g} s per step, each of "
+            f"{args.hosts} hosts decodes {need['images_per_step_of_a_host']:,.0f} of them per "
+            f"step, which keeps {need['cores_of_a_host']:.1f} such cores busy: set "
+            f"input.num_workers to {math.ceil(need['cores_of_a_host'])} or more."
         )
     return report
 

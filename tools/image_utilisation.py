@@ -128,25 +128,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=number(exclusive=True),
         nargs="+",
         default=[10, 13],
-        help="of interleaved rows",
+        help="average images of interleaved rows",
     )
     parser.add_argument("--group_rows", type=whole(), nargs="+", default=[8, 16, 32, 64])
     parser.add_argument(
         "--spread",
         type=number(),
         default=0.6,
-        help="of the length of texts: the standard deviation of its logarithm",
+        help="standard deviation of the logarithm of text lengths",
     )
     parser.add_argument("--num_steps", type=whole(), default=200)
     parser.add_argument("--batch_size", type=whole(), default=512)
     parser.add_argument("--max_sequence_length", type=whole(), default=4096)
-    parser.add_argument("--max_images", type=whole(), default=16, help="of a row")
+    parser.add_argument("--max_images", type=whole(), default=16, help="images per row at most")
     parser.add_argument("--num_image_tokens", type=whole(), default=144)
     parser.add_argument(
         "--multiple",
         type=whole(),
         default=8,
-        help="of which the slots of a group are; by its devices",
+        help="slots of a group are a multiple of this; set by its devices",
     )
     parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)

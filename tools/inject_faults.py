@@ -146,7 +146,7 @@ def write_table(path: Path, table: str) -> None:
     before, _, rest = path.read_text().partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise ValueError(f"{path}: expected the lines {begin} and {end}, for the table to stand in")
+        raise ValueError(f"{path}: expected the lines {begin} and {end} around the table")
     path.write_text(f"{before}{begin}\n{table}\n{end}{after}")
 
 
@@ -156,24 +156,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="tools/inject_faults.py", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
-        "--faults", type=whole(), default=len(FAULTS), help="how many runs, by turns"
+        "--faults",
+        type=whole(),
+        default=len(FAULTS),
+        help="number of runs, by turns over the faults",
     )
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the first round of all kinds")
-    parser.add_argument("--processes", default="2,4", help="of a run, by turns (2,4)")
+    parser.add_argument(
+        "--seed", type=whole(0), default=0, help="seed of the first round over all faults"
+    )
+    parser.add_argument(
+        "--processes", default="2,4", help="numbers of processes per run, by turns (2,4)"
+    )
     parser.add_argument(
         "--only",
         metavar="NAMES",
-        help=f"of these alone, with commas between: {', '.join(f.__name__ for f in FAULTS)}",
+        help=f"only these, separated by commas: {', '.join(f.__name__ for f in FAULTS)}",
     )
     parser.add_argument(
-        "--log", type=local_path, help="outcomes, a line of JSON each; those that it has are kept"
+        "--log",
+        type=local_path,
+        help="file of outcomes, one line of JSON each; runs that it has are skipped",
     )
-    parser.add_argument("--output", type=local_path, help="a document that holds the table")
+    parser.add_argument("--output", type=local_path, help="document in which to replace the table")
     options = parser.parse_args(argv)
     names = [f.__name__ for f in FAULTS]
     wanted = names if options.only is None else options.only.split(",")
     if unknown := sorted(set(wanted) - set(names)):
-        parser.error(f"--only: there are no faults {unknown}")
+        parser.error(f"--only: unknown faults {unknown}")
     chosen = [f for f in FAULTS if f.__name__ in wanted]
     counts = [int(text) for text in options.processes.split(",")]
     planned = list(itertools.islice(plan(chosen, counts, options.seed), options.faults))

@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
 def compare(what: str, ours: Any, theirs: Any) -> Comparison:
     ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
     if ours.shape != theirs.shape:
-        raise ValueError(f"{what}: {ours.shape} here and {theirs.shape} there")
+        raise ValueError(f"{what}: shape {ours.shape} here, {theirs.shape} in transformers")
     return Comparison(what, float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()))
 
 
@@ -114,7 +114,7 @@ class FolderModel:
             self._folder, config=config, output_loading_info=True, **_options(torch)
         )
         if drawn := _drawn(info):
-            raise ValueError(f"{self._folder}: transformers finds no {drawn[0]} there")
+            raise ValueError(f"{self._folder}: transformers finds no {drawn[0]} in it")
         return model
 
 
@@ -175,7 +175,7 @@ class StateModel:
             raise NotComparable(f"transformers cannot load it: {_line(error)}") from error
         if drawn := _drawn(info):
             raise NotComparable(
-                f"transformers misses {len(drawn)} of its tensors, such as {drawn[0]}"
+                f"transformers lacks {len(drawn)} of its parameters, such as {drawn[0]}"
             )
         names = {name.removeprefix(self._prefix) for name in self._used}
         if unread := sorted(names.intersection(info["unexpected_keys"])):
@@ -321,7 +321,7 @@ def compare_mm1(
         output_loading_info=True,
     )
     if drawn := _drawn(info):
-        raise ValueError(f"{folder}: transformers finds no {drawn[0]} there")
+        raise ValueError(f"{folder}: transformers finds no {drawn[0]} in it")
     with torch.no_grad():
         theirs = model.eval()(input_ids=torch.from_numpy(tokens), **inputs).logits
     return compare(what, ours, theirs)
@@ -410,7 +410,7 @@ def too_large(num_parameters: int, max_bytes: int = DEFAULT_BYTES) -> str | None
     needed, available = _BYTES_PER_PARAMETER * num_parameters, available_bytes()
     what = f"it needs {needed / 2**30:.3g} GiB of memory"
     if needed > max_bytes:
-        return f"{what}, and --comparison_memory is {max_bytes / 2**30:.3g}"
+        return f"{what}, but --comparison_memory is {max_bytes / 2**30:.3g} GiB"
     if available is not None and needed > _SHARE * available:
-        return f"{what}, and {available / 2**30:.3g} are free"
+        return f"{what}, but {available / 2**30:.3g} GiB are free"
     return None

@@ -156,9 +156,11 @@ def raise_if_params_misfit(
         if shape is None:
             complaints.add(f"  {piece.parameter} is missing")
         elif shape[len(piece.index) + 1 :] != expected[1:]:
-            complaints.add(f"  {piece.parameter} is {list(shape)}, whose slices are {expected}")
+            complaints.add(f"  {piece.parameter} is {list(shape)}, expected slices of {expected}")
     if complaints:
-        raise ValueError(f"{where}: no such {part}\n" + "\n".join(sorted(complaints)))
+        raise ValueError(
+            f"{where}: parameters do not fit this {part}\n" + "\n".join(sorted(complaints))
+        )
 
 
 def same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from mm1_jax.checkpoints.weights_folder import StoredParams, part_fields
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.interop import compare, llama, llama_tensors, llava, vision, vision_tensors
-from mm1_jax.interop.aside import Aside
+from mm1_jax.interop.aside import FOLDER, Aside
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import Watch, export_params, raise_if_params_misfit
 from mm1_jax.interop.families import Changes, make_parts, make_table, source_config
@@ -73,7 +73,7 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
     """
     description = stored.description
     if description is None:
-        raise ValueError("a checkpoint of a run: its config says what its parts are")
+        raise ValueError("this is a checkpoint of a run: take the parts from the config of the run")
     changes = Changes(**description["changes"])
     parts = make_parts(description["config"], changes, strict=False)
     fields = part_fields(description)
@@ -99,7 +99,7 @@ def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = Non
             return Plain(*vision_tensors.hf_export(parts[vision.ENCODER], aside or {}))
         except ValueError as error:
             return str(error)
-    return f"transformers has no model of {' and '.join(parts)} as they are here"
+    return f"transformers has no model with {' and '.join(parts)} of these configs"
 
 
 def plain_llava(parts: Mapping[str, Any], image_token: int) -> Plain:
@@ -109,7 +109,7 @@ def plain_llava(parts: Mapping[str, Any], image_token: int) -> Plain:
         ValueError: The parts differ from LLaVA's; the message names the difference.
     """
     if "connector" not in parts:
-        raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is a part alone")
+        raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is a single part")
     return Plain(*llava.hf_export(parts, image_token))
 
 
@@ -137,7 +137,7 @@ def export_source(
     _raise_if_present(output)
     description = stored.description
     if description is None or "tensors" not in description:
-        raise ValueError(f"{weights}: was not imported, so there is no source to go back to")
+        raise ValueError(f"{weights}: was not imported, so it has no source format")
     changes = Changes(**description["changes"])
     if changes.num_experts is not None:
         raise ValueError(f"{weights}: was upcycled; its source has no experts")
@@ -146,7 +146,9 @@ def export_source(
     raise_if_params_misfit(table.entries, stored, " and ".join(table.parts), weights)
     aside, entries = Aside(weights), {entry.name: entry for entry in table.entries}
     if lost := sorted(dtypes.keys() - entries.keys() - aside.specs.keys()):
-        raise ValueError(f"{weights}: {', '.join(lost[:8])} are not in its folder aside any more")
+        raise ValueError(
+            f"{weights}: {', '.join(lost[:8])} are missing from its subfolder {FOLDER}"
+        )
     for name, spec in aside.specs.items():
         entries[name] = Entry(name, spec.shape, (), aside=name)
     with whole_folder(output) as folder:
@@ -411,4 +413,4 @@ def raise_if_bad(comparison: Comparison) -> None:
 
 def _raise_if_present(output: Path) -> None:
     if output.exists():
-        raise ValueError(f"{output}: is there already; choose a new folder")
+        raise ValueError(f"{output}: already exists; choose a new folder")

@@ -77,7 +77,7 @@ def read_config(source: Path) -> dict[str, Any]:
         return {}
     config = read_json_object(folder / name)
     if _PREPROCESSOR in config:
-        raise ValueError(f"{folder / name}: {_PREPROCESSOR} is no field of any config")
+        raise ValueError(f"{folder / name}: {_PREPROCESSOR} is not a field of any config")
     if name == CONFIGS[0] and (pixels := _processor(folder)) is not None:
         config[_PREPROCESSOR] = pixels
     return config
@@ -111,9 +111,9 @@ def complete_config(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) 
     if _AIM_KERNEL in specs:
         return _complete_aim(config, specs)
     if prefix_of(specs, "conv1.weight") is not None:
-        raise ValueError("a tower of open_clip needs its open_clip_config.json beside it")
+        raise ValueError("an open_clip tower needs its open_clip_config.json beside it")
     raise ValueError(
-        f"config.json: model_type={model_type!r}: no known family. Known are "
+        f"config.json: model_type={model_type!r}: unknown family. Known are "
         f"{', '.join(_FAMILIES[:-2])}; open_clip's towers by their open_clip_config.json, and "
         "AIM's trunks by the names of their tensors"
     )
@@ -123,8 +123,8 @@ def _model_type(config: Mapping[str, Any]) -> Any:
     """Returns the family that `model_type` and `architectures` agree on."""
     if "mm_vision_tower" in config:
         raise ValueError(
-            "config.json: mm_vision_tower is there, as in LLaVA's own checkpoints; only the layout "
-            "of transformers is known (as of llava-hf, whose config.json has a vision_config)"
+            "config.json: mm_vision_tower is a field of LLaVA's own checkpoints; only the layout "
+            "of transformers is supported (as of llava-hf, whose config.json has a vision_config)"
         )
     model_type, classes = config.get("model_type"), config.get("architectures")
     if classes is None:
@@ -138,7 +138,7 @@ def _model_type(config: Mapping[str, Any]) -> Any:
         return found[0]
     if model_type is not None and model_type not in found:
         raise ValueError(
-            f"config.json: architectures={classes}: known of model_type={model_type!r} are "
+            f"config.json: architectures={classes}: known for model_type={model_type!r} are "
             f"{', '.join(sorted(_known_classes(model_type)))}"
         )
     return model_type
@@ -224,7 +224,9 @@ def make_parts(
     if "decoder" in parts:
         parts["decoder"] = _changed(parts["decoder"], changes)
     elif changes != Changes():
-        raise ValueError("a vocabulary and experts are of decoders; this checkpoint has none")
+        raise ValueError(
+            "vocab_size and num_experts apply to a decoder, and this checkpoint has none"
+        )
     return parts
 
 
@@ -321,8 +323,8 @@ def _changed(cfg: Any, changes: Changes) -> Any:
     if changes.vocab_size is not None:
         if changes.vocab_size < cfg.vocab_size:
             raise ValueError(
-                f"vocab_size={changes.vocab_size}: the source has {cfg.vocab_size} rows, and none "
-                "is taken away"
+                f"vocab_size={changes.vocab_size}: the source has {cfg.vocab_size} rows, and no "
+                "rows are removed"
             )
         cfg.vocab_size = changes.vocab_size
     if changes.num_experts is None:

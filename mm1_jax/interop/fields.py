@@ -94,7 +94,7 @@ class Fields:
         """
         self.file, self.path, self.klass, self._strict = file, path, klass, strict
         if not isinstance(given, Mapping):
-            raise ValueError(f"{file}: {path.rstrip('.') or 'the file'} is no JSON object")
+            raise ValueError(f"{file}: {path.rstrip('.') or 'the file'} is not a JSON object")
         self.given = given
         self._read: set[str] = set()
         self._sections: list[Fields] = []
@@ -192,8 +192,8 @@ class Fields:
             elif value not in (None, False, "", [], {}):
                 self.refuse(
                     name,
-                    f"{self.klass.name} has no such field, so what it changes is not known; "
-                    "remove it if it changes nothing",
+                    f"{self.klass.name} has no such field, so its effect is unknown; remove it if "
+                    "it has none",
                 )
         for section in self._sections:
             section.close()

@@ -80,8 +80,8 @@ def open_tensors(source: Path, *, allow_pickle: bool = False) -> Tensors:
         return TensorFolder(source)
     if not allow_pickle:
         raise ValueError(
-            f"{pickled[0]}: a pickle, which can run any program as it is read. Fetch safetensors, "
-            "or allow it with --allow_pickle: torch then reads weights only"
+            f"{pickled[0]}: a pickle, which can run any code when loaded. Use safetensors, or "
+            "allow it with --allow_pickle: torch then loads weights only"
         )
     return PickledTensors(pickled)
 
@@ -112,7 +112,7 @@ def examine(source: Path, changes: Changes, *, allow_pickle: bool = False) -> Ex
     raise_if_misfit(table, tensors.specs, source, left_out(config))
     notes = list(table.notes)
     if table.prefix:
-        notes.append(f"the tensors' names begin with {table.prefix!r}, which was taken off")
+        notes.append(f"the tensors' names begin with {table.prefix!r}, which was removed")
     return Examined(tensors, config, table, notes)
 
 
@@ -142,7 +142,7 @@ def import_checkpoint(
             else; then `output` does not exist.
     """
     if output.exists():
-        raise ValueError(f"{output}: is there already; choose a new folder")
+        raise ValueError(f"{output}: already exists; choose a new folder")
     changes = changes or Changes()
     tensors, config, table, notes = examine(source, changes, allow_pickle=allow_pickle)
     used = {entry.name for entry in table.entries}
@@ -171,7 +171,7 @@ def import_checkpoint(
         stored = StoredParams(folder)
         wrong = differences(table.entries, tensors, stored.read)
         if wrong := [*wrong, *unequal_tensors(others, tensors, Aside(folder))]:
-            raise ValueError(f"{source}: {', '.join(wrong)} came back changed; is the disk full?")
+            raise ValueError(f"{source}: {', '.join(wrong)} read back changed; is the disk full?")
         peaks["read back"] = peak_bytes()
         comparison, reason = None, "it was not asked for"
         if not skip_comparison:
@@ -261,7 +261,7 @@ def raise_if_copies_differ(table: Table, tensors: Tensors, where: Any) -> None:
     for name, other in table.copies.items():
         if not same_bits(tensors.read(other), tensors.read(name)):
             raise ValueError(
-                f"{where}: {name} and {other} differ, and its config has tie_word_embeddings=true; "
+                f"{where}: {name} and {other} differ, but its config has tie_word_embeddings=true; "
                 "set it to false"
             )
 

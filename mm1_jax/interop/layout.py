@@ -32,7 +32,7 @@ class Layout:
         if not arrow or names[0] != names[1] or len(set(names[0])) < len(names[0]):
             raise ValueError(f"layout {text!r}: each side must have every name once")
         if missing := set(names[0]) - sizes.keys():
-            raise ValueError(f"layout {text!r}: no size of {', '.join(sorted(missing))}")
+            raise ValueError(f"layout {text!r}: no size given for {', '.join(sorted(missing))}")
         object.__setattr__(self, "theirs", theirs)
         object.__setattr__(self, "ours", ours)
         object.__setattr__(self, "sizes", tuple((name, sizes[name]) for name in names[0]))

@@ -107,7 +107,10 @@ def decoder_config(hf: Fields) -> Decoder.Config:
         hf.refuse("hidden_size", f"expected a multiple of num_attention_heads={num_heads}")
     head_dim = head_dim or model_dim // num_heads
     if head_dim % 2:
-        hf.refuse("head_dim", f"the heads of {head_dim} cannot be turned in pairs")
+        hf.refuse(
+            "head_dim",
+            f"expected an even number, since rotary positions rotate pairs; it is {head_dim}",
+        )
     cfg = Decoder.default_config().set(
         vocab_size=hf.integer("vocab_size"),
         model_dim=model_dim,
@@ -174,7 +177,7 @@ def hf_config(cfg: Decoder.Config) -> dict[str, Any]:
     output_bias = attention.bias if attention.output_bias is None else attention.output_bias
     norms = [layer.norm, *([attention.qk_norm] if attention.qk_norm else [])]
     if any(not isinstance(norm, RMSNorm.Config) or norm.eps != eps for norm in (cfg.norm, *norms)):
-        raise ValueError("decoder: transformers has one eps for all norms, which are RMSNorm")
+        raise ValueError("decoder: transformers supports RMSNorm only, with one eps for all norms")
     feed_forward = layer.feed_forward
     if isinstance(feed_forward, GatedFeedForward.Config):
         activation = feed_forward.activation
@@ -182,7 +185,7 @@ def hf_config(cfg: Decoder.Config) -> dict[str, Any]:
         activation = feed_forward.experts.activation
     if activation is not Activation.SILU:
         raise ValueError(
-            f"decoder.stack.layer.feed_forward.activation={activation.value}: not silu"
+            f"decoder.stack.layer.feed_forward.activation={activation.value}: expected silu"
         )
     if cfg.moe is not None and (cfg.moe_every != 1 or attention.qk_norm or attention.bias):
         raise ValueError(
@@ -198,7 +201,9 @@ def hf_config(cfg: Decoder.Config) -> dict[str, Any]:
     else:
         model_type = "llama"
     if model_type != "qwen2" and output_bias != attention.bias:
-        raise ValueError("decoder: transformers has no such combination of biases of attention")
+        raise ValueError(
+            "decoder: transformers does not support this combination of attention biases"
+        )
     result = {
         "architectures": [ARCHITECTURES[model_type]],
         "model_type": model_type,
@@ -235,7 +240,7 @@ def rope_fields(rotary: InstantiableConfig | None) -> dict[str, Any]:
     elif isinstance(rotary, StretchedRotary.Config):
         parameters = {"rope_type": "llama3", **{name: getattr(rotary, name) for name in _STRETCHED}}
     else:
-        raise ValueError(f"decoder: no counterpart of the positions {rotary}")
+        raise ValueError(f"decoder: transformers has no counterpart of attention.rotary={rotary}")
     result = {
         "rope_theta": rotary.theta,
         "rope_parameters": {**parameters, "rope_theta": rotary.theta},
@@ -252,7 +257,7 @@ def upcycled(cfg: Decoder.Config, *, num_experts: int, moe_every: int) -> Decode
     decoder, whichever experts the router selects.
     """
     if cfg.moe is not None:
-        raise ValueError("this decoder has experts already; only dense ones are upcycled")
+        raise ValueError("this decoder has experts already; only dense ones can be upcycled")
     return cfg.clone(moe=MoE.default_config().set(num_experts=num_experts), moe_every=moe_every)
 
 
@@ -270,7 +275,7 @@ def _rotary(hf: Fields) -> InstantiableConfig:
     names = ("rope_scaling", "rope_parameters")
     rotaries = [_rotary_of(hf, hf.section(name, _ROPE)) for name in names if hf.value(name)]
     if len(rotaries) == 2 and rotaries[0].to_dict() != rotaries[1].to_dict():
-        hf.refuse("rope_scaling", "rope_parameters says otherwise; remove one of them")
+        hf.refuse("rope_scaling", "rope_parameters differs from it; remove one of them")
     return rotaries[0] if rotaries else _rotary_of(hf, hf.section("rope_parameters", _ROPE))
 
 

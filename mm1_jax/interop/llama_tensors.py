@@ -26,7 +26,9 @@ def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Fields) -> Tabl
     body = prefix_of(names, "embed_tokens.weight")
     head = prefix_of(names, "lm_head.weight")
     if body is None:
-        raise ValueError("no tensor named *embed_tokens.weight: this is no decoder of the family")
+        raise ValueError(
+            "no tensor named *embed_tokens.weight: this is not a decoder of the Llama family"
+        )
     raise_if_other_depth(hf, names, f"{body}layers.", cfg.num_layers)
     rows = hf.integer("vocab_size")
     ignored: list[str] = list(IGNORED)
@@ -46,7 +48,7 @@ def decoder_table(cfg: Decoder.Config, names: Iterable[str], hf: Fields) -> Tabl
     if window:
         notes.append(
             f"the source attends to the last {window} positions only (sliding_window); here every "
-            f"position sees all before it, which is the same in rows of up to {window}"
+            f"position attends to all before it, which is the same in rows of up to {window}"
         )
     prefix = body.removesuffix("model.")
     return Table({"decoder": cfg}, entries, ignored, notes, prefix, copies)

@@ -54,14 +54,17 @@ def llava_parts(hf: Fields) -> tuple[VisionEncoder.Config, MLP.Config, Decoder.C
     if (encoder.class_token is None) != (strategy == "full"):
         hf.refuse(
             "vision_feature_select_strategy",
-            "here all patches are features, and a class token is none",
+            "here all patches are features, and a class token is not",
         )
     # The index counts hidden states: 0 is before the first layer, -1 after the last.
     num_layers = encoder.num_layers
     layer = hf.integer("vision_feature_layer", least=-num_layers, most=num_layers)
     encoder.num_layers = layer if layer >= 0 else num_layers + 1 + layer
     if not encoder.num_layers:
-        hf.refuse("vision_feature_layer", "the states before the first layer are no features here")
+        hf.refuse(
+            "vision_feature_layer",
+            "hidden states before the first layer are not supported as features",
+        )
     if encoder.final_norm is not None:
         # The final norm applies to the model's output only, not to the hidden states of layers.
         encoder.final_norm = None
@@ -160,7 +163,7 @@ def hf_export(parts: Mapping[str, Any], image_token: int) -> tuple[dict[str, Any
     encoder, connector, decoder = (parts[n] for n in (vision.ENCODER, "connector", "decoder"))
     num_patches = (encoder.image_size // encoder.patch_size) ** 2
     if encoder.final_norm is not None:
-        raise ValueError("vision_encoder.final_norm: LLaVA reads features that have passed none")
+        raise ValueError("vision_encoder.final_norm: LLaVA reads features without a final norm")
     if not isinstance(connector, MLP.Config) or connector.up.bias is not connector.down.bias:
         raise ValueError("connector: LLaVA has an MLP, with biases in both layers or in none")
     if connector.num_image_tokens != num_patches:
@@ -170,7 +173,9 @@ def hf_export(parts: Mapping[str, Any], image_token: int) -> tuple[dict[str, Any
         )
     activations = {activation: name for name, activation in vision.ACTIVATIONS.items()}
     if connector.activation not in activations:
-        raise ValueError(f"connector.activation={connector.activation.value}: none of LLaVA's")
+        raise ValueError(
+            f"connector.activation={connector.activation.value}: not supported by LLaVA"
+        )
     tower, text = vision.tower_config(encoder), llama.hf_config(decoder)
     if encoder.class_token is None:
         tower["vision_use_head"] = False

@@ -129,7 +129,7 @@ def raise_if_misfit(
     ]
     complaints = [
         *complaint("missing", [name for name in expected if name not in specs]),
-        *complaint("not known", extra),
+        *complaint("unknown", extra),
         *complaint(
             "misshapen",
             [
@@ -139,7 +139,7 @@ def raise_if_misfit(
             ],
         ),
         *complaint(
-            "not of numbers with a fraction",
+            "not floating-point",
             [
                 f"{name} ({specs[name].dtype})"
                 for name in expected
@@ -153,8 +153,8 @@ def raise_if_misfit(
             first += f", which leaves out {', '.join(left_out)} (the defaults of its class)"
         if wrappers := sorted({w for name in specs for w in _WRAPPERS if f".{w}." in name}):
             first += (
-                f", and have {', '.join(wrappers)} inside their names; save the model that is "
-                "wrapped (of an adapter, after merge_and_unload)"
+                f", and have {', '.join(wrappers)} inside their names; save the wrapped model "
+                "instead (an adapter after merge_and_unload)"
             )
         raise ValueError("\n".join([first, *complaints]))
 

@@ -142,7 +142,7 @@ def _kind(cfg: Any, kinds: Mapping[Any, str]) -> str:
 def _attention(cfg: Any, pattern: Pattern) -> dict[str, Any]:
     num_heads, num_kv_heads, head_dim = head_sizes(cfg)
     if Pattern(cfg.pattern) is not pattern:
-        raise ValueError(f"attention.pattern={cfg.pattern}: an export has {pattern} here")
+        raise ValueError(f"attention.pattern={cfg.pattern}: an export supports only {pattern} here")
     return {
         "input_dim": cfg.input_dim,
         "source_dim": cfg.source_dim or cfg.input_dim,

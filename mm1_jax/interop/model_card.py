@@ -30,13 +30,13 @@ answer = model.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shap
 print(processor.tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-`<image>` marks the place of each picture. Prompts of several lengths are padded on the left.
+`<image>` marks the place of each image. Prompts of different lengths are padded on the left.
 """
 _SPACES = """\
-Spaces beside a picture are dropped, as a text is tokenised apart from the pictures around it.
+Spaces beside an image are dropped, since text is tokenized apart from the images around it.
 """
 _SPACES_OF_LLAVA = """\
-Leave no spaces beside a picture: a text is tokenised apart from the pictures around it.
+Leave no spaces beside an image: text is tokenized apart from the images around it.
 """
 _LOAD_TOWER = """\
 ```python

@@ -22,7 +22,7 @@ class PickledTensors(Tensors):
             self._torch: Any = importlib.import_module("torch")
         except ImportError as error:
             raise ValueError(
-                f"{paths[0]}: pickles are read by torch ({error}): pip install 'mm1_jax[hf]'"
+                f"{paths[0]}: reading a pickle needs torch ({error}): pip install 'mm1_jax[hf]'"
             ) from error
         self.tensors: dict[str, Any] = {}
         for path in paths:
@@ -37,7 +37,9 @@ class PickledTensors(Tensors):
                     break
                 state = inner
             if not isinstance(state, dict):
-                raise ValueError(f"{path}: torch finds no weights in it, but a {type(state)}")
+                raise ValueError(
+                    f"{path}: expected a dict of weights, but torch finds a {type(state)}"
+                )
             self.tensors |= {k: v for k, v in state.items() if self._torch.is_tensor(v)}
         self.specs = {name: self._spec(value) for name, value in self.tensors.items()}
 

@@ -72,20 +72,20 @@ class TensorFile(Tensors):
             first = file.read(8)
             length = int.from_bytes(first, "little")
             if len(first) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise ValueError(f"{path}: no safetensors file, or one that ends in its header")
+                raise ValueError(f"{path}: not a safetensors file, or truncated in its header")
             try:
                 header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: its header cannot be read ({error})") from None
         if not isinstance(header, dict):
-            raise ValueError(f"{path}: its header is no JSON object")
+            raise ValueError(f"{path}: its header is not a JSON object")
         header.pop("__metadata__", None)
         for name, entry in header.items():
             spec, start, end = _entry(path, name, entry)
             if 8 + length + end > size:
                 raise ValueError(
-                    f"{path}: the tensor {name} reaches to byte {8 + length + end}, and the file "
-                    f"has {size}: it is truncated; fetch it again"
+                    f"{path}: the tensor {name} ends at byte {8 + length + end}, but the file has "
+                    f"only {size}: it is truncated; fetch it again"
                 )
             specs[name] = spec
             self._starts[name] = 8 + length + start
@@ -127,7 +127,7 @@ class TensorFolder(Tensors):
             else:
                 paths = sorted(path.glob("*.safetensors"))
         if not paths:
-            raise ValueError(f"{path}: no *.safetensors there")
+            raise ValueError(f"{path}: no *.safetensors in it")
         for each in paths:
             if not each.is_file():
                 raise ValueError(f"{each}: this shard of the checkpoint is missing")
@@ -140,8 +140,8 @@ class TensorFolder(Tensors):
                 self._files[name] = file
         if index and (lost := sorted(index.keys() ^ self._files.keys())):
             raise ValueError(
-                f"{path}: index and shards disagree about {_some(lost)}; a shard is of another "
-                "checkpoint, or was not fetched whole"
+                f"{path}: index and shards disagree about {_some(lost)}; a shard belongs to "
+                "another checkpoint, or is incomplete"
             )
         self.specs = {name: file.specs[name] for name, file in self._files.items()}
         self.paths = paths
@@ -204,7 +204,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     spec = TensorSpec(shape, DTYPES[dtype])
     if min((0, *shape)) < 0 or start < 0 or end - start != spec.num_bytes:
         raise ValueError(
-            f"{path}: {name} has {end - start} bytes, and its shape {list(shape)} of {dtype} "
+            f"{path}: {name} has {end - start} bytes, but its shape {list(shape)} of {dtype} "
             f"takes {spec.num_bytes}"
         )
     return spec, start, end
@@ -214,7 +214,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is there twice")
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} occurs twice")
     return result
 
 

@@ -90,17 +90,17 @@ def import_tokenizer(
         lost = [c for c in lost if (c.token, c.id) != (IMAGE_PIECE, tokenizer.image_token)]
     if lost and source.is_dir():
         raise ValueError(
-            f"{folder / lost[0].file}: has {lost[0].token!r} by id {lost[0].id}, and {path.name} "
-            f"has not. Write one {JSON} with all tokens (transformers' AutoTokenizer reads them, "
-            "and save_pretrained writes it), or choose a file by --tokenizer"
+            f"{folder / lost[0].file}: has {lost[0].token!r} by id {lost[0].id}, but {path.name} "
+            f"lacks it. Write one {JSON} with all tokens (load with transformers' AutoTokenizer, "
+            "then save_pretrained), or choose a file by --tokenizer"
         )
     if lost:
         notes.append(f"{path.name} lacks {len(lost)} tokens, such as {lost[0].token!r}")
     _raise_if_taken(tokenizer.image_token, path, claims, image_token)
     if tokenizer.image_token < num_rows and image_token is None:
         notes.append(
-            f"the image token takes row {tokenizer.image_token} of {num_rows} of the embedding, "
-            "which no token of the source has"
+            f"the image token uses row {tokenizer.image_token} of {num_rows} of the embedding, "
+            "which no token of the source uses"
         )
     return read._replace(notes=(*notes, *_other_ends(folder, tokenizer.eos, piece)))
 
@@ -216,7 +216,7 @@ def _other_ends(
             field, value = "eos_token_id", given.get("eos_token_id")
             ids = value if isinstance(value, list) else [] if value is None else [value]
         if ids and eos not in ids:
-            notes.append(f"{name} has {field}={value!r}, and the end of a text is the token {eos}")
+            notes.append(f"{name} has {field}={value!r}, but texts end with the token {eos}")
     return notes
 
 
@@ -244,7 +244,7 @@ def with_image_token(path: Path, image_token: int) -> bytes:
     found = load_tokenizer_text(result, path).token_to_id(IMAGE_PIECE)
     if found != image_token:
         raise ValueError(
-            f"{path}: {IMAGE_PIECE!r} is its token {found}, and the image token has to be "
+            f"{path}: {IMAGE_PIECE!r} is its token {found}, but the image token must be "
             f"{image_token}; make it a special token, or rename it"
         )
     return result.encode()

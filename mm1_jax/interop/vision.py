@@ -167,7 +167,7 @@ def set_pixels(cfg: VisionEncoder.Config, processor: Fields) -> None:
 def _colours(fields: Fields, name: str, above: float = -1e38) -> tuple[float, float, float]:
     values = fields.value(name)
     if not isinstance(values, list | tuple) or len(values) != 3:
-        fields.refuse(name, "expected a number for each of three colours")
+        fields.refuse(name, "expected a number for each of three colors")
     red, green, blue = (fields.item(name, i).number(name, above=above) for i in range(3))
     return red, green, blue
 
@@ -179,15 +179,19 @@ def open_clip_config(hf: Fields) -> VisionEncoder.Config:
     if vision.has("timm_model_name"):
         vision.refuse(
             "timm_model_name",
-            "the tower is timm's; only open_clip's own VisionTransformer is known",
+            "the tower is timm's; only open_clip's own VisionTransformer is supported",
         )
     if isinstance(vision.value("layers"), list):
-        vision.refuse("layers", "a list is a ResNet; only open_clip's VisionTransformer is known")
+        vision.refuse(
+            "layers", "a list is a ResNet; only open_clip's VisionTransformer is supported"
+        )
     # The checkpoint stores positions of both kinds as a tensor.
     vision.one_of("pos_embed_type", {"learnable": None, "sin_cos_2d": None})
     pool = vision.one_of("pool_type", {"tok": "tok", "avg": "avg"})
     if pool == "avg" and not vision.flag("final_ln_after_pool"):
-        vision.refuse("pool_type", "patches pass the last norm here, unless final_ln_after_pool")
+        vision.refuse(
+            "pool_type", "patches pass through the last norm here, unless final_ln_after_pool"
+        )
     vision.flag("final_ln_after_pool")
     quick_gelu = model.flag("quick_gelu")
     activation_class = _QUICK_GELU if quick_gelu else _OPEN_CLIP_GELU
@@ -197,7 +201,7 @@ def open_clip_config(hf: Fields) -> VisionEncoder.Config:
         vision.refuse("head_width", f"expected a divisor of width={width}")
     hidden_dim = int(width * vision.number("mlp_ratio"))
     if not 1 <= hidden_dim < 2**31:
-        vision.refuse("mlp_ratio", f"a feed-forward layer of {hidden_dim} is none")
+        vision.refuse("mlp_ratio", f"a feed-forward layer of size {hidden_dim} is not supported")
     norm = vision.section("norm_kwargs", _OPEN_CLIP_NORM)
     cfg = _clip(
         image_size=vision.side("image_size"),
@@ -296,9 +300,9 @@ def tower_config(cfg: VisionEncoder.Config) -> dict[str, Any]:
     is_clip = cfg.class_token is not None
     is_learned = isinstance(cfg.positions, PositionEmbedding.Config)
     if (cfg.pre_norm is None) is is_clip or not is_learned or cfg.patch_norm is not None:
-        raise ValueError("vision_encoder: neither CLIP's tower nor SigLIP's")
+        raise ValueError("vision_encoder: matches neither CLIP's tower nor SigLIP's")
     if cfg.patch_embedding.bias is is_clip or any(norm.eps != eps for norm in norms):
-        raise ValueError("vision_encoder: the biases or the eps of its norms are of no such tower")
+        raise ValueError("vision_encoder: its biases or the eps of its norms match neither tower")
     names = {activation: name for name, activation in ACTIVATIONS.items()}
     return {
         "architectures": ["CLIPVisionModel" if is_clip else "SiglipVisionModel"],

@@ -18,7 +18,7 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
     """Returns the table of a Hugging Face CLIP or SigLIP tower, alone or in a larger model."""
     root = prefix_of(names, "embeddings.patch_embedding.weight")
     if root is None:
-        raise ValueError("no tensor named *embeddings.patch_embedding.weight: no tower is there")
+        raise ValueError("no tensor named *embeddings.patch_embedding.weight: no tower is in it")
     encoder, D = Slice(ENCODER), cfg.model_dim
     entries = _embeddings(
         cfg,
@@ -113,7 +113,7 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
     """Returns the table of an open_clip tower, with joined queries, keys and values as in torch."""
     root = prefix_of(names, "conv1.weight")
     if root is None:
-        raise ValueError("no tensor named *conv1.weight: no tower of open_clip is there")
+        raise ValueError("no tensor named *conv1.weight: no tower of open_clip is in it")
     encoder, D = Slice(ENCODER), cfg.model_dim
     entries = _embeddings(
         cfg,

@@ -89,7 +89,7 @@ def differences(first: Mapping[str, str], own: Mapping[str, str]) -> dict[str, A
 def described(answers: Sequence[Mapping[str, Any]]) -> str:
     """Formats the differences of all processes, one line per fact."""
     names = sorted({name for answer in answers for name in answer["facts"]})
-    lines = ["The processes of this run are not alike:"]
+    lines = ["The processes of this run differ:"]
     for name in names[:_MOST]:
         processes: dict[str, list[int]] = {}
         base = next(answer["facts"][name][0] for answer in answers if name in answer["facts"])

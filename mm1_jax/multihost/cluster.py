@@ -91,7 +91,7 @@ def find_cluster(
             raise ValueError(
                 "--coordinator_address, --num_processes and --process_id go together; --process_id "
                 "is the only one that differs between the processes (--num_processes=1 alone "
-                "keeps a launch to itself)"
+                "starts a single process)"
             )
         assert coordinator_address is not None and num_processes is not None
         assert process_id is not None
@@ -111,7 +111,7 @@ def _from_jax(env: Environment) -> Cluster | None:
     index = env.get("JAX_PROCESS_ID") or env.get("JOB_COMPLETION_INDEX")
     if index is None:
         raise ValueError(
-            "JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are set, and neither JAX_PROCESS_ID nor "
+            "JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are set, but neither JAX_PROCESS_ID nor "
             "JOB_COMPLETION_INDEX is; set one of them for each process"
         )
     source = "JAX_* in the environment"
@@ -150,7 +150,7 @@ def _from_open_mpi(env: Environment) -> Cluster | None:
     found = re.match(r"(\d+)\..*?(?:tcp://(.+?)[,:]|tcp6://\[(.+?)[,\]])", uri)
     if found is None:
         raise ValueError(
-            "Open MPI started this process and does not say where the first one is "
+            "Open MPI started this process, but gives no address of process 0 "
             f"(OMPI_MCA_orte_hnp_uri={uri!r}); give --coordinator_address, --num_processes and "
             "--process_id"
         )
@@ -215,7 +215,7 @@ def first_node(nodes: str) -> str:
 
 def _number(text: str, source: str) -> int:
     if not text.strip().isdecimal():
-        raise ValueError(f"{text!r} ({source}): expected a number of processes or of one of them")
+        raise ValueError(f"{text!r} ({source}): expected a number of processes or the index of one")
     return int(text)
 
 

@@ -103,7 +103,7 @@ class _Host:
         except OSError as error:
             raise Unreachable(
                 f"process 0 cannot listen at port {port} ({error.strerror}): another process does, "
-                "perhaps of a launch that has not ended; stop it, or take another "
+                "perhaps of a launch that has not ended; stop it, or choose another "
                 "--coordinator_address"
             ) from error
 
@@ -161,13 +161,13 @@ def _join(
             case ["differs", own, other]:
                 raise Unreachable(
                     f"process {cluster.process_id} was told that there are {own} processes, and "
-                    f"process 0 that there are {other} (--num_processes); give all the same"
+                    f"process 0 that there are {other} (--num_processes); give all of them the same"
                 )
         time.sleep(max(0, min(_RETRY_SECONDS, deadline - time.monotonic())))
     raise Unreachable(
         f"process {cluster.process_id} cannot reach process 0 at {cluster.coordinator_address} "
-        f"(from {cluster.source}) within {timeout:g} s: {problem}. See that process 0 is started, "
-        "that this is its address, and that no firewall closes the port"
+        f"(from {cluster.source}) within {timeout:g} s: {problem}. Check that process 0 has "
+        "started, that this is its address, and that no firewall blocks the port"
     )
 
 
@@ -197,5 +197,5 @@ def _who_is_missing(cluster: Cluster, missing: list[int], timeout: float | int) 
     return (
         f"{noun} {', '.join(map(str, missing))} of {cluster.num_processes} {verb} not there within "
         f"{timeout:g} s of the start of process 0 at {cluster.coordinator_address} (from "
-        f"{cluster.source}). See that {noun} {verb} started, and can reach that address"
+        f"{cluster.source}). Check that {noun} {verb} started, and can reach that address"
     )

@@ -90,16 +90,16 @@ topologies:
   h100:8  h200:8                                           GPUs of one host
 
 step time:
-  A model of the compiled program, never checked on the chips: good for comparing
-  programs. The compiler's cycles for all it estimates, FLOPs at 0.6 of the peak for
-  kernels, bytes over bandwidth for collectives, which count as waiting unless the
-  schedule shows that something is computed meanwhile. For GPUs there are no cycles: a
-  roofline, each product at the peak or at the bandwidth of its memory.
+  Predicted by a model of the compiled program, which was never checked on the chips;
+  use it to compare programs. It adds the compiler's cycle estimates, kernels' FLOPs at
+  0.6 of the peak, and collectives' bytes over bandwidth, which count as waiting unless
+  the schedule overlaps them with compute. GPUs have no cycle estimates; there, each
+  product takes the time of its FLOPs at the peak or of its bytes at memory bandwidth.
 
 exit codes:
   0  compiled, and fits
   1  unexpected error
-  2  error that a change of the command line or config mends
+  2  error that a change of the command line or config fixes
   3  compiled, and does not fit; the report says by how much and what to change
 
 examples:
@@ -125,38 +125,38 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(name, metavar=metavar, help=help, **options)
 
     add("--config", "NAME", "the config; --config.PATH=VALUE sets a field, as in a launch")
-    add("--module", "MODULE", "the module whose named_configs() has NAME (default: all)")
+    add("--module", "MODULE", "the module whose named_configs() has NAME (default: any)")
     add("--topology", "NAME", "the slice, e.g. v5p:4x4x8")
-    add("--json", "FILE", "where to write the report, or with --all the reports", type=local_path)
+    add("--json", "FILE", "file for the report, or for the reports of --all", type=local_path)
     add(
         "--save_hlo",
         "FILE",
-        "where to write the compiled program (.gz: compressed)",
+        "file for the compiled program (.gz: compressed)",
         type=local_path,
     )
-    add("--hlo", "FILE", "predict this optimised HLO text (or .gz) instead", type=local_path)
+    add("--hlo", "FILE", "predict this optimized HLO text (or .gz) instead", type=local_path)
     add(
         "--images_per_row",
         "N",
-        "images in a row, averaged over all rows, which the model FLOPs count (default: by "
-        "stream: rows of captions are full, interleaved rows have 10, text has none)",
+        "average images per row, for the model FLOPs (default: by stream: rows of captions are "
+        "full, interleaved rows have 10, text has none)",
         type=number(),
     )
     add(
         "--model_flops",
         "N",
-        "of a step, of the program of --hlo, for its MFU",
+        "model FLOPs per step of the program of --hlo, for its MFU",
         type=number(exclusive=True),
     )
     parser.add_argument(
-        "--all", action="store_true", help="every config on every topology, each in a process"
+        "--all", action="store_true", help="every config on every topology, each in its own process"
     )
-    add("--jobs", "N", "of --all, so many at a time (default: 1)", type=whole(), default=1)
-    add("--configs", "A,B", "those of --all (default: all named configs)")
+    add("--jobs", "N", "parallel processes of --all (default: 1)", type=whole(), default=1)
+    add("--configs", "A,B", "configs of --all (default: all named configs)")
     add(
         "--topologies",
         "A,B",
-        f"those of --all (default: of {', '.join(TOPOLOGIES)} those that a mesh rule names)",
+        f"topologies of --all (default: those of {', '.join(TOPOLOGIES)} that a mesh rule names)",
     )
     return parser
 
@@ -250,7 +250,7 @@ def _rehearse_all(
 ) -> int:
     """Rehearses each pair in its own process; skips pairs whose report is in `--json` already."""
     if options.json is None:
-        parser.error("--all needs --json=FILE, where it keeps the reports")
+        parser.error("--all needs --json=FILE, where it stores the reports")
     module = importlib.import_module("mm1_jax.launch.named_configs")
     names = (
         options.configs.split(",")

@@ -87,7 +87,7 @@ def make_devices(topology: Topology) -> list[Any]:
 def _tpu_options(topology: Topology) -> dict[str, Any]:
     if version("libtpu") is None:
         raise ValueError(
-            "libtpu is not installed, which compiles for TPUs; pip install 'mm1_jax[rehearse]'"
+            "libtpu, which compiles for TPUs, is not installed; pip install 'mm1_jax[rehearse]'"
         )
     options: dict[str, Any] = dict(_OPTIONS.get(topology.chip.name, {}))
     if any(topology.wrap):
@@ -131,7 +131,7 @@ def compile_train_step(
             raise
         if "memory space vmem" in str(error):
             raise ValueError(
-                "a kernel takes more of the chip's vector memory than the compiler gives it; "
+                "a kernel needs more of the chip's vector memory than the compiler allows; use "
                 "smaller blocks, or --config.trainer.parallelism.compiler_options="
                 f"\"('xla_tpu_scoped_vmem_limit_kib=65536',)\" ({_first_line(error)})"
             ) from error
@@ -203,8 +203,8 @@ def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
         unknown = [stream.name for stream in streams if stream.name not in _IMAGES_PER_ROW]
         if unknown:
             raise ValueError(
-                f"how many images a row of the stream {unknown[0]!r} holds is not known; "
-                "give the average over all rows by --images_per_row=N"
+                f"the number of images per row of the stream {unknown[0]!r} is unknown; give the "
+                "average over all rows by --images_per_row=N"
             )
         total = sum(
             stream.weight * min(_IMAGES_PER_ROW[stream.name], cfg.input.max_images)

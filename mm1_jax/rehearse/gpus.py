@@ -69,7 +69,7 @@ def topology_options(topology: Topology) -> dict[str, Any]:
     """
     if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
         raise ValueError(
-            "jax's CUDA plug-in is not installed, which compiles for GPUs; "
+            "jax's CUDA plug-in, which compiles for GPUs, is not installed; "
             "pip install 'mm1_jax[rehearse-cuda]'"
         )
     memory, bandwidth, name = _GPUS[topology.chip.name]

@@ -185,7 +185,7 @@ class Program:
     def _trips(self, loop: Instruction, computation: Computation) -> int:
         trips = trip_count(self.module, loop, computation)
         if trips is None:
-            self._warn(f"loop {loop.name}: how often it runs is not known; counted once")
+            self._warn(f"loop {loop.name}: its trip count is unknown; counted once")
         return 1 if trips is None else trips
 
     def _collective(
@@ -241,7 +241,7 @@ class Program:
             flops = kernel_flops(i, computation)
             if flops is None:
                 self._warn(
-                    f"kernel {i.name}: its FLOPs are not known; timed by the bytes that it touches"
+                    f"kernel {i.name}: its FLOPs are unknown; timed by the bytes that it moves"
                 )
             return Work(i.name, Kind.KERNEL, flops or 0.0, None, moved)
         flops = matmul_flops(self.module, i, computation)

@@ -116,7 +116,7 @@ def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
     copies = mesh.get("data", 1)
     if copies > 1:
         lines.append(
-            f"split parameters and optimiser state over the {copies} devices that hold copies of "
+            f"shard parameters and optimizer state over the {copies} devices that hold copies of "
             "them: --config.trainer.parallelism.data=1 --config.trainer.parallelism.fsdp=-1"
         )
     for part in ("decoder", "vision_encoder"):
@@ -129,19 +129,19 @@ def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
         elif chosen.get(f"{part}_saved_names", "()") != "()":
             less = f"{part}_saved_names=()"
         if less is not None:
-            lines.append(f"keep less for the backward pass: '--config.trainer.parallelism.{less}'")
+            lines.append(f"save less for the backward pass: '--config.trainer.parallelism.{less}'")
     batch_shards = math.prod(mesh.get(axis, 1) for axis in ("data", "expert", "fsdp"))
     micro_batches = 2 * int(chosen.get("gradient_accumulation", 1))
     if cfg.input.batch_size % (batch_shards * micro_batches) == 0:
         lines.append(
-            "smaller micro-batches, which halve what is kept: "
+            "use smaller micro-batches, which halve the saved activations: "
             f"--config.trainer.parallelism.gradient_accumulation={micro_batches}"
         )
     lines.append(
-        "split matrices and activations: "
+        "shard matrices and activations: "
         f"--config.trainer.parallelism.model={2 * mesh.get('model', 1)}"
     )
-    lines.append("more chips: a larger --topology")
+    lines.append("use more chips: a larger --topology")
     return lines
 
 
@@ -225,7 +225,7 @@ def _flops(report: Mapping[str, Any]) -> str:
     if "model" in numbers:
         text += f"   model {numbers['model']:.4g}   ratio {numbers['ratio']:.3f}"
     if "images" in numbers:
-        text += f"   ({numbers['images']:,.0f} images a step)"
+        text += f"   ({numbers['images']:,.0f} images per step)"
     return text
 
 
@@ -237,7 +237,7 @@ def _transfers(title: str, traffic: Mapping[str, Mapping[str, Any]]) -> str:
     entries = {kind: Traffic(**each) for kind, each in traffic.items()}
     if not entries:
         return f"{title:19} none"
-    lines = [f"{title:25} {'in text':>8} {'a step':>8} {'GB sent a device':>17}"]
+    lines = [f"{title:25} {'in text':>8} {'per step':>8} {'GB per device':>17}"]
     lines += [
         f"  {kind:23} {each.count:8,} {each.executions:8,} {each.sent / 1e9:17.3f}"
         for kind, each in entries.items()

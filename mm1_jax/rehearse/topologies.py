@@ -100,7 +100,7 @@ def parse_topology(name: str) -> Topology:
         chip, per_chip = _CLOUD[kind]
         return Topology(CHIPS[chip], _cloud_shape(name, chip, int(count) / per_chip), _int(slices))
     if kind not in CHIPS or shape is None:
-        raise ValueError(f"--topology={name}: there is no such topology; {_hint(name, kind)}")
+        raise ValueError(f"--topology={name}: no such topology; {_hint(name, kind)}")
     chip = CHIPS[kind]
     dims = tuple(map(int, shape.split("x")))
     if len(dims) != max(chip.torus_dims, 1) or not all(dims):
@@ -110,7 +110,9 @@ def parse_topology(name: str) -> Topology:
             f"e.g. {example}"
         )
     if not chip.torus_dims and (dims[0] > 8 or slices):
-        raise ValueError(f"--topology={name}: the GPUs of one host, so {kind}:8 at most")
+        raise ValueError(
+            f"--topology={name}: only GPUs of one host are supported, {kind}:8 at most"
+        )
     return Topology(chip, dims, _int(slices))
 
 

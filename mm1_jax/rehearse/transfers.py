@@ -128,9 +128,7 @@ def _group_size(attributes: str, num_devices: int) -> int:
     if listed:
         return len(listed.group(1).split(","))
     if re.search(r"replica_groups=(?!\{\})", attributes):
-        raise ValueError(
-            f"the groups of a collective are in an unknown notation: {attributes[:300]}"
-        )
+        raise ValueError(f"groups of a collective have an unknown notation: {attributes[:300]}")
     return num_devices
 
 

@@ -96,7 +96,7 @@ def open_clip(model=(), **vision_cfg):
         ({**LLAMA, "rms_norm_eps": float("nan")}, "rms_norm_eps=NaN: expected a number above 0"),
         ({**LLAMA, "dtype": ["float32"]}, r'dtype=\["float32"\]: known are'),
         ({**LLAMA, "rope_scaling": {"type": "linear", "factor": 2}}, 'type="linear": known are'),
-        ({**LLAMA, "rope_scaling": [8]}, "rope_scaling is no JSON object"),
+        ({**LLAMA, "rope_scaling": [8]}, "rope_scaling is not a JSON object"),
         ({**LLAMA, "rope_theta": 5, "rope_parameters": {"rope_theta": 6}}, "rope_theta=5: rope_"),
         ({"model_type": "mistral", "attention_bias": True}, "MistralConfig has no such field"),
         ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok=9: expected"),

@@ -170,14 +170,14 @@ KEY = "model.layers.2.self_attn.k_proj.weight"
     ("change", "message"),
     [
         (lambda t: t.pop(KEY), rf"missing:\n    {KEY}"),
-        (lambda t: t.update(extra=t["model.norm.weight"]), "not known:\n    extra"),
+        (lambda t: t.update(extra=t["model.norm.weight"]), "unknown:\n    extra"),
         (
             lambda t: t.update({KEY: t[KEY][:8].copy()}),
             rf"misshapen:\n    {KEY} is \[8, 32\], expected \[16, 32\]",
         ),
         (
             lambda t: t.update({KEY: t[KEY].astype(np.int32)}),
-            rf"not of numbers with a fraction:\n    {KEY} \(int32\)",
+            rf"not floating-point:\n    {KEY} \(int32\)",
         ),
         (lambda t: t[KEY].fill(np.nan), f"{KEY} holds values that are not finite"),
     ],
@@ -265,7 +265,7 @@ def test_randomly_initialized_weights_are_never_compared(tmp_path, monkeypatch):
     )
     imported = import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     assert imported.comparison is None
-    assert imported.not_compared == f"transformers misses 1 of its tensors, such as {KEY}"
+    assert imported.not_compared == f"transformers lacks 1 of its parameters, such as {KEY}"
 
 
 def test_shards_without_an_index_and_single_files_are_compared_too(tmp_path):

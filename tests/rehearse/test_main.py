@@ -215,9 +215,9 @@ def test_a_program_that_does_not_fit_reports_the_excess_and_advice(run_afresh, t
 def test_advice_is_to_save_less_if_something_is_saved(chosen, fields):
     cfg = pretrain.mm1_tiny()
     lines = advice(cfg, {"mesh": {"fsdp": 4}, "parallelism": chosen})
-    kept = [line for line in lines if line.startswith("keep less")]
+    kept = [line for line in lines if line.startswith("save less")]
     assert kept == [
-        f"keep less for the backward pass: '--config.trainer.parallelism.{field}'"
+        f"save less for the backward pass: '--config.trainer.parallelism.{field}'"
         for field in fields
     ]
 

@@ -137,13 +137,13 @@ def test_annotated_trip_counts_override_the_loop_condition():
 def test_a_loop_of_unknown_length_raises_a_warning():
     program = Program.parse(LOOP.replace("constant(14)", "constant(1e3)"))
     program.schedule()
-    assert "loop while: how often it runs is not known" in program.warnings[0]
+    assert "loop while: its trip count is unknown" in program.warnings[0]
 
 
 def test_a_kernel_without_flops_raises_a_warning():
     program = Program.parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
     program.schedule()
-    assert "kernel kernel: its FLOPs are not known" in program.warnings[0]
+    assert "kernel kernel: its FLOPs are unknown" in program.warnings[0]
 
 
 def test_groups_in_an_unknown_notation_are_an_error():

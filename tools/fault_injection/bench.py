@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEARTBEAT_SECONDS = 15
-# Seconds after a fault within which all processes must end: the heartbeat's, and a slow machine's.
+# Seconds within which all processes must end after a fault: heartbeat, and a slow machine.
 END_SECONDS = 90
 
 
@@ -138,7 +138,7 @@ class Bench:
         """Launches the run once more, until its end; raises Broken if a process fails."""
         codes = self.launch(*overrides).wait(180)
         if any(codes):
-            raise Broken(f"exit codes {codes} of a launch without any fault:\n{self.text[-3000:]}")
+            raise Broken(f"exit codes {codes} of a launch without a fault:\n{self.text[-3000:]}")
 
     def steps_logged(self) -> int:
         path = self.folder / "metrics.jsonl"
