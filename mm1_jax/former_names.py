@@ -29,6 +29,7 @@ MOVED = {
     "mm1_jax.distributed": "mm1_jax.multihost.distributed",
     "mm1_jax.files": "mm1_jax.storage",
     "mm1_jax.generate": "mm1_jax.decoding.generate",
+    "mm1_jax.interop.aside": "mm1_jax.interop.passthrough",
     "mm1_jax.layers.saved_names": "mm1_jax.parallel.rematerialisation",
     "mm1_jax.lmms_eval_model": "mm1_jax.evals.adapters.lmms_eval",
     "mm1_jax.named_configs": "mm1_jax.launch.named_configs",

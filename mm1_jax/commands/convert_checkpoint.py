@@ -192,7 +192,7 @@ def run_import(flags: argparse.Namespace) -> str:
     peaks = ", ".join(f"{phase} with {n / _GIB:.2f}" for phase, n in imported.peaks.items())
     lines = [
         f"{flags.output}: {imported.num_parameters:,} parameters of {imported.num_tensors} "
-        f"tensors; {imported.num_aside} more kept aside",
+        f"tensors; {imported.num_passthrough} more kept aside",
         f"GiB of memory at most: {peaks}",
         _checked(imported),
         *(f"note: {note}" for note in (*imported.notes, *(tokenizer.notes if tokenizer else ()))),
@@ -208,7 +208,6 @@ def run_import(flags: argparse.Namespace) -> str:
 def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.checkpoints.weights_folder import StoredParams
     from mm1_jax.interop import families
-    from mm1_jax.interop.aside import Aside
     from mm1_jax.interop.exporter import (
         Exported,
         export_mm1,
@@ -220,6 +219,7 @@ def run_export(flags: argparse.Namespace) -> str:
     )
     from mm1_jax.interop.mm1 import model_parts
     from mm1_jax.interop.model_card import model_card
+    from mm1_jax.interop.passthrough import Passthrough
     from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
     from mm1_jax.launch.run_folder import load_experiment
 
@@ -253,11 +253,11 @@ def run_export(flags: argparse.Namespace) -> str:
         "dtype": flags.dtype,
         "vocabulary": None if tokenizer is None else export_tokenizer(tokenizer),
     }
-    aside = Aside(flags.checkpoint)
+    passthrough = Passthrough(flags.checkpoint)
     if flags.format == "llava":
         model = plain_llava(parts, image_token)
     else:
-        model = "" if flags.format == "mm1" else plain(parts, aside.specs)
+        model = "" if flags.format == "mm1" else plain(parts, passthrough.specs)
     options["model_card"] = model_card(
         flags.output.name,
         parts,
@@ -270,7 +270,9 @@ def run_export(flags: argparse.Namespace) -> str:
             stored, parts, flags.output, image_token=image_token, fit=fit, **options
         )
     else:
-        exported = export_plain(stored, model, parts, flags.output, aside=aside, **options)
+        exported = export_plain(
+            stored, model, parts, flags.output, passthrough=passthrough, **options
+        )
     return told(exported)
 
 

@@ -94,19 +94,19 @@ class _Converted(Tensors):
         entries: Iterable[Entry],
         read: ReadSlice,
         dtypes: Mapping[str, np.dtype],
-        aside: Tensors | None,
+        passthrough: Tensors | None,
     ):
         self._entries = {entry.name: entry for entry in entries}
-        self._read, self._aside = read, aside
+        self._read, self._passthrough = read, passthrough
         self.specs = {
             name: TensorSpec(entry.shape, dtypes[name]) for name, entry in self._entries.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         entry, dtype = self._entries[name], self.specs[name].dtype
-        if entry.aside is not None:
-            assert self._aside is not None, name
-            return self._aside.read(entry.aside).astype(dtype, copy=False)
+        if entry.passthrough is not None:
+            assert self._passthrough is not None, name
+            return self._passthrough.read(entry.passthrough).astype(dtype, copy=False)
         value = np.full(entry.shape, entry.fill, dtype)
         for piece in entry.pieces:
             ours = self._read(piece.parameter, piece.index)
@@ -121,7 +121,7 @@ def export_params(
     folder: Path,
     *,
     dtype: np.dtype | Mapping[str, np.dtype],
-    aside: Tensors | None = None,
+    passthrough: Tensors | None = None,
     max_shard_bytes: int = 5 * 10**9,
     watch: Watch = lambda name, size: None,
 ) -> None:
@@ -129,12 +129,12 @@ def export_params(
 
     Args:
         dtype: One for all tensors, or one per tensor name.
-        aside: Tensors kept beside the weights, for entries that copy one of them.
+        passthrough: Tensors kept beside the weights, for entries that copy one of them.
     """
     entries = list(entries)
     if not isinstance(dtype, Mapping):
         dtype = {entry.name: dtype for entry in entries}
-    converted = _Converted(entries, read, dtype, aside)
+    converted = _Converted(entries, read, dtype, passthrough)
 
     def read_and_tell(name: str) -> np.ndarray:
         value = converted.read(name)

@@ -17,13 +17,13 @@ import numpy as np
 from mm1_jax.checkpoints.weights_folder import StoredParams, part_fields
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.interop import compare, llama, llama_tensors, llava, vision, vision_tensors
-from mm1_jax.interop.aside import FOLDER, Aside
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import Watch, export_params, raise_if_params_misfit
 from mm1_jax.interop.families import Changes, make_parts, make_table, source_config
 from mm1_jax.interop.importer import ParamsOf, compare_with_source
 from mm1_jax.interop.mapping import Entry
 from mm1_jax.interop.mm1 import mm1_config, mm1_entries
+from mm1_jax.interop.passthrough import FOLDER, Passthrough
 from mm1_jax.interop.tensor_files import DTYPES, TensorFolder, TensorSpec
 from mm1_jax.storage import whole_folder
 from mm1_jax.stored_config import as_stored
@@ -80,11 +80,13 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
     return {name: as_stored(fields[name], cfg) for name, cfg in parts.items()}
 
 
-def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = None) -> Plain | str:
+def plain(
+    parts: Mapping[str, Any], passthrough: Mapping[str, TensorSpec] | None = None
+) -> Plain | str:
     """Returns the transformers model that equals a single part, or why there is none.
 
     Args:
-        aside: Specs of the tensors kept beside the weights.
+        passthrough: Specs of the tensors kept beside the weights.
     """
     if set(parts) == {"decoder"}:
         decoder: Any = parts["decoder"]
@@ -96,7 +98,7 @@ def plain(parts: Mapping[str, Any], aside: Mapping[str, TensorSpec] | None = Non
             return str(error)
     if set(parts) == {vision.ENCODER}:
         try:
-            return Plain(*vision_tensors.hf_export(parts[vision.ENCODER], aside or {}))
+            return Plain(*vision_tensors.hf_export(parts[vision.ENCODER], passthrough or {}))
         except ValueError as error:
             return str(error)
     return f"transformers has no model with {' and '.join(parts)} of these configs"
@@ -144,24 +146,24 @@ def export_source(
     config, dtypes = description["config"], description["tensors"]
     table = make_table(parts_of_weights(stored), config, dtypes.keys())
     raise_if_params_misfit(table.entries, stored, " and ".join(table.parts), weights)
-    aside, entries = Aside(weights), {entry.name: entry for entry in table.entries}
-    if lost := sorted(dtypes.keys() - entries.keys() - aside.specs.keys()):
+    passthrough, entries = Passthrough(weights), {entry.name: entry for entry in table.entries}
+    if lost := sorted(dtypes.keys() - entries.keys() - passthrough.specs.keys()):
         raise ValueError(
             f"{weights}: {', '.join(lost[:8])} are missing from its subfolder {FOLDER}"
         )
-    for name, spec in aside.specs.items():
-        entries[name] = Entry(name, spec.shape, (), aside=name)
+    for name, spec in passthrough.specs.items():
+        entries[name] = Entry(name, spec.shape, (), passthrough=name)
     with whole_folder(output) as folder:
         file_name, content = source_config(config)
         (folder / file_name).write_text(json.dumps(content, indent=2) + "\n")
-        for path in aside.files:
+        for path in passthrough.files:
             shutil.copyfile(path, folder / path.name)
         export_params(
             [entries[name] for name in dtypes],
             stored.read,
             folder,
             dtype={name: np.dtype(dtype) for name, dtype in dtypes.items()},
-            aside=aside,
+            passthrough=passthrough,
             max_shard_bytes=max_shard_bytes,
             watch=watch,
         )
@@ -182,7 +184,7 @@ def export_plain(
     parts: Mapping[str, Any],
     output: Path,
     *,
-    aside: Aside | None = None,
+    passthrough: Passthrough | None = None,
     vocabulary: Vocabulary | None = None,
     model_card: str = "",
     dtype: str = "float32",
@@ -195,7 +197,7 @@ def export_plain(
 
     Args:
         model: Result of `plain` or `plain_llava`.
-        aside: Tensors kept beside the weights, if `plain` got their specs.
+        passthrough: Tensors kept beside the weights, if `plain` got their specs.
 
     Raises:
         ValueError: A parameter is missing or misshapen, or the written model computes something
@@ -217,7 +219,7 @@ def export_plain(
             stored.read,
             folder,
             dtype=DTYPES[EXPORT_DTYPES[dtype]],
-            aside=aside,
+            passthrough=passthrough,
             max_shard_bytes=max_shard_bytes,
             watch=watch,
         )

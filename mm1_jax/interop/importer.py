@@ -11,7 +11,6 @@ import numpy as np
 from mm1_jax.checkpoints.weights_folder import StoredParams, describe
 from mm1_jax.host_memory import peak_bytes
 from mm1_jax.interop import compare, llama, vision
-from mm1_jax.interop.aside import Aside, keep_aside
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import (
     Watch,
@@ -33,6 +32,7 @@ from mm1_jax.interop.families import (
     reference_config,
 )
 from mm1_jax.interop.mapping import Table, raise_if_misfit
+from mm1_jax.interop.passthrough import Passthrough, keep_passthrough
 from mm1_jax.interop.pickled import PickledTensors
 from mm1_jax.interop.tensor_files import TensorFolder, Tensors
 from mm1_jax.models.decoder import decoder_stack
@@ -46,7 +46,7 @@ class Imported(NamedTuple):
     """Summary of an import and its checks.
 
     Attributes:
-        num_aside: Number of tensors that have no place here and are kept beside the weights.
+        num_passthrough: Number of tensors that have no place here and are kept beside the weights.
         comparison: Comparison with the source's implementation; None if there was none.
         not_compared: Why there was none.
         notes: Remarks for users.
@@ -55,7 +55,7 @@ class Imported(NamedTuple):
 
     num_parameters: int
     num_tensors: int
-    num_aside: int
+    num_passthrough: int
     comparison: Comparison | None
     not_compared: str | None
     notes: tuple[str, ...]
@@ -163,14 +163,14 @@ def import_checkpoint(
     with whole_folder(output) as folder:
         raise_if_copies_differ(table, tensors, source)
         import_params(table, tensors, folder, where=source, watch=watch)
-        keep_aside(tensors, others, source if source.is_dir() else source.parent, folder)
+        keep_passthrough(tensors, others, source if source.is_dir() else source.parent, folder)
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)
         describe(folder, description)
         peaks["written"] = peak_bytes()
         stored = StoredParams(folder)
         wrong = differences(table.entries, tensors, stored.read)
-        if wrong := [*wrong, *unequal_tensors(others, tensors, Aside(folder))]:
+        if wrong := [*wrong, *unequal_tensors(others, tensors, Passthrough(folder))]:
             raise ValueError(f"{source}: {', '.join(wrong)} read back changed; is the disk full?")
         peaks["read back"] = peak_bytes()
         comparison, reason = None, "it was not asked for"
@@ -188,7 +188,7 @@ def import_checkpoint(
     return Imported(
         num_parameters=sum(map(math.prod, shapes.values())),
         num_tensors=len(table.entries),
-        num_aside=len(others),
+        num_passthrough=len(others),
         comparison=comparison,
         not_compared=reason,
         notes=tuple(notes),

@@ -47,15 +47,15 @@ class Entry(NamedTuple):
 
     Attributes:
         fill: Value that an export writes to rows without a piece.
-        aside: Name of a tensor kept beside the weights, which an export writes instead (see
-            `aside.py`).
+        passthrough: Name of a tensor kept beside the weights, which an export writes instead (see
+            `passthrough.py`).
     """
 
     name: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     fill: float = 0.0
-    aside: str | None = None
+    passthrough: str | None = None
 
 
 class Table(NamedTuple):

@@ -51,7 +51,7 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
 
 
 def hf_export(
-    cfg: VisionEncoder.Config, aside: Mapping[str, TensorSpec]
+    cfg: VisionEncoder.Config, passthrough: Mapping[str, TensorSpec]
 ) -> tuple[dict[str, Any], list[Entry]]:
     """Returns the `config.json` and the tensors of a CLIPVisionModel or a SiglipVisionModel.
 
@@ -60,7 +60,7 @@ def hf_export(
     features, and there is no head.
 
     Args:
-        aside: Name -> spec of the tensors kept beside the weights.
+        passthrough: Name -> spec of the tensors kept beside the weights.
 
     Raises:
         ValueError: The encoder is neither.
@@ -71,14 +71,14 @@ def hf_export(
     config, root = tower_config(cfg), "vision_model."
     entries = tower_entries(cfg, root)
     if is_clip:
-        entries += _identity(f"{root}post_layernorm", cfg.model_dim, _kept_norm(aside))
+        entries += _identity(f"{root}post_layernorm", cfg.model_dim, _kept_norm(passthrough))
         return config, entries
-    kept = prefix_of(aside, "head.probe")
+    kept = prefix_of(passthrough, "head.probe")
     config["vision_use_head"] = kept is not None
     if kept is not None:
         entries += [
-            Entry(root + name.removeprefix(kept), spec.shape, (), aside=name)
-            for name, spec in aside.items()
+            Entry(root + name.removeprefix(kept), spec.shape, (), passthrough=name)
+            for name, spec in passthrough.items()
             if name.startswith(f"{kept}head.")
         ]
     return config, entries
@@ -101,10 +101,10 @@ def _identity(name: str, dim: int, kept: Mapping[str, str]) -> list[Entry]:
     ]
 
 
-def _kept_norm(aside: Collection[str]) -> dict[str, str]:
+def _kept_norm(passthrough: Collection[str]) -> dict[str, str]:
     """Returns the names of CLIP's last norm (weight and bias) among the kept tensors."""
     for norm in ("post_layernorm", "ln_post"):
-        if (root := prefix_of(aside, f"{norm}.weight")) is not None:
+        if (root := prefix_of(passthrough, f"{norm}.weight")) is not None:
             return {each: f"{root}{norm}.{each}" for each in ("weight", "bias")}
     return {}
 

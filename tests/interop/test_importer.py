@@ -16,7 +16,6 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.interop import compare
-from mm1_jax.interop.aside import Aside
 from mm1_jax.interop.compare import (
     FolderModel,
     compare_tower,
@@ -27,6 +26,7 @@ from mm1_jax.interop.compare import (
 from mm1_jax.interop.exporter import export_plain, parts_of_weights, plain
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.interop.passthrough import Passthrough
 from mm1_jax.interop.vision import ACTIVATIONS
 from mm1_jax.layers.feed_forward import Activation
 
@@ -89,9 +89,11 @@ def test_an_open_clip_encoder_has_the_features_of_the_same_encoder_in_transforme
     assert compare_tower(cfg, params, FolderModel(tmp_path / "hf")).is_good
     assert_goes_back(folder, tmp_path / "ours", tmp_path / "again")
     # Exports the same tower for transformers, with the norm of its class token.
-    aside = Aside(tmp_path / "ours")
-    model = plain({"vision_encoder": cfg}, aside.specs)
-    export_plain(stored, model, {"vision_encoder": cfg}, tmp_path / "tower", aside=aside)
+    passthrough = Passthrough(tmp_path / "ours")
+    model = plain({"vision_encoder": cfg}, passthrough.specs)
+    export_plain(
+        stored, model, {"vision_encoder": cfg}, tmp_path / "tower", passthrough=passthrough
+    )
     back = type(tower).from_pretrained(tmp_path / "tower").state_dict()
     assert back.keys() == tower.state_dict().keys()
     assert all(torch.equal(back[name], value) for name, value in tower.state_dict().items())

@@ -23,7 +23,7 @@ _FILES = (
 )
 
 
-class Aside(Tensors):
+class Passthrough(Tensors):
     """Tensors kept beside the weights in a folder; `files` lists the other files kept there."""
 
     def __init__(self, folder: Path):
@@ -37,7 +37,7 @@ class Aside(Tensors):
         return self._tensors.read(name)
 
 
-def keep_aside(tensors: Tensors, names: Iterable[str], source: Path, folder: Path) -> None:
+def keep_passthrough(tensors: Tensors, names: Iterable[str], source: Path, folder: Path) -> None:
     """Copies tensors and files of the checkpoint in `source` beside the weights in `folder`."""
     place = folder / FOLDER
     specs = {name: tensors.specs[name] for name in names}
