@@ -36,9 +36,9 @@ class CommitBarrier:
                     key,
                     *(distributed.wait_for(f"{place}/{p}", p, patience) for p in processes[1:]),
                 ]
-                distributed.post(f"{place}/all", keys if len(set(keys)) > 1 else [])
+                distributed.set_once(f"{place}/all", keys if len(set(keys)) > 1 else [])
             else:
-                distributed.post(f"{place}/{distributed.process_index()}", key)
+                distributed.set_once(f"{place}/{distributed.process_index()}", key)
             differing = distributed.wait_for(f"{place}/all", 0, patience)
             if differing:
                 self._is_broken = True

@@ -192,7 +192,7 @@ def run_import(flags: argparse.Namespace) -> str:
     peaks = ", ".join(f"{phase} with {n / _GIB:.2f}" for phase, n in imported.peaks.items())
     lines = [
         f"{flags.output}: {imported.num_parameters:,} parameters of {imported.num_tensors} "
-        f"tensors; {imported.num_passthrough} more kept aside",
+        f"tensors; {imported.num_passthrough} more kept beside the weights",
         f"GiB of memory at most: {peaks}",
         _checked(imported),
         *(f"note: {note}" for note in (*imported.notes, *(tokenizer.notes if tokenizer else ()))),
@@ -211,11 +211,11 @@ def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.interop.exporter import (
         Exported,
         export_mm1,
-        export_plain,
+        export_native,
         export_source,
+        native_llava,
+        native_model,
         parts_of_weights,
-        plain,
-        plain_llava,
     )
     from mm1_jax.interop.mm1 import model_parts
     from mm1_jax.interop.model_card import model_card
@@ -255,13 +255,13 @@ def run_export(flags: argparse.Namespace) -> str:
     }
     passthrough = Passthrough(flags.checkpoint)
     if flags.format == "llava":
-        model = plain_llava(parts, image_token)
+        model = native_llava(parts, image_token)
     else:
-        model = "" if flags.format == "mm1" else plain(parts, passthrough.specs)
+        model = "" if flags.format == "mm1" else native_model(parts, passthrough.specs)
     options["model_card"] = model_card(
         flags.output.name,
         parts,
-        is_plain=not isinstance(model, str),
+        is_native=not isinstance(model, str),
         license=flags.license,
         dtype=flags.dtype,
     )
@@ -270,7 +270,7 @@ def run_export(flags: argparse.Namespace) -> str:
             stored, parts, flags.output, image_token=image_token, fit=fit, **options
         )
     else:
-        exported = export_plain(
+        exported = export_native(
             stored, model, parts, flags.output, passthrough=passthrough, **options
         )
     return told(exported)

@@ -111,10 +111,10 @@ class FolderModel:
         """
         torch, transformers = _libraries()
         model, info = getattr(transformers, class_name).from_pretrained(
-            self._folder, config=config, output_loading_info=True, **_options(torch)
+            self._folder, config=config, output_loading_info=True, **_loading_options(torch)
         )
-        if drawn := _drawn(info):
-            raise ValueError(f"{self._folder}: transformers finds no {drawn[0]} in it")
+        if missing := _missing_weights(info):
+            raise ValueError(f"{self._folder}: transformers finds no {missing[0]} in it")
         return model
 
 
@@ -150,7 +150,7 @@ class StateModel:
         try:
             return transformers.AutoConfig.for_model(self._model_type, **self._fields)
         except Exception as error:  # Each check raises its own type.
-            raise NotComparable(f"transformers refuses the config: {_line(error)}") from error
+            raise NotComparable(f"transformers refuses the config: {_one_line(error)}") from error
 
     def load(self, class_name: str, config: Any) -> Any:
         """Returns the model.
@@ -169,13 +169,17 @@ class StateModel:
                 state[name.removeprefix(self._prefix)] = value
         try:
             model, info = getattr(transformers, class_name).from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True, **_options(torch)
+                None,
+                config=config,
+                state_dict=state,
+                output_loading_info=True,
+                **_loading_options(torch),
             )
         except Exception as error:
-            raise NotComparable(f"transformers cannot load it: {_line(error)}") from error
-        if drawn := _drawn(info):
+            raise NotComparable(f"transformers cannot load it: {_one_line(error)}") from error
+        if missing := _missing_weights(info):
             raise NotComparable(
-                f"transformers lacks {len(drawn)} of its parameters, such as {drawn[0]}"
+                f"transformers lacks {len(missing)} of its parameters, such as {missing[0]}"
             )
         names = {name.removeprefix(self._prefix) for name in self._used}
         if unread := sorted(names.intersection(info["unexpected_keys"])):
@@ -187,7 +191,7 @@ class StateModel:
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
-def _drawn(info: Mapping[str, Any]) -> list[str]:
+def _missing_weights(info: Mapping[str, Any]) -> list[str]:
     """Returns randomly initialized weights of a model that features or logits depend on."""
     missing = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     # The norm of CLIP's class token and SigLIP's head come after the compared features.
@@ -207,17 +211,17 @@ def torch_tensors(tensors: Tensors) -> Iterator[tuple[str, Any]]:
         yield from tensors.tensors.items()
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-Theirs = FolderModel | StateModel
+Reference = FolderModel | StateModel
 
 
 def compare_decoder(
     cfg: Decoder.Config,
     params: Mapping[str, Any],
-    theirs: Theirs,
+    theirs: Reference,
     num_rows: int,
     window: int | None = None,
 ) -> Comparison:
@@ -246,7 +250,7 @@ def compare_decoder(
 
 
 def compare_tower(
-    cfg: VisionEncoder.Config, params: Mapping[str, Any], theirs: Theirs
+    cfg: VisionEncoder.Config, params: Mapping[str, Any], theirs: Reference
 ) -> Comparison:
     """Compares the patch features of our vision tower and of the one in transformers."""
     torch, _ = _libraries()
@@ -269,7 +273,7 @@ def compare_tower(
 def compare_llava(
     parts: Mapping[str, Any],
     params: Mapping[str, Any],
-    theirs: Theirs,
+    theirs: Reference,
     *,
     num_rows: int,
     image_token: int,
@@ -320,8 +324,8 @@ def compare_mm1(
         trust_remote_code=True,
         output_loading_info=True,
     )
-    if drawn := _drawn(info):
-        raise ValueError(f"{folder}: transformers finds no {drawn[0]} in it")
+    if missing := _missing_weights(info):
+        raise ValueError(f"{folder}: transformers finds no {missing[0]} in it")
     with torch.no_grad():
         theirs = model.eval()(input_ids=torch.from_numpy(tokens), **inputs).logits
     return compare(what, ours, theirs)
@@ -364,7 +368,7 @@ def _libraries() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def _options(torch: Any) -> dict[str, Any]:
+def _loading_options(torch: Any) -> dict[str, Any]:
     return {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
 
 

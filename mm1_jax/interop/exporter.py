@@ -35,7 +35,7 @@ IMAGE_MARK = "<image>"
 EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-class Plain(NamedTuple):
+class NativeModel(NamedTuple):
     """A model that transformers implements: its `config.json` and its tensors."""
 
     config: dict[str, Any]
@@ -80,9 +80,9 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
     return {name: as_stored(fields[name], cfg) for name, cfg in parts.items()}
 
 
-def plain(
+def native_model(
     parts: Mapping[str, Any], passthrough: Mapping[str, TensorSpec] | None = None
-) -> Plain | str:
+) -> NativeModel | str:
     """Returns the transformers model that equals a single part, or why there is none.
 
     Args:
@@ -91,20 +91,20 @@ def plain(
     if set(parts) == {"decoder"}:
         decoder: Any = parts["decoder"]
         try:
-            return Plain(
+            return NativeModel(
                 llama.hf_config(decoder), llama_tensors.decoder_entries(decoder, dense_source=False)
             )
         except ValueError as error:
             return str(error)
     if set(parts) == {vision.ENCODER}:
         try:
-            return Plain(*vision_tensors.hf_export(parts[vision.ENCODER], passthrough or {}))
+            return NativeModel(*vision_tensors.hf_export(parts[vision.ENCODER], passthrough or {}))
         except ValueError as error:
             return str(error)
     return f"transformers has no model with {' and '.join(parts)} of these configs"
 
 
-def plain_llava(parts: Mapping[str, Any], image_token: int) -> Plain:
+def native_llava(parts: Mapping[str, Any], image_token: int) -> NativeModel:
     """Returns these parts as a LLaVA.
 
     Raises:
@@ -112,7 +112,7 @@ def plain_llava(parts: Mapping[str, Any], image_token: int) -> Plain:
     """
     if "connector" not in parts:
         raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is a single part")
-    return Plain(*llava.hf_export(parts, image_token))
+    return NativeModel(*llava.hf_export(parts, image_token))
 
 
 def export_source(
@@ -178,9 +178,9 @@ def export_source(
     return Exported(num_parameters, config["model_type"], comparison, reason)
 
 
-def export_plain(
+def export_native(
     stored: StoredParams,
-    model: Plain,
+    model: NativeModel,
     parts: Mapping[str, Any],
     output: Path,
     *,
@@ -196,8 +196,8 @@ def export_plain(
     """Writes a model that transformers implements.
 
     Args:
-        model: Result of `plain` or `plain_llava`.
-        passthrough: Tensors kept beside the weights, if `plain` got their specs.
+        model: Result of `native_model` or `native_llava`.
+        passthrough: Tensors kept beside the weights, if `native_model` got their specs.
 
     Raises:
         ValueError: A parameter is missing or misshapen, or the written model computes something

@@ -180,10 +180,10 @@ def source_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     del own["model_type"]
     if config["model_type"] == _OPEN_CLIP:
         return "open_clip_config.json", own
-    return "config.json", _renamed(own)
+    return "config.json", _with_aim_names(own)
 
 
-def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+def _with_aim_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an AIM config with its authors' field names; older folders of weights differ."""
     return {"img_size" if k == "image_size" else k: v for k, v in config.items()}
 
@@ -200,7 +200,7 @@ def fields_of(config: Mapping[str, Any], *, strict: bool = True) -> Fields:
     if model_type == _OPEN_CLIP:
         ours = ("model_type",)
     given = {name: value for name, value in config.items() if name not in ours}
-    given = _renamed(given) if model_type == _AIM else given
+    given = _with_aim_names(given) if model_type == _AIM else given
     return Fields(given, _CLASSES[model_type], file=file, strict=strict)
 
 
@@ -222,7 +222,7 @@ def make_parts(
         vision.set_pixels(parts[vision.ENCODER], Fields(given, klass, file=processor["file"]))
     fields.close()
     if "decoder" in parts:
-        parts["decoder"] = _changed(parts["decoder"], changes)
+        parts["decoder"] = _with_changes(parts["decoder"], changes)
     elif changes != Changes():
         raise ValueError(
             "vocab_size and num_experts apply to a decoder, and this checkpoint has none"
@@ -319,7 +319,7 @@ def image_token(config: Mapping[str, Any]) -> int | None:
     return llava.image_token(fields_of(config)) if is_llava else None
 
 
-def _changed(cfg: Any, changes: Changes) -> Any:
+def _with_changes(cfg: Any, changes: Changes) -> Any:
     if changes.vocab_size is not None:
         if changes.vocab_size < cfg.vocab_size:
             raise ValueError(

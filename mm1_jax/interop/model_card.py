@@ -52,14 +52,14 @@ def model_card(
     name: str,
     parts: Mapping[str, InstantiableConfig],
     *,
-    is_plain: bool,
+    is_native: bool,
     license: str = "",
     dtype: str = "float32",
 ) -> str:
     """Returns a model card: the parts of an export, and how to load it.
 
     Args:
-        is_plain: Whether transformers implements the model, so that no code of ours is needed.
+        is_native: Whether transformers implements the model, so that no code of ours is needed.
         license: License of the model; the card omits it if empty.
     """
     has_decoder, has_encoder = "decoder" in parts, "vision_encoder" in parts
@@ -74,9 +74,9 @@ def model_card(
     load = _LOAD_WITH_IMAGES if has_encoder else _LOAD
     if not has_decoder:
         load = _LOAD_TOWER
-    text = load.format(name=name, trust="" if is_plain else ", trust_remote_code=True")
+    text = load.format(name=name, trust="" if is_native else ", trust_remote_code=True")
     if has_decoder and has_encoder:
-        text += _SPACES_OF_LLAVA if is_plain else _SPACES
+        text += _SPACES_OF_LLAVA if is_native else _SPACES
     return "\n".join([*lines, "", text])
 
 

@@ -140,7 +140,7 @@ class TensorFolder(Tensors):
                 self._files[name] = file
         if index and (lost := sorted(index.keys() ^ self._files.keys())):
             raise ValueError(
-                f"{path}: index and shards disagree about {_some(lost)}; a shard belongs to "
+                f"{path}: index and shards disagree about {_first_of(lost)}; a shard belongs to "
                 "another checkpoint, or is incomplete"
             )
         self.specs = {name: file.specs[name] for name, file in self._files.items()}
@@ -248,6 +248,6 @@ def _header(specs: Mapping[str, TensorSpec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _first_of(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -68,7 +68,7 @@ def import_tokenizer(
         return None
     claims, notes = _claims(folder), []
     path = paths[0]
-    if len(paths) == 2 and (reason := _why_not(path, claims)) is not None:
+    if len(paths) == 2 and (reason := _why_json_file(path, claims)) is not None:
         notes.append(f"{JSON} is used: {reason}")
         path = paths[1]
     tokenizer: Any
@@ -77,7 +77,7 @@ def import_tokenizer(
         tokenizer = cfg.instantiate()
         piece = tokenizer.sentencepiece.piece_to_id
         read = ImportedTokenizer({SENTENCEPIECE: path.read_bytes()}, cfg)
-        lost = _lost(tokenizer, claims)
+        lost = _missing_tokens(tokenizer, claims)
     else:
         cfg = HFTokenizer.default_config().set(model_path=str(path), min_vocab_size=num_rows)
         tokenizer, library = cfg.instantiate(), load_tokenizer(path)
@@ -96,28 +96,28 @@ def import_tokenizer(
         )
     if lost:
         notes.append(f"{path.name} lacks {len(lost)} tokens, such as {lost[0].token!r}")
-    _raise_if_taken(tokenizer.image_token, path, claims, image_token)
+    _raise_if_id_is_taken(tokenizer.image_token, path, claims, image_token)
     if tokenizer.image_token < num_rows and image_token is None:
         notes.append(
             f"the image token uses row {tokenizer.image_token} of {num_rows} of the embedding, "
             "which no token of the source uses"
         )
-    return read._replace(notes=(*notes, *_other_ends(folder, tokenizer.eos, piece)))
+    return read._replace(notes=(*notes, *_other_eos_notes(folder, tokenizer.eos, piece)))
 
 
-def _why_not(path: Path, claims: Sequence[Claim]) -> str | None:
+def _why_json_file(path: Path, claims: Sequence[Claim]) -> str | None:
     """Returns why tokenizer.json is used instead of this tokenizer.model; None if it is not."""
     try:
         tokenizer = Tokenizer.default_config().set(model_path=str(path)).instantiate()
     except ValueError as error:
         return str(error)
-    if lost := _lost(tokenizer, claims):
+    if lost := _missing_tokens(tokenizer, claims):
         return f"{path.name} lacks {len(lost)} of its tokens, such as {lost[0].token!r}"
     piece = tokenizer.sentencepiece.piece_to_id
-    return next(iter(_other_ends(path.parent, tokenizer.eos, piece, TOKEN_FILES[:2])), None)
+    return next(iter(_other_eos_notes(path.parent, tokenizer.eos, piece, TOKEN_FILES[:2])), None)
 
 
-def _lost(tokenizer: Tokenizer, claims: Sequence[Claim]) -> list[Claim]:
+def _missing_tokens(tokenizer: Tokenizer, claims: Sequence[Claim]) -> list[Claim]:
     """Returns tokens of other files that a sentencepiece model lacks or has under another id."""
     model = tokenizer.sentencepiece
     return [
@@ -180,7 +180,7 @@ def _list(path: Path, field: str, value: Any) -> list[Any]:
     return value
 
 
-def _raise_if_taken(
+def _raise_if_id_is_taken(
     ours: int, path: Path, claims: Sequence[Claim], image_token: int | None
 ) -> None:
     """Raises ValueError if the id of the image token belongs to another token."""
@@ -198,7 +198,7 @@ def _raise_if_taken(
             )
 
 
-def _other_ends(
+def _other_eos_notes(
     folder: Path,
     eos: int,
     token_to_id: Callable[[str], int | None],

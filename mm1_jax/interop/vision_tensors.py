@@ -33,7 +33,7 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
         entries += _norm(layer, f"{name}.layer_norm1", "attention_norm", D)
         for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
             entries += _heads(layer, f"{name}.self_attn.{theirs}_proj", f"attention/{ours}", cfg)
-        entries += _joining(layer, f"{name}.self_attn.out_proj", cfg)
+        entries += _output_projection(layer, f"{name}.self_attn.out_proj", cfg)
         entries += _norm(layer, f"{name}.layer_norm2", "feed_forward_norm", D)
         entries += _feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", cfg)
     if cfg.final_norm is not None:
@@ -41,12 +41,12 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
     parent = root.removesuffix("vision_model.")
     ignored = [
         r"(.*\.)?position_ids",
-        _name(f"{root}head.") + ".*",
-        *(_name(f"{parent}{name}.") + ".*" for name in ("text_model", "visual_projection")),
-        *(_name(f"{parent}{name}") + ".*" for name in ("text_projection", "logit_")),
+        _literal(f"{root}head.") + ".*",
+        *(_literal(f"{parent}{name}.") + ".*" for name in ("text_model", "visual_projection")),
+        *(_literal(f"{parent}{name}") + ".*" for name in ("text_projection", "logit_")),
     ]
     if cfg.class_token is not None:
-        ignored.append(_name(f"{root}post_layernorm.") + ".*")
+        ignored.append(_literal(f"{root}post_layernorm.") + ".*")
     return Table({ENCODER: cfg}, entries, ignored, prefix=parent)
 
 
@@ -127,13 +127,13 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
         name = f"{root}transformer.resblocks.{i}"
         entries += _norm(layer, f"{name}.ln_1", "attention_norm", D)
         entries += _joined_heads(layer, f"{name}.attn.in_proj_", cfg)
-        entries += _joining(layer, f"{name}.attn.out_proj", cfg)
+        entries += _output_projection(layer, f"{name}.attn.out_proj", cfg)
         entries += _norm(layer, f"{name}.ln_2", "feed_forward_norm", D)
         entries += _feed_forward(layer, f"{name}.mlp.c_fc", f"{name}.mlp.c_proj", cfg)
     # The text tower uses the same names, but not below `visual.`.
-    ignored = [_name(f"{root}ln_post.") + ".*", _name(f"{root}proj")]
+    ignored = [_literal(f"{root}ln_post.") + ".*", _literal(f"{root}proj")]
     if root:
-        ignored.append(f"(?!{_name(root)}).*")
+        ignored.append(f"(?!{_literal(root)}).*")
     return Table({ENCODER: cfg}, entries, ignored)
 
 
@@ -149,7 +149,7 @@ def aim_table(cfg: VisionEncoder.Config) -> Table:
         name = f"trunk.blocks.{i}"
         entries += _norm(layer, f"{name}.norm_1", "attention_norm", D)
         entries += _joined_heads(layer, f"{name}.attn.qkv.", cfg)
-        entries += _joining(layer, f"{name}.attn.proj", cfg)
+        entries += _output_projection(layer, f"{name}.attn.proj", cfg)
         entries += _norm(layer, f"{name}.norm_2", "feed_forward_norm", D)
         entries += _feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", cfg)
     entries += _norm(encoder, "trunk.post_trunk_norm", "final_norm", D)
@@ -218,7 +218,7 @@ def _head_layouts(cfg: VisionEncoder.Config) -> tuple[str, str, dict[str, int]]:
     return "(n h) d -> d n h", "(n h) -> n h", {"n": num_heads, "h": head_dim}
 
 
-def _joining(layer: Slice, theirs: str, cfg: VisionEncoder.Config) -> list[Entry]:
+def _output_projection(layer: Slice, theirs: str, cfg: VisionEncoder.Config) -> list[Entry]:
     _, _, sizes = _head_layouts(cfg)
     D, ours = cfg.model_dim, "attention/output"
     entries = [layer.entry(f"{theirs}.weight", f"{ours}/kernel", "d (n h) -> d n h", d=D, **sizes)]
@@ -239,6 +239,6 @@ def _feed_forward(layer: Slice, up: str, down: str, cfg: VisionEncoder.Config) -
     return entries
 
 
-def _name(text: str) -> str:
+def _literal(text: str) -> str:
     """Returns a pattern that matches exactly this text."""
     return text.replace(".", r"\.")

@@ -82,7 +82,9 @@ def digest_of(facts: Mapping[str, str]) -> str:
 def differences(first: Mapping[str, str], own: Mapping[str, str]) -> dict[str, Any]:
     """Returns facts that differ from process 0, as (its value, own value), and how many more do."""
     names = [name for name in sorted(first.keys() | own.keys()) if first.get(name) != own.get(name)]
-    shown = {name: (_cut(first.get(name)), _cut(own.get(name))) for name in names[:_MOST]}
+    shown = {
+        name: (_shortened(first.get(name)), _shortened(own.get(name))) for name in names[:_MOST]
+    }
     return {"facts": shown, "more": max(0, len(names) - _MOST)}
 
 
@@ -96,7 +98,7 @@ def described(answers: Sequence[Mapping[str, Any]]) -> str:
         for process, answer in enumerate(answers):
             value = answer["facts"][name][1] if name in answer["facts"] else base
             processes.setdefault(value, []).append(process)
-        values = (f"{value} in {_numbers(those)}" for value, those in processes.items())
+        values = (f"{value} in {_named_processes(those)}" for value, those in processes.items())
         lines.append(f"  {name}: {'; '.join(values)}")
     if more := max(answer["more"] for answer in answers) + max(0, len(names) - _MOST):
         lines.append(f"  and {more} more")
@@ -171,7 +173,7 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cut(value: str | None) -> str:
+def _shortened(value: str | None) -> str:
     if value is None:
         return "not set"
     if len(value) <= _LONGEST:
@@ -180,7 +182,7 @@ def _cut(value: str | None) -> str:
     return f"{value[:_LONGEST]}... ({hashlib.sha256(value.encode()).hexdigest()[:8]})"
 
 
-def _numbers(processes: Sequence[int]) -> str:
+def _named_processes(processes: Sequence[int]) -> str:
     """Formats process numbers as ranges, such as "processes 0-2, 5"."""
     spans: list[list[int]] = []
     for number in processes:

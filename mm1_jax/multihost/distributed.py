@@ -156,13 +156,13 @@ def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first():
-        _see_off(time.monotonic() + _LINGER_SECONDS)
+        _wait_for_departures(time.monotonic() + _LINGER_SECONDS)
     else:
-        post(f"left/{process_index()}", status)
+        set_once(f"left/{process_index()}", status)
     os._exit(status)
 
 
-def _see_off(deadline: float) -> None:
+def _wait_for_departures(deadline: float) -> None:
     """Waits until all other processes have left, or until the deadline."""
     for process in range(1, process_count()):
         try:
@@ -187,14 +187,14 @@ def finish(status: int) -> None:
     os._exit(status)
 
 
-def post(key: str, value: Any) -> None:
+def set_once(key: str, value: Any) -> None:
     """Sets a key of the coordinator's key-value store, unless it is already set."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _set(key, value)
 
 
-def look(key: str) -> Any:
-    """Returns the value that `post` has set for a key; None if there is none."""
+def get_if_set(key: str) -> Any:
+    """Returns the value that `set_once` has set for a key; None if there is none."""
     try:
         return json.loads(_client().key_value_try_get(f"mm1/{key}"))
     except jax.errors.JaxRuntimeError as error:
@@ -204,7 +204,7 @@ def look(key: str) -> Any:
 
 
 def wait_for(key: str, process: int, patience: float = _PATIENCE_SECONDS) -> Any:
-    """Waits for a process to set a key with `post`, and returns the value.
+    """Waits for a process to set a key with `set_once`, and returns the value.
 
     Raises:
         RuntimeError: The key was not set within `patience` seconds.

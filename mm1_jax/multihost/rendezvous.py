@@ -74,12 +74,12 @@ class _Host:
                         selector.register(guest, selectors.EVENT_READ)
                     else:
                         assert isinstance(key.fileobj, socket.socket)
-                        self._hear(key.fileobj, selector)
+                        self._receive(key.fileobj, selector)
             missing = self._missing
             if self._failure is not None:
-                self._tell("failed {} {}".format(*self._failure))
+                self._answer("failed {} {}".format(*self._failure))
             else:
-                self._tell(f"missing {' '.join(map(str, missing))}" if missing else _READY)
+                self._answer(f"missing {' '.join(map(str, missing))}" if missing else _READY)
         if self._failure is not None:
             raise Unreachable(_who_failed(*self._failure))
         if missing:
@@ -107,7 +107,7 @@ class _Host:
                 "--coordinator_address"
             ) from error
 
-    def _hear(self, guest: socket.socket, selector: selectors.BaseSelector) -> None:
+    def _receive(self, guest: socket.socket, selector: selectors.BaseSelector) -> None:
         try:
             words = guest.recv(_LONGEST_LINE).decode().split()
         except (OSError, UnicodeDecodeError):
@@ -121,7 +121,7 @@ class _Host:
             return
         process, number = int(words[1]), int(words[2])
         if number != self._cluster.num_processes:
-            self._tell(f"differs {number} {self._cluster.num_processes}", {process: guest})
+            self._answer(f"differs {number} {self._cluster.num_processes}", {process: guest})
             return
         self._guests[process] = guest
         if len(words) > 3:
@@ -129,7 +129,7 @@ class _Host:
             # Leaves time for others that are about to arrive.
             self._deadline = min(self._deadline, time.monotonic() + DECLINE_SECONDS)
 
-    def _tell(self, line: str, guests: dict[int, socket.socket] | None = None) -> None:
+    def _answer(self, line: str, guests: dict[int, socket.socket] | None = None) -> None:
         for guest in (self._guests if guests is None else guests).values():
             with contextlib.suppress(OSError):
                 guest.sendall(f"{line}\n".encode())
@@ -147,7 +147,7 @@ def _join(
     problem = "no answer"
     while time.monotonic() < deadline:
         try:
-            reply = _ask((host.strip("[]"), int(port)), cluster, deadline, failure)
+            reply = _exchange((host.strip("[]"), int(port)), cluster, deadline, failure)
         except OSError as error:
             problem = error.strerror or str(error)
             reply = ""
@@ -171,7 +171,9 @@ def _join(
     )
 
 
-def _ask(address: tuple[str, int], cluster: Cluster, deadline: float, failure: str | None) -> str:
+def _exchange(
+    address: tuple[str, int], cluster: Cluster, deadline: float, failure: str | None
+) -> str:
     with socket.create_connection(address, timeout=max(0.1, deadline - time.monotonic())) as peer:
         greeting = f"{_GREETING} {cluster.process_id} {cluster.num_processes} {failure or ''}"
         peer.sendall(f"{greeting.strip()}\n".encode())

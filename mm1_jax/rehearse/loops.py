@@ -22,10 +22,10 @@ def trip_count(module: Module, loop: Instruction, computation: Computation) -> i
             index = _tuple_index(counter, condition)
             limit = _constant(bound, condition)
             if limit is None and (passed := _tuple_index(bound, condition)) is not None:
-                limit = _passed(loop, computation, passed)
+                limit = _initial_value(loop, computation, passed)
             if index is None or limit is None:
                 continue
-            start = _passed(loop, computation, index) or 0
+            start = _initial_value(loop, computation, index) or 0
             step = _step(module, loop, index)
             inclusive = "direction=LE" in compare or "direction=GE" in compare
             return max(math.ceil((abs(limit - start) + inclusive) / abs(step or 1)), 0)
@@ -52,7 +52,7 @@ def _comparison(module: Module, condition: Computation) -> tuple[str | None, lis
     return root.attributes, [condition.by_name[name] for name in root.operands]
 
 
-def _passed(loop: Instruction, computation: Computation, index: int) -> int | None:
+def _initial_value(loop: Instruction, computation: Computation, index: int) -> int | None:
     """Returns the constant initial value of a loop's element `index`."""
     initial = computation.by_name.get(loop.operands[0])
     while initial is not None and initial.opcode in ("copy", "opt-barrier", "bitcast"):

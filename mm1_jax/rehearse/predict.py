@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from mm1_jax.rehearse.program import Branch, Done, Kind, Loop, Schedule, Start, Work
+from mm1_jax.rehearse.program import Branch, Done, Loop, Schedule, Start, Work, WorkKind
 from mm1_jax.rehearse.topologies import Topology
 from mm1_jax.rehearse.transfers import Route, Transfer
 
@@ -56,7 +56,7 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
     """Returns the times of one run of `schedule`."""
     clock = 0.0
     # Each route sends one transfer at a time, independently of the other routes.
-    is_free = dict.fromkeys(Route, 0.0)
+    free_at = dict.fromkeys(Route, 0.0)
     ends: dict[str, float] = {}
     total = Times()
     for item in schedule:
@@ -68,8 +68,8 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
             case Start(transfer):
                 seconds = transfer_seconds(transfer, topology)
                 total += Times(transfer=seconds)
-                end = max(clock, is_free[transfer.route]) + seconds
-                is_free[transfer.route] = ends[transfer.name] = end
+                end = max(clock, free_at[transfer.route]) + seconds
+                free_at[transfer.route] = ends[transfer.name] = end
             case Done(name):
                 waited = max(ends.pop(name, 0.0) - clock, 0.0)
                 total += Times(exposed=waited)
@@ -88,7 +88,7 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
 def work_seconds(work: Work, topology: Topology) -> float:
     peak = topology.device_peak_flops
     by_bytes = work.hbm_bytes / topology.device_hbm_bandwidth
-    if work.kind is Kind.KERNEL:
+    if work.kind is WorkKind.KERNEL:
         return max(work.flops / (peak * KERNEL_EFFICIENCY), by_bytes)
     if work.cycles is None or topology.chip.clock is None:
         return max(by_bytes, work.flops / peak)

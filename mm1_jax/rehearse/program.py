@@ -52,7 +52,7 @@ _FREE_CALLS = {
 _KERNELS = {"tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu", "__gpu$xla.gpu.triton"}
 
 
-class Kind(enum.Enum):
+class WorkKind(enum.Enum):
     """The limit of a piece of work: matrix unit, rest of the core, or a kernel's own code."""
 
     MATRIX = "matrix"
@@ -71,7 +71,7 @@ class Work:
     """
 
     name: str
-    kind: Kind
+    kind: WorkKind
     flops: float
     cycles: float | None
     hbm_bytes: float
@@ -106,7 +106,7 @@ Schedule = tuple[Work | Start | Done | Loop | Branch, ...]
 
 
 @dataclass
-class Program:
+class HloProgram:
     """An HLO module with its schedule.
 
     Attributes:
@@ -117,7 +117,7 @@ class Program:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def parse(cls, text: str) -> "Program":
+    def parse(cls, text: str) -> "HloProgram":
         """Parses HLO text; raises ValueError if it is not that of an optimized module."""
         return cls(parse(text))
 
@@ -243,13 +243,13 @@ class Program:
                 self._warn(
                     f"kernel {i.name}: its FLOPs are unknown; timed by the bytes that it moves"
                 )
-            return Work(i.name, Kind.KERNEL, flops or 0.0, None, moved)
+            return Work(i.name, WorkKind.KERNEL, flops or 0.0, None, moved)
         flops = matmul_flops(self.module, i, computation)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
         cycles = float(estimate.group(1)) if estimate else None
         # The largest integer stands for "no estimate" for work of another core.
         cycles = cycles if cycles is None or cycles < 2**62 else None
-        kind = Kind.MATRIX if flops else Kind.VECTOR
+        kind = WorkKind.MATRIX if flops else WorkKind.VECTOR
         return Work(i.name, kind, flops, cycles, moved)
 
     def _warn(self, message: str) -> None:

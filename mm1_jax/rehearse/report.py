@@ -25,7 +25,7 @@ from mm1_jax.rehearse.predict import (
     predict,
     traffic,
 )
-from mm1_jax.rehearse.program import Program
+from mm1_jax.rehearse.program import HloProgram
 from mm1_jax.rehearse.topologies import Topology
 from mm1_jax.rehearse.transfers import Route
 
@@ -47,7 +47,7 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
     Raises:
         ValueError: The text is not HLO, or was compiled for another number of devices.
     """
-    program = Program.parse(text)
+    program = HloProgram.parse(text)
     # The program for several slices is the program of one slice.
     expected = topology.num_devices // topology.num_slices
     if program.module.num_devices != expected:

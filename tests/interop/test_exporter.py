@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from mm1_jax.checkpoints.weights_folder import StoredParams
-from mm1_jax.interop.exporter import export_plain, export_source, parts_of_weights, plain
+from mm1_jax.interop.exporter import export_native, export_source, native_model, parts_of_weights
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
 from mm1_jax.interop.passthrough import Passthrough
@@ -39,8 +39,8 @@ def there_and_back(folder, **options):
     import_checkpoint(folder / "hf", folder / "ours", skip_comparison=True)
     stored = StoredParams(folder / "ours")
     parts, passthrough = parts_of_weights(stored), Passthrough(folder / "ours")
-    model = plain(parts, passthrough.specs)
-    return export_plain(stored, model, parts, folder / "back", passthrough=passthrough, **options)
+    model = native_model(parts, passthrough.specs)
+    return export_native(stored, model, parts, folder / "back", passthrough=passthrough, **options)
 
 
 @pytest.mark.parametrize("name", DECODERS)

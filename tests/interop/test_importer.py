@@ -23,7 +23,7 @@ from mm1_jax.interop.compare import (
     random_images,
     with_params,
 )
-from mm1_jax.interop.exporter import export_plain, parts_of_weights, plain
+from mm1_jax.interop.exporter import export_native, native_model, parts_of_weights
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
 from mm1_jax.interop.passthrough import Passthrough
@@ -90,8 +90,8 @@ def test_an_open_clip_encoder_has_the_features_of_the_same_encoder_in_transforme
     assert_goes_back(folder, tmp_path / "ours", tmp_path / "again")
     # Exports the same tower for transformers, with the norm of its class token.
     passthrough = Passthrough(tmp_path / "ours")
-    model = plain({"vision_encoder": cfg}, passthrough.specs)
-    export_plain(
+    model = native_model({"vision_encoder": cfg}, passthrough.specs)
+    export_native(
         stored, model, {"vision_encoder": cfg}, tmp_path / "tower", passthrough=passthrough
     )
     back = type(tower).from_pretrained(tmp_path / "tower").state_dict()

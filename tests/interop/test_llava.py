@@ -17,7 +17,7 @@ from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
-from mm1_jax.interop.exporter import export_plain, parts_of_weights, plain_llava
+from mm1_jax.interop.exporter import export_native, native_llava, parts_of_weights
 from mm1_jax.interop.families import Changes, make_parts, read_config
 from mm1_jax.interop.importer import ParamsOf, import_checkpoint
 from mm1_jax.interop.mm1 import model_parts
@@ -84,8 +84,8 @@ def test_an_mm1_with_llavas_parts_exports_as_a_llava_and_round_trips(name, tied,
     cfg = of_llava(name, tied)
     params, parts = draw(cfg), model_parts(cfg)
     stored = store(params, tmp_path / "ours")
-    model = plain_llava(parts, IMAGE_TOKEN)
-    exported = export_plain(stored, model, parts, tmp_path / "hf")
+    model = native_llava(parts, IMAGE_TOKEN)
+    exported = export_native(stored, model, parts, tmp_path / "hf")
     assert exported.model_type == "llava" and exported.comparison.is_good
     assert exported.comparison.scale > 0.1
     assert_same_answers(parts, params, tmp_path / "hf")
@@ -101,9 +101,9 @@ def test_the_exported_processor_makes_our_tokens_and_pixels(tmp_path):
     cfg = of_llava("llava", False).set(image_token=tokenizer.image_token)
     cfg.decoder.vocab_size = tokenizer.vocab_size
     parts, encoder = model_parts(cfg), cfg.vision_encoder
-    export_plain(
+    export_native(
         store(draw(cfg), tmp_path / "ours"),
-        plain_llava(parts, tokenizer.image_token),
+        native_llava(parts, tokenizer.image_token),
         parts,
         tmp_path / "hf",
         vocabulary=export_tokenizer(tokenizer),
@@ -148,7 +148,7 @@ def test_parts_that_llava_does_not_support_are_named(change, message):
     cfg = sizes.tiny().set(connector=AveragePooling.default_config().set(num_image_tokens=9))
     change(cfg)
     with pytest.raises(ValueError, match=message):
-        plain_llava(model_parts(cfg), 4)
+        native_llava(model_parts(cfg), 4)
 
 
 def test_a_config_of_another_encoder_is_named(tmp_path):

@@ -11,7 +11,7 @@ from mm1_jax.models.cross_entropy import chunked_token_losses
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 from mm1_jax.rehearse.predict import traffic
-from mm1_jax.rehearse.program import Program
+from mm1_jax.rehearse.program import HloProgram
 
 ROWS, LENGTH, DIM, VOCAB = 8, 12, 16, 32
 MESHES = (
@@ -74,7 +74,7 @@ def test_chunks_on_a_mesh_give_the_same_loss_and_gradients(problem, expected, ax
 @pytest.mark.parametrize("axes", MESHES[:4], ids=str)
 def test_the_loop_over_chunks_has_no_communication(problem, axes):
     step, _, _ = _compiled(problem, axes, 3)
-    collectives = traffic(Program.parse(step.as_text()).schedule())
+    collectives = traffic(HloProgram.parse(step.as_text()).schedule())
     assert collectives, "gradients are added up somewhere"
     assert all(each.executions == each.count for each in collectives.values()), collectives
 

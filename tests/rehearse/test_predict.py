@@ -1,7 +1,7 @@
 import pytest
 
 from mm1_jax.rehearse.predict import KERNEL_EFFICIENCY, predict
-from mm1_jax.rehearse.program import Branch, Done, Kind, Loop, Program, Start, Work
+from mm1_jax.rehearse.program import Branch, Done, HloProgram, Loop, Start, Work, WorkKind
 from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.rehearse.transfers import Route, Transfer
 
@@ -11,7 +11,7 @@ LINKS = 2 * 90e9
 
 
 def work(seconds):
-    return Work("work", Kind.VECTOR, 0.0, seconds * CLOCK, 0.0)
+    return Work("work", WorkKind.VECTOR, 0.0, seconds * CLOCK, 0.0)
 
 
 def transfer(seconds, name="gather", route=Route.LINKS):
@@ -52,9 +52,9 @@ def test_the_slowest_branch_counts():
 
 def test_work_takes_at_least_its_flops_at_peak_rate():
     peak = TOPOLOGY.device_peak_flops
-    product = Work("product", Kind.MATRIX, peak, 1.0, 0.0)
-    kernel = Work("kernel", Kind.KERNEL, peak, None, 0.0)
-    copy = Work("copy", Kind.VECTOR, 0.0, None, 819e9)
+    product = Work("product", WorkKind.MATRIX, peak, 1.0, 0.0)
+    kernel = Work("kernel", WorkKind.KERNEL, peak, None, 0.0)
+    copy = Work("copy", WorkKind.VECTOR, 0.0, None, 819e9)
     times = predict((product, kernel, copy), TOPOLOGY)
     assert times.matrix == pytest.approx(1)
     assert times.kernel == pytest.approx(1 / KERNEL_EFFICIENCY)
@@ -102,7 +102,7 @@ GATHER_SECONDS = 3 * 64 * 32 * 2 / LINKS
 )
 def test_overlap_is_derived_from_the_schedule(fused, copied, waits):
     text = OVERLAP.replace("FUSED", str(fused)).replace("COPIED", str(copied))
-    times = predict(Program.parse(text).schedule(), TOPOLOGY)
+    times = predict(HloProgram.parse(text).schedule(), TOPOLOGY)
     assert times.transfer == pytest.approx(2 * GATHER_SECONDS)
     least = 2 * 64 * 64 * 32 / TOPOLOGY.device_peak_flops if not fused else 0.0
     assert times.exposed == pytest.approx(waits * GATHER_SECONDS, abs=1.01 * least + 1e-15)
@@ -126,11 +126,11 @@ ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
 
 def test_transfers_between_slices_go_over_the_network():
     topology = parse_topology("2xv5e:2x2")
-    times = predict(Program.parse(SLICES).schedule(), topology)
+    times = predict(HloProgram.parse(SLICES).schedule(), topology)
     sent = 2 * (1 / 2) * 64 * 32 * 2
     assert times.exposed == pytest.approx(sent / topology.chip.network_bandwidth)
 
 
 def test_a_large_product_approaches_the_peak_rate(programs):
-    times = predict(Program.parse((programs / "large.hlo").read_text()).schedule(), TOPOLOGY)
+    times = predict(HloProgram.parse((programs / "large.hlo").read_text()).schedule(), TOPOLOGY)
     assert 0.85 < 2 * 8192**3 / TOPOLOGY.device_peak_flops / times.step < 0.95

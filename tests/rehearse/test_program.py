@@ -1,7 +1,7 @@
 import pytest
 
 from mm1_jax.rehearse.predict import executed, flops, traffic
-from mm1_jax.rehearse.program import Kind, Loop, Program, Work
+from mm1_jax.rehearse.program import HloProgram, Loop, Work, WorkKind
 from mm1_jax.rehearse.report import program_report, render
 from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.rehearse.transfers import Route
@@ -45,7 +45,7 @@ ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
 
 
 def loop(groups: str = "{{0,1,2,3}}"):
-    return Program.parse(LOOP.replace("replica_groups={}", f"replica_groups={groups}"))
+    return HloProgram.parse(LOOP.replace("replica_groups={}", f"replica_groups={groups}"))
 
 
 # A row of 8 x 32 that is copied to host memory during a product, and back.
@@ -79,7 +79,7 @@ def test_counts_are_multiplied_by_loop_trips():
 
 
 def test_offloaded_pieces_go_to_host_memory_and_back():
-    schedule = Program.parse(HOST).schedule()
+    schedule = HloProgram.parse(HOST).schedule()
     start, product, done, back, back_done = schedule
     assert isinstance(product, Work) and product.flops == 2 * 8 * 8 * 32
     assert start.transfer.kind == "copy to the host" and done.name == start.transfer.name
@@ -104,7 +104,7 @@ def test_a_report_lists_host_copies_beside_collectives():
 
 def test_a_copy_within_the_chip_is_not_a_transfer():
     text = HOST.replace("S(5)", "")
-    (product,) = Program.parse(text).schedule()
+    (product,) = HloProgram.parse(text).schedule()
     assert product.name == "product"
 
 
@@ -131,17 +131,17 @@ def test_group_sizes_are_parsed_in_every_notation(groups, size):
 
 def test_annotated_trip_counts_override_the_loop_condition():
     text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
-    assert flops(Program.parse(text).schedule()) == 5 * 2 * 64 * 64 * 32 + 1000
+    assert flops(HloProgram.parse(text).schedule()) == 5 * 2 * 64 * 64 * 32 + 1000
 
 
 def test_a_loop_of_unknown_length_raises_a_warning():
-    program = Program.parse(LOOP.replace("constant(14)", "constant(1e3)"))
+    program = HloProgram.parse(LOOP.replace("constant(14)", "constant(1e3)"))
     program.schedule()
     assert "loop while: its trip count is unknown" in program.warnings[0]
 
 
 def test_a_kernel_without_flops_raises_a_warning():
-    program = Program.parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
+    program = HloProgram.parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
     program.schedule()
     assert "kernel kernel: its FLOPs are unknown" in program.warnings[0]
 
@@ -169,14 +169,14 @@ ENTRY %main (a: f32[64]) -> f32[64] {
 
 
 def test_work_of_another_core_is_timed_by_its_bytes():
-    program = Program.parse(OFFLOADED)
+    program = HloProgram.parse(OFFLOADED)
     (work,) = [item for item in program.schedule() if isinstance(item, Work) and item.hbm_bytes]
     assert (work.name, work.cycles, work.hbm_bytes) == ("sum", None, 3 * 64 * 4)
 
 
 def test_text_that_is_not_hlo_is_an_error():
     with pytest.raises(ValueError, match="not HLO text"):
-        Program.parse("module {}")
+        HloProgram.parse("module {}")
 
 
 SPLASH = """\
@@ -213,8 +213,8 @@ PIECES = "(bf16[3,2,8,64,128]{4,3,2,1,0}, bf16[2,8,64,128]{3,2,1,0})"
 )
 def test_flops_of_splash_attention_follow_from_its_shapes(name, result, products, operands, share):
     text = SPLASH.replace("NAME", name).replace("RESULT", result).replace("OPERANDS", operands)
-    works = [item for item in Program.parse(text).schedule() if isinstance(item, Work)]
-    (kernel,) = [work for work in works if work.kind is Kind.KERNEL]
+    works = [item for item in HloProgram.parse(text).schedule() if isinstance(item, Work)]
+    (kernel,) = [work for work in works if work.kind is WorkKind.KERNEL]
     assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 128
 
 
@@ -234,25 +234,25 @@ ENTRY %main (q: bf16[2,64,8,32]) -> bf16[2,64,8,32] {
 )
 @pytest.mark.parametrize(("scope", "share"), [("causal", 0.5), ("full", 1.0)])
 def test_flops_of_attention_on_gpus_follow_from_its_shapes(name, products, scope, share):
-    program = Program.parse(MHA.replace("NAME", name).replace("SCOPE", scope))
+    program = HloProgram.parse(MHA.replace("NAME", name).replace("SCOPE", scope))
     (kernel,) = [item for item in program.schedule() if isinstance(item, Work)]
-    assert kernel.kind is Kind.KERNEL and not program.warnings
+    assert kernel.kind is WorkKind.KERNEL and not program.warnings
     assert kernel.flops == share * products * 2 * 2 * 8 * 64 * 64 * 32
 
 
 def test_a_compiled_loop_has_its_exact_flops(programs):
-    schedule = Program.parse((programs / "looped.hlo").read_text()).schedule()
+    schedule = HloProgram.parse((programs / "looped.hlo").read_text()).schedule()
     assert flops(schedule) == 3 * 2 * 512 * 256 * 256
     assert 3 in [executions for _, executions in executed(schedule)]
 
 
 def test_batched_products_compiled_as_convolutions_have_their_exact_flops(programs):
-    schedule = Program.parse((programs / "batched.hlo").read_text()).schedule()
+    schedule = HloProgram.parse((programs / "batched.hlo").read_text()).schedule()
     assert flops(schedule) == 4 * 2 * 128 * 256 * 512
 
 
 def test_compiled_collectives_send_their_exact_bytes(programs):
-    schedule = Program.parse((programs / "collectives.hlo").read_text()).schedule()
+    schedule = HloProgram.parse((programs / "collectives.hlo").read_text()).schedule()
     whole = 1024 * 512 * 2
     assert {kind: each.sent for kind, each in traffic(schedule).items()} == {
         "all-gather": whole * 3 / 4,

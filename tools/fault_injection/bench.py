@@ -60,7 +60,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Own:
+class ProcessOptions:
     """Arguments and environment variables of one process only."""
 
     arguments: Sequence[str] = ()
@@ -84,7 +84,7 @@ class Bench:
         absent: Sequence[int] = (),
         timeout: int = 60,
         config: str = "small_run",
-        own: Mapping[int, "Own"] | None = None,
+        own: Mapping[int, "ProcessOptions"] | None = None,
     ) -> Launch:
         """Starts all processes except the absent ones, in the folder of the run.
 
@@ -121,7 +121,7 @@ class Bench:
                 *(cluster if self.num_processes > 1 else ("--num_processes=1",)),
                 *overrides,
             ]
-            more = (own or {}).get(process, Own())
+            more = (own or {}).get(process, ProcessOptions())
             command += more.arguments
             variables = environment | more.variables
             with output.open("w") as file:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fault_injection.bench import ROOT, Bench, Broken, Launch, Own
+from fault_injection.bench import ROOT, Bench, Broken, Launch, ProcessOptions
 
 STOPPED = 143
 
@@ -194,18 +194,18 @@ def differing_process(bench: Bench, difference: str) -> float:
     metadata = folders[1] / "optax-99.dist-info" / "METADATA"
     metadata.parent.mkdir(exist_ok=True)
     metadata.write_text("Metadata-Version: 2.1\nName: optax\nVersion: 99\n")
-    overrides, config, own = [], "small_run", Own()
+    overrides, config, own = [], "small_run", ProcessOptions()
     if difference == "data":
         config = "small_run_of_texts"
         overrides = [f"--data_dir={folders[0]}"]
-        own = Own([f"--data_dir={folders[1]}"])
+        own = ProcessOptions([f"--data_dir={folders[1]}"])
     elif difference == "a package":
-        own = Own(variables={"PYTHONPATH": f"{folders[1]}:{ROOT / 'tools'}"})
+        own = ProcessOptions(variables={"PYTHONPATH": f"{folders[1]}:{ROOT / 'tools'}"})
     elif difference.startswith("--"):
-        own = Own([difference])
+        own = ProcessOptions([difference])
     else:
         name, _, value = difference.partition("=")
-        own = Own(variables={name: f"{os.environ.get(name, '')} {value}".strip()})
+        own = ProcessOptions(variables={name: f"{os.environ.get(name, '')} {value}".strip()})
     launch = bench.launch(*overrides, config=config, own={victim: own})
     codes = launch.wait(60)
     seconds = time.monotonic() - launch.start

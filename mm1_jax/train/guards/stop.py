@@ -98,7 +98,7 @@ class _Agreement:
 
     def passes(self, noted: signal.Signals | None) -> signal.Signals | None:
         if noted is not None and self._signal is None:
-            distributed.post("stop/signal", int(noted))
+            distributed.set_once("stop/signal", int(noted))
         # The background thread holds the lock while processes compare their points, so that this
         # process does not advance meanwhile.
         with self._lock:
@@ -109,12 +109,12 @@ class _Agreement:
 
     def _watch(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
-            number = distributed.look("stop/signal")
+            number = distributed.get_if_set("stop/signal")
             if number is None:
                 continue
             with self._lock:
                 self._signal = signal.Signals(number)
-                distributed.post(f"stop/passed/{distributed.process_index()}", self._passed)
+                distributed.set_once(f"stop/passed/{distributed.process_index()}", self._passed)
                 self._last = 1 + max(
                     distributed.wait_for(f"stop/passed/{process}", process)
                     for process in range(distributed.process_count())
