@@ -33,7 +33,7 @@ BOUND = 2e-5
 # Default memory limit of a comparison, and the largest share of free memory that it may use.
 DEFAULT_BYTES = 16 * 2**30
 _SHARE = 0.8
-# Both models are float32, one after the other; the reference exists twice while it loads.
+# Both models run in float32, one after the other; memory holds the reference twice while it loads.
 _BYTES_PER_PARAMETER = 8
 
 
@@ -90,7 +90,7 @@ class NotComparable(Exception):
 
 
 class FolderModel:
-    """A model in a folder, loaded by transformers from there."""
+    """A model that transformers loads from a folder."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -134,7 +134,7 @@ class StateModel:
 
         Args:
             fields: Fields of the config, except those that change no output.
-            prefix: Prefix of the tensor names, which transformers does not know.
+            prefix: Prefix to remove from tensor names, which transformers does not know.
             used: Names of the tensors that our model reads.
         """
         self._model_type, self._fields, self._tensors = model_type, fields, tensors
@@ -192,7 +192,7 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def _missing_weights(info: Mapping[str, Any]) -> list[str]:
-    """Returns randomly initialized weights of a model that features or logits depend on."""
+    """Returns the missing weights, which transformers draws at random, that outputs depend on."""
     missing = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     # The norm of CLIP's class token and SigLIP's head come after the compared features.
     is_behind = re.compile(r".*(?:post_layernorm\.|head\.(?!weight)).*").fullmatch

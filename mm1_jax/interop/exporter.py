@@ -43,7 +43,7 @@ class NativeModel(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """Summary of an export and its check; see `Imported`."""
+    """Summary of an export and its check; its fields are those of `Imported`."""
 
     num_parameters: int
     model_type: str

@@ -184,7 +184,7 @@ def source_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _with_aim_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an AIM config with its authors' field names; older folders of weights differ."""
+    """Returns an AIM config with its authors' field names, which older folders did not keep."""
     return {"img_size" if k == "image_size" else k: v for k, v in config.items()}
 
 
@@ -295,8 +295,8 @@ def num_rows(config: Mapping[str, Any]) -> int:
 def reference_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Returns `model_type` and fields of the transformers config for a complete config.
 
-    Fields that change no output are left out, since transformers no longer accepts old ones. For a
-    model with a text tower, it is the config of the vision tower.
+    Leaves out fields that change no output, since transformers no longer accepts old ones. A model
+    with a text tower gets the config of its vision tower.
     """
     model_type = config["model_type"]
     given = fields_of(config).given

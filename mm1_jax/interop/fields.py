@@ -2,7 +2,7 @@
 
 A config may leave out fields that equal the defaults of its class, and a field changes the model
 even if our reader does not know it. So each class has a table of defaults, and a field that nothing
-reads must be at its default or be neutral: about training, generation or files.
+reads must be at its default or be neutral (for training, generation or files).
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-# The largest array size, and limits on counts, so that no table of tensors fills the memory.
+# Limits on array sizes and on counts, so that no table of tensors fills the memory.
 _MOST = 2**31 - 1
 MOST_LAYERS = 2000
 MOST_EXPERTS = 2048

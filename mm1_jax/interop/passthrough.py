@@ -1,4 +1,4 @@
-"""Passes tensors and files of a foreign checkpoint that have no place in an MM1 through unread.
+"""Passthrough of tensors and files of a foreign checkpoint that have no place in an MM1.
 
 An import keeps them in the subfolder `aside` of the folder of weights; an export writes them back.
 They are text towers, pooling heads, unused layers, the norm that only CLIP's class token passes

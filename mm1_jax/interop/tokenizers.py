@@ -37,7 +37,7 @@ class ImportedTokenizer(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A token and its id as a file of a checkpoint states them; None if it states the id only."""
+    """A token and its id in a file of a checkpoint; `token` is None if the file has the id only."""
 
     file: str
     token: str | None

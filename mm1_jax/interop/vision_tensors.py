@@ -168,7 +168,7 @@ def _embeddings(
     if cfg.class_token is None:
         return [*entries, joined(positions, [grid])]
     entries.append(encoder.entry(class_token, "class_token/token", "d -> d", d=D))
-    # A single row there, a vector here.
+    # A single row of the tensor is a vector of ours.
     own = encoder.piece("class_token/position", "one d -> (one d)", one=1, d=D)
     return [*entries, joined(positions, [own, grid])]
 

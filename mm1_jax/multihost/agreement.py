@@ -33,7 +33,7 @@ FIELDS_MAY_DIFFER = (
     # Only process 0 uses it.
     "trainer.wandb",
 )
-# Names of fields at any depth that may differ: paths of tokenizers, sources and weights.
+# Names of fields that may differ at any depth: paths of tokenizers, sources and weights.
 NAMES_MAY_DIFFER = ("data_dir", "model_path", "path", "test_path")
 
 # Parts of names of JAX options that change neither programs nor results.

@@ -21,7 +21,7 @@ from absl import logging
 # reading of lengths may delay it.
 _PATIENCE_SECONDS = 1800.0
 
-# Process 0 fails, then waits this long for others to fail for the same reason.
+# Seconds for which a failed process 0 waits for others to fail for the same reason.
 _LINGER_SECONDS = 5.0
 _GRACE_SECONDS = 1.0
 
@@ -86,7 +86,7 @@ def is_first() -> bool:
 
 
 def gather(value: Any, *, patience: float = _PATIENCE_SECONDS) -> list[Any] | None:
-    """Returns the values of all processes in order to process 0; None to others, without waiting.
+    """Returns the values of all processes, in order, on process 0; returns None at once on others.
 
     Values have JSON types.
 
@@ -109,7 +109,7 @@ def gather(value: Any, *, patience: float = _PATIENCE_SECONDS) -> list[Any] | No
 
 
 def broadcast(value: Any, *, patience: float = _PATIENCE_SECONDS) -> Any:
-    """Returns the value of process 0 (of JSON types), for which the others wait."""
+    """Returns the value of process 0 (of JSON types) on every process; the others wait for it."""
     number = next(_calls)
     if process_count() == 1:
         return value
@@ -120,7 +120,7 @@ def broadcast(value: Any, *, patience: float = _PATIENCE_SECONDS) -> Any:
 
 
 def exchange(value: Any, *, patience: float = _PATIENCE_SECONDS) -> list[Any]:
-    """Returns the values of all processes (of JSON types) in order, to all of them."""
+    """Returns the values of all processes (of JSON types), in order, on every process."""
     return broadcast(gather(value, patience=patience), patience=patience)
 
 

@@ -18,7 +18,7 @@ _GREETING = "mm1_jax"
 _READY = "ready"
 _RETRY_SECONDS = 0.5
 _LONGEST_LINE = 1 << 16
-# Seconds for which a process that cannot run tells the others, which may start later.
+# How long a process that cannot run stays to tell the others, which may start later.
 DECLINE_SECONDS = 30
 # Short enough to be sent in one piece.
 _LONGEST_REASON = 1000
@@ -142,7 +142,7 @@ class _Host:
 def _join(
     cluster: Cluster, deadline: float, timeout: float | int, failure: str | None = None
 ) -> None:
-    """Runs the side of other processes: sends the index or a failure until process 0 answers."""
+    """The side of other processes, which send index or failure until process 0 answers."""
     host, _, port = cluster.coordinator_address.rpartition(":")
     problem = "no answer"
     while time.monotonic() < deadline:

@@ -356,9 +356,8 @@ def fingerprint(cfg: Any, topology: Topology) -> str:
 
     Data, logging, checkpoints and mesh rules for other devices do not change it. Neither does a new
     field until it is set: fields that are None or empty are not in the text of a config, and fields
-    at a default that stands for their absence (`stored_config.DEFAULTS`) are left out. Left out as
-    well are the eps of norms, constants on which no figure of a report depends, and the modules of
-    classes.
+    at a default that stands for their absence (`stored_config.DEFAULTS`) are left out. So are the
+    eps of norms, constants on which no figure of a report depends, and the modules of classes.
     """
     choose = importlib.import_module("mm1_jax.parallel.parallelism").choose
     trainer = cfg.trainer

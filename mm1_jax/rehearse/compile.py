@@ -225,7 +225,7 @@ def versions() -> dict[str, str | None]:
 
 
 def other_versions(compiler: str) -> list[str]:
-    """Returns a warning if jax or `compiler` is another release than for the figures in docs/."""
+    """Returns a warning if jax or `compiler` is not of the release behind the figures in docs/."""
     names = ("jax", compiler)
     if all(version(name) == PREDICTED_WITH[name] for name in names):
         return []

@@ -25,7 +25,7 @@ def matmul_flops(module: Module, i: Instruction, computation: Computation) -> fl
 
 
 def dot_flops(i: Instruction, computation: Computation) -> float:
-    """Returns 2 FLOPs per element of the result and per element of the summed dims."""
+    """Returns 2 x elements of the result x elements of the contracted dims."""
     left = computation.shapes_of(i.operands[0])
     match = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)[\]}]', i.attributes)
     if not left or match is None:
@@ -37,7 +37,7 @@ def dot_flops(i: Instruction, computation: Computation) -> float:
 def convolution_flops(i: Instruction, computation: Computation) -> float:
     """Returns 2 FLOPs per multiplication with an input element; padding and holes do not count.
 
-    TPUs run every matrix product as a convolution, with batch dims as spatial dims with holes.
+    TPUs run every matrix product as a convolution, with batch dims as dilated spatial dims.
     """
     left, right = (computation.shapes_of(name)[0].dims for name in i.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)

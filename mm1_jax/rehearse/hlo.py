@@ -1,6 +1,6 @@
 """Parses optimized, scheduled HLO text into the computations and instructions of a module.
 
-The compiler's own cost figures would not do: they count the body of a loop once and ignore the
+The compiler's own cost analysis does not suffice: it counts the body of a loop once and ignores the
 interconnect. Attributes may be JSON with newlines, and operands come with or without types.
 """
 

@@ -82,7 +82,7 @@ class Topology:
 
     @property
     def wrap(self) -> list[bool]:
-        """Tells which dims of a TPU slice are rings: all if made of 4x4x4 cubes, 16 in 2D."""
+        """Tells which dims of a TPU slice are rings: all if of 4x4x4 cubes, in 2D those of 16."""
         if self.chip.torus_dims == 3:
             return [all(dim % 4 == 0 for dim in self.shape)] * 3
         return [*(dim == 16 for dim in self.shape), False]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEARTBEAT_SECONDS = 15
-# Seconds within which all processes must end after a fault: heartbeat, and a slow machine.
+# Seconds within which all processes must end after a fault; allows for a slow machine.
 END_SECONDS = 90
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 # Number of batches whose images the other contestants decode; a turn has a multiple of it.
 NUM_RECORDED = 4
-# Shortest turn: the CPU time of processes is known to a hundredth of a second.
+# Shortest turn, since the CPU times of processes have a resolution of 0.01 s.
 LEAST_SECONDS = 1.0
 
 
@@ -49,15 +49,14 @@ class Contestant:
     def _settled(self) -> float:
         """Returns the CPU time so far, once workers have made all batches that they make ahead.
 
-        So a turn makes as many batches as it takes. They are not the same batches: one made ahead
-        in a turn is taken in the next. So only the sum over turns is right.
+        A turn then makes as many batches as it consumes. They are not the same batches: those made
+        ahead in one turn are consumed in the next, so only the sum over turns is right.
         """
         seconds = self._worker_seconds()
         while self._workers:
             time.sleep(0.25)
             before, seconds = seconds, self._worker_seconds()
-            # CPU time ticks in hundredths of a second, and does not tick either while a process
-            # waits for a core.
+            # CPU times tick every 0.01 s, and a process that waits for a core gets no ticks.
             if seconds - before <= 0.011 and not self._wants_a_core():
                 break
         return seconds + time.process_time()
