@@ -1,0 +1,1 @@
+"""Weights in and out: imports of foreign checkpoints, and exports for transformers."""
