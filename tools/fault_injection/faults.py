@@ -77,7 +77,7 @@ def terminate(bench: Bench) -> str:
 
 
 def cut_a_file(bench: Bench) -> str:
-    """A lost end of a file of the newest checkpoint of a run that was killed."""
+    """A truncated file in the newest checkpoint of a run that was killed."""
     return _damage(bench, lambda data, place: data[:place])
 
 
@@ -90,7 +90,7 @@ def flip_a_bit(bench: Bench) -> str:
 
 
 def fill_the_disk(bench: Bench) -> str:
-    """Process 0 cannot write large files for some steps: saves fail, and training does not."""
+    """Process 0 cannot write large files for some steps: saves fail, training continues."""
     first = bench.rng.randrange(3, 6)
     codes = bench.launch(
         fault=f"full_disk:0:{first}:{first + 3}",
@@ -102,7 +102,7 @@ def fill_the_disk(bench: Bench) -> str:
 
 
 def kill_a_data_worker(bench: Bench) -> str:
-    """SIGKILL of a process that reads for one process of the run."""
+    """SIGKILL of the data workers of one process."""
     victim, step = bench.some_process(), bench.rng.randrange(1, 6)
     launch = bench.launch("--config.input.num_workers=1", fault="slow:0")
     launch.until(lambda: bench.steps_logged() >= step, f"step {step}")
@@ -132,7 +132,7 @@ def stall(bench: Bench) -> str:
 
 
 def not_a_number(bench: Bench) -> str:
-    """A batch that makes the loss NaN ends the run of all, and says so."""
+    """A batch makes the loss NaN: all processes say so, and end."""
     victim, step = bench.some_process(), bench.rng.randrange(2, 11)
     codes = bench.launch(fault=f"nan:{victim}:{step}").wait(180)
     if set(codes) != {2}:
@@ -143,7 +143,7 @@ def not_a_number(bench: Bench) -> str:
 
 
 def bad_data(bench: Bench) -> str:
-    """The input of one process fails: it says why, and the others end."""
+    """The input of one process fails: it says why, and all end."""
     victim, step = bench.some_process(), bench.rng.randrange(2, 11)
     launch = bench.launch(fault=f"raise:{victim}:{step}")
     _all_end(launch)
