@@ -97,7 +97,7 @@ def models(flags: argparse.Namespace) -> tuple[Any, Any]:
     from mm1_jax.models.mm1 import MM1
 
     if flags.size not in DECODERS:
-        raise ValueError(f"--size={flags.size}: no such size; known: {', '.join(DECODERS)}")
+        raise ValueError(f"--size={flags.size}: expected one of {', '.join(DECODERS)}")
     cfg = MM1.default_config().set(
         vision_encoder=None,
         connector=None,

@@ -113,7 +113,7 @@ def complete_config(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) 
     if prefix_of(specs, "conv1.weight") is not None:
         raise ValueError("an open_clip tower needs its open_clip_config.json beside it")
     raise ValueError(
-        f"config.json: model_type={model_type!r}: unknown family. Known are "
+        f"config.json: model_type={model_type!r}: unknown family. Supported are "
         f"{', '.join(_FAMILIES[:-2])}; open_clip's towers by their open_clip_config.json, and "
         "AIM's trunks by the names of their tensors"
     )
@@ -138,7 +138,7 @@ def _model_type(config: Mapping[str, Any]) -> Any:
         return found[0]
     if model_type is not None and model_type not in found:
         raise ValueError(
-            f"config.json: architectures={classes}: known for model_type={model_type!r} are "
+            f"config.json: architectures={classes}: model_type={model_type!r} expects one of "
             f"{', '.join(sorted(_known_classes(model_type)))}"
         )
     return model_type

@@ -137,7 +137,7 @@ class Fields:
     def one_of(self, name: str, known: Mapping[str, T]) -> T:
         value = self.value(name)
         if not isinstance(value, str) or value not in known:
-            self.refuse(name, f"known are {', '.join(known)}")
+            self.refuse(name, f"expected one of {', '.join(known)}")
         return known[value]
 
     def side(self, name: str) -> int:
@@ -145,7 +145,7 @@ class Fields:
         value = self.value(name)
         if isinstance(value, list | tuple):
             if len(value) != 2 or value[0] != value[1]:
-                self.refuse(name, "only squares are known")
+                self.refuse(name, "only squares are supported")
             value = value[0]
         return self._with(name, value).integer(name)
 
@@ -182,7 +182,7 @@ class Fields:
         for name, value in self.given.items():
             if name in ("dtype", "torch_dtype") and value is not None:
                 if str(value).removeprefix("torch.") not in _DTYPES:
-                    self.refuse(name, f"known are {', '.join(_DTYPES)}")
+                    self.refuse(name, f"expected one of {', '.join(_DTYPES)}")
             elif name in self._read or self.klass.is_neutral(name):
                 continue
             elif name in fixed:

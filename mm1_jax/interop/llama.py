@@ -109,7 +109,7 @@ def decoder_config(hf: Fields) -> Decoder.Config:
     if head_dim % 2:
         hf.refuse(
             "head_dim",
-            f"expected an even number, since rotary positions rotate pairs; it is {head_dim}",
+            f"expected heads of an even size, as rotary positions rotate pairs; it is {head_dim}",
         )
     cfg = Decoder.default_config().set(
         vocab_size=hf.integer("vocab_size"),
@@ -297,7 +297,7 @@ def _rotary_of(hf: Fields, rope: Fields) -> InstantiableConfig:
     if kind == "default":
         return Rotary.default_config().set(theta=theta)
     if kind != "llama3":
-        rope.refuse("type" if rope.has("type") else "rope_type", "known are default and llama3")
+        rope.refuse("type" if rope.has("type") else "rope_type", "expected default or llama3")
     if not rope.has("original_max_position_embeddings"):
         length = hf.integer("max_position_embeddings")
     else:

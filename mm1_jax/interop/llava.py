@@ -116,7 +116,8 @@ def _type(hf: Fields, section: str, known: Mapping[str, Any]) -> str:
     model_type = given.get("model_type", next(iter(known))) if isinstance(given, Mapping) else None
     if not isinstance(model_type, str) or model_type not in known:
         raise ValueError(
-            f"{hf.file}: {hf.path}{section}.model_type={model_type!r}; known are {', '.join(known)}"
+            f"{hf.file}: {hf.path}{section}.model_type={model_type!r}: expected one of "
+            f"{', '.join(known)}"
         )
     return model_type
 

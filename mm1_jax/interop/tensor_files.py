@@ -200,7 +200,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{path}: the header's entry of {name} is damaged: {entry!r}") from None
     if not is_known:
-        raise ValueError(f"{path}: {name} is of type {dtype}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"{path}: {name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
     spec = TensorSpec(shape, DTYPES[dtype])
     if min((0, *shape)) < 0 or start < 0 or end - start != spec.num_bytes:
         raise ValueError(
