@@ -99,7 +99,7 @@ def import_tokenizer(
     _raise_if_id_is_taken(tokenizer.image_token, path, claims, image_token)
     if tokenizer.image_token < num_rows and image_token is None:
         notes.append(
-            f"the image token uses row {tokenizer.image_token} of {num_rows} of the embedding, "
+            f"the image token takes row {tokenizer.image_token} of {num_rows} of the embedding, "
             "which no token of the source uses"
         )
     return read._replace(notes=(*notes, *_other_eos_notes(folder, tokenizer.eos, piece)))

@@ -135,7 +135,7 @@ class Bench:
         return self.launches[-1]
 
     def finish(self, *overrides: str) -> None:
-        """Launches the run once more, until its end; raises Broken if a process fails."""
+        """Launches the run again, to its end; raises Broken if a process fails."""
         codes = self.launch(*overrides).wait(180)
         if any(codes):
             raise Broken(f"exit codes {codes} of a launch without a fault:\n{self.text[-3000:]}")
