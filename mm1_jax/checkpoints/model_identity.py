@@ -32,7 +32,8 @@ def raise_if_another_model(
     """Raises ValueError with a list of differences if a checkpoint is of another model.
 
     Args:
-        saved_params, params: Trees of leaves with shapes.
+        saved_params: Tree of leaves with shapes, in the checkpoint.
+        params: The same of the present model.
         saved_config: Config in the checkpoint; None if it has none.
         model: Config of the present model; None skips the comparison of configs.
     """

@@ -161,8 +161,9 @@ def _period(weights: tuple[int, ...]) -> _Period:
 def select(i: int, weights: tuple[int, ...]) -> tuple[int, int]:
     """Returns the choice at place i of an endless interleaving, and how often it came before.
 
-    >>> [select(i, (2, 1)) for i in range(4)]
-    [(0, 0), (1, 0), (0, 1), (0, 2)]
+    Examples:
+        >>> [select(i, (2, 1)) for i in range(4)]
+        [(0, 0), (1, 0), (0, 1), (0, 2)]
     """
     period = _period(weights)
     rounds, place = divmod(i, period.length)

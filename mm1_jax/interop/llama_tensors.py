@@ -78,7 +78,8 @@ def decoder_entries(
     """Returns the tensors of a decoder.
 
     Args:
-        body, head: Prefixes of the names.
+        body: Prefix of the names of all tensors but the output layer's.
+        head: Prefix of the name of the output layer.
         rows: Rows of the source's embedding and output layer; ours may have more, for tokens that
             the source lacks. Defaults to as many as ours.
         dense_source: Whether the source's feed-forward layers are dense, so that each is copied to
