@@ -248,7 +248,7 @@ def test_images_and_a_text_only_model_are_an_error(cfg, tmp_path, with_few_recor
     with pytest.raises(ValueError, match="input.max_images is 2.*model.vision_encoder=None"):
         Experiment.resolve(cfg)
     cfg.model.connector = mm1_tiny().model.connector
-    with pytest.raises(ValueError, match="model.vision_encoder is None and the other"):
+    with pytest.raises(ValueError, match="model.vision_encoder is None: set both"):
         Experiment.resolve(cfg)
     cfg = mm1_tiny()
     cfg.model = language_model(cfg.model.decoder)

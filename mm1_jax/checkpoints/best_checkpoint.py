@@ -64,6 +64,6 @@ class BestCheckpoint:
             reason = str(error).partition("\n")[0]
             report(
                 f"error: {self._path}: damaged ({type(error).__name__}: {reason}) and ignored; "
-                "earlier checkpoints do not count as the best one any more"
+                "the best of the earlier checkpoints is no longer known"
             )
             return {}

@@ -130,10 +130,10 @@ def raise_if_taken(folder: epath.Path, output_dir: Path) -> None:
 def of_another_run(folder: epath.Path, identity: dict[str, Any], output_dir: Path) -> str:
     """Builds the error message for checkpoints that do not belong to the run in `output_dir`."""
     return (
-        f"the checkpoints in {folder} are of the run in {identity['output_dir']} "
-        f"({identity.get('config')}, {identity.get('created')}), not of that in {output_dir}; "
+        f"the checkpoints in {folder} belong to the run in {identity['output_dir']} "
+        f"({identity.get('config')}, {identity.get('created')}), not to the run in {output_dir}; "
         "give each run its own trainer.checkpointer.location, or remove "
-        f"{folder / IDENTITY} if they are of this run"
+        f"{folder / IDENTITY} if they belong to this run"
     )
 
 
@@ -153,7 +153,7 @@ def is_running(output_dir: Path) -> bool:
 def _note_unknown(folder: epath.Path) -> None:
     """Prints once that the owner of these checkpoints is unknown."""
     print(
-        f"note: {folder} has no {IDENTITY}, which earlier code did not write: its checkpoints are "
-        "taken for those of this run",
+        f"note: {folder} has no {IDENTITY}, which older versions did not write; its checkpoints "
+        "are assumed to belong to this run",
         file=sys.stderr,
     )

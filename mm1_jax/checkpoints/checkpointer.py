@@ -308,8 +308,7 @@ class Checkpointer(Configurable):
 
     def _report_failure(self, error: SaveFailed) -> None:
         self._report(
-            f"error: {error}; the run goes on without it, and saves every "
-            f"{self._every_n_steps} steps"
+            f"error: {error}; the run continues, and saves every {self._every_n_steps} steps"
         )
 
     def _nothing_there(self) -> str:
@@ -347,8 +346,8 @@ class Checkpointer(Configurable):
         distributed.broadcast(True)
         self._manager.reload()
         self._report(
-            f"error: the checkpoint of step {step} is damaged ({reason}); it is put aside as "
-            f"{step}.damaged, and the newest whole one is used"
+            f"error: the checkpoint of step {step} is damaged ({reason}); it is renamed to "
+            f"{step}.damaged, and the newest intact one is used"
         )
 
     def _is_kept(self, step: int, steps: Sequence[int]) -> bool:

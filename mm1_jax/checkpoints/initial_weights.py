@@ -150,20 +150,20 @@ class InitialWeights(Configurable):
             misshapen = {path: misshapen[path] for path in misshapen.keys() - resized.keys()}
         missing = sorted({theirs for theirs in names.values() if theirs not in there})
         complaints = [
-            *complaint("missing there", missing),
-            *complaint("without a place in the model", sorted(there - set(names.values()))),
+            *complaint("missing in the checkpoint", missing),
+            *complaint("missing in the model", sorted(there - set(names.values()))),
             *complaint(
-                "misshapen",
+                "of different shapes",
                 [
-                    f"{theirs} is {list(stored.shapes[theirs])}, and the model's "
-                    f"{list(expected[path])}"
+                    f"{theirs} is {list(stored.shapes[theirs])} in the checkpoint and "
+                    f"{list(expected[path])} in the model"
                     + ("; resize_positions=True resizes it" if path in resized else "")
                     for path, theirs in sorted(misshapen.items())
                 ],
             ),
         ]
         if any("/experts/" in name for name in missing) and not cfg.upcycle:
-            complaints.append("  if the decoder there is dense, upcycle=True makes copies of it")
+            complaints.append("  if that decoder is dense, upcycle=True copies it to the experts")
         if cfg.check_config and stored.description is not None:
             complaints += _differences(stored.description, source, part, model, cfg.upcycle)
         if complaints:
@@ -270,9 +270,9 @@ def _differences(
         now = {path: value for path, value in now.items() if not path.startswith("moe.")}
         now["stack.layer.feed_forward.activation"] = activation
     return complaint(
-        "made for other fields",
+        "trained with other config fields",
         [
-            f"model.{part}.{path} is {now.get(path)!r}, and was {made_for.get(path)!r}"
+            f"model.{part}.{path} is {now.get(path)!r}, but was {made_for.get(path)!r}"
             for path in sorted(made_for.keys() | now.keys())
             if made_for.get(path) != now.get(path)
         ],

@@ -39,7 +39,7 @@ def find_damage(folder: epath.Path) -> list[str] | None:
     try:
         manifest = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
-        return [f"{MANIFEST} is no JSON object"]
+        return [f"{MANIFEST} is not a JSON object"]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         found = pool.map(lambda item: _difference(folder, *item), manifest.items())
         return [line for line in found if line is not None]
@@ -52,9 +52,9 @@ def _difference(folder: epath.Path, name: str, stated: list[Any]) -> str | None:
     # Compare lengths first, which is cheap.
     length = path.stat().length
     if length != stated[0]:
-        return f"{name} has {length:,} bytes and not {stated[0]:,}"
+        return f"{name} has {length:,} bytes instead of {stated[0]:,}"
     if _entry(path) != stated:
-        return f"{name} has other bytes than were written"
+        return f"{name} differs from what was written"
     return None
 
 

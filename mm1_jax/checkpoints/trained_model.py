@@ -85,8 +85,8 @@ def placement_of(cfg: Any, text: str) -> Placement:
         number = math.prod(sizes.values())
         if 0 < number < len(devices) and jax.process_count() > 1:
             raise ValueError(
-                f"a mesh of {text} leaves out {len(devices) - number} of {len(devices)} devices; "
-                "several processes use all of theirs (an axis of -1 takes what is left)"
+                f"a mesh of {text} leaves {len(devices) - number} of {len(devices)} devices "
+                "unused; several processes must use all of them (an axis of -1 uses the rest)"
             )
         if 0 < number <= len(devices):
             devices = devices[:number]

@@ -57,7 +57,7 @@ def beam_search(
     if num_beams < 1:
         raise ValueError(f"num_beams={num_beams}: must be at least 1")
     if not options.sampling.is_greedy:
-        raise ValueError(f"{options.sampling}: beams are searched, not drawn")
+        raise ValueError(f"{options.sampling}: beam search does not sample; use greedy sampling")
     return _beam_search(
         model,
         batch,

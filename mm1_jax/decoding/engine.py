@@ -111,7 +111,7 @@ class Engine:
             )
         if options.stop_strings and decode is None:
             raise ValueError(
-                f"stop_strings={options.stop_strings} need decode, which makes text of tokens"
+                f"stop_strings={options.stop_strings} need decode, which converts tokens to text"
             )
         self._num_slots, self._cache_length, self._decode = num_slots, cache_length, decode
         self._seed, self._stop_strings = options.seed, options.stop_strings
@@ -201,7 +201,7 @@ class Engine:
 
     def _length(self, batch: Batch, name: str) -> int:
         if len(batch.tokens) != 1:
-            raise ValueError(f"{name}: a batch of one row, and this one has {len(batch.tokens)}")
+            raise ValueError(f"{name}: expected a batch of one row, got {len(batch.tokens)} rows")
         if not (length := int(np.sum(np.asarray(batch.segment_ids) > 0))):
             raise ValueError(f"{name}: the row is empty")
         return length

@@ -36,8 +36,8 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
         if self.is_greedy and (self.top_k is not None or self.top_p < 1):
             raise ValueError(
-                f"top_k={self.top_k}, top_p={self.top_p} and temperature=0, which is greedy; set a "
-                "temperature, 1 for the model's own probabilities"
+                f"top_k={self.top_k}, top_p={self.top_p} have no effect with temperature=0, which "
+                "is greedy; set a temperature, such as 1 for the model's own probabilities"
             )
 
     @property

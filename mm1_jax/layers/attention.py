@@ -126,8 +126,9 @@ class Attention(Module):
             raise ValueError("attention with rotary positions or segment_ids needs positions")
         if (prefix_lengths is None) is (self.pattern is Pattern.PREFIX):
             raise ValueError(
-                f"attention: pattern is {self.pattern.value!r}, and prefix_lengths are "
-                f"{'missing' if prefix_lengths is None else 'given'}; the two go together"
+                f"attention: pattern is {self.pattern.value!r}, but prefix_lengths are "
+                f"{'missing' if prefix_lengths is None else 'given'}; prefix attention, and no "
+                "other pattern, needs them"
             )
         # Scale the queries in float32 instead of scaling the logits.
         if self.rotary is None:
@@ -162,7 +163,7 @@ def head_sizes(cfg: Attention.Config) -> tuple[int, int, int]:
     num_heads, num_kv_heads = cfg.num_heads, cfg.num_kv_heads or cfg.num_heads
     if num_heads % num_kv_heads:
         raise ValueError(
-            f"attention: num_heads is {num_heads}, which num_kv_heads {num_kv_heads} must divide"
+            f"attention: num_kv_heads={num_kv_heads} must divide num_heads={num_heads}"
         )
     if cfg.head_dim is None and cfg.input_dim % num_heads:
         raise ValueError(

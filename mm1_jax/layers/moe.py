@@ -224,9 +224,7 @@ class Capacity(Module):
         B, T, _ = x_BTD.shape
         E, size = experts.gate.shape[0], self.group_size or T
         if T % size:
-            raise ValueError(
-                f"moe: dispatch.group_size is {size}, which must divide the {T} tokens of a row"
-            )
+            raise ValueError(f"moe: dispatch.group_size={size} must divide the {T} tokens of a row")
         C = min(max(int(self.capacity_factor * size / E), self.min_capacity), size)
 
         def compute(x: Array, is_real: Array, choices: Array, weights: Array, *kernels: Array):
@@ -313,8 +311,8 @@ class MoE(Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         if not 1 <= cfg.experts_per_token <= cfg.num_experts:
             raise ValueError(
-                f"moe: experts_per_token is {cfg.experts_per_token}; it must lie between 1 and "
-                f"num_experts, which is {cfg.num_experts}"
+                f"moe: experts_per_token={cfg.experts_per_token} must be between 1 and "
+                f"num_experts={cfg.num_experts}"
             )
         shape = (cfg.input_dim, cfg.num_experts)
         self.router = param(rngs, shape, ("embed", None), fan_in(1.0), keep_float32=True)

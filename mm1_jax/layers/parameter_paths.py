@@ -54,7 +54,7 @@ def picked(rules: Sequence[str], paths: Sequence[str], field: str) -> frozenset[
         try:
             own = {path for path in paths if picks(rule, path)}
         except re.error as error:
-            raise ValueError(f"{field}: {rule!r} is no regular expression ({error})") from None
+            raise ValueError(f"{field}: {rule!r} is not a regular expression ({error})") from None
         if not own:
             raise ValueError(_picks_nothing(rule, paths, field))
         chosen |= own
@@ -113,12 +113,13 @@ def _picks_nothing(rule: str, paths: Sequence[str], field: str) -> str:
     ends = [each for each in holders if each == rule or each.endswith(f"/{rule}")]
     if ends:
         return (
-            f"{field}: {rule!r} picks no parameter, since a rule begins where a path does; "
+            f"{field}: {rule!r} picks no parameter, because a rule must match from the start of a "
+            "path; "
             f"{'.*/' + rule!r} picks {_listed(ends)}"
         )
     close = close_names(rule, holders) or sorted({path.split("/")[0] for path in paths})
     outermost = [x for x in close if not any(y != x and y in _holders(x) for y in close)]
-    return f"{field}: {rule!r} picks no parameter; it may have meant {_listed(outermost)}"
+    return f"{field}: {rule!r} picks no parameter; did you mean {_listed(outermost)}?"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ class SinCosPositions(Module):
 def sin_cos_grid(height: int, width: int, dim: int, theta: float) -> Float[Array, "h w D"]:
     """Returns per cell sin and cos of its column at D/4 frequencies, then of its row; float32."""
     if dim % 4:
-        raise ValueError(f"positions: model_dim is {dim}, which sines and cosines split in four")
+        raise ValueError(f"positions: model_dim={dim} must be divisible by 4 for sines and cosines")
     frequencies = theta ** -(jnp.arange(dim // 4, dtype=jnp.float32) / (dim // 4))
 
     def along(length: int) -> Float[Array, "cells half"]:

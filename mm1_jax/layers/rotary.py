@@ -98,8 +98,8 @@ def rotary(
     """
     if x_BTNH.shape[-1] % 2:
         raise ValueError(
-            f"attention: head_dim is {x_BTNH.shape[-1]}, and rotary positions turn pairs of dims; "
-            "set an even head_dim"
+            f"attention: head_dim={x_BTNH.shape[-1]} must be even, because rotary positions rotate "
+            "pairs of dims"
         )
     half = x_BTNH.shape[-1] // 2
     frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)

@@ -176,7 +176,7 @@ def check_groups(cfg: Stack.Config) -> int:
     if cfg.last_layer is None and cfg.group_size != 1:
         raise ValueError(
             f"stack: group_size is {cfg.group_size} but there is no last_layer; "
-            "set it, or group_size=1"
+            "set last_layer, or group_size=1"
         )
     if cfg.last_layer is not None and cfg.group_size < 2:
         raise ValueError(
@@ -185,7 +185,7 @@ def check_groups(cfg: Stack.Config) -> int:
         )
     if cfg.num_layers % cfg.group_size:
         raise ValueError(
-            f"stack: num_layers is {cfg.num_layers}, which group_size {cfg.group_size} must divide"
+            f"stack: group_size={cfg.group_size} must divide num_layers={cfg.num_layers}"
         )
     return cfg.group_size
 
@@ -225,8 +225,8 @@ def rematerialise(
             raise ValueError(f"{field}={names} need remat=full, got {remat.value}")
     if both := set(saved_names) & set(offloaded_names):
         raise ValueError(
-            f"saved_names and offloaded_names both have {', '.join(sorted(both))}; a value is "
-            "kept on the device or in the host's memory"
+            f"saved_names and offloaded_names both have {', '.join(sorted(both))}; save a value "
+            "either on the device or in host memory"
         )
     if remat is Remat.NONE:
         return function

@@ -69,7 +69,7 @@ def chunked_token_losses(
         if own_length % size:
             raise ValueError(
                 f"loss.chunk_length={chunk_length}: must divide the {own_length} positions of a "
-                "row that a device has; change it, or parallelism.seq"
+                "row on each device; change it, or parallelism.seq"
             )
 
         @jax.checkpoint

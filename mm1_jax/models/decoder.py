@@ -69,7 +69,7 @@ class Decoder(Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         if cfg.vocab_size is None:
-            raise ValueError("decoder: vocab_size is None; set it to the tokenizer's")
+            raise ValueError("decoder: vocab_size is None; set it to that of the tokenizer")
         table = {"vocab_size": cfg.vocab_size, "model_dim": cfg.model_dim}
         self.vocab_size, self.model_dim = cfg.vocab_size, cfg.model_dim
         self.embedding = cfg.embedding.set(**table).instantiate(rngs=rngs)
@@ -156,7 +156,7 @@ def decoder_stack(cfg: Decoder.Config) -> Stack.Config:
         return stack.set(layer=sparse)
     if cfg.moe_every < 1 or cfg.num_layers % cfg.moe_every:
         raise ValueError(
-            f"decoder: moe_every is {cfg.moe_every}, which must divide num_layers {cfg.num_layers}"
+            f"decoder: moe_every={cfg.moe_every} must divide num_layers={cfg.num_layers}"
         )
     return stack.set(last_layer=sparse, group_size=cfg.moe_every)
 

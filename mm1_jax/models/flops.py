@@ -56,7 +56,7 @@ def forward_flops(cfg: Any, sequence_length: int) -> ForwardFlops:
         ValueError: The model is not an MM1, or has a feed-forward layer without a rule.
     """
     if not isinstance(cfg, MM1.Config):
-        raise ValueError(f"the FLOPs of {class_name(type(cfg))} are not known, but of an MM1")
+        raise ValueError(f"model FLOPs: no rule for {class_name(type(cfg))}, only for MM1")
     image = 0.0
     if reads_images(cfg):
         image = vision_encoder_flops(cfg.vision_encoder) + connector_flops(cfg)

@@ -55,7 +55,7 @@ class MM1(Module):
         if cfg.image_token is None:
             raise ValueError(
                 "image_token=None: set it to the tokenizer's id of the image placeholder "
-                "(an experiment does it when it is resolved)"
+                "(done automatically when an experiment is resolved)"
             )
         self.image_token = cfg.image_token
         self.image_group_rows = cfg.image_group_rows
@@ -198,7 +198,7 @@ def reads_images(cfg: Any) -> bool:
     missing = [name for name, part in parts.items() if part is None]
     if len(missing) == 1:
         raise ValueError(
-            f"model.{missing[0]} is None and the other of {' and '.join(parts)} is not; set both, "
-            "or none for a language model"
+            f"model.{missing[0]} is None: set both {' and '.join(parts)}, or neither for a "
+            "text-only model"
         )
     return not missing

@@ -137,8 +137,8 @@ def _upcycled(dense: Any, sparse: Any, path: str) -> Any:
     if dense.keys() != sparse.keys():
         differing = ", ".join(sorted(map(str, dense.keys() ^ sparse.keys())))
         raise ValueError(
-            f"upcycling: {path or 'the model'} has {differing} in one of the two models only; "
-            "they must be alike but for the experts"
+            f"upcycling: {path or 'the model'} has {differing} in only one of the two models; "
+            "they may differ only in their experts"
         )
     return {
         name: _upcycled(dense[name], child, f"{path}/{name}".strip("/"))
@@ -177,8 +177,8 @@ def _regrouped(dense: dict[str, Any], sparse: dict[str, Any], path: str) -> dict
 def _sparse_layer(dense: Any, sparse: dict[str, Any], path: str) -> dict[str, Any]:
     if not isinstance(dense, dict) or dense.keys() != set(_KERNELS):
         raise ValueError(
-            f"upcycling: {path} of the dense model is no gated feed-forward layer without biases, "
-            "which is what an expert is"
+            f"upcycling: {path} of the dense model must be a gated feed-forward layer without "
+            "biases, like an expert"
         )
     num_experts = jnp.shape(sparse[_EXPERTS]["gate"])[-3]
     copies = {name: _copies(dense[name]["kernel"], num_experts) for name in _KERNELS}

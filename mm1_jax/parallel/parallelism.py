@@ -161,7 +161,7 @@ def mesh_shape(cfg: Parallelism.Config, num_devices: int, num_slices: int = 1) -
     if (free and num_devices % fixed) or (not free and fixed != num_devices):
         raise ValueError(
             f"parallelism: the axes {sizes} do not fit {num_devices} devices; "
-            f"their product must be {num_devices}, or divide it where one axis is -1"
+            f"their product must be {num_devices}, or divide it if one axis is -1"
         )
     if free:
         sizes[free[0]] = num_devices // fixed

@@ -291,7 +291,7 @@ def parameter_shardings(params: nnx.State, mesh: Mesh, rules: AxisRules) -> nnx.
         if names is None or len(names) != len(shape):
             raise ValueError(
                 f"parameter {name} of shape {shape} has the logical names {names}; "
-                "give one for each dim"
+                "give one name per dim"
             )
         try:
             spec = rules.spec(names, mesh)

@@ -99,7 +99,7 @@ class Loop:
         self._exit_if_asked(step, state)
         batch, seconds = self._next_batch(step, state)
         if step + 1 in self.excluded:
-            self.log.message(f"step {step + 1} is left out, as {self.output_dir} says")
+            self.log.message(f"step {step + 1} is excluded by excluded_steps.json")
             return state._replace(step=state.step + 1)
         self.profile.before(step)
         state, metrics = self._step(step, state, batch)
@@ -140,7 +140,7 @@ class Loop:
                 if not isinstance(error, RuntimeError):
                     raise
                 # Workers were killed. They are stateless, so new ones produce the same batch.
-                say(f"data workers failed ({reason(error)}); started again")
+                say(f"data workers failed ({reason(error)}); restarting them")
                 self.batches.restart()
                 batch = next(self.batches)
         return batch, time.perf_counter() - start
@@ -173,7 +173,7 @@ class Loop:
             self.log.message(f"error: {failure}")
         saved_step = self.saves.checkpointer.newest_whole_step(before=anomaly.step)
         step = saved_step or 0
-        self.log.message(f"{anomaly}; back to step {step}, without this one")
+        self.log.message(f"{anomaly}; rolled back to step {step}, excluding this one")
         self.excluded.add(anomaly.step, write=distributed.is_first())
         self.goodput.rolled_back(step)
         self.log.rewind(step)
@@ -216,7 +216,7 @@ class Loop:
         )
         if judgement.failures:
             errors.append(
-                "the report is without the evaluations that failed: "
+                "the report lacks the evaluations that failed: "
                 f"{', '.join(judgement.failures)}; "
                 "launch again to repeat the evaluation of the trained model"
             )

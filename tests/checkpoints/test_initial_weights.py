@@ -108,11 +108,12 @@ def test_mismatched_shapes_are_named(cfg, weights):
     with pytest.raises(ValueError, match=r"initial_weights\['decoder'\]") as error:
         first_params(cfg)
     message = str(error.value)
-    assert "missing there:\n    decoder/stack/layer/attention/" in message
+    assert "missing in the checkpoint:\n    decoder/stack/layer/attention/" in message
     assert "query/bias" in message
-    assert "without a place in the model:\n    decoder/head/weight" in message
-    assert "decoder/embedding/weight is [100, 32], and the model's [128, 32]" in message
-    assert "model.decoder.stack.layer.attention.rotary.theta is 77.0, and was 10000.0" in message
+    assert "missing in the model:\n    decoder/head/weight" in message
+    embedding = "decoder/embedding/weight is [100, 32] in the checkpoint and [128, 32] in the model"
+    assert embedding in message
+    assert "model.decoder.stack.layer.attention.rotary.theta is 77.0, but was 10000.0" in message
 
 
 def test_rules_name_the_parameters_that_may_differ(cfg, weights):
@@ -148,7 +149,7 @@ def test_an_upcycled_sparse_decoder_computes_the_same_as_its_dense_source(cfg, w
     at(cfg, weights)
     dense = cfg.model.decoder.clone()
     cfg.model.decoder.set(moe=MoE.default_config().set(num_experts=4), moe_every=moe_every)
-    with pytest.raises(ValueError, match="if the decoder there is dense, upcycle=True makes"):
+    with pytest.raises(ValueError, match="if that decoder is dense, upcycle=True copies"):
         first_params(cfg)
     cfg.trainer.initial_weights["decoder"].upcycle = True
     params = below(first_params(cfg), "decoder/")
@@ -169,11 +170,11 @@ def test_an_upcycled_sparse_decoder_computes_the_same_as_its_dense_source(cfg, w
         fresh=["decoder/norm"], unused=["decoder/norm", "decoder/stack/layer/.*/down/kernel"]
     )
     with pytest.raises(
-        ValueError, match=r"missing there:\n +decoder/stack/layer/feed_forward/down"
+        ValueError, match=r"missing in the checkpoint:\n +decoder/stack/layer/feed_forward/down"
     ):
         first_params(cfg)
     cfg.model.decoder.moe.experts.activation = Activation.GELU
-    with pytest.raises(ValueError, match=r"feed_forward\.activation is .*GELU.*, and was .*SILU"):
+    with pytest.raises(ValueError, match=r"feed_forward\.activation is .*GELU.*, but was .*SILU"):
         first_params(cfg)
 
 
@@ -186,7 +187,8 @@ def test_upcycling_a_part_without_experts_is_an_error(cfg, weights):
 def test_positions_of_another_grid_are_resized_as_in_open_clip_if_allowed(cfg, weights):
     at(cfg, weights).model.vision_encoder.image_size = 24
     name = "vision_encoder/positions/positions"
-    message = rf"{name} is \[16, 32\], and the model's \[36, 32\]; resize_positions=True resizes it"
+    shapes = rf"{name} is \[16, 32\] in the checkpoint and \[36, 32\] in the model"
+    message = f"{shapes}; resize_positions=True resizes it"
     with pytest.raises(ValueError, match=message):
         first_params(cfg)
     cfg.trainer.initial_weights["vision_encoder"].resize_positions = True

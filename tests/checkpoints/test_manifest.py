@@ -27,7 +27,7 @@ def test_any_flipped_bit_is_found(folder, place):
     data = bytearray((folder / "inner/b").read_bytes())
     data[place] ^= 4
     (folder / "inner/b").write_bytes(bytes(data))
-    assert find_damage(folder) == ["inner/b has other bytes than were written"]
+    assert find_damage(folder) == ["inner/b differs from what was written"]
 
 
 def test_truncated_and_missing_files_are_found(folder):
@@ -35,11 +35,11 @@ def test_truncated_and_missing_files_are_found(folder):
     (folder / "a").unlink()
     assert sorted(find_damage(folder)) == [
         "a is missing",
-        "inner/b has 5 bytes and not 5,000,000",
+        "inner/b has 5 bytes instead of 5,000,000",
     ]
 
 
 def test_a_damaged_manifest_counts_as_damage(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text()[:-20])
-    assert find_damage(folder) == ["manifest.json is no JSON object"]
+    assert find_damage(folder) == ["manifest.json is not a JSON object"]

@@ -304,7 +304,7 @@ def test_two_runs_do_not_share_checkpoints(tmp_path):
     _claim(tmp_path / "a", **shared)
     # A separate run, which is then told to save there.
     _claim(tmp_path / "b")
-    with pytest.raises(ValueError, match="are of the run in"):
+    with pytest.raises(ValueError, match="belong to the run in"):
         _claim(tmp_path / "b", **shared)
 
 
@@ -313,7 +313,7 @@ def test_two_runs_that_start_together_do_not_share_checkpoints(tmp_path):
     shared = {"trainer__checkpointer__location": str(tmp_path / "shared")}
     with RunFolder(tmp_path / "a").lock():
         _claim(tmp_path / "a", **shared)
-        with pytest.raises(ValueError, match="are of the run in"):
+        with pytest.raises(ValueError, match="belong to the run in"):
             _claim(tmp_path / "b", **shared)
     _claim(tmp_path / "b", **shared)
 
@@ -323,7 +323,7 @@ def test_a_copied_run_does_not_share_the_checkpoints_of_the_first(tmp_path):
     _claim(tmp_path / "a", **shared)
     _save(tmp_path / "shared")
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
-    with pytest.raises(ValueError, match="are of the run in"):
+    with pytest.raises(ValueError, match="belong to the run in"):
         _claim(tmp_path / "copy", **shared)
     (tmp_path / "a").rename(tmp_path / "moved")
     _claim(tmp_path / "moved", **shared)
@@ -336,7 +336,7 @@ def test_checkpoints_of_another_run_are_not_read(tmp_path):
     shutil.rmtree(tmp_path / "b" / "checkpoints")
     shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
     for read in (load_experiment, _claim, StoredParams):
-        with pytest.raises(ValueError, match=f"are of the run in {tmp_path / 'a'}"):
+        with pytest.raises(ValueError, match=f"belong to the run in {tmp_path / 'a'}"):
             read(tmp_path / "b")
 
 

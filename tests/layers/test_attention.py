@@ -85,16 +85,16 @@ def test_causal_attention_without_segment_ids_is_an_error():
 
 def test_a_prefix_and_the_prefix_pattern_require_each_other():
     x, prefix_lengths = _normal(1, 1, T, 8), jnp.array([2])
-    with pytest.raises(ValueError, match="pattern is 'prefix', and prefix_lengths are missing"):
+    with pytest.raises(ValueError, match="pattern is 'prefix', but prefix_lengths are missing"):
         _attention(pattern=Pattern.PREFIX)(x, positions=POSITIONS, segment_ids=ONE_DOCUMENT)
-    with pytest.raises(ValueError, match="'bidirectional', and prefix_lengths are given"):
+    with pytest.raises(ValueError, match="'bidirectional', but prefix_lengths are given"):
         _attention()(x, prefix_lengths=prefix_lengths)
     with pytest.raises(ValueError, match="causal attention needs positions"):
         _attention(pattern=Pattern.PREFIX)(x, prefix_lengths=prefix_lengths)
 
 
 def test_head_counts_that_do_not_divide_are_errors():
-    with pytest.raises(ValueError, match="num_heads is 4, which num_kv_heads 3"):
+    with pytest.raises(ValueError, match="num_kv_heads=3 must divide num_heads=4"):
         _attention(num_kv_heads=3)
     with pytest.raises(ValueError, match="model dim 9 is not divisible by num_heads 4"):
         _attention(input_dim=9)

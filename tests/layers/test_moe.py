@@ -162,7 +162,7 @@ def test_groups_of_a_row_are_routed_like_separate_rows():
 
 
 def test_groups_that_do_not_divide_a_row_are_an_error():
-    with pytest.raises(ValueError, match="group_size is 5, which must divide the 12 tokens"):
+    with pytest.raises(ValueError, match="group_size=5 must divide the 12 tokens"):
         _moe(dispatch=_capacity(1.0).set(group_size=5))(_x())
 
 
@@ -430,5 +430,5 @@ def _equations(jaxpr):
 
 
 def test_more_experts_per_token_than_experts_is_an_error():
-    with pytest.raises(ValueError, match="experts_per_token is 5"):
+    with pytest.raises(ValueError, match="experts_per_token=5"):
         _moe(experts_per_token=5)

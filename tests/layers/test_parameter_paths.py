@@ -47,11 +47,11 @@ def test_a_rule_matches_a_parameter_or_a_containing_module(rules, expected):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("vision_encodr", "field: 'vision_encodr' picks no parameter; it may have meant vision"),
-        ("decod", "it may have meant decoder"),
+        ("vision_encodr", "field: 'vision_encodr' picks no parameter; did you mean vision"),
+        ("decod", "did you mean decoder"),
         ("router", "'.*/router' picks decoder/stack/layer/router"),
-        ("connector", "it may have meant decoder, vision_encoder"),
-        ("decoder/(", "is no regular expression"),
+        ("connector", "did you mean decoder, vision_encoder"),
+        ("decoder/(", "is not a regular expression"),
     ],
 )
 def test_a_rule_that_matches_nothing_is_an_error_with_suggestions(rule, message):

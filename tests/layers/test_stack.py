@@ -123,7 +123,7 @@ def test_router_statistics_have_an_entry_per_sparse_layer():
 
 
 def test_layers_that_do_not_divide_into_groups_are_errors():
-    with pytest.raises(ValueError, match="num_layers is 5, which group_size 2"):
+    with pytest.raises(ValueError, match="group_size=2 must divide num_layers=5"):
         _stack(True, num_layers=5)
     with pytest.raises(ValueError, match="group_size is 1; with a last_layer"):
         _stack(True, group_size=1)

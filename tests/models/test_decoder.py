@@ -252,7 +252,7 @@ def test_bfloat16_stays_bfloat16_and_close():
 
 
 def test_inconsistent_settings_are_errors():
-    with pytest.raises(ValueError, match="moe_every is 3, which must divide num_layers 4"):
+    with pytest.raises(ValueError, match="moe_every=3 must divide num_layers=4"):
         _decoder(_config(True, moe_every=3))
     with pytest.raises(ValueError, match="vocab_size is None"):
         _decoder(_config(False, vocab_size=None))

@@ -112,7 +112,7 @@ def test_upcycling_keeps_an_encoder_and_a_model_that_is_already_sparse(decoder):
 
 def test_incompatible_models_are_rejected(decoder):
     (_, dense), (_, fresh) = decoder(1), decoder(2, **sparse_fields())
-    with pytest.raises(ValueError, match="head in one of the two models only"):
+    with pytest.raises(ValueError, match="head in only one of the two models"):
         upcycle({k: v for k, v in dense.items() if k != "head"}, fresh)
     with pytest.raises(ValueError, match="stack has 6 layers in the dense model and 4 in"):
         upcycle(decoder(1, num_layers=6)[1], fresh)
@@ -123,5 +123,5 @@ def test_incompatible_models_are_rejected(decoder):
     with pytest.raises(ValueError, match="experts/up is .* 7] in the dense model"):
         upcycle(slim, fresh)
     plain = {**dense, "stack": {"layer": {**dense["stack"]["layer"], "feed_forward": {"up": {}}}}}
-    with pytest.raises(ValueError, match="no gated feed-forward layer without biases"):
+    with pytest.raises(ValueError, match="must be a gated feed-forward layer without biases"):
         upcycle(plain, decoder(2, **sparse_fields(moe_every=1))[1])

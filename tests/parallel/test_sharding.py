@@ -81,7 +81,7 @@ def test_a_parameter_whose_dims_collide_is_named():
 def test_a_parameter_without_a_name_for_each_dim_is_named():
     params = _linear_params(axes=("embed", "mlp"))
     params["kernel"].set_metadata(out_sharding=("embed",))
-    with pytest.raises(ValueError, match=r"parameter kernel of shape \(4, 6\).*one for each dim"):
+    with pytest.raises(ValueError, match=r"parameter kernel of shape \(4, 6\).*one name per dim"):
         parameter_shardings(params, _mesh(data=8), AxisRules())
 
 

@@ -113,12 +113,20 @@ def _nothing(params):
 
 
 WRONG_OPTIMIZERS = [
-    (_nothing, lambda g, s, p=None: (jax.tree.map(jnp.mean, g), s), "direction makes float32[] "),
-    (_nothing, lambda g, s, p=None: (optax.tree_utils.tree_norm(g), s), "direction makes nothing"),
+    (
+        _nothing,
+        lambda g, s, p=None: (jax.tree.map(jnp.mean, g), s),
+        "direction returned float32[] ",
+    ),
+    (
+        _nothing,
+        lambda g, s, p=None: (optax.tree_utils.tree_norm(g), s),
+        "direction returned nothing",
+    ),
     (
         _nothing,
         lambda g, s, p=None: (jax.tree.map(lambda x: x.astype("bfloat16"), g), s),
-        "direction makes bfloat16",
+        "direction returned bfloat16",
     ),
     (
         lambda params: jnp.zeros(1),

@@ -47,7 +47,7 @@ def test_a_failed_evaluation_still_writes_a_report_of_the_others(make_trainer, f
     assert "| quiz | accuracy | 0.7500 |" in text
     assert json.loads((run / "report.json").read_text())["quiz/0/accuracy"] == 0.75
     output = capsys.readouterr().out
-    assert "error: the report is without the evaluations that failed: broken" in output
+    assert "error: the report lacks the evaluations that failed: broken" in output
 
     # The run is not finished: the next launch evaluates again, without training.
     lines = records(run)

@@ -126,7 +126,7 @@ def stall(bench: Bench) -> str:
         fault=f"stall:{victim}:{step}",
     )
     _all_end(launch)
-    _says(bench, rf"process {victim} of .* hangs: nothing has gone on")
+    _says(bench, rf"process {victim} of .* hangs: no progress")
     bench.finish()
     return f"process {victim} at step {step}"
 

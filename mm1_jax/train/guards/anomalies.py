@@ -56,8 +56,8 @@ class Anomalies(Configurable):
         super().__init__(cfg)
         if cfg.policy == "skip" and cfg.spike_factor is not None:
             raise ValueError(
-                "anomalies.spike_factor compares with steps that are made; policy='skip' decides "
-                "inside of the step, by max_grad_norm"
+                "anomalies.spike_factor is checked only after a step; policy='skip' decides inside "
+                "of the step, by max_grad_norm"
             )
         self._norms: deque[float] = deque(maxlen=cfg.spike_window)
         self._in_a_row = 0
@@ -120,9 +120,9 @@ class Anomalies(Configurable):
                 f"{self._config.max_in_a_row}: training stops, and this step is not saved"
             )
         return (
-            "Training stops, and this step is not saved. Start again with a lower learning rate, "
-            "or without the corpus at fault, in a new --output_dir: this folder goes on with no "
-            "other config"
+            "Training stops, and this step is not saved. Restart with a lower learning rate, "
+            "or without the corpus at fault, in a new --output_dir: this folder cannot be resumed "
+            "with another config"
         )
 
 
@@ -137,8 +137,8 @@ class ExcludedSteps:
                 self._steps = [int(step) for step in json.loads(self._path.read_text())]
             except (ValueError, TypeError) as error:
                 raise ValueError(
-                    f"{self._path}: damaged ({error}); it lists the steps that are left out, as "
-                    "[3, 17]: write it again, or remove it to make all steps"
+                    f"{self._path}: damaged ({error}); it must list the excluded steps, such as "
+                    "[3, 17]; rewrite it, or remove it to exclude no step"
                 ) from None
 
     def __contains__(self, step: int) -> bool:

@@ -95,8 +95,8 @@ class Corruption(Configurable):
                     odd = [device for device, digest in copies if digest != usual]
                     raise Corrupted(
                         f"{self._names[column]} differs between devices that hold copies of it: "
-                        f"{_described(odd)} against {len(copies) - len(odd)} others. Take the host "
-                        "out, and go on from a checkpoint"
+                        f"{_described(odd)} against {len(copies) - len(odd)} others. Remove the "
+                        "host, and resume from a checkpoint"
                     )
 
     def _compare(self, first: np.ndarray, second: np.ndarray) -> None:
@@ -106,8 +106,8 @@ class Corruption(Configurable):
             odd = [devices[i] for i in sorted(set(rows.tolist()))]
             names = ", ".join(self._names[i] for i in sorted(set(columns.tolist()))[:4])
             raise Corrupted(
-                f"the same step gave other bits the second time, on {_described(odd)} (in {names}, "
-                "...). Take the host out, and go on from a checkpoint"
+                f"the same step gave different bits the second time, on {_described(odd)} (in "
+                f"{names}, ...). Remove the host, and resume from a checkpoint"
             )
 
 

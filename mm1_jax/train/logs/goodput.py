@@ -182,7 +182,7 @@ def _read(path: Path | None) -> list[dict[str, Any]]:
         with contextlib.suppress(OSError):
             path.replace(aside)
         logging.warning(
-            "%s: damaged (%s %s); put aside as %s, and the clock begins anew",
+            "%s: damaged (%s %s); renamed to %s, and goodput is counted from now on",
             path,
             type(error).__name__,
             error,

@@ -58,7 +58,7 @@ class JsonLines:
             return False
         # A partial last line was left by a killed process and is not counted as damage.
         if damaged := present.count("\n") - sum(1 for _ in self.records()):
-            logging.warning("%s: %d damaged lines are left out", self.path, damaged)
+            logging.warning("%s: %d damaged lines are removed", self.path, damaged)
         write_whole(self.path, text)
         return True
 

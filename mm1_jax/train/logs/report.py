@@ -187,8 +187,9 @@ def _sections(
     if training.expert_load is not None:
         yield "## Expert load"
         yield (
-            f"Share of the routed tokens in each MoE layer, mean over at most {_LOAD_STEPS} steps, "
-            f"the last ones; even would be {1 / training.expert_load.shape[1]:.3f}. "
+            "Share of the routed tokens per MoE layer, averaged over at most the last "
+            f"{_LOAD_STEPS} steps; an even share would be "
+            f"{1 / training.expert_load.shape[1]:.3f}. "
             f"Share of routed tokens dropped: {training.dropped_share:.4f}."
         )
         yield _table(
@@ -205,10 +206,10 @@ def _sections(
     if has_samples:
         yield "## Samples"
         yield (
-            "Held-out pictures and what the model says. Wrong answers are shown first and more "
-            "often than they occur; the table above has the rates."
+            "Held-out images with the model's answers. Wrong answers are shown first and more "
+            "often than they occur; the table above has the actual rates."
         )
-        yield "![held-out pictures with the model's answers](samples.png)"
+        yield "![held-out images with the model's answers](samples.png)"
 
 
 def _training_rows(training: TrainingSummary) -> list[tuple[str, Any]]:

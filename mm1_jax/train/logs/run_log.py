@@ -198,7 +198,7 @@ class RunLog:
         except OSError as error:
             self.message(
                 f"error: step {record['step']} is not in {file.path} ({error.strerror}); training "
-                "goes on"
+                "continues"
             )
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ class WandbRun(Configurable):
             )
         except self._wandb.errors.Error as error:
             raise ValueError(
-                f"trainer.wandb: the run cannot begin: {error} "
+                f"trainer.wandb: cannot start the run: {error} "
                 "(trainer.wandb.mode=offline needs no account)"
             ) from error
 

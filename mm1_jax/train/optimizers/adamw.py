@@ -36,7 +36,7 @@ class AdamW(Optimizer):
         if cfg.moments_dtype == "bfloat16" and 1 - max(cfg.b1, cfg.b2) < 0.02:
             raise ValueError(
                 f"optimizer.moments_dtype='bfloat16' with b1={cfg.b1}, b2={cfg.b2}: a moment that "
-                "changes by less than 2% a step is lost in rounding; take float32, or 0.98 at most"
+                "changes by less than 2% per step is lost in rounding; use float32, or at most 0.98"
             )
 
     def direction(self, params: nnx.State) -> optax.GradientTransformation:

@@ -15,7 +15,7 @@ def mm1_learning_rate(num_parameters: int | float) -> float:
     is that of its dense counterpart.
     """
     if num_parameters < 1:
-        raise ValueError(f"num_parameters={num_parameters}: a learning rate needs at least 1")
+        raise ValueError(f"num_parameters={num_parameters}: must be at least 1")
     return math.exp(-0.4214 * math.log(num_parameters) - 0.5535)
 
 

@@ -206,7 +206,7 @@ def _checked(optimizer: Optimizer, direction: Any) -> optax.GradientTransformati
         if wrong:
             raise ContractError(
                 type(optimizer),
-                f"{name} makes {found.get(wrong[0], 'nothing')} for the parameter {wrong[0]}, "
+                f"{name} returned {found.get(wrong[0], 'nothing')} for the parameter {wrong[0]}, "
                 f"expected {expected.get(wrong[0], 'nothing')}, the shape of its gradient",
             )
         return updates, state

@@ -135,7 +135,7 @@ def test_a_skipped_step_does_not_change_the_parameters(
 def test_rolling_back_excludes_the_batch(make_trainer, fakes, spoiling, tmp_path, capsys):
     options = {"input": spoilt(fakes, {4}), "save_every": 2}
     make_trainer(**options, anomalies={"policy": "roll_back"}).run()
-    assert "back to step 2, without this one" in capsys.readouterr().out
+    assert "rolled back to step 2, excluding this one" in capsys.readouterr().out
     rolled = losses(tmp_path / "run")
     assert sorted(rolled) == [1, 2, 3, 5, 6]
     assert json.loads((tmp_path / "run" / "excluded_steps.json").read_text()) == [4]

@@ -77,7 +77,7 @@ def test_a_step_with_different_bits_on_repetition_is_detected(trainer, state, ba
             state = state._replace(params={**state.params, "scale": scale})
         return state, metrics
 
-    with pytest.raises(Corrupted, match="other bits the second time, on .* of process 0"):
+    with pytest.raises(Corrupted, match="different bits the second time, on .* of process 0"):
         corruption(trainer, recompute_every_n_steps=1).step_twice(
             faulty, state, trainer.program.place(host_batch(batch))
         )

@@ -74,7 +74,7 @@ def test_the_report_shows_the_load_of_every_expert(tmp_path):
     text = write(tmp_path, experts=True)
     assert "| MoE layer | expert 0 | expert 1 |" in text
     assert "| 0 | 0.7500 | 0.2500 |" in text
-    assert "even would be 0.500" in text and "dropped: 0.1250" in text
+    assert "an even share would be 0.500" in text and "dropped: 0.1250" in text
 
 
 def test_a_report_identifies_its_step_and_evaluators(tmp_path):
