@@ -40,7 +40,7 @@ class BestCheckpoint:
     def step(self) -> int | None:
         return self._best.get("step")
 
-    def note(self, step: int, metrics: Mapping[str, float]) -> bool:
+    def record_metrics(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Records the metrics of an evaluation; returns whether its step is the best so far."""
         value = metrics.get(self._metric) if self._metric is not None else None
         if value is None or not math.isfinite(value):

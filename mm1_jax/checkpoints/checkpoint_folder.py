@@ -68,9 +68,9 @@ def checkpoints_of(output_dir: Path) -> epath.Path:
     identity = read_identity(folder)
     if identity is None:
         if newest_step(folder) is not None and (output_dir / CONFIG).exists():
-            _note_unknown(folder)
-    elif not _is_of(identity, output_dir):
-        raise ValueError(of_another_run(folder, identity, output_dir))
+            _warn_unknown_run(folder)
+    elif not _belongs_to(identity, output_dir):
+        raise ValueError(another_run_message(folder, identity, output_dir))
     return folder
 
 
@@ -103,7 +103,7 @@ def read_identity(folder: Path | epath.Path) -> dict[str, Any] | None:
         return None
 
 
-def _is_of(identity: dict[str, Any], output_dir: Path) -> bool:
+def _belongs_to(identity: dict[str, Any], output_dir: Path) -> bool:
     ours = read_identity(output_dir)
     if ours is None:
         return identity["output_dir"] == str(output_dir.resolve())
@@ -117,17 +117,17 @@ def raise_if_taken(folder: epath.Path, output_dir: Path) -> None:
         return
     owner = Path(identity["output_dir"])
     newest = newest_step(folder)
-    if _is_of(identity, output_dir):
+    if _belongs_to(identity, output_dir):
         # The output folder may have been moved. A copy of it is an error if it would share
         # checkpoints stored elsewhere with the original.
         is_copy = owner != output_dir.resolve() and read_identity(owner) == identity
         if is_copy and not Path(folder).is_relative_to(output_dir.absolute()):
-            raise ValueError(of_another_run(folder, identity, output_dir))
+            raise ValueError(another_run_message(folder, identity, output_dir))
     elif newest is not None or not owner.exists() or is_running(owner):
-        raise ValueError(of_another_run(folder, identity, output_dir))
+        raise ValueError(another_run_message(folder, identity, output_dir))
 
 
-def of_another_run(folder: epath.Path, identity: dict[str, Any], output_dir: Path) -> str:
+def another_run_message(folder: epath.Path, identity: dict[str, Any], output_dir: Path) -> str:
     """Builds the error message for checkpoints that do not belong to the run in `output_dir`."""
     return (
         f"the checkpoints in {folder} belong to the run in {identity['output_dir']} "
@@ -150,7 +150,7 @@ def is_running(output_dir: Path) -> bool:
 
 
 @functools.cache
-def _note_unknown(folder: epath.Path) -> None:
+def _warn_unknown_run(folder: epath.Path) -> None:
     """Prints once that the owner of these checkpoints is unknown."""
     print(
         f"note: {folder} has no {IDENTITY}, which older versions did not write; its checkpoints "

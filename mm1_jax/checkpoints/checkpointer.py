@@ -39,7 +39,7 @@ from mm1_jax.multihost import distributed
 from mm1_jax.stored_config import flat_fields
 from mm1_jax.train.train_state import TrainState
 
-_MOST_DAMAGED = 12
+_MAX_LISTED_FILES = 12
 # Seconds that a process of a multi-process run waits at exit for files it is writing.
 _CLOSING_SECONDS = 60.0
 
@@ -96,7 +96,7 @@ class Checkpointer(Configurable):
         self._report = report
         self._read_only = read_only
         # Step of the save in progress.
-        self._saving: int | None = None
+        self._saving_step: int | None = None
         self._best = BestCheckpoint(
             self._directory, metric=cfg.best_metric, mode=cfg.best_mode, report=report
         )
@@ -110,7 +110,7 @@ class Checkpointer(Configurable):
         """Returns the step of the newest checkpoint, complete or being written by this process."""
         return self._manager.latest_step()
 
-    def newest_whole_step(self, before: int | None = None) -> int | None:
+    def newest_intact_step(self, before: int | None = None) -> int | None:
         """Returns the step of the newest intact checkpoint; damaged ones are renamed.
 
         Args:
@@ -127,7 +127,7 @@ class Checkpointer(Configurable):
             damage = distributed.broadcast(damage)
             if not damage:
                 return newest
-            self._put_aside(newest, "; ".join(damage[:_MOST_DAMAGED]))
+            self._rename_damaged(newest, "; ".join(damage[:_MAX_LISTED_FILES]))
 
     def save(self, step: int, state: TrainState, input_state: dict[str, Any] | None) -> bool:
         """Copies the state from the devices and starts writing files in the background.
@@ -150,10 +150,10 @@ class Checkpointer(Configurable):
                 {"config": lines, "fields": flat_fields(self._model)}
             )
         try:
-            self._settle()
+            self._finish_save()
         except SaveFailed as error:
             self._report_failure(error)
-        self._saving = step
+        self._saving_step = step
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         # The run still has its state, whatever Orbax, TensorStore or the file system raise.
@@ -161,14 +161,14 @@ class Checkpointer(Configurable):
             if distributed.process_count() > 1:
                 # The other processes have already started the save.
                 raise
-            self._give_up()
+            self._abandon_save()
             self._report_failure(SaveFailed(step, reason_of(error)))
             return False
         return True
 
-    def note(self, step: int, metrics: Mapping[str, float]) -> bool:
+    def record_metrics(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Records the metrics of an evaluation; returns whether to save its state as the best."""
-        return self._best.note(step, metrics)
+        return self._best.record_metrics(step, metrics)
 
     def restore(
         self, state: TrainState, *, step: int | None = None
@@ -184,7 +184,7 @@ class Checkpointer(Configurable):
         """
         step = self.latest_step() if step is None else step
         if step is None:
-            raise ValueError(self._nothing_there())
+            raise ValueError(self._no_checkpoint())
         self._raise_if_of_another_model(step, state)
         restored = self._manager.restore(
             step,
@@ -205,7 +205,7 @@ class Checkpointer(Configurable):
         """
         steps = sorted(self._manager.all_steps())
         if not steps:
-            raise ValueError(self._nothing_there())
+            raise ValueError(self._no_checkpoint())
         if step not in (None, *steps):
             raise ValueError(
                 f"step={step}: no complete checkpoint in {self._manager.directory}; "
@@ -219,15 +219,15 @@ class Checkpointer(Configurable):
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises SaveFailed if it failed."""
-        self._settle()
+        self._finish_save()
 
     def close(self) -> None:
         if distributed.process_count() > 1:
             # Other processes may have failed and may never finish their parts.
-            self._outcome(_CLOSING_SECONDS)
+            self._failure_reason(_CLOSING_SECONDS)
             return
         try:
-            self._settle()
+            self._finish_save()
         except SaveFailed as error:
             self._report_failure(error)
         self._manager.close()
@@ -240,7 +240,7 @@ class Checkpointer(Configurable):
         return ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if read_only else _Preserved(self._is_kept),
+                preservation_policy=None if read_only else _KeepPolicy(self._is_kept),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
@@ -261,23 +261,23 @@ class Checkpointer(Configurable):
             },
         )
 
-    def _settle(self) -> None:
+    def _finish_save(self) -> None:
         """Waits for the previous save; raises SaveFailed in all processes if it failed in any."""
-        step = self._saving
+        step = self._saving_step
         if step is None:
             return
-        reasons = distributed.exchange(self._outcome())
+        reasons = distributed.exchange(self._failure_reason())
         failed = {process: reason for process, reason in enumerate(reasons) if reason}
         if not failed:
-            self._saving = None
+            self._saving_step = None
             return
-        self._give_up()
+        self._abandon_save()
         # Report the process that caused the failure, not those that were only told of it.
         causes = {p: r for p, r in failed.items() if OutOfStep.__name__ not in r} or failed
         process, reason = next(iter(causes.items()))
         raise SaveFailed(step, reason if len(reasons) == 1 else f"process {process}: {reason}")
 
-    def _outcome(self, patience: float | None = None) -> str | None:
+    def _failure_reason(self, patience: float | None = None) -> str | None:
         """Returns why the previous save failed in this process; None if it did not.
 
         Waits at most `patience` seconds for the save to finish.
@@ -296,12 +296,12 @@ class Checkpointer(Configurable):
         waiting.join(patience)
         return reasons[0] if reasons else None
 
-    def _give_up(self) -> None:
+    def _abandon_save(self) -> None:
         """Abandons the failed save and removes its partial files."""
-        step, self._saving = self._saving, None
+        step, self._saving_step = self._saving_step, None
         if distributed.is_first():
             # Free the space now; Orbax would remove the files only before its next save.
-            for folder in self._unfinished(step):
+            for folder in self._partial_folders(step):
                 with contextlib.suppress(OSError):
                     folder.rmtree(missing_ok=True)
         self._manager = self._open()
@@ -311,13 +311,13 @@ class Checkpointer(Configurable):
             f"error: {error}; the run continues, and saves every {self._every_n_steps} steps"
         )
 
-    def _nothing_there(self) -> str:
+    def _no_checkpoint(self) -> str:
         return (
             f"no complete checkpoint in {self._manager.directory}; train the model first, "
             "or name the output folder of a run"
         )
 
-    def _unfinished(self, step: int | None) -> list[epath.Path]:
+    def _partial_folders(self, step: int | None) -> list[epath.Path]:
         if not self._directory.exists():
             return []
         return [
@@ -331,11 +331,13 @@ class Checkpointer(Configurable):
         if not self._config.checksums:
             return
         # On file systems without renames, Orbax writes directly into the final folder.
-        folders = self._unfinished(self._saving) or [self._directory / str(self._saving)]
+        folders = self._partial_folders(self._saving_step) or [
+            self._directory / str(self._saving_step)
+        ]
         for folder in folders:
             write_manifest(folder)
 
-    def _put_aside(self, step: int, reason: str) -> None:
+    def _rename_damaged(self, step: int, reason: str) -> None:
         folder = self._directory / str(step)
         if distributed.is_first():
             target, number = self._directory / f"{step}.damaged", 1
@@ -373,7 +375,7 @@ class Checkpointer(Configurable):
 
 
 @dataclasses.dataclass
-class _Preserved:
+class _KeepPolicy:
     """Adapts `is_kept` to the preservation policy interface of Orbax."""
 
     is_kept: Callable[[int, Sequence[int]], bool]

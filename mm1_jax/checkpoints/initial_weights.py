@@ -52,7 +52,7 @@ _NOT_IN_SHAPES = (
     *("activation", "eps", "experts_per_token", "factor", "high_freq_factor", "low_freq_factor"),
     *("original_max_position_embeddings", "patch_size", "pattern", "theta"),
 )
-_COLOURS = ("pixel_mean", "pixel_std")
+_PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 # End of the path of learned grid positions, in any module.
 _POSITIONS = "positions/positions"
 
@@ -114,64 +114,67 @@ class InitialWeights(Configurable):
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
         source = part if cfg.source is None else cfg.source
-        own = _inside(part, params)
-        if not own:
+        paths = _paths_inside(part, params)
+        if not paths:
             parts = ", ".join(sorted({path.partition("/")[0] for path in params}))
             raise ValueError(f"{field}: the model has no {part!r}; its parts are {parts}")
         shapes = {path: tuple(leaf.shape) for path, leaf in params.items()}
         dense: dict[str, DenseParameter] = {}
         if cfg.upcycle:
-            found = {path: dense_parameter(path, shapes) for path in own}
+            found = {path: dense_parameter(path, shapes) for path in paths}
             dense = {path: each for path, each in found.items() if each is not None}
             if not any(each.has_experts for each in dense.values()):
                 raise ValueError(f"{field}.upcycle=True: the model has no experts in {part!r}")
-            own = set(dense)
-        there = _inside(source, stored.shapes)
+            paths = set(dense)
+        stored_paths = _paths_inside(source, stored.shapes)
         if cfg.fresh:
-            own = _without(own, picked(cfg.fresh, sorted(own), f"{field}.fresh"))
-        if cfg.unused and there:
-            there = _without(there, picked(cfg.unused, sorted(there), f"{field}.unused"))
-        expected = {path: dense[path].shape if path in dense else shapes[path] for path in own}
+            paths = _without(paths, picked(cfg.fresh, sorted(paths), f"{field}.fresh"))
+        if cfg.unused and stored_paths:
+            unused = picked(cfg.unused, sorted(stored_paths), f"{field}.unused")
+            stored_paths = _without(stored_paths, unused)
+        expected = {path: dense[path].shape if path in dense else shapes[path] for path in paths}
         names = {
             path: source + (dense[path].path if path in dense else path).removeprefix(part)
-            for path in own
+            for path in paths
         }
         misshapen = {
-            path: theirs
-            for path, theirs in names.items()
-            if theirs in there and stored.shapes[theirs] != expected[path]
+            path: stored_path
+            for path, stored_path in names.items()
+            if stored_path in stored_paths and stored.shapes[stored_path] != expected[path]
         }
         resized = {
-            path: theirs
-            for path, theirs in misshapen.items()
-            if path.endswith(_POSITIONS) and _are_grids(stored.shapes[theirs], expected[path])
+            path: stored_path
+            for path, stored_path in misshapen.items()
+            if path.endswith(_POSITIONS) and _are_grids(stored.shapes[stored_path], expected[path])
         }
         if cfg.resize_positions:
             misshapen = {path: misshapen[path] for path in misshapen.keys() - resized.keys()}
-        missing = sorted({theirs for theirs in names.values() if theirs not in there})
+        missing = sorted(set(names.values()) - stored_paths)
         complaints = [
             *complaint("missing in the checkpoint", missing),
-            *complaint("missing in the model", sorted(there - set(names.values()))),
+            *complaint("missing in the model", sorted(stored_paths - set(names.values()))),
             *complaint(
                 "of different shapes",
                 [
-                    f"{theirs} is {list(stored.shapes[theirs])} in the checkpoint and "
+                    f"{stored_path} is {list(stored.shapes[stored_path])} in the checkpoint and "
                     f"{list(expected[path])} in the model"
                     + ("; resize_positions=True resizes it" if path in resized else "")
-                    for path, theirs in sorted(misshapen.items())
+                    for path, stored_path in sorted(misshapen.items())
                 ],
             ),
         ]
         if any("/experts/" in name for name in missing) and not cfg.upcycle:
             complaints.append("  if that decoder is dense, upcycle=True copies it to the experts")
         if cfg.check_config and stored.description is not None:
-            complaints += _differences(stored.description, source, part, model, cfg.upcycle)
+            complaints += _field_differences(stored.description, source, part, model, cfg.upcycle)
         if complaints:
             raise ValueError(
                 f"{field}: the parameters in {folder} do not fit\n" + "\n".join(complaints)
             )
-        dense = {path: dense[path] for path in own & dense.keys() if dense[path].group_size}
-        return _loaded(stored, {path: params[path] for path in own}, names, dense, resized)
+        dense = {path: dense[path] for path in paths & dense.keys() if dense[path].group_size}
+        return _load_parameters(
+            stored, {path: params[path] for path in paths}, names, dense, resized
+        )
 
 
 def with_stored_defaults(
@@ -195,7 +198,7 @@ def with_stored_defaults(
     return model
 
 
-def _loaded(
+def _load_parameters(
     stored: StoredParams,
     params: Mapping[str, jax.ShapeDtypeStruct],
     names: Mapping[str, str],
@@ -210,7 +213,7 @@ def _loaded(
         resized: Paths of parameters that are positions of another grid size.
     """
     result = {
-        path: _made(
+        path: _sharded_array(
             params[path],
             functools.partial(each.read, functools.partial(stored.read, names[path])),
         )
@@ -219,15 +222,15 @@ def _loaded(
     for path in resized:
         positions = jnp.asarray(stored.read(names[path]), jnp.float32)
         grid = np.asarray(resized_positions(positions, params[path].shape[0]))
-        result[path] = _made(params[path], lambda shape, index, grid=grid: grid[index])
-    alike = {path: theirs for path, theirs in names.items() if path not in result}
+        result[path] = _sharded_array(params[path], lambda shape, index, grid=grid: grid[index])
+    alike = {path: stored_path for path, stored_path in names.items() if path not in result}
     if alike:
-        loaded = stored.restore({theirs: params[path] for path, theirs in alike.items()})
-        result |= {path: loaded[theirs] for path, theirs in alike.items()}
+        loaded = stored.restore({stored_path: params[path] for path, stored_path in alike.items()})
+        result |= {path: loaded[stored_path] for path, stored_path in alike.items()}
     return result
 
 
-def _made(
+def _sharded_array(
     like: jax.ShapeDtypeStruct, values: Callable[[tuple[int, ...], tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
     """Creates a sharded array; `values` is called per device with the index of its shard."""
@@ -244,7 +247,7 @@ def _are_grids(*shapes: tuple[int, ...]) -> bool:
     return are_square and len({shape[1] for shape in shapes}) == 1
 
 
-def _inside(part: str, paths: Collection[str]) -> set[str]:
+def _paths_inside(part: str, paths: Collection[str]) -> set[str]:
     return {path for path in paths if path == part or path.startswith(f"{part}/")}
 
 
@@ -252,7 +255,7 @@ def _without(paths: set[str], chosen: Collection[str]) -> set[str]:
     return paths.difference(chosen)
 
 
-def _differences(
+def _field_differences(
     description: Mapping[str, Any],
     source: str,
     part: str,
@@ -263,7 +266,8 @@ def _differences(
     stored = part_fields(description).get(source)
     if stored is None or part not in model:
         return []
-    made_for, now = _decisive(stored), _decisive(flat_fields(getattr(model, part)))
+    made_for = _computational_fields(stored)
+    now = _computational_fields(flat_fields(getattr(model, part)))
     if is_upcycled:
         # Experts are copies of the dense layer, so `experts_per_token` has no effect at first.
         activation = now.get("moe.experts.activation")
@@ -279,9 +283,10 @@ def _differences(
     )
 
 
-def _decisive(fields: Fields) -> dict[str, Scalar]:
+def _computational_fields(fields: Fields) -> dict[str, Scalar]:
     return {
         path: value
         for path, value in fields.items()
-        if path.rpartition(".")[2].startswith(_COLOURS) or path.rpartition(".")[2] in _NOT_IN_SHAPES
+        if path.rpartition(".")[2].startswith(_PIXEL_FIELDS)
+        or path.rpartition(".")[2] in _NOT_IN_SHAPES
     }

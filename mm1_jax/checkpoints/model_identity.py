@@ -10,7 +10,7 @@ from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.stored_config import Stored, config_differences
 
 # Fields of the model config that do not change the meaning of its parameters.
-_NOT_OF_THE_MODEL = (
+_IGNORED_FIELDS = (
     "dtype",
     "remat",
     "saved_names",
@@ -18,7 +18,7 @@ _NOT_OF_THE_MODEL = (
     "kernel",
     "image_group_rows",
 )
-_MOST_LINES = 12
+_MAX_LINES = 12
 
 
 def raise_if_another_model(
@@ -47,13 +47,13 @@ def raise_if_another_model(
         lines += [
             f"  model.{each}"
             for each in config_differences(saved_config, model)
-            if each.path.rpartition(".")[2].split("[")[0] not in _NOT_OF_THE_MODEL
+            if each.path.rpartition(".")[2].split("[")[0] not in _IGNORED_FIELDS
         ]
     if lines:
-        more = f"\n  and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+        more = f"\n  and {len(lines) - _MAX_LINES} more" if len(lines) > _MAX_LINES else ""
         raise ValueError(
             f"the checkpoint {checkpoint} is of another model (saved -> now):\n"
-            + "\n".join(lines[:_MOST_LINES])
+            + "\n".join(lines[:_MAX_LINES])
             + more
         )
 

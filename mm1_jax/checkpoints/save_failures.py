@@ -7,7 +7,7 @@ from absl import logging
 
 from mm1_jax.checkpoints.commit_barrier import OutOfStep
 
-_MOST_CHARACTERS = 240
+_MAX_CHARACTERS = 240
 
 
 class SaveFailed(RuntimeError):
@@ -23,9 +23,9 @@ def reason_of(error: BaseException) -> str:
     while isinstance(error, OutOfStep) and error.__context__ is not None:
         error = error.__context__
     line = str(error).strip().partition("\n")[0]
-    if len(line) > _MOST_CHARACTERS:
+    if len(line) > _MAX_CHARACTERS:
         # The message starts with file names and ends with the cause given by the operating system.
-        half = _MOST_CHARACTERS // 2
+        half = _MAX_CHARACTERS // 2
         line = f"{line[:half]} ... {line[-half:]}"
     return f"{type(error).__name__}: {line}"
 

@@ -28,7 +28,7 @@ DESCRIPTION = "weights.json"
 PARAMS = "params"
 # Maximum size of the files that an array is divided into.
 _CHUNK_BYTES = 32 * 2**20
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 
 
 class WeightsWriter:
@@ -288,7 +288,7 @@ def complaint(what: str, names: Sequence[str]) -> list[str]:
     """Returns lines of an error message that list names under a heading; [] without names."""
     if not names:
         return []
-    shown = [f"    {name}" for name in names[:_MOST_NAMED]]
-    if len(names) > _MOST_NAMED:
-        shown.append(f"    and {len(names) - _MOST_NAMED} more")
+    shown = [f"    {name}" for name in names[:_MAX_NAMED]]
+    if len(names) > _MAX_NAMED:
+        shown.append(f"    and {len(names) - _MAX_NAMED} more")
     return [f"  {what}:", *shown]

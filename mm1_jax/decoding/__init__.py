@@ -1,0 +1,1 @@
+"""Decoding: greedy search, sampling, beam search, and continuous batching."""

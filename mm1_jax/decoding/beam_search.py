@@ -18,13 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 from mm1_jax.batch import Batch
 from mm1_jax.decoding.generate import last_states, prompt_lengths
 from mm1_jax.decoding.options import DecodingOptions
-from mm1_jax.decoding.sampling import allowed
+from mm1_jax.decoding.sampling import mask_forbidden
 from mm1_jax.layers.kv_cache import Caches
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.sharding import Placement, constrain, current_placement
 
 # Score of a missing or excluded beam. It is finite, so that it can be divided by lengths.
-_NONE = -1e9
+_EXCLUDED = -1e9
 
 
 class Beams(NamedTuple):
@@ -62,7 +62,7 @@ def beam_search(
         model,
         batch,
         num_beams=num_beams,
-        options=options.of_program(),
+        options=options.static_options(),
         length_penalty=float(length_penalty),
         placement=current_placement(),
     )
@@ -101,7 +101,9 @@ def _beam_search(
     def take_step(search: _Search, hidden: Float[Array, "Bn 1 D"]) -> _Search:
         """Chooses the next token of every beam, which has `search.step` tokens."""
         logits = model.logits(hidden)[:, 0].astype(jnp.float32)
-        scores = allowed(jax.nn.log_softmax(logits, axis=-1), options.forbidden).reshape(B, n, -1)
+        scores = mask_forbidden(jax.nn.log_softmax(logits, axis=-1), options.forbidden).reshape(
+            B, n, -1
+        )
         V = scores.shape[-1]
         scores = (scores + search.running.scores[:, :, None]).reshape(B, n * V)
         scores, indices = jax.lax.top_k(scores, min(2 * n, n * V))
@@ -110,21 +112,21 @@ def _beam_search(
         length = search.step + 1
         ends = (chosen == options.eos) | (length == max_new_tokens)
 
-        running_scores, order = jax.lax.top_k(jnp.where(ends, _NONE, scores), n)
+        running_scores, order = jax.lax.top_k(jnp.where(ends, _EXCLUDED, scores), n)
         running = Beams(_take(tokens, order), running_scores)
         rows = jnp.arange(B)[:, None] * n + _take(parents, order)
         caches = jax.tree.map(lambda x: jnp.take(x, rows.reshape(-1), axis=0), search.caches)
 
         new = ends & (jnp.arange(ends.shape[1]) < n)[None] & search.is_open[:, None]
         all_scores = jnp.concatenate(
-            [search.finished.scores, jnp.where(new, mean(scores, length), _NONE)], axis=1
+            [search.finished.scores, jnp.where(new, mean(scores, length), _EXCLUDED)], axis=1
         )
         finished_scores, best = jax.lax.top_k(all_scores, n)
         finished = Beams(
             _take(jnp.concatenate([search.finished.tokens, tokens], axis=1), best), finished_scores
         )
         is_finished = _take(jnp.concatenate([search.is_finished, new], axis=1), best)
-        worst = jnp.where(jnp.all(is_finished, axis=1), finished_scores[:, -1], _NONE)
+        worst = jnp.where(jnp.all(is_finished, axis=1), finished_scores[:, -1], _EXCLUDED)
         is_open = search.is_open & (mean(running_scores[:, 0], length) > worst)
         return _Search(length, running, finished, is_finished, is_open, caches)
 
@@ -138,7 +140,7 @@ def _beam_search(
         return take_step(search._replace(caches=caches), hidden)
 
     # All beams are identical at first, so only one of them may be continued.
-    nothing = jnp.full((B, n), _NONE, jnp.float32)
+    nothing = jnp.full((B, n), _EXCLUDED, jnp.float32)
     tokens = jnp.full((B, n, max_new_tokens), pad, jnp.int32)
     search = _Search(
         step=jnp.int32(0),

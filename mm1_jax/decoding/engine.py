@@ -115,7 +115,7 @@ class Engine:
             )
         self._num_slots, self._cache_length, self._decode = num_slots, cache_length, decode
         self._seed, self._stop_strings = options.seed, options.stop_strings
-        self._options, self._num_steps = options.of_program(), steps_per_check
+        self._options, self._num_steps = options.static_options(), steps_per_check
         self._model = _for_decoding(model, placement=current_placement())
 
     def prefix(self, batch: Batch) -> Prefix:
@@ -164,7 +164,7 @@ class Engine:
             columns = np.asarray(new_tokens)
             for slot, row in list(rows.items()):
                 row.tokens = [int(token) for token in (*row.tokens, *columns[slot])]
-                if (answer := self._ended(row.tokens)) is not None:
+                if (answer := self._ended_answer(row.tokens)) is not None:
                     del rows[slot]
                     yield row.index, answer
 
@@ -206,7 +206,7 @@ class Engine:
             raise ValueError(f"{name}: the row is empty")
         return length
 
-    def _ended(self, tokens: Sequence[int]) -> list[int] | None:
+    def _ended_answer(self, tokens: Sequence[int]) -> list[int] | None:
         """Returns the answer if it has ended, otherwise None."""
         options = self._options
         tokens = list(tokens[: options.max_new_tokens])

@@ -46,7 +46,7 @@ def generate(
         batch,
         options.seed,
         row_ids,
-        options=options.of_program(),
+        options=options.static_options(),
         placement=current_placement(),
     )
 

@@ -55,7 +55,7 @@ class DecodingOptions:
             **others,
         )
 
-    def of_program(self) -> "DecodingOptions":
+    def static_options(self) -> "DecodingOptions":
         """Returns only the static options, those that are compiled into a program."""
         return replace(self, seed=0, stop_strings=())
 

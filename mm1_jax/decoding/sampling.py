@@ -66,7 +66,7 @@ def choose(
         keys: PRNG key per row, from `row_keys`; ignored by greedy decoding.
         steps: Number of tokens that each row's answer already has.
     """
-    scores_BV = allowed(logits, forbidden)
+    scores_BV = mask_forbidden(logits, forbidden)
     if sampling.is_greedy:
         return jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
     keys = jax.vmap(jax.random.fold_in)(keys, steps)
@@ -74,7 +74,7 @@ def choose(
     return jax.vmap(jax.random.categorical)(keys, scores_BV).astype(jnp.int32)
 
 
-def allowed(logits: Float[Array, "B V"], forbidden: tuple[int, ...]) -> Float[Array, "B V"]:
+def mask_forbidden(logits: Float[Array, "B V"], forbidden: tuple[int, ...]) -> Float[Array, "B V"]:
     """Returns the logits in float32, with minus infinity for `forbidden` tokens."""
     allowed_V = jnp.ones(logits.shape[-1], bool).at[jnp.array(forbidden, jnp.int32)].set(False)
     return jnp.where(allowed_V[None], logits.astype(jnp.float32), -jnp.inf)

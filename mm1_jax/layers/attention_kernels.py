@@ -72,14 +72,14 @@ def attend(
             finite but meaningless result.
         kernel: Must be XLA unless queries and keys are at the same positions.
     """
-    kernel = chosen(kernel)
+    kernel = resolve_kernel(kernel)
     if kernel is Kernel.XLA:
         y_BTNH = xla_attention(q_BTNH, k_BSKH, v_BSKH, visibility)
         return checkpoint_name(y_BTNH, ATTENTION_OUTPUT)
     return fused_attention(q_BTNH, k_BSKH, v_BSKH, visibility, kernel)
 
 
-def chosen(kernel: Kernel) -> Kernel:
+def resolve_kernel(kernel: Kernel) -> Kernel:
     """Resolves AUTO to the kernel of the platform being compiled for."""
     if kernel is not Kernel.AUTO:
         return kernel
@@ -92,7 +92,7 @@ def row_length(length: int, kernel: Kernel) -> int:
     A kernel pads rows itself if needed. Rows that are padded up front, with segment id 0, are not
     copied again in every layer.
     """
-    if chosen(kernel) is Kernel.XLA:
+    if resolve_kernel(kernel) is Kernel.XLA:
         return length
     placement, shards = current_placement(), 1
     if placement is not None:
@@ -271,13 +271,13 @@ def _triton(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _triton_call(q, k, v, segment_ids, causal, interpret):
     options = _triton_options(q, causal, interpret, False)
-    with _scope(causal):
+    with _causality_scope(causal):
         return gpu_attention.mha(q, k, v, segment_ids, *options)
 
 
 def _triton_forward(q, k, v, segment_ids, causal, interpret):
     options = _triton_options(q, causal, interpret, True)
-    with _scope(causal):
+    with _causality_scope(causal):
         residuals: Any = gpu_attention.mha(q, k, v, segment_ids, *options)
     out, logsumexp = (checkpoint_name(x, ATTENTION_OUTPUT) for x in residuals)
     return out, (q, k, v, segment_ids, out, logsumexp)
@@ -286,14 +286,14 @@ def _triton_forward(q, k, v, segment_ids, causal, interpret):
 def _triton_backward(causal, interpret, residuals, gradient):
     options = _triton_options(gradient, causal, interpret, False)
     backward: Any = gpu_attention.mha.bwd
-    with _scope(causal):
+    with _causality_scope(causal):
         return backward(*options, residuals, gradient)
 
 
 _triton_call.defvjp(_triton_forward, _triton_backward)
 
 
-def _scope(causal: bool):
+def _causality_scope(causal: bool):
     # `rehearse` reads this scope to count FLOPs: a causal kernel does half of the work, and nothing
     # else in the compiled program tells the two apart.
     return jax.named_scope("causal" if causal else "full")

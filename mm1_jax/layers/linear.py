@@ -54,7 +54,7 @@ class Linear(Module):
     def __call__(self, x: Float[Array, "*dims input"]) -> Float[Array, "*dims output"]:
         names = "fd" if self.output_first else "df"
         y = jnp.einsum(f"...d,{names}->...f", x, self.kernel[...])
-        return y if self.bias is None else y + _like(self.bias, y)
+        return y if self.bias is None else y + _broadcast_to(self.bias, y)
 
 
 class SplitHeads(Module):
@@ -76,7 +76,7 @@ class SplitHeads(Module):
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
         y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.kernel[...])
-        return y_BTNH if self.bias is None else y_BTNH + _like(self.bias, y_BTNH)
+        return y_BTNH if self.bias is None else y_BTNH + _broadcast_to(self.bias, y_BTNH)
 
 
 class JoinHeads(Module):
@@ -99,9 +99,9 @@ class JoinHeads(Module):
 
     def __call__(self, x_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         y_BTD = jnp.einsum("BTNH,DNH->BTD", x_BTNH, self.kernel[...])
-        return y_BTD if self.bias is None else y_BTD + _like(self.bias, y_BTD)
+        return y_BTD if self.bias is None else y_BTD + _broadcast_to(self.bias, y_BTD)
 
 
-def _like(bias: nnx.Param, y: jax.Array) -> jax.Array:
+def _broadcast_to(bias: nnx.Param, y: jax.Array) -> jax.Array:
     value = bias[...]
     return jnp.expand_dims(value, tuple(range(y.ndim - value.ndim)))

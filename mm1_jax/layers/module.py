@@ -52,8 +52,8 @@ def checked(part: Any, output: Any, shape: tuple[int, ...], dtype: DTypeLike) ->
     if found != (tuple(shape), jnp.dtype(dtype)):
         raise ContractError(
             type(part),
-            f"{type(part).__name__} returned {_described(output)}, "
-            f"expected {_described(jax.ShapeDtypeStruct(shape, dtype))}",
+            f"{type(part).__name__} returned {_description(output)}, "
+            f"expected {_description(jax.ShapeDtypeStruct(shape, dtype))}",
         )
     return output
 
@@ -66,13 +66,13 @@ def checked_tuple(part: Any, output: Any, names: tuple[str, ...]) -> tuple[Any, 
     if not isinstance(output, tuple) or len(output) != len(names):
         raise ContractError(
             type(part),
-            f"{type(part).__name__} returned {_described(output)}, "
+            f"{type(part).__name__} returned {_description(output)}, "
             f"expected a tuple ({', '.join(names)})",
         )
     return output
 
 
-def _described(output: Any) -> str:
+def _description(output: Any) -> str:
     if hasattr(output, "shape") and hasattr(output, "dtype"):
         return f"{output.dtype}{list(output.shape)}"
     if isinstance(output, tuple):

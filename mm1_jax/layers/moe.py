@@ -118,9 +118,9 @@ class Dropless(Module):
             experts_NX = jnp.where(is_real[..., None], choices, E).reshape(weights_NX.shape)
             args = x_ND, experts_NX, weights_NX, kernels, experts.activation
             if shard_axes("expert"):
-                y_ND, is_dropped_NX = compute_elsewhere(*args, self.receive_factor)
+                y_ND, is_dropped_NX = compute_across_devices(*args, self.receive_factor)
             else:
-                y_ND, is_dropped_NX = compute_here(*args), jnp.zeros(experts_NX.shape, bool)
+                y_ND, is_dropped_NX = compute_on_device(*args), jnp.zeros(experts_NX.shape, bool)
             dropped = jnp.sum(is_dropped_NX.reshape(choices.shape), axis=2)
             return sum_shards(y_ND.reshape(x.shape), "activation_mlp"), dropped
 
@@ -132,7 +132,7 @@ class Dropless(Module):
         return y_BTD, jnp.sum(dropped_BT, dtype=jnp.float32)
 
 
-def compute_here(
+def compute_on_device(
     x_ND: Float[Array, "N D"],
     experts_NX: Int[Array, "N X"],
     weights_NX: Float[Array, "N X"],
@@ -149,10 +149,10 @@ def compute_here(
     def multiply(x: Array, kernel: Array, output_first: bool = False) -> Array:
         return grouped_matmul(x, kernel, sizes_E, block, output_first)
 
-    return from_slots(gated(x_QD, weights_Q, kernels, activation, multiply), slots)
+    return from_slots(gated_experts(x_QD, weights_Q, kernels, activation, multiply), slots)
 
 
-def compute_elsewhere(
+def compute_across_devices(
     x_ND: Float[Array, "N D"],
     experts_NX: Int[Array, "N X"],
     weights_NX: Float[Array, "N X"],
@@ -193,7 +193,7 @@ def compute_elsewhere(
     weights_sR = jax.lax.all_gather(weights_of_slots(weights_NX, slots), axes)
     weights_Q = weights_sR.at[sender_Q, plan.starts[sender_Q, me] + row_Q].get(mode="clip")
 
-    y_QD = compute_here(x_QD, experts_Q[:, None], weights_Q[:, None], kernels, activation)
+    y_QD = compute_on_device(x_QD, experts_Q[:, None], weights_Q[:, None], kernels, activation)
     y_RD = exchange(y_QD, plan.back(), len(slots.choice_Q))
     return from_slots(y_RD, slots), is_routed_NX & ~is_sent_NX
 
@@ -235,7 +235,9 @@ class Capacity(Module):
             weights_EQ = weights_of_slots(weights.reshape(len(tokens), -1), slots).reshape(E, -1)
             x_sEQD = checkpoint_name(to_experts(x_EQD), EXPERT_INPUTS)
             weights_sEQ = to_experts(weights_EQ)
-            y_sEQD = gated(x_sEQD, weights_sEQ, kernels, experts.activation, every_expert)
+            y_sEQD = gated_experts(
+                x_sEQD, weights_sEQ, kernels, experts.activation, multiply_experts
+            )
             y_QD = to_tokens(y_sEQD).reshape(-1, x.shape[-1])
             y = from_slots(y_QD, slots).reshape(x.shape)
             return sum_shards(y, "activation_mlp"), dropped.reshape(is_real.shape[:2])
@@ -269,7 +271,7 @@ def to_tokens(y_sEQ: Float[Array, "s E_s Q *D"]) -> Float[Array, "E Q *D"]:
     return y_sEQ.reshape(-1, *y_sEQ.shape[2:])
 
 
-def every_expert(
+def multiply_experts(
     x_sEQ: Float[Array, "s E Q _"], kernel_EDF: Float[Array, "E D F"], output_first: bool = False
 ) -> Array:
     """Multiplies the rows of each expert by its kernel, without concatenating devices."""
@@ -277,7 +279,7 @@ def every_expert(
     return jnp.einsum(subscripts, x_sEQ, kernel_EDF)
 
 
-def gated(
+def gated_experts(
     x: Float[Array, "*Q D"],
     weights: Float[Array, "*Q"],
     kernels: tuple[Array, ...],

@@ -26,7 +26,7 @@ class RMSNorm(Module):
     def __call__(self, x: Float[Array, "*dims D"]) -> Float[Array, "*dims D"]:
         x32 = x.astype(jnp.float32)
         y = x32 / jnp.sqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
-        return (y * _row(self.scale, y)).astype(x.dtype)
+        return (y * _broadcast_to(self.scale, y)).astype(x.dtype)
 
 
 class LayerNorm(Module):
@@ -50,8 +50,8 @@ class LayerNorm(Module):
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         y = x32 / jnp.sqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
-        return (y * _row(self.scale, y) + _row(self.bias, y)).astype(x.dtype)
+        return (y * _broadcast_to(self.scale, y) + _broadcast_to(self.bias, y)).astype(x.dtype)
 
 
-def _row(values: nnx.Param, y: Array) -> Array:
+def _broadcast_to(values: nnx.Param, y: Array) -> Array:
     return jnp.expand_dims(values[...].astype(jnp.float32), tuple(range(y.ndim - 1)))

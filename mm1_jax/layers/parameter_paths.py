@@ -15,7 +15,7 @@ import jax
 from mm1_jax.config import close_names
 
 # Maximum number of candidates that an error lists.
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 
 
 def parameter_path(keys: tuple[Any, ...]) -> str:
@@ -37,7 +37,7 @@ def map_with_paths(function: Callable[[str, Any], Any], params: Any) -> Any:
 
 def picks(rule: str, path: str) -> bool:
     """Returns whether the rule picks the parameter at `path`."""
-    return any(re.fullmatch(rule, holder) for holder in _holders(path))
+    return any(re.fullmatch(rule, prefix) for prefix in _path_prefixes(path))
 
 
 def picked(rules: Sequence[str], paths: Sequence[str], field: str) -> frozenset[str]:
@@ -73,8 +73,8 @@ def partition(params: Any, chosen: Collection[str]) -> tuple[Any, Any]:
     if not any(path in chosen for path in paths):
         return {}, params
     return (
-        _kept(params, lambda path: path in chosen, ()),
-        _kept(params, lambda path: path not in chosen, ()),
+        _filtered(params, lambda path: path in chosen, ()),
+        _filtered(params, lambda path: path not in chosen, ()),
     )
 
 
@@ -88,17 +88,17 @@ def union(first: Any, second: Any) -> Any:
     return joined
 
 
-def _holders(path: str) -> Iterator[str]:
+def _path_prefixes(path: str) -> Iterator[str]:
     names = path.split("/")
     return ("/".join(names[:depth]) for depth in range(1, len(names) + 1))
 
 
-def _kept(tree: Any, keep: Callable[[str], bool], parents: tuple[str, ...]) -> Any:
+def _filtered(tree: Any, keep: Callable[[str], bool], parents: tuple[str, ...]) -> Any:
     kept = {}
     for key, child in tree.items():
         path = (*parents, str(key))
         if isinstance(child, dict):
-            inner = _kept(child, keep, path)
+            inner = _filtered(child, keep, path)
             if inner:
                 kept[key] = inner
         elif keep("/".join(path)):
@@ -108,20 +108,20 @@ def _kept(tree: Any, keep: Callable[[str], bool], parents: tuple[str, ...]) -> A
 
 def _picks_nothing(rule: str, paths: Sequence[str], field: str) -> str:
     """Builds an error message with suggestions, preferring whole modules to single parameters."""
-    holders = list(dict.fromkeys(holder for path in paths for holder in _holders(path)))
+    prefixes = list(dict.fromkeys(prefix for path in paths for prefix in _path_prefixes(path)))
     # A rule such as "router" names the end of a path; it lacks a leading ".*/".
-    ends = [each for each in holders if each == rule or each.endswith(f"/{rule}")]
+    ends = [each for each in prefixes if each == rule or each.endswith(f"/{rule}")]
     if ends:
         return (
             f"{field}: {rule!r} picks no parameter, because a rule must match from the start of a "
             "path; "
             f"{'.*/' + rule!r} picks {_listed(ends)}"
         )
-    close = close_names(rule, holders) or sorted({path.split("/")[0] for path in paths})
-    outermost = [x for x in close if not any(y != x and y in _holders(x) for y in close)]
+    close = close_names(rule, prefixes) or sorted({path.split("/")[0] for path in paths})
+    outermost = [x for x in close if not any(y != x and y in _path_prefixes(x) for y in close)]
     return f"{field}: {rule!r} picks no parameter; did you mean {_listed(outermost)}?"
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -109,27 +109,27 @@ def rotary(
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = scale * jnp.cos(angles), scale * jnp.sin(angles)
     cos_BT1H, sin_BT1H = (jnp.concatenate(x, axis=-1) for x in ((cos, cos), (-sin, sin)))
-    return _turn(x_BTNH, cos_BT1H, sin_BT1H, current_platform() == "tpu")
+    return _rotate(x_BTNH, cos_BT1H, sin_BT1H, current_platform() == "tpu")
 
 
 # The gradient is the inverse rotation. It is written by hand so that the halves are swapped in the
 # dtype of the incoming gradient, not in a float32 product of it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _turn(x: jax.Array, cos: jax.Array, sin: jax.Array, by_product: bool) -> jax.Array:
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, by_product: bool) -> jax.Array:
     swapped = _swap_halves_by_product(x) if by_product else _swap_halves(x)
     return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
 
 
-def _turn_forward(x, cos, sin, by_product):
-    return _turn(x, cos, sin, by_product), (cos, sin)
+def _rotate_forward(x, cos, sin, by_product):
+    return _rotate(x, cos, sin, by_product), (cos, sin)
 
 
-def _turn_backward(by_product, residuals, gradient):
+def _rotate_backward(by_product, residuals, gradient):
     cos, sin = residuals
-    return _turn(gradient, cos, -sin, by_product), None, None
+    return _rotate(gradient, cos, -sin, by_product), None, None
 
 
-_turn.defvjp(_turn_forward, _turn_backward)
+_rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def _swap_halves(x: jax.Array) -> jax.Array:

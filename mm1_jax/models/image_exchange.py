@@ -49,18 +49,18 @@ def merge_images(
     is_own = buffer == ImageBuffer(1, max_images)
     placement = current_placement()
     if placement is None or (group_rows is None and not is_own):
-        return merge(token_embeddings, image_embeddings, is_image, in_part(image_index, buffer))
+        return merge(token_embeddings, image_embeddings, is_image, local_index(image_index, buffer))
     mesh, rules = placement.mesh, placement.rules
     axes = tuple(jax.tree.leaves(tuple(rules.spec(("batch",), mesh))))
     num_shards = math.prod(mesh.shape[axis] for axis in axes)
     # There may be fewer prompts than devices; the compiler then replicates them.
     if num_shards == 1 or (is_own and num_rows % num_shards):
-        return merge(token_embeddings, image_embeddings, is_image, in_part(image_index, buffer))
+        return merge(token_embeddings, image_embeddings, is_image, local_index(image_index, buffer))
     num_sharing = buffer.shards_per_group(num_rows, num_shards)
 
     def merge_shard(token_embeddings, image_embeddings, is_image, image_index):
         if num_sharing == 1:
-            image_index = in_part(image_index, buffer)
+            image_index = local_index(image_index, buffer)
         else:
             image_embeddings, image_index = _exchange(
                 image_embeddings, image_index, axes=axes, num_sharing=num_sharing, buffer=buffer
@@ -76,7 +76,7 @@ def merge_images(
     )(token_embeddings, image_embeddings, is_image, image_index)
 
 
-def in_part(image_index: Int[Array, "b I"], buffer: ImageBuffer) -> Int[Array, "b I"]:
+def local_index(image_index: Int[Array, "b I"], buffer: ImageBuffer) -> Int[Array, "b I"]:
     """Converts `image_index` to index the buffer slots of these rows, which are whole groups."""
     start = jnp.arange(len(image_index)) // buffer.group_rows * buffer.group_slots
     return jnp.where(image_index < 0, -1, image_index % buffer.group_slots + start[:, None])

@@ -207,7 +207,7 @@ def per_shard(
             return function(*args)
 
         def spec(dims: LogicalAxes) -> PartitionSpec:
-            return _only(rules.spec(dims, mesh), manual)
+            return _restricted_to(rules.spec(dims, mesh), manual)
 
         specs = [spec(dims) for dims in names]
         for x, axes in zip(args, specs, strict=True):
@@ -230,7 +230,7 @@ def _axes_of(name: str, rules: AxisRules, mesh: Mesh) -> tuple[str, ...]:
     return tuple(jax.tree.leaves(tuple(rules.spec((name,), mesh))))
 
 
-def _only(spec: PartitionSpec, axes: set[str]) -> PartitionSpec:
+def _restricted_to(spec: PartitionSpec, axes: set[str]) -> PartitionSpec:
     """Restricts `spec` to these mesh axes."""
     dims = ((dim,) if isinstance(dim, str) else dim or () for dim in spec)
     return PartitionSpec(*(tuple(axis for axis in dim if axis in axes) or None for dim in dims))

@@ -21,7 +21,7 @@ from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.train_state import abstract_model, make_initialize
 
 # Maximum number of steps at which a learning rate schedule is evaluated.
-_MOST_RATES = 1024
+_MAX_RATES = 1024
 
 
 def check_step(objective: Objective, optimizer: Optimizer.Config) -> None:
@@ -47,14 +47,14 @@ def check_step(objective: Objective, optimizer: Optimizer.Config) -> None:
         raise
     except (TypeError, AttributeError, LookupError, AssertionError) as error:
         raise ValueError(
-            f"a training step cannot be traced: {type(error).__name__} at {_place(error)}: "
+            f"a training step cannot be traced: {type(error).__name__} at {_location(error)}: "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
 
 
 def check_learning_rate(optimizer: Optimizer, max_steps: int) -> None:
     """Raises ValueError if a schedule yields a negative or non-finite rate; uses a device."""
-    steps = np.unique(np.linspace(0, max_steps - 1, _MOST_RATES).astype(np.int32))
+    steps = np.unique(np.linspace(0, max_steps - 1, _MAX_RATES).astype(np.int32))
     rates = np.asarray(jax.vmap(optimizer.learning_rate)(jnp.asarray(steps)))
     wrong = ~(np.isfinite(rates) & (rates >= 0))
     if wrong.any():
@@ -65,7 +65,7 @@ def check_learning_rate(optimizer: Optimizer, max_steps: int) -> None:
         )
 
 
-def _place(error: BaseException) -> str:
+def _location(error: BaseException) -> str:
     """Returns file and line of the innermost frame outside of installed packages."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename]
@@ -100,12 +100,12 @@ def _trace_step(objective: Objective, optimizer: Any) -> None:
         raise ContractError(
             type(made),
             f"{type(made).__name__} changes its state in a step: {changed[0]} is "
-            f"{_shown(old.get(changed[0]))} before and {_shown(new.get(changed[0]))} after it, "
-            "expected the same shape and type",
+            f"{_shape_text(old.get(changed[0]))} before and {_shape_text(new.get(changed[0]))} "
+            "after it, expected the same shape and dtype",
         )
 
 
-def _shown(leaf: tuple[tuple[int, ...], Any] | None) -> str:
+def _shape_text(leaf: tuple[tuple[int, ...], Any] | None) -> str:
     return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
 
 

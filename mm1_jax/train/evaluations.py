@@ -25,7 +25,7 @@ _PATIENCE_SECONDS = 300.0
 
 
 @dataclass
-class Judgement:
+class EvaluationSummary:
     """Combined results of all evaluators for one state.
 
     Attributes:
@@ -51,13 +51,13 @@ class Evaluations:
         goodput: Goodput,
         watchdog: Watchdog,
         stop: StopSignals,
-        made: Iterable[tuple[int, str]],
+        logged: Iterable[tuple[int, str]],
     ):
         """Initializes the evaluations; nothing runs yet.
 
         Args:
             evaluators: `evals.evaluator.Evaluator`s by name.
-            made: Steps and names of evaluations that earlier launches have logged.
+            logged: Steps and names of evaluations that earlier launches have logged.
         """
         self._evaluators = evaluators
         self._max_steps = max_steps
@@ -67,7 +67,7 @@ class Evaluations:
         self._goodput = goodput
         self._watchdog = watchdog
         self._stop = stop
-        self._made = set(made)
+        self._logged = set(logged)
 
     @property
     def text(self) -> str:
@@ -75,37 +75,39 @@ class Evaluations:
 
     def rewind(self, step: int) -> None:
         """Forgets evaluations after `step`."""
-        self._made = {each for each in self._made if each[0] <= step}
+        self._logged = {each for each in self._logged if each[0] <= step}
 
     def run_due(self, step: int, state: TrainState) -> None:
         """Runs the evaluators that are due after `step` steps and have not yet run there."""
         for name, evaluator in self._evaluators.items():
-            is_due = evaluator.due(step, self._max_steps) and (step, name) not in self._made
+            is_due = evaluator.due(step, self._max_steps) and (step, name) not in self._logged
             # With several processes, do not skip: others may not know of the signal yet, and would
             # evaluate alone.
-            is_asked = self._stop.noted and distributed.process_count() == 1
-            if is_due and not is_asked:
+            is_signaled = self._stop.received and distributed.process_count() == 1
+            if is_due and not is_signaled:
                 self._log.flush()
                 self._run(name, step, state)
                 self._log.start_clock()
 
-    def run_all(self, step: int, state: TrainState, exit_if_asked: Callable[[], None]) -> Judgement:
+    def run_all(
+        self, step: int, state: TrainState, exit_if_signaled: Callable[[], None]
+    ) -> EvaluationSummary:
         """Runs every evaluator on the state after the last step.
 
         Args:
-            exit_if_asked: Called before and after each evaluator.
+            exit_if_signaled: Called before and after each evaluator.
         """
-        judgement = Judgement()
+        summary = EvaluationSummary()
         for name in self._evaluators:
-            exit_if_asked()
+            exit_if_signaled()
             result = self._run(name, step, state)
-            exit_if_asked()
+            exit_if_signaled()
             if isinstance(result, Exception):
-                judgement.failures[name] = reason(result)
+                summary.failures[name] = reason(result)
             else:
-                judgement.metrics |= result.metrics
-                judgement.samples += result.samples
-        return judgement
+                summary.metrics |= result.metrics
+                summary.samples += result.samples
+        return summary
 
     def _run(self, name: str, step: int, state: TrainState) -> Any:
         """Runs an evaluator; returns its result, its exception, or None if interrupted."""
@@ -121,7 +123,7 @@ class Evaluations:
         except Interrupted:
             return None
         except Exception as error:
-            if self._stop.noted and distributed.process_count() == 1:
+            if self._stop.received and distributed.process_count() == 1:
                 # The signal may also have ended the evaluator's data workers; not a failure.
                 return None
             logging.debug("Traceback of the failed evaluation %s:", name, exc_info=True)
@@ -132,7 +134,7 @@ class Evaluations:
             self._log.failed_evaluation(step, name, reason(failure))
             return failure
         self._log.evaluation(step, name, result)
-        self._made.add((step, name))
+        self._logged.add((step, name))
         self._saves.save_if_best(step, state, result.metrics)
         return result
 

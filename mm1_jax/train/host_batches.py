@@ -15,7 +15,7 @@ from jax.sharding import Sharding
 from mm1_jax.multihost import distributed
 
 
-class Part(NamedTuple):
+class LoadedRows(NamedTuple):
     """Consecutive rows of a batch."""
 
     rows: range
@@ -26,7 +26,7 @@ class HostBatch(NamedTuple):
     """Rows of a batch of `num_rows` that this process loads; all rows if it is the only process."""
 
     num_rows: int
-    parts: tuple[Part, ...]
+    parts: tuple[LoadedRows, ...]
 
     def place(self, shardings: Any) -> Any:
         """Places the batch on the devices as global arrays with these shardings."""
@@ -85,13 +85,13 @@ class HostBatches(Iterator[HostBatch]):
             num_workers = -(-self._input.num_workers // len(self._rows))
             self._iterators = [self._input.iterator(rows, num_workers) for rows in self._rows]
         # Parts of the next batch loaded so far; they are kept if loading a later part fails.
-        self._loaded: list[Part] = []
+        self._loaded: list[LoadedRows] = []
 
     def __next__(self) -> HostBatch:
         for rows, iterator in list(zip(self._rows, self._iterators, strict=True))[
             len(self._loaded) :
         ]:
-            self._loaded.append(Part(rows, next(iterator)))
+            self._loaded.append(LoadedRows(rows, next(iterator)))
         parts, self._loaded = tuple(self._loaded), []
         return HostBatch(self._input.batch_size, parts)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.multihost import distributed
-from mm1_jax.train.evaluations import Evaluations, Judgement, reason
+from mm1_jax.train.evaluations import Evaluations, EvaluationSummary, reason
 from mm1_jax.train.guards.anomalies import Anomalies, ExcludedSteps, NonFiniteLoss
 from mm1_jax.train.guards.corruption import Corruption
 from mm1_jax.train.guards.stop import StopSignals
@@ -26,7 +26,7 @@ from mm1_jax.train.guards.watchdog import Watchdog
 from mm1_jax.train.host_batches import HostBatch, HostBatches
 from mm1_jax.train.logs.goodput import Goodput
 from mm1_jax.train.logs.profile import Profile
-from mm1_jax.train.logs.progress import say
+from mm1_jax.train.logs.progress import print_line
 from mm1_jax.train.logs.report import summarize_training, write_report
 from mm1_jax.train.logs.run_log import RunLog
 from mm1_jax.train.metrics import Metrics
@@ -77,8 +77,8 @@ class Loop:
                 while everything else was completed.
             NonFiniteLoss: Training cannot continue. The last checkpoint precedes the anomaly.
         """
-        state, step = self._state_of(saved_step), saved_step or 0
-        self._say_start(saved_step)
+        state, step = self._restore_or_initialize(saved_step), saved_step or 0
+        self._log_start(saved_step)
         self.goodput.begin(step)
         while step < self.max_steps:
             try:
@@ -96,7 +96,7 @@ class Loop:
         # Save first, so that no failure of an evaluation can cost a step.
         self.saves.save_if_due(step, state)
         self.evaluations.run_due(step, state)
-        self._exit_if_asked(step, state)
+        self._exit_if_signaled(step, state)
         batch, seconds = self._next_batch(step, state)
         if step + 1 in self.excluded:
             self.log.message(f"step {step + 1} is excluded by excluded_steps.json")
@@ -110,13 +110,13 @@ class Loop:
         )
         return state
 
-    def _state_of(self, saved_step: int | None) -> TrainState:
+    def _restore_or_initialize(self, saved_step: int | None) -> TrainState:
         """Restores the state of a checkpoint and of the batches, or creates the initial state."""
         if saved_step is None:
             return self.first_state()
         return self.saves.restore(saved_step, self.program.abstract_state)
 
-    def _say_start(self, saved_step: int | None) -> None:
+    def _log_start(self, saved_step: int | None) -> None:
         start = "starts" if saved_step is None else f"continues after step {saved_step}"
         processes = distributed.process_count()
         mesh = self.program.mesh
@@ -135,12 +135,12 @@ class Loop:
                 batch = next(self.batches)
             except Exception as error:
                 # A signal to the whole process group also ends the data workers; not an error.
-                if self.stop.noted and distributed.process_count() == 1:
-                    self._exit_if_asked(step, state)
+                if self.stop.received and distributed.process_count() == 1:
+                    self._exit_if_signaled(step, state)
                 if not isinstance(error, RuntimeError):
                     raise
                 # Workers were killed. They are stateless, so new ones produce the same batch.
-                say(f"data workers failed ({reason(error)}); restarting them")
+                print_line(f"data workers failed ({reason(error)}); restarting them")
                 self.batches.restart()
                 batch = next(self.batches)
         return batch, time.perf_counter() - start
@@ -171,7 +171,7 @@ class Loop:
             raise anomaly
         if (failure := self.saves.failure()) is not None:
             self.log.message(f"error: {failure}")
-        saved_step = self.saves.checkpointer.newest_whole_step(before=anomaly.step)
+        saved_step = self.saves.checkpointer.newest_intact_step(before=anomaly.step)
         step = saved_step or 0
         self.log.message(f"{anomaly}; rolled back to step {step}, excluding this one")
         self.excluded.add(anomaly.step, write=distributed.is_first())
@@ -179,11 +179,11 @@ class Loop:
         self.log.rewind(step)
         self.evaluations.rewind(step)
         self.batches.rewind()
-        return self._state_of(saved_step), step
+        return self._restore_or_initialize(saved_step), step
 
-    def _exit_if_asked(self, step: int, state: TrainState) -> None:
+    def _exit_if_signaled(self, step: int, state: TrainState) -> None:
         """Saves and exits if a stop signal was received; otherwise returns."""
-        number = self.stop.asked()
+        number = self.stop.agreed_signal()
         if number is None:
             return
         self.saves.save(step, state)
@@ -201,12 +201,12 @@ class Loop:
     def _finish(self, state: TrainState) -> None:
         step = int(state.step)
         self.saves.save(step, state)
-        judgement = self.evaluations.run_all(
-            step, state, exit_if_asked=lambda: self._exit_if_asked(step, state)
+        summary = self.evaluations.run_all(
+            step, state, exit_if_signaled=lambda: self._exit_if_signaled(step, state)
         )
         errors = [self.saves.failure(step)]
         with self.goodput.measure("report"):
-            errors.append(self._failed_report(judgement))
+            errors.append(self._try_report(summary))
         self.goodput.write()
         self.log.scalars(step, {f"goodput/{k}": v for k, v in self.goodput.totals().items()})
         self.log.message(self.goodput.describe())
@@ -214,10 +214,10 @@ class Loop:
             f"finished after step {step}; report: {self.output_dir / 'report.md'}; "
             f"TensorBoard: tensorboard --logdir {self.output_dir / 'tensorboard'}"
         )
-        if judgement.failures:
+        if summary.failures:
             errors.append(
                 "the report lacks the evaluations that failed: "
-                f"{', '.join(judgement.failures)}; "
+                f"{', '.join(summary.failures)}; "
                 "launch again to repeat the evaluation of the trained model"
             )
         if any(errors):
@@ -225,11 +225,11 @@ class Loop:
                 self.log.message(f"error: {error}")
             raise SystemExit(INCOMPLETE)
 
-    def _failed_report(self, judgement: Judgement) -> str | None:
+    def _try_report(self, summary: EvaluationSummary) -> str | None:
         """Writes the report; returns an error message if it cannot be written."""
         failure = None
         try:
-            self._write_report(judgement)
+            self._write_report(summary)
         except OSError as error:
             failure = (
                 f"the report could not be written ({error.strerror or error}); free space, "
@@ -237,7 +237,7 @@ class Loop:
             )
         return distributed.broadcast(failure)
 
-    def _write_report(self, judgement: Judgement) -> None:
+    def _write_report(self, summary: EvaluationSummary) -> None:
         accounting = self.batches.accounting()
         if not distributed.is_first():
             return
@@ -245,9 +245,9 @@ class Loop:
             self.output_dir,
             title=self.output_dir.name,
             training=summarize_training(self.log.step_records(), self.program.num_parameters),
-            evaluation=judgement.metrics,
+            evaluation=summary.metrics,
             evaluators=self.evaluations.text,
-            failures=judgement.failures,
-            samples=judgement.samples,
+            failures=summary.failures,
+            samples=summary.samples,
             accounting=accounting,
         )

@@ -29,7 +29,7 @@ class Saves:
 
     def save_if_best(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Saves `state` if its evaluation metrics are the best so far."""
-        if self.checkpointer.note(step, metrics):
+        if self.checkpointer.record_metrics(step, metrics):
             self.save(step, state)
 
     def save(self, step: int, state: TrainState) -> None:

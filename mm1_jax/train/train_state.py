@@ -69,13 +69,13 @@ def state_shardings(
     def place(node: Any) -> Any:
         if not is_like_trained(node):
             return replicated
-        return map_with_paths(lambda path, x: _of_moment(x.shape, of_path[path]), node)
+        return map_with_paths(lambda path, x: _moment_sharding(x.shape, of_path[path]), node)
 
     opt_state = jax.tree.map(place, state.opt_state, is_leaf=is_like_trained)
     return TrainState(replicated, shardings, opt_state)
 
 
-def _of_moment(shape: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
+def _moment_sharding(shape: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
     """Adapts the sharding of a parameter to a moment, some of whose dims may have size 1."""
     spec = (axes if size > 1 else None for size, axes in zip(shape, sharding.spec, strict=True))
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))

@@ -37,7 +37,7 @@ def make_train_step(
     value_and_gradient = jax.value_and_grad(objective.loss_function(graphdef), has_aux=True)
     dtype = update.accumulation_dtype
 
-    def accumulated(trained: Any, frozen: Any, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
+    def accumulate(trained: Any, frozen: Any, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
         whole = objective.totals(batch)
 
         def add_micro_batch(gradient: Any, micro_batch: Any) -> tuple[Any, Any]:
@@ -51,7 +51,7 @@ def make_train_step(
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), results), gradient
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        differentiate = value_and_gradient if gradient_accumulation == 1 else accumulated
+        differentiate = value_and_gradient if gradient_accumulation == 1 else accumulate
         (total, metrics), gradient = differentiate(*update.weights(state), batch)
         # Compute the norm and the moments in float32.
         gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)

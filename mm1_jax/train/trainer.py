@@ -43,7 +43,7 @@ from mm1_jax.train.guards.watchdog import Watchdog
 from mm1_jax.train.host_batches import HostBatches
 from mm1_jax.train.logs.goodput import Goodput
 from mm1_jax.train.logs.profile import Profile
-from mm1_jax.train.logs.progress import Progress, say
+from mm1_jax.train.logs.progress import Progress, print_line
 from mm1_jax.train.logs.report import is_reported
 from mm1_jax.train.logs.run_log import RunLog
 from mm1_jax.train.logs.utilisation import Utilisation
@@ -145,10 +145,10 @@ class Trainer(Configurable):
         goodput = Goodput(self._output_dir if distributed.is_first() else None)
         with contextlib.ExitStack() as stack:
             checkpointer = stack.enter_context(closing(self._make_checkpointer()))
-            saved_step = checkpointer.newest_whole_step()
+            saved_step = checkpointer.newest_intact_step()
             if self._is_finished(saved_step or 0):
                 if distributed.is_first():
-                    say(f"finished already; report: {self._output_dir / 'report.md'}")
+                    print_line(f"finished already; report: {self._output_dir / 'report.md'}")
                 return
             self._open(stack, checkpointer, goodput, saved_step or 0).run(saved_step)
 
@@ -161,7 +161,7 @@ class Trainer(Configurable):
             cfg.watchdog.instantiate(output_dir=self._output_dir, goodput=goodput)
         )
         log = stack.enter_context(closing(self._make_log(step)))
-        made = distributed.broadcast(log.evaluated)
+        logged = distributed.broadcast(log.evaluated)
         excluded = ExcludedSteps(self._output_dir)
         profile = stack.enter_context(
             closing(cfg.profile.instantiate(directory=self._output_dir / "profile"))
@@ -178,7 +178,7 @@ class Trainer(Configurable):
             goodput=goodput,
             watchdog=watchdog,
             stop=stop,
-            made=[(step, name) for step, name in made],
+            logged=[(step, name) for step, name in logged],
         )
         return Loop(
             output_dir=self._output_dir,
@@ -210,7 +210,7 @@ class Trainer(Configurable):
         return self._config.checkpointer.instantiate(
             directory=self._output_dir / "checkpoints",
             model=self._objective.model,
-            report=lambda text: distributed.is_first() and say(text),
+            report=lambda text: distributed.is_first() and print_line(text),
         )
 
     def _make_log(self, first_step: int) -> RunLog:

@@ -22,27 +22,30 @@ def test_the_best_step_follows_the_metric_across_launches(open_best, mode, best_
     best = open_best(mode=mode)
     assert best.step is None
     values = {2: 3.0, 4: 2.0, 6: 4.0, 8: 2.5}
-    is_best = {step: best.note(step, {METRIC: value, "other": 0}) for step, value in values.items()}
+    is_best = {
+        step: best.record_metrics(step, {METRIC: value, "other": 0})
+        for step, value in values.items()
+    }
     assert is_best == {2: True, 4: mode == "min", 6: mode == "max", 8: False}
     again = open_best(mode=mode)
     assert again.step == best.step == best_step
     # An equal value is not better.
-    assert not again.note(10, {METRIC: values[best_step]})
+    assert not again.record_metrics(10, {METRIC: values[best_step]})
 
 
 def test_missing_or_non_finite_values_are_never_the_best(open_best, tmp_path):
     best = open_best()
-    assert not best.note(2, {})
-    assert not best.note(2, {METRIC: math.nan})
-    assert not open_best(metric=None).note(2, {METRIC: 1.0})
+    assert not best.record_metrics(2, {})
+    assert not best.record_metrics(2, {METRIC: math.nan})
+    assert not open_best(metric=None).record_metrics(2, {METRIC: 1.0})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_best_of_another_metric_is_ignored(open_best):
-    assert open_best().note(2, {METRIC: 1.0})
+    assert open_best().record_metrics(2, {METRIC: 1.0})
     other = open_best(metric="quiz/0/accuracy")
     assert other.step == 2
-    assert other.note(4, {"quiz/0/accuracy": 5.0}) and other.step == 4
+    assert other.record_metrics(4, {"quiz/0/accuracy": 5.0}) and other.step == 4
 
 
 def test_a_damaged_file_is_reported_and_ignored(open_best, tmp_path):

@@ -32,8 +32,8 @@ def test_padding_is_forbidden_and_the_order_of_forbidden_tokens_does_not_matter(
 
 def test_options_that_differ_in_seed_and_stop_strings_share_a_program():
     other = replace(OPTIONS, seed=3, stop_strings=("x",))
-    assert other.of_program() == OPTIONS.of_program()
-    assert replace(OPTIONS, sampling=Sampling(1.0)).of_program() != OPTIONS.of_program()
+    assert other.static_options() == OPTIONS.static_options()
+    assert replace(OPTIONS, sampling=Sampling(1.0)).static_options() != OPTIONS.static_options()
 
 
 def test_the_text_of_an_answer_ends_before_the_first_stop_string():

@@ -21,7 +21,7 @@ from mm1_jax.layers.attention_kernels import (
     VALUE,
     Kernel,
     attend,
-    chosen,
+    resolve_kernel,
 )
 from mm1_jax.layers.attention_mask import Visibility
 from mm1_jax.layers.rotary import Rotary
@@ -205,9 +205,9 @@ class _Device:
 def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(platform, expected):
     mesh = Mesh(np.array([_Device(platform)]), ("data",))
     with use_mesh(mesh, AxisRules()):
-        assert chosen(Kernel.AUTO) is expected
-        assert chosen(Kernel.XLA) is Kernel.XLA
-    assert chosen(Kernel.AUTO) is Kernel.XLA  # tests run on CPUs
+        assert resolve_kernel(Kernel.AUTO) is expected
+        assert resolve_kernel(Kernel.XLA) is Kernel.XLA
+    assert resolve_kernel(Kernel.AUTO) is Kernel.XLA  # tests run on CPUs
 
 
 def _attention(kernel: Kernel) -> Attention:

@@ -14,7 +14,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.module import Module, param
-from mm1_jax.train.host_batches import HostBatch, Part
+from mm1_jax.train.host_batches import HostBatch, LoadedRows
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.next_token import NextToken
 from mm1_jax.train.trainer import Trainer
@@ -89,7 +89,7 @@ def make_objective(
 def host_batch(batch: Batch) -> HostBatch:
     """Wraps a whole batch as loaded by a single process."""
     rows = len(batch.tokens)
-    return HostBatch(rows, (Part(range(rows), batch),))
+    return HostBatch(rows, (LoadedRows(range(rows), batch),))
 
 
 class FakeIterator:

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings
-from mm1_jax.train.host_batches import HostBatch, Part, host_rows
+from mm1_jax.train.host_batches import HostBatch, LoadedRows, host_rows
 
 
 def shardings(**axes):
@@ -51,7 +51,7 @@ def rows_of(batch, rows, num_rows):
         first, last = (end * len(x) // num_rows for end in (rows.start, rows.stop))
         return x[first:last]
 
-    return Part(rows, jax.tree.map(part, batch))
+    return LoadedRows(rows, jax.tree.map(part, batch))
 
 
 @pytest.mark.parametrize(

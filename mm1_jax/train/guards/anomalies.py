@@ -26,7 +26,7 @@ from mm1_jax.field_types import Positive, PositiveInt
 from mm1_jax.storage import write_whole
 
 # Minimum number of steps for a meaningful median.
-_LEAST_STEPS = 20
+_MIN_STEPS = 20
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -60,7 +60,7 @@ class Anomalies(Configurable):
                 "of the step, by max_grad_norm"
             )
         self._norms: deque[float] = deque(maxlen=cfg.spike_window)
-        self._in_a_row = 0
+        self._num_consecutive = 0
 
     @property
     def skips(self) -> bool:
@@ -85,17 +85,17 @@ class Anomalies(Configurable):
         """
         reason = self._reason(record)
         if reason is None:
-            self._in_a_row = 0
+            self._num_consecutive = 0
             self._norms.append(record["grad_norm"])
             return None
-        self._in_a_row += 1
-        if self.skips and self._in_a_row <= self._config.max_in_a_row:
+        self._num_consecutive += 1
+        if self.skips and self._num_consecutive <= self._config.max_in_a_row:
             return f"step {record['step']} is skipped: {reason}"
         raise NonFiniteLoss(record["step"], f"step {record['step']}: {reason}. {self._advice()}")
 
     def may_roll_back(self) -> bool:
         """Returns whether to restore a checkpoint and resume after `judge` has raised."""
-        return self.rolls_back and self._in_a_row <= self._config.max_in_a_row
+        return self.rolls_back and self._num_consecutive <= self._config.max_in_a_row
 
     def _reason(self, record: Mapping[str, Any]) -> str | None:
         cfg, norm = self._config, record["grad_norm"]
@@ -107,7 +107,7 @@ class Anomalies(Configurable):
             return what
         if cfg.max_grad_norm is not None and norm > cfg.max_grad_norm:
             return f"{what}; above anomalies.max_grad_norm={cfg.max_grad_norm:g}"
-        if cfg.spike_factor is not None and len(self._norms) >= _LEAST_STEPS:
+        if cfg.spike_factor is not None and len(self._norms) >= _MIN_STEPS:
             median = statistics.median(self._norms)
             if norm > cfg.spike_factor * median:
                 return f"{what}; {norm / median:.1f} times the median of {len(self._norms)} steps"
@@ -116,7 +116,7 @@ class Anomalies(Configurable):
     def _advice(self) -> str:
         if self.skips or self.rolls_back:
             return (
-                f"{self._in_a_row} in a row, with trainer.anomalies.max_in_a_row="
+                f"{self._num_consecutive} in a row, with trainer.anomalies.max_in_a_row="
                 f"{self._config.max_in_a_row}: training stops, and this step is not saved"
             )
         return (

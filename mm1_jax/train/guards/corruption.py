@@ -95,7 +95,7 @@ class Corruption(Configurable):
                     odd = [device for device, digest in copies if digest != usual]
                     raise Corrupted(
                         f"{self._names[column]} differs between devices that hold copies of it: "
-                        f"{_described(odd)} against {len(copies) - len(odd)} others. Remove the "
+                        f"{_device_names(odd)} against {len(copies) - len(odd)} others. Remove the "
                         "host, and resume from a checkpoint"
                     )
 
@@ -106,7 +106,7 @@ class Corruption(Configurable):
             odd = [devices[i] for i in sorted(set(rows.tolist()))]
             names = ", ".join(self._names[i] for i in sorted(set(columns.tolist()))[:4])
             raise Corrupted(
-                f"the same step gave different bits the second time, on {_described(odd)} (in "
+                f"the same step gave different bits the second time, on {_device_names(odd)} (in "
                 f"{names}, ...). Remove the host, and resume from a checkpoint"
             )
 
@@ -138,5 +138,5 @@ def _digest(x: jax.Array) -> jax.Array:
     return jnp.sum(jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
 
 
-def _described(devices: list[Any]) -> str:
+def _device_names(devices: list[Any]) -> str:
     return ", ".join(f"{device} of process {device.process_index}" for device in devices)

@@ -27,7 +27,7 @@ class StopSignals:
     """Records the first SIGTERM or SIGINT inside the context; later ones act as outside of it."""
 
     def __init__(self) -> None:
-        self._noted: signal.Signals | None = None
+        self._received: signal.Signals | None = None
         self._interrupts = False
         self._previous: dict[signal.Signals, Any] = {}
         self._agreement = _Agreement() if distributed.process_count() > 1 else None
@@ -36,7 +36,7 @@ class StopSignals:
         # Python allows signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._receive)
         if self._agreement is not None:
             self._agreement.start()
         return self
@@ -46,16 +46,16 @@ class StopSignals:
         if self._agreement is not None:
             self._agreement.end()
 
-    def asked(self) -> signal.Signals | None:
+    def agreed_signal(self) -> signal.Signals | None:
         """Returns the signal to stop for at this point of the loop; every process must call it."""
         if self._agreement is None:
-            return self._noted
-        return self._agreement.passes(self._noted)
+            return self._received
+        return self._agreement.pass_point(self._received)
 
     @property
-    def noted(self) -> signal.Signals | None:
+    def received(self) -> signal.Signals | None:
         """Signal that this process itself has received; others may not know of it yet."""
-        return self._noted
+        return self._received
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -66,8 +66,8 @@ class StopSignals:
         finally:
             self._interrupts = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = signal.Signals(number)
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number)
         self._restore_handlers()
         if self._interrupts:
             self._interrupts = False
@@ -96,9 +96,9 @@ class _Agreement:
     def end(self) -> None:
         self._ended.set()
 
-    def passes(self, noted: signal.Signals | None) -> signal.Signals | None:
-        if noted is not None and self._signal is None:
-            distributed.set_once("stop/signal", int(noted))
+    def pass_point(self, received: signal.Signals | None) -> signal.Signals | None:
+        if received is not None and self._signal is None:
+            distributed.set_once("stop/signal", int(received))
         # The background thread holds the lock while processes compare their points, so that this
         # process does not advance meanwhile.
         with self._lock:

@@ -83,7 +83,7 @@ class Watchdog(Configurable):
         self._is_reported = True
         phase, _ = self._goodput.phase
         print(
-            f"error: {_who()} hangs: no progress for {seconds:.0f} s (trainer.watchdog."
+            f"error: {_process_name()} hangs: no progress for {seconds:.0f} s (trainer.watchdog."
             f"hang_seconds={self._config.hang_seconds:g}) after step {self._step}, in {phase}; the "
             "stacks of all threads follow",
             file=sys.stderr,
@@ -92,17 +92,17 @@ class Watchdog(Configurable):
         # Use the original stderr, because a replacement may have no file descriptor.
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
         if self._config.abort:
-            print(f"error: {_who()} exits, because it hangs", file=sys.stderr, flush=True)
+            print(f"error: {_process_name()} exits, because it hangs", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _write(self, doing: str) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        line = f"{now} UTC  {_who()}  pid {os.getpid()}  step {self._step}  {doing}\n"
+        line = f"{now} UTC  {_process_name()}  pid {os.getpid()}  step {self._step}  {doing}\n"
         with contextlib.suppress(OSError):
             write_whole(self._path, line)
 
 
-def _who() -> str:
+def _process_name() -> str:
     return (
         f"process {distributed.process_index()} of {distributed.process_count()} on "
         f"{socket.gethostname()}"

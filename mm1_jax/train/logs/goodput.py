@@ -44,13 +44,13 @@ class Goodput:
         ends = [launch["end"] for launch in self._earlier]
         self._start = max([time.time() - age, *ends])
         # Value of `time.monotonic` at `_start`, the start of the process.
-        self._zero = time.monotonic() - age
+        self._monotonic_start = time.monotonic() - age
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._saved: dict[str, float] = {}
         self._first_step = self._last_step = 0
         self._lost = 0.0
         self._phase = "start_up"
-        self._since = self._zero
+        self._since = self._monotonic_start
 
     @property
     def phase(self) -> tuple[str, float]:
@@ -125,7 +125,7 @@ class Goodput:
         totals = self.totals()
         shares = ", ".join(
             f"{name.removesuffix('_seconds')} {totals[name] / totals['elapsed_seconds']:.1%}"
-            for name in (*(f"{phase}_seconds" for phase in PHASES), *_LOSSES)
+            for name in (*(f"{phase}_seconds" for phase in PHASES), *_LOST_FIELDS)
             if totals[name] > 0
         )
         return (
@@ -155,7 +155,7 @@ class Goodput:
             seconds[self._phase] += now - self._since
             return {
                 "start": self._start,
-                "end": self._start + now - self._zero,
+                "end": self._start + now - self._monotonic_start,
                 "first_step": self._first_step,
                 "last_step": self._last_step,
                 "seconds": seconds,
@@ -164,7 +164,7 @@ class Goodput:
             }
 
 
-_LOSSES = ("lost_step_seconds", "down_seconds")
+_LOST_FIELDS = ("lost_step_seconds", "down_seconds")
 
 
 def _read(path: Path | None) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from mm1_jax.field_types import Positive
 _FIRST_STEPS = (1, 2, 5, 10)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Prints a line; if it cannot be written, as on a full disk, it stays in the buffer."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
@@ -70,7 +70,7 @@ class Progress(Configurable):
             with contextlib.suppress(OSError):
                 self._bar.write(text)
         else:
-            say(text)
+            print_line(text)
 
     def close(self) -> None:
         if self._bar is not None:

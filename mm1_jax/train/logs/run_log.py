@@ -61,7 +61,7 @@ class RunLog:
         self._wandb = wandb
         self._evaluated: dict[tuple[int, str], Mapping[str, Any]] = {}
         # Extra fields of only the next record.
-        self._once: dict[str, Any] = {}
+        self._next_record_fields: dict[str, Any] = {}
         self.rewind(first_step)
         self._clock = time.perf_counter()
 
@@ -81,7 +81,7 @@ class RunLog:
         if self._summaries is not None:
             self._summaries.close()
         self._summaries = Summaries(self._directory / "tensorboard", first_step=step)
-        self._once = {"resumed_from": step} if has_earlier_steps else {}
+        self._next_record_fields = {"resumed_from": step} if has_earlier_steps else {}
 
     @property
     def evaluated(self) -> list[tuple[int, str]]:
@@ -136,9 +136,9 @@ class RunLog:
             "step_seconds": seconds,
             "data_wait_seconds": data_wait_seconds,
             **self._utilisation.of_step(record["images"], seconds),
-            **self._once,
+            **self._next_record_fields,
         }
-        self._once = {}
+        self._next_record_fields = {}
         if not self._is_writer:
             return
         if accounting is not None:
@@ -155,7 +155,7 @@ class RunLog:
 
     def save(self, seconds: float) -> None:
         """Adds the time that a save blocked training to the next record."""
-        self._once["save_seconds"] = seconds
+        self._next_record_fields["save_seconds"] = seconds
 
     def start_clock(self) -> None:
         """Starts timing the next step now, to exclude a preceding save or evaluation."""

@@ -43,10 +43,10 @@ def sample_tile(sample: Any) -> UInt8[np.ndarray, "h w 3"]:
     tile.paste(picture, ((TILE_WIDTH - picture.width) // 2, _MARGIN))
 
     answer = sample.answer.strip() or "(nothing)"
-    answer_lines = _lines(answer, _ANSWER_LINES)
+    answer_lines = _last_lines(answer, _ANSWER_LINES)
     if sample.correct is False:
-        answer_lines = _answer_beside(answer, sample.reference.strip())
-    lines = [(line, _GREY) for line in _lines(sample.prompt, _PROMPT_LINES)]
+        answer_lines = _answer_and_reference(answer, sample.reference.strip())
+    lines = [(line, _GREY) for line in _last_lines(sample.prompt, _PROMPT_LINES)]
     lines += [(line, colour) for line in answer_lines]
     for i, (line, fill) in enumerate(lines[:_TEXT_LINES]):
         top = _PICTURE_HEIGHT + 2 * _MARGIN + i * _LINE_HEIGHT
@@ -82,7 +82,7 @@ def _fit(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
 
 
-def _answer_beside(answer: str, reference: str) -> list[str]:
+def _answer_and_reference(answer: str, reference: str) -> list[str]:
     """Formats a wrong answer and the correct one, on one line if both are short."""
     given, right = f"answer {answer},", f"expected {reference}"
     if len(line := f"{given} {right}") <= _LETTERS_PER_LINE:
@@ -96,7 +96,7 @@ def _first_lines(text: str, limit: int) -> list[str]:
     return lines if len(lines) <= limit else [*lines[: limit - 1], lines[limit - 1][:-4] + " ..."]
 
 
-def _lines(text: str, limit: int) -> list[str]:
+def _last_lines(text: str, limit: int) -> list[str]:
     """Wraps text to at most `limit` lines; keeps the end of longer text, which has the question."""
     lines = textwrap.wrap(" ".join(text.split()), _LETTERS_PER_LINE)
     return lines if len(lines) <= limit else ["...", *lines[len(lines) - limit + 1 :]]

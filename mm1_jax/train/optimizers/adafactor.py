@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from mm1_jax.config import config_class
 from mm1_jax.field_types import Positive, PositiveInt
-from mm1_jax.train.optimizers.optimizer import Optimizer, own_dims, tree_of
+from mm1_jax.train.optimizers.optimizer import Optimizer, map_variables, own_dims
 
 # Minimum scale, so that parameters of zeros, such as new biases, can change (paper, section 8).
 _MIN_SCALE = 1e-3
@@ -52,7 +52,7 @@ class Adafactor(Optimizer):
             return Matrix.of(shape, own_dims(variable), cfg.min_factored_dim)
 
         return scale_by_adafactor(
-            tree_of(params, matrix),
+            map_variables(params, matrix),
             decay_exponent=cfg.decay_exponent,
             update_clip=cfg.update_clip,
             relative=cfg.relative,

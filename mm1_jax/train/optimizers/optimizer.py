@@ -140,12 +140,12 @@ class Optimizer(Configurable, abc.ABC):
         def factor(path: str) -> float:
             return next((f for rule, f in factors.items() if picks(rule, path)), 1.0)
 
-        return tree_of(params, lambda path, variable: factor(path))
+        return map_variables(params, lambda path, variable: factor(path))
 
 
 def decay_mask(params: nnx.State) -> Any:
     """Returns True for matrices, recognized by logical names; stacked norm scales are vectors."""
-    return tree_of(params, lambda path, variable: len(own_dims(variable)) >= 2)
+    return map_variables(params, lambda path, variable: len(own_dims(variable)) >= 2)
 
 
 def own_dims(variable: nnx.Variable) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ def _path(path: Any) -> str:
     return "/".join(str(part) for part in path)
 
 
-def tree_of(params: nnx.State, function: Any) -> Any:
+def map_variables(params: nnx.State, function: Any) -> Any:
     """Maps `function(path, variable)` over parameters; returns nested dicts."""
     flat = nnx.to_flat_state(params)
     return nnx.to_pure_dict(

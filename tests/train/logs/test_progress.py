@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mm1_jax.train.logs.progress import Progress, say
+from mm1_jax.train.logs.progress import Progress, print_line
 
 RECORD = {"loss": 1.25, "tokens_per_second": 4321.0, "images_per_second": 33.0, "step_seconds": 2.0}
 
@@ -65,7 +65,7 @@ def test_a_line_that_cannot_be_written_is_retried_with_the_next(monkeypatch):
 
     disk = Disk()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(disk)))
-    say("first")
+    print_line("first")
     disk.is_full = False
-    say("second")
+    print_line("second")
     assert disk.content == b"first\nsecond\n"

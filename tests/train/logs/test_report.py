@@ -8,7 +8,7 @@ from mm1_jax.train.logs.report import is_reported, summarize_training, write_rep
 from mm1_jax.train.logs.sample_pictures import (
     TILE_HEIGHT,
     TILE_WIDTH,
-    _answer_beside,
+    _answer_and_reference,
     choose_samples,
     sample_grid,
     sample_tile,
@@ -117,9 +117,9 @@ def test_right_and_wrong_answers_have_frames_of_different_colors(fakes):
 
 
 def test_a_wrong_answer_is_shown_beside_the_reference():
-    assert _answer_beside("3", "7") == ["answer 3, expected 7"]
+    assert _answer_and_reference("3", "7") == ["answer 3, expected 7"]
     words = "a large red circle and a small blue square on it, to the left of another one"
-    lines = _answer_beside(words, f"not {words}")
+    lines = _answer_and_reference(words, f"not {words}")
     assert lines[0].startswith("answer a large") and lines[2].startswith("expected not a")
     # As many lines as a tile has for them; what is cut says so.
     assert len(lines) == 4 and all(len(line) <= 28 for line in lines)
