@@ -108,9 +108,9 @@ class ExampleBuilder:
         length = len(sequence) - 1
         if length > self.max_sequence_length or len(images) > self.max_images:
             raise ValueError(
-                f"The prompt takes {length} positions and {len(images)} images; "
-                f"max_sequence_length={self.max_sequence_length} and max_images={self.max_images} "
-                "is all there is. Use fewer shots, or raise these fields of the input."
+                f"The prompt takes {length} positions and {len(images)} images, but "
+                f"max_sequence_length={self.max_sequence_length} and max_images={self.max_images}. "
+                "Use fewer shots, or raise these fields of the input."
             )
         tokens = np.array(sequence[:-1], np.int32)
         self._check_range(tokens)
@@ -126,8 +126,8 @@ class ExampleBuilder:
         size = self.tokenizer.vocab_size
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < size:
             raise ValueError(
-                f"input.tokenizer: {type(self.tokenizer).__name__} makes ids from {tokens.min()} "
-                f"to {tokens.max()}, and its vocab_size is {size}"
+                f"input.tokenizer: {type(self.tokenizer).__name__} produces ids from "
+                f"{tokens.min()} to {tokens.max()}, but its vocab_size is {size}"
             )
 
     def _tokenise(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:

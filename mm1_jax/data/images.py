@@ -132,8 +132,8 @@ class ImageTransform(Configurable):
         if cfg.jpeg_decoder is JpegDecoder.SIMPLEJPEG and simplejpeg is None:
             raise ValueError(
                 "image_transform.jpeg_decoder=SIMPLEJPEG needs the package simplejpeg, which is "
-                'not installed: `pip install "mm1_jax[fast-images]"`. PILLOW needs nothing, and '
-                "makes slightly other pixels."
+                'not installed: `pip install "mm1_jax[fast-images]"`. PILLOW needs no package, but '
+                "its pixels differ slightly."
             )
         self.image_size: int = cfg.image_size
 

@@ -180,7 +180,7 @@ class Input(Configurable):
     def _check_snapshot(self, snapshot: Snapshot, here: Mapping[str, Any]) -> None:
         if differing := differences(snapshot.fingerprint, here, "of the snapshot"):
             raise ValueError(
-                f"input.snapshot={str(snapshot.folder)!r} is of an input that makes other batches:"
+                f"input.snapshot={str(snapshot.folder)!r} is of an input with different batches:"
                 f"\n{differing}\nUse the config and the data that it was made with, or make it "
                 "again with `python -m mm1_jax snapshot`."
             )
@@ -269,7 +269,7 @@ class Input(Configurable):
         """Describes the rows and streams in a few lines."""
         lines = [
             f"{self.split}: {self.batch_size} rows of {self.max_sequence_length} positions and "
-            f"{self.max_images} images a step, {self.num_image_tokens} positions an image"
+            f"{self.max_images} images per step, {self.num_image_tokens} positions per image"
         ]
         if self.snapshot is not None:
             lines.append(f"  {self.snapshot.num_steps:,} steps of {self.snapshot.folder}")
@@ -285,7 +285,7 @@ class Input(Configurable):
         if not len(corpus):
             raise ValueError(
                 f"Corpus {corpus.name!r} has no records in split {self.split!r}; "
-                "give it weight 0, or mend its source."
+                "give it weight 0, or fix its source."
             )
         lengths = corpus_lengths(corpus, self.example_builder, num_workers=self.num_workers)
         Quarantine(self.quarantine_path).add(lengths.unusable)

@@ -132,7 +132,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in ("step", "consumed_before"):
             if state[name] != first[name]:
                 raise ValueError(
-                    f"States of one moment must agree in {name!r}: {state[name]} against "
+                    f"The states to merge must agree on {name!r}, but have {state[name]} and "
                     f"{first[name]}. Save on all hosts after the same step, from iterators that "
                     "were restored from the same state."
                 )
@@ -162,7 +162,7 @@ def _check_fingerprint(saved: Mapping[str, Any], here: Mapping[str, Any]):
     differing = differences(saved, here, "in the state")
     if differing:
         raise ValueError(
-            "The state belongs to an input that makes other batches:\n"
+            "The state belongs to an input with different batches:\n"
             + differing
             + "\nUse the config that the state was saved with, or start without it."
         )

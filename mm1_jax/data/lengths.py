@@ -106,7 +106,7 @@ class Lengths:
         tokens, images = self.means if self.num_usable else (0.0, 0.0)
         text = f"{self.num_usable:,} documents of {tokens:.1f} positions and {images:.1f} images"
         if self.num_truncated:
-            text += f", {self.num_truncated:,} cut to fit a row"
+            text += f", {self.num_truncated:,} truncated to fit in a row"
         if self.unusable:
             text += f", {len(self.unusable):,} unusable"
         return text
@@ -188,7 +188,7 @@ def corpus_lengths(
     try:
         lengths = lengths.store(folder)
     except OSError as error:
-        logging.warning("%s: the table of lengths is not kept (%s)", folder, error.strerror)
+        logging.warning("%s: the table of lengths is not cached (%s)", folder, error.strerror)
     print(
         f"Lengths of {corpus.name!r}: {len(lengths):,} examples of {len(corpus):,} records, "
         f"{time.monotonic() - started:.0f} s",

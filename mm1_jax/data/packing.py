@@ -128,7 +128,7 @@ class Packing(Configurable):
         if batch_size % self.num_shards:
             raise ValueError(
                 f"input.packing.num_shards={cfg.num_shards} must divide "
-                f"input.batch_size={batch_size}; take a divisor, or None for one shard per row."
+                f"input.batch_size={batch_size}; use a divisor, or None for one shard per row."
             )
         self.num_bins = cfg.num_bins
         self.batch_size = batch_size
@@ -203,7 +203,7 @@ class Packing(Configurable):
                 )
             for share in stream.fillers:
                 lines.append(
-                    f"    {share.name}: fills what is left of the rows, "
+                    f"    {share.name}: fills the rest of the rows, "
                     + self.lengths[share.corpus].describe()
                 )
         names = [stream.name for stream in streams]
@@ -222,8 +222,8 @@ class Packing(Configurable):
         group_rows, slots = buffer
         return (
             f"  images: {slots} slots for {group_rows} rows, {expected * group_rows / slots:.1%} "
-            f"of them used ({expected:.1f} images a row); {num_rows} rows never need more than "
-            f"{enough} ({enough / num_rows:g} a row, {expected * num_rows / enough:.1%} used)"
+            f"of them used ({expected:.1f} images per row); {num_rows} rows never need more than "
+            f"{enough} ({enough / num_rows:g} per row, {expected * num_rows / enough:.1%} used)"
         )
 
     def locate(self, stream: int, shard: int, number: int) -> tuple[int, int]:
@@ -259,8 +259,8 @@ class Packing(Configurable):
         for first, changed in stages:
             if first <= made[-1][0]:
                 raise ValueError(
-                    f"input.stages: from_step={first} must be above {made[-1][0]}, where the stage "
-                    "before begins."
+                    f"input.stages: from_step={first} must be above {made[-1][0]}, the first step "
+                    "of the previous stage."
                 )
             if unknown := sorted(changed.keys() - weights.keys()):
                 raise ValueError(
@@ -287,15 +287,15 @@ class Packing(Configurable):
         for share in stream.fillers:
             if self.lengths[share.corpus].longest[1]:
                 raise ValueError(
-                    f"Corpus {share.name!r} fills rows of stream {stream.name!r}, but has images; "
-                    "rows are filled when their images are used up. Take a corpus of text."
+                    f"Corpus {share.name!r} is a filler of stream {stream.name!r}, but has images; "
+                    "fillers go into rows whose images are used up. Use a text-only corpus."
                 )
         for share in (*stream.corpora, *stream.fillers):
             lengths = self.lengths[share.corpus]
             if not lengths.num_usable:
                 raise ValueError(
                     f"Corpus {share.name!r} of stream {stream.name!r} has {share.num_records} "
-                    "records, none of them usable; give it weight 0, or mend its source."
+                    "records, none of them usable; give it weight 0, or fix its source."
                 )
             longest = lengths.longest
             if longest[0] > self.max_sequence_length or longest[1] > self.max_images:

@@ -64,5 +64,5 @@ def check_bad_fraction(
         raise ValueError(
             f"{bad} of {documents} documents of corpus {corpus!r} cannot be used, more than "
             f"input.max_bad_fraction={limit:g} allows{f', such as {example}' if example else ''}. "
-            "The quarantine log says which and why; mend the data, or raise the limit."
+            "The quarantine log lists them with reasons; fix the data, or raise the limit."
         )

@@ -114,8 +114,8 @@ class RowLoader:
             raise ValueError(
                 f"Corpus {self.corpus_names[record.corpus]!r}, example {record.index}: {found[0]} "
                 f"tokens and {found[1]} images, but its lengths table says {record.num_tokens} and "
-                f"{record.num_images}. The data or the tokenizer changed after the table was made; "
-                "make it again."
+                f"{record.num_images}. The data or the tokenizer changed after the table was "
+                "computed; compute it again."
             )
         images, reasons = [], []
         for number, (image, slot) in enumerate(zip(example.images, slots, strict=True)):

@@ -67,7 +67,7 @@ def test_a_file_is_converted_to_records_and_the_command_reports_it(captions, tmp
     assert run(*command) == 0
     out = capsys.readouterr().out
     assert f"{output / 'manifest.json'}: 9 records of captions in 1 shard," in out
-    assert "1 of 10 entries are no records" in out and str(output / "quarantine.jsonl") in out
+    assert "1 of 10 entries were rejected" in out and str(output / "quarantine.jsonl") in out
     assert Manifest.read(output).license == "CC0"
     records = RecordFiles(output)
     assert [records[i]["image"] for i in range(9)] == [

@@ -262,7 +262,7 @@ def test_unrelated_states_are_not_merged(shared):
     with pytest.raises(ValueError, match=r"rows \(0, 4\) and \(2, 8\) overlap"):
         merge_states([a.get_state(), c.get_state()])
     next(b)
-    with pytest.raises(ValueError, match="must agree in 'step': 1 against 0"):
+    with pytest.raises(ValueError, match="must agree on 'step', but have 1 and 0"):
         merge_states([a.get_state(), b.get_state()])
 
 
@@ -278,7 +278,7 @@ def test_a_state_of_another_pipeline_is_rejected_with_the_differences(shared):
     config.packing.num_bins = 8
     config.streams[0].corpora[1].corpus.source.num_records = 9
     config.streams[2].weight = 3
-    with pytest.raises(ValueError, match="makes other batches") as error:
+    with pytest.raises(ValueError, match="with different batches") as error:
         config.instantiate().iterator().set_state(states[0])
     lines = str(error.value).splitlines()
     for line in (
@@ -360,12 +360,12 @@ def test_accounting_continues_after_a_restart(shared):
 def test_describe_lists_the_contents_of_each_stream(shared):
     made, *_ = shared
     text = made.describe()
-    assert "train: 8 rows of 96 positions and 6 images a step" in text
+    assert "train: 8 rows of 96 positions and 6 images per step" in text
     assert "captions: 45.0% of the rows" in text
     assert "questions: 50.0% of the examples, 7 documents" in text
-    assert "images: 6 slots for 1 rows, " in text and "1 rows never need more than 6 (6 a" in text
+    assert "images: 6 slots for 1 rows, " in text and "1 rows never need more than 6 (6 per" in text
     text = _make(image_group_rows=4, images_per_row=4).describe()
-    assert "images: 16 slots for 4 rows, " in text and "4 rows never need more than 24 (6 a" in text
+    assert "images: 16 slots for 4 rows, " in text and "4 rows never need more than 24 (6" in text
 
 
 def _with_bad_images(indices, **fields):

@@ -99,7 +99,7 @@ def test_edited_data_with_unchanged_lengths_is_rejected_on_resume(records, tmp_p
 
     edited = records.read_text().replace('"1.png"', '"#"').replace('"2.png"', '"1.png"')
     records.write_text(edited.replace('"#"', '"2.png"'))
-    with pytest.raises(ValueError, match="makes other batches") as error:
+    with pytest.raises(ValueError, match="with different batches") as error:
         built(records).iterator().set_state(state)
     (line,) = str(error.value).splitlines()[1:-1]
     assert line.startswith("  pairs.source: bytes=") and "digest=" in line

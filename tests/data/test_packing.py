@@ -330,7 +330,7 @@ def test_a_plan_with_fillers_resumes_from_its_state():
 
 
 def test_fillers_with_images_are_refused():
-    with pytest.raises(ValueError, match="'corpus2' fills rows of stream 'captions', but has im"):
+    with pytest.raises(ValueError, match="'corpus2' is a filler of stream 'captions', but has im"):
         _packing(fillers=(2,))
 
 

@@ -126,7 +126,7 @@ def test_an_unreadable_record_stays_unscored_and_is_named(tmp_path):
 @pytest.mark.parametrize("form", Form)
 def test_a_snapshot_of_another_input_is_rejected_with_the_differences(folders, form):
     config = _config(snapshot=str(folders[form]), seed=1)
-    with pytest.raises(ValueError, match=r"makes other batches:\n  seed: 0 of the snapshot, 1"):
+    with pytest.raises(ValueError, match=r"with different batches:\n  seed: 0 of the snapshot, 1"):
         config.instantiate(split="train")
 
 

@@ -163,7 +163,7 @@ def test_the_image_token_never_takes_the_row_of_another_token(tmp_path):
 def test_eos_is_read_from_the_same_files_as_in_transformers(name, content, tmp_path):
     library = write_json_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ValueError, match="special_tokens_map.json, .* which token ends a text"):
+    with pytest.raises(ValueError, match="special_tokens_map.json, .* names the eos token"):
         import_tokenizer(tmp_path, num_rows=0)
     end = library.token_to_id("<|end|>")
     text = json.dumps(content).replace('"END"', str(end))

@@ -56,7 +56,7 @@ class Corpus(Configurable):
         record = self.source[index]
         if not isinstance(record, Mapping):
             raise ValueError(
-                f"corpus {self.name!r}, record {index}: {type(self.source).__name__} gave "
+                f"corpus {self.name!r}, record {index}: {type(self.source).__name__} returned "
                 f"{_described(record)}, expected a dict of fields"
             )
         try:

@@ -50,7 +50,7 @@ class SceneNamesSource(ScenesSource):
     def __init__(self, cfg: ScenesSource.Config, *, split: str):
         super().__init__(cfg, split=split)
         if cfg.kind not in (Kind.INTERLEAVED, Kind.QUESTIONS):
-            raise ValueError(f"source.kind={cfg.kind}: there are pages and questions of names")
+            raise ValueError(f"source.kind={cfg.kind}; expected INTERLEAVED or QUESTIONS")
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):

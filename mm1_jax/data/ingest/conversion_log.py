@@ -97,9 +97,9 @@ class Log:
         if rejected > self._max_bad_fraction * max(entries, _LEAST_ENTRIES):
             self.write_lines()
             raise ValueError(
-                f"{rejected} of {entries} entries are no records, more than max_bad_fraction="
-                f"{self._max_bad_fraction:g} allows: {self._reasons()}. With a higher limit it "
-                "goes on."
+                f"{rejected} of {entries} entries were rejected, more than max_bad_fraction="
+                f"{self._max_bad_fraction:g} allows: {self._reasons()}. The same command with a "
+                "higher limit resumes."
             )
 
     def shards(self) -> tuple[Shard, ...]:

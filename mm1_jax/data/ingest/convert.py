@@ -398,9 +398,9 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
     ]
     if differences:
         raise ValueError(
-            f"{folder} holds what another command has converted, or from files that have changed "
-            "since:\n" + "\n".join(differences) + "\nRepeat that command, or convert into another "
-            "folder."
+            f"{folder} was converted by another command, or from files that have changed since:\n"
+            + "\n".join(differences)
+            + "\nRepeat that command, or convert into another folder."
         )
 
 

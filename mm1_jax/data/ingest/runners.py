@@ -133,7 +133,7 @@ class Workers:
                 if isinstance(error, BrokenProcessPool):
                     raise ValueError(
                         "a worker process was killed, by the system if memory ran out. "
-                        "The same command goes on; give it fewer workers."
+                        "The same command resumes; give it fewer workers."
                     ) from error
                 raise
 

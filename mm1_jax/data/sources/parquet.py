@@ -61,11 +61,11 @@ class ParquetSource(FileSource):
         self._files = [self.path] if is_file else documents_below(self.path, (_SUFFIX,))
         if not self._files:
             raise ValueError(
-                f"source.path={str(self.path)!r} holds no Parquet. Set it to a {_SUFFIX} file, or "
-                "to a folder of such files."
+                f"source.path={str(self.path)!r} holds no Parquet files. Set it to a {_SUFFIX} "
+                "file, or to a folder of such files."
             )
         if not is_file and (links := links_not_followed(self.path)):
-            logging.warning("source.path: %s; name what they lead to", links)
+            logging.warning("source.path: %s; name their targets instead", links)
         self.cache_dir = self.path.parent if is_file else self.path
         self._columns = cfg.columns
         digest = hashlib.blake2b(digest_size=8)

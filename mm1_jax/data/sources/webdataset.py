@@ -61,11 +61,11 @@ class WebDatasetSource(FileSource):
         self._shards = [self.path] if is_file else documents_below(self.path, (_SUFFIX,))
         if not self._shards:
             raise ValueError(
-                f"source.path={str(self.path)!r} holds no shards of WebDataset. Set it to a "
+                f"source.path={str(self.path)!r} holds no WebDataset shards. Set it to a "
                 f"{_SUFFIX} file, or to a folder of such files."
             )
         if not is_file and (links := links_not_followed(self.path)):
-            logging.warning("source.path: %s; name what they lead to", links)
+            logging.warning("source.path: %s; name their targets instead", links)
         self.cache_dir = self.path.parent if is_file else self.path
         self._index = _index(self._shards, self.path, self.cache_dir)
         self._split = SplitIndices(len(self._index.samples), split, cfg.test_every)
@@ -150,9 +150,9 @@ class _Index:
             raise
         # For a damaged header, numpy raises whatever its parser raises.
         except Exception as error:
-            raise ValueError(f"{folder} is no index: {error}") from error
+            raise ValueError(f"{folder} is not an index: {error}") from error
         if samples.dtype != _SAMPLE or samples.ndim != 1:
-            raise ValueError(f"{folder} is no index: {samples.dtype} {samples.shape}")
+            raise ValueError(f"{folder} is not an index: {samples.dtype} {samples.shape}")
         index._folder = folder
         return index
 
@@ -173,13 +173,13 @@ def _index(shards: Sequence[Path], source: Path, cache_dir: Path) -> _Index:
     except FileNotFoundError:
         pass
     except ValueError as error:
-        logging.warning("%s; it is made again", error)
+        logging.warning("%s; it is rebuilt", error)
         shutil.rmtree(folder, ignore_errors=True)
     index = _made(shards, source)
     try:
         return index.store(folder)
     except (OSError, ValueError) as error:
-        logging.warning("%s: the index of the shards is not kept (%s)", folder, error)
+        logging.warning("%s: the index of the shards is not cached (%s)", folder, error)
         return index
 
 
@@ -198,7 +198,7 @@ def _made(shards: Sequence[Path], source: Path) -> _Index:
                 rows.append((number, *item))
             if len(rejected) > _MAX_REJECTED:
                 raise ValueError(
-                    f"{source}: more than {_MAX_REJECTED} entries are no samples; the first is "
+                    f"{source}: more than {_MAX_REJECTED} entries are not samples; the first is "
                     f"{next(iter(rejected.values()))}"
                 )
         tables.append(np.array(rows, _SAMPLE))
@@ -207,7 +207,7 @@ def _made(shards: Sequence[Path], source: Path) -> _Index:
         digest.update(tables[-1].tobytes())
     if start == len(rejected):
         reason = next(iter(rejected.values()), "its shards are empty")
-        raise ValueError(f"source.path={str(source)!r} holds no sample of WebDataset: {reason}")
+        raise ValueError(f"source.path={str(source)!r} holds no WebDataset samples: {reason}")
     return _Index(np.concatenate(tables), rejected, digest.hexdigest())
 
 

@@ -86,8 +86,8 @@ class HFTokenizer(Tokenizer):
         bos, eos, pad = (id_of(name) for name in ("bos", "eos", "pad"))
         if eos is None:
             raise ValueError(
-                f"tokenizer.eos is None, and none of {', '.join(TOKEN_FILES)} beside {path} says "
-                f'which token ends a text; write {{"eos_token": TOKEN}} into {CONFIG_FILE} there'
+                f"tokenizer.eos is None, and none of {', '.join(TOKEN_FILES)} beside {path} names "
+                f'the eos token; write {{"eos_token": TOKEN}} into {CONFIG_FILE} there'
             )
         self.eos = eos
         # A model generates eos but never padding, so padding must be another token.
@@ -197,7 +197,7 @@ def _make_unspeakable(tokenizer: Any, reserved: Collection[int]) -> None:
 
 
 def _no_tokenizer(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"tokenizer.model_path={str(path)!r} is no tokenizer.json: {error}")
+    return ValueError(f"tokenizer.model_path={str(path)!r} is not a tokenizer.json: {error}")
 
 
 class SpecialTokens(NamedTuple):

@@ -72,9 +72,8 @@ class Tokenizer(Configurable):
         pad, bos, eos = (self._model.pad_id(), self._model.bos_id(), self._model.eos_id())
         if eos < 0:
             raise ValueError(
-                f"tokenizer.model_path={str(path)!r} has no piece for the end of a text (eos_id "
-                "is -1); choose a model that has, or train one with "
-                "`python -m mm1_jax train_tokenizer`"
+                f"tokenizer.model_path={str(path)!r} has no eos piece (eos_id is -1); choose a "
+                "model that has one, or train one with `python -m mm1_jax train_tokenizer`"
             )
         self.eos = eos
         self.pad = pad if pad >= 0 else 0
@@ -138,8 +137,8 @@ def check_tokenizer(tokenizer: Any) -> None:
         wrong = [i for i in ids if not isinstance(i, int | np.integer) or not 0 <= i < size]
         if wrong:
             raise ValueError(
-                f"input.tokenizer: {name}.{role} gives {wrong[0]!r}, expected whole numbers from 0 "
-                f"to {size - 1} (its vocab_size is {size})"
+                f"input.tokenizer: {name}.{role} gives {wrong[0]!r}, expected integers from 0 to "
+                f"{size - 1} (its vocab_size is {size})"
             )
     if special["image_token"] in encoded:
         raise ValueError(
@@ -194,8 +193,8 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
         if needed is None:
             raise ValueError(f"no tokenizer can be trained on these texts: {error}") from error
         raise ValueError(
-            f"vocab_size={vocab_size}: the bytes and the characters of the texts alone take "
-            f"{needed[1]} pieces; choose more than that"
+            f"vocab_size={vocab_size}: the bytes and characters of the texts alone take "
+            f"{needed[1]} pieces; choose a larger size"
         ) from error
     if errors:
         raise errors[0]

@@ -48,16 +48,14 @@ class SeqioTokenizer(Tokenizer):
         # Skips the constructor of Tokenizer, which reads the model without extra ids.
         Configurable.__init__(self, cfg)
         if cfg.num_pieces is not None:
-            raise ValueError("tokenizer.num_pieces: a seqio vocabulary says how many it has")
+            raise ValueError("tokenizer.num_pieces is set by the seqio vocabulary; leave it None")
         self._vocabulary = _vocabulary(cfg)
         size, num_extra = self._vocabulary.vocab_size, self._vocabulary.extra_ids
         self._extra_ids = range(size - num_extra, size)
         self.pad = _id(self._vocabulary, "pad_id") or 0
         eos = _id(self._vocabulary, "eos_id")
         if eos is None:
-            raise ValueError(
-                f"tokenizer: {self._vocabulary} has no id for the end of a text (eos_id)"
-            )
+            raise ValueError(f"tokenizer: {self._vocabulary} has no eos token (eos_id)")
         self.eos = eos
         bos = _id(self._vocabulary, "bos_id")
         # Documents are never told apart by bos.
@@ -65,8 +63,8 @@ class SeqioTokenizer(Tokenizer):
         self.image_token = size if cfg.image_token is None else cfg.image_token
         if self.image_token != size and self.image_token not in self._extra_ids:
             raise ValueError(
-                f"tokenizer.image_token={self.image_token} is none of the {num_extra} extra ids, "
-                f"from {size - num_extra} on; set it to one, or to None for an id of its own"
+                f"tokenizer.image_token={self.image_token} is not one of the {num_extra} extra "
+                f"ids, from {size - num_extra} on; set it to one, or to None for an id of its own"
             )
         self._special = {self.pad, self.bos, self.eos, _id(self._vocabulary, "unk_id")}
         unknown = _id(self._vocabulary, "unk_id")
@@ -129,7 +127,7 @@ def _id(vocabulary: Any, name: str) -> int | None:
 def _vocabulary(cfg: Any) -> Any:
     """Loads the vocabulary that a config names."""
     if (cfg.vocabulary is None) == (cfg.model_path is None):
-        raise ValueError("tokenizer: set one of vocabulary and model_path, and not the other")
+        raise ValueError("tokenizer: set either vocabulary or model_path")
     try:
         seqio = importlib.import_module("seqio")
     except ImportError as error:
@@ -143,7 +141,7 @@ def _vocabulary(cfg: Any) -> Any:
         vocabulary: Any = seqio.SentencePieceVocabulary(str(path), extra_ids=cfg.extra_ids)
     else:
         if cfg.extra_ids:
-            raise ValueError("tokenizer.extra_ids is of model_path; a vocabulary has its own")
+            raise ValueError("tokenizer.extra_ids applies to model_path; a vocabulary has its own")
         module, _, name = cfg.vocabulary.rpartition(".")
         try:
             vocabulary = getattr(importlib.import_module(module), name)
@@ -155,12 +153,12 @@ def _vocabulary(cfg: Any) -> Any:
         if not isinstance(vocabulary, seqio.Vocabulary) and callable(vocabulary):
             vocabulary = vocabulary()
     if not isinstance(vocabulary, seqio.Vocabulary):
-        raise ValueError(f"tokenizer.vocabulary={cfg.vocabulary!r} is no seqio.Vocabulary")
+        raise ValueError(f"tokenizer.vocabulary={cfg.vocabulary!r} is not a seqio.Vocabulary")
     try:
         # Vocabularies load their model on first use.
         size = vocabulary.vocab_size
     except Exception as error:  # The errors of these libraries have no common base.
         raise ValueError(f"tokenizer: {error}") from error
     if not isinstance(size, int):
-        raise ValueError(f"tokenizer: a vocabulary of {size!r} ids")
+        raise ValueError(f"tokenizer: vocab_size={size!r} of the vocabulary, expected an integer")
     return vocabulary

@@ -92,7 +92,7 @@ def test_a_missing_field_makes_a_bad_record_and_other_errors_end_the_launch():
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (Lines, "corpus 'mine', record 0: Lines gave a str, expected a dict of fields"),
+        (Lines, "corpus 'mine', record 0: Lines returned a str, expected a dict of fields"),
         (NoLength, "Corpus 'mine': NoLength does not define __len__"),
         (NoSplit, r"Corpus 'mine': NoSplit.__init__ is called as \(cfg, split=...\)"),
     ],

@@ -163,7 +163,7 @@ def test_a_damaged_row_group_affects_no_other(tmp_path):
 
 
 def test_unreadable_files_are_named(folder):
-    with pytest.raises(ValueError, match="/no/such' holds no Parquet. Set it to a .parquet file"):
+    with pytest.raises(ValueError, match="/no/such' holds no Parquet files. Set it to a .parquet"):
         config("/no/such").instantiate(split="train")
     with pytest.raises(ValueError, match="0.parquet: no column zzz; there are 'image', 'caption'"):
         config(folder, columns={"text": "zzz"}).instantiate(split="train")

@@ -264,7 +264,7 @@ def test_lengths_are_stored_beside_the_shards(folder, builder):
 
 
 def test_a_path_without_samples_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match="/no/such' holds no shards.*Set it to a .tar file"):
+    with pytest.raises(ValueError, match="/no/such' holds no WebDataset shards.*Set it to a .tar"):
         config("/no/such").instantiate(split="train")
     for content, reason in (
         (b"not a tar file" * 100, "no number where a header has one"),
@@ -272,14 +272,14 @@ def test_a_path_without_samples_is_rejected(tmp_path):
         (as_tar([("a", b"")]), "a name without an extension"),
     ):
         (tmp_path / "a.tar").write_bytes(content)
-        with pytest.raises(ValueError, match=f"holds no sample of WebDataset: .*{reason}"):
+        with pytest.raises(ValueError, match=f"holds no WebDataset samples: .*{reason}"):
             config(tmp_path).instantiate(split="train")
 
 
 def test_too_many_entries_that_are_not_samples_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(webdataset_source, "_MAX_REJECTED", 2)
     with pytest.raises(
-        ValueError, match="more than 2 entries are no samples; the first is a.tar:x"
+        ValueError, match="more than 2 entries are not samples; the first is a.tar:x"
     ):
         source_of(tmp_path / "a.tar", [*sample("0"), ("x", b""), ("y", b""), ("z", b"")])
 

@@ -88,7 +88,7 @@ def test_tokenizers_can_be_sent_to_workers_and_have_their_own_fingerprint(cfg):
 
 def test_a_file_that_is_not_a_tokenizer_is_named(cfg, path):
     path.write_text("{}")
-    with pytest.raises(ValueError, match="is no tokenizer.json"):
+    with pytest.raises(ValueError, match="is not a tokenizer.json"):
         cfg.instantiate()
     with pytest.raises(ValueError, match="is not a file"):
         cfg.set(model_path="nowhere.json").instantiate()

@@ -165,11 +165,11 @@ def test_the_fingerprint_depends_on_the_model_and_not_on_the_path(tokenizer, tmp
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("encode", lambda text: [5, 9999], "encode gives 9999, expected whole numbers from 0 to"),
-        ("encode", lambda text: text.split(), "encode gives 'A', expected whole numbers from 0"),
+        ("encode", lambda text: [5, 9999], "encode gives 9999, expected integers from 0 to"),
+        ("encode", lambda text: text.split(), "encode gives 'A', expected integers from 0"),
         ("encode", lambda text: [IMAGE_TOKEN], "encode gives the image_token 4 for text"),
-        ("bos", -1, "bos gives -1, expected whole numbers from 0 to"),
-        ("image_token", 704, "image_token gives 704, expected whole numbers from 0 to 703"),
+        ("bos", -1, "bos gives -1, expected integers from 0 to"),
+        ("image_token", 704, "image_token gives 704, expected integers from 0 to 703"),
     ],
 )
 def test_ids_without_an_embedding_row_are_rejected(name, value, said):

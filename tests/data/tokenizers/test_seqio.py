@@ -72,7 +72,7 @@ def test_the_image_token_follows_the_vocabulary_or_is_an_extra_id():
     assert make(**MODEL, image_token=size - 1, vocab_multiple=1).vocab_size == size
     assert make(**MODEL, vocab_multiple=1).vocab_size == size + 1
     for other in (0, size - 4, size + 1):
-        with pytest.raises(ValueError, match=f"image_token={other} is none of the 3 extra ids"):
+        with pytest.raises(ValueError, match=f"image_token={other} is not one of the 3 extra ids"):
             make(**MODEL, image_token=other)
 
 
@@ -141,17 +141,17 @@ def test_the_fingerprint_depends_on_the_vocabulary_and_not_on_the_path(tmp_path)
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        (dict(), "set one of vocabulary and model_path"),
-        (MODEL | BYTES, "set one of vocabulary and model_path"),
+        (dict(), "set either vocabulary or model_path"),
+        (MODEL | BYTES, "set either vocabulary or model_path"),
         (BYTES | dict(num_pieces=259), "num_pieces"),
-        (BYTES | dict(extra_ids=3), "extra_ids is of model_path"),
+        (BYTES | dict(extra_ids=3), "extra_ids applies to model_path"),
         (dict(model_path="no/such.model"), "model_path='no/such.model' is not a file"),
         (dict(model_path=__file__), "tokenizer: "),
         (dict(vocabulary="no_such_module.V"), "no_such_module.*expected MODULE.NAME"),
         (dict(vocabulary="seqio.NoSuch"), "NoSuch.*expected MODULE.NAME"),
         (dict(vocabulary="V"), "'V'.*expected MODULE.NAME"),
-        (dict(vocabulary=f"{__name__}.NOT_A_VOCABULARY"), "is no seqio.Vocabulary"),
-        (dict(vocabulary=f"{__name__}.ENDLESS"), "no id for the end of a text"),
+        (dict(vocabulary=f"{__name__}.NOT_A_VOCABULARY"), "is not a seqio.Vocabulary"),
+        (dict(vocabulary=f"{__name__}.ENDLESS"), "has no eos token"),
     ],
 )
 def test_objects_that_are_not_vocabularies_are_rejected(fields, reason):

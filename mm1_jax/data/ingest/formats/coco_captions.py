@@ -47,7 +47,7 @@ class CocoCaptions(Format):
         for path in files:
             if self._images is None and _image_folder(path, self.follow_links) is None:
                 raise ValueError(
-                    f"no folder around {path} has its pictures; set images to a folder or .tar "
+                    f"no folder around {path} has its images; set images to a folder or .tar "
                     f"that has {', '.join(map(ascii, _first_names(path)[:2]))}, ..."
                 )
         return [Unit(path) for path in files]

@@ -60,7 +60,7 @@ class Jsonl(Format):
     def kind(self) -> Kind:
         """The kind of the records, given or inferred by `units`."""
         if self._kind is None:
-            raise ValueError("the kind of JSON lines is known once their units are; or set kind")
+            raise ValueError("the kind of JSON lines is unknown before `units` is called; set kind")
         return self._kind
 
     def units(self, source: Path) -> list[Unit]:

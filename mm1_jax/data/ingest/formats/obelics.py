@@ -49,7 +49,7 @@ class Obelics(Format):
         # Images that are in the Parquet itself need no map.
         if problems and (self._images is not None or any(_has_urls(unit.path) for unit in units)):
             raise ValueError(
-                "images has to be a JSON map of URLs to image files, or a folder that holds "
+                "images must be a JSON map of URLs to image files, or a folder that holds "
                 f"{URL_MAP} or tar shards of img2dataset: {problems[0]}"
             )
         return units

@@ -87,7 +87,7 @@ def test_files_of_mixed_kinds_need_the_option(folder, convert):
 
 
 def test_the_kind_is_unknown_until_files_are_read(folder):
-    with pytest.raises(ValueError, match="known once their units are"):
+    with pytest.raises(ValueError, match="unknown before `units` is called"):
         _ = Jsonl().kind
     write(folder, {"a": 1}, "[]", "{")
     with pytest.raises(ValueError, match="one of the fields caption, captions, text, texts, turns"):

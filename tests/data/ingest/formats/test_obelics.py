@@ -108,9 +108,9 @@ def test_urls_without_a_map_are_an_error_that_names_the_option(tmp_path, folder)
     shards = tmp_path / "shards"
     shards.mkdir()
     write(shards / "0.parquet", [{"images": ["http://x/a"], "texts": [None]}])
-    with pytest.raises(ValueError, match=r"images has to be a JSON map.*url_to_file.json"):
+    with pytest.raises(ValueError, match=r"images must be a JSON map.*url_to_file.json"):
         Obelics().units(shards)
-    with pytest.raises(ValueError, match="images has to be"):
+    with pytest.raises(ValueError, match="images must be"):
         Obelics(images=shards / "nowhere").units(shards)
     (shards / "map.json").write_text("[]")
     with pytest.raises(ValueError, match="a list, expected a JSON object"):
