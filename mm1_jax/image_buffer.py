@@ -101,7 +101,7 @@ class ImageBuffer(NamedTuple):
             rows: Number of pictures of each document, by row.
             first_row: Index in the batch of the first of these rows.
         """
-        order = self.dealt().tolist()
+        order = self.slot_order().tolist()
         placed: list[RowSlots] = []
         for start in range(0, len(rows), self.group_rows):
             offset, taken = self.num_slots(first_row + start), 0
@@ -116,7 +116,7 @@ class ImageBuffer(NamedTuple):
                 placed.append(slots)
         return placed
 
-    def dealt(self) -> Int[np.ndarray, "group_slots"]:
+    def slot_order(self) -> Int[np.ndarray, "group_slots"]:
         """Returns the slots of a group in the order in which its pictures take them.
 
         The slots are divided into gcd(slots, rows) equal parts, and pictures are dealt to the parts
@@ -170,7 +170,7 @@ class ImageBuffer(NamedTuple):
                 order of `dealt`.
             num_sharing: Devices that share the group.
         """
-        owner = self.dealt() // (self.group_slots // num_sharing)
+        owner = self.slot_order() // (self.group_slots // num_sharing)
         is_of = owner[:, None] == np.arange(num_sharing)
         before = np.concatenate([np.zeros((1, num_sharing), int), np.cumsum(is_of, axis=0)])
         length = min(num_shown, self.group_slots)

@@ -15,7 +15,7 @@ def _make(**fields):
 
 @pytest.mark.parametrize(("num_slots", "num_rows"), [(6, 4), (12, 4), (7, 4), (776, 64), (5, 1)])
 def test_every_slot_is_assigned_once_and_devices_get_equal_shares(num_slots, num_rows):
-    slots = ImageBuffer(num_rows, num_slots).dealt()
+    slots = ImageBuffer(num_rows, num_slots).slot_order()
     assert sorted(slots) == list(range(num_slots))
     for num_shards in range(1, num_rows + 1):
         if num_slots % num_shards or num_rows % num_shards:

@@ -77,11 +77,11 @@ class Batches(grain.IterDataset):
         self.rows = rows
         self.step = step
         self.next_index = next_index
-        self.turns = slice(0, None, 1)
+        self.worker_slice = slice(0, None, 1)
 
     def set_slice(self, sl: slice, sequential_slice: bool = False):
         assert not sequential_slice
-        self.turns = sl
+        self.worker_slice = sl
 
     def __iter__(self) -> "_BatchesIterator":
         return _BatchesIterator(self)
@@ -95,8 +95,8 @@ class _BatchesIterator(grain.DatasetIterator):
         self._planner.restore(batches.step, batches.next_index)
 
     def __next__(self) -> dict[str, Any]:
-        turns = self._batches.turns
-        while (self._planner.step - self._batches.step - turns.start) % turns.step:
+        worker_slice = self._batches.worker_slice
+        while (self._planner.step - self._batches.step - worker_slice.start) % worker_slice.step:
             self._planner.next_rows()
         planned = self._planner.next_rows()
         next_index = self._planner.next_index.copy()

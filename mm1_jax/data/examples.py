@@ -65,7 +65,7 @@ class ExampleBuilder:
 
     def example(self, document: Document) -> Example:
         """Returns the example to train on."""
-        sequence, scored, images = self._cut(*self._tokenise(document))
+        sequence, scored, images = self._cut(*self._tokenize(document))
         tokens = np.array(sequence, np.int32)
         self._check_range(tokens)
         is_image = tokens == self.tokenizer.image_token
@@ -78,7 +78,7 @@ class ExampleBuilder:
 
     def lengths(self, document: Document) -> tuple[int, int]:
         """Returns the numbers of positions and images of `example(document)`; reads no image."""
-        whole = self._tokenise(document)
+        whole = self._tokenize(document)
         sequence, _, images = self._cut(*whole)
         self.num_truncated += sequence is not whole[0]
         return len(sequence) - 1, len(images)
@@ -104,7 +104,7 @@ class ExampleBuilder:
 
         A prompt is never truncated, because that would lose the question at its end.
         """
-        sequence, _, images = self._tokenise(document)
+        sequence, _, images = self._tokenize(document)
         length = len(sequence) - 1
         if length > self.max_sequence_length or len(images) > self.max_images:
             raise ValueError(
@@ -130,7 +130,7 @@ class ExampleBuilder:
                 f"{tokens.min()} to {tokens.max()}, but its vocab_size is {size}"
             )
 
-    def _tokenise(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
+    def _tokenize(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
         """Returns the whole sequence starting with bos, which tokens are scored, and the images."""
         sequence, scored, images = [self.tokenizer.bos], [False], []
         for segment in document.segments:

@@ -128,7 +128,7 @@ class Input(Configurable):
         """Builds the corpora, and plans their rows or takes the plan from a snapshot of ids."""
         cfg, split = self.config, self.split
         # A stream of weight 0 is never built, so its data need not exist.
-        streams = [stream.instantiate(split=split) for stream in _used(cfg)]
+        streams = [stream.instantiate(split=split) for stream in _used_streams(cfg)]
         self.corpora: list[Corpus] = [
             corpus for stream in streams for corpus in (*stream.corpora, *stream.fillers)
         ]
@@ -140,7 +140,7 @@ class Input(Configurable):
         self.lengths: list[Lengths] = [self._lengths(corpus) for corpus in self.corpora]
         self.num_usable: list[int] = [lengths.num_usable for lengths in self.lengths]
         self.packing: Packing = cfg.packing.instantiate(
-            streams=_mixed(streams, self.lengths),
+            streams=_mixed_streams(streams, self.lengths),
             lengths=self.lengths,
             batch_size=cfg.batch_size,
             max_sequence_length=cfg.max_sequence_length,
@@ -299,7 +299,7 @@ class Input(Configurable):
         return lengths
 
 
-def _used(cfg: Input.Config) -> list[Stream.Config]:
+def _used_streams(cfg: Input.Config) -> list[Stream.Config]:
     """Returns the streams whose weight is ever above 0."""
     later = {name for stage in cfg.stages for name, weight in stage.weights.items() if weight}
     return [stream for stream in cfg.streams if stream.weight or stream.name in later]
@@ -309,7 +309,7 @@ def used_corpora(cfg: Input.Config) -> list[Corpus.Config]:
     """Returns the corpora that an Input of this config reads, fillers included, in number order."""
     return [
         entry.corpus
-        for stream in _used(cfg)
+        for stream in _used_streams(cfg)
         for entry in (*stream.corpora, *stream.fillers)
         if entry.weight
     ]
@@ -355,7 +355,7 @@ def _example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:
     )
 
 
-def _mixed(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
+def _mixed_streams(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
     numbers = itertools.count()
 
     def shares(corpora: Sequence[Corpus], weights: Sequence[int]) -> tuple[CorpusShare, ...]:

@@ -205,12 +205,12 @@ def compute_lengths(
     starts = range(0, len(corpus), _CHUNK)
     spans = [range(start, min(start + _CHUNK, len(corpus))) for start in starts]
     # Config classes are created inside functions; standard pickle finds classes by name only.
-    look = functools.partial(_look, cloudpickle.dumps((corpus, example_builder)))
+    chunk_of = functools.partial(_chunk_of, cloudpickle.dumps((corpus, example_builder)))
     with tqdm.tqdm(
         total=len(corpus), desc=f"lengths of {corpus.name}", unit=" records", delay=3, disable=None
     ) as progress:
         chunks = []
-        for chunk, span in zip(_map(look, spans, num_workers), spans, strict=True):
+        for chunk, span in zip(_map(chunk_of, spans, num_workers), spans, strict=True):
             chunks.append(chunk)
             progress.update(len(span))
     parts = None
@@ -224,15 +224,15 @@ def compute_lengths(
     )
 
 
-def _map(look: Any, spans: Sequence[range], num_workers: int) -> Iterable[_Chunk]:
+def _map(chunk_of: Any, spans: Sequence[range], num_workers: int) -> Iterable[_Chunk]:
     if num_workers < 2 or len(spans) < 2:
-        yield from map(look, spans)
+        yield from map(chunk_of, spans)
         return
     # Spawned: forking a process that runs threads, as grain and jax do, may hang.
     context = multiprocessing.get_context("spawn")
     workers = min(num_workers, len(spans), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(look, spans)
+        yield from pool.map(chunk_of, spans)
 
 
 @functools.lru_cache(maxsize=1)
@@ -240,7 +240,7 @@ def _unpacked(packed: bytes) -> tuple[Corpus, ExampleBuilder]:
     return cloudpickle.loads(packed)
 
 
-def _look(packed: bytes, span: range) -> _Chunk:
+def _chunk_of(packed: bytes, span: range) -> _Chunk:
     corpus, example_builder = _unpacked(packed)
     table: list[tuple[int, int]] = []
     parts: list[tuple[int, int, int]] = []

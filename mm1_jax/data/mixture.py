@@ -99,7 +99,7 @@ class MixedStream(NamedTuple):
     fillers: tuple[CorpusShare, ...] = ()
 
 
-class Turns:
+class StreamSchedule:
     """Maps every row to its stream, and to its index within the stream.
 
     A packing shard emits `rows_per_shard` rows per step. Each shard is shifted by its rows, so the
@@ -112,12 +112,12 @@ class Turns:
         self.stages = tuple(stages)
         self._rows_per_shard = rows_per_shard
 
-    def stream(self, shard: int, step: int, turn: int) -> tuple[int, int]:
+    def stream(self, shard: int, step: int, shard_row: int) -> tuple[int, int]:
         """Returns the stream of a row, and how many of its rows the shard has emitted before."""
         size = self._rows_per_shard
         stage = self._stage(step)
         first, weights = self.stages[stage]
-        stream, rank = select(shard * size + (step - first) * size + turn, weights)
+        stream, rank = select(shard * size + (step - first) * size + shard_row, weights)
         rank -= count(shard * size, stream, weights)
         for (start, before), (end, _) in zip(self.stages[:stage], self.stages[1:], strict=False):
             last = shard * size + (end - start) * size

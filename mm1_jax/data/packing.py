@@ -25,7 +25,7 @@ from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.mixture import (
     MixedStream,
     Mixture,
-    Turns,
+    StreamSchedule,
     hash_seed,
     most_in_a_run,
     permutation,
@@ -137,7 +137,7 @@ class Packing(Configurable):
         self.max_images = max_images
         self.seed = seed
         self.mixture = Mixture(streams, seed=seed, num_shards=self.num_shards)
-        self.turns = Turns(self._stages(stages), rows_per_shard=self.rows_per_shard)
+        self.schedule = StreamSchedule(self._stages(stages), rows_per_shard=self.rows_per_shard)
         self.lengths = lengths
         for stream in streams:
             self._check_lengths(stream)
@@ -207,7 +207,7 @@ class Packing(Configurable):
                     + self.lengths[share.corpus].describe()
                 )
         names = [stream.name for stream in streams]
-        for first, weights in self.turns.stages[1:]:
+        for first, weights in self.schedule.stages[1:]:
             shares = (f"{n} {w / sum(weights):.1%}" for n, w in zip(names, weights, strict=True))
             lines.append(f"  from step {first:,} on: {', '.join(shares)}")
         return lines
@@ -280,7 +280,7 @@ class Packing(Configurable):
         names = [stream.name for stream in self.mixture.streams]
         return {
             f"stages.{first}": dict(zip(names, weights, strict=True))
-            for first, weights in self.turns.stages[1:]
+            for first, weights in self.schedule.stages[1:]
         }
 
     def _check_lengths(self, stream: MixedStream):
@@ -345,7 +345,9 @@ class Planner:
     def next_rows(self) -> list[PlannedRow]:
         """Returns the rows of the current step and advances to the next."""
         size = self.packing.rows_per_shard
-        planned = [self._row(shard, turn) for shard in self.shards for turn in range(size)]
+        planned = [
+            self._row(shard, shard_row) for shard in self.shards for shard_row in range(size)
+        ]
         self.step += 1
         first = self.shards.start * size
         return planned[self.rows.start - first : self.rows.stop - first]
@@ -364,9 +366,9 @@ class Planner:
         self.next_index[self.shards] = owned
         self._groups.clear()
 
-    def _row(self, shard: int, turn: int) -> PlannedRow:
+    def _row(self, shard: int, shard_row: int) -> PlannedRow:
         packing = self.packing
-        stream, number = packing.turns.stream(shard, self.step, turn)
+        stream, number = packing.schedule.stream(shard, self.step, shard_row)
         group, row = packing.locate(stream, shard, number)
         filler_column = self._filler_columns.get(stream)
         if (shard, stream) not in self._groups:

@@ -230,18 +230,18 @@ def is_missing(value: Any) -> bool:
 def as_text(value: Any, what: str) -> str:
     """Returns the value if it is a string; raises BadRecord otherwise."""
     if not isinstance(value, str):
-        raise _of_another_type(value, what, "a string")
+        raise _type_error(value, what, "a string")
     return value
 
 
 def as_list(value: Any, what: str) -> list[Any]:
     """Returns the value if it is a list; raises BadRecord otherwise."""
     if not isinstance(value, list):
-        raise _of_another_type(value, what, "a list")
+        raise _type_error(value, what, "a list")
     return value
 
 
-def _of_another_type(value: Any, what: str, expected: str) -> BadRecord:
+def _type_error(value: Any, what: str, expected: str) -> BadRecord:
     there = f"no {what}" if value is None else f"{what}: a {type(value).__name__}"
     return BadRecord(f"{there}, expected {expected}")
 

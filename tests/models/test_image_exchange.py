@@ -32,7 +32,7 @@ def make_rows(group_rows, group_slots, seed=0):
     rng = np.random.default_rng(seed)
     is_image = np.zeros((ROWS, LENGTH), bool)
     image_index = np.full((ROWS, SLOTS), -1, np.int32)
-    order = ImageBuffer(group_rows, group_slots).dealt()
+    order = ImageBuffer(group_rows, group_slots).slot_order()
     for start in range(0, ROWS, group_rows):
         taken = 0
         for b in range(start, start + group_rows):

@@ -267,7 +267,7 @@ def grouped(rows, pictures, group_rows, group_slots):
 
     The rows name pictures by their index in `pictures`, in the order of the documents.
     """
-    order = ImageBuffer(group_rows, group_slots).dealt()
+    order = ImageBuffer(group_rows, group_slots).slot_order()
     buffer = np.zeros((len(rows) // group_rows * group_slots, *pictures.shape[1:]), np.uint8)
     places, moved, taken = {}, [], 0
     for b, documents in enumerate(rows):

@@ -74,9 +74,9 @@ class Corpus(Configurable):
                 f"corpus {self.name!r}, record {index}: {self._function} failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if (wrong := _wrong_in(document)) is not None:
+        if (fault := _fault_of(document)) is not None:
             raise ValueError(
-                f"corpus {self.name!r}, record {index}: {self._function} returned {wrong}, "
+                f"corpus {self.name!r}, record {index}: {self._function} returned {fault}, "
                 "expected a Document whose segments are Text and Image"
             )
         return document
@@ -104,7 +104,7 @@ class Corpus(Configurable):
         return " ".join([self.source.fingerprint(), *making])
 
 
-def _wrong_in(document: Any) -> str | None:
+def _fault_of(document: Any) -> str | None:
     """Returns a description of an invalid document; None if the document is valid."""
     if not isinstance(document, Document):
         return _described(document)

@@ -28,7 +28,7 @@ _LEAST_ENTRIES = 1000
 # Limits the size of the manifest: reasons that quote data may each be a class of their own.
 _MAX_REASONS = 50
 # Lines of the quarantine that are read to find an example.
-_MOST_LOOKED_AT = 100_000
+_MAX_INSPECTED = 100_000
 # Counts of every manifest, in this order, before the others.
 _COUNTS = ("entries", "rejected", "records", "images", "image_bytes", "characters")
 
@@ -113,7 +113,7 @@ class Log:
             raise ValueError(
                 f"none of {counts['entries']} entries became a record. "
                 f"Rejected: {self._reasons() or 'none'}. "
-                f"Dropped by filters: {_spelled(dropped.items()) or 'none'}."
+                f"Dropped by filters: {_counts_text(dropped.items()) or 'none'}."
                 + (f" Hidden files: {hidden}." if hidden else "")
             )
         return shards
@@ -136,7 +136,7 @@ class Log:
         _write_lines(
             self._folder / QUARANTINE,
             (
-                {"id": id, "unit": _spelled_unit(unit), "reason": reason}
+                {"id": id, "unit": _unit_text(unit), "reason": reason}
                 for unit, part in self._parts()
                 for id, reason in part.rejected
             ),
@@ -144,7 +144,7 @@ class Log:
         _write_lines(
             self._folder / OVERLAP,
             (
-                overlap | {"unit": _spelled_unit(unit)}
+                overlap | {"unit": _unit_text(unit)}
                 for unit, part in self._parts()
                 for overlap in part.overlaps
             ),
@@ -161,7 +161,7 @@ class Log:
         if not found:
             return ""
         lines = (line for _, part in self._parts() for line in part.rejected)
-        spelled, example = _spelled(found[:5]), _example(found[0][0], lines)
+        spelled, example = _counts_text(found[:5]), _example(found[0][0], lines)
         return f"{spelled}. {example}. {self._folder / QUARANTINE} lists them"
 
 
@@ -179,7 +179,7 @@ def reasons_of(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
 def example_of(folder: Path, reason: str) -> str:
     """Describes a quarantined entry of a folder that was rejected for a class of reasons."""
     with (folder / QUARANTINE).open(encoding="utf-8") as file:
-        lines = map(json.loads, itertools.islice(file, _MOST_LOOKED_AT))
+        lines = map(json.loads, itertools.islice(file, _MAX_INSPECTED))
         return _example(reason, ([line["id"], line["reason"]] for line in lines))
 
 
@@ -210,9 +210,9 @@ def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
 
 
-def _spelled(counts: Iterable[tuple[str, int]]) -> str:
+def _counts_text(counts: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{count} x {name!r}" for name, count in counts)
 
 
-def _spelled_unit(unit: Unit) -> str:
+def _unit_text(unit: Unit) -> str:
     return f"{unit.path}" + (f", part {unit.part}" if unit.part else "")

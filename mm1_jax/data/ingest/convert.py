@@ -42,7 +42,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.image_keys import frequent_keys
 from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_process
 from mm1_jax.data.readers.entries import Entry, Rejected, documents_of, reason_class
-from mm1_jax.data.readers.marks import spelt_marks
+from mm1_jax.data.readers.marks import find_markers
 from mm1_jax.data.readers.source_files import Unit, git_lfs_pointer, links_not_followed
 from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, ShardWriter
 from mm1_jax.data.records import IMAGE
@@ -268,7 +268,7 @@ def content_counts(record: Record, kind: Kind) -> dict[str, int]:
     images = [image for image in images if image is not None]
     texts = [text for text in texts if text is not None]
     # In conversations, `IMAGE` marks the place of an image.
-    marks = spelt_marks(texts) - ({IMAGE} if kind is Kind.CONVERSATIONS else set())
+    marks = find_markers(texts) - ({IMAGE} if kind is Kind.CONVERSATIONS else set())
     missing = record.get("missing_images")
     return {
         "records": 1,

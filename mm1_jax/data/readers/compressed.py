@@ -56,7 +56,7 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
             raise
         except Exception as error:  # The errors of zipfile have no common base.
             raise _unreadable(error) from error
-        yield stack.enter_context(io.BufferedReader(_Bounded(read, size), 2**16))
+        yield stack.enter_context(io.BufferedReader(_BoundedReader(read, size), 2**16))
 
 
 def _reader(path: Path, stack: ExitStack) -> Callable[[int], bytes]:
@@ -116,7 +116,7 @@ class _ZstdReader:
         return data
 
 
-class _Bounded(io.RawIOBase):
+class _BoundedReader(io.RawIOBase):
     """Limits the output of `read` to what a benign file of `size` bytes can expand to."""
 
     def __init__(self, read: Callable[[int], bytes], size: int):

@@ -165,7 +165,7 @@ class _Cursor:
             try:
                 value, end = self._json.raw_decode(self._window, self._at)
             except json.JSONDecodeError as error:
-                self._go_on_after(error)
+                self._extend_window_after(error)
             except _JSON_ERRORS as error:
                 raise BadRecord(f"not JSON: {error}") from error
             else:
@@ -180,7 +180,7 @@ class _Cursor:
             raise BadRecord("not UTF-8")
         return value
 
-    def _go_on_after(self, error: json.JSONDecodeError) -> None:
+    def _extend_window_after(self, error: json.JSONDecodeError) -> None:
         """Extends the window if its end may have caused the error; raises BadRecord otherwise."""
         is_torn = (
             error.msg.startswith("Unterminated string")

@@ -11,7 +11,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 # Tokens of models and placeholders of datasets. They are encoded as text, but may not be meant as
 # text. One expression per first character keeps the search as fast as memory.
-_SPELT = [
+_MARKERS = [
     re.compile(pattern, re.VERBOSE)
     for pattern in (
         r"""<(?: \|(?:endoftext|startoftext|endofchunk|end_of_text|begin_of_text|im_start|im_end
@@ -23,12 +23,12 @@ _SPELT = [
 ]
 
 
-def spelt_marks(texts: Iterable[str]) -> set[str]:
+def find_markers(texts: Iterable[str]) -> set[str]:
     """Returns the markers in texts that may not be meant as text, with N for numbers."""
     return {
         re.sub(r"\d+", "N", found)
         for text in texts
-        for pattern in _SPELT
+        for pattern in _MARKERS
         for found in pattern.findall(text)
     }
 

@@ -42,10 +42,10 @@ _DEFINITION = re.compile(r"^ {0,3}\[([^\[\]\n]+)\]:[ \t]*<?([^\s<>]+)", re.MULTI
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
-def markdown_parts(text: str) -> list[str | Picture]:
+def markdown_segments(text: str) -> list[str | Picture]:
     """Splits Markdown into images and the texts between them, as written but without comments."""
     labels = {label.lower(): path for label, path in _DEFINITION.findall(text)}
-    parts = _Parts()
+    segments = _SegmentList()
     for run, is_code in _fenced(text):
         at, is_closed = 0, True
         for match in () if is_code else _MARKDOWN.finditer(run):
@@ -57,16 +57,16 @@ def markdown_parts(text: str) -> list[str | Picture]:
                 # An unclosed comment is text, and so are the comments after it.
                 is_closed = end >= 0
                 if is_closed:
-                    parts.add(run[at : match.start()])
+                    segments.add(run[at : match.start()])
                     at = end + len("-->")
                 continue
             reference = _reference(match, labels)
             if reference is not None:
-                parts.add(run[at : match.start()])
-                parts.add(Picture(reference))
+                segments.add(run[at : match.start()])
+                segments.add(Picture(reference))
                 at = match.end()
-        parts.add(run[at:])
-    return parts.done()
+        segments.add(run[at:])
+    return segments.done()
 
 
 def _reference(match: re.Match[str], labels: dict[str, str]) -> str | None:
@@ -94,28 +94,28 @@ def _fenced(text: str) -> Iterator[tuple[str, bool]]:
     yield "".join(run), bool(fence)
 
 
-class _Parts:
+class _SegmentList:
     """Collects texts and images; adjacent texts become one."""
 
     def __init__(self):
-        self._parts: list[str | Picture] = []
+        self._segments: list[str | Picture] = []
         self._text: list[str] = []
 
-    def add(self, part: str | Picture) -> None:
-        if isinstance(part, str):
-            self._text.append(part)
+    def add(self, segment: str | Picture) -> None:
+        if isinstance(segment, str):
+            self._text.append(segment)
         else:
             self._flush()
-            self._parts.append(part)
+            self._segments.append(segment)
 
     def done(self) -> list[str | Picture]:
         self._flush()
-        return self._parts
+        return self._segments
 
     def _flush(self) -> None:
         text = "".join(self._text).strip()
         if text:
-            self._parts.append(text)
+            self._segments.append(text)
         self._text = []
 
 
@@ -139,42 +139,42 @@ _LINES = ("br", "li", "tr", "dt", "dd", "option", "caption")
 _CELLS = ("td", "th")
 
 
-def html_parts(text: str) -> list[str | Picture]:
+def html_segments(text: str) -> list[str | Picture]:
     """Splits HTML into the images of <img> and the texts between them, as a browser shows them.
 
     A blank line separates paragraphs.
     """
-    parts, shown, preformatted = _Parts(), _Shown(), 0
+    segments, visible, preformatted = _SegmentList(), _VisibleText(), 0
     at = 0
     while at < len(text):
         start = text.find("<", at)
         start = len(text) if start < 0 else start
-        shown.add(text[at:start], preformatted > 0)
+        visible.add(text[at:start], preformatted > 0)
         tag = _TAG.match(text, start)
         if tag is None:
             at = _after_declaration(text, start)
             if at == start:
-                shown.add(text[start : start + 1], preformatted > 0)
+                visible.add(text[start : start + 1], preformatted > 0)
                 at += 1
             continue
         is_closing, name = bool(tag[1]), tag[2].lower()
         at, attributes = _attributes(text, tag.end())
         if name == "img" and not is_closing:
-            parts.add(shown.taken())
-            parts.add(Picture(_source(attributes)))
+            segments.add(visible.take())
+            segments.add(Picture(_source(attributes)))
         elif name in _PARAGRAPHS:
-            shown.end_line(2)
+            visible.end_line(2)
         elif name in _LINES:
-            shown.end_line(1)
+            visible.end_line(1)
         elif name in _CELLS:
-            shown.add(" ", False)
+            visible.add(" ", False)
         if name == "pre":
             preformatted = max(0, preformatted + (-1 if is_closing else 1))
         if name in _HIDDEN and not is_closing:
             closing = _CLOSING[name].search(text, at)
             at = closing.start() if closing else len(text)
-    parts.add(shown.taken())
-    return parts.done()
+    segments.add(visible.take())
+    return segments.done()
 
 
 def _attributes(text: str, at: int) -> tuple[int, dict[str, str]]:
@@ -213,7 +213,7 @@ def _unescaped(text: str) -> str:
         raise BadRecord(f"not HTML: {error}") from error
 
 
-class _Shown:
+class _VisibleText:
     """Accumulates the visible text of HTML: whitespace collapses, and elements end lines."""
 
     def __init__(self):
@@ -241,7 +241,7 @@ class _Shown:
         self._ends_in_space = True
         self._num_newlines = max(self._num_newlines, num_newlines)
 
-    def taken(self) -> str:
+    def take(self) -> str:
         text = "".join(self._pieces)
         self._start()
         return "\n".join(line.rstrip() for line in text.split("\n"))

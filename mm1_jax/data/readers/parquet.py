@@ -14,14 +14,16 @@ from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import stand_in
 
 # Chooses the columns to read; raises BadRecord if those of the format are missing.
-Choose = Callable[[pa.Schema], Sequence[str]]
+ChooseColumns = Callable[[pa.Schema], Sequence[str]]
 
 _BATCH_ROWS = 16
 # Read buffer of a column; without it, a whole row group is read at once.
 _BUFFER_BYTES = 2**20
 
 
-def row_group_units(source: Path, choose: Choose, expected: str, follow_links: bool) -> list[Unit]:
+def row_group_units(
+    source: Path, choose: ChooseColumns, expected: str, follow_links: bool
+) -> list[Unit]:
     """Returns one unit per row group of all Parquet files.
 
     A file that cannot be opened is one unit, from which `rows` yields a Rejected.
@@ -48,7 +50,7 @@ def row_group_units(source: Path, choose: Choose, expected: str, follow_links: b
     return units
 
 
-def rows(unit: Unit, choose: Choose) -> Iterator[tuple[str, dict[str, Any]] | Rejected]:
+def rows(unit: Unit, choose: ChooseColumns) -> Iterator[tuple[str, dict[str, Any]] | Rejected]:
     """Yields the id and the values of each row of a row group.
 
     Nothing after damage in a row group can be read; the last item is then a Rejected.

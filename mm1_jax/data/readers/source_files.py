@@ -16,9 +16,9 @@ from mm1_jax.storage import GIT_LFS, stand_in
 # memory.
 MAX_ENTRY_BYTES = 256 * 2**20
 # Files that are inspected to explain why a folder holds no data.
-_MOST_LOOKED_AT = 100
+_MAX_INSPECTED = 100
 # Folders of file attributes: from zips of macOS, and from tars whose unpacker ignores attributes.
-_OF_ARCHIVERS = re.compile(r"__MACOSX|PaxHeaders?(\..*)?", re.DOTALL)
+_ARCHIVER_FOLDERS = re.compile(r"__MACOSX|PaxHeaders?(\..*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _raise(error: OSError) -> None:
 def is_hidden(name: str) -> bool:
     """True for files that packing programs add to an archive: `._a.jpg`, `.DS_Store`."""
     return any(
-        (part.startswith(".") and part not in (".", "..")) or _OF_ARCHIVERS.fullmatch(part)
+        (part.startswith(".") and part not in (".", "..")) or _ARCHIVER_FOLDERS.fullmatch(part)
         for part in name.split("/")
     )
 
@@ -167,7 +167,7 @@ def printable(text: str) -> str:
 
 def git_lfs_pointer(source: Path) -> str:
     """Describes a Git LFS pointer among the first files of a source; "" if there is none."""
-    found = [source] if source.is_file() else _below(source)[:_MOST_LOOKED_AT]
+    found = [source] if source.is_file() else _below(source)[:_MAX_INSPECTED]
     for path in found:
         with contextlib.suppress(OSError), path.open("rb") as file:
             if (head := file.read(64)).startswith(GIT_LFS):

@@ -67,8 +67,8 @@ def members(file: io.BufferedIOBase, path: Path) -> Iterator[Member | Rejected |
                 reason = _REFUSED.get(kind, f"an entry of type {kind!a}")
                 yield Rejected(entry_id(path, member.name), f"{reason}, expected a file")
     except (BadRecord, OSError) as error:
-        said = "" if is_tar else _stand_in(file)
-        yield Rejected(entry_id(path), said or f"tar: {error}; what follows is not read")
+        problem = "" if is_tar else _stand_in(file)
+        yield Rejected(entry_id(path), problem or f"tar: {error}; what follows is not read")
 
 
 def _stand_in(file: io.BufferedIOBase) -> str:
@@ -81,7 +81,7 @@ def _stand_in(file: io.BufferedIOBase) -> str:
 def _entries(file: io.BufferedIOBase) -> Iterator[tuple[bytes, Member]]:
     """Yields all entries with their types, after applying the extensions before them."""
     end = file.seek(0, os.SEEK_END)
-    at, is_closed, said = 0, False, _Said()
+    at, is_closed, extended = 0, False, _ExtendedHeader()
     while at < end:
         header = _read(file, at, _BLOCK, end)
         at += _BLOCK
@@ -95,22 +95,22 @@ def _entries(file: io.BufferedIOBase) -> Iterator[tuple[bytes, Member]]:
         if kind in _EXTENSIONS:
             if size > _MAX_EXTENSION_BYTES:
                 raise BadRecord(f"at byte {at}, a header of {size} bytes")
-            said = _said(kind, _read(file, at, size, end), said)
+            extended = _extend(kind, _read(file, at, size, end), extended)
         else:
             if kind == _SPARSE:
                 at = _after_map(file, at, header, end)
-            size = size if said.size is None or kind in _WITHOUT_DATA else said.size
+            size = size if extended.size is None or kind in _WITHOUT_DATA else extended.size
             if size > end - at:
                 raise BadRecord(f"at byte {at}, the file ends inside an entry of {size} bytes")
-            name = _name(header) if said.name is None else said.name
-            yield _SPARSE if said.is_sparse else kind, Member(name, at, size)
-            said = _Said()
+            name = _name(header) if extended.name is None else extended.name
+            yield _SPARSE if extended.is_sparse else kind, Member(name, at, size)
+            extended = _ExtendedHeader()
         at += -(-size // _BLOCK) * _BLOCK
     if not is_closed:
         raise BadRecord("the file ends without its closing blocks, so it may be cut short")
 
 
-class _Said(NamedTuple):
+class _ExtendedHeader(NamedTuple):
     """Properties that extensions set for the entry after them."""
 
     name: str | None = None
@@ -118,13 +118,13 @@ class _Said(NamedTuple):
     is_sparse: bool = False
 
 
-def _said(kind: bytes, data: bytes, before: _Said) -> _Said:
+def _extend(kind: bytes, data: bytes, before: _ExtendedHeader) -> _ExtendedHeader:
     if kind == _LONG_NAME:
         return before._replace(name=_text(data))
     if kind != _EXTENSION:
         return before
     fields = _fields(data)
-    return _Said(
+    return _ExtendedHeader(
         name=_text(fields[b"path"]) if b"path" in fields else before.name,
         size=_decimal(fields[b"size"]) if b"size" in fields else before.size,
         is_sparse=any(field.startswith(b"GNU.sparse.") for field in fields),

@@ -83,8 +83,8 @@ class ParquetSource(FileSource):
         self._digest = digest.hexdigest()
         num_rows = int(self._ends[-1]) if len(groups) else 0
         self._split = SplitIndices(num_rows, split, cfg.test_every)
-        self._tables: _Latest[pa.Table] = _Latest(cfg.cached_row_groups)
-        self._footers: _Latest[pq.FileMetaData] = _Latest(_MAX_FOOTERS)
+        self._tables: _LruCache[pa.Table] = _LruCache(cfg.cached_row_groups)
+        self._footers: _LruCache[pq.FileMetaData] = _LruCache(_MAX_FOOTERS)
 
     def __len__(self) -> int:
         return len(self._split)
@@ -131,7 +131,7 @@ class ParquetSource(FileSource):
         return table
 
 
-class _Latest(Generic[Value]):
+class _LruCache(Generic[Value]):
     """A cache of the most recently used values; pickled empty."""
 
     def __init__(self, max_values: int):

@@ -98,7 +98,7 @@ class TfdsSource(Source):
             self._images = {
                 path
                 for path, feature in features.items()
-                if any(isinstance(each, tfds.features.Image) for each in _and_inner(feature))
+                if any(isinstance(each, tfds.features.Image) for each in _with_inner(feature))
             }
             decoders = _decoders(self._images, _undecoded(tfds))
             self._examples = builder.as_data_source(split=name, decoders=decoders)
@@ -136,9 +136,9 @@ def _feature(features: Any, path: str) -> Any:
     return feature
 
 
-def _and_inner(feature: Any) -> list[Any]:
+def _with_inner(feature: Any) -> list[Any]:
     inner = getattr(feature, "feature", None)
-    return [feature] if inner is None else [feature, *_and_inner(inner)]
+    return [feature] if inner is None else [feature, *_with_inner(inner)]
 
 
 def _undecoded(tfds: Any) -> Any:

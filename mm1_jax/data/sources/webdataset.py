@@ -175,7 +175,7 @@ def _index(shards: Sequence[Path], source: Path, cache_dir: Path) -> _Index:
     except ValueError as error:
         logging.warning("%s; it is rebuilt", error)
         shutil.rmtree(folder, ignore_errors=True)
-    index = _made(shards, source)
+    index = _build_index(shards, source)
     try:
         return index.store(folder)
     except (OSError, ValueError) as error:
@@ -183,7 +183,7 @@ def _index(shards: Sequence[Path], source: Path, cache_dir: Path) -> _Index:
         return index
 
 
-def _made(shards: Sequence[Path], source: Path) -> _Index:
+def _build_index(shards: Sequence[Path], source: Path) -> _Index:
     digest = hashlib.blake2b(digest_size=8)
     tables: list[np.ndarray] = []
     rejected: dict[int, str] = {}

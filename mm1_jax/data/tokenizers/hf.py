@@ -17,7 +17,7 @@ from mm1_jax.data.tokenizers.sentencepiece import (
     Tokenizer,
     Vocabulary,
     tokenizer_path,
-    without_half_pairs,
+    without_lone_surrogates,
 )
 from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.storage import read_json_object
@@ -101,7 +101,7 @@ class HFTokenizer(Tokenizer):
         self._fingerprint = hashlib.blake2b(content, digest_size=8).hexdigest()
         unknown = _unknown_token(self._tokenizer)
         self._reserved = {self.eos, *self._special} - {unknown}
-        _make_unspeakable(self._tokenizer, self._reserved)
+        _keep_out_of_text(self._tokenizer, self._reserved)
 
     def fingerprint(self) -> str:
         """Returns a digest of the tokenizer and of its special tokens."""
@@ -109,7 +109,7 @@ class HFTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without special tokens. Empty text has no ids."""
-        text = without_half_pairs(text)
+        text = without_lone_surrogates(text)
         return self._checked(self._tokenizer.encode(text, add_special_tokens=False).ids, text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -134,7 +134,7 @@ def load_tokenizer(path: Path) -> Any:
         # Drops a byte order mark, which the library cannot parse.
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _no_tokenizer(path, error) from None
+        raise _not_a_tokenizer(path, error) from None
     return load_tokenizer_text(text, path)
 
 
@@ -149,7 +149,7 @@ def load_tokenizer_text(text: str, path: Path) -> Any:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises no narrower class.
-        raise _no_tokenizer(path, error) from error
+        raise _not_a_tokenizer(path, error) from error
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -163,7 +163,7 @@ def _unknown_token(tokenizer: Any) -> int | None:
     return model.get("unk_id") if token is None else tokenizer.token_to_id(token)
 
 
-def _make_unspeakable(tokenizer: Any, reserved: Collection[int]) -> None:
+def _keep_out_of_text(tokenizer: Any, reserved: Collection[int]) -> None:
     """Ensures that no text is encoded with the reserved ids, even if it spells their tokens.
 
     `encode_special_tokens` is enough unless a token is also a word of the model, as in most Unigram
@@ -196,7 +196,7 @@ def _make_unspeakable(tokenizer: Any, reserved: Collection[int]) -> None:
     tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([*before, split])
 
 
-def _no_tokenizer(path: Path, error: Exception) -> ValueError:
+def _not_a_tokenizer(path: Path, error: Exception) -> ValueError:
     return ValueError(f"tokenizer.model_path={str(path)!r} is not a tokenizer.json: {error}")
 
 

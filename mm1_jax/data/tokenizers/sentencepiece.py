@@ -101,7 +101,7 @@ class Tokenizer(Configurable):
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without special tokens. Empty text has no ids."""
-        return self._checked(self._model.encode(without_half_pairs(text)), text)
+        return self._checked(self._model.encode(without_lone_surrogates(text)), text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; special tokens and vocabulary padding are dropped."""
@@ -123,7 +123,7 @@ class Tokenizer(Configurable):
         return 0 <= i < model.get_piece_size() and not (model.is_control(i) or model.is_unknown(i))
 
 
-def without_half_pairs(text: str) -> str:
+def without_lone_surrogates(text: str) -> str:
     """Replaces lone surrogates by "?"; JSON can hold them, but UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -174,7 +174,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
         try:
             for text in texts:
                 is_empty = is_empty and not text.strip()
-                yield without_half_pairs(text)
+                yield without_lone_surrogates(text)
         except BaseException as error:
             errors.append(error)
 

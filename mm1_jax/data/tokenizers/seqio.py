@@ -16,7 +16,7 @@ from mm1_jax.data.tokenizers.sentencepiece import (
     Tokenizer,
     Vocabulary,
     tokenizer_path,
-    without_half_pairs,
+    without_lone_surrogates,
 )
 from mm1_jax.field_types import NonNegativeInt
 
@@ -93,7 +93,7 @@ class SeqioTokenizer(Tokenizer):
             BadRecord: The text spells the image placeholder, as "<extra_id_0>" may, or another
                 special token.
         """
-        text = without_half_pairs(text)
+        text = without_lone_surrogates(text)
         ids = [int(i) for i in self._vocabulary.encode(text)] if text else []
         return self._checked(ids, text)
 

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from mm1_jax.data.readers.markup import Picture, html_parts, markdown_parts
+from mm1_jax.data.readers.markup import Picture, html_segments, markdown_segments
 from mm1_jax.data.record_files import BadRecord
 
 
@@ -34,7 +34,7 @@ from mm1_jax.data.record_files import BadRecord
     ],
 )  # fmt: skip
 def test_markdown_is_split_at_its_pictures(text, parts):
-    assert markdown_parts(text) == parts
+    assert markdown_segments(text) == parts
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_markdown_is_split_at_its_pictures(text, parts):
     ],
 )
 def test_html_text_is_what_a_browser_shows(text, parts):
-    assert html_parts(text) == parts
+    assert html_segments(text) == parts
 
 
 def test_a_character_of_thousands_of_digits_is_a_bad_record():
     with pytest.raises(BadRecord, match="not HTML"):
-        html_parts("&#" + "9" * 5000 + ";")
+        html_segments("&#" + "9" * 5000 + ";")
 
 
 # An unclosed construct extends to the end; the next one must not scan for its end again.
@@ -120,7 +120,7 @@ MANY = [
 ]
 
 
-@pytest.mark.parametrize("parts", [html_parts, markdown_parts])
+@pytest.mark.parametrize("parts", [html_segments, markdown_segments])
 @pytest.mark.parametrize(("seeds", "size"), [(OPEN, 400_000), (MANY, 20_000)])
 def test_time_is_linear_in_the_size(parts, seeds, size):
     """In quadratic time, a single one of these texts would exceed the limit for all of them."""

@@ -195,8 +195,8 @@ def test_a_truncated_shard_keeps_complete_samples_and_is_reported(tmp_path):
 
 def test_the_index_is_made_once_and_remade_when_a_shard_changes(folder, monkeypatch):
     made = []
-    before = webdataset_source._made
-    monkeypatch.setattr(webdataset_source, "_made", lambda *a: made.append(1) or before(*a))
+    before = webdataset_source._build_index
+    monkeypatch.setattr(webdataset_source, "_build_index", lambda *a: made.append(1) or before(*a))
     records = items(config(folder).instantiate(split="train"))
     assert items(config(folder).instantiate(split="train")) == records and len(made) == 1
     stat = (folder / "1.tar").stat()

@@ -9,7 +9,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import read_document
 from mm1_jax.data.readers.entries import Documents, Entry
 from mm1_jax.data.readers.image_files import ImageFolder
-from mm1_jax.data.readers.markup import Picture, html_parts, markdown_parts
+from mm1_jax.data.readers.markup import Picture, html_segments, markdown_segments
 from mm1_jax.data.readers.source_files import Unit, documents_below, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, Kind
 from mm1_jax.data.records import Page, from_base64, page_records, records_of
@@ -61,14 +61,14 @@ class Folder(Format):
 
 def _record(entry: str, path: Path, root: Path, images: ImageFolder) -> Record | Documents:
     text = read_document(path)
-    parts = html_parts(text) if path.name.lower().endswith(_HTML) else markdown_parts(text)
+    segments = html_segments(text) if path.name.lower().endswith(_HTML) else markdown_segments(text)
     folder = PurePosixPath(path.parent.relative_to(root).as_posix())
     page = Page()
-    for part in parts:
-        if isinstance(part, Picture):
-            page.add_image(lambda part=part: _read(part.reference, folder, images))
+    for segment in segments:
+        if isinstance(segment, Picture):
+            page.add_image(lambda segment=segment: _read(segment.reference, folder, images))
         else:
-            page.add_text(part)
+            page.add_text(segment)
     return page_records(entry, [page])
 
 

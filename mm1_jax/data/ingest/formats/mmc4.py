@@ -55,7 +55,7 @@ class Mmc4(Format):
     def _record(self, entry: str, value: Any, images: ImageFolder | ImageTar) -> Documents:
         document = as_object(value)
         sentences = as_list(document.get("text_list"), "text_list")
-        before, num_dissimilar = self._placed(document, len(sentences))
+        before, num_dissimilar = self._images_by_sentence(document, len(sentences))
         page = Page()
         for sentence, infos in zip(sentences, before, strict=True):
             for info in infos:
@@ -66,7 +66,7 @@ class Mmc4(Format):
         (record,) = made.records
         return Documents(({**record, "dissimilar_images": num_dissimilar},), made.counts)
 
-    def _placed(
+    def _images_by_sentence(
         self, document: dict[str, Any], num_sentences: int
     ) -> tuple[list[list[dict[str, Any]]], int]:
         """Returns the images before each sentence, and how many match their sentence too little."""

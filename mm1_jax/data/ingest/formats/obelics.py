@@ -60,7 +60,7 @@ class Obelics(Format):
 
         def read_image(image: Any) -> bytes:
             if isinstance(image, str):
-                return _loaded(map_path, self.follow_links).read(image)
+                return _url_map(map_path, self.follow_links).read(image)
             return stored_image(image, folder)
 
         def record(entry: str, row: dict[str, Any]) -> Record | Documents:
@@ -72,7 +72,7 @@ class Obelics(Format):
 
     def _problem(self, path: Path) -> str:
         try:
-            _loaded(path, self.follow_links)
+            _url_map(path, self.follow_links)
         except BadRecord as error:
             return f"{path}: {error}"
         return ""
@@ -126,11 +126,11 @@ def _has_urls(path: Path) -> bool:
     )
 
 
-def _loaded(path: Path, follow_links: bool) -> UrlMap | UrlIndex:
+def _url_map(path: Path, follow_links: bool) -> UrlMap | UrlIndex:
     """Returns the cached map at a path, as maps of millions of URLs are slow to read."""
-    return _load(path, path.stat().st_mtime_ns if path.exists() else 0, follow_links)
+    return _cached_url_map(path, path.stat().st_mtime_ns if path.exists() else 0, follow_links)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: Path, changed: int, follow_links: bool) -> UrlMap | UrlIndex:
+def _cached_url_map(path: Path, changed: int, follow_links: bool) -> UrlMap | UrlIndex:
     return UrlIndex(path, follow_links) if path.is_dir() else UrlMap(path, follow_links)
