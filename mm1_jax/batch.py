@@ -59,7 +59,7 @@ class Document:
     def images(self) -> tuple[Image, ...]:
         return tuple(segment for segment in self.segments if isinstance(segment, Image))
 
-    def part(self, first: int, end: int) -> "Document":
+    def piece(self, first: int, end: int) -> "Document":
         """Returns the document of the segments `first` to `end - 1`."""
         return Document(self.segments[first:end], self.ends and end == len(self.segments))
 

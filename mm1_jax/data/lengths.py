@@ -1,6 +1,6 @@
 """Numbers of positions and images of every example of a corpus, the only input of packing.
 
-An example is a record, or a part of a record that is longer than a row. The table of records on
+An example is a record, or a piece of a record that is longer than a row. The table of records on
 disk is computed once, by `num_workers` processes, and cached beside the records. A change of the
 records, the tokenizer or a size leads to a new table.
 """
@@ -28,7 +28,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.quarantine import Quarantined
 from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.splitting import Part
+from mm1_jax.data.splitting import DocumentPiece
 from mm1_jax.storage import whole_folder
 
 # Incremented to invalidate cached tables when their computation changes.
@@ -42,7 +42,7 @@ class _Chunk(NamedTuple):
     """The examples of a run of records, in the form of `Lengths`."""
 
     table: np.ndarray
-    parts: np.ndarray
+    pieces: np.ndarray
     unusable: list[Quarantined]
     num_truncated: int
 
@@ -52,7 +52,7 @@ class Lengths:
 
     Attributes:
         table: Int [n, 2], positions and images of each example.
-        parts: Int [n, 3], the record of each example, its first block, and the end of its blocks
+        pieces: Int [n, 3], the record of each example, its first block, and the end of its blocks
             (-1 means all of them). None if every record is one example.
         unusable: The records that yield no example, with reasons.
         num_truncated: Number of examples that are truncated to fit in a row.
@@ -61,12 +61,12 @@ class Lengths:
     def __init__(
         self,
         table: Int[np.ndarray, "n 2"],
-        parts: Int[np.ndarray, "n 3"] | None = None,
+        pieces: Int[np.ndarray, "n 3"] | None = None,
         unusable: Sequence[Quarantined] = (),
         num_truncated: int = 0,
     ):
         self.table = table
-        self.parts = parts
+        self.pieces = pieces
         self.unusable = list(unusable)
         self.num_truncated = num_truncated
         self._folder: Path | None = None
@@ -74,12 +74,12 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.table)
 
-    def part(self, index: int) -> Part:
+    def piece(self, index: int) -> DocumentPiece:
         """Returns the record of an example, and its blocks within the record."""
-        if self.parts is None:
-            return Part(index)
-        record, first, end = self.parts[index].tolist()
-        return Part(record) if end < 0 else Part(record, first, end)
+        if self.pieces is None:
+            return DocumentPiece(index)
+        record, first, end = self.pieces[index].tolist()
+        return DocumentPiece(record) if end < 0 else DocumentPiece(record, first, end)
 
     @functools.cached_property
     def num_usable(self) -> int:
@@ -115,7 +115,7 @@ class Lengths:
     def digest(self) -> str:
         """A digest of the lengths and of the blocks of each example."""
         digest = hashlib.blake2b(digest_size=8)
-        for array in (self.table, self.parts):
+        for array in (self.table, self.pieces):
             for rows in () if array is None else self._runs(array):
                 digest.update(np.ascontiguousarray(rows, "<i4").tobytes())
         return digest.hexdigest()
@@ -132,8 +132,8 @@ class Lengths:
             # 16 bits suffice for the row sizes in use.
             small = max(self.longest) < 1 << 16
             np.save(partial / "table.npy", self.table.astype(np.uint16 if small else np.int32))
-            if self.parts is not None:
-                np.save(partial / "parts.npy", self.parts)
+            if self.pieces is not None:
+                np.save(partial / "parts.npy", self.pieces)
             facts = {
                 "digest": self.digest,
                 "num_usable": self.num_usable,
@@ -162,8 +162,10 @@ class Lengths:
             return
         facts = json.loads((self._folder / "facts.json").read_text())
         self.table = np.load(self._folder / "table.npy", mmap_mode="r", allow_pickle=False)
-        parts = self._folder / "parts.npy"
-        self.parts = np.load(parts, mmap_mode="r", allow_pickle=False) if parts.exists() else None
+        pieces = self._folder / "parts.npy"
+        self.pieces = (
+            np.load(pieces, mmap_mode="r", allow_pickle=False) if pieces.exists() else None
+        )
         self.unusable = [Quarantined(*entry) for entry in facts.pop("unusable")]
         for name in ("longest", "means"):
             facts[name] = tuple(facts[name])
@@ -213,12 +215,12 @@ def compute_lengths(
         for chunk, span in zip(_map(chunk_of, spans, num_workers), spans, strict=True):
             chunks.append(chunk)
             progress.update(len(span))
-    parts = None
+    pieces = None
     if corpus.splitter is not None:
-        parts = np.concatenate([chunk.parts for chunk in chunks])
+        pieces = np.concatenate([chunk.pieces for chunk in chunks])
     return Lengths(
         np.concatenate([chunk.table for chunk in chunks]),
-        parts,
+        pieces,
         [entry for chunk in chunks for entry in chunk.unusable],
         sum(chunk.num_truncated for chunk in chunks),
     )
@@ -243,21 +245,21 @@ def _unpacked(packed: bytes) -> tuple[Corpus, ExampleBuilder]:
 def _chunk_of(packed: bytes, span: range) -> _Chunk:
     corpus, example_builder = _unpacked(packed)
     table: list[tuple[int, int]] = []
-    parts: list[tuple[int, int, int]] = []
+    pieces: list[tuple[int, int, int]] = []
     unusable = []
     truncated_before = example_builder.num_truncated
     for record in span:
         try:
             examples = list(_examples(corpus, example_builder, record))
         except BadRecord as error:
-            examples = [(Part(record), (0, 0))]
+            examples = [(DocumentPiece(record), (0, 0))]
             unusable.append(Quarantined(corpus.name, record, 0, str(error)))
-        for part, lengths in examples:
+        for piece, lengths in examples:
             table.append(lengths)
-            parts.append((part.record, part.first, -1 if part.end is None else part.end))
+            pieces.append((piece.record, piece.first, -1 if piece.end is None else piece.end))
     return _Chunk(
         np.array(table, np.int32).reshape(-1, 2),
-        np.array(parts, np.int32).reshape(-1, 3),
+        np.array(pieces, np.int32).reshape(-1, 3),
         unusable,
         example_builder.num_truncated - truncated_before,
     )
@@ -265,30 +267,30 @@ def _chunk_of(packed: bytes, span: range) -> _Chunk:
 
 def _examples(
     corpus: Corpus, example_builder: ExampleBuilder, record: int
-) -> Iterator[tuple[Part, tuple[int, int]]]:
+) -> Iterator[tuple[DocumentPiece, tuple[int, int]]]:
     """Yields the examples of a record with their numbers of positions and images."""
     document = corpus.document(record)
     splitter, max_images = corpus.splitter, example_builder.max_images
     if splitter is None:
-        yield Part(record), example_builder.lengths(document)
+        yield DocumentPiece(record), example_builder.lengths(document)
         return
     longest = example_builder.max_sequence_length
     if splitter.max_positions is not None:
         longest = min(longest, splitter.max_positions)
     positions = sum(example_builder.sizes(document)) + document.ends
     if positions <= longest and len(document.images) <= max_images:
-        yield Part(record), (positions, len(document.images))
+        yield DocumentPiece(record), (positions, len(document.images))
         return
     blocks = splitter.blocks(document)
-    parts = splitter.parts(
+    pieces = splitter.pieces(
         example_builder.sizes(blocks),
         [isinstance(segment, Image) for segment in blocks.segments],
         # One position is reserved for the end-of-sequence token.
         max_tokens=longest - 1,
         max_images=max_images,
     )
-    if not parts:
+    if not pieces:
         raise BadRecord("a long page without text")
-    for run in parts:
-        part = blocks.part(run.start, run.stop)
-        yield Part(record, run.start, run.stop), example_builder.lengths(part)
+    for run in pieces:
+        piece = blocks.piece(run.start, run.stop)
+        yield DocumentPiece(record, run.start, run.stop), example_builder.lengths(piece)

@@ -76,12 +76,12 @@ class CorpusExamples:
 
     def example(self, row: PlannedRow, place: int) -> Example:
         record = row.records[place]
-        part = self._lengths[record.corpus].part(record.index)
-        return self._example_builder.example(self._corpora[record.corpus].part(part))
+        piece = self._lengths[record.corpus].piece(record.index)
+        return self._example_builder.example(self._corpora[record.corpus].piece(piece))
 
     def record_number(self, row: PlannedRow, place: int) -> int:
         record = row.records[place]
-        return self._lengths[record.corpus].part(record.index).record
+        return self._lengths[record.corpus].piece(record.index).record
 
 
 class Snapshot:

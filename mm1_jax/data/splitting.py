@@ -1,4 +1,4 @@
-"""Long documents -> parts that fit in a row, cut between blocks and never inside one.
+"""Long documents -> pieces that fit in a row, cut between blocks and never inside one.
 
 A block is an image, or a run of text of bounded length. Concatenated, the tokens of a text's blocks
 are the tokens of the text: it is cut at single spaces, and the token of the next block's first word
@@ -16,7 +16,7 @@ from mm1_jax.field_types import PositiveInt
 _SENTENCE_ENDS = ".!?:;"
 
 
-class Part(NamedTuple):
+class DocumentPiece(NamedTuple):
     """A run of the blocks of a record; all of them if `end` is None."""
 
     record: int
@@ -25,16 +25,16 @@ class Part(NamedTuple):
 
 
 class Splitter(Configurable):
-    """Splits documents greedily at block boundaries into parts that fit in a row."""
+    """Splits documents greedily at block boundaries into pieces that fit in a row."""
 
     @config_class
     class Config(Configurable.Config):
         # Longest block of text, in characters. Shorter blocks fill rows better; text without
         # spaces is cut where the block is full.
         block_characters: PositiveInt = 1000
-        # Longest part, in positions; None means a row.
+        # Longest piece, in positions; None means a row.
         max_positions: PositiveInt | None = None
-        # If True, a part may end with an image whose text begins the next part.
+        # If True, a piece may end with an image whose text begins the next piece.
         may_part_image_from_text: bool = False
 
     def __init__(self, cfg: Config):
@@ -56,36 +56,36 @@ class Splitter(Configurable):
                 segments.append(Text(text, segment.scored))
         return Document(tuple(segments), document.ends)
 
-    def parts(
+    def pieces(
         self, sizes: Sequence[int], is_image: Sequence[bool], *, max_tokens: int, max_images: int
     ) -> list[range]:
         """Returns runs of blocks, in order, that fit in a row and contain text.
 
-        Every block of text is in one of them; a block longer than a row is a part of its own.
-        Images are in the same part as the text that follows them, unless
+        Every block of text is in one of them; a block longer than a row is a piece of its own.
+        Images are in the same piece as the text that follows them, unless
         `may_part_image_from_text` is set. If a row has no room for all of them, the first ones are
-        dropped. Images after the last text are dropped unless the last part has room for them.
+        dropped. Images after the last text are dropped unless the last piece has room for them.
 
         Args:
             sizes: Number of positions of each block.
-            max_tokens: Most positions that the blocks of a part may take together.
+            max_tokens: Most positions that the blocks of a piece may take together.
         """
 
         def fits(run: range) -> bool:
             tokens = sum(sizes[i] for i in run)
             return tokens <= max_tokens and sum(is_image[i] for i in run) <= max_images
 
-        parts: list[range] = []
-        part = range(0)
+        pieces: list[range] = []
+        piece = range(0)
         for unit in self._units(is_image):
-            if fits(joined := range(part.start, unit.stop)) and part.stop == unit.start:
-                part = joined
+            if fits(joined := range(piece.start, unit.stop)) and piece.stop == unit.start:
+                piece = joined
                 continue
-            parts.append(part)
+            pieces.append(piece)
             while len(unit) > 1 and not fits(unit):
                 unit = unit[1:]
-            part = unit
-        return [part for part in (*parts, part) if not all(is_image[i] for i in part)]
+            piece = unit
+        return [piece for piece in (*pieces, piece) if not all(is_image[i] for i in piece)]
 
     def _units(self, is_image: Sequence[bool]) -> Iterator[range]:
         """Yields runs of blocks that stay together: images and the text that follows them."""

@@ -11,7 +11,7 @@ from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths, compute_lengths, corpus_lengths
 from mm1_jax.data.record_files import Kind, Manifest, ShardWriter
 from mm1_jax.data.sources.array_record import ArrayRecordSource
-from mm1_jax.data.splitting import Part, Splitter
+from mm1_jax.data.splitting import DocumentPiece, Splitter
 
 NUM_RECORDS = 30
 
@@ -58,7 +58,7 @@ def test_every_example_has_the_length_in_the_table(folder, builder):
     assert len(lengths) > len(corpus) and lengths.num_truncated == 0
     for index in range(len(lengths)):
         if lengths.table[index, 0]:
-            example = builder.example(corpus.part(lengths.part(index)))
+            example = builder.example(corpus.piece(lengths.piece(index)))
             found = (len(example.tokens), len(example.images))
             assert found == tuple(lengths.table[index]) and max(found) <= 128
 
@@ -66,15 +66,15 @@ def test_every_example_has_the_length_in_the_table(folder, builder):
 def test_examples_of_a_page_contain_all_text_once_and_a_single_end(folder, builder):
     corpus = make(folder)
     lengths = compute_lengths(corpus, builder)
-    for record, group in itertools.groupby(range(len(lengths)), lambda i: lengths.part(i).record):
+    for record, group in itertools.groupby(range(len(lengths)), lambda i: lengths.piece(i).record):
         if (record,) in [(entry.record,) for entry in lengths.unusable]:
             continue
-        parts = [corpus.part(lengths.part(index)) for index in group]
-        texts = [s.text for part in parts for s in part.segments if isinstance(s, Text)]
+        pieces = [corpus.piece(lengths.piece(index)) for index in group]
+        texts = [s.text for piece in pieces for s in piece.segments if isinstance(s, Text)]
         whole = [s.text for s in corpus.document(record).segments if isinstance(s, Text)]
         assert " ".join(texts) == " ".join(whole)
-        assert [part.ends for part in parts] == [False] * (len(parts) - 1) + [True]
-        images = sum(len(part.images) for part in parts)
+        assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+        images = sum(len(piece.images) for piece in pieces)
         assert images == len(corpus.document(record).images)
 
 
@@ -83,13 +83,13 @@ def test_an_unusable_page_is_named_and_keeps_its_index(folder, builder):
     (entry,) = lengths.unusable
     assert (entry.corpus, entry.record) == ("pages", 7) and "place 0 has no text" in entry.reason
     (index,) = np.flatnonzero(lengths.table[:, 0] == 0)
-    assert lengths.part(int(index)) == Part(7)
+    assert lengths.piece(int(index)) == DocumentPiece(7)
     assert lengths.num_usable == len(lengths) - 1
 
 
 def _assert_equal(a, b):
     np.testing.assert_array_equal(a.table, b.table)
-    np.testing.assert_array_equal(a.parts, b.parts)
+    np.testing.assert_array_equal(a.pieces, b.pieces)
     assert (a.unusable, a.num_truncated, a.digest) == (b.unusable, b.num_truncated, b.digest)
     assert (a.longest, a.means, a.num_usable) == (b.longest, b.means, b.num_usable)
 
@@ -133,11 +133,11 @@ def test_workers_make_the_same_table(folder, builder, monkeypatch):
 
 def test_the_digest_depends_on_lengths_and_parts():
     table = np.ones((4, 2), np.int32)
-    parts = np.array([[0, 0, 2], [0, 2, 3], [1, 0, -1], [2, 0, -1]], np.int32)
+    pieces = np.array([[0, 0, 2], [0, 2, 3], [1, 0, -1], [2, 0, -1]], np.int32)
     digests = {
         Lengths(table).digest,
         Lengths(table * 2).digest,
-        Lengths(table, parts).digest,
-        Lengths(table, parts + [[0, 1, 0]] * 4).digest,
+        Lengths(table, pieces).digest,
+        Lengths(table, pieces + [[0, 1, 0]] * 4).digest,
     }
     assert len(digests) == 4

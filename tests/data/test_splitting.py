@@ -61,7 +61,7 @@ def test_a_text_without_spaces_loses_nothing():
 def _parts(sizes, kinds, *, max_tokens, max_images=4, **fields):
     splitter = Splitter.default_config().set(**fields).instantiate()
     is_image = [kind == "i" for kind in kinds]
-    return splitter.parts(sizes, is_image, max_tokens=max_tokens, max_images=max_images)
+    return splitter.pieces(sizes, is_image, max_tokens=max_tokens, max_images=max_images)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -111,7 +111,7 @@ def test_blocks_keep_images_scores_and_the_end():
     blocks = splitter.blocks(document)
     assert [type(segment) for segment in blocks.segments] == [Text, Text, Image, Text]
     assert [s.scored for s in blocks.segments if isinstance(s, Text)] == [False, False, True]
-    assert blocks.part(0, 2).ends is False and blocks.part(2, 4).ends is True
+    assert blocks.piece(0, 2).ends is False and blocks.piece(2, 4).ends is True
 
 
 def test_a_block_length_of_zero_is_an_error():

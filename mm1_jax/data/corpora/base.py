@@ -18,7 +18,7 @@ from mm1_jax.config import (
 from mm1_jax.data.images import Augmentation, BadImage
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources.base import Source
-from mm1_jax.data.splitting import Part, Splitter
+from mm1_jax.data.splitting import DocumentPiece, Splitter
 from mm1_jax.field_types import NonEmpty
 
 
@@ -86,16 +86,16 @@ class Corpus(Configurable):
         name = getattr(self._to_document, "__name__", type(self._to_document).__name__)
         return f"to_document={name}"
 
-    def part(self, part: Part) -> Document:
-        """Returns the document of a part of a record."""
-        document = self.document(part.record)
-        if part.end is None:
+    def piece(self, piece: DocumentPiece) -> Document:
+        """Returns the document of a piece of a record."""
+        document = self.document(piece.record)
+        if piece.end is None:
             return document
-        assert self.splitter is not None, "only a splitter makes parts"
+        assert self.splitter is not None, "only a splitter makes pieces"
         blocks = self.splitter.blocks(document)
-        if part.end > len(blocks.segments):
-            raise BadRecord(f"{len(blocks.segments)} blocks, expected {part.end} or more")
-        return blocks.part(part.first, part.end)
+        if piece.end > len(blocks.segments):
+            raise BadRecord(f"{len(blocks.segments)} blocks, expected {piece.end} or more")
+        return blocks.piece(piece.first, piece.end)
 
     def fingerprint(self) -> str:
         """Describes everything that determines the documents."""

@@ -34,7 +34,7 @@ _COUNTS = ("entries", "rejected", "records", "images", "image_bytes", "character
 
 
 @dataclass(frozen=True)
-class Part:
+class ConvertedPart:
     """The result of a run of entries of a unit.
 
     Attributes:
@@ -57,13 +57,13 @@ class Part:
         write_whole(_path(folder, number, part), json.dumps(asdict(self)))
 
 
-def parts_of(folder: Path, number: int) -> list[Part]:
+def finished_parts(folder: Path, number: int) -> list[ConvertedPart]:
     """Returns the finished parts of a unit."""
-    parts: list[Part] = []
+    parts: list[ConvertedPart] = []
     while (path := _path(folder, number, len(parts))).exists():
         content = json.loads(path.read_bytes())
         shard = content.pop("shard")
-        parts.append(Part(shard=None if shard is None else Shard(**shard), **content))
+        parts.append(ConvertedPart(shard=None if shard is None else Shard(**shard), **content))
     return parts
 
 
@@ -85,7 +85,7 @@ class Log:
         self.units_left: list[tuple[int, Unit]] = []
         self._entries = self._rejected = 0
         for number, unit in units:
-            parts = parts_of(folder, number)
+            parts = finished_parts(folder, number)
             if not (parts and parts[-1].is_last):
                 self.units_left.append((number, unit))
             self._entries += sum(part.counts.get("entries", 0) for part in parts)
@@ -150,9 +150,9 @@ class Log:
             ),
         )
 
-    def _parts(self) -> Iterator[tuple[Unit, Part]]:
+    def _parts(self) -> Iterator[tuple[Unit, ConvertedPart]]:
         for number, unit in self._units:
-            for part in parts_of(self._folder, number):
+            for part in finished_parts(self._folder, number):
                 yield unit, part
 
     def _reasons(self) -> str:

@@ -32,10 +32,10 @@ from absl import logging
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.conversion_log import (
     PROGRESS,
+    ConvertedPart,
     Log,
-    Part,
+    finished_parts,
     part_name,
-    parts_of,
 )
 from mm1_jax.data.ingest.filters import Filter, FrequentImages, apply_filters
 from mm1_jax.data.ingest.formats.base import Format
@@ -148,7 +148,7 @@ class UnitConversion:
     def __call__(self, number: int, unit: Unit, tally: Tally | None = None) -> None:
         tally = tally or Tally()
         with _locked_unit(self.folder, number):
-            parts = parts_of(self.folder, number)
+            parts = finished_parts(self.folder, number)
             if not (parts and parts[-1].is_last):
                 entries = _read(self.format, unit, tally)
                 # Skips what the reader yields: hidden files count too, and a page that is cut once.
@@ -162,7 +162,7 @@ class UnitConversion:
                         break
         tally.unit()
 
-    def _part(self, entries: Iterator[Entry], name: str) -> Part:
+    def _part(self, entries: Iterator[Entry], name: str) -> ConvertedPart:
         """Writes the shard of the next entries, until it is full or the entries end."""
         counts: Counter[str] = Counter()
         rejected: list[list[str]] = []
@@ -194,7 +194,7 @@ class UnitConversion:
                 if is_full or len(rejected) == _MAX_REJECTED:
                     is_last = False
                     break
-        return Part(
+        return ConvertedPart(
             num_entries=num_entries,
             is_last=is_last,
             shard=None if writer is None else writer.shard,

@@ -11,7 +11,7 @@ import pytest
 from foreign_formats import Broken, Numbered, Pages, contents, write_numbers
 
 from mm1_jax.data.ingest import convert as convert_module
-from mm1_jax.data.ingest.conversion_log import parts_of
+from mm1_jax.data.ingest.conversion_log import finished_parts
 from mm1_jax.data.ingest.convert import Conversion, content_counts, convert
 from mm1_jax.data.ingest.filters import EvaluationOverlap, FrequentImages, ImageCount, ImageFilter
 from mm1_jax.data.ingest.formats.registry import make_format
@@ -123,7 +123,7 @@ def test_a_part_ends_before_its_rejected_entries_fill_memory(conversion, tmp_pat
     monkeypatch.setattr(convert_module, "_MAX_REJECTED", 1)
     other = dataclasses.replace(conversion, output=tmp_path / "other", max_shard_bytes=2**30)
     stop_after(other, 1)
-    parts = parts_of(other.output, 0)
+    parts = finished_parts(other.output, 0)
     # The unit has entries 0, 2, 4, ...; 6, 20 and 34 are bad.
     assert [part.num_entries for part in parts] == [4, 7, 7, 2]
     assert [len(part.rejected) for part in parts] == [1, 1, 1, 0]
