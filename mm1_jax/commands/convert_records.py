@@ -36,7 +36,7 @@ from mm1_jax.data.ingest.filters import EvaluationOverlap, Filter, ImageCount
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.registry import FORMATS
 from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
-from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, verify
+from mm1_jax.data.record_files import MANIFEST, Manifest, RecordKind, verify
 from mm1_jax.experiment_folders import EXPERIMENTS
 from mm1_jax.flags import local_path, local_text, number, whole
 from mm1_jax.launch.config_options import split_overrides
@@ -279,7 +279,7 @@ def describe_formats() -> str:
     for name, format in sorted(FORMATS.items()):
         summary = (inspect.getdoc(format) or "").partition("\n")[0]
         # A format may learn the kind of its records from the data.
-        kind = format.kind.value if isinstance(format.kind, Kind) else "any"
+        kind = format.kind.value if isinstance(format.kind, RecordKind) else "any"
         lines.append(f"{name:<20} {kind:<14} {summary}")
         if options := format_options(format):
             lines.append(f"{'':<20} {'':<14} options: {', '.join(options)}")

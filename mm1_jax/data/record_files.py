@@ -3,7 +3,7 @@
     DIR/manifest.json                    kind, license, and for each shard records, bytes, checksum
     DIR/records-00000-00.array_record    shards; their order in the manifest numbers the records
 
-Fields of a record by kind (`Kind`). Every record but those of `rows` also has an `id`:
+Fields of a record by kind (`RecordKind`). Every record but those of `rows` also has an `id`:
 
     captions       image: bytes, captions: [{text, kind}]; url, where known
     interleaved    texts, images: lists of equal length, one of the two None at each place; urls
@@ -41,7 +41,7 @@ _WRITER_OPTIONS = "group_size:1"
 _UNICODE_ERRORS = "surrogatepass"
 
 
-class Kind(enum.Enum):
+class RecordKind(enum.Enum):
     """The kind of the records in a folder, which determines their fields."""
 
     CAPTIONS = "captions"
@@ -93,7 +93,7 @@ class Manifest:
         made_from: Settings and inputs of the conversion, to compare with those of a later one.
     """
 
-    kind: Kind
+    kind: RecordKind
     shards: tuple[Shard, ...]
     license: str = "unknown"
     counts: dict[str, int] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Manifest:
             if (version := content.pop("version")) != _VERSION:
                 raise ValueError(f"version {version}, expected {_VERSION}")
             shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-            return cls(kind=Kind(content.pop("kind")), shards=shards, **content)
+            return cls(kind=RecordKind(content.pop("kind")), shards=shards, **content)
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} holds no records: {MANIFEST} is missing. "

@@ -23,7 +23,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
-from mm1_jax.data.record_files import BadRecord, Kind, Manifest, RecordFiles, ShardWriter
+from mm1_jax.data.record_files import BadRecord, Manifest, RecordFiles, RecordKind, ShardWriter
 from mm1_jax.storage import write_whole
 
 SNAPSHOT = "snapshot.json"
@@ -242,7 +242,7 @@ class _RowWriter:
 
     def close(self) -> None:
         self._finish()
-        Manifest(Kind.ROWS, tuple(self._shards)).write(self._folder)
+        Manifest(RecordKind.ROWS, tuple(self._shards)).write(self._folder)
 
     def _next(self) -> ShardWriter:
         return ShardWriter(self._folder, f"rows-{len(self._shards):05}.array_record")

@@ -5,7 +5,7 @@ import pytest
 import sentencepiece
 
 from mm1_jax.commands import train_tokenizer as tool
-from mm1_jax.data.record_files import Kind, Manifest, ShardWriter
+from mm1_jax.data.record_files import Manifest, RecordKind, ShardWriter
 
 
 def train(output: Path, *arguments: str) -> sentencepiece.SentencePieceProcessor:
@@ -80,7 +80,7 @@ def test_a_lone_surrogate_is_trained_on_as_it_is_encoded(tmp_path):
     with ShardWriter(tmp_path / "text", "0.array_record") as writer:
         for text in ("some words and ", "half a pair \ud800 and more words", "\udc80"):
             writer.write({"id": text, "text": text * 9})
-    Manifest(Kind.TEXT, (writer.shard,)).write(tmp_path / "text")
+    Manifest(RecordKind.TEXT, (writer.shard,)).write(tmp_path / "text")
     model = train(tmp_path / "a.model", f"--data_dir={tmp_path}", "--vocab_size=300")
     # The lone surrogate becomes "?", which every model contains, and is in no piece.
     assert all(chr(c) not in model.id_to_piece(i) for i in range(300) for c in (0xD800, 0xDC80))

@@ -9,7 +9,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths, compute_lengths, corpus_lengths
-from mm1_jax.data.record_files import Kind, Manifest, ShardWriter
+from mm1_jax.data.record_files import Manifest, RecordKind, ShardWriter
 from mm1_jax.data.sources.array_record import ArrayRecordSource
 from mm1_jax.data.splitting import DocumentPiece, Splitter
 
@@ -33,7 +33,7 @@ def folder(tmp_path):
     with ShardWriter(tmp_path, "records-00000-00.array_record") as writer:
         for i in range(NUM_RECORDS):
             writer.write(_page(i))
-    Manifest(Kind.INTERLEAVED, (writer.shard,)).write(tmp_path)
+    Manifest(RecordKind.INTERLEAVED, (writer.shard,)).write(tmp_path)
     return tmp_path
 
 

@@ -6,9 +6,9 @@ import pytest
 from mm1_jax.data.record_files import (
     MANIFEST,
     BadRecord,
-    Kind,
     Manifest,
     RecordFiles,
+    RecordKind,
     ShardWriter,
     decode_record,
     encode_record,
@@ -27,7 +27,9 @@ def folder(tmp_path):
             for record in records:
                 writer.write(record)
         shards.append(writer.shard)
-    Manifest(Kind.TEXT, tuple(shards), license="CC BY 4.0", counts={"records": 7}).write(tmp_path)
+    Manifest(RecordKind.TEXT, tuple(shards), license="CC BY 4.0", counts={"records": 7}).write(
+        tmp_path
+    )
     return tmp_path
 
 
@@ -52,7 +54,7 @@ def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(folder, tmp_
     assert RecordFiles(copy).fingerprint() == RecordFiles(folder).fingerprint()
     with ShardWriter(copy, "records-00001-00.array_record") as writer:
         writer.write({"id": "another"})
-    Manifest(Kind.TEXT, (Manifest.read(folder).shards[0], writer.shard)).write(copy)
+    Manifest(RecordKind.TEXT, (Manifest.read(folder).shards[0], writer.shard)).write(copy)
     assert RecordFiles(copy).fingerprint() != RecordFiles(folder).fingerprint()
 
 

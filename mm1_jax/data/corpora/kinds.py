@@ -7,11 +7,11 @@ from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.conversations import conversation_document
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.corpora.text import text_document
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
-TO_DOCUMENT: Mapping[Kind, Callable[[Record], Document]] = {
-    Kind.CAPTIONS: caption_document,
-    Kind.INTERLEAVED: interleaved_document,
-    Kind.TEXT: text_document,
-    Kind.CONVERSATIONS: conversation_document,
+TO_DOCUMENT: Mapping[RecordKind, Callable[[Record], Document]] = {
+    RecordKind.CAPTIONS: caption_document,
+    RecordKind.INTERLEAVED: interleaved_document,
+    RecordKind.TEXT: text_document,
+    RecordKind.CONVERSATIONS: conversation_document,
 }

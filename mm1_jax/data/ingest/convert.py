@@ -44,7 +44,7 @@ from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_pr
 from mm1_jax.data.readers.entries import Entry, Rejected, documents_of, reason_class
 from mm1_jax.data.readers.marks import find_markers
 from mm1_jax.data.readers.source_files import Unit, git_lfs_pointer, links_not_followed
-from mm1_jax.data.record_files import MANIFEST, Kind, Manifest, ShardWriter
+from mm1_jax.data.record_files import MANIFEST, Manifest, RecordKind, ShardWriter
 from mm1_jax.data.records import IMAGE
 from mm1_jax.storage import write_whole
 
@@ -255,20 +255,20 @@ class ImageCounting:
         return self.folder / PROGRESS / f"images-{self.place}-{name}.npy"
 
 
-def content_counts(record: Record, kind: Kind) -> dict[str, int]:
+def content_counts(record: Record, kind: RecordKind) -> dict[str, int]:
     """Returns the counts of a record for the manifest."""
-    if kind is Kind.CAPTIONS:
+    if kind is RecordKind.CAPTIONS:
         images, texts = [record["image"]], [caption["text"] for caption in record["captions"]]
-    elif kind is Kind.TEXT:
+    elif kind is RecordKind.TEXT:
         images, texts = [], [record["text"]]
-    elif kind is Kind.CONVERSATIONS:
+    elif kind is RecordKind.CONVERSATIONS:
         images, texts = record["images"], [turn["text"] for turn in record["turns"]]
     else:
         images, texts = record["images"], record["texts"]
     images = [image for image in images if image is not None]
     texts = [text for text in texts if text is not None]
     # In conversations, `IMAGE` marks the place of an image.
-    marks = find_markers(texts) - ({IMAGE} if kind is Kind.CONVERSATIONS else set())
+    marks = find_markers(texts) - ({IMAGE} if kind is RecordKind.CONVERSATIONS else set())
     missing = record.get("missing_images")
     return {
         "records": 1,
@@ -318,7 +318,7 @@ def _units_of(format: Format, source: Path) -> list[Unit]:
         raise
 
 
-def _filters(conversion: Conversion, kind: Kind) -> list[Filter]:
+def _filters(conversion: Conversion, kind: RecordKind) -> list[Filter]:
     return [cfg.instantiate(kind=kind) for cfg in conversion.filters]
 
 

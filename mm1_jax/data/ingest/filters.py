@@ -24,7 +24,7 @@ from mm1_jax.data.ingest.image_keys import image_keys, load_keys
 from mm1_jax.data.ingest.perceptual_hash import HammingIndex, perceptual_hash
 from mm1_jax.data.ingest.record_images import Picture, picture_size, pictures, without_images
 from mm1_jax.data.readers.source_files import documents_below
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -46,9 +46,9 @@ class Filtered(NamedTuple):
 class Filter(Configurable, abc.ABC):
     """Drops images or records. The result depends on the record alone."""
 
-    def __init__(self, cfg: Configurable.Config, *, kind: Kind):
+    def __init__(self, cfg: Configurable.Config, *, kind: RecordKind):
         super().__init__(cfg)
-        if kind is Kind.TEXT:
+        if kind is RecordKind.TEXT:
             raise ValueError(
                 f"{type(self).__name__} looks at images, and records of text have none; "
                 "convert them without filters"
@@ -156,7 +156,7 @@ class RepeatedImages(Filter):
     """
 
     def __call__(self, record: Record) -> Filtered:
-        if self.kind is not Kind.INTERLEAVED:
+        if self.kind is not RecordKind.INTERLEAVED:
             return Filtered(record, Counter())
         seen: set[int] = set()
 
@@ -180,7 +180,7 @@ class FrequentImages(Filter):
     class Config(Filter.Config):
         max_documents: int = 10
 
-    def __init__(self, cfg: Config, *, kind: Kind):
+    def __init__(self, cfg: Config, *, kind: RecordKind):
         super().__init__(cfg, kind=kind)
         self.max_documents: int = cfg.max_documents
         self._path: Path | None = None
@@ -250,9 +250,9 @@ class AnswerTypes(Filter):
     class Config(Filter.Config):
         keep: Required[tuple[str, ...]] = REQUIRED  # Of "yes/no", "number", "other".
 
-    def __init__(self, cfg: Config, *, kind: Kind):
+    def __init__(self, cfg: Config, *, kind: RecordKind):
         super().__init__(cfg, kind=kind)
-        if kind is not Kind.CONVERSATIONS:
+        if kind is not RecordKind.CONVERSATIONS:
             raise ValueError(
                 f"AnswerTypes looks at answers, and records of {kind.value} have none; "
                 "convert them without this filter"
@@ -286,7 +286,7 @@ class EvaluationOverlap(Filter):
         # Larger images are compared by their bytes only.
         max_pixels: int = 64_000_000
 
-    def __init__(self, cfg: Config, *, kind: Kind):
+    def __init__(self, cfg: Config, *, kind: RecordKind):
         super().__init__(cfg, kind=kind)
         if not 0 <= cfg.max_distance < 32:
             raise ValueError(

@@ -9,7 +9,7 @@ import PIL.Image
 
 from mm1_jax.batch import Record
 from mm1_jax.data.images import FORMATS, BadImage
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
 
 class Picture(NamedTuple):
@@ -20,9 +20,9 @@ class Picture(NamedTuple):
     url: str | None
 
 
-def pictures(record: Record, kind: Kind) -> Iterator[Picture]:
+def pictures(record: Record, kind: RecordKind) -> Iterator[Picture]:
     """Yields the images of a record in order; places without one are skipped."""
-    if kind is Kind.CAPTIONS:
+    if kind is RecordKind.CAPTIONS:
         images, urls = [record["image"]], [record.get("url")]
     else:
         images = record["images"]
@@ -32,12 +32,12 @@ def pictures(record: Record, kind: Kind) -> Iterator[Picture]:
             yield Picture(place, image, url)
 
 
-def without_images(record: Record, kind: Kind, places: Iterable[int]) -> Record | None:
+def without_images(record: Record, kind: RecordKind, places: Iterable[int]) -> Record | None:
     """Returns the record without the images at `places`; None if it must be dropped."""
     places = set(places)
     if not places:
         return record
-    if kind is not Kind.INTERLEAVED:
+    if kind is not RecordKind.INTERLEAVED:
         return None
     kept = [place for place in range(len(record["images"])) if place not in places]
     if not kept:

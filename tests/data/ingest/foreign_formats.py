@@ -10,14 +10,14 @@ from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.entries import Rejected
 from mm1_jax.data.readers.source_files import Unit
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
 
 class Numbered(Format):
     """Captioned noise images: a file holds their number, and makes two units."""
 
     name = "numbered"
-    kind = Kind.CAPTIONS
+    kind = RecordKind.CAPTIONS
 
     def __init__(self, *, bad_every: int = 7, image_bytes: int = 2000, seconds: float = 0.0):
         self._bad_every = bad_every
@@ -46,7 +46,7 @@ class Pages(Format):
     """Interleaved pages: a file is a list of pages, in which `!name` stands for an image."""
 
     name = "pages"
-    kind = Kind.INTERLEAVED
+    kind = RecordKind.INTERLEAVED
 
     def units(self, source: Path) -> list[Unit]:
         return [Unit(path) for path in sorted(source.glob("*.pages"))]

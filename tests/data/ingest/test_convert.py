@@ -17,7 +17,7 @@ from mm1_jax.data.ingest.filters import EvaluationOverlap, FrequentImages, Image
 from mm1_jax.data.ingest.formats.registry import make_format
 from mm1_jax.data.ingest.runners import Workers
 from mm1_jax.data.readers.entries import Rejected, reason_class
-from mm1_jax.data.record_files import Kind, Manifest, RecordFiles, verify
+from mm1_jax.data.record_files import Manifest, RecordFiles, RecordKind, verify
 
 HERE = Path(__file__).parent
 
@@ -85,7 +85,7 @@ def test_the_manifest_describes_the_inputs_and_options(conversion):
     convert(conversion)
     manifest = Manifest.read(conversion.output)
     (source,) = conversion.inputs
-    assert manifest.kind is Kind.CAPTIONS and manifest.license == "mine"
+    assert manifest.kind is RecordKind.CAPTIONS and manifest.license == "mine"
     files = manifest.made_from.pop("files")
     assert (files["number"], files["bytes"]) == (4, 6)
     assert manifest.made_from == {
@@ -342,13 +342,13 @@ def test_each_kind_of_record_has_its_counts():
         return list(found.values())
 
     captions = [{"text": "abc", "kind": "alt"}, {"text": "d", "kind": "caption"}]
-    assert counts(Kind.CAPTIONS, image=b"12", captions=captions) == [1, 2, 4]
-    assert counts(Kind.TEXT, text="abcde") == [0, 0, 5]
+    assert counts(RecordKind.CAPTIONS, image=b"12", captions=captions) == [1, 2, 4]
+    assert counts(RecordKind.TEXT, text="abcde") == [0, 0, 5]
     turns = [{"role": "user", "text": "<image>"}, {"role": "assistant", "text": "no"}]
-    assert counts(Kind.CONVERSATIONS, images=[b"1", b"23"], turns=turns) == [2, 3, 9]
+    assert counts(RecordKind.CONVERSATIONS, images=[b"1", b"23"], turns=turns) == [2, 3, 9]
     page = {"texts": ["ab", None, "c"], "images": [None, b"123", None]}
-    assert counts(Kind.INTERLEAVED, **page, missing_images=0) == [1, 3, 3]
-    assert counts(Kind.INTERLEAVED, **page, missing_images=2) == [1, 3, 3, 2]
+    assert counts(RecordKind.INTERLEAVED, **page, missing_images=0) == [1, 3, 3]
+    assert counts(RecordKind.INTERLEAVED, **page, missing_images=2) == [1, 3, 3, 2]
 
 
 def test_records_that_spell_special_tokens_are_counted():
@@ -358,11 +358,11 @@ def test_records_that_spell_special_tokens_are_counted():
 
     text = "<PERSON> at <|im_end|><extra_id_12> or <extra_id_3>, [SEP] <s>x</s> <b> <|x <images>"
     found = ["</s>", "<PERSON>", "<extra_id_N>", "<s>", "<|im_end|>", "[SEP]"]
-    assert marks(Kind.TEXT, text=text) == [f"marks.{mark}" for mark in found]
+    assert marks(RecordKind.TEXT, text=text) == [f"marks.{mark}" for mark in found]
     caption = {"text": "<image> of a cat", "kind": "alt"}
-    assert marks(Kind.CAPTIONS, image=b"x", captions=[caption]) == ["marks.<image>"]
+    assert marks(RecordKind.CAPTIONS, image=b"x", captions=[caption]) == ["marks.<image>"]
     turns = [{"role": "user", "text": "<image> what?"}]
-    assert marks(Kind.CONVERSATIONS, images=[b"x"], turns=turns) == []
+    assert marks(RecordKind.CONVERSATIONS, images=[b"x"], turns=turns) == []
 
 
 def test_similar_reasons_are_counted_together():

@@ -22,7 +22,7 @@ from mm1_jax.data.ingest.filters import (
 )
 from mm1_jax.data.ingest.image_keys import frequent_keys
 from mm1_jax.data.ingest.record_images import picture_size
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
 
 def header(width: int, height: int) -> bytes:
@@ -54,7 +54,7 @@ def drawn(seed: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels).resize((320, 240), PIL.Image.Resampling.BICUBIC)
 
 
-def kept(cfg, record, kind=Kind.CAPTIONS):
+def kept(cfg, record, kind=RecordKind.CAPTIONS):
     return cfg.instantiate(kind=kind)(record)
 
 
@@ -109,7 +109,7 @@ def test_a_page_loses_images_and_keeps_the_order_of_the_rest():
         "urls": [None, "u", None, None, None, "https://a.org/icon"],
         "missing_images": 2,
     }
-    left = kept(ImageFilter.default_config(), record, Kind.INTERLEAVED)
+    left = kept(ImageFilter.default_config(), record, RecordKind.INTERLEAVED)
     assert left.record == {
         "id": "1",
         "texts": ["a", None, "b", None],
@@ -122,18 +122,18 @@ def test_a_page_loses_images_and_keeps_the_order_of_the_rest():
 
 def test_a_page_that_loses_all_images_and_has_no_text_is_dropped():
     record = {"id": "1", "texts": [None], "images": [b"x"], "urls": None}
-    assert kept(ImageFilter.default_config(), record, Kind.INTERLEAVED).record is None
+    assert kept(ImageFilter.default_config(), record, RecordKind.INTERLEAVED).record is None
 
 
 def test_a_conversation_is_dropped_as_a_whole():
     record = {"id": "1", "images": [header(200, 200), header(20, 20)], "turns": []}
-    left = kept(ImageFilter.default_config(), record, Kind.CONVERSATIONS)
+    left = kept(ImageFilter.default_config(), record, RecordKind.CONVERSATIONS)
     assert left.record is None and left.counts == {"side": 1}
 
 
 def test_records_of_text_have_no_images_to_filter():
     with pytest.raises(ValueError, match="ImageFilter looks at images.*convert them without"):
-        ImageFilter.default_config().instantiate(kind=Kind.TEXT)
+        ImageFilter.default_config().instantiate(kind=RecordKind.TEXT)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_records_of_text_have_no_images_to_filter():
 )
 def test_documents_have_one_to_thirty_images(count, fault):
     record = page("1", ["a", *(f"!{i}" for i in range(count))])
-    left = kept(ImageCount.default_config(), record, Kind.INTERLEAVED)
+    left = kept(ImageCount.default_config(), record, RecordKind.INTERLEAVED)
     assert left.record == (record if fault is None else None)
     assert left.counts == Counter([fault] if fault else [])
 
@@ -153,20 +153,22 @@ def test_questions_are_distinguished_by_their_answers():
     ]
 
     def kept_answers(*types: str) -> list[str]:
-        keep = AnswerTypes.default_config().set(keep=types).instantiate(kind=Kind.CONVERSATIONS)
+        cfg = AnswerTypes.default_config().set(keep=types)
+        keep = cfg.instantiate(kind=RecordKind.CONVERSATIONS)
         return [record["answer"] for record in records if keep(record).record is not None]
 
     assert kept_answers("yes/no") == ["yes", "No", " no "]
     assert kept_answers("number") == ["12"]
     assert sorted(kept_answers("number", "other") + kept_answers("yes/no")) == sorted(answers)
     with pytest.raises(ValueError, match="records of captions have none"):
-        AnswerTypes.default_config().set(keep=("other",)).instantiate(kind=Kind.CAPTIONS)
+        AnswerTypes.default_config().set(keep=("other",)).instantiate(kind=RecordKind.CAPTIONS)
     with pytest.raises(ValueError, match="maybe"):
-        AnswerTypes.default_config().set(keep=("maybe",)).instantiate(kind=Kind.CONVERSATIONS)
+        AnswerTypes.default_config().set(keep=("maybe",)).instantiate(kind=RecordKind.CONVERSATIONS)
 
 
 def test_a_conversation_without_an_answer_is_dropped_and_counted():
-    keep = AnswerTypes.default_config().set(keep=("other",)).instantiate(kind=Kind.CONVERSATIONS)
+    cfg = AnswerTypes.default_config().set(keep=("other",))
+    keep = cfg.instantiate(kind=RecordKind.CONVERSATIONS)
     left, counts, _ = keep({"id": "1", "images": [], "turns": []})
     assert left is None and counts == {"no_answer": 1}
 
@@ -180,7 +182,7 @@ def test_the_first_of_repeated_images_is_kept():
         "images": [b"x", None, b"x", b"y", b"z", b"y"],
         "urls": ["u", None, "v", "u", None, None],
     }
-    left = kept(RepeatedImages.default_config(), record, Kind.INTERLEAVED)
+    left = kept(RepeatedImages.default_config(), record, RecordKind.INTERLEAVED)
     assert left.record["images"] == [b"x", None, b"z"]
     assert left.record["texts"] == [None, "a", None]
     assert left.counts == {"repeated": 3}
@@ -188,18 +190,18 @@ def test_the_first_of_repeated_images_is_kept():
 
 def test_a_conversation_may_show_an_image_twice():
     record = {"id": "1", "images": [b"x", b"x"], "turns": []}
-    assert kept(RepeatedImages.default_config(), record, Kind.CONVERSATIONS).record == record
+    assert kept(RepeatedImages.default_config(), record, RecordKind.CONVERSATIONS).record == record
 
 
 def test_images_are_identified_by_bytes_and_by_url():
-    filter = FrequentImages.default_config().instantiate(kind=Kind.INTERLEAVED)
+    filter = FrequentImages.default_config().instantiate(kind=RecordKind.INTERLEAVED)
     # MD5 of "!a" and of its URL.
     assert filter.keys(page("1", ["!a", "text", "!a"])) == {0xDA9A0F068573477B, 0x471E2F8CBD82F197}
 
 
 @pytest.mark.parametrize("by", ["bytes", "url"])
 def test_frequent_images_are_dropped(tmp_path, by):
-    filter = FrequentImages.default_config().instantiate(kind=Kind.CAPTIONS)
+    filter = FrequentImages.default_config().instantiate(kind=RecordKind.CAPTIONS)
     often = caption(b"often", "u") if by == "url" else caption(b"often")
     also = caption(b"other", "u") if by == "url" else caption(b"often", "v")
     seldom = caption(b"seldom", "w")
@@ -229,7 +231,7 @@ def benchmark(tmp_path_factory) -> Path:
     return folder
 
 
-def overlap(benchmark: Path, kind: Kind = Kind.CAPTIONS) -> EvaluationOverlap:
+def overlap(benchmark: Path, kind: RecordKind = RecordKind.CAPTIONS) -> EvaluationOverlap:
     cfg = EvaluationOverlap.default_config().set(images=[str(benchmark)])
     return cfg.instantiate(kind=kind)
 
@@ -276,7 +278,7 @@ def test_other_pictures_are_kept(benchmark):
 def test_a_page_loses_pictures_of_benchmarks(benchmark):
     data = (benchmark / "below" / "2.png").read_bytes()
     record = {"id": "p", "texts": ["a", None, None], "images": [None, b"x", data]}
-    left = overlap(benchmark, Kind.INTERLEAVED)(record)
+    left = overlap(benchmark, RecordKind.INTERLEAVED)(record)
     assert left.record == {"id": "p", "texts": ["a", None], "images": [None, b"x"]}
     assert [found["image"] for found in left.overlaps] == [2]
 
@@ -300,7 +302,7 @@ def test_a_missing_benchmark_is_named(tmp_path):
 
 def test_filters_count_drops_and_pass_the_rest_to_the_next():
     filters = [
-        cfg.instantiate(kind=Kind.INTERLEAVED)
+        cfg.instantiate(kind=RecordKind.INTERLEAVED)
         for cfg in (RepeatedImages.default_config(), ImageCount.default_config().set(max_images=2))
     ]
     left = apply_filters(filters, page("1", ["!a", "!a", "!b", "t"]))

@@ -1,1 +1,1 @@
-"""Foreign file formats, one file each: foreign files -> records of a `Kind`."""
+"""Foreign file formats, one file each: foreign files -> records of a `RecordKind`."""

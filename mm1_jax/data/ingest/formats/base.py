@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.source_files import Unit
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
 
 class Format(abc.ABC):
@@ -20,7 +20,7 @@ class Format(abc.ABC):
     """
 
     name: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[RecordKind]
     # If True, links to folders of files and of images are followed.
     follow_links: bool = False
 

@@ -14,7 +14,7 @@ from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, image_files
 from mm1_jax.data.readers.json_files import as_object, stream_json
 from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import as_text, captions_record, is_key, records_of
 
 _EXPECTED = "a JSON file of COCO captions: images, and annotations that have a caption"
@@ -32,7 +32,7 @@ class CocoCaptions(Format):
     """
 
     name = "coco_captions"
-    kind = Kind.CAPTIONS
+    kind = RecordKind.CAPTIONS
 
     def __init__(self, *, images: str | Path | None = None):
         self._images = None if images is None else Path(images)

@@ -11,7 +11,7 @@ from mm1_jax.data.readers.entries import Documents, Entry
 from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.data.readers.markup import Picture, html_segments, markdown_segments
 from mm1_jax.data.readers.source_files import Unit, documents_below, entry_id, source_files
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import Page, from_base64, page_records, records_of
 
 _MARKDOWN, _HTML = (".md", ".markdown"), (".html", ".htm")
@@ -31,7 +31,7 @@ class Folder(Format):
     """
 
     name = "folder"
-    kind = Kind.INTERLEAVED
+    kind = RecordKind.INTERLEAVED
 
     def units(self, source: Path) -> list[Unit]:
         if source.is_file():

@@ -12,7 +12,7 @@ from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.image_files import ImageFolder, stored_image
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.readers.source_files import Unit
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 from mm1_jax.data.records import captions_record, records_of
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -31,7 +31,7 @@ class HfCaptions(Format):
     """
 
     name = "hf_captions"
-    kind = Kind.CAPTIONS
+    kind = RecordKind.CAPTIONS
 
     def __init__(
         self,

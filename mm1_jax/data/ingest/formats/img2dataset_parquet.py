@@ -11,7 +11,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.readers.source_files import Unit
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import captions_record, records_of
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -23,7 +23,7 @@ class Img2datasetParquet(Format):
     """Captions, one record per row; failed downloads are rejected with their error."""
 
     name = "img2dataset_parquet"
-    kind = Kind.CAPTIONS
+    kind = RecordKind.CAPTIONS
 
     def __init__(self, *, caption_kind: str = "caption"):
         self._caption_kind = caption_kind

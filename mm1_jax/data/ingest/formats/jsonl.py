@@ -13,7 +13,7 @@ from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.data.readers.json_files import as_object, entries
 from mm1_jax.data.readers.marks import END_OF_TEXT
 from mm1_jax.data.readers.source_files import Unit, source_files
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 from mm1_jax.data.records import (
     as_list,
     captions_record,
@@ -27,10 +27,10 @@ from mm1_jax.data.records import (
 _EXPECTED = "JSON lines, *.jsonl, which may be in .gz, .zst or .zip"
 # Fields that occur only in records of one kind.
 _FIELDS = {
-    Kind.CONVERSATIONS: {"turns"},
-    Kind.INTERLEAVED: {"texts"},
-    Kind.CAPTIONS: {"captions", "caption"},
-    Kind.TEXT: {"text"},
+    RecordKind.CONVERSATIONS: {"turns"},
+    RecordKind.INTERLEAVED: {"texts"},
+    RecordKind.CAPTIONS: {"captions", "caption"},
+    RecordKind.TEXT: {"text"},
 }
 _NUM_LOOKED_AT = 10
 _SUFFIXES = compressed(".jsonl")
@@ -50,14 +50,14 @@ class Jsonl(Format):
 
     name = "jsonl"
 
-    def __init__(self, *, kind: Kind | str | None = None):
-        kinds = [one.value for one in Kind]
+    def __init__(self, *, kind: RecordKind | str | None = None):
+        kinds = [one.value for one in RecordKind]
         if isinstance(kind, str) and kind not in kinds:
             raise ValueError(f"kind={kind!r}; expected one of {', '.join(kinds)}")
-        self._kind = None if kind is None else Kind(kind)
+        self._kind = None if kind is None else RecordKind(kind)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RecordKind:
         """The kind of the records, given or inferred by `units`."""
         if self._kind is None:
             raise ValueError("the kind of JSON lines is unknown before `units` is called; set kind")
@@ -85,13 +85,13 @@ class Jsonl(Format):
     def read(self, unit: Unit) -> Iterator[Entry]:
         images = ImageFolder(unit.path.parent, self.follow_links)
         # If the kind is unknown, any one will do: all lines become Rejected.
-        make = _MAKE[self._kind or _kind(unit.path) or Kind.TEXT]
+        make = _MAKE[self._kind or _kind(unit.path) or RecordKind.TEXT]
         return records_of(
             entries(unit.path), lambda entry, value: make(entry, as_object(value), images)
         )
 
 
-def _kind(path: Path) -> Kind | None:
+def _kind(path: Path) -> RecordKind | None:
     """Infers the kind from the fields of the first lines."""
     for item in itertools.islice(entries(path), _NUM_LOOKED_AT):
         if not isinstance(item, Rejected) and isinstance(item[1], dict):
@@ -132,8 +132,8 @@ def _text(entry: str, line: dict[str, Any], images: ImageFolder) -> Record | Doc
 
 
 _MAKE = {
-    Kind.CAPTIONS: _captions,
-    Kind.INTERLEAVED: _page,
-    Kind.CONVERSATIONS: _conversation,
-    Kind.TEXT: _text,
+    RecordKind.CAPTIONS: _captions,
+    RecordKind.INTERLEAVED: _page,
+    RecordKind.CONVERSATIONS: _conversation,
+    RecordKind.TEXT: _text,
 }

@@ -12,7 +12,7 @@ from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, image_files
 from mm1_jax.data.readers.json_files import as_object, entries
 from mm1_jax.data.readers.source_files import Unit, source_files
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import as_list, conversation_record, is_missing, records_of
 
 _EXPECTED = "JSON of LLaVA: a list, or lines, of objects with conversations"
@@ -33,7 +33,7 @@ class Llava(Format):
     """
 
     name = "llava"
-    kind = Kind.CONVERSATIONS
+    kind = RecordKind.CONVERSATIONS
 
     def __init__(self, *, images: str | Path | None = None):
         self._images = None if images is None else Path(images)

@@ -10,7 +10,7 @@ from mm1_jax.data.readers.entries import Documents, Entry, documents_of
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, image_files
 from mm1_jax.data.readers.json_files import as_object, entries
 from mm1_jax.data.readers.source_files import Unit, source_files
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import (
     Page,
     as_list,
@@ -35,7 +35,7 @@ class Mmc4(Format):
     """
 
     name = "mmc4"
-    kind = Kind.INTERLEAVED
+    kind = RecordKind.INTERLEAVED
 
     def __init__(self, *, images: str | Path | None = None, min_similarity: float = 0.24):
         self._images = None if images is None else Path(images)

@@ -16,7 +16,7 @@ from mm1_jax.data.readers.json_files import parse_json
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.readers.source_files import Unit, documents_below
 from mm1_jax.data.readers.url_index import UrlIndex
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import parallel_record, records_of
 
 _NEEDED = ("images", "texts")
@@ -37,7 +37,7 @@ class Obelics(Format):
     """
 
     name = "obelics"
-    kind = Kind.INTERLEAVED
+    kind = RecordKind.INTERLEAVED
 
     def __init__(self, *, images: str | Path | None = None):
         self._images = None if images is None else Path(images)

@@ -18,7 +18,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import decode_text
 from mm1_jax.data.readers.entries import Documents, Entry, Rejected
 from mm1_jax.data.readers.source_files import Unit, entry_id
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import records_of, text_record
 
 
@@ -39,7 +39,7 @@ class Seqio(Format):
     """
 
     name = "seqio"
-    kind = Kind.TEXT
+    kind = RecordKind.TEXT
 
     def __init__(
         self,

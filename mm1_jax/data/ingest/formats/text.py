@@ -14,7 +14,7 @@ from mm1_jax.data.readers.json_files import as_object, parse_json
 from mm1_jax.data.readers.marks import END_OF_TEXT
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.readers.source_files import Unit, documents_below, entry_id, source_files
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 from mm1_jax.data.records import records_of, text_record
 
 _LINES = (*compressed(".jsonl"), ".json.gz", ".json.zst")
@@ -35,7 +35,7 @@ class PlainText(Format):
     """
 
     name = "text"
-    kind = Kind.TEXT
+    kind = RecordKind.TEXT
 
     def __init__(self, *, field: str = "text", document_mark: str = END_OF_TEXT):
         self._field = field

@@ -16,7 +16,7 @@ from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
 from mm1_jax.data.readers.json_files import as_object, stream_json
 from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import (
     IMAGE,
     as_list,
@@ -49,7 +49,7 @@ class Vqa(Format):
     """
 
     name = "vqa"
-    kind = Kind.CONVERSATIONS
+    kind = RecordKind.CONVERSATIONS
 
     def __init__(self, *, annotations: str | Path | None = None, images: str | Path | None = None):
         self._annotations = None if annotations is None else Path(annotations)

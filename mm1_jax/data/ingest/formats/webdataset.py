@@ -12,7 +12,7 @@ from mm1_jax.data.readers.json_files import as_object, parse_json
 from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
 from mm1_jax.data.readers.tar import read_member
 from mm1_jax.data.readers.webdataset import IMAGES, Sample, samples
-from mm1_jax.data.record_files import BadRecord, Kind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import captions_record, records_of
 
 
@@ -25,7 +25,7 @@ class Webdataset(Format):
     """
 
     name = "webdataset"
-    kind = Kind.CAPTIONS
+    kind = RecordKind.CAPTIONS
 
     def __init__(self, *, caption_kind: str = "caption"):
         self._caption_kind = caption_kind

@@ -8,7 +8,7 @@ import pytest
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.entries import Rejected, documents_of
-from mm1_jax.data.record_files import Kind, decode_record, encode_record
+from mm1_jax.data.record_files import RecordKind, decode_record, encode_record
 
 
 def _check_captions(record: Record):
@@ -40,10 +40,10 @@ def _check_conversation(record: Record):
 
 
 _CHECKS = {
-    Kind.CAPTIONS: _check_captions,
-    Kind.INTERLEAVED: _check_page,
-    Kind.TEXT: _check_text,
-    Kind.CONVERSATIONS: _check_conversation,
+    RecordKind.CAPTIONS: _check_captions,
+    RecordKind.INTERLEAVED: _check_page,
+    RecordKind.TEXT: _check_text,
+    RecordKind.CONVERSATIONS: _check_conversation,
 }
 
 

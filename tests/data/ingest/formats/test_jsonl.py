@@ -4,7 +4,7 @@ import json
 import pytest
 
 from mm1_jax.data.ingest.formats.jsonl import Jsonl
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ TEXT = {"id": 7, "text": "some text"}
     [
         (
             CAPTIONS,
-            Kind.CAPTIONS,
+            RecordKind.CAPTIONS,
             {
                 "image": b"a",
                 "captions": [{"text": "a cat", "kind": "alt"}, {"text": "b", "kind": "caption"}],
@@ -43,12 +43,12 @@ TEXT = {"id": 7, "text": "some text"}
         ),
         (
             {"image": "images/b", "caption": "b", "url": "http://x"},
-            Kind.CAPTIONS,
+            RecordKind.CAPTIONS,
             {"image": b"b", "captions": [{"text": "b", "kind": "caption"}], "url": "http://x"},
         ),
         (
             PAGE | {"urls": [None, "http://x", "http://y"]},
-            Kind.INTERLEAVED,
+            RecordKind.INTERLEAVED,
             {
                 "texts": ["one", None],
                 "images": [None, b"a"],
@@ -57,8 +57,8 @@ TEXT = {"id": 7, "text": "some text"}
                 "source_id": "p",
             },
         ),
-        (CONVERSATION, Kind.CONVERSATIONS, CONVERSATION | {"images": [b"a"]}),
-        (TEXT, Kind.TEXT, {"text": "some text", "source_id": "7"}),
+        (CONVERSATION, RecordKind.CONVERSATIONS, CONVERSATION | {"images": [b"a"]}),
+        (TEXT, RecordKind.TEXT, {"text": "some text", "source_id": "7"}),
     ],
 )
 def test_the_kind_is_inferred_from_the_fields(folder, convert, line, kind, record):
@@ -78,7 +78,7 @@ def test_files_of_mixed_kinds_need_the_option(folder, convert):
         Jsonl().units(folder)
     ((record,), rejected) = convert(Jsonl(kind="text"), folder)
     assert record["text"] == "some text" and rejected == []
-    ((record,), _) = convert(Jsonl(kind=Kind.CAPTIONS), folder)
+    ((record,), _) = convert(Jsonl(kind=RecordKind.CAPTIONS), folder)
     assert record["image"] == b"a"
     with pytest.raises(ValueError, match="none of the files holds interleaved"):
         Jsonl(kind="interleaved").units(folder)

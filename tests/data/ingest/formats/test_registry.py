@@ -5,7 +5,7 @@ import pytest
 
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.registry import FORMATS, make_format
-from mm1_jax.data.record_files import Kind
+from mm1_jax.data.record_files import RecordKind
 
 
 def test_every_format_can_be_made_by_name():
@@ -14,7 +14,7 @@ def test_every_format_can_be_made_by_name():
         form = make_format(name)
         assert isinstance(form, Format) and form.name == name == cls.__module__.split(".")[-1]
         if name != "jsonl":
-            assert isinstance(form.kind, Kind)
+            assert isinstance(form.kind, RecordKind)
 
 
 def test_every_option_is_in_the_docstring():
@@ -24,7 +24,7 @@ def test_every_option_is_in_the_docstring():
 
 
 def test_options_reach_the_constructor(tmp_path):
-    assert make_format("jsonl", kind="text").kind is Kind.TEXT
+    assert make_format("jsonl", kind="text").kind is RecordKind.TEXT
     with pytest.raises(ValueError, match="kind='x'"):
         make_format("jsonl", kind="x")
 

@@ -9,7 +9,7 @@ import pytest
 from mm1_jax.data.ingest.convert import Conversion
 from mm1_jax.data.ingest.convert import convert as convert_files
 from mm1_jax.data.ingest.formats.registry import make_format
-from mm1_jax.data.record_files import Kind, RecordFiles
+from mm1_jax.data.record_files import RecordFiles, RecordKind
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -118,7 +118,7 @@ def test_several_fields_become_a_line_each(tasks, convert):
 
 
 def test_a_mixture_has_every_example_of_its_tasks_once(tasks, convert):
-    assert make("mixed").kind is Kind.TEXT
+    assert make("mixed").kind is RecordKind.TEXT
     records, rejected = convert(make("mixed"), tasks)
     expected = [f"kept train caf\u00e9 {i}" for i in range(5)]
     assert texts(records) == expected + [f"tokens train caf\u00e9 {i}" for i in range(3)]
