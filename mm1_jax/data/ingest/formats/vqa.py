@@ -102,8 +102,8 @@ class Vqa(Format):
             ("images", images, holds_images),
         ):
             if not any(map(is_it, files)):
-                sought = ", ".join(map(str, files))
-                return f"{path}: expected one of {sought}; set {option} to where they are"
+                candidates = ", ".join(map(str, files))
+                return f"{path}: expected one of {candidates}; set {option} to where they are"
         return ""
 
     def _answer_files(self, path: Path) -> list[Path]:
