@@ -231,7 +231,7 @@ def _load_parameters(
 
 
 def _sharded_array(
-    like: jax.ShapeDtypeStruct, values: Callable[[tuple[int, ...], tuple[slice, ...]], np.ndarray]
+    like: jax.ShapeDtypeStruct, values: Callable[[tuple[int, ...], Any], np.ndarray]
 ) -> jax.Array:
     """Creates a sharded array; `values` is called per device with the index of its shard."""
     shape = tuple(like.shape)

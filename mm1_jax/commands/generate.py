@@ -169,7 +169,7 @@ def answer(flags: argparse.Namespace) -> str:
     image_size = cfg.input.image_size
     if flags.image and not image_size:
         raise ValueError("--image: the model of this run is text-only; give no images")
-    image_transform = (
+    image_transform: Any = (
         cfg.input.image_transform.set(image_size=image_size).instantiate() if image_size else None
     )
     example = _prompt(flags, cfg, tokenizer, image_transform)

@@ -106,7 +106,7 @@ class Input(Configurable):
         self.image_transform: ImageTransform | None = None
         if cfg.max_images:
             self.image_transform = cfg.image_transform.set(image_size=image_size).instantiate()
-        self.example_builder = _example_builder(cfg, self.tokenizer)
+        self.example_builder = example_builder(cfg, self.tokenizer)
         self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
         if has_rows:
             assert self.snapshot is not None
@@ -305,7 +305,7 @@ def _used_streams(cfg: Input.Config) -> list[Stream.Config]:
     return [stream for stream in cfg.streams if stream.weight or stream.name in later]
 
 
-def used_corpora(cfg: Input.Config) -> list[Corpus.Config]:
+def used_corpora(cfg: Input.Config) -> list[Any]:
     """Returns the corpora that an Input of this config reads, fillers included, in number order."""
     return [
         entry.corpus
@@ -323,7 +323,7 @@ def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, 
     Raises:
         ValueError: No corpus of the input reads the folder, or there is no tokenizer.
     """
-    builder = _example_builder(cfg, cfg.tokenizer.instantiate())
+    builder = example_builder(cfg, cfg.tokenizer.instantiate())
     return {
         corpus.name: corpus_lengths(
             corpus.instantiate(split=split), builder, num_workers=cfg.num_workers
@@ -332,7 +332,7 @@ def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, 
     }
 
 
-def corpora_of_folder(cfg: Input.Config, folder: Path, split: str) -> list[Corpus.Config]:
+def corpora_of_folder(cfg: Input.Config, folder: Path, split: str) -> list[Any]:
     """Returns the corpora of an input that read a folder; raises ValueError if there are none."""
     folders = [
         (source_folder(corpus.source, split), corpus)
@@ -346,7 +346,8 @@ def corpora_of_folder(cfg: Input.Config, folder: Path, split: str) -> list[Corpu
     return reading
 
 
-def _example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:
+def example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:
+    """Returns the builder of a resolved config's examples."""
     return ExampleBuilder(
         tokenizer,
         num_image_tokens=_set_by_experiment(cfg, "num_image_tokens"),

@@ -193,7 +193,7 @@ def write_snapshot(
     *,
     examples: Examples,
     facts: dict[str, Any],
-    progress: Callable[[], None],
+    progress: Callable[[], object],
 ) -> None:
     """Writes the rows of all steps, and last the file that makes the snapshot valid.
 

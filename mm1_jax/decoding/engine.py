@@ -257,7 +257,8 @@ def _empty(
 def _read_prefix(
     model: MM1, batch: Batch, *, cache_dtype: str | None, placement: Placement | None
 ) -> Caches:
-    return model.prefill(batch, model.init_caches(*batch.tokens.shape, cache_dtype))[1]
+    num_rows, length = batch.tokens.shape
+    return model.prefill(batch, model.init_caches(num_rows, length, cache_dtype))[1]
 
 
 @functools.partial(jax.jit, static_argnames=("options", "placement"), donate_argnames=("state",))

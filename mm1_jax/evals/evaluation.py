@@ -176,7 +176,8 @@ def _graded(
     shots: int,
     make_bar: MakeBar,
 ) -> Mapping[str, float]:
-    cfg, source = benchmark.config, benchmark.maker.queries.source
+    cfg = benchmark.config
+    source: Any = benchmark.maker.queries.source
     bar = make_bar(f"{cfg.name}, judged", len(verdicts) * (cfg.num_judge_runs or 1), 0)
     try:
         grades = cfg.grading(verdicts, judge, cfg, source.file, bar.update)

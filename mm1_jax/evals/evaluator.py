@@ -10,7 +10,7 @@ import numpy as np
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import ImageTransform
-from mm1_jax.data.input import Input
+from mm1_jax.data.input import Input, example_builder
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer
 from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.models.mm1 import MM1
@@ -61,13 +61,7 @@ class PromptInput:
         transform = None
         if cfg.max_images:
             transform = cfg.image_transform.set(image_size=cfg.image_size).instantiate()
-        builder = ExampleBuilder(
-            tokenizer,
-            num_image_tokens=cfg.num_image_tokens,
-            max_sequence_length=cfg.max_sequence_length,
-            max_images=cfg.max_images,
-        )
-        return cls(tokenizer, transform, builder)
+        return cls(tokenizer, transform, example_builder(cfg, tokenizer))
 
 
 class EveryNSteps(Configurable):

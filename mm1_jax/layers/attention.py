@@ -141,7 +141,7 @@ class Attention(Module):
         if cache is not None:
             cache = cache.write(key, value, cache_start)
             if cache_start is not None:
-                assert self.pattern is Pattern.CAUSAL, self.pattern
+                assert self.pattern is Pattern.CAUSAL and positions is not None, self.pattern
                 return self.output(cache.attend(query, positions)), cache
         visibility = None
         if source is x and positions is not None and segment_ids is not None:

@@ -74,6 +74,7 @@ class Stack(Module):
             layer order. The statistics are None without sparse layers or with caches.
         """
         if caches is not None:
+            assert positions is not None and segment_ids is not None
             return self.unstacked()(
                 x,
                 positions=positions,

@@ -3,6 +3,8 @@
 Legend: B batch rows, T target positions, V vocabulary, C corpora, b rows of a shard.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,7 +25,7 @@ def token_losses(
 
 
 def chunked_token_losses(
-    output_layer: nnx.Module,
+    output_layer: Any,
     hidden: Float[Array, "B T D"],
     targets: Int[Array, "B T"],
     chunk_length: int | None,
@@ -63,7 +65,7 @@ def chunked_token_losses(
             variable.replace(gather_all_shards(shard, dims))
             for variable, shard, dims in zip(variables, shards, names, strict=True)
         ]
-        layer = nnx.merge(graphdef, jax.tree.unflatten(structure, whole))
+        layer: Any = nnx.merge(graphdef, jax.tree.unflatten(structure, whole))
         own_length = targets.shape[1]
         size = min(chunk_length, own_length)
         if own_length % size:

@@ -63,17 +63,19 @@ class MM1(Module):
         # Each attribute is set only once: NNX allows no parameters in one that was None before.
         vision_encoder = connector = None
         if reads_images(cfg):
+            encoder_cfg: Any = cfg.vision_encoder
+            connector_cfg: Any = cfg.connector
             maybe_set_config(
-                cfg.connector,
-                input_dim=cfg.vision_encoder.model_dim,
+                connector_cfg,
+                input_dim=encoder_cfg.model_dim,
                 output_dim=cfg.decoder.model_dim,
-                grid_size=cfg.vision_encoder.image_size // cfg.vision_encoder.patch_size,
+                grid_size=encoder_cfg.image_size // encoder_cfg.patch_size,
             )
-            self.patch_size = cfg.vision_encoder.patch_size
-            self.feature_dim = cfg.vision_encoder.model_dim
-            self.num_image_tokens = cfg.connector.num_image_tokens
-            vision_encoder = cfg.vision_encoder.instantiate(rngs=rngs)
-            connector = cfg.connector.instantiate(rngs=rngs)
+            self.patch_size = encoder_cfg.patch_size
+            self.feature_dim = encoder_cfg.model_dim
+            self.num_image_tokens = connector_cfg.num_image_tokens
+            vision_encoder = encoder_cfg.instantiate(rngs=rngs)
+            connector = connector_cfg.instantiate(rngs=rngs)
         self.vision_encoder, self.connector = vision_encoder, connector
         self.decoder = cfg.decoder.instantiate(rngs=rngs)
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 from absl import logging
+from jax._src import distributed as jax_distributed
+from jax._src import xla_bridge
 
 # How long processes wait for a value of a process that still sends heartbeats: compilation or the
 # reading of lengths may delay it.
@@ -62,7 +64,7 @@ def initialize(cluster: Any, *, initialization_timeout: int, heartbeat_timeout: 
 def uses_devices() -> bool:
     """Tells if jax has been asked for devices, after which `initialize` comes too late."""
     # jax has no public function for this.
-    return jax._src.xla_bridge.backends_are_initialized()
+    return xla_bridge.backends_are_initialized()
 
 
 def start_devices() -> None:
@@ -233,4 +235,4 @@ def _get(key: str, process: int, patience: float) -> Any:
 
 def _client() -> Any:
     # jax has no public function for this; orbax reads it from here, too.
-    return jax._src.distributed.global_state.client
+    return jax_distributed.global_state.client

@@ -111,7 +111,9 @@ class Evaluations:
 
     def _run(self, name: str, step: int, state: TrainState) -> Any:
         """Runs an evaluator; returns its result, its exception, or None if interrupted."""
-        evaluator, result, failure = self._evaluators[name], None, None
+        evaluator = self._evaluators[name]
+        result: Any = None
+        failure: Exception | None = None
         try:
             with (
                 self._goodput.measure("evaluation"),

@@ -35,7 +35,7 @@ class HostBatch(NamedTuple):
             # Tokens have one entry per row; images have several, the row's share of the buffer.
             length = len(arrays[0]) * self.num_rows // len(self.parts[0].rows)
 
-            def shard(index: tuple[slice, ...]) -> np.ndarray:
+            def shard(index: Any) -> np.ndarray:
                 start, stop, _ = index[0].indices(length)
                 for part, array in zip(self.parts, arrays, strict=True):
                     first = part.rows.start * length // self.num_rows

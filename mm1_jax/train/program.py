@@ -125,7 +125,8 @@ class Program:
 
     def compile(self) -> Callable[..., Any]:
         """Compiles the train step; batches must be placed with `place`."""
-        return self.lower().compile(self.parallelism.compiler_options or None)
+        options: dict[str, str | bool] = {**self.parallelism.compiler_options}
+        return self.lower().compile(options or None)
 
     def place(self, batch: HostBatch) -> Any:
         """Places a batch on the devices as global arrays."""

@@ -110,7 +110,8 @@ class Trainer(Configurable):
         self._evaluators = evaluators
         self._output_dir = output_dir
         # Check the configs before any device is used.
-        objective.loss.instantiate(), cfg.optimizer.instantiate()
+        objective.loss.instantiate()
+        cfg.optimizer.instantiate()
         self._anomalies: Anomalies = cfg.anomalies.instantiate()
         abstract_model(lambda key: objective.model.instantiate(rngs=nnx.Rngs(params=key)))
         devices = jax.devices() if devices is None else devices

@@ -76,7 +76,7 @@ class SceneNamesSource(ScenesSource):
         names = (cfg.kind.value, self.split, cfg.seed, *parts)
         return random.Random("/".join(["scene_names", *map(str, names)]))
 
-    def _records(self, rng: random.Random, world: World, count: int) -> list[dict[str, Any]]:
+    def _records(self, rng: random.Random, world: World, count: int) -> list[Record]:
         values = sorted(world.names)
         rng.shuffle(values)
         # Each value once, then random ones.

@@ -33,7 +33,7 @@ def read_coco(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         # Of Karpathy's files, only the one for COCO has folders.
         folder = entry.text("filepath") if entry.has("filepath") else ""
         sentences = entry.get("sentences", expected="a list of objects with 'raw'")
-        captions = [one.get("raw") for one in sentences if isinstance(one, dict)]
+        captions: list[Any] = [one.get("raw") for one in sentences if isinstance(one, dict)]
         if not captions or not all(isinstance(caption, str) for caption in captions):
             raise entry.error(("sentences",), "a list of objects with 'raw'", sentences)
         image = ImageFile(ImageFolder(files.folder / folder), name)

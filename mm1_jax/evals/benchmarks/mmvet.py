@@ -76,7 +76,7 @@ def grade(
     num_unreadable = 0
     for verdict in verdicts:
         entry: dict[str, list[Any]] = {"model": [], "content": [], "score": []}
-        for run in range(cfg.num_judge_runs):
+        for run in range(cfg.num_judge_runs or 1):
             model, content, score = _grade(verdict, prompt, judge, run)
             progress()
             num_unreadable += score is None

@@ -46,7 +46,7 @@ def vqa_items(path: Path, job: ScoringJob, ids: Sequence[str] = _IDS) -> list[It
     items = []
     for said, asked in job.paired(path, *ids):
         answer = TextAnswer(reply(said, asked, "answer"))
-        record = {"answers": asked.texts("answers", expected=expected)}
+        record: dict[str, Any] = {"answers": asked.texts("answers", expected=expected)}
         people = asked.values["answers"]
         if isinstance(people, list):
             known = [one if isinstance(one, dict) else {} for one in people]

@@ -115,7 +115,7 @@ class Record:
 
     def number(self, *names: str) -> float:
         """Returns a finite number; in a table, numbers are texts."""
-        value = self.get(*names, expected="a number")
+        value: Any = self.get(*names, expected="a number")
         if isinstance(value, str):
             try:
                 value = float(value)

@@ -40,7 +40,7 @@ def accuracy_by_kind(items: Sequence[Item]) -> Scored:
     }
     majority = [text == most[kind] for text, kind in zip(references, kinds, strict=True)]
     by_kind = {f"accuracy_{kind}": of_group(scored.correct, kinds, kind) for kind in most}
-    columns = scored.columns | {"majority_accuracy": np.array(majority, float)} | by_kind
+    columns = {**scored.columns, "majority_accuracy": np.array(majority, float), **by_kind}
     return Scored(scored.correct, columns)
 
 
@@ -51,7 +51,7 @@ def accuracy_by_answer(items: Sequence[Item]) -> Scored:
     by_kind = {
         f"{kind}_accuracy": of_group(scored.correct, kinds, kind) for kind in sorted({*kinds})
     }
-    return Scored(scored.correct, scored.columns | by_kind)
+    return Scored(scored.correct, {**scored.columns, **by_kind})
 
 
 def _kind(answer: str) -> str:
@@ -64,4 +64,4 @@ def accuracy_of_names(items: Sequence[Item]) -> Scored:
     """Accuracy, and the fraction of answers that are a name from the exemplars (`heard`)."""
     scored = accuracy(items)
     heard = np.array([normalise(item.text) in item.record["names"] for item in items], float)
-    return Scored(scored.correct, scored.columns | {"heard": heard})
+    return Scored(scored.correct, {**scored.columns, "heard": heard})

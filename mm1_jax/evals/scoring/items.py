@@ -131,7 +131,7 @@ def quality(scored: Scored, headline: str | None) -> Float[np.ndarray, "examples
     """Returns the quality of each answer: by the headline if it is a column, else by `correct`."""
     if scored.quality is not None:
         return scored.quality
-    if headline in scored.columns:
+    if headline is not None and headline in scored.columns:
         each = {
             name: Tally(np.nan_to_num(values), (~np.isnan(values)).astype(float))
             for name, values in scored.columns.items()

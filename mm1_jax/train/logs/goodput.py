@@ -45,7 +45,7 @@ class Goodput:
         self._start = max([time.time() - age, *ends])
         # Value of `time.monotonic` at `_start`, the start of the process.
         self._monotonic_start = time.monotonic() - age
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._saved: dict[str, float] = {}
         self._first_step = self._last_step = 0
         self._lost = 0.0
