@@ -251,7 +251,7 @@ def run_export(flags: argparse.Namespace) -> str:
     options = {
         **common,
         "dtype": flags.dtype,
-        "vocabulary": None if tokenizer is None else export_tokenizer(tokenizer),
+        "tokenizer": None if tokenizer is None else export_tokenizer(tokenizer),
     }
     passthrough = Passthrough(flags.checkpoint)
     if flags.format == "llava":

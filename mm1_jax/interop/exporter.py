@@ -51,7 +51,7 @@ class Exported(NamedTuple):
     not_compared: str | None
 
 
-class Vocabulary(NamedTuple):
+class ExportedTokenizer(NamedTuple):
     """Files and special token ids of a tokenizer, as an export needs them.
 
     Attributes:
@@ -185,7 +185,7 @@ def export_native(
     output: Path,
     *,
     passthrough: Passthrough | None = None,
-    vocabulary: Vocabulary | None = None,
+    tokenizer: ExportedTokenizer | None = None,
     model_card: str = "",
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
@@ -207,8 +207,8 @@ def export_native(
     raise_if_params_misfit(model.entries, stored, " and ".join(parts), "checkpoint")
     with whole_folder(output) as folder:
         config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
-        if vocabulary is not None:
-            write_vocabulary(_without_code(vocabulary, len(parts) > 1), config, folder)
+        if tokenizer is not None:
+            write_tokenizer(_without_code(tokenizer, len(parts) > 1), config, folder)
         if model_card:
             (folder / "README.md").write_text(model_card)
         if len(parts) > 1:
@@ -253,7 +253,7 @@ def export_mm1(
     output: Path,
     *,
     image_token: int,
-    vocabulary: Vocabulary | None = None,
+    tokenizer: ExportedTokenizer | None = None,
     fit: str = "stretch",
     model_card: str = "",
     dtype: str = "float32",
@@ -279,8 +279,8 @@ def export_mm1(
     with whole_folder(output) as folder:
         for name in ("configuration_mm1.py", "modeling_mm1.py"):
             shutil.copyfile(HF_MODEL / name, folder / name)
-        if vocabulary is not None:
-            write_vocabulary(vocabulary, config, folder)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, config, folder)
         if "vision_encoder" in parts:
             shutil.copyfile(HF_MODEL / "processing_mm1.py", folder / "processing_mm1.py")
             _write_processor(parts, fit, folder)
@@ -305,8 +305,8 @@ def export_mm1(
     return Exported(num_parameters, "mm1", comparison, reason)
 
 
-def _without_code(vocabulary: Vocabulary, has_images: bool) -> Vocabulary:
-    """Returns the vocabulary without code of ours: sentencepiece becomes a Llama tokenizer.
+def _without_code(tokenizer: ExportedTokenizer, has_images: bool) -> ExportedTokenizer:
+    """Returns the tokenizer without code of ours: sentencepiece becomes a Llama tokenizer.
 
     The Llama tokenizer drops a space at the beginning of a text.
 
@@ -314,27 +314,27 @@ def _without_code(vocabulary: Vocabulary, has_images: bool) -> Vocabulary:
         has_images: Whether text after an image token is tokenized like a text on its own, which
             transformers calls legacy.
     """
-    files = dict(vocabulary.files)
+    files = dict(tokenizer.files)
     if files.pop(TOKENIZER_CODE, None) is not None:
         config = json.loads(files["tokenizer_config.json"])
         kept = {k: v for k, v in config.items() if k.endswith("_token") and k != "image_token"}
         config = {**kept, "tokenizer_class": "LlamaTokenizer", "legacy": has_images}
         config |= {"add_bos_token": True, "padding_side": "left"}
         files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
-    return vocabulary._replace(files=files)
+    return tokenizer._replace(files=files)
 
 
-def write_vocabulary(vocabulary: Vocabulary, config: dict[str, Any], folder: Path) -> None:
+def write_tokenizer(tokenizer: ExportedTokenizer, config: dict[str, Any], folder: Path) -> None:
     """Writes a tokenizer beside a model; adds its ids to `config` and generation_config.json."""
-    for name, content in vocabulary.files.items():
+    for name, content in tokenizer.files.items():
         (folder / name).write_bytes(content)
     ids = {
-        "bos_token_id": vocabulary.bos,
-        "eos_token_id": vocabulary.eos,
-        "pad_token_id": vocabulary.pad,
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.eos,
+        "pad_token_id": tokenizer.pad,
     }
     config |= ids
-    suppressed = sorted({*vocabulary.suppressed, vocabulary.pad} - {vocabulary.eos})
+    suppressed = sorted({*tokenizer.suppressed, tokenizer.pad} - {tokenizer.eos})
     generation = {**ids, "suppress_tokens": suppressed}
     (folder / "generation_config.json").write_text(json.dumps(generation) + "\n")
 

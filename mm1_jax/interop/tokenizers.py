@@ -16,7 +16,7 @@ from mm1_jax.data.tokenizers.hf import (
     special_tokens,
 )
 from mm1_jax.data.tokenizers.sentencepiece import IMAGE_PIECE, Tokenizer, tokenizer_path
-from mm1_jax.interop.exporter import HF_MODEL, TOKENIZER_CODE, Vocabulary
+from mm1_jax.interop.exporter import HF_MODEL, TOKENIZER_CODE, ExportedTokenizer
 from mm1_jax.storage import read_json_object
 
 SENTENCEPIECE, JSON = "tokenizer.model", "tokenizer.json"
@@ -250,7 +250,7 @@ def with_image_token(path: Path, image_token: int) -> bytes:
     return result.encode()
 
 
-def export_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
+def export_tokenizer(tokenizer: Tokenizer) -> ExportedTokenizer:
     """Returns the files that transformers loads a tokenizer from, and ids for generation."""
     ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
     path = tokenizer_path(tokenizer.config)
@@ -284,7 +284,7 @@ def export_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
             CONFIG_FILE: _json({k: v for k, v in config.items() if v is not None}),
             TOKENIZER_CODE: (HF_MODEL / TOKENIZER_CODE).read_bytes(),
         }
-    return Vocabulary(files, **ids, suppressed=tokenizer.not_text)
+    return ExportedTokenizer(files, **ids, suppressed=tokenizer.not_text)
 
 
 def stored_tokenizer(stored: StoredParams, folder: Path) -> Tokenizer | None:

@@ -106,7 +106,7 @@ def test_the_exported_processor_makes_our_tokens_and_pixels(tmp_path):
         native_llava(parts, tokenizer.image_token),
         parts,
         tmp_path / "hf",
-        vocabulary=export_tokenizer(tokenizer),
+        tokenizer=export_tokenizer(tokenizer),
         skip_comparison=True,
     )
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")

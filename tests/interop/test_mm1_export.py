@@ -13,7 +13,7 @@ from mm1_jax.checkpoints.weights_folder import StoredParams, WeightsWriter, desc
 from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
-from mm1_jax.interop.exporter import Vocabulary, export_mm1
+from mm1_jax.interop.exporter import ExportedTokenizer, export_mm1
 from mm1_jax.interop.mm1 import model_parts
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.layers.feed_forward import Activation
@@ -130,13 +130,13 @@ def exported(request, tmp_path, monkeypatch):
     cfg = MODELS[request.param]()
     cfg.decoder.vocab_size = 64
     params = draw(cfg)
-    vocabulary = Vocabulary({}, bos=1, eos=2, pad=0, suppressed=(0, 1, 3, IMAGE_TOKEN))
+    tokenizer = ExportedTokenizer({}, bos=1, eos=2, pad=0, suppressed=(0, 1, 3, IMAGE_TOKEN))
     result = export_mm1(
         store(params, tmp_path / "ours"),
         model_parts(cfg),
         tmp_path / "hf",
         image_token=IMAGE_TOKEN,
-        vocabulary=vocabulary,
+        tokenizer=tokenizer,
     )
     return cfg, params, tmp_path / "hf", result
 
