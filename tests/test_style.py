@@ -15,8 +15,7 @@ ROOMS = ("mm1_jax", "experiments", "tools", "tests")
 UNFINISHED = (
     *("mm1_jax/batch.py", "mm1_jax/image_buffer.py", "mm1_jax/overrides.py"),
     *("mm1_jax/checkpoints/", "mm1_jax/commands/", "mm1_jax/evals/"),
-    *("mm1_jax/interop/", "mm1_jax/launch/", "mm1_jax/multihost/", "mm1_jax/rehearse/"),
-    *("mm1_jax/train/", "tools/"),
+    *("mm1_jax/launch/", "mm1_jax/train/"),
 )
 
 OPENINGS = ("What", "Of", "That", "Those", "How", "Whether", "Which", "Whose")
