@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Ports of the coordinator service in process 0: JAX's port on TPUs, and the size of JAX's range of
-# ports for Slurm and Open MPI, in which a job gets the port of its number.
+# ports for Slurm and Open MPI, from which the job number selects one.
 _TPU_PORT = 8482
 _NUM_JOB_PORTS = 2**12
 
@@ -53,7 +53,7 @@ class Cluster:
 
     @property
     def bind_host(self) -> str | None:
-        """Host at which process 0 listens: loopback if all processes are local, None for any."""
+        """Host at which process 0 listens: loopback for local runs, None for all interfaces."""
         host = self.coordinator_address.rpartition(":")[0]
         return host if host == "localhost" or host.startswith("127.") else None
 
