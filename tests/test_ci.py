@@ -1,5 +1,6 @@
 """Continuous integration fails a test whose call is slow both in the suite and alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,3 +64,19 @@ def test_only_tests_that_are_slow_twice_fail(tmp_path, has_long):
     assert result.returncode == int(has_long), result.stdout + result.stderr
     assert ("1 failed, 1 passed" if has_long else "1 passed") in again
     assert ("test_calls.py::test_that_takes_long took " in again) == has_long
+
+
+def test_the_workflow_runs_every_script_of_continuous_integration_and_nothing_else():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    scripts = {step["run"] for step in steps if "run" in step}
+    ours = {
+        path for path in (ROOT / ".ci").iterdir() if os.access(path, os.X_OK) and path.is_file()
+    }
+    assert scripts == {f".ci/{path.name}" for path in ours}
+
+
+def test_the_notebook_is_stored_without_outputs():
+    notebook = json.loads((ROOT / "docs" / "train_and_ask.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
