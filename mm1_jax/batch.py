@@ -1,7 +1,7 @@
 """Types of the data flow and the shape glossary; the data side and the models share both.
 
     Record -> Document -> Example -> Batch
-     source    corpus     tokenise    pack
+     source    corpus     tokenize    pack
 
 Shape letters, everywhere in the project:
 

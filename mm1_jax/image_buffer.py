@@ -167,7 +167,7 @@ class ImageBuffer(NamedTuple):
 
         Args:
             num_shown: The most pictures that the device's rows show; they are consecutive in the
-                order of `dealt`.
+                order of `slot_order`.
             num_sharing: Devices that share the group.
         """
         owner = self.slot_order() // (self.group_slots // num_sharing)

@@ -54,7 +54,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _child(value: Any, part: str) -> Any:
-    """What is at `part` of a config, dict, list or tuple; raises KeyError."""
+    """Returns the value at `part` of a config, dict, list or tuple; raises KeyError."""
     if isinstance(value, ConfigBase):
         if part not in value:
             raise KeyError(part)
@@ -215,7 +215,7 @@ def _set(cfg: Any, parts: list[str], value: Any) -> None:
 
 
 def is_overridden(path: str, overrides: Mapping[str, str]) -> bool:
-    """Whether overrides set the field at `path`, or all of what it is an element of."""
+    """Returns whether overrides set the field at `path`, or a field that contains it."""
     parts = _parts(path)
     return any(parts[: len(each)] == each for each in map(_parts, overrides))
 

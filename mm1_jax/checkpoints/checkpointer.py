@@ -272,7 +272,7 @@ class Checkpointer(Configurable):
             self._saving_step = None
             return
         self._abandon_save()
-        # Report the process that caused the failure, not those that were only told of it.
+        # Report the process that caused the failure, not those that only learned of it.
         causes = {p: r for p, r in failed.items() if OutOfStep.__name__ not in r} or failed
         process, reason = next(iter(causes.items()))
         raise SaveFailed(step, reason if len(reasons) == 1 else f"process {process}: {reason}")

@@ -277,7 +277,7 @@ def run_export(flags: argparse.Namespace) -> str:
 
 
 def _goes_back(description: Mapping[str, Any] | None) -> bool:
-    """Whether imported weights can only be exported in the format of their source."""
+    """Returns whether imported weights can only be exported in the format of their source."""
     if description is None or description["changes"]["num_experts"] is not None:
         return False
     return description["config"]["model_type"] in ("aim", "llava")

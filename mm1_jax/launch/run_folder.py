@@ -71,7 +71,7 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Launch:
-    """What names a config: its name, the module that holds it, overrides as text by path."""
+    """A config by name: its name, its module, and overrides as text by path."""
 
     config: str
     module: str | None = None

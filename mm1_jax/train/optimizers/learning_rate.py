@@ -35,7 +35,7 @@ class Schedule(enum.Enum):
 
     @property
     def has_end(self) -> bool:
-        """Whether the schedule depends on the last step of the decay."""
+        """True if the schedule depends on the last step of the decay."""
         return self in (Schedule.COSINE, Schedule.LINEAR)
 
 
