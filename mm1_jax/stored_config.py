@@ -207,7 +207,7 @@ def _parsed(text: str) -> Scalar:
 
 
 def _alike(a: Scalar, b: Scalar) -> bool:
-    """Tells if values are equal and of one type: 1 is neither 1.0 nor True."""
+    """Returns whether values are equal and of one type: 1 is neither 1.0 nor True."""
     return type(a) is type(b) and a == b
 
 

@@ -103,7 +103,7 @@ class Fields:
         return name in self.given
 
     def has(self, name: str) -> bool:
-        """Tells if a field is present and not null."""
+        """Returns whether a field is present and not null."""
         return self.given.get(name) is not None
 
     def value(self, name: str) -> Any:

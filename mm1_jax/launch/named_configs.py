@@ -199,7 +199,7 @@ def _experiments() -> list[ModuleType]:
 
 
 def _mentions_configs(module: Path) -> bool:
-    """Returns whether a module may have named configs. Others, such as scripts, are not imported."""
+    """Returns whether a module may have named configs; others, such as scripts, are skipped."""
     file = module / "__init__.py" if module.is_dir() else module.with_name(f"{module.name}.py")
     try:
         return b"named_configs" in file.read_bytes()

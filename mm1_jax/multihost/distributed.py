@@ -62,7 +62,7 @@ def initialize(cluster: Any, *, initialization_timeout: int, heartbeat_timeout: 
 
 
 def uses_devices() -> bool:
-    """Tells if jax has been asked for devices, after which `initialize` comes too late."""
+    """Returns whether jax has been asked for devices, after which `initialize` comes too late."""
     # jax has no public function for this.
     return xla_bridge.backends_are_initialized()
 
@@ -83,7 +83,7 @@ def process_index() -> int:
 
 
 def is_first() -> bool:
-    """Tells if this is process 0, which writes logs and reports."""
+    """Returns whether this is process 0, which writes logs and reports."""
     return process_index() == 0
 
 

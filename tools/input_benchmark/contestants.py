@@ -62,7 +62,7 @@ class Contestant:
         return seconds + time.process_time()
 
     def _wants_a_core(self) -> bool:
-        """Tells if any thread of a worker is runnable or waits for the disk."""
+        """Returns whether any thread of a worker is runnable or waits for the disk."""
         tasks = [
             task for worker in self._workers for task in Path(f"/proc/{worker}/task").iterdir()
         ]
