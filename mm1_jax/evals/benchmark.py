@@ -320,7 +320,7 @@ class Benchmark(Evaluator):
         if num_cut:
             logging.warning(
                 "%s with %d shots: %d of %d prompts are longer than a row and lost their "
-                "beginning; use fewer shots, or set max_length, as rotary positions go on",
+                "beginning; use fewer shots, or set max_length, which rotary positions allow",
                 *(name, shots, num_cut, len(answers)),
             )
             found["truncated_prompts"] = float(num_cut)

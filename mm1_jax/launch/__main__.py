@@ -59,7 +59,7 @@ fields of the config:
                         of tokens per image from the model's connector.
 
 resuming:
-  A run goes on in its folder with the same config. These fields may change:
+  A run resumes in its folder with the same config. These fields may change:
   {", ".join(MAY_CHANGE[:5])},
   {", ".join(MAY_CHANGE[5:9])},
   {", ".join(MAY_CHANGE[9:])}
@@ -68,7 +68,7 @@ resuming:
 exit codes:
   0         done, or was done already
   1         unexpected error
-  2         error that a change of the command line, config or data mends, e.g. an unknown
+  2         error that a change of the command line, config or data fixes, e.g. an unknown
             field, too many bad pictures, a loss that is not finite
   3         trained and reported, but an evaluation or the last save failed; launch again to
             repeat it
