@@ -164,7 +164,7 @@ def raise_if_params_misfit(
 
 
 def same_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Returns whether both are equal in the dtype of `theirs`; compares in blocks to save memory."""
+    """Returns whether both are equal in the dtype of `theirs`, comparing in blocks."""
     for start in range(0, len(theirs), _ROWS):
         rows = slice(start, start + _ROWS)
         if ours[rows].astype(theirs.dtype).tobytes() != theirs[rows].tobytes():
