@@ -14,7 +14,11 @@ ROOMS = ("mm1_jax", "experiments", "tools", "tests")
 # Rooms whose prose does not follow the rules yet.
 UNFINISHED = ("README.md", "docs/")
 
-OPENINGS = ("What", "Of", "That", "Those", "How", "Whether", "Which", "Whose")
+# No docstring or comment begins with one of these words.
+OPENINGS = {
+    "docstring": r'"{3}\s*(What|Of|That|Those|How|Whether|Which|Whose)\b',
+    "comment": r"\A#\s*(What|Of|Those|Whose)\b",
+}
 
 # Phrases that are right in no docstring, comment or message -> what to write instead.
 PHRASES = {
@@ -130,8 +134,8 @@ def problems(source: str, messages: bool = True) -> Iterator[tuple[int, str]]:
         found = [] if kind == "string" and not messages else [*broken(prose, PHRASE_RULES)]
         if kind != "string":
             found += broken(without_code(prose), SPELLING_RULES)
-        if kind == "docstring" and (word := re.search(r'"""\s*(\w*)', prose)[1]) in OPENINGS:
-            found.append((prose.index(word), f'"{word}": begin with a verb or a named noun'))
+        if kind in OPENINGS and (opening := re.search(OPENINGS[kind], prose)):
+            found.append((opening.start(1), f'"{opening[1]}": begin with a verb or a named noun'))
         if kind == "comment" and (banner := re.search(r"[-=*#~_]{4,}", prose)):
             found.append((banner.start(), f'"{banner[0]}": leave the banner out'))
         for place, problem in found:
@@ -213,6 +217,7 @@ def test_docs_have_american_spelling():
         ("f('mend the source')", ['1: "mend": write "fix"']),
         ("# The Colours, normalised.", ['"colors"', '"normalized"']),
         ('"""Reads the colours of\n`colour_of`."""', ['1: "colours": write "colors"']),
+        ("# Of a row.\nx = 1  # How long it is.", ['1: "Of": begin with a verb']),
         ("# ---- rows ----", ['1: "----": leave the banner out']),
         # Code, names and data are exempt.
         ("# `normalise(x)` in parallel.rematerialisation and colour_of(x).", []),
