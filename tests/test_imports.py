@@ -65,7 +65,7 @@ ALLOWED = {
         *("config", "stored_config", "storage", "command", "flags", "parallel", "models"),
         "launch",
     },
-    # What users run: commands use all of the package and are imported by name alone.
+    # Commands that users run; they use all of the package and are imported by name alone.
     "commands": {
         *("config", "storage", "batch", "host_memory", "command", "flags", "experiment_folders"),
         *("multihost", "data", "models", "checkpoints", "decoding", "evals", "interop", "launch"),

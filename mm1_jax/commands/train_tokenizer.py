@@ -36,7 +36,7 @@ examples:
   %(prog)s --text a.txt b.txt --output=my.model --vocab_size=8000
 """
 VOCAB_SIZE = 704
-NUM_RECORDS = 1024  # Of each embedded corpus; more records add no new words.
+NUM_RECORDS = 1024  # Per embedded corpus; more records add no new words.
 
 
 def embedded_texts() -> Iterator[str]:

@@ -283,7 +283,7 @@ class RunFolder:
         identity = known | {
             "output_dir": str(self.path.resolve()),
             "config": launch.config,
-            # Of the latest launch.
+            # The version of the latest launch.
             "mm1_jax": __version__,
         }
         text = json.dumps(identity, indent=2) + "\n"

@@ -121,7 +121,7 @@ class ImageFilter(Filter):
         # Width over height. All bounds are inclusive.
         min_aspect_ratio: float = 1 / 2
         max_aspect_ratio: float = 2.0
-        # Of both sides, in pixels.
+        # Bounds of width and height in pixels.
         min_side: int = 100
         max_side: int = 10_000
         # Training rejects larger images (`ImageTransform.Config.max_pixels`).
@@ -248,7 +248,7 @@ class AnswerTypes(Filter):
 
     @config_class
     class Config(Filter.Config):
-        keep: Required[tuple[str, ...]] = REQUIRED  # Of "yes/no", "number", "other".
+        keep: Required[tuple[str, ...]] = REQUIRED  # Any of "yes/no", "number", "other".
 
     def __init__(self, cfg: Config, *, kind: RecordKind):
         super().__init__(cfg, kind=kind)

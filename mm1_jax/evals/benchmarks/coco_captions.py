@@ -30,7 +30,7 @@ def read_coco(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         if found != split:
             continue
         name = entry.text("filename")
-        # Of Karpathy's files, only the one for COCO has folders.
+        # Only Karpathy's file for COCO has folders.
         folder = entry.text("filepath") if entry.has("filepath") else ""
         sentences = entry.get("sentences", expected="a list of objects with 'raw'")
         captions: list[Any] = [one.get("raw") for one in sentences if isinstance(one, dict)]

@@ -23,7 +23,7 @@ def review_grades(review: str) -> tuple[float, float]:
     """Returns the grades of reference and model, which are the first line of a review.
 
     Raises:
-        ValueError: That line is not two numbers.
+        ValueError: The first line does not consist of two numbers.
     """
     words = review.strip().split("\n")[0].replace(",", " ").split()
     if len(words) != 2:
