@@ -21,7 +21,7 @@ from mm1_jax.data.corpora.embedded import (
     ORDINALS,
     TO_DOCUMENT,
     Kind,
-    Page,
+    PageContent,
     enumeration,
     num_drawn,
     page_record,
@@ -88,7 +88,7 @@ class DigitsSource(Source):
             "kind": kind,
         }
 
-    def _page(self, rng: random.Random) -> Page:
+    def _page(self, rng: random.Random) -> PageContent:
         form = rng.choice(("captions", "questions", "order", "sum", "list", "story"))
         if form == "captions":
             scans = self._draw(rng, rng.randint(2, 10))
@@ -112,9 +112,9 @@ class DigitsSource(Source):
         order = "They are the same." if a == b else f"The {ORDINALS[a < b]} is larger."
         return [first, second, f"The first digit is {a} and the second is {b}. {order}"]
 
-    def _question_run(self, rng: random.Random) -> Page:
+    def _question_run(self, rng: random.Random) -> PageContent:
         """Returns a page of questions in the form of a few-shot prompt, often all of one kind."""
-        page: Page = []
+        page: PageContent = []
         kinds = QUESTION_KINDS if rng.random() < 0.5 else (rng.choice(QUESTION_KINDS),)
         for _ in range(rng.randint(2, 9)):
             record = self._question(rng, rng.choice(kinds), rng.randrange(len(self.labels)))
@@ -159,8 +159,8 @@ def _parity(digit: int) -> str:
     return "odd" if digit % 2 else "even"
 
 
-def _story(rng: random.Random, scans: list[tuple[np.ndarray, int]]) -> Page:
-    page: Page = ["Look at this digit."]
+def _story(rng: random.Random, scans: list[tuple[np.ndarray, int]]) -> PageContent:
+    page: PageContent = ["Look at this digit."]
     for place, (pixels, digit) in enumerate(scans):
         told = rng.choice(
             (

@@ -41,10 +41,10 @@ def num_drawn(num_records: int, split: str) -> int:
 
 
 # The texts and images of a page in reading order, before it becomes a record.
-Page = list[str | np.ndarray | Callable[[], np.ndarray]]
+PageContent = list[str | np.ndarray | Callable[[], np.ndarray]]
 
 
-def page_record(page: Page) -> Record:
+def page_record(page: PageContent) -> Record:
     """Returns the page as the parallel lists that `interleaved_document` reads."""
     return {
         "texts": [part if isinstance(part, str) else None for part in page],

@@ -24,7 +24,7 @@ from mm1_jax.data.corpora.embedded import (
     ORDINALS,
     TO_DOCUMENT,
     Kind,
-    Page,
+    PageContent,
     num_drawn,
     page_record,
     text_record,
@@ -217,14 +217,14 @@ class ScenesSource(Source):
         question = f"do both pictures show the same {topic}?"
         return [first, second], question, "yes" if is_same else "no"
 
-    def _page(self, rng: random.Random) -> Page:
+    def _page(self, rng: random.Random) -> PageContent:
         form = rng.choice(("captions", "questions", "comparison", "tour", "counting"))
         if form == "questions":
             return self._question_run(rng)
         if form == "counting":
             color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
             counts = range(1, rng.randint(2, MAX_COUNT) + 1)
-            page: Page = []
+            page: PageContent = []
             for count in counts:
                 verb = "Here is" if count == 1 else "Now there are"
                 page += [
@@ -245,9 +245,9 @@ class ScenesSource(Source):
             page += [scene.render, f"The {ordinal} picture shows {scene.caption}."]
         return page
 
-    def _question_run(self, rng: random.Random) -> Page:
+    def _question_run(self, rng: random.Random) -> PageContent:
         """Returns a page of questions in the form of a few-shot prompt, often all of one kind."""
-        page: Page = []
+        page: PageContent = []
         kinds = QUESTION_KINDS if rng.random() < 0.5 else (rng.choice(QUESTION_KINDS),)
         for _ in range(rng.randint(2, 7)):
             record = self._question(rng, rng.choice(kinds))
@@ -326,7 +326,7 @@ def _other(rng: random.Random, choices: Any, value: Any) -> Any:
     return rng.choice([choice for choice in choices if choice != value])
 
 
-def _comparison(rng: random.Random, first: Scene, second: Scene) -> Page:
+def _comparison(rng: random.Random, first: Scene, second: Scene) -> PageContent:
     a, b = first.shapes[0], second.shapes[0]
     more = ORDINALS[len(second.shapes) > len(first.shapes)]
     told = rng.choice(

@@ -22,7 +22,7 @@ from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.data.images import BadImage
 from mm1_jax.data.ingest.image_keys import image_keys, load_keys
 from mm1_jax.data.ingest.perceptual_hash import HammingIndex, perceptual_hash
-from mm1_jax.data.ingest.record_images import Picture, picture_size, pictures, without_images
+from mm1_jax.data.ingest.record_images import RecordImage, encoded_size, images_of, without_images
 from mm1_jax.data.readers.source_files import documents_below
 from mm1_jax.data.record_files import RecordKind
 
@@ -76,12 +76,12 @@ class Filter(Configurable, abc.ABC):
         vars(self).update(state)
         self._config = self.default_config().set(**state["_config"])
 
-    def _drop_images(self, record: Record, fault: Callable[[Picture], str | None]) -> Filtered:
+    def _drop_images(self, record: Record, fault: Callable[[RecordImage], str | None]) -> Filtered:
         """Drops the images for which `fault` returns the name of a fault."""
         faults = {
-            picture.place: name
-            for picture in pictures(record, self.kind)
-            if (name := fault(picture)) is not None
+            image.place: name
+            for image in images_of(record, self.kind)
+            if (name := fault(image)) is not None
         }
         return Filtered(without_images(record, self.kind, faults), Counter(faults.values()))
 
@@ -132,13 +132,13 @@ class ImageFilter(Filter):
     def __call__(self, record: Record) -> Filtered:
         return self._drop_images(record, self._fault)
 
-    def _fault(self, picture: Picture) -> str | None:
+    def _fault(self, image: RecordImage) -> str | None:
         cfg = self._config
-        url = (picture.url or "").lower()
+        url = (image.url or "").lower()
         if any(word in url for word in cfg.url_words):
             return "url"
         try:
-            width, height = picture_size(picture.data)
+            width, height = encoded_size(image.data)
         except BadImage:
             return "unreadable"
         if min(width, height) < cfg.min_side or max(width, height) > cfg.max_side:
@@ -160,8 +160,8 @@ class RepeatedImages(Filter):
             return Filtered(record, Counter())
         seen: set[int] = set()
 
-        def fault(picture: Picture) -> str | None:
-            keys = set(image_keys(picture))
+        def fault(image: RecordImage) -> str | None:
+            keys = set(image_keys(image))
             repeated = not seen.isdisjoint(keys)
             seen.update(keys)
             return "repeated" if repeated else None
@@ -188,7 +188,7 @@ class FrequentImages(Filter):
 
     def keys(self, record: Record) -> set[int]:
         """Returns the distinct keys of the images of a record."""
-        return {key for picture in pictures(record, self.kind) for key in image_keys(picture)}
+        return {key for image in images_of(record, self.kind) for key in image_keys(image)}
 
     def use(self, path: Path) -> None:
         """Sets the file of the sorted keys that are too frequent; each process opens it itself."""
@@ -197,8 +197,8 @@ class FrequentImages(Filter):
     def __call__(self, record: Record) -> Filtered:
         return self._drop_images(record, self._fault)
 
-    def _fault(self, picture: Picture) -> str | None:
-        return "frequent" if any(map(self._is_frequent, image_keys(picture))) else None
+    def _fault(self, image: RecordImage) -> str | None:
+        return "frequent" if any(map(self._is_frequent, image_keys(image))) else None
 
     def _is_frequent(self, key: int) -> bool:
         assert self._path is not None, "FrequentImages is used before the images are counted"
@@ -220,7 +220,7 @@ class ImageCount(Filter):
         max_images: int = 30
 
     def __call__(self, record: Record) -> Filtered:
-        count = sum(1 for _ in pictures(record, self.kind))
+        count = sum(1 for _ in images_of(record, self.kind))
         if count < self._config.min_images:
             return Filtered(None, Counter(["too_few"]))
         if count > self._config.max_images:
@@ -313,11 +313,11 @@ class EvaluationOverlap(Filter):
     def __call__(self, record: Record) -> Filtered:
         overlaps: list[dict[str, Any]] = []
 
-        def fault(picture: Picture) -> str | None:
-            found = self._find(picture.data)
+        def fault(image: RecordImage) -> str | None:
+            found = self._find(image.data)
             if found is None:
                 return None
-            overlaps.append({"id": record["id"], "image": picture.place} | found)
+            overlaps.append({"id": record["id"], "image": image.place} | found)
             return "same_bytes" if found["same_bytes"] else "looks_the_same"
 
         left = self._drop_images(record, fault)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mm1_jax.data.ingest.record_images import Picture
+from mm1_jax.data.ingest.record_images import RecordImage
 
 # Keys per range when counts are merged: 512 MiB, and twice that while they are sorted.
 _KEYS_IN_MEMORY = 2**26
@@ -15,14 +15,14 @@ _KEYS_IN_MEMORY = 2**26
 _MAPPED_BYTES = 2**24
 
 
-def image_keys(picture: Picture) -> Iterator[int]:
+def image_keys(image: RecordImage) -> Iterator[int]:
     """Yields 64 bits of the MD5 of an image's bytes, and of its URL, to recognize it elsewhere.
 
     Among the keys of a billion images, fewer than one accidental collision is expected.
     """
-    sources = [picture.data]
-    if picture.url is not None:
-        sources.append(picture.url.encode("utf-8", "surrogatepass"))
+    sources = [image.data]
+    if image.url is not None:
+        sources.append(image.url.encode("utf-8", "surrogatepass"))
     for source in sources:
         yield int.from_bytes(hashlib.md5(source, usedforsecurity=False).digest()[:8], "big")
 

@@ -12,7 +12,7 @@ from mm1_jax.data.images import FORMATS, BadImage
 from mm1_jax.data.record_files import RecordKind
 
 
-class Picture(NamedTuple):
+class RecordImage(NamedTuple):
     """An image of a record: its place in the list of images, its file, and its URL."""
 
     place: int
@@ -20,7 +20,7 @@ class Picture(NamedTuple):
     url: str | None
 
 
-def pictures(record: Record, kind: RecordKind) -> Iterator[Picture]:
+def images_of(record: Record, kind: RecordKind) -> Iterator[RecordImage]:
     """Yields the images of a record in order; places without one are skipped."""
     if kind is RecordKind.CAPTIONS:
         images, urls = [record["image"]], [record.get("url")]
@@ -29,7 +29,7 @@ def pictures(record: Record, kind: RecordKind) -> Iterator[Picture]:
         urls = record.get("urls") or [None] * len(images)
     for place, (image, url) in enumerate(zip(images, urls, strict=True)):
         if image is not None:
-            yield Picture(place, image, url)
+            yield RecordImage(place, image, url)
 
 
 def without_images(record: Record, kind: RecordKind, places: Iterable[int]) -> Record | None:
@@ -46,7 +46,7 @@ def without_images(record: Record, kind: RecordKind, places: Iterable[int]) -> R
     return dict(record) | {name: [record[name][place] for place in kept] for name in parallel}
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
+def encoded_size(data: bytes) -> tuple[int, int]:
     """Reads width and height from the header; raises BadImage if it is damaged."""
     try:
         # Pillow warns of large images; here the caller checks sizes. For images above twice

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from mm1_jax.data.record_files import BadRecord
 
 
-class Picture(NamedTuple):
+class ImageReference(NamedTuple):
     """An image, by the reference in the document: a path, a URL, or data."""
 
     reference: str
@@ -42,7 +42,7 @@ _DEFINITION = re.compile(r"^ {0,3}\[([^\[\]\n]+)\]:[ \t]*<?([^\s<>]+)", re.MULTI
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
-def markdown_segments(text: str) -> list[str | Picture]:
+def markdown_segments(text: str) -> list[str | ImageReference]:
     """Splits Markdown into images and the texts between them, as written but without comments."""
     labels = {label.lower(): path for label, path in _DEFINITION.findall(text)}
     segments = _SegmentList()
@@ -63,7 +63,7 @@ def markdown_segments(text: str) -> list[str | Picture]:
             reference = _reference(match, labels)
             if reference is not None:
                 segments.add(run[at : match.start()])
-                segments.add(Picture(reference))
+                segments.add(ImageReference(reference))
                 at = match.end()
         segments.add(run[at:])
     return segments.done()
@@ -98,17 +98,17 @@ class _SegmentList:
     """Collects texts and images; adjacent texts become one."""
 
     def __init__(self):
-        self._segments: list[str | Picture] = []
+        self._segments: list[str | ImageReference] = []
         self._text: list[str] = []
 
-    def add(self, segment: str | Picture) -> None:
+    def add(self, segment: str | ImageReference) -> None:
         if isinstance(segment, str):
             self._text.append(segment)
         else:
             self._flush()
             self._segments.append(segment)
 
-    def done(self) -> list[str | Picture]:
+    def done(self) -> list[str | ImageReference]:
         self._flush()
         return self._segments
 
@@ -139,7 +139,7 @@ _LINES = ("br", "li", "tr", "dt", "dd", "option", "caption")
 _CELLS = ("td", "th")
 
 
-def html_segments(text: str) -> list[str | Picture]:
+def html_segments(text: str) -> list[str | ImageReference]:
     """Splits HTML into the images of <img> and the texts between them, as a browser shows them.
 
     A blank line separates paragraphs.
@@ -161,7 +161,7 @@ def html_segments(text: str) -> list[str | Picture]:
         at, attributes = _attributes(text, tag.end())
         if name == "img" and not is_closing:
             segments.add(visible.take())
-            segments.add(Picture(_source(attributes)))
+            segments.add(ImageReference(_source(attributes)))
         elif name in _PARAGRAPHS:
             visible.end_line(2)
         elif name in _LINES:

@@ -21,7 +21,7 @@ from mm1_jax.data.ingest.filters import (
     apply_filters,
 )
 from mm1_jax.data.ingest.image_keys import frequent_keys
-from mm1_jax.data.ingest.record_images import picture_size
+from mm1_jax.data.ingest.record_images import encoded_size
 from mm1_jax.data.record_files import RecordKind
 
 
@@ -97,7 +97,7 @@ def test_decorative_urls_are_recognized(word):
 def test_unreadable_images_are_dropped(data):
     assert kept(ImageFilter.default_config(), caption(data)).counts == {"unreadable": 1}
     with pytest.raises(BadImage):
-        picture_size(data)
+        encoded_size(data)
 
 
 def test_a_page_loses_images_and_keeps_the_order_of_the_rest():

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from mm1_jax.data.readers.markup import Picture, html_segments, markdown_segments
+from mm1_jax.data.readers.markup import ImageReference, html_segments, markdown_segments
 from mm1_jax.data.record_files import BadRecord
 
 
@@ -11,26 +11,26 @@ from mm1_jax.data.record_files import BadRecord
     [
         ("", []),
         ("# One\n\ntwo", ["# One\n\ntwo"]),
-        ("a ![alt](b.png) c", ["a", Picture("b.png"), "c"]),
-        ('![](b.png "title")![x]( c.png )', [Picture("b.png"), Picture("c.png")]),
-        ("![see [1]](a_(b).png)", [Picture("a_(b).png")]),
-        ("![x](<a b.png>)", [Picture("a b.png")]),
-        ("![x]()", [Picture("")]),
-        ("[![x](b.png)](http://x)", ["[", Picture("b.png"), "](http://x)"]),
-        ("![a][one] b\n\n[ONE]: a.png", [Picture("a.png"), "b\n\n[ONE]: a.png"]),
-        ("![One]\n[one]: <a.png>", [Picture("a.png"), "[one]: <a.png>"]),
+        ("a ![alt](b.png) c", ["a", ImageReference("b.png"), "c"]),
+        ('![](b.png "title")![x]( c.png )', [ImageReference("b.png"), ImageReference("c.png")]),
+        ("![see [1]](a_(b).png)", [ImageReference("a_(b).png")]),
+        ("![x](<a b.png>)", [ImageReference("a b.png")]),
+        ("![x]()", [ImageReference("")]),
+        ("[![x](b.png)](http://x)", ["[", ImageReference("b.png"), "](http://x)"]),
+        ("![a][one] b\n\n[ONE]: a.png", [ImageReference("a.png"), "b\n\n[ONE]: a.png"]),
+        ("![One]\n[one]: <a.png>", [ImageReference("a.png"), "[one]: <a.png>"]),
         ("![a][lost] ![lost]", ["![a][lost] ![lost]"]),
         ("not `![x](b.png)` here", ["not `![x](b.png)` here"]),
         ("not \\![x](b.png)", ["not \\![x](b.png)"]),
-        ("```\n![x](b.png)\n```\n![x](c.png)", ["```\n![x](b.png)\n```", Picture("c.png")]),
+        ("```\n![x](b.png)\n```\n![x](c.png)", ["```\n![x](b.png)\n```", ImageReference("c.png")]),
         ("~~~~\n~~~\n![x](b.png)", ["~~~~\n~~~\n![x](b.png)"]),
-        ('a <IMG alt=x SRC="b.png"/> c', ["a", Picture("b.png"), "c"]),
+        ('a <IMG alt=x SRC="b.png"/> c', ["a", ImageReference("b.png"), "c"]),
         ("a <images> b", ["a <images> b"]),
         ("a [link](b.png) c", ["a [link](b.png) c"]),
-        ("a<!-- more -->b <!-- ![x](b.png) `c -->![x](d.png)", ["ab", Picture("d.png")]),
+        ("a<!-- more -->b <!-- ![x](b.png) `c -->![x](d.png)", ["ab", ImageReference("d.png")]),
         ("a `<!-- b -->` c", ["a `<!-- b -->` c"]),
         ("```\n<!-- a -->\n```", ["```\n<!-- a -->\n```"]),
-        ("a <!-- b ![x](c.png) <!-- d", ["a <!-- b", Picture("c.png"), "<!-- d"]),
+        ("a <!-- b ![x](c.png) <!-- d", ["a <!-- b", ImageReference("c.png"), "<!-- d"]),
     ],
 )  # fmt: skip
 def test_markdown_is_split_at_its_pictures(text, parts):
@@ -48,11 +48,11 @@ def test_markdown_is_split_at_its_pictures(text, parts):
         ("<b>bo</b>ld <i>x</i>", ["bold x"]),
         ("<tr><td>a</td><td>b</td></tr><tr><td>c", ["a b\nc"]),
         ("<pre>a\n   b  c\n</pre>d   e", ["a\n   b  c\n\nd e"]),
-        ("a<img src=b.png>c", ["a", Picture("b.png"), "c"]),
-        ("a<IMG ALT='>' SRC = 'b&amp;c.png' />", ["a", Picture("b&c.png")]),
-        ('<img src="data:x" data-src="b.png">', [Picture("b.png")]),
-        ("<img>", [Picture("")]),
-        ("<img src=a src=b", [Picture("a")]),
+        ("a<img src=b.png>c", ["a", ImageReference("b.png"), "c"]),
+        ("a<IMG ALT='>' SRC = 'b&amp;c.png' />", ["a", ImageReference("b&c.png")]),
+        ('<img src="data:x" data-src="b.png">', [ImageReference("b.png")]),
+        ("<img>", [ImageReference("")]),
+        ("<img src=a src=b", [ImageReference("a")]),
         ("<!-- <img src=a> -->b<!-- c", ["b"]),
         ("<!DOCTYPE html><?xml ?></ ?>a", ["a"]),
         ("<script>if (a < b) '<img src=c>'</script >d", ["d"]),

@@ -9,7 +9,7 @@ from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import read_document
 from mm1_jax.data.readers.entries import Documents, Entry
 from mm1_jax.data.readers.image_files import ImageFolder
-from mm1_jax.data.readers.markup import Picture, html_segments, markdown_segments
+from mm1_jax.data.readers.markup import ImageReference, html_segments, markdown_segments
 from mm1_jax.data.readers.source_files import Unit, documents_below, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import Page, from_base64, page_records, records_of
@@ -65,7 +65,7 @@ def _record(entry: str, path: Path, root: Path, images: ImageFolder) -> Record |
     folder = PurePosixPath(path.parent.relative_to(root).as_posix())
     page = Page()
     for segment in segments:
-        if isinstance(segment, Picture):
+        if isinstance(segment, ImageReference):
             page.add_image(lambda segment=segment: _read(segment.reference, folder, images))
         else:
             page.add_text(segment)
