@@ -13,7 +13,10 @@ from mm1_jax.data.corpora.text import text_document
 
 
 class Kind(enum.Enum):
-    """The kind of the records of an embedded corpus."""
+    """The kind of the records of an embedded corpus.
+
+    Fingerprints in saved states contain the name of this class, so renaming it ends their runs.
+    """
 
     CAPTIONS = "captions"
     QUESTIONS = "questions"
