@@ -128,7 +128,7 @@ class ImageTransform(Configurable):
                 f"image_transform.image_size={cfg.image_size}; expected a number of pixels. "
                 "The experiment sets it from the vision encoder."
             )
-        # Falling back to another decoder would give this host other batches than the rest.
+        # Falling back to another decoder would make this host's batches differ from the others'.
         if cfg.jpeg_decoder is JpegDecoder.SIMPLEJPEG and simplejpeg is None:
             raise ValueError(
                 "image_transform.jpeg_decoder=SIMPLEJPEG needs the package simplejpeg, which is "

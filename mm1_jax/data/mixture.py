@@ -75,7 +75,7 @@ class Stream(Configurable):
 
 @config_class
 class Stage(ConfigBase):
-    """Weights of streams by name from a step until the next stage; others keep theirs."""
+    """New weights of streams, by name, from a step on; other streams keep theirs."""
 
     from_step: Required[NonNegativeInt] = REQUIRED
     weights: Required[dict[str, NonNegativeInt]] = REQUIRED
@@ -200,7 +200,7 @@ def hash_seed(*parts: int | str) -> int:
 def permutation(size: int, seed: int) -> Int[np.ndarray, "n"]:
     """Shuffles range(size) with integer arithmetic only, so that no NumPy release changes it."""
     x = np.arange(size, dtype=np.uint64) + np.uint64(seed << 32)
-    # The output function of splitmix64: every bit of the input moves half the bits of the output.
+    # The output function of splitmix64: each input bit changes half of the output bits.
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")

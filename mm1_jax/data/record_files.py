@@ -66,7 +66,7 @@ def decode_record(data: bytes) -> Record:
     """Decodes the result of `encode_record`; raises BadRecord for anything else."""
     try:
         record = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
-    except Exception as error:  # The exceptions of msgpack have no common base.
+    except Exception as error:  # The exceptions of msgpack share no base class.
         raise BadRecord(f"not a record: {type(error).__name__}: {error}") from error
     if not isinstance(record, dict):
         raise BadRecord(f"not a record: a {type(record).__name__}, expected a map")

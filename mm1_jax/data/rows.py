@@ -76,8 +76,8 @@ class RowLoader:
         """Returns the examples of a row, and its records that could not be used.
 
         Args:
-            slots: Slots of the images of each record; -1 where a document found no room, which is
-                then not scored.
+            slots: Slots of the images of each record; -1 if the document found no room, in which
+                case it is not scored.
         """
         loaded, bad = [], []
         for place, (record, numbers) in enumerate(zip(row.records, slots, strict=True)):

@@ -114,7 +114,7 @@ class ScenesSource(Source):
         return num_drawn(self._config.num_records, self.split)
 
     def __getitem__(self, index: int) -> Record:
-        """Returns a record. Images are render functions; captions and questions list `scenes`."""
+        """Returns a record. Images are render functions; captions and questions have `scenes`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         kind = self._config.kind

@@ -269,7 +269,7 @@ class AnswerTypes(Filter):
 
 
 class EvaluationOverlap(Filter):
-    """Drops images that are in a benchmark, comparing their bytes and their `perceptual_hash`.
+    """Drops images of benchmarks, which it recognizes by their bytes or their `perceptual_hash`.
 
     The hash finds copies that were re-encoded or scaled, but mostly not those that were cropped or
     mirrored. Among 913 figures and photographs of textbooks, no two are within distance 4 of each
@@ -281,7 +281,7 @@ class EvaluationOverlap(Filter):
     class Config(Filter.Config):
         # Files, and folders that are searched recursively.
         images: Required[list[str]] = REQUIRED
-        # In bits of 64; each further bit costs comparisons and causes more false matches.
+        # In bits of 64. More bits need more comparisons and cause more false matches.
         max_distance: int = 4
         # Larger images are compared by their bytes only.
         max_pixels: int = 64_000_000

@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
             read = _reader(path, stack)
         except BadRecord:
             raise
-        except Exception as error:  # The errors of zipfile have no common base.
+        except Exception as error:  # The exceptions of zipfile share no base class.
             raise _unreadable(error) from error
         yield stack.enter_context(io.BufferedReader(_BoundedReader(read, size), 2**16))
 
@@ -129,7 +129,7 @@ class _BoundedReader(io.RawIOBase):
     def readinto(self, buffer) -> int:
         try:
             data = self._read(len(buffer))
-        except Exception as error:  # The errors of the decompressors have no common base.
+        except Exception as error:  # The exceptions of the decompressors share no base class.
             raise _unreadable(error) from error
         self._left -= len(data)
         if self._left < 0:

@@ -41,7 +41,7 @@ def row_group_units(
                 is_any_good = True
         except BadRecord as error:
             problems.append(f"{path.name}: {error}")
-        # The errors of pyarrow for damage have no common base. Reading will raise them again.
+        # The exceptions of pyarrow for damage share no base class. Reading will raise them again.
         except Exception:
             is_any_good = True
         units += [Unit(path, part) for part in range(num_groups)]
@@ -76,7 +76,7 @@ def rows(unit: Unit, choose: ChooseColumns) -> Iterator[tuple[str, dict[str, Any
                     row += 1
             if row < end:
                 raise BadRecord("the row group is cut short")
-    except Exception as error:  # The errors of pyarrow have no common base.
+    except Exception as error:  # The exceptions of pyarrow share no base class.
         reason = str(error) if isinstance(error, BadRecord) else _reason(unit.path, error)
         left = f"; {end - row} rows of row group {unit.part} are not read" if end > row else ""
         yield Rejected(entry_id(unit.path, row), reason + left)

@@ -73,7 +73,7 @@ class ParquetSource(FileSource):
         for number, path in enumerate(self._files):
             try:
                 footer, sizes = _footer(path, cfg.columns, cfg.max_row_group_bytes)
-            except Exception as error:  # The errors of pyarrow for damage have no common base.
+            except Exception as error:  # The exceptions of pyarrow for damage share no base class.
                 raise ValueError(f"{path}: {_reason(error)}") from error
             digest.update(footer)
             groups += [(number, part, rows) for part, rows in enumerate(sizes)]
@@ -100,7 +100,7 @@ class ParquetSource(FileSource):
                 field.name: _with_bytes(column[place].as_py(), field.type, self._files[file].parent)
                 for field, column in zip(table.schema, table.columns, strict=True)
             }
-        except Exception as error:  # The errors of pyarrow have no common base.
+        except Exception as error:  # The exceptions of pyarrow share no base class.
             raise BadRecord(
                 f"{self._files[file].name}, row {row} (row group {part}): {_reason(error)}"
             ) from error

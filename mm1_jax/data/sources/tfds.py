@@ -61,7 +61,7 @@ class TfdsSource(Source):
             }
         except BadRecord as error:
             raise BadRecord(f"{where}: {error}") from error
-        except Exception as error:  # The errors of tfds for damage have no common base.
+        except Exception as error:  # The exceptions of tfds for damage share no base class.
             raise BadRecord(f"{where}: {type(error).__name__}: {error}") from error
 
     def fingerprint(self) -> str:
@@ -85,7 +85,7 @@ class TfdsSource(Source):
             ) from error
         name = cfg.train_split if self.split == "train" else cfg.test_split
         where = f"source.name={cfg.name!r}, data_dir={cfg.data_dir!r}"
-        # The errors of tfds have no common base.
+        # The exceptions of tfds share no base class.
         try:
             builder = tfds.builder(cfg.name, data_dir=cfg.data_dir)
             # A run never downloads data on its own.

@@ -148,7 +148,7 @@ def load_tokenizer_text(text: str, path: Path) -> Any:
         ) from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # The library raises no narrower class.
+    except Exception as error:  # The library raises plain Exceptions.
         raise _not_a_tokenizer(path, error) from error
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
@@ -251,7 +251,7 @@ def _token(beside: Path, content: Any, name: str, tokenizer: Any) -> str | None:
         return None
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"{beside}: {field}={number!r}: expected the id of a token")
-    # A config has default ids of its class where none are set; they are tokens of text here.
+    # Unset ids of a config are defaults of its class, which may be ordinary tokens here.
     added = tokenizer.get_added_tokens_decoder().get(number)
     return added.content if added is not None and added.special else None
 

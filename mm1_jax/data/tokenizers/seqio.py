@@ -157,7 +157,7 @@ def _vocabulary(cfg: Any) -> Any:
     try:
         # Vocabularies load their model on first use.
         size = vocabulary.vocab_size
-    except Exception as error:  # The errors of these libraries have no common base.
+    except Exception as error:  # The exceptions of these libraries share no base class.
         raise ValueError(f"tokenizer: {error}") from error
     if not isinstance(size, int):
         raise ValueError(f"tokenizer: vocab_size={size!r} of the vocabulary, expected an integer")

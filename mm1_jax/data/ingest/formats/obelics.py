@@ -119,7 +119,7 @@ def _get(value: Any, key: str) -> Any:
 def _has_urls(path: Path) -> bool:
     try:
         images = pq.read_schema(path).field("images").type
-    except Exception:  # The errors of pyarrow for damage have no common base.
+    except Exception:  # The exceptions of pyarrow for damage share no base class.
         return False
     return isinstance(images, pa.ListType | pa.LargeListType) and (
         pa.types.is_string(images.value_type) or pa.types.is_large_string(images.value_type)

@@ -91,7 +91,7 @@ class Seqio(Format):
             for example in dataset.as_numpy_iterator():
                 yield entry_id(name, place), example
                 place += 1
-        except Exception as error:  # The errors of tasks and TensorFlow have no common base.
+        except Exception as error:  # The exceptions of tasks and TensorFlow share no base class.
             yield Rejected(entry_id(name, place), f"{_reason(error)}; what follows is not read")
 
     def _shards(self, path: Path) -> list[tuple[Any, Any]]:
