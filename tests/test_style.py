@@ -3,16 +3,13 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("mm1_jax", "experiments", "tools", "tests")
-
-# Rooms whose prose does not follow the rules yet.
-UNFINISHED = ("README.md", "docs/")
 
 # No docstring or comment begins with one of these words.
 OPENINGS = {
@@ -163,22 +160,22 @@ def test_pyright_finds_nothing():
     check("pyright")
 
 
-def texts(*paths: Path) -> Iterator[tuple[str, str]]:
-    """Yields names and contents of files, except in unfinished rooms."""
-    for path in paths:
-        name = path.relative_to(ROOT).as_posix()
-        if not name.startswith(UNFINISHED):
-            yield name, path.read_text()
-
-
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = [
+    *(path for folder in (".", ".github", "experiments") for path in (ROOT / folder).glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def texts(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yields names and contents of files."""
+    return ((path.relative_to(ROOT).as_posix(), path.read_text()) for path in paths)
 
 
 def test_prose_is_plain_technical_english():
     wrong = [
         f"{name}:{line}: {problem}"
-        for name, source in texts(*SOURCES)
+        for name, source in texts(SOURCES)
         for line, problem in problems(source, messages=not name.startswith("tests/"))
     ]
     assert not wrong, "\n".join(wrong)
@@ -187,7 +184,7 @@ def test_prose_is_plain_technical_english():
 def test_sources_are_ascii():
     wrong = [
         f"{name}:{number}: write {character!a} as an escape"
-        for name, source in texts(*SOURCES)
+        for name, source in texts(SOURCES)
         if not source.isascii()
         for number, line in enumerate(source.split("\n"), start=1)
         for character in re.findall(r"[^\x00-\x7f]", line)
@@ -195,11 +192,11 @@ def test_sources_are_ascii():
     assert not wrong, "\n".join(wrong)
 
 
-def test_docs_have_american_spelling():
+def test_docs_are_plain_technical_english():
     wrong = [
         f"{name}:{line_of(text, place)}: {problem}"
-        for name, text in texts(*DOCS)
-        for place, problem in broken(without_code(text), SPELLING_RULES)
+        for name, text in texts(DOCS)
+        for place, problem in broken(without_code(text), PHRASE_RULES | SPELLING_RULES)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -235,3 +232,9 @@ def test_a_broken_prose_rule_is_found(source: str, expected: list[str]):
 
 def test_strings_of_tests_are_data():
     assert not [*problems('x = "mend"', messages=False)]
+
+
+def test_code_in_docs_is_exempt():
+    text = without_code("```\ncolour\n```\n`grey` rows\nin colour")
+    assert [*broken(text, SPELLING_RULES)] == [(27, '"colour": write "color"')]
+    assert line_of(text, 27) == 5
