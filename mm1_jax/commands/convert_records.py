@@ -358,7 +358,7 @@ def summary(folder: Path, manifest: Manifest) -> str:
         lines.append(f"records that hold {mark}, which is kept as text: {n}")
     if reasons := reasons_of("rejected", counts):
         lines.append(
-            f"{counts['rejected']} of {counts['entries']} entries are no records; "
+            f"{counts['rejected']} of {counts['entries']} entries were rejected; "
             f"{folder / QUARANTINE} lists them"
         )
         lines += [f"  {n:>9}  {name}" for name, n in reasons]

@@ -268,7 +268,7 @@ def test_the_summary_counts_split_skipped_kept_and_rejected_entries(tmp_path, ca
         "images that are missing from pages: 1",
         "1  image ...: there is no such file",
         "records that hold <PERSON>, which is kept as text: 1",
-        f"3 of 4 entries are no records; {output / 'quarantine.jsonl'} lists them",
+        f"3 of 4 entries were rejected; {output / 'quarantine.jsonl'} lists them",
         "2  N texts beside N images",
         "1  texts and images are not both lists",
         "For example pages.jsonl:2: 2 texts beside 1 images",
