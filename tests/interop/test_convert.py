@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mm1_jax.checkpoints.weights_folder import StoredParams, describe
-from mm1_jax.interop.convert import differences, import_params
+from mm1_jax.interop.convert import differences, import_params, same_bits
 from mm1_jax.interop.families import Changes, make_parts
 from mm1_jax.interop.llama_tensors import decoder_entries
 from mm1_jax.interop.mapping import Table
@@ -110,3 +110,10 @@ def test_memory_of_an_import_is_bounded_with_tables_of_1_gib(tmp_path):
     found = re.search(r"written with ([\d.]+), read back with ([\d.]+)", done.stdout)
     written, read_back = map(float, found.groups())
     assert written < 1 + 0.8 and read_back < 2 + 0.8
+
+
+def test_tensors_of_other_lengths_do_not_have_the_same_bits():
+    rows = np.ones((3, 2), np.float32)
+    assert same_bits(rows, rows.astype(ml_dtypes.bfloat16))
+    assert not same_bits(rows, rows[:2])
+    assert not same_bits(rows[:2], rows)

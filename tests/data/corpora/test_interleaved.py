@@ -13,6 +13,11 @@ def test_a_page_that_is_read_in_place_may_not_hold_two_documents():
         interleaved_document(page)
 
 
+def test_a_page_of_blank_texts_is_rejected():
+    with pytest.raises(BadRecord, match="an empty page"):
+        interleaved_document({"texts": [" ", "\n"], "images": [None, None]})
+
+
 def test_the_caption_is_the_first_non_blank_one():
     captions = [{"text": None}, {"text": " "}, {"text": "a cat "}]
     assert caption_document({"image": b"a", "captions": captions}).segments[1].text == "a cat"

@@ -46,6 +46,12 @@ def test_a_spike_is_relative_to_the_median():
         judge([*calm, record(31, norm=21)], spike_factor=10.0)
 
 
+def test_a_norm_above_the_limit_stops_the_run():
+    assert judge([record(1, norm=5.0)], max_grad_norm=5.0) == [None]
+    with pytest.raises(NonFiniteLoss, match="norm 5.5 .*above anomalies.max_grad_norm=5"):
+        judge([record(1), record(2, norm=5.5)], max_grad_norm=5.0)
+
+
 def test_skipping_does_not_use_the_median():
     with pytest.raises(ValueError, match="max_grad_norm"):
         Anomalies.default_config().set(policy="skip", spike_factor=3.0).instantiate()
