@@ -1,24 +1,31 @@
 """Values of config fields from the command line: `--config.trainer.max_steps=100`.
 
 Fields are addressed by path, `evals.digits_vqa.num_examples` or as a config's text spells it,
-`input.streams[0].weight`. The text is parsed by ml_collections' config flags into the type of the
-field's value; where that is None or REQUIRED, the annotation decides.
+`input.streams[0].weight`. ml_collections' config flags parse the text into the type of the field's
+value, or of its annotation where the value is None or REQUIRED. Besides values:
 
-`restore_values` takes values as they are stored.
+    model.connector=AveragePooling      another class, of the family of the present one
+    trainer.wandb.project=mm1           a field of an unset config, which begins with its defaults
+    evals.digits_vqa=None               an entry of a dict of configs is removed
+    evals=digits_vqa,held_out_loss      only these entries of a dict of configs stay
+
+`restore_values` sets values as runs store them.
 """
 
 import copy
 import enum
+import functools
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
+from mm1_jax.class_choice import Choice, choose_class, config_classes, default_child
 from mm1_jax.config import (
     REQUIRED,
     ConfigBase,
@@ -31,21 +38,122 @@ from mm1_jax.field_types import without_limits
 _SCALARS = (bool, int, float, str)
 
 
-def apply_overrides(cfg: Any, overrides: Mapping[str, str], *, types_from: Any) -> Any:
-    """A copy of `cfg` with the fields named in `overrides` set.
+def apply_overrides(
+    cfg: Any,
+    overrides: Mapping[str, str],
+    *,
+    types_from: Any,
+    note: Callable[[str], None] = lambda text: None,
+) -> Any:
+    """A copy of `cfg` with the fields named in `overrides` set, in their order.
 
     Args:
         cfg: The config to change.
         overrides: Text of the new value by path.
         types_from: The same config with more of its fields filled in, which decides the types.
+        note: Called with a line for each class that was chosen by name.
+
+    Raises:
+        ValueError: There is no such field, or it holds no such value.
     """
-    cfg = cfg.clone()
-    fields = _as_config_dict(types_from)
+    cfg, typed = cfg.clone(), types_from.clone()
     for path, text in overrides.items():
-        parts = _parts(path)
-        value = _parse(path, parts, text, types_from, fields)
-        _set(cfg, parts, value)
+        flag, parts = f"--config.{path}={text}", _parts(path)
+        _fill_in(flag, parts, cfg, typed)
+        holder, value = _find(flag, parts, typed)
+        annotation = _annotation(holder, parts[-1])
+        if isinstance(holder, dict) and isinstance(value, ConfigBase) and text == "None":
+            for each in (cfg, typed):
+                _remove(each, parts)
+            continue
+        if _holds_named_configs(value, annotation):
+            names = _chosen_names(flag, path, text, value)
+            for each in (cfg, typed):
+                present = _find(flag, parts, each)[1]
+                _set(each, parts, {k: v for k, v in present.items() if str(k) in names})
+            continue
+        if _is_chosen_by_class(parts, text, value, annotation):
+            choice = _choice(flag, path, text, _find(flag, parts, cfg)[1], annotation)
+            note(f"{flag}: {choice}")
+            value = choice.cfg
+        else:
+            value = _parse(flag, path, parts, text, holder, value)
+        for each in (cfg, typed):
+            _set(each, parts, value)
     return cfg
+
+
+def _fill_in(flag: str, parts: list[str], cfg: Any, typed: Any) -> None:
+    """Gives unset configs on the way to a field the defaults of their class."""
+    holder = typed
+    for depth, part in enumerate(parts[:-1], start=1):
+        try:
+            value = _child(holder, part)
+        except KeyError:
+            return
+        annotation = _annotation(holder, part)
+        if (value is None or value is REQUIRED) and config_classes(annotation):
+            try:
+                value = default_child(annotation, ".".join(parts[:depth]))
+            except ValueError as error:
+                raise ValueError(f"{flag}: {error}") from None
+            for each in (cfg, typed):
+                _set(each, parts[:depth], value)
+            value = _child(holder, part)
+        holder = value
+
+
+def _find(flag: str, parts: list[str], cfg: Any) -> tuple[Any, Any]:
+    """What holds the field at a path, and the value of the field."""
+    holder, value = None, cfg
+    for depth, part in enumerate(parts):
+        holder = value
+        try:
+            value = _child(holder, part)
+        except KeyError:
+            raise ValueError(_unknown_path(flag, parts, depth, holder, cfg)) from None
+    return holder, value
+
+
+def _holds_named_configs(value: Any, annotation: Any) -> bool:
+    """Tells if a field is a dict of configs, such as the evaluators of an experiment."""
+    return isinstance(value, dict) and (
+        any(isinstance(child, ConfigBase) for child in value.values())
+        or any(config_classes(x) for x in typing.get_args(annotation)[1:])
+    )
+
+
+def _chosen_names(flag: str, path: str, text: str, present: Mapping[Any, Any]) -> set[str]:
+    """Names in `a,b`, each of which is there; none in an empty text and in `None`."""
+    known = [str(key) for key in present]
+    names = [] if text in ("", "None") else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            close = close_names(name, known)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            has = f"it has {', '.join(known)}" if known else "it is empty"
+            raise ValueError(f"{flag}: {path} has no {name!r}{hint or f'; {has}'}")
+    return set(names)
+
+
+def _is_chosen_by_class(parts: list[str], text: str, value: Any, annotation: Any) -> bool:
+    if parts[-1] in ("klass", "fn") or (text == "None" and _may_be_none(annotation)):
+        return False
+    is_unset = value is None or value is REQUIRED
+    return isinstance(value, ConfigBase) or (is_unset and bool(config_classes(annotation)))
+
+
+def _choice(flag: str, path: str, text: str, present: Any, annotation: Any) -> Choice:
+    try:
+        return choose_class(text, annotation, present)
+    except ValueError as error:
+        inner = [f"{path}.{name}" for name in _names(present) if name not in ("klass", "fn")]
+        advice = f"; to change it, set one of {', '.join(inner)}" if inner else ""
+        raise ValueError(f"{flag}: {path} is a part: {error}{advice}") from None
+
+
+def _may_be_none(annotation: Any) -> bool:
+    return types.NoneType in typing.get_args(annotation)
 
 
 def _parts(path: str) -> list[str]:
@@ -116,63 +224,50 @@ def _holds_configs(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(isinstance(v, ConfigBase) for v in value)
 
 
-def _as_config_dict(value: Any, annotation: Any = Any) -> Any:
-    """`value` as ml_collections has it: nested ConfigDicts whose leaves have the fields' types."""
-    if isinstance(value, ConfigBase):
-        fields = {name: (child, _annotation(value, name)) for name, child in value.items()}
-    elif isinstance(value, dict):
-        fields = {str(name): (child, Any) for name, child in value.items()}
-    elif _holds_configs(value):
-        return [_as_config_dict(child) for child in value]
-    else:
-        field_type = _type_of_field(value, annotation)
-        if field_type in (list, tuple):
-            field_type = tuple
-        if field_type is None or value is None or value is REQUIRED:
-            return config_dict.placeholder(field_type or object)
-        return field_type(value) if field_type in (float, tuple) else value
-    result = config_dict.ConfigDict()
-    for name, (child, child_annotation) in fields.items():
-        result[name] = _as_config_dict(child, child_annotation)
-    return result
+def _as_leaf(value: Any, field_type: type) -> Any:
+    """The value of a field as ml_collections has it, of the type that its text is parsed into."""
+    if field_type in (list, tuple):
+        field_type = tuple
+    if value is None or value is REQUIRED:
+        return config_dict.placeholder(field_type)
+    return field_type(value) if field_type in (float, tuple) else value
 
 
-def _parse(path: str, parts: list[str], text: str, cfg: Any, fields: Any) -> Any:
-    flag = f"--config.{path}={text}"
-    holder, value = None, cfg
-    for depth, part in enumerate(parts):
-        holder = value
-        try:
-            value = _child(holder, part)
-        except KeyError:
-            raise ValueError(_unknown_path(flag, parts, depth, holder, cfg)) from None
+def _brief(value: Any) -> str:
+    if isinstance(value, type | types.FunctionType):
+        return f"{value.__module__}.{value.__name__}"
+    return f"a {type(value).__name__} of configs" if _holds_configs(value) else repr(value)
+
+
+def _parse(flag: str, path: str, parts: list[str], text: str, holder: Any, value: Any) -> Any:
     annotation = _annotation(holder, parts[-1])
-    may_be_none = types.NoneType in typing.get_args(annotation)
-    if text == "None" and may_be_none:
+    if text == "None" and _may_be_none(annotation):
         return None
     field_type = _type_of_field(value, annotation)
     if field_type is None:
-        inner = [f"{path}.{name}" for name in _names(value) if name not in ("klass", "fn")]
-        kind = "a part with fields of its own" if inner else f"{value!r}"
-        advice = f"set one of {', '.join(inner)}, or " if inner else ""
+        name = parts[-1]
+        advice = "write an experiment that sets it"
+        if name == "klass":
+            advice = f"choose the class by --config.{path.removesuffix('.klass')}=CLASS"
         raise ValueError(
-            f"{flag}: {path} is {kind}, which cannot be set on the command line; "
-            f"{advice}write an experiment that sets it"
+            f"{flag}: {path} is {_brief(value)}, which cannot be set on the command line; {advice}"
         )
     if isinstance(holder, (list, tuple)):
         whole = ".".join(parts[:-1])
         raise ValueError(f"{flag}: set the whole {type(holder).__name__}, --config.{whole}=...")
-    spelling = "".join(f"[{p}]" if p.isdecimal() else f".{p}" for p in parts)[1:]
+    # A dict of this field alone: to define the flags of a whole config takes a third of a second.
+    leaf = config_dict.ConfigDict({"value": _as_leaf(value, field_type)})
     flag_values = flags.FlagValues()
-    argv = ["launch", f"--config.{spelling}={text}"]
+    argv = ["launch", f"--config.value={text}"]
     try:
-        config_flags.DEFINE_config_dict("config", fields, flag_values=flag_values, sys_argv=argv)
+        config_flags.DEFINE_config_dict("config", leaf, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
         config_flag: Any = flag_values["config"]
-        parsed = config_flag.override_values[spelling]
+        parsed = config_flag.override_values["value"]
     except (flags.Error, ValueError, TypeError) as error:
         expected = "a value" if field_type is object else _described(field_type)
-        raise ValueError(f"{flag}: expected {expected} ({error})") from None
+        reason = str(error).removeprefix(f"flag {argv[1]}: ")
+        raise ValueError(f"{flag}: expected {expected} ({reason})") from None
     choices = {c for o in _options(annotation) for c in typing.get_args(o) if _is_literal(o)}
     if choices and parsed not in choices:
         raise ValueError(f"{flag}: expected one of {', '.join(map(str, sorted(choices)))}")
@@ -204,14 +299,24 @@ def _unknown_path(flag: str, parts: list[str], depth: int, holder: Any, cfg: Any
 
 
 def _set(cfg: Any, parts: list[str], value: Any) -> None:
-    holder = cfg
-    for part in parts[:-1]:
-        holder = _child(holder, part)
+    holder = _holder(cfg, parts)
     if isinstance(holder, ConfigBase):
         setattr(holder, parts[-1], value)
     else:
-        key = next(key for key in holder if str(key) == parts[-1])
-        holder[key] = value
+        holder[_key(holder, parts[-1])] = value
+
+
+def _remove(cfg: Any, parts: list[str]) -> None:
+    holder = _holder(cfg, parts)
+    del holder[_key(holder, parts[-1])]
+
+
+def _holder(cfg: Any, parts: list[str]) -> Any:
+    return functools.reduce(_child, parts[:-1], cfg)
+
+
+def _key(holder: Mapping[Any, Any], part: str) -> Any:
+    return next(key for key in holder if str(key) == part)
 
 
 def is_overridden(path: str, overrides: Mapping[str, str]) -> bool:

@@ -15,8 +15,10 @@ ALLOWED = {
     "experiment_folders": set(),
     "field_types": set(),
     "config": {"field_types"},
-    "overrides": {"config"},
+    "class_choice": {"config"},
+    "overrides": {"config", "class_choice"},
     "stored_config": {"config", "former_names", "overrides"},
+    "config_file": {"config", "class_choice", "stored_config"},
     "storage": set(),
     "batch": set(),
     "image_buffer": set(),
@@ -51,14 +53,15 @@ ALLOWED = {
         *("config", "stored_config", "storage", "batch", "host_memory", "layers", "models"),
         *("checkpoints.weights_folder", "data.tokenizers"),
     },
+    "small_config": {"config", "data", "parallel"},
     # The composition root assembles data, model, trainer and evaluators.
     "experiment": {
         *("config", "storage", "batch", "multihost", "models", "data", "train", "evals"),
-        "checkpoints.initial_weights",
+        *("checkpoints.initial_weights", "small_config"),
     },
     "launch": {
-        *("config", "overrides", "stored_config", "storage", "command", "flags", "multihost"),
-        *("experiment_folders", "checkpoints.checkpoint_folder"),
+        *("config", "config_file", "overrides", "stored_config", "storage", "command", "flags"),
+        *("multihost", "experiment_folders", "checkpoints.checkpoint_folder"),
     },
     # Loads the experiment from its config, as a launch does.
     "rehearse": {
