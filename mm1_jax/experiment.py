@@ -16,10 +16,11 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax import small_config
 from mm1_jax.checkpoints.initial_weights import with_stored_defaults
 from mm1_jax.config import (
     REQUIRED,
@@ -96,6 +97,11 @@ class Experiment(Configurable):
             optimizer.decay_steps = cfg.trainer.max_steps
         return cfg
 
+    @staticmethod
+    def small(cfg: Any, note: Callable[[str], None] = lambda line: None) -> Any:
+        """A copy of `cfg` of the same structure at sizes for a laptop (`small_config`)."""
+        return small_config.small(cfg, note)
+
     def __init__(self, cfg: Config, *, output_dir: Path):
         super().__init__(cfg)
         cfg = self.resolve(cfg)
@@ -159,6 +165,10 @@ class Experiment(Configurable):
     def run(self) -> Any:
         """Trains, evaluates and reports; resumes if `output_dir` holds a checkpoint."""
         return self.trainer.run()
+
+    def dry_run(self) -> str:
+        """Compiles the step and loads the first batch, without training; returns a report."""
+        return self.trainer.dry_run()
 
     @staticmethod
     def objective(cfg: Any) -> NextToken:

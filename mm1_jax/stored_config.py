@@ -10,7 +10,7 @@ import enum
 import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mm1_jax.config import REQUIRED, ConfigBase
@@ -75,6 +75,8 @@ RENAMED |= {
     for now, names in _NOW_ONE_CLASS.items()
     for name in names.split()
 }
+# Texts of fields that runs do not store, which `--print_config` prints.
+_NO_VALUES = ("REQUIRED", "{}", "[]", "()")
 _NAME = re.compile(r"(?<![\w./])(mm1_jax[\w.]*)\.(\w+)(?![\w./])")
 
 # Defaults that a field has had, oldest first and the present one last, by class and path inside its
@@ -107,13 +109,13 @@ class Difference:
     is_default: bool = False
 
     def __str__(self) -> str:
-        return f"{self.path}: {_shown(self.stored)} -> {_shown(self.now)}"
+        return f"{self.path}: {shown(self.stored)} -> {shown(self.now)}"
 
 
 def flat_fields(cfg: ConfigBase) -> dict[str, Scalar]:
     """The values in a config by path, without fields that are not set."""
     values = cfg.to_flat_dict(omit_default_values=(None, REQUIRED))
-    return {path: _scalar(value) for path, value in values.items()}
+    return {path: scalar(value) for path, value in values.items()}
 
 
 def read_fields(stored: Stored) -> dict[str, Scalar]:
@@ -121,7 +123,7 @@ def read_fields(stored: Stored) -> dict[str, Scalar]:
     if not isinstance(stored, Mapping):
         lines = stored.splitlines() if isinstance(stored, str) else stored
         parts = (line.partition(": ") for line in lines)
-        stored = {path: _parsed(text) for path, _, text in parts}
+        stored = {path: _parsed(text) for path, _, text in parts if text not in _NO_VALUES}
     return {
         path: with_present_names(value) if isinstance(value, str) else value
         for path, value in stored.items()
@@ -150,9 +152,21 @@ def config_differences(stored: Stored, cfg: ConfigBase) -> list[Difference]:
         return _alike(new.get(path), now) and any(_alike(old.get(path), x) for x in before)
 
     return [
-        Difference(path, old.get(path), new.get(path), path in defaults and is_default(path))
+        replace(each, is_default=each.path in defaults and is_default(each.path))
+        for each in stored_differences(old, new)
+    ]
+
+
+def stored_differences(old: Stored, new: Stored) -> list[Difference]:
+    """The differences between two stored configs, by path.
+
+    A field that is stored as None, and one that is not stored, are both not set.
+    """
+    old, new = read_fields(old), read_fields(new)
+    return [
+        Difference(path, old.get(path), new.get(path))
         for path in sorted(old.keys() | new.keys())
-        if (path in old) != (path in new) or not _alike(old[path], new[path])
+        if not _alike(old.get(path), new.get(path))
     ]
 
 
@@ -186,7 +200,8 @@ def former_defaults(cfg: ConfigBase) -> list[str]:
     ]
 
 
-def _scalar(value: Any) -> Scalar:
+def scalar(value: Any) -> Scalar:
+    """A leaf of a config as JSON has it; a value of another type as its text."""
     if isinstance(value, type | types.FunctionType | types.MethodType):
         return f"{value.__module__}.{value.__name__}"
     if isinstance(value, enum.Enum):
@@ -211,7 +226,8 @@ def _alike(a: Scalar, b: Scalar) -> bool:
     return type(a) is type(b) and a == b
 
 
-def _shown(value: Scalar) -> str:
+def shown(value: Scalar) -> str:
+    """The text of a value for people."""
     return "not set" if value is None else repr(value)
 
 

@@ -8,7 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from mm1_jax.command import command, started_as
-from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import (
+    add_config_options,
+    chosen_launch,
+    say_note,
+    split_overrides,
+)
 
 EPILOG = """\
 A table holds the number of positions and images of every record, which is all that packing needs.
@@ -36,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(rest)
     if options.num_workers is not None:
         overrides["input.num_workers"] = options.num_workers
-    cfg = chosen_launch(options, overrides).resolved_config()
+    cfg = chosen_launch(options, overrides).resolved_config(note=say_note)
     for split in ("train", "test"):
         print(cfg.input.instantiate(split=split).describe(), flush=True)
     return 0

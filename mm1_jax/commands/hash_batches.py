@@ -21,7 +21,12 @@ from mm1_jax.command import command, started_as
 from mm1_jax.data.input import Input
 from mm1_jax.data.input_iterator import InputIterator, merge_states
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import (
+    add_config_options,
+    chosen_launch,
+    say_note,
+    split_overrides,
+)
 from mm1_jax.storage import write_whole
 
 EPILOG = """\
@@ -153,7 +158,7 @@ def hashes(
 def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
-    cfg = chosen_launch(args, overrides).resolved_config().input
+    cfg = chosen_launch(args, overrides).resolved_config(note=say_note).input
     if args.workers is not None:
         cfg.num_workers = args.workers
     for step, digest in hashes(cfg.instantiate(), args.steps, args.hosts, args.state):

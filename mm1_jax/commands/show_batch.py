@@ -24,7 +24,12 @@ from mm1_jax.command import command, started_as
 from mm1_jax.data.input import Input
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import (
+    add_config_options,
+    chosen_launch,
+    say_note,
+    split_overrides,
+)
 from mm1_jax.storage import write_whole
 
 # With more rows of a large config, the page is slow to load.
@@ -394,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     args = parse(rest)
     output = args.output or Path(f"{args.config}_step_{args.step}.html")
-    cfg = chosen_launch(args, overrides).resolved_config().input
+    cfg = chosen_launch(args, overrides).resolved_config(note=say_note).input
     input = cfg.set(num_workers=0, prefetch=0).instantiate()
     shown = args.rows or range(min(MOST_ROWS, input.batch_size))
     made = make(input, args.step, shown)

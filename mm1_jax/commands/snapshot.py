@@ -15,7 +15,12 @@ from mm1_jax.data.input import Input
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import (
+    add_config_options,
+    chosen_launch,
+    say_note,
+    split_overrides,
+)
 
 EPILOG = """\
 --form=ids stores which records are in each row; --form=rows also stores their tokens and encoded
@@ -80,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(rest)
     if options.output.exists() and any(options.output.iterdir()):
         raise ValueError(f"--output={options.output} is not empty; name a new folder")
-    cfg = chosen_launch(options, overrides).resolved_config()
+    cfg = chosen_launch(options, overrides).resolved_config(note=say_note)
     input = cfg.input.instantiate(split="train")
     made = snapshot(input, options.steps, Form(options.form), options.output)
     size = sum(path.stat().st_size for path in made.folder.iterdir())

@@ -18,7 +18,12 @@ from mm1_jax.data.record_files import MANIFEST, BadRecord, RecordFiles
 from mm1_jax.data.splitting import text_blocks
 from mm1_jax.data.tokenizers import sentencepiece as tokenizer
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import (
+    add_config_options,
+    chosen_launch,
+    say_note,
+    split_overrides,
+)
 from mm1_jax.storage import write_whole
 
 EPILOG = """\
@@ -159,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(rest)
     output, vocab_size = args.output, args.vocab_size
     if args.config is not None:
-        cfg = chosen_launch(args, overrides).resolved_config().input
+        cfg = chosen_launch(args, overrides).resolved_config(note=say_note).input
         texts = corpora_texts(cfg, args.max_characters)
         if output is None and cfg.tokenizer.model_path is None:
             raise ValueError(

@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,15 @@ from typing import Any
 from absl import flags, logging
 
 from mm1_jax.command import started_as, status_of
+from mm1_jax.config_file import as_json, full_text
 from mm1_jax.experiment_folders import EXPERIMENTS
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch.config_options import add_config_options, chosen_launch, split_overrides
+from mm1_jax.launch.config_options import (
+    add_config_options,
+    chosen_launch,
+    say_note,
+    split_overrides,
+)
 from mm1_jax.launch.named_configs import named_configs
 from mm1_jax.launch.processes import (
     NOT_SAVED,
@@ -52,11 +59,23 @@ A second launch into the same folder resumes the run, and SIGTERM saves before i
 
 _EPILOG = f"""\
 fields of the config:
-  --config.PATH=VALUE   sets any field, e.g. --config.trainer.max_steps=100
-                        or --config.evals.digits_vqa.num_examples=10 or
-                        --config.input.streams.0.weight=3; --print_config shows the
-                        paths. What must agree follows: the input takes the number
-                        of tokens per image from the model's connector.
+  --config.PATH=VALUE     sets any field, e.g. --config.trainer.max_steps=100
+                          or --config.evals.digits_vqa.num_examples=10 or
+                          --config.input.streams.0.weight=3; --print_config shows the
+                          paths. What must agree follows: the input takes the number
+                          of tokens per image from the model's connector.
+  --config.PATH=CLASS     chooses another class for a part, e.g.
+                          --config.model.connector=AveragePooling; fields that both
+                          classes have, and that were set, are kept
+  --config.PATH.FIELD=V   of a part that is not set: begins with its defaults, e.g.
+                          --config.trainer.wandb.project=mm1
+  --config.evals.NAME=None  switches an evaluator off; --evals=A,B keeps A and B alone
+
+config files:
+  --print_config=json > FILE prints a config, and --config_file=FILE launches it, with
+  --config.PATH=VALUE on top. A file runs and imports nothing: its classes are those of
+  this package, or loaded by --module, that their fields admit; its functions are those
+  that named configs use.
 
 resuming:
   A run resumes in its folder with the same config. These fields may change:
@@ -86,6 +105,8 @@ examples:
   %(prog)s --config=mm1_tiny --config.model.connector.num_image_tokens=9 \\
       --output_dir=runs/nine_tokens
   %(prog)s --module=my.module --config=my_config --print_config
+  %(prog)s --config=mm1_7b_moe --small
+  %(prog)s --config=mm1_tiny --dry_run
 """
 
 
@@ -106,7 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="show all named configs and exit")
     parser.add_argument(
-        "--print_config", action="store_true", help="show the resolved config and exit"
+        "--print_config",
+        nargs="?",
+        const="text",
+        choices=("text", "json"),
+        help="show every field of the resolved config and exit; json prints what --config_file "
+        "reads back",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="build everything, compile the step, load one batch, report memory and counts, and "
+        "exit; trains nothing and writes no run folder",
     )
     parser.add_argument(
         "--max_restarts",
@@ -161,24 +193,28 @@ def _main(arguments: list[str]) -> int:
             print(list_configs(options.module))
             return 0
         if options.config is None:
-            parser.error("--config=NAME is needed; --list shows all names")
+            parser.error("--config=NAME is needed, or --config_file=FILE; --list shows all names")
         if options.max_restarts > 0:
             command = [sys.executable, "-m", "mm1_jax.launch", *arguments, "--max_restarts=0"]
             return supervise(command, options.max_restarts)
         _keep_programs(options.compilation_cache)
         cluster = None if options.print_config else chosen_cluster(options)
         launch = chosen_launch(options, overrides)
-        cfg = launch.resolved_config()
+        cfg = launch.resolved_config(note=say_note)
         if options.print_config:
-            print(cfg.debug_string())
+            is_json = options.print_config == "json"
+            written = launch.written_config() if is_json else None
+            print(as_json(launch.config, written, cfg) if is_json else full_text(cfg))
             return 0
-        folder = RunFolder(options.output_dir or Path("runs") / options.config)
+        folder = RunFolder(options.output_dir or Path("runs") / launch.name)
     except USER_ERRORS as error:
         status = failed(error, cluster)
         if cluster is not None:
             decline(cluster, str(error), min(options.initialization_timeout, DECLINE_SECONDS))
         return status
     if cluster is None:
+        if options.dry_run:
+            return _dry_run_alone(launch, cfg, folder)
         return _run_alone(launch, cfg, folder)
     return of_several(cluster, lambda: _run(launch, cfg, folder, cluster, options))
 
@@ -200,6 +236,26 @@ def _run_alone(launch: Launch, cfg: Any, folder: RunFolder) -> int:
     return 0
 
 
+def _dry_run_alone(launch: Launch, cfg: Any, folder: RunFolder) -> int:
+    try:
+        folder.check(launch, cfg)
+        # Records that cannot be read are noted in a file of the output folder.
+        with tempfile.TemporaryDirectory() as outputs:
+            report = _dry_run(cfg.instantiate(output_dir=Path(outputs)))
+    except USER_ERRORS as error:
+        return failed(error)
+    print(report, flush=True)
+    return 0
+
+
+def _dry_run(experiment: Any) -> str:
+    """The report of an experiment that is built and not run."""
+    run = getattr(experiment, "dry_run", None)
+    if run is None:
+        raise ValueError(f"--dry_run: {type(experiment).__name__} has no method dry_run")
+    return f"{run()}\ndry run: nothing was trained, and no run folder was written"
+
+
 def _run(
     launch: Launch, cfg: Any, folder: RunFolder, cluster: Cluster, options: argparse.Namespace
 ) -> int:
@@ -208,9 +264,10 @@ def _run(
     if distributed.uses_devices():
         others = "" if options.module else " (or another module of `experiments`)"
         raise ValueError(
-            f"{launch.module}{others}: its import, or the function of --config={launch.config}, "
-            "uses JAX's devices, which a process may only do after it has joined the others; make "
-            "arrays, and ask for devices, in classes that the config names (numpy serves a config)"
+            f"{launch.module or 'experiments'}{others}: its import, or the function of "
+            f"--config={launch.config}, uses JAX's devices, which a process may only do after it "
+            "has joined the others; make arrays, and ask for devices, in classes that the config "
+            "names (numpy serves a config)"
         )
     join(cluster, options)
     agreement = importlib.import_module("mm1_jax.multihost.agreement")
@@ -223,6 +280,17 @@ def _run(
             **agreement.host_facts([EXPERIMENTS, str(launch.module).partition(".")[0]]),
         }
     )
+    if options.dry_run:
+        with distributed.together():
+            folder.check(launch, cfg)
+        distributed.start_devices()
+        with tempfile.TemporaryDirectory() as outputs:
+            with distributed.together():
+                experiment = cfg.instantiate(output_dir=Path(outputs))
+            report = _dry_run(experiment)
+        if cluster.process_id == 0:
+            print(report, flush=True)
+        return 0
     with contextlib.ExitStack() as stack:
         kept = None
         with distributed.together():

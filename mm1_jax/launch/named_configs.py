@@ -4,6 +4,7 @@ The function makes the config. Modules are imported by name: those of the packag
 which may be in several folders (`experiment_folders`), or any other module.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -14,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from mm1_jax import config
@@ -128,6 +129,34 @@ def find_named_config(name: str, module: str | None = None) -> NamedConfig:
         known = ", ".join(sorted(configs)) or "none"
         raise ValueError(f"--config={name}: there is no such config; {hint} Known: {known}")
     return configs[name]
+
+
+def used_by_named_configs(path: str, first: str, module: str | None = None) -> Any:
+    """The class or function of an import path that a named config has as a value.
+
+    Args:
+        path: Such as "mm1_jax.data.corpora.captions.caption_document".
+        first: The config to look into before the others.
+        module: Their module, besides those of `experiments`.
+
+    Raises:
+        LookupError: None has; its arguments are a message and the paths that are known.
+    """
+    known: dict[str, Any] = {}
+
+    def collect(_: str, value: Any) -> None:
+        if isinstance(value, type | FunctionType):
+            known[f"{value.__module__}.{value.__name__}"] = value
+
+    for where in dict.fromkeys((module, None)):
+        configs = named_configs(where)
+        for name in sorted(configs, key=lambda name: (name != first, name)):
+            # A config that cannot be made uses nothing.
+            with contextlib.suppress(ValueError):
+                configs[name]().visit(collect)
+            if path in known:
+                return known[path]
+    raise LookupError("no named config uses it", *known)
 
 
 def _needs_arguments(make: Callable) -> bool:

@@ -12,6 +12,7 @@ A run keeps its defaults where they have changed in the meantime (`stored_config
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -38,10 +39,18 @@ from mm1_jax.checkpoints.checkpoint_folder import (
     raise_if_taken,
     read_identity,
 )
-from mm1_jax.launch.named_configs import find_named_config
+from mm1_jax.config_file import ConfigFile, config_of, derived
+from mm1_jax.launch.named_configs import find_named_config, used_by_named_configs
 from mm1_jax.overrides import apply_overrides, is_overridden, restore_values
 from mm1_jax.storage import write_whole
-from mm1_jax.stored_config import Difference, Fields, Scalar, config_differences, flat_fields
+from mm1_jax.stored_config import (
+    Difference,
+    Fields,
+    Scalar,
+    config_differences,
+    flat_fields,
+    read_fields,
+)
 
 # Fields that may differ between launches into one folder, with all fields inside them: evaluation,
 # logging, checkpointing, the location of the data (checkpoints identify data by its content), and
@@ -71,28 +80,80 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Launch:
-    """A config by name: its name, its module, and overrides as text by path."""
+    """The parts of a command line that determine a config.
+
+    Attributes:
+        config: The named config.
+        module: The module that holds it.
+        overrides: Values as text, by path.
+        file: Content of a `ConfigFile` that stands in place of the named config.
+        small: The config is made small before the overrides (`Experiment.small`).
+    """
 
     config: str
     module: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
+    file: Mapping[str, Any] | None = None
+    small: bool = False
 
-    def resolved_config(self, stored: Fields | None = None) -> Any:
+    @property
+    def name(self) -> str:
+        """The name of the config, which says if it is a small version."""
+        return f"{self.config}_small" if self.small else self.config
+
+    def resolved_config(
+        self, stored: Fields | None = None, *, note: Callable[[str], None] | None = None
+    ) -> Any:
         """Makes the config, applies the overrides, and fills in what must agree.
 
         Args:
             stored: Values that a run keeps, by path.
+            note: Called with a line for each change that the command line does not spell out.
         """
-        cfg = find_named_config(self.config, self.module)()
-        resolve = cfg.klass.resolve
+        cfg = self.written_config(note=note)
+        return cfg.klass.resolve(restore_values(cfg, stored) if stored else cfg)
+
+    def written_config(self, *, note: Callable[[str], None] | None = None) -> Any:
+        """The config with its overrides, before `resolve`: what follows from other fields is unset.
+
+        Args:
+            note: As for `resolved_config`.
+        """
+        note = note or _ignore
+        cfg = self._named_config()
+        if self.small:
+            cfg = _made_small(self.config, cfg, note)
+        if not self.overrides:
+            return cfg
         try:
-            types_from = resolve(cfg)
+            types_from = cfg.klass.resolve(cfg)
         except ValueError:
             # Overrides may fix what is missing or does not fit.
             types_from = cfg
         # Overrides are applied before `resolve`, so that values derived from them follow.
-        cfg = apply_overrides(cfg, self.overrides, types_from=types_from)
-        return resolve(restore_values(cfg, stored) if stored else cfg)
+        return apply_overrides(cfg, self.overrides, types_from=types_from, note=note)
+
+    def _named_config(self) -> Any:
+        if self.file is None:
+            return find_named_config(self.config, self.module)()
+        file = ConfigFile(**self.file)
+
+        @functools.cache
+        def lookup(name: str) -> Any:
+            return used_by_named_configs(name, file.config, self.module)
+
+        return config_of(file, lookup)
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+def _made_small(name: str, cfg: Any, note: Callable[[str], None]) -> Any:
+    make_small = getattr(cfg.klass, "small", None)
+    if make_small is None:
+        raise ValueError(f"--small: {cfg.klass.__name__} of --config={name} has no small version")
+    return make_small(cfg, note)
 
 
 class RunFolder:
@@ -145,6 +206,37 @@ class RunFolder:
             ValueError: The folder holds a run with another config, the checkpoints belong to
                 another or an unknown run, or a folder is not writable.
         """
+        cfg, kept, checkpoints, newest = self._checked(launch, cfg)
+        with self._explained_errors():
+            if self.holds_a_run and newest is None:
+                for log in self.path.glob("quarantine*.jsonl"):
+                    log.unlink()
+                for name in ("goodput.json", "excluded_steps.json"):
+                    (self.path / name).unlink(missing_ok=True)
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_identity(launch, checkpoints)
+            write_whole(self._launch_path, json.dumps(_stated(launch), indent=2) + "\n")
+            text = cfg.debug_string() + "\n"
+            fields = {
+                "text": _digest(text),
+                "config": launch.config,
+                "fields": flat_fields(cfg),
+                "derived": derived(launch.written_config(), cfg),
+            }
+            write_whole(self._fields_path, json.dumps(fields, indent=2) + "\n")
+            # Written last: a folder without this file holds no run.
+            write_whole(self._config_path, text)
+        return kept
+
+    def check(self, launch: Launch, cfg: Any) -> None:
+        """Raises ValueError as `claim` does for a run of another config, and writes nothing."""
+        self._checked(launch, cfg)
+
+    def _checked(
+        self, launch: Launch, cfg: Any
+    ) -> tuple[Any, dict[str, Scalar], epath.Path, int | None]:
+        """The config to train with, values that it keeps, the checkpoints, their newest step."""
         checkpoints = self._checkpoints(cfg)
         newest = newest_step(checkpoints)
         kept: dict[str, Scalar] = {}
@@ -158,39 +250,44 @@ class RunFolder:
             cfg, kept = self._as_stored(launch, cfg, is_kept)
             self._raise_if_changed(cfg, "Launch into a new --output_dir, or undo the change.")
             self._raise_if_beyond(cfg.trainer.max_steps, newest)
-        with self._explained_errors():
-            if self.holds_a_run and newest is None:
-                for log in self.path.glob("quarantine*.jsonl"):
-                    log.unlink()
-                for name in ("goodput.json", "excluded_steps.json"):
-                    (self.path / name).unlink(missing_ok=True)
-                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._write_identity(launch, checkpoints)
-            write_whole(self._launch_path, json.dumps(asdict(launch), indent=2) + "\n")
-            text = cfg.debug_string() + "\n"
-            fields = {"text": _digest(text), "fields": flat_fields(cfg)}
-            write_whole(self._fields_path, json.dumps(fields, indent=2) + "\n")
-            # Written last: a folder without this file holds no run.
-            write_whole(self._config_path, text)
-        return kept
+        return cfg, kept, checkpoints, newest
 
     def load_experiment(self) -> Any:
         """Makes the resolved config of the run again, from its name and overrides.
 
         Where the code now makes other values, those that the run was trained with are used.
         """
+        self._raise_if_empty()
+        launch = self._stored_launch()
+        cfg = launch.resolved_config()
+        cfg, _ = self._as_stored(launch, cfg, lambda each: not may_change(each.path))
+        checkpoints_of(self.path)
+        self._raise_if_changed(cfg, "Use the code that the run was launched with.")
+        return cfg
+
+    def stored_fields(self) -> dict[str, Scalar]:
+        """The values in the config of the run, by path.
+
+        Raises:
+            ValueError: There is no run, or its config is damaged.
+        """
+        self._raise_if_empty()
+        return read_fields(self._stored_config())
+
+    def newest_step(self) -> int | None:
+        """The step of the run's newest checkpoint; None if it has saved nothing."""
+        return newest_step(checkpoints_of(self.path))
+
+    def launch_name(self) -> str:
+        """The name of the config that the run was launched with."""
+        return self._stored_launch().name
+
+    def _raise_if_empty(self) -> None:
         if not self.holds_a_run:
             raise ValueError(
                 f"{self.path}: no run there ({self._config_path.name} is missing); "
                 "give the output folder of a launch"
             )
-        launch = self._stored_launch()
-        cfg = launch.resolved_config()
-        cfg, _ = self._as_stored(launch, cfg, lambda each: not _may_change(each.path))
-        checkpoints_of(self.path)
-        self._raise_if_changed(cfg, "Use the code that the run was launched with.")
-        return cfg
 
     def _stored_config(self) -> Fields | str:
         """Returns the fields of the run's config, or its text if they are missing or outdated."""
@@ -208,8 +305,8 @@ class RunFolder:
         if ": " not in text or not text.endswith("\n"):
             raise ValueError(
                 f"{self._config_path}: damaged, so that it is not known what the run was trained "
-                "with; put back a copy, which `--print_config` of the code and command of its "
-                "launch prints"
+                "with; put back a copy, or what `--print_config` prints for the code and the "
+                "command of its launch"
             )
         return text
 
@@ -337,7 +434,7 @@ class RunFolder:
 
     def _raise_if_changed(self, cfg: Any, advice: str) -> None:
         differences = config_differences(self._stored_config(), cfg)
-        fixed = [each for each in differences if not _may_change(each.path)]
+        fixed = [each for each in differences if not may_change(each.path)]
         if not fixed:
             return
         lines = "".join(f"\n  {each}" for each in fixed)
@@ -358,11 +455,22 @@ def load_experiment(folder: str | os.PathLike) -> Any:
     return RunFolder(folder).load_experiment()
 
 
+def _stated(launch: Launch) -> dict[str, Any]:
+    """A launch as JSON has it, without the options that were not given."""
+    unless_given = {"file": None, "small": False}
+    return {
+        name: value
+        for name, value in asdict(launch).items()
+        if name not in unless_given or value != unless_given[name]
+    }
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _may_change(path: str) -> bool:
+def may_change(path: str) -> bool:
+    """Tells if a field may differ between launches into one folder."""
     # Every field of this name follows `input.data_dir`.
     if path.rpartition(".")[2] == "data_dir":
         return True

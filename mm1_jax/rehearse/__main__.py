@@ -31,7 +31,13 @@ from typing import Any
 
 from mm1_jax.command import command, started_as
 from mm1_jax.flags import local_path, number, whole
-from mm1_jax.launch.config_options import split_overrides
+from mm1_jax.launch.config_options import (
+    add_config_options,
+    chosen_launch,
+    named_launch,
+    say_note,
+    split_overrides,
+)
 from mm1_jax.launch.run_folder import Launch
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
@@ -124,8 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, metavar: str, help: str, **options: Any) -> None:
         parser.add_argument(name, metavar=metavar, help=help, **options)
 
-    add("--config", "NAME", "the config; --config.PATH=VALUE sets a field, as in a launch")
-    add("--module", "MODULE", "the module whose named_configs() has NAME (default: any)")
+    add_config_options(parser, required=False)
     add("--topology", "NAME", "the slice, e.g. v5p:4x4x8")
     add("--json", "FILE", "file for the report, or for the reports of --all", type=local_path)
     add(
@@ -178,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.hlo is not None:
         report = _predict_file(options, overrides, topology)
     elif options.config is None:
-        parser.error("--config=NAME is needed, or --hlo=FILE")
+        parser.error("--config=NAME is needed, or --config_file=FILE, or --hlo=FILE")
     else:
         report = _rehearse(options, overrides, topology)
     if options.json is not None:
@@ -190,17 +195,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _rehearse(
     options: argparse.Namespace, overrides: Mapping[str, str], topology: Topology
 ) -> dict[str, Any]:
-    with _progress(f"{options.config} on {topology.name}") as progress:
+    launch = chosen_launch(options, overrides)
+    with _progress(f"{launch.name} on {topology.name}") as progress:
         progress("resolving the config")
-        cfg = _resolved(options.config, options.module, overrides)
+        cfg = launch.resolved_config(note=say_note)
         # jax reads the environment on import, so it must not be imported before.
         compiler = importlib.import_module("mm1_jax.rehearse.compile")
         num_images = compiler.expected_images(cfg, options.images_per_row)
         model = ModelFlops(compiler.model_flops(cfg, num_images), num_images)
         compiled = compiler.compile_train_step(cfg, topology, progress)
         report = {
-            "config": options.config,
-            "overrides": dict(overrides),
+            "config": launch.name,
+            "overrides": dict(launch.overrides),
             "fingerprint": fingerprint(cfg, topology),
             **_described(topology),
             "mesh": compiled.mesh,
@@ -234,7 +240,7 @@ def _predict_file(
     text = _read(options.hlo)
     model = None if options.model_flops is None else ModelFlops(options.model_flops)
     if options.config is not None:
-        cfg = _resolved(options.config, options.module, overrides)
+        cfg = chosen_launch(options, overrides).resolved_config()
         compiler = importlib.import_module("mm1_jax.rehearse.compile")
         num_images = compiler.expected_images(cfg, options.images_per_row)
         model = ModelFlops(compiler.model_flops(cfg, num_images), num_images)
@@ -257,7 +263,8 @@ def _rehearse_all(
         if options.configs
         else sorted(module.named_configs(options.module))
     )
-    configs = {name: _resolved(name, options.module, overrides) for name in names}
+    launches = {name: named_launch(name, options, overrides) for name in names}
+    configs = {name: launch.resolved_config() for name, launch in launches.items()}
     reports: dict[str, dict[str, Any]] = {}
     if options.json.exists():
         stored = json.loads(options.json.read_text())
@@ -271,7 +278,9 @@ def _rehearse_all(
     lock = threading.Lock()
 
     def key_of(name: str, topology: Topology) -> str:
-        return report_key({"config": name, "topology": topology.name, "overrides": overrides})
+        launch = launches[name]
+        asked = {"config": launch.name, "topology": topology.name, "overrides": launch.overrides}
+        return report_key(asked)
 
     def add(number: int, name: str, topology: Topology) -> None:
         key, current = key_of(name, topology), fingerprint(configs[name], topology)
@@ -279,7 +288,7 @@ def _rehearse_all(
         if "error" not in present and present.get("fingerprint") == current:
             return
         print(f"[{number}/{len(pairs)}] {key}", file=sys.stderr, flush=True)
-        report = _rehearse_in_a_process(name, topology, options, overrides)
+        report = _rehearse_in_a_process(launches[name], topology, options)
         with lock:
             reports[key] = {**report, "fingerprint": current}
             ordered = [reports[key] for key in sorted(reports)]
@@ -305,12 +314,13 @@ def _devices_name(topology: Topology) -> str:
 
 
 def _rehearse_in_a_process(
-    name: str, topology: Topology, options: argparse.Namespace, overrides: Mapping[str, str]
+    launch: Launch, topology: Topology, options: argparse.Namespace
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
-        arguments = [f"--config={name}", f"--topology={topology.name}", f"--json={file}"]
-        arguments += [f"--config.{path}={text}" for path, text in overrides.items()]
+        arguments = [f"--config={launch.config}", f"--topology={topology.name}", f"--json={file}"]
+        arguments += [f"--config.{path}={text}" for path, text in launch.overrides.items()]
+        arguments += ["--small"] * launch.small
         for option in ("module", "images_per_row"):
             if getattr(options, option) is not None:
                 arguments.append(f"--{option}={getattr(options, option)}")
@@ -326,8 +336,8 @@ def _rehearse_in_a_process(
     error = next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
     print(f"  {error}", file=sys.stderr, flush=True)
     return {
-        "config": name,
-        "overrides": dict(overrides),
+        "config": launch.name,
+        "overrides": dict(launch.overrides),
         **_described(topology),
         "error": error.removeprefix("error: ") or f"exit status {result.returncode}",
     }
@@ -345,10 +355,6 @@ def _described(topology: Topology) -> dict[str, Any]:
         "num_chips": topology.num_chips,
         "num_devices": topology.num_devices,
     }
-
-
-def _resolved(name: str, module: str | None, overrides: Mapping[str, str]) -> Any:
-    return Launch(name, module, overrides).resolved_config()
 
 
 def fingerprint(cfg: Any, topology: Topology) -> str:

@@ -35,6 +35,7 @@ from mm1_jax.multihost import distributed
 from mm1_jax.parallel.parallelism import MeshRule, Parallelism
 from mm1_jax.stored_config import Scalar, flat_fields, former_defaults
 from mm1_jax.train.contracts import check_learning_rate
+from mm1_jax.train.dry_run import dry_run
 from mm1_jax.train.evaluations import Evaluations, evaluators_text
 from mm1_jax.train.guards.anomalies import Anomalies, ExcludedSteps
 from mm1_jax.train.guards.corruption import Corruption
@@ -152,6 +153,10 @@ class Trainer(Configurable):
                     print_line(f"finished already; report: {self._output_dir / 'report.md'}")
                 return
             self._open(stack, checkpointer, goodput, saved_step or 0).run(saved_step)
+
+    def dry_run(self) -> str:
+        """Compiles the step and loads the first batch, without training; returns a report."""
+        return dry_run(self.program, self._input)
 
     def _open(
         self, stack: contextlib.ExitStack, checkpointer: Checkpointer, goodput: Goodput, step: int

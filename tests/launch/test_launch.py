@@ -10,6 +10,7 @@ import pytest
 from mm1_jax.launch import __main__ as launch
 from mm1_jax.launch.__main__ import main
 from mm1_jax.launch.config_options import split_overrides
+from mm1_jax.launch.run_folder import RunFolder
 from mm1_jax.multihost import distributed
 from mm1_jax.train.loop import INCOMPLETE
 
@@ -142,7 +143,7 @@ def test_inconsistent_overrides_are_rejected(capsys):
 
 def test_none_is_valid_if_the_annotation_allows_it(capsys):
     argv = ("--config.model.head_dim=16", "--config.model.head_dim=None")
-    assert not any("head_dim" in line for line in _printed(capsys, *argv))
+    assert "model.head_dim: None" in _printed(capsys, *argv)
     error = _error(capsys, "--config=fake_small", "--config.trainer.seed=None")
     assert "--config.trainer.seed=None: expected a value of type int" in error
 
@@ -165,13 +166,84 @@ def test_none_is_valid_if_the_annotation_allows_it(capsys):
         ("input.fit=crop", "expected one of STRETCH, PAD"),
         ("input.mean.0=1", "set the whole tuple, --config.input.mean=..."),
         ("model.connector=big", "set one of model.connector.num_image_tokens"),
-        ("model.moe=yes", "cannot be set on the command line"),
+        ("model.moe=yes", "its class can be Connector, and not 'yes'"),
+        ("trainer.optimizer=Adamm", "its class can be Optimizer, and not 'Adamm'"),
+        ("evals=digits_vqq", "evals has no 'digits_vqq'; did you mean digits_vqa?"),
+        ("input.shares=text", "cannot be set on the command line"),
+        ("input.streams=none", "input.streams is a list of configs, which cannot be set"),
         ("model.klass=Other", "cannot be set on the command line"),
     ],
 )
 def test_a_wrong_path_or_value_is_explained(capsys, override, said):
     error = _error(capsys, "--config=fake_small", f"--config.{override}")
     assert f"--config.{override}" in error and said in error
+
+
+def test_a_field_of_an_unset_part_is_set(capsys):
+    lines = _printed(capsys, "--config.model.moe.num_image_tokens=16")
+    assert "model.moe.num_image_tokens: 16" in lines
+    assert "model.moe.klass: 'fake_experiment.Connector'" in lines
+    assert "model.moe: None" in _printed(capsys, "--config.model.moe=None")
+
+
+def test_evaluators_are_switched_off_and_chosen(capsys):
+    for argv in (
+        ["--config.evals.digits_vqa=None"],
+        ["--evals="],
+        ["--config.evals="],
+        ["--config.evals.digits_vqa.num_examples=3", "--config.evals=None"],
+    ):
+        assert "evals: {}" in _printed(capsys, *argv)
+    lines = _printed(capsys, "--evals=digits_vqa", "--config.evals.digits_vqa.num_examples=3")
+    assert "evals['digits_vqa'].num_examples: 3" in lines
+    error = _error(
+        capsys, "--config=fake_small", "--evals=", "--config.evals.digits_vqa.num_examples=3"
+    )
+    assert "evals has no field 'digits_vqa'" in error
+
+
+def test_print_config_shows_every_field_also_those_that_are_not_set(capsys):
+    lines = _printed(capsys)
+    assert "model.head_dim: None" in lines and "trainer.checkpointer.location: None" in lines
+
+
+def _file(capsys, folder: Path, *argv) -> Path:
+    """A config file of `fake_small`."""
+    assert main([MODULE, "--config=fake_small", "--print_config=json", *argv]) == 0
+    (folder / "config.json").write_text(capsys.readouterr().out)
+    return folder / "config.json"
+
+
+def test_a_printed_config_is_launched_again(capsys, tmp_path):
+    file, run = _file(capsys, tmp_path, "--config.model.tied=false"), tmp_path / "run"
+    argv = [MODULE, f"--config_file={file}", f"--output_dir={run}"]
+    assert main([*argv, "--config.trainer.max_steps=7"]) == 0
+    text = (run / "config.txt").read_text()
+    assert "model.tied: False" in text and "trainer.optimizer.decay_steps: 7" in text
+    # The run knows its config without the file, and is such a file itself.
+    file.unlink()
+    assert RunFolder(run).load_experiment().model.tied is False
+    capsys.readouterr()
+    assert main([MODULE, f"--config_file={run / 'config.json'}", "--print_config"]) == 0
+    assert set(text.splitlines()) <= set(capsys.readouterr().out.splitlines())
+
+
+def test_a_file_stands_in_place_of_a_named_config(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main([MODULE, f"--config_file={_file(capsys, tmp_path)}", "--config=fake_small"])
+    assert "not allowed with argument --config" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        main([MODULE, f"--config_file={tmp_path / 'none.json'}"])
+    assert error.value.code == 2 and "none.json: cannot be read" in capsys.readouterr().err
+
+
+def test_options_that_an_experiment_lacks_are_explained(capsys, tmp_path):
+    argv = ("--config=fake_small", f"--output_dir={tmp_path / 'run'}")
+    assert "--small: FakeExperiment of --config=fake_small has no small version" in _error(
+        capsys, *argv, "--small"
+    )
+    assert "--dry_run: FakeExperiment has no method dry_run" in _error(capsys, *argv, "--dry_run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_config_names_the_close_ones(capsys):
