@@ -17,6 +17,7 @@ _MODULES = {"launch": "mm1_jax.launch.__main__", "rehearse": "mm1_jax.rehearse._
 COMMANDS = {
     "launch": "train a named config, or resume its run",
     "rehearse": "compile a config for TPUs or GPUs that are not there: memory, speed",
+    "compare": "compare the configs of two runs; say why a launch cannot resume one",
     "evaluate": "ask a trained model benchmarks, or score files of predictions",
     "generate": "ask a trained model about pictures",
     "convert_records": "convert data of other projects into records for training",

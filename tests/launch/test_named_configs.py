@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 # Further options that each tool needs.
 TOOLS = {
     "benchmark_input": [],
+    "compare": ["x"],
     "compute_lengths": [],
     "convert_records": ["--format=jsonl", "--input=x", "--output=x", "--license=x"],
     "hash_batches": [],
