@@ -1,9 +1,9 @@
-"""The root config of every run, and what it builds: input, evaluators and trainer.
+"""The root config of a run, which builds the input, the evaluators and the trainer.
 
-`resolve` fills the fields that must agree between the parts, so that each is set in one place:
+`resolve` fills in fields that must agree between parts, so that each value is set in one place:
 
-    input.data_dir                      -> data_dir of the tokenizer, of all sources and of the
-                                           weights that a run starts from
+    input.data_dir                      -> data_dir of the tokenizer, of all sources and of initial
+                                           weights
     input.tokenizer                     -> model.decoder.vocab_size, model.image_token
     input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
@@ -11,8 +11,8 @@
     model.vision_encoder = None         -> no images in the input
     size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
     trainer.max_steps                   -> trainer.optimizer.decay_steps
-    trainer.initial_weights             -> defaults of the model that have changed since they were
-                                           trained
+    trainer.initial_weights             -> former defaults of the model, if the weights were trained
+                                           with them
 """
 
 import re
@@ -48,7 +48,7 @@ from mm1_jax.train.trainer import Trainer
 
 
 class Experiment(Configurable):
-    """One training run: a model, its data, how it is trained and how it is judged."""
+    """One training run: a model, its data, its training and its evaluation."""
 
     @config_class
     class Config(Configurable.Config):
@@ -59,10 +59,10 @@ class Experiment(Configurable):
 
     @staticmethod
     def resolve(cfg: Any) -> Any:
-        """A copy of `cfg` in which the fields that must agree are filled in.
+        """Returns a copy of `cfg` with the fields that must agree filled in.
 
         Raises:
-            ValueError: A required field is not set, a value has a wrong type or is out of range, a
+            ValueError: A required field is unset, a value has a wrong type or is out of range, a
                 path is not local, or two fields disagree.
         """
         cfg = cfg.clone()
@@ -106,7 +106,7 @@ class Experiment(Configurable):
         super().__init__(cfg)
         cfg = self.resolve(cfg)
         self.check(cfg)
-        # A file for each process, as only one may write into it.
+        # One file per process, because only one process may write to a file.
         process = distributed.process_index()
         suffix = f".process_{process:05}" if process else ""
         self.input = cfg.input.instantiate(
@@ -125,7 +125,7 @@ class Experiment(Configurable):
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Digests of all data and weights that are read, by name, wherever they lie."""
+        """Returns digests of all data and weights by name, regardless of their location."""
         initial_weights = self._resolved.trainer.initial_weights
         weights = {part: each.instantiate() for part, each in initial_weights.items()}
         return {
@@ -137,12 +137,12 @@ class Experiment(Configurable):
 
     @staticmethod
     def check(cfg: Any) -> None:
-        """Traces a step of a resolved `cfg`, on no device; raises ValueError if a part fails."""
+        """Traces a step of a resolved `cfg` without a device; raises ValueError if a part fails."""
         check_step(Experiment.objective(cfg), cfg.trainer.optimizer)
 
     @staticmethod
     def check_parts(cfg: Any, input: Any, evaluators: Mapping[str, Any]) -> None:
-        """Raises ValueError where input and evaluators do not go with the rest of `cfg`."""
+        """Raises ValueError if the input or the evaluators contradict the rest of `cfg`."""
         tokenizer = input.tokenizer
         for name, made, declared in (
             ("vocab_size", tokenizer.vocab_size, cfg.model.decoder.vocab_size),
@@ -172,17 +172,17 @@ class Experiment(Configurable):
 
     @staticmethod
     def objective(cfg: Any) -> NextToken:
-        """The objective of a resolved `cfg`: its model, its batches and its loss."""
+        """Returns the objective of a resolved `cfg`: model, batches and loss."""
         return NextToken.of(cfg.model, cfg.trainer.loss, cfg.input)
 
     @staticmethod
     def program(cfg: Any, devices: Sequence[Any]) -> Program:
-        """The program of a run of the resolved `cfg` on such devices, which need not be there."""
+        """Returns the program of a run on these devices, which may be abstract."""
         return Program(Trainer.program_spec(cfg.trainer, Experiment.objective(cfg)), devices)
 
 
 def _check_best_metric(metric: str | None, evaluators: Mapping[str, Any]) -> None:
-    """Asks every evaluator, which also tries the methods of benchmarks on their first task."""
+    """Checks the best metric against all evaluators, whose benchmarks also try their first task."""
     names = [evaluator.metric_names() for evaluator in evaluators.values()]
     known = [name for each in names for name in each or ()]
     if metric is None or metric in known or None in names:
@@ -203,7 +203,7 @@ def _raise_if_incomplete(cfg: Any) -> None:
         )
 
 
-# Fields and class attributes of the parts that a model, or an experiment, looks at.
+# Fields and class attributes that an experiment or a model reads from its parts.
 _NEEDED = {
     "model.vision_encoder": ("image_size", "patch_size", "model_dim"),
     "model.connector": ("num_image_tokens",),
@@ -213,7 +213,7 @@ _NEEDED = {
 
 
 def _raise_if_a_part_is_another(cfg: Any) -> None:
-    """Raises where a part is a config, but of another kind of part."""
+    """Raises ValueError if a part is the config of another kind of part."""
     for path, names in _NEEDED.items():
         part = cfg.get_recursively(path.split("."))
         for name in names:
@@ -226,14 +226,14 @@ def _raise_if_a_part_is_another(cfg: Any) -> None:
 
 
 def _raise_if_not_local(path: str, value: Any) -> None:
-    """Raises ValueError where a field for local files names a store, such as gs://."""
+    """Raises ValueError if a field for local files names an object store, such as gs://."""
     name = re.sub(r"\[.*", "", path.rpartition(".")[2])
     if isinstance(value, str) and name.endswith(("dir", "path", "folder", "file", "snapshot")):
         raise_if_remote(path, value)
 
 
 def _set_data_dir(cfg: Any, data_dir: str) -> None:
-    """Tells everything in `cfg` that reads files, and was not told another folder."""
+    """Sets `data_dir` of all configs inside `cfg` that read files and leave it unset."""
 
     def enter(path: str, value: Any, children: list | None) -> list | None:
         if isinstance(value, ConfigBase) and "data_dir" in value and value.data_dir is None:
@@ -244,7 +244,7 @@ def _set_data_dir(cfg: Any, data_dir: str) -> None:
 
 
 def _agree(cfg: Any, path: str, value: Any, source: str) -> None:
-    """Sets `path`, or raises if something else than `value` was set there."""
+    """Sets the field at `path` to `value`, or raises ValueError if it has another value."""
     present = cfg.get_recursively(path.split("."))
     if present is None or present is REQUIRED:
         cfg.set_recursively(path.split("."), value=value)

@@ -187,7 +187,7 @@ def _paths_ending_in(cfg: Any, name: str) -> list[str]:
 
 
 def _options(annotation: Any) -> set[Any]:
-    """The alternatives of a union, without what stands for "not set"."""
+    """Returns the alternatives of a union, except None and REQUIRED."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         options = set().union(*(_options(option) for option in typing.get_args(annotation)))
         # `Required[T]` is a union with Any.
@@ -200,7 +200,7 @@ def _annotation(cfg: Any, name: str) -> Any:
 
 
 def _type_of_field(value: Any, annotation: Any) -> type | None:
-    """The type that text is parsed into, or None if the field cannot be set by text."""
+    """Returns the type that text is parsed into; None if text cannot set the field."""
     options = _options(annotation)
     if value is not None and value is not REQUIRED:
         if float in options and type(value) is int:
@@ -320,18 +320,18 @@ def _key(holder: Mapping[Any, Any], part: str) -> Any:
 
 
 def is_overridden(path: str, overrides: Mapping[str, str]) -> bool:
-    """Returns whether overrides set the field at `path`, or a field that contains it."""
+    """Returns whether overrides set the field at `path`, or a container that holds it."""
     parts = _parts(path)
     return any(parts[: len(each)] == each for each in map(_parts, overrides))
 
 
 def restore_values(cfg: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of `cfg` with fields set to stored values.
+    """Returns a copy of `cfg` with fields set to stored values.
 
-    Fields that are not there, or do not hold numbers, strings or members of an enum, stay.
+    Paths without a field, and fields of other types than numbers, strings and enums, are ignored.
 
     Args:
-        values: By path; members of an enum as "Enum.NAME", None for a field that is not set.
+        values: Values by path; enum members as "Enum.NAME", None for an unset field.
     """
     cfg = cfg.clone()
     for path, value in values.items():
@@ -348,7 +348,7 @@ def restore_values(cfg: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _value(stored: Any, present: Any, annotation: Any) -> Any:
-    """The value for a field that is stored so; raises where the field holds none of that kind."""
+    """Returns the value of a stored scalar; raises ValueError if the field cannot hold it."""
     if stored is None:
         if present is not None and types.NoneType not in typing.get_args(annotation):
             raise ValueError
@@ -369,7 +369,7 @@ def _value(stored: Any, present: Any, annotation: Any) -> Any:
 
 
 def _replaced(holder: Any, parts: Sequence[str], value: Any) -> Any:
-    """`holder`, with `value` at the path `parts`."""
+    """Returns `holder` with `value` at the path `parts`."""
     if not parts:
         return value
     child = _replaced(_child(holder, parts[0]), parts[1:], value)

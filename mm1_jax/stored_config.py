@@ -1,8 +1,8 @@
-"""Configs as flat dicts, from path to value; those that earlier code stored, beside those of now.
+"""Stored configs as flat dicts from path to value, and their comparison with present configs.
 
-Fields of a config are stored in the output folder of a run (`config.json`), in each of its
-checkpoints (`model`) and in folders of converted weights (`weights.json`). Beside them stand the
-lines of its text, for people; earlier code stored these alone.
+The fields of a config are stored in the output folder of a run (`config.json`), in each of its
+checkpoints (`model`) and in folders of converted weights (`weights.json`), each with the lines of
+its text for people. Earlier code stored only the text.
 """
 
 import ast
@@ -19,13 +19,13 @@ from mm1_jax.overrides import restore_values
 
 C = TypeVar("C", bound=ConfigBase)
 
-# A value as JSON has it. Classes and functions are "module.name", members of an enum "Enum.NAME".
+# A JSON value. Classes and functions are "module.name", enum members "Enum.NAME".
 Scalar = bool | int | float | str | None
 Fields = Mapping[str, Scalar]
-# Fields, or a text or its lines.
+# Fields, or a config's text, or the lines of that text.
 Stored = Fields | str | Iterable[str]
 
-# Former names of classes, and of modules whose classes have moved, with their present ones.
+# Present names of renamed classes, and of modules whose classes have moved.
 RENAMED = {
     **MOVED,
     "mm1_jax.train.optimizer.Optimizer": "mm1_jax.train.optimizers.adamw.AdamW",
@@ -42,7 +42,7 @@ RENAMED = {
     "mm1_jax.train.optimizer.AdamW": "mm1_jax.train.optimizers.adamw.AdamW",
     "mm1_jax.train.optimizer.Adafactor": "mm1_jax.train.optimizers.adafactor.Adafactor",
 }
-# Classes of `mm1_jax.evals.benchmarks` that are configs of one class now, by that class.
+# Former classes of `mm1_jax.evals.benchmarks`, by the class that replaces them.
 _NOW_ONE_CLASS = {
     "mm1_jax.evals.benchmark.Benchmark": """
         digits.DigitsVQA digits.DigitsCaption scenes.ScenesVQA scenes.ScenesCaption
@@ -79,11 +79,11 @@ RENAMED |= {
 _NO_VALUES = ("REQUIRED", "{}", "[]", "()")
 _NAME = re.compile(r"(?<![\w./])(mm1_jax[\w.]*)\.(\w+)(?![\w./])")
 
-# Defaults that a field has had, oldest first and the present one last, by class and path inside its
-# config, each as `flat_fields` has it (None where it is not set). A run keeps the default that it
-# was trained with. The oldest also stands for runs from before the field: a new field whose default
-# means "as before" has an entry of one default. Entries are only ever added to; the class is named
-# as it is called now.
+# All defaults that a field has had, by class and path inside the class's config: oldest first, the
+# present one last, as `flat_fields` returns them (None for unset). A run keeps the default that it
+# was trained with. The oldest default also applies to runs from before the field existed: a new
+# field whose default means "as before" has an entry with one default. Entries may only be extended.
+# Classes have their present names.
 DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
     ("mm1_jax.models.connectors.c_abstractor.CAbstractor", "norm.eps"): (1e-6, 1e-5),
     ("mm1_jax.train.optimizers.optimizer.Optimizer", "schedule"): ("Schedule.COSINE",),
@@ -97,10 +97,10 @@ DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that two configs do not agree on; None where it is not set.
+    """A field with different values in two configs; None means unset.
 
     Attributes:
-        is_default: Whether the field has its default in both, and the default has changed.
+        is_default: Both values are defaults of the field, which have changed in between.
     """
 
     path: str
@@ -113,13 +113,13 @@ class Difference:
 
 
 def flat_fields(cfg: ConfigBase) -> dict[str, Scalar]:
-    """The values in a config by path, without fields that are not set."""
+    """Returns the values in a config by path, without unset fields."""
     values = cfg.to_flat_dict(omit_default_values=(None, REQUIRED))
     return {path: scalar(value) for path, value in values.items()}
 
 
 def read_fields(stored: Stored) -> dict[str, Scalar]:
-    """The values in a stored config by path, with the present names of classes and functions."""
+    """Returns the values of a stored config by path; classes have their present names."""
     if not isinstance(stored, Mapping):
         lines = stored.splitlines() if isinstance(stored, str) else stored
         parts = (line.partition(": ") for line in lines)
@@ -131,7 +131,7 @@ def read_fields(stored: Stored) -> dict[str, Scalar]:
 
 
 def with_present_names(text: str) -> str:
-    """A text with classes and functions of this package under their present names."""
+    """Replaces former names of this package's classes and functions in a text."""
 
     def present(match: re.Match) -> str:
         module, name = match.groups()
@@ -141,7 +141,7 @@ def with_present_names(text: str) -> str:
 
 
 def config_differences(stored: Stored, cfg: ConfigBase) -> list[Difference]:
-    """The differences between a stored config and a config, by path."""
+    """Returns the differences between a stored config and a config, sorted by path."""
     old, new, defaults = read_fields(stored), flat_fields(cfg), _defaults(cfg)
     for path, values in defaults.items():
         if path not in old and values[0] is not None:
@@ -158,9 +158,9 @@ def config_differences(stored: Stored, cfg: ConfigBase) -> list[Difference]:
 
 
 def stored_differences(old: Stored, new: Stored) -> list[Difference]:
-    """The differences between two stored configs, by path.
+    """Returns the differences between two stored configs, sorted by path.
 
-    A field that is stored as None, and one that is not stored, are both not set.
+    A field is unset if it is stored as None, and also if it is not stored.
     """
     old, new = read_fields(old), read_fields(new)
     return [
@@ -171,15 +171,15 @@ def stored_differences(old: Stored, new: Stored) -> list[Difference]:
 
 
 def as_stored(stored: Stored, cfg: C, *, only_defaults: bool = False) -> C:
-    """A copy of `cfg` with the values of a stored config.
+    """Returns a copy of `cfg` with the values of a stored config.
 
     Args:
-        only_defaults: Restores defaults that have changed, and nothing that was chosen.
+        only_defaults: Restores only defaults that have changed since.
     """
     fields = read_fields(stored)
 
     def is_stored(each: Difference) -> bool:
-        # The first default of a field stands for configs from before it.
+        # The first default of a field applies to configs from before the field.
         return each.path in fields or each.stored is not None
 
     values = {
@@ -191,7 +191,7 @@ def as_stored(stored: Stored, cfg: C, *, only_defaults: bool = False) -> C:
 
 
 def former_defaults(cfg: ConfigBase) -> list[str]:
-    """Says which fields have a default of earlier code, one text a field."""
+    """Returns a line for each field whose value is a former default."""
     fields = flat_fields(cfg)
     return [
         f"{path}={fields.get(path)!r} (the default is {values[-1]!r} now)"
@@ -201,7 +201,7 @@ def former_defaults(cfg: ConfigBase) -> list[str]:
 
 
 def scalar(value: Any) -> Scalar:
-    """A leaf of a config as JSON has it; a value of another type as its text."""
+    """Converts a leaf of a config to JSON; a value of another type becomes its text."""
     if isinstance(value, type | types.FunctionType | types.MethodType):
         return f"{value.__module__}.{value.__name__}"
     if isinstance(value, enum.Enum):
@@ -210,7 +210,7 @@ def scalar(value: Any) -> Scalar:
 
 
 def _parsed(text: str) -> Scalar:
-    """The value that a config's text spells so."""
+    """Parses the text of a value in a config's text."""
     if member := re.fullmatch(r"<(\w+\.\w+): .*>", text):
         return member[1]
     if text in ("inf", "-inf", "nan"):
@@ -222,17 +222,17 @@ def _parsed(text: str) -> Scalar:
 
 
 def _alike(a: Scalar, b: Scalar) -> bool:
-    """Returns whether values are equal and of one type: 1 is neither 1.0 nor True."""
+    """Returns whether values are equal and of one type: 1 differs from 1.0 and True."""
     return type(a) is type(b) and a == b
 
 
 def shown(value: Scalar) -> str:
-    """The text of a value for people."""
+    """Returns the text of a value for people."""
     return "not set" if value is None else repr(value)
 
 
 def _defaults(cfg: ConfigBase) -> dict[str, tuple[Scalar, ...]]:
-    """The entries of DEFAULTS that are about fields of `cfg`, by path."""
+    """Returns the entries of DEFAULTS for fields of `cfg`, by path."""
     found: dict[str, tuple[Scalar, ...]] = {}
 
     def enter(path: str, value: Any, children: list | None) -> list | None:
