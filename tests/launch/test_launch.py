@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mm1_jax.launch import __main__ as launch
+from mm1_jax.launch import processes
 from mm1_jax.launch.__main__ import main
 from mm1_jax.launch.config_options import split_overrides
 from mm1_jax.launch.run_folder import RunFolder
@@ -400,6 +401,8 @@ def test_failed_launches_never_exit_with_0(tmp_path, monkeypatch, capsys, option
     monkeypatch.setattr(importlib.import_module("fake_experiment").FakeExperiment, "run", fail)
     # Other tests have used devices already.
     monkeypatch.setattr(distributed, "uses_devices", lambda: False)
+    # Processes that later tests start would ignore signals, too.
+    monkeypatch.setattr(processes, "ignore_signals", lambda: None)
     argv = [MODULE, "--config=fake_small", f"--output_dir={tmp_path}", *options]
     try:
         assert main(argv) == status

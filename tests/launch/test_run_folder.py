@@ -281,9 +281,11 @@ def test_an_override_fixes_an_inconsistent_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tokenizer.model").write_bytes(SHIPPED_MODEL.read_bytes())
+    # Without a module, tests/experiments would be the user's experiments: tests/ is on the path.
+    module = "experiments.pretrain"
     with pytest.raises(ValueError, match="num_pieces=32000, but .* has 704"):
-        Launch("mm1_3b").resolved_config()
-    cfg = Launch("mm1_3b", None, {"input.tokenizer.num_pieces": "704"}).resolved_config()
+        Launch("mm1_3b", module).resolved_config()
+    cfg = Launch("mm1_3b", module, {"input.tokenizer.num_pieces": "704"}).resolved_config()
     assert cfg.model.decoder.vocab_size == 704
 
 
