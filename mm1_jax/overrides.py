@@ -104,7 +104,7 @@ def _fill_in(flag: str, parts: list[str], cfg: Any, typed: Any) -> None:
 
 
 def _find(flag: str, parts: list[str], cfg: Any) -> tuple[Any, Any]:
-    """What holds the field at a path, and the value of the field."""
+    """Returns the holder of the field at a path, and the value of the field."""
     holder, value = None, cfg
     for depth, part in enumerate(parts):
         holder = value
@@ -116,7 +116,7 @@ def _find(flag: str, parts: list[str], cfg: Any) -> tuple[Any, Any]:
 
 
 def _holds_named_configs(value: Any, annotation: Any) -> bool:
-    """Tells if a field is a dict of configs, such as the evaluators of an experiment."""
+    """Returns whether a field is a dict of configs, such as the evaluators of an experiment."""
     return isinstance(value, dict) and (
         any(isinstance(child, ConfigBase) for child in value.values())
         or any(config_classes(x) for x in typing.get_args(annotation)[1:])

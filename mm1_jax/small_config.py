@@ -174,7 +174,7 @@ def _reduce_training(changes: _Changes, cfg: Any) -> None:
 
 
 def _reads_files(cfg: Any) -> bool:
-    """Tells if a config has a part that looks for files below `input.data_dir`."""
+    """Returns whether a config has a part that looks for files below `input.data_dir`."""
     found: list[str] = []
 
     def enter(path: str, value: Any, children: list | None) -> list | None:

@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def is_refused(self) -> bool:
-        """Whether a launch of the second config into the run's folder is an error."""
+        """True if a launch of the second config into the run's folder is an error."""
         return self.newest_step is not None and any(row.verdict == FORBIDS for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:

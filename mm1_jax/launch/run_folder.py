@@ -470,7 +470,7 @@ def _digest(text: str) -> str:
 
 
 def may_change(path: str) -> bool:
-    """Tells if a field may differ between launches into one folder."""
+    """Returns whether a field may differ between launches into one folder."""
     # Every field of this name follows `input.data_dir`.
     if path.rpartition(".")[2] == "data_dir":
         return True
