@@ -210,11 +210,14 @@ def make_trainer(tmp_path: Any) -> Any:
         num_devices: int = 1,
         gradient_accumulation: int = 1,
         summary_every_n_steps: int = 10,
+        norms_by_part: bool = False,
         anomalies: Any = None,
         **optimizer_fields: Any,
     ) -> Trainer:
         cfg = Trainer.default_config().set(
-            max_steps=max_steps, summary_every_n_steps=summary_every_n_steps
+            max_steps=max_steps,
+            summary_every_n_steps=summary_every_n_steps,
+            norms_by_part=norms_by_part,
         )
         cfg.optimizer.set(learning_rate=learning_rate, warmup_steps=2, decay_steps=6)
         cfg.optimizer.set(**optimizer_fields)

@@ -77,3 +77,20 @@ def test_metrics_of_a_sparse_model_have_expert_shares_per_layer():
         "tokens": 4,
         "expert_load": [[0.75, 0.25], [0.5, 0.5]],
     }
+
+
+def test_the_norms_of_the_parts_make_up_the_norm_of_the_whole(make_trainer, batch):
+    program = make_trainer(norms_by_part=True).program
+    before = program.first_state(jax.random.key(0))
+    kept = jax.tree.map(np.asarray, before.params)
+    after, metrics = program.compile()(before, program.place(host_batch(batch)))
+    values = divide(metrics)
+    assert set(kept) == {name.split("/")[1] for name in values if name.startswith("grad_norm/")}
+    of_parts = [values[f"grad_norm/{part}"] for part in kept]
+    assert np.linalg.norm(of_parts) == pytest.approx(values["grad_norm"], rel=1e-5)
+    for part in kept:
+        updates = jax.tree.map(
+            lambda new, old: np.asarray(new) - old, after.params[part], kept[part]
+        )
+        norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(updates)))
+        assert values[f"update_norm/{part}"] == pytest.approx(norm, rel=1e-4)
