@@ -55,7 +55,7 @@ class AnswerLog:
         if torn and not read_only:
             os.truncate(path, len(whole + newline))
         if not newline and read_only:
-            raise ValueError(f"{path}: not there; all processes need to see the same --output")
+            raise ValueError(f"{path}: missing; all processes must see the same --output")
         if not newline:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append(first)
@@ -64,7 +64,7 @@ class AnswerLog:
         there, wanted = _header(found), _header(first)
         if {name: wanted[name] for name in may_lack if name in wanted} | there != wanted:
             raise ValueError(
-                f"{path}: holds answers that were given otherwise.\n  there: {found}\n  now:   "
+                f"{path}: its answers are of another model or protocol.\n  file: {found}\n  now:  "
                 f"{first}\nGive another --output, or remove the file"
             )
         for number, line in enumerate(lines, start=2):
@@ -74,7 +74,7 @@ class AnswerLog:
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number}: not an answer ({type(error).__name__} {error}); "
-                    "remove the line, and it is asked again"
+                    "remove the line to ask its task again"
                 ) from error
 
     def __len__(self) -> int:

@@ -149,8 +149,8 @@ def _beyond_training(name: str, longest: int, limit: int) -> dict[str, float]:
     if longest <= limit:
         return {}
     logging.warning(
-        "%s: prompt and answer take up to %d positions, and the rows of training, "
-        "input.max_sequence_length, had %d",
+        "%s: prompt and answer take up to %d positions, but training rows "
+        "(input.max_sequence_length) had %d",
         *(name, longest, limit),
     )
     return {"positions_beyond_training": float(longest - limit)}

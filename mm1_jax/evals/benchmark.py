@@ -133,8 +133,8 @@ class Benchmark(Evaluator):
         super().__init__(cfg, input=input)
         if input.image_transform is None and cfg.shows_images:
             raise ValueError(
-                f"evals: the benchmark {cfg.name!r} shows images, and the model reads none; take "
-                "it out, or give the model an encoder and a connector"
+                f"evals: the benchmark {cfg.name!r} shows images, but the model reads none; remove "
+                "it, or give the model a vision encoder and a connector"
             )
         self._input = input
         self.maker = TaskMaker(cfg, tokenizer=input.tokenizer, pixels=self._pixels)
@@ -200,9 +200,8 @@ class Benchmark(Evaluator):
         }
         if missing := [path for path, file in files.items() if not file.exists()]:
             raise ValueError(
-                f"{self.config.name}: {len(missing)} pictures are not there, the first "
-                f"{missing[0]}; unpack them, or set allow_missing_images=True to have them counted "
-                "and not shown"
+                f"{self.config.name}: {len(missing)} pictures are missing, the first {missing[0]}; "
+                "unpack them, or set allow_missing_images=True to count them without showing them"
             )
 
     def fingerprint(self) -> str:
@@ -389,11 +388,11 @@ def _tried(name: str, scoring: Scoring, item: Item) -> list[str]:
         ) from error
     if len(correct) != 1 or not isinstance(correct[0], bool | np.bool_ | None):
         raise ValueError(
-            f"{name}: {function} has correct={correct!r} of one item, expected True, False or None"
+            f"{name}: {function} has correct={correct!r} for one item, expected True, False or None"
         )
     if not isinstance(columns, Mapping) or any(np.shape(x) != (1,) for x in columns.values()):
         raise ValueError(
-            f"{name}: {function} has columns={columns!r} of one item, expected a dict from names "
+            f"{name}: {function} has columns={columns!r} for one item, expected a dict from names "
             "to arrays with a value for each item"
         )
     try:

@@ -90,7 +90,7 @@ class SimilarExemplars(Configurable):
         if cfg.features_file is not None and cfg.text_weight:
             raise ValueError(
                 f"exemplars.features_file={cfg.features_file!r} and text_weight={cfg.text_weight}: "
-                "put what texts count into the vectors of the file, or leave one of them out"
+                "set only one of them; the vectors of the file may include features of texts"
             )
 
     def features(

@@ -97,17 +97,21 @@ class Judge:
             )
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
-                f"--judge_url: no name, password or query in it; the key comes from {KEY_VARIABLE}"
+                "--judge_url: must not contain a user name, password, query or fragment; the key "
+                f"is read from {KEY_VARIABLE}"
             )
         if parts.scheme == "http" and not is_local and not allow_http:
             raise ValueError(
-                f"--judge_url={url}: without TLS, answers and key would go in the clear; use "
+                f"--judge_url={url}: without TLS, answers and key would be sent unencrypted; use "
                 "https://, or allow it with --judge_allow_http"
             )
         if not model:
             raise ValueError("--judge_model: needed with --judge_url; give the judge's name")
         if max_attempts < 1 or timeout_s <= 0:
-            raise ValueError(f"judge: max_attempts={max_attempts}, timeout_s={timeout_s}")
+            raise ValueError(
+                f"judge: max_attempts={max_attempts}, timeout_s={timeout_s}; expected at least one "
+                "attempt and a positive timeout"
+            )
         self.model = model
         self.num_requests = 0
         self._url = url.rstrip("/") + "/chat/completions"
@@ -170,7 +174,7 @@ class Judge:
                 reason, pause = f"{type(e).__name__} {e}", wait
             if attempt < self._max_attempts:
                 logging.getLogger(__name__).warning(
-                    "%s: %s; again in %.0f s", self._url, reason, pause
+                    "%s: %s; retrying in %.0f s", self._url, reason, pause
                 )
                 self._sleep(min(pause, _LONGEST_WAIT_S))
                 wait = min(2 * wait, _LONGEST_WAIT_S)
@@ -205,7 +209,7 @@ def _content(reply: bytes) -> tuple[str, str]:
         model = str(fields.get("model", ""))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"the judge's reply is no chat completion ({type(error).__name__} {error}): "
+            f"the judge's reply is not a chat completion ({type(error).__name__} {error}): "
             f"{reply[:200]!r}; --judge_url must end before /chat/completions"
         ) from error
     return (text if isinstance(text, str) else ""), model

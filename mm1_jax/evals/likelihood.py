@@ -195,8 +195,8 @@ class LikelihoodScorer:
         head, tail = encode_pair(self._tokenizer, context, request.continuation)
         if not tail:
             raise ValueError(
-                f"the continuation {request.continuation!r} has no token of its own after "
-                f"{context[-40:]!r}; give one that has a text"
+                f"the continuation {request.continuation!r} adds no token after "
+                f"{context[-40:]!r}; give one with text"
             )
         sequence, images = [self._tokenizer.bos], []
         for segment in others if isinstance(last, Text) else (*others, last):
@@ -204,7 +204,7 @@ class LikelihoodScorer:
                 sequence += self._tokenizer.encode(segment.text)
                 continue
             if self._pixels is None or not self._num_image_tokens:
-                raise ValueError("a prompt shows an image, and the model reads none")
+                raise ValueError("a prompt shows an image, but the model reads none")
             sequence += [self._tokenizer.image_token] * self._num_image_tokens
             images.append(segment)
         return [*sequence, *head, *tail], len(tail), images
@@ -219,8 +219,8 @@ class LikelihoodScorer:
             return sequence, images, 0
         if num_scored > limit:
             raise ValueError(
-                f"a continuation has {num_scored} tokens, and rows have max_length={limit} "
-                "positions; give longer rows"
+                f"a continuation has {num_scored} tokens, but rows have max_length={limit} "
+                "positions; set a larger max_length"
             )
         first = len(sequence) - limit
         image_token, size = self._tokenizer.image_token, self._num_image_tokens

@@ -133,9 +133,7 @@ class QuestionTask(Configurable):
     def __init__(self, cfg: Config):
         super().__init__(cfg)
         if "{question}" not in cfg.prompt:
-            raise ValueError(
-                f"to_document.prompt={cfg.prompt!r}: must have {{question}} where that stands"
-            )
+            raise ValueError(f"to_document.prompt={cfg.prompt!r}: must contain {{question}}")
 
     def __call__(self, record: Record) -> Document:
         images = tuple(Image(image) for image in record["images"])
@@ -171,7 +169,7 @@ def _answer_segment(document: Document) -> Text:
     last = document.segments[-1]
     if not isinstance(last, Text) or not last.scored or len(document.segments) < 2:
         raise ValueError(
-            "the document of a benchmark must end with a scored text, the answer, after something "
-            f"that asks for it; got the segments {[type(s).__name__ for s in document.segments]}"
+            "the document of a benchmark must end with a scored text, the answer, after at least "
+            f"one other segment; got the segments {[type(s).__name__ for s in document.segments]}"
         )
     return last

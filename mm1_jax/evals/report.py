@@ -6,12 +6,12 @@ from mm1_jax.evals.evaluation import Scores, averages
 
 # Metrics that qualify a score, with the remark that the report makes on each.
 REMARKS: Mapping[str, str] = {
-    "undecodable_images": "pictures could not be decoded, and were not shown",
-    "positions_beyond_training": "positions beyond the rows of training, at the longest prompt",
-    "truncated_prompts": "prompts were longer than a row, and lost their beginning",
-    "without_reference": "tasks have no published reference, and are not in the scores",
-    "unreadable_reviews": "reviews of the judge had no grades, and are not in the scores",
-    "unreadable_grades": "grades of the judge could not be read, and count as 0",
+    "undecodable_images": "pictures could not be decoded and were not shown",
+    "positions_beyond_training": "positions of the longest prompt exceed the training rows",
+    "truncated_prompts": "prompts were longer than a row and lost their beginning",
+    "without_reference": "tasks have no published reference and are not in the scores",
+    "unreadable_reviews": "reviews by the judge had no grades and are not in the scores",
+    "unreadable_grades": "grades by the judge could not be read and count as 0",
     "videos_left_out": "questions about videos were not asked",
 }
 
@@ -106,13 +106,13 @@ def _remarks(scores: Sequence[Scores], averaged: Sequence[Sequence[str]]) -> lis
     Args:
         averaged: The benchmarks of each table that has an average.
     """
-    lines = ["Percentages; CIDEr times 100; in brackets the 95% interval of a bootstrap.", ""]
+    lines = ["Scores in percent (CIDEr times 100), with 95% bootstrap intervals in brackets.", ""]
     if any(one.num_tasks < one.num_records for one in scores):
-        lines += ["An asterisk: of a random part of the records.", ""]
+        lines += ["An asterisk marks scores on a random subset of the records.", ""]
     asked = {one.benchmark for one in scores if one.headline is not None}
     for names in averaged:
         if asked & {*names} and (lacking := [name for name in names if name not in asked]):
-            lines += [f"An average in brackets is without {', '.join(lacking)}.", ""]
+            lines += [f"Averages in parentheses do not include {', '.join(lacking)}.", ""]
     remarks = [
         f"- {one.benchmark}, {one.shots} shots: {one.metrics[name]:.0f} {meaning}."
         for one in scores
@@ -121,7 +121,7 @@ def _remarks(scores: Sequence[Scores], averaged: Sequence[Sequence[str]]) -> lis
     ]
     remarks += [
         f"- {one.benchmark}, {one.shots} shots: unscored, as it has no metric "
-        f"`{one.headline_name}`; its field `headline` names the one to show."
+        f"`{one.headline_name}`; set its field `headline` to a metric that it has."
         for one in scores
         if one.headline is None and set(one.metrics) - {"n", *REMARKS}
     ]

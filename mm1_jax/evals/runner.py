@@ -155,13 +155,15 @@ def _chosen(flags: Namespace, experiment: Any) -> dict[str, Benchmark.Config]:
         name for word in flags.benchmarks.split(",") if word for name in GROUPS.get(word, (word,))
     ]
     if not names:
-        raise ValueError(f"--benchmarks={flags.benchmarks}: no name; known: {', '.join(known)}")
+        raise ValueError(
+            f"--benchmarks={flags.benchmarks}: names no benchmark; known: {', '.join(known)}"
+        )
     configs = {}
     for name in dict.fromkeys(names):
         if name not in known:
             close = close_names(name, [*known, *GROUPS])
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
-            raise ValueError(f"--benchmarks={flags.benchmarks}: there is no {name!r}; {hint}")
+            raise ValueError(f"--benchmarks={flags.benchmarks}: unknown benchmark {name!r}; {hint}")
         cfg = known[name].clone(blank_shots=())
         if "data_dir" in cfg.corpus.source and cfg.corpus.source.data_dir is None:
             cfg.corpus.source.data_dir = str(flags.benchmarks_dir)

@@ -123,8 +123,8 @@ class TaskMaker:
         exemplars = self._exemplars(shots, place)
         if any(not reference(exemplar).strip() for exemplar in exemplars):
             raise ValueError(
-                f"{cfg.name}: an exemplar of task {self.key(place)!r} has no answer; take those of "
-                "a split that is published with answers"
+                f"{cfg.name}: an exemplar of task {self.key(place)!r} has no answer; use exemplars "
+                "from a split that is published with answers"
             )
         record, document = self.queries.source[query], self.queries.document(query)
         prompt = few_shot(
@@ -141,8 +141,8 @@ class TaskMaker:
         if repeated := [key for key, count in counts.items() if count > 1]:
             raise ValueError(
                 f"{self._cfg.name}: {len(repeated)} ids of corpus {self._cfg.corpus.name!r} "
-                f"occur more than once, the first {repeated[0]!r}; give each record an id of its "
-                "own, or none an id"
+                f"occur more than once, the first {repeated[0]!r}; give each record a unique id, "
+                "or no record an id"
             )
 
     def describe_exemplars(self) -> str:
@@ -155,7 +155,7 @@ class TaskMaker:
         if cfg.exemplars is None:
             return f"exemplars at random for each task (seed {cfg.seed}) from {number}"
         features = cfg.exemplars.features_file or "the model's vision encoder"
-        return f"exemplars most like the query by {features}, that one last, from {number}"
+        return f"exemplars most similar to the query by {features}, best last, from {number}"
 
     def prepare(
         self,
@@ -215,8 +215,8 @@ class TaskMaker:
         indices = cfg.records(corpus)
         if beyond := [i for i in indices if not 0 <= i < len(corpus)]:
             raise ValueError(
-                f"{cfg.name}: records={cfg.records.__name__} has {beyond[0]}, expected indices of "
-                f"the {len(corpus)} records"
+                f"{cfg.name}: records={cfg.records.__name__} returned {beyond[0]}, expected "
+                f"indices of the {len(corpus)} records"
             )
         return indices
 
@@ -241,8 +241,8 @@ class TaskMaker:
         compares_pictures = cfg.exemplars.features_file is None and not cfg.exemplars.text_weight
         if compares_pictures and not cfg.shows_images:
             raise ValueError(
-                f"{cfg.name}: exemplars are to be those with similar pictures, and the benchmark "
-                "shows none; set exemplars.text_weight=1 or a features_file, or exemplars=None"
+                f"{cfg.name}: exemplars are chosen by similar pictures, but the benchmark shows "
+                "none; set exemplars.text_weight=1 or a features_file, or exemplars=None"
             )
 
     def _exemplars(self, shots: int, place: int) -> list[Document]:
@@ -260,7 +260,7 @@ class TaskMaker:
             if self._features is None:
                 raise ValueError(
                     f"{cfg.name}: exemplars are chosen by features of the model; call "
-                    "prepare(model, shots) before tasks are looked at"
+                    "prepare(model, shots) first"
                 )
             _, rows, queries, support = self._features
             return self._similar.choose(queries, support, rows[place], shots, exclude)

@@ -227,9 +227,9 @@ CASES = [
     ("question_id;answer\n1.0;dog\n 0;cat\n", 100.0),
     ("qid,answer\n1,dog\n0,cat\n", "'qid' may be the id: rename it to question_id"),
     ("answer\ncat\ndog\n", 100.0),
-    ("question_id,answer\n1,dog\n1,cat\n", "'1' was there before"),
+    ("question_id,answer\n1,dog\n1,cat\n", "'1' repeats the id at"),
     ("question_id,answer\n1,dog\n", "1 of the 2 questions of"),
-    ("question_id,answer\n1,dog\n0\n", "line 3: has 1 fields, and the header has 2"),
+    ("question_id,answer\n1,dog\n0\n", "line 3: has 1 fields, but the header has 2"),
 ]
 
 
@@ -261,7 +261,7 @@ def test_seed_counts_both_rows_of_a_repeated_question(tmp_path, capsys):
     assert got["n"] == 3 and got["acc"] == pytest.approx(100 * 2 / 3)
     write(file, said[:2])
     assert run(*flags, f"--predictions={file}") == 2
-    assert "has 1 predictions of '1'" in capsys.readouterr().err
+    assert "has 1 predictions for '1'" in capsys.readouterr().err
 
 
 def test_mmmu_compares_letters_if_the_options_are_unknown(tmp_path, capsys):
@@ -374,7 +374,7 @@ def test_judgments_are_aggregated(tmp_path):
         (
             "mmbench",
             [{"index": 1, "prediction": "A", "answer": "A"}] * 2,
-            "'1' was there before",
+            "'1' repeats the id at",
         ),
         (
             "mme",
@@ -401,10 +401,10 @@ def test_predictions_and_annotations_must_have_the_same_questions(tmp_path, caps
     assert "1 of the 2 questions of" in capsys.readouterr().err
     write(annotations, truth[1:])
     assert run(*flags) == 2
-    assert "has no annotation of '1'" in capsys.readouterr().err
+    assert "has no annotation for '1'" in capsys.readouterr().err
     write(results, [{"question_id": 2, "answer": "x"}] * 2)
     assert run(*flags) == 2
-    assert "'2' was there before" in capsys.readouterr().err
+    assert "'2' repeats the id at" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -414,11 +414,14 @@ def test_predictions_and_annotations_must_have_the_same_questions(tmp_path, caps
         (["--benchmarks=pope", "--predictions=missing"], "no such file or folder"),
         (["--benchmarks=pope,mme", "--predictions=FILE"], "give --predictions=pope=PATH"),
         (["--benchmarks=pope", "--predictions=mme=FILE"], "'mme' is not among"),
-        (["--benchmarks=all", "--predictions=FOLDER"], "no subfolder is called as a benchmark"),
+        (["--benchmarks=all", "--predictions=FOLDER"], "no subfolder has the name of a benchmark"),
         (["--benchmarks=pope", "--predictions=FOLDER"], "no file of pope"),
         (["--benchmarks=pope", "--predictions=TEXT"], "TEXT.md: holds no records"),
         (["--benchmarks=pope", "--predictions=BROKEN"], "BROKEN.jsonl, line 2: not JSON"),
-        (["--benchmarks=caption", "--predictions=FILE", "--caption_metrics=X"], "there is no 'X'"),
+        (
+            ["--benchmarks=caption", "--predictions=FILE", "--caption_metrics=X"],
+            "metric 'X'",
+        ),
     ],
 )
 def test_an_invalid_command_explains_how_to_fix_it(tmp_path, capsys, arguments, message):

@@ -59,7 +59,7 @@ def test_a_run_is_evaluated_and_a_second_call_asks_nothing(
     assert scores == json.loads((output / "scores.json").read_text())
     report = (output / "report.md").read_text()
     assert "step 7" in report and "| shots | gqa | average |" in report
-    assert "without coco, nocaps, textcaps, vqav2, textvqa, vizwiz, okvqa" in report
+    assert "do not include coco, nocaps, textcaps, vqav2, textvqa, vizwiz, okvqa" in report
     lines = (output / "gqa" / "2_shot.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 2
     predictions = json.loads((output / "gqa" / "2_shot_predictions.json").read_text())
@@ -76,7 +76,7 @@ def test_a_run_is_evaluated_and_a_second_call_asks_nothing(
     # Answers of another checkpoint do not count.
     capsys.readouterr()
     assert ask(folder, output, *flags, "--step=3") == 2
-    assert "answers that were given otherwise" in capsys.readouterr().err
+    assert "answers are of another model or protocol" in capsys.readouterr().err
     # A higher limit keeps the present answers.
     monkeypatch.undo()
     assert ask(folder, output, *flags, "--limit=3") == 0
@@ -104,8 +104,11 @@ def test_text_is_scored_and_exemplars_may_be_chosen_by_similarity(run, benchmark
     assert (output / "gqa" / "exemplar_features.npz").exists()
     assert not (output / "piqa" / "exemplar_features.npz").exists()
     report = (output / "report.md").read_text()
-    assert "| shots | piqa | average |" in report and "without arc_easy, arc_challenge" in report
-    assert "exemplars most like the query by the model's vision encoder" in report
+    assert (
+        "| shots | piqa | average |" in report
+        and "do not include arc_easy, arc_challenge" in report
+    )
+    assert "exemplars most similar to the query by the model's vision encoder" in report
     for name in ("gqa", "piqa"):
         assert (output / name / "1_shot_cases.html").exists()
         assert f"({name}/1_shot_cases.html)" in report

@@ -329,7 +329,7 @@ def test_a_chat_has_the_tokens_of_a_training_conversation(run):
     assert lm.apply_chat_template(whole, add_generation_prompt=False) == f"{prompt} yes"
     assert lm.chat_template(True) == "USER: {content} ASSISTANT:"
     assert lm.tokenizer_name == tokenizer.fingerprint()
-    with pytest.raises(ValueError, match="give no name"):
+    with pytest.raises(ValueError, match="omit the name"):
         lm.chat_template("vicuna")
 
 
@@ -422,9 +422,9 @@ def test_the_command_evaluates_and_writes_results(run, tasks, tmp_path):
         ({"checkpoint": "/nowhere"}, "no such folder"),
         ({"colour": "red"}, "has no colour; it has checkpoint"),
         ({"step": 4}, "step=4"),
-        ({"step": "last"}, "step=last: must be a number, at least 0"),
-        ({"batch_size": "auto"}, "batch_size=auto: must be a number, at least 1"),
-        ({"max_length": 1}, "max_length=1: must be a number, at least 2"),
+        ({"step": "last"}, "step=last: must be a whole number, at least 0"),
+        ({"batch_size": "auto"}, "batch_size=auto: must be a whole number, at least 1"),
+        ({"max_length": 1}, "max_length=1: must be a whole number, at least 2"),
         ({"max_gen_toks": 0}, "max_gen_toks=0"),
     ],
 )

@@ -183,7 +183,7 @@ def test_invalid_options_are_rejected():
         build(text_weight=2.0)
     with pytest.raises(ValueError, match="batch_size=0"):
         build(batch_size=0)
-    with pytest.raises(ValueError, match="leave one of them out"):
+    with pytest.raises(ValueError, match="set only one of them"):
         build(text_weight=0.5, features_file="x.npz")
     model = object.__new__(Blind)
     with pytest.raises(ValueError, match="has no vision encoder"):
@@ -231,7 +231,7 @@ def test_a_benchmark_shows_the_scans_most_like_the_query(input, model):
         num_like += sum(d.segments[-1].text == label for d in task.exemplars)
     # Similar scans mostly show the same digit.
     assert num_like > 9
-    assert "most like the query" in asking.describe()
+    assert "most similar to the query" in asking.describe()
 
 
 def test_exemplars_are_never_the_query_and_features_are_computed_once_per_model(input, model):

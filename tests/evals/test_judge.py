@@ -140,7 +140,7 @@ def test_persistent_errors_are_reported(judge, endpoint, tmp_path):
         ask(judge)
     assert len(endpoint.requests) == 7
     endpoint.replies = lambda body: "<html>"
-    with pytest.raises(ValueError, match="is no chat completion"):
+    with pytest.raises(ValueError, match="is not a chat completion"):
         ask(judge)
     assert not (tmp_path / "cache").exists()
 
@@ -168,7 +168,7 @@ def test_an_unreachable_server_is_retried_and_named(tmp_path):
         ("http://10.0.0.1/v1", "x", "without TLS"),
         ("ftp://judge.example", "x", "expected https://HOST/v1"),
         ("judge.example", "x", "expected https://HOST/v1"),
-        ("https://me:secret@judge.example/v1", "x", "comes from OPENAI_API_KEY"),
+        ("https://me:secret@judge.example/v1", "x", "is read from OPENAI_API_KEY"),
         ("https://judge.example/v1", "", "--judge_model: needed"),
     ],
 )

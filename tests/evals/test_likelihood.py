@@ -307,7 +307,7 @@ def test_images_are_dropped_as_a_whole():
 
 
 def test_requests_that_cannot_be_scored_are_refused():
-    with pytest.raises(ValueError, match="has no token of its own"):
+    with pytest.raises(ValueError, match="adds no token after"):
         scorer()(tiny(False), [text_request("a", "")])
     picture = Image(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="the model reads none"):

@@ -121,7 +121,7 @@ def test_braces_in_a_question_are_not_format_fields():
     record = {"images": [], "question": "what is {0} + {x}?", "answer": "y"}
     document = QuestionTask.default_config().instantiate()(record)
     assert document.segments[0].text == "Question: what is {0} + {x}? Short answer:"
-    with pytest.raises(ValueError, match="must have {question}"):
+    with pytest.raises(ValueError, match="must contain {question}"):
         QuestionTask.default_config().set(prompt="Question:").instantiate()
 
 

@@ -130,7 +130,7 @@ class MM1ForLmEval(_LM):
         """Returns the chat template as text, for the harness's record of a run."""
         if isinstance(chat_template, str):
             raise ValueError(
-                f"--apply_chat_template={chat_template}: mm1_jax has one template; give no name"
+                f"--apply_chat_template={chat_template}: mm1_jax has one template; omit the name"
             )
         turn = {"role": "user", "content": "{content}"}
         return self.apply_chat_template([turn]) if chat_template else None
@@ -156,7 +156,7 @@ class MM1ForLmEval(_LM):
         if options:
             raise ValueError(
                 f"generation_kwargs {options}: mm1_jax has until, max_gen_toks, do_sample, "
-                "temperature, top_k and top_p, and one beam; take the others out of the task"
+                "temperature, top_k and top_p, and one beam; remove the others from the task"
             )
         sampling = Sampling(temperature, top_k, top_p) if is_sampled and temperature else GREEDY
         decoding = self._run.options(max_new_tokens, stop_strings=stop_strings, sampling=sampling)

@@ -118,7 +118,7 @@ class MM1ForLmmsEval(_Base):
         ]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        raise NotImplementedError("mm1_jax answers one turn; leave out tasks of several")
+        raise NotImplementedError("mm1_jax answers single turns; leave out multi-round tasks")
 
     def _prompt(
         self,
@@ -153,7 +153,7 @@ class MM1ForLmmsEval(_Base):
             if not hasattr(visual, "convert"):
                 raise ValueError(
                     f"{task}, document {doc_id}: shows a {type(visual).__name__}; mm1_jax reads "
-                    "pictures"
+                    "only pictures"
                 )
             images.append(Image(np.asarray(visual.convert("RGB"))))
         return images

@@ -60,7 +60,9 @@ class RunModel:
         step = None if step is None else whole_number("--model_args step", step, least=0)
         folder = Path(checkpoint)
         if not folder.is_dir():
-            raise ValueError(f"--model_args checkpoint={checkpoint}: no such folder; give a run's")
+            raise ValueError(
+                f"--model_args checkpoint={checkpoint}: no such folder; give a run's output folder"
+            )
         cfg = load_experiment(folder)
         self.input = PromptInput.of(cfg.input)
         self._builder = self.input.example_builder.without_limits()
@@ -156,7 +158,7 @@ def whole_number(name: str, value: Any, *, least: int) -> int:
         ValueError: It is not a whole number, or is less than `least`.
     """
     if not str(value).isdecimal() or int(value) < least:
-        raise ValueError(f"{name}={value}: must be a number, at least {least}")
+        raise ValueError(f"{name}={value}: must be a whole number, at least {least}")
     return int(value)
 
 
@@ -177,8 +179,8 @@ def _cut(example: Example, max_length: int | None, max_new_tokens: int) -> Examp
     room = max_length - max_new_tokens
     if room < 2:
         raise ValueError(
-            f"an answer may have {max_new_tokens} tokens, and max_length={max_length} leaves no "
-            "room for its prompt; give fewer tokens (--gen_kwargs max_gen_toks=N) or longer rows "
+            f"an answer may have {max_new_tokens} tokens, so max_length={max_length} leaves no "
+            "room for its prompt; use fewer tokens (--gen_kwargs max_gen_toks=N) or longer rows "
             "(--model_args max_length=N)"
         )
     kept = np.r_[0, len(example.tokens) - room + 1 : len(example.tokens)]

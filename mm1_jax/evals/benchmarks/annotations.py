@@ -138,7 +138,7 @@ class AnnotationSource(Source):
         try:
             rows = pq.read_table(path).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: not a whole Parquet file ({error}); {HINT}") from error
+            raise ValueError(f"{path}: not a complete Parquet file ({error}); {HINT}") from error
         return [Entry(row, f"{path}, row {i}", HINT) for i, row in enumerate(rows, start=1)]
 
 

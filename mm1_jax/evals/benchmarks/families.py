@@ -162,7 +162,7 @@ def by_letter(options: Sequence[str]) -> dict[str, str]:
     """Returns the options by letter. Raises ValueError if there are too many."""
     if len(options) > len(LETTERS):
         raise ValueError(
-            f"a question has {len(options)} options, and at most {len(LETTERS)} letters"
+            f"a question has {len(options)} options, but there are {len(LETTERS)} letters"
         )
     return dict(zip(LETTERS, options, strict=False))
 

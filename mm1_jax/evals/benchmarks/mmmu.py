@@ -86,7 +86,7 @@ def _record(entry: Entry, subject: str) -> dict[str, Any]:
                 raise entry.error((f"image_{number}",), "a picture with its bytes", value)
             pictures[number] = value["bytes"]
     if lacking := [number for number in places if number not in pictures]:
-        raise ValueError(f"{entry.where}: its text shows image {lacking[0]}, which it lacks")
+        raise ValueError(f"{entry.where}: its text shows image {lacking[0]}, which is missing")
     # Pictures without a mark come first: the conversation shows them before the text.
     order = [number for number in pictures if number not in places] + places
     seen: set[str] = set()

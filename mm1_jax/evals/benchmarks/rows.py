@@ -32,7 +32,7 @@ def _row_files(files: Any, split: str) -> list[Path]:
         if paths := sorted(files.folder.glob(pattern)):
             return paths
     raise ValueError(
-        f"{files.folder}: no file of split {split!r}, which is one of {', '.join(patterns)}; {HINT}"
+        f"{files.folder}: no file of split {split!r}; expected {' or '.join(patterns)}. {HINT}"
     )
 
 
@@ -45,7 +45,7 @@ def _rows(files: Any, path: Path) -> list[Entry]:
     labels = labels_path.read_text().split()
     if len(labels) != len(rows):
         raise ValueError(
-            f"{labels_path}: {len(labels)} labels, and {path} has {len(rows)} records; {HINT}"
+            f"{labels_path}: has {len(labels)} labels, but {path} has {len(rows)} records; {HINT}"
         )
     return [
         Entry({**row.values, "label": label}, f"{row.where} and {labels_path.name}", HINT)

@@ -57,7 +57,7 @@ def read_scienceqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         record = question_record(key, images, question, answers, options=options)
         records.append(record)
     if not records:
-        raise ValueError(f"{path}: no question of split {split!r} that is asked")
+        raise ValueError(f"{path}: no question of split {split!r} to ask")
     return records
 
 

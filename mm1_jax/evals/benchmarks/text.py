@@ -75,7 +75,7 @@ def arc_row(entry: Entry, number: str) -> dict[str, Any]:
     else:
         text, pairs = some_text(entry, "question"), _pairs(entry.values.get("choices"))
     if not isinstance(pairs, list) or len(pairs) < 2 or not all(map(_is_choice, pairs)):
-        raise entry.error(("choices",), "two choices or more, each a text and a label", pairs)
+        raise entry.error(("choices",), "at least two choices with text and label", pairs)
     labels = [str(pair["label"]) for pair in pairs]
     label = label_of(entry, "answerKey", labels)
     options = [pair["text"] for pair in pairs]
@@ -351,7 +351,7 @@ def webqs_row(entry: Entry, number: str) -> dict[str, Any]:
     """Returns the record of a question; an exemplar's answer is the alphabetically first one."""
     answers = [text for text in entry.texts("answers") if text.strip()]
     if not answers:
-        raise entry.error(("answers",), "an answer or more", entry.values.get("answers"))
+        raise entry.error(("answers",), "at least one answer", entry.values.get("answers"))
     prompt = f"Question: {some_text(entry, 'question')}\nAnswer:"
     options = without_longer(answers)
     return option_record(number, prompt, options, 0, answers=answers)

@@ -53,15 +53,15 @@ def read_coco_questions(files: AnnotationSource, split: str) -> list[dict[str, A
         annotations = by_key(files.entries(path, "annotations"), "question_id")
         if len(annotations) != len(questions):
             raise ValueError(
-                f"{path}: has annotations of {len(annotations)} questions, and there are "
-                f"{len(questions)}; both files must be whole, and of one split"
+                f"{path}: has annotations of {len(annotations)} questions, but there are "
+                f"{len(questions)}; both files must be complete and of the same split"
             )
     records = []
     for entry in questions:
         key, fields, answers = entry.key("question_id"), {}, []
         if annotations is not None:
             if key not in annotations:
-                raise ValueError(f"{entry.where}: {path} has no annotation of it")
+                raise ValueError(f"{entry.where}: {path} has no annotation for it")
             annotation = annotations[key]
             answers = annotation.texts("answers")
             if annotation.has("multiple_choice_answer"):

@@ -27,7 +27,7 @@ def _scorable(paths: Sequence[Path], job: ScoringJob) -> list[Path]:
         # The content is read again later, as a folder may hold many large files.
         if len(paths) > 1 and _lacks_references(path, job):
             job.notes.append(
-                f"{path} is left out: it has captions alone; score it by itself, with "
+                f"{path} is left out: its captions have no references; score it by itself, with "
                 "--annotations=FILE"
             )
         else:
@@ -58,15 +58,15 @@ def _caption_items(path: Path, job: ScoringJob) -> list[Item]:
     if _holds_references(content):
         refs, pred = _by_image(content, path, "refs"), _by_image(content, path, "pred")
         if extra := [key for key in pred.values if key not in refs.values]:
-            raise ValueError(f"{path}: 'refs' has no caption of image {extra[0]!r} of 'pred'")
+            raise ValueError(f"{path}: 'refs' has no captions of image {extra[0]!r} in 'pred'")
         described = [key for key in refs.values if key in pred.values]
         _note_part(path, path, len(described), len(refs.values), job)
         return [_item(key, _only_caption(pred, key), refs.texts(key)) for key in described]
     annotations = _annotations_of(path, job)
     if annotations is None:
         raise ValueError(
-            f"{path}: the captions are without references; give --annotations=FILE, for the "
-            "demo of COCO its annotations/captions_val2014.json"
+            f"{path}: the captions have no references; give --annotations=FILE, which for COCO's "
+            "demo is annotations/captions_val2014.json"
         )
     references: dict[str, list[str]] = {}
     for record in read_records(annotations):
@@ -76,7 +76,7 @@ def _caption_items(path: Path, job: ScoringJob) -> list[Item]:
         if key not in references:
             raise ValueError(
                 f"{record.where}: {annotations} has no caption of image {key!r}; give the "
-                "annotations of the split that was described"
+                "annotations of the split that was captioned"
             )
     _note_part(path, annotations, len(records), len(references), job)
     # The official code tokenizes captions in the order of the annotations, and the tokens at the
@@ -94,8 +94,8 @@ def _note_part(
 ) -> None:
     if num_described < num_images:
         job.notes.append(
-            f"{path}: {num_described} of the {num_images} images of {annotations} are "
-            "described, and these alone are scored, as the official demo does"
+            f"{path}: has captions of {num_described} of the {num_images} images of {annotations}; "
+            "only these are scored, as in the official demo"
         )
 
 

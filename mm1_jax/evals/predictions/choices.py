@@ -154,13 +154,13 @@ def _mmbench_items(path: Path, job: ScoringJob) -> list[Item]:
     for question, found in rounds.items():
         if found != {*range(len(found))}:
             raise ValueError(
-                f"{path}: question {question} has the rounds {sorted(found)}, and lacks one "
-                f"before the last; the indices of its rounds are {question}, "
+                f"{path}: question {question} has the rounds {sorted(found)}, so one before the "
+                f"last is missing; the indices of its rounds are {question}, "
                 f"{question + MMBENCH_ROUND} and so on"
             )
     if len(rounds) == len(indices):
         job.notes.append(
-            f"{path}: each question occurs in one round alone, so circular_acc is vanilla_acc"
+            f"{path}: each question occurs in only one round, so circular_acc equals vanilla_acc"
         )
     return [
         Item(record, TextAnswer(reply(said, asked)), str(index))
@@ -179,7 +179,7 @@ MMBENCH = Scorer(
         'records {"index", "options": {letter: text} or "A" .. "D", "prediction", "answer": '
         "letter}, all rounds of each question, whose indices differ by millions; .tsv as well"
     ),
-    annotations='records {"index", "answer"}, where the predictions lack the answers',
+    annotations='records {"index", "answer"}, if the predictions lack the answers',
     read=_mmbench_items,
     metrics=_mmbench_metrics,
 )
@@ -203,7 +203,7 @@ SEED = Scorer(
         'records {"question_id", "question_type_id", "prediction", "answer": letter}; or '
         '{"question_id", "prediction" or "text"} with annotations'
     ),
-    annotations='the official SEED-Bench.json, or its "questions" of the kinds that were asked',
+    annotations='the official SEED-Bench.json, or its "questions" of the types that were asked',
     read=_seed_items,
     metrics=number_and_scores(seed),
 )

@@ -26,8 +26,8 @@ def _mmmu_items(path: Path, job: ScoringJob) -> list[Item]:
         items.append(item)
     if num_unparsed:
         job.notes.append(
-            f"{path}: {num_unparsed} replies to questions with options are not a letter, and "
-            "count as wrong, since the annotations have no options (index2ans) to read them by"
+            f"{path}: {num_unparsed} replies to questions with options are not a letter and count "
+            "as wrong, since the annotations have no options (index2ans) to parse them with"
         )
     return items
 
@@ -125,8 +125,8 @@ def _mathvista_items(path: Path, job: ScoringJob) -> list[Item]:
         items.append(Item(record, TextAnswer(extraction)))
     if num_by_rule:
         job.notes.append(
-            f"{path}: rules extracted {num_by_rule} of {len(items)} answers, where the "
-            "official scores take a language model"
+            f"{path}: rules extracted {num_by_rule} of {len(items)} answers; for official scores, "
+            "a language model extracts them"
         )
     return items
 
@@ -161,7 +161,7 @@ def precision_of(record: Record) -> int | None:
 MATHVISTA = Scorer(
     layout=(
         'records {"pid", "answer", "answer_type", "choices", "precision", "response", '
-        '"extraction"}, or the official object of these by pid; where there is none, rules extract'
+        '"extraction"}, or the official object of these by pid; without "extraction", rules extract'
     ),
     annotations=(
         'the official testmini.json: {pid: {"answer", "answer_type", "choices", "precision"}}'

@@ -81,7 +81,7 @@ def _parsed(text: str, where: str, line: int | None = None) -> Any:
     except json.JSONDecodeError as error:
         if line is None:
             where = f"{where}, line {error.lineno}"
-        message = f"{where}: not JSON ({error}); fix it, or make the file again"
+        message = f"{where}: not JSON ({error}); fix it, or write the file again"
         raise _NotJson(message, error.msg == "Extra data") from error
     except RecursionError as error:
         raise ValueError(f"{where}: JSON that is nested too deeply") from error
@@ -121,13 +121,13 @@ def _rows(text: str, path: Path) -> list[dict[str, str]]:
                 continue
             if len(row) < len(header) or any(row[len(header) :]):
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: has {len(row)} fields, and the header has "
-                    f"{len(header)}; quote fields that hold {separator!r}, or write JSON"
+                    f"{path}, line {reader.line_num}: has {len(row)} fields, but the header has "
+                    f"{len(header)}; quote fields that contain {separator!r}, or write JSON"
                 )
             rows.append(dict(zip(header, row, strict=False)))
     except csv.Error as error:
         raise ValueError(
-            f"{path}, line {reader.line_num}: not a table ({error}); double the quotes inside of "
+            f"{path}, line {reader.line_num}: not a table ({error}); double the quotes inside "
             "quoted fields, or write JSON"
         ) from error
     return rows

@@ -31,8 +31,8 @@ def _reviews(path: Path, job: ScoringJob) -> list[_Review]:
     for category in dict.fromkeys(each.category for each in readable):
         if not any(each.grades[0] for each in readable if each.category == category):
             raise ValueError(
-                f"{path}: of category {category!r}, all grades of the reference are 0, and "
-                "the score is relative to them"
+                f"{path}: all grades of the reference in category {category!r} are 0, so a score "
+                "relative to them is undefined"
             )
     if not readable:
         raise ValueError(f"{path}: no review has grades; all are -1 and -1")
@@ -89,9 +89,9 @@ def _as_float(grade: float) -> float:
 LLAVA_BENCH = Scorer(
     layout=(
         'NAME_reviewN.jsonl, records {"question_id", "category", "tuple": [grade of the reference, '
-        'of the model]} or "content", the review, that begins with the two grades'
+        'of the model]} or "content", the review, which begins with the two grades'
     ),
-    annotations='records {"question_id", "category"}, where the reviews lack it',
+    annotations='records {"question_id", "category"}, if the reviews lack the category',
     read=_reviews,
     metrics=_llava_bench_metrics,
     files=lambda folder: [path for path in prediction_files(folder) if "review" in path.stem],

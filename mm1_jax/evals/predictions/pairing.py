@@ -73,21 +73,21 @@ def match(
     questions = _by_id(references, names, may_repeat)
     if extra := [key for key in answers if key not in questions]:
         raise ValueError(
-            f"{answers[extra[0]][0].where}: {annotations} has no annotation of {extra[0]!r}; "
+            f"{answers[extra[0]][0].where}: {annotations} has no annotation for {extra[0]!r}; "
             f"{len(extra)} of {len(answers)} ids are not in it; give the annotations of the split "
             "that was asked"
         )
     if lacking := [key for key in questions if key not in answers]:
         raise ValueError(
             f"{path}: {len(lacking)} of the {len(questions)} questions of {annotations} have no "
-            f"prediction, the first {lacking[0]!r}; answer all, or give the annotations of those "
-            "asked alone"
+            f"prediction, the first {lacking[0]!r}; answer all, or give the annotations of only "
+            "those that were asked"
         )
     for key, records in questions.items():
         if len(answers[key]) != len(records):
             raise ValueError(
-                f"{path}: has {len(answers[key])} predictions of {key!r}, which {annotations} has "
-                f"{len(records)} times; there must be one for each"
+                f"{path}: has {len(answers[key])} predictions for {key!r}, but {annotations} has "
+                f"it {len(records)} times; there must be one for each"
             )
     place: Counter[str] = Counter()
     pairs = []
@@ -120,8 +120,8 @@ def _by_id(
         key = record.key(*names)
         if found[key] and not may_repeat:
             raise ValueError(
-                f"{record.where}: {key!r} was there before, at {found[key][0].where}; an id must "
-                "occur once, remove one of the two"
+                f"{record.where}: {key!r} repeats the id at {found[key][0].where}; ids must be "
+                "unique, so remove one of the two"
             )
         found[key].append(record)
     return found
@@ -145,8 +145,8 @@ def _by_order(
     if len(predictions) != len(references):
         raise ValueError(
             f"{path}: there are {len(predictions)} predictions and {len(references)} annotations "
-            f"in {annotations}; as the predictions have no {' or '.join(names)}, they must be as "
-            "many, in the same order"
+            f"in {annotations}; without {' or '.join(names)} in the predictions, the numbers must "
+            "be equal, and the order the same"
         )
     note = (
         f"{path}: the predictions have no ids, and were paired with {annotations} by their order; "

@@ -36,7 +36,7 @@ def reply(prediction: Record, reference: Record, *others: str) -> str:
     name = next((name for name in names if name in prediction.values), names[0])
     expected = "the model's answer, a text"
     if name in prediction.values and is_missing(prediction.values[name]):
-        raise prediction.error((name,), f'{expected}; of an empty answer, ""', None)
+        raise prediction.error((name,), f'{expected}, or "" for an empty answer', None)
     return prediction.text(*names, expected=expected)
 
 
@@ -107,7 +107,7 @@ OKVQA = _vqa_scorer(
     okvqa_accuracy,
     annotations=(
         'the official file, "annotations" with {"question_id", "answers": [{"answer", '
-        '"raw_answer"}]}: the stems of words are learnt from it'
+        '"raw_answer"}]}: the stems of words are learned from it'
     ),
 )
 

@@ -236,8 +236,8 @@ def by_key(records: Sequence[Record], *names: str) -> dict[str, Record]:
         key = record.key(*names)
         if key in found:
             raise ValueError(
-                f"{record.where}: {key!r} was there before, at {found[key].where}; an id must "
-                "occur once, remove one of the two"
+                f"{record.where}: {key!r} repeats the id at {found[key].where}; ids must be "
+                "unique, so remove one of the two"
             )
         found[key] = record
     return found

@@ -24,8 +24,8 @@ def score_predictions(flags: Namespace) -> tuple[dict[str, Any], list[str]]:
     java_metrics = [name for name in flags.caption_metrics.split(",") if name]
     if unknown := [name for name in java_metrics if name not in JAVA_METRICS]:
         raise ValueError(
-            f"--caption_metrics={flags.caption_metrics}: there is no {unknown[0]!r}; expected some "
-            f"of {', '.join(JAVA_METRICS)}"
+            f"--caption_metrics={flags.caption_metrics}: unknown metric {unknown[0]!r}; expected "
+            f"some of {', '.join(JAVA_METRICS)}"
         )
     names = _benchmarks(flags)
     predictions = _by_benchmark(flags.predictions, names, "--predictions")
@@ -58,7 +58,7 @@ def _benchmarks(flags: Namespace) -> list[str]:
         ]
         if not names:
             raise ValueError(
-                f"--predictions={','.join(flags.predictions)}: no subfolder is called as a "
+                f"--predictions={','.join(flags.predictions)}: no subfolder has the name of a "
                 f"benchmark; for --benchmarks={ALL} give a folder with some of {', '.join(SCORERS)}"
             )
         return names
@@ -69,7 +69,7 @@ def _benchmarks(flags: Namespace) -> list[str]:
             hint = (
                 f"did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(SCORERS)}."
             )
-            raise ValueError(f"--benchmarks={flags.benchmarks}: there is no {name!r}; {hint}")
+            raise ValueError(f"--benchmarks={flags.benchmarks}: unknown benchmark {name!r}; {hint}")
     return list(dict.fromkeys(names))
 
 
@@ -89,7 +89,7 @@ def _by_benchmark(paths: Sequence[str], names: Sequence[str], flag: str) -> dict
         for key in keys:
             if key in found:
                 raise ValueError(
-                    f"{flag}={given}: {key} has {found[key]} already; give {flag}=NAME=PATH once "
+                    f"{flag}={given}: {key} already has {found[key]}; give {flag}=NAME=PATH once "
                     "for each benchmark"
                 )
             found[key] = Path(path)
@@ -103,7 +103,7 @@ def _files(name: str, path: Path, num_benchmarks: int) -> list[Path]:
     subfolder = path / name
     if num_benchmarks > 1 and not subfolder.is_dir():
         raise ValueError(
-            f"--predictions={path}: it serves {num_benchmarks} benchmarks, and has no subfolder "
+            f"--predictions={path}: is for {num_benchmarks} benchmarks, but has no subfolder "
             f"{name!r}; give --predictions={name}=PATH"
         )
     if path.is_file():

@@ -98,8 +98,8 @@ class Scorer:
         for path in paths:
             if (name := self.name(path)) in found:
                 raise ValueError(
-                    f"{path}: another file of the folder has scores called {name!r}; rename one of "
-                    "the two"
+                    f"{path}: another file in the folder also has the scores {name!r}; rename one "
+                    "of the two"
                 )
             found[name] = self.score_file(path, job)
         return found

@@ -90,8 +90,8 @@ def _mme_metrics(records: Sequence[Record], job: ScoringJob) -> Metrics:
             question = (image, record.text("question"))
             if question in questions:
                 raise ValueError(
-                    f"{record.where}: the question about image {image!r} was there before; MME "
-                    "asks two different ones about each"
+                    f"{record.where}: repeats a question about image {image!r}; MME asks two "
+                    "different ones about each image"
                 )
             questions.add(question)
         fields = {"subtask": record.text("category"), "image": image, "answer": answer}
@@ -99,8 +99,8 @@ def _mme_metrics(records: Sequence[Record], job: ScoringJob) -> Metrics:
     for image, number in numbers.items():
         if number != 2:
             raise ValueError(
-                f"{records[0].where}: of this subtask, image {image!r} has {number} questions, and "
-                "MME asks two about each; give each file once, and whole"
+                f"{records[0].where}: in this subtask, image {image!r} has {number} questions, but "
+                "MME asks two about each image; give each file once, and whole"
             )
     columns = {name: tally(values) for name, values in mme(items).columns.items()}
     (found,) = mme_subtasks(columns).values()
@@ -128,8 +128,8 @@ def _mme_records(path: Path, job: ScoringJob) -> list[Record]:
         where = f"{path}, line {number}"
         if len(fields) != 4:
             raise ValueError(
-                f"{where}: expected image, question, answer and reply with tabs between them, got "
-                f"{len(fields)} fields; a reply must not have tabs or line ends"
+                f"{where}: expected image, question, answer and reply separated by tabs, got "
+                f"{len(fields)} fields; a reply must not contain tabs or newlines"
             )
         names = ("image", "question", "answer", "prediction")
         records.append(
@@ -142,8 +142,8 @@ def _mme_records(path: Path, job: ScoringJob) -> list[Record]:
 MME = Scorer(
     layout=(
         'records {"category": the subtask, "image", "answer": "Yes" or "No", "prediction": the '
-        "reply}; or the official SUBTASK.txt, lines of image, question, answer and reply with tabs "
-        "between them; two questions an image"
+        "reply}; or the official SUBTASK.txt, lines of image, question, answer and reply separated "
+        "by tabs; two questions per image"
     ),
     read=_mme_records,
     metrics=_mme_metrics,

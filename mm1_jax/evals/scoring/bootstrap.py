@@ -28,7 +28,9 @@ def intervals(
         units: The unit of each example.
     """
     if not 0 < level < 1 or num_draws < 1:
-        raise ValueError(f"level={level}, num_draws={num_draws}: expected 0 < level < 1, and draws")
+        raise ValueError(
+            f"level={level}, num_draws={num_draws}: expected 0 < level < 1 and at least one draw"
+        )
     _, unit_of = np.unique(np.asarray(units), return_inverse=True)
     num_units = int(unit_of.max()) + 1
     rng = np.random.default_rng(seed)

@@ -85,7 +85,7 @@ def tokenized_items(
     if lacking := [item.key for item in items if not item.record["captions"]]:
         raise ValueError(
             f"no reference captions for {len(lacking)} of {len(items)} images, the first "
-            f"{lacking[0]!r}; the references must be those of the images that were described"
+            f"{lacking[0]!r}; give the references of the images that were captioned"
         )
     candidates = tokenizer([item.text for item in items])
     # All texts are tokenized in one call, in order: see `ptb_tokens`.

@@ -37,7 +37,7 @@ def java_caption_score(name: str, items: Sequence[Item]) -> float:
         ) from error
     if shutil.which("java") is None:
         raise ValueError(
-            f"{name} is a Java program, and there is no `java` on the PATH; install a Java runtime"
+            f"{name} is a Java program, but there is no `java` on the PATH; install a Java runtime"
         )
     # The programs read UTF-8, which cannot encode an unpaired surrogate.
     candidates, sets = tokenized_items(items, _utf8_tokens)

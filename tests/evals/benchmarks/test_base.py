@@ -252,10 +252,10 @@ def test_invalid_sizes_are_rejected(fields, input):
     ("value", "said"),
     [
         (0.5, "mine returned 0.5, expected a Scored"),
-        ({"columns": 0.5}, "mine has columns=0.5 of one item, expected a dict"),
+        ({"columns": 0.5}, "mine has columns=0.5 for one item, expected a dict"),
         ({"columns": {"accuracy": np.zeros(3)}}, "mine has columns=.* a value for each item"),
-        ({"correct": ["yes"]}, "mine has correct=.'yes'. of one item, expected True, False or"),
-        ({"correct": []}, "mine has correct=.. of one item, expected True, False or None"),
+        ({"correct": ["yes"]}, "mine has correct=.'yes'. for one item, expected True, False or"),
+        ({"correct": []}, "mine has correct=.. for one item, expected True, False or None"),
         (
             {"columns": {"accuracy": np.zeros(1)}, "combine": lambda tallies: ["accuracy"]},
             "combine of mine fails on the tallies of one item: .*expected a dict",
@@ -283,7 +283,7 @@ def test_missing_records_are_rejected(input):
     def mine(corpus):
         return [10**6]
 
-    with pytest.raises(ValueError, match="records=mine has 1000000, expected indices of the"):
+    with pytest.raises(ValueError, match="records=mine returned 1000000, expected indices of the"):
         benchmark(digits_vqa, input, records=mine)
 
 
@@ -344,7 +344,7 @@ class NoBar:
         ({"headline": "nearness"}, "25.0", None),
         ({"headline": "nearness", "headline_scale": 4.0}, "1.0", None),
         ({}, "unscored", "no metric `exact_match`"),
-        ({"headline": "farness"}, "unscored", "no metric `farness`; its field `headline` names"),
+        ({"headline": "farness"}, "unscored", "no metric `farness`; set its field `headline`"),
     ],
 )
 def test_reports_show_the_metric_that_a_benchmark_names(

@@ -339,7 +339,7 @@ def test_a_stopped_evaluation_resumes_with_unanswered_tasks(
     assert benchmark.run_shots(model, 0, log=log).metrics == whole
     assert len(says.batches) == 2
     assert path.read_text().startswith(kept) and len(path.read_text().splitlines()) == 5
-    with pytest.raises(ValueError, match="answers that were given otherwise"):
+    with pytest.raises(ValueError, match="answers are of another model or protocol"):
         AnswerLog(path, {"step": 8})
 
 
@@ -366,7 +366,7 @@ def test_answer_logs_of_earlier_code_are_resumed(benchmarks_dir, input, says, mo
     assert asked() == expected
     assert path.read_text() == "".join([header, *lines])
     path.write_text("".join([header.replace("'val2014'", "'val2015'"), *lines[:2]]))
-    with pytest.raises(ValueError, match="answers that were given otherwise"):
+    with pytest.raises(ValueError, match="answers are of another model or protocol"):
         asked()
 
 
@@ -381,17 +381,17 @@ def test_answer_logs_with_other_exemplars_are_rejected_and_those_of_earlier_code
         )
 
     expected, path = asked(no_exemplars), tmp_path / "vqav2" / "0_shot.jsonl"
-    with pytest.raises(ValueError, match="answers that were given otherwise"):
+    with pytest.raises(ValueError, match="answers are of another model or protocol"):
         asked(None)
     header, *lines = path.read_text().splitlines(keepends=True)
     former = {name: x for name, x in json.loads(header).items() if name != "asked_with"}
     path.write_text("".join([json.dumps(former) + "\n", *lines]))
     assert asked(None) == expected
     path.write_text("".join([json.dumps(former | {"shots": 4}) + "\n", *lines]))
-    with pytest.raises(ValueError, match="answers that were given otherwise"):
+    with pytest.raises(ValueError, match="answers are of another model or protocol"):
         asked(None)
     path.write_text("".join(["[]\n", *lines]))
-    with pytest.raises(ValueError, match="answers that were given otherwise"):
+    with pytest.raises(ValueError, match="answers are of another model or protocol"):
         asked(None)
 
 
@@ -410,7 +410,7 @@ def test_a_log_with_a_damaged_line_names_it(tmp_path):
 
 def test_a_log_written_by_another_process_is_read_and_not_changed(tmp_path):
     path = tmp_path / "out" / "log.jsonl"
-    with pytest.raises(ValueError, match="log.jsonl: not there; all processes need to see"):
+    with pytest.raises(ValueError, match="log.jsonl: missing; all processes must see"):
         AnswerLog(path, {}, read_only=True)
     assert not path.parent.exists()
     AnswerLog(path, {}).add("a", TextAnswer("x"))
@@ -456,7 +456,7 @@ DAMAGE = [
     ("textcaps", edit("TextCaps_0.1_val.json", lambda c: c["data"][1].pop("caption_str")),
      "data, record 2.*'caption_str'"),
     ("vqav2", edit("v2_mscoco_val2014_annotations.json", lambda c: c["annotations"].pop()),
-     "annotations of 3 questions, and there are 4"),
+     "annotations of 3 questions, but there are 4"),
     ("vqav2", edit("v2_mscoco_val2014_annotations.json", lambda c: c["annotations"][2].update(
         answers=[{"answer": 3}])), "record 3.*'answers'"),
     ("vqav2", edit("v2_OpenEnded_mscoco_val2014_questions.json", lambda c: c["questions"][
@@ -501,7 +501,7 @@ def test_missing_pictures_are_an_error_before_the_model_is_asked(
     ignore = shutil.ignore_patterns("*.jpg", "*.png", "?_?")
     shutil.copytree(benchmarks_dir / name, tmp_path / name, ignore=ignore)
     benchmark = build(name, tmp_path, input)
-    with pytest.raises(ValueError, match=rf"{name}: \d+ pictures are not there, the first "):
+    with pytest.raises(ValueError, match=rf"{name}: \d+ pictures are missing, the first "):
         benchmark.run_shots(model, 0)
     assert not says.batches
     benchmark = build(name, tmp_path, input, allow_missing_images=True)

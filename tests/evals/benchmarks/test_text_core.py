@@ -419,7 +419,7 @@ def test_a_text_only_model_is_asked_only_text_only_benchmarks(text_dir, text_inp
         digits_vqa().instantiate(input=text_input)
     assert build("piqa", text_dir, text_input).tasks(0)[0].prompt.images == ()
     similar = SimilarExemplars.default_config()
-    with pytest.raises(ValueError, match="similar pictures, and the benchmark shows none"):
+    with pytest.raises(ValueError, match="similar pictures, but the benchmark shows none"):
         build("piqa", text_dir, text_input, exemplars=similar)
     build("piqa", text_dir, text_input, exemplars=similar.set(text_weight=1.0))
 
@@ -461,7 +461,7 @@ def test_a_text_only_model_gets_all_metrics(text_dir, text_input):
             "arc_challenge",
             "ARC-Challenge/test-0.parquet",
             {"id": "a", "question": "?", "answerKey": "A", "choices": {"text": ["x"]}},
-            "row 1, field 'choices': expected two choices or more",
+            "row 1, field 'choices': expected at least two choices",
         ),
         ("piqa", "plain_text/validation/0.parquet", {"goal": "x", "sol1": "y"}, "no field 'sol2'"),
         ("lambada", "data/lambada_test_en.jsonl", {"text": "word"}, "record 1, field 'text'"),
@@ -484,7 +484,12 @@ def test_a_text_only_model_gets_all_metrics(text_dir, text_input):
             {"question": "x", "answer": {"value": "y"}},
             "expected an object whose `aliases` are texts",
         ),
-        ("webqs", "data/test-0.parquet", {"question": "x", "answers": [" "]}, "an answer or more"),
+        (
+            "webqs",
+            "data/test-0.parquet",
+            {"question": "x", "answers": [" "]},
+            "at least one answer",
+        ),
     ],
 )
 def test_an_entry_that_deviates_from_the_documentation_is_named(
@@ -505,15 +510,15 @@ def test_missing_or_damaged_files_are_named(tmp_path, text_input):
         build("piqa", tmp_path, text_input)
     piqa_published(tmp_path / "piqa")
     (tmp_path / "piqa" / "valid-labels.lst").write_text("0\n")
-    with pytest.raises(ValueError, match="1 labels, and .*valid.jsonl has 4 records"):
+    with pytest.raises(ValueError, match="1 labels, but .*valid.jsonl has 4 records"):
         build("piqa", tmp_path, text_input)
     (tmp_path / "piqa" / "valid.jsonl").unlink()
-    with pytest.raises(ValueError, match="no file of split 'validation', which is one of"):
+    with pytest.raises(ValueError, match="no file of split 'validation'; expected"):
         build("piqa", tmp_path, text_input)
     sciq(tmp_path / "sciq")
     whole = (tmp_path / "sciq" / "data" / "test-00000-of-00001.parquet").read_bytes()
     (tmp_path / "sciq" / "data" / "test-00000-of-00001.parquet").write_bytes(whole[:-9])
-    with pytest.raises(ValueError, match="test-00000-of-00001.parquet: not a whole Parquet"):
+    with pytest.raises(ValueError, match="test-00000-of-00001.parquet: not a complete Parquet"):
         build("sciq", tmp_path, text_input)
 
 
