@@ -27,6 +27,7 @@ MOVED = {
     "mm1_jax.data.tokenizer": "mm1_jax.data.tokenizers.sentencepiece",
     "mm1_jax.data.webdataset_source": "mm1_jax.data.sources.webdataset",
     "mm1_jax.distributed": "mm1_jax.multihost.distributed",
+    "mm1_jax.evals.predictions.records": "mm1_jax.evals.predictions.entries",
     "mm1_jax.files": "mm1_jax.storage",
     "mm1_jax.generate": "mm1_jax.decoding.generate",
     "mm1_jax.interop.aside": "mm1_jax.interop.passthrough",

@@ -20,9 +20,8 @@ from mm1_jax.data.images import BadImage
 from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources.base import Source
+from mm1_jax.evals.predictions.entries import Entry, read_entries
 from mm1_jax.evals.predictions.files import read_file
-from mm1_jax.evals.predictions.records import Record as Entry
-from mm1_jax.evals.predictions.records import read_records
 
 HINT = "Compare with the layout in docs/evaluation.md, or unpack the file again"
 
@@ -121,7 +120,7 @@ class AnnotationSource(Source):
         if path.suffix == ".parquet":
             return self._rows(path)
         if under is None:
-            return [Entry(entry.values, entry.where, HINT) for entry in read_records(path)]
+            return [Entry(entry.values, entry.where, HINT) for entry in read_entries(path)]
         content = read_file(path)
         values = content.get(under) if isinstance(content, dict) else None
         if not isinstance(values, list) or not values:

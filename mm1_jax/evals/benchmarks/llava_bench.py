@@ -15,8 +15,8 @@ from mm1_jax.evals.benchmarks.annotations import (
 )
 from mm1_jax.evals.benchmarks.families import annotations, judged_benchmark
 from mm1_jax.evals.judge import Grades, Judge
+from mm1_jax.evals.predictions.entries import by_key
 from mm1_jax.evals.predictions.files import read_file
-from mm1_jax.evals.predictions.records import by_key
 from mm1_jax.evals.scoring.judged import UNREADABLE_REVIEW, llava_bench_scores, review_grades
 
 # Values of the official script, eval_gpt_review_bench.py.

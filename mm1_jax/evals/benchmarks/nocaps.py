@@ -5,7 +5,7 @@ from typing import Any
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, caption_record
 from mm1_jax.evals.benchmarks.families import annotations, caption_benchmark
-from mm1_jax.evals.predictions.records import by_key
+from mm1_jax.evals.predictions.entries import by_key
 
 
 def nocaps() -> Benchmark.Config:

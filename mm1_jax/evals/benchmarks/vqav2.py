@@ -6,7 +6,7 @@ from mm1_jax.config import config_class
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
 from mm1_jax.evals.benchmarks.families import question_benchmark
-from mm1_jax.evals.predictions.records import by_key
+from mm1_jax.evals.predictions.entries import by_key
 from mm1_jax.evals.scoring.vqa import okvqa_accuracy, vqav2_accuracy
 
 

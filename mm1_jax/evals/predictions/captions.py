@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.evals.answers import TextAnswer
+from mm1_jax.evals.predictions.entries import Entry, by_key, read_entries
 from mm1_jax.evals.predictions.files import read_file
-from mm1_jax.evals.predictions.records import Record, by_key, read_records
 from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob, prediction_files
 from mm1_jax.evals.scoring.captions import caption_scores, whitespace_tokenize
 from mm1_jax.evals.scoring.items import Item
@@ -69,20 +69,20 @@ def _caption_items(path: Path, job: ScoringJob) -> list[Item]:
             "demo is annotations/captions_val2014.json"
         )
     references: dict[str, list[str]] = {}
-    for record in read_records(annotations):
-        references.setdefault(record.key("image_id"), []).append(record.text("caption"))
-    records = by_key(read_records(path), "image_id")
-    for key, record in records.items():
+    for entry in read_entries(annotations):
+        references.setdefault(entry.key("image_id"), []).append(entry.text("caption"))
+    entries = by_key(read_entries(path), "image_id")
+    for key, entry in entries.items():
         if key not in references:
             raise ValueError(
-                f"{record.where}: {annotations} has no caption of image {key!r}; give the "
+                f"{entry.where}: {annotations} has no caption of image {key!r}; give the "
                 "annotations of the split that was captioned"
             )
-    _note_part(path, annotations, len(records), len(references), job)
+    _note_part(path, annotations, len(entries), len(references), job)
     # The official code tokenizes captions in the order of the annotations, and the tokens at the
     # end of a caption can depend on the next one.
-    described = [key for key in references if key in records]
-    return [_item(key, records[key].text("caption"), references[key]) for key in described]
+    described = [key for key in references if key in entries]
+    return [_item(key, entries[key].text("caption"), references[key]) for key in described]
 
 
 def _item(key: str, caption: str, references: Sequence[str]) -> Item:
@@ -103,16 +103,16 @@ def _holds_references(content: Any) -> bool:
     return isinstance(content, dict) and "refs" in content
 
 
-def _by_image(content: dict[str, Any], path: Path, name: str) -> Record:
+def _by_image(content: dict[str, Any], path: Path, name: str) -> Entry:
     expected = "an object by image"
-    whole = Record(content, str(path))
+    whole = Entry(content, str(path))
     values = whole.get(name, expected=expected)
     if not isinstance(values, dict) or not values:
         raise whole.error((name,), expected, values)
-    return Record(values, f"{path}, {name!r}")
+    return Entry(values, f"{path}, {name!r}")
 
 
-def _only_caption(predictions: Record, key: str) -> str:
+def _only_caption(predictions: Entry, key: str) -> str:
     captions = predictions.texts(key)
     if len(captions) > 1:
         raise predictions.error((key,), "one caption", captions)

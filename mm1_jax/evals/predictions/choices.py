@@ -5,9 +5,9 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from mm1_jax.evals.answers import TextAnswer
+from mm1_jax.evals.predictions.entries import Entry, literal, read_entries
 from mm1_jax.evals.predictions.pairing import match
 from mm1_jax.evals.predictions.questions import reply
-from mm1_jax.evals.predictions.records import Record, literal, read_records
 from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob, number_and_scores
 from mm1_jax.evals.scoring.items import Item, scores
 from mm1_jax.evals.scoring.multiple_choice import (
@@ -32,7 +32,7 @@ def _scienceqa_items(path: Path, job: ScoringJob) -> list[Item]:
     if job.annotations is None:
         pairs = job.paired(path, *_PROBLEM_IDS)
     else:
-        predictions, problems = read_records(path), read_records(job.annotations)
+        predictions, problems = read_entries(path), read_entries(job.annotations)
         asked = _asked(predictions, problems)
         found = match(path, predictions, job.annotations, asked, _PROBLEM_IDS)
         pairs = job.accept(path, found)
@@ -57,25 +57,25 @@ def _scienceqa_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
     return metrics
 
 
-def _asked(predictions: Sequence[Record], problems: Sequence[Record]) -> Sequence[Record]:
+def _asked(predictions: Sequence[Entry], problems: Sequence[Entry]) -> Sequence[Entry]:
     """Returns the problems of the split that was answered.
 
     Returns only those with an image if no others were answered.
     """
-    answered = {record.key(*_PROBLEM_IDS) for record in predictions if record.has(*_PROBLEM_IDS)}
-    known = [record for record in problems if record.key(*_PROBLEM_IDS) in answered]
-    splits = {str(record.values.get("split")) for record in known}
-    asked = [record for record in problems if str(record.values.get("split")) in splits]
+    answered = {entry.key(*_PROBLEM_IDS) for entry in predictions if entry.has(*_PROBLEM_IDS)}
+    known = [entry for entry in problems if entry.key(*_PROBLEM_IDS) in answered]
+    splits = {str(entry.values.get("split")) for entry in known}
+    asked = [entry for entry in problems if str(entry.values.get("split")) in splits]
     if known and all(map(_shows_image, known)):
-        return [record for record in asked if _shows_image(record)]
+        return [entry for entry in asked if _shows_image(entry)]
     return asked if known else problems
 
 
-def _shows_image(problem: Record) -> bool:
+def _shows_image(problem: Entry) -> bool:
     return problem.has("image") and problem.values["image"] != ""
 
 
-def _problem(asked: Record, is_official: bool) -> tuple[int, str, bool]:
+def _problem(asked: Entry, is_official: bool) -> tuple[int, str, bool]:
     """Returns the number of choices, the right letter, and whether the question has an image."""
     if is_official:
         num_choices, number = len(asked.texts("choices")), asked.integer("answer")
@@ -104,35 +104,35 @@ SCIENCEQA = Scorer(
 )
 
 
-def lettered_options(record: Record) -> dict[str, str] | None:
+def lettered_options(entry: Entry) -> dict[str, str] | None:
     """Returns the options by letter, from one field or a field per letter; None without options."""
-    if "options" in record.values:
-        options = record.values["options"]
+    if "options" in entry.values:
+        options = entry.values["options"]
         if isinstance(options, str):
             options = literal(options, dict)
         if not isinstance(options, dict) or not options:
             expected = "an object of options by letter"
-            raise record.error(("options",), expected, record.values["options"])
+            raise entry.error(("options",), expected, entry.values["options"])
         return {str(letter): str(text) for letter, text in options.items()}
     found = {}
     for letter in ascii_uppercase:
         names = (letter, f"choice_{letter.lower()}")
-        if not any(name in record.values for name in names):
+        if not any(name in entry.values for name in names):
             break
         # An empty cell, or the text that pandas writes for it, is not an option.
-        if record.has(*names) and (text := str(record.get(*names, expected=""))) not in NOTHING:
+        if entry.has(*names) and (text := str(entry.get(*names, expected=""))) not in NOTHING:
             found[letter] = text
     return found or None
 
 
-def _right_letter(asked: Record, letters: Iterable[str]) -> str:
+def _right_letter(asked: Entry, letters: Iterable[str]) -> str:
     answer = asked.text("answer")
     if answer not in {*letters}:
         raise asked.error(("answer",), f"one of {', '.join(letters)}", answer)
     return answer
 
 
-def _option_records(pairs: Sequence[tuple[Record, Record]]) -> list[dict[str, object]]:
+def _option_records(pairs: Sequence[tuple[Entry, Entry]]) -> list[dict[str, object]]:
     """Returns the options and the right letter of each question."""
     right = {asked.text("answer") for _, asked in pairs}
     last = max((letter for letter in right if letter in {*ascii_uppercase}), default="A")

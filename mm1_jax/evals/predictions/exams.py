@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.evals.answers import TextAnswer
-from mm1_jax.evals.predictions.records import Record, is_number, literal
+from mm1_jax.evals.predictions.entries import Entry, is_number, literal
 from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob
 from mm1_jax.evals.scoring.items import Item, scores
 from mm1_jax.evals.scoring.mathvista import extracted_by_rule, mathvista
@@ -36,7 +36,7 @@ def _is_parsed(item: Item) -> bool:
     return item.record["is_choice"] and item.record["options"] is None
 
 
-def _mmmu_record(said: Record, asked: Record) -> dict[str, Any]:
+def _mmmu_record(said: Entry, asked: Entry) -> dict[str, Any]:
     kind = asked.text("question_type")
     if kind not in _MMMU_TYPES:
         raise asked.error(("question_type",), f"one of {', '.join(_MMMU_TYPES)}", kind)
@@ -63,10 +63,10 @@ def _mmmu_record(said: Record, asked: Record) -> dict[str, Any]:
     return record | {"options": options, "drawn": drawn}
 
 
-def _subject(record: Record) -> str:
-    if record.has("category"):
-        return record.text("category")
-    found = re.fullmatch(r"[a-z]+_(.+)_\d+", record.key("id"))
+def _subject(entry: Entry) -> str:
+    if entry.has("category"):
+        return entry.text("category")
+    found = re.fullmatch(r"[a-z]+_(.+)_\d+", entry.key("id"))
     return found[1] if found else "unknown"
 
 
@@ -88,7 +88,7 @@ def _mmmu_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
 
 
 # A reply that names no option gets one drawn by the question's id, or the one that the official
-# code drew if the record has it (`random_choice`, `official_parsed`). The official answers by id
+# code drew if the entry has it (`random_choice`, `official_parsed`). The official answers by id
 # have no options: with them, as in the official `main_eval_only.py`, a reply to a question with
 # options must be a letter, and nothing is drawn.
 MMMU = Scorer(
@@ -141,20 +141,20 @@ def _mathvista_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
     }
 
 
-def _text_or_number(record: Record, name: str) -> str:
-    value = record.get(name, expected="a text or a number")
+def _text_or_number(entry: Entry, name: str) -> str:
+    value = entry.get(name, expected="a text or a number")
     if not isinstance(value, str) and not is_number(value):
-        raise record.error((name,), "a text or a number", value)
+        raise entry.error((name,), "a text or a number", value)
     return str(value)
 
 
-def precision_of(record: Record) -> int | None:
+def precision_of(entry: Entry) -> int | None:
     """Returns the number of decimals of a reference; None if it has none."""
-    if not record.has("precision") or record.values["precision"] == "":
+    if not entry.has("precision") or entry.values["precision"] == "":
         return None
-    precision = record.number("precision")
+    precision = entry.number("precision")
     if not 0 <= precision <= _MOST_DECIMALS:
-        raise record.error(("precision",), f"0 to {_MOST_DECIMALS} decimals", precision)
+        raise entry.error(("precision",), f"0 to {_MOST_DECIMALS} decimals", precision)
     return int(precision)
 
 

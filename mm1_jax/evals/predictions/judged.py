@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mm1_jax.evals.predictions.records import Record, is_number, literal
+from mm1_jax.evals.predictions.entries import Entry, is_number, literal
 from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob, prediction_files
 from mm1_jax.evals.scoring.judged import (
     UNREADABLE_REVIEW,
@@ -60,21 +60,21 @@ def _mean_of_reviews(scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
     }
 
 
-def _pair_of_grades(record: Record) -> tuple[float, float]:
-    if record.has("tuple"):
-        grades = record.values["tuple"]
+def _pair_of_grades(entry: Entry) -> tuple[float, float]:
+    if entry.has("tuple"):
+        grades = entry.values["tuple"]
         if isinstance(grades, str):
             grades = literal(grades, list)
         if not (isinstance(grades, list) and len(grades) == 2 and all(map(is_number, grades))):
-            raise record.error(("tuple",), "two grades", record.values["tuple"])
+            raise entry.error(("tuple",), "two grades", entry.values["tuple"])
         pair = _as_float(grades[0]), _as_float(grades[1])
     else:
         try:
-            pair = review_grades(record.text("content", expected="the review, a text"))
+            pair = review_grades(entry.text("content", expected="the review, a text"))
         except ValueError as error:
-            raise ValueError(f"{record.where}, field 'content': {error}") from error
+            raise ValueError(f"{entry.where}, field 'content': {error}") from error
     if pair != UNREADABLE_REVIEW and not all(0 <= grade <= 10 for grade in pair):
-        raise ValueError(f"{record.where}: expected two grades of 0 to 10, got {pair}")
+        raise ValueError(f"{entry.where}: expected two grades of 0 to 10, got {pair}")
     return pair
 
 
@@ -121,13 +121,13 @@ def _mmvet_metrics(answers: Sequence[_Graded], job: ScoringJob) -> Metrics:
     return dict(mmvet_scores([each.grades for each in answers], capabilities or None))
 
 
-def _grades(record: Record) -> list[float]:
-    grades = record.get("score", expected="a list of grades, one of each run")
+def _grades(entry: Entry) -> list[float]:
+    grades = entry.get("score", expected="a list of grades, one of each run")
     if isinstance(grades, str):
-        grades = literal(grades, list) or [record.number("score")]
+        grades = literal(grades, list) or [entry.number("score")]
     grades = grades if isinstance(grades, list) else [grades]
     if not grades or not all(is_number(grade) and 0 <= grade <= 1 for grade in grades):
-        raise record.error(("score",), "grades of 0 to 1, one of each run of the judge", grades)
+        raise entry.error(("score",), "grades of 0 to 1, one of each run of the judge", grades)
     return [float(grade) for grade in grades]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mm1_jax.evals.predictions.records import Record, read_records
+from mm1_jax.evals.predictions.entries import Entry, read_entries
 
 # Fields in predictions of some benchmarks that do not identify a question.
 _NO_IDS = frozenset(
@@ -24,15 +24,15 @@ _ID_NAME = re.compile(r"(?i).*(id|idx|index|key|hash)")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Predictions with the records that hold their references, in the order of the annotations.
+    """Predictions with the entries that hold their references, in the order of the annotations.
 
     Attributes:
-        values: Pairs of prediction and reference; without annotations, both are the same record.
+        values: Pairs of prediction and reference; without annotations, both are the same entry.
         notes: Remarks on the pairing for readers of the scores.
         by_order: True if the predictions had no ids and were paired in order.
     """
 
-    values: list[tuple[Record, Record]]
+    values: list[tuple[Entry, Entry]]
     notes: list[str] = field(default_factory=list)
     by_order: bool = False
 
@@ -46,28 +46,28 @@ def paired(
     """Pairs the predictions of a file with the annotations.
 
     Args:
-        names: Possible names of the id field; the first one in a record counts.
+        names: Possible names of the id field; the first one in an entry counts.
         may_repeat: True if the official file of the benchmark repeats an id.
 
     Raises:
         ValueError: A question has no prediction or too many, or a prediction has no question.
     """
-    predictions = read_records(path)
+    predictions = read_entries(path)
     if annotations is None:
         return _with_themselves(path, predictions, names, may_repeat)
-    return match(path, predictions, annotations, read_records(annotations), names, may_repeat)
+    return match(path, predictions, annotations, read_entries(annotations), names, may_repeat)
 
 
 def match(
     path: Path,
-    predictions: Sequence[Record],
+    predictions: Sequence[Entry],
     annotations: Path,
-    references: Sequence[Record],
+    references: Sequence[Entry],
     names: Sequence[str],
     may_repeat: bool = False,
 ) -> Pairs:
-    """Pairs predictions with references: the records of the annotations that were asked."""
-    if not any(record.has(*names) for record in predictions):
+    """Pairs predictions with references: the entries of the annotations that were asked."""
+    if not any(entry.has(*names) for entry in predictions):
         return _by_order(path, predictions, annotations, references, names)
     answers = _by_id(predictions, names, may_repeat)
     questions = _by_id(references, names, may_repeat)
@@ -83,11 +83,11 @@ def match(
             f"prediction, the first {lacking[0]!r}; answer all, or give the annotations of only "
             "those that were asked"
         )
-    for key, records in questions.items():
-        if len(answers[key]) != len(records):
+    for key, entries in questions.items():
+        if len(answers[key]) != len(entries):
             raise ValueError(
                 f"{path}: has {len(answers[key])} predictions for {key!r}, but {annotations} has "
-                f"it {len(records)} times; there must be one for each"
+                f"it {len(entries)} times; there must be one for each"
             )
     place: Counter[str] = Counter()
     pairs = []
@@ -99,42 +99,42 @@ def match(
 
 
 def _with_themselves(
-    path: Path, predictions: Sequence[Record], names: Sequence[str], may_repeat: bool
+    path: Path, predictions: Sequence[Entry], names: Sequence[str], may_repeat: bool
 ) -> Pairs:
-    by_id = _by_id([record for record in predictions if record.has(*names)], names, may_repeat)
-    repeated = [key for key, records in by_id.items() if len(records) > 1]
+    by_id = _by_id([entry for entry in predictions if entry.has(*names)], names, may_repeat)
+    repeated = [key for key, entries in by_id.items() if len(entries) > 1]
     notes = []
     if repeated:
         notes.append(
             f"{path}: {len(repeated)} ids occur more than once, such as {repeated[0]!r}, and each "
             "row counts"
         )
-    return Pairs([(record, record) for record in predictions], notes)
+    return Pairs([(entry, entry) for entry in predictions], notes)
 
 
 def _by_id(
-    records: Sequence[Record], names: Sequence[str], may_repeat: bool
-) -> Mapping[str, list[Record]]:
-    found: defaultdict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        key = record.key(*names)
+    entries: Sequence[Entry], names: Sequence[str], may_repeat: bool
+) -> Mapping[str, list[Entry]]:
+    found: defaultdict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        key = entry.key(*names)
         if found[key] and not may_repeat:
             raise ValueError(
-                f"{record.where}: {key!r} repeats the id at {found[key][0].where}; ids must be "
+                f"{entry.where}: {key!r} repeats the id at {found[key][0].where}; ids must be "
                 "unique, so remove one of the two"
             )
-        found[key].append(record)
+        found[key].append(entry)
     return found
 
 
 def _by_order(
     path: Path,
-    predictions: Sequence[Record],
+    predictions: Sequence[Entry],
     annotations: Path,
-    references: Sequence[Record],
+    references: Sequence[Entry],
     names: Sequence[str],
 ) -> Pairs:
-    fields = dict.fromkeys(name for record in predictions for name in record.values)
+    fields = dict.fromkeys(name for entry in predictions for name in entry.values)
     if candidates := [name for name in fields if _may_be_id(name, predictions)]:
         raise ValueError(
             f"{path}: no field is called {' or '.join(names)}; the fields are "
@@ -155,13 +155,13 @@ def _by_order(
     return Pairs(list(zip(predictions, references, strict=True)), [note], by_order=True)
 
 
-def _may_be_id(name: str, records: Sequence[Record]) -> bool:
-    """Returns True if the name looks like an id, or if most records have distinct values there."""
+def _may_be_id(name: str, entries: Sequence[Entry]) -> bool:
+    """Returns True if the name looks like an id, or if most entries have distinct values there."""
     if name in _NO_IDS:
         return False
     if _ID_NAME.fullmatch(name):
         return True
-    values = [record.values.get(name) for record in records]
+    values = [entry.values.get(name) for entry in entries]
     ids = {
         str(value)
         for value in values
@@ -170,4 +170,4 @@ def _may_be_id(name: str, records: Sequence[Record]) -> bool:
         or isinstance(value, float)
         and value.is_integer()
     }
-    return 2 * len(ids) > len(records)
+    return 2 * len(ids) > len(entries)

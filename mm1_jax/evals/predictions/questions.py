@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.evals.answers import TextAnswer
-from mm1_jax.evals.predictions.records import Record, is_missing
+from mm1_jax.evals.predictions.entries import Entry, is_missing
 from mm1_jax.evals.predictions.scorer import Scorer, ScoringJob, number_and_scores
 from mm1_jax.evals.scoring.items import Item, Scoring
 from mm1_jax.evals.scoring.short_answers import charts, documents, gqa
@@ -27,7 +27,7 @@ _VIZWIZ_IDS = ("question_id", "questionId", "image", "id")
 _MISSING_ID = "acc_official_missing_answer_id"
 
 
-def reply(prediction: Record, reference: Record, *others: str) -> str:
+def reply(prediction: Entry, reference: Entry, *others: str) -> str:
     """Returns the model's answer; `others` are more names of it in a file without references.
 
     A null field is an error even if a later one has a text, which may be a reference.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.evals.predictions import pairing
+from mm1_jax.evals.predictions.entries import Entry
 from mm1_jax.evals.predictions.files import SUFFIXES
-from mm1_jax.evals.predictions.records import Record
 from mm1_jax.evals.scoring.items import Item, Scoring, scores
 
 # Numbers by name, possibly in nested groups.
@@ -32,13 +32,13 @@ class ScoringJob:
 
     def paired(
         self, path: Path, *names: str, may_repeat: bool = False
-    ) -> list[tuple[Record, Record]]:
+    ) -> list[tuple[Entry, Entry]]:
         """Pairs the predictions of a file with the references; see `pairing.paired`."""
         return self.accept(
             path, pairing.paired(path, self.annotations, *names, may_repeat=may_repeat)
         )
 
-    def accept(self, path: Path, pairs: pairing.Pairs) -> list[tuple[Record, Record]]:
+    def accept(self, path: Path, pairs: pairing.Pairs) -> list[tuple[Entry, Entry]]:
         """Returns the pairs, and keeps the notes on them."""
         self.notes += pairs.notes
         if pairs.by_order:

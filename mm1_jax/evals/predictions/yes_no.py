@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm1_jax.evals.answers import TextAnswer
+from mm1_jax.evals.predictions.entries import Entry, read_entries
 from mm1_jax.evals.predictions.files import read_text
 from mm1_jax.evals.predictions.questions import reply
-from mm1_jax.evals.predictions.records import Record, read_records
 from mm1_jax.evals.predictions.scorer import Metrics, Scorer, ScoringJob, prediction_files
 from mm1_jax.evals.scoring.items import Item, scores, tally
 from mm1_jax.evals.scoring.texts import mean
@@ -23,11 +23,11 @@ from mm1_jax.evals.scoring.yes_no import (
 _POPE_SPLITS = ("adversarial", "popular", "random")
 
 
-def yes_or_no(record: Record, *names: str) -> str:
+def yes_or_no(entry: Entry, *names: str) -> str:
     """Returns a reference, "yes" or "no"."""
-    text = record.text(*names, expected="'yes' or 'no'")
+    text = entry.text(*names, expected="'yes' or 'no'")
     if text.lower() not in ("yes", "no"):
-        raise record.error(names, "'yes' or 'no'", text)
+        raise entry.error(names, "'yes' or 'no'", text)
     return text.lower()
 
 
@@ -77,29 +77,29 @@ def _mme_files(folder: Path) -> list[Path]:
     return prediction_files(folder) + [path for path in texts if path.exists()]
 
 
-def _mme_metrics(records: Sequence[Record], job: ScoringJob) -> Metrics:
+def _mme_metrics(entries: Sequence[Entry], job: ScoringJob) -> Metrics:
     """Scores a subtask; each image must have two different questions."""
     items: list[Item] = []
     numbers: dict[str, int] = {}
     questions: set[tuple[str, str]] = set()
-    for record in records:
-        text, answer = record.text("prediction"), yes_or_no(record, "answer")
-        image = record.key("image")
+    for entry in entries:
+        text, answer = entry.text("prediction"), yes_or_no(entry, "answer")
+        image = entry.key("image")
         numbers[image] = numbers.get(image, 0) + 1
-        if record.has("question"):
-            question = (image, record.text("question"))
+        if entry.has("question"):
+            question = (image, entry.text("question"))
             if question in questions:
                 raise ValueError(
-                    f"{record.where}: repeats a question about image {image!r}; MME asks two "
+                    f"{entry.where}: repeats a question about image {image!r}; MME asks two "
                     "different ones about each image"
                 )
             questions.add(question)
-        fields = {"subtask": record.text("category"), "image": image, "answer": answer}
+        fields = {"subtask": entry.text("category"), "image": image, "answer": answer}
         items.append(Item(fields | {"is_first": numbers[image] == 1}, TextAnswer(text)))
     for image, number in numbers.items():
         if number != 2:
             raise ValueError(
-                f"{records[0].where}: in this subtask, image {image!r} has {number} questions, but "
+                f"{entries[0].where}: in this subtask, image {image!r} has {number} questions, but "
                 "MME asks two about each image; give each file once, and whole"
             )
     columns = {name: tally(values) for name, values in mme(items).columns.items()}
@@ -116,11 +116,11 @@ def _mme_halves(scores: Mapping[str, Metrics]) -> dict[str, Metrics]:
     }
 
 
-def _mme_records(path: Path, job: ScoringJob) -> list[Record]:
+def _mme_entries(path: Path, job: ScoringJob) -> list[Entry]:
     text = read_text(path)
     if path.suffix != ".txt" or text.lstrip()[:1] in ("{", "["):
-        return read_records(path)
-    records = []
+        return read_entries(path)
+    entries = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -132,10 +132,10 @@ def _mme_records(path: Path, job: ScoringJob) -> list[Record]:
                 f"{len(fields)} fields; a reply must not contain tabs or newlines"
             )
         names = ("image", "question", "answer", "prediction")
-        records.append(
-            Record(dict(zip(names, fields, strict=True)) | {"category": path.stem}, where)
+        entries.append(
+            Entry(dict(zip(names, fields, strict=True)) | {"category": path.stem}, where)
         )
-    return records
+    return entries
 
 
 # Scores per subtask, and of each half if all of its subtasks are present.
@@ -145,9 +145,9 @@ MME = Scorer(
         "reply}; or the official SUBTASK.txt, lines of image, question, answer and reply separated "
         "by tabs; two questions per image"
     ),
-    read=_mme_records,
+    read=_mme_entries,
     metrics=_mme_metrics,
     files=_mme_files,
-    group=lambda record: record.text("category"),
+    group=lambda entry: entry.text("category"),
     together=_mme_halves,
 )

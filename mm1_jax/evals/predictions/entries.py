@@ -1,4 +1,4 @@
-"""Records of prediction and annotation files, whose fields are checked as they are read."""
+"""Entries of prediction and annotation files, whose fields are checked as they are read."""
 
 import ast
 import io
@@ -15,9 +15,9 @@ from typing import Any
 
 from mm1_jax.evals.predictions.files import read_file
 
-# Keys of JSON objects under which annotations of some benchmarks hold their list of records.
+# Keys of JSON objects under which annotations of some benchmarks hold their list of entries.
 _LISTS = ("annotations", "data", "questions")
-# Fields that identify a record, in messages and to tell a record from an object of records.
+# Fields that identify an entry, in messages and to tell an entry from an object of entries.
 _IDS = ("question_id", "questionId", "image_id", "index", "pid", "id")
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # The maximum number of field names in a message.
@@ -49,8 +49,8 @@ def shown(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One record of a file, whose fields are read by type.
+class Entry:
+    """One record of a prediction or annotation file, whose fields are read by type.
 
     The methods take several names of a field and read the first one present. They raise ValueError
     if the field is missing or has another type.
@@ -185,21 +185,21 @@ def _python_literal(text: str) -> Any:
     return ast.literal_eval(text)
 
 
-def read_records(path: Path) -> list[Record]:
-    """Returns the records of a file, in order.
+def read_entries(path: Path) -> list[Entry]:
+    """Returns the entries of a file, in order.
 
     The file holds a JSON list, JSON lines, a table, or a JSON object with a list under
-    `annotations`, `data` or `questions`. The items of any other object are records, too: the key is
+    `annotations`, `data` or `questions`. The items of any other object are entries, too: the key is
     their `id`, and a value that is not an object is their `prediction`.
     """
     content = read_file(path)
     if isinstance(content, list) and len(content) == 1 and _list_in(content[0]) is not None:
         content = content[0]
     if isinstance(content, dict):
-        content = _records_in(content, is_line=path.suffix == ".jsonl")
+        content = _entries_in(content, is_line=path.suffix == ".jsonl")
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: holds no records; expected a list of them")
-    return [_record(values, f"{path}, record {i}") for i, values in enumerate(content, start=1)]
+    return [_entry(values, f"{path}, record {i}") for i, values in enumerate(content, start=1)]
 
 
 def _list_in(content: Any) -> list[Any] | None:
@@ -208,13 +208,13 @@ def _list_in(content: Any) -> list[Any] | None:
     return next((content[name] for name in _LISTS if isinstance(content.get(name), list)), None)
 
 
-def _records_in(content: dict[str, Any], is_line: bool) -> list[Any]:
-    """Returns the records of a JSON object: a list in it, the object itself, or its items."""
+def _entries_in(content: dict[str, Any], is_line: bool) -> list[Any]:
+    """Returns the entries of a JSON object: a list in it, the object itself, or its items."""
     if (values := _list_in(content)) is not None:
         return values
     is_by_id = bool(content) and all(isinstance(value, dict) for value in content.values())
-    is_record = any(isinstance(content.get(name), str | int) for name in _IDS)
-    if not is_by_id and (is_line or is_record):
+    is_entry = any(isinstance(content.get(name), str | int) for name in _IDS)
+    if not is_by_id and (is_line or is_entry):
         return [content]
     return [
         {"id": key} | (value if isinstance(value, dict) else {"prediction": value})
@@ -222,22 +222,22 @@ def _records_in(content: dict[str, Any], is_line: bool) -> list[Any]:
     ]
 
 
-def _record(values: Any, where: str) -> Record:
+def _entry(values: Any, where: str) -> Entry:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object, got {type(values).__name__}")
     name = next((name for name in _IDS if name in values), None)
-    return Record(values, f"{where} ({name} {str(values[name])[:40]})" if name else where)
+    return Entry(values, f"{where} ({name} {str(values[name])[:40]})" if name else where)
 
 
-def by_key(records: Sequence[Record], *names: str) -> dict[str, Record]:
-    """Returns the records by id. Raises ValueError if an id occurs twice."""
-    found: dict[str, Record] = {}
-    for record in records:
-        key = record.key(*names)
+def by_key(entries: Sequence[Entry], *names: str) -> dict[str, Entry]:
+    """Returns the entries by id. Raises ValueError if an id occurs twice."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        key = entry.key(*names)
         if key in found:
             raise ValueError(
-                f"{record.where}: {key!r} repeats the id at {found[key].where}; ids must be "
+                f"{entry.where}: {key!r} repeats the id at {found[key].where}; ids must be "
                 "unique, so remove one of the two"
             )
-        found[key] = record
+        found[key] = entry
     return found
