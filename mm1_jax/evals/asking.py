@@ -20,7 +20,7 @@ from mm1_jax.decoding.generate import bucket, generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
 from mm1_jax.evals.evaluator import PromptInput
-from mm1_jax.evals.likelihood import LikelihoodScorer, Request
+from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer
 from mm1_jax.evals.prompts import few_shot, text_of
 from mm1_jax.evals.tasks import Task, Tasks
 from mm1_jax.models.mm1 import MM1
@@ -177,13 +177,13 @@ def _compared(
         batch_size=cfg.batch_size,
     )
     for part in _parts(tasks, indices, _BATCHES_AT_ONCE * cfg.batch_size):
-        asked = [requests(task, cfg) for task in part]
+        asked = [likelihood_requests(task, cfg) for task in part]
         found = iter(scorer(model, [*itertools.chain.from_iterable(asked)]))
         for task, own in zip(part, asked, strict=True):
             yield task, OptionAnswer(tuple(next(found) for _ in own))
 
 
-def requests(task: Task, cfg: Any) -> list[Request]:
+def likelihood_requests(task: Task, cfg: Any) -> list[LikelihoodRequest]:
     """Returns the requests whose likelihoods are compared: the prompt with each option.
 
     If a record has a `rest`, its options are beginnings of the query, and the likelihoods of the
@@ -191,7 +191,7 @@ def requests(task: Task, cfg: Any) -> list[Request]:
     """
     joiner, record = cfg.answer_joiner or "", task.record
     if "rest" not in record:
-        return [Request(task.prompt, joiner + option) for option in record["options"]]
+        return [LikelihoodRequest(task.prompt, joiner + option) for option in record["options"]]
     found = []
     for start in record["options"]:
         query = Document((Text(start, scored=False), Text(record["rest"])))
@@ -201,7 +201,7 @@ def requests(task: Task, cfg: Any) -> list[Request]:
             joiner=cfg.answer_joiner,
             separator=cfg.exemplar_separator or "",
         )
-        found.append(Request(prompt, joiner + record["rest"]))
+        found.append(LikelihoodRequest(prompt, joiner + record["rest"]))
     return found
 
 
@@ -221,7 +221,7 @@ def described(task: Task, exemplars: str, cfg: Any) -> str:
     if cfg.answer_joiner is not None:
         parts.append(f"exemplars end with {cfg.exemplar_separator!r}")
     if cfg.asking is compare_options:
-        continuations = [one.continuation for one in requests(task, cfg)]
+        continuations = [one.continuation for one in likelihood_requests(task, cfg)]
         parts.insert(1, f"followed by one of {continuations}")
         return "; ".join([*parts, "compared by log-probability"])
     stops = list(cfg.stop_strings)

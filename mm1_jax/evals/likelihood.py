@@ -37,7 +37,7 @@ _MIN_SCORED = 8
 
 
 @dataclass(frozen=True)
-class Request:
+class LikelihoodRequest:
     """A prompt, and a continuation that begins with the space between them, if there is one.
 
     The prompt may show images and may have no text.
@@ -82,7 +82,7 @@ class LikelihoodScorer:
     def __call__(
         self,
         model: MM1,
-        requests: Sequence[Request],
+        requests: Sequence[LikelihoodRequest],
         *,
         on_result: Callable[[int, Likelihood], object] | None = None,
     ) -> list[Likelihood]:
@@ -183,12 +183,12 @@ class LikelihoodScorer:
             take(*waiting)
         return [one for one in found if one is not None]
 
-    def _row(self, request: Request) -> "_Row":
+    def _row(self, request: LikelihoodRequest) -> "_Row":
         sequence, num_scored, images = self._sequence(request)
         sequence, images, num_cut = self._cut(sequence, num_scored, images)
         return _row(sequence, num_scored, images, request.continuation, num_cut)
 
-    def _sequence(self, request: Request) -> tuple[list[int], int, list[Image]]:
+    def _sequence(self, request: LikelihoodRequest) -> tuple[list[int], int, list[Image]]:
         """Returns the tokens from bos on, the number of scored ones at the end, and the images."""
         *others, last = request.prompt.segments or (Text(""),)
         context = last.text if isinstance(last, Text) else ""

@@ -24,7 +24,7 @@ from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.decoding.sampling import Sampling
 from mm1_jax.evals.evaluator import PromptInput
-from mm1_jax.evals.likelihood import LikelihoodScorer, Request
+from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer
 
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip("lm_eval is not installed", allow_module_level=True)
@@ -79,7 +79,10 @@ def benchmarks(run, scorer, tmp_path_factory) -> Path:
     # A random model rarely continues with a word.
     lasts = ["red", "two", "eight", "is", "a", "of", "what", "how", "iron", "ice", "yes", "blue"]
     asked = [f"Jo sought the {last}" for last in lasts]
-    said = [Request(text(c), f" {answer(run, c, max_new_tokens=1).strip() or '.'}") for c in asked]
+    said = [
+        LikelihoodRequest(text(c), f" {answer(run, c, max_new_tokens=1).strip() or '.'}")
+        for c in asked
+    ]
     is_word = [
         one.is_greedy and " " not in r.continuation[1:]
         for r, one in zip(said, scorer(said), strict=True)
@@ -190,7 +193,7 @@ def test_arc_has_the_likelihoods_and_accuracy_of_our_own_scoring(run, tasks, sco
     found = evaluated(run[0], tasks, "arc_here")
     for sample in found["samples"]["arc_here"]:
         question = f"Question: What melts, {sample['doc_id']}?\nAnswer:"
-        asked = [Request(text(question), f" {option}") for option in OPTIONS]
+        asked = [LikelihoodRequest(text(question), f" {option}") for option in OPTIONS]
         assert [one[0] for one in sample["filtered_resps"]] == pytest.approx(
             [one.log_probability for one in scorer(asked)], rel=1e-5
         )

@@ -174,14 +174,15 @@ def test_the_most_likely_option_of_a_multiple_choice_is_chosen(run, tasks):
     found = evaluated(folder, tasks, "text_chosen")
     from mm1_jax.batch import Document, Text
     from mm1_jax.evals.evaluator import PromptInput
-    from mm1_jax.evals.likelihood import LikelihoodScorer, Request
+    from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer
 
     input = PromptInput.of(cfg.input)
     scorer = LikelihoodScorer(input.tokenizer, image_size=8, batch_size=3)
     correct = []
     for number, question in enumerate(QUESTIONS):
         options = [
-            Request(Document((Text(question),)), f" {text}") for text in ("a", "two words", "red")
+            LikelihoodRequest(Document((Text(question),)), f" {text}")
+            for text in ("a", "two words", "red")
         ]
         totals = [one.log_probability for one in scorer(models[7], options)]
         correct.append(int(np.argmax(totals)) == number)

@@ -19,7 +19,7 @@ from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals import likelihood
-from mm1_jax.evals.likelihood import LikelihoodScorer, Request, encode_pair
+from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer, encode_pair
 from mm1_jax.interop.exporter import parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
 from mm1_jax.layers.moe import Capacity, MoE
@@ -38,8 +38,8 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.default_config().instantiate()
 
 
-def text_request(prompt: str, continuation: str) -> Request:
-    return Request(Document((Text(prompt, scored=False),)), continuation)
+def text_request(prompt: str, continuation: str) -> LikelihoodRequest:
+    return LikelihoodRequest(Document((Text(prompt, scored=False),)), continuation)
 
 
 TEXTS = [
@@ -99,7 +99,7 @@ def assert_greedy(found: bool, logits: jax.Array, tail: list[int]) -> None:
         assert found == all(is_ahead)
 
 
-def whole(model: MM1, request: Request) -> tuple[float, jax.Array, list[int]]:
+def whole(model: MM1, request: LikelihoodRequest) -> tuple[float, jax.Array, list[int]]:
     """Returns the likelihood from the full logits of one row, the logits, and the scored tokens."""
     *others, last = request.prompt.segments
     head, tail = encode_pair(tokenizer(), last.text, request.continuation)
@@ -164,8 +164,8 @@ def test_likelihoods_equal_those_of_the_full_logits_with_pictures():
     model, rng = tiny(True), np.random.default_rng(0)
     pictures = [Image(rng.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(3)]
     requests = [
-        Request(Document((pictures[0], Text("what is it? Short answer:"))), " a three"),
-        Request(Document((pictures[1], pictures[2], Text("which?"))), " red"),
+        LikelihoodRequest(Document((pictures[0], Text("what is it? Short answer:"))), " a three"),
+        LikelihoodRequest(Document((pictures[1], pictures[2], Text("which?"))), " red"),
         text_request("what is it?", " a three"),
     ]
     found = scorer(batch_size=3)(model, requests)
@@ -174,7 +174,7 @@ def test_likelihoods_equal_those_of_the_full_logits_with_pictures():
         assert one.log_probability == pytest.approx(total, abs=1e-4)
         assert_greedy(one.is_greedy, logits, tail)
     black = Image(np.zeros((8, 8, 3), np.uint8))
-    blank = Request(Document((black, *requests[0].prompt.segments[1:])), " a three")
+    blank = LikelihoodRequest(Document((black, *requests[0].prompt.segments[1:])), " a three")
     assert (
         abs(scorer(batch_size=3)(model, [blank])[0].log_probability - found[0].log_probability)
         > 1e-4
@@ -248,7 +248,7 @@ def test_likelihoods_on_a_mesh_equal_those_of_one_device():
     model = tiny(True)
     rng = np.random.default_rng(1)
     picture = Image(rng.integers(0, 256, (8, 8, 3), np.uint8))
-    requests = [TEXTS[4], Request(Document((picture, Text("is it?"))), " yes")]
+    requests = [TEXTS[4], LikelihoodRequest(Document((picture, Text("is it?"))), " yes")]
     expected = scorer(batch_size=4)(model, requests)
     mesh = Parallelism.default_config().set(data=2, fsdp=2, model=2).instantiate().mesh()
     graphdef, params = nnx.split(model, nnx.Param)
@@ -297,7 +297,7 @@ def test_a_whole_text_is_scored_in_windows_that_predict_each_token_once():
 
 def test_images_are_dropped_as_a_whole():
     pictures = [Image(np.full((8, 8, 3), level, np.uint8)) for level in (0, 100)]
-    request = Request(Document((*pictures, Text("is it?"))), " yes")
+    request = LikelihoodRequest(Document((*pictures, Text("is it?"))), " yes")
     full = len(scorer()._row(request).example.tokens)
     # The row is one position too long: the first picture is dropped with all its positions.
     row = scorer(max_length=full - 1)._row(request)
@@ -311,7 +311,7 @@ def test_requests_that_cannot_be_scored_are_refused():
         scorer()(tiny(False), [text_request("a", "")])
     picture = Image(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="the model reads none"):
-        LikelihoodScorer(tokenizer())(tiny(False), [Request(Document((picture,)), "a")])
+        LikelihoodScorer(tokenizer())(tiny(False), [LikelihoodRequest(Document((picture,)), "a")])
     with pytest.raises(ValueError, match="batch_size=0"):
         LikelihoodScorer(tokenizer(), batch_size=0)
 

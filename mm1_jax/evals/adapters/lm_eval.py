@@ -19,7 +19,7 @@ from mm1_jax.batch import Document, Text
 from mm1_jax.data.corpora.conversations import IMAGE, conversation_document
 from mm1_jax.decoding.sampling import GREEDY, Sampling
 from mm1_jax.evals.adapters.run_model import Prompt, RunModel, check_unknown, whole_number
-from mm1_jax.evals.likelihood import Request
+from mm1_jax.evals.likelihood import LikelihoodRequest
 from mm1_jax.evals.prompts import text_of
 
 # The library is imported by name, so that type checkers work without it. Its own models must be
@@ -77,7 +77,7 @@ class MM1ForLmEval(_LM):
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Returns the log-probability of each continuation, and whether it is greedy."""
-        asked = [Request(_document(r.args[0]), r.args[1]) for r in requests]
+        asked = [LikelihoodRequest(_document(r.args[0]), r.args[1]) for r in requests]
         return self._answered(
             "loglikelihood",
             requests,

@@ -18,7 +18,7 @@ import numpy as np
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.corpora.conversations import IMAGE
 from mm1_jax.evals.adapters.run_model import Prompt, RunModel, check_unknown
-from mm1_jax.evals.likelihood import Request
+from mm1_jax.evals.likelihood import LikelihoodRequest
 from mm1_jax.evals.prompts import ChatTask, without_answer
 
 # The library is imported by name, so that type checkers work without it.
@@ -108,7 +108,7 @@ class MM1ForLmmsEval(_Base):
             if not isinstance(continuation, str):
                 doc_id, task, split = rest[1:]
                 continuation = continuation(self.task_dict[task][split][doc_id])
-            asked.append(Request(self._document(context, images), continuation))
+            asked.append(LikelihoodRequest(self._document(context, images), continuation))
         found = self._run.likelihoods(asked)
         return [
             _GenerationResult(

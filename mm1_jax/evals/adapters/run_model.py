@@ -22,7 +22,7 @@ from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Likelihood
 from mm1_jax.evals.asking import image_size, shown
 from mm1_jax.evals.evaluator import PromptInput
-from mm1_jax.evals.likelihood import LikelihoodScorer, Request
+from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer
 from mm1_jax.launch.run_folder import load_experiment
 
 
@@ -117,7 +117,7 @@ class RunModel:
 
     def likelihoods(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[LikelihoodRequest],
         *,
         max_length: int | None = None,
         on_result: Callable[[int, Likelihood], object] | None = None,

@@ -301,7 +301,7 @@ def test_the_most_likely_option_is_the_answer(name, text_dir, text_input, model,
     tasks = {task.key: task for task in benchmark.tasks(2)}
     right, wrong = set(), set()
     for task in tasks.values():
-        for number, request in enumerate(asking.requests(task, benchmark.config)):
+        for number, request in enumerate(asking.likelihood_requests(task, benchmark.config)):
             pair = (request.prompt.segments[0].text, request.continuation)
             (right if number == task.record["label"] else wrong).add(pair)
     assert len(right) == NUM_QUERIES and not right & wrong
@@ -632,7 +632,7 @@ def test_requests_and_scores_equal_those_of_the_harness(
     for number, ours in enumerate(tasks):
         asked = [
             (r.prompt.segments[0].text, r.continuation)
-            for r in asking.requests(ours, benchmark.config)
+            for r in asking.likelihood_requests(ours, benchmark.config)
         ]
         assert asked == [request.args[:2] for request in theirs[number]]
     scored(monkeypatch, pseudo_random)
