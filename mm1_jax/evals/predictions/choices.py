@@ -33,18 +33,18 @@ def _scienceqa_items(path: Path, job: ScoringJob) -> list[Item]:
         pairs = job.paired(path, *_PROBLEM_IDS)
     else:
         predictions, problems = read_entries(path), read_entries(job.annotations)
-        asked = _asked(predictions, problems)
-        found = match(path, predictions, job.annotations, asked, _PROBLEM_IDS)
+        references = _problems_asked(predictions, problems)
+        found = match(path, predictions, job.annotations, references, _PROBLEM_IDS)
         pairs = job.accept(path, found)
     items = []
-    for said, asked in pairs:
-        num_choices, answer, has_image = _problem(asked, job.annotations is not None)
+    for prediction, reference in pairs:
+        num_choices, answer, has_image = _problem(reference, job.annotations is not None)
         record = {
             "options": dict.fromkeys(SCIENCEQA_LETTERS[:num_choices], ""),
             "answer": answer,
             "images": (None,) if has_image else (),
         }
-        items.append(Item(record, TextAnswer(reply(said, asked))))
+        items.append(Item(record, TextAnswer(reply(prediction, reference))))
     return items
 
 
@@ -57,7 +57,7 @@ def _scienceqa_metrics(items: Sequence[Item], job: ScoringJob) -> Metrics:
     return metrics
 
 
-def _asked(predictions: Sequence[Entry], problems: Sequence[Entry]) -> Sequence[Entry]:
+def _problems_asked(predictions: Sequence[Entry], problems: Sequence[Entry]) -> Sequence[Entry]:
     """Returns the problems of the split that was answered.
 
     Returns only those with an image if no others were answered.
@@ -75,19 +75,21 @@ def _shows_image(problem: Entry) -> bool:
     return problem.has("image") and problem.values["image"] != ""
 
 
-def _problem(asked: Entry, is_official: bool) -> tuple[int, str, bool]:
+def _problem(reference: Entry, is_official: bool) -> tuple[int, str, bool]:
     """Returns the number of choices, the right letter, and whether the question has an image."""
     if is_official:
-        num_choices, number = len(asked.texts("choices")), asked.integer("answer")
+        num_choices, number = len(reference.texts("choices")), reference.integer("answer")
         if not 0 <= number < num_choices <= len(SCIENCEQA_LETTERS):
-            raise asked.error(("answer",), f"the number of one of {num_choices} choices", number)
-        return num_choices, SCIENCEQA_LETTERS[number], _shows_image(asked)
-    num_choices = asked.integer("n_choices")
+            raise reference.error(
+                ("answer",), f"the number of one of {num_choices} choices", number
+            )
+        return num_choices, SCIENCEQA_LETTERS[number], _shows_image(reference)
+    num_choices = reference.integer("n_choices")
     if not 2 <= num_choices <= len(SCIENCEQA_LETTERS):
-        raise asked.error(("n_choices",), f"2 to {len(SCIENCEQA_LETTERS)}", num_choices)
-    answer = _right_letter(asked, SCIENCEQA_LETTERS[:num_choices])
-    asked.get("has_image", expected="true or false")
-    return num_choices, answer, asked.truth("has_image")
+        raise reference.error(("n_choices",), f"2 to {len(SCIENCEQA_LETTERS)}", num_choices)
+    answer = _right_letter(reference, SCIENCEQA_LETTERS[:num_choices])
+    reference.get("has_image", expected="true or false")
+    return num_choices, answer, reference.truth("has_image")
 
 
 SCIENCEQA = Scorer(
@@ -125,29 +127,33 @@ def lettered_options(entry: Entry) -> dict[str, str] | None:
     return found or None
 
 
-def _right_letter(asked: Entry, letters: Iterable[str]) -> str:
-    answer = asked.text("answer")
+def _right_letter(reference: Entry, letters: Iterable[str]) -> str:
+    answer = reference.text("answer")
     if answer not in {*letters}:
-        raise asked.error(("answer",), f"one of {', '.join(letters)}", answer)
+        raise reference.error(("answer",), f"one of {', '.join(letters)}", answer)
     return answer
 
 
 def _option_records(pairs: Sequence[tuple[Entry, Entry]]) -> list[dict[str, object]]:
     """Returns the options and the right letter of each question."""
-    right = {asked.text("answer") for _, asked in pairs}
+    right = {reference.text("answer") for _, reference in pairs}
     last = max((letter for letter in right if letter in {*ascii_uppercase}), default="A")
     # If no file has the options, assume the official four or as many as the right letters need.
     letters = ascii_uppercase[: max(4, ascii_uppercase.index(last) + 1)]
     records = []
-    for said, asked in pairs:
-        options = lettered_options(asked) or lettered_options(said) or dict.fromkeys(letters, "")
-        records.append({"options": options, "answer": _right_letter(asked, options)})
+    for prediction, reference in pairs:
+        options = (
+            lettered_options(reference)
+            or lettered_options(prediction)
+            or dict.fromkeys(letters, "")
+        )
+        records.append({"options": options, "answer": _right_letter(reference, options)})
     return records
 
 
 def _mmbench_items(path: Path, job: ScoringJob) -> list[Item]:
     pairs = job.paired(path, "index")
-    indices = [asked.integer("index") for _, asked in pairs]
+    indices = [reference.integer("index") for _, reference in pairs]
     rounds: dict[int, set[int]] = {}
     for index in indices:
         rounds.setdefault(index % MMBENCH_ROUND, set()).add(index // MMBENCH_ROUND)
@@ -163,8 +169,10 @@ def _mmbench_items(path: Path, job: ScoringJob) -> list[Item]:
             f"{path}: each question occurs in only one round, so circular_acc equals vanilla_acc"
         )
     return [
-        Item(record, TextAnswer(reply(said, asked)), str(index))
-        for record, (said, asked), index in zip(_option_records(pairs), pairs, indices, strict=True)
+        Item(record, TextAnswer(reply(prediction, reference)), str(index))
+        for record, (prediction, reference), index in zip(
+            _option_records(pairs), pairs, indices, strict=True
+        )
     ]
 
 
@@ -188,13 +196,15 @@ MMBENCH = Scorer(
 def _seed_items(path: Path, job: ScoringJob) -> list[Item]:
     # The official file contains question 49914 twice, and the official score counts both.
     pairs = job.paired(path, "question_id", may_repeat=True)
-    types = [asked.integer("question_type_id") for _, asked in pairs]
-    for (_, asked), number in zip(pairs, types, strict=True):
+    types = [reference.integer("question_type_id") for _, reference in pairs]
+    for (_, reference), number in zip(pairs, types, strict=True):
         if number not in SEED_TYPES:
-            raise asked.error(("question_type_id",), "1 to 12", number)
+            raise reference.error(("question_type_id",), "1 to 12", number)
     return [
-        Item({**record, "kind": kind}, TextAnswer(reply(said, asked)))
-        for record, (said, asked), kind in zip(_option_records(pairs), pairs, types, strict=True)
+        Item({**record, "kind": kind}, TextAnswer(reply(prediction, reference)))
+        for record, (prediction, reference), kind in zip(
+            _option_records(pairs), pairs, types, strict=True
+        )
     ]
 
 

@@ -19,9 +19,9 @@ _MOST_DECIMALS = 17
 
 def _mmmu_items(path: Path, job: ScoringJob) -> list[Item]:
     items, num_unparsed = [], 0
-    for said, asked in job.paired(path, "id"):
-        text = said.text("response", "prediction", expected="the model's reply, a text")
-        item = Item(_mmmu_record(said, asked), TextAnswer(text), asked.key("id"))
+    for prediction, reference in job.paired(path, "id"):
+        text = prediction.text("response", "prediction", expected="the model's reply, a text")
+        item = Item(_mmmu_record(prediction, reference), TextAnswer(text), reference.key("id"))
         num_unparsed += _is_parsed(item) and len(text) != 1
         items.append(item)
     if num_unparsed:
@@ -36,30 +36,30 @@ def _is_parsed(item: Item) -> bool:
     return item.record["is_choice"] and item.record["options"] is None
 
 
-def _mmmu_record(said: Entry, asked: Entry) -> dict[str, Any]:
-    kind = asked.text("question_type")
+def _mmmu_record(prediction: Entry, reference: Entry) -> dict[str, Any]:
+    kind = reference.text("question_type")
     if kind not in _MMMU_TYPES:
-        raise asked.error(("question_type",), f"one of {', '.join(_MMMU_TYPES)}", kind)
+        raise reference.error(("question_type",), f"one of {', '.join(_MMMU_TYPES)}", kind)
     expected = "a text, or a list of them"
     record = {
-        "answers": asked.texts("answer", "ground_truth", expected=expected),
+        "answers": reference.texts("answer", "ground_truth", expected=expected),
         "is_choice": kind == "multiple-choice",
         "options": None,
-        "subject": _subject(asked),
+        "subject": _subject(reference),
     }
-    if not record["is_choice"] or not asked.has("index2ans"):
+    if not record["is_choice"] or not reference.has("index2ans"):
         return record
-    options = asked.values["index2ans"]
+    options = reference.values["index2ans"]
     if isinstance(options, str):
         options = literal(options, dict)
     if not isinstance(options, dict) or not options:
         expected = "an object of options by letter"
-        raise asked.error(("index2ans",), expected, asked.values["index2ans"])
+        raise reference.error(("index2ans",), expected, reference.values["index2ans"])
     options = {str(letter): str(option) for letter, option in options.items()}
     if not {*record["answers"]} & {*options}:
         expected = f"one of {', '.join(options)}"
-        raise asked.error(("answer", "ground_truth"), expected, record["answers"])
-    drawn = said.text("official_parsed") if said.truth("random_choice") else None
+        raise reference.error(("answer", "ground_truth"), expected, record["answers"])
+    drawn = prediction.text("official_parsed") if prediction.truth("random_choice") else None
     return record | {"options": options, "drawn": drawn}
 
 
@@ -105,20 +105,20 @@ MMMU = Scorer(
 
 def _mathvista_items(path: Path, job: ScoringJob) -> list[Item]:
     items, num_by_rule = [], 0
-    for said, asked in job.paired(path, "pid", "id"):
-        choices = asked.texts("choices") if asked.values.get("choices") else None
-        answer_type = asked.text("answer_type")
-        is_by_rule = not said.has("extraction")
+    for prediction, reference in job.paired(path, "pid", "id"):
+        choices = reference.texts("choices") if reference.values.get("choices") else None
+        answer_type = reference.text("answer_type")
+        is_by_rule = not prediction.has("extraction")
         num_by_rule += is_by_rule
         if is_by_rule:
-            extraction = extracted_by_rule(said.text("response"), choices, answer_type)
+            extraction = extracted_by_rule(prediction.text("response"), choices, answer_type)
         else:
-            extraction = _text_or_number(said, "extraction")
+            extraction = _text_or_number(prediction, "extraction")
         record = {
             "choices": choices,
             "answer_type": answer_type,
-            "precision": precision_of(asked),
-            "answers": [_text_or_number(asked, "answer")],
+            "precision": precision_of(reference),
+            "answers": [_text_or_number(reference, "answer")],
             "extraction": extraction,
             "is_by_rule": is_by_rule,
         }

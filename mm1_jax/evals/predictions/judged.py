@@ -26,7 +26,10 @@ class _Review(NamedTuple):
 
 def _reviews(path: Path, job: ScoringJob) -> list[_Review]:
     pairs = job.paired(path, "question_id")
-    reviews = [_Review(asked.text("category"), _pair_of_grades(said)) for said, asked in pairs]
+    reviews = [
+        _Review(reference.text("category"), _pair_of_grades(prediction))
+        for prediction, reference in pairs
+    ]
     readable = [each for each in reviews if each.grades != UNREADABLE_REVIEW]
     for category in dict.fromkeys(each.category for each in readable):
         if not any(each.grades[0] for each in readable if each.category == category):
@@ -106,13 +109,13 @@ class _Graded(NamedTuple):
 
 def _graded_answers(path: Path, job: ScoringJob) -> list[_Graded]:
     pairs = job.paired(path, "id")
-    grades = [_grades(said) for said, _ in pairs]
-    for (said, _), runs in zip(pairs, grades, strict=True):
+    grades = [_grades(prediction) for prediction, _ in pairs]
+    for (prediction, _), runs in zip(pairs, grades, strict=True):
         if len(runs) != len(grades[0]):
-            raise said.error(("score",), f"{len(grades[0])} grades, as others have", runs)
+            raise prediction.error(("score",), f"{len(grades[0])} grades, as others have", runs)
     capabilities: list[list[str] | None] = [None] * len(pairs)
-    if job.annotations is not None or all(asked.has("capability") for _, asked in pairs):
-        capabilities = [asked.texts("capability") for _, asked in pairs]
+    if job.annotations is not None or all(reference.has("capability") for _, reference in pairs):
+        capabilities = [reference.texts("capability") for _, reference in pairs]
     return [_Graded(*each) for each in zip(grades, capabilities, strict=True)]
 
 

@@ -91,9 +91,9 @@ def match(
             )
     place: Counter[str] = Counter()
     pairs = []
-    for asked in references:
-        key = asked.key(*names)
-        pairs.append((answers[key][place[key]], asked))
+    for reference in references:
+        key = reference.key(*names)
+        pairs.append((answers[key][place[key]], reference))
         place[key] += 1
     return Pairs(pairs)
 

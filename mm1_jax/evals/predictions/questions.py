@@ -44,17 +44,17 @@ def vqa_items(path: Path, job: ScoringJob, ids: Sequence[str] = _IDS) -> list[It
     """Returns items with the people's answers, and with other fields of these (`remarks`)."""
     expected = "the answers of the people asked: texts, or objects with an 'answer'"
     items = []
-    for said, asked in job.paired(path, *ids):
-        answer = TextAnswer(reply(said, asked, "answer"))
-        record: dict[str, Any] = {"answers": asked.texts("answers", expected=expected)}
-        people = asked.values["answers"]
+    for prediction, reference in job.paired(path, *ids):
+        answer = TextAnswer(reply(prediction, reference, "answer"))
+        record: dict[str, Any] = {"answers": reference.texts("answers", expected=expected)}
+        people = reference.values["answers"]
         if isinstance(people, list):
             known = [one if isinstance(one, dict) else {} for one in people]
             record["raw_answers"] = [one.get("raw_answer") for one in known]
             if known == people:
                 record["remarks"] = [_remarks(one) for one in known]
-        if said.has(_MISSING_ID):
-            record[_MISSING_ID] = said.number(_MISSING_ID)
+        if prediction.has(_MISSING_ID):
+            record[_MISSING_ID] = prediction.number(_MISSING_ID)
         items.append(Item(record, answer))
     return items
 
@@ -117,10 +117,10 @@ def short_items(path: Path, job: ScoringJob) -> list[Item]:
     expected = "the reference, or a list"
     return [
         Item(
-            {"answers": asked.texts("answers", "answer", "label", expected=expected)},
-            TextAnswer(reply(said, asked, "answer")),
+            {"answers": reference.texts("answers", "answer", "label", expected=expected)},
+            TextAnswer(reply(prediction, reference, "answer")),
         )
-        for said, asked in job.paired(path, *_IDS)
+        for prediction, reference in job.paired(path, *_IDS)
     ]
 
 

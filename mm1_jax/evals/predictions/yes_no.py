@@ -33,11 +33,15 @@ def yes_or_no(entry: Entry, *names: str) -> str:
 
 def _pope_items(path: Path, job: ScoringJob) -> list[Item]:
     items = []
-    for said, asked in job.paired(path, "question_id"):
+    for prediction, reference in job.paired(path, "question_id"):
         # In a file that also holds the labels, the field `text` is the question.
-        is_one = said is asked
-        text = said.text("prediction", "answer") if is_one else reply(said, asked, "answer")
-        items.append(Item({"answer": yes_or_no(asked, "label")}, TextAnswer(text)))
+        is_one = prediction is reference
+        text = (
+            prediction.text("prediction", "answer")
+            if is_one
+            else reply(prediction, reference, "answer")
+        )
+        items.append(Item({"answer": yes_or_no(reference, "label")}, TextAnswer(text)))
     return items
 
 
