@@ -254,7 +254,7 @@ class Benchmark(Evaluator):
         cfg, task = self.config, self.maker.task(0, 0)
         if cfg.predictions is not None:
             return None
-        metrics = _tried(cfg.name, cfg.scoring, self._item(task, TextAnswer("")))
+        metrics = _score_names(cfg.name, cfg.scoring, self._item(task, TextAnswer("")))
         asked = [(cfg.name, shots) for shots in cfg.shots]
         asked += [(f"{cfg.name}_blank", shots) for shots in cfg.blank_shots]
         return [f"{name}/{shots}/{metric}" for name, shots in asked for metric in metrics]
@@ -290,10 +290,10 @@ class Benchmark(Evaluator):
         chosen = iter(scored.chosen if scored is not None and scored.chosen is not None else ())
         verdicts = []
         for task, item in zip(tasks, items, strict=True):
-            is_right, said = None, item.said
+            is_right, answer_text = None, item.answer_text
             if item.has_reference:
-                is_right, said = next(correct), next(chosen, said)
-            verdicts.append(Verdict(task, item, said, is_right))
+                is_right, answer_text = next(correct), next(chosen, answer_text)
+            verdicts.append(Verdict(task, item, answer_text, is_right))
         return Judgement(verdicts, {**metrics, **remarks}, scored)
 
     def _remarks(self, shots: int, answers: Sequence[Answer]) -> dict[str, float]:
@@ -373,7 +373,7 @@ def named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float
     return {f"{name}/{shots}/{key}": value for key, value in values.items()}
 
 
-def _tried(name: str, scoring: Scoring, item: Item) -> list[str]:
+def _score_names(name: str, scoring: Scoring, item: Item) -> list[str]:
     """Returns the names of the scores. Raises ValueError if the function cannot score the item."""
     function = getattr(scoring, "__name__", repr(scoring))
     try:

@@ -16,7 +16,7 @@ from PIL import Image
 
 _JPEG_QUALITY = 88
 # Gray level between pictures side by side; white and black backgrounds both stand out from it.
-_GAP = 200
+_GAP_GRAY = 200
 _STYLE = """
 body{font:15px/1.4 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(18rem,1fr));gap:1rem}
@@ -71,7 +71,7 @@ def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Concatenates pictures of equal height, with a gray gap between them."""
     first, *others = pictures
     height, width, depth = first.shape
-    gap = np.full((height, max(1, width // 12), depth), _GAP, np.uint8)
+    gap = np.full((height, max(1, width // 12), depth), _GAP_GRAY, np.uint8)
     return np.concatenate([first, *(part for one in others for part in (gap, one))], axis=1)
 
 

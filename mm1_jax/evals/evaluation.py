@@ -26,7 +26,7 @@ from mm1_jax.storage import write_whole
 from mm1_jax.stored_config import flat_fields
 
 # Config fields of a benchmark that do not affect the model's answer to a task.
-_NOT_OF_THE_ANSWERS = (
+_FIELDS_WITHOUT_EFFECT = (
     *("run", "shots", "blank_shots", "num_examples", "num_few_shot_examples", "num_samples"),
     *("batch_size", "headline", "headline_scale", "data_dir", "allow_missing_images"),
     *("scoring", "predictions", "grading", "num_judge_runs", "system_message"),
@@ -200,7 +200,7 @@ def _protocol(benchmark: Benchmark) -> dict[str, Any]:
     kept = {
         path: value
         for path, value in fields.items()
-        if not {part.split("[")[0] for part in path.split(".")} & {*_NOT_OF_THE_ANSWERS}
+        if not {part.split("[")[0] for part in path.split(".")} & {*_FIELDS_WITHOUT_EFFECT}
     }
     return {"config": kept, "records": benchmark.fingerprint()}
 

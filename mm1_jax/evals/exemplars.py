@@ -48,7 +48,7 @@ class Features:
     rows: Int[np.ndarray, "n"]
     texts: Float32[np.ndarray, "n E"] | None = None
 
-    def likeness(self, query: "Features", place: int, text_weight: float) -> np.ndarray:
+    def similarity(self, query: "Features", place: int, text_weight: float) -> np.ndarray:
         """Returns the similarity of each record to the query at `place`; 0 without features."""
         total = np.zeros(len(self.rows), np.float32)
         if query.rows[place] >= 0 and len(self.vectors):
@@ -59,7 +59,7 @@ class Features:
         return total
 
 
-class SelectedFrom(NamedTuple):
+class ComparedRecords(NamedTuple):
     """The queries, or the support, by index.
 
     Attributes:
@@ -96,8 +96,8 @@ class SimilarExemplars(Configurable):
     def features(
         self,
         model: MM1,
-        queries: SelectedFrom,
-        support: SelectedFrom,
+        queries: ComparedRecords,
+        support: ComparedRecords,
         *,
         pixels: Callable[[Image], UInt8[np.ndarray, "s s 3"] | None],
         tokenizer: Tokenizer | None = None,
@@ -140,9 +140,9 @@ class SimilarExemplars(Configurable):
         Args:
             exclude: A record that is never chosen, such as the query itself.
         """
-        likeness = support.likeness(queries, place, self._config.text_weight)
+        similarity = support.similarity(queries, place, self._config.text_weight)
         # A stable sort keeps equal records in order.
-        order = np.argsort(-np.round(likeness, _DECIMALS), kind="stable")
+        order = np.argsort(-np.round(similarity, _DECIMALS), kind="stable")
         nearest = [int(i) for i in order[: count + (exclude is not None)] if i != exclude]
         return nearest[:count][::-1]
 
@@ -174,13 +174,17 @@ def features_in_file(
                 f"{path}: {side}_ids lack {len(lacking)} of {len(keys)} records, the first "
                 f"{lacking[0]!r}"
             )
-        sides.append(Features(_unit(vectors), np.array([rows[key] for key in keys], np.int64)))
+        sides.append(
+            Features(_numpy_unit_vectors(vectors), np.array([rows[key] for key in keys], np.int64))
+        )
     if sides[0].vectors.shape[1] != sides[1].vectors.shape[1]:
         raise ValueError(f"{path}: vectors of query and support differ in length")
     return sides[0], sides[1]
 
 
-def store(path: Path, queries: Features, support: Features, about: Mapping[str, Any]) -> None:
+def write_features(
+    path: Path, queries: Features, support: Features, about: Mapping[str, Any]
+) -> None:
     """Writes features to a cache, with `about`, which identifies them."""
     arrays: dict[str, Any] = {"about": np.array(json.dumps(about, sort_keys=True))}
     for side, features in (("queries", queries), ("support", support)):
@@ -195,8 +199,8 @@ def store(path: Path, queries: Features, support: Features, about: Mapping[str, 
     half.replace(path)
 
 
-def stored(path: Path, about: Mapping[str, Any]) -> tuple[Features, Features] | None:
-    """Reads the features that `store` wrote; None if `about` differs or the file is unreadable."""
+def read_features(path: Path, about: Mapping[str, Any]) -> tuple[Features, Features] | None:
+    """Reads features from a cache; None if `about` differs or the file is unreadable."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -213,7 +217,7 @@ def stored(path: Path, about: Mapping[str, Any]) -> tuple[Features, Features] | 
 
 def _features(
     model: MM1,
-    side: SelectedFrom,
+    side: ComparedRecords,
     pixels: Callable[[Image], UInt8[np.ndarray, "s s 3"] | None],
     tokenizer: Tokenizer | None,
     batch_size: int,
@@ -290,7 +294,7 @@ def _pooled(
     encoder = model.cast().vision_encoder
     assert encoder is not None
     features = encoder(constrain(images, "images", None, None, None)).astype(jnp.float32)
-    return constrain(_of_unit_length(jnp.mean(features, axis=1)), None, None)
+    return constrain(_unit_vectors(jnp.mean(features, axis=1)), None, None)
 
 
 @functools.partial(jax.jit, static_argnames=("placement",))
@@ -305,14 +309,14 @@ def _embedded(
     is_token: Bool[Array, "B T"] = tokens >= 0
     embeddings = model.cast().decoder.embed(jnp.maximum(tokens, 0)).astype(jnp.float32)
     total = jnp.sum(jnp.where(is_token[..., None], embeddings, 0.0), axis=1)
-    return constrain(_of_unit_length(total), None, None)
+    return constrain(_unit_vectors(total), None, None)
 
 
-def _of_unit_length(vectors: Float[Array, "B D"]) -> Float[Array, "B D"]:
+def _unit_vectors(vectors: Float[Array, "B D"]) -> Float[Array, "B D"]:
     length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.maximum(length, 1e-12)
 
 
-def _unit(vectors: np.ndarray) -> Float32[np.ndarray, "n D"]:
+def _numpy_unit_vectors(vectors: np.ndarray) -> Float32[np.ndarray, "n D"]:
     vectors = vectors.astype(np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

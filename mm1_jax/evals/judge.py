@@ -26,7 +26,7 @@ from mm1_jax.storage import write_whole
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 # HTTP statuses that are retried: rate limits and temporary failures of servers and proxies.
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_TEMPORARY_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _MAX_REPLY_BYTES = 2**22
 
@@ -141,9 +141,9 @@ class Judge:
         about = {"url": self._url, "run": run, "request": body}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         path = self._cache_dir / f"{digest}.json"
-        if (kept := _kept(path)) is not None:
+        if (kept := _cached(path)) is not None:
             return kept
-        text, model = _content(self._post(json.dumps(body).encode()))
+        text, model = _parse_completion(self._post(json.dumps(body).encode()))
         self._cache_dir.mkdir(parents=True, exist_ok=True)
         entry = {**about, "model": model, "text": text}
         write_whole(path, json.dumps(entry, ensure_ascii=False, indent=1) + "\n")
@@ -167,7 +167,7 @@ class Judge:
                 with error:
                     reason = f"HTTP {error.code} {_excerpt(error)}"
                     pause = max(wait, _retry_after(error.headers.get("Retry-After")))
-                if error.code not in _PASSING:
+                if error.code not in _TEMPORARY_STATUSES:
                     hint = f"; {KEY_VARIABLE} must hold its key" if error.code in (401, 403) else ""
                     raise ValueError(f"{self._url}: {reason}{hint}") from error
             except (urllib.error.URLError, TimeoutError, OSError, http.client.HTTPException) as e:
@@ -191,7 +191,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _kept(path: Path) -> Reply | None:
+def _cached(path: Path) -> Reply | None:
     """Reads a reply from the cache; None if the file is missing or damaged."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def _kept(path: Path) -> Reply | None:
     return Reply(text, model, is_new=False) if isinstance(text, str) else None
 
 
-def _content(reply: bytes) -> tuple[str, str]:
+def _parse_completion(reply: bytes) -> tuple[str, str]:
     """Returns text and model name of a chat completion; the text is "" if there is none."""
     try:
         fields = json.loads(reply)

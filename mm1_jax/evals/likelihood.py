@@ -122,13 +122,13 @@ class LikelihoodScorer:
                 owners.append(i)
         counts = Counter(owners)
         parts: list[list[Likelihood]] = [[] for _ in texts]
-        found = [_whole([], text) for text in texts]
+        found = [_total([], text) for text in texts]
 
         def take(number: int, part: Likelihood) -> None:
             i = owners[number]
             parts[i].append(part)
             if len(parts[i]) == counts[i]:
-                found[i] = _whole(parts[i], texts[i])
+                found[i] = _total(parts[i], texts[i])
                 if on_result is not None:
                     on_result(i, found[i])
 
@@ -278,7 +278,7 @@ def _windows(num_tokens: int, max_length: int | None) -> Iterator[tuple[int, int
         yield max(0, end - size), end, end - done
 
 
-def _whole(parts: Sequence[Likelihood], text: str) -> Likelihood:
+def _total(parts: Sequence[Likelihood], text: str) -> Likelihood:
     return Likelihood(
         math.fsum(part.log_probability for part in parts),
         all(part.is_greedy for part in parts),

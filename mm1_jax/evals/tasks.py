@@ -18,7 +18,13 @@ from mm1_jax.batch import Document, Image, Record
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.images import BadImage
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
-from mm1_jax.evals.exemplars import Features, SelectedFrom, SimilarExemplars, store, stored
+from mm1_jax.evals.exemplars import (
+    ComparedRecords,
+    Features,
+    SimilarExemplars,
+    read_features,
+    write_features,
+)
 from mm1_jax.evals.prompts import exemplar_indices, few_shot, reference, subset, without_answer
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.multihost import distributed
@@ -177,10 +183,10 @@ class TaskMaker:
             return
         places = self.tasks(shots).places
         about = {**(about or {}), "places": zlib.crc32(repr(list(places)).encode())}
-        found = None if cache is None else stored(cache, about)
+        found = None if cache is None else read_features(cache, about)
         if found is None:
             queries, support = (
-                SelectedFrom(
+                ComparedRecords(
                     [str(corpus.source[i].get("id", i)) for i in numbers],
                     lambda place, corpus=corpus, numbers=numbers: without_answer(
                         corpus.document(numbers[place])
@@ -195,7 +201,7 @@ class TaskMaker:
                 model, queries, support, pixels=self._shown, tokenizer=self._tokenizer
             )
             if cache is not None and distributed.is_first():
-                store(cache, found[0], found[1], about)
+                write_features(cache, found[0], found[1], about)
         rows = {place: row for row, place in enumerate(places)}
         self._features = _PreparedFeatures(weakref.ref(model), rows, found[0], found[1])
 

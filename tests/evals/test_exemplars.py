@@ -13,12 +13,12 @@ from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals import exemplars
 from mm1_jax.evals.benchmarks.digits import digits_caption, digits_vqa
 from mm1_jax.evals.exemplars import (
+    ComparedRecords,
     Features,
-    SelectedFrom,
     SimilarExemplars,
     features_in_file,
-    store,
-    stored,
+    read_features,
+    write_features,
 )
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
@@ -57,13 +57,13 @@ def pixels(image: Image) -> np.ndarray:
     return image.data
 
 
-def side(*pictures: np.ndarray, texts: tuple[str, ...] = ()) -> SelectedFrom:
+def side(*pictures: np.ndarray, texts: tuple[str, ...] = ()) -> ComparedRecords:
     texts = texts or ("",) * len(pictures)
     documents = [
         Document((Image(picture), Text(text)))
         for picture, text in zip(pictures, texts, strict=True)
     ]
-    return SelectedFrom([str(i) for i in range(len(documents))], documents.__getitem__)
+    return ComparedRecords([str(i) for i in range(len(documents))], documents.__getitem__)
 
 
 def colours(*values: tuple[int, int, int]) -> list[np.ndarray]:
@@ -194,14 +194,14 @@ def test_stored_features_are_used_only_for_the_same_inputs(tmp_path):
     path = tmp_path / "a" / "features.npz"
     one = Features(np.eye(2, dtype=np.float32), np.array([1, -1]))
     two = Features(np.eye(2, dtype=np.float32), np.array([0]), np.ones((1, 3), np.float32))
-    store(path, one, two, {"step": 3})
-    queries, support = stored(path, {"step": 3})
+    write_features(path, one, two, {"step": 3})
+    queries, support = read_features(path, {"step": 3})
     np.testing.assert_array_equal(queries.rows, one.rows)
     assert queries.texts is None and support.texts.shape == (1, 3)
-    assert stored(path, {"step": 4}) is None
+    assert read_features(path, {"step": 4}) is None
     path.write_bytes(path.read_bytes()[:50])
-    assert stored(path, {"step": 3}) is None
-    assert stored(tmp_path / "none.npz", {}) is None
+    assert read_features(path, {"step": 3}) is None
+    assert read_features(tmp_path / "none.npz", {}) is None
 
 
 def benchmark(make, input, **fields):

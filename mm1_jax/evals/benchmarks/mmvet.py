@@ -14,7 +14,7 @@ from mm1_jax.evals.scoring.judged import mmvet_scores
 
 # As in the official evaluator, repeated attempts at a grade raise the temperature, and a grade that
 # is unreadable after the last one counts as 0.
-_MAX_TOKENS, _ATTEMPTS, _WARMER = 3, 5, 0.5
+_MAX_TOKENS, _ATTEMPTS, _TEMPERATURE_STEP = 3, 5, 0.5
 _REMINDER = "\nThe score of the last row, a number from 0.0 to 1.0 and nothing else: "
 
 
@@ -105,7 +105,7 @@ def _grade(verdict: Verdict, prompt: str, judge: Judge, run: int) -> tuple[str, 
     for attempt in range(_ATTEMPTS):
         reply = judge.ask(
             [{"role": "user", "content": asked + (_REMINDER if attempt else "")}],
-            temperature=_WARMER * max(0, attempt - 1),
+            temperature=_TEMPERATURE_STEP * max(0, attempt - 1),
             max_tokens=_MAX_TOKENS,
             run=run,
         )

@@ -89,7 +89,7 @@ def _problem(reference: Entry, is_official: bool) -> tuple[int, str, bool]:
         raise reference.error(("n_choices",), f"2 to {len(SCIENCEQA_LETTERS)}", num_choices)
     answer = _right_letter(reference, SCIENCEQA_LETTERS[:num_choices])
     reference.get("has_image", expected="true or false")
-    return num_choices, answer, reference.truth("has_image")
+    return num_choices, answer, reference.boolean("has_image")
 
 
 SCIENCEQA = Scorer(

@@ -16,12 +16,12 @@ from typing import Any
 from mm1_jax.evals.predictions.files import read_file
 
 # Keys of JSON objects under which annotations of some benchmarks hold their list of entries.
-_LISTS = ("annotations", "data", "questions")
+_LIST_KEYS = ("annotations", "data", "questions")
 # Fields that identify an entry, in messages and to tell an entry from an object of entries.
-_IDS = ("question_id", "questionId", "image_id", "index", "pid", "id")
-_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_ID_FIELDS = ("question_id", "questionId", "image_id", "index", "pid", "id")
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # The maximum number of field names in a message.
-_MOST_NAMES = 20
+_MAX_NAMES = 20
 # Floats above this cannot represent every integer.
 _LARGEST_EXACT = 2**53
 # The text that pandas and spreadsheets write for an integer in a column of numbers, such as "12.0".
@@ -37,12 +37,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _names(values: Mapping[str, Any]) -> str:
-    names = ", ".join(list(values)[:_MOST_NAMES]) or "none"
-    return names if len(values) <= _MOST_NAMES else f"{names} and {len(values) - _MOST_NAMES} more"
+def _name_list(values: Mapping[str, Any]) -> str:
+    names = ", ".join(list(values)[:_MAX_NAMES]) or "none"
+    return names if len(values) <= _MAX_NAMES else f"{names} and {len(values) - _MAX_NAMES} more"
 
 
-def shown(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Returns a value as text for a message, shortened."""
     text = repr(value)
     return text if len(text) < 80 else f"{text[:77]}..."
@@ -82,7 +82,7 @@ class Entry:
             )
         raise ValueError(
             f"{self.where}: no field {' or '.join(map(repr, names))}, which should be {expected}; "
-            f"it has {_names(self.values)}. {self.hint}"
+            f"it has {_name_list(self.values)}. {self.hint}"
         )
 
     def text(self, *names: str, expected: str = "a text") -> str:
@@ -125,11 +125,11 @@ class Entry:
             raise self.error(names, "a number", self.get(*names, expected="a number"))
         return float(value)
 
-    def truth(self, *names: str) -> bool:
+    def boolean(self, *names: str) -> bool:
         """Returns a boolean; in a table, booleans are texts. A missing field is False."""
         value = next((self.values[name] for name in names if self.has(name)), False)
-        if isinstance(value, str) and value.strip().lower() in _TRUTHS:
-            return _TRUTHS[value.strip().lower()]
+        if isinstance(value, str) and value.strip().lower() in _BOOLEANS:
+            return _BOOLEANS[value.strip().lower()]
         if value not in (0, 1, ""):
             raise self.error(names, "true or false", value)
         return bool(value)
@@ -156,7 +156,9 @@ class Entry:
 
     def error(self, names: Sequence[str], expected: str, value: Any) -> ValueError:
         name = next((name for name in names if self.has(name)), names[0])
-        return ValueError(f"{self.where}, field {name!r}: expected {expected}, got {shown(value)}")
+        return ValueError(
+            f"{self.where}, field {name!r}: expected {expected}, got {shortened(value)}"
+        )
 
 
 def literal(text: str, kind: type) -> Any:
@@ -205,7 +207,7 @@ def read_entries(path: Path) -> list[Entry]:
 def _list_in(content: Any) -> list[Any] | None:
     if not isinstance(content, dict):
         return None
-    return next((content[name] for name in _LISTS if isinstance(content.get(name), list)), None)
+    return next((content[name] for name in _LIST_KEYS if isinstance(content.get(name), list)), None)
 
 
 def _entries_in(content: dict[str, Any], is_line: bool) -> list[Any]:
@@ -213,7 +215,7 @@ def _entries_in(content: dict[str, Any], is_line: bool) -> list[Any]:
     if (values := _list_in(content)) is not None:
         return values
     is_by_id = bool(content) and all(isinstance(value, dict) for value in content.values())
-    is_entry = any(isinstance(content.get(name), str | int) for name in _IDS)
+    is_entry = any(isinstance(content.get(name), str | int) for name in _ID_FIELDS)
     if not is_by_id and (is_line or is_entry):
         return [content]
     return [
@@ -225,7 +227,7 @@ def _entries_in(content: dict[str, Any], is_line: bool) -> list[Any]:
 def _entry(values: Any, where: str) -> Entry:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object, got {type(values).__name__}")
-    name = next((name for name in _IDS if name in values), None)
+    name = next((name for name in _ID_FIELDS if name in values), None)
     return Entry(values, f"{where} ({name} {str(values[name])[:40]})" if name else where)
 
 

@@ -59,7 +59,7 @@ def _mmmu_record(prediction: Entry, reference: Entry) -> dict[str, Any]:
     if not {*record["answers"]} & {*options}:
         expected = f"one of {', '.join(options)}"
         raise reference.error(("answer", "ground_truth"), expected, record["answers"])
-    drawn = prediction.text("official_parsed") if prediction.truth("random_choice") else None
+    drawn = prediction.text("official_parsed") if prediction.boolean("random_choice") else None
     return record | {"options": options, "drawn": drawn}
 
 

@@ -98,7 +98,7 @@ LLAVA_BENCH = Scorer(
     read=_reviews,
     metrics=_llava_bench_metrics,
     files=lambda folder: [path for path in prediction_files(folder) if "review" in path.stem],
-    together=_mean_of_reviews,
+    joint=_mean_of_reviews,
 )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from mm1_jax.evals.predictions.entries import Entry, read_entries
 
 # Fields in predictions of some benchmarks that do not identify a question.
-_NO_IDS = frozenset(
+_NOT_ID_FIELDS = frozenset(
     ("prediction", "answer", "text", "response", "caption", "extraction", "content")
     + ("question", "prompt", "query", "label", "answers", "options", "category", "model_id")
 )
@@ -54,7 +54,7 @@ def paired(
     """
     predictions = read_entries(path)
     if annotations is None:
-        return _with_themselves(path, predictions, names, may_repeat)
+        return _self_paired(path, predictions, names, may_repeat)
     return match(path, predictions, annotations, read_entries(annotations), names, may_repeat)
 
 
@@ -98,7 +98,7 @@ def match(
     return Pairs(pairs)
 
 
-def _with_themselves(
+def _self_paired(
     path: Path, predictions: Sequence[Entry], names: Sequence[str], may_repeat: bool
 ) -> Pairs:
     by_id = _by_id([entry for entry in predictions if entry.has(*names)], names, may_repeat)
@@ -157,7 +157,7 @@ def _by_order(
 
 def _may_be_id(name: str, entries: Sequence[Entry]) -> bool:
     """Returns True if the name looks like an id, or if most entries have distinct values there."""
-    if name in _NO_IDS:
+    if name in _NOT_ID_FIELDS:
         return False
     if _ID_NAME.fullmatch(name):
         return True

@@ -63,7 +63,7 @@ class Scorer:
         files: Returns the files of a folder that hold predictions of this benchmark.
         name: Returns the name of the scores of a file.
         group: Returns the name of the scores that an item belongs to; None groups items by file.
-        together: Computes joint scores of several files, if all of them are present.
+        joint: Computes joint scores of several files, if all of them are present.
         scorable: Returns the files that can be scored; the others are left out, with a note.
     """
 
@@ -74,7 +74,7 @@ class Scorer:
     files: Callable[[Path], list[Path]] = prediction_files
     name: Callable[[Path], str] = lambda path: path.stem
     group: Callable[[Any], str] | None = None
-    together: Callable[[Mapping[str, Metrics]], dict[str, Metrics]] = lambda scores: {}
+    joint: Callable[[Mapping[str, Metrics]], dict[str, Metrics]] = lambda scores: {}
     scorable: Callable[[Sequence[Path], ScoringJob], Sequence[Path]] = lambda paths, job: paths
 
     def score(self, paths: Sequence[Path], job: ScoringJob) -> dict[str, Metrics]:
@@ -87,7 +87,7 @@ class Scorer:
             for item in (item for path in paths for item in self.read(path, job)):
                 groups.setdefault(self.group(item), []).append(item)
             scores = {name: self.metrics(items, job) for name, items in groups.items()}
-        return scores | self.together(scores)
+        return scores | self.joint(scores)
 
     def score_file(self, path: Path, job: ScoringJob) -> Metrics:
         """Returns the scores of one file."""

@@ -72,7 +72,7 @@ POPE = Scorer(
     ),
     read=_pope_items,
     metrics=_pope_metrics,
-    together=_mean_of_splits,
+    joint=_mean_of_splits,
 )
 
 
@@ -153,5 +153,5 @@ MME = Scorer(
     metrics=_mme_metrics,
     files=_mme_files,
     group=lambda entry: entry.text("category"),
-    together=_mme_halves,
+    joint=_mme_halves,
 )

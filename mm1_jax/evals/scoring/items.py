@@ -48,8 +48,8 @@ class Item:
         return bool(self.record.get("answers", self.record.get("captions", True)))
 
     @property
-    def said(self) -> str:
-        """The answer in words: the text, or the most likely option."""
+    def answer_text(self) -> str:
+        """The answer as text: the generated text, or the most likely option."""
         if isinstance(self.answer, TextAnswer):
             return self.answer.text
         return self.record["options"][self.answer.best]
@@ -94,7 +94,7 @@ class Scored:
         combine: Computes the scores from the tallies of the columns.
         units: Name of the bootstrap unit of each item, such as the picture shared by several
             questions; None makes each item a unit.
-        chosen: Each answer in words, if it is not `Item.said`.
+        chosen: Each answer as text, if it is not `Item.answer_text`.
         quality: Quality of each answer, if neither the headline nor `correct` gives it.
     """
 
