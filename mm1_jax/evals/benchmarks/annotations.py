@@ -83,7 +83,7 @@ class AnnotationSource(Source):
         if repeated := [key for key, count in counts.items() if count > 1]:
             raise ValueError(
                 f"{self.folder}: {len(repeated)} ids occur more than once, the first "
-                f"{repeated[0]!r}; {HINT}"
+                f"{repeated[0]!r}. {HINT}"
             )
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class AnnotationSource(Source):
         raise ValueError(
             f"{self.folder / names[0]}: no such file"
             + (f", nor {', '.join(names[1:])} beside it" if names[1:] else "")
-            + f"; {HINT}"
+            + f". {HINT}"
         )
 
     def entries(self, path: Path, under: str | None = None) -> list[Entry]:
@@ -124,7 +124,7 @@ class AnnotationSource(Source):
         content = read_file(path)
         values = content.get(under) if isinstance(content, dict) else None
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{path}: expected an object with a list {under!r}; {HINT}")
+            raise ValueError(f"{path}: expected an object with a list {under!r}. {HINT}")
         entries = []
         for number, value in enumerate(values, start=1):
             where = f"{path}, {under}, record {number}"
@@ -137,7 +137,7 @@ class AnnotationSource(Source):
         try:
             rows = pq.read_table(path).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: not a complete Parquet file ({error}); {HINT}") from error
+            raise ValueError(f"{path}: not a complete Parquet file ({error}). {HINT}") from error
         return [Entry(row, f"{path}, row {i}", HINT) for i, row in enumerate(rows, start=1)]
 
 

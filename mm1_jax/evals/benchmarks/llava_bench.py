@@ -56,7 +56,7 @@ def read_llava_bench(files: AnnotationSource, split: str) -> list[dict[str, Any]
             (references, references_path.name, key),
         ):
             if what not in found:
-                raise ValueError(f"{entry.where}: {where} has no {what!r}; {HINT}")
+                raise ValueError(f"{entry.where}: {where} has no {what!r}. {HINT}")
         reference = references[key]
         record = question_record(
             key,
@@ -109,7 +109,7 @@ def grade(
         category = f"llava_bench_{verdict.task.record['category']}"
         rule = rules.get(category) if isinstance(rules, dict) else None
         if not isinstance(rule, dict):
-            raise ValueError(f"{path}: no rule {category!r}; {HINT}")
+            raise ValueError(f"{path}: no rule {category!r}. {HINT}")
         entry = Entry(rule, f"{path}, {category}", HINT)
         asked = _question(verdict, entry.text("role"), entry.text("prompt"))
         messages = [{"role": "user", "content": asked}]

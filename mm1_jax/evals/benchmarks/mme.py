@@ -47,7 +47,7 @@ def read_mme(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         name for name in (*MME_PERCEPTION, *MME_COGNITION) if (files.folder / name).is_dir()
     ]
     if not subtasks:
-        raise ValueError(f"{files.folder}: no folder of a subtask, such as existence; {HINT}")
+        raise ValueError(f"{files.folder}: no folder of a subtask, such as existence. {HINT}")
     return [record for name in subtasks for record in _subtask(files.folder / name, name)]
 
 
@@ -62,7 +62,7 @@ def _subtask(folder: Path, subtask: str) -> list[dict[str, Any]]:
     for path in sorted(questions.glob("*.txt")):
         lines = [line for line in read_text(path).split("\n") if line.strip()]
         if len(lines) != 2:
-            raise ValueError(f"{path}: has {len(lines)} questions, expected two; {HINT}")
+            raise ValueError(f"{path}: has {len(lines)} questions, expected two. {HINT}")
         # A missing picture is reported later, by `Benchmark.check`.
         name = names.get(path.stem, f"{path.stem}.jpg")
         for number, line in enumerate(lines):
@@ -85,5 +85,5 @@ def _subtask(folder: Path, subtask: str) -> list[dict[str, Any]]:
                 )
             )
     if not records:
-        raise ValueError(f"{questions}: no .txt file with questions; {HINT}")
+        raise ValueError(f"{questions}: no .txt file with questions. {HINT}")
     return records

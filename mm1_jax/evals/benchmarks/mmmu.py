@@ -65,7 +65,7 @@ def read_mmmu(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
     """Returns one record per question; each picture is placed at its first mark in the text."""
     paths = sorted(files.folder.glob(f"*/{split}-*.parquet"))
     if not paths:
-        raise ValueError(f"{files.folder}/*/{split}-*.parquet: no such file; {HINT}")
+        raise ValueError(f"{files.folder}/*/{split}-*.parquet: no such file. {HINT}")
     return [_record(entry, path.parent.name) for path in paths for entry in files.entries(path)]
 
 

@@ -123,12 +123,12 @@ def grading_prompt(path: Path) -> str:
     try:
         statements = ast.parse(text).body
     except SyntaxError as error:
-        raise ValueError(f"{path}: not Python ({error}); {HINT}") from error
+        raise ValueError(f"{path}: not Python ({error}). {HINT}") from error
     for statement in statements:
         match statement:
             case ast.Assign(targets=[ast.Name(id="prompt")], value=ast.Constant(value=str(found))):
                 return found
-    raise ValueError(f"{path}: it assigns no text to `prompt`; {HINT}")
+    raise ValueError(f"{path}: it assigns no text to `prompt`. {HINT}")
 
 
 def _score(said: str) -> float | None:

@@ -19,7 +19,7 @@ def read_rows(files: Any, split: str) -> list[dict[str, Any]]:
         for entry in _rows(files, path):
             records.append(files.config.row(entry, str(len(records))))
     if not records:
-        raise ValueError(f"{files.folder}: no record of split {split!r}; {HINT}")
+        raise ValueError(f"{files.folder}: no record of split {split!r}. {HINT}")
     return records
 
 
@@ -45,7 +45,7 @@ def _rows(files: Any, path: Path) -> list[Entry]:
     labels = labels_path.read_text().split()
     if len(labels) != len(rows):
         raise ValueError(
-            f"{labels_path}: has {len(labels)} labels, but {path} has {len(rows)} records; {HINT}"
+            f"{labels_path}: has {len(labels)} labels, but {path} has {len(rows)} records. {HINT}"
         )
     return [
         Entry({**row.values, "label": label}, f"{row.where} and {labels_path.name}", HINT)
