@@ -70,9 +70,9 @@ class Judgement:
 class Benchmark(Evaluator):
     """Asks a model the test split of a corpus, with exemplars from `exemplar_split`.
 
-    A prompt may be longer than a training row and show more pictures, as rotary positions extend
-    beyond it. The metric `positions_beyond_training` says by how many positions, and
-    `undecodable_images` counts pictures that could not be shown.
+    A prompt may be longer than a training row, as rotary positions extend beyond it, and may show
+    more pictures. The metric `positions_beyond_training` says by how many positions it is longer,
+    and `undecodable_images` counts pictures that could not be shown.
     """
 
     @config_class

@@ -5,8 +5,8 @@ tasks, the exemplars, and one more task without its answer:
 
     (image, question, answer)  (image, question, answer)  (image, question)
 
-Prompts are parts of training documents and are tokenized exactly like them. With a joiner, however,
-prompt and answer form one text, as the paper writes them.
+Prompts are parts of training documents and are tokenized exactly like them. With a joiner, prompt
+and answer are tokenized as one text instead, as written in the paper.
 """
 
 import zlib

@@ -1,4 +1,4 @@
-"""Tasks of a benchmark: a record of a corpus, the exemplars before it, and the prompt of both.
+"""Tasks of a benchmark: each is a record of a corpus, the exemplars before it, and their prompt.
 
 Tasks depend on the config alone, except where exemplars are chosen by features of the model.
 """

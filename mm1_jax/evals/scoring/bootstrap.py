@@ -1,7 +1,7 @@
 """Percentile intervals of scores by the bootstrap (Efron, 1979).
 
-The bootstrap resamples units, which are groups of examples: a unit of MME, for instance, is an
-image with both of its questions.
+The bootstrap resamples units, which are groups of examples. A unit of MME, for example, is an image
+with both of its questions.
 """
 
 from collections.abc import Sequence

@@ -73,7 +73,7 @@ def _pope_scores(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
 
 
 def _share(part: np.ndarray, whole: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Divides; 0 where the whole is 0, as in the official code, and NaN without examples."""
+    """Returns part / whole; 0 if the whole is 0, as in the official code; NaN without examples."""
     nothing = whole == 0
     share = np.where(nothing, 0.0, part / np.where(nothing, 1.0, whole))
     return np.where(number > 0, share, np.nan)
