@@ -1,4 +1,4 @@
-"""ScienceQA: questions of schoolbooks with options; "IMG" in papers is those with a picture."""
+"""ScienceQA: schoolbook questions with options; papers report those with a picture as "IMG"."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from mm1_jax.evals.scoring.multiple_choice import SCIENCEQA_LETTERS
 
 
 def scienceqa() -> Benchmark.Config:
-    """ScienceQA: questions of schoolbooks with options; "IMG" in papers is those with a picture.
+    """ScienceQA: schoolbook questions with options; papers report those with a picture as "IMG".
 
         scienceqa/problems.json                      by id: question, choices, answer, image, split
         scienceqa/images/<split>/<id>/image.png      or scienceqa/<split>/<id>/image.png
