@@ -214,7 +214,7 @@ def find_format(name: str) -> type[Format]:
             "Format in it"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Format)):
-        raise ValueError(f"--format={name}: it is no subclass of Format")
+        raise ValueError(f"--format={name}: it is not a subclass of Format")
     return found
 
 

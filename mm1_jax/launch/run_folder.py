@@ -328,7 +328,7 @@ class RunFolder:
             launch = Launch(**json.loads(path.read_text()))
             if isinstance(launch.config, str) and isinstance(launch.overrides, dict):
                 return launch
-            reason = "config is no name, or overrides are no object"
+            reason = "config is not a name, or overrides are not an object"
         except (OSError, ValueError, TypeError) as error:
             reason = str(error)
         raise ValueError(

@@ -206,7 +206,7 @@ def test_ctrl_c_prints_how_to_resume(source, tmp_path, num_workers):
     [
         (("--format=webdatset",), "no such format; did you mean webdataset"),
         (("--format=nowhere:Format",), "--format=nowhere: cannot import 'nowhere'"),
-        (("--format=pathlib:Path",), "it is no subclass of Format"),
+        (("--format=pathlib:Path",), "it is not a subclass of Format"),
         (("--format=jsonl", "--option.knd=text"), "no such option; did you mean kind?"),
         (("--format=mmc4", "--option.min_similarity=x"), "expected a value of type float"),
         (("--format=webdataset",), "expected tar shards of WebDataset"),
