@@ -44,7 +44,7 @@ class Linear(Law):
 class Power(Linear):
     @config_class
     class Config(Linear.Config):
-        # Another type than the base's.
+        # Its type differs from that in the base.
         slope: int = 2
         name: Required[str] = REQUIRED
 
@@ -54,12 +54,12 @@ class Plain(ConfigBase):
     number: int = 1
 
 
-def test_a_narrow_type_admits_its_class_and_those_that_derive_from_it():
+def test_a_narrow_type_accepts_its_class_and_subclasses():
     assert list(family(Law.Config, None)) == ["Constant", "Linear", "Power"]
     assert list(family(Linear.Config | None, None)) == ["Linear", "Power"]
 
 
-def test_a_broad_type_admits_the_relatives_of_the_present_class():
+def test_a_broad_type_accepts_relatives_of_the_present_class():
     assert list(family(InstantiableConfig, Constant.default_config())) == [
         *("Constant", "Linear", "Power")
     ]
@@ -70,13 +70,13 @@ def test_a_broad_type_admits_the_relatives_of_the_present_class():
     assert family(InstantiableConfig, None) == {}
 
 
-def test_fields_that_were_set_are_kept_where_name_and_type_agree():
+def test_set_fields_are_kept_if_name_and_type_match():
     present = Linear.default_config().set(steps=5, slope=3.0)
     choice = choose_class("Power", Law.Config, present)
     assert choice.cfg == Power.default_config().set(steps=5)
     assert (choice.kept, choice.dropped) == ({"steps": 5}, {"slope": 3.0})
     assert str(choice) == "keeps steps=5; drops slope=3.0"
-    # A default was not chosen, so that of the new class counts.
+    # Unset fields get the default of the new class.
     assert choose_class("Constant", Law.Config, Linear.default_config()).dropped == {}
 
 
@@ -96,13 +96,13 @@ def test_another_class_is_an_error_that_lists_the_family():
         choose_class("Nothing", InstantiableConfig, None)
 
 
-def test_an_unset_broad_field_takes_any_class_that_is_loaded():
+def test_an_unset_broad_field_accepts_any_imported_class():
     assert choose_class("RMSNorm", InstantiableConfig, None).cfg == RMSNorm.default_config()
     path = "mm1_jax.layers.norm.RMSNorm"
     assert choose_class(path, InstantiableConfig, None).cfg == RMSNorm.default_config()
 
 
-def test_an_unset_field_begins_with_the_defaults_of_its_class():
+def test_an_unset_field_starts_with_the_defaults_of_its_class():
     wandb = default_child(Trainer.Config.__annotations__["wandb"], "trainer.wandb")
     assert wandb.klass.__name__ == "WandbRun"
     assert default_child(Linear.Config | None, "law") == Linear.default_config()
@@ -113,5 +113,5 @@ def test_an_unset_field_begins_with_the_defaults_of_its_class():
         default_child(InstantiableConfig | None, "law")
 
 
-def test_the_owner_of_a_config_class_is_the_class_around_it():
+def test_the_owner_of_a_config_class_is_its_enclosing_class():
     assert owner(Linear.Config) is Linear and owner(Plain) is None

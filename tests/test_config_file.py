@@ -33,13 +33,13 @@ def _launch(path, overrides=None, module=None):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_read_back_to_the_equal_config(tmp_path, name):
+def test_a_file_round_trips_to_an_equal_config(tmp_path, name):
     read, named = _launch(_written(tmp_path, name)), Launch(name)
     assert read.written_config() == named.written_config()
     assert read.resolved_config() == named.resolved_config()
 
 
-def test_a_file_keeps_what_overrides_have_set(tmp_path):
+def test_a_file_keeps_overridden_fields(tmp_path):
     overrides = {
         "model.connector": "AveragePooling",
         "trainer.wandb.project": "x",
@@ -51,21 +51,21 @@ def test_a_file_keeps_what_overrides_have_set(tmp_path):
     assert read.trainer.optimizer.clip is None and list(read.evals) == ["held_out_loss"]
 
 
-def test_what_follows_from_other_fields_follows_an_override_on_top(tmp_path):
+def test_derived_fields_follow_an_override_of_a_file(tmp_path):
     overrides = {"model.connector.num_image_tokens": "9", "trainer.max_steps": "7"}
     cfg = _launch(_written(tmp_path, "mm1_tiny"), overrides).resolved_config()
     assert cfg == Launch("mm1_tiny", None, overrides).resolved_config()
     assert cfg.input.num_image_tokens == 9 and cfg.trainer.optimizer.decay_steps == 7
 
 
-def test_fields_that_a_file_lacks_have_the_defaults_of_their_classes(tmp_path):
+def test_missing_fields_of_a_file_have_their_defaults(tmp_path):
     path = _written(
         tmp_path, "mm1_tiny", fields=lambda x: {k: v for k, v in x.items() if "seed" not in k}
     )
     assert _launch(path).resolved_config() == Launch("mm1_tiny").resolved_config()
 
 
-def test_every_field_is_there_also_where_it_is_not_set():
+def test_a_file_contains_every_field_even_unset_ones():
     cfg = Launch("mm1_tiny").resolved_config()
     fields = every_field(cfg)
     assert fields["trainer.wandb"] is None and fields["input.stages"] == []
@@ -125,13 +125,13 @@ def test_an_error_names_the_file_the_field_and_what_was_expected(tmp_path, field
 @pytest.mark.parametrize(
     "field", ["input.streams[0].corpora[0].corpus.to_document", "model.connector.klass", "klass"]
 )
-def test_a_file_names_no_class_or_function_that_configs_do_not_use(tmp_path, field, name):
+def test_a_file_cannot_name_a_class_or_function_that_configs_do_not_use(tmp_path, field, name):
     path = _written(tmp_path, "mm1_tiny", fields=lambda fields: {**fields, field: name})
     with pytest.raises(ValueError, match="expected the import path of a class of mm1_jax"):
         _launch(path).resolved_config()
 
 
-def test_a_file_imports_no_module(tmp_path, monkeypatch):
+def test_reading_a_file_imports_no_module(tmp_path, monkeypatch):
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')\nclass Trap: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     for field in ("model.connector.klass", "input.streams[0].corpora[0].corpus.to_document"):
@@ -152,7 +152,7 @@ def test_a_file_imports_no_module(tmp_path, monkeypatch):
         ('{"fields": {"a": 1}, "config": 3}', 'expected a name as "config"'),
     ],
 )
-def test_a_file_of_another_form_is_an_error(tmp_path, text, said):
+def test_a_file_of_another_layout_is_an_error(tmp_path, text, said):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(ValueError) as error:
         _launch(tmp_path / "file.json").resolved_config()

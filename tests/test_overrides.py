@@ -20,7 +20,7 @@ def test_overrides_take_milliseconds():
     assert time.perf_counter() - start < 0.05 * len(overrides)
 
 
-def test_overrides_change_neither_config_that_they_are_given():
+def test_overrides_do_not_modify_the_given_configs():
     cfg = find_named_config("mm1_tiny")()
     resolved, before = cfg.klass.resolve(cfg), cfg.clone()
     overrides = {
@@ -35,7 +35,7 @@ def test_overrides_change_neither_config_that_they_are_given():
     assert list(changed.evals) == ["digits_vqa"]
 
 
-def test_a_chosen_class_has_its_own_copy_of_what_it_keeps():
+def test_a_chosen_class_copies_the_fields_it_keeps():
     cfg = find_named_config("mm1_tiny")()
     both = {"trainer.optimizer": "Adafactor", "trainer.optimizer.warmup_steps": "3"}
     changed = apply_overrides(cfg, both, types_from=cfg)
@@ -44,7 +44,7 @@ def test_a_chosen_class_has_its_own_copy_of_what_it_keeps():
     assert cfg.trainer.optimizer.warmup_steps == 40
 
 
-def test_a_class_that_is_chosen_by_name_says_what_it_keeps_and_drops(capsys):
+def test_choosing_a_class_reports_kept_and_dropped_fields(capsys):
     argv = [
         *("--config=mm1_tiny", "--print_config", "--config.model.connector=AveragePooling"),
         "--config.model.connector.num_image_tokens=1",

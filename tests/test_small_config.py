@@ -53,13 +53,13 @@ def test_the_small_version_has_the_structure_of_the_large_model(name):
     small.klass.check(small)
 
 
-def test_sparse_layers_stay_at_the_same_distance():
+def test_sparse_layers_keep_their_spacing():
     decoder = _small("mm1_7b_moe").model.decoder
     assert (decoder.num_layers, decoder.moe_every) == (4, 4)
     assert (decoder.moe.num_experts, decoder.moe.experts_per_token) == (4, 2)
 
 
-def test_every_change_is_said():
+def test_every_change_is_reported():
     notes: list[str] = []
     _small("mm1_7b_moe", notes)
     text = "\n".join(notes)

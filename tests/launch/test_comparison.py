@@ -27,7 +27,7 @@ def run(tmp_path, capsys):
     return make
 
 
-def test_fields_of_two_runs_that_differ_are_listed_with_what_they_forbid(run, capsys):
+def test_differing_fields_are_listed_with_their_effect_on_resuming(run, capsys):
     a = run("a")
     b = run("b", "--config.trainer.seed=1", "--config.evals.digits_vqa.num_examples=9")
     rows = {row.path: row for row in compare_runs(RunFolder(a), RunFolder(b)).rows}
@@ -41,7 +41,7 @@ def test_fields_of_two_runs_that_differ_are_listed_with_what_they_forbid(run, ca
     assert json.loads((a / "differences.json").read_text())["is_refused"] is True
 
 
-def test_the_verdict_is_that_of_the_launch(run, capsys):
+def test_the_verdict_equals_that_of_a_launch(run, capsys):
     a = run("a")
     argv = [MODULE, "--config=fake_small"]
     for override, status in (("trainer.seed=1", REFUSED), ("evals.digits_vqa.shots=[2]", 0)):
@@ -52,13 +52,13 @@ def test_the_verdict_is_that_of_the_launch(run, capsys):
     assert "steps made, and trainer.max_steps" in capsys.readouterr().out
 
 
-def test_equal_configs_differ_in_nothing(run, capsys):
+def test_equal_configs_have_no_differences(run, capsys):
     a, b = run("a"), run("b")
     assert main([str(a), str(b)]) == 0
     assert "No field differs. A launch of B into the folder of A resumes" in capsys.readouterr().out
 
 
-def test_a_run_without_a_checkpoint_binds_nobody(run, capsys):
+def test_a_run_without_a_checkpoint_does_not_restrict_the_next(run, capsys):
     a = run("a")
     (a / "checkpoints" / "10").rmdir()
     assert main([str(a), MODULE, "--config=fake_small", "--config.trainer.seed=1"]) == 0

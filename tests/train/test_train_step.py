@@ -79,7 +79,7 @@ def test_metrics_of_a_sparse_model_have_expert_shares_per_layer():
     }
 
 
-def test_the_norms_of_the_parts_make_up_the_norm_of_the_whole(make_trainer, batch):
+def test_norms_of_parts_make_up_the_norm_of_the_whole(make_trainer, batch):
     program = make_trainer(norms_by_part=True).program
     before = program.first_state(jax.random.key(0))
     kept = jax.tree.map(np.asarray, before.params)
