@@ -287,7 +287,9 @@ class _Reader:
                 raise ValueError(
                     f"{self.source}: {where}: {class_name(type(cfg))} has no field {name!r}; {hint}"
                 )
-            value = self.read(where, child, field_annotation(cfg, str(name)), getattr(cfg, name))
+            value = self.read(
+                where, child, field_annotation(cfg, str(name)), getattr(cfg, str(name))
+            )
             setattr(cfg, str(name), value)
         return cfg
 

@@ -62,7 +62,7 @@ def apply_overrides(
         _fill_in(flag, parts, cfg, typed)
         holder, value = _find(flag, parts, typed)
         annotation = _annotation(holder, parts[-1])
-        if isinstance(holder, dict) and isinstance(value, ConfigBase) and text == "None":
+        if text == "None" and _is_named_config(holder, value):
             for each in (cfg, typed):
                 _remove(each, parts)
             continue
@@ -113,6 +113,10 @@ def _find(flag: str, parts: list[str], cfg: Any) -> tuple[Any, Any]:
         except KeyError:
             raise ValueError(_unknown_path(flag, parts, depth, holder, cfg)) from None
     return holder, value
+
+
+def _is_named_config(holder: Any, value: Any) -> bool:
+    return isinstance(holder, dict) and isinstance(value, ConfigBase)
 
 
 def _holds_named_configs(value: Any, annotation: Any) -> bool:

@@ -202,9 +202,10 @@ def _main(arguments: list[str]) -> int:
         launch = chosen_launch(options, overrides)
         cfg = launch.resolved_config(note=say_note)
         if options.print_config:
-            is_json = options.print_config == "json"
-            written = launch.written_config() if is_json else None
-            print(as_json(launch.config, written, cfg) if is_json else full_text(cfg))
+            if options.print_config == "json":
+                print(as_json(launch.config, launch.written_config(), cfg))
+            else:
+                print(full_text(cfg))
             return 0
         folder = RunFolder(options.output_dir or Path("runs") / launch.name)
     except USER_ERRORS as error:
