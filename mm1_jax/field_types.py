@@ -62,7 +62,7 @@ class Length:
         return len(value) >= self.at_least
 
     def __str__(self) -> str:
-        return "a text that is not empty" if self.at_least == 1 else f"at least {self.at_least}"
+        return "a string that is not empty" if self.at_least == 1 else f"at least {self.at_least}"
 
 
 PositiveInt = Annotated[int, Range(at_least=1)]
@@ -257,7 +257,7 @@ _WORDS: dict[Any, tuple[str, str]] = {
     bool: ("True or False", "booleans"),
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
-    str: ("a text", "texts"),
+    str: ("a string", "strings"),
 }
 
 

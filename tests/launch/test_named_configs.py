@@ -234,7 +234,7 @@ WRONG = {
     "text": ("mm1_tiny", "is 'mm1_tiny', expected a function"),
     "evals": (
         _with("evals", list(mm1_tiny().evals.values())),
-        "evals is a list, expected a dict from texts to configs of Evaluator",
+        "evals is a list, expected a dict from strings to configs of Evaluator",
     ),
     "model_class": (
         _with("model", MM1),
@@ -253,7 +253,7 @@ WRONG = {
     "steps": (_with("trainer.max_steps", "100"), "trainer.max_steps='100': expected a whole num"),
     "frozen": (
         _with("trainer.optimizer.frozen", "vision_encoder"),
-        "trainer.optimizer.frozen='vision_encoder': expected a tuple of texts",
+        "trainer.optimizer.frozen='vision_encoder': expected a tuple of strings",
     ),
 }
 
