@@ -121,9 +121,14 @@ def test_an_error_names_the_file_the_field_and_what_was_expected(tmp_path, field
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "mm1_jax.storage.write_whole"])
 @pytest.mark.parametrize(
-    "field", ["input.streams[0].corpora[0].corpus.to_document", "model.connector.klass", "klass"]
+    ("field", "name"),
+    [
+        ("input.streams[0].corpora[0].corpus.to_document", "os.system"),
+        ("input.streams[0].corpora[0].corpus.to_document", "mm1_jax.storage.write_whole"),
+        ("model.connector.klass", "subprocess.Popen"),
+        ("klass", "subprocess.Popen"),
+    ],
 )
 def test_a_file_cannot_name_a_class_or_function_that_configs_do_not_use(tmp_path, field, name):
     path = _written(tmp_path, "mm1_tiny", fields=lambda fields: {**fields, field: name})
