@@ -56,7 +56,7 @@ class Choice:
 
 
 def config_classes(annotation: Any) -> list[type[ConfigBase]]:
-    """The config classes among the alternatives of a field's type."""
+    """Returns the config classes among the alternatives of a field's type."""
     alternatives = options(annotation)
     found = [without_limits(x) for x in ([annotation] if alternatives is None else alternatives)]
     classes = [typing.get_origin(each) or each for each in found]
@@ -64,7 +64,7 @@ def config_classes(annotation: Any) -> list[type[ConfigBase]]:
 
 
 def owner(config_cls: type[ConfigBase]) -> Any:
-    """The class in which a config class is nested, such as Connector of Connector.Config."""
+    """Returns the class around a nested config class: Connector for Connector.Config."""
     # Config classes are called `config_class(module.Connector.Config)`.
     _, _, name = config_cls.__name__.partition(f"({config_cls.__module__}.")
     *outer, last = name.rstrip(")").split(".")
@@ -75,11 +75,11 @@ def owner(config_cls: type[ConfigBase]) -> Any:
 
 
 def family(annotation: Any, present: Any) -> dict[str, Any]:
-    """The classes that a field can hold, by name.
+    """Returns the classes that a field can hold, by name.
 
     Args:
         annotation: The type of the field.
-        present: The value of the field; where its type admits any config, this decides.
+        present: The value of the field, which decides if the type admits any config.
     """
     narrow = [each for each in config_classes(annotation) if each not in _BROAD]
     if narrow:
@@ -97,10 +97,10 @@ def family(annotation: Any, present: Any) -> dict[str, Any]:
 
 
 def default_child(annotation: Any, where: str) -> Any:
-    """The config that an unset field begins with when a field inside it is set.
+    """Returns the default config of an unset field, for fields inside it to be set.
 
     Raises:
-        ValueError: The type of the field leaves a choice of classes.
+        ValueError: The type of the field admits several classes.
     """
     narrow = [each for each in config_classes(annotation) if each not in _BROAD]
     if len(narrow) == 1:
@@ -119,13 +119,13 @@ def default_child(annotation: Any, where: str) -> Any:
 
 
 def choose_class(name: str, annotation: Any, present: Any) -> Choice:
-    """The config of the class `name` for a field, with what can be kept of its present config.
+    """Makes the config of the class `name` for a field, and keeps fields of its present config.
 
     A field is kept where it differs from its default in the present class, and the new class has a
     field of that name and type.
 
     Raises:
-        ValueError: The field admits no such class; lists those that it does.
+        ValueError: The field does not admit the class; the message lists those that it does.
     """
     known = family(annotation, present)
     klass = known.get(name) or _loaded(name, annotation, anywhere=not known)
@@ -148,7 +148,7 @@ def choose_class(name: str, annotation: Any, present: Any) -> Choice:
 
 
 def _chosen(cfg: Any) -> dict[str, Any]:
-    """The fields of a config that differ from the defaults of its class."""
+    """Returns the fields of a config that differ from the defaults of its class."""
     klass = getattr(cfg, "klass", None)
     if not (isinstance(klass, type) and issubclass(klass, Configurable)):
         return {}
@@ -161,7 +161,7 @@ def _config_class(klass: Any) -> type[ConfigBase]:
 
 
 def _concrete(base: Any) -> list[Any]:
-    """The class and its subclasses, those of its package loaded, that can be constructed."""
+    """Returns the constructible ones of a class and its subclasses; imports its package first."""
     _import_siblings(base.__module__)
     return [each for each in _subclasses(base) if _is_concrete(each)]
 
@@ -173,7 +173,7 @@ def _is_concrete(klass: Any) -> bool:
 
 
 def _subclasses(base: Any) -> list[Any]:
-    """The class and all that derive from it, loaded so far."""
+    """Returns the class and all loaded classes that derive from it."""
     found = [base]
     for each in found:
         found += [x for x in each.__subclasses__() if x not in found]
@@ -182,7 +182,7 @@ def _subclasses(base: Any) -> list[Any]:
 
 @functools.cache
 def _import_siblings(module: str) -> None:
-    """Imports the other modules of a package of this one, whose classes are known by then."""
+    """Imports the modules beside a module of this package, so that their classes are known."""
     package = sys.modules.get(module.rpartition(".")[0])
     if package is None or not package.__name__.startswith(f"{_PACKAGE}."):
         return
@@ -194,7 +194,7 @@ def _import_siblings(module: str) -> None:
 
 
 def _base(klass: Any) -> Any:
-    """The topmost base of a class that says more than that it can be configured."""
+    """Returns the topmost base of a class that is abstract or adds config fields."""
     bases = [each for each in klass.__mro__ if issubclass(each, Configurable)]
     families = [
         each
@@ -205,7 +205,7 @@ def _base(klass: Any) -> Any:
 
 
 def _siblings(klass: Any) -> list[Any]:
-    """The classes of its file with the same bases whose objects are called in the same way."""
+    """Returns classes of the same file and bases whose objects are called in the same way."""
     beside = vars(sys.modules[klass.__module__]).values()
     return [
         each
@@ -225,7 +225,7 @@ def _call_arguments(klass: Any) -> list[str]:
 
 
 def _loaded(name: str, annotation: Any, *, anywhere: bool) -> Any:
-    """A class that is loaded, by its import path, or by its bare name from `anywhere`."""
+    """Finds a loaded class by its import path, or also by its bare name from `anywhere`."""
     narrow = tuple(each for each in config_classes(annotation) if each not in _BROAD)
     found = [
         each

@@ -56,7 +56,7 @@ Lookup = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """The content of a file, which `source` names in errors.
+    """Content of a config file; errors name it as `source`.
 
     Attributes:
         config: The named config that the file was made from.
@@ -71,19 +71,19 @@ class ConfigFile:
 
 
 def every_field(cfg: ConfigBase) -> dict[str, Any]:
-    """All values in a config by path, unset fields and empty containers included."""
+    """Returns all values in a config by path, with unset fields and empty containers."""
     found: dict[str, Any] = {}
     cfg.visit(found.__setitem__, lambda path, value, children: children or None)
     return found
 
 
 def full_text(cfg: ConfigBase) -> str:
-    """A line `path: value` for every field."""
+    """Returns a line `path: value` for every field."""
     return "\n".join(f"{path}: {_shown(value)}" for path, value in every_field(cfg).items())
 
 
 def as_json(name: str, written: ConfigBase, resolved: ConfigBase) -> str:
-    """The text of a file that is read back to an equal config.
+    """Returns the text of a file that is read back to an equal config.
 
     Args:
         name: The named config that it comes from.
@@ -99,7 +99,7 @@ def as_json(name: str, written: ConfigBase, resolved: ConfigBase) -> str:
 
 
 def derived(written: ConfigBase, resolved: ConfigBase) -> dict[str, Value]:
-    """The values before `resolve` of the fields that it has filled in or changed."""
+    """Returns the values before `resolve` of the fields that it fills in or changes."""
     before, after = _values(written), _values(resolved)
     return {
         path: value
@@ -109,7 +109,7 @@ def derived(written: ConfigBase, resolved: ConfigBase) -> dict[str, Value]:
 
 
 def read_config_file(path: Path | str) -> ConfigFile:
-    """Reads a file; its fields are looked at by `config_of`.
+    """Reads a file; `config_of` checks its fields.
 
     Raises:
         ValueError: It cannot be read, or is not of the form that `as_json` writes.
@@ -142,7 +142,7 @@ def read_config_file(path: Path | str) -> ConfigFile:
 
 
 def config_of(file: ConfigFile, lookup: Lookup) -> Any:
-    """The config of a file, before `resolve`.
+    """Makes the config of a file, before `resolve`.
 
     Fields that the file lacks have the defaults of their classes.
 
@@ -163,7 +163,7 @@ def config_of(file: ConfigFile, lookup: Lookup) -> Any:
 
 
 def _raise_if_not_followed(file: ConfigFile, cfg: Any, resolve: Callable[[Any], Any]) -> None:
-    """Raises where a derived field does not have the value that follows from the others."""
+    """Raises ValueError if a derived field differs from the value that follows from the others."""
     try:
         resolved = _values(resolve(cfg))
     except ValueError:
@@ -226,7 +226,7 @@ def _tree(source: str, fields: Mapping[str, Value]) -> _Branch:
 
 
 def _steps(source: str, path: str) -> list[tuple[str | int, bool]]:
-    """The keys of a path, and for each whether it is the name of a field."""
+    """Splits a path into keys; the flag of a key is true if it is the name of a field."""
     steps: list[tuple[str | int, bool]] = []
     end = 0
     for match in _STEP.finditer(path):
@@ -253,7 +253,7 @@ class _Reader:
     lookup: Lookup
 
     def read(self, path: str, node: Any, annotation: Any, default: Any) -> Any:
-        """The value at a path.
+        """Returns the value at a path.
 
         Args:
             annotation: The type of the field.
@@ -294,7 +294,7 @@ class _Reader:
         return cfg
 
     def _empty_config(self, path: str, node: _Branch, annotation: Any, default: Any) -> Any:
-        """A config of the class that a branch names, with the defaults of the class."""
+        """Makes a config of the class that a branch names, with the defaults of the class."""
         for kind in ("klass", "fn"):
             name = node.children.get(kind)
             if isinstance(name, str):
@@ -357,7 +357,7 @@ class _Reader:
         return value
 
     def _named(self, path: str, name: str) -> Any:
-        """The class or function of an import path."""
+        """Finds the class or function of an import path."""
         name = with_present_names(name)
         module, _, attribute = name.rpartition(".")
         if module.startswith(f"{_PACKAGE}."):

@@ -74,7 +74,7 @@ class Comparison:
 
 
 def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
-    """The stored configs of two runs.
+    """Compares the stored configs of two runs.
 
     Raises:
         ValueError: One of the folders holds no run.
@@ -85,7 +85,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
 
 
 def compare_with_launch(run: RunFolder, launch: Launch) -> Comparison:
-    """The stored config of a run, and the one that a launch into its folder would resolve.
+    """Compares the stored config of a run with the config of a launch.
 
     Raises:
         ValueError: The folder holds no run, or the launch names no config.

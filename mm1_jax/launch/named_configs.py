@@ -132,7 +132,7 @@ def find_named_config(name: str, module: str | None = None) -> NamedConfig:
 
 
 def used_by_named_configs(path: str, first: str, module: str | None = None) -> Any:
-    """The class or function of an import path that a named config has as a value.
+    """Finds a class or function among the values of named configs, by its import path.
 
     Args:
         path: Such as "mm1_jax.data.corpora.captions.caption_document".
@@ -140,7 +140,7 @@ def used_by_named_configs(path: str, first: str, module: str | None = None) -> A
         module: Their module, besides those of `experiments`.
 
     Raises:
-        LookupError: None has; its arguments are a message and the paths that are known.
+        LookupError: No named config uses it; the arguments are a message and the known paths.
     """
     known: dict[str, Any] = {}
 

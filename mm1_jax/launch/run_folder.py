@@ -98,7 +98,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The name of the config, which says if it is a small version."""
+        """Returns the name of the config, with a suffix for its small version."""
         return f"{self.config}_small" if self.small else self.config
 
     def resolved_config(
@@ -114,7 +114,7 @@ class Launch:
         return cfg.klass.resolve(restore_values(cfg, stored) if stored else cfg)
 
     def written_config(self, *, note: Callable[[str], None] | None = None) -> Any:
-        """The config with its overrides, before `resolve`: what follows from other fields is unset.
+        """Returns the config with its overrides, before `resolve`: derived fields are unset.
 
         Args:
             note: As for `resolved_config`.
@@ -236,7 +236,7 @@ class RunFolder:
     def _checked(
         self, launch: Launch, cfg: Any
     ) -> tuple[Any, dict[str, Scalar], epath.Path, int | None]:
-        """The config to train with, values that it keeps, the checkpoints, their newest step."""
+        """Returns the config to train with, kept values, the checkpoints, and the newest step."""
         checkpoints = self._checkpoints(cfg)
         newest = newest_step(checkpoints)
         kept: dict[str, Scalar] = {}
@@ -266,7 +266,7 @@ class RunFolder:
         return cfg
 
     def stored_fields(self) -> dict[str, Scalar]:
-        """The values in the config of the run, by path.
+        """Returns the values in the config of the run, by path.
 
         Raises:
             ValueError: There is no run, or its config is damaged.
@@ -275,11 +275,11 @@ class RunFolder:
         return read_fields(self._stored_config())
 
     def newest_step(self) -> int | None:
-        """The step of the run's newest checkpoint; None if it has saved nothing."""
+        """Returns the step of the run's newest checkpoint; None if there is none."""
         return newest_step(checkpoints_of(self.path))
 
     def launch_name(self) -> str:
-        """The name of the config that the run was launched with."""
+        """Returns the name of the config that the run was launched with."""
         return self._stored_launch().name
 
     def _raise_if_empty(self) -> None:
@@ -456,7 +456,7 @@ def load_experiment(folder: str | os.PathLike) -> Any:
 
 
 def _stated(launch: Launch) -> dict[str, Any]:
-    """A launch as JSON has it, without the options that were not given."""
+    """Returns a launch as JSON, without options that were not given."""
     unless_given = {"file": None, "small": False}
     return {
         name: value
