@@ -187,7 +187,7 @@ def test_a_field_of_an_unset_part_is_set(capsys):
     assert "model.moe: None" in _printed(capsys, "--config.model.moe=None")
 
 
-def test_evaluators_are_switched_off_and_chosen(capsys):
+def test_evaluators_can_be_disabled_and_selected(capsys):
     for argv in (
         ["--config.evals.digits_vqa=None"],
         ["--evals="],
@@ -203,7 +203,7 @@ def test_evaluators_are_switched_off_and_chosen(capsys):
     assert "evals has no field 'digits_vqa'" in error
 
 
-def test_print_config_shows_every_field_also_those_that_are_not_set(capsys):
+def test_print_config_shows_every_field_even_unset_ones(capsys):
     lines = _printed(capsys)
     assert "model.head_dim: None" in lines and "trainer.checkpointer.location: None" in lines
 
@@ -215,13 +215,13 @@ def _file(capsys, folder: Path, *argv) -> Path:
     return folder / "config.json"
 
 
-def test_a_printed_config_is_launched_again(capsys, tmp_path):
+def test_a_printed_config_can_be_launched(capsys, tmp_path):
     file, run = _file(capsys, tmp_path, "--config.model.tied=false"), tmp_path / "run"
     argv = [MODULE, f"--config_file={file}", f"--output_dir={run}"]
     assert main([*argv, "--config.trainer.max_steps=7"]) == 0
     text = (run / "config.txt").read_text()
     assert "model.tied: False" in text and "trainer.optimizer.decay_steps: 7" in text
-    # The run knows its config without the file, and is such a file itself.
+    # The run no longer needs the file, and its config.json is itself a config file.
     file.unlink()
     assert RunFolder(run).load_experiment().model.tied is False
     capsys.readouterr()
@@ -229,7 +229,7 @@ def test_a_printed_config_is_launched_again(capsys, tmp_path):
     assert set(text.splitlines()) <= set(capsys.readouterr().out.splitlines())
 
 
-def test_a_file_stands_in_place_of_a_named_config(capsys, tmp_path):
+def test_a_file_can_replace_a_named_config(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main([MODULE, f"--config_file={_file(capsys, tmp_path)}", "--config=fake_small"])
     assert "not allowed with argument --config" in capsys.readouterr().err
@@ -401,7 +401,7 @@ def test_failed_launches_never_exit_with_0(tmp_path, monkeypatch, capsys, option
     monkeypatch.setattr(importlib.import_module("fake_experiment").FakeExperiment, "run", fail)
     # Other tests have used devices already.
     monkeypatch.setattr(distributed, "uses_devices", lambda: False)
-    # Processes that later tests start would ignore signals, too.
+    # Otherwise processes that later tests start would ignore signals, too.
     monkeypatch.setattr(processes, "ignore_signals", lambda: None)
     argv = [MODULE, "--config=fake_small", f"--output_dir={tmp_path}", *options]
     try:
