@@ -56,7 +56,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Variant:
     """A metric of one variant: value of each run, mean, and difference from the first variant."""
 
     values: list[float]
@@ -143,14 +143,14 @@ def metrics_of(folder: Path) -> dict[str, float]:
 
 def compare(
     groups: Mapping[str, Sequence[Mapping[str, float]]], patterns: Sequence[str]
-) -> dict[str, dict[str, Kind]]:
+) -> dict[str, dict[str, Variant]]:
     """Returns metric -> name of the variant -> values and estimates.
 
     Raises:
         ValueError: A pattern matches no metric, or a run lacks a metric that others have.
     """
     keys = list(dict.fromkeys(key for runs in groups.values() for run in runs for key in run))
-    table: dict[str, dict[str, Kind]] = {}
+    table: dict[str, dict[str, Variant]] = {}
     for pattern in patterns:
         fitting = [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
         if not fitting:
@@ -167,12 +167,12 @@ def compare(
             values = {name: [run[key] for run in runs] for name, runs in groups.items()}
             base = next(iter(values.values()))
             table[key] = {
-                name: Kind(x, estimate(x), difference(x, base)) for name, x in values.items()
+                name: Variant(x, estimate(x), difference(x, base)) for name, x in values.items()
             }
     return table
 
 
-def markdown(table: Mapping[str, Mapping[str, Kind]]) -> str:
+def markdown(table: Mapping[str, Mapping[str, Variant]]) -> str:
     """Returns a table: a row per metric, a column per variant and per difference to the first."""
     names = list(next(iter(table.values())))
     first, *others = names
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = compare(groups, flags.metrics.split(","))
     if flags.json is not None:
         numbers = {
-            key: {name: asdict(kind) for name, kind in by_name.items()}
+            key: {name: asdict(variant) for name, variant in by_name.items()}
             for key, by_name in table.items()
         }
         write_whole(flags.json, json.dumps(numbers, indent=1) + os.linesep)

@@ -230,12 +230,13 @@ def run_export(flags: argparse.Namespace) -> str:
     }
     common = {**sizes, "skip_comparison": flags.skip_comparison, "watch": Display()}
 
-    def told(exported: Exported) -> str:
+    def report(exported: Exported) -> str:
         kind = f"{exported.num_parameters:,} parameters as a {exported.model_type}"
         return f"{flags.output}: {kind}\n{_checked(exported)}"
 
-    if flags.format == "source" or (flags.format == "auto" and _goes_back(stored.description)):
-        return told(export_source(stored, flags.checkpoint, flags.output, **common))
+    needs_source = flags.format == "auto" and _needs_source_format(stored.description)
+    if flags.format == "source" or needs_source:
+        return report(export_source(stored, flags.checkpoint, flags.output, **common))
     fit = "stretch"
     if stored.description is None:
         cfg = load_experiment(flags.checkpoint)
@@ -273,10 +274,10 @@ def run_export(flags: argparse.Namespace) -> str:
         exported = export_native(
             stored, model, parts, flags.output, passthrough=passthrough, **options
         )
-    return told(exported)
+    return report(exported)
 
 
-def _goes_back(description: Mapping[str, Any] | None) -> bool:
+def _needs_source_format(description: Mapping[str, Any] | None) -> bool:
     """Returns whether imported weights can only be exported in the format of their source."""
     if description is None or description["changes"]["num_experts"] is not None:
         return False

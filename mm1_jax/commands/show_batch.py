@@ -66,10 +66,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=local_path, metavar="FILE", help="default: NAME_step_STEP.html"
     )
-    args = parser.parse_args(arguments)
-    if args.step < 0:
-        parser.error(f"--step={args.step}: expected 0 or more")
-    return args
+    return parser.parse_args(arguments)
 
 
 def _rows(text: str) -> range:
@@ -83,7 +80,7 @@ def _rows(text: str) -> range:
     return rows
 
 
-class Made(NamedTuple):
+class MadeRows(NamedTuple):
     """Rows of a batch, with the counts of each corpus.
 
     Attributes:
@@ -98,7 +95,7 @@ class Made(NamedTuple):
     accounting: dict[str, dict[str, int | float]]
 
 
-def make(input: Input, step: int, rows: range) -> Made:
+def make_rows(input: Input, step: int, rows: range) -> MadeRows:
     """Makes rows of a step, and the rows that share an image buffer with them."""
     if rows.stop > input.batch_size:
         raise ValueError(
@@ -113,7 +110,7 @@ def make(input: Input, step: int, rows: range) -> Made:
         planned = {"step": planner.step, "next_index": planner.next_index.tolist()}
         iterator.set_state(iterator.get_state() | planned)
         batch = next(iterator)
-        return Made(batch, rows, input.image_buffer.slots(rows).start, iterator.accounting())
+        return MadeRows(batch, rows, input.image_buffer.slots(rows).start, iterator.accounting())
     finally:
         iterator.close()
 
@@ -161,7 +158,7 @@ class Run(NamedTuple):
     image: int | None
 
 
-class Part(NamedTuple):
+class RowDocument(NamedTuple):
     """A document of a row, or its padding (segment 0)."""
 
     segment: int
@@ -170,9 +167,9 @@ class Part(NamedTuple):
     runs: tuple[Run, ...]
 
 
-def parts_of(
+def documents_of(
     segment_ids: np.ndarray, is_image: np.ndarray, tokens_per_image: int
-) -> Iterator[Part]:
+) -> Iterator[RowDocument]:
     """Yields the documents of a row in order, each split into runs of text and images."""
     edges = np.flatnonzero(np.diff(segment_ids)) + 1
     images = itertools.count()
@@ -186,13 +183,13 @@ def parts_of(
                 end, image = position + int(after[0]) if after.size else stop, None
             runs.append(Run(position, end, image))
             position = end
-        yield Part(int(segment_ids[start]), start, stop, tuple(runs))
+        yield RowDocument(int(segment_ids[start]), start, stop, tuple(runs))
 
 
 class Page:
     """HTML page of a range of rows."""
 
-    def __init__(self, input: Input, made: Made, shown: range, *, title: str, step: int):
+    def __init__(self, input: Input, made: MadeRows, shown: range, *, title: str, step: int):
         self.input = input
         self.made = made
         self.shown = shown
@@ -268,56 +265,59 @@ class Page:
     def _row(self, number: int) -> str:
         b = number - self.made.rows.start
         batch = self.made.batch
-        parts = list(parts_of(batch.segment_ids[b], self.is_image[b], self.input.num_image_tokens))
-        documents = sum(part.segment > 0 for part in parts)
+        documents = list(
+            documents_of(batch.segment_ids[b], self.is_image[b], self.input.num_image_tokens)
+        )
+        count = sum(document.segment > 0 for document in documents)
         filled = int(np.sum(batch.segment_ids[b] > 0))
         used = int(np.sum(batch.image_index[b] >= 0))
         summary = (
-            f"<strong>Row {number}</strong> <span>{_count(documents, 'document')}, "
+            f"<strong>Row {number}</strong> <span>{_count(count, 'document')}, "
             f"{filled:,} of {self.input.max_sequence_length:,} positions, "
             f"{_count(used, 'picture')}, {int(batch.loss_mask[b].sum()):,} targets scored</span>"
         )
-        strip = "".join(self._strip(b, part) for part in parts)
-        blocks = "\n".join(self._part(b, part) for part in parts)
+        strip = "".join(self._strip(b, document) for document in documents)
+        blocks = "\n".join(self._document(b, document) for document in documents)
         return (
             f'<details class="row" open><summary>{summary}\n<div class="strip">{strip}</div>'
             f'</summary>\n<div class="parts">\n{blocks}\n</div></details>'
         )
 
-    def _strip(self, b: int, part: Part) -> str:
-        """Draws a part of a row to scale, as colored bars."""
-        if not part.segment:
-            return _bar(part.stop - part.start, "padding", "")
+    def _strip(self, b: int, document: RowDocument) -> str:
+        """Draws a document to scale, as colored bars."""
+        if not document.segment:
+            return _bar(document.stop - document.start, "padding", "")
         bars = []
-        for run in part.runs:
+        for run in document.runs:
             if run.image is not None:
-                bars.append(_bar(run.stop - run.start, "picture", _hue(part.segment)))
+                bars.append(_bar(run.stop - run.start, "picture", _hue(document.segment)))
                 continue
             mask = self.made.batch.loss_mask[b, run.start : run.stop]
             for scored, group in itertools.groupby(mask.tolist()):
                 kind = "scored" if scored else "unscored"
-                bars.append(_bar(len(list(group)), kind, _hue(part.segment)))
+                bars.append(_bar(len(list(group)), kind, _hue(document.segment)))
         return "".join(bars)
 
-    def _part(self, b: int, part: Part) -> str:
+    def _document(self, b: int, document: RowDocument) -> str:
         batch = self.made.batch
-        length = part.stop - part.start
-        if not part.segment:
-            text = f"padding: {_count(length, 'position')}, {part.start} to {part.stop - 1}"
+        length = document.stop - document.start
+        if not document.segment:
+            text = f"padding: {_count(length, 'position')}, {document.start} to {document.stop - 1}"
             return f'<section class="padding"><span>{text}</span></section>'
-        corpus = self.input.corpus_names[int(batch.corpus_ids[b, part.start])]
-        scored = int(batch.loss_mask[b, part.start : part.stop].sum())
+        corpus = self.input.corpus_names[int(batch.corpus_ids[b, document.start])]
+        scored = int(batch.loss_mask[b, document.start : document.stop].sum())
         header = (
-            f"<header><b>{part.segment}</b> <strong>{visible(corpus)}</strong> "
-            f"<span>positions {part.start} to {part.stop - 1} of the row, "
+            f"<header><b>{document.segment}</b> <strong>{visible(corpus)}</strong> "
+            f"<span>positions {document.start} to {document.stop - 1} of the row, "
             + (f"{scored:,} targets scored" if scored else "not scored")
             + "</span></header>"
         )
         runs = "".join(
-            self._text(b, run) if run.image is None else self._picture(b, run) for run in part.runs
+            self._text(b, run) if run.image is None else self._picture(b, run)
+            for run in document.runs
         )
         return (
-            f'<section class="document" style="{_hue(part.segment)}">{header}\n'
+            f'<section class="document" style="{_hue(document.segment)}">{header}\n'
             f'<div class="flow">{runs}</div></section>'
         )
 
@@ -402,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = chosen_launch(args, overrides).resolved_config(note=say_note).input
     input = cfg.set(num_workers=0, prefetch=0).instantiate()
     shown = args.rows or range(min(MOST_ROWS, input.batch_size))
-    made = make(input, args.step, shown)
+    made = make_rows(input, args.step, shown)
     page = Page(input, made, shown, title=args.config, step=args.step)
     write_whole(output, page.text())
     print(output)

@@ -78,8 +78,8 @@ def input():
     return cfg.instantiate()
 
 
-def page(input, step: int, rows: range) -> tuple[tool.Made, Parsed, str]:
-    made = tool.make(input, step, rows)
+def page(input, step: int, rows: range) -> tuple[tool.MadeRows, Parsed, str]:
+    made = tool.make_rows(input, step, rows)
     text = tool.Page(input, made, rows, title="<drawn>", step=step).text()
     return made, Parsed(text), text
 
@@ -88,7 +88,7 @@ def test_the_rows_are_those_of_training(input):
     batches = input.iterator()
     for _ in range(3):
         expected = next(batches)
-    made = tool.make(input, 2, range(5, 7))
+    made = tool.make_rows(input, 2, range(5, 7))
     assert made.rows == range(4, 8)
     np.testing.assert_array_equal(made.batch.tokens, expected.tokens[4:])
     np.testing.assert_array_equal(made.batch.image_index, expected.image_index[4:])
