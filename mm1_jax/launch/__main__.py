@@ -78,17 +78,17 @@ config files:
   that named configs use.
 
 resuming:
-  A run resumes in its folder with the same config. These fields may change:
+  A launch into the folder of a run resumes it with the same config. These fields may change:
   {", ".join(MAY_CHANGE[:5])},
   {", ".join(MAY_CHANGE[5:9])},
   {", ".join(MAY_CHANGE[9:])}
-  (max_steps where it leaves optimizer.decay_steps, which follows it unless set, as it was).
+  (max_steps only if optimizer.decay_steps, which follows it unless set, stays the same).
 
 exit codes:
   0         done, or was done already
   1         unexpected error
-  2         error that a change of the command line, config or data fixes, e.g. an unknown
-            field, too many bad pictures, a loss that is not finite
+  2         error that needs a change of the command line, config or data, e.g. an unknown
+            field, too many images that cannot be decoded, a loss that is not finite
   3         trained and reported, but an evaluation or the last save failed; launch again to
             repeat it
   130, 143  stopped by SIGINT or SIGTERM, and saved if training had begun; launch again to
@@ -96,8 +96,8 @@ exit codes:
 
 many processes:
   Give the same command on every host. On Cloud TPU, GKE, Slurm and under mpirun, the processes
-  find each other; elsewhere --coordinator_address, --num_processes and --process_id say who they
-  are. docs/rehearse_and_launch_on_pods.md has the launch files.
+  find each other; elsewhere set --coordinator_address, --num_processes and --process_id.
+  docs/rehearse_and_launch_on_pods.md describes the launch files.
 
 examples:
   %(prog)s --list
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output_dir",
         metavar="DIR",
         type=local_path,
-        help="where outputs go (default: ./runs/NAME)",
+        help="output folder (default: ./runs/NAME)",
     )
     parser.add_argument("--list", action="store_true", help="show all named configs and exit")
     parser.add_argument(
@@ -145,14 +145,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=whole(0),
         default=0,
-        help="start a run again that died, so many times (default: 0)",
+        help="restart a run that dies, at most N times (default: 0)",
     )
     parser.add_argument(
         "--compilation_cache",
         metavar="DIR",
         default="default",
-        help='where compiled programs are kept; "" for nowhere (default: in ~/.cache/mm1_jax, or '
-        "what JAX_COMPILATION_CACHE_DIR says)",
+        help='cache folder of compiled programs, "" for no cache (default: the environment '
+        "variable JAX_COMPILATION_CACHE_DIR, or a folder in ~/.cache/mm1_jax)",
     )
     add_cluster_options(parser)
     parser.add_argument(
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=whole(-1),
         default=-1,
-        help="what libraries log: -1 warnings (default), 0 information, 1 tracebacks of errors too",
+        help="log level: -1 warnings (default), 0 information, 1 also tracebacks of errors",
     )
     return parser
 

@@ -104,7 +104,7 @@ def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True
         "--data_dir",
         type=local_text,
         metavar="DIR",
-        help="where records and tokenizer lie (short for --config.input.data_dir; default: ./data)",
+        help="folder of records and tokenizer (short for --config.input.data_dir; default: ./data)",
     )
 
 

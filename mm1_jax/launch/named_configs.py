@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from mm1_jax.config import (
 )
 from mm1_jax.experiment_folders import EXPERIMENTS, SHIPPED, experiment_folders
 
+_DEFINITION = re.compile(rb"^\s*(def\s+named_configs\b|named_configs\s*[:=])", re.MULTILINE)
 _INSTALLED = "site-packages"
 
 
@@ -52,7 +54,7 @@ class NamedConfig:
         if not callable(self.make):
             raise ValueError(f"{where} is {self.make!r}, expected a function that makes a config")
         if _needs_arguments(self.make):
-            raise ValueError(f"{where} needs arguments; give them by functools.partial")
+            raise ValueError(f"{where} needs arguments; bind them with functools.partial")
         try:
             cfg = self.make()
         except (UnknownFieldError, InvalidConfigValueError) as error:
@@ -115,7 +117,7 @@ def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
             if name in found:
                 raise ValueError(
                     f"Two configs are named {name!r}, in {found[name].module} and {each.__name__}: "
-                    "rename one, or say which by --module"
+                    "rename one, or choose one with --module"
                 )
             found[name] = NamedConfig(name, each.__name__, make)
     return found
@@ -181,8 +183,8 @@ def import_module(name: str, option: str) -> ModuleType:
         return importlib.import_module(name)
     except SystemExit as end:
         raise ValueError(
-            f"{option}={name}: its import ends the process, by sys.exit({end.code!r}); a module of "
-            'configs does so under `if __name__ == "__main__"` alone'
+            f"{option}={name}: its import calls sys.exit({end.code!r}); call it only under "
+            '`if __name__ == "__main__"`'
         ) from end
     except ModuleNotFoundError as error:
         # The module exists, and one that it imports does not: an error of its own.
@@ -213,7 +215,7 @@ def _experiments() -> list[ModuleType]:
         print(f"note: {note}", file=sys.stderr)
     found = []
     for name, folder in sorted(modules.items()):
-        if not _mentions_configs(Path(folder, name)):
+        if not _defines_configs(Path(folder, name)):
             continue
         try:
             found.append(import_module(f"{EXPERIMENTS}.{name}", "--config"))
@@ -221,17 +223,17 @@ def _experiments() -> list[ModuleType]:
             if folder != SHIPPED or not notes:
                 raise
             raise ValueError(
-                f"{EXPERIMENTS}.{name} cannot be imported ({error}); {'; '.join(notes)}; rename "
-                "what it needs otherwise"
+                f"{EXPERIMENTS}.{name} cannot be imported ({error}); {'; '.join(notes)}; give your "
+                "module another name"
             ) from error
     return found
 
 
-def _mentions_configs(module: Path) -> bool:
+def _defines_configs(module: Path) -> bool:
     """Returns whether a module may have named configs; others, such as scripts, are skipped."""
     file = module / "__init__.py" if module.is_dir() else module.with_name(f"{module.name}.py")
     try:
-        return b"named_configs" in file.read_bytes()
+        return _DEFINITION.search(file.read_bytes()) is not None
     except OSError:
         # Not a Python source file.
         return True

@@ -182,11 +182,13 @@ class RunFolder:
             except BlockingIOError:
                 file.seek(0)
                 raise ValueError(
-                    f"--output_dir={self.path}: process {file.read().strip() or 'unknown'} runs "
-                    "there; wait for its end, stop it, or choose another folder"
+                    f"--output_dir={self.path}: process {file.read().strip() or 'unknown'} is "
+                    "running there; wait until it ends, stop it, or choose another folder"
                 ) from None
             except OSError as error:
-                logging.warning("%s: launches are not kept apart (%s)", self.path, error)
+                logging.warning(
+                    "%s: cannot be locked against other launches (%s)", self.path, error
+                )
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -332,8 +334,8 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             reason = str(error)
         raise ValueError(
-            f"{path}: missing or damaged ({reason}); give the command of the run's launch once "
-            "more, which writes it again"
+            f"{path}: missing or damaged ({reason}); repeat the command of the run's launch, which "
+            "writes it again"
         )
 
     def _checkpoints(self, cfg: Any) -> epath.Path:
@@ -349,26 +351,26 @@ class RunFolder:
         newest = newest_step(folder)
         if newest is not None and not self.holds_a_run:
             raise ValueError(
-                f"{folder} holds checkpoints up to step {newest}, and {self._config_path}, which "
-                "says what their run was, is missing; put it back, remove the checkpoints, or "
-                "choose another --output_dir and trainer.checkpointer.location"
+                f"{folder} holds checkpoints up to step {newest}, but {self._config_path}, the "
+                "config of their run, is missing; restore it, remove the checkpoints, or choose "
+                "another --output_dir and trainer.checkpointer.location"
             )
         if self.holds_a_run:
             before = checkpoints_of(self.path)
             if newest is None and (lost := newest_step(before)) is not None:
                 raise ValueError(
-                    f"{folder}, where trainer.checkpointer.location says, holds no checkpoint, but "
-                    f"the run in {self.path} has made {lost} steps, saved in {before}; name that "
-                    "folder, move it, or launch into a new --output_dir"
+                    f"{folder} (trainer.checkpointer.location) holds no checkpoint, but the run in "
+                    f"{self.path} has made {lost} steps, saved in {before}; set the field to that "
+                    "folder, move the folder, or launch into a new --output_dir"
                 )
             # A run with an identity stores it next to its checkpoints.
             is_known = read_identity(folder) is not None or read_identity(self.path) is None
             if newest is not None and folder != before and not is_known:
                 raise ValueError(
-                    f"{folder}, where trainer.checkpointer.location says, holds checkpoints up to "
-                    f"step {newest} of an unknown run, and those of the run in {self.path} would "
-                    f"be in {before}; name another folder, or copy {self.path / IDENTITY} there if "
-                    "they are of this run"
+                    f"{folder} (trainer.checkpointer.location) holds checkpoints up to step "
+                    f"{newest} of an unknown run, and the run in {self.path} stores its own in "
+                    f"{before}; choose another folder, or copy {self.path / IDENTITY} there if "
+                    "they belong to this run"
                 )
         return folder
 
@@ -407,8 +409,8 @@ class RunFolder:
     def _raise_if_beyond(self, max_steps: int, newest: int) -> None:
         if max_steps < newest:
             raise ValueError(
-                f"trainer.max_steps={max_steps}: the run in {self.path} has made {newest} steps; "
-                "give at least as many, or launch into a new --output_dir"
+                f"trainer.max_steps={max_steps}: the run in {self.path} has already made {newest} "
+                "steps; give at least as many, or launch into a new --output_dir"
             )
 
     def _as_stored(
@@ -426,7 +428,7 @@ class RunFolder:
         if values:
             changes = "; ".join(str(each) for each in kept if each.path in values)
             print(
-                f"note: {self.path}: its run keeps the values that it was trained with "
+                f"note: {self.path}: the run keeps the values that it was trained with "
                 f"(stored -> now): {changes}",
                 file=sys.stderr,
             )

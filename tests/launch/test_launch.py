@@ -352,7 +352,7 @@ def other_launch(tmp_path):
 def test_a_second_launch_at_the_same_time_is_refused(capsys, tmp_path, other_launch):
     argv = ("--config=fake_small", f"--output_dir={tmp_path}")
     error = _error(capsys, *argv)
-    assert f"--output_dir={tmp_path}: process {other_launch.pid} runs there" in error
+    assert f"--output_dir={tmp_path}: process {other_launch.pid} is running there" in error
     assert {path.name for path in tmp_path.iterdir()} == {"launch.lock"}
     other_launch.communicate()
     assert main([MODULE, *argv]) == 0

@@ -132,7 +132,9 @@ def _python(folder, *arguments):
 def test_user_experiments_are_found_beside_the_shipped_ones(tmp_path, has_init):
     _own_experiments(tmp_path, has_init=has_init, mine="my_run", ablations="my_ablation")
     # A script in a user's folder has no configs and is not imported.
-    (tmp_path / "experiments" / "plot.py").write_text("raise SystemExit('it runs')\n")
+    (tmp_path / "experiments" / "plot.py").write_text(
+        "from experiments.mine import named_configs\nraise SystemExit('it runs')\n"
+    )
     listed = _python(tmp_path, "-m", "mm1_jax", "launch", "--list")
     assert listed.returncode == 0
     lines = {line.split()[0]: line for line in listed.stdout.splitlines()}
@@ -195,7 +197,7 @@ def test_spawned_processes_find_user_experiments(tmp_path):
 
 def test_a_module_that_exits_never_makes_a_command_exit_with_0(own_module):
     Path("ending.py").write_text("import sys\nsys.exit(0)\n")
-    with pytest.raises(ValueError, match="--module=ending: its import ends the process"):
+    with pytest.raises(ValueError, match="--module=ending: its import calls sys.exit"):
         import_module("ending", "--module")
 
 
@@ -229,7 +231,7 @@ WRONG = {
     "number": (lambda: 3, "returned 3; expected an Experiment.Config"),
     "model": (lambda: mm1_tiny().model, "returned a config of MM1; expected an Experiment.Config"),
     "misspelt": (_misspells, "test_named_configs.py:"),
-    "arguments": (lambda size: mm1_tiny(), "needs arguments; give them by functools.partial"),
+    "arguments": (lambda size: mm1_tiny(), "needs arguments; bind them with functools.partial"),
     "config": (mm1_tiny(), "is a config, expected a function that makes one"),
     "text": ("mm1_tiny", "is 'mm1_tiny', expected a function"),
     "evals": (

@@ -250,7 +250,7 @@ def test_a_folder_without_a_run_loses_nothing(tmp_path):
 def test_fewer_steps_than_already_trained_are_rejected(run):
     before = (run / "config.txt").read_text()
     overrides = {"trainer__max_steps": "9", "trainer__optimizer__decay_steps": "10"}
-    with pytest.raises(ValueError, match="max_steps=9: the run in .* has made 10 steps"):
+    with pytest.raises(ValueError, match="max_steps=9: the run in .* has already made 10 steps"):
         _claim(run, **overrides)
     assert (run / "config.txt").read_text() == before
 
@@ -264,7 +264,7 @@ def test_a_launch_killed_between_its_two_files_does_not_count(tmp_path):
 
 def test_checkpoints_without_a_config_are_not_resumed(run):
     (run / "config.txt").unlink()
-    with pytest.raises(ValueError, match="up to step 10, and .*config.txt.* is missing"):
+    with pytest.raises(ValueError, match="up to step 10, but .*config.txt.* is missing"):
         _claim(run)
 
 
