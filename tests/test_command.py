@@ -34,7 +34,7 @@ if sys.argv[2] == "lazy":
     (Path(sys.argv[1]) / "slow_module.py").write_text(
         "import time, pathlib\n"
         "(pathlib.Path(__file__).parent / 'lazy').touch()\n"
-        "time.sleep(60)"
+        "for _ in range(600): time.sleep(0.1)"
     )
     sys.path.insert(0, sys.argv[1])
 
@@ -44,7 +44,9 @@ class Collected:
 
 def wait(name):
     Path(sys.argv[1], name).touch()
-    time.sleep(60 if name != "collected" else 1)
+    # A signal that comes just before a sleep is handled after it.
+    for _ in range(600 if name != "collected" else 10):
+        time.sleep(0.1)
 
 if sys.argv[2] == "import":
     wait("import")
@@ -55,7 +57,8 @@ def main(argv=None):
         import slow_module
     if sys.argv[2] == "collected":
         Collected()
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)
     try:
         wait("main")
     finally:
