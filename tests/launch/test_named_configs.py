@@ -185,11 +185,12 @@ def test_spawned_processes_find_user_experiments(tmp_path):
     )
     (tmp_path / "start.py").write_text(
         "import multiprocessing\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
         "from mm1_jax.launch.named_configs import NamedConfig\n"
         "if __name__ == '__main__':\n"
         "    from experiments.mine import make\n"
-        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        print(pool.apply(repr, (NamedConfig('x', 'y', make),)))\n"
+        "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:\n"
+        "        print(pool.submit(repr, NamedConfig('x', 'y', make)).result())\n"
     )
     started = _python(tmp_path, "start.py")
     assert started.stdout.startswith("NamedConfig(name='x'"), started.stderr
