@@ -170,10 +170,13 @@ def test_a_stop_prints_its_notes(capsys):
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_every_package_command_is_a_command_with_a_script(path):
+def test_every_package_command_is_a_command_and_so_is_its_script(path):
     text = path.read_text()
     assert "@command\ndef main(" in text and f'prog=started_as("{path.stem}")' in text
-    assert f'sys.exit(script("{path.stem}"))' in (ROOT / "tools" / path.name).read_text()
+    # Commands that were never scripts of a checkout have none.
+    own_script = ROOT / "tools" / path.name
+    if own_script.exists():
+        assert f'sys.exit(script("{path.stem}"))' in own_script.read_text()
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
