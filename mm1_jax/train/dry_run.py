@@ -45,7 +45,7 @@ def dry_run(program: Program, input: Any) -> str:
             "step",
             f"lowered in {lowered_at - start:.1f} s, compiled in {compiled_at - lowered_at:.1f} s",
         ),
-        ("memory", _memory(compiled, program, devices[0])),
+        ("memory", _memory(compiled, program, program.mesh.local_devices[0])),
         ("data", input.describe().replace("\n", "\n" + " " * 14)),
         ("first batch", f"loaded in {time.perf_counter() - compiled_at:.1f} s"),
         *(("", line) for line in _batch_lines(batch, input.corpus_names)),
