@@ -359,24 +359,32 @@ def test_dropless_can_send_all_tokens_to_one_device():
     _assert_equal_on_one_device(moe, {"data": 2, "expert": 4})
 
 
-def test_choices_without_room_are_counted_and_contribute_zero():
-    """All tokens choose expert 2, whose device has room for one and a half times its share."""
+@pytest.mark.parametrize(
+    ("axes", "expert", "kept"),
+    [
+        # Four devices share 24 slots for rows of 8 to 11 or of 12 to 15 tokens.
+        ({"data": 2, "expert": 4}, 2, [8, 9, 7, 0, 12, 12, 0, 0]),
+        # Two devices share 24 slots, and each has two experts.
+        ({"data": 4, "expert": 2}, 1, [8, 9, 10, 11, 12, 12, 14, 10]),
+    ],
+)
+def test_choices_without_room_are_counted_and_contribute_zero(axes, expert, kept):
+    """All tokens choose one expert, whose device has room for one and a half times its share."""
     cfg = Dropless.default_config().set(receive_factor=1.5)
     moe = _moe(experts_per_token=1, dispatch=cfg)
-    moe.router[...] = jnp.zeros((D, E)).at[0, 2].set(3.0)
+    moe.router[...] = jnp.zeros((D, E)).at[0, expert].set(3.0)
     x = _rows().at[:, :, 0].set(1.0)
     graphdef, params = nnx.split(moe)
-    mesh = Parallelism.default_config().set(data=2, expert=4).instantiate().mesh()
+    mesh = Parallelism.default_config().set(**axes).instantiate().mesh()
     with use_mesh(mesh):
         run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))
         y, statistics = run(params, x)
     one, _ = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, PADDED))(params, x)
-    # Each device has a row. Four devices share 24 slots for rows of 8 to 11 or of 12 to 15 tokens.
-    kept = np.array([8, 9, 7, 0, 12, 12, 0, 0])
-    is_kept = np.arange(LENGTH)[None, :, None] < kept[:, None, None]
+    # Each device has a row.
+    is_kept = np.arange(LENGTH)[None, :, None] < np.array(kept)[:, None, None]
     expected = np.where(is_kept, one, 0)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-    assert statistics.dropped == np.sum(PADDED) - kept.sum()
+    assert statistics.dropped == np.sum(PADDED) - sum(kept)
     assert bool(jnp.all(jnp.any(y[0, :8] != 0, axis=-1)))
 
 

@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 
+from mm1_jax.multihost import distributed
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings
-from mm1_jax.train.host_batches import HostBatch, LoadedRows, host_rows
+from mm1_jax.train.host_batches import HostBatch, HostBatches, LoadedRows, host_rows
 
 
 def shardings(**axes):
@@ -65,3 +68,24 @@ def test_parts_are_placed_like_the_whole_batch(make_batch, axes, runs):
     for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         assert ours.sharding == theirs.sharding and ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_saved_state_covers_the_rows_of_all_iterators_of_all_processes(monkeypatch):
+    """A process whose rows are not adjacent has an iterator for each run of rows."""
+
+    def iterator(rows, num_workers):
+        return SimpleNamespace(get_state=lambda: [rows])
+
+    input = SimpleNamespace(
+        batch_size=16,
+        num_workers=2,
+        iterator=iterator,
+        merge_states=lambda states: [rows for state in states for rows in state],
+    )
+    others = [[range(4, 8)], [range(10, 16)]]
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, others])
+    own = [range(0, 4), range(8, 10)]
+    monkeypatch.setattr("mm1_jax.train.host_batches.host_rows", lambda *_: own)
+    state = HostBatches(input, row_sharding(data=8)).get_state()
+    assert sorted(index for rows in state for index in rows) == list(range(16))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
-from mm1_jax.train.loss import Loss
+from mm1_jax.train.loss import Loss, Totals
 from mm1_jax.train.metrics import add, divide
 
 VOCAB_SIZE = 32
@@ -26,11 +26,11 @@ def logits(prng_key, batch):
     return 3 * jax.random.normal(prng_key, (*batch.tokens.shape, VOCAB_SIZE))
 
 
-def evaluate(logits, batch, router=None, **coefficients):
+def evaluate(logits, batch, router=None, totals=None, **coefficients):
     coefficients = {"z_loss": 0.0, **coefficients}
     loss = Loss.default_config().set(**coefficients).instantiate()
     batch = jax.tree.map(jnp.asarray, batch)
-    return loss(logits, Identity(), batch, router, num_corpora=2)
+    return loss(logits, Identity(), batch, router, num_corpora=2, totals=totals)
 
 
 def test_cross_entropy_equals_torchs(logits, batch):
@@ -120,6 +120,10 @@ def test_router_losses_are_means_over_real_tokens_and_layers(logits, batch):
     total, metrics = evaluate(logits, batch, router, load_balance_loss=0.1, router_z_loss=0.01)
     np.testing.assert_allclose(total - plain, 0.1 * 1.5 + 0.01 * 0.6, rtol=1e-5)
     assert divide(metrics)["dropped_share"] == 0.1
+    # A micro-batch with the scored targets of all and half of the real tokens of the whole batch.
+    whole = Totals(jnp.sum(batch.loss_mask, dtype=jnp.float32), jnp.float32(20))
+    half, _ = evaluate(logits, batch, router, whole, load_balance_loss=0.1, router_z_loss=0.01)
+    np.testing.assert_allclose(half - plain, 0.5 * (0.1 * 1.5 + 0.01 * 0.6), rtol=1e-5)
 
 
 def test_chunked_logits_give_the_same_loss_and_gradient(logits, batch):

@@ -16,6 +16,8 @@ def test_anls_is_the_best_similarity_or_zero_below_one_half():
     assert anls("abcd", ["abce"]) == 0.75
     assert anls("ab", ["ax"]) == 0.5
     assert anls("abc", ["axy"]) == 0
+    # The similarity is 4/9.
+    assert anls("abcdefghi", ["abcdvwxyz"]) == 0
     # Lengths are those of the compared texts, without surrounding spaces.
     assert anls("abcd      ", ["abce"]) == 0.75
 
