@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mm1_jax.storage import read_json_object, whole_folder
+from mm1_jax.storage import contents_digest, read_json_object, whole_folder
 
 # Ends inside of a folder as if killed, or waits there until its input ends.
 WRITER = """
@@ -81,3 +81,15 @@ def test_invalid_json_objects_are_named_with_their_file(content, message, tmp_pa
 def test_a_repeated_name_with_equal_values_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1, "a": 1}')
     assert read_json_object(tmp_path / "a.json") == {"a": 1}
+
+
+def test_a_digest_is_that_of_the_contents_wherever_the_folder_is(tmp_path):
+    folders = [tmp_path / "here", tmp_path / "elsewhere" / "there"]
+    for folder in folders:
+        (folder / "part").mkdir(parents=True)
+        (folder / "part" / "a").write_bytes(b"one")
+    assert len({contents_digest(folder) for folder in folders}) == 1
+    before = contents_digest(folders[0])
+    (folders[0] / "part" / "a").write_bytes(b"two")
+    (folders[1] / "part" / "a").rename(folders[1] / "part" / "b")
+    assert len({before, *map(contents_digest, folders)}) == 3
