@@ -83,7 +83,7 @@ def test_a_repeated_name_with_equal_values_is_read(tmp_path):
     assert read_json_object(tmp_path / "a.json") == {"a": 1}
 
 
-def test_a_digest_is_that_of_the_contents_wherever_the_folder_is(tmp_path):
+def test_a_digest_depends_on_the_contents_and_not_on_the_path(tmp_path):
     folders = [tmp_path / "here", tmp_path / "elsewhere" / "there"]
     for folder in folders:
         (folder / "part").mkdir(parents=True)

@@ -113,7 +113,7 @@ def test_memory_of_an_import_is_bounded_with_tables_of_1_gib(tmp_path):
 
 
 def test_tensors_of_different_lengths_are_not_bit_equal(monkeypatch):
-    # They are compared in blocks of so many rows.
+    # Compares in blocks of two rows.
     monkeypatch.setattr("mm1_jax.interop.convert._ROWS", 2)
     rows = np.ones((3, 2), np.float32)
     assert same_bits(rows, rows.astype(ml_dtypes.bfloat16))
