@@ -79,7 +79,8 @@ def paper(model: MM1.Config, mesh_rules: Sequence[MeshRule]) -> Experiment.Confi
             # text has none). 64 rows then need at most 13 slots each, of which 90% are used.
             image_group_rows=64,
             images_per_row=13,
-            # Fills 96% of the binding budget; each shard that a host plans takes about 10 MB.
+            # Fills 96% of the tokens or the images of a row, whichever run out first. Each shard
+            # that a host plans takes about 10 MB.
             packing=Packing.default_config().set(num_shards=128, num_bins=64),
             num_workers=16,
         ),

@@ -289,7 +289,7 @@ def _walk(
 
 
 def _flatten(key: str, value: Any, omit: Collection[Any], leaves: dict[str, Any]) -> None:
-    """Adds the leaves of a value, except skipped fields and omitted defaults."""
+    """Adds the leaves of a value to `leaves`, except skipped fields and omitted defaults."""
     if isinstance(value, ConfigBase):
         # A config class may override `to_flat_dict`.
         inner = value.to_flat_dict(omit_default_values=omit)

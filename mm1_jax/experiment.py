@@ -11,8 +11,8 @@
     model.vision_encoder = None         -> no images in the input
     size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
     trainer.max_steps                   -> trainer.optimizer.decay_steps
-    trainer.initial_weights             -> former defaults of the model, if the weights were trained
-                                           with them
+    trainer.initial_weights             -> model defaults that have changed since the weights were
+                                           trained keep their old values
 """
 
 import re

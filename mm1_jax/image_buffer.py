@@ -7,7 +7,7 @@ slots. The data side assigns slots to pictures and the model looks them up; both
 The assignment is arithmetic on the planned numbers of pictures per row. It does not depend on
 hosts, workers or the mesh, and is known before any record is read. Slots are numbered in the buffer
 of the global batch, which is sharded as the rows are: the slots of a group are contiguous, so a
-part of a batch with whole groups (of a host, a device or a micro-batch) also holds their pictures.
+host, device or micro-batch that holds whole groups of rows also holds the pictures of these rows.
 """
 
 import math

@@ -6,8 +6,8 @@ import pytest
 
 from mm1_jax.config import REQUIRED
 from mm1_jax.config_file import as_json, every_field, full_text, read_config_file
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import named_configs
-from mm1_jax.launch.run_folder import Launch
 
 # Configs whose structure differs; the others are variants of these.
 NAMES = (

@@ -36,8 +36,9 @@ from mm1_jax import __version__
 from mm1_jax.__main__ import COMMANDS
 from mm1_jax.__main__ import main as run_command
 from mm1_jax.launch.config_options import split_overrides
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import named_configs
-from mm1_jax.launch.run_folder import Launch, RunFolder
+from mm1_jax.launch.run_folder import RunFolder
 from mm1_jax.train.train_state import TrainState
 
 ROOT = Path(__file__).parent.parent

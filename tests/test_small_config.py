@@ -4,8 +4,8 @@ import pytest
 
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.launch.__main__ import main
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import named_configs
-from mm1_jax.launch.run_folder import Launch
 
 # The models of the paper.
 PAPER = ("mm1_3b", "mm1_7b", "mm1_30b", "mm1_3b_moe", "mm1_7b_moe", "mm1_1b")

@@ -77,7 +77,7 @@ def packing(args: argparse.Namespace, tables: dict[int, Int[np.ndarray, "_ 2"]])
 
 
 def with_images_per_row(args: argparse.Namespace, target: float) -> Packing:
-    """Returns a packing with `target` images per interleaved row on average; bisects the text."""
+    """Finds, by bisection over text lengths, a packing of `target` images per interleaved row."""
     low, high = 0.0, float(args.max_sequence_length)
     for _ in range(20):
         middle = (low + high) / 2

@@ -7,7 +7,6 @@ After a stop or a kill, the same command resumes. The files do not depend on the
 
 import argparse
 import contextlib
-import importlib
 import inspect
 import os
 import re
@@ -35,13 +34,13 @@ from mm1_jax.data.ingest.convert import Conversion, Progress, convert
 from mm1_jax.data.ingest.filters import EvaluationOverlap, Filter, ImageCount
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.registry import FORMATS
-from mm1_jax.data.ingest.runners import Job, NumberedUnits, Runner, Tally, Watch, Workers
+from mm1_jax.data.ingest.runners import Workers, beam_runner
 from mm1_jax.data.record_files import MANIFEST, Manifest, RecordKind, verify
 from mm1_jax.experiment_folders import EXPERIMENTS
 from mm1_jax.flags import local_path, local_text, number, whole
 from mm1_jax.launch.config_options import split_overrides
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import find_named_config, import_module
-from mm1_jax.launch.run_folder import Launch
 
 DAMAGED = 1
 SECONDS_BETWEEN_LINES = 10
@@ -321,24 +320,6 @@ class Display:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def beam_runner(arguments: Sequence[str]) -> Runner:
-    """Returns a runner on Apache Beam, whose workers must see the input and output files."""
-    try:
-        beam = importlib.import_module("apache_beam")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--runner=beam needs Apache Beam ({error}): pip install 'mm1_jax[beam]'"
-        ) from error
-
-    def run(job: Job, units: NumberedUnits, watch: Watch) -> None:
-        with beam.Pipeline(argv=list(arguments)) as pipeline:
-            work = pipeline | beam.Create(units) | beam.Reshuffle()
-            _ = work | beam.MapTuple(job)
-        watch(Tally())
-
-    return run
 
 
 def summary(folder: Path, manifest: Manifest) -> str:

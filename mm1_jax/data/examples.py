@@ -122,7 +122,7 @@ class ExampleBuilder:
         )
 
     def _check_range(self, tokens: np.ndarray) -> None:
-        # The embedding lookup would clamp such ids to its last row.
+        # The embedding lookup would clamp an id beyond the vocabulary to its last row.
         size = self.tokenizer.vocab_size
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < size:
             raise ValueError(

@@ -35,6 +35,7 @@ from mm1_jax.launch.config_options import (
     say_note,
     split_overrides,
 )
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import named_configs
 from mm1_jax.launch.processes import (
     NOT_SAVED,
@@ -46,7 +47,7 @@ from mm1_jax.launch.processes import (
     of_several,
     status_of_exit,
 )
-from mm1_jax.launch.run_folder import MAY_CHANGE, Launch, RunFolder
+from mm1_jax.launch.run_folder import MAY_CHANGE, RunFolder
 from mm1_jax.launch.supervisor import supervise
 from mm1_jax.multihost.cluster import Cluster
 from mm1_jax.multihost.rendezvous import DECLINE_SECONDS, decline

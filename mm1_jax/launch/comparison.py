@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mm1_jax.launch.run_folder import Launch, RunFolder, may_change
+from mm1_jax.launch.launch import Launch
+from mm1_jax.launch.run_folder import RunFolder, may_change
 from mm1_jax.overrides import is_overridden
 from mm1_jax.stored_config import Difference, config_differences, shown, stored_differences
 

@@ -10,8 +10,8 @@ from typing import Any
 from mm1_jax.command import USER_ERROR
 from mm1_jax.config_file import ConfigFile, read_config_file
 from mm1_jax.flags import local_text
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import find_named_config
-from mm1_jax.launch.run_folder import Launch
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 

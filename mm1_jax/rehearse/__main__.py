@@ -38,7 +38,7 @@ from mm1_jax.launch.config_options import (
     say_note,
     split_overrides,
 )
-from mm1_jax.launch.run_folder import Launch
+from mm1_jax.launch.launch import Launch
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.report import (
     ModelFlops,
@@ -50,7 +50,7 @@ from mm1_jax.rehearse.report import (
 )
 from mm1_jax.rehearse.topologies import Topology, parse_topology
 from mm1_jax.storage import write_whole
-from mm1_jax.stored_config import config_differences
+from mm1_jax.stored_config import config_differences, flat_fields
 
 DOES_NOT_FIT = 3
 
@@ -380,6 +380,8 @@ def fingerprint(cfg: Any, topology: Topology) -> str:
 
 def _chosen_text(cfg: Any) -> str:
     chosen = {each.path for each in config_differences("", cfg)}
+    # A None inside a tuple is no difference from an empty config, but part of the program.
+    chosen |= {path for path, value in flat_fields(cfg).items() if value is None}
     lines = cfg.debug_string().splitlines()
     return "\n".join(line for line in lines if line.partition(": ")[0] in chosen)
 

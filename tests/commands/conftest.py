@@ -14,7 +14,8 @@ from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.experiment import Experiment
-from mm1_jax.launch.run_folder import Launch, RunFolder
+from mm1_jax.launch.launch import Launch
+from mm1_jax.launch.run_folder import RunFolder
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1

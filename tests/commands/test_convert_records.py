@@ -13,7 +13,7 @@ from mm1_jax.commands import convert_records as tool
 from mm1_jax.data.input import lengths_of_folder, used_corpora
 from mm1_jax.data.record_files import Manifest, RecordFiles
 from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL
-from mm1_jax.launch.run_folder import Launch
+from mm1_jax.launch.launch import Launch
 
 NUMBERED = "--format=foreign_formats:Numbered"
 

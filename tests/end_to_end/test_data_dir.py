@@ -113,8 +113,8 @@ def test_a_launch_without_data_says_how_to_make_it(tmp_path):
         status=2,
     )
     for name in ("captions", "interleaved", "text"):
-        assert f"convert_records.py --format=FORMAT --input=PATH --output={tmp_path / name}" in (
+        assert f"convert_records --format=FORMAT --input=PATH --output={tmp_path / name}" in (
             result.stderr
         )
-    assert f"train_tokenizer.py --data_dir={tmp_path} --output={tmp_path}" in result.stderr
+    assert f"train_tokenizer --data_dir={tmp_path} --output={tmp_path}" in result.stderr
     assert "Traceback" not in result.stderr

@@ -11,8 +11,8 @@ import pytest
 
 from experiments.pretrain import mm1_tiny
 from mm1_jax.launch.__main__ import main
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import import_module
-from mm1_jax.launch.run_folder import Launch
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.mm1 import MM1
 

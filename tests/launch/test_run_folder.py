@@ -9,12 +9,8 @@ import pytest
 from mm1_jax.checkpoints.checkpoint_folder import checkpoints_of
 from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL
-from mm1_jax.launch.run_folder import (
-    MAY_CHANGE,
-    Launch,
-    RunFolder,
-    load_experiment,
-)
+from mm1_jax.launch.launch import Launch
+from mm1_jax.launch.run_folder import MAY_CHANGE, RunFolder, load_experiment
 from mm1_jax.stored_config import DEFAULTS, flat_fields, read_fields
 
 

@@ -166,7 +166,7 @@ def test_positions_are_resized_in_float32_for_any_compute_dtype():
 
 def test_sines_and_cosines_need_a_dim_that_four_divides(cfg, build, images):
     cfg.set(positions=SinCosPositions.default_config(), model_dim=6)
-    with pytest.raises(ValueError, match="model_dim is 6"):
+    with pytest.raises(ValueError, match="model_dim=6 must be divisible by 4"):
         build(cfg)(images)
 
 

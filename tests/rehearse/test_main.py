@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import pretrain
-from mm1_jax.launch.run_folder import Launch
+from mm1_jax.launch.launch import Launch
 from mm1_jax.parallel.chips import GIB
 from mm1_jax.rehearse import compile
 from mm1_jax.rehearse.__main__ import DOES_NOT_FIT, fingerprint, main, report_key

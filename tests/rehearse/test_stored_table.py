@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mm1_jax.launch.run_folder import Launch
+from mm1_jax.launch.launch import Launch
 from mm1_jax.rehearse.__main__ import fingerprint, report_key
 from mm1_jax.rehearse.report import render_table
 from mm1_jax.rehearse.topologies import parse_topology

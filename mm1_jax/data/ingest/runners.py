@@ -1,6 +1,7 @@
 """Runs a job for many units, here or in processes that may be stopped or killed at any moment."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import queue
@@ -167,3 +168,21 @@ def _run_in_worker(number: int, unit: Unit) -> None:
     assert _worker is not None
     job, tally = _worker
     job(number, unit, tally)
+
+
+def beam_runner(arguments: Sequence[str]) -> Runner:
+    """Returns a runner on Apache Beam, whose workers must see the input and output files."""
+    try:
+        beam = importlib.import_module("apache_beam")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--runner=beam needs Apache Beam ({error}): pip install 'mm1_jax[beam]'"
+        ) from error
+
+    def run(job: Job, units: NumberedUnits, watch: Watch) -> None:
+        with beam.Pipeline(argv=list(arguments)) as pipeline:
+            work = pipeline | beam.Create(units) | beam.Reshuffle()
+            _ = work | beam.MapTuple(job)
+        watch(Tally())
+
+    return run

@@ -205,7 +205,7 @@ def _num_bytes(group: pq.RowGroupMetaData, columns: Collection[str] | None) -> i
 
 
 def _with_bytes(value: Any, kind: pa.DataType, folder: Path) -> Any:
-    """Replaces every struct of bytes and a path in a value by the bytes of the image."""
+    """Replaces each image struct (`bytes`, `path`) in a value by the bytes of the image."""
     if value is None:
         return None
     if pa.types.is_struct(kind):

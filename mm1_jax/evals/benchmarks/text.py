@@ -358,7 +358,7 @@ def webqs_row(entry: Entry, number: str) -> dict[str, Any]:
 
 
 def without_longer(texts: Sequence[str]) -> list[str]:
-    """Sorts texts and drops those that begin with another one, which already decides."""
+    """Sorts texts, and drops each that starts with another: a reply with it has that one, too."""
     kept: list[str] = []
     for text in sorted(texts):
         if not kept or not text.startswith(kept[-1]):

@@ -21,7 +21,7 @@ Rule = Callable[[str, Sequence[str]], float]
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _DIGITS = {"none": "0"} | {word: str(i) for i, word in enumerate(_NUMBER_WORDS.split())}
 _ARTICLES = frozenset(("a", "an", "the"))
-# A word that equals one of these except for a missing apostrophe is replaced by it.
+# These contractions replace the same words with one apostrophe missing.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
