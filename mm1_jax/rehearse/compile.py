@@ -125,7 +125,7 @@ def compile_train_step(
     progress("compiling")
     text, memory, needed = None, None, None
     try:
-        compiled = lowered.compile(program.parallelism.compiler_options or None)
+        compiled = program.compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

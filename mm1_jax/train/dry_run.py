@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mm1_jax.batch import Batch
@@ -30,7 +31,7 @@ def dry_run(program: Program, input: Any) -> str:
     start = time.perf_counter()
     lowered = program.lower()
     lowered_at = time.perf_counter()
-    compiled = lowered.compile(program.parallelism.compiler_options or None)
+    compiled = program.compile(lowered)
     compiled_at = time.perf_counter()
     batches = HostBatches(input, program.rows)
     try:
@@ -59,7 +60,7 @@ def _memory(compiled: Any, program: Program, device: Any) -> str:
     state = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(program.abstract_state)
-        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
     if analysis is None:
         return f"{_bytes(state)} of training state per device; the compiler reports no more"

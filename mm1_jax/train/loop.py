@@ -64,7 +64,7 @@ class Loop:
     anomalies: Anomalies
     corruption: Corruption
     excluded: ExcludedSteps
-    compiled_step: Callable[..., Any] | None = None
+    compiled_step: Any = None
 
     def run(self, saved_step: int | None) -> None:
         """Trains to the last step and reports.

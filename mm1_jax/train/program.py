@@ -6,7 +6,7 @@ Constructing a program creates no arrays and reads no data. The same program is 
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -123,10 +123,10 @@ class Program:
         )
         return jitted.lower(self.abstract_state, self.objective.batch)
 
-    def compile(self) -> Callable[..., Any]:
-        """Compiles the train step; batches must be placed with `place`."""
-        options: dict[str, str | bool] = {**self.parallelism.compiler_options}
-        return self.lower().compile(options or None)
+    def compile(self, lowered: Any = None) -> Any:
+        """Compiles the train step, lowered or not; batches must be placed with `place`."""
+        lowered = self.lower() if lowered is None else lowered
+        return lowered.compile(self.parallelism.compiler_options or None)
 
     def place(self, batch: HostBatch) -> Any:
         """Places a batch on the devices as global arrays."""
