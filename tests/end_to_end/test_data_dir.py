@@ -90,7 +90,7 @@ def trained(data_dir, tmp_path_factory):
 def test_the_sparse_7b_trains_at_a_small_size_on_real_records(trained):
     folder, result = trained
     # The contents of the streams are logged before the first step.
-    assert "45.0% of the rows" in result.stdout and "fit a row" in result.stdout
+    assert "45.0% of the rows" in result.stdout and "to fit in a row" in result.stdout
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     given = {name: steps[3][f"corpora/{name}/tokens"] for name in ("captions", "interleaved")}
