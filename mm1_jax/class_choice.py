@@ -26,7 +26,7 @@ from mm1_jax.config import (
     close_names,
     field_annotation,
 )
-from mm1_jax.field_types import class_name, options, without_limits
+from mm1_jax.field_types import alternative_types, class_name
 
 _PACKAGE = __name__.partition(".")[0]
 # Types of fields that admit the config of any class.
@@ -57,10 +57,13 @@ class Choice:
 
 def config_classes(annotation: Any) -> list[type[ConfigBase]]:
     """Returns the config classes among the alternatives of a field's type."""
-    alternatives = options(annotation)
-    found = [without_limits(x) for x in ([annotation] if alternatives is None else alternatives)]
-    classes = [typing.get_origin(each) or each for each in found]
+    classes = [typing.get_origin(each) or each for each in alternative_types(annotation)]
     return [each for each in classes if isinstance(each, type) and issubclass(each, ConfigBase)]
+
+
+def _narrow(annotation: Any) -> list[type[ConfigBase]]:
+    """Returns the config classes of a field's type that do not admit the config of any class."""
+    return [each for each in config_classes(annotation) if each not in _BROAD]
 
 
 def owner(config_cls: type[ConfigBase]) -> Any:
@@ -81,7 +84,7 @@ def family(annotation: Any, present: Any) -> dict[str, Any]:
         annotation: The type of the field.
         present: The value of the field, which decides if the type admits any config.
     """
-    narrow = [each for each in config_classes(annotation) if each not in _BROAD]
+    narrow = _narrow(annotation)
     if narrow:
         bases = [base for each in narrow if (base := owner(each)) is not None]
         found = [each for base in bases for each in _concrete(base)]
@@ -102,7 +105,7 @@ def default_child(annotation: Any, where: str) -> Any:
     Raises:
         ValueError: The type of the field admits several classes.
     """
-    narrow = [each for each in config_classes(annotation) if each not in _BROAD]
+    narrow = _narrow(annotation)
     if len(narrow) == 1:
         base = owner(narrow[0])
         if base is None:
@@ -226,7 +229,7 @@ def _call_arguments(klass: Any) -> list[str]:
 
 def _loaded(name: str, annotation: Any, *, anywhere: bool) -> Any:
     """Finds a loaded class by its import path, or also by its bare name from `anywhere`."""
-    narrow = tuple(each for each in config_classes(annotation) if each not in _BROAD)
+    narrow = tuple(_narrow(annotation))
     found = [
         each
         for each in _subclasses(Configurable)

@@ -38,7 +38,7 @@ from mm1_jax.config import (
     config_for_function,
     field_annotation,
 )
-from mm1_jax.field_types import class_name, complaints, options, without_limits
+from mm1_jax.field_types import alternative_types, class_name, complaints
 from mm1_jax.stored_config import Scalar, scalar, with_present_names
 
 _PACKAGE = __name__.partition(".")[0]
@@ -344,14 +344,14 @@ class _Reader:
             )
         if not isinstance(value, str):
             return value
-        alternatives = _alternatives(annotation)
-        for each in alternatives:
+        types_of_field = alternative_types(annotation)
+        for each in types_of_field:
             if isinstance(each, type) and issubclass(each, enum.Enum):
                 members = {f"{each.__name__}.{member.name}": member for member in each}
                 if value in members:
                     return members[value]
-        if any(typing.get_origin(x) is Callable or x is Callable for x in alternatives) or any(
-            (typing.get_origin(x) or x) in (type, types.FunctionType) for x in alternatives
+        if any(typing.get_origin(x) is Callable or x is Callable for x in types_of_field) or any(
+            (typing.get_origin(x) or x) in (type, types.FunctionType) for x in types_of_field
         ):
             return self._named(path, value)
         return value
@@ -378,14 +378,9 @@ class _Reader:
             ) from None
 
 
-def _alternatives(annotation: Any) -> Sequence[Any]:
-    found = options(annotation)
-    return [without_limits(x) for x in ([annotation] if found is None else found)]
-
-
 def _container_type(annotation: Any, default: Any) -> tuple[Any, Callable[[int], Any]]:
     """The type of a field's container, and the types of its items by number; 0 is that of all."""
-    for each in _alternatives(annotation):
+    for each in alternative_types(annotation):
         origin, args = typing.get_origin(each) or each, typing.get_args(each)
         if isinstance(origin, type) and issubclass(origin, Mapping):
             return dict, lambda i, args=args: args[1] if len(args) == 2 else Any

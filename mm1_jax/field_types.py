@@ -136,6 +136,12 @@ def without_limits(annotation: Any) -> Any:
     return typing.get_args(annotation)[0] if is_annotated else annotation
 
 
+def alternative_types(annotation: Any) -> list[Any]:
+    """Returns the types that an annotation admits, without their ranges."""
+    found = options(annotation)
+    return [without_limits(each) for each in ([annotation] if found is None else found)]
+
+
 @functools.cache
 def has_limits(annotation: Any) -> bool:
     """Returns whether an annotation restricts the values of its type: by a range or a Literal."""

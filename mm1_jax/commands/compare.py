@@ -65,8 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if names_a_config:
         comparison = compare_with_launch(run, chosen_launch(options, overrides))
     else:
-        if overrides:
-            parser.error("--config.PATH=VALUE changes a config of --config; B is a run")
+        named = {"--module": options.module, "--small": options.small or None}
+        named |= {"--evals": options.evals, "--data_dir": options.data_dir}
+        given = [name for name, value in named.items() if value is not None]
+        if overrides or given:
+            what = given[0] if given else "--config.PATH=VALUE"
+            parser.error(f"{what} changes a config of --config or --config_file; B is a run")
         comparison = compare_runs(run, RunFolder(options.other))
     if options.json is not None:
         _write(options.json, json.dumps(comparison.as_dict(), indent=2) + "\n")

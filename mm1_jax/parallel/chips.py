@@ -19,8 +19,8 @@ class Chip:
 
     Attributes:
         peak_flops: Dense bfloat16 FLOP/s per chip; published.
-        hbm_bytes: Device memory that a program may use; from the compiler for TPUs, published for
-            GPUs.
+        hbm_bytes: Memory of one JAX device that a program may use; from the compiler for TPUs,
+            published for GPUs.
         hbm_bandwidth: Memory bandwidth per chip in bytes/s; published.
         link_bandwidth: Bytes/s that a chip sends along one axis of the torus, both directions
             together. For a GPU, all bytes/s that it sends over its links.

@@ -257,6 +257,8 @@ def _rehearse_all(
     """Rehearses each pair in its own process; skips pairs whose report is in `--json` already."""
     if options.json is None:
         parser.error("--all needs --json=FILE, where it stores the reports")
+    if options.config is not None:
+        parser.error("--all rehearses named configs; choose some by --configs=A,B")
     module = importlib.import_module("mm1_jax.launch.named_configs")
     names = (
         options.configs.split(",")

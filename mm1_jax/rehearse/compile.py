@@ -16,6 +16,7 @@ import jax
 from jax.experimental import topologies
 
 from mm1_jax.parallel.chips import GIB
+from mm1_jax.parallel.device_memory import Memory
 from mm1_jax.parallel.sharding import MESH_AXES
 from mm1_jax.rehearse import gpus
 from mm1_jax.rehearse.topologies import Topology
@@ -29,22 +30,6 @@ PREDICTED_WITH = {"jax": "0.10.2", "libtpu": "0.0.42.1", "jax-cuda13-plugin": "0
 
 # Further arguments that describe a TPU slice, by kind of chip.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device; a donated argument and its output count once in `total`."""
-
-    arguments: int
-    temporaries: int
-    outputs: int
-    aliased: int
-    code: int
-    peak: int
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.temporaries + self.outputs - self.aliased
 
 
 @dataclass(frozen=True)
@@ -137,7 +122,7 @@ def compile_train_step(
             ) from error
         needed = bytes_needed(str(error))
     else:
-        text, memory = compiled.as_text(), _memory(compiled)
+        text, memory = compiled.as_text(), Memory.of(compiled.memory_analysis())
     return Compiled(
         text=text,
         memory=memory,
@@ -156,18 +141,6 @@ def _chosen(parallelism: Any) -> dict[str, str]:
         if value is not None and name not in (*MESH_AXES, "klass", "rules")
     }
     return {name: str(getattr(value, "value", value)) for name, value in chosen.items()}
-
-
-def _memory(compiled: jax.stages.Compiled) -> Memory:
-    analysis: Any = compiled.memory_analysis()
-    return Memory(
-        arguments=analysis.argument_size_in_bytes,
-        temporaries=analysis.temp_size_in_bytes,
-        outputs=analysis.output_size_in_bytes,
-        aliased=analysis.alias_size_in_bytes,
-        code=analysis.generated_code_size_in_bytes,
-        peak=analysis.peak_memory_in_bytes,
-    )
 
 
 def bytes_needed(message: str) -> float | None:

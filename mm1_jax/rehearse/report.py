@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mm1_jax.parallel.chips import GIB
+from mm1_jax.parallel.device_memory import bytes_text
 from mm1_jax.rehearse.predict import (
     KERNEL_EFFICIENCY,
     Traffic,
@@ -79,13 +80,13 @@ def memory_report(memory: Any, needed: float | None, topology: Topology) -> dict
     """Compares a program's memory with the memory of a device.
 
     Args:
-        memory: A `compile.Memory`; None if the program does not fit.
+        memory: A `device_memory.Memory`; None if the program does not fit.
         needed: Bytes needed by a program that does not fit, if known.
     """
     hbm = topology.chip.hbm_bytes
     if memory is None:
         return {"hbm": hbm, "fits": False, **({} if needed is None else {"total": int(needed)})}
-    total = memory.total + memory.code
+    total = memory.total_with_code
     return {
         **asdict(memory),
         "total": memory.total,
@@ -186,15 +187,19 @@ def _memory(report: Mapping[str, Any]) -> str:
     hbm = memory["hbm"]
     if memory["fits"]:
         tight = f"; less than {FREE_SHARE:.0%} is tight" if memory["free"] < FREE_SHARE else ""
-        verdict = f"fits: {memory['free']:.1%} of {_gib(hbm)} free{tight}"
+        verdict = f"fits: {memory['free']:.1%} of {bytes_text(hbm)} free{tight}"
     else:
         total = memory.get("total")
-        excess = "" if total is None else f" by {_gib(total - hbm)}: {_gib(total)} of {_gib(hbm)}"
-        verdict = f"DOES NOT FIT{excess or ' in ' + _gib(hbm)}"
+        excess = (
+            ""
+            if total is None
+            else f" by {bytes_text(total - hbm)}: {bytes_text(total)} of {bytes_text(hbm)}"
+        )
+        verdict = f"DOES NOT FIT{excess or ' in ' + bytes_text(hbm)}"
     lines = [f"memory per device   {verdict}"]
     names = ("arguments", "temporaries", "outputs", "aliased", "total", "peak", "code")
     if "arguments" in memory:
-        lines.append("  " + "   ".join(f"{name} {_gib(memory[name])}" for name in names))
+        lines.append("  " + "   ".join(f"{name} {bytes_text(memory[name])}" for name in names))
     lines += [f"  to make it fit: {each}" for each in report.get("advice", ())]
     return "\n".join(lines)
 
@@ -316,12 +321,6 @@ def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
         f"{report['mfu']:.3f}",
         compiled,
     )
-
-
-def _gib(number: int | float) -> str:
-    if abs(number) >= 0.1 * GIB:
-        return f"{number / GIB:.2f} GiB"
-    return f"{number / 2**20:.2f} MiB"
 
 
 def _seconds(number: float) -> str:

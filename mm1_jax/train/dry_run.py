@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mm1_jax.batch import Batch
-from mm1_jax.parallel.chips import CHIPS, GIB
+from mm1_jax.parallel.chips import CHIPS
+from mm1_jax.parallel.device_memory import Memory, bytes_text
 from mm1_jax.parallel.parallelism import device_kind, devices_name
 from mm1_jax.train.host_batches import HostBatch, HostBatches
 from mm1_jax.train.program import Program
@@ -55,7 +56,7 @@ def dry_run(program: Program, input: Any) -> str:
 
 
 def _memory(compiled: Any, program: Program, device: Any) -> str:
-    """Bytes per device while a step runs: its arguments, which it reuses, and what it allocates."""
+    """Describes the memory per device during a step."""
     analysis = compiled.memory_analysis()
     state = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -63,29 +64,25 @@ def _memory(compiled: Any, program: Program, device: Any) -> str:
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
     if analysis is None:
-        return f"{_bytes(state)} of training state per device; the compiler reports no more"
-    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    total = arguments + temporaries + outputs + analysis.generated_code_size_in_bytes
+        return f"{bytes_text(state)} of training state per device; the compiler reports no more"
+    memory = Memory.of(analysis)
     text = (
-        f"{_bytes(total)} per device: {_bytes(state)} of training state, "
-        f"{_bytes(max(arguments - state, 0))} of batch, {_bytes(temporaries)} of temporaries"
+        f"{bytes_text(memory.total_with_code)} per device: {bytes_text(state)} of training state, "
+        f"{bytes_text(max(memory.arguments - state, 0))} of batch, "
+        f"{bytes_text(memory.temporaries)} of temporaries"
     )
     limit = _device_bytes(device)
     if limit is None:
         return text
-    return f"{text}; {1 - total / limit:.0%} of {_bytes(limit)} stays free"
+    free = 1 - memory.total_with_code / limit
+    return f"{text}; {free:.0%} of {bytes_text(limit)} stays free"
 
 
 def _device_bytes(device: Any) -> float | int | None:
-    """Memory of a device; None where it is unknown, as that of a CPU is."""
+    """Returns the memory of a device; None if it is unknown, as that of a CPU."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     chip = CHIPS.get(device_kind(device))
-    return limit or (None if chip is None else chip.hbm_bytes / chip.devices_per_chip)
-
-
-def _bytes(number: float | int) -> str:
-    return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
+    return limit or (None if chip is None else chip.hbm_bytes)
 
 
 def _batch_lines(batch: HostBatch, corpus_names: Sequence[str]) -> list[str]:

@@ -71,6 +71,8 @@ def test_a_run_without_a_checkpoint_does_not_restrict_the_next(run, capsys):
         (["{a}"], "give a second run, or a config"),
         (["{a}", "{a}", "--config=fake_small"], "give a second run, or a config"),
         (["{a}", "{a}", "--config.trainer.seed=1"], "B is a run"),
+        (["{a}", "{a}", "--small"], "--small changes a config"),
+        (["{a}", "{a}", "--evals=digits_vqa"], "--evals changes a config"),
     ],
 )
 def test_a_wrong_command_line_is_explained(run, capsys, argv, said):
