@@ -35,7 +35,7 @@ _BROAD = (ConfigBase, InstantiableConfig, Configurable.Config, FunctionConfigBas
 
 @dataclass(frozen=True)
 class Choice:
-    """The config of a chosen class, and the fate of the fields of the former one.
+    """Config of a chosen class, with the fields that it keeps and drops of the former config.
 
     Attributes:
         kept: Fields whose values were carried over.

@@ -379,7 +379,7 @@ class _Reader:
 
 
 def _container_type(annotation: Any, default: Any) -> tuple[Any, Callable[[int], Any]]:
-    """The type of a field's container, and the types of its items by number; 0 is that of all."""
+    """Returns the container type of a field, and a function from item index to item type."""
     for each in alternative_types(annotation):
         origin, args = typing.get_origin(each) or each, typing.get_args(each)
         if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -128,7 +128,7 @@ def _holds_named_configs(value: Any, annotation: Any) -> bool:
 
 
 def _chosen_names(flag: str, path: str, text: str, present: Mapping[Any, Any]) -> set[str]:
-    """Names in `a,b`, each of which is there; none in an empty text and in `None`."""
+    """Returns the names in `a,b`, or none for an empty text or `None`; unknown names raise."""
     known = [str(key) for key in present]
     names = [] if text in ("", "None") else [name.strip() for name in text.split(",")]
     for name in names:
@@ -229,7 +229,7 @@ def _holds_configs(value: Any) -> bool:
 
 
 def _as_leaf(value: Any, field_type: type) -> Any:
-    """The value of a field as ml_collections has it, of the type that its text is parsed into."""
+    """Returns a field's value for ml_collections, in the type that its text is parsed into."""
     if field_type in (list, tuple):
         field_type = tuple
     if value is None or value is REQUIRED:

@@ -46,10 +46,10 @@ EVERY_N_STEPS = 100
 
 
 def small(cfg: Any, note: Callable[[str], None] = lambda line: None) -> Any:
-    """A small copy of an experiment's config, before `resolve`.
+    """Returns a small copy of an experiment's config, before `resolve`.
 
     Args:
-        note: Called with one line for each part, which says what has changed in it.
+        note: Called with one line per part, which lists its changes.
 
     Raises:
         ValueError: A corpus is read from files, and no embedded one has documents of its kind.
@@ -71,7 +71,7 @@ def small(cfg: Any, note: Callable[[str], None] = lambda line: None) -> Any:
 
 
 class _Changes:
-    """Sets fields, and remembers what they were."""
+    """Sets fields, and records their former values."""
 
     def __init__(self) -> None:
         self._lines: dict[str, list[str]] = {}
@@ -83,7 +83,7 @@ class _Changes:
                 setattr(cfg, name, value)
 
     def at_most(self, part: str, cfg: Any, largest: dict[str, int]) -> None:
-        """Reduces the fields that are there and set to something larger."""
+        """Reduces the fields that exceed `largest`; ignores fields that `cfg` lacks."""
         for name, most in largest.items():
             value = getattr(cfg, name) if name in cfg else None
             if isinstance(value, int) and value > most:

@@ -251,7 +251,7 @@ def _dry_run_alone(launch: Launch, cfg: Any, folder: RunFolder) -> int:
 
 
 def _dry_run(experiment: Any) -> str:
-    """The report of an experiment that is built and not run."""
+    """Returns the report of a dry run of an experiment."""
     run = getattr(experiment, "dry_run", None)
     if run is None:
         raise ValueError(f"--dry_run: {type(experiment).__name__} has no method dry_run")

@@ -19,7 +19,7 @@ class Row:
     """A field that differs, or a number that a run depends on.
 
     Attributes:
-        verdict: MAY_CHANGE, KEPT or FORBIDS: for a launch of the second config into the run's
+        verdict: MAY_CHANGE, KEPT or FORBIDS, for a launch of the second config into the run's
             folder.
     """
 

@@ -46,7 +46,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _config_file(text: str) -> ConfigFile:
-    """The type of config files."""
+    """Parses the value of --config_file for argparse."""
     try:
         return read_config_file(local_text(text))
     except ValueError as error:
@@ -54,7 +54,7 @@ def _config_file(text: str) -> ConfigFile:
 
 
 class _ReadFile(argparse.Action):
-    """Stores a config file, and its name as that of the config."""
+    """Stores a config file, and its config's name as --config."""
 
     def __call__(
         self,
@@ -68,7 +68,7 @@ class _ReadFile(argparse.Action):
 
 
 def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The options that choose a config; `split_overrides` has taken those that change it."""
+    """Adds the options that choose a config; `split_overrides` reads those that change it."""
     which = parser.add_mutually_exclusive_group(required=required)
     which.add_argument(
         "--config",
@@ -109,7 +109,7 @@ def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True
 
 
 def chosen_launch(options: argparse.Namespace, overrides: Mapping[str, str]) -> Launch:
-    """The launch that these options name; raises ValueError where there is no such config."""
+    """Returns the launch that these options name; raises ValueError for an unknown config."""
     file = options.config_file
     if file is None:
         return named_launch(options.config, options, overrides)
@@ -118,7 +118,7 @@ def chosen_launch(options: argparse.Namespace, overrides: Mapping[str, str]) -> 
 
 
 def named_launch(name: str, options: argparse.Namespace, overrides: Mapping[str, str]) -> Launch:
-    """The launch of a named config with the other options."""
+    """Returns the launch of a named config with the other options."""
     named = find_named_config(name, options.module)
     overrides = _with_short_options(options, overrides)
     return Launch(named.name, named.module, overrides, small=options.small)
