@@ -15,7 +15,7 @@ Shape letters, everywhere in the project:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -33,14 +33,57 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Image:
-    """One picture: an encoded file (`bytes`), or pixels `uint8 [h, w, 3]`.
+class Markup:
+    """Unscored text of a chat template, in which the names of special tokens are those tokens.
 
-    A rendered picture is a function that returns the pixels, because most documents are read for
-    their length only.
+    In a `Text` they are characters, so that no user can write a control token.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The token that ends an answer, always a training target.
+
+    `text` is the name of a special token, such as `<|im_end|>`; None is the end-of-sequence token.
+    """
+
+    text: str | None = None
+
+
+class View(NamedTuple):
+    """A tile of a picture that is resized to a grid of `columns` x `rows` tiles.
+
+    If `pads`, the picture keeps its aspect ratio and is centered on black; otherwise it is
+    stretched.
+    """
+
+    columns: int
+    rows: int
+    column: int
+    row: int
+    pads: bool = False
+
+
+@dataclass(frozen=True)
+class Image:
+    """One view of a picture, which the vision encoder reads at once.
+
+    The picture is an encoded file (`bytes`), or pixels `uint8 [h, w, 3]`. A rendered picture is a
+    function that returns the pixels, because most documents are read for their length only.
+
+    Attributes:
+        view: The tile to show; None shows the whole picture.
+        is_tiled: Whether a tiling may replace the picture by several views of it.
     """
 
     data: bytes | np.ndarray | Callable[[], np.ndarray]
+    view: View | None = None
+    is_tiled: bool = True
+
+
+Segment = Text | Markup | Stop | Image
 
 
 @dataclass(frozen=True)
@@ -49,10 +92,11 @@ class Document:
 
     A caption pair is `(Image, Text)`, a text document `(Text,)`, a question
     `(Image, Text(question, scored=False), Text(answer))`, an interleaved page any sequence. `ends`
-    is false for a part of a longer document that continues in another part.
+    is false for a part of a longer document that continues in another part, and for a conversation,
+    whose answers have stops of their own.
     """
 
-    segments: tuple[Text | Image, ...]
+    segments: tuple[Segment, ...]
     ends: bool = True
 
     @property

@@ -1,0 +1,1 @@
+"""Formats that turn the turns of a conversation into a document; one per file."""
