@@ -76,11 +76,13 @@ class Image:
     Attributes:
         view: The tile to show; None shows the whole picture.
         is_tiled: Whether a tiling may replace the picture by several views of it.
+        continues: Whether it is another view of the same picture as the image before it.
     """
 
     data: bytes | np.ndarray | Callable[[], np.ndarray]
     view: View | None = None
     is_tiled: bool = True
+    continues: bool = False
 
 
 Segment = Text | Markup | Stop | Image

@@ -19,6 +19,7 @@ import numpy as np
 
 from mm1_jax.batch import Document, Example, Image
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.tiling import Tiling
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 
@@ -35,6 +36,7 @@ class ExampleBuilder:
         num_image_tokens: int,
         max_sequence_length: int,
         max_images: int,
+        tiling: Tiling | None = None,
     ):
         least = 1 if max_images else 0
         if (
@@ -51,6 +53,7 @@ class ExampleBuilder:
         self.num_image_tokens = num_image_tokens
         self.max_sequence_length = max_sequence_length
         self.max_images = max_images
+        self.tiling = tiling
         # Documents passed to `lengths` that were truncated.
         self.num_truncated = 0
 
@@ -61,7 +64,12 @@ class ExampleBuilder:
             num_image_tokens=self.num_image_tokens,
             max_sequence_length=sys.maxsize,
             max_images=sys.maxsize if self.num_image_tokens else 0,
+            tiling=self.tiling,
         )
+
+    def tiled(self, document: Document) -> Document:
+        """Returns the document with the views of its pictures."""
+        return document if self.tiling is None else self.tiling.document(document)
 
     def example(self, document: Document) -> Example:
         """Returns the example to train on."""
@@ -84,7 +92,7 @@ class ExampleBuilder:
         return len(sequence) - 1, len(images)
 
     def sizes(self, document: Document) -> list[int]:
-        """Returns the number of positions that each segment takes."""
+        """Returns the number of positions that each segment takes; an image is one view."""
         return [
             self.num_image_tokens
             if isinstance(segment, Image)
@@ -97,6 +105,7 @@ class ExampleBuilder:
         return (
             f"tokenizer={self.tokenizer.fingerprint()} num_image_tokens={self.num_image_tokens} "
             f"max_sequence_length={self.max_sequence_length} max_images={self.max_images}"
+            + (f" tiling={self.tiling.fingerprint()}" if self.tiling is not None else "")
         )
 
     def prompt(self, document: Document) -> Example:
@@ -133,7 +142,7 @@ class ExampleBuilder:
     def _tokenize(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
         """Returns the whole sequence starting with bos, which tokens are scored, and the images."""
         sequence, scored, images = [self.tokenizer.bos], [False], []
-        for segment in document.segments:
+        for segment in self.tiled(document).segments:
             if isinstance(segment, Image):
                 if not self.num_image_tokens:
                     raise BadRecord("it has an image, and the model reads none")
@@ -164,9 +173,14 @@ class ExampleBuilder:
             num_images += is_image
             if end > room or num_images > self.max_images:
                 break
-            if not is_image:
+            if not is_image and not _inside_picture(images, num_images):
                 kept = (end, num_images)
         if kept[0] == 1:
             # Only images, with no room for text after them. An example has at least one position.
             return [sequence[0], sequence[-1]], [False, False], []
         return sequence[: kept[0]], scored[: kept[0]], images[: kept[1]]
+
+
+def _inside_picture(images: list[Image], number: int) -> bool:
+    """Returns whether the text before an image is a mark between the views of one picture."""
+    return number < len(images) and images[number].continues

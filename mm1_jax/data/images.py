@@ -27,6 +27,8 @@ except ImportError:
 # Formats that Pillow decodes itself; EPS, for one, would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
+# Orientations of which the sides are swapped.
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 class BadImage(ValueError):
@@ -67,6 +69,28 @@ def decode(image: Image, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
         return data
     with _opened(data, max_pixels) as picture:
         return np.asarray(_to_rgb(picture))
+
+
+def picture_size(image: Image) -> tuple[int, int] | None:
+    """Returns the width and height of the upright picture; None if it cannot be read.
+
+    Of a file, only the header is read. A rendered picture is rendered.
+    """
+    try:
+        data = _data(image)
+        if isinstance(data, np.ndarray):
+            return data.shape[1], data.shape[0]
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            width, height = picture.size
+            # Pillow swaps the sides of a TIFF itself, and would decode a PNG that has no early
+            # EXIF block to find a late one.
+            is_swapped = False
+            if picture.format != "TIFF" and "exif" in picture.info:
+                is_swapped = picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+    # Pillow's readers raise nearly anything on a damaged file.
+    except Exception:
+        return None
+    return (height, width) if is_swapped else (width, height)
 
 
 def resize(

@@ -33,6 +33,7 @@ from mm1_jax.data.record_files import MANIFEST
 from mm1_jax.data.rows import RowLoader, RowShape
 from mm1_jax.data.snapshot import CorpusExamples, Examples, Form, Snapshot, SnapshotPlanner
 from mm1_jax.data.sources.array_record import ArrayRecordSource, source_folder
+from mm1_jax.data.tiling import Tiling
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer, tokenizer_path
 from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
 from mm1_jax.image_buffer import ImageBuffer
@@ -50,6 +51,8 @@ class Input(Configurable):
         data_dir: str = "data"
         tokenizer: InstantiableConfig = Tokenizer.default_config()
         image_transform: InstantiableConfig = ImageTransform.default_config()
+        # Shows pictures as tiles and an overview; None shows one view of each.
+        tiling: Tiling.Config | None = None
         batch_size: Required[PositiveInt] = REQUIRED  # Rows, over all hosts.
         max_sequence_length: Required[PositiveInt] = REQUIRED
         max_images: Required[NonNegativeInt] = REQUIRED  # Per row.
@@ -195,7 +198,11 @@ class Input(Configurable):
                 kv_separator="=", field_separator=" "
             ),
             "tokenizer": self.tokenizer.fingerprint(),
-        }
+        } | self._tiling_fingerprint()
+
+    def _tiling_fingerprint(self) -> dict[str, str]:
+        tiling = self.example_builder.tiling
+        return {} if tiling is None else {"tiling": tiling.fingerprint()}
 
     @staticmethod
     def num_corpora(cfg: "Input.Config") -> int:
@@ -353,7 +360,21 @@ def example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:
         num_image_tokens=_set_by_experiment(cfg, "num_image_tokens"),
         max_sequence_length=cfg.max_sequence_length,
         max_images=cfg.max_images,
+        tiling=_tiling(cfg),
     )
+
+
+def _tiling(cfg: Input.Config) -> Tiling | None:
+    if cfg.tiling is None or not cfg.max_images:
+        return None
+    size = cfg.tiling.tile_size
+    image_size = _set_by_experiment(cfg, "image_size")
+    if size not in (None, image_size):
+        raise ValueError(
+            f"input.tiling.tile_size={size} disagrees with input.image_size={image_size}; leave "
+            "the former None."
+        )
+    return cfg.tiling.set(tile_size=image_size).instantiate()
 
 
 def _mixed_streams(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:

@@ -23,7 +23,7 @@ import tqdm
 from absl import logging
 from jaxtyping import Int
 
-from mm1_jax.batch import Image
+from mm1_jax.batch import Document
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.quarantine import Quarantined
@@ -277,14 +277,17 @@ def _examples(
     longest = example_builder.max_sequence_length
     if splitter.max_positions is not None:
         longest = min(longest, splitter.max_positions)
-    positions = sum(example_builder.sizes(document)) + document.ends
-    if positions <= longest and len(document.images) <= max_images:
-        yield DocumentPiece(record), (positions, len(document.images))
+    tiled = example_builder.tiled(document)
+    positions = sum(example_builder.sizes(tiled)) + document.ends
+    if positions <= longest and len(tiled.images) <= max_images:
+        yield DocumentPiece(record), (positions, len(tiled.images))
         return
     blocks = splitter.blocks(document)
+    # A piece may have few enough pictures for tiles where the document has too many.
+    shown = [example_builder.tiled(Document((segment,))) for segment in blocks.segments]
     pieces = splitter.pieces(
-        example_builder.sizes(blocks),
-        [isinstance(segment, Image) for segment in blocks.segments],
+        [sum(example_builder.sizes(each)) for each in shown],
+        [len(each.images) for each in shown],
         # One position is reserved for the end-of-sequence token.
         max_tokens=longest - 1,
         max_images=max_images,

@@ -57,7 +57,7 @@ class Splitter(Configurable):
         return Document(tuple(segments), document.ends)
 
     def pieces(
-        self, sizes: Sequence[int], is_image: Sequence[bool], *, max_tokens: int, max_images: int
+        self, sizes: Sequence[int], num_images: Sequence[int], *, max_tokens: int, max_images: int
     ) -> list[range]:
         """Returns runs of blocks, in order, that fit in a row and contain text.
 
@@ -68,16 +68,17 @@ class Splitter(Configurable):
 
         Args:
             sizes: Number of positions of each block.
+            num_images: Number of views of each image, and 0 for text.
             max_tokens: Most positions that the blocks of a piece may take together.
         """
 
         def fits(run: range) -> bool:
             tokens = sum(sizes[i] for i in run)
-            return tokens <= max_tokens and sum(is_image[i] for i in run) <= max_images
+            return tokens <= max_tokens and sum(num_images[i] for i in run) <= max_images
 
         pieces: list[range] = []
         piece = range(0)
-        for unit in self._units(is_image):
+        for unit in self._units(num_images):
             if fits(joined := range(piece.start, unit.stop)) and piece.stop == unit.start:
                 piece = joined
                 continue
@@ -85,17 +86,17 @@ class Splitter(Configurable):
             while len(unit) > 1 and not fits(unit):
                 unit = unit[1:]
             piece = unit
-        return [piece for piece in (*pieces, piece) if not all(is_image[i] for i in piece)]
+        return [piece for piece in (*pieces, piece) if not all(num_images[i] for i in piece)]
 
-    def _units(self, is_image: Sequence[bool]) -> Iterator[range]:
+    def _units(self, num_images: Sequence[int]) -> Iterator[range]:
         """Yields runs of blocks that stay together: images and the text that follows them."""
         first = 0
-        for i, image in enumerate(is_image):
-            if not image or self._config.may_part_image_from_text:
+        for i, number in enumerate(num_images):
+            if not number or self._config.may_part_image_from_text:
                 yield range(first, i + 1)
                 first = i + 1
-        if first < len(is_image):
-            yield range(first, len(is_image))
+        if first < len(num_images):
+            yield range(first, len(num_images))
 
 
 def text_blocks(text: str, max_characters: int) -> list[str]:
