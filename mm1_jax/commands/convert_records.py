@@ -50,6 +50,11 @@ NOTED = {
     "end_of_document_marks": "marks of the end of a document, at which pages and texts were cut",
     "empty_documents": "empty documents between such marks, which were dropped",
     "missing_images": "images that are missing from pages",
+    "merged_turns": "turns of one role in a row, which were merged",
+    "leading_answers": "answers before the first question, which were dropped",
+    "blank_answers": "answers without text, which were dropped with their questions",
+    "unanswered_questions": "questions at the end without an answer, which were dropped",
+    "blank_system_turns": "system turns without text, which were dropped",
     "hidden_files": "hidden files, such as ._name, which were skipped",
 }
 

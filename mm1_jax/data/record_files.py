@@ -8,8 +8,19 @@ Fields of a record by kind (`RecordKind`). Every record but those of `rows` also
     captions       image: bytes, captions: [{text, kind}]; url, where known
     interleaved    texts, images: lists of equal length, one of the two None at each place; urls
     text           text
-    conversations  images: [bytes], turns: [{role, text}]; `<image>` in a text is the next image
+    conversations  images: [bytes], turns: [{role, text}], and the optional fields below
     rows           the examples of a row of a snapshot (`snapshot.py`)
+
+Roles of turns are system (at most once, first), user and assistant, which alternate. `<image>` in a
+text is the next image; if no text has one, all images precede the first turn; if there are no
+images, it is text. Optional fields:
+
+    loss           of a turn: false for an answer that is only read
+    source         the name of the dataset
+    boxes          [{image, box: [left, top, right, bottom]} or {image, point: [x, y]}]
+
+`image` is the place in `images`, and coordinates are fractions (0..1) of the upright image. In a
+record with boxes, `<box>` and `<point>` in a text stand for the next one; in others they are text.
 
 Every record is a chunk of its own (`group_size:1`), so reading one reads no other.
 """

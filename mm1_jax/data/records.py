@@ -2,9 +2,11 @@
 
 import base64
 import binascii
+import itertools
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mm1_jax.batch import Record
@@ -12,9 +14,12 @@ from mm1_jax.data.readers.entries import Documents, Entry, Rejected, reason_clas
 from mm1_jax.data.readers.marks import END_OF_DOCUMENT, cut
 from mm1_jax.data.readers.source_files import entry_id
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.turns import IMAGE, SaidTurn, alternating
 
-IMAGE = "<image>"
 _ROLES = ("user", "assistant", "system")
+# A tag on a line of its own where datasets put the image of a question.
+_IMAGE_LINE = re.compile(rf"\A\s*{IMAGE}[ \t\r]*(\n|\Z)|\n[ \t]*{IMAGE}\s*\Z")
+_PLACE = re.compile("<(box|point)>")
 
 Value = TypeVar("Value")
 
@@ -76,26 +81,100 @@ def text_record(id: str, text: Any, mark: str = "", **extras: Any) -> Record | D
 
 
 def conversation_record(
-    id: str, images: list[bytes], turns: Sequence[tuple[Any, Any]], **extras: Any
-) -> dict[str, Any]:
-    """Builds a conversation record from (role, text) pairs; a missing text counts as blank.
+    id: str,
+    images: Sequence[Any],
+    turns: Sequence[tuple[Any, Any] | tuple[Any, Any, Any]],
+    *,
+    boxes: Sequence[Mapping[str, Any]] | None = None,
+    fields: Mapping[str, Any] | None = None,
+    **extras: Any,
+) -> Record | Documents:
+    """Builds a conversation record; counts the turns that `turns.alternating` drops or merges.
+
+    `<image>` stands for the next image. If no text has one, all images precede the first turn. In a
+    conversation without images it is text, unless it has a line of its own at the beginning or at
+    the end of a question: then an image is missing.
+
+    Args:
+        turns: Pairs of a role and a text, or triples with a loss flag. A missing text counts as
+            blank, a missing flag as true.
+        boxes: What each `<box>` and `<point>` in the texts stands for, in order:
+            `{"image": place, "box": [left, top, right, bottom]}` or `{"image": place, "point": [x,
+            y]}`, in fractions of the image. Without boxes these words are text.
+        fields: Further fields of the record.
 
     Raises:
-        BadRecord: A role is unknown, the texts name more images than there are, or no answer has
-            text.
+        BadRecord: A role is unknown; the texts do not name each image and each box once, if they
+            name any; or no answer has text.
     """
-    turns = [(role, "" if is_missing(text) else text) for role, text in turns]
-    named = 0
-    for role, text in turns:
-        if role not in _ROLES:
-            raise BadRecord(f"role {role!a:.80}; expected one of {', '.join(_ROLES)}")
-        named += as_text(text, f"text of the {role}").count(IMAGE)
-    if named > len(images):
+    for image in images:
+        if not isinstance(image, bytes) or not image:
+            raise BadRecord("an image without bytes")
+    said = [_said(*turn) for turn in turns]
+    texts = [turn.text for turn in said]
+    named = sum(text.count(IMAGE) for text in texts) if images else 0
+    if named not in (0, len(images)):
         raise BadRecord(f"{named} times {IMAGE} for {len(images)} images")
-    if not any(role == "assistant" and text.strip() for role, text in turns):
-        raise BadRecord("no answer that is not blank")
-    turns_made = [{"role": role, "text": text} for role, text in turns]
-    return {"id": id, "images": images, "turns": turns_made} | known(**extras)
+    lost = sum(turn.role == "user" and bool(_IMAGE_LINE.search(turn.text)) for turn in said)
+    if lost and not images:
+        raise BadRecord(f"{lost} times {IMAGE} for 0 images")
+    checked = [_checked_box(box, len(images)) for box in boxes or ()]
+    kinds = [_PLACE.findall(text) for text in texts] if checked else [[] for _ in texts]
+    expected = [kind for box in checked for kind in box if kind != "image"]
+    if (found := sum(kinds, [])) != expected:
+        raise BadRecord(
+            f"{found.count('box')} times <box> and {found.count('point')} times <point> for "
+            f"{expected.count('box')} boxes and {expected.count('point')} points"
+            + "; their order differs"
+            * (sorted(found) == sorted(expected))
+        )
+    next_image, next_box = iter(images if named else ()), iter(checked)
+    for turn, places in zip(said, kinds, strict=True):
+        turn.images = list(itertools.islice(next_image, turn.text.count(IMAGE)))
+        turn.boxes = list(itertools.islice(next_box, len(places)))
+    kept, counts = alternating(said)
+    record: dict[str, Any] = {
+        "id": id,
+        "images": sum((turn.images for turn in kept), []) if named else list(images),
+        "turns": [
+            {"role": turn.role, "text": turn.text} | ({} if turn.has_loss else {"loss": False})
+            for turn in kept
+        ],
+    }
+    if left := sum((turn.boxes for turn in kept), []):
+        if any(box["image"] >= len(record["images"]) for box in left):
+            raise BadRecord("a box in an image of a question without an answer")
+        record["boxes"] = left
+    record |= known(**extras) | dict(fields or {})
+    return Documents((record,), dict(counts)) if counts else record
+
+
+def _said(role: Any, text: Any, loss: Any = None) -> SaidTurn:
+    if role not in _ROLES:
+        raise BadRecord(f"role {role!a:.80}; expected one of {', '.join(_ROLES)}")
+    if not (is_missing(loss) or isinstance(loss, bool)):
+        raise BadRecord(f"loss {loss!a:.80}; expected true or false")
+    text = "" if is_missing(text) else as_text(text, f"text of the {role}")
+    return SaidTurn(role, text, has_loss=role != "assistant" or loss is not False)
+
+
+def _checked_box(box: Mapping[str, Any], num_images: int) -> dict[str, Any]:
+    """Returns a box or a point with its numbers as floats."""
+    kind = "box" if "box" in box else "point"
+    numbers = box.get(kind)
+    image = box.get("image")
+    if not isinstance(image, int) or not 0 <= image < num_images:
+        raise BadRecord(f"a {kind} in image {image!a:.20} of {num_images}")
+    size = 4 if kind == "box" else 2
+    if (
+        not isinstance(numbers, list | tuple)
+        or len(numbers) != size
+        or not all(isinstance(n, int | float) and 0 <= n <= 1 for n in numbers)
+    ):
+        raise BadRecord(f"{kind} {numbers!a:.80}; expected {size} fractions from 0 to 1")
+    if kind == "box" and not (numbers[0] <= numbers[2] and numbers[1] <= numbers[3]):
+        raise BadRecord(f"box {list(numbers)}; expected left <= right and top <= bottom")
+    return {"image": image, kind: [float(number) for number in numbers]}
 
 
 class Page:

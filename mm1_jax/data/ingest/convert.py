@@ -267,8 +267,9 @@ def content_counts(record: Record, kind: RecordKind) -> dict[str, int]:
         images, texts = record["images"], record["texts"]
     images = [image for image in images if image is not None]
     texts = [text for text in texts if text is not None]
-    # In conversations, `IMAGE` marks the place of an image.
-    marks = find_markers(texts) - ({IMAGE} if kind is RecordKind.CONVERSATIONS else set())
+    # In conversations about images, `IMAGE` marks the place of an image.
+    is_about_images = kind is RecordKind.CONVERSATIONS and bool(images)
+    marks = find_markers(texts) - ({IMAGE} if is_about_images else set())
     missing = record.get("missing_images")
     return {
         "records": 1,

@@ -40,8 +40,8 @@ class Jsonl(Format):
     """Records of one kind, one per line; image paths start at the folder of the JSONL file.
 
     Captions are `{image, captions: [{kind, text}]}` or `{image, caption}`, pages `{texts, images}`,
-    conversations `{images, turns: [{role, text}]}`, texts `{text}`. A page counts unavailable
-    images in `missing_images`.
+    conversations `{images, turns: [{role, text}]}` with the optional fields of `record_files`,
+    texts `{text}`. A page counts unavailable images in `missing_images`.
 
     Args:
         kind: The kind of the records; files of other kinds are skipped. By default it is inferred
@@ -119,12 +119,14 @@ def _page(entry: str, line: dict[str, Any], images: ImageFolder) -> Record | Doc
     return parallel_record(entry, *lists, images.read, urls, source_id=line.get("id"))
 
 
-def _conversation(entry: str, line: dict[str, Any], images: ImageFolder) -> Record:
+def _conversation(entry: str, line: dict[str, Any], images: ImageFolder) -> Record | Documents:
     listed = as_list(line.get("turns"), "turns")
     turns = [as_object(turn) for turn in listed if not is_missing(turn)]
-    of_role = [(turn.get("role"), turn.get("text")) for turn in turns]
+    of_role = [(turn.get("role"), turn.get("text"), turn.get("loss")) for turn in turns]
     read = [images.read(name) for name in as_list(line.get("images", []), "images")]
-    return conversation_record(entry, read, of_role, source_id=line.get("id"))
+    boxes = [as_object(box) for box in as_list(line.get("boxes", []), "boxes")]
+    extras = {"source_id": line.get("id"), "source": line.get("source")}
+    return conversation_record(entry, read, of_role, boxes=boxes, **extras)
 
 
 def _text(entry: str, line: dict[str, Any], images: ImageFolder) -> Record | Documents:

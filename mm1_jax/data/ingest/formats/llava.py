@@ -8,7 +8,7 @@ from typing import Any
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.entries import Entry, Rejected
+from mm1_jax.data.readers.entries import Documents, Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, image_files
 from mm1_jax.data.readers.json_files import as_object, entries
 from mm1_jax.data.readers.source_files import Unit, source_files
@@ -52,7 +52,7 @@ class Llava(Format):
         return records_of(entries(unit.path), lambda entry, value: _record(entry, value, images))
 
 
-def _record(entry: str, value: Any, images: ImageFolder | ImageTar) -> Record:
+def _record(entry: str, value: Any, images: ImageFolder | ImageTar) -> Record | Documents:
     value = as_object(value)
     names = value.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]

@@ -12,7 +12,7 @@ from typing import Any
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.entries import Entry, Rejected
+from mm1_jax.data.readers.entries import Documents, Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
 from mm1_jax.data.readers.json_files import as_object, stream_json
 from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
@@ -83,7 +83,7 @@ class Vqa(Format):
             image_files(next(filter(holds_images, self._image_files(unit.path))), self.follow_links)
         )
 
-        def record(entry: str, value: Any) -> Record:
+        def record(entry: str, value: Any) -> Record | Documents:
             question = as_object(value)
             key = _key(question, "question_id")
             if key not in answers:
@@ -146,16 +146,16 @@ class _NumberedImages:
 
 def _record(
     entry: str, key: Key, question: dict[str, Any], answers: list[str], images: _NumberedImages
-) -> Record:
+) -> Record | Documents:
     asked = as_text(question.get("question"), "question")
     ((answer, _),) = Counter(filter(str.strip, answers)).most_common(1) or [("", 0)]
-    record = conversation_record(
+    return conversation_record(
         entry,
         [images.read(_key(question, "image_id"))],
         [("user", IMAGE + asked), ("assistant", answer)],
+        fields={"question": asked, "answer": answer, "answers": answers},
         source_id=key,
     )
-    return record | {"question": asked, "answer": answer, "answers": answers}
 
 
 def _questions(path: Path) -> Iterator[tuple[str, Any] | Rejected]:

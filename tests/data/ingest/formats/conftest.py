@@ -1,6 +1,7 @@
 """Fixtures for tests of format readers, which check everything that a reader yields."""
 
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -35,8 +36,17 @@ def _check_text(record: Record):
 
 def _check_conversation(record: Record):
     assert all(isinstance(image, bytes) and image for image in record["images"])
-    assert {turn["role"] for turn in record["turns"]} <= {"user", "assistant", "system"}
-    assert sum(turn["text"].count("<image>") for turn in record["turns"]) <= len(record["images"])
+    roles = [turn["role"] for turn in record["turns"]]
+    asked = roles[roles[0] == "system" :]
+    assert asked == ["user", "assistant"] * (len(asked) // 2) and asked
+    text = "".join(turn["text"] for turn in record["turns"])
+    if record["images"]:
+        assert text.count("<image>") in (0, len(record["images"]))
+    if "boxes" in record:
+        assert len(re.findall("<box>|<point>", text)) == len(record["boxes"]) > 0
+        for box in record["boxes"]:
+            assert 0 <= box["image"] < len(record["images"])
+            assert all(0 <= number <= 1 for number in box.get("box", box.get("point")))
 
 
 _CHECKS = {

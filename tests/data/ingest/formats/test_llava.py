@@ -30,8 +30,8 @@ def test_turns_keep_their_order_and_get_our_roles(folder, convert):
     values = [
         conversation(turns, image="images/a"),
         # Ids repeat in LLaVA's own mixture, too.
-        conversation(TURNS[1:], id="x"),
-        conversation(TURNS, image=["images/a", "images/b"]),
+        conversation([{"from": "human", "value": "Hi"}, TURNS[1]], id="x"),
+        conversation([TURNS[0], TURNS[1]] * 2, image=["images/a", "images/b"]),
     ]
     write(folder, values)
     records, rejected = convert(Llava(), folder)
@@ -62,7 +62,7 @@ def test_turns_keep_their_order_and_get_our_roles(folder, convert):
         (conversation([*TURNS[:1], {"from": "gpt", "value": " "}], image="images/a"), "no answer"),
         (conversation([{"from": "dog", "value": "x"}]), "a turn from 'dog'; expected one of human"),
         (conversation([{"from": ["gpt"], "value": "x"}]), "a turn from"),
-        (conversation([{"from": "gpt"}]), "no answer"),
+        (conversation([{"from": "gpt"}]), "an answer without a question"),
         (conversation([{"from": "gpt", "value": 7}]), "a int, expected a string"),
         (conversation(["x"]), "a str, expected a JSON object"),
         ({"id": "x"}, "no conversations"),
@@ -124,7 +124,4 @@ def test_a_missing_turn_rejects_no_other_conversation(folder, convert):
     path = folder / "llava.json"
     path.write_text(json.dumps([conversation(turns, image="images/a")]))
     ((record,), _) = convert(Llava(), path)
-    assert [turn["text"] for turn in record["turns"]] == [
-        *(turn["value"] for turn in TURNS),
-        *("and?", ""),
-    ]
+    assert [turn["text"] for turn in record["turns"]] == [turn["value"] for turn in TURNS]
