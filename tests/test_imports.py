@@ -68,10 +68,13 @@ ALLOWED = {
         *("config", "stored_config", "storage", "command", "flags", "parallel", "models"),
         "launch",
     },
+    # Runs launches as processes of their own.
+    "studies": {"storage", "experiment_folders", "launch.named_configs"},
     # Commands that users run; they use all of the package and are imported by name alone.
     "commands": {
         *("config", "storage", "batch", "host_memory", "command", "flags", "experiment_folders"),
         *("multihost", "data", "models", "checkpoints", "decoding", "evals", "interop", "launch"),
+        "studies",
     },
     "__main__": {"command"},
 }

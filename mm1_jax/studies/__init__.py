@@ -1,0 +1,1 @@
+"""Studies: arms that differ in one choice, run over seeds, and claims about their differences."""
