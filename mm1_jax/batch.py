@@ -44,12 +44,13 @@ class Markup:
 
 @dataclass(frozen=True)
 class Stop:
-    """The token that ends an answer, always a training target.
+    """The token that ends an answer, a training target unless the answer is only read.
 
     `text` is the name of a special token, such as `<|im_end|>`; None is the end-of-sequence token.
     """
 
     text: str | None = None
+    scored: bool = True
 
 
 class View(NamedTuple):

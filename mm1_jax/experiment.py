@@ -4,6 +4,8 @@
 
     input.data_dir                      -> data_dir of the tokenizer, of all sources and of initial
                                            weights
+    input.chat_format                   -> chat_format of all documents and tasks that are
+                                           conversations
     input.tokenizer                     -> model.decoder.vocab_size, model.image_token
     input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
@@ -70,8 +72,10 @@ class Experiment(Configurable):
         _raise_if_incomplete(cfg)
         cfg.visit(_raise_if_not_local)
         _raise_if_a_part_is_another(cfg)
+        for part in (cfg.input, *cfg.evals.values()):
+            _fill(part, "chat_format", cfg.input.chat_format)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
-            _set_data_dir(part, cfg.input.data_dir)
+            _fill(part, "data_dir", cfg.input.data_dir)
         cfg.model = with_stored_defaults(cfg.model, cfg.trainer.initial_weights)
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
@@ -232,12 +236,12 @@ def _raise_if_not_local(path: str, value: Any) -> None:
         raise_if_remote(path, value)
 
 
-def _set_data_dir(cfg: Any, data_dir: str) -> None:
-    """Sets `data_dir` of all configs inside `cfg` that read files and leave it unset."""
+def _fill(cfg: Any, name: str, default: Any) -> None:
+    """Sets the field `name` of all configs inside `cfg` that have one and leave it None."""
 
     def enter(path: str, value: Any, children: list | None) -> list | None:
-        if isinstance(value, ConfigBase) and "data_dir" in value and value.data_dir is None:
-            value.data_dir = data_dir
+        if isinstance(value, ConfigBase) and name in value and getattr(value, name) is None:
+            setattr(value, name, default.clone() if isinstance(default, ConfigBase) else default)
         return children
 
     cfg.visit(lambda path, value: None, enter)

@@ -82,7 +82,10 @@ ALLOWED = {
 ROOMS = {
     "data.readers": {"record_files"},
     "data.sources": {"readers", "record_files", "records"},
-    "data.corpora": {"readers", "sources", "record_files", "images", "splitting"},
+    "data.chat_formats": {"record_files"},
+    "data.corpora": {
+        *("readers", "sources", "record_files", "images", "splitting", "chat_formats"),
+    },
     "data.tokenizers": {"record_files"},
     "data.ingest": {"readers", "record_files", "records", "images"},
     "data.ingest.formats": {"readers", "record_files", "records"},

@@ -11,16 +11,30 @@ Image placeholders are never targets; the first text token after an image is one
 input is an image token. A document that is too long is truncated at a token, never inside an image.
 It then has no end-of-sequence token, because it does not end there. Neither has a part of a
 document that continues in the next part.
+
+A conversation has markup between its texts, and a stop token after each answer:
+
+    document   Markup "User:"  Text " a cat?"   Markup " Assistant:"  Text " yes"  Stop
+    sequence   bos  User :     a cat ?          Assistant :           yes          eos
+    scored     .    .    .     . .   .          .         .           x            x
+
+Every segment is tokenized by itself, so the tokens of a prompt are the first tokens of the whole
+conversation, and the scored ones are exactly the answers and their stops. A conversation is never
+truncated; one that is longer than a row is a bad record.
 """
 
 import sys
 
 import numpy as np
 
-from mm1_jax.batch import Document, Example, Image
+from mm1_jax.batch import Document, Example, Image, Markup, Stop, Text
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.tiling import Tiling
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+
+
+class TooLong(BadRecord):
+    """A conversation that does not fit in a row."""
 
 
 class ExampleBuilder:
@@ -73,7 +87,10 @@ class ExampleBuilder:
 
     def example(self, document: Document) -> Example:
         """Returns the example to train on."""
-        sequence, scored, images = self._cut(*self._tokenize(document))
+        sequence, scored, images = self._tokenize(document)
+        if is_conversation(document):
+            self._check_fits(len(sequence) - 1, len(images))
+        sequence, scored, images = self._cut(sequence, scored, images)
         tokens = np.array(sequence, np.int32)
         self._check_range(tokens)
         is_image = tokens == self.tokenizer.image_token
@@ -87,16 +104,19 @@ class ExampleBuilder:
     def lengths(self, document: Document) -> tuple[int, int]:
         """Returns the numbers of positions and images of `example(document)`; reads no image."""
         whole = self._tokenize(document)
+        if is_conversation(document):
+            self._check_fits(len(whole[0]) - 1, len(whole[2]))
         sequence, _, images = self._cut(*whole)
         self.num_truncated += sequence is not whole[0]
         return len(sequence) - 1, len(images)
 
     def sizes(self, document: Document) -> list[int]:
         """Returns the number of positions that each segment takes; an image is one view."""
+        is_chat = is_conversation(document)
         return [
             self.num_image_tokens
             if isinstance(segment, Image)
-            else len(self.tokenizer.encode(segment.text))
+            else len(segment_ids(self.tokenizer, segment, is_chat=is_chat))
             for segment in document.segments
         ]
 
@@ -142,6 +162,7 @@ class ExampleBuilder:
     def _tokenize(self, document: Document) -> tuple[list[int], list[bool], list[Image]]:
         """Returns the whole sequence starting with bos, which tokens are scored, and the images."""
         sequence, scored, images = [self.tokenizer.bos], [False], []
+        is_chat = is_conversation(document)
         for segment in self.tiled(document).segments:
             if isinstance(segment, Image):
                 if not self.num_image_tokens:
@@ -150,13 +171,21 @@ class ExampleBuilder:
                 scored += [False] * self.num_image_tokens
                 images.append(segment)
             else:
-                ids = self.tokenizer.encode(segment.text)
+                ids = segment_ids(self.tokenizer, segment, is_chat=is_chat)
                 sequence += ids
-                scored += [segment.scored] * len(ids)
+                scored += [not isinstance(segment, Markup) and segment.scored] * len(ids)
         if document.ends:
             sequence.append(self.tokenizer.eos)
             scored.append(scored[-1])
         return sequence, scored, images
+
+    def _check_fits(self, length: int, num_images: int) -> None:
+        if length > self.max_sequence_length or num_images > self.max_images:
+            raise TooLong(
+                f"the conversation takes {length} positions and {num_images} images, and a row has "
+                f"{self.max_sequence_length} and {self.max_images}; set the corpus's splitter to a "
+                "ConversationSplitter, or raise input.max_sequence_length or input.max_images"
+            )
 
     def _cut(
         self, sequence: list[int], scored: list[bool], images: list[Image]
@@ -184,3 +213,21 @@ class ExampleBuilder:
 def _inside_picture(images: list[Image], number: int) -> bool:
     """Returns whether the text before an image is a mark between the views of one picture."""
     return number < len(images) and images[number].continues
+
+
+def is_conversation(document: Document) -> bool:
+    """Returns whether a document is made by a chat format."""
+    return any(isinstance(segment, Markup | Stop) for segment in document.segments)
+
+
+def segment_ids(tokenizer: Tokenizer, segment: Text | Markup | Stop, *, is_chat: bool) -> list[int]:
+    """Returns the tokens of a segment, which do not depend on the segments around it.
+
+    Args:
+        is_chat: Whether the document is a conversation.
+    """
+    if isinstance(segment, Markup):
+        return tokenizer.encode_markup(segment.text)
+    if isinstance(segment, Stop):
+        return [tokenizer.stop_token(segment.text)]
+    return tokenizer.encode_after(segment.text) if is_chat else tokenizer.encode(segment.text)

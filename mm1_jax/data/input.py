@@ -21,6 +21,7 @@ from mm1_jax.config import (
 )
 from mm1_jax.data.accounting import Accounting
 from mm1_jax.data.batches import BatchMaker
+from mm1_jax.data.chat_formats.base import ChatFormat
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import Augmentation, ImageTransform
@@ -50,6 +51,8 @@ class Input(Configurable):
         # Folder that relative paths of sources and tokenizer start from.
         data_dir: str = "data"
         tokenizer: InstantiableConfig = Tokenizer.default_config()
+        # The format of conversations, in training, evaluation and chat; one of `chat_formats/`.
+        chat_format: InstantiableConfig | None = None
         image_transform: InstantiableConfig = ImageTransform.default_config()
         # Shows pictures as tiles and an overview; None shows one view of each.
         tiling: Tiling.Config | None = None
@@ -109,6 +112,7 @@ class Input(Configurable):
         self.image_transform: ImageTransform | None = None
         if cfg.max_images:
             self.image_transform = cfg.image_transform.set(image_size=image_size).instantiate()
+        self.chat_format = chat_format(cfg, self.tokenizer)
         self.example_builder = example_builder(cfg, self.tokenizer)
         self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
         if has_rows:
@@ -351,6 +355,15 @@ def corpora_of_folder(cfg: Input.Config, folder: Path, split: str) -> list[Any]:
         others = sorted({str(path) for path, _ in folders})
         raise ValueError(f"no corpus of the config reads {folder}; it reads {', '.join(others)}")
     return reading
+
+
+def chat_format(cfg: Input.Config, tokenizer: Tokenizer) -> ChatFormat | None:
+    """Returns the chat format of a resolved config, if it has one and the tokenizer its stop."""
+    if cfg.chat_format is None:
+        return None
+    made: ChatFormat = cfg.chat_format.instantiate()
+    tokenizer.stop_token(made.stop)
+    return made
 
 
 def example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:

@@ -8,7 +8,7 @@ includes the space, as it does inside a text.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mm1_jax.batch import Document, Image, Text
+from mm1_jax.batch import Document, Image, Segment, Text
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.field_types import PositiveInt
 
@@ -47,11 +47,16 @@ class Splitter(Configurable):
 
     def blocks(self, document: Document) -> Document:
         """Returns the document with its text cut into blocks."""
-        segments: list[Text | Image] = []
+        segments: list[Segment] = []
         for segment in document.segments:
             if isinstance(segment, Image):
                 segments.append(segment)
                 continue
+            if not isinstance(segment, Text):
+                raise ValueError(
+                    "splitter: a Splitter cuts texts anywhere, also inside an answer; give a "
+                    "corpus of conversations a ConversationSplitter"
+                )
             for text in text_blocks(segment.text, self._config.block_characters):
                 segments.append(Text(text, segment.scored))
         return Document(tuple(segments), document.ends)

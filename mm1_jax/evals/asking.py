@@ -21,7 +21,7 @@ from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer
-from mm1_jax.evals.prompts import few_shot, text_of
+from mm1_jax.evals.prompts import continuation, few_shot, text_of
 from mm1_jax.evals.tasks import Task, Tasks
 from mm1_jax.models.mm1 import MM1
 
@@ -191,7 +191,10 @@ def likelihood_requests(task: Task, cfg: Any) -> list[LikelihoodRequest]:
     """
     joiner, record = cfg.answer_joiner or "", task.record
     if "rest" not in record:
-        return [LikelihoodRequest(task.prompt, joiner + option) for option in record["options"]]
+        return [
+            LikelihoodRequest(task.prompt, continuation(task.document, joiner + option))
+            for option in record["options"]
+        ]
     found = []
     for start in record["options"]:
         query = Document((Text(start, scored=False), Text(record["rest"])))

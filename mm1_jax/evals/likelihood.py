@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from mm1_jax.batch import Batch, Document, Example, Image, Text
+from mm1_jax.data.examples import is_conversation, segment_ids
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.decoding.generate import bucket
@@ -190,18 +191,23 @@ class LikelihoodScorer:
 
     def _sequence(self, request: LikelihoodRequest) -> tuple[list[int], int, list[Image]]:
         """Returns the tokens from bos on, the number of scored ones at the end, and the images."""
-        *others, last = request.prompt.segments or (Text(""),)
-        context = last.text if isinstance(last, Text) else ""
-        head, tail = encode_pair(self._tokenizer, context, request.continuation)
+        others, context = request.prompt.segments, ""
+        if is_chat := is_conversation(request.prompt):
+            # Every segment of a conversation is tokenized by itself, and so is the answer.
+            head, tail = [], self._tokenizer.encode_after(request.continuation)
+        else:
+            if others and isinstance(others[-1], Text):
+                others, context = others[:-1], others[-1].text
+            head, tail = encode_pair(self._tokenizer, context, request.continuation)
         if not tail:
             raise ValueError(
                 f"the continuation {request.continuation!r} adds no token after "
                 f"{context[-40:]!r}; give one with text"
             )
         sequence, images = [self._tokenizer.bos], []
-        for segment in others if isinstance(last, Text) else (*others, last):
-            if isinstance(segment, Text):
-                sequence += self._tokenizer.encode(segment.text)
+        for segment in others:
+            if not isinstance(segment, Image):
+                sequence += segment_ids(self._tokenizer, segment, is_chat=is_chat)
                 continue
             if self._pixels is None or not self._num_image_tokens:
                 raise ValueError("a prompt shows an image, but the model reads none")

@@ -6,7 +6,8 @@ tasks, the exemplars, and one more task without its answer:
     (image, question, answer)  (image, question, answer)  (image, question)
 
 Prompts are parts of training documents and are tokenized exactly like them. With a joiner, prompt
-and answer are tokenized as one text instead, as written in the paper.
+and answer are tokenized as one text instead, as written in the paper. In a chat format, exemplars
+are earlier turns of the conversation.
 """
 
 import zlib
@@ -14,9 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mm1_jax.batch import Document, Image, Record, Text
-from mm1_jax.config import Configurable, config_class
-from mm1_jax.data.corpora.conversations import conversation_document
+from mm1_jax.batch import Document, Image, Markup, Record, Segment, Text
+from mm1_jax.config import Configurable, InstantiableConfig, config_class, derived
+from mm1_jax.data.chat_formats.base import Conversation, Turn
+from mm1_jax.data.corpora.conversations import ConversationDocument, conversation_document
 from mm1_jax.data.corpora.questions import question_prompt
 
 
@@ -58,12 +60,17 @@ def subset(num_records: int, limit: int | None, *, seed: int, benchmark: str) ->
 
 
 def reference(document: Document) -> str:
-    """Returns the answer of a solved task, its last segment."""
+    """Returns the answer of a solved task, its last text."""
+    if isinstance(document, Conversation):
+        return "".join(part for part in _answer_turn(document).parts if isinstance(part, str))
     return _answer_segment(document).text
 
 
 def without_answer(document: Document) -> Document:
     """Returns a solved task without its answer, as the model is asked."""
+    if isinstance(document, Conversation):
+        _answer_turn(document)
+        return document.of(document.turns[:-1], prompts_answer=True)
     _answer_segment(document)
     return Document(document.segments[:-1])
 
@@ -82,6 +89,8 @@ def few_shot(
             tokenized separately.
         separator: Text after the answer of each exemplar; used only with a joiner.
     """
+    if isinstance(query, Conversation):
+        return _chat(exemplars, query, joiner)
     asked = without_answer(query)
     if joiner is None:
         segments = [segment for exemplar in exemplars for segment in exemplar.segments]
@@ -95,9 +104,33 @@ def few_shot(
     return Document(tuple(_joined([*segments, *_joined(asked.segments, joiner)], "")))
 
 
-def _joined(segments: Sequence[Text | Image], joiner: str) -> list[Text | Image]:
+def _chat(exemplars: Sequence[Document], query: Conversation, joiner: str | None) -> Conversation:
+    """Returns one conversation whose earlier turns are the exemplars."""
+    if joiner is not None:
+        raise ValueError(
+            f"answer_joiner={joiner!r}: the chat format of the task joins its texts; leave it None"
+        )
+    turns = []
+    for exemplar in exemplars:
+        if not isinstance(exemplar, Conversation):
+            raise ValueError("an exemplar is no conversation, but the task that is asked is one")
+        turns += exemplar.turns
+    _answer_turn(query)
+    return query.of([*turns, *query.turns[:-1]], prompts_answer=True)
+
+
+def continuation(document: Document, answer: str) -> str:
+    """Returns an answer to a task as it continues the prompt, with the space of a chat format."""
+    if not isinstance(document, Conversation):
+        return answer
+    turns = [*document.turns[:-1], Turn("assistant", ("x",))]
+    texts = [part.text for part in document.of(turns).segments if isinstance(part, Text)]
+    return texts[-1].removesuffix("x") + answer
+
+
+def _joined(segments: Sequence[Segment], joiner: str) -> list[Segment]:
     """Joins each run of texts into one text."""
-    joined: list[Text | Image] = []
+    joined: list[Segment] = []
     for segment in segments:
         last = joined[-1] if joined else None
         if isinstance(segment, Text) and isinstance(last, Text):
@@ -144,25 +177,48 @@ class QuestionTask(Configurable):
 class ChatTask(Configurable):
     """A user turn of question and instruction, in the chat format of training, then the answer.
 
-    `<image>` in a question marks the place of a picture.
+    `<image>` in a question marks the place of a picture. Without a chat format, the document is
+    that of `conversation_document`.
     """
 
     @config_class
     class Config(Configurable.Config):
+        chat_format: InstantiableConfig | None = derived(None)  # `input.chat_format`
         # Text after the question, as in the fine-tuning of LLaVA and MM1.
         instruction: str = "Answer the question using a single word or phrase."
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        self._conversation: ConversationDocument | None = None
+        if cfg.chat_format is not None:
+            self._conversation = (
+                ConversationDocument.default_config().set(chat_format=cfg.chat_format).instantiate()
+            )
 
     def __call__(self, record: Record) -> Document:
         asked = "\n".join(filter(None, (record["question"], self._config.instruction)))
         # A placeholder answer: a question without a label has a blank one, which training refuses.
         turns = [{"role": "user", "text": asked}, {"role": "assistant", "text": "-"}]
+        if self._conversation is not None:
+            made = self._conversation.turns({"images": record["images"], "turns": turns})
+            answer = made[-1]._replace(parts=(record["answer"],))
+            return self._conversation.chat_format.document([*made[:-1], answer])
         segments = conversation_document({"images": record["images"], "turns": turns}).segments
         return Document((*segments[:-1], Text(record["answer"])))
 
 
 def text_of(document: Document) -> str:
     """Returns the texts of a prompt as one line for people to read."""
-    return " ".join(part.text.strip() for part in document.segments if isinstance(part, Text))
+    return " ".join(
+        part.text.strip() for part in document.segments if isinstance(part, Text | Markup)
+    )
+
+
+def _answer_turn(document: Conversation) -> Turn:
+    if not document.turns or document.turns[-1].role != "assistant":
+        roles = [turn.role for turn in document.turns]
+        raise ValueError(f"the conversation of a task must end with an answer; its turns: {roles}")
+    return document.turns[-1]
 
 
 def _answer_segment(document: Document) -> Text:

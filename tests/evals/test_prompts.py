@@ -2,14 +2,16 @@ import numpy as np
 import pytest
 
 from mm1_jax.batch import Document, Image, Text
+from mm1_jax.data.chat_formats.llava import LLaVAChatFormat
 from mm1_jax.data.corpora import digits, scenes
-from mm1_jax.data.corpora.conversations import conversation_document
+from mm1_jax.data.corpora.conversations import ConversationDocument, conversation_document
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals.prompts import (
     ChatTask,
     QuestionTask,
+    continuation,
     exemplar_indices,
     few_shot,
     reference,
@@ -136,3 +138,32 @@ def test_chat_tasks_equal_training_conversations():
     assert document == conversation_document({"images": [image], "turns": turns})
     blank = ChatTask.default_config().instantiate()(record | {"answer": ""})
     assert reference(blank) == ""
+
+
+def test_chat_tasks_in_a_chat_format_are_turns_of_one_conversation():
+    image = np.zeros((1, 1, 3), np.uint8)
+    task = ChatTask.default_config().set(chat_format=LLaVAChatFormat.default_config())
+    make = task.set(instruction="Be brief.").instantiate()
+    solved = [
+        make({"images": [image], "question": question, "answer": "yes"})
+        for question in ("is <image> red?", "is it blue?")
+    ]
+    assert [reference(document) for document in solved] == ["yes", "yes"]
+    turns = [
+        {"role": "user", "text": "is <image> red?\nBe brief."},
+        {"role": "assistant", "text": "yes"},
+        {"role": "user", "text": "<image>is it blue?\nBe brief."},
+        {"role": "assistant", "text": "yes"},
+    ]
+    training = ConversationDocument.default_config().set(
+        chat_format=LLaVAChatFormat.default_config()
+    )
+    whole = training.instantiate()({"images": [image, image], "turns": turns})
+    prompt = few_shot(solved[:1], solved[1])
+    # All but the answer and its stop.
+    assert prompt.segments == whole.segments[:-2]
+    assert without_answer(solved[0]).segments == solved[0].segments[:-2]
+    assert continuation(solved[0], "no") == " no"
+    assert reference(make({"images": [], "question": "a", "answer": ""})) == ""
+    with pytest.raises(ValueError, match="leave it None"):
+        few_shot(solved[:1], solved[1], joiner=" ")

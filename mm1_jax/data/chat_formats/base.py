@@ -1,10 +1,11 @@
 """The interface of a chat format: the turns of a conversation -> a document."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from mm1_jax.batch import Document, Image
+from mm1_jax.batch import Document, Image, Segment
 from mm1_jax.config import Configurable
 
 
@@ -19,6 +20,23 @@ class Turn(NamedTuple):
     is_scored: bool = True
 
 
+@dataclass(frozen=True)
+class Conversation(Document):
+    """The document of some turns, with the turns, so that they can be rendered in other numbers.
+
+    Attributes:
+        chat_format: The format that made the document.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    chat_format: "ChatFormat | None" = field(default=None, compare=False, repr=False)
+
+    def of(self, turns: Sequence[Turn], *, prompts_answer: bool = False) -> "Conversation":
+        """Returns the document of other turns in the same format."""
+        assert self.chat_format is not None, "made by a chat format"
+        return self.chat_format.document(turns, prompts_answer=prompts_answer)
+
+
 class ChatFormat(Configurable, abc.ABC):
     """Renders conversations for training, evaluation and chat alike.
 
@@ -26,8 +44,7 @@ class ChatFormat(Configurable, abc.ABC):
     the prompt of the next answer, is therefore a prefix of the document of all turns.
     """
 
-    @abc.abstractmethod
-    def document(self, turns: Sequence[Turn], *, prompts_answer: bool = False) -> Document:
+    def document(self, turns: Sequence[Turn], *, prompts_answer: bool = False) -> Conversation:
         """Returns the document of some turns.
 
         Args:
@@ -36,6 +53,13 @@ class ChatFormat(Configurable, abc.ABC):
         Raises:
             BadRecord: The format has no place for such turns.
         """
+        turns = tuple(turn._replace(parts=joined(turn.parts)) for turn in turns)
+        segments = tuple(self.segments(turns, prompts_answer=prompts_answer))
+        return Conversation(segments, ends=False, turns=turns, chat_format=self)
+
+    @abc.abstractmethod
+    def segments(self, turns: Sequence[Turn], *, prompts_answer: bool) -> Iterator[Segment]:
+        """Yields the segments of `document`; no turn has two texts in a row or a blank one."""
 
     @abc.abstractmethod
     def jinja(self) -> str:
@@ -45,3 +69,22 @@ class ChatFormat(Configurable, abc.ABC):
     @abc.abstractmethod
     def stop(self) -> str | None:
         """The name of the special token that ends an answer; None is the end-of-sequence token."""
+
+    def fingerprint(self) -> str:
+        """Describes everything that determines the documents."""
+        return self.config.debug_string(kv_separator="=", field_separator=" ")
+
+
+def joined(parts: Sequence[str | Image]) -> tuple[str | Image, ...]:
+    """Joins texts that stand side by side, and drops empty ones.
+
+    >>> joined(("Is ", "it red?"))
+    ('Is it red?',)
+    """
+    found: list[str | Image] = []
+    for part in parts:
+        if isinstance(part, str) and found and isinstance(found[-1], str):
+            found[-1] += part
+        elif part != "":
+            found.append(part)
+    return tuple(found)

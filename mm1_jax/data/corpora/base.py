@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mm1_jax.batch import Document, Image, Record, Text
+from mm1_jax.batch import Document, Image, Markup, Record, Stop, Text
 from mm1_jax.config import (
     REQUIRED,
     ConfigOr,
@@ -77,7 +77,7 @@ class Corpus(Configurable):
         if (fault := _fault_of(document)) is not None:
             raise ValueError(
                 f"corpus {self.name!r}, record {index}: {self._function} returned {fault}, "
-                "expected a Document whose segments are Text and Image"
+                "expected a Document whose segments are Text, Image, Markup and Stop"
             )
         return document
 
@@ -101,6 +101,10 @@ class Corpus(Configurable):
         """Describes everything that determines the documents."""
         fields = self._config.debug_string(kv_separator="=").splitlines()
         making = [line for line in fields if line.startswith(("to_document", "splitter"))]
+        if (own := getattr(self._to_document, "fingerprint", None)) is not None:
+            # Fields such as `data_dir` do not determine documents, and the content of files does.
+            making = [line for line in making if not line.startswith("to_document")]
+            making.append(f"to_document={own()}")
         return " ".join([self.source.fingerprint(), *making])
 
 
@@ -118,9 +122,11 @@ def _fault_of(document: Any) -> str | None:
                 continue
             case Image(data=data) if callable(data):
                 continue
+            case Markup(text=str()) | Stop(text=str() | None):
+                continue
             case Text(text=str(), scored=value):
                 return f"a Text with scored={_described(value)}"
-            case Text(text=value) | Image(data=value):
+            case Text(text=value) | Image(data=value) | Markup(text=value) | Stop(text=value):
                 return f"a {type(segment).__name__} that holds {_described(value)}"
             case _:
                 return f"a Document with the segment {_described(segment)}"

@@ -1,14 +1,21 @@
 """Conversations about images: `{"images", "turns": [{"role", "text"}]}`; answers are scored.
 
-`<image>` in a text stands for the next image. The prompt format is Vicuna's, as in LLaVA.
+`<image>` in a text stands for the next image. `ConversationDocument` renders the turns in the chat
+format of the config, with a stop after each answer. `conversation_document` is older: its format is
+Vicuna's, and only the last answer has a stop.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from mm1_jax.batch import Document, Image, Record, Text
+from mm1_jax.config import Configurable, InstantiableConfig, config_class, derived
+from mm1_jax.data.chat_formats.base import ChatFormat, Conversation, Turn
 from mm1_jax.data.record_files import BadRecord
 
 IMAGE = "<image>"
+_PLACE = re.compile("<box>|<point>")
 _PREFIX = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
 
 
@@ -44,3 +51,100 @@ def _turn(role: str, text: str, images: Iterator[Image]) -> Iterator[Text | Imag
         yield next(images)
         if other.strip():
             yield Text(other.strip(), scored=is_answer)
+
+
+class ConversationDocument(Configurable):
+    """Renders a conversation record in a chat format.
+
+    Texts are stripped, also beside images: the format puts its own space there. Boxes and points of
+    the record are written where `<box>` and `<point>` stand in its texts.
+    """
+
+    @config_class
+    class Config(Configurable.Config):
+        chat_format: InstantiableConfig | None = derived(None)  # `input.chat_format`
+        # "front" moves the images of a turn to its beginning, as the training code of LLaVA does.
+        image_place: Literal["as_written", "front"] = "as_written"
+        # Writes the boxes and points of records; None refuses records that have any.
+        coordinates: InstantiableConfig | None = None
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        if cfg.chat_format is None:
+            raise ValueError(
+                "to_document.chat_format is None: set input.chat_format, such as "
+                "MM1ChatFormat.default_config()"
+            )
+        self.chat_format: ChatFormat = cfg.chat_format.instantiate()
+        self._coordinates: Any = None if cfg.coordinates is None else cfg.coordinates.instantiate()
+
+    def __call__(self, record: Record) -> Conversation:
+        turns = self.turns(record)
+        if not any(turn.role == "assistant" and turn.is_scored for turn in turns):
+            raise BadRecord("no scored answer that is not blank")
+        return self.chat_format.document(turns)
+
+    def turns(self, record: Record) -> list[Turn]:
+        """Returns the turns of a record; blank answers are not scored.
+
+        Raises:
+            BadRecord: The texts name more images or boxes than there are, or some of each.
+        """
+        said = record["turns"]
+        for turn in said:
+            if turn["role"] not in _PREFIX:
+                raise BadRecord(f"role {turn['role']!r}; expected one of {', '.join(_PREFIX)}")
+        texts = [turn["text"] or "" for turn in said]
+        if record.get("boxes"):
+            texts = self._with_boxes(texts, record["boxes"])
+        images = [Image(image) for image in record["images"]]
+        num_named = sum(text.count(IMAGE) for text in texts) if images else 0
+        if num_named not in (0, len(images)):
+            raise BadRecord(f"{num_named} times {IMAGE} for {len(images)} images")
+        if num_named:
+            waiting = iter(images)
+            parts = [self._with_images(text, waiting) for text in texts]
+        else:
+            # `<image>` is text, and all images precede the first question.
+            parts = [[text.strip()] for text in texts]
+            first = next((i for i, turn in enumerate(said) if turn["role"] == "user"), 0)
+            parts[first] = [*images, *parts[first]]
+        return [
+            Turn(turn["role"], tuple(own), _is_scored(turn, own))
+            for turn, own in zip(said, parts, strict=True)
+        ]
+
+    def fingerprint(self) -> str:
+        """Describes everything that determines the documents, besides the records."""
+        own = self._config.clone(chat_format=None).debug_string(
+            kv_separator="=", field_separator=" "
+        )
+        return f"{own} chat_format={self.chat_format.fingerprint()}"
+
+    def _with_boxes(self, texts: Sequence[str], boxes: Sequence[Mapping[str, Any]]) -> list[str]:
+        if self._coordinates is None:
+            raise BadRecord(
+                "it has boxes, and to_document.coordinates is None; set it to write them as text"
+            )
+        num_named = sum(len(_PLACE.findall(text)) for text in texts)
+        if num_named != len(boxes):
+            raise BadRecord(f"{num_named} times <box> or <point> for {len(boxes)} boxes")
+        entries = iter(boxes)
+        return [
+            _PLACE.sub(lambda _: self._coordinates.write_entry(next(entries)), text)
+            for text in texts
+        ]
+
+    def _with_images(self, text: str, images: Iterator[Image]) -> list[str | Image]:
+        first, *others = text.split(IMAGE)
+        if self._config.image_place == "front":
+            return [*(next(images) for _ in others), "".join((first, *others)).strip()]
+        parts: list[str | Image] = [first.strip()]
+        for other in others:
+            parts += [next(images), other.strip()]
+        return parts
+
+
+def _is_scored(turn: Mapping[str, Any], parts: Sequence[str | Image]) -> bool:
+    has_text = any(isinstance(part, str) and part for part in parts)
+    return turn["role"] != "assistant" or (has_text and turn.get("loss") is not False)

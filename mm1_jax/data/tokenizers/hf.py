@@ -3,11 +3,12 @@
 The library `tokenizers` comes with the extra `hf`.
 """
 
+import functools
 import hashlib
 import importlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +112,27 @@ class HFTokenizer(Tokenizer):
         """Returns the ids of `text`, without special tokens. Empty text has no ids."""
         text = without_lone_surrogates(text)
         return self._checked(self._tokenizer.encode(text, add_special_tokens=False).ids, text)
+
+    @functools.cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The ids of special tokens by name."""
+        return {
+            token: i
+            for i in sorted({*self._special, self.eos})
+            if (token := self._tokenizer.id_to_token(i)) is not None
+        }
+
+    @functools.cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        patterns = []
+        for token in sorted(self.special_tokens, key=len, reverse=True):
+            flags = added.get(self.special_tokens[token])
+            # Some tokens, such as those of Phi-3, swallow the whitespace beside them.
+            before = r"\s*" * (flags is not None and flags.lstrip)
+            after = r"\s*" * (flags is not None and flags.rstrip)
+            patterns.append(f"{before}({re.escape(token)}){after}")
+        return re.compile("|".join(patterns) if patterns else "(?!)")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; special tokens and vocabulary padding are dropped."""

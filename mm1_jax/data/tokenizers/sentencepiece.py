@@ -7,9 +7,10 @@ placeholder gets the first id after its pieces, and another token stands in for 
 bos, as documents are never told apart by them.
 """
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +103,64 @@ class Tokenizer(Configurable):
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without special tokens. Empty text has no ids."""
         return self._checked(self._model.encode(without_lone_surrogates(text)), text)
+
+    def encode_after(self, text: str) -> list[int]:
+        """Returns the ids of a text that follows other text of the same conversation.
+
+        A space at its start is encoded once, although some tokenizers put one before every text.
+        """
+        return self.encode(text[1:] if self._adds_space and text.startswith(" ") else text)
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Returns the ids of template text, in which special tokens are written by name.
+
+        Everything between them is encoded as by `encode_after`.
+
+        Raises:
+            ValueError: The text has the name of the image placeholder, which stands for an Image.
+        """
+        ids: list[int] = []
+        end = 0
+        for match in self._special_pattern.finditer(text):
+            name = match[match.lastindex or 0]
+            if (i := self.special_tokens[name]) == self.image_token:
+                raise ValueError(
+                    f"the markup {text!r} has the name of the image placeholder, {name!r}; a chat "
+                    "format puts an Image there"
+                )
+            ids += [*self.encode_after(text[end : match.start()]), i]
+            end = match.end()
+        return ids + self.encode_after(text[end:])
+
+    def stop_token(self, name: str | None = None) -> int:
+        """Returns the id of the special token of this name; None is the end-of-sequence token."""
+        if name is None:
+            return self.eos
+        if name not in self.special_tokens:
+            close = ", ".join(map(repr, sorted(self.special_tokens)[:8])) or "none"
+            raise ValueError(
+                f"the chat format ends answers with {name!r}, which is no special token of "
+                f"input.tokenizer; it has {close}"
+            )
+        return self.special_tokens[name]
+
+    @functools.cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The ids of special tokens by name; markup may write them, and text never does."""
+        model = self._model
+        pieces = ((model.id_to_piece(i), i) for i in range(model.get_piece_size()))
+        return {piece: i for piece, i in pieces if model.is_control(i)}
+
+    @functools.cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        """Finds the names of special tokens in markup; its last group is the name."""
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        """True if `encode` puts a space before a text."""
+        return self.encode("a a") == self.encode("a") * 2
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; special tokens and vocabulary padding are dropped."""

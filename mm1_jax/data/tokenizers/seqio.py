@@ -4,9 +4,10 @@ The library comes with the extra `seqio`, and loads TensorFlow in every process 
 SentencePiece model without extra ids does not need it: `sentencepiece.Tokenizer` reads it.
 """
 
+import functools
 import hashlib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sentencepiece
@@ -96,6 +97,17 @@ class SeqioTokenizer(Tokenizer):
         text = without_lone_surrogates(text)
         ids = [int(i) for i in self._vocabulary.encode(text)] if text else []
         return self._checked(ids, text)
+
+    @functools.cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The ids of control pieces and of extra ids by name."""
+        model = getattr(self._vocabulary, "tokenizer", None)
+        if not isinstance(model, sentencepiece.SentencePieceProcessor):
+            return {}
+        ids = [i for i in range(self._extra_ids.start) if model.is_control(i)]
+        ids += [i for i in self._extra_ids if i < model.get_piece_size()]
+        # Seqio spells extra ids with sentencepiece's sign for a space.
+        return {model.id_to_piece(i).removeprefix("\u2581"): i for i in ids}
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; special tokens and vocabulary padding are dropped."""

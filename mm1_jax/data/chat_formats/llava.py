@@ -1,0 +1,27 @@
+"""The chat format of LLaVA-1.5, which is version 1.1 of Vicuna's.
+
+A chat between .. questions. USER:<image>
+what is it? ASSISTANT: a cat</s>USER: what color? ASSISTANT: gray</s>
+"""
+
+from typing import ClassVar
+
+from mm1_jax.config import config_class
+from mm1_jax.data.chat_formats.plain import PlainFormat
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+class LLaVAChatFormat(PlainFormat):
+    """`USER: question ASSISTANT: answer</s>`, with a line break after pictures."""
+
+    USER: ClassVar[str] = "USER:"
+    ASSISTANT: ClassVar[str] = "ASSISTANT:"
+    AFTER_IMAGE: ClassVar[str] = "\n"
+
+    @config_class
+    class Config(PlainFormat.Config):
+        system: str = VICUNA_SYSTEM
