@@ -2,6 +2,7 @@
 
 python -m mm1_jax evaluate --checkpoint=runs/mm1_tiny --benchmarks=digits_vqa
 python -m mm1_jax evaluate --score_only --benchmarks=pope --predictions=FILE
+python -m mm1_jax evaluate --chat_table=runs/mm1_3b_chat
 """
 
 import argparse
@@ -21,7 +22,7 @@ from mm1_jax.storage import write_whole
 
 RESUMES = "the same command resumes"
 # Names of groups of benchmarks. The registry, which defines them, would import jax.
-GROUPS = ("pretraining", "chat", "judged", "text_core", "embedded")
+GROUPS = ("pretraining", "chat", "judged", "table4", "text_core", "embedded")
 
 EPILOG = """\
 with --checkpoint:
@@ -41,6 +42,11 @@ predictions and annotations, with --score_only:
 
   References are in the predictions themselves, or in a separate file: --annotations.
 
+with --chat_table:
+  Prints the scores of evaluated runs in the layout of MM1's Table 4, below the published rows, as
+  Markdown. FOLDER is the folder of a run or of an evaluation, NAME the name of its row.
+  --output=DIR receives chat_table.md and chat_table.csv.
+
 scores:
   The keys are NAME/FILE, where FILE is a prediction file without its suffix (for MME, a subtask).
   docs/evaluation.md has the definition of each score and its source.
@@ -52,6 +58,8 @@ examples:
       --benchmarks_dir=benchmarks --json=scores.json
   %(prog)s --checkpoint=runs/mm1_3b --benchmarks=vqav2 \\
       --set=vqav2.corpus.source.query_split=test-dev2015
+  %(prog)s --checkpoint=runs/mm1_3b_chat --benchmarks=table4 --benchmarks_dir=benchmarks
+  %(prog)s --chat_table=runs/mm1_3b_chat --chat_table=large=runs/mm1_7b_chat
   %(prog)s --score_only --benchmarks=pope --predictions=pope/adversarial.jsonl
   %(prog)s --score_only --benchmarks=mme --predictions=mme --json=scores.json
   %(prog)s --score_only --benchmarks=pope,textvqa --predictions=answers
@@ -81,6 +89,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--score_only", action="store_true", help="score prediction files, without a model"
+    )
+    parser.add_argument(
+        "--chat_table",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="print the scores of a run in the layout of MM1's Table 4; may be repeated",
     )
     parser.add_argument(
         "--benchmarks",
@@ -181,10 +196,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(arguments)
     if flags.list:
         return flags
-    if flags.score_only == (flags.checkpoint is not None):
+    if flags.score_only + (flags.checkpoint is not None) + bool(flags.chat_table) != 1:
         parser.error(
-            "give --checkpoint=FOLDER to evaluate a model, or --score_only to score predictions"
+            "give one of --checkpoint=FOLDER to evaluate a model, --score_only to score "
+            "predictions, and --chat_table=FOLDER to print a table of scores"
         )
+    if flags.chat_table:
+        return flags
     if flags.checkpoint is not None:
         if not flags.benchmarks:
             parser.error("--benchmarks: required; --help has examples")
@@ -207,6 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mm1_jax.evals.listing import describe
 
         print(describe())
+        return 0
+    if flags.chat_table:
+        print_chat_table(flags)
         return 0
     if flags.checkpoint is None:
         from mm1_jax.evals.predictions.score_files import score_predictions, table
@@ -246,6 +267,23 @@ def ask_together(flags: argparse.Namespace, cluster: Any) -> int:
     if cluster.process_id == 0:
         write_scores(flags, scores)
     return 0
+
+
+def print_chat_table(flags: argparse.Namespace) -> None:
+    """Prints the table of chat models, and writes it to --output, if given."""
+    from mm1_jax.evals import chat_table
+
+    rows = chat_table.published_rows()
+    for given in flags.chat_table:
+        name, equals, folder = given.rpartition("=")
+        path = local_path(folder)
+        rows.append(chat_table.read_row(name if equals else path.resolve().name, path, flags.step))
+    text = chat_table.markdown(rows)
+    print(text)
+    if flags.output is not None:
+        flags.output.mkdir(parents=True, exist_ok=True)
+        write_whole(flags.output / "chat_table.md", text)
+        write_whole(flags.output / "chat_table.csv", chat_table.csv_text(rows))
 
 
 def write_scores(flags: argparse.Namespace, scores: Mapping[str, Any]) -> None:

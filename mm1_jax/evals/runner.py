@@ -17,13 +17,13 @@ from tqdm import tqdm
 from mm1_jax.checkpoints.checkpoint_folder import checkpoints_of
 from mm1_jax.checkpoints.trained_model import load_model, newest_step, placement_of
 from mm1_jax.config import close_names
+from mm1_jax.evals import chat_table
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.registry import (
     BENCHMARKS,
-    CHAT,
     GROUPS,
-    JUDGED,
     PRETRAINING,
+    TABLE4,
     TEXT_CORE,
 )
 from mm1_jax.evals.evaluation import Bar, averages, evaluate
@@ -116,12 +116,22 @@ def ask(flags: Namespace) -> dict[str, float]:
                 scores,
                 title=f"{folder.resolve().name}, step {step}",
                 pretraining=list(PRETRAINING),
-                chat=[*CHAT, *JUDGED],
+                chat=list(TABLE4),
                 text_core=list(TEXT_CORE),
                 protocol=protocol,
             )
-            write_whole(output / "report.md", report)
             values = {key: x for one in scores for key, x in one.named().items()}
+            values |= {
+                f"{one.benchmark}/{one.shots}/{chat_table.RECORDS_LEFT_OUT}": left_out
+                for one in scores
+                if (left_out := float(one.num_records - one.num_tasks))
+            }
+            row = chat_table.row_of(folder.resolve().name, values)
+            if row.values:
+                rows = [*chat_table.published_rows(), row]
+                report += f"\n## Table 4\n\n{chat_table.markdown(rows)}"
+                write_whole(output / "chat_table.csv", chat_table.csv_text(rows))
+            write_whole(output / "report.md", report)
             values |= averages(scores, list(PRETRAINING))
             values |= averages(scores, list(TEXT_CORE), "text_core")
             write_whole(output / "scores.json", json.dumps(values, indent=1) + "\n")

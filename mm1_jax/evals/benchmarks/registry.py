@@ -29,9 +29,9 @@ from mm1_jax.evals.benchmarks.text import (
     winogrande,
 )
 from mm1_jax.evals.benchmarks.textcaps import textcaps
-from mm1_jax.evals.benchmarks.textvqa import textvqa
+from mm1_jax.evals.benchmarks.textvqa import textvqa, textvqa_chat
 from mm1_jax.evals.benchmarks.vizwiz import vizwiz
-from mm1_jax.evals.benchmarks.vqav2 import okvqa, vqav2
+from mm1_jax.evals.benchmarks.vqav2 import okvqa, vqav2, vqav2_chat
 
 # A function that returns the config of the benchmark that has the function's name.
 Make = Callable[[], Benchmark.Config]
@@ -47,18 +47,21 @@ PRETRAINING = _by_name(coco, nocaps, textcaps, vqav2, textvqa, vizwiz, gqa, okvq
 CHAT = _by_name(scienceqa, mmmu, mathvista, mme, mmbench, seed, pope)
 # The other benchmarks of that table, which a judge grades.
 JUDGED = _by_name(llava_bench, mmvet)
+# All columns of that table. VQAv2 and TextVQA are asked as the other chat benchmarks are.
+TABLE4 = {**_by_name(vqav2_chat, textvqa_chat), **CHAT, **JUDGED}
 # Benchmarks without pictures, called TextCore in the paper's ablations.
 TEXT_CORE = _by_name(
     *(arc_easy, arc_challenge, piqa, lambada, winogrande, hellaswag, sciq, triviaqa, webqs)
 )
 EMBEDDED = _by_name(digits_vqa, digits_caption, scenes_vqa, scenes_caption)
 # `scenes_names` is not in EMBEDDED, since small runs are not all trained for it.
-BENCHMARKS = {**PRETRAINING, **CHAT, **JUDGED, **TEXT_CORE, **EMBEDDED, **_by_name(scenes_names)}
+BENCHMARKS = {**PRETRAINING, **TABLE4, **TEXT_CORE, **EMBEDDED, **_by_name(scenes_names)}
 # Names of groups of benchmarks, for the command line.
 GROUPS: Mapping[str, Mapping[str, Make]] = {
     "pretraining": PRETRAINING,
     "chat": CHAT,
     "judged": JUDGED,
+    "table4": TABLE4,
     "text_core": TEXT_CORE,
     "embedded": EMBEDDED,
 }

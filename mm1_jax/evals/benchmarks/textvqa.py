@@ -4,7 +4,13 @@ from typing import Any
 
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import annotations, question_benchmark
+from mm1_jax.evals.benchmarks.families import (
+    IN_FEW_WORDS,
+    annotations,
+    answer_predictions,
+    chat_benchmark,
+    question_benchmark,
+)
 from mm1_jax.evals.scoring.vqa import vqa_accuracy
 
 
@@ -16,6 +22,22 @@ def textvqa() -> Benchmark.Config:
     """
     source = annotations(read_textvqa, "textvqa", "val", "train")
     return question_benchmark("textvqa", source, vqa_accuracy)
+
+
+def textvqa_chat() -> Benchmark.Config:
+    """TextVQA as chat models are asked, with an instruction for short answers (MM1, table 4).
+
+    The files are those of `textvqa`.
+    """
+    return chat_benchmark(
+        "textvqa_chat",
+        annotations(read_textvqa, "textvqa", "val", "train"),
+        vqa_accuracy,
+        IN_FEW_WORDS,
+        exemplar_split="train",
+        headline="acc_processed",
+        predictions=answer_predictions,
+    )
 
 
 def read_textvqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:

@@ -5,7 +5,12 @@ from typing import Any
 from mm1_jax.config import config_class
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import question_benchmark
+from mm1_jax.evals.benchmarks.families import (
+    IN_FEW_WORDS,
+    answer_predictions,
+    chat_benchmark,
+    question_benchmark,
+)
 from mm1_jax.evals.predictions.entries import by_key
 from mm1_jax.evals.scoring.vqa import okvqa_accuracy, vqav2_accuracy
 
@@ -22,6 +27,22 @@ def vqav2() -> Benchmark.Config:
     """
     source = CocoQuestions.default_config()
     return question_benchmark("vqav2", source, vqav2_accuracy)
+
+
+def vqav2_chat() -> Benchmark.Config:
+    """VQAv2 as chat models are asked, with an instruction for short answers (MM1, table 4).
+
+    The files are those of `vqav2`.
+    """
+    return chat_benchmark(
+        "vqav2_chat",
+        CocoQuestions.default_config(),
+        vqav2_accuracy,
+        IN_FEW_WORDS,
+        exemplar_split="train",
+        headline="acc_processed",
+        predictions=answer_predictions,
+    )
 
 
 def okvqa() -> Benchmark.Config:

@@ -136,7 +136,7 @@ def test_chat_prompts_have_the_words_of_training(benchmarks_dir, input):
     assert assistant == ["ASSISTANT:"]
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
+@pytest.mark.parametrize("name", [*PRETRAINING, *CHAT, "vqav2_chat", "textvqa_chat"])
 def test_right_answers_score_fully_and_others_zero(name, benchmarks_dir, input, says, model):
     benchmark = build(name, benchmarks_dir, input)
     headline = benchmark.config.headline
@@ -534,7 +534,7 @@ def test_ok_vqa_accepts_a_plural_for_its_stem(benchmarks_dir, input, says, model
     assert metrics["acc_stemmed"] == 100.0 and metrics["acc_processed"] == 0.0
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, *CHAT])
+@pytest.mark.parametrize("name", [*PRETRAINING, *CHAT, "vqav2_chat", "textvqa_chat"])
 def test_the_best_and_the_worst_answers_are_distinguished(name, benchmarks_dir, input, says, model):
     benchmark = build(name, benchmarks_dir, input)
     tasks = list(benchmark.tasks(0))
