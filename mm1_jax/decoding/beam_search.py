@@ -110,7 +110,7 @@ def _beam_search(
         parents, chosen = indices // V, (indices % V).astype(jnp.int32)
         tokens = _take(search.running.tokens, parents).at[:, :, search.step].set(chosen)
         length = search.step + 1
-        ends = (chosen == options.eos) | (length == max_new_tokens)
+        ends = options.ends(chosen) | (length == max_new_tokens)
 
         running_scores, order = jax.lax.top_k(jnp.where(ends, _EXCLUDED, scores), n)
         running = Beams(_take(tokens, order), running_scores)

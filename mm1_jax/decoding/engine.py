@@ -211,8 +211,8 @@ class Engine:
         options = self._options
         tokens = list(tokens[: options.max_new_tokens])
         is_whole = len(tokens) == options.max_new_tokens
-        if options.eos in tokens:
-            tokens, is_whole = tokens[: tokens.index(options.eos) + 1], True
+        if end := next((i for i, token in enumerate(tokens, 1) if options.ends(token)), 0):
+            tokens, is_whole = tokens[:end], True
         if self._stops(tokens):
             # End at the token that completes the stop string, whenever the check happens.
             number = next(i for i in range(1, len(tokens) + 1) if self._stops(tokens[:i]))
@@ -296,7 +296,7 @@ def _admit(
         tokens=state.tokens.at[slot].set(token),
         lengths=state.lengths.at[slot].set(length[0] + prefix_length),
         steps=state.steps.at[slot].set(1),
-        ended=state.ended.at[slot].set((token == options.eos) | (options.max_new_tokens == 1)),
+        ended=state.ended.at[slot].set(options.ends(token) | (options.max_new_tokens == 1)),
         row_ids=state.row_ids.at[slot].set(row_id),
     ), token
 
@@ -324,7 +324,7 @@ def _advance(
         tokens = jnp.where(state.ended, options.pad, tokens)
         grows = (~state.ended).astype(jnp.int32)
         steps = state.steps + grows
-        ended = state.ended | (tokens == options.eos) | (steps >= options.max_new_tokens)
+        ended = state.ended | options.ends(tokens) | (steps >= options.max_new_tokens)
         state = _State(caches, tokens, state.lengths + grows, steps, ended, state.row_ids)
         return state, new_tokens.at[:, i].set(tokens)
 

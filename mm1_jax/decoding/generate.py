@@ -90,7 +90,7 @@ def _generate(
         steps_B = jnp.broadcast_to(step, ended_B.shape)
         chosen_B = choose(logits_BV, options.forbidden, options.sampling, keys_B, steps_B)
         chosen_B = jnp.where(ended_B, pad, chosen_B)
-        return chosen_B, ended_B | (chosen_B == options.eos)
+        return chosen_B, ended_B | options.ends(chosen_B)
 
     def unfinished(carry) -> Array:
         step, _, _, ended_B, _ = carry

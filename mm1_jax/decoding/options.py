@@ -15,6 +15,7 @@ class DecodingOptions:
     Attributes:
         max_new_tokens: Maximum number of tokens in an answer, including `eos`.
         eos: Token that ends an answer and is its last token.
+        also_ends: Other tokens that do so, such as the end of a sequence beside that of a turn.
         pad: Token that fills rows after the end of an answer.
         forbidden: Token ids that are never chosen, regardless of logits. Always includes `pad`.
         sampling: Sampling method.
@@ -32,28 +33,47 @@ class DecodingOptions:
     seed: int = 0
     stop_strings: tuple[str, ...] = ()
     cache_dtype: str | None = None
+    also_ends: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if self.eos in self.forbidden or self.eos == self.pad:
-            raise ValueError(
-                f"eos={self.eos} is forbidden or equals pad={self.pad}: no answer could ever end"
-            )
+        for name, end in (("eos", self.eos), *(("also_ends", end) for end in self.also_ends)):
+            if end in self.forbidden or end == self.pad:
+                raise ValueError(
+                    f"{name}={end} is forbidden or equals pad={self.pad}: no answer could ever end"
+                )
         check_cache_dtype(self.cache_dtype)
         # Sort, so that equal options share a compiled program.
         object.__setattr__(self, "forbidden", tuple(sorted({self.pad, *self.forbidden})))
 
     @classmethod
-    def of(cls, tokenizer: Any, max_new_tokens: int, **others: Any) -> "DecodingOptions":
-        """Creates options with the special tokens of a tokenizer; forbids non-text tokens."""
+    def of(
+        cls, tokenizer: Any, max_new_tokens: int, *, stop: str | None = None, **others: Any
+    ) -> "DecodingOptions":
+        """Creates options with the special tokens of a tokenizer; forbids non-text tokens.
+
+        Args:
+            stop: Name of the special token that ends an answer in a chat format, in addition to the
+                end of a sequence.
+        """
+        eos = tokenizer.eos if stop is None else tokenizer.stop_token(stop)
+        ends = {eos, tokenizer.eos}
         return cls(
             max_new_tokens,
-            eos=tokenizer.eos,
+            eos=eos,
             pad=tokenizer.pad,
-            forbidden=tokenizer.not_text,
+            forbidden=tuple(token for token in tokenizer.not_text if token not in ends),
+            also_ends=tuple(ends - {eos}),
             **others,
         )
+
+    def ends(self, tokens: Any) -> Any:
+        """Returns which tokens of an array end an answer."""
+        found = tokens == self.eos
+        for end in self.also_ends:
+            found = found | (tokens == end)
+        return found
 
     def static_options(self) -> "DecodingOptions":
         """Returns only the static options, those that are compiled into a program."""

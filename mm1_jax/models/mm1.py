@@ -174,7 +174,9 @@ class MM1(Module):
 
     def _embed(self, batch: Batch) -> Float[Array, "B T D"]:
         embeddings = self.decoder.embed(batch.tokens)
-        if self.vision_encoder is not None and self.connector is not None:
+        # The later turns of a conversation may have no picture, and an image buffer without slots.
+        has_images = len(batch.images) > 0
+        if has_images and self.vision_encoder is not None and self.connector is not None:
             image_features = self._checked_features(self.vision_encoder(batch.images), batch)
             shape = (len(batch.images), self.num_image_tokens, embeddings.shape[-1])
             image_embeddings = checked(
