@@ -72,7 +72,7 @@ LLaVA-1.5-7B     78.5 58.2 66.8 -/-       -    1511   316   64.3 58.6/66.1 85.9 
 LLaVA-NeXT-7B    81.8 64.9 70.1 35.8/-    34.6 1519   332   67.4 -/70.2    86.5 81.6 43.9
 """
 # MathVista after 0, 4 and 8 exemplars, the last with exemplars of mixed resolution (section 5.2).
-MATHVISTA_SHOTS = (0, 4, 8)
+MATHVISTA_SHOTS: tuple[int, ...] = (0, 4, 8)
 _PUBLISHED_SHOTS = {"MM1-30B-Chat": (39.4, 41.9, 44.4)}
 _MATHVISTA = COLUMNS["MathV"][0]
 
