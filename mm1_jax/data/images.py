@@ -74,8 +74,11 @@ def decode(image: Image, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
 def picture_size(image: Image) -> tuple[int, int] | None:
     """Returns the width and height of the upright picture; None if it cannot be read.
 
-    Of a file, only the header is read. A rendered picture is rendered.
+    Of a file, only the header is read. A rendered picture is rendered, unless its function has an
+    attribute `size`.
     """
+    if callable(image.data) and hasattr(image.data, "size"):
+        return image.data.size
     try:
         data = _data(image)
         if isinstance(data, np.ndarray):

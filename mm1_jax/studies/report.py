@@ -1,5 +1,6 @@
 """The report of a study: verdicts, tables, and a figure with the interval of each arm."""
 
+import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from mm1_jax.studies.study import Cell, Claim, Score, Study
 from mm1_jax.studies.verdicts import Estimate, Verdict, difference, estimate, scores, verdict
 
 try:
-    from matplotlib.figure import Figure
+    # By name, because type checkers need not have it installed.
+    Figure: Any = importlib.import_module("matplotlib.figure").Figure
 except ImportError:
     Figure = None
 
