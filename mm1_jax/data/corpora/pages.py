@@ -115,7 +115,8 @@ class PagesSource(Source):
         kind: Required[Kind] = REQUIRED  # CAPTIONS or QUESTIONS
         num_records: PositiveInt = 65_536  # In the training split.
         sizes: Sequence[PositiveInt] = (8, 12, 16, 24)  # Fonts; wide print is twice as large.
-        wide_share: Share = 0.5  # Of the halves of pages that are read.
+        # Share of the halves of pages that have wide print, in dense readings.
+        wide_share: Share = 0.5
         # Questions ask for a code, for the color of the larger part, or for either.
         asks: Literal["code", "color", "both"] = "both"
         shift: NonNegativeInt = 8  # Largest shift of a code from the center of its place.
