@@ -21,7 +21,7 @@ from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer
-from mm1_jax.evals.prompts import continuation, few_shot, text_of
+from mm1_jax.evals.prompts import continuation, few_shot, stop_of, text_of
 from mm1_jax.evals.tasks import Task, Tasks
 from mm1_jax.models.mm1 import MM1
 
@@ -79,7 +79,10 @@ def _generated(
 ) -> Iterator[tuple[Task, Answer]]:
     tokenizer = input.tokenizer
     options = DecodingOptions.of(
-        tokenizer, cfg.max_new_tokens, stop_strings=tuple(cfg.stop_strings)
+        tokenizer,
+        cfg.max_new_tokens,
+        stop=stop_of(tasks[indices[0]].prompt) if len(indices) else None,
+        stop_strings=tuple(cfg.stop_strings),
     )
     waiting: Iterator[tuple[Task, Answer]] = iter(())
     # A batch is assembled while the device computes the previous one.

@@ -119,6 +119,13 @@ def _chat(exemplars: Sequence[Document], query: Conversation, joiner: str | None
     return query.of([*turns, *query.turns[:-1]], prompts_answer=True)
 
 
+def stop_of(document: Document) -> str | None:
+    """Returns the name of the special token that ends answers; None is the end of a sequence."""
+    if not isinstance(document, Conversation) or document.chat_format is None:
+        return None
+    return document.chat_format.stop
+
+
 def continuation(document: Document, answer: str) -> str:
     """Returns an answer to a task as it continues the prompt, with the space of a chat format."""
     if not isinstance(document, Conversation):
