@@ -29,12 +29,9 @@ import numpy as np
 
 from mm1_jax.batch import Document, Example, Image, Markup, Stop, Text
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.splitting import TooLong
 from mm1_jax.data.tiling import Tiling
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
-
-
-class TooLong(BadRecord):
-    """A conversation that does not fit in a row."""
 
 
 class ExampleBuilder:

@@ -299,7 +299,7 @@ class Input(Configurable):
                 "give it weight 0, or fix its source."
             )
         lengths = corpus_lengths(corpus, self.example_builder, num_workers=self.num_workers)
-        Quarantine(self.quarantine_path).add(lengths.unusable)
+        Quarantine(self.quarantine_path).add((*lengths.unusable, *lengths.refused))
         check_bad_fraction(
             corpus.name,
             bad=len(lengths.unusable),
@@ -307,6 +307,11 @@ class Input(Configurable):
             limit=self.max_bad_fraction,
             example=lengths.unusable[0].reason if lengths.unusable else "",
         )
+        if len(lengths.refused) == len(corpus):
+            raise ValueError(
+                f"corpus {corpus.name!r}: every conversation is too long, such as "
+                f"{lengths.refused[0].reason}; raise input.max_sequence_length or input.max_images"
+            )
         return lengths
 
 

@@ -28,7 +28,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.quarantine import Quarantined
 from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.splitting import DocumentPiece
+from mm1_jax.data.splitting import ConversationSplitter, DocumentPiece, TooLong
 from mm1_jax.storage import whole_folder
 
 # Incremented to invalidate cached tables when their computation changes.
@@ -44,6 +44,7 @@ class _Chunk(NamedTuple):
     table: np.ndarray
     pieces: np.ndarray
     unusable: list[Quarantined]
+    refused: list[Quarantined]
     num_truncated: int
 
 
@@ -55,7 +56,9 @@ class Lengths:
         pieces: Int [n, 3], the record of each example, its first block, and the end of its blocks
             (-1 means all of them). None if every record is one example.
         unusable: The records that yield no example, with reasons.
-        num_truncated: Number of examples that are truncated to fit in a row.
+        refused: The conversations that a splitter refuses as too long, with reasons.
+        num_truncated: Number of examples that are truncated to fit in a row, and of conversations
+            that lost rounds.
     """
 
     def __init__(
@@ -64,10 +67,12 @@ class Lengths:
         pieces: Int[np.ndarray, "n 3"] | None = None,
         unusable: Sequence[Quarantined] = (),
         num_truncated: int = 0,
+        refused: Sequence[Quarantined] = (),
     ):
         self.table = table
         self.pieces = pieces
         self.unusable = list(unusable)
+        self.refused = list(refused)
         self.num_truncated = num_truncated
         self._folder: Path | None = None
 
@@ -107,6 +112,8 @@ class Lengths:
         text = f"{self.num_usable:,} documents of {tokens:.1f} positions and {images:.1f} images"
         if self.num_truncated:
             text += f", {self.num_truncated:,} truncated to fit in a row"
+        if self.refused:
+            text += f", {len(self.refused):,} refused as too long"
         if self.unusable:
             text += f", {len(self.unusable):,} unusable"
         return text
@@ -141,6 +148,7 @@ class Lengths:
                 "means": self.means if self.num_usable else (0.0, 0.0),
                 "num_truncated": self.num_truncated,
                 "unusable": self.unusable,
+                "refused": self.refused,
             }
             (partial / "facts.json").write_text(json.dumps(facts))
         return Lengths.load(folder)
@@ -167,6 +175,8 @@ class Lengths:
             np.load(pieces, mmap_mode="r", allow_pickle=False) if pieces.exists() else None
         )
         self.unusable = [Quarantined(*entry) for entry in facts.pop("unusable")]
+        # Tables written before conversations could be refused have no such list.
+        self.refused = [Quarantined(*entry) for entry in facts.pop("refused", ())]
         for name in ("longest", "means"):
             facts[name] = tuple(facts[name])
         self.__dict__.update(facts)
@@ -223,6 +233,7 @@ def compute_lengths(
         pieces,
         [entry for chunk in chunks for entry in chunk.unusable],
         sum(chunk.num_truncated for chunk in chunks),
+        [entry for chunk in chunks for entry in chunk.refused],
     )
 
 
@@ -246,14 +257,17 @@ def _chunk_of(packed: bytes, span: range) -> _Chunk:
     corpus, example_builder = _unpacked(packed)
     table: list[tuple[int, int]] = []
     pieces: list[tuple[int, int, int]] = []
-    unusable = []
+    unusable, refused = [], []
     truncated_before = example_builder.num_truncated
     for record in span:
         try:
             examples = list(_examples(corpus, example_builder, record))
         except BadRecord as error:
             examples = [(DocumentPiece(record), (0, 0))]
-            unusable.append(Quarantined(corpus.name, record, 0, str(error)))
+            # A splitter refuses conversations by choice; without one, they are a mistake.
+            is_refused = isinstance(error, TooLong) and corpus.splitter is not None
+            found = refused if is_refused else unusable
+            found.append(Quarantined(corpus.name, record, 0, str(error)))
         for piece, lengths in examples:
             table.append(lengths)
             pieces.append((piece.record, piece.first, -1 if piece.end is None else piece.end))
@@ -261,6 +275,7 @@ def _chunk_of(packed: bytes, span: range) -> _Chunk:
         np.array(table, np.int32).reshape(-1, 2),
         np.array(pieces, np.int32).reshape(-1, 3),
         unusable,
+        refused,
         example_builder.num_truncated - truncated_before,
     )
 
@@ -277,6 +292,9 @@ def _examples(
     longest = example_builder.max_sequence_length
     if splitter.max_positions is not None:
         longest = min(longest, splitter.max_positions)
+    if isinstance(splitter, ConversationSplitter):
+        yield from _rounds(document, splitter, example_builder, record, longest)
+        return
     tiled = example_builder.tiled(document)
     positions = sum(example_builder.sizes(tiled)) + document.ends
     if positions <= longest and len(tiled.images) <= max_images:
@@ -297,3 +315,34 @@ def _examples(
     for run in pieces:
         piece = blocks.piece(run.start, run.stop)
         yield DocumentPiece(record, run.start, run.stop), example_builder.lengths(piece)
+
+
+def _rounds(
+    document: Document,
+    splitter: ConversationSplitter,
+    example_builder: ExampleBuilder,
+    record: int,
+    longest: int,
+) -> Iterator[tuple[DocumentPiece, tuple[int, int]]]:
+    """Yields a conversation, or the pieces of one that is longer than a row."""
+    unlimited = example_builder.without_limits()
+
+    def fits(document: Document) -> bool:
+        positions, images = unlimited.lengths(document)
+        return positions <= longest and images <= example_builder.max_images
+
+    if fits(document):
+        yield DocumentPiece(record), unlimited.lengths(document)
+        return
+    try:
+        pieces, num_lost = splitter.pieces(document, fits)
+    except TooLong as error:
+        positions, images = unlimited.lengths(document)
+        raise TooLong(
+            f"the conversation takes {positions} positions and {images} images, and a row has "
+            f"{longest} and {example_builder.max_images}: {error}"
+        ) from None
+    example_builder.num_truncated += num_lost > 0
+    for run in pieces:
+        piece = DocumentPiece(record, run.start, run.stop)
+        yield piece, unlimited.lengths(splitter.piece(document, piece))

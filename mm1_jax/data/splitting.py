@@ -3,13 +3,17 @@
 A block is an image, or a run of text of bounded length. Concatenated, the tokens of a text's blocks
 are the tokens of the text: it is cut at single spaces, and the token of the next block's first word
 includes the space, as it does inside a text.
+
+A conversation is cut between its rounds, which end with an answer, and never inside a round.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from mm1_jax.batch import Document, Image, Segment, Text
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.chat_formats.base import Conversation, Turn
+from mm1_jax.data.record_files import BadRecord
 from mm1_jax.field_types import PositiveInt
 
 # Characters that end a sentence; blocks preferably end there.
@@ -17,7 +21,7 @@ _SENTENCE_ENDS = ".!?:;"
 
 
 class DocumentPiece(NamedTuple):
-    """A run of the blocks of a record; all of them if `end` is None."""
+    """A run of the blocks of a record, or of its rounds; all of them if `end` is None."""
 
     record: int
     first: int = 0
@@ -61,6 +65,14 @@ class Splitter(Configurable):
                 segments.append(Text(text, segment.scored))
         return Document(tuple(segments), document.ends)
 
+    def piece(self, document: Document, piece: DocumentPiece) -> Document:
+        """Returns the document of a piece."""
+        assert piece.end is not None, "not the whole document"
+        blocks = self.blocks(document)
+        if piece.end > len(blocks.segments):
+            raise BadRecord(f"{len(blocks.segments)} blocks, expected {piece.end} or more")
+        return blocks.piece(piece.first, piece.end)
+
     def pieces(
         self, sizes: Sequence[int], num_images: Sequence[int], *, max_tokens: int, max_images: int
     ) -> list[range]:
@@ -102,6 +114,107 @@ class Splitter(Configurable):
                 first = i + 1
         if first < len(num_images):
             yield range(first, len(num_images))
+
+
+class TooLong(BadRecord):
+    """A conversation that does not fit in a row."""
+
+
+class ConversationPieces(NamedTuple):
+    """Runs of the rounds of a conversation, and the number of rounds that are in none of them."""
+
+    pieces: list[range]
+    num_lost: int
+
+
+class ConversationSplitter(Configurable):
+    """Refuses, cuts or splits conversations that are longer than a row.
+
+    A round is an answer and the turns before it. Each piece begins with the head: the system turn
+    and the pictures of the first question. No piece is cut inside a round, misses a picture that
+    an earlier round shows, or has no scored answer.
+    """
+
+    @config_class
+    class Config(Configurable.Config):
+        # "refuse" skips the conversation, "cut" keeps the first rounds that fit, and "split" makes
+        # several pieces, whose answers do not see the rounds of earlier pieces.
+        too_long: Literal["refuse", "cut", "split"] = "split"
+        # Longest piece, in positions; None means a row.
+        max_positions: PositiveInt | None = None
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        self.max_positions = cfg.max_positions
+
+    def piece(self, document: Document, piece: DocumentPiece) -> Document:
+        """Returns the document of a piece."""
+        assert piece.end is not None, "not the whole document"
+        conversation = _conversation(document)
+        head, rounds = _rounds(conversation.turns)
+        if piece.end > len(rounds):
+            raise BadRecord(f"{len(rounds)} rounds, expected {piece.end} or more")
+        turns = [turn for each in rounds[piece.first : piece.end] for turn in each]
+        if piece.first:
+            shown = tuple(part for part in rounds[0][0].parts if isinstance(part, Image))
+            turns[0] = turns[0]._replace(parts=(*shown, *turns[0].parts))
+        return conversation.of([*head, *turns])
+
+    def pieces(self, document: Document, fits: Callable[[Document], bool]) -> ConversationPieces:
+        """Returns the pieces of a conversation that is longer than a row.
+
+        Raises:
+            TooLong: There are none.
+        """
+        if self._config.too_long == "refuse":
+            raise TooLong("splitter.too_long='refuse'")
+        _, rounds = _rounds(_conversation(document).turns)
+        # No piece begins after pictures that it would not repeat.
+        last = next((i for i in range(len(rounds)) if _adds_images(rounds, i)), len(rounds) - 1)
+        pieces: list[range] = []
+        first = 0
+        while first <= last:
+            end = first
+            while end < len(rounds) and fits(
+                self.piece(document, DocumentPiece(0, first, end + 1))
+            ):
+                end += 1
+            if any(
+                turn.role == "assistant" and turn.is_scored for turn in sum(rounds[first:end], [])
+            ):
+                pieces.append(range(first, end))
+            if self._config.too_long == "cut":
+                break
+            first = max(end, first + 1)
+        if not pieces:
+            raise TooLong("no scored answer fits in a row with the pictures before it")
+        return ConversationPieces(pieces, len(rounds) - sum(map(len, pieces)))
+
+
+def _adds_images(rounds: Sequence[Sequence[Turn]], number: int) -> bool:
+    """Returns whether a round shows a picture that is not in the head of the conversation."""
+    turns = rounds[number] if number else rounds[0][1:]
+    return any(isinstance(part, Image) for turn in turns for part in turn.parts)
+
+
+def _conversation(document: Document) -> Conversation:
+    if not isinstance(document, Conversation):
+        raise ValueError(
+            "splitter: a ConversationSplitter splits documents of a chat format; set to_document "
+            "to a ConversationDocument, or use a Splitter"
+        )
+    return document
+
+
+def _rounds(turns: Sequence[Turn]) -> tuple[list[Turn], list[list[Turn]]]:
+    """Returns the system turn, if any, and the rounds; turns after the last answer are left out."""
+    head = [turn for turn in turns[:1] if turn.role == "system"]
+    rounds: list[list[Turn]] = [[]]
+    for turn in turns[len(head) :]:
+        rounds[-1].append(turn)
+        if turn.role == "assistant":
+            rounds.append([])
+    return head, rounds[:-1]
 
 
 def text_blocks(text: str, max_characters: int) -> list[str]:

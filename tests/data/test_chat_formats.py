@@ -9,8 +9,9 @@ from mm1_jax.batch import Document, Image, Markup, Stop, Text
 from mm1_jax.data.chat_formats.base import ChatFormat, Turn
 from mm1_jax.data.chat_formats.llava import VICUNA_SYSTEM, LLaVAChatFormat
 from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
-from mm1_jax.data.examples import ExampleBuilder, TooLong
+from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.splitting import TooLong
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 PICTURE = Image(np.zeros((1, 1, 3), np.uint8))

@@ -18,7 +18,7 @@ from mm1_jax.config import (
 from mm1_jax.data.images import Augmentation, BadImage
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources.base import Source
-from mm1_jax.data.splitting import DocumentPiece, Splitter
+from mm1_jax.data.splitting import ConversationSplitter, DocumentPiece, Splitter
 from mm1_jax.field_types import NonEmpty
 
 
@@ -30,8 +30,9 @@ class Corpus(Configurable):
         name: Required[NonEmpty] = REQUIRED
         source: Required[InstantiableConfig] = REQUIRED
         to_document: Required[ConfigOr[Callable[[Record], Document]]] = REQUIRED
-        # Splits documents that are longer than a row; None truncates them.
-        splitter: Splitter.Config | None = None
+        # Splits documents that are longer than a row; None truncates them, and makes conversations
+        # of a chat format bad records.
+        splitter: Splitter.Config | ConversationSplitter.Config | None = None
         # Applied to the images of the training split.
         augmentation: Augmentation.Config | None = None
 
@@ -45,7 +46,7 @@ class Corpus(Configurable):
         self.augmentation: Augmentation | None = (
             maybe_instantiate(cfg.augmentation) if split == "train" else None
         )
-        self.splitter: Splitter | None = maybe_instantiate(cfg.splitter)
+        self.splitter: Splitter | ConversationSplitter | None = maybe_instantiate(cfg.splitter)
         self._to_document: Callable[[Record], Document] = maybe_instantiate(cfg.to_document)
 
     def __len__(self) -> int:
@@ -92,10 +93,7 @@ class Corpus(Configurable):
         if piece.end is None:
             return document
         assert self.splitter is not None, "only a splitter makes pieces"
-        blocks = self.splitter.blocks(document)
-        if piece.end > len(blocks.segments):
-            raise BadRecord(f"{len(blocks.segments)} blocks, expected {piece.end} or more")
-        return blocks.piece(piece.first, piece.end)
+        return self.splitter.piece(document, piece)
 
     def fingerprint(self) -> str:
         """Describes everything that determines the documents."""
