@@ -92,6 +92,7 @@ DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
     ("mm1_jax.train.optimizers.optimizer.Optimizer", "accumulation_dtype"): ("float32",),
     ("mm1_jax.train.optimizers.adamw.AdamW", "moments_dtype"): ("float32",),
     ("mm1_jax.train.trainer.Trainer", "norms_by_part"): (False,),
+    ("mm1_jax.train.loss.Loss", "weighting"): ("token",),
 }
 
 

@@ -16,7 +16,7 @@ from mm1_jax.layers.module import ContractError, checked, checked_tuple
 from mm1_jax.layers.parameter_paths import union
 from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings, constrain_batch
-from mm1_jax.train.loss import Totals, totals
+from mm1_jax.train.loss import Totals
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.objective import Objective
 
@@ -85,7 +85,7 @@ class NextToken(Objective):
         return next_token_loss
 
     def totals(self, batch: Batch) -> Totals:
-        return totals(batch)
+        return self.loss.instantiate().totals(batch)
 
     def counts(self, batch: Batch) -> Metrics:
         return {
