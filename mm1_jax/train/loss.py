@@ -108,7 +108,8 @@ class Loss(Configurable):
             weights_BT = target_weights(scored_BT, batch.segment_ids, cfg.weighting)
             weighted = _masked_sum(weights_BT * cross_entropy_BT, scored_BT)
             minimized = metrics["weighted_loss"] = Mean(weighted, jnp.sum(weights_BT))
-            weight = minimized.weight if totals is None else totals.weight
+            weight = (self.totals(batch) if totals is None else totals).weight
+            assert weight is not None, "totals of another weighting"
         total = _over(minimized, weight) + cfg.z_loss * _over(metrics["z_loss"], scored)
         if router is not None:
             weight = jnp.sum(router.weight)
