@@ -34,8 +34,8 @@ ALLOWED = {
     "decoding": {"config", "batch", "parallel", "layers", "models"},
     "checkpoints": {
         *("config", "stored_config", "storage", "parallel", "multihost", "models"),
-        # A checkpoint stores a TrainState.
-        *("layers.parameter_paths", "train.train_state"),
+        # A checkpoint stores a TrainState, and knows which of its parameters are adapters.
+        *("layers.lora", "layers.parameter_paths", "train.train_state"),
     },
     "train": {
         *("config", "stored_config", "storage", "batch", "image_buffer", "host_memory"),

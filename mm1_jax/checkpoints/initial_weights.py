@@ -138,7 +138,7 @@ class InitialWeights(Configurable):
             path: source + (dense[path].path if path in dense else path).removeprefix(part)
             for path in paths
         }
-        # Adapters of a model start anew unless the checkpoint has them.
+        # Adapters are initialized unless the checkpoint has them.
         names = {
             path: name
             for path, name in names.items()

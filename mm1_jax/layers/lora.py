@@ -1,4 +1,4 @@
-"""Low-rank adaptation: trained updates of linear layers whose kernels are frozen (arXiv 2106.09685).
+"""Low-rank adaptation (LoRA, arXiv 2106.09685): trained updates of layers with frozen kernels.
 
     y = x W + scale (x A) B,    scale = alpha / rank
 
@@ -79,7 +79,7 @@ class Adapter(Module):
 
 
 class LoRA(Configurable):
-    """Which linear layers get adapters, and which parameters are trained beside them.
+    """Choice of the linear layers that get adapters, and of the parameters trained beside them.
 
     All other parameters are frozen.
     """

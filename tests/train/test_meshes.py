@@ -210,12 +210,19 @@ def test_only_adapters_and_trained_parts_have_gradients_and_moments(batch):
 def test_adapters_are_sharded_as_the_dims_of_their_kernels(batch):
     program = make_program(batch, False, {"fsdp": 2, "model": 2}, lora=LORA)
     attention = program.abstract_state.params["decoder"]["stack"]["layer"]["attention"]
-    specs = {
-        name: [tuple(attention[name]["lora"][x].sharding.spec) for x in "ab"]
-        for name in ("query", "output")
-    }
-    kernel = tuple(attention["query"]["kernel"].sharding.spec)
-    assert kernel[1] is not None and kernel[2] is not None
-    layers, embed, heads, _ = (*kernel, None)[:4]
-    assert specs["query"][0] == (layers, embed) and specs["query"][1] == (layers, None, heads)
-    assert specs["output"][0] == (layers, heads) and specs["output"][1] == (layers, None, embed)
+
+    def spec(layer, name):
+        x = layer[name] if name == "kernel" else layer["lora"][name]
+        return (*x.sharding.spec, *[None] * (x.ndim - len(x.sharding.spec)))
+
+    query, output = attention["query"], attention["output"]
+    layers, embed, heads, _ = spec(query, "kernel")
+    assert embed is not None and heads is not None
+    assert (spec(query, "a"), spec(query, "b")) == (
+        (layers, embed, None),
+        (layers, None, heads, None),
+    )
+    assert (spec(output, "a"), spec(output, "b")) == (
+        (layers, heads, None, None),
+        (layers, None, embed),
+    )
