@@ -173,6 +173,8 @@ class InitialWeights(Configurable):
         ]
         if any("/experts/" in name for name in missing) and not cfg.upcycle:
             complaints.append("  if that decoder is dense, upcycle=True copies it to the experts")
+        if any(is_adapter(path) for path in stored_paths - set(names.values())):
+            complaints.append("  the checkpoint has adapters: set model.lora as in its run")
         if cfg.check_config and stored.description is not None:
             complaints += _field_differences(stored.description, source, part, model, cfg.upcycle)
         if complaints:

@@ -127,6 +127,8 @@ def with_adapters(model: Any, folder: Path) -> Any:
     """
     peft, torch_files = map(importlib.import_module, ("peft", "safetensors.torch"))
     config = peft.PeftConfig.from_pretrained(folder)
+    # PEFT warns if it names another folder.
+    config.base_model_name_or_path = model.name_or_path
     adapted = peft.get_peft_model(model, config)
     tensors = torch_files.load_file(folder / "adapter_model.safetensors")
     result = peft.set_peft_model_state_dict(adapted, tensors)

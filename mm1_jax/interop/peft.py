@@ -242,7 +242,7 @@ def _config(
     all_names: Sequence[str],
     is_rank_stabilized: bool,
 ) -> dict[str, Any]:
-    def alpha(layer: AdaptedLayer) -> float:
+    def alpha(layer: AdaptedLayer) -> int | float:
         value = layer.scale * (math.sqrt(layer.rank) if is_rank_stabilized else layer.rank)
         return int(round(value)) if math.isclose(value, round(value)) else value
 

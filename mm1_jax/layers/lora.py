@@ -21,7 +21,7 @@ from jax.nn.initializers import zeros
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mm1_jax.config import REQUIRED, Configurable, Required, config_class
+from mm1_jax.config import Configurable, config_class
 from mm1_jax.field_types import Positive, PositiveInt
 from mm1_jax.layers.linear import LinearMap
 from mm1_jax.layers.module import Module, param
@@ -89,7 +89,7 @@ class LoRA(Configurable):
         # Adapters by rule (see `parameter_paths`); a rule picks linear layers by their paths, such
         # as "decoder/stack" or ".*/attention/(query|value)". The first rule that picks a layer
         # applies.
-        adapters: Required[dict[str, Adapter.Config]] = REQUIRED
+        adapters: dict[str, Adapter.Config] = {"decoder/stack": Adapter.default_config()}
         # Rules for parameters that are trained as a whole, such as "connector".
         trained: tuple[str, ...] = ()
         # Uses the scale alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732).

@@ -249,5 +249,5 @@ def test_adapters_of_another_base_are_refused(tmp_path):
     tensors = load_file(tmp_path / "adapters" / TENSORS)
     first = {name: x for name, x in tensors.items() if ".layers.1." not in name}
     save_file(first, tmp_path / "adapters" / TENSORS)
-    with pytest.raises(ValueError, match="1 of the 2 layers of decoder/stack/layer/attention/quer"):
+    with pytest.raises(ValueError, match="has 1 of the 2 layers of decoder/stack/layer/"):
         import_adapters(tmp_path / "adapters", tmp_path / "weights", base=base, parts=parts)
