@@ -32,7 +32,7 @@ class AdaptedLayer(NamedTuple):
 
 
 class AdaptedModel(NamedTuple):
-    """What a model trains.
+    """Adapters of a model, and the parameters that it trains as a whole.
 
     Attributes:
         layers: Adapted layers by path.
@@ -47,7 +47,7 @@ class AdaptedModel(NamedTuple):
 
 
 def adapted_model(model: Any) -> AdaptedModel:
-    """Returns what an `MM1.Config` trains, without creating arrays."""
+    """Returns the adapters and trained parameters of an `MM1.Config`, without creating arrays."""
     module = nnx.eval_shape(lambda: model.instantiate(rngs=nnx.Rngs(params=0)))
     maps: dict[str, LinearMap] = {
         "/".join(map(str, path)): layer

@@ -7,6 +7,7 @@ suffice for two copies of the model, the comparison is skipped and the conversio
 import importlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +130,10 @@ def with_adapters(model: Any, folder: Path) -> Any:
     config = peft.PeftConfig.from_pretrained(folder)
     # PEFT warns if it names another folder.
     config.base_model_name_or_path = model.name_or_path
-    adapted = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT reads fields that the newest transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = peft.get_peft_model(model, config)
     tensors = torch_files.load_file(folder / "adapter_model.safetensors")
     result = peft.set_peft_model_state_dict(adapted, tensors)
     is_adapter = re.compile(r".*\.(?:lora_[AB]|modules_to_save)\..*").fullmatch

