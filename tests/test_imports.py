@@ -84,7 +84,7 @@ ROOMS = {
     "data.sources": {"readers", "record_files", "records"},
     "data.chat_formats": {"record_files"},
     "data.corpora": {
-        *("readers", "sources", "record_files", "images", "splitting", "chat_formats"),
+        *("readers", "sources", "record_files", "images", "splitting", "chat_formats", "grounding"),
     },
     "data.tokenizers": {"record_files"},
     "data.ingest": {"readers", "record_files", "records", "images"},
