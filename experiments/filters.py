@@ -1,7 +1,9 @@
 """Named filters for data conversion, for `python -m mm1_jax convert_records --filters=NAME`."""
 
 from mm1_jax.data.ingest.filters import (
+    AnswerQuality,
     AnswerTypes,
+    BlackImages,
     Filter,
     FrequentImages,
     ImageCount,
@@ -28,6 +30,20 @@ def no_filters() -> list[Filter.Config]:
     return []
 
 
+def chat_filters() -> list[Filter.Config]:
+    """Drops conversations with an unreadable or black image, a refusal, or repeated words.
+
+    Slips of text and long pages are kept, as instructions are about documents and charts, too.
+    """
+    return [
+        ImageFilter.default_config().set(
+            min_side=4, min_aspect_ratio=1 / 50, max_aspect_ratio=50.0, url_words=()
+        ),
+        BlackImages.default_config(),
+        AnswerQuality.default_config(),
+    ]
+
+
 def yes_no_answers() -> list[Filter.Config]:
     """Keeps questions (`--format=vqa`) with a yes/no answer."""
     return [AnswerTypes.default_config().set(keep=("yes/no",))]
@@ -42,6 +58,7 @@ def named_filters() -> dict[str, list[Filter.Config]]:
     return {
         "none": no_filters(),
         "mm1": mm1_interleaved_filters(),
+        "chat": chat_filters(),
         "yes_no_answers": yes_no_answers(),
         "other_answers": other_answers(),
     }

@@ -54,6 +54,11 @@ NOTED = {
     "leading_answers": "answers before the first question, which were dropped",
     "blank_answers": "answers without text, which were dropped with their questions",
     "unanswered_questions": "questions at the end without an answer, which were dropped",
+    "merged_questions": "questions that were merged into a conversation about the same image",
+    "repeated_questions": "questions that were asked about the same image before, and dropped",
+    "low_rated_questions": "questions with a low rating, which were dropped",
+    "ocr_token_lines": "lines of reference OCR tokens, which were dropped",
+    "entries_of_other_splits": "entries of other splits, which were skipped",
     "blank_system_turns": "system turns without text, which were dropped",
     "hidden_files": "hidden files, such as ._name, which were skipped",
 }

@@ -10,6 +10,7 @@ Filters are applied in the given order, so each one sees what the previous ones 
 import abc
 import enum
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm1_jax.batch import Record
+from mm1_jax.batch import Image, Record
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
-from mm1_jax.data.images import BadImage
+from mm1_jax.data.images import BadImage, decode
 from mm1_jax.data.ingest.image_keys import image_keys, load_keys
 from mm1_jax.data.ingest.perceptual_hash import HammingIndex, perceptual_hash
 from mm1_jax.data.ingest.record_images import RecordImage, encoded_size, images_of, without_images
@@ -266,6 +267,76 @@ class AnswerTypes(Filter):
         if AnswerType.of(answer) not in self._keep:
             return Filtered(None, Counter(["other_type"]))
         return Filtered(record, Counter())
+
+
+class BlackImages(Filter):
+    """Drops images of one color that is black or nearly so; every image is decoded.
+
+    Images that cannot be decoded are kept: `ImageFilter` and training judge them.
+    """
+
+    @config_class
+    class Config(Filter.Config):
+        # Brightness of the brightest pixel, 0 to 255.
+        max_brightness: int = 8
+        # Larger images are kept without a look.
+        max_pixels: int = 64_000_000
+
+    def __call__(self, record: Record) -> Filtered:
+        return self._drop_images(record, self._fault)
+
+    def _fault(self, image: RecordImage) -> str | None:
+        try:
+            pixels = decode(Image(image.data), max_pixels=self._config.max_pixels)
+        except BadImage:
+            return None
+        return "black" if pixels.max() <= self._config.max_brightness else None
+
+
+class AnswerQuality(Filter):
+    """Drops conversations with an answer that refuses, or that repeats a word again and again."""
+
+    @config_class
+    class Config(Filter.Config):
+        # A word this many times in a row drops the conversation (LLaVA-OneVision-1.5's rule).
+        max_repeats: int = 8
+        # An answer that begins with one of these refuses; case and apostrophes do not matter.
+        refusals: Sequence[str] = (
+            "i'm sorry, but i can",
+            "i am sorry, but i can",
+            "sorry, i can't",
+            "sorry, but i can't",
+            "i cannot assist",
+            "i can't assist",
+            "i'm unable to",
+            "i am unable to",
+            "as an ai language model",
+        )
+
+    def __init__(self, cfg: Config, *, kind: RecordKind):
+        super().__init__(cfg, kind=kind)
+        if kind is not RecordKind.CONVERSATIONS:
+            raise ValueError(
+                f"AnswerQuality looks at answers, and records of {kind.value} have none; "
+                "convert them without this filter"
+            )
+        self._refusals = tuple(_plain(text) for text in cfg.refusals)
+
+    def __call__(self, record: Record) -> Filtered:
+        for turn in record["turns"]:
+            if turn["role"] != "assistant":
+                continue
+            if _plain(turn["text"]).startswith(self._refusals):
+                return Filtered(None, Counter(["refusal"]))
+            words = turn["text"].split()
+            runs = (sum(1 for _ in run) for _, run in itertools.groupby(words))
+            if max(runs, default=0) >= self._config.max_repeats:
+                return Filtered(None, Counter(["repeated_word"]))
+        return Filtered(record, Counter())
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower().replace("\u2019", "'")
 
 
 class EvaluationOverlap(Filter):

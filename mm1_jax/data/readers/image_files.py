@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from mm1_jax.data.readers.tar import Member, members, read_member
 from mm1_jax.data.record_files import BadRecord
 
 URL_MAP = "url_to_file.json"
+# Tried in this order; names of files are case-sensitive on most machines.
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class ImageFolder:
@@ -107,6 +109,34 @@ class ImageTar:
     def names(self) -> Collection[str]:
         """Returns the names of all members."""
         return self._members
+
+
+class ImageSearch:
+    """Images by name in the first of several places that has them, with any extension.
+
+    Many datasets name all images .jpg, while some of the files are .png or .gif (OCR-VQA).
+    """
+
+    def __init__(self, places: Sequence[ImageFolder | ImageTar]):
+        self._places = places
+
+    def read(self, *names: Any) -> bytes:
+        """Returns the image of the first name that exists; raises BadRecord if none does."""
+        for place in self._places:
+            for name in (*names, *_other_extensions(names)):
+                if place.has(name):
+                    return place.read(name)
+        return self._places[0].read(names[0])
+
+
+def _other_extensions(names: Sequence[Any]) -> Iterator[str]:
+    for name in names:
+        if isinstance(name, str) and name:
+            stem, extension = os.path.splitext(name)
+            stem = stem if extension.lower() in _EXTENSIONS else name
+            for other in _EXTENSIONS:
+                yield stem + other
+                yield stem + other.upper()
 
 
 def image_files(path: Path, follow_links: bool = False) -> ImageFolder | ImageTar:

@@ -4,6 +4,7 @@ One pass over the headers and the JSON of the shards builds an index, which is c
 It takes 28 bytes per image and is memory-mapped.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
+from mm1_jax.data.readers.image_files import URL_MAP, UrlMap
 from mm1_jax.data.readers.json_files import as_object, parse_json
 from mm1_jax.data.readers.source_files import documents_below, files_key
 from mm1_jax.data.readers.tar import Member, members, read_member
@@ -82,6 +84,30 @@ class UrlIndex:
             raise ValueError(
                 f"{index}: the index of URLs cannot be written beside the shards: {error.strerror}"
             ) from error
+
+
+def url_map_path(images: Path, follow_links: bool = False) -> Path:
+    """Returns the JSON file, or the folder of shards, that maps the URLs of images.
+
+    Args:
+        images: One of them, or the folder of the JSON file.
+    """
+    if not images.is_dir():
+        return images
+    if (images / URL_MAP).exists():
+        return images / URL_MAP
+    shards = documents_below(images, (_SUFFIX,), follow_links)
+    return images if shards else images / URL_MAP
+
+
+def url_map(path: Path, follow_links: bool = False) -> UrlMap | UrlIndex:
+    """Returns the cached map at a path, as maps of millions of URLs are slow to read."""
+    return _cached_url_map(path, path.stat().st_mtime_ns if path.exists() else 0, follow_links)
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_url_map(path: Path, changed: int, follow_links: bool) -> UrlMap | UrlIndex:
+    return UrlIndex(path, follow_links) if path.is_dir() else UrlMap(path, follow_links)
 
 
 def _digest_of(url: str) -> np.uint64:

@@ -12,7 +12,9 @@ from foreign_formats import page
 
 from mm1_jax.data.images import BadImage
 from mm1_jax.data.ingest.filters import (
+    AnswerQuality,
     AnswerTypes,
+    BlackImages,
     EvaluationOverlap,
     FrequentImages,
     ImageCount,
@@ -171,6 +173,47 @@ def test_a_conversation_without_an_answer_is_dropped_and_counted():
     keep = cfg.instantiate(kind=RecordKind.CONVERSATIONS)
     left, counts, _ = keep({"id": "1", "images": [], "turns": []})
     assert left is None and counts == {"no_answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("A cat.", None),
+        ("no " * 7, None),
+        ("no " * 8, "repeated_word"),
+        ("It is " + "very\n" * 9 + "odd", "repeated_word"),
+        ("I\u2019m sorry, but I can't help with that.", "refusal"),
+        ("As an AI language model, I have no eyes.", "refusal"),
+        ("They said: I'm sorry, but I can wait.", None),
+    ],
+)
+def test_answers_that_refuse_or_repeat_a_word_drop_the_conversation(answer, fault):
+    turns = [("user", "no " * 20), ("assistant", "Yes."), ("user", "?"), ("assistant", answer)]
+    said = [{"role": role, "text": text} for role, text in turns]
+    left = kept(
+        AnswerQuality.default_config(),
+        {"id": "1", "images": [], "turns": said},
+        RecordKind.CONVERSATIONS,
+    )
+    assert left.counts == Counter([fault] if fault else [])
+    assert (left.record is None) == (fault is not None)
+
+
+def test_answers_are_judged_in_conversations_only():
+    with pytest.raises(ValueError, match="records of captions have none"):
+        AnswerQuality.default_config().instantiate(kind=RecordKind.CAPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "is_black"), [((0, 0, 0), True), ((8, 8, 8), True), ((0, 0, 9), False)]
+)
+def test_black_images_drop_the_conversation(pixel, is_black):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (9, 5), pixel).save(file, "PNG")
+    record = {"id": "1", "images": [file.getvalue(), b"damaged"], "turns": []}
+    left = kept(BlackImages.default_config(), record, RecordKind.CONVERSATIONS)
+    assert (left.record is None) == is_black
+    assert left.counts == ({"black": 1} if is_black else {})
 
 
 def test_the_first_of_repeated_images_is_kept():

@@ -1,6 +1,5 @@
 """OBELICS' Parquet: one page per row, with parallel lists `images` and `texts`."""
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import pyarrow.parquet as pq
 from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.readers.entries import Documents, Entry
-from mm1_jax.data.readers.image_files import URL_MAP, ImageFolder, UrlMap, stored_image
+from mm1_jax.data.readers.image_files import URL_MAP, ImageFolder, stored_image
 from mm1_jax.data.readers.json_files import parse_json
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
-from mm1_jax.data.readers.source_files import Unit, documents_below
-from mm1_jax.data.readers.url_index import UrlIndex
+from mm1_jax.data.readers.source_files import Unit
+from mm1_jax.data.readers.url_index import url_map, url_map_path
 from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import parallel_record, records_of
 
@@ -60,7 +59,7 @@ class Obelics(Format):
 
         def read_image(image: Any) -> bytes:
             if isinstance(image, str):
-                return _url_map(map_path, self.follow_links).read(image)
+                return url_map(map_path, self.follow_links).read(image)
             return stored_image(image, folder)
 
         def record(entry: str, row: dict[str, Any]) -> Record | Documents:
@@ -72,20 +71,13 @@ class Obelics(Format):
 
     def _problem(self, path: Path) -> str:
         try:
-            _url_map(path, self.follow_links)
+            url_map(path, self.follow_links)
         except BadRecord as error:
             return f"{path}: {error}"
         return ""
 
     def _map_path(self, path: Path) -> Path:
-        """Returns the JSON file, or the folder of shards, that maps the URLs of a Parquet file."""
-        images = self._images or path.parent
-        if not images.is_dir():
-            return images
-        if (images / URL_MAP).exists():
-            return images / URL_MAP
-        shards = documents_below(images, (".tar",), self.follow_links)
-        return images if shards else images / URL_MAP
+        return url_map_path(self._images or path.parent, self.follow_links)
 
 
 def _choose(schema: pa.Schema) -> list[str]:
@@ -124,13 +116,3 @@ def _has_urls(path: Path) -> bool:
     return isinstance(images, pa.ListType | pa.LargeListType) and (
         pa.types.is_string(images.value_type) or pa.types.is_large_string(images.value_type)
     )
-
-
-def _url_map(path: Path, follow_links: bool) -> UrlMap | UrlIndex:
-    """Returns the cached map at a path, as maps of millions of URLs are slow to read."""
-    return _cached_url_map(path, path.stat().st_mtime_ns if path.exists() else 0, follow_links)
-
-
-@functools.lru_cache(maxsize=2)
-def _cached_url_map(path: Path, changed: int, follow_links: bool) -> UrlMap | UrlIndex:
-    return UrlIndex(path, follow_links) if path.is_dir() else UrlMap(path, follow_links)

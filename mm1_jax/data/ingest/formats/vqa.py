@@ -5,14 +5,19 @@ Annotations may also be a list of pairs, `[[question_id, answer], ...]`, with on
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mm1_jax.batch import Record
 from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.ingest.formats.questions import (
+    SHORT_ANSWER,
+    Asked,
+    question_records,
+    with_format_prompt,
+)
 from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.entries import Documents, Entry, Rejected
+from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
 from mm1_jax.data.readers.json_files import as_object, stream_json
 from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
@@ -24,7 +29,6 @@ from mm1_jax.data.records import (
     conversation_record,
     is_key,
     is_missing,
-    records_of,
 )
 
 _EXPECTED = "a JSON file of VQAv2 questions, *questions.json"
@@ -46,14 +50,28 @@ class Vqa(Format):
         images: The folder or .tar of images, whose names end in the number `image_id`. By default
             it is searched for beside the file of questions: that file's name with `images` in place
             of `questions`, the folder of the split (`val2014`), or `images`.
+        format_prompt: Questions end with LLaVA's request for a single word or phrase.
+        merge: All questions about an image become one conversation, without the further fields.
+        source: The name of the dataset in the records.
     """
 
     name = "vqa"
     kind = RecordKind.CONVERSATIONS
 
-    def __init__(self, *, annotations: str | Path | None = None, images: str | Path | None = None):
+    def __init__(
+        self,
+        *,
+        annotations: str | Path | None = None,
+        images: str | Path | None = None,
+        format_prompt: bool = False,
+        merge: bool = False,
+        source: str | None = None,
+    ):
         self._annotations = None if annotations is None else Path(annotations)
         self._images = None if images is None else Path(images)
+        self._prompt = SHORT_ANSWER if format_prompt else ""
+        self._merge = merge
+        self._source = source
 
     def units(self, source: Path) -> list[Unit]:
         files = source_files(source, compressed("questions.json"), _EXPECTED, self.follow_links)
@@ -83,16 +101,34 @@ class Vqa(Format):
             image_files(next(filter(holds_images, self._image_files(unit.path))), self.follow_links)
         )
 
-        def record(entry: str, value: Any) -> Record | Documents:
+        def asked(entry: str, value: Any) -> Asked:
             question = as_object(value)
             key = _key(question, "question_id")
             if key not in answers:
                 raise BadRecord(f"no answer left for question {key!a:.80}")
-            return _record(entry, key, question, answers.pop(key), images)
+            return self._asked(entry, key, question, answers.pop(key))
 
-        yield from records_of(_questions(unit.path), record)
+        items = _made(_questions(unit.path), asked)
+        if self._prompt or self._merge:
+            yield from question_records(items, images.read, merge=self._merge)
+        else:
+            yield from (
+                item if isinstance(item, Rejected) else _record(item, images) for item in items
+            )
         for key in answers:
             yield Rejected(entry_id(unit.path, f"answer to {key!a:.80}"), "no such question")
+
+    def _asked(self, entry: str, key: Key, question: dict[str, Any], answers: list[str]) -> Asked:
+        text = as_text(question.get("question"), "question")
+        ((answer, _),) = Counter(filter(str.strip, answers)).most_common(1) or [("", 0)]
+        return Asked(
+            entry,
+            (_key(question, "image_id"),),
+            ((with_format_prompt(text, self._prompt) if self._prompt else text, answer),),
+            self._source,
+            key,
+            {} if self._merge else {"question": text, "answer": answer, "answers": answers},
+        )
 
     def _problem(self, path: Path) -> str:
         """Describes the file that is missing beside a file of questions; "" if there is none."""
@@ -144,18 +180,33 @@ class _NumberedImages:
         return self._images.read(names[0])
 
 
-def _record(
-    entry: str, key: Key, question: dict[str, Any], answers: list[str], images: _NumberedImages
-) -> Record | Documents:
-    asked = as_text(question.get("question"), "question")
-    ((answer, _),) = Counter(filter(str.strip, answers)).most_common(1) or [("", 0)]
-    return conversation_record(
-        entry,
-        [images.read(_key(question, "image_id"))],
-        [("user", IMAGE + asked), ("assistant", answer)],
-        fields={"question": asked, "answer": answer, "answers": answers},
-        source_id=key,
-    )
+def _made(
+    entries: Iterable[tuple[str, Any] | Rejected], make: Callable[[str, Any], Asked]
+) -> Iterator[Asked | Rejected]:
+    for item in entries:
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        try:
+            yield make(*item)
+        except BadRecord as error:
+            yield Rejected(item[0], str(error))
+
+
+def _record(item: Asked, images: _NumberedImages) -> Entry:
+    """Returns the record of a question without a format prompt, on the line of its image."""
+    ((question, answer),) = item.pairs
+    try:
+        return conversation_record(
+            item.entry,
+            [images.read(*item.image)],
+            [("user", IMAGE + question), ("assistant", answer)],
+            fields=item.fields,
+            source_id=item.source_id,
+            source=item.source,
+        )
+    except BadRecord as error:
+        return Rejected(item.entry, str(error))
 
 
 def _questions(path: Path) -> Iterator[tuple[str, Any] | Rejected]:

@@ -1,9 +1,12 @@
 """Fixtures for tests of format readers, which check everything that a reader yields."""
 
+import io
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable
 
+import PIL.Image
 import pytest
 
 from mm1_jax.batch import Record
@@ -80,6 +83,35 @@ def convert() -> Callable:
         return records, rejected
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable:
+    """Returns the bytes of a PNG of a width and a height."""
+
+    def picture(width: int, height: int, color: str = "red") -> bytes:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (width, height), color).save(file, "PNG")
+        return file.getvalue()
+
+    return picture
+
+
+@pytest.fixture(scope="session")
+def texts() -> Callable:
+    """Returns the texts of the turns of a record."""
+    return lambda record: [turn["text"] for turn in record["turns"]]
+
+
+@pytest.fixture(scope="session")
+def counts() -> Callable:
+    """Returns the additional counts of a source."""
+
+    def counts(form: Format, source) -> dict[str, int]:
+        items = [item for unit in form.units(source) for item in form.read(unit)]
+        return dict(sum((Counter(documents_of(item).counts) for item in items), Counter()))
+
+    return counts
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Damaged files of every format: readers report the damage and never raise.
 
-There are 830 cases: 40 with damaged bytes for each of 11 formats, and 30 with odd values in each of
-13 tests.
+There are 1,080 cases: 40 with damaged bytes for each of 15 formats, and 30 with odd values in each
+of 16 tests.
 """
 
 import copy
@@ -106,6 +106,31 @@ JSONL = [
 CAPTIONS = [
     {"image": {"bytes": b"picture", "path": "x"}, "caption": ["one", "two"]} for _ in range(4)
 ]
+SWIFT = [
+    {
+        "messages": [
+            {"role": "user", "content": "<image>find <ref-object>"},
+            {"role": "assistant", "content": "<bbox>", "loss": True},
+        ],
+        "images": [f"images/{name}.jpg"],
+        "objects": {"ref": ["cat"], "bbox": [[0.1, 0.2, 0.3, 0.4]], "bbox_type": "norm1"},
+    }
+    for name in "abc"
+]
+CHATS = [
+    {
+        "image": {"bytes": b"picture", "path": None},
+        "conversations": [
+            {"from": "human", "value": "<image>\nwhat?"},
+            {"from": "gpt", "value": "a cat"},
+        ],
+        "images": [{"bytes": b"picture", "path": None}],
+        "texts": [{"user": "what?", "assistant": "a cat"}],
+        "relevance_ratings": [5],
+    }
+    for _ in range(4)
+]
+CHARTS = [{"imgname": f"{name}.jpg", "query": "how?", "label": "so"} for name in "abc"]
 TEXTS = [{"text": f"text {i}", "id": i} for i in range(5)]
 HTML = b"<p>one</p><img src='images/a.jpg'><!-- x --><pre>two &amp;</pre><script>x</script>"
 MARKDOWN = b'# One\n\n![x](images/b.jpg "t") two `code` ![y][z]\n\n```\nx\n```\n[z]: images/c.jpg\n'
@@ -119,6 +144,16 @@ def shard(samples):
         files[f"{number:04}.json"] = json.dumps(sample).encode()
         files[f"{number:04}.txt"] = b"a caption"
     return as_tar(files)
+
+
+def chat_shard():
+    names = ("img0.jpg", "img1.jpg")
+    packed = {"images": names, "prompts": ["a?", "b?"], "captions": ["a", "b"]}
+    turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a"}]
+    return as_tar(
+        {f"0.{name}": b"picture" for name in names}
+        | {"0.json": as_json(packed), "1.jpg": b"picture", "1.json": as_json(turns)}
+    )
 
 
 def with_maps(files):
@@ -148,6 +183,10 @@ SOURCES = {
     "folder": {"one.html": HTML, "two.md": MARKDOWN} | IMAGES,
     "hf_captions": {"0.parquet": as_parquet(CAPTIONS, use_dictionary=False)},
     "jsonl": {"pages.jsonl": as_lines(JSONL)} | IMAGES,
+    "llava_parquet": {"0.parquet": as_parquet(CHATS)},
+    "chat_webdataset": {"0.tar": chat_shard()},
+    "swift": {"swift.jsonl": as_lines(SWIFT)} | IMAGES,
+    "academic": {"train_human.json": as_json(CHARTS)} | IMAGES,
     "text": {
         "a.jsonl": as_lines(TEXTS),
         "b.parquet": as_parquet(TEXTS, compression="gzip"),
@@ -285,6 +324,7 @@ def with_raw(data):
         ("mmc4", "a.jsonl", MMC4),
         ("llava", "llava.jsonl", LLAVA),
         ("jsonl", "pages.jsonl", JSONL),
+        ("swift", "swift.jsonl", SWIFT),
         ("text", "a.jsonl", TEXTS),
     ],
 )
@@ -348,6 +388,8 @@ NAMES = {
     "img2dataset_parquet": ("jpg", "txt", "url", "key", "status", "error_message"),
     "obelics": ("images", "texts", "metadata", "general_metadata"),
     "hf_captions": ("image", "caption", "url"),
+    "llava_parquet": ("conversations", "image", "id", "data_source"),
+    "cauldron": ("images", "texts", "source"),
     "text": ("text", "id"),
 }
 

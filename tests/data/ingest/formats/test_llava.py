@@ -125,3 +125,152 @@ def test_a_missing_turn_rejects_no_other_conversation(folder, convert):
     path.write_text(json.dumps([conversation(turns, image="images/a")]))
     ((record,), _) = convert(Llava(), path)
     assert [turn["text"] for turn in record["turns"]] == [turn["value"] for turn in TURNS]
+
+
+@pytest.mark.parametrize("extension", [".png", ".gif", ".JPG", ".jpeg"])
+def test_an_image_may_have_another_extension_than_its_name(folder, convert, extension):
+    (folder / "images" / f"book{extension}").write_bytes(b"cover")
+    path = write(folder, [conversation(image="images/book.jpg")])
+    ((record,), _) = convert(Llava(), path)
+    assert record["images"] == [b"cover"]
+
+
+def test_pairs_of_m4_keep_their_tags_in_the_middle_of_a_turn(folder, convert):
+    turns = [
+        {"from": "human", "value": "Source: <image>\nTarget: <image>\nWhat changed?"},
+        {"from": "gpt", "value": "The sky."},
+    ]
+    value = {
+        "sample_id": "m4_7",
+        "image": ["images/a", "images/b"],
+        "conversations": turns,
+        "choice_list": None,
+        "metadata": {"dataset": "spot_the_diff", "question_type": "open-ended"},
+    }
+    ((record,), _) = convert(Llava(), write(folder, [value]))
+    assert record["source_id"] == "m4_7" and record["source"] == "spot_the_diff"
+    assert record["images"] == [b"a", b"b"]
+    assert [turn["text"] for turn in record["turns"]] == [turn["value"] for turn in turns]
+
+
+def test_text_rows_of_llava_have_a_literal_tag_and_a_blank_model(folder, convert, texts):
+    turns = [
+        {"from": "human", "value": "Is <image> a tag of HTML?"},
+        {"from": "gpt", "value": "Of SVG, <image> is."},
+    ]
+    value = {"id": "t", "model": "", "conversations": turns}
+    ((record,), _) = convert(Llava(), write(folder, [value]))
+    assert texts(record) == [turn["value"] for turn in turns] and record["images"] == []
+
+
+def test_videos_are_rejected(folder, convert):
+    _, (rejected,) = convert(Llava(), write(folder, [conversation(video="a.mp4")]))
+    assert rejected.reason == "a conversation about a video"
+
+
+def test_messages_of_roles_are_read_like_conversations(folder, convert, texts):
+    parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "A cat.", "loss": False},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    value = {"images": ["images/a"], "messages": messages, "source": "x"}
+    ((record,), _) = convert(Llava(), write(folder, [value]))
+    assert texts(record) == ["<image>\nWhat?", "A cat.", "Sure?", "Yes."]
+    assert record["turns"][1]["loss"] is False and record["source"] == "x"
+
+
+OCR = "Reference OCR token: M, 17"
+
+
+def test_lines_of_ocr_tokens_can_be_dropped(folder, convert, texts, counts):
+    turns = [{"from": "human", "value": f"<image>\nA caption?\n{OCR}"}, TURNS[1]]
+    path = write(folder, [conversation(turns, image="images/a")])
+    ((kept,), _) = convert(Llava(), path)
+    assert texts(kept)[0] == f"<image>\nA caption?\n{OCR}"
+    ((record,), _) = convert(Llava(ocr_tokens=False), path)
+    assert texts(record)[0] == "<image>\nA caption?"
+    assert counts(Llava(ocr_tokens=False), path) == {"ocr_token_lines": 1}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "text", "fields", "left", "box"),
+    [
+        # 200 x 100 pixels, padded to a square: 50 pixels above and below.
+        (
+            "llava",
+            "It is at [0.25, 0.50, 0.75, 0.75].",
+            {},
+            "It is at <box>.",
+            [0.25, 0.5, 0.75, 1],
+        ),
+        ("fractions", "[0.25,0.50,.75,1]", {}, "<box>", [0.25, 0.5, 0.75, 1]),
+        (
+            *("internvl", "<ref>cat</ref><box>[[250, 500, 750, 1000]]</box>", {}),
+            *("cat <box>", [0.25, 0.5, 0.75, 1]),
+        ),
+        (
+            *("qwen", '{"bbox_2d": [7, 14, 21, 28], "label": "cat"}'),
+            {"resized_width": 28, "resized_height": 28},
+            *('{"bbox_2d": <box>, "label": "cat"}', [0.25, 0.5, 0.75, 1]),
+        ),
+        ("llava", "a list [0, 1, 1, 1]", {}, "a list [0, 1, 1, 1]", None),
+        ("none", "[0.25, 0.50, 0.75, 0.75]", {}, "[0.25, 0.50, 0.75, 0.75]", None),
+    ],
+)
+def test_boxes_of_a_grounding_set_become_placeholders(
+    folder, convert, picture, texts, boxes, text, fields, left, box
+):
+    (folder / "wide.png").write_bytes(picture(200, 100))
+    turns = [TURNS[0], {"from": "gpt", "value": text}]
+    path = write(folder, [conversation(turns, image="wide.png", **fields)])
+    ((record,), _) = convert(Llava(boxes=boxes), path)
+    assert texts(record)[1] == left
+    if box is None:
+        assert "boxes" not in record
+    else:
+        assert record["boxes"] == [{"image": 0, "box": pytest.approx(box)}]
+
+
+def test_a_box_is_in_the_image_named_before_it(folder, convert, picture):
+    (folder / "a.png").write_bytes(picture(10, 10))
+    turns = [
+        {"from": "human", "value": "<image> <image> Is [0.1, 0.1, 0.2, 0.2] in <image>?"},
+        {"from": "gpt", "value": "At [0.5, 0.5, 0.6, 0.6]"},
+    ]
+    path = write(folder, [conversation(turns, image=["a.png"] * 3)])
+    ((record,), _) = convert(Llava(boxes="llava"), path)
+    assert [box["image"] for box in record["boxes"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "text", "reason"),
+    [
+        ("llava", "[0.25, 0.10, 0.75, 0.50]", "outside of the picture"),
+        ("fractions", "[0.9, 0.1, 0.2, 0.3]", "expected x0 <= x1"),
+        ("internvl", "<box>[[1, 2]</box>", "a box that is not a list of numbers"),
+        ("internvl", "<box>[[1, 2, 3, 4]]", "a box without an end"),
+        ("internvl", "<box>[[1, 2, 3, 4000]]</box>", "outside of the picture"),
+        ("qwen", '"bbox_2d": [1, 2, 3, 4]', "without its size"),
+    ],
+)
+def test_boxes_that_cannot_be_converted_reject_the_entry(
+    folder, convert, picture, boxes, text, reason
+):
+    (folder / "wide.png").write_bytes(picture(200, 100))
+    turns = [TURNS[0], {"from": "gpt", "value": text}]
+    _, (rejected,) = convert(
+        Llava(boxes=boxes), write(folder, [conversation(turns, image="wide.png")])
+    )
+    assert reason in rejected.reason
+
+
+def test_boxes_need_a_picture_whose_size_can_be_read(folder, convert):
+    turns = [TURNS[0], {"from": "gpt", "value": "[0.1, 0.1, 0.2, 0.2]"}]
+    path = write(folder, [conversation(turns, image="images/a")])
+    _, (rejected,) = convert(Llava(boxes="llava"), path)
+    assert "the size of the image" in rejected.reason
+    with pytest.raises(ValueError, match="boxes='pixels'; expected one of none, llava"):
+        Llava(boxes="pixels")

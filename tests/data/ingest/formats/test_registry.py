@@ -9,7 +9,7 @@ from mm1_jax.data.record_files import RecordKind
 
 
 def test_every_format_can_be_made_by_name():
-    assert len(FORMATS) == 12
+    assert len(FORMATS) == 19
     for name, cls in FORMATS.items():
         form = make_format(name)
         assert isinstance(form, Format) and form.name == name == cls.__module__.split(".")[-1]

@@ -188,3 +188,23 @@ def test_a_missing_answer_rejects_no_other_question(folder, convert):
     ((record,), rejected) = convert(Vqa(), folder)
     assert record["answer"] == "red" and record["answers"] == ["red", "", ""]
     assert {one.reason for one in rejected} == {"no answers", "no answer left for question 8"}
+
+
+def test_questions_may_end_with_a_format_prompt_and_be_merged(tmp_path, convert, texts):
+    questions = [{"question_id": i, "image_id": i // 2, "question": f"q{i}?"} for i in range(3)]
+    answers = [{"question_id": i, "answers": [{"answer": f"a{i}"}] * 3} for i in range(3)]
+    (tmp_path / "v_questions.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "v_annotations.json").write_text(json.dumps({"annotations": answers}))
+    (tmp_path / "v_images").mkdir()
+    for i in range(2):
+        (tmp_path / "v_images" / f"COCO_{i:012d}.jpg").write_bytes(b"%d" % i)
+    prompt = "\nAnswer the question using a single word or phrase."
+    records, rejected = convert(Vqa(format_prompt=True, source="okvqa"), tmp_path)
+    assert rejected == [] and texts(records[2]) == [f"<image>\nq2?{prompt}", "a2"]
+    assert records[2]["answers"] == ["a2"] * 3 and records[2]["question"] == "q2?"
+    assert {record["source"] for record in records} == {"okvqa"}
+    records, rejected = convert(Vqa(merge=True), tmp_path)
+    assert [texts(record) for record in records] == [
+        ["<image>\nq0?", "a0", "q1?", "a1"],
+        ["<image>\nq2?", "a2"],
+    ]
