@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mm1_jax.data.corpora import digits, scene_names, scenes
+from mm1_jax.data.corpora import digits, instructions, scene_names, scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.embedded import Kind
@@ -37,6 +37,14 @@ def embedded() -> list[Stream.Config]:
         ),
         _stream("text", 2, (digits.corpus(Kind.TEXT), 1), (scenes.corpus(Kind.TEXT), 1)),
     ]
+
+
+def embedded_instructions() -> list[Stream.Config]:
+    """Instructions about digits and scenes in all forms of answers; needs no download."""
+    corpora = [
+        (instructions.corpus(form, pictures), 1) for pictures, form in instructions.ALL_FORMS
+    ]
+    return [_stream("instructions", 1, *corpora)]
 
 
 def embedded_with_names() -> list[Stream.Config]:

@@ -130,8 +130,10 @@ class Experiment(Configurable):
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns digests of all data and weights by name, regardless of their location."""
-        initial_weights = self._resolved.trainer.initial_weights
-        weights = {part: each.instantiate() for part, each in initial_weights.items()}
+        trainer = self._resolved.trainer
+        weights = {part: each.instantiate() for part, each in trainer.initial_weights.items()}
+        if trainer.initial_adapters is not None:
+            weights["adapters"] = trainer.initial_adapters.instantiate()
         return {
             **{f"data of input: {name}": x for name, x in self.input.fingerprint().items()},
             "steps of input.snapshot": self.input.snapshot and self.input.snapshot.num_steps,

@@ -34,8 +34,8 @@ ALLOWED = {
     "decoding": {"config", "batch", "parallel", "layers", "models"},
     "checkpoints": {
         *("config", "stored_config", "storage", "parallel", "multihost", "models"),
-        # A checkpoint stores a TrainState.
-        *("layers.parameter_paths", "train.train_state"),
+        # A checkpoint stores a TrainState, and knows which of its parameters are adapters.
+        *("layers.lora", "layers.parameter_paths", "train.train_state"),
     },
     "train": {
         *("config", "stored_config", "storage", "batch", "image_buffer", "host_memory"),
@@ -84,7 +84,7 @@ ROOMS = {
     "data.sources": {"readers", "record_files", "records"},
     "data.chat_formats": {"record_files"},
     "data.corpora": {
-        *("readers", "sources", "record_files", "images", "splitting", "chat_formats"),
+        *("readers", "sources", "record_files", "images", "splitting", "chat_formats", "grounding"),
     },
     "data.tokenizers": {"record_files"},
     "data.ingest": {"readers", "record_files", "records", "images", "grounding"},

@@ -41,6 +41,7 @@ from mm1_jax.config import (
     derived,
 )
 from mm1_jax.field_types import NonNegativeInt
+from mm1_jax.layers.lora import is_adapter
 from mm1_jax.layers.parameter_paths import picked
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
@@ -137,6 +138,13 @@ class InitialWeights(Configurable):
             path: source + (dense[path].path if path in dense else path).removeprefix(part)
             for path in paths
         }
+        # Adapters are initialized unless the checkpoint has them.
+        names = {
+            path: name
+            for path, name in names.items()
+            if name in stored_paths or not is_adapter(path)
+        }
+        paths &= names.keys()
         misshapen = {
             path: stored_path
             for path, stored_path in names.items()
@@ -165,6 +173,8 @@ class InitialWeights(Configurable):
         ]
         if any("/experts/" in name for name in missing) and not cfg.upcycle:
             complaints.append("  if that decoder is dense, upcycle=True copies it to the experts")
+        if any(is_adapter(path) for path in stored_paths - set(names.values())):
+            complaints.append("  the checkpoint has adapters: set model.lora as in its run")
         if cfg.check_config and stored.description is not None:
             complaints += _field_differences(stored.description, source, part, model, cfg.upcycle)
         if complaints:

@@ -26,6 +26,8 @@ from mm1_jax.stored_config import Scalar, read_fields
 
 DESCRIPTION = "weights.json"
 PARAMS = "params"
+# Entry of the description of adapters: the scale of each update by the path of the adapted layer.
+ADAPTER_SCALES = "adapter_scales"
 # Maximum size of the files that an array is divided into.
 _CHUNK_BYTES = 32 * 2**20
 _MAX_NAMED = 8

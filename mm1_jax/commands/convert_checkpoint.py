@@ -24,6 +24,7 @@ import reads safetensors, in one file or in shards, of
   open_clip                                 vision encoders, by their open_clip_config.json
   AIM                                       vision encoders, by the names of their tensors
   LLaVA                                     encoder, connector and decoder
+  PEFT (with --base)                        LoRA adapters, for trainer.initial_adapters
 and writes a folder of weights for trainer.initial_weights. The tokenizer of a decoder is stored
 with them; the image token is added to it, and the embedding enlarged. Tensors that the model has no
 place for (text towers, heads) are stored in the subfolder aside.
@@ -34,6 +35,10 @@ export writes a folder for transformers; --format chooses
   mm1     any model, with the code that runs it (trust_remote_code=True)
   auto    a decoder alone as a Llama, Qwen or Mixtral, a tower alone as a CLIP or SigLIP, an
           imported AIM or LLaVA as source, and everything else as mm1
+
+A run with LoRA is exported with its adapters merged into the kernels; --adapters=peft writes them
+as a folder for PEFT, with everything that was trained beside them, and --adapters=base the model
+without them.
 
 If torch and transformers are installed (pip install 'mm1_jax[hf]'), logits for random tokens and
 images are compared in float32; they may differ by 2e-5 of the largest. The comparison takes at most
@@ -50,6 +55,10 @@ examples:
       --dtype=bfloat16
   %(prog)s export --checkpoint=data/weights/llava --format=source \\
       --output=llava_again
+  %(prog)s export --checkpoint=runs/chat_lora --adapters=peft \\
+      --output=chat_adapters
+  %(prog)s import --source=chat_adapters --base=runs/mm1_7b \\
+      --output=data/weights/chat_adapters
 
 exit codes:
   0  done
@@ -98,6 +107,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="upcycle every Nth layer (default: %(default)s)",
     )
     importing.add_argument(
+        "--base",
+        type=local_path,
+        metavar="FOLDER",
+        help="run or folder of weights that the adapters of a PEFT folder were trained on",
+    )
+    importing.add_argument(
         "--allow_pickle",
         action="store_true",
         help="also read files of torch.save, by torch.load(weights_only=True)",
@@ -119,6 +134,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=("auto", "source", "llava", "mm1"),
         default="auto",
         help="see below (default: auto)",
+    )
+    exporting.add_argument(
+        "--adapters",
+        choices=("merge", "peft", "base"),
+        help="of a run with LoRA: merge into the kernels (default), write alone, or leave out",
+    )
+    exporting.add_argument(
+        "--base_name",
+        default="",
+        metavar="NAME",
+        help="with --adapters=peft: exported base model that adapter_config.json names",
     )
     exporting.add_argument(
         "--dtype",
@@ -157,6 +183,8 @@ def run_import(flags: argparse.Namespace) -> str:
     from mm1_jax.interop.importer import import_checkpoint
     from mm1_jax.interop.tokenizers import ImportedTokenizer, import_tokenizer
 
+    if flags.base is not None:
+        return _import_adapters(flags)
     config = read_config(flags.source)
     rows, token = num_rows(config), image_token(config)
     tokenizer: ImportedTokenizer | None = None
@@ -205,9 +233,33 @@ def run_import(flags: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def _import_adapters(flags: argparse.Namespace) -> str:
+    from mm1_jax.checkpoints.weights_folder import StoredParams
+    from mm1_jax.interop.exporter import parts_of_weights
+    from mm1_jax.interop.mm1 import model_parts
+    from mm1_jax.interop.peft_import import import_adapters
+    from mm1_jax.launch.run_folder import load_experiment
+
+    base = StoredParams(flags.base)
+    if base.description is None:
+        parts = model_parts(load_experiment(flags.base).model)
+    else:
+        parts = parts_of_weights(base)
+    found = import_adapters(flags.source, flags.output, base=base, parts=parts)
+    lines = [f"{flags.output}: {found.num_parameters:,} parameters; the model that reads them has"]
+    for path, (rank, alpha) in found.layers.items():
+        lines.append(f"  model.lora.adapters: {path}, rank {rank}, alpha {alpha:g}")
+    if found.is_rank_stabilized:
+        lines.append("  model.lora.rank_stabilized=True")
+    if found.trained:
+        lines.append(f"  model.lora.trained: {', '.join(found.trained)}")
+    return "\n".join(lines)
+
+
 def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.checkpoints.weights_folder import StoredParams
     from mm1_jax.interop import families
+    from mm1_jax.interop.adapters import AdaptedModel, BaseParams, MergedParams, adapted_model
     from mm1_jax.interop.exporter import (
         Exported,
         export_mm1,
@@ -220,6 +272,7 @@ def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.interop.mm1 import model_parts
     from mm1_jax.interop.model_card import model_card
     from mm1_jax.interop.passthrough import Passthrough
+    from mm1_jax.interop.peft import export_adapters
     from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
     from mm1_jax.launch.run_folder import load_experiment
 
@@ -238,17 +291,25 @@ def run_export(flags: argparse.Namespace) -> str:
     if flags.format == "source" or needs_source:
         return report(export_source(stored, flags.checkpoint, flags.output, **common))
     fit = "stretch"
+    adapted: AdaptedModel | None = None
     if stored.description is None:
         cfg = load_experiment(flags.checkpoint)
         parts, image_token = model_parts(cfg.model), cfg.model.image_token
         tokenizer = cfg.input.tokenizer.instantiate()
         fit = cfg.input.image_transform.fit.value
+        adapted = None if cfg.model.lora is None else adapted_model(cfg.model)
     else:
         parts = parts_of_weights(stored)
         tokenizer = stored_tokenizer(stored, flags.checkpoint)
         own = families.image_token(stored.description["config"])
         image_token = -1 if own is None else own
         image_token = image_token if tokenizer is None else tokenizer.image_token
+    if adapted is None and flags.adapters is not None:
+        raise ValueError(f"--adapters={flags.adapters}: {flags.checkpoint} has no adapters")
+    if adapted is not None:
+        stored = MergedParams(flags.checkpoint, flags.step, adapted.layers)
+        if flags.adapters == "base":
+            stored = BaseParams(flags.checkpoint, flags.step)
     options = {
         **common,
         "dtype": flags.dtype,
@@ -259,6 +320,23 @@ def run_export(flags: argparse.Namespace) -> str:
         model = native_llava(parts, image_token)
     else:
         model = "" if flags.format == "mm1" else native_model(parts, passthrough.specs)
+    if adapted is not None and flags.adapters == "peft":
+        if flags.dtype != "float32":
+            raise ValueError(f"--dtype={flags.dtype}: adapters are written in float32 only")
+        return report(
+            export_adapters(
+                flags.checkpoint,
+                flags.step,
+                adapted,
+                parts,
+                flags.output,
+                native=None if isinstance(model, str) else model,
+                image_token=image_token,
+                base=flags.base_name,
+                skip_comparison=flags.skip_comparison,
+                comparison_bytes=sizes["comparison_bytes"],
+            )
+        )
     options["model_card"] = model_card(
         flags.output.name,
         parts,

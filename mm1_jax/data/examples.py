@@ -131,14 +131,15 @@ class ExampleBuilder:
         A prompt is never truncated, because that would lose the question at its end.
         """
         sequence, _, images = self._tokenize(document)
-        length = len(sequence) - 1
+        # The end of a sequence is where the answer goes; a conversation has none.
+        length = len(sequence) - document.ends
         if length > self.max_sequence_length or len(images) > self.max_images:
             raise ValueError(
                 f"The prompt takes {length} positions and {len(images)} images, but "
                 f"max_sequence_length={self.max_sequence_length} and max_images={self.max_images}. "
                 "Use fewer shots, or raise these fields of the input."
             )
-        tokens = np.array(sequence[:-1], np.int32)
+        tokens = np.array(sequence[:length], np.int32)
         self._check_range(tokens)
         return Example(
             tokens=tokens,

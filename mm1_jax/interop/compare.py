@@ -7,6 +7,7 @@ suffice for two copies of the model, the comparison is skipped and the conversio
 import importlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,9 +64,10 @@ def compare(what: str, ours: Any, theirs: Any) -> Comparison:
     return Comparison(what, float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()))
 
 
-def missing_libraries() -> list[str]:
-    """Returns which of torch and transformers are not installed."""
-    return [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+def missing_libraries(*others: str) -> list[str]:
+    """Returns which of torch, transformers and `others` are not installed."""
+    names = ("torch", "transformers", *others)
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def random_tokens(vocab_size: int, shape: tuple[int, int] = (2, 48), seed: int = 0) -> np.ndarray:
@@ -90,10 +92,10 @@ class NotComparable(Exception):
 
 
 class FolderModel:
-    """A model that transformers loads from a folder."""
+    """A model that transformers loads from a folder, with the adapters of a PEFT folder, if any."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, adapters: Path | None = None):
+        self._folder, self._adapters = folder, adapters
 
     def config(self, tower: str | None = None) -> Any:
         """Returns the model's config, or the config of its tower of model type `tower`."""
@@ -115,7 +117,31 @@ class FolderModel:
         )
         if missing := _missing_weights(info):
             raise ValueError(f"{self._folder}: transformers finds no {missing[0]} in it")
-        return model
+        return model if self._adapters is None else with_adapters(model, self._adapters)
+
+
+def with_adapters(model: Any, folder: Path) -> Any:
+    """Returns a torch model with the adapters of a PEFT folder.
+
+    Raises:
+        ValueError: PEFT finds too few or too many tensors in the folder.
+    """
+    peft, torch_files = map(importlib.import_module, ("peft", "safetensors.torch"))
+    config = peft.PeftConfig.from_pretrained(folder)
+    # PEFT warns if it names another folder.
+    config.base_model_name_or_path = model.name_or_path
+    with warnings.catch_warnings():
+        # PEFT reads fields that the newest transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = peft.get_peft_model(model, config)
+    tensors = torch_files.load_file(folder / "adapter_model.safetensors")
+    result = peft.set_peft_model_state_dict(adapted, tensors)
+    is_adapter = re.compile(r".*\.(?:lora_[AB]|modules_to_save)\..*").fullmatch
+    missing = [name for name in result.missing_keys if is_adapter(name)]
+    for what, names in (("finds no", missing), ("does not know", result.unexpected_keys)):
+        if names:
+            raise ValueError(f"{folder}: PEFT {what} {names[0]}")
+    return adapted
 
 
 class StateModel:
@@ -295,9 +321,17 @@ def compare_llava(
 
 
 def compare_mm1(
-    parts: Mapping[str, Any], params: Mapping[str, Any], folder: Path, image_token: int
+    parts: Mapping[str, Any],
+    params: Mapping[str, Any],
+    folder: Path,
+    image_token: int,
+    adapters: Path | None = None,
 ) -> Comparison:
-    """Compares the logits of our MM1 and of its export, run by the exported code."""
+    """Compares the logits of our MM1 and of its export, run by the exported code.
+
+    Args:
+        adapters: PEFT folder to load onto the export.
+    """
     torch, transformers = _libraries()
     decoder = parts["decoder"]
     tokens = random_tokens(decoder.vocab_size)
@@ -326,6 +360,8 @@ def compare_mm1(
     )
     if missing := _missing_weights(info):
         raise ValueError(f"{folder}: transformers finds no {missing[0]} in it")
+    if adapters is not None:
+        model = with_adapters(model, adapters)
     with torch.no_grad():
         theirs = model.eval()(input_ids=torch.from_numpy(tokens), **inputs).logits
     return compare(what, ours, theirs)

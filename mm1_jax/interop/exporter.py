@@ -227,24 +227,33 @@ def export_native(
         reason = why_not_compared(num_parameters, skip_comparison, comparison_bytes)
         comparison = None
         if reason is None:
-            part = next(iter(parts)) if len(parts) == 1 else ""
-            params = ParamsOf(stored, part, change=lambda x: rounded(x, dtype))
             theirs = compare.FolderModel(folder)
-            if part == "decoder":
-                rows = parts[part].vocab_size
-                comparison = compare.compare_decoder(parts[part], params, theirs, rows)
-            elif part:
-                comparison = compare.compare_tower(parts[part], params, theirs)
-            else:
-                comparison = compare.compare_llava(
-                    parts,
-                    params,
-                    theirs,
-                    num_rows=config["text_config"]["vocab_size"],
-                    image_token=config["image_token_index"],
-                )
+            comparison = compare_native(stored, model, parts, theirs, dtype)
             raise_if_bad(comparison)
     return Exported(num_parameters, config["model_type"], comparison, reason)
+
+
+def compare_native(
+    stored: StoredParams,
+    model: NativeModel,
+    parts: Mapping[str, Any],
+    theirs: compare.FolderModel,
+    dtype: str = "float32",
+) -> Comparison:
+    """Compares outputs of our parts, with parameters rounded to `dtype`, and of their export."""
+    part = next(iter(parts)) if len(parts) == 1 else ""
+    params = ParamsOf(stored, part, change=lambda x: rounded(x, dtype))
+    if part == "decoder":
+        return compare.compare_decoder(parts[part], params, theirs, parts[part].vocab_size)
+    if part:
+        return compare.compare_tower(parts[part], params, theirs)
+    return compare.compare_llava(
+        parts,
+        params,
+        theirs,
+        num_rows=model.config["text_config"]["vocab_size"],
+        image_token=model.config["image_token_index"],
+    )
 
 
 def export_mm1(
@@ -398,12 +407,20 @@ def rounded(value: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def why_not_compared(
-    num_parameters: int, skip_comparison: bool, max_bytes: int = compare.DEFAULT_BYTES
+    num_parameters: int,
+    skip_comparison: bool,
+    max_bytes: int = compare.DEFAULT_BYTES,
+    *,
+    libraries: Sequence[str] = (),
 ) -> str | None:
-    """Returns why outputs are not compared, or None if they are."""
+    """Returns why outputs are not compared, or None if they are.
+
+    Args:
+        libraries: Libraries that the comparison needs besides torch and transformers.
+    """
     if skip_comparison:
         return "it was not asked for"
-    if missing := compare.missing_libraries():
+    if missing := compare.missing_libraries(*libraries):
         return f"{' and '.join(missing)} not installed (pip install 'mm1_jax[hf]')"
     return compare.too_large(num_parameters, max_bytes)
 

@@ -153,6 +153,19 @@ def llava_table(
     )
 
 
+def torch_name(name: str) -> str:
+    """Returns the name in torch, since transformers 5, of a tensor that `hf_export` names."""
+    for theirs, ours in (
+        ("vision_tower.vision_model.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+        ("language_model.model.", "model.language_model."),
+        ("language_model.", ""),
+    ):
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
 def hf_export(parts: Mapping[str, Any], image_token: int) -> tuple[dict[str, Any], list[Entry]]:
     """Returns the `config.json` and the tensors of a LLaVA with these parts.
 

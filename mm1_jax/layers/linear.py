@@ -7,7 +7,9 @@ be transposed after the gather, which took 7% of the step time of a 30B model on
 Legend: B batch, T positions, D model dim, N heads, H head dim.
 """
 
+import abc
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,30 @@ def fan_in(scale: float, input_dims: tuple[int, ...] = (0,)) -> Initializer:
     return init
 
 
-class Linear(Module):
+class LinearMap(Module, abc.ABC):
+    """Base class of linear maps: y = x kernel + bias, plus the update of an adapter."""
+
+    kernel: nnx.Param
+    bias: nnx.Param | None
+    # A `lora.Adapter`, set on the instance; NNX allows no parameters where None was set before.
+    lora: Any = None
+
+    @property
+    @abc.abstractmethod
+    def input_dims(self) -> tuple[int, ...]:
+        """Dims of the kernel that are summed over, in the order of the last dims of x."""
+
+    def _completed(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns y = x kernel with the adapter's update and the bias added."""
+        if self.lora is not None:
+            y = y + self.lora(x)
+        if self.bias is None:
+            return y
+        bias = self.bias[...]
+        return y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+
+
+class Linear(LinearMap):
     """y = x kernel + bias. The kernel is stored as [input, output] or as [output, input]."""
 
     @config_class
@@ -51,13 +76,16 @@ class Linear(Module):
         self.bias = param(rngs, shape[1:], axes[1:], zeros) if cfg.bias else None
         self.output_first = cfg.output_first
 
+    @property
+    def input_dims(self) -> tuple[int, ...]:
+        return (1,) if self.output_first else (0,)
+
     def __call__(self, x: Float[Array, "*dims input"]) -> Float[Array, "*dims output"]:
         names = "fd" if self.output_first else "df"
-        y = jnp.einsum(f"...d,{names}->...f", x, self.kernel[...])
-        return y if self.bias is None else y + _broadcast_to(self.bias, y)
+        return self._completed(x, jnp.einsum(f"...d,{names}->...f", x, self.kernel[...]))
 
 
-class SplitHeads(Module):
+class SplitHeads(LinearMap):
     """Projects features to heads: BTD -> BTNH."""
 
     @config_class
@@ -74,12 +102,15 @@ class SplitHeads(Module):
         self.kernel = param(rngs, shape, ("embed", cfg.axis, None), fan_in(cfg.init_scale))
         self.bias = param(rngs, shape[1:], (cfg.axis, None), zeros) if cfg.bias else None
 
+    @property
+    def input_dims(self) -> tuple[int, ...]:
+        return (0,)
+
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
-        y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.kernel[...])
-        return y_BTNH if self.bias is None else y_BTNH + _broadcast_to(self.bias, y_BTNH)
+        return self._completed(x_BTD, jnp.einsum("BTD,DNH->BTNH", x_BTD, self.kernel[...]))
 
 
-class JoinHeads(Module):
+class JoinHeads(LinearMap):
     """Projects heads back to features: BTNH -> BTD."""
 
     @config_class
@@ -97,11 +128,9 @@ class JoinHeads(Module):
         self.kernel = param(rngs, shape, ("embed", cfg.axis, None), init)
         self.bias = param(rngs, shape[:1], ("embed",), zeros) if cfg.bias else None
 
+    @property
+    def input_dims(self) -> tuple[int, ...]:
+        return (1, 2)
+
     def __call__(self, x_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        y_BTD = jnp.einsum("BTNH,DNH->BTD", x_BTNH, self.kernel[...])
-        return y_BTD if self.bias is None else y_BTD + _broadcast_to(self.bias, y_BTD)
-
-
-def _broadcast_to(bias: nnx.Param, y: jax.Array) -> jax.Array:
-    value = bias[...]
-    return jnp.expand_dims(value, tuple(range(y.ndim - value.ndim)))
+        return self._completed(x_BTNH, jnp.einsum("BTNH,DNH->BTD", x_BTNH, self.kernel[...]))

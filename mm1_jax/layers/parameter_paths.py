@@ -40,11 +40,14 @@ def picks(rule: str, path: str) -> bool:
     return any(re.fullmatch(rule, prefix) for prefix in _path_prefixes(path))
 
 
-def picked(rules: Sequence[str], paths: Sequence[str], field: str) -> frozenset[str]:
+def picked(
+    rules: Sequence[str], paths: Sequence[str], field: str, what: str = "parameter"
+) -> frozenset[str]:
     """Returns the paths that at least one rule picks.
 
     Args:
         field: Config field that holds the rules, for error messages: "optimizer.frozen".
+        what: Noun for what the paths belong to, for error messages.
 
     Raises:
         ValueError: A rule is not a valid regular expression, or picks nothing.
@@ -56,7 +59,7 @@ def picked(rules: Sequence[str], paths: Sequence[str], field: str) -> frozenset[
         except re.error as error:
             raise ValueError(f"{field}: {rule!r} is not a regular expression ({error})") from None
         if not own:
-            raise ValueError(_picks_nothing(rule, paths, field))
+            raise ValueError(_picks_nothing(rule, paths, field, what))
         chosen |= own
     return frozenset(chosen)
 
@@ -106,20 +109,19 @@ def _filtered(tree: Any, keep: Callable[[str], bool], parents: tuple[str, ...]) 
     return kept
 
 
-def _picks_nothing(rule: str, paths: Sequence[str], field: str) -> str:
+def _picks_nothing(rule: str, paths: Sequence[str], field: str, what: str) -> str:
     """Builds an error message with suggestions, preferring whole modules to single parameters."""
     prefixes = list(dict.fromkeys(prefix for path in paths for prefix in _path_prefixes(path)))
     # A rule such as "router" names the end of a path; it lacks a leading ".*/".
     ends = [each for each in prefixes if each == rule or each.endswith(f"/{rule}")]
     if ends:
         return (
-            f"{field}: {rule!r} picks no parameter, because a rule must match from the start of a "
-            "path; "
-            f"{'.*/' + rule!r} picks {_listed(ends)}"
+            f"{field}: {rule!r} picks no {what}, because a rule must match from the start of a "
+            f"path; {'.*/' + rule!r} picks {_listed(ends)}"
         )
     close = close_names(rule, prefixes) or sorted({path.split("/")[0] for path in paths})
     outermost = [x for x in close if not any(y != x and y in _path_prefixes(x) for y in close)]
-    return f"{field}: {rule!r} picks no parameter; did you mean {_listed(outermost)}?"
+    return f"{field}: {rule!r} picks no {what}; did you mean {_listed(outermost)}?"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from mm1_jax.config import InstantiableConfig, config_class, derived, maybe_set_
 from mm1_jax.field_types import NonNegativeInt, PositiveInt
 from mm1_jax.layers.embedding import Embedding
 from mm1_jax.layers.kv_cache import Caches
+from mm1_jax.layers.lora import LoRA
 from mm1_jax.layers.module import Module, cast, checked
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
@@ -50,6 +51,8 @@ class MM1(Module):
         image_group_rows: PositiveInt | None = derived(None)
         # Compute dtype of activations and matrix products.
         dtype: Literal["float32", "bfloat16"] = "float32"
+        # Trains low-rank updates of linear layers, and freezes everything else.
+        lora: LoRA.Config | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         if cfg.image_token is None:
@@ -78,6 +81,8 @@ class MM1(Module):
             connector = connector_cfg.instantiate(rngs=rngs)
         self.vision_encoder, self.connector = vision_encoder, connector
         self.decoder = cfg.decoder.instantiate(rngs=rngs)
+        if cfg.lora is not None:
+            cfg.lora.instantiate().attach(self, rngs=rngs)
 
     def __call__(self, batch: Batch, *, dropless: bool = False) -> MM1Output:
         """Returns the hidden states of packed rows.

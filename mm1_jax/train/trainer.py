@@ -26,6 +26,7 @@ import jax
 from flax import nnx
 
 from mm1_jax.checkpoints.checkpointer import Checkpointer
+from mm1_jax.checkpoints.initial_adapters import InitialAdapters
 from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.field_types import PositiveInt, Range
@@ -70,6 +71,8 @@ class Trainer(Configurable):
         # Parts of the model, by path, that start from other checkpoints; all others are initialized
         # randomly.
         initial_weights: dict[str, InitialWeights.Config] = {}
+        # Adapters imported from PEFT, for a model with `lora`, loaded on top of these weights.
+        initial_adapters: InitialAdapters.Config | None = None
         optimizer: Optimizer.Config = AdamW.default_config()
         loss: Loss.Config = Loss.default_config()
         # Parallelism: the first rule that matches the kind and number of devices, overridden by the
@@ -265,6 +268,10 @@ class Trainer(Configurable):
             name = part.partition("/")[0] + "."
             kept = [each for each in former_defaults(model) if each.startswith(name)]
             log.message("; keeps ".join([f"{part} starts from {weights.path}", *kept]))
+        adapters = self._config.initial_adapters
+        if adapters is not None:
+            loaded |= adapters.instantiate().load(params, model)
+            log.message(f"adapters start from {adapters.path}")
         return self.program.first_state(jax.random.key(self._config.seed), loaded)
 
 

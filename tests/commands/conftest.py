@@ -1,6 +1,7 @@
 """A run of a tiny model with random parameters, for tools that use trained models."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -16,12 +17,15 @@ from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.experiment import Experiment
 from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.run_folder import RunFolder
+from mm1_jax.layers.lora import Adapter, LoRA
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
 from mm1_jax.train.train_state import TrainState
 from mm1_jax.train.trainer import Trainer
+
+MODULE = "experiment_of_the_tool_test"
 
 
 def experiment() -> Experiment.Config:
@@ -53,23 +57,47 @@ def parameters(model: MM1.Config, seed: int):
     return graphdef, drawn_params(nnx.to_pure_dict(shapes), seed)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder of a run with checkpoints of steps 3 and 7, their models, and the config."""
-    module = ModuleType("experiment_of_the_tool_test")
-    module.named_configs = lambda: {"minute": experiment}
-    sys.modules[module.__name__] = module
-    folder = tmp_path_factory.mktemp("minute")
-    launch = Launch("minute", module.__name__)
+def adapted() -> Experiment.Config:
+    """The same with adapters in the decoder, and a connector that is trained as a whole."""
+    cfg = experiment()
+    cfg.model.lora = LoRA.default_config().set(
+        adapters={"decoder/stack": Adapter.default_config().set(rank=2)}, trained=("connector",)
+    )
+    return cfg
+
+
+def save_run(name: str, folder: Path, steps: tuple[int, ...]):
+    """Saves a run with checkpoints of these steps; returns the folder, their models, the config."""
+    launch = Launch(name, MODULE)
     cfg = launch.resolved_config()
     RunFolder(folder).claim(launch, cfg)
     checkpointer = cfg.trainer.checkpointer.instantiate(directory=folder / "checkpoints")
     models = {}
-    for step in (3, 7):
+    for step in steps:
         graphdef, params = parameters(cfg.model, step)
         models[step] = nnx.merge(graphdef, params)
         checkpointer.save(step, TrainState(jnp.int32(step), params, ()), {"step": step})
     checkpointer.wait()
     checkpointer.close()
-    yield folder, models, cfg
-    del sys.modules[module.__name__]
+    return folder, models, cfg
+
+
+@pytest.fixture(scope="session")
+def experiments_of_runs():
+    module = ModuleType(MODULE)
+    module.named_configs = lambda: {"minute": experiment, "adapted": adapted}
+    sys.modules[MODULE] = module
+    yield
+    del sys.modules[MODULE]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, experiments_of_runs):
+    """The folder of a run with checkpoints of steps 3 and 7, their models, and the config."""
+    return save_run("minute", tmp_path_factory.mktemp("minute"), (3, 7))
+
+
+@pytest.fixture(scope="module")
+def adapted_run(tmp_path_factory, experiments_of_runs):
+    """The folder of a run with adapters, its model by step, and the config."""
+    return save_run("adapted", tmp_path_factory.mktemp("adapted"), (3,))

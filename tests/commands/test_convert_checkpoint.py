@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from foreign_models import save
 
+from mm1_jax.checkpoints.trained_model import load_model
+from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.commands.convert_checkpoint import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -109,3 +111,32 @@ def test_a_format_that_does_not_fit_the_weights_is_an_error(source, tmp_path, ca
     arguments = [f"--checkpoint={weights}", f"--output={tmp_path / 'x'}", "--format=llava"]
     assert main(["export", *arguments]) == 2
     assert "this is a single part" in capsys.readouterr().err
+
+
+def test_a_run_with_adapters_is_exported_merged_alone_and_without_them(
+    adapted_run, tmp_path, capsys
+):
+    folder, models, cfg = adapted_run
+    load_model(folder, cfg)
+    for form in ("merge", "base", "peft"):
+        arguments = [f"--checkpoint={folder}", f"--output={tmp_path / form}", f"--adapters={form}"]
+        assert main(["export", *arguments, "--base_name=mine"]) == 0
+        assert "Good. logits of random tokens and images" in capsys.readouterr().out
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["connector"]
+    assert config["base_model_name_or_path"] == "mine"
+    sizes = {x: (tmp_path / x / "model.safetensors").stat().st_size for x in ("merge", "base")}
+    assert sizes["merge"] == sizes["base"]
+    weights = tmp_path / "weights"
+    arguments = [f"--source={tmp_path / 'peft'}", f"--base={folder}", f"--output={weights}"]
+    assert main(["import", *arguments]) == 0
+    assert "decoder/stack/layer/attention/query, rank 2, alpha 16" in capsys.readouterr().out
+    read = StoredParams(weights).read("decoder/stack/layer/attention/query/lora/b")
+    own = models[3].decoder.stack.layer.attention.query.lora.b[...]
+    assert (read == own).all()
+
+
+def test_adapters_of_a_run_without_any_are_an_error(run, tmp_path, capsys):
+    arguments = [f"--checkpoint={run[0]}", f"--output={tmp_path / 'x'}", "--adapters=peft"]
+    assert main(["export", *arguments]) == 2
+    assert f"--adapters=peft: {run[0]} has no adapters" in capsys.readouterr().err

@@ -2,6 +2,10 @@
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,8 @@ from mm1_jax.studies import report as reports
 from mm1_jax.studies import study as designs
 from mm1_jax.studies.results import Results
 from mm1_jax.studies.study import Cell, Metric
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -87,3 +93,25 @@ def test_an_inconsistent_design_is_refused(study):
 def test_an_unknown_study_is_named(capsys):
     assert run_study.main(["--study=sft_resolutions", "--plan"]) == 2
     assert "there is no such study; known: " in capsys.readouterr().err
+
+
+def test_studies_of_the_user_count_as_well(tmp_path):
+    (tmp_path / "experiments" / "studies").mkdir(parents=True)
+    (tmp_path / "experiments" / "studies" / "mine.py").write_text(
+        "from mm1_jax.studies.study import Study, Arm\n"
+        "def study():\n"
+        "    return Study('Nothing.', [Arm('a', 'mm1_tiny')], 'a', [], [])\n"
+    )
+    code = (
+        "from mm1_jax.studies.study import load_study, studies; "
+        "print(load_study('mine').cells()[0], {'mine', 'sft_resolution'} <= {*studies()})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "a, seed 0 True\n"

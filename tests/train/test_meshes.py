@@ -12,7 +12,9 @@ from bigram_trainer import host_batch
 
 from mm1_jax.batch import Batch
 from mm1_jax.image_buffer import ImageBuffer
+from mm1_jax.layers.lora import Adapter, LoRA, is_adapter
 from mm1_jax.layers.moe import Capacity, MoE
+from mm1_jax.layers.parameter_paths import parameter_path, parameter_paths
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
@@ -82,9 +84,9 @@ def batch():
     )
 
 
-def make_program(batch, sparse, axes, frozen=(), **parallelism):
+def make_program(batch, sparse, axes, frozen=(), lora=None, **parallelism):
     objective = NextToken(
-        model=model(sparse),
+        model=model(sparse).set(lora=lora),
         loss=Loss.default_config().set(chunk_length=4),
         batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
         image_buffer=ImageBuffer(1, SLOTS),
@@ -172,3 +174,55 @@ def test_frozen_parts_have_no_backward_pass(batch):
     assert everything - flops("vision_encoder", "connector") > 2.5 * forward
     # The encoder needs the gradient of a frozen stack's inputs, but not that of its kernels.
     assert 0 < everything - flops("decoder/stack") < everything - flops("decoder", "connector")
+
+
+LORA = LoRA.default_config().set(
+    adapters={
+        "decoder/.*/attention": Adapter.default_config().set(rank=2, alpha=6.0),
+        "vision_encoder/stack": Adapter.default_config().set(rank=3),
+    },
+    trained=("connector",),
+)
+
+
+def test_a_step_of_adapters_on_a_mesh_equals_that_of_one_device(batch):
+    axes = {"data": 2, "fsdp": 2, "model": 2}
+    expected = step(batch, True, {}, lora=LORA)
+    assert_same(step(batch, True, axes, lora=LORA, gradient_accumulation=2), expected)
+
+
+def test_only_adapters_and_trained_parts_have_gradients_and_moments(batch):
+    program = make_program(batch, False, {}, lora=LORA)
+    trained, frozen = map(parameter_paths, program.update.split(program.abstract_state.params))
+    assert all(path.startswith("connector/") or is_adapter(path) for path in trained)
+    assert not any(path.startswith("connector/") or is_adapter(path) for path in frozen)
+    before = first_state(program)
+    kept = jax.tree.map(np.asarray, before.params)
+    state, _ = program.compile()(before, program.place(host_batch(batch)))
+    assert parameter_paths(state.opt_state[1][0].mu) == trained
+    for (keys, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(kept), jax.tree.leaves(state.params), strict=True
+    ):
+        # A bias of all keys does not change the softmax, so only rounding moves it.
+        assert np.array_equal(old, new) == (parameter_path(keys) in frozen), keys
+
+
+def test_adapters_are_sharded_as_the_dims_of_their_kernels(batch):
+    program = make_program(batch, False, {"fsdp": 2, "model": 2}, lora=LORA)
+    attention = program.abstract_state.params["decoder"]["stack"]["layer"]["attention"]
+
+    def spec(layer, name):
+        x = layer[name] if name == "kernel" else layer["lora"][name]
+        return (*x.sharding.spec, *[None] * (x.ndim - len(x.sharding.spec)))
+
+    query, output = attention["query"], attention["output"]
+    layers, embed, heads, _ = spec(query, "kernel")
+    assert embed is not None and heads is not None
+    assert (spec(query, "a"), spec(query, "b")) == (
+        (layers, embed, None),
+        (layers, None, heads, None),
+    )
+    assert (spec(output, "a"), spec(output, "b")) == (
+        (layers, heads, None, None),
+        (layers, None, embed),
+    )

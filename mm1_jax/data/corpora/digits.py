@@ -91,14 +91,14 @@ class DigitsSource(Source):
     def _page(self, rng: random.Random) -> PageContent:
         form = rng.choice(("captions", "questions", "order", "sum", "list", "story"))
         if form == "captions":
-            scans = self._draw(rng, rng.randint(2, 10))
+            scans = self.draw(rng, rng.randint(2, 10))
             return [part for pixels, digit in scans for part in (pixels, caption(digit))]
         if form == "questions":
             return self._question_run(rng)
         if form == "story":
-            return _story(rng, self._draw(rng, rng.randint(2, 5)))
+            return _story(rng, self.draw(rng, rng.randint(2, 5)))
         if form == "list":
-            scans = self._draw(rng, rng.randint(3, 5))
+            scans = self.draw(rng, rng.randint(3, 5))
             digits = [digit for _, digit in scans]
             return [
                 f"Here are {NUMBERS[len(scans)]} digits.",
@@ -106,7 +106,7 @@ class DigitsSource(Source):
                 f"They are {enumeration(digits)}. "
                 f"The largest is {max(digits)} and the smallest is {min(digits)}.",
             ]
-        (first, a), (second, b) = self._draw(rng, 2)
+        (first, a), (second, b) = self.draw(rng, 2)
         if form == "sum":
             return [first, second, f"{a} plus {b} is {a + b}."]
         order = "They are the same." if a == b else f"The {ORDINALS[a < b]} is larger."
@@ -122,7 +122,7 @@ class DigitsSource(Source):
             page += [*record["images"], answered]
         return page
 
-    def _draw(self, rng: random.Random, num_scans: int) -> list[tuple[np.ndarray, int]]:
+    def draw(self, rng: random.Random, num_scans: int) -> list[tuple[np.ndarray, int]]:
         scans = [rng.randrange(len(self.labels)) for _ in range(num_scans)]
         return [(self.pixels[scan], self.labels[scan]) for scan in scans]
 
@@ -133,11 +133,14 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
         name=f"digits_{kind.value}",
         source=DigitsSource.default_config().set(kind=kind, **source),
         to_document=TO_DOCUMENT[kind],
-        # Shifts a scan, which is 8 pixels wide, by up to one pixel.
-        augmentation=Augmentation.default_config().set(
-            shift=1 / 8, rotate=0.2, scale=0.12, contrast=0.2
-        ),
+        augmentation=augmentation(),
     )
+
+
+def augmentation() -> Augmentation.Config:
+    """Returns the augmentation of scans in training."""
+    # Shifts a scan, which is 8 pixels wide, by up to one pixel.
+    return Augmentation.default_config().set(shift=1 / 8, rotate=0.2, scale=0.12, contrast=0.2)
 
 
 def caption(digit: int) -> str:

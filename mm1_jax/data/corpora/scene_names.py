@@ -85,7 +85,7 @@ class SceneNamesSource(ScenesSource):
         return [world.record(self._scene(rng, world, value)) for value in shown]
 
     def _scene(self, rng: random.Random, world: World, value: str) -> Scene:
-        return self._alike(rng, count=1, **{world.aspect: value})
+        return self.alike(rng, count=1, **{world.aspect: value})
 
 
 def corpus(kind: Kind, **source: Any) -> Corpus.Config:

@@ -51,6 +51,7 @@ MAX_COUNT = 4
 _CANVAS = 64  # Pixels per side; the unit of all coordinates below.
 _CENTERS = (16, 48)  # Centers of the quarters in each direction; a shape lies within a quarter.
 _SUPERSAMPLING = 3
+_SQUARE = 0.9  # Half of the side of a square, as a fraction of the radius of other shapes.
 _TEST_EVERY = 5
 
 
@@ -66,6 +67,14 @@ class Shape:
 
     def __str__(self) -> str:
         return f"{self.color} {self.shape}"
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The smallest box around the shape, in fractions of the picture."""
+        x, y, r = (value / _CANVAS for value in (self.x, self.y, self.radius))
+        if self.shape == "square":
+            r *= _SQUARE
+        return x - r, y - r, x + r, y + r
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Scene:
         """The only caption of the scene."""
         first = self.shapes[0]
         if self.is_pair:
-            return f"a {first} {_relation(*self.shapes)} a {self.shapes[1]}"
+            return f"a {first} {relation(*self.shapes)} a {self.shapes[1]}"
         return _several(len(self.shapes), first.color, first.shape)
 
     def render(self) -> UInt8[np.ndarray, "64 64 3"]:
@@ -120,7 +129,7 @@ class ScenesSource(Source):
         kind = self._config.kind
         rng = random.Random(f"scenes/{kind.value}/{self.split}/{self._config.seed}/{index}")
         if kind is Kind.CAPTIONS:
-            scene = self._pair(rng) if rng.random() < 0.5 else self._alike(rng)
+            scene = self.pair(rng) if rng.random() < 0.5 else self.alike(rng)
             return {"image": scene.render, "caption": scene.caption, "scenes": [scene]}
         if kind is Kind.QUESTIONS:
             kinds = QUESTION_KINDS if self.split == "test" else TRAINING_KINDS
@@ -134,7 +143,7 @@ class ScenesSource(Source):
             pass
         return scene
 
-    def _alike(
+    def alike(
         self,
         rng: random.Random,
         count: int | None = None,
@@ -146,7 +155,7 @@ class ScenesSource(Source):
         shape = shape or rng.choice(SHAPES)
         return self._accept(lambda: _alike(rng, count, color, shape))
 
-    def _pair(self, rng: random.Random) -> Scene:
+    def pair(self, rng: random.Random) -> Scene:
         colors, shapes = rng.sample(list(COLORS), 2), rng.sample(SHAPES, 2)
         is_row = rng.random() < 0.5
         return self._accept(lambda: _pair(rng, colors, shapes, is_row))
@@ -170,50 +179,50 @@ class ScenesSource(Source):
 
     def _ask_color(self, rng: random.Random) -> tuple[list[Scene], str, str]:
         if rng.random() < (0.5 if self.split == "test" else 0.75):
-            scene = self._pair(rng)
+            scene = self.pair(rng)
             asked = rng.choice(scene.shapes)
             return [scene], f"what color is the {asked.shape}?", asked.color
-        scene = self._alike(rng)
+        scene = self.alike(rng)
         asked = scene.shapes[0]
-        noun = f"is the {asked.shape}" if len(scene.shapes) == 1 else f"are the {_plural(asked)}"
+        noun = f"is the {asked.shape}" if len(scene.shapes) == 1 else f"are the {plural(asked)}"
         return [scene], f"what color {noun}?", asked.color
 
     def _ask_shape(self, rng: random.Random) -> tuple[list[Scene], str, str]:
         if rng.random() < 0.5:
-            scene = self._pair(rng)
+            scene = self.pair(rng)
             asked = rng.choice(scene.shapes)
             return [scene], f"which shape is {asked.color}?", asked.shape
-        scene = self._alike(rng)
+        scene = self.alike(rng)
         question = rng.choice(("which shape is shown?", "what shape do you see?"))
         return [scene], question, scene.shapes[0].shape
 
     def _ask_count(self, rng: random.Random) -> tuple[list[Scene], str, str]:
         count = rng.randint(1, MAX_COUNT)
         if count == 2 and rng.random() < 0.5:
-            return [self._pair(rng)], "how many shapes are there?", NUMBERS[count]
-        scene = self._alike(rng, count)
-        noun = rng.choice(("shapes", _plural(scene.shapes[0])))
+            return [self.pair(rng)], "how many shapes are there?", NUMBERS[count]
+        scene = self.alike(rng, count)
+        noun = rng.choice(("shapes", plural(scene.shapes[0])))
         return [scene], f"how many {noun} are there?", NUMBERS[count]
 
     def _ask_relation(self, rng: random.Random) -> tuple[list[Scene], str, str]:
-        scene = self._pair(rng)
+        scene = self.pair(rng)
         asked, other = rng.sample(scene.shapes, 2)
-        relation = _relation(asked, other).removesuffix(" of")
-        return [scene], f"where is the {asked.shape} relative to the {other.shape}?", relation
+        question = f"where is the {asked.shape} relative to the {other.shape}?"
+        return [scene], question, relation(asked, other).removesuffix(" of")
 
     def _ask_comparison(self, rng: random.Random) -> tuple[list[Scene], str, str]:
         topic = rng.choice(("color", "shape", "count"))
-        first = self._alike(rng)
+        first = self.alike(rng)
         color, shape, count = first.shapes[0].color, first.shapes[0].shape, len(first.shapes)
         if topic == "count":
-            second = self._alike(rng, _other(rng, range(1, MAX_COUNT + 1), count))
+            second = self.alike(rng, _other(rng, range(1, MAX_COUNT + 1), count))
             more = ORDINALS[len(second.shapes) > count]
             return [first, second], "which picture has more shapes?", more
         is_same = rng.random() < 0.5
         if topic == "color":
-            second = self._alike(rng, color=color if is_same else _other(rng, COLORS, color))
+            second = self.alike(rng, color=color if is_same else _other(rng, COLORS, color))
         else:
-            second = self._alike(rng, shape=shape if is_same else _other(rng, SHAPES, shape))
+            second = self.alike(rng, shape=shape if is_same else _other(rng, SHAPES, shape))
         question = f"do both pictures show the same {topic}?"
         return [first, second], question, "yes" if is_same else "no"
 
@@ -228,14 +237,14 @@ class ScenesSource(Source):
             for count in counts:
                 verb = "Here is" if count == 1 else "Now there are"
                 page += [
-                    self._alike(rng, count, color, shape).render,
+                    self.alike(rng, count, color, shape).render,
                     f"{verb} {_several(count, color, shape)}.",
                 ]
             return page
         if form == "comparison":
-            return _comparison(rng, self._alike(rng), self._alike(rng))
+            return _comparison(rng, self.alike(rng), self.alike(rng))
         scenes = [
-            self._pair(rng) if rng.random() < 0.5 else self._alike(rng)
+            self.pair(rng) if rng.random() < 0.5 else self.alike(rng)
             for _ in range(rng.randint(2, 8 if form == "captions" else len(ORDINALS)))
         ]
         if form == "captions":
@@ -295,7 +304,7 @@ def _draw(draw: PIL.ImageDraw.ImageDraw, shape: Shape) -> None:
         # A ring: at this resolution, a disc would differ from a square only in its corners.
         draw.ellipse((x - r, y - r, x + r, y + r), outline=color, width=r // 2)
     elif shape.shape == "square":
-        r = r * 9 // 10
+        r = int(r * _SQUARE)
         draw.rectangle((x - r, y - r, x + r, y + r), fill=color)
     elif shape.shape == "triangle":
         draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=color)
@@ -305,7 +314,7 @@ def _draw(draw: PIL.ImageDraw.ImageDraw, shape: Shape) -> None:
         draw.rectangle((x - arm, y - r, x + arm, y + r), fill=color)
 
 
-def _relation(shape: Shape, other: Shape) -> str:
+def relation(shape: Shape, other: Shape) -> str:
     """Returns the position of `shape` relative to the other shape of a pair."""
     dx, dy = shape.x - other.x, shape.y - other.y
     if abs(dx) > abs(dy):
@@ -314,10 +323,10 @@ def _relation(shape: Shape, other: Shape) -> str:
 
 
 def _several(count: int, color: str, shape: str) -> str:
-    return f"a {color} {shape}" if count == 1 else f"{NUMBERS[count]} {color} {_plural(shape)}"
+    return f"a {color} {shape}" if count == 1 else f"{NUMBERS[count]} {color} {plural(shape)}"
 
 
-def _plural(shape: Shape | str) -> str:
+def plural(shape: Shape | str) -> str:
     name = shape.shape if isinstance(shape, Shape) else shape
     return f"{name}es" if name.endswith("s") else f"{name}s"
 

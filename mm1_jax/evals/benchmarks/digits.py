@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.evals.benchmark import Benchmark
+from mm1_jax.evals.prompts import ChatTask
 from mm1_jax.evals.scoring.exact_match import accuracy, exact_captions
 
 
@@ -18,6 +20,15 @@ def digits_vqa() -> Benchmark.Config:
         scoring=accuracy,
         stop_strings=("\n", ".", ",", "Question"),
     )
+
+
+def digits_chat() -> Benchmark.Config:
+    """`digits_vqa` as a chat: a turn of question and instruction; exemplars are earlier turns."""
+    cfg = digits_vqa().set(name="digits_chat", stop_strings=("\n",), blank_shots=())
+    cfg.corpus.to_document = ChatTask.default_config().set(
+        chat_format=MM1ChatFormat.default_config()
+    )
+    return cfg
 
 
 def first_question_of_each_scan(corpus: Corpus) -> Sequence[int]:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.coco_captions import coco
-from mm1_jax.evals.benchmarks.digits import digits_caption, digits_vqa
+from mm1_jax.evals.benchmarks.digits import digits_caption, digits_chat, digits_vqa
 from mm1_jax.evals.benchmarks.gqa import gqa
+from mm1_jax.evals.benchmarks.instructions import instructions
 from mm1_jax.evals.benchmarks.llava_bench import llava_bench
 from mm1_jax.evals.benchmarks.mathvista import mathvista
 from mm1_jax.evals.benchmarks.mmbench import mmbench
@@ -14,7 +15,12 @@ from mm1_jax.evals.benchmarks.mmmu import mmmu
 from mm1_jax.evals.benchmarks.mmvet import mmvet
 from mm1_jax.evals.benchmarks.nocaps import nocaps
 from mm1_jax.evals.benchmarks.pope import pope
-from mm1_jax.evals.benchmarks.scenes import scenes_caption, scenes_names, scenes_vqa
+from mm1_jax.evals.benchmarks.scenes import (
+    scenes_caption,
+    scenes_chat,
+    scenes_names,
+    scenes_vqa,
+)
 from mm1_jax.evals.benchmarks.scienceqa import scienceqa
 from mm1_jax.evals.benchmarks.seed_bench import seed
 from mm1_jax.evals.benchmarks.text import (
@@ -54,8 +60,17 @@ TEXT_CORE = _by_name(
     *(arc_easy, arc_challenge, piqa, lambada, winogrande, hellaswag, sciq, triviaqa, webqs)
 )
 EMBEDDED = _by_name(digits_vqa, digits_caption, scenes_vqa, scenes_caption)
+# Benchmarks of `mm1_tiny_chat`.
+EMBEDDED_CHAT = _by_name(instructions, digits_chat, scenes_chat)
 # `scenes_names` is not in EMBEDDED, since small runs are not all trained for it.
-BENCHMARKS = {**PRETRAINING, **TABLE4, **TEXT_CORE, **EMBEDDED, **_by_name(scenes_names)}
+BENCHMARKS = {
+    **PRETRAINING,
+    **TABLE4,
+    **TEXT_CORE,
+    **EMBEDDED,
+    **EMBEDDED_CHAT,
+    **_by_name(scenes_names),
+}
 # Names of groups of benchmarks, for the command line.
 GROUPS: Mapping[str, Mapping[str, Make]] = {
     "pretraining": PRETRAINING,
@@ -64,4 +79,5 @@ GROUPS: Mapping[str, Mapping[str, Make]] = {
     "table4": TABLE4,
     "text_core": TEXT_CORE,
     "embedded": EMBEDDED,
+    "embedded_chat": EMBEDDED_CHAT,
 }

@@ -1,12 +1,14 @@
 """Held-out rendered scenes: questions of several kinds, and captions."""
 
 from mm1_jax.batch import Document
+from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
 from mm1_jax.data.corpora import scene_names as names
 from mm1_jax.data.corpora import scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.questions import question_document
 from mm1_jax.evals.benchmark import Benchmark
+from mm1_jax.evals.prompts import ChatTask
 from mm1_jax.evals.scoring.exact_match import (
     accuracy_by_kind,
     accuracy_of_names,
@@ -25,6 +27,15 @@ def scenes_vqa() -> Benchmark.Config:
         stop_strings=_STOP_STRINGS,
         num_examples=400,
     )
+
+
+def scenes_chat() -> Benchmark.Config:
+    """`scenes_vqa` as a chat: a turn of question and instruction; exemplars are earlier turns."""
+    cfg = scenes_vqa().set(name="scenes_chat", stop_strings=("\n",), blank_shots=())
+    cfg.corpus.to_document = ChatTask.default_config().set(
+        chat_format=MM1ChatFormat.default_config()
+    )
+    return cfg
 
 
 def scenes_caption() -> Benchmark.Config:

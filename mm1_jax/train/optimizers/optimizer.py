@@ -99,13 +99,14 @@ class Optimizer(Configurable, abc.ABC):
             ValueError: A rule picks no parameter, or no parameter is left to train.
         """
         cfg = self._config
-        paths = [_path(path) for path, _ in nnx.to_flat_state(params)]
+        flat = nnx.to_flat_state(params)
+        paths = [_path(path) for path, _ in flat]
         frozen = picked(cfg.frozen, paths, "optimizer.frozen")
+        # Adapted models mark what they freeze (see `layers.lora`).
+        frozen |= {_path(path) for path, x in flat if x.get_metadata("is_frozen", False)}
         if len(frozen) == len(paths):
             raise ValueError(f"optimizer.frozen={cfg.frozen}: no parameter is left to train")
-        trained = nnx.from_flat_state(
-            [each for each in nnx.to_flat_state(params) if _path(each[0]) not in frozen]
-        )
+        trained = nnx.from_flat_state([each for each in flat if _path(each[0]) not in frozen])
         return Update(
             self.transformation(trained),
             self.learning_rate,

@@ -1,6 +1,7 @@
 """Properties of every chat format: what is scored, what is a prefix, and what users can write."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,12 @@ def test_a_prompt_is_a_prefix_of_the_training_tokens(chat_format, builder):
             document = chat_format.document(turns[:k], prompts_answer=True)
             prompt = builder.prompt(document)
             assert prompt.tokens.tolist() == whole.tokens[: len(prompt.tokens)].tolist()
+            # The answer comes next.
+            answered = builder.prompt(
+                replace(document, segments=(*document.segments, Text(f" {turn.parts[0]}")))
+            )
+            assert answered.tokens.tolist() == whole.tokens[: len(answered.tokens)].tolist()
+            assert len(answered.tokens) > len(prompt.tokens)
             assert (
                 document.segments == chat_format.document(turns).segments[: len(document.segments)]
             )
@@ -152,7 +159,7 @@ def test_the_tokens_are_those_of_the_whole_text(tokenizer, builder):
     """In a plain format, segments begin where words do."""
     format = LLaVAChatFormat.default_config().instantiate()
     turns = [Turn("user", ("what is it?",)), Turn("assistant", ("a cat",))]
-    tokens = builder.prompt(format.document(turns)).tokens.tolist()
+    tokens = builder.example(format.document(turns)).tokens.tolist()
     text = f"{VICUNA_SYSTEM} USER: what is it? ASSISTANT: a cat"
     assert tokens == [tokenizer.bos, *tokenizer.encode(text)]
 
