@@ -258,6 +258,7 @@ def _import_adapters(flags: argparse.Namespace) -> str:
 
 def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.checkpoints.weights_folder import StoredParams
+    from mm1_jax.data.input import chat_format
     from mm1_jax.interop import families
     from mm1_jax.interop.adapters import AdaptedModel, BaseParams, MergedParams, adapted_model
     from mm1_jax.interop.exporter import (
@@ -290,13 +291,14 @@ def run_export(flags: argparse.Namespace) -> str:
     needs_source = flags.format == "auto" and _needs_source_format(stored.description)
     if flags.format == "source" or needs_source:
         return report(export_source(stored, flags.checkpoint, flags.output, **common))
-    fit = "stretch"
+    fit, chat = "stretch", None
     adapted: AdaptedModel | None = None
     if stored.description is None:
         cfg = load_experiment(flags.checkpoint)
         parts, image_token = model_parts(cfg.model), cfg.model.image_token
         tokenizer = cfg.input.tokenizer.instantiate()
         fit = cfg.input.image_transform.fit.value
+        chat = chat_format(cfg.input, tokenizer)
         adapted = None if cfg.model.lora is None else adapted_model(cfg.model)
     else:
         parts = parts_of_weights(stored)
@@ -313,7 +315,7 @@ def run_export(flags: argparse.Namespace) -> str:
     options = {
         **common,
         "dtype": flags.dtype,
-        "tokenizer": None if tokenizer is None else export_tokenizer(tokenizer),
+        "tokenizer": None if tokenizer is None else export_tokenizer(tokenizer, chat),
     }
     passthrough = Passthrough(flags.checkpoint)
     if flags.format == "llava":
@@ -343,6 +345,7 @@ def run_export(flags: argparse.Namespace) -> str:
         is_native=not isinstance(model, str),
         license=flags.license,
         dtype=flags.dtype,
+        is_chat=chat is not None,
     )
     if isinstance(model, str):
         exported = export_mm1(

@@ -57,6 +57,7 @@ class ExportedTokenizer(NamedTuple):
     Attributes:
         files: Name -> content of the files that transformers loads.
         suppressed: Ids that generation never outputs.
+        stops: Ids that end answers besides `eos`.
     """
 
     files: Mapping[str, bytes]
@@ -64,6 +65,7 @@ class ExportedTokenizer(NamedTuple):
     eos: int
     pad: int
     suppressed: Sequence[int]
+    stops: Sequence[int] = ()
 
 
 def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
@@ -343,8 +345,11 @@ def write_tokenizer(tokenizer: ExportedTokenizer, config: dict[str, Any], folder
         "pad_token_id": tokenizer.pad,
     }
     config |= ids
-    suppressed = sorted({*tokenizer.suppressed, tokenizer.pad} - {tokenizer.eos})
+    ends = [tokenizer.eos, *(i for i in tokenizer.stops if i != tokenizer.eos)]
+    suppressed = sorted({*tokenizer.suppressed, tokenizer.pad} - {*ends})
     generation = {**ids, "suppress_tokens": suppressed}
+    if len(ends) > 1:
+        generation["eos_token_id"] = ends
     (folder / "generation_config.json").write_text(json.dumps(generation) + "\n")
 
 

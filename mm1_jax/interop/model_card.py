@@ -32,6 +32,31 @@ print(processor.tokenizer.decode(answer, skip_special_tokens=True))
 
 `<image>` marks the place of each image. Prompts of different lengths are padded on the left.
 """
+_CHAT = """
+Conversations have the format of `chat_template.jinja`:
+
+```python
+turns = [{"role": "user", "content": "What is a connector?"}]
+inputs = tokenizer.apply_chat_template(
+    turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+```
+"""
+_CHAT_WITH_IMAGES = """
+Conversations have the format of `chat_template.jinja`:
+
+```python
+content = [{"type": "image", "image": Image.open("picture.png")}]
+content.append({"type": "text", "text": "What is this?"})
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
+)
+```
+"""
 _SPACES = """\
 Spaces beside an image are dropped, since text is tokenized apart from the images around it.
 """
@@ -55,12 +80,14 @@ def model_card(
     is_native: bool,
     license: str = "",
     dtype: str = "float32",
+    is_chat: bool = False,
 ) -> str:
     """Returns a model card: the parts of an export, and how to load it.
 
     Args:
         is_native: Whether transformers implements the model, so that no code of ours is needed.
         license: License of the model; the card omits it if empty.
+        is_chat: Whether the export has a chat template.
     """
     has_decoder, has_encoder = "decoder" in parts, "vision_encoder" in parts
     lines = ["---", "library_name: transformers"]
@@ -75,6 +102,8 @@ def model_card(
     if not has_decoder:
         load = _LOAD_TOWER
     text = load.format(name=name, trust="" if is_native else ", trust_remote_code=True")
+    if has_decoder and is_chat:
+        text += _CHAT_WITH_IMAGES if has_encoder else _CHAT
     if has_decoder and has_encoder:
         text += _SPACES_OF_LLAVA if is_native else _SPACES
     return "\n".join([*lines, "", text])

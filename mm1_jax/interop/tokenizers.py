@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.data.chat_formats.base import ChatFormat
+from mm1_jax.data.chat_formats.hf import CHAT_TEMPLATE, template_in
 from mm1_jax.data.tokenizers.hf import (
     CONFIG_FILE,
     TOKEN_FILES,
@@ -102,6 +104,8 @@ def import_tokenizer(
             f"the image token takes row {tokenizer.image_token} of {num_rows} of the embedding, "
             "which no token of the source uses"
         )
+    if (template := template_in(folder)) is not None:
+        read.files[CHAT_TEMPLATE] = template.encode()
     return read._replace(notes=(*notes, *_other_eos_notes(folder, tokenizer.eos, piece)))
 
 
@@ -250,8 +254,14 @@ def with_image_token(path: Path, image_token: int) -> bytes:
     return result.encode()
 
 
-def export_tokenizer(tokenizer: Tokenizer) -> ExportedTokenizer:
-    """Returns the files that transformers loads a tokenizer from, and ids for generation."""
+def export_tokenizer(
+    tokenizer: Tokenizer, chat_format: ChatFormat | None = None
+) -> ExportedTokenizer:
+    """Returns the files that transformers loads a tokenizer from, and ids for generation.
+
+    Args:
+        chat_format: The format of the conversations that a model is trained on, if there are any.
+    """
     ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
     path = tokenizer_path(tokenizer.config)
     if isinstance(tokenizer, HFTokenizer):
@@ -284,7 +294,11 @@ def export_tokenizer(tokenizer: Tokenizer) -> ExportedTokenizer:
             CONFIG_FILE: _json({k: v for k, v in config.items() if v is not None}),
             TOKENIZER_CODE: (HF_MODEL / TOKENIZER_CODE).read_bytes(),
         }
-    return ExportedTokenizer(files, **ids, suppressed=tokenizer.not_text)
+    stops = ()
+    if chat_format is not None:
+        files[CHAT_TEMPLATE] = chat_format.jinja().encode()
+        stops = (tokenizer.stop_token(chat_format.stop),)
+    return ExportedTokenizer(files, **ids, suppressed=tokenizer.not_text, stops=stops)
 
 
 def stored_tokenizer(stored: StoredParams, folder: Path) -> Tokenizer | None:

@@ -28,7 +28,8 @@ from mm1_jax.data.record_files import BadRecord
 from mm1_jax.storage import read_json_object
 
 # Files that hold a template, in order of preference.
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+CHAT_TEMPLATE = "chat_template.jinja"
+TEMPLATE_FILES = (CHAT_TEMPLATE, "chat_template.json", "tokenizer_config.json")
 # Names of the tokens that stand for a picture, where a mark has other special tokens around it.
 IMAGE_TOKENS = (
     *("<image>", "<|image_pad|>", "<|image|>", "<image_soft_token>", "<start_of_image>"),
@@ -101,7 +102,13 @@ class HFChatFormat(ChatFormat):
     def __init__(self, cfg: Config):
         super().__init__(cfg)
         self._folder = Path(cfg.data_dir or ".", cfg.folder)
-        self._template = _template_in(self._folder)
+        template = template_in(self._folder)
+        if template is None:
+            raise ValueError(
+                f"chat_format.folder={str(self._folder)!r} has no chat template; expected a "
+                f"{TEMPLATE_FILES[0]}, or chat_template in {' or '.join(TEMPLATE_FILES[1:])}"
+            )
+        self._template = template
         self._tokens = _Tokens.of(self._folder)
         try:
             self._compiled = compiled(self._template)
@@ -134,12 +141,16 @@ class HFChatFormat(ChatFormat):
         )
         texts = iter([part for turn in turns for part in turn.parts if isinstance(part, str)])
         images = iter([part for turn in turns for part in turn.parts if isinstance(part, Image)])
-        for part in self._skeleton(shape, prompts_answer):
+        waiting = ""
+        skeleton = self._skeleton(shape, prompts_answer)
+        for part, after in itertools.zip_longest(skeleton, skeleton[1:]):
             if isinstance(part, _Place):
-                text = part.before + next(texts) + part.after
-                is_scored = part.is_answer and turns[part.turn].is_scored
-                if text:
-                    yield Text(text, scored=is_scored)
+                waiting += part.before + next(texts) + part.after
+                # Texts that stand side by side, as when pictures move to the front, are one text.
+                is_whole = not isinstance(after, _Place) or after.turn != part.turn
+                if waiting and is_whole:
+                    yield Text(waiting, part.is_answer and turns[part.turn].is_scored)
+                    waiting = ""
             elif isinstance(part, _Picture):
                 yield next(images)
             elif isinstance(part, _Stop):
@@ -388,8 +399,8 @@ def _token_text(value: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _template_in(folder: Path) -> str:
-    """Returns the chat template of a folder. Raises ValueError if it has none."""
+def template_in(folder: Path) -> str | None:
+    """Returns the chat template of a folder; None if it has none."""
     for name in TEMPLATE_FILES:
         path = folder / name
         if not path.is_file():
@@ -399,11 +410,7 @@ def _template_in(folder: Path) -> str:
         found = read_json_object(path).get("chat_template")
         if isinstance(found, list):
             # Several templates by name.
-            named = {each.get("name"): each.get("template") for each in found}
-            found = named.get("default")
+            found = {each.get("name"): each.get("template") for each in found}.get("default")
         if isinstance(found, str):
             return found
-    raise ValueError(
-        f"chat_format.folder={str(folder)!r} has no chat template; expected a "
-        f"{TEMPLATE_FILES[0]}, or chat_template in {' or '.join(TEMPLATE_FILES[1:])}"
-    )
+    return None

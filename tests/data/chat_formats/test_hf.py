@@ -152,11 +152,10 @@ def test_pictures_replace_the_marks_of_the_template(tmp_path):
         Markup("\n"),
     )
     folder = write_template(tmp_path / "first", TEMPLATES["pictures_first"])
-    assert format_of(folder).document(turns).segments[:4] == (
+    assert format_of(folder).document(turns).segments[:3] == (
         Markup("USER: "),
         PICTURE,
-        Text("\nis ", scored=False),
-        Text("red?", scored=False),
+        Text("\nis red?", scored=False),
     )
     # A template that knows no pictures has them where they stand.
     folder = write_template(tmp_path / "chatml", TEMPLATES["chatml"])
