@@ -51,7 +51,7 @@ ALLOWED = {
     },
     "interop": {
         *("config", "stored_config", "storage", "batch", "host_memory", "layers", "models"),
-        *("checkpoints.weights_folder", "data.tokenizers"),
+        *("checkpoints.weights_folder", "data.tokenizers", "data.chat_formats"),
     },
     "small_config": {"config", "data", "parallel"},
     # The composition root assembles data, model, trainer and evaluators.
