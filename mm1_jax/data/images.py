@@ -8,14 +8,14 @@ import contextlib
 import enum
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from jaxtyping import UInt8
 
-from mm1_jax.batch import Image
+from mm1_jax.batch import Image, View
 from mm1_jax.config import Configurable, config_class
 from mm1_jax.field_types import Decay, NonNegative, PositiveInt, Share
 
@@ -29,6 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
 # Orientations of which the sides are swapped.
 _SIDEWAYS = (5, 6, 7, 8)
+Augment = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w 3"]]
 
 
 class BadImage(ValueError):
@@ -100,7 +101,9 @@ def resize(
     pixels: UInt8[np.ndarray, "h w 3"], size: int, fit: Fit = Fit.STRETCH
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes an image to `size` x `size` pixels."""
-    return np.asarray(_square(PIL.Image.fromarray(pixels), size, fit))
+    picture = PIL.Image.fromarray(pixels)
+    inner = _inner_size(picture.size, size, fit)
+    return np.asarray(_on_black(picture.resize(inner, PIL.Image.Resampling.BICUBIC), (size, size)))
 
 
 class Augmentation(Configurable):
@@ -138,7 +141,11 @@ class Augmentation(Configurable):
 
 
 class ImageTransform(Configurable):
-    """Decodes an image, resizes it to a square and, if asked, augments it."""
+    """Decodes an image, resizes it to a square and, if asked, augments it.
+
+    A tile is cut from the picture resized to its grid. It therefore depends on nothing but the
+    image, whichever other views of the picture are shown.
+    """
 
     @config_class
     class Config(Configurable.Config):
@@ -170,28 +177,114 @@ class ImageTransform(Configurable):
         augmentation: Augmentation | None = None,
         rng: np.random.Generator | None = None,
     ) -> UInt8[np.ndarray, "s s 3"]:
-        """Returns square pixels; raises BadImage if the image cannot be decoded."""
-        pixels = np.asarray(_square(self._decode(image), self.image_size, self._config.fit))
+        """Returns the pixels of one view; raises BadImage if the image cannot be decoded."""
         if augmentation is None:
-            return pixels
+            return Viewer(self)(image)
         assert rng is not None, "an augmentation needs a generator"
-        return augmentation(pixels, rng)
+        return Viewer(self, lambda pixels: augmentation(pixels, rng))(image)
 
-    def _decode(self, image: Image) -> PIL.Image.Image:
+    def views(
+        self, images: Sequence[Image], augment: Augment | None = None
+    ) -> list[UInt8[np.ndarray, "s s 3"]]:
+        """Returns the pixels of views of one picture, which is decoded once.
+
+        Args:
+            augment: Applied to the whole picture before it is cut into tiles, so all views of a
+                picture agree. It draws the same numbers each time.
+        """
+        viewer = Viewer(self, augment)
+        return [viewer(image) for image in images]
+
+    def canvas(
+        self, image: Image, decoded: dict[tuple[int, int] | None, PIL.Image.Image]
+    ) -> PIL.Image.Image:
+        """Returns the whole picture, resized to the grid of a view or to one image.
+
+        Args:
+            decoded: Pictures that were decoded from the same data, by the size that they were
+                decoded for; None is the full size. New ones are added.
+        """
+        view, side = image.view, self.image_size
+        size = (side, side) if view is None else (view.columns * side, view.rows * side)
+        picture = self._decode(image, decoded)
+        inner = self._inner_size(picture.size, view)
+        return _on_black(picture.resize(inner, PIL.Image.Resampling.BICUBIC), size)
+
+    def _inner_size(self, size: tuple[int, int], view: View | None) -> tuple[int, int]:
+        """Returns the width and height of the picture inside its square or its grid."""
+        if view is None:
+            return _inner_size(size, self.image_size, self._config.fit)
+        return _inner_size_in_grid(
+            size,
+            (view.columns * self.image_size, view.rows * self.image_size),
+            view.pads,
+        )
+
+    def _decode(
+        self, image: Image, decoded: dict[tuple[int, int] | None, PIL.Image.Image]
+    ) -> PIL.Image.Image:
+        """Returns the upright picture, not smaller than it is to be shown unless its file is."""
+        if None in decoded:
+            return decoded[None]
         cfg, data = self._config, _data(image)
         if isinstance(data, np.ndarray):
-            return PIL.Image.fromarray(data)
+            return decoded.setdefault(None, PIL.Image.fromarray(data))
         with _opened(data, cfg.max_pixels) as picture:
             # MPO files, which some cameras write, hold several images and begin like a JPEG.
             is_jpeg = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
-            if is_jpeg and cfg.jpeg_decoder is not JpegDecoder.PILLOW:
-                # EXIF orientation is applied later, so both sizes are those before it.
-                least = _inner_size(picture.size, self.image_size, cfg.fit)
+            if not is_jpeg or cfg.jpeg_decoder is JpegDecoder.PILLOW:
+                return decoded.setdefault(None, _to_rgb(picture))
+            least = self._least_size(picture, image.view)
+            if least not in decoded:
                 if cfg.jpeg_decoder is JpegDecoder.PILLOW_DRAFT:
                     picture.draft(None, least)
                 else:
                     picture = _scaled(data, picture, least)
-            return _to_rgb(picture)
+                decoded[least] = _to_rgb(picture)
+            return decoded[least]
+
+    def _least_size(self, picture: PIL.Image.Image, view: View | None) -> tuple[int, int]:
+        """Returns the size to decode a file to at least, before its EXIF orientation is applied."""
+        with contextlib.suppress(Exception):
+            if picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS:
+                return self._inner_size(picture.size[::-1], view)[::-1]
+        return self._inner_size(picture.size, view)
+
+
+class Viewer:
+    """Shows images one by one, and decodes a picture once for consecutive views of it."""
+
+    def __init__(self, transform: ImageTransform, augment: Augment | None = None):
+        self._transform = transform
+        self._augment = augment
+        self._forget(None)
+
+    def _forget(self, data: object) -> None:
+        self._data = data
+        self._decoded: dict[tuple[int, int] | None, PIL.Image.Image] = {}
+        self._canvases: dict[tuple[int, int, bool] | None, np.ndarray] = {}
+        self._error: BadImage | None = None
+
+    def __call__(self, image: Image) -> UInt8[np.ndarray, "s s 3"]:
+        """Returns the pixels of a view; raises BadImage if the image cannot be decoded."""
+        if image.data is not self._data:
+            self._forget(image.data)
+        if self._error is not None:
+            raise self._error
+        view, size = image.view, self._transform.image_size
+        grid = None if view is None else (view.columns, view.rows, view.pads)
+        if grid not in self._canvases:
+            try:
+                canvas = np.asarray(self._transform.canvas(image, self._decoded))
+            except BadImage as error:
+                self._error = error
+                raise
+            self._canvases[grid] = canvas if self._augment is None else self._augment(canvas)
+        canvas = self._canvases[grid]
+        if view is None:
+            return canvas
+        top, left = view.row * size, view.column * size
+        return canvas[top : top + size, left : left + size]
 
 
 def _data(image: Image) -> bytes | UInt8[np.ndarray, "h w 3"]:
@@ -249,14 +342,25 @@ def _inner_size(size: tuple[int, int], square: int, fit: Fit) -> tuple[int, int]
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _square(picture: PIL.Image.Image, size: int, fit: Fit) -> PIL.Image.Image:
-    inner = _inner_size(picture.size, size, fit)
-    picture = picture.resize(inner, PIL.Image.Resampling.BICUBIC)
-    if inner == (size, size):
+def _inner_size_in_grid(
+    size: tuple[int, int], canvas: tuple[int, int], pads: bool
+) -> tuple[int, int]:
+    """Returns the width and height of an image inside a grid; rounds up, as LLaVA-NeXT does."""
+    if not pads:
+        return canvas
+    scale_x, scale_y = canvas[0] / size[0], canvas[1] / size[1]
+    if scale_x < scale_y:
+        return canvas[0], min(math.ceil(size[1] * scale_x), canvas[1])
+    return min(math.ceil(size[0] * scale_y), canvas[0]), canvas[1]
+
+
+def _on_black(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+    """Centers a picture on black of this size."""
+    if picture.size == size:
         return picture
-    square = PIL.Image.new("RGB", (size, size))
-    square.paste(picture, ((size - inner[0]) // 2, (size - inner[1]) // 2))
-    return square
+    canvas = PIL.Image.new("RGB", size)
+    canvas.paste(picture, ((size[0] - picture.size[0]) // 2, (size[1] - picture.size[1]) // 2))
+    return canvas
 
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

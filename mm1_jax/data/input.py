@@ -4,6 +4,7 @@ A batch is a function of (config, seed, step) alone. It does not depend on the r
 for, on the number of workers, or on restarts.
 """
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from mm1_jax.data.lengths import Lengths, corpus_lengths
 from mm1_jax.data.mixture import CorpusShare, MixedStream, Stage, Stream
 from mm1_jax.data.packing import Packing, Planner
 from mm1_jax.data.quarantine import Quarantine, check_bad_fraction
-from mm1_jax.data.record_files import MANIFEST
+from mm1_jax.data.record_files import MANIFEST, BadRecord
 from mm1_jax.data.rows import RowLoader, RowShape
 from mm1_jax.data.snapshot import CorpusExamples, Examples, Form, Snapshot, SnapshotPlanner
 from mm1_jax.data.sources.array_record import ArrayRecordSource, source_folder
@@ -38,6 +39,9 @@ from mm1_jax.data.tiling import Tiling
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer, tokenizer_path
 from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
 from mm1_jax.image_buffer import ImageBuffer
+
+# About this many documents of a corpus are read to describe its views.
+_NUM_SHOWN = 200
 
 
 class Input(Configurable):
@@ -287,10 +291,26 @@ class Input(Configurable):
         if self.plan is self.examples:
             return "\n".join(lines)
         lines += self.packing.describe()
+        if self.example_builder.tiling is not None:
+            lines.append(self._describe_views())
         if not self.max_images:
             return "\n".join([*lines, "  images: none"])
         group_rows = self.config.image_group_rows
         return "\n".join([*lines, self.packing.describe_buffer(self.image_buffer, group_rows)])
+
+    def _describe_views(self) -> str:
+        """Describes the views per picture of a few documents of each corpus."""
+        shares = []
+        for corpus in self.corpora:
+            pictures = views = 0
+            for index in range(0, len(corpus), max(1, len(corpus) // _NUM_SHOWN)):
+                with contextlib.suppress(BadRecord):
+                    images = self.example_builder.tiled(corpus.document(index)).images
+                    pictures += sum(not image.continues for image in images)
+                    views += len(images)
+            if pictures:
+                shares.append(f"{corpus.name} {views / pictures:.2f} (of {pictures} pictures)")
+        return f"  views per picture: {', '.join(shares) or 'no pictures found'}"
 
     def _lengths(self, corpus: Corpus) -> Lengths:
         if not len(corpus):

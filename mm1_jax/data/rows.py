@@ -117,13 +117,17 @@ class RowLoader:
                 f"{record.num_images}. The data or the tokenizer changed after the table was "
                 "computed; compute it again."
             )
-        images, reasons = [], []
-        for number, (image, slot) in enumerate(zip(example.images, slots, strict=True)):
+        images: list[np.ndarray | None] = [None] * len(slots)
+        reasons = []
+        for number, views in enumerate(_pictures(example.images)):
+            wanted = [i for i in views if slots[i] >= 0]
             try:
-                images.append(None if slot < 0 else self._transform(image, record, number))
+                pixels = self._views([example.images[i] for i in wanted], record, number)
             except BadImage as error:
-                images.append(None)
                 reasons.append(f"image {number}: {error}")
+                continue
+            for i, each in zip(wanted, pixels, strict=True):
+                images[i] = each
         is_scored = all(image is not None for image in images)
         loss_mask = example.loss_mask if is_scored else np.zeros_like(example.loss_mask)
         loaded = LoadedExample(
@@ -131,14 +135,21 @@ class RowLoader:
         )
         return loaded, "; ".join(reasons) or None
 
-    def _transform(self, image: Image, record: PlannedRecord, number: int) -> np.ndarray:
+    def _views(
+        self, images: Sequence[Image], record: PlannedRecord, number: int
+    ) -> list[np.ndarray]:
+        """Returns the pixels of views of the `number`-th picture of a document."""
+        if not images:
+            return []
         assert self._image_transform is not None, "no example of a model of text has images"
         augmentation = self._augmentations[record.corpus]
         if augmentation is None:
-            return self._image_transform(image)
-        # Identifies the image and the epoch, independent of where and when it is read.
+            return self._image_transform.views(images)
+        # Identifies the picture and the epoch, independent of where and when it is read.
         seed = (self._corpus_seeds[record.corpus], record.epoch, record.index, number)
-        return self._image_transform(image, augmentation, np.random.default_rng(seed))
+        return self._image_transform.views(
+            images, lambda pixels: augmentation(pixels, np.random.default_rng(seed))
+        )
 
     def _blank(self, record: PlannedRecord) -> LoadedExample:
         # Image tokens come first. Later documents find their images by counting those before them.
@@ -153,6 +164,17 @@ class RowLoader:
             slots=[-1] * record.num_images,
             corpus=record.corpus,
         )
+
+
+def _pictures(images: Sequence[Image]) -> list[list[int]]:
+    """Returns the indices of the views of each picture."""
+    pictures: list[list[int]] = []
+    for i, image in enumerate(images):
+        if image.continues:
+            pictures[-1].append(i)
+        else:
+            pictures.append([i])
+    return pictures
 
 
 def concatenate(

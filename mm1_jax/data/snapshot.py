@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from mm1_jax.batch import Example, Image, Record
+from mm1_jax.batch import Example, Image, Record, View
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths
@@ -146,7 +146,7 @@ class Snapshot:
             tokens=np.frombuffer(stored["tokens"], "<i4").astype(np.int32),
             targets=np.frombuffer(stored["targets"], "<i4").astype(np.int32),
             loss_mask=np.frombuffer(stored["loss_mask"], np.bool_),
-            images=tuple(Image(_image_data(image)) for image in stored["images"]),
+            images=_images(stored["images"]),
         )
 
     def record_number(self, row: PlannedRow, place: int) -> int:
@@ -262,8 +262,32 @@ class _RowWriter:
             "tokens": example.tokens.astype("<i4").tobytes(),
             "targets": example.targets.astype("<i4").tobytes(),
             "loss_mask": example.loss_mask.tobytes(),
-            "images": [_stored_image(image) for image in example.images],
+            "images": [_stored_view(image) for image in example.images],
         }
+
+
+def _stored_view(image: Image) -> Any:
+    """Returns an image that shows a whole picture as the picture; others with their view.
+
+    Further views of a picture do not repeat it.
+    """
+    if image.view is None and not image.continues:
+        return _stored_image(image)
+    stored = {} if image.continues else {"picture": _stored_image(image)}
+    return stored | {"view": None if image.view is None else list(image.view)}
+
+
+def _images(stored: Sequence[Any]) -> tuple[Image, ...]:
+    images: list[Image] = []
+    for entry in stored:
+        if not (isinstance(entry, dict) and "view" in entry):
+            images.append(Image(_image_data(entry)))
+            continue
+        view = None if entry["view"] is None else View(*entry["view"])
+        continues = "picture" not in entry
+        data = images[-1].data if continues else _image_data(entry["picture"])
+        images.append(Image(data, view, is_tiled=False, continues=continues))
+    return tuple(images)
 
 
 def _stored_image(image: Image) -> Any:

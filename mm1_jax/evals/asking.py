@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from mm1_jax.batch import Batch, Document, Image, Text
-from mm1_jax.data.images import BadImage, ImageTransform
+from mm1_jax.data.images import BadImage, ImageTransform, Viewer
 from mm1_jax.data.input import Input
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
@@ -119,10 +119,13 @@ def _batch(
     The slots of undecodable pictures are empty.
     """
     bad_images: dict[int, str] = {}
+    transform = input.image_transform
+    show = None if transform is None else Viewer(transform)
 
     def pixels(image: Image) -> np.ndarray | None:
+        assert show is not None, "asked of models that read images"
         try:
-            return shown(image, input.image_transform)
+            return show(image)
         except BadImage as error:
             bad_images[id(image)] = str(error)
             return None
@@ -131,7 +134,11 @@ def _batch(
     examples = [builder.prompt(task.prompt) for task in part]
     batch = assemble(examples, pixels, shape, num_rows=num_rows)
     reasons = [
-        tuple(bad_images[id(image)] for image in example.images if id(image) in bad_images)
+        tuple(
+            bad_images[id(image)]
+            for image in example.images
+            if id(image) in bad_images and not image.continues
+        )
         for example in examples
     ]
     return batch, reasons

@@ -282,13 +282,13 @@ def test_scaled_decoding_is_never_smaller_than_the_target(decoder, fit):
     transform = transform_by(decoder, fit=fit)
     for height, width in [(31, 31), (32, 500), (64, 64), (65, 63), (200, 300), (300, 200)]:
         for exif in (oriented(1), oriented(6)):
-            picture = transform._decode(jpeg(height, width, exif=exif))
+            picture = transform._decode(jpeg(height, width, exif=exif), {})
             inner = images._inner_size(picture.size, 32, fit)
             whole = (width, height) if exif[0x0112] == 1 else (height, width)
             for side, least, most in zip(picture.size, inner, whole, strict=True):
                 assert min(least, most) <= side <= most
     # The image is ten times the target, so decoding it at an eighth of its size is enough.
-    assert transform._decode(jpeg(320, 320)).size == (40, 40)
+    assert transform._decode(jpeg(320, 320), {}).size == (40, 40)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

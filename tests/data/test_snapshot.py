@@ -21,7 +21,7 @@ def _config(**fields):
     return config
 
 
-def _write(folder, form, config, examples=None):
+def write(folder, form, config, examples=None):
     made = config.instantiate(split="train")
     planner = made.planner(range(made.batch_size))
     write_snapshot(
@@ -42,7 +42,7 @@ def _write(folder, form, config, examples=None):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {form: _write(tmp_path_factory.mktemp(form.value), form, _config()) for form in Form}
+    return {form: write(tmp_path_factory.mktemp(form.value), form, _config()) for form in Form}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_an_unreadable_record_stays_unscored_and_is_named(tmp_path):
             return super().example(row, place)
 
     failing = Failing(made.corpora, made.lengths, made.example_builder)
-    _write(tmp_path / "rows", Form.ROWS, _config(), failing)
+    write(tmp_path / "rows", Form.ROWS, _config(), failing)
     log = tmp_path / "quarantine.jsonl"
     config = _config(snapshot=str(tmp_path / "rows"))
     iterator = config.instantiate(split="train", quarantine_path=log).iterator()
