@@ -11,8 +11,9 @@ reveal (an eps, the base of rotary positions, an activation) must equal those th
 trained with. Intended differences are listed as rules (see `parameter_paths`). Defaults that have
 changed since then (`stored_config.DEFAULTS`) keep the values that the weights were trained with.
 
-With `upcycle`, a sparse decoder starts from a dense one. With `resize_positions`, an encoder starts
-from learned positions of another image size.
+With `upcycle`, a sparse decoder starts from a dense one. With `resize_positions`, an encoder or a
+connector starts from learned positions of another image size. Fine-tuning at a higher resolution
+resizes both.
 """
 
 import functools
@@ -77,8 +78,8 @@ class InitialWeights(Configurable):
         # Initializes a sparse part from a dense checkpoint: every expert starts as a copy of the
         # feed-forward layer that it replaces, and routers are initialized randomly.
         upcycle: bool = False
-        # Accepts learned positions of another grid size; they are resized bicubically, in the same
-        # way as an encoder resizes its own for larger images.
+        # Accepts learned positions of another grid size in an encoder or a connector; they are
+        # resized bicubically, in the same way as the model resizes its own for larger images.
         resize_positions: bool = False
         # False allows differences in config fields that shapes do not reveal.
         check_config: bool = True

@@ -258,7 +258,7 @@ def _import_adapters(flags: argparse.Namespace) -> str:
 
 def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.checkpoints.weights_folder import StoredParams
-    from mm1_jax.data.input import chat_format
+    from mm1_jax.data.input import chat_format, tiling_of
     from mm1_jax.interop import families
     from mm1_jax.interop.adapters import AdaptedModel, BaseParams, MergedParams, adapted_model
     from mm1_jax.interop.exporter import (
@@ -291,13 +291,13 @@ def run_export(flags: argparse.Namespace) -> str:
     needs_source = flags.format == "auto" and _needs_source_format(stored.description)
     if flags.format == "source" or needs_source:
         return report(export_source(stored, flags.checkpoint, flags.output, **common))
-    fit, chat = "stretch", None
+    fit, tiling, chat = "stretch", None, None
     adapted: AdaptedModel | None = None
     if stored.description is None:
         cfg = load_experiment(flags.checkpoint)
         parts, image_token = model_parts(cfg.model), cfg.model.image_token
         tokenizer = cfg.input.tokenizer.instantiate()
-        fit = cfg.input.image_transform.fit.value
+        fit, tiling = cfg.input.image_transform.fit.value, tiling_of(cfg.input)
         chat = chat_format(cfg.input, tokenizer)
         adapted = None if cfg.model.lora is None else adapted_model(cfg.model)
     else:
@@ -349,7 +349,13 @@ def run_export(flags: argparse.Namespace) -> str:
     )
     if isinstance(model, str):
         exported = export_mm1(
-            stored, parts, flags.output, image_token=image_token, fit=fit, **options
+            stored,
+            parts,
+            flags.output,
+            image_token=image_token,
+            fit=fit,
+            tiling=None if tiling is None else tiling.exported(),
+            **options,
         )
     else:
         exported = export_native(

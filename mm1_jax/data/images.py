@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from mm1_jax.batch import Image, View
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.grids import padded_size
 from mm1_jax.field_types import Decay, NonNegative, PositiveInt, Share
 
 try:
@@ -214,11 +215,8 @@ class ImageTransform(Configurable):
         """Returns the width and height of the picture inside its square or its grid."""
         if view is None:
             return _inner_size(size, self.image_size, self._config.fit)
-        return _inner_size_in_grid(
-            size,
-            (view.columns * self.image_size, view.rows * self.image_size),
-            view.pads,
-        )
+        canvas = (view.columns * self.image_size, view.rows * self.image_size)
+        return padded_size(size, canvas) if view.pads else canvas
 
     def _decode(
         self, image: Image, decoded: dict[tuple[int, int] | None, PIL.Image.Image]
@@ -340,18 +338,6 @@ def _inner_size(size: tuple[int, int], square: int, fit: Fit) -> tuple[int, int]
         return square, square
     scale = square / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def _inner_size_in_grid(
-    size: tuple[int, int], canvas: tuple[int, int], pads: bool
-) -> tuple[int, int]:
-    """Returns the width and height of an image inside a grid; rounds up, as LLaVA-NeXT does."""
-    if not pads:
-        return canvas
-    scale_x, scale_y = canvas[0] / size[0], canvas[1] / size[1]
-    if scale_x < scale_y:
-        return canvas[0], min(math.ceil(size[1] * scale_x), canvas[1])
-    return min(math.ceil(size[0] * scale_y), canvas[0]), canvas[1]
 
 
 def _on_black(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:

@@ -398,11 +398,12 @@ def example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:
         num_image_tokens=_set_by_experiment(cfg, "num_image_tokens"),
         max_sequence_length=cfg.max_sequence_length,
         max_images=cfg.max_images,
-        tiling=_tiling(cfg),
+        tiling=tiling_of(cfg),
     )
 
 
-def _tiling(cfg: Input.Config) -> Tiling | None:
+def tiling_of(cfg: Input.Config) -> Tiling | None:
+    """Returns the tiling of a resolved config's pictures."""
     if cfg.tiling is None or not cfg.max_images:
         return None
     size = cfg.tiling.tile_size

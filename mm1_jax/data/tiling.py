@@ -12,10 +12,13 @@ import abc
 import enum
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from mm1_jax.batch import Document, Image, Segment, Text, View
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class, derived
-from mm1_jax.data.grid_rules import Grid, GridRule
+from mm1_jax.data import grids
+from mm1_jax.data.grid_rules import GridRule
+from mm1_jax.data.grids import Grid
 from mm1_jax.data.images import picture_size
 from mm1_jax.field_types import PositiveInt
 
@@ -177,6 +180,38 @@ class Tiling(Configurable):
         if self.marks is None or len(views) == 1:
             return list(views)
         return self.marks.marked(views, number)
+
+    def exported(self) -> dict[str, Any]:
+        """Returns plain values for the processor of an exported model (`interop/hf_model`).
+
+        Raises:
+            ValueError: The processor has no such rule or marks.
+        """
+        cfg, function = self._config, type(self.rule).function.__name__
+        if getattr(grids, function, None) is not type(self.rule).function:
+            raise ValueError(
+                f"input.tiling.rule={type(self.rule).__name__} cannot be exported, because its "
+                "function is not one of mm1_jax/data/grids.py"
+            )
+        marks = None
+        if self.marks is not None:
+            kinds = {IndexMarks: "index", SeparatorMarks: "separators"}
+            if type(self.marks) not in kinds:
+                raise ValueError(
+                    f"input.tiling.marks={type(self.marks).__name__} cannot be exported; use "
+                    "IndexMarks or SeparatorMarks"
+                )
+            texts = {name: value for name, value in cfg.marks.items() if name != "klass"}
+            marks = {"kind": kinds[type(self.marks)], **texts}
+        return {
+            "rule": function,
+            "options": self.rule.options,
+            "pads": self.rule.pads,
+            "overview": cfg.overview.value,
+            "overview_of_one_tile": cfg.overview_of_one_tile,
+            "marks": marks,
+            "max_tiled_images": cfg.max_tiled_images,
+        }
 
     def fingerprint(self) -> str:
         """Describes everything that determines the views of a picture."""

@@ -31,6 +31,8 @@ from mm1_jax.stored_config import as_stored
 # Code that is copied into the export of a whole model.
 HF_MODEL = Path(__file__).parent / "hf_model"
 TOKENIZER_CODE = "tokenization_mm1.py"
+# Choices of tiles; a copy of the code of training, under a name of transformers' kind.
+TILING_CODE = "tiling_mm1.py"
 IMAGE_MARK = "<image>"
 EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -266,6 +268,7 @@ def export_mm1(
     image_token: int,
     tokenizer: ExportedTokenizer | None = None,
     fit: str = "stretch",
+    tiling: Mapping[str, Any] | None = None,
     model_card: str = "",
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
@@ -278,6 +281,7 @@ def export_mm1(
     Args:
         parts: Parts of an `MM1.Config`, from `mm1.model_parts`.
         fit: How images become square: "stretch" or "pad".
+        tiling: Plain values of the tiling of pictures (`Tiling.exported`); None shows one view.
 
     Raises:
         ValueError: A parameter is missing or misshapen, a part has no counterpart, or the written
@@ -294,7 +298,8 @@ def export_mm1(
             write_tokenizer(tokenizer, config, folder)
         if "vision_encoder" in parts:
             shutil.copyfile(HF_MODEL / "processing_mm1.py", folder / "processing_mm1.py")
-            _write_processor(parts, fit, folder)
+            shutil.copyfile(HF_MODEL.parents[1] / "data" / "grids.py", folder / TILING_CODE)
+            _write_processor(parts, fit, tiling, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if model_card:
             (folder / "README.md").write_text(model_card)
@@ -353,7 +358,9 @@ def write_tokenizer(tokenizer: ExportedTokenizer, config: dict[str, Any], folder
     (folder / "generation_config.json").write_text(json.dumps(generation) + "\n")
 
 
-def _write_processor(parts: Mapping[str, Any], fit: str, folder: Path) -> None:
+def _write_processor(
+    parts: Mapping[str, Any], fit: str, tiling: Mapping[str, Any] | None, folder: Path
+) -> None:
     encoder = parts["vision_encoder"]
     image_processor = {
         "image_processor_type": "MM1ImageProcessor",
@@ -367,6 +374,8 @@ def _write_processor(parts: Mapping[str, Any], fit: str, folder: Path) -> None:
         "pixel_mean": list(encoder.pixel_mean),
         "pixel_std": list(encoder.pixel_std),
     }
+    if tiling is not None:
+        image_processor["tiling"] = dict(tiling)
     processor = {
         "processor_class": "MM1Processor",
         "auto_map": {"AutoProcessor": "processing_mm1.MM1Processor"},

@@ -1,5 +1,7 @@
 """Runs that start from other checkpoints, part by part."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +19,12 @@ from mm1_jax.experiment import Experiment
 from mm1_jax.interop.compare import compare, decoder_logits, random_tokens, with_params
 from mm1_jax.interop.exporter import parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.launch.run_folder import load_experiment
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.moe import MoE
 from mm1_jax.layers.parameter_paths import parameter_path
 from mm1_jax.models.upcycling import upcycle
+from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.train.program import Program
 
 
@@ -198,6 +202,40 @@ def test_positions_of_another_grid_are_resized_as_in_open_clip_if_allowed(cfg, w
     np.testing.assert_allclose(params[name], expected, atol=1e-5)
     other = "vision_encoder/class_token/position"
     np.testing.assert_array_equal(params[other], stored.read(other))
+
+
+def test_all_parts_of_a_run_start_at_a_higher_resolution():
+    run = Path(__file__).parents[1] / "stored_runs" / "mm1_tiny"
+    cfg = load_experiment(run)
+    stored = StoredParams(run)
+    cfg.model.vision_encoder.image_size *= 3
+    cfg.trainer.initial_weights = {
+        part: InitialWeights.default_config().set(path=str(run))
+        for part in ("vision_encoder", "connector", "decoder")
+    }
+    for part in ("vision_encoder", "connector"):
+        with pytest.raises(ValueError, match=f"{part}/positions.*resize_positions=True"):
+            first_params(cfg)
+        cfg.trainer.initial_weights[part].resize_positions = True
+    params = first_params(cfg)
+    for path, value in params.items():
+        expected = torch.from_numpy(np.asarray(stored.read(path)))
+        if path.endswith("positions/positions"):
+            grid = expected.T.unflatten(1, (2, 2))[None]
+            resized = F.interpolate(grid, (6, 6), mode="bicubic", antialias=True)
+            expected = resized[0].flatten(1).T
+        np.testing.assert_allclose(value, expected, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("image_size", [448, 560, 672])
+def test_positions_of_378_pixels_become_those_of_torch(image_size):
+    positions = np.random.default_rng(0).normal(size=(27 * 27, 8)).astype(np.float32)
+    side = image_size // 14
+    grid = torch.from_numpy(positions).T.unflatten(1, (27, 27))[None]
+    # Antialiasing does not change an enlargement; torch's coefficient is -0.5 only with it.
+    expected = F.interpolate(grid, (side, side), mode="bicubic", antialias=True)[0].flatten(1).T
+    resized = resized_positions(jnp.asarray(positions), side**2)
+    np.testing.assert_allclose(resized, expected, atol=1e-5)
 
 
 def below(params, prefix):

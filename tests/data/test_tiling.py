@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 
 from mm1_jax.batch import Document, Image, Text, View
-from mm1_jax.data import grid_rules, images
-from mm1_jax.data.grid_rules import Grid
+from mm1_jax.data import grid_rules, grids, images
+from mm1_jax.data.grids import Grid
 from mm1_jax.data.tiling import (
     IndexMarks,
     Overview,
@@ -80,7 +80,7 @@ def test_grids_views_and_tokens_are_those_of_the_vectors(name):
         assert len(views) == expected["views"], vector["size_wh"]
         assert sum(view is not None for view in views) == grid.num_tiles
         if name in _UNPADDED:
-            tokens = grid_rules.unpadded_tokens(width, height, grid, **_UNPADDED[name])
+            tokens = grids.unpadded_tokens(width, height, grid, **_UNPADDED[name])
             assert tokens == expected["tokens"], vector["size_wh"]
         elif "tokens" in expected:
             assert 144 * len(views) == expected["tokens"], vector["size_wh"]

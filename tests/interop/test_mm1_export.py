@@ -6,15 +6,22 @@ import pytest
 import torch
 from flax import nnx
 from near_ties import assert_answers_of_transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoProcessor
 
 from experiments import sizes, vision_encoders
+from mm1_jax.batch import Document, Image, Text
 from mm1_jax.checkpoints.weights_folder import StoredParams, WeightsWriter, describe
+from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.grid_rules import ClosestAspect, FixedGrid, LeastPadding, Pinpoints
+from mm1_jax.data.images import ImageTransform
+from mm1_jax.data.tiling import IndexMarks, Overview, SeparatorMarks, Tiling
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
 from mm1_jax.interop.exporter import ExportedTokenizer, export_mm1
 from mm1_jax.interop.mm1 import model_parts
+from mm1_jax.interop.tokenizers import export_tokenizer
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.norm import RMSNorm
@@ -164,3 +171,71 @@ def test_logits_and_64_greedy_tokens_are_the_same(exported):
     )
     inputs["input_ids"] = torch.from_numpy(tokens)
     assert_answers_of_transformers(ours, model, max_new_tokens=64, do_sample=False, **inputs)
+
+
+TILINGS = {
+    "indices": Tiling.default_config().set(
+        rule=LeastPadding.default_config(), marks=IndexMarks.default_config(), max_tiled_images=2
+    ),
+    "separators": Tiling.default_config().set(
+        rule=FixedGrid.default_config().set(columns=3),
+        overview=Overview.FIRST,
+        marks=SeparatorMarks.default_config(),
+    ),
+    "no marks": Tiling.default_config().set(rule=ClosestAspect.default_config()),
+    "one tile": Tiling.default_config().set(
+        rule=Pinpoints.default_config().set(grids=((1, 1), (2, 1))), overview_of_one_tile=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TILINGS)
+def test_the_exported_processor_shows_the_views_of_training(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    tokenizer = Tokenizer.default_config().instantiate()
+    cfg = tiny().set(image_token=tokenizer.image_token)
+    cfg.decoder.vocab_size = tokenizer.vocab_size
+    size, num_tokens = cfg.vision_encoder.image_size, cfg.connector.num_image_tokens
+    tiling = TILINGS[name].set(tile_size=size).instantiate()
+    export_mm1(
+        store(draw(cfg), tmp_path / "ours"),
+        model_parts(cfg),
+        tmp_path / "hf",
+        image_token=tokenizer.image_token,
+        tokenizer=export_tokenizer(tokenizer),
+        tiling=tiling.exported(),
+        skip_comparison=True,
+    )
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    processor.save_pretrained(tmp_path / "again")
+    processor = AutoProcessor.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    builder = ExampleBuilder(
+        tokenizer, num_image_tokens=num_tokens, max_sequence_length=4096, max_images=99
+    )
+    builder.tiling = tiling
+    transform = ImageTransform.default_config().set(image_size=size).instantiate()
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in ((50, 90), (7, 5), (9, 9))]
+    texts = ["Look: <image>what is it?", "One <image>or two<image>?", "<image><image><image>all?"]
+    rows = []
+    for text in texts:
+        words = [part.strip() for part in text.split("<image>")]
+        shown = pictures[: len(words) - 1]
+        segments = [Text(words[0], scored=False)] if words[0] else []
+        for picture, word in zip(shown, words[1:], strict=True):
+            segments += [Image(picture), *([Text(word, scored=False)] if word else [])]
+        example = builder.prompt(Document(tuple(segments)))
+        inputs = processor(images=shown, text=text, return_tensors="np")
+        assert inputs["input_ids"][0].tolist() == example.tokens.tolist()
+        pixels = np.stack([transform(image) for image in example.images])
+        encoder = cfg.vision_encoder
+        expected = pixel_values(pixels, encoder.pixel_mean, encoder.pixel_std)
+        np.testing.assert_allclose(inputs["pixel_values"], expected, atol=1e-6)
+        rows.append((shown, text, len(example.tokens)))
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", dtype=torch.float32, trust_remote_code=True, local_files_only=True
+    )
+    shown, texts, lengths = zip(*rows, strict=True)
+    inputs = processor(images=list(shown), text=list(texts), return_tensors="pt")
+    assert inputs["attention_mask"].sum(1).tolist() == list(lengths)
+    assert model(**inputs).logits.shape[:2] == (3, max(lengths))

@@ -334,11 +334,39 @@ def test_a_missing_image_token_and_an_unknown_dtype_are_refused(cfg, build):
         build(cfg.clone(image_token=None))
 
 
-def test_the_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
-    """The model is ViT-H/14 at 378 px, a C-Abstractor of 144 tokens, and the 3B's decoder."""
+def full_size() -> MM1.Config:
+    """ViT-H/14 at 378 px, a C-Abstractor of 144 tokens, and the 3B's decoder."""
     cfg = MM1.default_config().set(vision_encoder=vit_h14(), image_token=IMAGE)
     cfg.connector.num_image_tokens = 144
     cfg.decoder.set(vocab_size=32000, model_dim=3072, num_layers=26, num_heads=24, hidden_dim=8192)
+    return cfg
+
+
+@pytest.mark.parametrize("image_size", [448, 672])
+def test_the_full_size_model_reads_rows_of_larger_views(image_size):
+    cfg = full_size()
+    cfg.vision_encoder.image_size = image_size
+    model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
+    side = image_size // 14
+    assert model.vision_encoder.positions.positions.shape == (side**2, 1280)
+    assert model.connector.positions.positions.shape == (side**2, 1280)
+    integers = jax.ShapeDtypeStruct((2, 4096), jnp.int32)
+    batch = Batch(
+        tokens=integers,
+        targets=integers,
+        loss_mask=jax.ShapeDtypeStruct((2, 4096), jnp.bool_),
+        positions=integers,
+        segment_ids=integers,
+        corpus_ids=integers,
+        images=jax.ShapeDtypeStruct((2 * 28, image_size, image_size, 3), jnp.uint8),
+        image_index=jax.ShapeDtypeStruct((2, 28), jnp.int32),
+    )
+    output = jax.eval_shape(lambda model, batch: model(batch), model, batch)
+    assert output.hidden.shape == (2, 4096, 3072)
+
+
+def test_the_full_size_model_has_the_parameters_of_its_parts_and_can_be_sharded():
+    cfg = full_size()
     model = nnx.eval_shape(lambda: cfg.instantiate(rngs=nnx.Rngs(params=0)))
 
     def millions(part):

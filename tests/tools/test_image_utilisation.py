@@ -1,6 +1,9 @@
 import importlib.util
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "image_utilisation.py"
@@ -27,3 +30,41 @@ def test_groups_that_do_not_divide_the_batch_are_refused(capsys):
     with pytest.raises(SystemExit):
         tool.main(["--batch_size=64", "--group_rows=5"])
     assert "--group_rows=5 must divide --batch_size=64" in capsys.readouterr().err
+
+
+def _lengths_file(tmp_path):
+    """Conversations of a picture in five views of 144 positions and some text; a tenth is text."""
+    rng = np.random.default_rng(0)
+    pictures = 720 + np.clip(rng.lognormal(4.3, 0.9, 1800), 20, 900).astype(int)
+    texts = np.minimum(rng.lognormal(5.6, 0.8, 200), 2000).astype(int) + 1
+    lengths = [[n, 5] for n in pictures.tolist()] + [[n, 0] for n in texts.tolist()]
+    order = rng.permutation(len(lengths))
+    path = tmp_path / "lengths.json"
+    path.write_text(json.dumps({"lengths": [lengths[i] for i in order]}))
+    return path
+
+
+def _measured(capsys, path, length):
+    options = [f"--max_sequence_length={length}", f"--max_images={length // 144}"]
+    options += ["--num_steps=4", "--batch_size=64", "--group_rows", "64", "--num_bins=64"]
+    tool.main([f"--lengths={path}", *options])
+    text = capsys.readouterr().out
+    fill, bound = re.search(r"filled: ([\d.]+); no packing fills more than ([\d.]+)", text).groups()
+    return float(fill), float(bound), re.findall(r"\| 64 \| (8|64) \| ([\d.]+)%", text)
+
+
+def test_rows_of_tiled_pictures_must_be_long(tmp_path, capsys):
+    path = _lengths_file(tmp_path)
+    fill, bound, _ = _measured(capsys, path, 2048)
+    assert fill <= bound < 0.85
+    fill, bound, balance = _measured(capsys, path, 4096)
+    assert 0.95 <= fill <= bound
+    assert [devices for devices, _ in balance] == ["8", "64"]
+    assert all(float(share) < 5 for _, share in balance)
+
+
+def test_a_file_without_lengths_is_refused(tmp_path, capsys):
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    assert tool.main([f"--lengths={path}"]) == 1
+    assert 'expected {"lengths": [[positions, images], ...]}' in capsys.readouterr().err
