@@ -245,7 +245,8 @@ class ImageTransform(Configurable):
         """Returns the size to decode a file to at least, before its EXIF orientation is applied."""
         with contextlib.suppress(Exception):
             if picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS:
-                return self._inner_size(picture.size[::-1], view)[::-1]
+                height, width = self._inner_size((picture.height, picture.width), view)
+                return width, height
         return self._inner_size(picture.size, view)
 
 

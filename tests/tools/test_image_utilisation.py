@@ -66,5 +66,5 @@ def test_rows_of_tiled_pictures_must_be_long(tmp_path, capsys):
 def test_a_file_without_lengths_is_refused(tmp_path, capsys):
     path = tmp_path / "other.json"
     path.write_text("{}")
-    assert tool.main([f"--lengths={path}"]) == 1
+    assert tool.main([f"--lengths={path}"]) == 2
     assert 'expected {"lengths": [[positions, images], ...]}' in capsys.readouterr().err
