@@ -119,6 +119,16 @@ def longest_side(width: int, height: int, tile_size: int, *, num_tiles: int) -> 
     return Grid(math.ceil(int(longest * (other / longest)) / tile_size), num_tiles)
 
 
+# Rules by the names that exported models give.
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        *(fixed_grid, least_padding, fewest_tiles, closest_aspect, area_weighted_aspect),
+        *(pinpoints, longest_side),
+    )
+}
+
+
 def padded_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
     """Returns the width and height of a picture that fills a canvas and keeps its aspect ratio.
 

@@ -188,7 +188,7 @@ class Tiling(Configurable):
             ValueError: The processor has no such rule or marks.
         """
         cfg, function = self._config, type(self.rule).function.__name__
-        if getattr(grids, function, None) is not type(self.rule).function:
+        if grids.RULES.get(function) is not type(self.rule).function:
             raise ValueError(
                 f"input.tiling.rule={type(self.rule).__name__} cannot be exported, because its "
                 "function is not one of mm1_jax/data/grids.py"

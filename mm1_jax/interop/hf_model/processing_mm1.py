@@ -10,7 +10,8 @@ import PIL.ImageOps
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from . import tiling_mm1
+# transformers copies modules that are imported in this form.
+from .tiling_mm1 import RULES, Grid, padded_size
 
 
 class MM1ImageProcessor(BaseImageProcessor):
@@ -68,9 +69,9 @@ class MM1ImageProcessor(BaseImageProcessor):
         is_tiled = self.tiling is not None and (limit is None or num_pictures <= limit)
         return [is_tiled] * num_pictures
 
-    def grid(self, size: tuple[int, int]) -> tiling_mm1.Grid:
+    def grid(self, size: tuple[int, int]) -> Grid:
         """Returns the grid of a picture of this width and height."""
-        rule = getattr(tiling_mm1, self.tiling["rule"])
+        rule = RULES[self.tiling["rule"]]
         return rule(*size, self.image_size, **self.tiling["options"])
 
     def places(self, size: tuple[int, int], is_tiled: bool) -> list[tuple[int, int] | None]:
@@ -113,7 +114,7 @@ class MM1ImageProcessor(BaseImageProcessor):
             columns, rows = self.grid(picture.size)
             full = inner = (columns * size, rows * size)
             if self.tiling["pads"]:
-                inner = tiling_mm1.padded_size(picture.size, full)
+                inner = padded_size(picture.size, full)
             canvas = on_black(picture.resize(inner, PIL.Image.Resampling.BICUBIC), full)
         return [
             self.square(picture)
