@@ -318,6 +318,8 @@ def run_export(flags: argparse.Namespace) -> str:
         "tokenizer": None if tokenizer is None else export_tokenizer(tokenizer, chat),
     }
     passthrough = Passthrough(flags.checkpoint)
+    if flags.format == "llava" and tiling is not None:
+        raise ValueError("--format=llava: its processor shows no tiles; export as mm1")
     if flags.format == "llava":
         model = native_llava(parts, image_token)
     else:
