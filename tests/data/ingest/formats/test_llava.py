@@ -2,6 +2,10 @@ import json
 
 import pytest
 
+from mm1_jax.batch import Text
+from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
+from mm1_jax.data.corpora.conversations import ConversationDocument
+from mm1_jax.data.grounding import Coordinates
 from mm1_jax.data.ingest.formats.llava import Llava
 
 TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
@@ -274,3 +278,26 @@ def test_boxes_need_a_picture_whose_size_can_be_read(folder, convert):
     assert "the size of the image" in rejected.reason
     with pytest.raises(ValueError, match="boxes='pixels'; expected one of none, llava"):
         Llava(boxes="pixels")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "text"),
+    [
+        ("llava", "[0.10, 0.30, 0.50, 0.60]"),
+        ("fractions", "[0.1, 0.1, 0.5, 0.7]"),
+        ("internvl", "<box>[[100, 100, 500, 700]]</box>"),
+    ],
+)
+def test_one_box_is_written_alike_whatever_the_convention_of_its_set(
+    folder, convert, picture, boxes, text
+):
+    (folder / "wide.png").write_bytes(picture(200, 100))
+    turns = [TURNS[0], {"from": "gpt", "value": f"A cat at {text}."}]
+    path = write(folder, [conversation(turns, image="wide.png")])
+    ((record,), _) = convert(Llava(boxes=boxes), path)
+    to_document = ConversationDocument.default_config().set(
+        chat_format=MM1ChatFormat.default_config(), coordinates=Coordinates.default_config()
+    )
+    segments = to_document.instantiate()(record).segments
+    (answer,) = [each.text for each in segments if isinstance(each, Text) and each.scored]
+    assert answer.strip() == "A cat at [100, 100, 500, 699]."
