@@ -20,8 +20,16 @@ from mm1_jax.config import (
     is_derived,
     missing_fields,
 )
+from mm1_jax.data.chat_formats.hf import HFChatFormat
+from mm1_jax.data.chat_formats.llava import LLaVAChatFormat
+from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.input import Input
-from mm1_jax.data.mixture import Stream
+from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.sources.array_record import ArrayRecordSource
+from mm1_jax.evals.benchmarks.families import question_benchmark
+from mm1_jax.evals.prompts import ChatTask
+from mm1_jax.evals.scoring.exact_match import accuracy
 from mm1_jax.experiment import Experiment
 from mm1_jax.launch.named_configs import named_configs
 from mm1_jax.layers.moe import MoE
@@ -47,6 +55,36 @@ def cfg():
         ),
         trainer=Trainer.default_config().set(max_steps=30),
     )
+
+
+def test_the_chat_format_is_chosen_once(cfg):
+    """Documents, tasks and nested parts take it, unless they have one of their own."""
+    source = ArrayRecordSource.default_config().set(path="chats")
+    corpora = [
+        Corpus.default_config().set(name=name, source=source, to_document=to_document)
+        for name, to_document in (
+            ("chats", ConversationDocument.default_config()),
+            (
+                "other",
+                ConversationDocument.default_config().set(
+                    chat_format=LLaVAChatFormat.default_config()
+                ),
+            ),
+        )
+    ]
+    entries = [CorpusWeight().set(corpus=corpus, weight=1) for corpus in corpora]
+    cfg.input.streams = [Stream.default_config().set(name="chats", corpora=entries)]
+    cfg.evals = {"asked": question_benchmark("asked", source, accuracy)}
+    cfg.evals["asked"].corpus.to_document = ChatTask.default_config()
+    unset = Experiment.resolve(cfg)
+    assert unset.evals["asked"].corpus.to_document.chat_format is None
+    cfg.input.chat_format = HFChatFormat.default_config().set(folder="chat")
+    resolved = Experiment.resolve(cfg.clone())
+    mine, other = (e.corpus.to_document.chat_format for e in resolved.input.streams[0].corpora)
+    asked = resolved.evals["asked"].corpus.to_document.chat_format
+    assert mine == asked == resolved.input.chat_format
+    assert mine.data_dir == cfg.input.data_dir
+    assert other == LLaVAChatFormat.default_config()
 
 
 def test_dependent_fields_are_filled_in(cfg):

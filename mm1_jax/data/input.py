@@ -56,7 +56,7 @@ class Input(Configurable):
         data_dir: str = "data"
         tokenizer: InstantiableConfig = Tokenizer.default_config()
         # The format of conversations, in training, evaluation and chat; one of `chat_formats/`.
-        chat_format: InstantiableConfig | None = None
+        chat_format: ChatFormat.Config | None = None
         image_transform: InstantiableConfig = ImageTransform.default_config()
         # Shows pictures as tiles and an overview; None shows one view of each.
         tiling: Tiling.Config | None = None

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mm1_jax.batch import Document, Image, Markup, Record, Segment, Text
-from mm1_jax.config import Configurable, InstantiableConfig, config_class, derived
-from mm1_jax.data.chat_formats.base import Conversation, Turn
+from mm1_jax.config import Configurable, config_class, derived
+from mm1_jax.data.chat_formats.base import ChatFormat, Conversation, Turn
 from mm1_jax.data.corpora.conversations import ConversationDocument, conversation_document
 from mm1_jax.data.corpora.questions import question_prompt
 
@@ -190,7 +190,7 @@ class ChatTask(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        chat_format: InstantiableConfig | None = derived(None)  # `input.chat_format`
+        chat_format: ChatFormat.Config | None = derived(None)  # `input.chat_format`
         # Text after the question, as in the fine-tuning of LLaVA and MM1.
         instruction: str = "Answer the question using a single word or phrase."
 

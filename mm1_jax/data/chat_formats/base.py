@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from mm1_jax.batch import Document, Image, Segment
-from mm1_jax.config import Configurable
+from mm1_jax.config import Configurable, config_class
 
 
 class Turn(NamedTuple):
@@ -43,6 +43,10 @@ class ChatFormat(Configurable, abc.ABC):
     Every segment of the document is tokenized by itself. The document of the first k turns, with
     the prompt of the next answer, is therefore a prefix of the document of all turns.
     """
+
+    @config_class
+    class Config(Configurable.Config):
+        pass
 
     def document(self, turns: Sequence[Turn], *, prompts_answer: bool = False) -> Conversation:
         """Returns the document of some turns.

@@ -4,10 +4,8 @@ A chat between .. questions. USER:<image>
 what is it? ASSISTANT: a cat</s>USER: what color? ASSISTANT: gray</s>
 """
 
-from typing import ClassVar
-
 from mm1_jax.config import config_class
-from mm1_jax.data.chat_formats.plain import PlainFormat
+from mm1_jax.data.chat_formats.plain import PlainFormat, Words
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -18,10 +16,10 @@ VICUNA_SYSTEM = (
 class LLaVAChatFormat(PlainFormat):
     """`USER: question ASSISTANT: answer</s>`, with a line break after pictures."""
 
-    USER: ClassVar[str] = "USER:"
-    ASSISTANT: ClassVar[str] = "ASSISTANT:"
-    AFTER_IMAGE: ClassVar[str] = "\n"
-
     @config_class
     class Config(PlainFormat.Config):
         system: str = VICUNA_SYSTEM
+
+    @property
+    def words(self) -> Words:
+        return Words("USER:", "ASSISTANT:", after_image="\n")

@@ -7,13 +7,12 @@ the config or the record has one, and pictures as in pre-training: no text of th
 between a picture and the text about it.
 """
 
-from typing import ClassVar
-
-from mm1_jax.data.chat_formats.plain import PlainFormat
+from mm1_jax.data.chat_formats.plain import PlainFormat, Words
 
 
 class MM1ChatFormat(PlainFormat):
     """`User: question Assistant: answer</s>`."""
 
-    USER: ClassVar[str] = "User:"
-    ASSISTANT: ClassVar[str] = "Assistant:"
+    @property
+    def words(self) -> Words:
+        return Words("User:", "Assistant:")

@@ -5,9 +5,10 @@
 A user can write the name of a role, but never the token that ends an answer.
 """
 
+import abc
 import json
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import NamedTuple
 
 from mm1_jax.batch import Image, Markup, Segment, Stop, Text
 from mm1_jax.config import config_class
@@ -59,21 +60,35 @@ _JINJA = """\
 """
 
 
+class Words(NamedTuple):
+    """The text of a plain format.
+
+    Attributes:
+        user: The name before a question.
+        assistant: The name before an answer.
+        after_image: Stands between a picture and the text after it.
+    """
+
+    user: str
+    assistant: str
+    after_image: str = ""
+
+
 class PlainFormat(ChatFormat):
     """Names of roles before texts, spaces between them, and the end of a sequence after answers.
 
     No space stands beside a picture.
     """
 
-    USER: ClassVar[str]
-    ASSISTANT: ClassVar[str]
-    # Between a picture and the text after it.
-    AFTER_IMAGE: ClassVar[str] = ""
-
     @config_class
     class Config(ChatFormat.Config):
         # System text of conversations without a system turn; empty means none.
         system: str = ""
+
+    @property
+    @abc.abstractmethod
+    def words(self) -> Words:
+        """The text of the format."""
 
     @property
     def stop(self) -> None:
@@ -82,18 +97,18 @@ class PlainFormat(ChatFormat):
     def segments(self, turns: Sequence[Turn], *, prompts_answer: bool) -> Iterator[Segment]:
         if self.config.system and not (turns and turns[0].role == "system"):
             turns = [Turn("system", (self.config.system,)), *turns]
-        gap = ""
+        words, gap = self.words, ""
         for i, turn in enumerate(turns):
             if turn.role == "system" and i:
                 raise BadRecord("a system turn after other turns")
             if turn.role != "system":
-                yield Markup(gap + (self.USER if turn.role == "user" else self.ASSISTANT))
+                yield Markup(gap + (words.user if turn.role == "user" else words.assistant))
                 gap = " "
             after_image = ""
             for part in turn.parts:
                 if isinstance(part, Image):
                     yield part
-                    gap, after_image = "", self.AFTER_IMAGE
+                    gap, after_image = "", words.after_image
                 else:
                     is_scored = turn.role == "assistant" and turn.is_scored
                     yield Text((after_image or gap) + part, scored=is_scored)
@@ -102,14 +117,14 @@ class PlainFormat(ChatFormat):
                 yield Stop(scored=turn.is_scored)
                 gap = ""
         if prompts_answer:
-            yield Markup(gap + self.ASSISTANT)
+            yield Markup(gap + words.assistant)
 
     def jinja(self) -> str:
         values = {
             "SYSTEM": self.config.system,
-            "USER": self.USER,
-            "ASSISTANT": self.ASSISTANT,
-            "AFTER_IMAGE": self.AFTER_IMAGE,
+            "USER": self.words.user,
+            "ASSISTANT": self.words.assistant,
+            "AFTER_IMAGE": self.words.after_image,
             "IMAGE": "<image>",
         }
         # JSON strings are Jinja strings as well.

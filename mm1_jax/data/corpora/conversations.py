@@ -62,7 +62,7 @@ class ConversationDocument(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        chat_format: InstantiableConfig | None = derived(None)  # `input.chat_format`
+        chat_format: ChatFormat.Config | None = derived(None)  # `input.chat_format`
         # "front" moves the images of a turn to its beginning, as the training code of LLaVA does.
         image_place: Literal["as_written", "front"] = "as_written"
         # Writes the boxes and points of records; None refuses records that have any.
