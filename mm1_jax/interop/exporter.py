@@ -16,6 +16,7 @@ import numpy as np
 
 from mm1_jax.checkpoints.weights_folder import StoredParams, part_fields
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.data.chat_formats.hf import CHAT_TEMPLATE
 from mm1_jax.interop import compare, llama, llama_tensors, llava, vision, vision_tensors
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import Watch, export_params, raise_if_params_misfit
@@ -212,7 +213,7 @@ def export_native(
     with whole_folder(output) as folder:
         config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
         if tokenizer is not None:
-            write_tokenizer(_without_code(tokenizer, len(parts) > 1), config, folder)
+            write_tokenizer(without_code(tokenizer, len(parts) > 1), config, folder)
         if model_card:
             (folder / "README.md").write_text(model_card)
         if len(parts) > 1:
@@ -297,9 +298,7 @@ def export_mm1(
         if tokenizer is not None:
             write_tokenizer(tokenizer, config, folder)
         if "vision_encoder" in parts:
-            shutil.copyfile(HF_MODEL / "processing_mm1.py", folder / "processing_mm1.py")
-            shutil.copyfile(HF_MODEL.parents[1] / "data" / "grids.py", folder / TILING_CODE)
-            _write_processor(parts, fit, tiling, folder)
+            write_processor(parts, fit, tiling, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if model_card:
             (folder / "README.md").write_text(model_card)
@@ -321,20 +320,21 @@ def export_mm1(
     return Exported(num_parameters, "mm1", comparison, reason)
 
 
-def _without_code(tokenizer: ExportedTokenizer, has_images: bool) -> ExportedTokenizer:
+def without_code(tokenizer: ExportedTokenizer, has_images: bool) -> ExportedTokenizer:
     """Returns the tokenizer without code of ours: sentencepiece becomes a Llama tokenizer.
 
     The Llama tokenizer drops a space at the beginning of a text.
 
     Args:
-        has_images: Whether text after an image token is tokenized like a text on its own, which
-            transformers calls legacy.
+        has_images: Whether there are image tokens. Text after one, or after the stop of an answer,
+            is tokenized like a text on its own, which transformers calls legacy.
     """
     files = dict(tokenizer.files)
     if files.pop(TOKENIZER_CODE, None) is not None:
+        is_apart = has_images or CHAT_TEMPLATE in files
         config = json.loads(files["tokenizer_config.json"])
         kept = {k: v for k, v in config.items() if k.endswith("_token") and k != "image_token"}
-        config = {**kept, "tokenizer_class": "LlamaTokenizer", "legacy": has_images}
+        config = {**kept, "tokenizer_class": "LlamaTokenizer", "legacy": is_apart}
         config |= {"add_bos_token": True, "padding_side": "left"}
         files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
     return tokenizer._replace(files=files)
@@ -358,9 +358,12 @@ def write_tokenizer(tokenizer: ExportedTokenizer, config: dict[str, Any], folder
     (folder / "generation_config.json").write_text(json.dumps(generation) + "\n")
 
 
-def _write_processor(
+def write_processor(
     parts: Mapping[str, Any], fit: str, tiling: Mapping[str, Any] | None, folder: Path
 ) -> None:
+    """Writes the settings and the code of the processor of a whole model."""
+    shutil.copyfile(HF_MODEL / "processing_mm1.py", folder / "processing_mm1.py")
+    shutil.copyfile(HF_MODEL.parents[1] / "data" / "grids.py", folder / TILING_CODE)
     encoder = parts["vision_encoder"]
     image_processor = {
         "image_processor_type": "MM1ImageProcessor",

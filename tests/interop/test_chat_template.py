@@ -2,8 +2,10 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 import transformers
 from chat_templates import TEMPLATES, write_template
@@ -14,9 +16,11 @@ from mm1_jax.data.chat_formats.hf import HFChatFormat
 from mm1_jax.data.chat_formats.llava import LLaVAChatFormat
 from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
 from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.grid_rules import FixedGrid
+from mm1_jax.data.tiling import IndexMarks, Tiling
 from mm1_jax.data.tokenizers.hf import HFTokenizer
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
-from mm1_jax.interop.exporter import write_tokenizer
+from mm1_jax.interop.exporter import without_code, write_processor, write_tokenizer
 from mm1_jax.interop.tokenizers import export_tokenizer, import_tokenizer
 
 PICTURE = Image(np.zeros((1, 1, 3), np.uint8))
@@ -68,8 +72,8 @@ def messages_of(turns) -> list[dict]:
     return [{"role": turn.role, "content": [*map(content, turn.parts)]} for turn in turns]
 
 
-def test_transformers_gives_conversations_the_ids_of_training(made, exported):
-    tokenizer, chat_format = made
+def assert_same_ids(tokenizer, chat_format, exported) -> None:
+    """Compares conversations, and prompts for the next answer, with an exported tokenizer."""
     builder = ExampleBuilder(tokenizer, num_image_tokens=1, max_sequence_length=1024, max_images=16)
     theirs = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     rng = random.Random(0)
@@ -85,6 +89,19 @@ def test_transformers_gives_conversations_the_ids_of_training(made, exported):
         assert found == prompt.tokens.tolist()
 
 
+def test_transformers_gives_conversations_the_ids_of_training(made, exported):
+    assert_same_ids(*made, exported)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("has_images", [False, True])
+def test_exports_as_a_llama_or_a_llava_have_the_same_ids(name, has_images, tmp_path):
+    tokenizer, chat_format = Tokenizer.default_config().instantiate(), PLAIN[name].instantiate()
+    exported = without_code(export_tokenizer(tokenizer, chat_format), has_images)
+    write_tokenizer(exported, {}, tmp_path)
+    assert_same_ids(tokenizer, chat_format, tmp_path)
+
+
 def test_generation_ends_at_the_stop_of_the_format_too(made, exported):
     tokenizer, chat_format = made
     config = json.loads((exported / "generation_config.json").read_text())
@@ -94,6 +111,40 @@ def test_generation_ends_at_the_stop_of_the_format_too(made, exported):
     assert (found if isinstance(found, list) else [found]) == ends
     assert not set(ends) & set(config["suppress_tokens"])
     assert transformers.GenerationConfig.from_pretrained(exported).eos_token_id == found
+
+
+@pytest.mark.parametrize("made", ["mm1", "llava", "vision", "vicuna"], indirect=True)
+@pytest.mark.parametrize("marks", [None, IndexMarks.default_config()])
+def test_the_processor_gives_pictures_their_places(made, exported, marks):
+    """With and without tiles, whose marks are encoded by themselves."""
+    tokenizer, chat_format = made
+    encoder = SimpleNamespace(image_size=8, pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
+    parts = {"vision_encoder": encoder, "connector": SimpleNamespace(num_image_tokens=3)}
+    tiling = Tiling.default_config().set(rule=FixedGrid.default_config(), marks=marks, tile_size=8)
+    shown = None if marks is None else tiling.instantiate()
+    write_processor(parts, "stretch", None if shown is None else shown.exported(), exported)
+    processor = transformers.AutoProcessor.from_pretrained(exported, trust_remote_code=True)
+    builder = ExampleBuilder(
+        tokenizer,
+        num_image_tokens=3,
+        max_sequence_length=4096,
+        max_images=64,
+        tiling=shown,
+    )
+    rng = random.Random(2)
+    for _ in range(4):
+        turns = turns_at_random(rng)[:-1]
+        messages = messages_of(turns)
+        for message in messages:
+            for part in message["content"]:
+                if part["type"] == "image":
+                    part["image"] = PIL.Image.fromarray(PICTURE.data)
+        theirs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        prompt = builder.prompt(chat_format.document(turns, prompts_answer=True))
+        assert theirs["input_ids"] == [prompt.tokens.tolist()]
+        assert len(theirs.get("pixel_values", ())) == len(prompt.images)
 
 
 def test_an_export_is_read_back_with_the_same_ids(made, exported):

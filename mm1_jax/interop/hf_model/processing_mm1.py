@@ -146,10 +146,11 @@ class MM1Processor(ProcessorMixin):
         tokenizer: Any = None,
         num_image_tokens: int = 1,
         image_token: str = "<image>",
+        chat_template: str | None = None,
         **kwargs: Any,
     ):
         self.num_image_tokens, self.image_token = num_image_tokens, image_token
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     def __call__(
         self,
@@ -161,8 +162,11 @@ class MM1Processor(ProcessorMixin):
         """Returns token ids, and pixels if there are images.
 
         Images precede a single text without marks. Spaces beside an image are dropped, since
-        training tokenizes each text apart from the images around it.
+        training tokenizes each text apart from the images around it. A conversation, which the chat
+        template begins with bos, keeps them.
         """
+        # `apply_chat_template` passes None for media that there are none of.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         texts = [text or ""] if text is None or isinstance(text, str) else list(text)
         pictures = [] if images is None else [to_rgb(image) for image in flat(images)]
         marks = sum(each.count(self.image_token) for each in texts)
@@ -198,9 +202,19 @@ class MM1Processor(ProcessorMixin):
 
     def _with_places(self, text: str, views: list[list[str]]) -> str:
         """Puts image tokens in place of the marks of pictures, which have so many views."""
-        first, *rest = re.split(rf"\s*{re.escape(self.image_token)}\s*", text.strip())
+        first, *rest = self._between_images(text)
         places = (self.image_token * self.num_image_tokens * len(marks) for marks in views)
         return first + "".join(place + part for place, part in zip(places, rest, strict=True))
+
+    def _between_images(self, text: str) -> list[str]:
+        """Returns the texts before, between and after the images of a document."""
+        if self._is_chat(text):
+            return text.split(self.image_token)
+        return re.split(rf"\s*{re.escape(self.image_token)}\s*", text.strip())
+
+    def _is_chat(self, text: str) -> bool:
+        bos = self.tokenizer.bos_token
+        return bool(self.chat_template and bos) and text.startswith(bos)
 
     def _encode_apart(
         self,
@@ -216,14 +230,15 @@ class MM1Processor(ProcessorMixin):
         """
         image_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         place = [image_id] * self.num_image_tokens
-        start = list(self.tokenizer("")["input_ids"])
+        adds_bos = kwargs.pop("add_special_tokens", True)
+        start = list(self.tokenizer("", add_special_tokens=adds_bos)["input_ids"])
 
         def encoded(text: str) -> list[int]:
             return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
         rows = []
         for text, document in zip(texts, documents, strict=True):
-            first, *rest = re.split(rf"\s*{re.escape(self.image_token)}\s*", text.strip())
+            first, *rest = self._between_images(text)
             row = start + encoded(first)
             for marks, part in zip(document, rest, strict=True):
                 for mark in marks:
