@@ -45,6 +45,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "experiments/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs" / "studies" / "README.md",
 ]
 NEEDS = re.compile(r"<!-- needs: \S.* -->")
 # Commands that other tests run, and where: the suite, and a launch of mm1_tiny at small sizes.

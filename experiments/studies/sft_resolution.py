@@ -3,9 +3,9 @@
     python -m mm1_jax run_study --study=sft_resolution
 
 Every seed is pre-trained once on dense readings of pages at 56 pixels: the color of a page and all
-of its codes. Half of the pages are in wide print, twice as large. Print at 112 pixels, or in a
+of its digits. Half of the pages are in wide print, twice as large. Print at 112 pixels, or in a
 tile, looks as wide print does at 56, so the model has learned to read it. Fine-tuning then asks for
-one code, or for the color of the larger part of the page. All arms see the same pages in the same
+one digit, or for the color of the larger part of the page. All arms see the same pages in the same
 order.
 """
 
@@ -17,7 +17,7 @@ from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.grid_rules import FixedGrid
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
-from mm1_jax.data.tiling import Overview, Tiling
+from mm1_jax.data.tiling import IndexMarks, Overview, Tiling
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.scoring.exact_match import accuracy_by_kind
 from mm1_jax.experiment import Experiment
@@ -35,7 +35,8 @@ NUM_TOKENS = 16
 ROWS = 8
 PAGES_PER_ROW = 8
 # Longest text of a page, with some room.
-READING, QUESTION = 20, 24
+READING, QUESTION = 32, 24
+MARK = 4  # Longest text before a view.
 
 
 def study() -> Study:
@@ -48,14 +49,15 @@ def study() -> Study:
     def claim(text: str, higher: str, lower: str, metric: str, *, alike: bool = False) -> Claim:
         return Claim(text, Score(higher, metric), Score(lower, metric), 0.05, alike)
 
-    kinds = [("code", "accuracy")] + [(f"code_{size}", f"accuracy_code_{size}") for size in SIZES]
+    kinds = [("digit", "accuracy")]
+    kinds += [(f"digit_{size}", f"accuracy_digit_{size}") for size in SIZES]
     return Study(
         design="Reading small print takes pixels, not tokens: after equal pre-training at 56 "
         "pixels, fine-tuning at 112 pixels by interpolated positions, and on 2 x 2 tiles of 56 "
-        "pixels, reads more codes than at 56 pixels, while five times as many tokens of a picture "
+        "pixels, reads more digits than at 56 pixels, while five times as many tokens of a picture "
         "of 56 pixels do not help; the overview beside the tiles helps to name the main color of "
-        "the page. The metric is the exact match of answers to 800 questions for codes of two "
-        "digits in four sizes, and 400 for the color, of held-out pages. A difference of 0.05 is "
+        "the page. The metric is the exact match of answers to 800 questions for a digit in one "
+        "of four sizes, and 400 for the color, of held-out pages. A difference of 0.05 is "
         "of interest.",
         stages=[Stage("pages_pretraining", "pages_pretraining", minutes=20.0)],
         arms=[
@@ -67,21 +69,21 @@ def study() -> Study:
         ],
         reference="px56",
         metrics=[
-            *(Metric(name, (f"pages_code/0/{key}",)) for name, key in kinds),
+            *(Metric(name, (f"pages_digit/0/{key}",)) for name, key in kinds),
             Metric("color", ("pages_color/0/accuracy",), "the color of the larger part"),
         ],
         claims=[
-            claim("interpolation to 112 pixels reads more", "px112", "px56", "code"),
-            claim("tiles with an overview read more", "tiles_overview", "px56", "code"),
-            claim("pixels and not tokens read", "tiles_overview", "px56_81_tokens", "code"),
+            claim("interpolation to 112 pixels reads more", "px112", "px56", "digit"),
+            claim("tiles with an overview read more", "tiles_overview", "px56", "digit"),
+            claim("pixels and not tokens read", "tiles_overview", "px56_81_tokens", "digit"),
             claim(
                 "five times the tokens make no difference",
                 "px56_81_tokens",
                 "px56",
-                "code",
+                "digit",
                 alike=True,
             ),
-            claim("large print gains nothing", "px112", "px56", "code_24", alike=True),
+            claim("large print gains nothing", "px112", "px56", "digit_24", alike=True),
             claim("the overview shows the whole", "tiles_overview", "tiles", "color"),
         ],
         full_size="the `_chat` configs of `experiments/fine_tune.py` at 336, 672 and 1344 pixels",
@@ -157,7 +159,9 @@ def _fine_tuned(model: MM1.Config, overview: Overview | None = None) -> Experime
     cfg = _on_pages(model, Kind.QUESTIONS, QUESTION, max_steps=400, num_views=num_views)
     if overview is not None:
         rule = FixedGrid.default_config().set(columns=2, rows=2)
-        cfg.input.tiling = Tiling.default_config().set(rule=rule, overview=overview)
+        # Tiles look alike but for the marks before them: row and column, from 1.
+        marks = IndexMarks.default_config().set(tile="{row} {column}", overview="0 0")
+        cfg.input.tiling = Tiling.default_config().set(rule=rule, overview=overview, marks=marks)
     cfg.trainer.initial_weights = {
         part: InitialWeights.default_config().set(
             path="runs/studies/stages/pages_pretraining/0", resize_positions=part != "decoder"
@@ -171,7 +175,7 @@ def _fine_tuned(model: MM1.Config, overview: Overview | None = None) -> Experime
 def _on_pages(
     model: MM1.Config, kind: Kind, text_length: int, *, max_steps: int, num_views: int = 1
 ) -> Experiment.Config:
-    length = num_views * model.connector.num_image_tokens + text_length
+    length = num_views * (model.connector.num_image_tokens + MARK) + text_length
     corpus = pages.corpus(kind, sizes=SIZES, num_records=max_steps * ROWS * PAGES_PER_ROW)
     stream = Stream.default_config().set(name="pages", corpora=[CorpusWeight().set(corpus=corpus)])
     cfg = Experiment.default_config().set(
@@ -183,7 +187,7 @@ def _on_pages(
             max_images=PAGES_PER_ROW * num_views,
         ),
         trainer=Trainer.default_config().set(max_steps=max_steps),
-        evals={"pages_code": _benchmark("code", 800), "pages_color": _benchmark("color", 400)},
+        evals={"pages_digit": _benchmark("digit", 800), "pages_color": _benchmark("color", 400)},
     )
     cfg.trainer.checkpointer.every_n_steps = 100
     return cfg

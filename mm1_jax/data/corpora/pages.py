@@ -1,9 +1,9 @@
-"""Rendered pages with small print, drawn from a seed: codes of digits in several font sizes.
+"""Rendered pages with small print, drawn from a seed: one digit in each quarter, in several sizes.
 
-A page is 224 pixels wide and has two colors. Its codes of two digits stand in the quarters of the
-page, or, in wide print that is twice as large, in its upper and lower half. Reading a code needs
-pixels; the color of the larger part of the page needs the whole page. A dense reading, the caption
-of a page, is the color and all codes.
+A page is 224 pixels wide and has two colors. A digit stands in one of the four cells of its
+quarter; in wide print, which is twice as large, it stands in one of the two cells of the upper or
+lower half. Reading a digit needs pixels; the color of the larger part of the page needs the whole
+page. A dense reading, the caption of a page, is the color and all digits with their places.
 """
 
 import functools
@@ -30,45 +30,39 @@ SIDE = 224  # Pixels; the unit of all sizes below.
 COLORS = {"red": (130, 20, 20), "green": (15, 95, 30), "blue": (25, 40, 150)}
 COLUMNS, ROWS = ("left", "right"), ("top", "bottom")
 COLOR_QUESTION = "what is the main color?"
-NUM_DIGITS = 2
+DIGITS = "0123456789"
 
 _QUARTER = SIDE // 2
+_CELL = SIDE // 4
 # Share of the page that its smaller part takes.
 _SMALLER = (0.2, 0.4)
 
 
 @dataclass(frozen=True)
-class Code:
-    """Digits in a font of `size` pixels; the first is centered at (x, y).
+class Print:
+    """A digit in a font of `size` pixels, centered at (x, y).
 
     Attributes:
         place: The quarter of the page ("top left"), or its half ("top") if the print is wide.
-        pitch: Distance between the centers of digits.
     """
 
-    digits: str
+    digit: str
     place: str
     size: int
     x: int
     y: int
-    pitch: int
-
-    @property
-    def text(self) -> str:
-        """The digits with spaces between them, which no tokenizer merges."""
-        return " ".join(self.digits)
 
 
 @dataclass(frozen=True)
 class Page:
-    """Codes in reading order, on two parts of different colors.
+    """Digits in reading order, on two parts of different colors.
 
     Attributes:
         edge: Width of the smaller part, which is at the left before the page is turned.
         turns: Number of quarter turns of the colors.
     """
 
-    codes: tuple[Code, ...]
+    prints: tuple[Print, ...]
     larger: str
     smaller: str
     edge: int
@@ -76,8 +70,9 @@ class Page:
 
     @property
     def reading(self) -> str:
-        """The main color and all codes."""
-        return f"{self.larger}. {', '.join(code.text for code in self.codes)}"
+        """The main color and all digits."""
+        digits = (f"{each.place} {each.digit}" for each in self.prints)
+        return f"{self.larger}. {', '.join(digits)}"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -96,14 +91,12 @@ def _rendered(page: Page) -> UInt8[np.ndarray, "224 224 3"]:
     ground[:] = COLORS[page.larger]
     ground[:, : page.edge] = COLORS[page.smaller]
     pixels = np.ascontiguousarray(np.rot90(ground, page.turns))
-    for code in page.codes:
-        for place, digit in enumerate(code.digits):
-            ink = _glyph(digit, code.size)
-            top = code.y - len(ink) // 2
-            left = code.x + place * code.pitch - ink.shape[1] // 2
-            box = pixels[top : top + len(ink), left : left + ink.shape[1]]
-            # White print: each pixel moves toward 255 by its share of ink.
-            box += ((255 - box) * ink).astype(np.uint8)
+    for each in page.prints:
+        ink = _glyph(each.digit, each.size)
+        top, left = each.y - len(ink) // 2, each.x - ink.shape[1] // 2
+        box = pixels[top : top + len(ink), left : left + ink.shape[1]]
+        # White print: each pixel moves toward 255 by its share of ink.
+        box += ((255 - box) * ink).astype(np.uint8)
     return pixels
 
 
@@ -117,9 +110,9 @@ class PagesSource(Source):
         sizes: Sequence[PositiveInt] = (8, 12, 16, 24)  # Fonts; wide print is twice as large.
         # Share of the pages in wide print, in dense readings.
         wide_share: Share = 0.5
-        # Questions ask for a code, for the color of the larger part, or for either.
-        asks: Literal["code", "color", "both"] = "both"
-        shift: NonNegativeInt = 6  # Largest shift of a code from the center of its place.
+        # Questions ask for a digit, for the color of the larger part, or for either.
+        asks: Literal["digit", "color", "both"] = "both"
+        shift: NonNegativeInt = 6  # Largest shift of a digit from the center of its cell.
         seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
@@ -142,8 +135,8 @@ class PagesSource(Source):
         if cfg.asks == "color" or (cfg.asks == "both" and rng.random() < 1 / 4):
             question, answer, kind = COLOR_QUESTION, page.larger, "color"
         else:
-            code = rng.choice(page.codes)
-            question, answer, kind = f"code {code.place}?", code.text, f"code_{code.size}"
+            each = rng.choice(page.prints)
+            question, answer, kind = f"{each.place}?", each.digit, f"digit_{each.size}"
         return {
             "images": [page],
             "question": question,
@@ -154,30 +147,27 @@ class PagesSource(Source):
         }
 
     def _page(self, rng: random.Random, wide_share: float) -> Page:
-        # One kind of print per page: the place of a digit in a dense reading tells its place on the
-        # page, which a small model learns from few pages.
         if rng.random() < wide_share:
-            codes = [self._code(rng, name, 0, row * _QUARTER, 2) for row, name in enumerate(ROWS)]
+            prints = [self._print(rng, name, 0, row, 2) for row, name in enumerate(ROWS)]
         else:
-            codes = [
-                self._code(rng, f"{name} {side}", column * _QUARTER, row * _QUARTER, 1)
+            prints = [
+                self._print(rng, f"{name} {side}", column, row, 1)
                 for row, name in enumerate(ROWS)
                 for column, side in enumerate(COLUMNS)
             ]
         larger, smaller = rng.sample(list(COLORS), 2)
         edge = round(rng.uniform(*_SMALLER) * SIDE)
-        return Page(tuple(codes), larger, smaller, edge, rng.randrange(4))
+        return Page(tuple(prints), larger, smaller, edge, rng.randrange(4))
 
-    def _code(self, rng: random.Random, place: str, left: int, top: int, scale: int) -> Code:
-        """Draws a code for a place of `scale` quarters from (left, top)."""
+    def _print(self, rng: random.Random, place: str, column: int, row: int, scale: int) -> Print:
+        """Draws a digit in a cell of `scale` times the size, within a quarter or half."""
         cfg = self._config
-        digits = "".join(rng.choice("0123456789") for _ in range(NUM_DIGITS))
-        pitch = scale * _QUARTER // NUM_DIGITS
-        # A narrow code stands in the upper or lower half of its quarter, a wide one in the middle.
-        half = pitch if scale == 1 else 0
-        x = left + pitch // 2 + rng.randint(-cfg.shift, cfg.shift)
-        y = top + (rng.randrange(2) * half + pitch // 2) + rng.randint(-cfg.shift, cfg.shift)
-        return Code(digits, place, scale * rng.choice(list(cfg.sizes)), x, y, pitch)
+        cell = scale * _CELL
+        left = column * _QUARTER + cell * rng.randrange(2)
+        # A half has one row of cells that are twice as large, a quarter has two rows.
+        top = row * _QUARTER + cell * rng.randrange(3 - scale)
+        x, y = (start + cell // 2 + rng.randint(-cfg.shift, cfg.shift) for start in (left, top))
+        return Print(rng.choice(DIGITS), place, scale * rng.choice(list(cfg.sizes)), x, y)
 
 
 def corpus(kind: Kind, **source: Any) -> Corpus.Config:

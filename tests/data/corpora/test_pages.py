@@ -1,4 +1,4 @@
-"""Rendered pages show the codes and colors that their records name."""
+"""Rendered pages show the digits and colors that their records name."""
 
 import numpy as np
 import pytest
@@ -32,12 +32,12 @@ def test_the_answer_is_in_the_dense_reading_and_the_color_covers_most_of_the_pag
         if record["kind"] == "color":
             assert record["answer"] == page.larger
         else:
-            asked = record["question"].removeprefix("code ").removesuffix("?")
-            (code,) = [code for code in page.codes if code.place == asked]
-            assert (record["answer"], record["kind"]) == (code.text, f"code_{code.size}")
+            asked = record["question"].removesuffix("?")
+            (each,) = [each for each in page.prints if each.place == asked]
+            assert (record["answer"], record["kind"]) == (each.digit, f"digit_{each.size}")
 
 
-def test_no_tile_cuts_a_code_and_every_quarter_has_one():
+def test_no_tile_cuts_a_digit_and_every_quarter_has_one():
     for record in _records(Kind.QUESTIONS, sizes=(8, 24)):
         ink = _ink(record["page"])
         half = SIDE // 2
@@ -47,13 +47,13 @@ def test_no_tile_cuts_a_code_and_every_quarter_has_one():
 
 
 def test_wide_print_is_print_twice_as_large():
-    pages_ = [record["page"] for record in _records(Kind.CAPTIONS)]
-    wide = [code for page in pages_ for code in page.codes if code.place in pages.ROWS]
-    narrow = [code for page in pages_ for code in page.codes if code.place not in pages.ROWS]
-    assert {code.size for code in wide} == {2 * code.size for code in narrow}
-    assert {code.pitch for code in wide} == {2 * code.pitch for code in narrow}
-    heights = [np.ptp(np.nonzero(_ink(page))[0]) for page in pages_ if len(page.codes) == 2]
-    assert heights and max(heights) < SIDE
+    drawn = [record["page"] for record in _records(Kind.CAPTIONS)]
+    wide = {each.size for page in drawn if len(page.prints) == 2 for each in page.prints}
+    narrow = {each.size for page in drawn if len(page.prints) == 4 for each in page.prints}
+    assert wide == {2 * size for size in narrow}
+    page = next(page for page in drawn if len(page.prints) == 2)
+    half = SIDE // 2
+    assert not _ink(page)[[half - 1, half]].any() and not _ink(page)[:, [half - 1, half]].any()
 
 
 def test_records_depend_on_seed_split_and_index_alone():
