@@ -383,11 +383,21 @@ def corpora_of_folder(cfg: Input.Config, folder: Path, split: str) -> list[Any]:
 
 
 def chat_format(cfg: Input.Config, tokenizer: Tokenizer) -> ChatFormat | None:
-    """Returns the chat format of a resolved config, if it has one and the tokenizer its stop."""
+    """Returns the chat format of a resolved config; None if it has none.
+
+    Raises:
+        ValueError: The tokenizer lacks a special token of the format.
+    """
     if cfg.chat_format is None:
         return None
     made: ChatFormat = cfg.chat_format.instantiate()
     tokenizer.stop_token(made.stop)
+    lacking = [name for name in made.special_tokens if name not in tokenizer.special_tokens]
+    if lacking:
+        raise ValueError(
+            f"input.chat_format writes {', '.join(map(repr, lacking))}, which input.tokenizer has "
+            "not among its special tokens; use the tokenizer and the template of the same folder"
+        )
     return made
 
 

@@ -74,6 +74,11 @@ class ChatFormat(Configurable, abc.ABC):
     def stop(self) -> str | None:
         """The name of the special token that ends an answer; None is the end-of-sequence token."""
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The names of the special tokens that the format writes."""
+        return () if self.stop is None else (self.stop,)
+
     def fingerprint(self) -> str:
         """Describes everything that determines the documents."""
         return self.config.debug_string(kv_separator="=", field_separator=" ")

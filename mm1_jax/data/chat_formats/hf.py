@@ -124,6 +124,8 @@ class HFChatFormat(ChatFormat):
             raise ValueError(f"chat_format.folder: {self._folder}: {error}") from None
         stops = {part.name for part in found if isinstance(part, _Stop)}
         self._stop = next(iter(stops))
+        markup = "".join(part for part in found if isinstance(part, str))
+        self._written = tuple(dict.fromkeys((*self._tokens.pattern.findall(markup), *stops)))
         if len(stops) != 1:
             raise ValueError(
                 f"chat_format.folder: {self._folder}: the template ends answers with one of "
@@ -133,6 +135,10 @@ class HFChatFormat(ChatFormat):
     @property
     def stop(self) -> str:
         return self._stop
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        return self._written
 
     def segments(self, turns: Sequence[Turn], *, prompts_answer: bool) -> Iterator[Segment]:
         turns = [_with_text(turn) for turn in turns]

@@ -15,8 +15,10 @@ from mm1_jax.data.chat_formats import base, jinja
 from mm1_jax.data.chat_formats.base import Turn
 from mm1_jax.data.chat_formats.hf import HFChatFormat
 from mm1_jax.data.examples import ExampleBuilder
+from mm1_jax.data.input import Input, chat_format
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.tokenizers.hf import HFTokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 
 PICTURE = Image(np.zeros((1, 1, 3), np.uint8))
 # Words that end or begin no token of the templates' own text.
@@ -192,6 +194,22 @@ def test_a_template_that_cannot_be_trained_on_is_refused(tmp_path, reason):
     folder = write_template(tmp_path / "x", REFUSED[reason])
     with pytest.raises(ValueError, match=f"chat_format.folder.*{reason}"):
         format_of(folder)
+
+
+def test_the_tokenizer_must_have_the_special_tokens_of_the_template(folder):
+    chat = HFChatFormat.default_config().set(folder=str(folder))
+    cfg = Input.default_config().set(chat_format=chat)
+    tokenizer = builder_of(folder).tokenizer
+    made = chat_format(cfg, tokenizer)
+    assert made is not None and made.stop in made.special_tokens
+    with pytest.raises(ValueError, match="special token"):
+        chat_format(cfg, Tokenizer.default_config().instantiate())
+    # A tokenizer with the stop, but without what the template writes elsewhere.
+    lacking = sorted(set(made.special_tokens) - {made.stop})
+    if lacking:
+        vars(tokenizer)["special_tokens"] = {made.stop: tokenizer.special_tokens[made.stop]}
+        with pytest.raises(ValueError, match=r"writes '.*has not among its special tokens"):
+            chat_format(cfg, tokenizer)
 
 
 def test_turns_that_a_template_refuses_are_bad_records(tmp_path):
