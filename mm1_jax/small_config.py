@@ -160,7 +160,7 @@ def _reduce_training(changes: _Changes, cfg: Any) -> None:
     changes.at_most("trainer.optimizer", optimizer, steps)
     changes.at_most("trainer.loss", trainer.loss, {"chunk_length": CHUNK_LENGTH})
     changes.at_most("trainer.checkpointer", trainer.checkpointer, {"every_n_steps": EVERY_N_STEPS})
-    changes.set("trainer", trainer, initial_weights={}, mesh_rules=[])
+    changes.set("trainer", trainer, initial_weights={}, initial_adapters=None, mesh_rules=[])
     changes.reset("trainer.parallelism", trainer.parallelism, Parallelism.default_config())
     for name, evaluator in list(cfg.evals.items()):
         if _reads_files(evaluator):

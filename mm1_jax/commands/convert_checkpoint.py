@@ -185,6 +185,11 @@ def run_import(flags: argparse.Namespace) -> str:
 
     if flags.base is not None:
         return _import_adapters(flags)
+    if (flags.source / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{flags.source}: holds adapters of PEFT; name the run or the folder of weights that "
+            "they were trained on by --base"
+        )
     config = read_config(flags.source)
     rows, token = num_rows(config), image_token(config)
     tokenizer: ImportedTokenizer | None = None

@@ -129,6 +129,8 @@ def test_a_run_with_adapters_is_exported_merged_alone_and_without_them(
     assert sizes["merge"] == sizes["base"]
     weights = tmp_path / "weights"
     arguments = [f"--source={tmp_path / 'peft'}", f"--base={folder}", f"--output={weights}"]
+    assert main(["import", arguments[0], arguments[2]]) == 2
+    assert "holds adapters of PEFT" in capsys.readouterr().err
     assert main(["import", *arguments]) == 0
     assert "decoder/stack/layer/attention/query, rank 2, alpha 16" in capsys.readouterr().out
     read = StoredParams(weights).read("decoder/stack/layer/attention/query/lora/b")
