@@ -37,7 +37,7 @@ def config(rank: int, batch_size: int) -> Any:
     from experiments.pretrain import mm1_tiny
     from mm1_jax.layers.lora import Adapter, LoRA
 
-    cfg = mm1_tiny()
+    cfg: Any = mm1_tiny()
     cfg.model.vision_encoder.set(patch_size=4, model_dim=192, num_layers=6, hidden_dim=768)
     cfg.model.connector.set(num_image_tokens=16, hidden_dim=192)
     cfg.model.decoder = sizes.decoder("85m")

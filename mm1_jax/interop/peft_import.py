@@ -31,7 +31,7 @@ class ImportedAdapters(NamedTuple):
 
     Attributes:
         layers: Adapted layers by our path, with rank and alpha.
-        trained: Paths of parameters that were trained as a whole.
+        trained: Outermost parts and parameters that were trained as a whole.
     """
 
     layers: dict[str, tuple[int, float]]
@@ -123,7 +123,7 @@ def import_adapters(
         describe(folder, {"parts": {}, ADAPTER_SCALES: scales, "source": source.name})
     return ImportedAdapters(
         {path: (ranks[path], alphas[path]) for path in ranks},
-        sorted(path for path in values if f"/{NAME}/" not in path),
+        _outermost(values.keys() & base_shapes.keys(), base_shapes),
         is_rank_stabilized,
         sum(math.prod(shape) for shape in shapes.values()),
     )
@@ -141,6 +141,20 @@ def _read_config(source: Path) -> dict[str, Any]:
         if config.get(field):
             raise ValueError(f"{source / CONFIG}: {field}={config[field]!r} is not supported")
     return config
+
+
+def _outermost(paths: Collection[str], all_paths: Collection[str]) -> list[str]:
+    """Returns the outermost parts of which all parameters are among `paths`."""
+    result = {}
+    for path in sorted(paths):
+        names = path.split("/")
+        prefixes = ("/".join(names[:depth]) for depth in range(1, len(names) + 1))
+        for prefix in prefixes:
+            inside = {x for x in all_paths if x == prefix or x.startswith(f"{prefix}/")}
+            if inside <= set(paths):
+                result[prefix] = None
+                break
+    return list(result)
 
 
 def _input_dims(parts: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

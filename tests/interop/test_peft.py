@@ -189,6 +189,7 @@ def test_adapters_read_back_bit_for_bit(make, tmp_path):
     assert set(weights.shapes) == lora | model.trained
     for path in weights.shapes:
         np.testing.assert_array_equal(weights.read(path), stored.read(path), path)
+    assert found.trained == list(cfg.lora.trained)
     scale = np.sqrt if cfg.lora.rank_stabilized else float
     for path, layer in model.layers.items():
         rank, alpha = found.layers[path]
