@@ -1,6 +1,6 @@
 """Measures memory and speed of LoRA beside those of full fine-tuning.
 
-    python tools/benchmark_lora.py --steps=6 --rounds=5
+    python tools/benchmark_lora.py --steps=2 --rounds=5
 
 Fine-tunes a decoder of 85M parameters with a small vision encoder on the embedded images: either
 everything, or adapters of the decoder and the whole connector. Each arm runs in its own process,
@@ -148,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=whole(), default=6, metavar="N", help="per turn (6)")
+    parser.add_argument("--steps", type=whole(), default=2, metavar="N", help="per turn (2)")
     parser.add_argument("--rounds", type=whole(), default=5, metavar="N", help="turns per arm (5)")
-    parser.add_argument("--batch_size", type=whole(), default=4, metavar="N", help="rows (4)")
+    parser.add_argument("--batch_size", type=whole(), default=2, metavar="N", help="rows (2)")
     parser.add_argument(
         "--json", type=local_path, metavar="FILE", help="also write the measurements to this file"
     )

@@ -19,7 +19,7 @@ from mm1_jax.interop.exporter import NativeModel, native_llava, native_model
 from mm1_jax.interop.mapping import Entry
 from mm1_jax.interop.peft import CONFIG, PREFIX, TENSORS, is_linear, named_entries
 from mm1_jax.interop.tensor_files import TensorFile
-from mm1_jax.layers.lora import NAME
+from mm1_jax.layers.lora import NAME, is_adapter
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.storage import read_json_object, whole_folder
 
@@ -66,7 +66,9 @@ def import_adapters(
         else:
             whole[re.sub(r"\.modules_to_save(\.default)?(?=\.)", "", name)] = key
     entries = _fitting_export(source, parts, {*(f"{x}.weight" for x in matrices), *whole})
-    base_shapes, input_dims = base.shapes, _input_dims(parts)
+    # The base may be a run with adapters of its own.
+    base_shapes = {path: x for path, x in base.shapes.items() if not is_adapter(path)}
+    input_dims = _input_dims(parts)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     values: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
