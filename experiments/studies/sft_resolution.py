@@ -19,6 +19,7 @@ from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.tiling import IndexMarks, Overview, Tiling
 from mm1_jax.evals.benchmark import Benchmark
+from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.evals.scoring.exact_match import accuracy_by_kind
 from mm1_jax.experiment import Experiment
 from mm1_jax.models.connectors.c_abstractor import CAbstractor
@@ -125,6 +126,8 @@ def pages_pretraining() -> Experiment.Config:
     """Dense readings of pages at 56 pixels."""
     cfg = _on_pages(model(), Kind.CAPTIONS, READING, max_steps=3000)
     cfg.trainer.optimizer.warmup_steps = 100
+    # No page was asked a question yet.
+    cfg.evals = {"held_out_loss": HeldOutLoss.default_config()}
     return cfg
 
 
