@@ -1,5 +1,6 @@
 """Properties of every chat format: what is scored, what is a prefix, and what users can write."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from mm1_jax.batch import Document, Image, Markup, Stop, Text
 from mm1_jax.data.chat_formats.base import ChatFormat, Turn
 from mm1_jax.data.chat_formats.llava import VICUNA_SYSTEM, LLaVAChatFormat
 from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
+from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.splitting import TooLong
@@ -87,6 +89,24 @@ def test_what_is_scored_are_the_answers_and_their_stops(chat_format, builder, to
         example = builder.example(chat_format.document(turns))
         assert scored_pieces(example, tokenizer, stop) == answers(turns)
         assert (example.tokens == tokenizer.image_token).sum() == 4 * len(example.images)
+
+
+def test_answers_of_real_conversations_are_scored_whole(test_data, tokenizer):
+    make = ConversationDocument.default_config().set(chat_format=FORMATS["llava"]).instantiate()
+    builder = ExampleBuilder(
+        tokenizer, num_image_tokens=4, max_sequence_length=1 << 16, max_images=16
+    )
+    roles = {"human": "user", "gpt": "assistant"}
+    for entry in json.loads((test_data / "formats" / "llava_json" / "llava.json").read_text()):
+        turns = [
+            {"role": roles.get(turn["from"], turn["from"]), "text": turn["value"]}
+            for turn in entry["conversations"]
+        ]
+        record = {"images": [PICTURE.data] * ("image" in entry), "turns": turns}
+        document = make(record)
+        found = scored_pieces(builder.example(document), tokenizer, tokenizer.eos)
+        assert found == [t["text"].strip() for t in turns if t["role"] == "assistant"]
+        assert len(document.images) == len(record["images"])
 
 
 def test_a_prompt_is_a_prefix_of_the_training_tokens(chat_format, builder):
