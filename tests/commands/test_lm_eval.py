@@ -18,6 +18,7 @@ import pytest
 
 from mm1_jax.batch import Document, Text
 from mm1_jax.commands import evaluate
+from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
 from mm1_jax.data.corpora.conversations import conversation_document
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import generate
@@ -334,6 +335,13 @@ def test_a_chat_has_the_tokens_of_a_training_conversation(run):
     assert lm.tokenizer_name == tokenizer.fingerprint()
     with pytest.raises(ValueError, match="omit the name"):
         lm.chat_template("vicuna")
+
+
+def test_a_run_is_not_asked_in_another_chat_format(run):
+    lm = model(run)
+    lm._run.chat_format = MM1ChatFormat.default_config()
+    with pytest.raises(ValueError, match="the chat format of the run, would be characters"):
+        lm.apply_chat_template([{"role": "user", "content": "is it red?"}])
 
 
 def test_questions_can_be_asked_as_a_chat(run, tasks):

@@ -117,7 +117,17 @@ class MM1ForLmEval(_LM):
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Returns the turns in the chat format of training: "USER: ... ASSISTANT:"."""
+        """Returns the turns in the chat format of training: "USER: ... ASSISTANT:".
+
+        Raises:
+            ValueError: The run has a chat format of its own.
+        """
+        if self._run.chat_format is not None:
+            raise ValueError(
+                "--apply_chat_template: the harness asks a conversation as one text, in which the "
+                f"stops of {self._run.chat_format.klass.__name__}, the chat format of the run, "
+                "would be characters; omit the option, or ask with `python -m mm1_jax evaluate`"
+            )
         turns = [{"role": t["role"], "text": t["content"].replace(IMAGE, "")} for t in chat_history]
         if not add_generation_prompt:
             return text_of(conversation_document({"images": (), "turns": turns}))

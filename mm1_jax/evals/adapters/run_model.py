@@ -64,6 +64,8 @@ class RunModel:
                 f"--model_args checkpoint={checkpoint}: no such folder; give a run's output folder"
             )
         cfg = load_experiment(folder)
+        # The config of the format of conversations; None for the format of earlier runs.
+        self.chat_format = cfg.input.chat_format
         self.input = PromptInput.of(cfg.input)
         self._builder = self.input.example_builder.without_limits()
         self._model, self.step = load_model(folder, cfg, step)
