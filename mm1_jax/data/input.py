@@ -28,7 +28,16 @@ from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import Augmentation, ImageTransform
 from mm1_jax.data.input_iterator import InputIterator, differences, merge_states
 from mm1_jax.data.lengths import Lengths, corpus_lengths
-from mm1_jax.data.mixture import CorpusShare, MixedStream, Stage, Stream
+from mm1_jax.data.mixture import (
+    CorpusShare,
+    CorpusWeight,
+    MixedStream,
+    Pool,
+    Stage,
+    Stream,
+    pooled_shares,
+    pooled_weights,
+)
 from mm1_jax.data.packing import Packing, Planner
 from mm1_jax.data.quarantine import Quarantine, check_bad_fraction
 from mm1_jax.data.record_files import MANIFEST, BadRecord
@@ -89,8 +98,16 @@ class Input(Configurable):
         *,
         split: str = "train",
         quarantine_path: Path | str | None = None,
+        num_steps: int | None = None,
     ):
+        """Builds the corpora and the plan.
+
+        Args:
+            quarantine_path: File for the records that cannot be used.
+            num_steps: Steps of the run, for the epochs that `describe` tells.
+        """
         super().__init__(cfg)
+        self.num_steps = num_steps
         num_image_tokens = _set_by_experiment(cfg, "num_image_tokens")
         image_size = _set_by_experiment(cfg, "image_size")
         _check_sizes(cfg, num_image_tokens, image_size)
@@ -290,7 +307,7 @@ class Input(Configurable):
             lines.append(f"  {self.snapshot.num_steps:,} steps of {self.snapshot.folder}")
         if self.plan is self.examples:
             return "\n".join(lines)
-        lines += self.packing.describe()
+        lines += self.packing.describe(self.num_steps)
         if self.example_builder.tiling is not None:
             lines.append(self._describe_views())
         if not self.max_images:
@@ -429,18 +446,27 @@ def tiling_of(cfg: Input.Config) -> Tiling | None:
 def _mixed_streams(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
     numbers = itertools.count()
 
-    def shares(corpora: Sequence[Corpus], weights: Sequence[int]) -> tuple[CorpusShare, ...]:
+    def corpus_shares(
+        corpora: Sequence[Corpus], entries: Sequence[CorpusWeight], pool: Pool | None = None
+    ) -> tuple[CorpusShare, ...]:
+        own = [next(numbers) for _ in corpora]
+        weights = [entry.weight for entry in entries]
+        if pool is not None:
+            usable = [lengths[i].num_usable for i in own]
+            shares = pooled_shares(pool, entries, usable)
+            weights = pooled_weights(shares, [len(lengths[i]) for i in own], usable)
         return tuple(
-            CorpusShare(i := next(numbers), corpus.name, weight, len(lengths[i]))
-            for corpus, weight in zip(corpora, weights, strict=True)
+            CorpusShare(i, corpus.name, weight, len(lengths[i]), entry.category, entry.repeat or 1)
+            for i, corpus, weight, entry in zip(own, corpora, weights, entries, strict=True)
         )
 
     return [
         MixedStream(
             stream.name,
             stream.weight,
-            shares(stream.corpora, stream.corpus_weights),
-            shares(stream.fillers, stream.filler_weights),
+            corpus_shares(stream.corpora, stream.entries, stream.pool),
+            corpus_shares(stream.fillers, stream.filler_entries),
+            stream.pool is not None,
         )
         for stream in streams
     ]

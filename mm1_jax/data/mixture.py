@@ -4,12 +4,16 @@ Streams are packed separately: a row is captions, or interleaved, or text. Weigh
 45/45/10 is exactly 9:9:2, and the order is deterministic. In any run of rows, the count of a stream
 is within one row of its share for two streams and for 9:9:2. No order achieves that for all weights
 (29:57:14 is off by up to 1.26).
+
+The corpora of a stream with a `Pool` get their weights from their sizes and categories, when the
+input is built.
 """
 
 import functools
 import hashlib
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +28,15 @@ from mm1_jax.config import (
     Required,
     config_class,
 )
-from mm1_jax.field_types import NonEmpty, NonNegativeInt
+from mm1_jax.field_types import NonEmpty, NonNegativeInt, Positive
 
 # Longest period of an interleaving (the sum of the weights over their gcd), which is the size of
 # its table. No sensible weights have a longer one.
 _MAX_PERIOD = 1 << 20
+
+# Sum of the integer weights that a pool rounds its shares to: a share of 1% is off by at most 0.08%
+# of itself.
+_POOL_PERIOD = 1 << 16
 
 # grain's index_shuffle walks cycles of a 16-bit cipher: 4 us per call from 65536 indices, 20 us for
 # 1000, 1 ms for 16. Up to this size a table is faster, and small.
@@ -37,10 +45,37 @@ _MAX_TABLE = 1 << 12
 
 @config_class
 class CorpusWeight(ConfigBase):
-    """A corpus and its share of the examples of a stream."""
+    """A corpus and its share of the examples of a stream.
+
+    In a stream with a pool, a weight of 0 leaves a corpus out, and the pool computes the others.
+    """
 
     corpus: Required[InstantiableConfig] = REQUIRED
     weight: NonNegativeInt = 1
+    # For a stream with a pool: the category, and how often its examples come while an example of a
+    # corpus of the same category without this field comes once.
+    category: NonEmpty | None = None
+    repeat: Positive | None = None
+
+
+@config_class
+class Pool(ConfigBase):
+    """Computes the weights of a stream's corpora from their numbers of usable examples.
+
+    Without categories, all examples are one pool, in which each comes as often as any other, as in
+    MM1's fine-tuning. Within a category, that is always so, up to `repeat`.
+
+    `relative` is the rule of MM1.5 (section 3.2): for each example of the reference category, there
+    are so many of another one. A category in neither field takes part by its size. The paper names
+    the ratios, and not whether they count examples or tokens; the shares that it reports (37.2%,
+    22.5%, 11.3%, 5.6%, 2.3% and 1.1%) are those of examples under these ratios.
+    """
+
+    # Category -> share of all examples of the stream. The other categories divide the rest.
+    shares: dict[str, Positive] = {}
+    # Category -> examples per example of the category `reference`.
+    relative: dict[str, Positive] = {}
+    reference: NonEmpty = "general"
 
 
 class Stream(Configurable):
@@ -51,6 +86,8 @@ class Stream(Configurable):
         name: Required[NonEmpty] = REQUIRED
         weight: NonNegativeInt = 1
         corpora: Required[list[CorpusWeight]] = REQUIRED
+        # Computes the weights of the corpora from their sizes; None takes them as they are.
+        pool: Pool | None = None
         # Text-only examples for the space that is left in rows whose images are used up, such as a
         # quarter of a caption row. A splitter with `max_positions` makes them short enough.
         fillers: list[CorpusWeight] = []
@@ -60,17 +97,17 @@ class Stream(Configurable):
         self.name = cfg.name
         self.weight = cfg.weight
         # A corpus of weight 0 is never built, so its data need not exist.
-        chosen = [entry for entry in cfg.corpora if entry.weight]
-        if not chosen:
+        self.entries = [entry for entry in cfg.corpora if entry.weight]
+        if not self.entries:
             raise ValueError(
                 f"Stream {cfg.name!r} has weight {cfg.weight} but no corpus with a weight above 0; "
                 "give one of its corpora a weight, or the stream the weight 0."
             )
-        self.corpora = [entry.corpus.instantiate(split=split) for entry in chosen]
-        self.corpus_weights = [entry.weight for entry in chosen]
-        chosen = [entry for entry in cfg.fillers if entry.weight]
-        self.fillers = [entry.corpus.instantiate(split=split) for entry in chosen]
-        self.filler_weights = [entry.weight for entry in chosen]
+        self.pool = cfg.pool
+        _check_pool(cfg.name, self.entries, cfg.pool)
+        self.corpora = [entry.corpus.instantiate(split=split) for entry in self.entries]
+        self.filler_entries = [entry for entry in cfg.fillers if entry.weight]
+        self.fillers = [entry.corpus.instantiate(split=split) for entry in self.filler_entries]
 
 
 @config_class
@@ -82,12 +119,14 @@ class Stage(ConfigBase):
 
 
 class CorpusShare(NamedTuple):
-    """A corpus in a mixture: its number, name, weight and size."""
+    """A corpus in a mixture: its number, name, weight, size, and place in a pool."""
 
     corpus: int
     name: str
     weight: int
     num_records: int
+    category: str | None = None
+    repeat: float = 1.0
 
 
 class MixedStream(NamedTuple):
@@ -97,6 +136,88 @@ class MixedStream(NamedTuple):
     weight: int
     corpora: tuple[CorpusShare, ...]
     fillers: tuple[CorpusShare, ...] = ()
+    is_pooled: bool = False
+
+
+def pooled_shares(
+    pool: Pool, entries: Sequence[CorpusWeight], num_examples: Sequence[int]
+) -> list[Fraction]:
+    """Returns the share of each corpus in the examples of a stream, exactly."""
+    amounts = [
+        max(number, 1) * Fraction(entry.repeat or 1)
+        for entry, number in zip(entries, num_examples, strict=True)
+    ]
+    sizes: dict[str | None, Fraction] = {}
+    for entry, amount in zip(entries, amounts, strict=True):
+        sizes[entry.category] = sizes.get(entry.category, Fraction(0)) + amount
+    free = {
+        category: Fraction(pool.relative[category]) * sizes[pool.reference]
+        if category in pool.relative
+        else size
+        for category, size in sizes.items()
+        if category not in pool.shares
+    }
+    fixed = {category: Fraction(share) for category, share in pool.shares.items()}
+    # Without free categories, the shares need not add up to 1.
+    rest = 1 - sum(fixed.values()) if free else Fraction(0)
+    total = sum(free.values())
+    of_category = fixed | {category: rest * each / total for category, each in free.items()}
+    whole = sum(of_category.values())
+    return [
+        of_category[entry.category] / whole * amount / sizes[entry.category]
+        for entry, amount in zip(entries, amounts, strict=True)
+    ]
+
+
+def pooled_weights(
+    shares: Sequence[Fraction], num_records: Sequence[int], num_usable: Sequence[int]
+) -> list[int]:
+    """Returns the integer weights with which corpora are drawn to have these shares.
+
+    Draws go over all records, of which the unusable ones are skipped.
+    """
+    draws = [
+        share * records / max(usable, 1)
+        for share, records, usable in zip(shares, num_records, num_usable, strict=True)
+    ]
+    total = sum(draws)
+    return [max(1, round(_POOL_PERIOD * each / total)) for each in draws]
+
+
+def _check_pool(stream: str, entries: Sequence[CorpusWeight], pool: Pool | None):
+    """Raises ValueError if the corpora of a stream contradict its pool."""
+    field = f"input.streams, stream {stream!r}"
+    if pool is None:
+        for entry in entries:
+            if entry.category is not None or entry.repeat is not None:
+                raise ValueError(
+                    f"{field}: corpus {entry.corpus.name!r} has a category or a repeat, which "
+                    "only a pool reads; set the stream's pool to a Pool(), or leave both None."
+                )
+        return
+    for entry in entries:
+        if entry.weight != 1:
+            raise ValueError(
+                f"{field}: corpus {entry.corpus.name!r} has weight={entry.weight}, but the pool "
+                "computes the weights; leave it 1, or 0 to leave the corpus out, and set repeat."
+            )
+    categories = {entry.category for entry in entries}
+    compared = {*pool.relative, pool.reference} if pool.relative else set()
+    if missing := sorted((pool.shares.keys() | compared) - categories):
+        raise ValueError(
+            f"{field}: its pool names the categories {missing}, of which it has no corpus; its "
+            f"corpora are of {sorted(str(category) for category in categories)}."
+        )
+    if both := sorted(pool.shares.keys() & compared):
+        raise ValueError(
+            f"{field}: its pool gives the categories {both} a share, and compares them with "
+            "others in `relative`; choose one."
+        )
+    if categories - pool.shares.keys() and sum(pool.shares.values()) >= 1:
+        raise ValueError(
+            f"{field}: the shares {pool.shares} of its pool leave nothing for other categories; "
+            "let them add up to less than 1."
+        )
 
 
 class StreamSchedule:

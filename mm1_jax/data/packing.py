@@ -71,15 +71,22 @@ def first_fit(
     *,
     max_tokens: int,
     max_images: int,
+    max_records: int | None = None,
 ) -> int:
     """Puts each record into the first bin with room for it, until one fits nowhere.
 
     Records without tokens are unusable and are skipped.
 
+    Args:
+        max_records: Most records of a bin; None is as many as fit.
+
     Returns:
         The number of records drawn, unusable ones included.
     """
-    tokens = [max_tokens - sum(record.num_tokens for record in bin) for bin in bins]
+    tokens = [
+        0 if len(bin) == max_records else max_tokens - sum(record.num_tokens for record in bin)
+        for bin in bins
+    ]
     images = [max_images - sum(record.num_images for record in bin) for bin in bins]
     drawn = 0
     for record in records:
@@ -87,7 +94,8 @@ def first_fit(
             for b in range(len(bins)):
                 if record.num_tokens <= tokens[b] and record.num_images <= images[b]:
                     bins[b].append(record)
-                    tokens[b] -= record.num_tokens
+                    is_full = len(bins[b]) == max_records
+                    tokens[b] -= tokens[b] if is_full else record.num_tokens
                     images[b] -= record.num_images
                     break
             else:
@@ -105,6 +113,8 @@ class Packing(Configurable):
         # rows, so it cannot change during a run. None means one shard per row of the batch.
         num_shards: Optional[PositiveInt] = None  # noqa: UP045
         num_bins: PositiveInt = 16
+        # Most examples of a row, such as 1 for rows that are not packed; None is as many as fit.
+        max_examples: PositiveInt | None = None
 
     def __init__(
         self,
@@ -157,6 +167,7 @@ class Packing(Configurable):
                 "max_images": self.max_images,
                 "seed": self.seed,
             }
+            | self._own_fingerprint()
             | self._stages_fingerprint()
             | {
                 name: value
@@ -171,7 +182,11 @@ class Packing(Configurable):
         """Packs a group of rows of a shard, starting with its record number `start`."""
         num_bins = self.num_bins - (self._phase(stream, shard) if group == 0 else 0)
         bins: list[list[PlannedRecord]] = [[] for _ in range(num_bins)]
-        budget = {"max_tokens": self.max_sequence_length, "max_images": self.max_images}
+        budget = {
+            "max_tokens": self.max_sequence_length,
+            "max_images": self.max_images,
+            "max_records": self.config.max_examples,
+        }
         mixture = self.mixture
         drawn = first_fit(self._records(mixture.record, stream, shard, start), bins, **budget)
         filled = 0
@@ -189,12 +204,47 @@ class Packing(Configurable):
         rows = [row for shard in shards for row in self.fill(stream, shard, 1, 0).rows]
         return sum(record.num_images for row in rows for record in row) / len(rows)
 
-    def describe(self) -> list[str]:
-        """Returns lines that describe each stream."""
+    def expected_examples(self, stream: int) -> float:
+        """Returns the mean number of examples per row of a stream, over a few groups of rows."""
+        shards = range(min(self.num_shards, 4))
+        rows = [row for shard in shards for row in self.fill(stream, shard, 1, 0).rows]
+        return sum(len(row) for row in rows) / len(rows)
+
+    def epochs(self, stream: int, num_steps: int) -> list[float]:
+        """Returns the expected epochs of each corpus of a stream after some steps."""
+        starts = [first for first, _ in self.schedule.stages[1:]]
+        num_rows = sum(
+            self.batch_size * max(0, min(end, num_steps) - first) * weights[stream] / sum(weights)
+            for (first, weights), end in zip(
+                self.schedule.stages, [*starts, num_steps], strict=True
+            )
+        )
+        corpora = self.mixture.streams[stream].corpora
+        usable = [self.lengths[share.corpus].num_usable for share in corpora]
+        # Of each draw, as many give examples as there are usable records.
+        drawn = [
+            share.weight * number / share.num_records
+            for share, number in zip(corpora, usable, strict=True)
+        ]
+        num_examples = num_rows * self.expected_examples(stream)
+        return [
+            num_examples * each / sum(drawn) / number
+            for each, number in zip(drawn, usable, strict=True)
+        ]
+
+    def describe(self, num_steps: int | None = None) -> list[str]:
+        """Returns lines that describe each stream.
+
+        Args:
+            num_steps: Steps of the run, to tell the epochs of pooled corpora.
+        """
         lines, streams = [], self.mixture.streams
         total = sum(stream.weight for stream in streams)
-        for stream in streams:
+        for k, stream in enumerate(streams):
             lines.append(f"  {stream.name}: {stream.weight / total:.1%} of the rows")
+            if stream.is_pooled:
+                lines += self._pool_table(k, num_steps)
+                continue
             examples = sum(share.weight for share in stream.corpora)
             for share in stream.corpora:
                 lines.append(
@@ -211,6 +261,46 @@ class Packing(Configurable):
             shares = (f"{n} {w / sum(weights):.1%}" for n, w in zip(names, weights, strict=True))
             lines.append(f"  from step {first:,} on: {', '.join(shares)}")
         return lines
+
+    def _pool_table(self, stream: int, num_steps: int | None) -> list[str]:
+        """Returns a line per corpus of a pooled stream, below a header."""
+        corpora = self.mixture.streams[stream].corpora
+        lengths = [self.lengths[share.corpus] for share in corpora]
+        drawn = [
+            share.weight * each.num_usable / share.num_records
+            for share, each in zip(corpora, lengths, strict=True)
+        ]
+        header = ["set", "category", "examples", "repeat", "share", "positions", "images"]
+        cells = [
+            [
+                share.name,
+                share.category or "-",
+                f"{each.num_usable:,}",
+                f"{share.repeat:g}",
+                f"{part / sum(drawn):.2%}",
+                *(f"{mean:.1f}" for mean in each.means),
+            ]
+            for share, each, part in zip(corpora, lengths, drawn, strict=True)
+        ]
+        if num_steps is not None:
+            header.append(f"epochs in {num_steps:,} steps")
+            for line, epochs in zip(cells, self.epochs(stream, num_steps), strict=True):
+                line.append(f"{epochs:.2f}")
+        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+        table = [
+            "    "
+            + "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in [header, *cells]
+        ]
+        excluded = [
+            f"    {share.name}: {each.describe()}"
+            for share, each in zip(corpora, lengths, strict=True)
+            if each.num_truncated or each.refused or each.unusable
+        ]
+        return [*table, *excluded]
 
     def describe_buffer(self, buffer: ImageBuffer, num_rows: int) -> str:
         """Describes how full an image buffer gets, and the most slots that `num_rows` rows need."""
@@ -275,6 +365,10 @@ class Packing(Configurable):
                 )
             made.append((first, tuple(weights.values())))
         return made
+
+    def _own_fingerprint(self) -> dict[str, Any]:
+        most = self.config.max_examples
+        return {} if most is None else {"packing.max_examples": most}
 
     def _stages_fingerprint(self) -> dict[str, Any]:
         names = [stream.name for stream in self.mixture.streams]

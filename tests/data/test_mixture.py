@@ -3,14 +3,19 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from drawn_corpus import corpus, input_config, stream
 
 from mm1_jax.data.mixture import (
     CorpusShare,
+    CorpusWeight,
     MixedStream,
     Mixture,
+    Pool,
     count,
     hash_seed,
     most_in_a_run,
+    pooled_shares,
+    pooled_weights,
     select,
     shuffle_index,
 )
@@ -150,3 +155,126 @@ def test_most_in_a_run_is_the_maximum_over_all_ranges(length):
     worst = max(sum(each[i : i + length]) for i in range(200 - length))
     assert most_in_a_run(weights, amounts, length) == worst
     assert most_in_a_run((18, 18, 4), amounts, length) == worst
+
+
+# MM1.5 (arXiv 2409.20566), section 3.2: ratios to the general category, and the shares in percent
+# of the mixture that it fine-tunes on. Text-rich sets have no ratio; 3.3 stands for their size.
+RATIOS = {"refer_ground": 2.0, "math": 0.5, "code": 0.2, "science": 0.1}
+PUBLISHED = {
+    "text_rich": 37.2,
+    "refer_ground": 22.5,
+    "general": 11.3,
+    "math": 5.6,
+    "code": 2.3,
+    "science": 1.1,
+    "multi_image": 10.0,
+    "text": 10.0,
+}
+
+
+def _entries(*categories, **fields):
+    return [CorpusWeight().set(corpus=Pool(), category=each, **fields) for each in categories]
+
+
+def test_the_rule_of_mm15_gives_its_published_shares():
+    pool = Pool().set(shares={"multi_image": 0.1, "text": 0.1}, relative=RATIOS)
+    sizes = [3300 if category == "text_rich" else 1000 for category in PUBLISHED]
+    shares = pooled_shares(pool, _entries(*PUBLISHED), sizes)
+    np.testing.assert_allclose([100 * float(x) for x in shares], list(PUBLISHED.values()), atol=0.1)
+    assert sum(shares) == 1
+
+
+def test_without_categories_every_example_counts_alike():
+    shares = pooled_shares(Pool(), _entries(None, None), [300, 100])
+    assert [float(x) for x in shares] == [0.75, 0.25]
+    entries = [*_entries(None), *_entries(None, repeat=3.0)]
+    assert [float(x) for x in pooled_shares(Pool(), entries, [300, 100])] == [0.5, 0.5]
+
+
+def test_repeats_move_examples_within_a_category_only():
+    pool = Pool().set(shares={"text": 0.2})
+    entries = [*_entries("a", "a", repeat=None), *_entries("text", repeat=7.0)]
+    entries[0].repeat = 0.5
+    shares = [float(x) for x in pooled_shares(pool, entries, [100, 150, 10])]
+    np.testing.assert_allclose(shares, [0.2, 0.6, 0.2])
+
+
+def test_weights_allow_for_records_that_are_skipped():
+    """Half of the records of the second corpus are unusable, so it is drawn twice as often."""
+    shares = pooled_shares(Pool(), _entries(None, None), [100, 50])
+    assert pooled_weights(shares, [100, 100], [100, 50]) == [1 << 15, 1 << 15]
+
+
+def test_the_smallest_share_is_drawn_and_large_ones_are_close():
+    sizes = [91_800, 82_800, 665_000, 9_000, 22_000, 1]
+    shares = pooled_shares(Pool(), _entries(*[None] * 6), sizes)
+    weights = pooled_weights(shares, sizes, sizes)
+    assert min(weights) == 1
+    found = np.array(weights[:-1]) / sum(weights)
+    np.testing.assert_allclose(found, np.array(sizes[:-1]) / sum(sizes), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("pool", "entry", "message"),
+    [
+        (None, {"category": "math"}, "which only a pool reads"),
+        ({}, {"weight": 2}, "the pool computes the weights"),
+        ({"shares": {"text": 0.1}}, {}, "names the categories .'text'., of which it has no corpus"),
+        ({"relative": {"math": 0.5}}, {"category": "math"}, ".'general'., of which"),
+        (
+            {"relative": {"math": 0.5}, "reference": "math"},
+            {"category": "math"},
+            None,
+        ),
+        (
+            {"relative": {"math": 0.5}, "reference": "math", "shares": {"math": 0.5}},
+            {"category": "math"},
+            "gives the categories .'math'. a share, and compares",
+        ),
+        ({"shares": {"math": 1.0}}, {"category": "math"}, "leave nothing for other categories"),
+    ],
+)
+def test_contradictions_between_corpora_and_pool_are_errors(pool, entry, message):
+    cfg = stream("pooled", 1, corpus("first"), corpus("second"))
+    cfg.pool = None if pool is None else Pool().set(**pool)
+    cfg.corpora[0].set(**entry)
+    if message is None:
+        cfg.instantiate(split="train")
+    else:
+        with pytest.raises(ValueError, match=message):
+            cfg.instantiate(split="train")
+
+
+def _pooled_input(**fields):
+    cfg = input_config(**fields)
+    mixed = stream("mixed", 1, corpus("small"), corpus("large"), corpus("text"))
+    mixed.pool = Pool().set(shares={"text": 0.5})
+    for entry, size in zip(mixed.corpora, (20, 60, 10), strict=True):
+        entry.corpus.source.num_records = size
+    mixed.corpora[1].corpus.source.bad_records = list(range(0, 60, 3))
+    mixed.corpora[2].category = "text"
+    mixed.corpora[0].repeat = 2.0
+    return cfg.set(streams=[mixed], max_bad_fraction=0.5)
+
+
+def test_a_batch_of_a_pool_is_the_same_on_any_number_of_hosts_and_epochs_follow_the_pool():
+    made = _pooled_input().instantiate(num_steps=12)
+    iterators = [made.iterator(), *(made.iterator(range(r, r + 2)) for r in range(0, 8, 2))]
+    for _ in range(12):
+        whole, *parts = (next(each) for each in iterators)
+        joined = np.concatenate([part.tokens for part in parts])
+        np.testing.assert_array_equal(whole.tokens, joined)
+    epochs = {name: each["epochs"] for name, each in iterators[0].accounting().items()}
+    assert epochs["small"] == pytest.approx(2 * epochs["large"], rel=0.1)
+    documents = {name: each["documents"] for name, each in iterators[0].accounting().items()}
+    assert documents["text"] == pytest.approx(sum(documents.values()) / 2, rel=0.05)
+    for each in iterators:
+        each.close()
+    # The table foretells the epochs.
+    expected = dict(zip(made.corpus_names, made.packing.epochs(0, 12), strict=True))
+    assert expected == pytest.approx(epochs, rel=0.1)
+    lines = made.describe().splitlines()
+    (header,) = [line for line in lines if "epochs in 12 steps" in line]
+    assert header.split()[:5] == ["set", "category", "examples", "repeat", "share"]
+    (large,) = [line for line in lines if line.split()[:1] == ["large"]]
+    assert large.split()[1:5] == ["-", "40", "1", "25.00%"]

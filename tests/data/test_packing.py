@@ -33,11 +33,19 @@ def _streams(fillers=()):
 
 
 def _packing(
-    *, batch_size=8, num_shards=None, num_bins=4, lengths=None, seed=0, fillers=(), stages=()
+    *,
+    batch_size=8,
+    num_shards=None,
+    num_bins=4,
+    max_examples=None,
+    lengths=None,
+    seed=0,
+    fillers=(),
+    stages=(),
 ):
     return (
         Packing.default_config()
-        .set(num_shards=num_shards, num_bins=num_bins)
+        .set(num_shards=num_shards, num_bins=num_bins, max_examples=max_examples)
         .instantiate(
             streams=_streams(fillers),
             lengths=[Lengths(table) for _, table in sorted((lengths or _lengths()).items())],
@@ -385,3 +393,22 @@ def test_stages_are_part_of_the_fingerprint():
         "captions": 1, "interleaved": 1, "text": 2,
     }  # fmt: skip
     assert _packing().fingerprint().keys() < _packing(stages=STAGES).fingerprint().keys()
+
+
+def test_rows_of_one_example_hold_all_records_in_the_order_of_their_draws():
+    packing = _packing(max_examples=1, num_bins=1)
+    rows = [row for step in _plan(packing, 12) for row in step]
+    assert all(len(row.records) == 1 for row in rows)
+    stream = packing.mixture.record
+    own = [row.records[0] for row in rows if row.stream == 1]
+    assert len({record.index for record in own}) == min(len(own), SIZES[2][0])
+    drawn = {stream(1, shard, number)[2] for shard in range(8) for number in range(12)}
+    assert {record.index for record in own} <= drawn
+    assert packing.expected_examples(1) == 1
+
+
+def test_the_fingerprint_names_a_limit_of_examples_only_where_there_is_one():
+    assert "packing.max_examples" not in _packing().fingerprint()
+    assert _packing(max_examples=2).fingerprint()["packing.max_examples"] == 2
+    rows = [row for step in _plan(_packing(max_examples=2), 6) for row in step]
+    assert {len(row.records) for row in rows} <= {1, 2}
