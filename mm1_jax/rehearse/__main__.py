@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         "--images_per_row",
         "N",
         "average images per row, for the model FLOPs (default: by stream: rows of captions are "
-        "full, interleaved rows have 10, text has none)",
+        "full, interleaved rows have 10, text has none, conversations have 22.36 views)",
         type=number(),
     )
     add(

@@ -137,6 +137,20 @@ def flops(schedule: Schedule) -> float:
     return sum((times * work.flops for work, times in works), 0.0)
 
 
+def costs_by_part(schedule: Schedule, topology: Topology) -> dict[str, tuple[float, float]]:
+    """Returns seconds of compute and FLOPs per part of the model, for a device and step.
+
+    Waiting for transfers belongs to no part.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for item, times in executed(schedule):
+        if isinstance(item, Work):
+            seconds, flops = found.get(item.part, (0.0, 0.0))
+            seconds += times * work_seconds(item, topology)
+            found[item.part] = (seconds, flops + times * item.flops)
+    return dict(sorted(found.items(), key=lambda entry: -entry[1][0]))
+
+
 def executed(schedule: Schedule, executions: int = 1) -> Iterator[tuple[Work | Start | Done, int]]:
     """Yields everything in a schedule with how often it runs; every branch counts."""
     for item in schedule:

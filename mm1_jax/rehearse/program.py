@@ -12,6 +12,7 @@ from mm1_jax.rehearse.flops import kernel_flops, matmul_flops
 from mm1_jax.rehearse.hbm_traffic import hbm_bytes
 from mm1_jax.rehearse.hlo import Computation, Instruction, Module, parse
 from mm1_jax.rehearse.loops import trip_count
+from mm1_jax.rehearse.parts import OTHER, Parts
 from mm1_jax.rehearse.transfers import (
     SENT,
     Transfer,
@@ -68,6 +69,7 @@ class Work:
         flops: FLOPs of its matrix products, or of a kernel as far as known.
         cycles: The compiler's estimate, if any.
         hbm_bytes: Bytes read from and written to HBM.
+        part: Part of the model that it belongs to (see `parts`).
     """
 
     name: str
@@ -75,6 +77,7 @@ class Work:
     flops: float
     cycles: float | None
     hbm_bytes: float
+    part: str = OTHER
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,14 @@ class HloProgram:
     """
 
     module: Module
+    parts: Parts
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def parse(cls, text: str) -> "HloProgram":
         """Parses HLO text; raises ValueError if it is not that of an optimized module."""
-        return cls(parse(text))
+        module = parse(text)
+        return cls(module, Parts(text, module))
 
     def schedule(self) -> Schedule:
         return self._schedule(self.module.computations[self.module.entry])
@@ -243,14 +248,15 @@ class HloProgram:
                 self._warn(
                     f"kernel {i.name}: its FLOPs are unknown; timed by the bytes that it moves"
                 )
-            return Work(i.name, WorkKind.KERNEL, flops or 0.0, None, moved)
+            part = self.parts.of(i)
+            return Work(i.name, WorkKind.KERNEL, flops or 0.0, None, moved, part)
         flops = matmul_flops(self.module, i, computation)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
         cycles = float(estimate.group(1)) if estimate else None
         # The largest integer stands for "no estimate" for work of another core.
         cycles = cycles if cycles is None or cycles < 2**62 else None
         kind = WorkKind.MATRIX if flops else WorkKind.VECTOR
-        return Work(i.name, kind, flops, cycles, moved)
+        return Work(i.name, kind, flops, cycles, moved, self.parts.of(i))
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:

@@ -8,6 +8,7 @@ given or the program does not fit. Bytes and seconds are per device and step.
     flops         model, executed, ratio; over all devices
     collectives   kind -> count in the text, executions, bytes sent
     host_copies   the same for copies to and from the host's memory
+    parts         part of the model -> seconds of its compute, executed FLOPs over all devices
     step          seconds of matrix, vector, kernel, transfer (hidden or not), exposed, total
     mfu           model FLOPs / FLOPs of all chips at their peak during the predicted step
 """
@@ -22,6 +23,7 @@ from mm1_jax.parallel.device_memory import bytes_text
 from mm1_jax.rehearse.predict import (
     KERNEL_EFFICIENCY,
     Traffic,
+    costs_by_part,
     flops,
     predict,
     traffic,
@@ -32,6 +34,8 @@ from mm1_jax.rehearse.transfers import Route
 
 # Share of memory that should stay free for fragmentation and the runtime itself.
 FREE_SHARE = 0.05
+# Parts of the model with a smaller share of the step are not shown.
+_LEAST_SHOWN = 0.005
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
         "collectives": _as_dicts(traffic(schedule, Route.LINKS, Route.NETWORK)),
         "host_copies": _as_dicts(traffic(schedule, Route.HOST)),
         "step": {**asdict(times), "total": times.step},
+        "parts": {
+            part: {"seconds": seconds, "flops": number * topology.num_devices}
+            for part, (seconds, number) in costs_by_part(schedule, topology).items()
+        },
         "warnings": list(program.warnings),
         "assumptions": assumptions(topology),
     }
@@ -221,6 +229,13 @@ def _step(report: Mapping[str, Any]) -> str:
         share = step[name] / step["total"] if step["total"] else 0.0
         lines.append(f"  {title:22} {_seconds(step[name]):>10} {share:7.1%}")
     lines[-1] += f"   of {_seconds(step['transfer'])} of transfers"
+    for part, cost in report.get("parts", {}).items():
+        share = cost["seconds"] / step["total"] if step["total"] else 0.0
+        if share >= _LEAST_SHOWN:
+            lines.append(
+                f"  of which {part:13} {_seconds(cost['seconds']):>10} {share:7.1%}"
+                f"   {cost['flops']:.3g} FLOPs"
+            )
     return "\n".join(lines)
 
 

@@ -258,3 +258,39 @@ def test_compiled_collectives_send_their_exact_bytes(programs):
         "all-gather": whole * 3 / 4,
         "reduce-scatter": whole * 3 / 4,
     }
+
+
+FRAMES = """
+
+FileNames
+1 "/home/mm1_jax/train/train_step.py"
+2 "/home/mm1_jax/models/decoder.py"
+3 "/home/mm1_jax/layers/stack.py"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=48 end_line=48 column=1 end_column=9}
+2 {file_name_id=2 function_name_id=1 line=90 end_line=90 column=1 end_column=9}
+3 {file_name_id=3 function_name_id=1 line=88 end_line=88 column=1 end_column=9}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+3 {file_location_id=3 parent_frame_id=3}
+
+"""
+
+
+def test_work_belongs_to_the_innermost_part_of_its_stack_frames():
+    text = LOOP.replace("num_partitions=4\n", "num_partitions=4" + FRAMES, 1)
+    text = text.replace("replica_groups={}", "replica_groups={{0,1,2,3}}")
+    product = "rhs_contracting_dims={1}"
+    text = text.replace(product, product + ', metadata={op_name="dot" stack_frame_id=3}')
+    report = program_report(text, parse_topology("v5e:2x2"), None)
+    assert set(report["parts"]) == {"decoder", "other"}
+    # Seven products of 64 x 64 x 32 on each of four devices.
+    assert report["parts"]["decoder"]["flops"] == 4 * 7 * 2 * 64 * 64 * 32
+    step = report["step"]
+    seconds = sum(part["seconds"] for part in report["parts"].values())
+    assert seconds == pytest.approx(step["total"] - step["exposed"])
+    text = render({**report, "config": "c", "topology": "v5e:2x2", "num_chips": 4})
+    assert "of which decoder" in text
