@@ -5,11 +5,16 @@
         "decoder": InitialWeights.default_config().set(path="weights/qwen3_1p7b"),
     }
 
-Parts without an entry, such as the connector here, are initialized randomly as usual. A part and
-its checkpoint must have the same parameters with the same shapes. Config fields that shapes do not
-reveal (an eps, the base of rotary positions, an activation) must equal those that the weights were
-trained with. Intended differences are listed as rules (see `parameter_paths`). Defaults that have
-changed since then (`stored_config.DEFAULTS`) keep the values that the weights were trained with.
+Parts without an entry, such as the connector here, are initialized randomly as usual. One entry
+for the key "model" is the whole model, from a run or an import that has all parts:
+
+    cfg.trainer.initial_weights = {"model": InitialWeights.default_config().set(path="runs/mm1_3b")}
+
+A part and its checkpoint must have the same parameters with the same shapes. Config fields that
+shapes do not reveal (an eps, the base of rotary positions, an activation) must equal those that the
+weights were trained with. Intended differences are listed as rules (see `parameter_paths`).
+Defaults that have changed since then (`stored_config.DEFAULTS`) keep the values that the weights
+were trained with.
 
 With `upcycle`, a sparse decoder starts from a dense one. With `resize_positions`, an encoder or a
 connector starts from learned positions of another image size. Fine-tuning at a higher resolution
@@ -57,6 +62,8 @@ _NOT_IN_SHAPES = (
 _PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 # End of the path of learned grid positions, in any module.
 _POSITIONS = "positions/positions"
+# Key of `trainer.initial_weights` for all parts at once.
+MODEL = "model"
 
 
 class InitialWeights(Configurable):
@@ -102,7 +109,7 @@ class InitialWeights(Configurable):
         """Loads the parameters of a part onto their shardings, keyed by path.
 
         Args:
-            part: Path of the part, such as "decoder".
+            part: Path of the part, such as "decoder"; "model" is all of it.
             params: Shapes and shardings of all parameters of the model by path.
             model: Config of the model.
 
@@ -115,6 +122,13 @@ class InitialWeights(Configurable):
             stored = StoredParams(folder, cfg.step)
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
+        if part == MODEL:
+            if cfg.source is not None:
+                raise ValueError(
+                    f"{field}.source={cfg.source!r}: the whole model starts from the whole "
+                    "checkpoint; leave it None, or name the part in place of 'model'"
+                )
+            part = ""
         source = part if cfg.source is None else cfg.source
         paths = _paths_inside(part, params)
         if not paths:
@@ -177,7 +191,13 @@ class InitialWeights(Configurable):
         if any(is_adapter(path) for path in stored_paths - set(names.values())):
             complaints.append("  the checkpoint has adapters: set model.lora as in its run")
         if cfg.check_config and stored.description is not None:
-            complaints += _field_differences(stored.description, source, part, model, cfg.upcycle)
+            names_of_parts = {part: source}
+            if not part:
+                names_of_parts = {name: name for name in part_fields(stored.description)}
+            for own, its_source in names_of_parts.items():
+                complaints += _field_differences(
+                    stored.description, its_source, own, model, cfg.upcycle
+                )
         if complaints:
             raise ValueError(
                 f"{field}: the parameters in {folder} do not fit\n" + "\n".join(complaints)
@@ -185,6 +205,17 @@ class InitialWeights(Configurable):
         dense = {path: dense[path] for path in paths & dense.keys() if dense[path].group_size}
         return _load_parameters(
             stored, {path: params[path] for path in paths}, names, dense, resized
+        )
+
+
+def raise_if_parts_overlap(initial_weights: Mapping[str, InitialWeights.Config]) -> None:
+    """Raises ValueError if a part has an entry beside that of the whole model."""
+    if MODEL in initial_weights and len(initial_weights) > 1:
+        others = sorted(initial_weights.keys() - {MODEL})
+        raise ValueError(
+            f"trainer.initial_weights has 'model', which is all parts, and {others}; remove "
+            "either. A part of the checkpoint that the model initializes itself goes into "
+            "trainer.initial_weights['model'].fresh and .unused"
         )
 
 
@@ -198,14 +229,19 @@ def with_stored_defaults(
     """
     model = model.clone()
     for part, weights in initial_weights.items():
-        name, source = (each.partition("/")[0] for each in (part, weights.source or part))
-        cfg = getattr(model, name, None)
-        if not (weights.check_config and isinstance(cfg, ConfigBase)):
+        if not weights.check_config:
             continue
+        sources = {part.partition("/")[0]: (weights.source or part).partition("/")[0]}
+        if part == MODEL:
+            sources = {name: name for name, _ in model.items()}
         folder = Path(weights.data_dir or ".", str(weights.path))
-        stored = stored_config(folder, source, weights.step)
-        if stored is not None:
-            setattr(model, name, as_stored(stored, cfg, only_defaults=True))
+        for name, source in sources.items():
+            cfg = getattr(model, name, None)
+            if not isinstance(cfg, ConfigBase):
+                continue
+            stored = stored_config(folder, source, weights.step)
+            if stored is not None:
+                setattr(model, name, as_stored(stored, cfg, only_defaults=True))
     return model
 
 
@@ -259,7 +295,7 @@ def _are_grids(*shapes: tuple[int, ...]) -> bool:
 
 
 def _paths_inside(part: str, paths: Collection[str]) -> set[str]:
-    return {path for path in paths if path == part or path.startswith(f"{part}/")}
+    return {path for path in paths if not part or path == part or path.startswith(f"{part}/")}
 
 
 def _without(paths: set[str], chosen: Collection[str]) -> set[str]:
@@ -279,7 +315,7 @@ def _field_differences(
         return []
     made_for = _computational_fields(stored)
     now = _computational_fields(flat_fields(getattr(model, part)))
-    if is_upcycled:
+    if is_upcycled and any(path.startswith("moe.") for path in now):
         # Experts are copies of the dense layer, so `experts_per_token` has no effect at first.
         activation = now.get("moe.experts.activation")
         now = {path: value for path, value in now.items() if not path.startswith("moe.")}

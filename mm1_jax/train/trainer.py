@@ -27,7 +27,7 @@ from flax import nnx
 
 from mm1_jax.checkpoints.checkpointer import Checkpointer
 from mm1_jax.checkpoints.initial_adapters import InitialAdapters
-from mm1_jax.checkpoints.initial_weights import InitialWeights
+from mm1_jax.checkpoints.initial_weights import MODEL, InitialWeights
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class
 from mm1_jax.field_types import PositiveInt, Range
 from mm1_jax.layers.parameter_paths import parameter_path
@@ -69,7 +69,7 @@ class Trainer(Configurable):
         # Seed of the initial parameters; the data pipeline has its own seed.
         seed: Annotated[int, Range(at_least=-(2**63), below=2**63)] = 0
         # Parts of the model, by path, that start from other checkpoints; all others are initialized
-        # randomly.
+        # randomly. The key "model" is the whole model.
         initial_weights: dict[str, InitialWeights.Config] = {}
         # Adapters imported from PEFT, for a model with `lora`, loaded on top of these weights.
         initial_adapters: InitialAdapters.Config | None = None
@@ -265,7 +265,7 @@ class Trainer(Configurable):
         loaded: dict[str, jax.Array] = {}
         for part, weights in self._config.initial_weights.items():
             loaded |= weights.instantiate().load(part, params, model)
-            name = part.partition("/")[0] + "."
+            name = "" if part == MODEL else part.partition("/")[0] + "."
             kept = [each for each in former_defaults(model) if each.startswith(name)]
             log.message("; keeps ".join([f"{part} starts from {weights.path}", *kept]))
         adapters = self._config.initial_adapters

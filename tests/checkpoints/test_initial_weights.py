@@ -19,6 +19,7 @@ from mm1_jax.experiment import Experiment
 from mm1_jax.interop.compare import compare, decoder_logits, random_tokens, with_params
 from mm1_jax.interop.exporter import parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.run_folder import load_experiment
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.moe import MoE
@@ -251,3 +252,58 @@ def nested(params):
             node = node.setdefault(parent, {})
         node[name] = jnp.asarray(value)
     return tree
+
+
+@pytest.fixture(scope="module")
+def whole_run():
+    """The output folder of a stored run of `mm1_tiny`, and its parameters by path."""
+    folder = Path(__file__).parents[1] / "stored_runs" / "mm1_tiny"
+    return folder, StoredParams(folder)
+
+
+def whole_config(folder, **fields):
+    cfg = load_experiment(folder)
+    entry = InitialWeights.default_config().set(path=str(folder.absolute()), **fields)
+    cfg.trainer.initial_weights = {"model": entry}
+    return cfg
+
+
+def test_one_entry_starts_the_whole_model_from_a_run(whole_run):
+    folder, stored = whole_run
+    cfg = whole_config(folder)
+    params = first_params(cfg)
+    assert params.keys() == stored.shapes.keys()
+    for path, value in params.items():
+        np.testing.assert_array_equal(value, stored.read(path), path)
+
+
+def test_one_field_on_the_command_line_names_the_run(whole_run):
+    folder, _ = whole_run
+    overrides = {"trainer.initial_weights.model.path": str(folder.absolute())}
+    weights = Launch("mm1_3b_chat", None, overrides).resolved_config().trainer.initial_weights
+    assert {part: each.path for part, each in weights.items()} == {"model": str(folder.absolute())}
+
+
+def test_the_whole_model_has_rules_for_what_differs(whole_run):
+    folder, stored = whole_run
+    cfg = whole_config(folder)
+    cfg.model.connector.hidden_dim = 32
+    with pytest.raises(ValueError, match="connector/read_out.* in the checkpoint and"):
+        first_params(cfg)
+    rules = {"fresh": ("connector",), "unused": ("connector",)}
+    cfg.trainer.initial_weights["model"].set(**rules)
+    params = first_params(cfg)
+    path = "decoder/embedding/weight"
+    np.testing.assert_array_equal(params[path], stored.read(path))
+    assert params["connector/read_out/0/kernel"].shape[0] == 32
+
+
+def test_the_whole_model_excludes_entries_of_parts(whole_run):
+    folder, _ = whole_run
+    cfg = whole_config(folder)
+    cfg.trainer.initial_weights["decoder"] = InitialWeights.default_config().set(path="elsewhere")
+    with pytest.raises(ValueError, match="has 'model', which is all parts, and .'decoder'"):
+        Experiment.resolve(cfg)
+    cfg = whole_config(folder, source="decoder")
+    with pytest.raises(ValueError, match="leave it None, or name the part in place of 'model'"):
+        first_params(cfg)
