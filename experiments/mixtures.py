@@ -1,18 +1,21 @@
 """Corpora of each training stage and their weights: integers, so that 45/45/10 is exactly 9:9:2."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mm1_jax.data.corpora import digits, instructions, scene_names, scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
+from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.corpora.questions import question_document
 from mm1_jax.data.corpora.text import text_document
+from mm1_jax.data.grounding import Coordinates
 from mm1_jax.data.images import Augmentation
-from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.mixture import CorpusWeight, Pool, Stream
 from mm1_jax.data.sources.array_record import ArrayRecordSource
-from mm1_jax.data.splitting import Splitter
+from mm1_jax.data.splitting import ConversationSplitter, Splitter
 
 
 def embedded() -> list[Stream.Config]:
@@ -131,6 +134,71 @@ def easy_vqa() -> list[Stream.Config]:
 def text() -> list[Stream.Config]:
     """One corpus of text, read from `data_dir`."""
     return [_stream("text", 1, (_records("text", text_document, splits=True), 1))]
+
+
+# Sets by category, one folder of records each. The paper lists these, without their sizes.
+INSTRUCTIONS = {
+    "general": (
+        *("llava_conversations", "llava_reasoning", "sharegpt4v"),
+        *("vqav2", "gqa", "okvqa", "aokvqa", "coco_captions"),
+    ),
+    "text_rich": (
+        *("ocrvqa", "textcaps", "dvqa", "chartqa", "ai2d", "docvqa", "infovqa", "synthdog"),
+    ),
+    "text": ("text_chats",),
+}
+# Stands for MM1.5's sets (section 3.2), of which these are named.
+MM1P5_INSTRUCTIONS = {
+    "general": INSTRUCTIONS["general"],
+    "text_rich": tuple(name for name in INSTRUCTIONS["text_rich"] if name != "ai2d"),
+    "refer_ground": ("refcoco", "visual_genome"),
+    "science": ("ai2d", "scienceqa"),
+    "math": ("geoqa",),
+    "code": ("websight",),
+    "multi_image": ("mantis", "nlvr2", "birds_to_words"),
+    "text": ("openorca", "mathinstruct", "wizardcoder", "dolly"),
+}
+PAGES = ("pdfa", "idl", "rendered_text", "docstruct_4m")
+
+
+def mm1_instructions() -> list[Stream.Config]:
+    """MM1's fine-tuning sets (section 4.1), all examples in one pool, as the paper is read here."""
+    return [_pooled(INSTRUCTIONS, Pool())]
+
+
+def mm1p5_instructions() -> list[Stream.Config]:
+    """MM1.5's fine-tuning: its ratios to the general category, 10% multi-image and 10% text.
+
+    The rest is divided by the ratios. Text-rich sets have none and take part by their size, which
+    in the paper is 3.3 times that of the general ones.
+    """
+    pool = Pool().set(
+        shares={"multi_image": 0.1, "text": 0.1},
+        relative={"refer_ground": 2.0, "math": 0.5, "code": 0.2, "science": 0.1},
+    )
+    return [_pooled(MM1P5_INSTRUCTIONS, pool, coordinates=Coordinates.default_config())]
+
+
+def text_rich_pages() -> list[Stream.Config]:
+    """MM1.5's continual pre-training: pages and the text on them, as many of each of four sets."""
+    return [_stream("pages", 1, *((_records(name, caption_document), 1) for name in PAGES))]
+
+
+def _pooled(
+    sets: Mapping[str, Sequence[str]], pool: Pool, coordinates: Any = None
+) -> Stream.Config:
+    """A stream of conversations; those that are longer than a row are split between rounds."""
+    to_document = ConversationDocument.default_config().set(coordinates=coordinates)
+    splitter = ConversationSplitter.default_config()
+    entries = [
+        CorpusWeight().set(
+            corpus=_records(name, to_document.clone()).set(splitter=splitter.clone()),
+            category=category,
+        )
+        for category, names in sets.items()
+        for name in names
+    ]
+    return Stream.default_config().set(name="conversations", corpora=entries, pool=pool)
 
 
 def _records(name: str, to_document: Any, *, splits: bool = False) -> Corpus.Config:

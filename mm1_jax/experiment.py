@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax import small_config
-from mm1_jax.checkpoints.initial_weights import with_stored_defaults
+from mm1_jax.checkpoints.initial_weights import raise_if_parts_overlap, with_stored_defaults
 from mm1_jax.config import (
     REQUIRED,
     ConfigBase,
@@ -76,6 +76,7 @@ class Experiment(Configurable):
             _fill(part, "chat_format", cfg.input.chat_format)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
             _fill(part, "data_dir", cfg.input.data_dir)
+        raise_if_parts_overlap(cfg.trainer.initial_weights)
         cfg.model = with_stored_defaults(cfg.model, cfg.trainer.initial_weights)
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
@@ -114,7 +115,9 @@ class Experiment(Configurable):
         process = distributed.process_index()
         suffix = f".process_{process:05}" if process else ""
         self.input = cfg.input.instantiate(
-            split="train", quarantine_path=output_dir / f"quarantine{suffix}.jsonl"
+            split="train",
+            quarantine_path=output_dir / f"quarantine{suffix}.jsonl",
+            num_steps=cfg.trainer.max_steps,
         )
         self.evaluators: dict[str, Evaluator] = {
             name: evaluator.instantiate(input=self.input) for name, evaluator in cfg.evals.items()

@@ -15,7 +15,8 @@ from typing import Any
 
 from mm1_jax.config import ConfigBase
 from mm1_jax.data.corpora import digits, scenes
-from mm1_jax.data.corpora.embedded import TO_DOCUMENT
+from mm1_jax.data.corpora.conversations import ConversationDocument
+from mm1_jax.data.corpora.embedded import TO_DOCUMENT, Kind
 from mm1_jax.data.packing import Packing
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.field_types import class_name
@@ -130,21 +131,28 @@ def _replace_data(changes: _Changes, cfg: Any) -> None:
             corpus = entry.corpus
             if not _reads_files(corpus):
                 continue
-            if corpus.to_document not in kinds:
+            kind = (
+                Kind.QUESTIONS
+                if isinstance(corpus.to_document, ConversationDocument.Config)
+                else kinds.get(corpus.to_document)
+            )
+            if kind is None:
                 raise ValueError(
                     f"--small: corpus {corpus.name!r} reads files, and no embedded corpus has "
                     f"documents of {corpus.to_document.__name__}; give the stream a corpus that "
                     "does without files"
                 )
-            other = embedded[number % 2](kinds[corpus.to_document])
+            other = embedded[number % 2](kind)
             number += 1
             changes.say("input", f"corpus {corpus.name} is {other.name}")
-            entry.corpus = other.set(name=corpus.name, splitter=corpus.splitter)
+            splitter = None if kind is Kind.QUESTIONS else corpus.splitter
+            entry.corpus = other.set(name=corpus.name, splitter=splitter)
     if getattr(cfg.tokenizer, "model_path", None) is not None:
         changes.say("input", "the tokenizer is the one that ships with the package")
         cfg.tokenizer = Tokenizer.default_config()
     changes.set("input", cfg, snapshot=None)
-    changes.reset("input.packing", cfg.packing, Packing.default_config())
+    packing = Packing.default_config().set(max_examples=cfg.packing.max_examples)
+    changes.reset("input.packing", cfg.packing, packing)
     changes.at_most("input", cfg, {"image_group_rows": GROUP_ROWS})
 
 

@@ -47,6 +47,12 @@ SIZES = {
     "mm1_llama3_8b": (8_650, 8_800),
     # Llama 2 7B has 6,738M.
     "llama2_7b": (6_738, 6_739),
+    # With the positions of 48 x 48 patches.
+    "mm1_3b_chat": (3_650, 3_900),
+    "mm1_7b_chat": (7_250, 7_500),
+    "mm1_30b_chat": (30_500, 31_000),
+    "mm1_3b_moe_chat": (65_000, 66_000),
+    "mm1_7b_moe_chat": (40_500, 41_500),
     **{name: (1_600, 4_200) for name in NAMES if name.startswith("mm1_1b")},
 }
 
