@@ -221,7 +221,7 @@ class Packing(Configurable):
         )
         corpora = self.mixture.streams[stream].corpora
         usable = [self.lengths[share.corpus].num_usable for share in corpora]
-        # Of each draw, as many give examples as there are usable records.
+        # A draw of an unusable record gives no example.
         drawn = [
             share.weight * number / share.num_records
             for share, number in zip(corpora, usable, strict=True)
