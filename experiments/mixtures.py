@@ -43,11 +43,16 @@ def embedded() -> list[Stream.Config]:
 
 
 def embedded_instructions() -> list[Stream.Config]:
-    """Instructions about digits and scenes in all forms of answers; needs no download."""
+    """Instructions about digits and scenes in all forms of answers; needs no download.
+
+    Half of the rows are those of `embedded`, as the small models forget what they do not repeat.
+    """
+    replayed = embedded()
     corpora = [
         (instructions.corpus(form, pictures), 1) for pictures, form in instructions.ALL_FORMS
     ]
-    return [_stream("instructions", 1, *corpora)]
+    weight = sum(stream.weight for stream in replayed)
+    return [_stream("instructions", weight, *corpora), *replayed]
 
 
 def embedded_with_names() -> list[Stream.Config]:
