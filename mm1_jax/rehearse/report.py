@@ -302,8 +302,34 @@ _COLUMNS = (
 
 def render_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """Formats reports as a Markdown table, one line each."""
-    rows = [_COLUMNS, *(_row(report) for report in reports)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return _markdown([_COLUMNS, *(_row(report) for report in reports)])
+
+
+def render_parts(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Formats the seconds and the share of executed FLOPs of each part as a Markdown table."""
+    shown = ("vision_encoder", "connector", "decoder")
+    rows = [("config", "topology", "step s", *shown, "rest", "waiting")]
+    for report in reports:
+        if "parts" not in report:
+            continue
+        parts, step = report["parts"], report["step"]
+        executed = report["flops"]["executed"]
+        cells = []
+        for part in shown:
+            cost = parts.get(part, {"seconds": 0.0, "flops": 0.0})
+            share = cost["seconds"] / step["total"]
+            cells.append(
+                f"{cost['seconds']:.2f} s, {share:.0%}; {cost['flops'] / executed:.0%} of FLOPs"
+            )
+        rest = sum(cost["seconds"] for part, cost in parts.items() if part not in shown)
+        waiting = f"{step['exposed']:.2f} s"
+        names = (report["config"], report["topology"], f"{step['total']:.2f}")
+        rows.append((*names, *cells, f"{rest:.2f} s", waiting))
+    return _markdown(rows)
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, tuple("-" * width for width in widths))
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
