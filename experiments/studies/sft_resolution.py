@@ -178,6 +178,7 @@ def _fine_tuned(model: MM1.Config, overview: Overview | None = None) -> Experime
 def _on_pages(
     model: MM1.Config, kind: Kind, text_length: int, *, max_steps: int, num_views: int = 1
 ) -> Experiment.Config:
+    assert model.connector is not None, "the model reads images"
     length = num_views * (model.connector.num_image_tokens + MARK) + text_length
     corpus = pages.corpus(kind, sizes=SIZES, num_records=max_steps * ROWS * PAGES_PER_ROW)
     stream = Stream.default_config().set(name="pages", corpora=[CorpusWeight().set(corpus=corpus)])
