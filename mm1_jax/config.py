@@ -534,6 +534,17 @@ def is_derived(cfg: ConfigBase, name: str) -> bool:
     return _DERIVED in _fields(type(cfg))[name].metadata
 
 
+def fill(cfg: ConfigBase, name: str, value: Any) -> None:
+    """Sets the field `name` of all configs inside `cfg` that have one and leave it None."""
+
+    def enter(path: str, part: Any, children: list | None) -> list | None:
+        if isinstance(part, ConfigBase) and name in part and getattr(part, name) is None:
+            setattr(part, name, value.clone() if isinstance(value, ConfigBase) else value)
+        return children
+
+    cfg.visit(lambda path, part: None, enter)
+
+
 def missing_fields(cfg: ConfigBase) -> list[str]:
     """Returns paths of the required fields in `cfg` that are neither set nor derived."""
     missing: list[str] = []

@@ -26,13 +26,13 @@ from mm1_jax import small_config
 from mm1_jax.checkpoints.initial_weights import raise_if_parts_overlap, with_stored_defaults
 from mm1_jax.config import (
     REQUIRED,
-    ConfigBase,
     Configurable,
     Required,
     RequiredFieldMissingError,
     check_values,
     close_names,
     config_class,
+    fill,
     missing_fields,
 )
 from mm1_jax.data.input import Input
@@ -73,9 +73,9 @@ class Experiment(Configurable):
         cfg.visit(_raise_if_not_local)
         _raise_if_a_part_is_another(cfg)
         for part in (cfg.input, *cfg.evals.values()):
-            _fill(part, "chat_format", cfg.input.chat_format)
+            fill(part, "chat_format", cfg.input.chat_format)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
-            _fill(part, "data_dir", cfg.input.data_dir)
+            fill(part, "data_dir", cfg.input.data_dir)
         raise_if_parts_overlap(cfg.trainer.initial_weights)
         cfg.model = with_stored_defaults(cfg.model, cfg.trainer.initial_weights)
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
@@ -239,17 +239,6 @@ def _raise_if_not_local(path: str, value: Any) -> None:
     name = re.sub(r"\[.*", "", path.rpartition(".")[2])
     if isinstance(value, str) and name.endswith(("dir", "path", "folder", "file", "snapshot")):
         raise_if_remote(path, value)
-
-
-def _fill(cfg: Any, name: str, default: Any) -> None:
-    """Sets the field `name` of all configs inside `cfg` that have one and leave it None."""
-
-    def enter(path: str, value: Any, children: list | None) -> list | None:
-        if isinstance(value, ConfigBase) and name in value and getattr(value, name) is None:
-            setattr(value, name, default.clone() if isinstance(default, ConfigBase) else default)
-        return children
-
-    cfg.visit(lambda path, value: None, enter)
 
 
 def _agree(cfg: Any, path: str, value: Any, source: str) -> None:

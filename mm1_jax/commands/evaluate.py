@@ -130,6 +130,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "query's for the model's vision encoder (RICES); default: %(default)s",
     )
     parser.add_argument(
+        "--tiled_exemplars",
+        type=whole(0),
+        metavar="N",
+        help="show the pictures of the last N few-shot examples in tiles, those of the others as "
+        "one view each; default: all as the tiling of the run does",
+    )
+    parser.add_argument(
+        "--reasoning",
+        action="store_true",
+        help="ask chat benchmarks for reasoning before the answer (chain of thought); few-shot "
+        "examples show that of their records",
+    )
+    parser.add_argument(
         "--judge_url",
         default="",
         metavar="URL",

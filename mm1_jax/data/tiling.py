@@ -17,6 +17,7 @@ from typing import Any
 from mm1_jax.batch import Document, Image, Segment, Text, View
 from mm1_jax.config import REQUIRED, Configurable, Required, config_class, derived
 from mm1_jax.data import grids
+from mm1_jax.data.chat_formats.base import Conversation, Turn
 from mm1_jax.data.grid_rules import GridRule
 from mm1_jax.data.grids import Grid
 from mm1_jax.data.images import picture_size
@@ -230,11 +231,19 @@ def last_pictures_tiled(documents: Sequence[Document], num_tiled: int) -> list[D
 
 def untiled(document: Document) -> Document:
     """Returns the document with one view of each picture."""
+    if isinstance(document, Conversation):
+        return document.of([turn._replace(parts=_one_view_each(turn)) for turn in document.turns])
     segments = tuple(
         replace(segment, is_tiled=False) if isinstance(segment, Image) else segment
         for segment in document.segments
     )
     return replace(document, segments=segments)
+
+
+def _one_view_each(turn: Turn) -> tuple[str | Image, ...]:
+    return tuple(
+        replace(part, is_tiled=False) if isinstance(part, Image) else part for part in turn.parts
+    )
 
 
 def _text(text: str) -> list[Segment]:

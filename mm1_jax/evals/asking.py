@@ -233,6 +233,8 @@ def described(task: Task, exemplars: str, cfg: Any) -> str:
     parts = [f"a prompt without exemplars: {text_of(task.prompt)!r}", exemplars]
     if cfg.answer_joiner is not None:
         parts.append(f"exemplars end with {cfg.exemplar_separator!r}")
+    if cfg.num_tiled_exemplars is not None:
+        parts.append(f"only the last {cfg.num_tiled_exemplars} exemplars in tiles")
     if cfg.asking is compare_options:
         continuations = [one.continuation for one in likelihood_requests(task, cfg)]
         parts.insert(1, f"followed by one of {continuations}")

@@ -6,7 +6,7 @@ asked (prompts, shots, `asking`), and the function that scores them (`scoring`).
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from mm1_jax.evals.evaluator import EvalResult, Evaluator, PromptInput, Sample
 from mm1_jax.evals.exemplars import SimilarExemplars
 from mm1_jax.evals.judge import Grades
 from mm1_jax.evals.prompts import reference, text_of, without_answer
+from mm1_jax.evals.reasoning import Reasoning
 from mm1_jax.evals.scoring.bootstrap import intervals
 from mm1_jax.evals.scoring.items import Item, Scored, Scoring, quality, scores
 from mm1_jax.evals.tasks import Task, TaskMaker, Tasks
@@ -108,6 +109,9 @@ class Benchmark(Evaluator):
         answer_joiner: str | None = None
         # Text after the answer of each exemplar; used only with `answer_joiner`.
         exemplar_separator: str | None = None
+        # Number of exemplars, the last ones, whose pictures are shown as the input's tiling does;
+        # those of the others have one view each (MM1, mixed resolution). None means all.
+        num_tiled_exemplars: NonNegativeInt | None = None
         # Chooses the exemplars most similar to the query; None draws them at random.
         exemplars: SimilarExemplars.Config | None = None
         # Metric that reports show as the score; None means accuracy or, without it, exact_match.
@@ -137,6 +141,9 @@ class Benchmark(Evaluator):
                 "it, or give the model a vision encoder and a connector"
             )
         self._input = input
+        # Extracts answers from replies with reasoning.
+        reasoning = getattr(cfg.corpus.to_document, "reasoning", None)
+        self._reasoning: Reasoning | None = None if reasoning is None else reasoning.instantiate()
         self.maker = TaskMaker(cfg, tokenizer=input.tokenizer, pixels=self._pixels)
 
     def run(self, model: MM1) -> EvalResult:
@@ -208,6 +215,12 @@ class Benchmark(Evaluator):
         """Digest of the documents that are asked and of those that exemplars are drawn from."""
         return self.maker.fingerprint()
 
+    @property
+    def tiling_fingerprint(self) -> str | None:
+        """Describes how pictures are shown as views; None if each picture is one view."""
+        tiling = self._input.example_builder.tiling
+        return None if tiling is None else tiling.fingerprint()
+
     def describe(self) -> str:
         """Describes the protocol for people to read."""
         exemplars = self.maker.describe_exemplars()
@@ -260,7 +273,11 @@ class Benchmark(Evaluator):
         return [f"{name}/{shots}/{metric}" for name, shots in asked for metric in metrics]
 
     def _item(self, task: Task, answer: Answer) -> Item:
-        return Item(task.record, answer, task.key, reference(task.document))
+        right = reference(task.document)
+        if self._reasoning is not None and isinstance(answer, TextAnswer):
+            right = self._reasoning.extracted(right)
+            answer = replace(answer, text=self._reasoning.extracted(answer.text))
+        return Item(task.record, answer, task.key, right)
 
     def _log(self, log: AnswerLog, task: Task, answer: Answer) -> None:
         (verdict,) = self._judgement([task], [answer], {}).verdicts

@@ -30,6 +30,8 @@ _FIELDS_WITHOUT_EFFECT = (
     *("run", "shots", "blank_shots", "num_examples", "num_few_shot_examples", "num_samples"),
     *("batch_size", "headline", "headline_scale", "data_dir", "allow_missing_images"),
     *("scoring", "predictions", "grading", "num_judge_runs", "system_message"),
+    # The fingerprint of the records covers the format of conversations.
+    "chat_format",
     # These read and choose the records; the fingerprint covers their result.
     *("read", "row", "patterns", "publisher", "records"),
     # The documents imply the first; `_ASKED_WITH` records the others.
@@ -202,7 +204,10 @@ def _protocol(benchmark: Benchmark) -> dict[str, Any]:
         for path, value in fields.items()
         if not {part.split("[")[0] for part in path.split(".")} & {*_FIELDS_WITHOUT_EFFECT}
     }
-    return {"config": kept, "records": benchmark.fingerprint()}
+    protocol = {"config": kept, "records": benchmark.fingerprint()}
+    if (tiling := benchmark.tiling_fingerprint) is not None:
+        protocol["tiling"] = tiling
+    return protocol
 
 
 def averages(

@@ -18,8 +18,14 @@ import numpy as np
 from mm1_jax.batch import Document, Image, Markup, Record, Segment, Text
 from mm1_jax.config import Configurable, config_class, derived
 from mm1_jax.data.chat_formats.base import ChatFormat, Conversation, Turn
-from mm1_jax.data.corpora.conversations import ConversationDocument, conversation_document
+from mm1_jax.data.corpora.conversations import (
+    IMAGE,
+    ConversationDocument,
+    conversation_document,
+)
 from mm1_jax.data.corpora.questions import question_prompt
+from mm1_jax.data.tiling import last_pictures_tiled
+from mm1_jax.evals.reasoning import Reasoning
 
 
 def exemplar_indices(
@@ -81,6 +87,7 @@ def few_shot(
     *,
     joiner: str | None = None,
     separator: str = "",
+    num_tiled: int | None = None,
 ) -> Document:
     """Returns the exemplars with their answers, in order, then the query without its answer.
 
@@ -88,7 +95,11 @@ def few_shot(
         joiner: Joins the texts of a task into one. None keeps them apart, so that they are
             tokenized separately.
         separator: Text after the answer of each exemplar; used only with a joiner.
+        num_tiled: Number of exemplars, the last ones, whose pictures a tiling may show in several
+            views; None means all.
     """
+    if num_tiled is not None:
+        exemplars = last_pictures_tiled(exemplars, num_tiled)
     if isinstance(query, Conversation):
         return _chat(exemplars, query, joiner)
     asked = without_answer(query)
@@ -184,8 +195,9 @@ class QuestionTask(Configurable):
 class ChatTask(Configurable):
     """A user turn of question and instruction, in the chat format of training, then the answer.
 
-    `<image>` in a question marks the place of a picture. Without a chat format, the document is
-    that of `conversation_document`.
+    `<image>` in a question marks the place of a picture; pictures without a mark come first. A
+    record may have an `instruction` of its own. Without a chat format, the document is that of
+    `conversation_document`.
     """
 
     @config_class
@@ -193,9 +205,13 @@ class ChatTask(Configurable):
         chat_format: ChatFormat.Config | None = derived(None)  # `input.chat_format`
         # Text after the question, as in the fine-tuning of LLaVA and MM1.
         instruction: str = "Answer the question using a single word or phrase."
+        # Asks for reasoning before the answer, and shows that of exemplars; None asks for the
+        # answer alone.
+        reasoning: Reasoning.Config | None = None
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
+        self._reasoning = None if cfg.reasoning is None else cfg.reasoning.instantiate()
         self._conversation: ConversationDocument | None = None
         if cfg.chat_format is not None:
             self._conversation = (
@@ -203,15 +219,31 @@ class ChatTask(Configurable):
             )
 
     def __call__(self, record: Record) -> Document:
-        asked = "\n".join(filter(None, (record["question"], self._config.instruction)))
+        instruction = record.get("instruction", self._config.instruction)
+        answer = record["answer"]
+        if self._reasoning is not None:
+            instruction, answer = self._config.reasoning.instruction, self._reasoning.answer(record)
+        asked = "\n".join(filter(None, (record["question"], instruction)))
         # A placeholder answer: a question without a label has a blank one, which training refuses.
         turns = [{"role": "user", "text": asked}, {"role": "assistant", "text": "-"}]
         if self._conversation is not None:
+            unmarked = len(record["images"]) - asked.count(IMAGE)
+            if 0 < unmarked < len(record["images"]):
+                turns[0]["text"] = IMAGE * unmarked + asked
             made = self._conversation.turns({"images": record["images"], "turns": turns})
-            answer = made[-1]._replace(parts=(record["answer"],))
-            return self._conversation.chat_format.document([*made[:-1], answer])
+            answered = made[-1]._replace(parts=(answer,))
+            return self._conversation.chat_format.document([*made[:-1], answered])
         segments = conversation_document({"images": record["images"], "turns": turns}).segments
-        return Document((*segments[:-1], Text(record["answer"])))
+        return Document((*segments[:-1], Text(answer)))
+
+    def fingerprint(self) -> str | None:
+        """Describes everything that determines the documents; None if that is the config alone."""
+        if self._conversation is None:
+            return None
+        own = self._config.clone(chat_format=None).debug_string(
+            kv_separator="=", field_separator=" "
+        )
+        return f"{own} chat_format={self._conversation.chat_format.fingerprint()}"
 
 
 def text_of(document: Document) -> str:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mm1_jax.checkpoints.checkpoint_folder import checkpoints_of
 from mm1_jax.checkpoints.trained_model import load_model, newest_step, placement_of
-from mm1_jax.config import close_names
+from mm1_jax.config import close_names, fill
 from mm1_jax.evals import chat_table
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.registry import (
@@ -30,6 +30,8 @@ from mm1_jax.evals.evaluation import Bar, averages, evaluate
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.exemplars import SimilarExemplars
 from mm1_jax.evals.judge import Judge
+from mm1_jax.evals.prompts import ChatTask
+from mm1_jax.evals.reasoning import Reasoning
 from mm1_jax.evals.report import markdown
 from mm1_jax.launch.run_folder import load_experiment
 from mm1_jax.multihost import distributed
@@ -44,6 +46,9 @@ MAY_DIFFER = (
     *("process_id", "initialization_timeout", "heartbeat_timeout", "json"),
     *("checkpoint", "benchmarks_dir", "output"),
 )
+
+# Tokens of an answer with reasoning.
+_REASONING_TOKENS = 512
 
 
 def ask_together(flags: Namespace) -> dict[str, float]:
@@ -175,10 +180,15 @@ def _chosen(flags: Namespace, experiment: Any) -> dict[str, Benchmark.Config]:
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
             raise ValueError(f"--benchmarks={flags.benchmarks}: unknown benchmark {name!r}; {hint}")
         cfg = known[name].clone(blank_shots=())
+        fill(cfg, "chat_format", experiment.input.chat_format)
         if "data_dir" in cfg.corpus.source and cfg.corpus.source.data_dir is None:
             cfg.corpus.source.data_dir = str(flags.benchmarks_dir)
         if flags.exemplars == "similar":
             cfg.exemplars = SimilarExemplars.default_config()
+        if flags.reasoning:
+            _set_reasoning(cfg)
+        if flags.tiled_exemplars is not None:
+            cfg.num_tiled_exemplars = flags.tiled_exemplars
         if flags.shots is not None:
             cfg.shots = _shots(flags.shots)
         if flags.limit is not None:
@@ -195,6 +205,22 @@ def _chosen(flags: Namespace, experiment: Any) -> dict[str, Benchmark.Config]:
             )
         configs[name] = apply_overrides(configs[name], {field: value}, types_from=configs[name])
     return configs
+
+
+def _set_reasoning(cfg: Benchmark.Config) -> None:
+    """Makes a benchmark ask for reasoning before the answer."""
+    task: Any = cfg.corpus.to_document
+    if not isinstance(task, ChatTask.Config) or cfg.grading is not None:
+        raise ValueError(
+            f"--reasoning: {cfg.name} asks no question of a chat model with a short answer; name "
+            "benchmarks such as scienceqa, mmmu and mathvista"
+        )
+    task.reasoning = Reasoning.default_config()
+    # Reasoning may have several lines.
+    cfg.set(
+        max_new_tokens=_REASONING_TOKENS,
+        stop_strings=tuple(stop for stop in cfg.stop_strings if stop != "\n"),
+    )
 
 
 def _shots(text: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ Tasks depend on the config alone, except where exemplars are chosen by features 
 """
 
 import functools
+import hashlib
 import weakref
 import zlib
 from collections import Counter
@@ -105,7 +106,12 @@ class TaskMaker:
 
     def fingerprint(self) -> str:
         """Digest of the documents that are asked and of those that exemplars are drawn from."""
-        return f"{self.queries.fingerprint()} {self.support.fingerprint()}"
+        found = f"{self.queries.fingerprint()} {self.support.fingerprint()}"
+        if self._reasons:
+            texts = [self.support.source[i].get("rationale", "") for i in self._support_indices]
+            digest = hashlib.blake2b(repr(texts).encode("utf-8", "replace"), digest_size=8)
+            found += f" rationales={digest.hexdigest()}"
+        return found
 
     def key(self, place: int) -> str:
         """Returns the id of the record at a place."""
@@ -132,12 +138,15 @@ class TaskMaker:
                 f"{cfg.name}: an exemplar of task {self.key(place)!r} has no answer; use exemplars "
                 "from a split that is published with answers"
             )
+        if self._reasons and shots:
+            self._check_rationales(shots, place)
         record, document = self.queries.source[query], self.queries.document(query)
         prompt = few_shot(
             exemplars,
             document,
             joiner=cfg.answer_joiner,
             separator=cfg.exemplar_separator or "",
+            num_tiled=cfg.num_tiled_exemplars,
         )
         return Task(record, document, tuple(exemplars), prompt, self.key(place))
 
@@ -204,6 +213,23 @@ class TaskMaker:
                 write_features(cache, found[0], found[1], about)
         rows = {place: row for row, place in enumerate(places)}
         self._features = _PreparedFeatures(weakref.ref(model), rows, found[0], found[1])
+
+    @property
+    def _reasons(self) -> bool:
+        """Whether answers have reasoning before them."""
+        return getattr(self._cfg.corpus.to_document, "reasoning", None) is not None
+
+    def _check_rationales(self, shots: int, place: int) -> None:
+        if self._cfg.exemplars_of is not None:
+            return
+        for i in self._exemplar_places(shots, place):
+            record = self.support.source[self._support_indices[i]]
+            if not record.get("rationale", "").strip():
+                raise ValueError(
+                    f"{self._cfg.name}: exemplar {record.get('id', i)!r} of task "
+                    f"{self.key(place)!r} has no `rationale` to show as reasoning; ask without "
+                    "exemplars (--shots=0), or a benchmark that has rationales, such as scienceqa"
+                )
 
     @functools.cached_property
     def _query_indices(self) -> Sequence[int]:

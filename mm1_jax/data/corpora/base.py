@@ -99,10 +99,11 @@ class Corpus(Configurable):
         """Describes everything that determines the documents."""
         fields = self._config.debug_string(kv_separator="=").splitlines()
         making = [line for line in fields if line.startswith(("to_document", "splitter"))]
-        if (own := getattr(self._to_document, "fingerprint", None)) is not None:
+        own = getattr(self._to_document, "fingerprint", lambda: None)()
+        if own is not None:
             # Fields such as `data_dir` do not determine documents, and the content of files does.
             making = [line for line in making if not line.startswith("to_document")]
-            making.append(f"to_document={own()}")
+            making.append(f"to_document={own}")
         return " ".join([self.source.fingerprint(), *making])
 
 

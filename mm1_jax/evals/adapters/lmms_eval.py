@@ -19,7 +19,7 @@ from mm1_jax.batch import Document, Image, Text
 from mm1_jax.data.corpora.conversations import IMAGE
 from mm1_jax.evals.adapters.run_model import Prompt, RunModel, check_unknown
 from mm1_jax.evals.likelihood import LikelihoodRequest
-from mm1_jax.evals.prompts import ChatTask, without_answer
+from mm1_jax.evals.prompts import ChatTask, stop_of, without_answer
 
 # The library is imported by name, so that type checkers work without it.
 _Base: Any = importlib.import_module("lmms_eval.api.model").lmms
@@ -77,7 +77,8 @@ class MM1ForLmmsEval(_Base):
         self._run = RunModel(checkpoint, step=step, batch_size=batch_size)
         self.batch_size = self._run.batch_size
         self._style = prompt
-        self._chat = ChatTask.default_config().set(instruction="").instantiate()
+        task = ChatTask.default_config().set(instruction="", chat_format=self._run.chat_format)
+        self._chat = task.instantiate()
         self._warned = False
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -132,11 +133,13 @@ class MM1ForLmmsEval(_Base):
         self._check_greedy(options)
         until = options.get("until") or ()
         images = self._images(doc_to_visual, doc_id, task, split)
+        document = self._document(context, images)
         decoding = self._run.options(
             int(options.get("max_new_tokens") or _MAX_NEW_TOKENS),
+            stop=stop_of(document),
             stop_strings=(until,) if isinstance(until, str) else tuple(until),
         )
-        return Prompt(self._document(context, images), decoding)
+        return Prompt(document, decoding)
 
     def _images(
         self,

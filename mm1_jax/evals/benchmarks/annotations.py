@@ -97,6 +97,8 @@ class AnnotationSource(Source):
         digest = hashlib.blake2b(digest_size=8)
         for record in self._records:
             texts = [record[name] for name in ("id", "question", "captions") if name in record]
+            if "instruction" in record:
+                texts[1] = f"{texts[1]}\n{record['instruction']}"
             digest.update(repr((texts, record.get("answer"), len(record["images"]))).encode())
         return f"records={len(self)} digest={digest.hexdigest()}"
 

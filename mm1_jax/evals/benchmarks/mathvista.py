@@ -22,7 +22,7 @@ def mathvista() -> Benchmark.Config:
     mathvista/images/                1.jpg
     """
     source = annotations(read_mathvista, "mathvista", "testmini", "testmini")
-    # The instruction depends on the kind of question and is part of the question's text.
+    # The instruction depends on the kind of question, so the records have it.
     return chat_benchmark("mathvista", source, scoring.mathvista, "", headline="accuracy")
 
 
@@ -38,7 +38,8 @@ def _record(files: AnnotationSource, entry: Entry, split: str) -> dict[str, Any]
     if entry.has("unit") and entry.text("unit"):
         question = f"{question} (Unit: {entry.text('unit')})"
     instruction = BY_LETTER if choices else IN_FEW_WORDS
-    question = f"{with_options(question, by_letter(choices))}\n{instruction}"
+    options = by_letter(choices)
+    question = with_options(question, options)
     # Images are named relative to the folder of the benchmark, such as "images/1.jpg".
     (folder,) = files.images("")
     # The answers of the large test split are not published.
@@ -51,6 +52,9 @@ def _record(files: AnnotationSource, entry: Entry, split: str) -> dict[str, Any]
         [ImageFile(folder, entry.text("image"))],
         question,
         answers,
+        # Exemplars answer as the instruction asks.
+        answer=next((letter for letter, text in options.items() if [text] == answers), None),
+        instruction=instruction,
         choices=choices,
         answer_type=entry.text("answer_type"),
         precision=None if precision in (None, "") else int(precision),

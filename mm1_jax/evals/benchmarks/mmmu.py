@@ -33,7 +33,7 @@ def mmmu() -> Benchmark.Config:
     image_1 to image_7 (bytes), answer, question_type.
     """
     source = annotations(read_mmmu, "mmmu", "validation", "dev")
-    # The instruction depends on the kind of question and is part of the question's text.
+    # The instruction depends on the kind of question, so the records have it.
     return chat_benchmark(
         "mmmu",
         source,
@@ -98,8 +98,15 @@ def _record(entry: Entry, subject: str) -> dict[str, Any]:
 
     answers = _answers(entry)
     instruction = BY_LETTER if is_choice else IN_FEW_WORDS
-    question = f"{_MARK.sub(mark, text)}\n{instruction}"
-    record = question_record(entry.text("id"), (), question, answers, options=named)
+    record = question_record(
+        entry.text("id"),
+        (),
+        _MARK.sub(mark, text),
+        answers,
+        options=named,
+        instruction=instruction,
+        rationale=entry.text("explanation") if entry.has("explanation") else "",
+    )
     images = [pictures[number] for number in order]
     return record | {"images": images, "subject": subject, "is_choice": is_choice}
 

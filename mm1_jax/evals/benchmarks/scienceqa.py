@@ -54,7 +54,11 @@ def read_scienceqa(files: AnnotationSource, split: str) -> list[dict[str, Any]]:
         hint = entry.text("hint") if entry.has("hint") else ""
         question = with_options(entry.text("question"), options, hint)
         answers = [SCIENCEQA_LETTERS[number]]
-        record = question_record(key, images, question, answers, options=options)
+        # The reasoning of exemplars.
+        rationale = entry.text("solution") if entry.has("solution") else ""
+        record = question_record(
+            key, images, question, answers, options=options, rationale=rationale
+        )
         records.append(record)
     if not records:
         raise ValueError(f"{path}: no question of split {split!r} to ask")
