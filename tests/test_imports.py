@@ -49,6 +49,8 @@ ALLOWED = {
         *("stored_config", "overrides", "launch.run_folder"),
         *("checkpoints.trained_model", "checkpoints.checkpoint_folder"),
     },
+    # Conversations with a trained model.
+    "serve": {"batch", "data", "models", "decoding", "evals.evaluator"},
     "interop": {
         *("config", "stored_config", "storage", "batch", "host_memory", "layers", "models"),
         *("checkpoints.weights_folder", "data.tokenizers", "data.chat_formats"),
@@ -74,7 +76,7 @@ ALLOWED = {
     "commands": {
         *("config", "storage", "batch", "host_memory", "command", "flags", "experiment_folders"),
         *("multihost", "data", "models", "checkpoints", "decoding", "evals", "interop", "launch"),
-        "studies",
+        *("studies", "serve"),
     },
     "__main__": {"command"},
 }

@@ -10,10 +10,13 @@ import pytest
 from drawn_model import drawn_params
 from flax import nnx
 
+from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.data.grid_rules import FixedGrid
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.tiling import Tiling
 from mm1_jax.experiment import Experiment
 from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.run_folder import RunFolder
@@ -66,6 +69,18 @@ def adapted() -> Experiment.Config:
     return cfg
 
 
+def chat() -> Experiment.Config:
+    """A chat model that sees pictures as four tiles and an overview, in rows of 512 positions."""
+    cfg = experiment()
+    cfg.input.set(
+        chat_format=MM1ChatFormat.default_config(),
+        tiling=Tiling.default_config().set(rule=FixedGrid.default_config()),
+        max_sequence_length=512,
+        max_images=10,
+    )
+    return cfg
+
+
 def save_run(name: str, folder: Path, steps: tuple[int, ...]):
     """Saves a run with checkpoints of these steps; returns the folder, their models, the config."""
     launch = Launch(name, MODULE)
@@ -85,7 +100,7 @@ def save_run(name: str, folder: Path, steps: tuple[int, ...]):
 @pytest.fixture(scope="session")
 def experiments_of_runs():
     module = ModuleType(MODULE)
-    module.named_configs = lambda: {"minute": experiment, "adapted": adapted}
+    module.named_configs = lambda: {"minute": experiment, "adapted": adapted, "chat": chat}
     sys.modules[MODULE] = module
     yield
     del sys.modules[MODULE]
@@ -101,3 +116,10 @@ def run(tmp_path_factory, experiments_of_runs):
 def adapted_run(tmp_path_factory, experiments_of_runs):
     """The folder of a run with adapters, its model by step, and the config."""
     return save_run("adapted", tmp_path_factory.mktemp("adapted"), (3,))
+
+
+@pytest.fixture(scope="module")
+def chat_run(tmp_path_factory, experiments_of_runs):
+    """The folder of a chat run with a checkpoint of step 7, its model, and the config."""
+    folder, models, cfg = save_run("chat", tmp_path_factory.mktemp("chat"), (7,))
+    return folder, models[7], cfg

@@ -74,12 +74,13 @@ def test_each_format_makes_its_prompt():
 
 
 def test_the_default_format_depends_on_the_prompt():
-    def format(*flags):
-        return tool.parse(["--checkpoint=a", *flags]).format
+    def formats(*flags):
+        parsed = tool.parse(["--checkpoint=a", *flags])
+        return [tool.format_of(parsed, has_chat_format) for has_chat_format in (False, True)]
 
-    assert format("--prompt=what?") == "question"
-    assert format("--image=a.png") == "caption"
-    assert format("--image=a.png", "--prompt=a", "--format=raw") == "raw"
+    assert formats("--prompt=what?") == ["question", "chat"]
+    assert formats("--image=a.png") == ["caption", "caption"]
+    assert formats("--image=a.png", "--prompt=a", "--format=raw") == ["raw", "raw"]
 
 
 def test_image_marks_and_pictures_must_match():
