@@ -19,9 +19,12 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from mm1_jax.batch import Batch
+from mm1_jax.batch import Batch, Image, Markup
 from mm1_jax.command import command, started_as
 from mm1_jax.data.input import Input
+from mm1_jax.data.packing import PlannedRow
+from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.snapshot import CorpusExamples
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import (
@@ -39,8 +42,9 @@ PAGE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".css"
 NUM_HUES = 6
 
 EPILOG = """\
-Images keep their exact pixels (PNG). The statistics include rows that share an image buffer with
-the shown ones.
+Images keep their exact pixels (PNG). A picture that is shown in several views stands in its grid,
+and the markup of a chat format is set apart from the texts of turns. The statistics include rows
+that share an image buffer with the shown ones.
 
 examples:
   %(prog)s --config=mm1_tiny --step=1000
@@ -93,6 +97,9 @@ class MadeRows(NamedTuple):
     rows: range
     first_slot: int
     accounting: dict[str, dict[str, int | float]]
+    # The views of each row's images in order, and which of its positions are markup.
+    images: list[list[Image]]
+    is_markup: np.ndarray
 
 
 def make_rows(input: Input, step: int, rows: range) -> MadeRows:
@@ -105,14 +112,56 @@ def make_rows(input: Input, step: int, rows: range) -> MadeRows:
     planner = input.planner(rows)
     while planner.step < step:
         planner.next_rows()
+    index = planner.next_index.tolist()
     iterator = input.iterator(rows)
     try:
-        planned = {"step": planner.step, "next_index": planner.next_index.tolist()}
-        iterator.set_state(iterator.get_state() | planned)
+        iterator.set_state(iterator.get_state() | {"step": step, "next_index": index})
         batch = next(iterator)
-        return MadeRows(batch, rows, input.image_buffer.slots(rows).start, iterator.accounting())
+        planned = planner.next_rows()
+        return MadeRows(
+            batch,
+            rows,
+            input.image_buffer.slots(rows).start,
+            iterator.accounting(),
+            [images_of(input, row) for row in planned],
+            np.stack([markup_of(input, row) for row in planned]),
+        )
     finally:
         iterator.close()
+
+
+def images_of(input: Input, row: PlannedRow) -> list[Image]:
+    """Returns the images of a row, each of which is a view of a picture."""
+    images: list[Image] = []
+    for place, record in enumerate(row.records):
+        try:
+            images += input.examples.example(row, place).images
+        except BadRecord:
+            images += [Image(b"", is_tiled=False)] * record.num_images
+    return images
+
+
+def markup_of(input: Input, row: PlannedRow) -> np.ndarray:
+    """Returns which positions of a row are markup of a chat format; none in a snapshot of rows."""
+    is_markup = np.zeros(input.max_sequence_length, bool)
+    if not isinstance(input.examples, CorpusExamples):
+        return is_markup
+    start = 0
+    for place, record in enumerate(row.records):
+        position = start + 1  # After the token that begins a text.
+        start += record.num_tokens
+        try:
+            document = input.example_builder.tiled(input.examples.document(row, place))
+            sizes = input.example_builder.sizes(document)
+        except BadRecord:
+            continue
+        for segment, size in zip(document.segments, sizes, strict=True):
+            # A document may be truncated, and its last token is a target alone.
+            is_markup[min(position, start) : min(position + size, start)] = isinstance(
+                segment, Markup
+            )
+            position += size
+    return is_markup
 
 
 def visible(text: str) -> str:
@@ -129,7 +178,7 @@ def visible(text: str) -> str:
 
 def piece_of(tokenizer: Tokenizer) -> Callable[[int], str]:
     """Returns a function from a token to its text, spaces included; special tokens have names."""
-    names = {
+    names = {i: name for name, i in tokenizer.special_tokens.items()} | {
         tokenizer.pad: "<pad>",
         tokenizer.bos: "<bos>",
         tokenizer.eos: "<eos>",
@@ -196,6 +245,8 @@ class Page:
         self.title = title
         self.step = step
         self.piece = piece_of(input.tokenizer)
+        tokenizer = input.tokenizer
+        self.special = {tokenizer.bos, tokenizer.eos, *tokenizer.special_tokens.values()}
         self.is_image = (made.batch.tokens == input.tokenizer.image_token) & (
             made.batch.segment_ids > 0
         )
@@ -313,13 +364,30 @@ class Page:
             + "</span></header>"
         )
         runs = "".join(
-            self._text(b, run) if run.image is None else self._picture(b, run)
-            for run in document.runs
+            self._views(b, runs) if len(runs) > 1 else self._run(b, runs[0])
+            for runs in self._pictures(b, document.runs)
         )
         return (
             f'<section class="document" style="{_hue(document.segment)}">{header}\n'
             f'<div class="flow">{runs}</div></section>'
         )
+
+    def _pictures(self, b: int, runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
+        """Yields runs one by one, but the views of a picture together with the marks between."""
+        start = 0
+        while start < len(runs):
+            end = start + 1
+            if runs[start].image is not None:
+                for i in range(start + 1, len(runs)):
+                    if (number := runs[i].image) is not None:
+                        if not self.made.images[b][number].continues:
+                            break
+                        end = i + 1
+            yield runs[start:end]
+            start = end
+
+    def _run(self, b: int, run: Run) -> str:
+        return self._text(b, run) if run.image is None else self._picture(b, run)
 
     def _text(self, b: int, run: Run) -> str:
         return "".join(
@@ -335,24 +403,67 @@ class Page:
         piece = visible(self.piece(target))
         note = f"position {batch.positions[b, t]} of its document, {t} of the row; token {token}; "
         note += f"target {target} ({piece}), " + ("scored" if scored else "not scored")
-        special = token in (self.input.tokenizer.bos, self.input.tokenizer.eos)
-        kind = "t" + " special" * special + " s" * scored
-        below = f"<i>{piece}</i>" if scored else ""
+        note += ", markup of the chat format" * bool(self.made.is_markup[b, t])
+        kind = "t" + " special" * (token in self.special) + " s" * scored
+        # A token is part of an answer if the position before it is scored.
+        kind += " a" * bool(t and batch.positions[b, t] and batch.loss_mask[b, t - 1])
+        kind += " m" * bool(self.made.is_markup[b, t])
+        below = f"<i{' class=stop' * (target in self.special)}>{piece}</i>" if scored else ""
         return (
             f'<span class="{kind}" title="{note}"><small>{batch.positions[b, t]}</small>'
             f"<b>{shown}</b>{below}</span>"
         )
 
     def _picture(self, b: int, run: Run) -> str:
-        """Shows an image in place of its positions, the last of which predicts the next text."""
+        """Shows an image in place of its positions."""
+        return (
+            f"<figure>{self._pixels(b, run)}<figcaption>{self._positions(b, run)}</figcaption>"
+            "</figure>"
+        )
+
+    def _views(self, b: int, runs: Sequence[Run]) -> str:
+        """Shows the views of a picture in their grid, and then their positions in order."""
+        shown = [run for run in runs if run.image is not None]
+        views = [self.made.images[b][run.image].view for run in shown if run.image is not None]
+        grid = next((view for view in views if view is not None), None)
+        columns, rows = (grid.columns, grid.rows) if grid else (0, 1)
+        cells, names = [], []
+        for run, view in zip(shown, views, strict=True):
+            if view is None:
+                place, name = f"1/{columns + 1}/span {rows}", "overview"
+            else:
+                place = f"{view.row + 1}/{view.column + 1}"
+                name = f"tile, row {view.row + 1} of {rows}, column {view.column + 1} of {columns}"
+            names.append(name)
+            cells.append(
+                f'<div style="grid-area:{place}" title="{name}">{self._pixels(b, run, name)}</div>'
+            )
+        waiting = iter(names)
+        flow = "".join(
+            self._text(b, run)
+            if run.image is None
+            else f'<div class="view"><small>{next(waiting)}</small>{self._positions(b, run)}</div>'
+            for run in runs
+        )
+        title = f"{columns} x {rows} tiles" + (None in views) * " and an overview"
+        return (
+            f'<div class="views"><small>one picture: {title}</small>'
+            f'<div class="grid">{"".join(cells)}</div><div class="flow">{flow}</div></div>'
+        )
+
+    def _pixels(self, b: int, run: Run, name: str = "") -> str:
         batch, made = self.made.batch, self.made
         index = int(batch.image_index[b, run.image])
+        if index < 0:
+            return '<div class="none">no picture: not decoded, or without room</div>'
+        note = f"picture {run.image} of the row, slot {index} of the buffer"
+        pixels = batch.images[index - made.first_slot]
+        return _img(pixels, f"{name}; {note}" if name else note)
+
+    def _positions(self, b: int, run: Run) -> str:
+        """Shows the positions of an image, the last of which predicts the next text."""
+        batch = self.made.batch
         first, last = batch.positions[b, [run.start, run.stop - 1]].tolist()
-        if index >= 0:
-            pixels = batch.images[index - made.first_slot]
-            body = _img(pixels, f"picture {run.image} of the row, slot {index} of the buffer")
-        else:
-            body = '<div class="none">no picture: not decoded, or without room</div>'
         # Only the last position can be scored: the targets of the others are placeholders.
         assert not batch.loss_mask[b, run.start : run.stop - 1].any(), "scored inside a picture"
         others = run.stop - 1 - run.start
@@ -361,10 +472,7 @@ class Page:
             f"<b>{others} x &lt;image&gt;</b></span>"
         )
         last_token = self._token(b, run.stop - 1, visible("<image>"))
-        return (
-            f"<figure>{body}<figcaption>{before if others else ''}{last_token}</figcaption>"
-            "</figure>"
-        )
+        return (before if others else "") + last_token
 
 
 def _img(pixels: UInt8[np.ndarray, "h w 3"], note: str) -> str:

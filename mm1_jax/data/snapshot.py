@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from mm1_jax.batch import Example, Image, Record, View
+from mm1_jax.batch import Document, Example, Image, Record, View
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths
@@ -75,9 +75,13 @@ class CorpusExamples:
         self._example_builder = example_builder
 
     def example(self, row: PlannedRow, place: int) -> Example:
+        return self._example_builder.example(self.document(row, place))
+
+    def document(self, row: PlannedRow, place: int) -> Document:
+        """Returns the document that the example is made from; raises BadRecord if there is none."""
         record = row.records[place]
         piece = self._lengths[record.corpus].piece(record.index)
-        return self._example_builder.example(self._corpora[record.corpus].piece(piece))
+        return self._corpora[record.corpus].piece(piece)
 
     def record_number(self, row: PlannedRow, place: int) -> int:
         record = row.records[place]

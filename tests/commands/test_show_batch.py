@@ -14,6 +14,10 @@ from drawn_corpus import corpus, input_config, stream
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.commands import show_batch as tool
 from mm1_jax.commands import snapshot
+from mm1_jax.data.chat_formats.base import Turn
+from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
+from mm1_jax.data.grid_rules import FixedGrid
+from mm1_jax.data.tiling import IndexMarks, Tiling
 
 HOSTILE = (
     "</span></main><script>document.title='owned'</script>"
@@ -76,6 +80,89 @@ def input():
         max_bad_fraction=0.5,
     )
     return cfg.instantiate()
+
+
+MM1_FORMAT = MM1ChatFormat.default_config().set(system="Be brief.").instantiate()
+
+
+def chat_document(record) -> Document:
+    """A conversation of two answers, the first of which is not scored."""
+    images = [Image(picture) for picture in record["pictures"]]
+    return MM1_FORMAT.document(
+        [
+            Turn("user", (*images, HOSTILE)),
+            Turn("assistant", (record["text"],), is_scored=False),
+            Turn("user", ("and <s> now?",)),
+            Turn("assistant", (record["text"],)),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def chat_input():
+    """An input of conversations with pictures in two tiles and an overview, with index marks."""
+    pages = corpus("chats", max_images=2, bad_images=[1]).set(to_document=chat_document)
+    cfg = input_config(
+        streams=[stream("chats", 1, pages)],
+        tiling=Tiling.default_config().set(
+            rule=FixedGrid.default_config().set(columns=2, rows=1),
+            marks=IndexMarks.default_config(),
+        ),
+        max_sequence_length=640,
+        max_images=12,
+        max_bad_fraction=0.5,
+    )
+    return cfg.instantiate()
+
+
+def test_views_of_a_picture_stand_in_their_grid_and_every_position_is_shown(chat_input):
+    made, parsed, text = page(chat_input, 1, range(2))
+    batch, images = made.batch, [image for row in made.images for image in row]
+    pictures = [image for image in images if not image.continues]
+    tiled = sum(image.view is not None and not image.continues for image in images)
+    assert len(images) == np.sum(batch.tokens == chat_input.tokenizer.image_token) // (
+        chat_input.num_image_tokens
+    )
+    assert text.count('class="views"') == tiled > 0 and len(pictures) < len(images)
+    assert text.count("one picture: 2 x 1 tiles and an overview") == tiled
+    for place in ("1/1", "1/2", "1/3/span 1"):
+        assert text.count(f'style="grid-area:{place}"') == tiled
+    piece = tool.piece_of(chat_input.tokenizer)
+    found = []
+    for shown in parsed.pieces:
+        count = re.fullmatch(r"(\d+) x <image>", shown)
+        found += ["<image>"] * int(count[1]) if count else [shown]
+    expected = [piece(int(token)) for token in batch.tokens[batch.segment_ids > 0]]
+    assert found == [tool.html.unescape(tool.visible(each)) for each in expected]
+    assert parsed.tags["img"] == np.sum(batch.image_index >= 0)
+
+
+def test_markup_answers_and_stops_of_a_conversation_are_marked(chat_input):
+    made, _, text = page(chat_input, 0, range(2))
+    batch, tokenizer = made.batch, chat_input.tokenizer
+    spans = re.findall(
+        r'<span class="(t[^"]*)" title="[^"]*"><small>\d+</small><b>([^<]*)</b>', text
+    )
+
+    def marked(kind: str) -> str:
+        return "".join(tool.html.unescape(b) for kinds, b in spans if kind in kinds.split())
+
+    num_documents = int(batch.segment_ids.max(axis=1).sum())
+    one = "Be brief. User: Assistant: User: Assistant:"
+    assert marked("m").replace(" ", "") in {
+        one.replace("Be brief.", "").replace(" ", "") * num_documents,
+        one.replace(" ", "") * num_documents,
+    }
+    # The second answer of each conversation is scored, and so is its stop, which is no input.
+    answers = "".join(
+        tool.piece_of(tokenizer)(int(token))
+        for row in range(len(batch.tokens))
+        for token in batch.targets[row][batch.loss_mask[row]]
+        if token != tokenizer.eos
+    )
+    assert marked("a") == answers
+    assert text.count("<i class=stop>") == num_documents == text.count(f">{'&lt;eos&gt;'}</i>")
+    assert "markup of the chat format" in text
 
 
 def page(input, step: int, rows: range) -> tuple[tool.MadeRows, Parsed, str]:
