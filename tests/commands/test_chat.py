@@ -80,8 +80,10 @@ def test_a_conversation_answers_as_one_prompt_and_encodes_each_picture_once(
     messages = [(images[0], "what is it?"), ("what color?",), ("and", images[1], "is?"), ("why",)]
     for message, answer in zip(messages, answers, strict=True):
         turns.append(Turn("user", message))
-        assert answer == " ".join(whole_prompt(chat_run, turns).splitlines())
-        turns.append(Turn("assistant", (answer,)))
+        whole = whole_prompt(chat_run, turns)
+        # An answer is printed as one line, without control characters.
+        assert answer == "".join(c for c in " ".join(whole.splitlines()) if c.isprintable())
+        turns.append(Turn("assistant", (whole,)))
 
 
 def test_plain_generate_asks_in_the_format_of_the_run(chat_run, pictures):
@@ -92,8 +94,6 @@ def test_plain_generate_asks_in_the_format_of_the_run(chat_run, pictures):
     assert asked == whole_prompt(chat_run, [turn])
     system = tool.answer(tool.parse([*flags, "--prompt=what is it?", "--system=Be brief."]))
     assert system == whole_prompt(chat_run, [Turn("system", ("Be brief.",)), turn])
-    question = tool.answer(tool.parse([*flags, "--prompt=what is it?", "--format=question"]))
-    assert question != asked
 
 
 def test_a_reset_begins_a_new_conversation(chat_run, monkeypatch, capsys):
