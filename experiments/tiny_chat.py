@@ -38,10 +38,7 @@ def mm1_tiny_chat() -> Experiment.Config:
     )
     cfg.trainer.set(
         max_steps=400,
-        initial_weights={
-            part: InitialWeights.default_config().set(path=PRETRAINED)
-            for part in ("vision_encoder", "connector", "decoder")
-        },
+        initial_weights={"model": InitialWeights.default_config().set(path=PRETRAINED)},
         # The paper's optimizer and schedule; the rate is relative to the size of each matrix.
         optimizer=Adafactor.default_config().set(
             learning_rate=0.01, warmup_steps=20, final_fraction=0.0

@@ -15,7 +15,7 @@ from mm1_jax.studies.study import Arm, Claim, Metric, Score, Stage, Study
 
 # Checkpoints are saved every 20 steps; those at multiples of this number stay.
 KEPT_STEPS = 440
-PARTS = ("vision_encoder", "connector", "decoder")
+PARTS = ("model",)
 
 
 def study() -> Study:

@@ -36,12 +36,12 @@ def pretrained(tmp_path_factory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_fine_tuned_from_a_run(pretrained):
     folder = pretrained.parent / "mm1_tiny_chat"
-    parts = ("vision_encoder", "connector", "decoder")
     arguments = [
         *("--config=mm1_tiny_chat", "--evals=instructions", "--config.trainer.max_steps=3"),
-        *(f"--config.trainer.initial_weights.{part}.path={pretrained}" for part in parts),
+        f"--config.trainer.initial_weights.model.path={pretrained}",
         *few_records(12, 4, 2, 2),
         "--config.evals.instructions.num_examples=12",
         "--config.evals.instructions.blank_shots=()",
@@ -51,8 +51,7 @@ def test_a_chat_model_is_fine_tuned_from_a_run(pretrained):
         f"--output_dir={folder}",
     ]
     output = finish(launches.start(arguments, pretrained.parent / "cache"))
-    for part in parts:
-        assert f"{part} starts from {pretrained}" in output
+    assert f"model starts from {pretrained}" in output
     losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [each["step"] for each in losses] == [1, 2, 3]
     metrics = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[-1])
