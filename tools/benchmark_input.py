@@ -2,9 +2,11 @@
 
     python tools/benchmark_input.py --config=mm1_3b --data_dir=data --step_seconds=8 --hosts=16
     python tools/benchmark_input.py --config=mm1_3b --synthetic
+    python tools/benchmark_input.py --config=mm1_3b --photos=photos \\
+        --config.input.tiling=Tiling --config.input.tiling.rule=FixedGrid
 
 Compares the whole path (plan, read, tokenize, decode, resize, concatenate) with a loop that only
-decodes and resizes the same images, which no input can beat, and with webdataset and torch's
+decodes, resizes and cuts the same images, which no input can beat, and with webdataset and torch's
 DataLoader on a shard of the same images.
 """
 
@@ -35,7 +37,7 @@ from input_benchmark.pipelines import (
     webdataset_batches,
     write_shard,
 )
-from input_benchmark.synthetic import synthetic_streams
+from input_benchmark.synthetic import photographs, synthetic_streams
 
 from mm1_jax.command import command
 from mm1_jax.data.input import Input
@@ -80,6 +82,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="WIDTH",
         help="instead of data, draw JPEGs of this width in pixels (1000) and 2/3 of it in height, "
         "with captions, pages and texts",
+    )
+    parser.add_argument(
+        "--photos",
+        type=local_path,
+        metavar="FOLDER",
+        help="like --synthetic, with the JPEG files of this folder",
     )
     parser.add_argument("--rows", default=4, type=whole(), help="rows per batch (4)")
     parser.add_argument("--rounds", default=4, type=whole(), help="rounds of turns (4)")
@@ -127,6 +135,8 @@ def contestants(input: Input, recorded: Recorded, folder: Path) -> dict[str, Con
     missing = missing_packages()
     if missing:
         print(f"without webdataset: pip install {' '.join(missing)}", file=sys.stderr)
+    elif any(image.view is not None for image in recorded.images):
+        print("without webdataset: the input shows tiles", file=sys.stderr)
     elif not all(isinstance(image.data, bytes) for image in recorded.images):
         print(
             "without webdataset: images of this config are drawn, not read from files",
@@ -217,8 +227,9 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 def benchmark(args: argparse.Namespace, cfg: Any, folder: Path) -> dict[str, Any]:
     """Measures the input of config `cfg`, prints the results and returns them."""
-    if args.synthetic is not None:
-        cfg.streams = synthetic_streams(folder, args.synthetic)
+    if args.synthetic is not None or args.photos is not None:
+        photos = [] if args.photos is None else photographs(Path(args.photos))
+        cfg.streams = synthetic_streams(folder, args.synthetic or 0, photos=photos)
         cfg.tokenizer = cfg.tokenizer.clone(model_path=None, num_pieces=None)
     if not cfg.max_images:
         raise ValueError(f"--config={args.config} reads no images; there is nothing to compare")

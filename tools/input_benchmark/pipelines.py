@@ -12,6 +12,7 @@ import PIL.Image
 from input_benchmark.contestants import NUM_RECORDED, Counts
 
 from mm1_jax.batch import Batch, Image
+from mm1_jax.data.grids import padded_size
 from mm1_jax.data.images import Fit, ImageTransform, JpegDecoder
 from mm1_jax.data.input import Input
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
@@ -31,9 +32,9 @@ class RecordingTransform(ImageTransform):
         super().__init__(cfg)
         self.images: list[Image] = []
 
-    def __call__(self, image: Image, *args: Any) -> np.ndarray:
-        pixels = super().__call__(image, *args)
-        self.images.append(image)
+    def views(self, images: Sequence[Image], *args: Any) -> list[np.ndarray]:
+        pixels = super().views(images, *args)
+        self.images += images
         return pixels
 
 
@@ -80,16 +81,51 @@ def batches_of(input: Input) -> Iterator[Counts]:
 
 
 def bare(images: Sequence[Image], transform: ImageTransform) -> Iterator[Counts]:
-    """Decodes and resizes images with as few calls as possible."""
-    decode = functools.partial(bare_file, size=transform.image_size, cfg=transform.config)
-    size = -(-len(images) // NUM_RECORDED)
+    """Decodes, resizes and crops images with as few calls as possible."""
+    pictures: list[list[Image]] = []
+    for image in images:
+        pictures[-1].append(image) if image.continues else pictures.append([image])
+    size = -(-len(pictures) // NUM_RECORDED)
     while True:
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            for image in batch:
+        for start in range(0, len(pictures), size):
+            batch = pictures[start : start + size]
+            for views in batch:
+                data, view = views[0].data, views[0].view
                 # Drawn images are not files.
-                decode(image.data) if isinstance(image.data, bytes) else transform(image)
-            yield Counts(len(batch), 0)
+                if not isinstance(data, bytes):
+                    transform.views(views)
+                elif len(views) == 1 and view is None:
+                    bare_file(data, transform.image_size, transform.config)
+                else:
+                    bare_views(data, views, transform.image_size, transform.config)
+            yield Counts(sum(map(len, batch)), 0)
+
+
+def bare_views(data: bytes, views: Sequence[Image], size: int, cfg: Any) -> list[np.ndarray]:
+    """Decodes a picture once, resizes it to its grid and to its overview, and cuts the tiles."""
+    picture = PIL.Image.open(io.BytesIO(data))
+    grid = next(image.view for image in views if image.view is not None)
+    full = (grid.columns * size, grid.rows * size)
+    if cfg.jpeg_decoder is JpegDecoder.PILLOW_DRAFT:
+        picture.draft(None, full)
+    picture.load()
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    inner = padded_size(picture.size, full) if grid.pads else full
+    canvas = picture.resize(inner, PIL.Image.Resampling.BICUBIC)
+    if inner != full:
+        padded = PIL.Image.new("RGB", full)
+        padded.paste(canvas, ((full[0] - inner[0]) // 2, (full[1] - inner[1]) // 2))
+        canvas = padded
+    pixels = np.asarray(canvas)
+    return [
+        np.asarray(picture.resize((size, size), PIL.Image.Resampling.BICUBIC))
+        if image.view is None
+        else np.ascontiguousarray(
+            pixels[image.view.row * size :, image.view.column * size :][:size, :size]
+        )
+        for image in views
+    ]
 
 
 def bare_file(data: bytes, size: int, cfg: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,23 @@ def picture(rng: np.random.Generator, width: int) -> bytes:
     return file.getvalue()
 
 
-def synthetic_streams(folder: Path, width: int, num_images: int = 48) -> list[Stream.Config]:
-    """Writes captions, pages and texts; returns streams in MM1's proportions of rows."""
+def photographs(folder: Path) -> list[bytes]:
+    """Returns the JPEG files of a folder."""
+    files = [path.read_bytes() for path in sorted(folder.glob("*.jp*g"))]
+    if not files:
+        raise ValueError(f"--photos={folder}: no JPEG files")
+    return files
+
+
+def synthetic_streams(
+    folder: Path, width: int, num_images: int = 48, photos: Sequence[bytes] = ()
+) -> list[Stream.Config]:
+    """Writes captions, pages and texts; returns streams in MM1's proportions of rows.
+
+    Args:
+        photos: Image files to take instead of drawn ones; as many pictures as there are.
+    """
+    num_images = len(photos) // 2 * 2 or num_images
     rng = np.random.default_rng(0)
     words = ["a", "photograph", "of", "two", "small", "red", "boats", "in", "the", "old", "harbour"]
 
@@ -39,8 +55,8 @@ def synthetic_streams(folder: Path, width: int, num_images: int = 48) -> list[St
         return " ".join(rng.choice(words, num_words))
 
     names = [f"{i}.jpg" for i in range(num_images)]
-    for name in names:
-        (folder / name).write_bytes(picture(rng, width))
+    for i, name in enumerate(names):
+        (folder / name).write_bytes(photos[i] if photos else picture(rng, width))
     captions = [{"image": name, "caption": text(12)} for name in names]
     pages = [
         {"images": [None, *pair, None], "texts": [text(60), None, None, text(60)]}
