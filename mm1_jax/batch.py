@@ -72,7 +72,8 @@ class Image:
     """One view of a picture, which the vision encoder reads at once.
 
     The picture is an encoded file (`bytes`), or pixels `uint8 [h, w, 3]`. A rendered picture is a
-    function that returns the pixels, because most documents are read for their length only.
+    function that returns the pixels, because most documents are read for their length only. If it
+    has an attribute `size` (width and height), its views are planned without rendering it.
 
     Attributes:
         view: The tile to show; None shows the whole picture.

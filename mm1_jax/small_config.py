@@ -59,7 +59,7 @@ def small(cfg: Any, note: Callable[[str], None] = lambda line: None) -> Any:
     changes = _Changes()
     _reduce_model(changes, cfg.model)
     max_images = cfg.input.max_images
-    changes.at_most("input", cfg.input, INPUT)
+    changes.at_most("input", cfg.input, INPUT | {"max_images": _most_images(cfg.input)})
     _replace_data(changes, cfg.input)
     if cfg.input.images_per_row is not None:
         # A whole number: any number of rows then has a whole number of slots.
@@ -69,6 +69,13 @@ def small(cfg: Any, note: Callable[[str], None] = lambda line: None) -> Any:
     for line in changes.lines():
         note(f"--small: {line}")
     return cfg
+
+
+def _most_images(cfg: Any) -> int:
+    """Returns the images of a row: with tiles, at least the views of one picture."""
+    if cfg.tiling is None:
+        return INPUT["max_images"]
+    return max(INPUT["max_images"], cfg.tiling.clone(tile_size=1).instantiate().most_views)
 
 
 class _Changes:

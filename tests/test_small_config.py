@@ -2,10 +2,14 @@ import json
 
 import pytest
 
+from experiments import pretrain
 from mm1_jax.data.corpora.captions import caption_document
+from mm1_jax.data.grid_rules import LeastPadding
+from mm1_jax.data.tiling import Tiling
 from mm1_jax.launch.__main__ import main
 from mm1_jax.launch.launch import Launch
 from mm1_jax.launch.named_configs import named_configs
+from mm1_jax.small_config import small
 
 # The models of the paper.
 PAPER = ("mm1_3b", "mm1_7b", "mm1_30b", "mm1_3b_moe", "mm1_7b_moe", "mm1_1b")
@@ -119,3 +123,10 @@ def test_a_dry_run_trains_nothing_and_writes_no_folder(tmp_path, capsys):
     for said in ("parameters", "memory", "of training state", "first batch", "images in 64 slots"):
         assert said in out
     assert out.endswith("dry run: nothing was trained, and no run folder was written\n")
+
+
+def test_a_small_row_has_room_for_all_views_of_a_picture():
+    cfg = pretrain.mm1_3b()
+    assert small(cfg).input.max_images == 8
+    cfg.input.tiling = Tiling.default_config().set(rule=LeastPadding.default_config())
+    assert small(cfg).input.max_images == 10

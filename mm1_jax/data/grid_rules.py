@@ -30,6 +30,11 @@ class GridRule(Configurable, abc.ABC):
             name: value for name, value in cfg.items() if name not in ("klass", "fit")
         }
 
+    @property
+    @abc.abstractmethod
+    def most_tiles(self) -> int:
+        """The largest number of tiles of a picture."""
+
     def grid(self, width: int, height: int, tile_size: int) -> Grid:
         """Returns the grid of a picture of `width` x `height` pixels."""
         return type(self).function(width, height, tile_size, **self.options)
@@ -44,6 +49,10 @@ class FixedGrid(GridRule):
     class Config(GridRule.Config):
         columns: PositiveInt = 2
         rows: PositiveInt = 2
+
+    @property
+    def most_tiles(self) -> int:
+        return self.options["columns"] * self.options["rows"]
 
 
 class _Bounded(GridRule):
@@ -60,6 +69,10 @@ class _Bounded(GridRule):
             raise ValueError(
                 f"tiling.rule.min_tiles={cfg.min_tiles} is more than max_tiles={cfg.max_tiles}."
             )
+
+    @property
+    def most_tiles(self) -> int:
+        return self.options["max_tiles"]
 
 
 class LeastPadding(_Bounded):
@@ -135,6 +148,10 @@ class Pinpoints(GridRule):
                 "least 1."
             )
 
+    @property
+    def most_tiles(self) -> int:
+        return max(columns * rows for columns, rows in self.options["grids"])
+
 
 class LongestSide(GridRule):
     """The rule of Idefics3 and SmolVLM: the longest side takes a fixed number of tiles."""
@@ -144,3 +161,7 @@ class LongestSide(GridRule):
     @config_class
     class Config(GridRule.Config):
         num_tiles: PositiveInt = 4
+
+    @property
+    def most_tiles(self) -> int:
+        return self.options["num_tiles"] ** 2

@@ -440,7 +440,14 @@ def tiling_of(cfg: Input.Config) -> Tiling | None:
             f"input.tiling.tile_size={size} disagrees with input.image_size={image_size}; leave "
             "the former None."
         )
-    return cfg.tiling.set(tile_size=image_size).instantiate()
+    tiling = cfg.tiling.set(tile_size=image_size).instantiate()
+    if tiling.most_views > cfg.max_images:
+        raise ValueError(
+            f"input.tiling: a picture may have {tiling.most_views} views, and a row has room for "
+            f"input.max_images={cfg.max_images}. Raise max_images (and max_sequence_length), or "
+            "allow fewer tiles."
+        )
+    return tiling
 
 
 def _mixed_streams(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:

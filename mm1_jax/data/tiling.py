@@ -139,6 +139,11 @@ class Tiling(Configurable):
         """Returns the grid of a picture of this size."""
         return self.rule.grid(width, height, self.tile_size)
 
+    @property
+    def most_views(self) -> int:
+        """The largest number of views of a picture."""
+        return self.rule.most_tiles + (self._config.overview is not Overview.NONE)
+
     def views(self, width: int, height: int) -> list[View | None]:
         """Returns the views of a picture in reading order; None is the overview."""
         columns, rows = grid = self.grid(width, height)

@@ -179,6 +179,17 @@ def test_the_size_of_pixels_and_of_a_rendered_picture_is_their_shape():
     assert images.picture_size(Image(lambda: pixels)) == (30, 20)
 
 
+def test_a_rendered_picture_that_states_its_size_is_not_rendered():
+    class Drawing:
+        size = (30, 20)
+
+        def __call__(self):
+            raise AssertionError("rendered")
+
+    assert images.picture_size(Image(Drawing())) == (30, 20)
+    assert len(_fixed_tiling().document(Document((Image(Drawing()),))).images) == 5
+
+
 def test_a_mark_with_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="tiling.marks.tile='{line}'.*expected a text with"):
         IndexMarks.default_config().set(tile="{line}").instantiate()

@@ -128,6 +128,12 @@ def test_views_are_the_unit_of_the_plan_and_of_the_batch():
     assert "views per picture: pairs 3.00 (of 40 pictures), pages 3.00" in input.describe()
 
 
+def test_a_row_must_have_room_for_all_views_of_a_picture():
+    tiling = Tiling.default_config().set(rule=LeastPadding.default_config().set(max_tiles=16))
+    with pytest.raises(ValueError, match="may have 17 views, .* input.max_images=12"):
+        _config(tiling=tiling).instantiate()
+
+
 def test_only_a_tiled_input_has_another_fingerprint():
     plain, tiled = (_config(tiling=t).instantiate() for t in (None, _config().tiling))
     assert "tiling" not in plain.fingerprint() and "tiling" not in str(plain.example_builder)
