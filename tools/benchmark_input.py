@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--photos",
         type=local_path,
         metavar="FOLDER",
-        help="like --synthetic, with the JPEG files of this folder",
+        help="like --synthetic, with the image files of this folder",
     )
     parser.add_argument("--rows", default=4, type=whole(), help="rows per batch (4)")
     parser.add_argument("--rounds", default=4, type=whole(), help="rounds of turns (4)")

@@ -15,6 +15,8 @@ from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources.jsonl import JsonlSource
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
 
 def picture(rng: np.random.Generator, width: int) -> bytes:
     """Returns a JPEG as detailed as a photograph: noise of all grain sizes, weaker if finer."""
@@ -32,11 +34,11 @@ def picture(rng: np.random.Generator, width: int) -> bytes:
 
 
 def photographs(folder: Path) -> list[bytes]:
-    """Returns the JPEG files of a folder."""
-    files = [path.read_bytes() for path in sorted(folder.glob("*.jp*g"))]
-    if not files:
-        raise ValueError(f"--photos={folder}: no JPEG files")
-    return files
+    """Returns the image files of a folder."""
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise ValueError(f"--photos={folder}: no files with the suffixes {', '.join(SUFFIXES)}")
+    return [path.read_bytes() for path in paths]
 
 
 def synthetic_streams(
