@@ -23,6 +23,7 @@ from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.attention_kernels import ATTENTION_OUTPUT
+from mm1_jax.layers.lora import Adapter, LoRA
 from mm1_jax.layers.moe import EXPERT_GATE, EXPERT_INPUTS, EXPERT_UP
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.parallel.parallelism import MeshRule
@@ -151,6 +152,18 @@ def mm1_3b_chat_unpacked() -> Experiment.Config:
     return cfg
 
 
+def mm1_3b_chat_lora() -> Experiment.Config:
+    """`mm1_3b_chat` by adapters of the decoder and a fully trained connector."""
+    cfg = mm1_3b_chat()
+    adapter = Adapter.default_config().set(rank=16, alpha=32.0)
+    cfg.model.lora = LoRA.default_config().set(
+        adapters={"decoder/stack": adapter}, trained=("connector",)
+    )
+    # Adapters start at zero and take larger steps than whole matrices.
+    cfg.trainer.optimizer.learning_rate = 2e-4
+    return cfg
+
+
 def mm1p5_3b_continued() -> Experiment.Config:
     """MM1.5's continual pre-training of `mm1_3b`: 45M pages of text at 1344 px, 30,000 steps.
 
@@ -199,6 +212,7 @@ def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
         mm1_3b_moe_chat,
         mm1_7b_moe_chat,
         mm1_3b_chat_unpacked,
+        mm1_3b_chat_lora,
         mm1p5_3b_continued,
         mm1p5_3b_chat,
     )

@@ -22,6 +22,7 @@ from mm1_jax.evals.benchmarks.instructions import instructions
 from mm1_jax.evals.benchmarks.scenes import scenes_chat, scenes_vqa
 from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
+from mm1_jax.layers.lora import LoRA
 from mm1_jax.train.optimizers.adafactor import Adafactor
 
 PRETRAINED = "runs/mm1_tiny"
@@ -72,10 +73,24 @@ def mm1_tiny_chat_all_tokens() -> Experiment.Config:
     return cfg
 
 
+def mm1_tiny_chat_lora() -> Experiment.Config:
+    """`mm1_tiny_chat` by adapters of rank 8 in the decoder and a fully trained connector."""
+    cfg = mm1_tiny_chat()
+    cfg.model.lora = LoRA.default_config().set(trained=("connector",))
+    # Adapters start at zero, and a step relative to them would stay small.
+    cfg.trainer.optimizer.set(relative=False, learning_rate=1e-3)
+    return cfg
+
+
 def _instructions(cfg: Experiment.Config):
     return next(stream for stream in cfg.input.streams if stream.name == "instructions")
 
 
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    experiments = (mm1_tiny_chat, mm1_tiny_chat_shuffled_pictures, mm1_tiny_chat_all_tokens)
+    experiments = (
+        mm1_tiny_chat,
+        mm1_tiny_chat_shuffled_pictures,
+        mm1_tiny_chat_all_tokens,
+        mm1_tiny_chat_lora,
+    )
     return {make.__name__: make for make in experiments}

@@ -21,7 +21,7 @@ from mm1_jax.interop.peft_import import import_adapters
 from mm1_jax.layers.lora import Adapter, LoRA
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cfg(with_few_records):
     cfg = mm1_tiny()
     cfg.model = language_model(cfg.model.decoder.set(num_layers=2, model_dim=32, hidden_dim=32))
@@ -51,27 +51,40 @@ def run(cfg, folder):
     return StoredParams(folder), [json.loads(line)["loss"] for line in lines]
 
 
-def test_an_adapted_run_starts_from_its_base_resumes_and_goes_to_peft_and_back(cfg, tmp_path):
-    base, _ = run(cfg, tmp_path / "base")
-    cfg = adapted(cfg, tmp_path / "base")
-    trained, losses = run(cfg, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def runs(cfg, tmp_path_factory):
+    """A folder with a run and one with adapters that starts from it; the losses of the latter."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(cfg, folder / "base")
+    _, losses = run(adapted(cfg, folder / "base"), folder / "whole")
+    return folder, losses
+
+
+def test_an_adapted_run_starts_from_its_base_and_resumes(cfg, runs, tmp_path):
+    folder, losses = runs
+    base, trained = StoredParams(folder / "base"), StoredParams(folder / "whole")
     is_trained = {
         path: path not in base.shapes or not np.array_equal(trained.read(path), base.read(path))
         for path in trained.shapes
     }
     assert is_trained == {p: "/lora/" in p or p == "decoder/norm/scale" for p in trained.shapes}
 
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.copytree(folder / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "4")
-    resumed, again = run(cfg, tmp_path / "resumed")
+    resumed, again = run(adapted(cfg, folder / "base"), tmp_path / "resumed")
     assert again == losses
     for path in trained.shapes:
         np.testing.assert_array_equal(resumed.read(path), trained.read(path), path)
 
+
+def test_adapters_go_to_peft_and_start_another_run(cfg, runs, tmp_path):
+    folder, _ = runs
+    base, trained = StoredParams(folder / "base"), StoredParams(folder / "whole")
+    cfg = adapted(cfg, folder / "base")
     resolved = Experiment.resolve(cfg)
     parts = model_parts(resolved.model)
     export_adapters(
-        tmp_path / "whole",
+        folder / "whole",
         None,
         adapted_model(resolved.model),
         parts,

@@ -29,6 +29,7 @@ NAMES = list(
 # Minimum and maximum number of parameters, in millions.
 SIZES = {
     "mm1_tiny": (0.8, 3),
+    "mm1_tiny_chat_lora": (0.8, 3),
     "mm1_tiny_moe": (1.2, 5),
     "mm1_tiny_easy_vqa": (0.8, 3),
     "mm1_tiny_textbooks": (0.8, 3),
@@ -49,6 +50,8 @@ SIZES = {
     "llama2_7b": (6_738, 6_739),
     # With the positions of 48 x 48 patches.
     "mm1_3b_chat": (3_650, 3_900),
+    # 24M of them in adapters.
+    "mm1_3b_chat_lora": (3_820, 3_840),
     "mm1_7b_chat": (7_250, 7_500),
     "mm1_30b_chat": (30_500, 31_000),
     "mm1_3b_moe_chat": (65_000, 66_000),
