@@ -88,8 +88,9 @@ def fill_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
     This is not in the paper. It adds about as much text as the text stream has; the log counts it
     as `text_in_captions`.
     """
-    text = _records("text", text_document, splits=True).set(name="text_in_captions")
-    text.splitter.max_positions = 512
+    text = _records("text", text_document).set(
+        name="text_in_captions", splitter=Splitter.default_config().set(max_positions=512)
+    )
     for stream in streams:
         if stream.name == "captions":
             stream.fillers = [CorpusWeight().set(corpus=text)]

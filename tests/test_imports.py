@@ -87,10 +87,15 @@ ROOMS = {
     "data.chat_formats": {"record_files"},
     "data.corpora": {
         *("readers", "sources", "record_files", "images", "splitting", "chat_formats", "grounding"),
+        "format_prompts",
     },
     "data.tokenizers": {"record_files"},
-    "data.ingest": {"readers", "record_files", "records", "images", "grounding"},
-    "data.ingest.formats": {"readers", "record_files", "records", "images", "grounding"},
+    "data.ingest": {
+        *("readers", "record_files", "records", "images", "grounding", "format_prompts"),
+    },
+    "data.ingest.formats": {
+        *("readers", "record_files", "records", "images", "grounding", "format_prompts"),
+    },
 }
 # Libraries that a part may not import directly.
 FORBIDDEN = {

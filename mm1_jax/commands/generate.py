@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from mm1_jax.command import command, started_as
 from mm1_jax.data.corpora.questions import question_prompt
+from mm1_jax.data.record_files import IMAGE
 from mm1_jax.flags import local_text, number, whole
 
-IMAGE_MARK = "<image>"
 EPILOG = """\
 formats:
   chat      the prompt is the message of a user, in the chat format of the run (default with a
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--prompt",
-        help=f"text for the model; {IMAGE_MARK} marks the place of each image; without marks, "
+        help=f"text for the model; {IMAGE} marks the place of each image; without marks, "
         "images come first",
     )
     parser.add_argument(
@@ -160,20 +160,20 @@ def parts(prompt: str, format: str, num_images: int) -> list[str | None]:
 
     `parts("is it odd?", "question", 1) == [None, "Question: is it odd? Short answer:"]`
     """
-    marks = prompt.count(IMAGE_MARK)
+    marks = prompt.count(IMAGE)
     if not marks:
-        prompt = IMAGE_MARK * num_images + prompt
+        prompt = IMAGE * num_images + prompt
     elif marks != num_images:
         raise ValueError(
-            f"--prompt has {marks} {IMAGE_MARK} marks and there are {num_images} images; give one "
+            f"--prompt has {marks} {IMAGE} marks and there are {num_images} images; give one "
             "--image per mark, or no marks to put the images first"
         )
     if format == "question":
         # The question begins after the leading images.
-        start = max((m.end() for m in re.finditer(rf"\A(\s*{IMAGE_MARK})+", prompt)), default=0)
+        start = max((m.end() for m in re.finditer(rf"\A(\s*{IMAGE})+", prompt)), default=0)
         prompt = prompt[:start] + question_prompt(prompt[start:].strip())
-    pieces = re.split(f"({IMAGE_MARK})", prompt)
-    return [None if piece == IMAGE_MARK else piece.strip() for piece in pieces if piece.strip()]
+    pieces = re.split(f"({IMAGE})", prompt)
+    return [None if piece == IMAGE else piece.strip() for piece in pieces if piece.strip()]
 
 
 class _Run(NamedTuple):

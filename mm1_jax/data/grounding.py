@@ -24,14 +24,11 @@ from typing import Any
 
 from mm1_jax.batch import View
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.record_files import BOX, POINT, BadRecord
 from mm1_jax.field_types import NonNegativeInt, Positive
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
-
-# Names in texts of records that stand for the next entry of the record's `boxes`.
-BOX, POINT = "<box>", "<point>"
 
 # Boxes of published sets exceed the picture by rounding; more than this share of it is an error.
 _TOLERANCE = 0.02

@@ -43,6 +43,8 @@ from mm1_jax.batch import Record
 from mm1_jax.storage import write_whole
 
 MANIFEST = "manifest.json"
+# Marks in the texts of conversations, each of which stands for the next image, box or point.
+IMAGE, BOX, POINT = "<image>", "<box>", "<point>"
 _VERSION = 1
 
 # Access is random, so read-ahead would be wasted; thread pools do not survive a fork.

@@ -13,13 +13,13 @@ from mm1_jax.batch import Record
 from mm1_jax.data.readers.entries import Documents, Entry, Rejected, reason_class
 from mm1_jax.data.readers.marks import END_OF_DOCUMENT, cut
 from mm1_jax.data.readers.source_files import entry_id
-from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.turns import IMAGE, SaidTurn, alternating
+from mm1_jax.data.record_files import BOX, IMAGE, POINT, BadRecord
+from mm1_jax.data.turns import SaidTurn, alternating
 
 _ROLES = ("user", "assistant", "system")
 # A tag on a line of its own where datasets put the image of a question.
 _IMAGE_LINE = re.compile(rf"\A\s*{IMAGE}[ \t\r]*(\n|\Z)|\n[ \t]*{IMAGE}\s*\Z")
-_PLACE = re.compile("<(box|point)>")
+_MARK = re.compile(f"{BOX}|{POINT}")
 
 Value = TypeVar("Value")
 
@@ -119,19 +119,18 @@ def conversation_record(
     if lost and not images:
         raise BadRecord(f"{lost} times {IMAGE} for 0 images")
     checked = [_checked_box(box, len(images)) for box in boxes or ()]
-    kinds = [_PLACE.findall(text) for text in texts] if checked else [[] for _ in texts]
-    expected = [kind for box in checked for kind in box if kind != "image"]
-    if (found := sum(kinds, [])) != expected:
+    marks = [_MARK.findall(text) if checked else [] for text in texts]
+    expected = [BOX if "box" in box else POINT for box in checked]
+    if (found := sum(marks, [])) != expected:
+        order = "; their order differs" if sorted(found) == sorted(expected) else ""
         raise BadRecord(
-            f"{found.count('box')} times <box> and {found.count('point')} times <point> for "
-            f"{expected.count('box')} boxes and {expected.count('point')} points"
-            + "; their order differs"
-            * (sorted(found) == sorted(expected))
+            f"{found.count(BOX)} times {BOX} and {found.count(POINT)} times {POINT} for "
+            f"{expected.count(BOX)} boxes and {expected.count(POINT)} points{order}"
         )
     next_image, next_box = iter(images if named else ()), iter(checked)
-    for turn, places in zip(said, kinds, strict=True):
+    for turn, own in zip(said, marks, strict=True):
         turn.images = list(itertools.islice(next_image, turn.text.count(IMAGE)))
-        turn.boxes = list(itertools.islice(next_box, len(places)))
+        turn.boxes = list(itertools.islice(next_box, len(own)))
     kept, counts = alternating(said)
     record: dict[str, Any] = {
         "id": id,

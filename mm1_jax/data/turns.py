@@ -17,9 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mm1_jax.data.record_files import BadRecord
-
-IMAGE = "<image>"
+from mm1_jax.data.record_files import IMAGE, BadRecord
 
 
 @dataclass

@@ -18,12 +18,10 @@ import numpy as np
 from mm1_jax.batch import Document, Image, Markup, Record, Segment, Text
 from mm1_jax.config import Configurable, config_class, derived
 from mm1_jax.data.chat_formats.base import ChatFormat, Conversation, Turn
-from mm1_jax.data.corpora.conversations import (
-    IMAGE,
-    ConversationDocument,
-    conversation_document,
-)
+from mm1_jax.data.corpora.conversations import ConversationDocument, conversation_document
 from mm1_jax.data.corpora.questions import question_prompt
+from mm1_jax.data.format_prompts import SHORT_ANSWER
+from mm1_jax.data.record_files import IMAGE
 from mm1_jax.data.tiling import last_pictures_tiled
 from mm1_jax.evals.reasoning import Reasoning
 
@@ -204,7 +202,7 @@ class ChatTask(Configurable):
     class Config(Configurable.Config):
         chat_format: ChatFormat.Config | None = derived(None)  # `input.chat_format`
         # Text after the question, as in the fine-tuning of LLaVA and MM1.
-        instruction: str = "Answer the question using a single word or phrase."
+        instruction: str = SHORT_ANSWER
         # Asks for reasoning before the answer, and shows that of exemplars; None asks for the
         # answer alone.
         reasoning: Reasoning.Config | None = None

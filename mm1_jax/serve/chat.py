@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from mm1_jax.batch import Image
 from mm1_jax.data.chat_formats.base import ChatFormat, Turn
 from mm1_jax.data.images import BadImage
+from mm1_jax.data.record_files import IMAGE
 from mm1_jax.decoding.conversation import ContextFull, ConversationDecoder, PromptImage
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.models.mm1 import MM1
-
-IMAGE_MARK = "<image>"
 
 
 class Chat:
@@ -120,15 +119,15 @@ def parts(text: str, images: Sequence[Image]) -> tuple[str | Image, ...]:
     >>> parts("what is it?", [picture])
     (picture, 'what is it?')
     """
-    number = text.count(IMAGE_MARK) if images else 0
+    number = text.count(IMAGE) if images else 0
     if not number:
         return (*images, text.strip())
     if number != len(images):
         raise ValueError(
-            f"the message has {number} {IMAGE_MARK} marks and {len(images)} pictures; give one "
+            f"the message has {number} {IMAGE} marks and {len(images)} pictures; give one "
             "picture per mark, or no marks to put the pictures first"
         )
-    first, *others = text.split(IMAGE_MARK)
+    first, *others = text.split(IMAGE)
     found: list[str | Image] = [first.strip()]
     for image, other in zip(images, others, strict=True):
         found += [image, other.strip()]

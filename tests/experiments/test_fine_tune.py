@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import fine_tune
 from mm1_jax.batch import Record
-from mm1_jax.data.corpora.conversations import IMAGE
+from mm1_jax.data.record_files import IMAGE
 from mm1_jax.data.sources.base import Source
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.experiment import Experiment

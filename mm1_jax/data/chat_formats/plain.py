@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mm1_jax.batch import Image, Markup, Segment, Stop, Text
 from mm1_jax.config import config_class
 from mm1_jax.data.chat_formats.base import ChatFormat, Turn
-from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.record_files import IMAGE, BadRecord
 
 _JINJA = """\
 {{- bos_token -}}
@@ -125,7 +125,7 @@ class PlainFormat(ChatFormat):
             "USER": self.words.user,
             "ASSISTANT": self.words.assistant,
             "AFTER_IMAGE": self.words.after_image,
-            "IMAGE": "<image>",
+            "IMAGE": IMAGE,
         }
         # JSON strings are Jinja strings as well.
         heads = (f"{{%- set {name} = {json.dumps(text)} -%}}" for name, text in values.items())

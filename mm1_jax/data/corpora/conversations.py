@@ -12,10 +12,9 @@ from typing import Any, Literal
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import Configurable, InstantiableConfig, config_class, derived
 from mm1_jax.data.chat_formats.base import ChatFormat, Conversation, Turn
-from mm1_jax.data.record_files import BadRecord
+from mm1_jax.data.record_files import BOX, IMAGE, POINT, BadRecord
 
-IMAGE = "<image>"
-_PLACE = re.compile("<box>|<point>")
+_MARK = re.compile(f"{BOX}|{POINT}")
 _PREFIX = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
 
 
@@ -126,12 +125,12 @@ class ConversationDocument(Configurable):
             raise BadRecord(
                 "it has boxes, and to_document.coordinates is None; set it to write them as text"
             )
-        num_named = sum(len(_PLACE.findall(text)) for text in texts)
+        num_named = sum(len(_MARK.findall(text)) for text in texts)
         if num_named != len(boxes):
-            raise BadRecord(f"{num_named} times <box> or <point> for {len(boxes)} boxes")
+            raise BadRecord(f"{num_named} times {BOX} or {POINT} for {len(boxes)} boxes")
         entries = iter(boxes)
         return [
-            _PLACE.sub(lambda _: self._coordinates.write_entry(next(entries)), text)
+            _MARK.sub(lambda _: self._coordinates.write_entry(next(entries)), text)
             for text in texts
         ]
 

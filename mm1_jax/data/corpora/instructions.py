@@ -28,11 +28,11 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.corpora.embedded import num_drawn
 from mm1_jax.data.corpora.picture_facts import YES_NO, Fact, Subject, Subjects
-from mm1_jax.data.grounding import BOX, Coordinates
+from mm1_jax.data.format_prompts import OPTION_LETTER, SHORT_ANSWER
+from mm1_jax.data.grounding import Coordinates
+from mm1_jax.data.record_files import BOX, IMAGE
 from mm1_jax.data.sources.base import Source
 from mm1_jax.field_types import PositiveInt, Seed, Share
-
-IMAGE = "<image>"
 
 
 class Form(enum.Enum):
@@ -50,10 +50,9 @@ class Form(enum.Enum):
     TEXT = "text"
 
 
-# The first two are LLaVA's.
 INSTRUCTIONS = {
-    Form.SHORT_ANSWER: "Answer the question using a single word or phrase.",
-    Form.LETTER: "Answer with the option's letter from the given choices directly.",
+    Form.SHORT_ANSWER: SHORT_ANSWER,
+    Form.LETTER: OPTION_LETTER,
     Form.YES_NO: "Answer yes or no.",
     Form.SENTENCE: "Answer in one sentence.",
     Form.JSON: "Answer in JSON with the {keys}.",

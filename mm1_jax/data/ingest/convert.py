@@ -44,8 +44,7 @@ from mm1_jax.data.ingest.runners import NumberedUnits, Runner, Tally, in_this_pr
 from mm1_jax.data.readers.entries import Entry, Rejected, documents_of, reason_class
 from mm1_jax.data.readers.marks import find_markers
 from mm1_jax.data.readers.source_files import Unit, git_lfs_pointer, links_not_followed
-from mm1_jax.data.record_files import MANIFEST, Manifest, RecordKind, ShardWriter
-from mm1_jax.data.records import IMAGE
+from mm1_jax.data.record_files import IMAGE, MANIFEST, Manifest, RecordKind, ShardWriter
 from mm1_jax.storage import write_whole
 
 _SETTINGS = "conversion.json"

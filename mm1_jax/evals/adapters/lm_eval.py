@@ -16,7 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mm1_jax.batch import Document, Text
-from mm1_jax.data.corpora.conversations import IMAGE, conversation_document
+from mm1_jax.data.corpora.conversations import conversation_document
+from mm1_jax.data.record_files import IMAGE
 from mm1_jax.decoding.sampling import GREEDY, Sampling
 from mm1_jax.evals.adapters.run_model import Prompt, RunModel, check_unknown, whole_number
 from mm1_jax.evals.likelihood import LikelihoodRequest

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mm1_jax.batch import Document, Image, Text
-from mm1_jax.data.corpora.conversations import IMAGE
+from mm1_jax.data.record_files import IMAGE
 from mm1_jax.evals.adapters.run_model import Prompt, RunModel, check_unknown
 from mm1_jax.evals.likelihood import LikelihoodRequest
 from mm1_jax.evals.prompts import ChatTask, stop_of, without_answer

@@ -21,9 +21,6 @@ from mm1_jax.evals.scoring.items import Scoring
 from mm1_jax.evals.scoring.judged import ungraded
 
 LETTERS = string.ascii_uppercase
-# Instructions of LLaVA's data after questions with options, and after questions for short answers.
-BY_LETTER = "Answer with the option's letter from the given choices directly."
-IN_FEW_WORDS = "Answer the question using a single word or phrase."
 
 
 def annotations(read: Any, folder: str, query_split: str, support_split: str) -> Any:

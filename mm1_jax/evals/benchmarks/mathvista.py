@@ -2,16 +2,10 @@
 
 from typing import Any
 
+from mm1_jax.data.format_prompts import OPTION_LETTER, SHORT_ANSWER
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, Entry, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import (
-    BY_LETTER,
-    IN_FEW_WORDS,
-    annotations,
-    by_letter,
-    chat_benchmark,
-    with_options,
-)
+from mm1_jax.evals.benchmarks.families import annotations, by_letter, chat_benchmark, with_options
 from mm1_jax.evals.scoring import mathvista as scoring
 
 
@@ -37,7 +31,7 @@ def _record(files: AnnotationSource, entry: Entry, split: str) -> dict[str, Any]
     question = entry.text("question")
     if entry.has("unit") and entry.text("unit"):
         question = f"{question} (Unit: {entry.text('unit')})"
-    instruction = BY_LETTER if choices else IN_FEW_WORDS
+    instruction = OPTION_LETTER if choices else SHORT_ANSWER
     options = by_letter(choices)
     question = with_options(question, options)
     # Images are named relative to the folder of the benchmark, such as "images/1.jpg".

@@ -5,16 +5,11 @@ import binascii
 from collections.abc import Sequence
 from typing import Any
 
+from mm1_jax.data.format_prompts import OPTION_LETTER
 from mm1_jax.data.images import BadImage
 from mm1_jax.evals.benchmark import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, question_record
-from mm1_jax.evals.benchmarks.families import (
-    BY_LETTER,
-    annotations,
-    chat_benchmark,
-    json_list,
-    with_options,
-)
+from mm1_jax.evals.benchmarks.families import annotations, chat_benchmark, json_list, with_options
 from mm1_jax.evals.predictions.choices import lettered_options
 from mm1_jax.evals.scoring import multiple_choice
 from mm1_jax.evals.scoring.multiple_choice import NOTHING
@@ -32,7 +27,7 @@ def mmbench() -> Benchmark.Config:
         "mmbench",
         source,
         multiple_choice.mmbench,
-        BY_LETTER,
+        OPTION_LETTER,
         headline="circular_acc",
         predictions=by_index,
     )

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mm1_jax.data.format_prompts import SHORT_ANSWER
 from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.evals.benchmark import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.annotations import HINT, AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import IN_FEW_WORDS, annotations, chat_benchmark, json_list
+from mm1_jax.evals.benchmarks.families import annotations, chat_benchmark, json_list
 from mm1_jax.evals.predictions.files import read_text
 from mm1_jax.evals.scoring import yes_no
 from mm1_jax.evals.scoring.yes_no import MME_COGNITION, MME_PERCEPTION
@@ -25,7 +26,7 @@ def mme() -> Benchmark.Config:
     """
     source = annotations(read_mme, "mme", "all", "all")
     return chat_benchmark(
-        "mme", source, yes_no.mme, IN_FEW_WORDS, headline="Perception", predictions=by_subtask
+        "mme", source, yes_no.mme, SHORT_ANSWER, headline="Perception", predictions=by_subtask
     )
 
 

@@ -5,11 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mm1_jax.data.format_prompts import OPTION_LETTER, SHORT_ANSWER
 from mm1_jax.evals.benchmark import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.annotations import HINT, AnnotationSource, Entry, question_record
 from mm1_jax.evals.benchmarks.families import (
-    BY_LETTER,
-    IN_FEW_WORDS,
     LETTERS,
     annotations,
     by_letter,
@@ -97,7 +96,7 @@ def _record(entry: Entry, subject: str) -> dict[str, Any]:
         return f"image {found[1]}" if again else "<image>"
 
     answers = _answers(entry)
-    instruction = BY_LETTER if is_choice else IN_FEW_WORDS
+    instruction = OPTION_LETTER if is_choice else SHORT_ANSWER
     record = question_record(
         entry.text("id"),
         (),

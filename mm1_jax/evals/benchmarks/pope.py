@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mm1_jax.data.format_prompts import SHORT_ANSWER
 from mm1_jax.evals.benchmark import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import IN_FEW_WORDS, annotations, chat_benchmark, json_list
+from mm1_jax.evals.benchmarks.families import annotations, chat_benchmark, json_list
 from mm1_jax.evals.predictions.yes_no import yes_or_no
 from mm1_jax.evals.scoring import yes_no
 
@@ -23,7 +24,7 @@ def pope() -> Benchmark.Config:
         "pope",
         source,
         yes_no.pope,
-        IN_FEW_WORDS,
+        SHORT_ANSWER,
         headline="f1",
         headline_scale=100.0,
         predictions=by_part,

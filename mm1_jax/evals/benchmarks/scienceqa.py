@@ -3,10 +3,11 @@
 from typing import Any
 
 from mm1_jax.config import config_class
+from mm1_jax.data.format_prompts import OPTION_LETTER
 from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import BY_LETTER, by_letter, chat_benchmark, with_options
+from mm1_jax.evals.benchmarks.families import by_letter, chat_benchmark, with_options
 from mm1_jax.evals.scoring import multiple_choice
 from mm1_jax.evals.scoring.multiple_choice import SCIENCEQA_LETTERS
 
@@ -24,7 +25,7 @@ def scienceqa() -> Benchmark.Config:
         "scienceqa",
         source,
         multiple_choice.scienceqa,
-        BY_LETTER,
+        OPTION_LETTER,
         exemplar_split="train",
         headline="img_acc",
     )

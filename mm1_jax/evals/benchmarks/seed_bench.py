@@ -4,15 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from mm1_jax.data.format_prompts import OPTION_LETTER
 from mm1_jax.evals.benchmark import Benchmark, Verdict
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import (
-    BY_LETTER,
-    annotations,
-    chat_benchmark,
-    json_list,
-    with_options,
-)
+from mm1_jax.evals.benchmarks.families import annotations, chat_benchmark, json_list, with_options
 from mm1_jax.evals.predictions.choices import lettered_options
 from mm1_jax.evals.scoring.multiple_choice import SEED_IMAGE_TYPES, SEED_TYPES, seed_images
 
@@ -27,7 +22,7 @@ def seed() -> Benchmark.Config:
     """
     source = annotations(read_seed, "seed", "image", "image")
     return chat_benchmark(
-        "seed", source, seed_images, BY_LETTER, headline="image_acc", predictions=by_question
+        "seed", source, seed_images, OPTION_LETTER, headline="image_acc", predictions=by_question
     )
 
 

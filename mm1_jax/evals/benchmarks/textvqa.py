@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from mm1_jax.data.format_prompts import SHORT_ANSWER
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
 from mm1_jax.evals.benchmarks.families import (
-    IN_FEW_WORDS,
     annotations,
     answer_predictions,
     chat_benchmark,
@@ -33,7 +33,7 @@ def textvqa_chat() -> Benchmark.Config:
         "textvqa_chat",
         annotations(read_textvqa, "textvqa", "val", "train"),
         vqa_accuracy,
-        IN_FEW_WORDS,
+        SHORT_ANSWER,
         exemplar_split="train",
         headline="acc_processed",
         predictions=answer_predictions,

@@ -3,14 +3,10 @@
 from typing import Any
 
 from mm1_jax.config import config_class
+from mm1_jax.data.format_prompts import SHORT_ANSWER
 from mm1_jax.evals.benchmark import Benchmark
 from mm1_jax.evals.benchmarks.annotations import AnnotationSource, ImageFile, question_record
-from mm1_jax.evals.benchmarks.families import (
-    IN_FEW_WORDS,
-    answer_predictions,
-    chat_benchmark,
-    question_benchmark,
-)
+from mm1_jax.evals.benchmarks.families import answer_predictions, chat_benchmark, question_benchmark
 from mm1_jax.evals.predictions.entries import by_key
 from mm1_jax.evals.scoring.vqa import okvqa_accuracy, vqav2_accuracy
 
@@ -38,7 +34,7 @@ def vqav2_chat() -> Benchmark.Config:
         "vqav2_chat",
         CocoQuestions.default_config(),
         vqav2_accuracy,
-        IN_FEW_WORDS,
+        SHORT_ANSWER,
         exemplar_split="train",
         headline="acc_processed",
         predictions=answer_predictions,

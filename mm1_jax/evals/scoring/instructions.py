@@ -7,6 +7,7 @@ whatever they say. Both are given over all instructions and per form.
 
 import json
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def _is_phrase(text: str, reference: str, record: Mapping[str, Any]) -> bool:
 
 
 def _is_letter(text: str, reference: str, record: Mapping[str, Any]) -> bool:
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(record["options"])]
+    letters = string.ascii_uppercase[: len(record["options"])]
     return len(letter := text.removesuffix(".")) == 1 and letter in letters
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
-from mm1_jax.data.corpora.instructions import ALL_FORMS, IMAGE, Form, InstructionsSource, corpus
+from mm1_jax.data.corpora.instructions import ALL_FORMS, Form, InstructionsSource, corpus
 from mm1_jax.data.corpora.scenes import Scene, Shape
+from mm1_jax.data.record_files import IMAGE
 from mm1_jax.evals.answers import TextAnswer
 from mm1_jax.evals.benchmarks.instructions import instructions
 from mm1_jax.evals.prompts import reference

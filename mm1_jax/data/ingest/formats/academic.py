@@ -15,12 +15,10 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from mm1_jax.data.format_prompts import ONE_SENTENCE, OPTION_LETTER, SHORT_ANSWER
 from mm1_jax.data.images import FORMATS
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.questions import (
-    ONE_SENTENCE,
-    OPTION_LETTER,
-    SHORT_ANSWER,
     Asked,
     multiple_choice,
     question_records,

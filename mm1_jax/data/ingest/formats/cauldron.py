@@ -14,8 +14,8 @@ from mm1_jax.data.readers.image_files import ImageFolder, stored_image
 from mm1_jax.data.readers.json_files import as_object
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.readers.source_files import Unit
-from mm1_jax.data.record_files import BadRecord, RecordKind
-from mm1_jax.data.records import IMAGE, as_list, conversation_record, is_missing, records_of
+from mm1_jax.data.record_files import IMAGE, BadRecord, RecordKind
+from mm1_jax.data.records import as_list, conversation_record, is_missing, records_of
 
 _NEEDED = ("images", "texts")
 # Keys of a text, and the roles of its turns.

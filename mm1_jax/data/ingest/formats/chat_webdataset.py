@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mm1_jax.batch import Record
+from mm1_jax.data.format_prompts import SHORT_ANSWER
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.chats import Turns, first_of, said_turns
 from mm1_jax.data.ingest.formats.questions import (
     DESCRIBE,
-    SHORT_ANSWER,
     multiple_choice,
     with_format_prompt,
 )

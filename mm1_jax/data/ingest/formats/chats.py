@@ -11,8 +11,8 @@ from mm1_jax.data.grounding import FRACTIONS, THOUSANDTHS, Frame, padded_square,
 from mm1_jax.data.images import picture_size
 from mm1_jax.data.readers.entries import Documents
 from mm1_jax.data.readers.json_files import as_object
-from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.records import IMAGE, as_list, conversation_record, is_missing
+from mm1_jax.data.record_files import BOX, IMAGE, BadRecord
+from mm1_jax.data.records import as_list, conversation_record, is_missing
 
 Turns = list[tuple[str, Any, Any]]
 Boxes = list[dict[str, Any]]
@@ -176,7 +176,7 @@ def with_regions(
             text = _PATTERNS[convention].sub(replace, text)
             if convention == "internvl":
                 text = re.sub("</?ref>", "", text)
-                if text.count("<box>") != len(boxes) - num_boxes:
+                if text.count(BOX) != len(boxes) - num_boxes:
                     raise BadRecord("a box without an end")
         replaced.append((role, text, loss))
     return replaced, boxes

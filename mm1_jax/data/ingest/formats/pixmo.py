@@ -18,7 +18,7 @@ from mm1_jax.data.readers.json_files import as_object
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.readers.source_files import Unit
 from mm1_jax.data.readers.url_index import url_map, url_map_path
-from mm1_jax.data.record_files import BadRecord, RecordKind
+from mm1_jax.data.record_files import POINT, BadRecord, RecordKind
 from mm1_jax.data.records import as_list, as_text, conversation_record, is_missing, records_of
 
 _POINT_PROMPT = 'Point to "{label}".'
@@ -105,7 +105,7 @@ class Pixmo(Format):
         question = (self._prompt or _POINT_PROMPT).replace(
             "{label}", as_text(row.get("label"), "label")
         )
-        answer = ", ".join(["<point>"] * len(boxes)) or _NO_POINTS
+        answer = ", ".join([POINT] * len(boxes)) or _NO_POINTS
         return _pairs([(question, answer)]), boxes
 
     def _image(self, row: dict[str, Any], folder: Path) -> bytes:

@@ -1,26 +1,21 @@
-"""Questions and answers of academic datasets -> conversations with LLaVA's format prompts.
+"""Questions and answers of academic datasets -> conversations with LLaVA's format prompts."""
 
-A format prompt is a line after the question that names the form of the answer (LLaVA-1.5, tables 7
-and 8). Evaluation asks in the same words.
-"""
-
+import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mm1_jax.data.format_prompts import OPTION_LETTER
 from mm1_jax.data.ingest.formats.chats import counted
 from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.source_files import entry_id
-from mm1_jax.data.record_files import BadRecord
-from mm1_jax.data.records import IMAGE, as_list, as_text, conversation_record
+from mm1_jax.data.record_files import IMAGE, BadRecord
+from mm1_jax.data.records import as_list, as_text, conversation_record
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-OPTION_LETTER = "Answer with the option's letter from the given choices directly."
-ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
 DESCRIBE = "Describe the image in detail."
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mm1_jax.data.format_prompts import SHORT_ANSWER
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.questions import (
-    SHORT_ANSWER,
     Asked,
     question_records,
     with_format_prompt,
@@ -21,9 +21,8 @@ from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
 from mm1_jax.data.readers.json_files import as_object, stream_json
 from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
-from mm1_jax.data.record_files import BadRecord, RecordKind
+from mm1_jax.data.record_files import IMAGE, BadRecord, RecordKind
 from mm1_jax.data.records import (
-    IMAGE,
     as_list,
     as_text,
     conversation_record,
