@@ -223,6 +223,7 @@ def answer(flags: argparse.Namespace) -> str:
     import numpy as np
 
     from mm1_jax.checkpoints.trained_model import load_model
+    from mm1_jax.data.images import Viewer
     from mm1_jax.data.rows import RowShape, assemble
     from mm1_jax.decoding.beam_search import beam_search
     from mm1_jax.decoding.generate import bucket, generate
@@ -241,7 +242,7 @@ def answer(flags: argparse.Namespace) -> str:
         )
     shape = RowShape(bucket(length), max(1, len(example.images)), run.cfg.input.image_size)
     model, _ = load_model(run.folder, run.cfg, flags.step)
-    batch = assemble([example], run.input.image_transform, shape)
+    batch = assemble([example], Viewer(run.input.image_transform), shape)
     options = DecodingOptions.of(
         tokenizer,
         flags.max_new_tokens,

@@ -28,7 +28,7 @@ except ImportError:
 # Formats that Pillow decodes itself; EPS, for one, would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
-# Orientations of which the sides are swapped.
+# EXIF orientations that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
 Augment = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w 3"]]
 
@@ -76,7 +76,7 @@ def decode(image: Image, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
 def picture_size(image: Image) -> tuple[int, int] | None:
     """Returns the width and height of the upright picture; None if it cannot be read.
 
-    Of a file, only the header is read. A rendered picture is rendered, unless its function has an
+    Reads only the header of a file. A rendered picture is rendered, unless its function has an
     attribute `size`.
     """
     if callable(image.data) and hasattr(image.data, "size"):
@@ -144,8 +144,8 @@ class Augmentation(Configurable):
 class ImageTransform(Configurable):
     """Decodes an image, resizes it to a square and, if asked, augments it.
 
-    A tile is cut from the picture resized to its grid. It therefore depends on nothing but the
-    image, whichever other views of the picture are shown.
+    A tile is cut from the picture resized to its grid. Its pixels do not depend on which other
+    views of the picture are shown.
     """
 
     @config_class
@@ -172,17 +172,9 @@ class ImageTransform(Configurable):
             )
         self.image_size: int = cfg.image_size
 
-    def __call__(
-        self,
-        image: Image,
-        augmentation: Augmentation | None = None,
-        rng: np.random.Generator | None = None,
-    ) -> UInt8[np.ndarray, "s s 3"]:
+    def __call__(self, image: Image) -> UInt8[np.ndarray, "s s 3"]:
         """Returns the pixels of one view; raises BadImage if the image cannot be decoded."""
-        if augmentation is None:
-            return Viewer(self)(image)
-        assert rng is not None, "an augmentation needs a generator"
-        return Viewer(self, lambda pixels: augmentation(pixels, rng))(image)
+        return Viewer(self)(image)
 
     def views(
         self, images: Sequence[Image], augment: Augment | None = None
@@ -191,7 +183,7 @@ class ImageTransform(Configurable):
 
         Args:
             augment: Applied to the whole picture before it is cut into tiles, so all views of a
-                picture agree. It draws the same numbers each time.
+                picture agree. It must draw the same numbers each time.
         """
         viewer = Viewer(self, augment)
         return [viewer(image) for image in images]
@@ -202,8 +194,8 @@ class ImageTransform(Configurable):
         """Returns the whole picture, resized to the grid of a view or to one image.
 
         Args:
-            decoded: Pictures that were decoded from the same data, by the size that they were
-                decoded for; None is the full size. New ones are added.
+            decoded: Cache of pictures decoded from the same data, by the size that they were
+                decoded for; None is the full size.
         """
         view, side = image.view, self.image_size
         size = (side, side) if view is None else (view.columns * side, view.rows * side)
@@ -221,7 +213,7 @@ class ImageTransform(Configurable):
     def _decode(
         self, image: Image, decoded: dict[tuple[int, int] | None, PIL.Image.Image]
     ) -> PIL.Image.Image:
-        """Returns the upright picture, not smaller than it is to be shown unless its file is."""
+        """Returns the upright picture, at least as large as it is shown or as its file is."""
         if None in decoded:
             return decoded[None]
         cfg, data = self._config, _data(image)
@@ -242,7 +234,7 @@ class ImageTransform(Configurable):
             return decoded[least]
 
     def _least_size(self, picture: PIL.Image.Image, view: View | None) -> tuple[int, int]:
-        """Returns the size to decode a file to at least, before its EXIF orientation is applied."""
+        """Returns the least size to decode a file to, before its EXIF orientation is applied."""
         with contextlib.suppress(Exception):
             if picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS:
                 height, width = self._inner_size((picture.height, picture.width), view)
@@ -251,9 +243,12 @@ class ImageTransform(Configurable):
 
 
 class Viewer:
-    """Shows images one by one, and decodes a picture once for consecutive views of it."""
+    """Shows images one by one, and decodes a picture once for consecutive views of it.
 
-    def __init__(self, transform: ImageTransform, augment: Augment | None = None):
+    It may be made without a transform, for a model that reads no images, but not called then.
+    """
+
+    def __init__(self, transform: ImageTransform | None, augment: Augment | None = None):
         self._transform = transform
         self._augment = augment
         self._forget(None)
@@ -270,6 +265,7 @@ class Viewer:
             self._forget(image.data)
         if self._error is not None:
             raise self._error
+        assert self._transform is not None, "asked of models that read images"
         view, size = image.view, self._transform.image_size
         grid = None if view is None else (view.columns, view.rows, view.pads)
         if grid not in self._canvases:

@@ -119,11 +119,9 @@ def _batch(
     The slots of undecodable pictures are empty.
     """
     bad_images: dict[int, str] = {}
-    transform = input.image_transform
-    show = None if transform is None else Viewer(transform)
+    show = Viewer(input.image_transform)
 
     def pixels(image: Image) -> np.ndarray | None:
-        assert show is not None, "asked of models that read images"
         try:
             return show(image)
         except BadImage as error:
@@ -142,12 +140,6 @@ def _batch(
         for example in examples
     ]
     return batch, reasons
-
-
-def shown(image: Image, transform: ImageTransform | None) -> np.ndarray:
-    """Returns the picture as the model sees it."""
-    assert transform is not None, "asked of models that read images"
-    return transform(image)
 
 
 def image_size(transform: ImageTransform | None) -> int:

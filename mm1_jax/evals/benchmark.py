@@ -15,11 +15,11 @@ from absl import logging
 from mm1_jax.batch import Document, Image
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.images import BadImage
+from mm1_jax.data.images import BadImage, Viewer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.answer_log import AnswerLog
 from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
-from mm1_jax.evals.asking import Ask, described, generate_answers, shown
+from mm1_jax.evals.asking import Ask, described, generate_answers
 from mm1_jax.evals.benchmarks.annotations import ImageFile
 from mm1_jax.evals.cases import Case, best_and_worst, side_by_side
 from mm1_jax.evals.evaluator import EvalResult, Evaluator, PromptInput, Sample
@@ -144,6 +144,7 @@ class Benchmark(Evaluator):
         # Extracts answers from replies with reasoning.
         reasoning = getattr(cfg.corpus.to_document, "reasoning", None)
         self._reasoning: Reasoning | None = None if reasoning is None else reasoning.instantiate()
+        self._pixels = Viewer(input.image_transform)
         self.maker = TaskMaker(cfg, tokenizer=input.tokenizer, pixels=self._pixels)
 
     def run(self, model: MM1) -> EvalResult:
@@ -380,9 +381,6 @@ class Benchmark(Evaluator):
             with contextlib.suppress(BadImage):
                 pixels.append(self._pixels(image))
         return side_by_side(pixels) if pixels else None
-
-    def _pixels(self, image: Image) -> np.ndarray:
-        return shown(image, self._input.image_transform)
 
 
 def named(name: str, shots: int, values: Mapping[str, float]) -> dict[str, float]:

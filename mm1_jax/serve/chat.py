@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from mm1_jax.batch import Image
-from mm1_jax.data.chat_formats.base import ChatFormat, Turn
-from mm1_jax.data.images import BadImage
+from mm1_jax.data.chat_formats.base import ChatFormat, Turn, joined, reading_order
+from mm1_jax.data.images import BadImage, Viewer
 from mm1_jax.data.record_files import IMAGE
 from mm1_jax.decoding.conversation import ContextFull, ConversationDecoder, PromptImage
 from mm1_jax.decoding.options import DecodingOptions
@@ -15,8 +15,8 @@ from mm1_jax.models.mm1 import MM1
 class Chat:
     """Holds a conversation. Its KV cache is kept over turns, and pictures are encoded once.
 
-    The prompt of each answer is rendered from all turns, as in training. So a tiling that shows
-    fewer views when there are more pictures makes earlier pictures be encoded again.
+    The prompt of each answer is rendered from all turns, as in training. Earlier pictures are
+    encoded again if a tiling shows fewer views of them once there are more pictures.
 
     Attributes:
         ending: The reason why the last answer ended before the model ended it; empty otherwise.
@@ -31,8 +31,14 @@ class Chat:
         *,
         system: str = "",
     ):
-        """`options` must have the stop of the chat format; `system` is a system turn."""
+        """Starts a conversation.
+
+        Args:
+            options: Must end answers at the stop of the chat format.
+            system: Text of the system turn; there is none if it is empty.
+        """
         self._format, self._transform = chat_format, input.image_transform
+        self._show = Viewer(self._transform)
         self._builder = input.example_builder.without_limits()
         self._decode = input.tokenizer.decode
         self._system = system
@@ -72,7 +78,7 @@ class Chat:
         turns = [*self.turns, Turn("user", parts(text, images))]
         example = self._builder.prompt(self._format.document(turns, prompts_answer=True))
         shown = [
-            PromptImage(_key(image), lambda i=image: self._pixels(i)) for image in example.images
+            PromptImage(_key(image), lambda i=image: self._show(i)) for image in example.images
         ]
         try:
             tokens = self._decoder.reply(example.tokens.tolist(), shown, row_id=len(turns))
@@ -108,10 +114,6 @@ class Chat:
                 else f"the context is full: {prompt_length + len(answer)} positions"
             )
 
-    def _pixels(self, image: Image):
-        assert self._transform is not None, "`check_image` refuses pictures"
-        return self._transform(image)
-
 
 def parts(text: str, images: Sequence[Image]) -> tuple[str | Image, ...]:
     """Returns a message in reading order; `<image>` marks the places of pictures.
@@ -127,11 +129,7 @@ def parts(text: str, images: Sequence[Image]) -> tuple[str | Image, ...]:
             f"the message has {number} {IMAGE} marks and {len(images)} pictures; give one "
             "picture per mark, or no marks to put the pictures first"
         )
-    first, *others = text.split(IMAGE)
-    found: list[str | Image] = [first.strip()]
-    for image, other in zip(images, others, strict=True):
-        found += [image, other.strip()]
-    return tuple(part for part in found if part != "")
+    return joined(reading_order(text, iter(images)))
 
 
 def _key(image: Image) -> tuple[object, ...]:

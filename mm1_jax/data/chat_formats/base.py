@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from mm1_jax.batch import Document, Image, Segment
 from mm1_jax.config import Configurable, config_class
+from mm1_jax.data.record_files import IMAGE
 
 
 class Turn(NamedTuple):
@@ -22,7 +23,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation(Document):
-    """The document of some turns, with the turns, so that they can be rendered in other numbers.
+    """A document with the turns that it renders, so that turns can be added or left out.
 
     Attributes:
         chat_format: The format that made the document.
@@ -82,6 +83,15 @@ class ChatFormat(Configurable, abc.ABC):
     def fingerprint(self) -> str:
         """Describes everything that determines the documents."""
         return self.config.debug_string(kv_separator="=", field_separator=" ")
+
+
+def reading_order(text: str, images: Iterator[Image]) -> list[str | Image]:
+    """Puts the next image in place of each `<image>` of a text, and strips the texts beside it."""
+    first, *others = text.split(IMAGE)
+    parts: list[str | Image] = [first.strip()]
+    for other in others:
+        parts += [next(images), other.strip()]
+    return parts
 
 
 def joined(parts: Sequence[str | Image]) -> tuple[str | Image, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import Configurable, InstantiableConfig, config_class, derived
-from mm1_jax.data.chat_formats.base import ChatFormat, Conversation, Turn
+from mm1_jax.data.chat_formats.base import ChatFormat, Conversation, Turn, reading_order
 from mm1_jax.data.record_files import BOX, IMAGE, POINT, BadRecord
 
 _MARK = re.compile(f"{BOX}|{POINT}")
@@ -135,13 +135,10 @@ class ConversationDocument(Configurable):
         ]
 
     def _with_images(self, text: str, images: Iterator[Image]) -> list[str | Image]:
-        first, *others = text.split(IMAGE)
         if self._config.image_place == "front":
+            first, *others = text.split(IMAGE)
             return [*(next(images) for _ in others), "".join((first, *others)).strip()]
-        parts: list[str | Image] = [first.strip()]
-        for other in others:
-            parts += [next(images), other.strip()]
-        return parts
+        return reading_order(text, images)
 
 
 def _is_scored(turn: Mapping[str, Any], parts: Sequence[str | Image]) -> bool:

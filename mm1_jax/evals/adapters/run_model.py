@@ -14,13 +14,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mm1_jax.batch import Document, Example, Image
+from mm1_jax.batch import Document, Example
 from mm1_jax.checkpoints.trained_model import load_model
+from mm1_jax.data.images import Viewer
 from mm1_jax.data.rows import RowShape, assemble
 from mm1_jax.decoding.generate import bucket, generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.evals.answers import Likelihood
-from mm1_jax.evals.asking import image_size, shown
+from mm1_jax.evals.asking import image_size
 from mm1_jax.evals.evaluator import PromptInput
 from mm1_jax.evals.likelihood import LikelihoodRequest, LikelihoodScorer
 from mm1_jax.launch.run_folder import load_experiment
@@ -64,9 +65,10 @@ class RunModel:
                 f"--model_args checkpoint={checkpoint}: no such folder; give a run's output folder"
             )
         cfg = load_experiment(folder)
-        # The config of the format of conversations; None for the format of earlier runs.
+        # Config of the chat format; None for a run without one.
         self.chat_format = cfg.input.chat_format
         self.input = PromptInput.of(cfg.input)
+        self._pixels = Viewer(self.input.image_transform)
         self._builder = self.input.example_builder.without_limits()
         self._model, self.step = load_model(folder, cfg, step)
 
@@ -148,9 +150,6 @@ class RunModel:
             max_length=max_length,
             batch_size=self.batch_size,
         )
-
-    def _pixels(self, image: Image) -> np.ndarray:
-        return shown(image, self.input.image_transform)
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:
