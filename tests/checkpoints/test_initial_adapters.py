@@ -41,7 +41,7 @@ def adapted(cfg, base):
     cfg.trainer.set(max_steps=4)
     cfg.trainer.checkpointer.every_n_steps = 2
     weights = InitialWeights.default_config().set(path=str(base))
-    cfg.trainer.initial_weights = {"decoder": weights}
+    cfg.trainer.initial_weights = {"model": weights}
     return cfg
 
 
