@@ -120,7 +120,7 @@ def _blocks(page: Path) -> Iterator[tuple[str, str]]:
 def _commands(page: Path) -> Iterator[Command]:
     for before, block in _blocks(page):
         lines = block.replace("\\\n", " ").split("\n")
-        for text in (part for line in lines for part in re.split(r"&&|;| & | &$", line)):
+        for text in (part for line in lines for part in re.split(r"&&|;| & | &$| \| ", line)):
             # Drops the words of a loop, variables, redirections, comments and spaces.
             text = re.sub(r"^\s*((for .* in .*|do|done)(\s+|$))?(\w+=\S+\s+(?=\S))*", "", text)
             text = " ".join(re.sub(r"\s(#|> ).*", "", text).split())
@@ -224,7 +224,7 @@ def test_other_programs_extras_and_tests_exist(text):
         package = words[2].partition(".")[0]
         assert package == "lmms_eval" or importlib.util.find_spec(words[2]), text
     else:
-        assert _is_setup(text) or words[0] in ("ruff", "mkdocs", "mm1_jax"), text
+        assert _is_setup(text) or words[0] in ("ruff", "mkdocs", "mm1_jax", "printf"), text
 
 
 def _inline(page: Path) -> set[str]:
