@@ -46,9 +46,9 @@ def steps(num_examples: int, batch_size: int, examples_per_row: float) -> int:
 
         2,560,000 / (128 x 5.0) = 4,000
 
-    128 rows of 4096 have the 524,288 positions of MM1's 256 rows of 2048. One conversation a row,
-    these are 256 conversations; packed, 640. The last line of the table that a launch prints about
-    its data has the epochs that follow from the real lengths.
+    128 rows of 4096 have the 524,288 positions of MM1's 256 rows of 2048. MM1's rows are taken to
+    hold one conversation each, 256 per step; packed rows hold 640. The table of the data that a
+    launch prints has the epochs that follow from the real lengths.
     """
     return round(num_examples / (batch_size * examples_per_row))
 

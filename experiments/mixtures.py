@@ -153,7 +153,7 @@ INSTRUCTIONS = {
     ),
     "text": ("text_chats",),
 }
-# Stands for MM1.5's sets (section 3.2), of which these are named.
+# Stand for MM1.5's sets (section 3.2), of which the paper names these.
 MM1P5_INSTRUCTIONS = {
     "general": INSTRUCTIONS["general"],
     "text_rich": tuple(name for name in INSTRUCTIONS["text_rich"] if name != "ai2d"),

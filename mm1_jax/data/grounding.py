@@ -137,10 +137,10 @@ def region(values: Any, frame: Frame = FRACTIONS) -> tuple[float, ...]:
     Coordinates outside of the picture by no more than 2% of its side are moved to its edge.
 
     Raises:
-        BadRecord: These are not two or four finite numbers, a box has its corners in another
-            order, or it lies outside of the picture.
+        BadRecord: The values are not two or four finite numbers, the corners of a box are in
+            another order, or the region lies outside of the picture.
     """
-    if not isinstance(values, Sequence | tuple) or len(values) not in (2, 4):
+    if not isinstance(values, Sequence) or len(values) not in (2, 4):
         raise BadRecord(f"region {values!r:.80}: expected (x0, y0, x1, y1) or (x, y)")
     if not all(_is_finite(x) for x in values):
         raise BadRecord(f"region {values!r:.80}: expected finite numbers")

@@ -264,7 +264,7 @@ def _chunk_of(packed: bytes, span: range) -> _Chunk:
             examples = list(_examples(corpus, example_builder, record))
         except BadRecord as error:
             examples = [(DocumentPiece(record), (0, 0))]
-            # A splitter refuses conversations by choice; without one, they are a mistake.
+            # A splitter refuses conversations on purpose; without one, a long one is an error.
             is_refused = isinstance(error, TooLong) and corpus.splitter is not None
             found = refused if is_refused else unusable
             found.append(Quarantined(corpus.name, record, 0, str(error)))

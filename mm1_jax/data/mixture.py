@@ -52,8 +52,8 @@ class CorpusWeight(ConfigBase):
 
     corpus: Required[InstantiableConfig] = REQUIRED
     weight: NonNegativeInt = 1
-    # For a stream with a pool: the category, and how often its examples come while an example of a
-    # corpus of the same category without this field comes once.
+    # For a stream with a pool: the category of the corpus, and how often its examples are drawn
+    # relative to those of corpora of this category without a repeat.
     category: NonEmpty | None = None
     repeat: Positive | None = None
 
@@ -62,13 +62,13 @@ class CorpusWeight(ConfigBase):
 class Pool(ConfigBase):
     """Computes the weights of a stream's corpora from their numbers of usable examples.
 
-    Without categories, all examples are one pool, in which each comes as often as any other, as in
-    MM1's fine-tuning. Within a category, that is always so, up to `repeat`.
+    The examples of a category are drawn equally often, up to `repeat`. Without categories, this
+    holds for all examples, as in MM1's fine-tuning.
 
-    `relative` is the rule of MM1.5 (section 3.2): for each example of the reference category, there
-    are so many of another one. A category in neither field takes part by its size. The paper names
-    the ratios, and not whether they count examples or tokens; the shares that it reports (37.2%,
-    22.5%, 11.3%, 5.6%, 2.3% and 1.1%) are those of examples under these ratios.
+    `relative` is the rule of MM1.5 (section 3.2): the number of examples of a category per example
+    of the category `reference`. A category in neither field counts by its size. The paper does not
+    say whether its ratios count examples or tokens; the shares that it reports (37.2%, 22.5%,
+    11.3%, 5.6%, 2.3% and 1.1%) are those of examples under these ratios.
     """
 
     # Category -> share of all examples of the stream. The other categories divide the rest.

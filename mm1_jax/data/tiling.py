@@ -33,7 +33,7 @@ class Overview(enum.Enum):
 
 
 class Marks(Configurable, abc.ABC):
-    """Writes text beside the views of a picture, to tell their places; none of it is scored."""
+    """Writes unscored text beside the views of a picture that states their places."""
 
     @abc.abstractmethod
     def marked(self, views: Sequence[Image], picture: int) -> list[Segment]:
@@ -107,8 +107,8 @@ class SeparatorMarks(Marks):
 class Tiling(Configurable):
     """Replaces pictures by views of them.
 
-    A picture whose header cannot be read has one view, as has one whose grid has one tile. Neither
-    has marks.
+    A picture whose header cannot be read is one view without marks. So is a picture whose grid has
+    one tile, unless `overview_of_one_tile`.
     """
 
     @config_class

@@ -1,9 +1,9 @@
 """Decoding of conversations: the KV cache is kept over turns, and each picture is encoded once.
 
-Every reply is asked for by the whole prompt, as for `generate`, and gets the same answer. Of the
-prompt, only the positions after its longest common beginning with the cache are computed: usually
-the end of the last answer and the new question. Nothing breaks if a prompt differs earlier, as when
-an answer is tokenized again in another way, or a turn is taken back; more is then computed again.
+A reply takes the whole prompt and gives the answer that `generate` gives. Only the positions after
+the longest common prefix of the prompt and the cache are computed, usually the end of the last
+answer and the new question. A prompt may differ earlier, because an answer was tokenized again in
+another way or a turn was taken back; more positions are then computed again.
 
 A program is compiled for each number of new positions, rounded up to a power of two, with each
 number of new pictures.
@@ -80,16 +80,16 @@ class ConversationDecoder:
 
     def clear(self) -> None:
         """Forgets the conversation."""
-        # The tokens in the cache, and the images of those among them that are image tokens.
+        # The tokens in the cache, and the keys of their images.
         self._tokens: list[int] = []
         self._keys: list[Hashable] = []
 
     def reply(
         self, tokens: Sequence[int], images: Sequence[PromptImage] = (), *, row_id: int = 0
     ) -> Iterator[int]:
-        """Yields the tokens of the answer, of which the last one ends it, in groups.
+        """Yields the tokens of the answer in groups; the last token ends it.
 
-        An answer that fills the cache, or has `max_new_tokens` tokens, may lack such an end. An
+        An answer that fills the cache, or has `max_new_tokens` tokens, may lack that token. An
         iterator that is not exhausted leaves the cache usable.
 
         Args:

@@ -15,7 +15,8 @@ class DecodingOptions:
     Attributes:
         max_new_tokens: Maximum number of tokens in an answer, including `eos`.
         eos: Token that ends an answer and is its last token.
-        also_ends: Other tokens that do so, such as the end of a sequence beside that of a turn.
+        also_ends: Other tokens that end an answer, such as the end-of-sequence token beside the
+            stop of a chat format.
         pad: Token that fills rows after the end of an answer.
         forbidden: Token ids that are never chosen, regardless of logits. Always includes `pad`.
         sampling: Sampling method.

@@ -109,8 +109,8 @@ class Benchmark(Evaluator):
         answer_joiner: str | None = None
         # Text after the answer of each exemplar; used only with `answer_joiner`.
         exemplar_separator: str | None = None
-        # Number of exemplars, the last ones, whose pictures are shown as the input's tiling does;
-        # those of the others have one view each (MM1, mixed resolution). None means all.
+        # Number of exemplars at the end whose pictures are shown in tiles; pictures of the others
+        # have one view each (MM1, mixed resolution). None means all.
         num_tiled_exemplars: NonNegativeInt | None = None
         # Chooses the exemplars most similar to the query; None draws them at random.
         exemplars: SimilarExemplars.Config | None = None

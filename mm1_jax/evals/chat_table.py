@@ -90,13 +90,13 @@ class Row:
     Attributes:
         values: Numbers by `Part.title`.
         by_shots: Scores on MathVista by the number of exemplars.
-        is_partial: Titles of numbers that are of a subset of the records.
+        partial: Titles of the numbers that come from a subset of the records.
     """
 
     name: str
     values: Mapping[str, float]
     by_shots: Mapping[int, float] = field(default_factory=dict)
-    is_partial: frozenset[str] = frozenset()
+    partial: frozenset[str] = frozenset()
     is_published: bool = False
 
 
@@ -178,7 +178,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """Returns the table, and MathVista by the number of exemplars where a run has it."""
     lines = list(_markdown_table(["model", *COLUMNS], [_cells(row) for row in rows]))
     lines += ["", NOTES]
-    if any(row.is_partial for row in rows):
+    if any(row.partial for row in rows):
         lines.append("An asterisk marks scores on a random subset of the records.")
     if any(set(row.by_shots) - {0} and not row.is_published for row in rows):
         titles = ["model", *(f"MathV, {number} shots" for number in MATHVISTA_SHOTS)]
@@ -213,7 +213,7 @@ def _cells(row: Row) -> list[str]:
     cells = [_name(row)]
     for parts in COLUMNS.values():
         shown = (
-            _number(row.values.get(part.title)) + "*" * (part.title in row.is_partial)
+            _number(row.values.get(part.title)) + "*" * (part.title in row.partial)
             if part.title in row.values
             else MISSING
             for part in parts

@@ -1,6 +1,7 @@
-"""An evaluator under another tiling than that of training, such as more tiles at test alone."""
+"""An evaluator with a tiling other than that of training, such as more tiles at test alone."""
 
 import copy
+from collections.abc import Collection
 
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.input import Input
@@ -34,9 +35,8 @@ class OtherTiling(Evaluator):
     def fingerprint(self) -> str:
         return self._evaluator.fingerprint()
 
-    def metric_names(self) -> list[str] | None:
-        names = self._evaluator.metric_names()
-        return None if names is None else list(names)
+    def metric_names(self) -> Collection[str] | None:
+        return self._evaluator.metric_names()
 
     def run(self, model: MM1) -> EvalResult:
         return self._evaluator.run(model)

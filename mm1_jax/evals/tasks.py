@@ -216,7 +216,7 @@ class TaskMaker:
 
     @property
     def _reasons(self) -> bool:
-        """Returns whether answers have reasoning before them."""
+        """True if answers begin with reasoning."""
         return getattr(self._cfg.corpus.to_document, "reasoning", None) is not None
 
     def _check_rationales(self, shots: int, place: int) -> None:

@@ -45,11 +45,11 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 class AdaptedModule(NamedTuple):
-    """An adapted module of the exported base model, and our layer that it is.
+    """An adapted module of the exported base model, and the layer of ours that it comes from.
 
     Attributes:
         name: Name in torch, such as "model.layers.3.self_attn.q_proj".
-        path: Path of our layer, or of the stack of layers that it is one of.
+        path: Path of our layer, or of the stack that contains it.
         index: Index in that stack.
         shapes: Shapes of lora_A and lora_B in torch.
     """

@@ -50,8 +50,8 @@ def import_adapters(
         parts: Its parts, a decoder among them.
 
     Raises:
-        ValueError: The folder has other methods than plain LoRA, modules that the base has not,
-            or layers of one stack that differ in rank.
+        ValueError: The folder has methods other than plain LoRA, modules that the base lacks, or
+            layers of one stack that differ in rank.
     """
     if output.exists():
         raise ValueError(f"{output}: already exists; choose a new folder")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 TOUCH_SECONDS = 20.0
-# A lock of another machine that was not touched for as long belongs to nobody.
+# A lock of another machine is stale if it was not touched for this long.
 STALE_SECONDS = 600.0
 
 
@@ -46,7 +46,7 @@ class CellLock:
                 self.path.unlink()
 
     def set_child(self, pid: int) -> None:
-        """Names a process that also holds the lock, if this one should be killed."""
+        """Names a child process, which keeps the lock if this process is killed."""
         self._owner["child"] = _process(pid)
         self.path.write_text(json.dumps(self._owner))
 

@@ -7,8 +7,8 @@ markup, with its special tokens, and the texts stay texts, in which nobody can w
     <|im_start|>user  \\n{0}  <|im_end|>\\n<|im_start|>assistant\\n  {1}  <|im_end|>  \\n
     Markup            Text   Markup                               Text  Stop        Markup
 
-A template is refused if a conversation does not begin with the prompts of its answers, such as one
-that drops earlier thoughts, or if no special token ends an answer.
+A template is refused if the prompt of an answer is not a prefix of the conversation, as when the
+template drops earlier thoughts, or if no special token ends an answer.
 """
 
 import functools

@@ -34,7 +34,7 @@ def box_accuracy(items: Sequence[Item]) -> Scored:
 
 def point_accuracy(items: Sequence[Item]) -> Scored:
     """Fraction of points inside of the box that the reference states, in the same convention."""
-    found = [(numbers_in(item.text), numbers_in(item.reference)) for item in items]
+    found = [(_numbers(item.text), _numbers(item.reference)) for item in items]
     well_formed = [len(point) == 2 for point, _ in found]
     correct = [
         is_point and is_inside(point, box)
@@ -44,7 +44,7 @@ def point_accuracy(items: Sequence[Item]) -> Scored:
     return Scored(correct, columns)
 
 
-def numbers_in(text: str) -> list[float]:
+def _numbers(text: str) -> list[float]:
     """Returns the numbers in a text, in order."""
     return [float(number) for number in _NUMBER.findall(text)]
 
@@ -56,10 +56,10 @@ def is_box_like(answer: str, reference: str) -> bool:
 
 def _iou(answer: str, reference: str) -> float | None:
     """Returns the IoU of two boxes; None if the answer is not a box written like the reference."""
-    expected = numbers_in(reference)
+    expected = _numbers(reference)
     if len(expected) != 4:
         raise ValueError(f"reference {reference!r:.80}: expected one box of four numbers")
-    found = numbers_in(answer)
+    found = _numbers(answer)
     if len(found) != 4 or _form(answer) != _form(reference):
         return None
     if found[0] > found[2] or found[1] > found[3]:

@@ -49,7 +49,7 @@ class Layout:
     """A layout of questions.
 
     Attributes:
-        keys: Keys that an entry has; the first layout whose keys are there is that of a file.
+        keys: Keys of an entry; the first layout whose keys an entry has is that of its file.
         folders: Where the images lie, relative to the file.
         image: Returns the possible names of the image.
         pairs: Returns the questions with the format prompt, and the answers.
@@ -191,9 +191,9 @@ LAYOUTS: dict[str, Layout] = {
 class Academic(Format):
     """Questions of A-OKVQA, GQA, OCR-VQA, TextCaps, DVQA, ChartQA, AI2D, DocVQA, InfoVQA, SynthDoG.
 
-    The layout is that of the keys of a file. Each question ends with LLaVA's format prompt. ChartQA
-    has the sources `chartqa_human` and `chartqa_augmented` by the name of the file. AI2D is the
-    folder that holds `questions`, `annotations` and `images`.
+    The keys of the entries decide which set it is. Each question ends with LLaVA's format prompt.
+    Records of ChartQA have the source `chartqa_human` or `chartqa_augmented`, by the name of the
+    file. AI2D is the folder that holds `questions`, `annotations` and `images`.
 
     Args:
         images: The folder or .tar of the images. By default the usual folders beside the file are
@@ -201,9 +201,9 @@ class Academic(Format):
         merge: All questions about an image become one conversation. The questions of a whole file
             are then in memory.
         prompt: Replaces the format prompt; an empty text leaves it out.
-        split: Of OCR-VQA: train, validation, test, or all.
-        letters: The letters of AI2D's diagrams that questions refer to: opaque or transparent boxes
-            drawn on the image, or none, which rejects these questions.
+        split: The split of OCR-VQA to read: train, validation, test, or all.
+        letters: How the letters that questions of AI2D refer to are drawn on the image: in opaque
+            boxes, transparent, or none, which rejects these questions.
         source: The name of the dataset in the records. Defaults to that of the layout.
     """
 

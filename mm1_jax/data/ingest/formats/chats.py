@@ -1,4 +1,4 @@
-"""Parts that foreign conversations share: turns, boxes within texts, lines of recognized text."""
+"""Parsing that formats of conversations share: turns, boxes in texts, lines of recognized text."""
 
 import json
 import re
@@ -39,7 +39,7 @@ _RECOGNIZED_TEXT = re.compile(r"^[ \t]*Reference OCR token:.*(?:\n|\Z)", re.MULT
 
 @dataclass(frozen=True)
 class LlavaEntries:
-    """Makes records of entries in LLaVA's keys: `conversations` or `messages`, and `image`.
+    """Makes records of entries with LLaVA's keys: `conversations` or `messages`, and `image`.
 
     Attributes:
         boxes: How boxes are written in the texts, one of `BOX_TEXTS`.
@@ -151,7 +151,8 @@ def with_regions(
 ) -> tuple[Turns, Boxes]:
     """Replaces boxes and points in texts by `<box>` and `<point>`, and returns them in order.
 
-    A box is in the image that was named last before it. Texts without images keep their numbers.
+    A box lies in the last image that is named before it. Conversations without images keep their
+    numbers.
 
     Args:
         convention: One of `BOX_TEXTS`.
