@@ -292,7 +292,12 @@ def _with_axes(values: Sequence[int | float], edges: tuple[Any, Any]) -> Iterato
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON has integers that no float holds.
+        return False
 
 
 def _pattern(field: str, template: str, names: Sequence[str]) -> re.Pattern:

@@ -208,6 +208,7 @@ def test_spacing_of_an_answer_does_not_matter(answer):
         (None, "expected"),
         ([1, 2, 3], "expected"),
         ([0, 0, math.nan, 1], "finite"),
+        ([0, 0, 10**400, 1], "finite"),
         ([0, 0, "1", 1], "finite"),
         ([0, 0, 1.5, 1], "outside"),
         ([0.5, 0, 0.4, 1], "expected x0 <= x1"),
