@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from mm1_jax.data.record_files import BadRecord
 # The errors of `json`: for syntax and integers of thousands of digits, for nesting, for size.
 _JSON_ERRORS = (ValueError, RecursionError, MemoryError)
 _CHUNK_BYTES = 2**20
+_NUM_LOOKED_AT = 10
+_NO_LIST = "a JSON object, expected a list of them"
 # An error this close to the end of the window may be due to a token that continues after it.
 _MAX_TOKEN = 16
 _NUMBER_TAIL = re.compile(r"[0-9.eE+-]*")
@@ -114,8 +116,24 @@ def entries(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
         elif element.key is None:
             yield element.id, element.value
         else:
-            yield Rejected(entry_id(path), "a JSON object, expected a list of them")
+            yield Rejected(entry_id(path), _NO_LIST)
             return
+
+
+def may_hold(path: Path, is_wanted: Callable[[Any], bool]) -> bool:
+    """True if one of the first entries is wanted, or if none of them can be read."""
+    return is_one_wanted(entries(path), is_wanted)
+
+
+def is_one_wanted(
+    items: Iterable[tuple[str, Any] | Rejected], is_wanted: Callable[[Any], bool]
+) -> bool:
+    """Returns what `may_hold` does for the entries of a file."""
+    found = list(itertools.islice(items, _NUM_LOOKED_AT))
+    values = [item[1] for item in found if not isinstance(item, Rejected)]
+    if values:
+        return any(map(is_wanted, values))
+    return any(isinstance(item, Rejected) and item.reason != _NO_LIST for item in found)
 
 
 class _Cursor:

@@ -27,7 +27,13 @@ from mm1_jax.data.ingest.formats.questions import (
 from mm1_jax.data.readers.compressed import compressed, read_document
 from mm1_jax.data.readers.entries import Documents, Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageSearch, image_files
-from mm1_jax.data.readers.json_files import as_object, entries, parse_json, stream_json
+from mm1_jax.data.readers.json_files import (
+    as_object,
+    entries,
+    is_one_wanted,
+    parse_json,
+    stream_json,
+)
 from mm1_jax.data.readers.source_files import Unit, documents_below, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import as_list, as_text, is_key
@@ -238,7 +244,7 @@ class Academic(Format):
             return [Unit(source, part) for part in range(-(-num // _UNIT_IMAGES))]
         expected = f"a JSON file of one of {', '.join(LAYOUTS)}, or a folder of AI2D"
         files = source_files(source, compressed(".json", ".jsonl"), expected, self.follow_links)
-        units = [Unit(path) for path in files if _layout(path) is not None]
+        units = [Unit(path) for path in files if is_one_wanted(_values(path), _has_layout)]
         if not units:
             raise ValueError(f"{source}: expected {expected}")
         return units
@@ -251,7 +257,10 @@ class Academic(Format):
             return
         name = _layout(unit.path)
         if name is None:
-            yield Rejected(entry_id(unit.path), "no layout has the keys of its entries")
+            # A file that is damaged from the start.
+            reason = "the first entries have the keys of no layout"
+            for item in _values(unit.path):
+                yield item if isinstance(item, Rejected) else Rejected(item[0], reason)
             return
         layout = LAYOUTS[name]
         source = self._source or _source_of(name, unit.path)
@@ -379,14 +388,21 @@ def _values(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
 
 
 def _layout(path: Path) -> str | None:
-    """Returns the first layout whose keys one of the first entries has."""
-    for item in itertools.islice(_values(path), _NUM_LOOKED_AT):
-        if isinstance(item, Rejected) or not isinstance(item[1], dict):
-            continue
-        for name, layout in LAYOUTS.items():
-            if set(layout.keys) <= item[1].keys():
-                return name
-    return None
+    """Returns the layout of the first entry that has one."""
+    items = itertools.islice(_values(path), _NUM_LOOKED_AT)
+    found = (_layout_of(item[1]) for item in items if not isinstance(item, Rejected))
+    return next(filter(None, found), None)
+
+
+def _layout_of(value: Any) -> str | None:
+    """Returns the first layout whose keys an entry has."""
+    if not isinstance(value, dict):
+        return None
+    return next((name for name, at in LAYOUTS.items() if set(at.keys) <= value.keys()), None)
+
+
+def _has_layout(value: Any) -> bool:
+    return _layout_of(value) is not None
 
 
 def _source_of(name: str, path: Path) -> str:

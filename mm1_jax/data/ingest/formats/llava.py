@@ -1,15 +1,15 @@
 """LLaVA's conversations: a JSON list, or JSON lines, of turns by human and gpt about images."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.chats import LlavaEntries
 from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.entries import Entry, Rejected
+from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.image_files import ImageSearch, image_files
-from mm1_jax.data.readers.json_files import as_object, entries
+from mm1_jax.data.readers.json_files import as_object, entries, may_hold
 from mm1_jax.data.readers.source_files import Unit, source_files
 from mm1_jax.data.record_files import RecordKind
 from mm1_jax.data.records import records_of
@@ -53,7 +53,7 @@ class Llava(Format):
         if self._images is not None:
             image_files(self._images)
         files = source_files(source, compressed(".json", ".jsonl"), _EXPECTED, self.follow_links)
-        units = [Unit(path) for path in files if _holds_conversations(path)]
+        units = [Unit(path) for path in files if may_hold(path, _is_conversation)]
         if not units:
             raise ValueError(f"{source}: expected {_EXPECTED}")
         return units
@@ -66,11 +66,5 @@ class Llava(Format):
         )
 
 
-def _holds_conversations(path: Path) -> bool:
-    """True if one of the first entries has a conversation."""
-    return any(
-        not isinstance(item, Rejected)
-        and isinstance(item[1], dict)
-        and ("conversations" in item[1] or "messages" in item[1])
-        for item in itertools.islice(entries(path), 10)
-    )
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, dict) and ("conversations" in value or "messages" in value)

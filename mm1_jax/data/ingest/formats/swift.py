@@ -1,6 +1,5 @@
 """JSON lines of ms-swift: `messages`, `images`, and `objects` for boxes and their names."""
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,9 +10,9 @@ from mm1_jax.data.grounding import FRACTIONS, Frame, pixels, region
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.chats import Boxes, Turns, first_of, said_turns, size_of
 from mm1_jax.data.readers.compressed import compressed
-from mm1_jax.data.readers.entries import Documents, Entry, Rejected
+from mm1_jax.data.readers.entries import Documents, Entry
 from mm1_jax.data.readers.image_files import ImageFolder, ImageSearch, ImageTar, image_files
-from mm1_jax.data.readers.json_files import as_object, entries
+from mm1_jax.data.readers.json_files import as_object, entries, may_hold
 from mm1_jax.data.readers.source_files import Unit, source_files
 from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import (
@@ -59,7 +58,7 @@ class Swift(Format):
         if self._images is not None:
             image_files(self._images)
         files = source_files(source, compressed(".json", ".jsonl"), _EXPECTED, self.follow_links)
-        units = [Unit(path) for path in files if _holds_messages(path)]
+        units = [Unit(path) for path in files if may_hold(path, _is_conversation)]
         if not units:
             raise ValueError(f"{source}: expected {_EXPECTED}")
         return units
@@ -167,11 +166,5 @@ def _frame(objects: Mapping[str, Any], image: bytes) -> Frame:
     raise BadRecord(f"bbox_type {kind!a:.80}; expected real or norm1")
 
 
-def _holds_messages(path: Path) -> bool:
-    """True if one of the first entries has a conversation."""
-    return any(
-        not isinstance(item, Rejected)
-        and isinstance(item[1], dict)
-        and any(name in item[1] for name in ("messages", *_RESPONSES))
-        for item in itertools.islice(entries(path), 10)
-    )
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, dict) and any(name in value for name in ("messages", *_RESPONSES))

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import tarfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,3 +179,24 @@ def test_malformed_conversations_are_records_or_rejections(tmp_path, convert, pi
         assert len(records) + len(rejected) == num_written
         num_mutated += num_written - 1
     assert num_mutated >= 2 * NUM_SOURCES
+
+
+@pytest.mark.parametrize(
+    ("form", "entry"),
+    [
+        ("llava", {"conversations": TURNS[3:]}),
+        ("swift", {"query": "how?", "response": "so"}),
+        ("academic", {"imgname": "a.png", "query": "how?", "label": "so"}),
+    ],
+)
+def test_a_file_that_is_damaged_from_the_start_is_counted(tmp_path, form, entry):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "a.json").write_text(json.dumps([entry] * 2))
+    (tmp_path / "b.json").write_text(json.dumps([entry] * 2)[:-60])
+    (tmp_path / "c.jsonl").write_text("\n".join([*["{"] * 10, json.dumps(entry)]))
+    form = make_format(form)
+    found = [item for unit in form.units(tmp_path) for item in form.read(unit)]
+    assert Counter(item.id.split(":")[0] for item in found if isinstance(item, Rejected)) == {
+        "b.json": 1,
+        "c.jsonl": 10 + (form.name == "academic"),
+    }
