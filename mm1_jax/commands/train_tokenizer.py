@@ -87,7 +87,8 @@ def folder_texts(data_dir: Path, max_characters: int) -> Iterator[str]:
 
 def _record_texts(files: RecordFiles) -> Iterator[str]:
     to_document = TO_DOCUMENT[files.manifest.kind]
-    return _texts(len(files), lambda index: to_document(files[index]))
+    # Without their boxes, texts of conversations keep the placeholders.
+    return _texts(len(files), lambda index: to_document({**files[index], "boxes": None}))
 
 
 def corpora_texts(cfg: Input.Config, max_characters: int) -> Iterator[str]:

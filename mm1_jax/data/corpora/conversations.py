@@ -20,21 +20,25 @@ _PREFIX = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
 
 def conversation_document(record: Record) -> Document:
     """Returns the turns in order; images that no `<image>` refers to come first."""
+    if record.get("boxes"):
+        raise BadRecord(
+            "it has boxes; set to_document to a ConversationDocument, which writes boxes"
+        )
     images = iter(Image(image) for image in record["images"])
-    turns = [(turn["role"], turn["text"] or "") for turn in record["turns"]]
+    turns = [(turn, turn["text"] or "") for turn in record["turns"]]
     named = sum(text.count(IMAGE) for _, text in turns)
     unnamed = len(record["images"]) - named
     if unnamed < 0:
         raise BadRecord(f"{named} times {IMAGE} for {len(record['images'])} images")
     segments: list[Text | Image] = [next(images) for _ in range(unnamed)]
-    for role, text in turns:
-        segments += _turn(role, text, images)
+    for turn, text in turns:
+        segments += _turn(turn["role"], text, images, turn.get("loss") is not False)
     if not any(isinstance(segment, Text) and segment.scored for segment in segments):
         raise BadRecord("no answer that is not blank")
     return Document(tuple(segments))
 
 
-def _turn(role: str, text: str, images: Iterator[Image]) -> Iterator[Text | Image]:
+def _turn(role: str, text: str, images: Iterator[Image], has_loss: bool) -> Iterator[Text | Image]:
     if role not in _PREFIX:
         raise BadRecord(f"role {role!r}; expected one of {', '.join(_PREFIX)}")
     first, *others = text.split(IMAGE)
@@ -45,11 +49,11 @@ def _turn(role: str, text: str, images: Iterator[Image]) -> Iterator[Text | Imag
     elif first.strip() or _PREFIX[role]:
         yield Text((_PREFIX[role] + first.strip()).rstrip(), scored=False)
     if is_answer and first.strip():
-        yield Text(first.strip())
+        yield Text(first.strip(), scored=has_loss)
     for other in others:
         yield next(images)
         if other.strip():
-            yield Text(other.strip(), scored=is_answer)
+            yield Text(other.strip(), scored=is_answer and has_loss)
 
 
 class ConversationDocument(Configurable):

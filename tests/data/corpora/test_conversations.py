@@ -43,6 +43,18 @@ def test_images_go_to_their_markers_and_unmarked_images_come_first():
     )
 
 
+def test_flags_and_boxes_of_newer_records_are_not_ignored():
+    turns = [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "loss": False}]
+    again = [{"role": "user", "text": "c"}, {"role": "assistant", "text": "d", "loss": True}]
+    made = conversation_document({"images": [], "turns": turns + again})
+    assert [s.text for s in made.segments if s.scored] == ["d"]
+    with pytest.raises(BadRecord, match="no answer"):
+        conversation_document({"images": [], "turns": turns})
+    boxes = [{"image": 0, "box": [0, 0, 1, 1]}]
+    with pytest.raises(BadRecord, match="set to_document to a ConversationDocument"):
+        conversation_document({"images": [b"1"], "turns": again, "boxes": boxes})
+
+
 def test_a_text_conversation_keeps_all_turns():
     made = document(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), images=())
     assert [s.text for s in made.segments if s.scored] == ["b", "d"]
