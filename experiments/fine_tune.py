@@ -35,7 +35,7 @@ EXAMPLES = 10_000 * 256
 # Conversations that a row of 4096 holds if a picture takes 720 positions: 4.98 of 784 positions on
 # average, which fill 95% of the rows (docs/fine_tuning.md).
 PER_ROW = 5.0
-# The same for MM1.5's dynamic tiling with 4 to 9 tiles: 972 positions.
+# Conversations per row with MM1.5's 4 to 9 tiles: 972 positions each.
 PER_ROW_DYNAMIC = 4.0
 
 

@@ -28,11 +28,7 @@ QUESTIONS_PER_ROW = 8
 
 
 def study() -> Study:
-    start = {f"trainer.initial_weights.{part}.path": "{mm1_tiny}" for part in sft_pretraining.PARTS}
-
-    def claim(text: str, higher: Score, lower: Score, smallest: float) -> Claim:
-        return Claim(text, higher, lower, smallest)
-
+    start = {f"{sft_pretraining.START}.path": "{mm1_tiny}"}
     tiles, one_view = Score("tiles", "boxes_2x2"), Score("one_view", "boxes_1x1")
     return Study(
         design="A small model states boxes that are right at an IoU of 0.5, better from 2 x 2 "
@@ -59,10 +55,10 @@ def study() -> Study:
             Metric("iou_2x2", ("boxes_2x2/0/mean_iou",), "mean IoU on 2 x 2 tiles"),
         ],
         claims=[
-            claim("boxes come from pixels", tiles, Score("tiles", "blank_2x2"), 0.3),
-            claim("tiles state boxes better than one view", tiles, one_view, 0.05),
-            claim("one view at test alone is worse", tiles, Score("tiles", "boxes_1x1"), 0.1),
-            claim("3 x 3 tiles at test alone are worse", tiles, Score("tiles", "boxes_3x3"), 0.1),
+            Claim("boxes come from pixels", tiles, Score("tiles", "blank_2x2"), 0.3),
+            Claim("tiles state boxes better than one view", tiles, one_view, 0.05),
+            Claim("one view at test alone is worse", tiles, Score("tiles", "boxes_1x1"), 0.1),
+            Claim("3 x 3 tiles at test alone are worse", tiles, Score("tiles", "boxes_3x3"), 0.1),
         ],
         full_size="MM1.5's fine-tuning with referring and grounding data, tested with another "
         "least number of tiles (MM1.5: 74.0 falls to 24.5).",
@@ -80,7 +76,7 @@ def tiles() -> Experiment.Config:
 
 
 def _boxes(side: int) -> Experiment.Config:
-    """The same questions in the same order, in rows of the same number of pictures."""
+    """Fine-tuning on boxes: all arms have the same questions in order, and pictures per row."""
     cfg = mm1_tiny_chat()
     num_questions = MAX_STEPS * cfg.input.batch_size * QUESTIONS_PER_ROW
     entry = CorpusWeight().set(corpus=_corpus(num_records=num_questions))

@@ -15,16 +15,13 @@ from mm1_jax.studies.study import Arm, Claim, Metric, Score, Stage, Study
 
 # Checkpoints are saved every 20 steps; those at multiples of this number stay.
 KEPT_STEPS = 440
-PARTS = ("model",)
+START = "trainer.initial_weights.model"
 
 
 def study() -> Study:
     def arm(name: str, step: int, text: str) -> Arm:
-        overrides = {}
-        for part in PARTS:
-            path = f"trainer.initial_weights.{part}"
-            overrides |= {f"{path}.path": "{mm1_tiny}", f"{path}.step": str(step)}
-        return Arm(name, "mm1_tiny_chat", overrides, 6.0, text)
+        start = {f"{START}.path": "{mm1_tiny}", f"{START}.step": str(step)}
+        return Arm(name, "mm1_tiny_chat", start, 6.0, text)
 
     def claim(text: str, higher: str, lower: str, metric: str) -> Claim:
         return Claim(text, Score(higher, metric), Score(lower, metric), 0.02)

@@ -157,7 +157,7 @@ def pages_px56_81_tokens() -> Experiment.Config:
 
 
 def _fine_tuned(model: MM1.Config, overview: Overview | None = None) -> Experiment.Config:
-    """The same questions in the same order, in rows of the same number of pages."""
+    """Fine-tuning on questions: all arms have the same ones in order, and pages per row."""
     num_views = {None: 1, Overview.NONE: 4, Overview.LAST: 5}[overview]
     cfg = _on_pages(model, Kind.QUESTIONS, QUESTION, max_steps=400, num_views=num_views)
     if overview is not None:

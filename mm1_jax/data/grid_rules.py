@@ -41,7 +41,7 @@ class GridRule(Configurable, abc.ABC):
 
 
 class FixedGrid(GridRule):
-    """The same grid for all pictures; 2 x 2 tiles of 672 pixels are MM1's 1344 x 1344."""
+    """One grid for all pictures; 2 x 2 tiles of 672 pixels are MM1's 1344 x 1344."""
 
     function = staticmethod(grids.fixed_grid)
 

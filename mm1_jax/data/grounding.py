@@ -125,12 +125,6 @@ def box_of_corner_and_size(values: Sequence[int | float]) -> tuple[int | float, 
     return x, y, x + width, y + height
 
 
-def corner_and_size(box: Sequence[int | float]) -> tuple[int | float, ...]:
-    """Returns `(x, y, width, height)` of a box; the inverse of `box_of_corner_and_size`."""
-    x0, y0, x1, y1 = box
-    return x0, y0, x1 - x0, y1 - y0
-
-
 def region(values: Any, frame: Frame = FRACTIONS) -> tuple[float, ...]:
     """Returns a box or point of a dataset as fractions of the picture.
 

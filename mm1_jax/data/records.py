@@ -98,7 +98,7 @@ def conversation_record(
     Args:
         turns: Pairs of a role and a text, or triples with a loss flag. A missing text counts as
             blank, a missing flag as true.
-        boxes: What each `<box>` and `<point>` in the texts stands for, in order:
+        boxes: Boxes and points that the texts name by `<box>` and `<point>`, in order:
             `{"image": place, "box": [left, top, right, bottom]}` or `{"image": place, "point": [x,
             y]}`, in fractions of the image. Without boxes these words are text.
         fields: Further fields of the record.

@@ -48,8 +48,9 @@ def test_every_convention_is_inverted(frame, box):
 
 
 @given(boxes())
-def test_coco_boxes_are_inverted(box):
-    again = grounding.box_of_corner_and_size(grounding.corner_and_size(box))
+def test_coco_boxes_have_a_corner_and_a_size(box):
+    x0, y0, x1, y1 = box
+    again = grounding.box_of_corner_and_size((x0, y0, x1 - x0, y1 - y0))
     assert again == pytest.approx(box)
 
 

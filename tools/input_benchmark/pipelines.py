@@ -84,7 +84,10 @@ def bare(images: Sequence[Image], transform: ImageTransform) -> Iterator[Counts]
     """Decodes, resizes and crops images with as few calls as possible."""
     pictures: list[list[Image]] = []
     for image in images:
-        pictures[-1].append(image) if image.continues else pictures.append([image])
+        if image.continues:
+            pictures[-1].append(image)
+        else:
+            pictures.append([image])
     size = -(-len(pictures) // NUM_RECORDED)
     while True:
         for start in range(0, len(pictures), size):

@@ -361,7 +361,7 @@ class _Tokens(NamedTuple):
     Attributes:
         names: Their variables in templates, such as `eos_token`.
         special: All special tokens.
-        swallowing: Those that drop the whitespace after them.
+        swallowing: Special tokens that drop the whitespace after them.
     """
 
     names: dict[str, str]

@@ -56,7 +56,7 @@ class Layout:
 
     Attributes:
         keys: Keys of an entry; the first layout whose keys an entry has is that of its file.
-        folders: Where the images lie, relative to the file.
+        folders: Folders of the images, relative to the file.
         image: Returns the possible names of the image.
         pairs: Returns the questions with the format prompt, and the answers.
         prompt: The format prompt.
@@ -208,8 +208,8 @@ class Academic(Format):
             are then in memory.
         prompt: Replaces the format prompt; an empty text leaves it out.
         split: The split of OCR-VQA to read: train, validation, test, or all.
-        letters: How the letters that questions of AI2D refer to are drawn on the image: in opaque
-            boxes, transparent, or none, which rejects these questions.
+        letters: Style of the letters that questions of AI2D refer to, which are drawn on the image:
+            opaque boxes, transparent, or none, which rejects these questions.
         source: The name of the dataset in the records. Defaults to that of the layout.
     """
 

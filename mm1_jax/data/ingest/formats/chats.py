@@ -32,7 +32,7 @@ _QWEN = re.compile(
     rf'("bbox_2d"\s*:\s*)\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]'
     rf'|("point_2d"\s*:\s*)\[{_NUMBER},{_NUMBER}\]'
 )
-# How boxes are written in texts, by the name of the option.
+# Conventions of boxes in texts, as options name them.
 BOX_TEXTS = ("none", "llava", "fractions", "internvl", "qwen")
 _RECOGNIZED_TEXT = re.compile(r"^[ \t]*Reference OCR token:.*(?:\n|\Z)", re.MULTILINE)
 
@@ -42,7 +42,7 @@ class LlavaEntries:
     """Makes records of entries with LLaVA's keys: `conversations` or `messages`, and `image`.
 
     Attributes:
-        boxes: How boxes are written in the texts, one of `BOX_TEXTS`.
+        boxes: Convention of the boxes in the texts, one of `BOX_TEXTS`.
         ocr_tokens: False drops the lines `Reference OCR token: ...` of questions.
         source: The name of the dataset; None takes that of the entry.
     """

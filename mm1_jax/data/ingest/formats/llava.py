@@ -26,7 +26,7 @@ class Llava(Format):
 
     Args:
         images: The folder or .tar of the images by name. Defaults to the folder of the JSON file.
-        boxes: How boxes are written in the texts, which become `<box>`: llava (`[0.1, 0.2, 0.5,
+        boxes: Convention of the boxes in the texts, which become `<box>`: llava (`[0.1, 0.2, 0.5,
             0.8]` of the image padded to a square), fractions (of the image itself), internvl
             (`<box>[[x, y, x, y]]</box>` from 0 to 1000), qwen (`"bbox_2d": [x, y, x, y]` in pixels
             of the size that an entry gives as resized_width and resized_height). By default they

@@ -40,7 +40,7 @@ class _Dataset:
 
     Attributes:
         times: The share of the entries, or how often all are repeated (InternVL).
-        strategy: Which entries are read: all, or first, end or random with a number (OneVision).
+        strategy: Entries to read: all, or first, end or random with a number (OneVision).
     """
 
     name: str
@@ -56,13 +56,13 @@ class LlavaMixture(Format):
 
     Paths are relative to the folder of the mixture. `first:N`, `end:N` and `random:N` read N
     entries, or a percentage of them; random entries depend on the seed and on the path as written.
-    A `repeat_time` below 1 reads this share from the start, one above 1 makes further records;
+    A `repeat_time` below 1 reads this share from the start, one above 1 makes further records.
     InternVL's boxes from 0 to 1000 become `<box>`. Records have the name of their dataset.
 
     Args:
         images: The folder or .tar of the images of a YAML file. Defaults to its folder.
-        boxes: How boxes are written in the texts, as for the format llava. Defaults to internvl in
-            a meta file.
+        boxes: Convention of the boxes in the texts, as for the format llava. Defaults to internvl
+            in a meta file.
         seed: Seed of random samples.
     """
 

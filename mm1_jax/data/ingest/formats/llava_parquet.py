@@ -26,7 +26,7 @@ class LlavaParquet(Format):
     turns, such as a map of Markdown, are rejected.
 
     Args:
-        boxes: How boxes are written in the texts, as for the format llava.
+        boxes: Convention of the boxes in the texts, as for the format llava.
         ocr_tokens: False drops the lines `Reference OCR token: ...` of questions (TextCaps).
         source: The name of the dataset in the records. Defaults to `data_source` of the rows.
     """
