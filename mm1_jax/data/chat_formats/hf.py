@@ -160,6 +160,12 @@ class HFChatFormat(ChatFormat):
             elif isinstance(part, _Picture):
                 yield next(images)
             elif isinstance(part, _Stop):
+                if part.name != self._stop:
+                    # Such as the end of a picture, if the answer ends with one.
+                    raise BadRecord(
+                        f"the template ends an answer with {part.name!r}, and others with "
+                        f"{self._stop!r}"
+                    )
                 yield Stop(part.name, scored=turns[part.turn].is_scored)
             else:
                 yield Markup(part)

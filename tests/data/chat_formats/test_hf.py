@@ -220,6 +220,13 @@ def test_turns_that_a_template_refuses_are_bad_records(tmp_path):
         format.document([Turn("user", ("a",)), Turn("user", ("a",)), Turn("assistant", ("b",))])
 
 
+def test_the_end_of_a_picture_is_not_the_stop_of_an_answer(tmp_path):
+    format = format_of(write_template(tmp_path / "vision", TEMPLATES["vision"]))
+    turns = [Turn("user", ("a cat?",)), Turn("assistant", ("here", PICTURE))]
+    with pytest.raises(BadRecord, match="ends an answer with '<.vision_end.>', and others"):
+        format.document(turns)
+
+
 def test_variables_choose_what_a_template_writes(tmp_path):
     template = "{{ '' if short else strftime_now('%d') }}" + TEMPLATES["chatml"]
     folder = write_template(tmp_path / "x", template)
