@@ -94,6 +94,8 @@ class Experiment(Configurable):
         else:
             for name in ("max_images", "num_image_tokens", "image_size"):
                 _agree(cfg, f"input.{name}", 0, "model.vision_encoder=None")
+            if cfg.input.tiling is not None:
+                raise ValueError("input.tiling: the model reads no images to tile; set it to None")
         optimizer = cfg.trainer.optimizer
         if optimizer.learning_rate is None:
             num_parameters = num_non_embedding_parameters(cfg.model.decoder)

@@ -24,9 +24,11 @@ from mm1_jax.data.chat_formats.hf import HFChatFormat
 from mm1_jax.data.chat_formats.llava import LLaVAChatFormat
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.conversations import ConversationDocument
+from mm1_jax.data.grid_rules import FixedGrid
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources.array_record import ArrayRecordSource
+from mm1_jax.data.tiling import Tiling
 from mm1_jax.evals.benchmarks.families import question_benchmark
 from mm1_jax.evals.prompts import ChatTask
 from mm1_jax.evals.scoring.exact_match import accuracy
@@ -291,6 +293,9 @@ def test_images_and_a_text_only_model_are_an_error(cfg, tmp_path, with_few_recor
     cfg = mm1_tiny()
     cfg.model = language_model(cfg.model.decoder)
     cfg.input.set(streams=embedded()[2:], max_images=0)
+    tiling = Tiling.default_config().set(rule=FixedGrid.default_config())
+    with pytest.raises(ValueError, match="input.tiling: the model reads no images"):
+        Experiment.resolve(cfg.clone(input=cfg.input.clone(tiling=tiling)))
     with_few_records(cfg.input.streams)
     with pytest.raises(ValueError, match="benchmark 'digits_vqa' shows images.*reads none"):
         cfg.instantiate(output_dir=tmp_path)
