@@ -58,7 +58,11 @@ def multiple_choice(
 
 
 def question_records(
-    items: Iterable[Asked | Rejected], read: Callable[..., bytes], *, merge: bool
+    items: Iterable[Asked | Rejected],
+    read: Callable[..., bytes],
+    *,
+    merge: bool,
+    after_image: str = "\n",
 ) -> Iterator[Entry]:
     """Yields a conversation for each question, or, if `merge`, for each image.
 
@@ -67,6 +71,7 @@ def question_records(
 
     Args:
         read: Returns the image of one of some names.
+        after_image: Stands between the image and the first question.
     """
     groups: dict[tuple[Any, ...], list[Asked]] = {}
     for item in items:
@@ -75,20 +80,20 @@ def question_records(
         elif merge:
             groups.setdefault(item.image, []).append(item)
         elif len(item.pairs) == 1:
-            yield _record(item, item.pairs, read)
+            yield _record(item, item.pairs, read, after_image)
         else:
             for place, pair in enumerate(item.pairs):
-                yield _record(item, [pair], read, place)
+                yield _record(item, [pair], read, after_image, place)
     for group in groups.values():
-        yield _merged(group, read)
+        yield _merged(group, read, after_image)
 
 
-def _merged(group: Sequence[Asked], read: Callable[..., bytes]) -> Entry:
+def _merged(group: Sequence[Asked], read: Callable[..., bytes], after_image: str) -> Entry:
     pairs = [pair for item in group for pair in item.pairs]
     first = dict(reversed([(question, (question, answer)) for question, answer in pairs]))
     kept = sorted(first.values(), key=pairs.index)
     counts = Counter(merged_questions=len(kept) - 1, repeated_questions=len(pairs) - len(kept))
-    made = _record(group[0], kept, read)
+    made = _record(group[0], kept, read, after_image)
     if isinstance(made, Rejected):
         return Rejected(made.id, f"{made.reason}; {len(pairs)} questions about it")
     return counted(made, +counts)
@@ -98,13 +103,14 @@ def _record(
     item: Asked,
     pairs: Sequence[tuple[str, Any]],
     read: Callable[..., bytes],
+    after_image: str,
     place: int | None = None,
 ) -> Entry:
     entry = entry_id(item.entry, place)
     try:
         turns = [turn for question, answer in pairs for turn in _turns(question, answer)]
         if turns:
-            turns[0] = ("user", f"{IMAGE}\n{turns[0][1]}")
+            turns[0] = ("user", f"{IMAGE}{after_image}{turns[0][1]}")
         return conversation_record(
             entry,
             [read(*item.image)],

@@ -21,11 +21,10 @@ from mm1_jax.data.readers.entries import Entry, Rejected
 from mm1_jax.data.readers.image_files import ImageFolder, ImageTar, holds_images, image_files
 from mm1_jax.data.readers.json_files import as_object, stream_json
 from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
-from mm1_jax.data.record_files import IMAGE, BadRecord, RecordKind
+from mm1_jax.data.record_files import BadRecord, RecordKind
 from mm1_jax.data.records import (
     as_list,
     as_text,
-    conversation_record,
     is_key,
     is_missing,
 )
@@ -108,12 +107,9 @@ class Vqa(Format):
             return self._asked(entry, key, question, answers.pop(key))
 
         items = _made(_questions(unit.path), asked)
-        if self._prompt or self._merge:
-            yield from question_records(items, images.read, merge=self._merge)
-        else:
-            yield from (
-                item if isinstance(item, Rejected) else _record(item, images) for item in items
-            )
+        # A question without a format prompt is on the line of its image.
+        after_image = "\n" if self._prompt or self._merge else ""
+        yield from question_records(items, images.read, merge=self._merge, after_image=after_image)
         for key in answers:
             yield Rejected(entry_id(unit.path, f"answer to {key!a:.80}"), "no such question")
 
@@ -190,22 +186,6 @@ def _made(
             yield make(*item)
         except BadRecord as error:
             yield Rejected(item[0], str(error))
-
-
-def _record(item: Asked, images: _NumberedImages) -> Entry:
-    """Returns the record of a question without a format prompt, on the line of its image."""
-    ((question, answer),) = item.pairs
-    try:
-        return conversation_record(
-            item.entry,
-            [images.read(*item.image)],
-            [("user", IMAGE + question), ("assistant", answer)],
-            fields=item.fields,
-            source_id=item.source_id,
-            source=item.source,
-        )
-    except BadRecord as error:
-        return Rejected(item.entry, str(error))
 
 
 def _questions(path: Path) -> Iterator[tuple[str, Any] | Rejected]:

@@ -99,7 +99,7 @@ def test_invalid_entries_are_rejected_with_the_reason(folder, convert, reasons):
         f"{QUESTIONS}:questions:2": "0 pictures are of image_id 99",
         f"{QUESTIONS}:questions:3": "no question",
         f"{QUESTIONS}:questions:4": "no answer left for question 0",
-        f"{QUESTIONS}:questions:5": "2 times <image> for 1 images",
+        f"{QUESTIONS}:questions:5": "<image> in a question of a layout without placeholders",
         f"{QUESTIONS}:questions:6": "image_id is [1]",
         f"{QUESTIONS}:questions:7": "question_id is None",
         f"{QUESTIONS}:questions:8": "a str, expected a JSON object",
