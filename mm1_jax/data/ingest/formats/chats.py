@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mm1_jax.batch import Image, Record
 from mm1_jax.data.grounding import FRACTIONS, THOUSANDTHS, Frame, padded_square, pixels, region
@@ -170,7 +170,7 @@ def with_regions(
             def replace(match: re.Match, named_before: int = named_before) -> str:
                 named = named_before + match.string.count(IMAGE, 0, match.start())
                 image = min(max(named - 1, 0), len(images) - 1)
-                return _REPLACE[convention](match, image, images[image], about, boxes)
+                return _REPLACE[convention](match, _Place(image, images[image], about, boxes))
 
             num_named += text.count(IMAGE)
             num_boxes = len(boxes)
@@ -183,44 +183,53 @@ def with_regions(
     return replaced, boxes
 
 
-def _add(boxes: Boxes, image: int, values: Sequence[Any], frame: Frame) -> str:
-    found = region(values, frame)
-    kind = "box" if len(found) == 4 else "point"
-    boxes.append({"image": image, kind: list(found)})
-    return f"<{kind}>"
+class _Place(NamedTuple):
+    """The place of a match: its image, the entry, and the boxes so far."""
+
+    image: int
+    data: bytes
+    about: Mapping[str, Any]
+    boxes: Boxes
+
+    def mark(self, values: Sequence[Any], frame: Frame) -> str:
+        """Adds a box or a point, and returns its mark."""
+        found = region(values, frame)
+        kind = "box" if len(found) == 4 else "point"
+        self.boxes.append({"image": self.image, kind: list(found)})
+        return f"<{kind}>"
 
 
-def _fractions(match: re.Match, image: int, data: bytes, about: Any, boxes: Boxes) -> str:
-    return _of_fractions(match, image, FRACTIONS, boxes)
+def _fractions(match: re.Match, place: _Place) -> str:
+    # A list of integers, such as one of a program, is no box.
+    return place.mark(_floats(match.groups()), FRACTIONS) if "." in match[0] else match[0]
 
 
-def _padded(match: re.Match, image: int, data: bytes, about: Any, boxes: Boxes) -> str:
-    return _of_fractions(match, image, padded_square(*size_of(data)), boxes)
-
-
-def _of_fractions(match: re.Match, image: int, frame: Frame, boxes: Boxes) -> str:
+def _padded(match: re.Match, place: _Place) -> str:
     if "." not in match[0]:
-        # A list of integers, such as one of a program.
         return match[0]
-    return _add(boxes, image, [float(number) for number in match.groups()], frame)
+    return place.mark(_floats(match.groups()), padded_square(*size_of(place.data)))
 
 
-def _internvl(match: re.Match, image: int, data: bytes, about: Any, boxes: Boxes) -> str:
+def _internvl(match: re.Match, place: _Place) -> str:
     try:
         values = json.loads(match[2])
         values = values if isinstance(values[0], list) else [values]
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise BadRecord(f"a box that is not a list of numbers: {match[2]!a:.80}") from error
-    there = ", ".join(_add(boxes, image, box, THOUSANDTHS) for box in values)
-    return there if match[1] is None else f"{match[1]} {there}"
+    marks = ", ".join(place.mark(box, THOUSANDTHS) for box in values)
+    return marks if match[1] is None else f"{match[1]} {marks}"
 
 
-def _qwen(match: re.Match, image: int, data: bytes, about: Any, boxes: Boxes) -> str:
-    width, height = (_side(about.get(f"resized_{side}"), image) for side in ("width", "height"))
-    is_box = match[1] is not None
-    numbers = match.groups()[1:5] if is_box else match.groups()[6:8]
-    values = [float(number) for number in numbers]
-    return (match[1] if is_box else match[6]) + _add(boxes, image, values, pixels(width, height))
+def _qwen(match: re.Match, place: _Place) -> str:
+    width, height = (
+        _side(place.about.get(f"resized_{side}"), place.image) for side in ("width", "height")
+    )
+    key, *numbers = match.groups()[:5] if match[1] is not None else match.groups()[5:]
+    return key + place.mark(_floats(numbers), pixels(width, height))
+
+
+def _floats(numbers: Iterable[str]) -> list[float]:
+    return [float(number) for number in numbers]
 
 
 def _side(value: Any, image: int) -> int:
