@@ -387,9 +387,11 @@ class Packing(Configurable):
         for share in (*stream.corpora, *stream.fillers):
             lengths = self.lengths[share.corpus]
             if not lengths.num_usable:
+                reasons = [entry.reason for entry in (*lengths.unusable, *lengths.refused)]
                 raise ValueError(
                     f"Corpus {share.name!r} of stream {stream.name!r} has {share.num_records} "
                     "records, none of them usable; give it weight 0, or fix its source."
+                    + "".join(f" The first one: {reason}" for reason in reasons[:1])
                 )
             longest = lengths.longest
             if longest[0] > self.max_sequence_length or longest[1] > self.max_images:

@@ -453,6 +453,10 @@ def test_too_many_bad_records_stop_the_run():
     config.streams[1].corpora[0].corpus.source.bad_records = [0, 39]
     with pytest.raises(ValueError, match="2 of 40 documents of corpus 'pages' cannot be used"):
         config.instantiate()
+    config.max_bad_fraction = 1.0
+    config.streams[1].corpora[0].corpus.source.bad_records = list(range(40))
+    with pytest.raises(ValueError, match="none of them usable.* The first one: drawn as bad"):
+        config.instantiate(split="train")
 
 
 @pytest.mark.parametrize("fields", [{}, {"prefetch": 2}])
