@@ -37,7 +37,7 @@ def png(number: int) -> bytes:
 def tiled(input) -> PromptInput:
     """The input of a run that shows pictures as four tiles and an overview."""
     tiling = Tiling.default_config().set(rule=FixedGrid.default_config())
-    return PromptInput.of(input.config.clone(tiling=tiling))
+    return PromptInput.of(input.config.clone(tiling=tiling, max_images=5))
 
 
 def build(name: str, folder: Path, input: Any, **fields: Any) -> Benchmark:
