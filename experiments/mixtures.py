@@ -8,6 +8,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.corpora.embedded import Kind
+from mm1_jax.data.corpora.instructions import Form
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.corpora.questions import question_document
 from mm1_jax.data.corpora.text import text_document
@@ -45,14 +46,33 @@ def embedded() -> list[Stream.Config]:
 def embedded_instructions() -> list[Stream.Config]:
     """Instructions about digits and scenes in all forms of answers; needs no download.
 
-    Half of the rows are those of `embedded`, as the small models forget what they do not repeat.
+    A third of their tokens are conversations of up to nine pictures, as few-shot prompts are. A
+    quarter of the rows are those of `embedded`, as the small models forget what they do not repeat.
     """
     replayed = embedded()
+    # Forms of which an answer has one or two tokens, and the model learns little from each.
+    short = (Form.SHORT_ANSWER, Form.LETTER, Form.YES_NO)
     corpora = [
-        (instructions.corpus(form, pictures), 1) for pictures, form in instructions.ALL_FORMS
+        (instructions.corpus(form, pictures), 2 if form in short else 1)
+        for pictures, form in instructions.ALL_FORMS
     ]
-    weight = sum(stream.weight for stream in replayed)
+    corpora += [(_many_pictures("scenes"), 2), (_many_pictures("digits"), 1)]
+    weight = 3 * sum(stream.weight for stream in replayed)
     return [_stream("instructions", weight, *corpora), *replayed]
+
+
+def _many_pictures(pictures: str) -> Corpus.Config:
+    """Conversations of two to nine questions, each about other pictures."""
+    corpus = instructions.corpus(
+        Form.SHORT_ANSWER,
+        pictures,
+        same_picture_turns=0.0,
+        other_picture_turns=1.0,
+        max_other_pictures=8,
+        other_questions="any",
+    )
+    splitter = ConversationSplitter.default_config().set(too_long="cut")
+    return corpus.set(name=f"{pictures}_examples", splitter=splitter)
 
 
 def embedded_with_names() -> list[Stream.Config]:

@@ -38,11 +38,11 @@ def mm1_tiny_chat() -> Experiment.Config:
         max_sequence_length=512,
     )
     cfg.trainer.set(
-        max_steps=400,
+        max_steps=1500,
         initial_weights={"model": InitialWeights.default_config().set(path=PRETRAINED)},
         # The paper's optimizer and schedule; the rate is relative to the size of each matrix.
         optimizer=Adafactor.default_config().set(
-            learning_rate=0.01, warmup_steps=20, final_fraction=0.0
+            learning_rate=0.01, warmup_steps=40, final_fraction=0.0
         ),
     )
     cfg.evals = {

@@ -21,7 +21,7 @@ START = "trainer.initial_weights.model"
 def study() -> Study:
     def arm(name: str, step: int, text: str) -> Arm:
         start = {f"{START}.path": "{mm1_tiny}", f"{START}.step": str(step)}
-        return Arm(name, "mm1_tiny_chat", start, 6.0, text)
+        return Arm(name, "mm1_tiny_chat", start, 8.0, text)
 
     def claim(text: str, higher: str, lower: str, metric: str) -> Claim:
         return Claim(text, Score(higher, metric), Score(lower, metric), 0.02)
@@ -40,7 +40,7 @@ def study() -> Study:
             )
         ],
         arms=[
-            Arm("from_scratch", "from_scratch", {}, 6.0, "0% of pre-training"),
+            Arm("from_scratch", "from_scratch", {}, 8.0, "0% of pre-training"),
             arm("quarter", KEPT_STEPS, "25%"),
             arm("half", 2 * KEPT_STEPS, "50%"),
             arm("whole", 1750, "100%"),

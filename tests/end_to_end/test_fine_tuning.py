@@ -42,7 +42,7 @@ def test_a_chat_model_is_fine_tuned_from_a_run(pretrained):
     arguments = [
         *("--config=mm1_tiny_chat", "--evals=instructions", "--config.trainer.max_steps=3"),
         f"--config.trainer.initial_weights.model.path={pretrained}",
-        *few_records(12, 4, 2, 2),
+        *few_records(14, 4, 2, 2),
         "--config.evals.instructions.num_examples=12",
         "--config.evals.instructions.blank_shots=()",
         "--config.evals.instructions.max_new_tokens=4",

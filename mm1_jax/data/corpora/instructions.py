@@ -9,7 +9,7 @@ sentence, a JSON object, the box of a shape, or a text-only reply.
     assistant  {"color": "red"}
 
 Some records have earlier turns: about the same picture in other forms, or, as in a few-shot prompt,
-the same question about other pictures. Pictures of the test split are those of the corpora
+about other pictures in the same form. Pictures of the test split are those of the corpora
 `scenes` and `digits`, so a model that was pre-trained on these has not seen them. Text-only
 questions are few, and those of the test split occur in training too.
 """
@@ -97,10 +97,13 @@ class InstructionsSource(Source):
         # The pictures that instructions are about; "none" for text-only instructions.
         pictures: Literal["scenes", "digits", "none"] = "scenes"
         num_records: PositiveInt = 4096  # In the training split.
-        # Shares of records with earlier turns: about the same picture in other forms, or the same
-        # question about other pictures.
+        # Shares of records with earlier turns: about the same picture in other forms, or about
+        # other pictures in the same form.
         same_picture_turns: Share = 0.3
         other_picture_turns: Share = 0.15
+        # Number of earlier turns about other pictures, and whether they ask the same question.
+        max_other_pictures: PositiveInt = 3
+        other_questions: Literal["same", "any"] = "same"
         seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
@@ -158,12 +161,12 @@ class InstructionsSource(Source):
         subject = self._subject(rng, pictures, form)
         exchange = _exchange(rng, form, subject)
         if draw < cfg.other_picture_turns:
-            others = [
-                self._subject(rng, pictures, form, exchange.key) for _ in range(rng.randint(1, 3))
-            ]
+            key = exchange.key if cfg.other_questions == "same" else None
+            number = rng.randint(1, cfg.max_other_pictures)
+            others = [self._subject(rng, pictures, form, key) for _ in range(number)]
             return (
                 [each.images for each in (*others, subject)],
-                [*(_exchange(rng, form, each, exchange.key) for each in others), exchange],
+                [*(_exchange(rng, form, each, key) for each in others), exchange],
             )
         earlier = []
         if draw < cfg.other_picture_turns + cfg.same_picture_turns:

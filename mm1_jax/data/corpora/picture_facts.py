@@ -69,7 +69,12 @@ class Subjects:
             return _of_pair(rng, self._scenes.pair(rng))
         if draw < 0.8:
             return _of_alike(self._scenes.alike(rng))
-        return _of_two_scenes(self._scenes.alike(rng), self._scenes.alike(rng))
+        first = self._scenes.alike(rng)
+        shape = first.shapes[0]
+        # About as many pairs are alike as not.
+        color = shape.color if rng.random() < 0.4 else None
+        form = shape.shape if rng.random() < 0.4 else None
+        return _of_two_scenes(first, self._scenes.alike(rng, color=color, shape=form))
 
     def _scan(self, rng: random.Random) -> Subject:
         (first, a), (second, b) = self._digits.draw(rng, 2)

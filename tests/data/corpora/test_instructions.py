@@ -50,6 +50,37 @@ def test_some_records_have_earlier_turns_about_the_same_or_other_pictures(record
     assert 0.05 < len(with_pictures_later) / NUM_RECORDS < 0.3
 
 
+def test_a_conversation_can_ask_about_a_new_picture_in_each_turn():
+    def drawn(other_questions: str):
+        cfg = corpus(
+            Form.SHORT_ANSWER,
+            same_picture_turns=0.0,
+            other_picture_turns=1.0,
+            max_other_pictures=8,
+            other_questions=other_questions,
+        )
+        source = cfg.source.instantiate(split="train")
+        return [source[i]["turns"][::2] for i in range(80)]
+
+    any_questions = drawn("any")
+    assert {len(asked) for asked in any_questions} == {*range(2, 10)}
+    assert all(turn["text"].startswith(IMAGE) for asked in any_questions for turn in asked)
+    kinds = [{turn["text"].removeprefix(IMAGE)[:10] for turn in asked} for asked in any_questions]
+    same = [{turn["text"].removeprefix(IMAGE)[:10] for turn in asked} for asked in drawn("same")]
+    assert np.mean([*map(len, kinds)]) > 1.5 * np.mean([*map(len, same)])
+
+
+def test_about_half_of_the_questions_about_two_scenes_are_answered_yes():
+    source = corpus(Form.YES_NO).source.instantiate(split="train")
+    turns = [turn["text"] for i in range(600) for turn in source[i]["turns"]]
+    answers = [
+        answer == "yes"
+        for asked, answer in zip(turns[::2], turns[1::2], strict=True)
+        if "do both pictures" in asked and "Answer yes or no" in asked
+    ]
+    assert 0.4 < np.mean(answers) < 0.65
+
+
 def test_the_splits_share_no_scene():
     def pictures(split: str) -> set[bytes]:
         source = InstructionsSource.default_config().instantiate(split=split)
