@@ -227,6 +227,7 @@ class FakePart(Configurable):
     class Config(Configurable.Config):
         name: Required[str] = REQUIRED
         max_sequence_length: int = 32  # A field of inputs.
+        max_steps: int = 7  # A field of trainers.
 
     def __init__(self, cfg: Config, **runtime):
         super().__init__(cfg)
@@ -258,6 +259,7 @@ def test_an_experiment_assembles_its_parts(cfg, tmp_path, monkeypatch):
     assert list(trainer["evaluators"]) == ["digits"]
     assert trainer["evaluators"]["digits"].runtime == {"input": experiment.input}
     assert experiment.input.runtime["split"] == "train"
+    assert experiment.input.runtime["num_steps"] == 7
     assert experiment.input.runtime["quarantine_path"].parent == tmp_path
     assert experiment.run() == "trainer"
 

@@ -22,7 +22,7 @@ from mm1_jax.storage import write_whole
 
 RESUMES = "the same command resumes"
 # Names of groups of benchmarks. The registry, which defines them, would import jax.
-GROUPS = ("pretraining", "chat", "judged", "table4", "text_core", "embedded")
+GROUPS = ("pretraining", "chat", "judged", "table4", "text_core", "embedded", "embedded_chat")
 
 EPILOG = """\
 with --checkpoint:

@@ -401,5 +401,5 @@ def test_links_to_folders_are_named_and_followed_on_demand(tmp_path, caplog):
 def test_an_unreadable_git_lfs_pointer_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     conversion = Conversion(make_format("llava"), (tmp_path,), tmp_path.parent / "lfs")
-    with pytest.raises(ValueError, match=r"a.jsonl is a pointer of Git LFS .*`git lfs pull`"):
+    with pytest.raises(ValueError, match=r"a.jsonl:0: a pointer of Git LFS .*`git lfs pull`"):
         convert(conversion)
