@@ -34,12 +34,9 @@ def least_padding(
     width: int, height: int, tile_size: int, *, min_tiles: int, max_tiles: int
 ) -> Grid:
     """Returns the grid with the least padding that holds a picture (MM1.5, Eq. 1)."""
-    grids = bounded_grids(min_tiles, max_tiles)
-    holding = [grid for grid in grids if _holds(grid, width, height, tile_size)]
-    if not holding:
-        return _least_shrinking(grids, width, height)
+    grids = _candidates(width, height, tile_size, min_tiles, max_tiles)
     return min(
-        holding, key=lambda grid: (_padding(grid, width, height), grid.num_tiles, -grid.columns)
+        grids, key=lambda grid: (_padding(grid, width, height), grid.num_tiles, -grid.columns)
     )
 
 
@@ -47,12 +44,9 @@ def fewest_tiles(
     width: int, height: int, tile_size: int, *, min_tiles: int, max_tiles: int
 ) -> Grid:
     """Returns the grid with the fewest tiles that holds a picture, then the least padding."""
-    grids = bounded_grids(min_tiles, max_tiles)
-    holding = [grid for grid in grids if _holds(grid, width, height, tile_size)]
-    if not holding:
-        return _least_shrinking(grids, width, height)
+    grids = _candidates(width, height, tile_size, min_tiles, max_tiles)
     return min(
-        holding, key=lambda grid: (grid.num_tiles, _padding(grid, width, height), -grid.columns)
+        grids, key=lambda grid: (grid.num_tiles, _padding(grid, width, height), -grid.columns)
     )
 
 
@@ -194,6 +188,15 @@ def bounded_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:
 def _scale(grid: Grid, width: int, height: int) -> int:
     """Returns how much a picture grows to fill the grid, times width * height / tile size."""
     return min(grid.columns * height, grid.rows * width)
+
+
+def _candidates(
+    width: int, height: int, tile_size: int, min_tiles: int, max_tiles: int
+) -> Sequence[Grid]:
+    """Returns the grids that hold a picture; if none does, the one in which it shrinks least."""
+    grids = bounded_grids(min_tiles, max_tiles)
+    holding = [grid for grid in grids if _holds(grid, width, height, tile_size)]
+    return holding or [_least_shrinking(grids, width, height)]
 
 
 def _holds(grid: Grid, width: int, height: int, tile_size: int) -> bool:

@@ -130,13 +130,13 @@ class ConversationDecoder:
         start, first_image = self._common(tokens, [image.key for image in images])
         prompt = self._batch(tokens[start:], images[first_image:], self.length - start)
         keys = row_keys(self._seed, jnp.array([row_id]))
-        read = _read if start else _read_first
-        self._caches, token = read(
+        self._caches, token = _read(
             self._model,
             caches,
             prompt,
             jnp.array([start], jnp.int32),
             keys,
+            is_first=not start,
             options=self._options,
             placement=current_placement(),
         )
@@ -225,23 +225,9 @@ def _empty(
     return model.init_caches(1, length, cache_dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("options", "placement"), donate_argnames=("caches",))
-def _read_first(
-    model: MM1,
-    caches: Caches,
-    prompt: Batch,
-    start: Int[Array, "1"],
-    keys: Array,
-    *,
-    options: DecodingOptions,
-    placement: Placement | None,
-) -> tuple[Caches, Int[Array, "1"]]:
-    """Prefills the cache from its first position, and returns the first token of the answer."""
-    hidden, caches = model.prefill(prompt, caches)
-    return caches, _first_token(model, hidden, prompt, keys, options)
-
-
-@functools.partial(jax.jit, static_argnames=("options", "placement"), donate_argnames=("caches",))
+@functools.partial(
+    jax.jit, static_argnames=("is_first", "options", "placement"), donate_argnames=("caches",)
+)
 def _read(
     model: MM1,
     caches: Caches,
@@ -249,11 +235,19 @@ def _read(
     start: Int[Array, "1"],
     keys: Array,
     *,
+    is_first: bool,
     options: DecodingOptions,
     placement: Placement | None,
 ) -> tuple[Caches, Int[Array, "1"]]:
-    """Extends the cache from position `start`, and returns the first token of the answer."""
-    hidden, caches = model.extend(prompt, start, caches)
+    """Extends the cache from position `start`, and returns the first token of the answer.
+
+    Args:
+        is_first: Fills the cache from its first position instead, which `prefill` does faster.
+    """
+    if is_first:
+        hidden, caches = model.prefill(prompt, caches)
+    else:
+        hidden, caches = model.extend(prompt, start, caches)
     return caches, _first_token(model, hidden, prompt, keys, options)
 
 

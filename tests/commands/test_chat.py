@@ -59,15 +59,13 @@ def test_a_conversation_answers_as_one_prompt_and_encodes_each_picture_once(
 ):
     slots = []
 
-    def counted(program):
-        def run(model, caches, prompt, *rest, **named):
-            slots.append(len(prompt.images))
-            return program(model, caches, prompt, *rest, **named)
+    program = conversation._read
 
-        return run
+    def counted(model, caches, prompt, *rest, **named):
+        slots.append(len(prompt.images))
+        return program(model, caches, prompt, *rest, **named)
 
-    for name in ("_read", "_read_first"):
-        monkeypatch.setattr(conversation, name, counted(getattr(conversation, name)))
+    monkeypatch.setattr(conversation, "_read", counted)
     first, second = pictures
     lines = ["what color?", f"/image {second}", "and <image> is?", "", "why", "/quit", "never"]
     flags = (f"--image={first}", "--prompt=what is it?", "--system=Be brief.")

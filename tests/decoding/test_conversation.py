@@ -94,14 +94,13 @@ def decoder(**options) -> ConversationDecoder:
 def read_lengths(monkeypatch) -> list[tuple[int, int]]:
     """The numbers of new positions and of image slots of each prefill."""
     found = []
-    for name in ("_read", "_read_first"):
-        program = getattr(module, name)
+    program = module._read
 
-        def wrapped(model, caches, prompt, *rest, program=program, **named):
-            found.append((int(np.sum(prompt.segment_ids > 0)), len(prompt.images)))
-            return program(model, caches, prompt, *rest, **named)
+    def wrapped(model, caches, prompt, *rest, **named):
+        found.append((int(np.sum(prompt.segment_ids > 0)), len(prompt.images)))
+        return program(model, caches, prompt, *rest, **named)
 
-        monkeypatch.setattr(module, name, wrapped)
+    monkeypatch.setattr(module, "_read", wrapped)
     return found
 
 

@@ -56,6 +56,14 @@ class Filter(Configurable, abc.ABC):
             )
         self.kind = kind
 
+    def _raise_if_no_answers(self) -> None:
+        """Raises ValueError if records of this kind have no answers."""
+        if self.kind is not RecordKind.CONVERSATIONS:
+            raise ValueError(
+                f"{type(self).__name__} looks at answers, and records of {self.kind.value} have "
+                "none; convert them without this filter"
+            )
+
     @abc.abstractmethod
     def __call__(self, record: Record) -> Filtered: ...
 
@@ -253,11 +261,7 @@ class AnswerTypes(Filter):
 
     def __init__(self, cfg: Config, *, kind: RecordKind):
         super().__init__(cfg, kind=kind)
-        if kind is not RecordKind.CONVERSATIONS:
-            raise ValueError(
-                f"AnswerTypes looks at answers, and records of {kind.value} have none; "
-                "convert them without this filter"
-            )
+        self._raise_if_no_answers()
         self._keep = frozenset(AnswerType(name) for name in cfg.keep)
 
     def __call__(self, record: Record) -> Filtered:
@@ -315,11 +319,7 @@ class AnswerQuality(Filter):
 
     def __init__(self, cfg: Config, *, kind: RecordKind):
         super().__init__(cfg, kind=kind)
-        if kind is not RecordKind.CONVERSATIONS:
-            raise ValueError(
-                f"AnswerQuality looks at answers, and records of {kind.value} have none; "
-                "convert them without this filter"
-            )
+        self._raise_if_no_answers()
         self._refusals = tuple(_plain(text) for text in cfg.refusals)
 
     def __call__(self, record: Record) -> Filtered:

@@ -14,9 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mm1_jax.data.readers.compressed import MAX_LINE_BYTES, decode_text, lines, opened
+from mm1_jax.data.readers.compressed import (
+    MAX_LINE_BYTES,
+    compressed,
+    decode_text,
+    lines,
+    opened,
+)
 from mm1_jax.data.readers.entries import Rejected
-from mm1_jax.data.readers.source_files import entry_id
+from mm1_jax.data.readers.source_files import Unit, entry_id, source_files
 from mm1_jax.data.record_files import BadRecord
 
 # The errors of `json`: for syntax and integers of thousands of digits, for nesting, for size.
@@ -120,15 +126,28 @@ def entries(path: Path) -> Iterator[tuple[str, Any] | Rejected]:
             return
 
 
-def may_hold(path: Path, is_wanted: Callable[[Any], bool]) -> bool:
-    """True if one of the first entries is wanted, or if none of them can be read."""
-    return is_one_wanted(entries(path), is_wanted)
+def json_units(
+    source: Path, is_wanted: Callable[[Any], bool], expected: str, follow_links: bool
+) -> list[Unit]:
+    """Returns the JSON files of a file or folder that may hold wanted entries, each as a unit.
+
+    Args:
+        expected: Description of the files, for the error.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    files = source_files(source, compressed(".json", ".jsonl"), expected, follow_links)
+    units = [Unit(path) for path in files if is_one_wanted(entries(path), is_wanted)]
+    if not units:
+        raise ValueError(f"{source}: expected {expected}")
+    return units
 
 
 def is_one_wanted(
     items: Iterable[tuple[str, Any] | Rejected], is_wanted: Callable[[Any], bool]
 ) -> bool:
-    """Returns what `may_hold` does for the entries of a file."""
+    """True if one of the first entries is wanted, or if none of them can be read."""
     found = list(itertools.islice(items, _NUM_LOOKED_AT))
     values = [item[1] for item in found if not isinstance(item, Rejected)]
     if values:

@@ -6,11 +6,10 @@ from typing import Any
 
 from mm1_jax.data.ingest.formats.base import Format
 from mm1_jax.data.ingest.formats.chats import LlavaEntries
-from mm1_jax.data.readers.compressed import compressed
 from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.image_files import ImageSearch, image_files
-from mm1_jax.data.readers.json_files import as_object, entries, may_hold
-from mm1_jax.data.readers.source_files import Unit, source_files
+from mm1_jax.data.readers.json_files import as_object, entries, json_units
+from mm1_jax.data.readers.source_files import Unit
 from mm1_jax.data.record_files import RecordKind
 from mm1_jax.data.records import records_of
 
@@ -52,11 +51,7 @@ class Llava(Format):
     def units(self, source: Path) -> list[Unit]:
         if self._images is not None:
             image_files(self._images)
-        files = source_files(source, compressed(".json", ".jsonl"), _EXPECTED, self.follow_links)
-        units = [Unit(path) for path in files if may_hold(path, _is_conversation)]
-        if not units:
-            raise ValueError(f"{source}: expected {_EXPECTED}")
-        return units
+        return json_units(source, _is_conversation, _EXPECTED, self.follow_links)
 
     def read(self, unit: Unit) -> Iterator[Entry]:
         images = ImageSearch([image_files(self._images or unit.path.parent, self.follow_links)])
