@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int, UInt8, UInt32
 
 # A stored record: field names to bytes, strings, numbers or lists of them.
 Record = Mapping[str, Any]
@@ -158,3 +158,25 @@ class Batch:
     corpus_ids: Int[Any, "B T"]
     images: UInt8[Any, "J h w 3"]
     image_index: Int[Any, "B I"]
+
+
+@dataclass(frozen=True)
+class ImageTextBatch:
+    """Pictures with a text each, for training vision encoders; nothing is packed.
+
+    Attributes:
+        images: One picture per row, 0..255.
+        tokens: The text with its bos and eos, padded with 0; eos is kept if the text is cut. T may
+            be 0, for training on pictures alone.
+        lengths: Number of tokens of each text.
+        row_seeds: Random numbers drawn per seed, epoch and record, from which the device derives
+            what differs between epochs, such as the length of a prefix.
+        corpus_ids: Index of the corpus of each row; -1 is a row without a record, which counts
+            nowhere.
+    """
+
+    images: UInt8[Any, "B h w 3"]
+    tokens: Int[Any, "B T"]
+    lengths: Int[Any, "B"]
+    row_seeds: UInt32[Any, "B"]
+    corpus_ids: Int[Any, "B"]

@@ -6,12 +6,8 @@
                                            weights
     input.chat_format                   -> chat_format of all documents and tasks that are
                                            conversations
-    input.tokenizer                     -> model.decoder.vocab_size, model.image_token
-    input.image_group_rows              -> model.image_group_rows
-    model.connector.num_image_tokens    -> input.num_image_tokens
-    model.vision_encoder.image_size     -> input.image_size
-    model.vision_encoder = None         -> no images in the input
-    size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
+    trainer.loss                        -> the objective, which fills in what its model and its
+                                           batches must agree on
     trainer.max_steps                   -> trainer.optimizer.decay_steps
     trainer.initial_weights             -> model defaults that have changed since the weights were
                                            trained keep their old values
@@ -27,6 +23,7 @@ from mm1_jax.checkpoints.initial_weights import raise_if_parts_overlap, with_sto
 from mm1_jax.config import (
     REQUIRED,
     Configurable,
+    InstantiableConfig,
     Required,
     RequiredFieldMissingError,
     check_values,
@@ -37,14 +34,10 @@ from mm1_jax.config import (
 )
 from mm1_jax.data.input import Input
 from mm1_jax.evals.evaluator import Evaluator
-from mm1_jax.field_types import class_name
-from mm1_jax.models.decoder import num_non_embedding_parameters
-from mm1_jax.models.mm1 import MM1, reads_images
 from mm1_jax.multihost import distributed
 from mm1_jax.storage import raise_if_remote
 from mm1_jax.train.contracts import check_step
-from mm1_jax.train.next_token import NextToken
-from mm1_jax.train.optimizers.learning_rate import mm1_learning_rate
+from mm1_jax.train.objective import Objective
 from mm1_jax.train.program import Program
 from mm1_jax.train.trainer import Trainer
 
@@ -54,7 +47,8 @@ class Experiment(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        model: Required[MM1.Config] = REQUIRED
+        # A model that the objective of `trainer.loss` trains: an `MM1` for next-token prediction.
+        model: Required[InstantiableConfig] = REQUIRED
         input: Required[Input.Config] = REQUIRED
         trainer: Required[Trainer.Config] = REQUIRED
         evals: dict[str, Evaluator.Config] = {}
@@ -71,35 +65,19 @@ class Experiment(Configurable):
         check_values(cfg)
         _raise_if_incomplete(cfg)
         cfg.visit(_raise_if_not_local)
-        _raise_if_a_part_is_another(cfg)
         for part in (cfg.input, *cfg.evals.values()):
             fill(part, "chat_format", cfg.input.chat_format)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
             fill(part, "data_dir", cfg.input.data_dir)
         raise_if_parts_overlap(cfg.trainer.initial_weights)
         cfg.model = with_stored_defaults(cfg.model, cfg.trainer.initial_weights)
-        vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
-        _agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
-        _agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
-        _agree(cfg, "model.image_group_rows", cfg.input.image_group_rows, "input.image_group_rows")
-        if reads_images(cfg.model):
-            if not cfg.input.max_images:
-                raise ValueError(
-                    "input.max_images=0: the model reads images, and rows have no room for one; "
-                    "set it to 1 or more, or model.vision_encoder=None and model.connector=None"
-                )
-            tokens, size = cfg.model.connector.num_image_tokens, cfg.model.vision_encoder.image_size
-            _agree(cfg, "input.num_image_tokens", tokens, "model.connector.num_image_tokens")
-            _agree(cfg, "input.image_size", size, "model.vision_encoder.image_size")
-        else:
-            for name in ("max_images", "num_image_tokens", "image_size"):
-                _agree(cfg, f"input.{name}", 0, "model.vision_encoder=None")
-            if cfg.input.tiling is not None:
-                raise ValueError("input.tiling: the model reads no images to tile; set it to None")
+        cfg.trainer.loss.klass.objective.resolve(cfg)
         optimizer = cfg.trainer.optimizer
         if optimizer.learning_rate is None:
-            num_parameters = num_non_embedding_parameters(cfg.model.decoder)
-            optimizer.learning_rate = mm1_learning_rate(num_parameters)
+            raise ValueError(
+                "trainer.optimizer.learning_rate=None: MM1's law gives it for a decoder alone; set "
+                "a number"
+            )
         if optimizer.decay_steps is None:
             optimizer.decay_steps = cfg.trainer.max_steps
         return cfg
@@ -154,16 +132,7 @@ class Experiment(Configurable):
     @staticmethod
     def check_parts(cfg: Any, input: Any, evaluators: Mapping[str, Any]) -> None:
         """Raises ValueError if the input or the evaluators contradict the rest of `cfg`."""
-        tokenizer = input.tokenizer
-        for name, made, declared in (
-            ("vocab_size", tokenizer.vocab_size, cfg.model.decoder.vocab_size),
-            ("image_token", tokenizer.image_token, cfg.model.image_token),
-        ):
-            if made != declared:
-                raise ValueError(
-                    f"input.tokenizer: {type(tokenizer).__name__} has {name}={made}, and its "
-                    f"`vocabulary` says {declared}, which the model is built for"
-                )
+        cfg.trainer.loss.klass.objective.check_parts(cfg, input)
         snapshot = input.snapshot
         if snapshot is not None and snapshot.num_steps < cfg.trainer.max_steps:
             raise ValueError(
@@ -182,9 +151,9 @@ class Experiment(Configurable):
         return self.trainer.dry_run()
 
     @staticmethod
-    def objective(cfg: Any) -> NextToken:
+    def objective(cfg: Any) -> Objective:
         """Returns the objective of a resolved `cfg`: model, batches and loss."""
-        return NextToken.of(cfg.model, cfg.trainer.loss, cfg.input)
+        return cfg.trainer.loss.klass.objective.of(cfg.model, cfg.trainer.loss, cfg.input)
 
     @staticmethod
     def program(cfg: Any, devices: Sequence[Any]) -> Program:
@@ -214,42 +183,8 @@ def _raise_if_incomplete(cfg: Any) -> None:
         )
 
 
-# Fields and class attributes that an experiment or a model reads from its parts.
-_NEEDED = {
-    "model.vision_encoder": ("image_size", "patch_size", "model_dim"),
-    "model.connector": ("num_image_tokens",),
-    "model.decoder": ("vocab_size", "model_dim", "num_layers", "stack"),
-    "input.tokenizer": ("klass.vocabulary",),
-}
-
-
-def _raise_if_a_part_is_another(cfg: Any) -> None:
-    """Raises ValueError if a part is the config of another kind of part."""
-    for path, names in _NEEDED.items():
-        part = cfg.get_recursively(path.split("."))
-        for name in names:
-            holder, _, attribute = name.rpartition(".")
-            if part is not None and not hasattr(getattr(part, holder, part), attribute):
-                raise ValueError(
-                    f"{path} is a config of {class_name(type(part))}, which has no {attribute}; "
-                    f"expected that of a {path.rpartition('.')[2].replace('_', ' ')}"
-                )
-
-
 def _raise_if_not_local(path: str, value: Any) -> None:
     """Raises ValueError if a field for local files names an object store, such as gs://."""
     name = re.sub(r"\[.*", "", path.rpartition(".")[2])
     if isinstance(value, str) and name.endswith(("dir", "path", "folder", "file", "snapshot")):
         raise_if_remote(path, value)
-
-
-def _agree(cfg: Any, path: str, value: Any, source: str) -> None:
-    """Sets the field at `path` to `value`, or raises ValueError if it has another value."""
-    present = cfg.get_recursively(path.split("."))
-    if present is None or present is REQUIRED:
-        cfg.set_recursively(path.split("."), value=value)
-    elif present != value:
-        raise ValueError(
-            f"{path} is {present!r}, but {source} makes it {value!r}: "
-            f"leave {path} unset and change only {source}"
-        )

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mm1_jax.batch import Batch
+from mm1_jax.batch import Batch, ImageTextBatch
 
 # From least to most communication: neighbors on the last axes are neighbors on the torus.
 MESH_AXES = ("data", "expert", "fsdp", "seq", "model")
@@ -310,45 +310,62 @@ def parameter_shardings(params: nnx.State, mesh: Mesh, rules: AxisRules) -> nnx.
     return nnx.from_flat_state(flat)
 
 
-def batch_shardings(mesh: Mesh, rules: AxisRules) -> Batch:
-    """Returns the sharding of every `Batch` field: rows and images over the batch axes."""
+def batch_shardings(mesh: Mesh, rules: AxisRules, kind: type = Batch) -> Any:
+    """Returns the sharding of every field of a batch: rows and images over the batch axes."""
+    dims = _BATCH_DIMS[kind]
     return _make_batch(
-        {name: NamedSharding(mesh, rules.spec(dims, mesh)) for name, dims in _BATCH_DIMS.items()}
+        kind, {name: NamedSharding(mesh, rules.spec(dims[name], mesh)) for name in dims}
     )
 
 
-def constrain_batch(batch: Batch) -> Batch:
+def constrain_batch(batch: Any) -> Any:
     """Shards a batch like `batch_shardings`; a leading dim of micro-batches is not split."""
 
     def split(x: jax.Array, dims: tuple[str | None, ...]) -> jax.Array:
         return constrain(x, *[None] * (x.ndim - len(dims)), *dims)
 
+    dims = _BATCH_DIMS[type(batch)]
     return _make_batch(
-        {name: split(getattr(batch, name), dims) for name, dims in _BATCH_DIMS.items()}
+        type(batch), {name: split(getattr(batch, name), dims[name]) for name in dims}
     )
 
 
-_BATCH_FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
-_BATCH_DIMS: dict[str, tuple[str | None, ...]] = {
-    name: ("images", None, None, None) if name == "images" else ("batch", None)
-    for name in _BATCH_FIELDS
+_PER_ROW, _PER_POSITION = ("batch",), ("batch", None)
+_BATCH_DIMS: dict[type, dict[str, tuple[str | None, ...]]] = {
+    Batch: {
+        each.name: ("images", None, None, None) if each.name == "images" else _PER_POSITION
+        for each in dataclasses.fields(Batch)
+    },
+    ImageTextBatch: {
+        "images": ("images", None, None, None),
+        "tokens": _PER_POSITION,
+        "lengths": _PER_ROW,
+        "row_seeds": _PER_ROW,
+        "corpus_ids": _PER_ROW,
+    },
 }
 
 
-def _make_batch(fields: dict[str, Any]) -> Batch:
+def _make_batch(kind: type, fields: dict[str, Any]) -> Any:
     # Bypass the constructor: trees of shardings, shapes or None have no array fields to check.
-    batch = object.__new__(Batch)
+    batch = object.__new__(kind)
     for name, value in fields.items():
         object.__setattr__(batch, name, value)
     return batch
 
 
-jax.tree_util.register_pytree_with_keys(
-    Batch,
-    flatten_with_keys=lambda batch: (
-        [(jax.tree_util.GetAttrKey(name), getattr(batch, name)) for name in _BATCH_FIELDS],
-        None,
-    ),
-    unflatten_func=lambda _, values: _make_batch(dict(zip(_BATCH_FIELDS, values, strict=True))),
-    flatten_func=lambda batch: ([getattr(batch, name) for name in _BATCH_FIELDS], None),
-)
+def _register(kind: type) -> None:
+    names = tuple(_BATCH_DIMS[kind])
+    jax.tree_util.register_pytree_with_keys(
+        kind,
+        flatten_with_keys=lambda batch: (
+            [(jax.tree_util.GetAttrKey(name), getattr(batch, name)) for name in names],
+            None,
+        ),
+        unflatten_func=lambda _, values: _make_batch(kind, dict(zip(names, values, strict=True))),
+        flatten_func=lambda batch: ([getattr(batch, name) for name in names], None),
+    )
+
+
+for _kind in _BATCH_DIMS:
+    _register(_kind)

@@ -15,10 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mm1_jax.batch import Batch
-from mm1_jax.config import Configurable, config_class
+from mm1_jax.config import config_class
 from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.models.cross_entropy import chunked_token_losses, corpus_sums
 from mm1_jax.train.metrics import Mean, Metrics
+from mm1_jax.train.next_token import NextToken
+from mm1_jax.train.objective import TrainingLoss
 from mm1_jax.train.target_weights import Weighting, target_weights
 
 
@@ -36,7 +38,7 @@ class Totals(NamedTuple):
     weight: Float[Array, ""] | None = None
 
 
-class Loss(Configurable):
+class Loss(TrainingLoss):
     """cross entropy + a mean((log Z)^2) + b load_balance + c mean((log Z_r)^2).
 
     The first two terms are means over scored targets, the last two over real tokens and MoE layers.
@@ -49,8 +51,10 @@ class Loss(Configurable):
     that is minimized.
     """
 
+    objective = NextToken
+
     @config_class
-    class Config(Configurable.Config):
+    class Config(TrainingLoss.Config):
         # Weights of the scored targets of a document; see `target_weights`.
         weighting: Weighting = "token"
         z_loss: NonNegative = 1e-4

@@ -1,4 +1,14 @@
-"""Next-token prediction with an `MM1` over packed rows: the objective of pre-training."""
+"""Next-token prediction with an `MM1` over packed rows: the objective of pre-training.
+
+Its `resolve` fills in
+
+    input.tokenizer                     -> model.decoder.vocab_size, model.image_token
+    input.image_group_rows              -> model.image_group_rows
+    model.connector.num_image_tokens    -> input.num_image_tokens
+    model.vision_encoder.image_size     -> input.image_size
+    model.vision_encoder = None         -> no images in the input
+    size of model.decoder               -> trainer.optimizer.learning_rate (MM1, section 3.1)
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +21,25 @@ from jax.sharding import Mesh
 
 from mm1_jax.batch import Batch
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.field_types import class_name
 from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.module import ContractError, checked, checked_tuple
 from mm1_jax.layers.parameter_paths import union
+from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.flops import ForwardFlops, forward_flops
+from mm1_jax.models.mm1 import MM1, reads_images
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings, constrain_batch
-from mm1_jax.train.loss import Totals
 from mm1_jax.train.metrics import Metrics
-from mm1_jax.train.objective import Objective
+from mm1_jax.train.objective import Objective, agree, raise_if_a_part_is_another
+from mm1_jax.train.optimizers.learning_rate import mm1_learning_rate
+
+# Fields and class attributes that are read from the parts.
+_NEEDED = {
+    "model.vision_encoder": ("image_size", "patch_size", "model_dim"),
+    "model.connector": ("num_image_tokens",),
+    "model.decoder": ("vocab_size", "model_dim", "num_layers", "stack"),
+    "input.tokenizer": ("klass.vocabulary",),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,51 @@ class NextToken(Objective):
         )
         return cls(model, loss, batch, buffer, input.klass.num_corpora(input))
 
+    @staticmethod
+    def resolve(cfg: Any) -> None:
+        model: Any = cfg.model
+        if not isinstance(model, MM1.Config):
+            raise ValueError(
+                f"model is a config of {class_name(type(model))}, and trainer.loss="
+                f"{class_name(type(cfg.trainer.loss))} trains an MM1; change one of them"
+            )
+        raise_if_a_part_is_another(cfg, _NEEDED)
+        vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
+        agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
+        agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")
+        agree(cfg, "model.image_group_rows", cfg.input.image_group_rows, "input.image_group_rows")
+        if reads_images(cfg.model):
+            if not cfg.input.max_images:
+                raise ValueError(
+                    "input.max_images=0: the model reads images, and rows have no room for one; "
+                    "set it to 1 or more, or model.vision_encoder=None and model.connector=None"
+                )
+            tokens, size = cfg.model.connector.num_image_tokens, cfg.model.vision_encoder.image_size
+            agree(cfg, "input.num_image_tokens", tokens, "model.connector.num_image_tokens")
+            agree(cfg, "input.image_size", size, "model.vision_encoder.image_size")
+        else:
+            for name in ("max_images", "num_image_tokens", "image_size"):
+                agree(cfg, f"input.{name}", 0, "model.vision_encoder=None")
+            if cfg.input.tiling is not None:
+                raise ValueError("input.tiling: the model reads no images to tile; set it to None")
+        optimizer = cfg.trainer.optimizer
+        if optimizer.learning_rate is None:
+            num_parameters = num_non_embedding_parameters(cfg.model.decoder)
+            optimizer.learning_rate = mm1_learning_rate(num_parameters)
+
+    @staticmethod
+    def check_parts(cfg: Any, input: Any) -> None:
+        tokenizer = input.tokenizer
+        for name, made, declared in (
+            ("vocab_size", tokenizer.vocab_size, cfg.model.decoder.vocab_size),
+            ("image_token", tokenizer.image_token, cfg.model.image_token),
+        ):
+            if made != declared:
+                raise ValueError(
+                    f"input.tokenizer: {type(tokenizer).__name__} has {name}={made}, and its "
+                    f"`vocabulary` says {declared}, which the model is built for"
+                )
+
     @property
     def num_rows(self) -> int:
         return self.batch.tokens.shape[0]
@@ -61,7 +127,7 @@ class NextToken(Objective):
         loss = self.loss.instantiate()
 
         def next_token_loss(
-            trained: Any, frozen: Any, batch: Batch, totals: Totals | None = None
+            trained: Any, frozen: Any, batch: Batch, totals: Any = None
         ) -> tuple[jax.Array, Metrics]:
             model = nnx.merge(graphdef, union(trained, frozen))
             output = model(batch)
@@ -84,7 +150,7 @@ class NextToken(Objective):
 
         return next_token_loss
 
-    def totals(self, batch: Batch) -> Totals:
+    def totals(self, batch: Batch) -> Any:
         return self.loss.instantiate().totals(batch)
 
     def counts(self, batch: Batch) -> Metrics:

@@ -1,20 +1,21 @@
 """Interface of training objectives: model, batch structure and loss in one object.
 
-Program, step and loop only see parameters and trees of arrays; only the objective knows their
-meaning. To add another objective, such as a contrastive one, add a class in a file next to
-`next_token.py` and create it in `Experiment.objective`.
+Experiment, program, step and loop only see configs, parameters and trees of arrays; only the
+objective knows their meaning. The class of `trainer.loss` names its objective. To add another one,
+add a file with a class next to `next_token.py`, and a loss that names it.
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mm1_jax.config import InstantiableConfig
+from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig
+from mm1_jax.field_types import class_name
 from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.parallel.sharding import AxisRules
 from mm1_jax.train.metrics import Metrics
@@ -37,6 +38,25 @@ class Objective(abc.ABC):
     model: InstantiableConfig
     loss: InstantiableConfig
     batch: Any
+
+    @classmethod
+    @abc.abstractmethod
+    def of(cls, model: InstantiableConfig, loss: InstantiableConfig, input: Any) -> "Objective":
+        """Creates the objective of a resolved config, for the batches of `input`."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def resolve(cfg: Any) -> None:
+        """Fills in the fields of the root config on which model, input and loss must agree.
+
+        Raises:
+            ValueError: A part is of another kind than the objective trains, or two fields disagree.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def check_parts(cfg: Any, input: Any) -> None:
+        """Raises ValueError if the built input contradicts the resolved root config."""
 
     @property
     @abc.abstractmethod
@@ -80,3 +100,46 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def flops(self) -> ForwardFlops:
         """Returns the FLOPs of a forward pass; raises ValueError if a layer has no rule."""
+
+
+class TrainingLoss(Configurable):
+    """Base of all losses, the field `trainer.loss`. Its class decides what is trained.
+
+    Attributes:
+        objective: The objective of this loss.
+    """
+
+    objective: ClassVar[type[Objective]]
+
+
+def agree(cfg: Any, path: str, value: Any, source: str) -> None:
+    """Sets the field at `path` to `value`, which `source` implies.
+
+    Raises:
+        ValueError: It has another value.
+    """
+    present = cfg.get_recursively(path.split("."))
+    if present is None or present is REQUIRED:
+        cfg.set_recursively(path.split("."), value=value)
+    elif present != value:
+        raise ValueError(
+            f"{path} is {present!r}, but {source} makes it {value!r}: "
+            f"leave {path} unset and change only {source}"
+        )
+
+
+def raise_if_a_part_is_another(cfg: Any, needed: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ValueError if a part is the config of another kind of part.
+
+    Args:
+        needed: Fields and class attributes that are read from the part at each path.
+    """
+    for path, names in needed.items():
+        part = cfg.get_recursively(path.split("."))
+        for name in names:
+            holder, _, attribute = name.rpartition(".")
+            if part is not None and not hasattr(getattr(part, holder, part), attribute):
+                raise ValueError(
+                    f"{path} is a config of {class_name(type(part))}, which has no {attribute}; "
+                    f"expected that of a {path.rpartition('.')[2].replace('_', ' ')}"
+                )

@@ -52,7 +52,7 @@ from mm1_jax.train.logs.utilisation import Utilisation
 from mm1_jax.train.logs.wandb_run import WandbRun
 from mm1_jax.train.loop import Loop
 from mm1_jax.train.loss import Loss
-from mm1_jax.train.objective import Objective
+from mm1_jax.train.objective import Objective, TrainingLoss
 from mm1_jax.train.optimizers.adamw import AdamW
 from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.program import Program, ProgramSpec
@@ -74,7 +74,8 @@ class Trainer(Configurable):
         # Adapters imported from PEFT, for a model with `lora`, loaded on top of these weights.
         initial_adapters: InitialAdapters.Config | None = None
         optimizer: Optimizer.Config = AdamW.default_config()
-        loss: Loss.Config = Loss.default_config()
+        # Its class decides what is trained; see `objective.py`.
+        loss: TrainingLoss.Config = Loss.default_config()
         # Parallelism: the first rule that matches the kind and number of devices, overridden by the
         # fields set in `parallelism`.
         mesh_rules: list[MeshRule] = []
