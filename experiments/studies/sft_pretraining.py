@@ -2,9 +2,9 @@
 
     python -m mm1_jax run_study --study=sft_pretraining
 
-`mm1_tiny_chat` starts from the checkpoints of `mm1_tiny` after about 0, 25, 50 and 100% of its
-1,750 steps. They are checkpoints of one run, so the earlier ones have a higher learning rate behind
-them, as in the paper.
+A fine-tuning as of `mm1_tiny_chat`, of 500 steps, starts from the checkpoints of `mm1_tiny` after
+about 0, 25, 50 and 100% of its 1,750 steps. They are checkpoints of one run, so the earlier ones
+have a higher learning rate behind them, as in the paper.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,15 @@ from mm1_jax.studies.study import Arm, Claim, Metric, Score, Stage, Study
 
 # Checkpoints are saved every 20 steps; those at multiples of this number stay.
 KEPT_STEPS = 440
+# Fewer than of pre-training: a long fine-tuning would be the pre-training of the arms without one.
+MAX_STEPS = 500
 START = "trainer.initial_weights.model"
 
 
 def study() -> Study:
     def arm(name: str, step: int, text: str) -> Arm:
         start = {f"{START}.path": "{mm1_tiny}", f"{START}.step": str(step)}
-        return Arm(name, "mm1_tiny_chat", start, 8.0, text)
+        return Arm(name, "pretrained", start, 3.5, text)
 
     def claim(text: str, higher: str, lower: str, metric: str) -> Claim:
         return Claim(text, Score(higher, metric), Score(lower, metric), 0.02)
@@ -40,7 +42,7 @@ def study() -> Study:
             )
         ],
         arms=[
-            Arm("from_scratch", "from_scratch", {}, 8.0, "0% of pre-training"),
+            Arm("from_scratch", "from_scratch", {}, 3.5, "0% of pre-training"),
             arm("quarter", KEPT_STEPS, "25%"),
             arm("half", 2 * KEPT_STEPS, "50%"),
             arm("whole", 1750, "100%"),
@@ -64,12 +66,22 @@ def study() -> Study:
     )
 
 
-def from_scratch() -> Experiment.Config:
-    """`mm1_tiny_chat` without pre-training."""
+def pretrained() -> Experiment.Config:
+    """A short fine-tuning of `mm1_tiny`, tested with prompts without exemplars."""
     cfg = mm1_tiny_chat()
+    cfg.trainer.max_steps = MAX_STEPS
+    cfg.evals = {name: cfg.evals[name] for name in ("instructions", "digits_vqa", "scenes_vqa")}
+    for benchmark in cfg.evals.values():
+        benchmark.set(shots=(0,), blank_shots=())
+    return cfg
+
+
+def from_scratch() -> Experiment.Config:
+    """The same fine-tuning without pre-training."""
+    cfg = pretrained()
     cfg.trainer.initial_weights = {}
     return cfg
 
 
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"from_scratch": from_scratch}
+    return {make.__name__: make for make in (pretrained, from_scratch)}

@@ -68,7 +68,7 @@ class Subjects:
         if draw < 0.4:
             return _of_pair(rng, self._scenes.pair(rng))
         if draw < 0.8:
-            return _of_alike(self._scenes.alike(rng))
+            return _of_alike(rng, self._scenes.alike(rng))
         first = self._scenes.alike(rng)
         shape = first.shapes[0]
         # About as many pairs are alike as not.
@@ -79,7 +79,7 @@ class Subjects:
     def _scan(self, rng: random.Random) -> Subject:
         (first, a), (second, b) = self._digits.draw(rng, 2)
         if a == b or rng.random() < 0.8:
-            return Subject((first,), _of_digit(a))
+            return Subject((first,), _of_digit(rng, a))
         larger = ORDINALS[b > a]
         return Subject(
             (first, second),
@@ -125,8 +125,11 @@ def _of_pair(rng: random.Random, scene: Scene) -> Subject:
     return Subject((scene.render,), tuple(facts), {str(each): each.box for each in scene.shapes})
 
 
-def _of_alike(scene: Scene) -> Subject:
+def _of_alike(rng: random.Random, scene: Scene) -> Subject:
+    # The wordings are those of the corpora `scenes` and `digits`, whose questions a chat repeats.
     first, count = scene.shapes[0], len(scene.shapes)
+    asks_shape = rng.choice(("which shape is shown?", "what shape do you see?"))
+    counted = rng.choice(("shapes", scenes.plural(first)))
     name = first.shape if count == 1 else scenes.plural(first)
     verb = "is" if count == 1 else "are"
     facts = (
@@ -134,10 +137,10 @@ def _of_alike(scene: Scene) -> Subject:
             f"what color {verb} the {name}?", first.color, f"the {name} {verb} {{}}", "color",
             COLORS,
         ),
-        _fact("which shape is shown?", first.shape, "the shape is a {}", "shape", SHAPES),
+        _fact(asks_shape, first.shape, "the shape is a {}", "shape", SHAPES),
         Fact(
-            "how many shapes are there?", NUMBERS[count], "the number of shapes is {}", "count",
-            count, NUMBERS[1 : MAX_COUNT + 1],
+            f"how many {counted} are there?", NUMBERS[count], f"the number of {counted} is {{}}",
+            "count", count, NUMBERS[1 : MAX_COUNT + 1],
         ),
     )  # fmt: skip
     boxes = {str(first): first.box} if count == 1 else {}
@@ -163,16 +166,17 @@ def _of_two_scenes(first: Scene, second: Scene) -> Subject:
     return Subject((first.render, second.render), tuple(facts))
 
 
-def _of_digit(digit: int) -> tuple[Fact, ...]:
+def _of_digit(rng: random.Random, digit: int) -> tuple[Fact, ...]:
     return (
         Fact(
-            "what digit is this?", str(digit), "the digit is {}", "digit", digit,
-            _DIGITS,
+            rng.choice(("what digit is this?", "which digit is written here?")), str(digit),
+            "the digit is {}", "digit", digit, _DIGITS,
         ),
         _fact(
             "is this digit even or odd?", _PARITIES[digit % 2], "this digit is {}", "parity",
             _PARITIES,
         ),
+        _fact("is this digit larger than 4?", YES_NO[digit <= 4], "{}", "above_four", YES_NO),
     )  # fmt: skip
 
 
