@@ -4,8 +4,6 @@
 
     input.data_dir                      -> data_dir of the tokenizer, of all sources and of initial
                                            weights
-    input.chat_format                   -> chat_format of all documents and tasks that are
-                                           conversations
     trainer.loss                        -> the objective, which fills in what its model and its
                                            batches must agree on
     trainer.max_steps                   -> trainer.optimizer.decay_steps
@@ -65,8 +63,6 @@ class Experiment(Configurable):
         check_values(cfg)
         _raise_if_incomplete(cfg)
         cfg.visit(_raise_if_not_local)
-        for part in (cfg.input, *cfg.evals.values()):
-            fill(part, "chat_format", cfg.input.chat_format)
         for part in (cfg.input, *cfg.evals.values(), cfg.trainer):
             fill(part, "data_dir", cfg.input.data_dir)
         raise_if_parts_overlap(cfg.trainer.initial_weights)

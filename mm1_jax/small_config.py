@@ -37,6 +37,14 @@ CONNECTOR = {
 }
 NUM_LAYERS = 4
 NUM_EXPERTS = 4
+# Parts beside a decoder, by their names in the config of a model.
+PARTS = {
+    "vision_encoder": VISION_ENCODER,
+    "connector": CONNECTOR,
+    "text_encoder": {**TRANSFORMER, "num_layers": NUM_LAYERS},
+    "pixel_head": {"num_layers": 2, "model_dim": 64, "hidden_dim": 128},
+}
+MODEL = {"features_dim": 64}
 INPUT = {"batch_size": 8, "max_sequence_length": 256, "max_images": 8, "num_workers": 0}
 GROUP_ROWS = 4
 MAX_STEPS = 200
@@ -58,13 +66,13 @@ def small(cfg: Any, note: Callable[[str], None] = lambda line: None) -> Any:
     cfg = cfg.clone()
     changes = _Changes()
     _reduce_model(changes, cfg.model)
-    max_images = cfg.input.max_images
-    changes.at_most("input", cfg.input, INPUT | {"max_images": _most_images(cfg.input)})
+    is_packed = "packing" in cfg.input
+    max_images = cfg.input.max_images if is_packed else 1
+    sizes = INPUT | ({"max_images": _most_images(cfg.input)} if is_packed else {})
+    changes.at_most("input", cfg.input, sizes)
     _replace_data(changes, cfg.input)
-    if cfg.input.images_per_row is not None:
-        # A whole number: any number of rows then has a whole number of slots.
-        slots = -(-cfg.input.images_per_row * cfg.input.max_images // max_images)
-        changes.set("input", cfg.input, images_per_row=float(slots))
+    if is_packed:
+        _reduce_packing(changes, cfg.input, max_images)
     _reduce_training(changes, cfg)
     for line in changes.lines():
         note(f"--small: {line}")
@@ -108,25 +116,33 @@ class _Changes:
 
 
 def _reduce_model(changes: _Changes, model: Any) -> None:
-    encoder, connector, decoder = model.vision_encoder, model.connector, model.decoder
-    if encoder is not None:
-        changes.at_most("model.vision_encoder", encoder, VISION_ENCODER)
+    parts = {name: getattr(model, name) for name in (*PARTS, "decoder") if name in model}
+    for name, sizes in PARTS.items():
+        if (part := parts.get(name)) is not None:
+            changes.at_most(f"model.{name}", part, sizes)
+    if (encoder := parts.get("vision_encoder")) is not None:
         size = {"image_size": PATCHES_PER_SIDE * encoder.patch_size}
         changes.at_most("model.vision_encoder", encoder, size)
-    if connector is not None:
-        changes.at_most("model.connector", connector, CONNECTOR)
-    heads, kv_heads = decoder.num_heads, decoder.num_kv_heads
+    if "decoder" in parts:
+        _reduce_decoder(changes, parts["decoder"])
+    changes.at_most("model", model, MODEL)
+
+
+def _reduce_decoder(changes: _Changes, decoder: Any) -> None:
+    moe = decoder.moe if "moe" in decoder else None
+    heads = decoder.num_heads
+    kv_heads = decoder.num_kv_heads if "num_kv_heads" in decoder else None
     # Sparse layers stay where they are: the last of every `moe_every`.
-    every = decoder.moe_every if decoder.moe is not None else 1
+    every = 1 if moe is None else decoder.moe_every
     num_layers = -(-NUM_LAYERS // every) * every
     changes.at_most("model.decoder", decoder, {**TRANSFORMER, "num_layers": num_layers})
     if kv_heads is not None:
         fewer = max(1, decoder.num_heads * kv_heads // heads)
         changes.at_most("model.decoder", decoder, {"num_kv_heads": fewer})
-    if decoder.moe is not None:
-        most = max(NUM_EXPERTS, decoder.moe.experts_per_token)
+    if moe is not None:
+        most = max(NUM_EXPERTS, moe.experts_per_token)
         sizes = {"num_experts": most, "hidden_dim": TRANSFORMER["hidden_dim"]}
-        changes.at_most("model.decoder.moe", decoder.moe, sizes)
+        changes.at_most("model.decoder.moe", moe, sizes)
 
 
 def _replace_data(changes: _Changes, cfg: Any) -> None:
@@ -157,10 +173,18 @@ def _replace_data(changes: _Changes, cfg: Any) -> None:
     if getattr(cfg.tokenizer, "model_path", None) is not None:
         changes.say("input", "the tokenizer is the one that ships with the package")
         cfg.tokenizer = Tokenizer.default_config()
+
+
+def _reduce_packing(changes: _Changes, cfg: Any, max_images: int) -> None:
+    """Reduces what only an input of packed rows has, which had `max_images` before."""
     changes.set("input", cfg, snapshot=None)
     packing = Packing.default_config().set(max_examples=cfg.packing.max_examples)
     changes.reset("input.packing", cfg.packing, packing)
     changes.at_most("input", cfg, {"image_group_rows": GROUP_ROWS})
+    if cfg.images_per_row is not None:
+        # A whole number: any number of rows then has a whole number of slots.
+        slots = -(-cfg.images_per_row * cfg.max_images // max_images)
+        changes.set("input", cfg, images_per_row=float(slots))
 
 
 def _reduce_training(changes: _Changes, cfg: Any) -> None:

@@ -67,7 +67,7 @@ ALLOWED = {
     },
     # Loads the experiment from its config, as a launch does.
     "rehearse": {
-        *("config", "stored_config", "storage", "command", "flags", "parallel", "models"),
+        *("config", "stored_config", "storage", "batch", "command", "flags", "parallel", "models"),
         "launch",
     },
     # Runs launches as processes of their own.

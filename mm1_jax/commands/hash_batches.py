@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from mm1_jax.batch import Batch
 from mm1_jax.command import command, started_as
 from mm1_jax.data.input import Input
 from mm1_jax.data.input_iterator import InputIterator, merge_states
@@ -93,12 +92,13 @@ class Hosts:
             input.iterator(range(h * size, (h + 1) * size)) for h in range(num_hosts)
         ]
 
-    def __next__(self) -> Batch:
-        parts = [next(iterator) for iterator in self.iterators]
-        return Batch(
+    def __next__(self) -> Any:
+        parts: list[Any] = [next(iterator) for iterator in self.iterators]
+        kind = type(parts[0])
+        return kind(
             **{
                 field.name: np.concatenate([getattr(part, field.name) for part in parts])
-                for field in fields(Batch)
+                for field in fields(kind)
             }
         )
 
@@ -126,7 +126,7 @@ class Hosts:
             iterator.close()
 
 
-def batch_hash(batch: Batch) -> str:
+def batch_hash(batch: Any) -> str:
     digest = hashlib.sha256()
     for field in fields(batch):
         array = np.ascontiguousarray(getattr(batch, field.name))

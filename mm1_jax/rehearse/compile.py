@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from mm1_jax.batch import Batch
 from mm1_jax.parallel.chips import GIB
 from mm1_jax.parallel.device_memory import Memory
 from mm1_jax.parallel.sharding import MESH_AXES
@@ -176,7 +177,11 @@ def expected_images(cfg: Any, images_per_row: float | None = None) -> float:
     Raises:
         ValueError: `images_per_row` is None, and a stream is not one of MM1's mixture.
     """
-    num_slots = cfg.klass.objective(cfg).batch.images.shape[0]
+    batch = cfg.klass.objective(cfg).batch
+    num_slots = batch.images.shape[0]
+    if not isinstance(batch, Batch):
+        # A picture per row.
+        return float(num_slots)
     streams = [stream for stream in cfg.input.streams if stream.weight]
     if images_per_row is None:
         unknown = [stream.name for stream in streams if stream.name not in _IMAGES_PER_ROW]

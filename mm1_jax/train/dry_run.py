@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mm1_jax.batch import Batch
+from mm1_jax.batch import Batch, ImageTextBatch
 from mm1_jax.parallel.chips import CHIPS
 from mm1_jax.parallel.device_memory import Memory, bytes_text
 from mm1_jax.parallel.parallelism import device_kind, devices_name
@@ -88,6 +88,8 @@ def _device_bytes(device: Any) -> float | int | None:
 def _batch_lines(batch: HostBatch, corpus_names: Sequence[str]) -> list[str]:
     """Counts of the rows that this process loads, in total and for each corpus."""
     parts = [part.batch for part in batch.parts]
+    if all(isinstance(part, ImageTextBatch) for part in parts):
+        return _pair_lines(parts, corpus_names)
     if not all(isinstance(part, Batch) for part in parts):
         return []
     segments, corpora, scored, index = (
@@ -105,4 +107,18 @@ def _batch_lines(batch: HostBatch, corpus_names: Sequence[str]) -> list[str]:
         documents = sum(len(np.unique(row[own])) for row, own in zip(segments, is_own, strict=True))
         if documents:
             lines.append(f"{name}: {documents} documents, {is_own.sum():,} positions")
+    return lines
+
+
+def _pair_lines(parts: Sequence[Any], corpus_names: Sequence[str]) -> list[str]:
+    """Counts of pictures and their texts, in total and for each corpus."""
+    lengths, corpora = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("lengths", "corpus_ids")
+    )
+    lines = [f"{len(corpora)} rows, {np.sum(corpora >= 0):,} pictures, {lengths.sum():,} tokens"]
+    for number, name in enumerate(corpus_names):
+        is_own = corpora == number
+        if is_own.any():
+            lines.append(f"{name}: {is_own.sum():,} pictures, {lengths[is_own].sum():,} tokens")
     return lines

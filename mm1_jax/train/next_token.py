@@ -2,6 +2,8 @@
 
 Its `resolve` fills in
 
+    input.chat_format                   -> chat_format of all documents and tasks that are
+                                           conversations
     input.tokenizer                     -> model.decoder.vocab_size, model.image_token
     input.image_group_rows              -> model.image_group_rows
     model.connector.num_image_tokens    -> input.num_image_tokens
@@ -20,7 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mm1_jax.batch import Batch
-from mm1_jax.config import InstantiableConfig
+from mm1_jax.config import InstantiableConfig, fill
 from mm1_jax.field_types import class_name
 from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.module import ContractError, checked, checked_tuple
@@ -48,12 +50,10 @@ class NextToken(Objective):
 
     Attributes:
         image_buffer: Layout of the image buffer: rows that share one, and its slots.
-        num_corpora: Number of corpora, whose losses are reported separately.
     """
 
     batch: Batch
     image_buffer: ImageBuffer
-    num_corpora: int
 
     @classmethod
     def of(cls, model: InstantiableConfig, loss: InstantiableConfig, input: Any) -> "NextToken":
@@ -72,7 +72,7 @@ class NextToken(Objective):
             images=jax.ShapeDtypeStruct(images, jnp.uint8),
             image_index=jax.ShapeDtypeStruct((*rows, input.max_images), jnp.int32),
         )
-        return cls(model, loss, batch, buffer, input.klass.num_corpora(input))
+        return cls(model, loss, batch, input.klass.num_corpora(input), buffer)
 
     @staticmethod
     def resolve(cfg: Any) -> None:
@@ -83,6 +83,8 @@ class NextToken(Objective):
                 f"{class_name(type(cfg.trainer.loss))} trains an MM1; change one of them"
             )
         raise_if_a_part_is_another(cfg, _NEEDED)
+        for part in (cfg.input, *cfg.evals.values()):
+            fill(part, "chat_format", cfg.input.chat_format)
         vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
         agree(cfg, "model.decoder.vocab_size", vocabulary.vocab_size, "input.tokenizer")
         agree(cfg, "model.image_token", vocabulary.image_token, "input.tokenizer")

@@ -33,11 +33,13 @@ class Objective(abc.ABC):
         model: Config of the model, instantiated with `rngs`.
         loss: Config of the loss, from the field `trainer.loss`.
         batch: Shapes and dtypes of a global batch.
+        num_corpora: Number of corpora, whose losses are reported separately.
     """
 
     model: InstantiableConfig
     loss: InstantiableConfig
     batch: Any
+    num_corpora: int
 
     @classmethod
     @abc.abstractmethod
