@@ -1,14 +1,17 @@
 """Vision encoders of MM1's ablation (section 3.1, table 1), each a complete `VisionEncoder.Config`.
 
 They are CLIP's image encoders at any multiple of 14 pixels (224, 336 and 378 in the paper) and
-AIM's trunks. To replace a model's encoder: `cfg.vision_encoder = vision_encoders.aim_600m()`.
+AIM's trunks. AIMv2's ViT-L/14 is newer than the paper. To replace a model's encoder:
+`cfg.vision_encoder = vision_encoders.aim_600m()`.
 """
 
 from mm1_jax.layers.attention import Pattern
-from mm1_jax.layers.feed_forward import Activation
-from mm1_jax.layers.norm import LayerNorm
+from mm1_jax.layers.feed_forward import Activation, GatedFeedForward
+from mm1_jax.layers.norm import LayerNorm, RMSNorm
 from mm1_jax.layers.position_embedding import SinCosPositions
 from mm1_jax.models.vision_encoder import ClassToken, VisionEncoder
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def vit_l14(
@@ -44,6 +47,28 @@ def aim_3b(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
     return _aim(pattern).set(model_dim=3072, num_layers=24, num_heads=24, hidden_dim=12288)
 
 
+def aimv2_l14(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
+    """AIMv2's ViT-L/14 (arXiv 2411.14402): 309M parameters, RMSNorm and SwiGLU."""
+    norm = RMSNorm.default_config()
+    cfg = VisionEncoder.default_config().set(
+        image_size=224,
+        patch_size=14,
+        model_dim=1024,
+        num_layers=24,
+        num_heads=8,
+        # 2/3 of 4 x 1024, rounded up to a multiple of 256.
+        hidden_dim=2816,
+        pixel_mean=_IMAGENET_MEAN,
+        pixel_std=_IMAGENET_STD,
+        patch_norm=norm.clone(),
+        final_norm=norm.clone(),
+    )
+    cfg.patch_embedding.bias = True
+    cfg.stack.layer.attention.set(pattern=pattern, bias=False)
+    cfg.stack.layer.set(feed_forward=GatedFeedForward.default_config(), norm=norm.clone())
+    return cfg
+
+
 def _clip(image_size: int, activation: Activation) -> VisionEncoder.Config:
     # OpenAI's encoders and DFN-5B's at 378 px were trained with QuickGELU, open_clip's ViT-H/14
     # with GELU.
@@ -66,8 +91,8 @@ def _aim(pattern: Pattern) -> VisionEncoder.Config:
     cfg = VisionEncoder.default_config().set(
         image_size=224,
         patch_size=14,
-        pixel_mean=(0.485, 0.456, 0.406),
-        pixel_std=(0.229, 0.224, 0.225),
+        pixel_mean=_IMAGENET_MEAN,
+        pixel_std=_IMAGENET_STD,
         patch_norm=LayerNorm.default_config(),
         positions=SinCosPositions.default_config(),
     )

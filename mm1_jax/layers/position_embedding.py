@@ -1,6 +1,6 @@
-"""Position embeddings for 2D grids: learned and resized to the input grid, or fixed.
+"""Position embeddings: of 2D grids, learned and resized to the input grid or fixed, and of rows.
 
-Legend: J images, h w rows and columns of the grid, D model dim.
+Legend: J images, h w rows and columns of the grid, B batch, T positions, D model dim.
 """
 
 import jax
@@ -38,6 +38,23 @@ class PositionEmbedding(Module):
         _, height, width, model_dim = x.shape
         positions = self.positions[...].reshape(self.grid_size, self.grid_size, model_dim)
         return x + resize_grid(positions, height, width).astype(x.dtype)[None]
+
+
+class SequencePositions(Module):
+    """Adds a learned vector to each position of a row of at most `length` tokens."""
+
+    @config_class
+    class Config(Module.Config):
+        length: Required[PositiveInt] = derived()
+        model_dim: Required[PositiveInt] = derived()
+        init_std: NonNegative = 0.01
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        init = jax.nn.initializers.normal(cfg.init_std)
+        self.positions = param(rngs, (cfg.length, cfg.model_dim), (None, "embed"), init)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x + self.positions[...][None, : x.shape[1]].astype(x.dtype)
 
 
 class SinCosPositions(Module):

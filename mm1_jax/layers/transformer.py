@@ -1,7 +1,9 @@
-"""Pre-norm transformer block of the decoder and the vision encoder.
+"""Pre-norm transformer block of the decoder and the vision encoder, and one without attention.
 
-Computes x + attention(norm(x)), then x + feed_forward(norm(x)).
+The first computes x + attention(norm(x)), then x + feed_forward(norm(x)), the other the latter.
 """
+
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -9,11 +11,11 @@ from jaxtyping import Array, Float, Int
 from mm1_jax.config import InstantiableConfig, Required, config_class, derived
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention import Attention
-from mm1_jax.layers.feed_forward import GatedFeedForward
+from mm1_jax.layers.feed_forward import FeedForward, GatedFeedForward
 from mm1_jax.layers.kv_cache import KVCache
 from mm1_jax.layers.module import Module, checked, checked_tuple
 from mm1_jax.layers.moe import MoE, RouterStatistics
-from mm1_jax.layers.norm import RMSNorm
+from mm1_jax.layers.norm import LayerNorm, RMSNorm
 from mm1_jax.parallel.sharding import constrain
 
 
@@ -65,3 +67,25 @@ class TransformerBlock(Module):
             y, statistics = self.feed_forward(normed), None
         y = checked(self.feed_forward, y, x.shape, x.dtype)
         return constrain(x + y, "batch", "sequence", None), cache, statistics
+
+
+class FeedForwardBlock(Module):
+    """x + feed_forward(norm(x)): a layer of a `Stack` in which positions do not see each other."""
+
+    @config_class
+    class Config(Module.Config):
+        input_dim: Required[PositiveInt] = derived()
+        feed_forward: InstantiableConfig = FeedForward.default_config()
+        norm: InstantiableConfig = LayerNorm.default_config()
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.norm = cfg.norm.set(input_dim=cfg.input_dim).instantiate(rngs=rngs)
+        self.feed_forward = cfg.feed_forward.set(input_dim=cfg.input_dim).instantiate(rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], **_: Any
+    ) -> tuple[Float[Array, "B T D"], None, None]:
+        """Returns the new x, without cache or router statistics; ignores options of attention."""
+        x = constrain(x, "batch", "sequence", None)
+        y = self.feed_forward(checked(self.norm, self.norm(x), x.shape, x.dtype))
+        return x + checked(self.feed_forward, y, x.shape, x.dtype), None, None

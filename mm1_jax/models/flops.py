@@ -5,8 +5,8 @@ Counting rules:
 - A parameter of a matrix product costs 2 FLOPs per position in the forward pass and 4 in the
   backward pass, 6 in total. Recomputation is not counted.
 - Attention costs its two products, queries with keys and weights with values. The vision encoder
-  counts all pairs; the decoder counts the half that a causal mask leaves, as if each row were one
-  document.
+  counts all pairs, even where a prefix mask hides some; the decoder counts the half that a causal
+  mask leaves, as if each row were one document.
 - A sparse layer counts its router and the experts that a token is routed to.
 - Embedding lookups cost nothing. The output layer is counted even if it shares the embedding table.
 - All positions of a row are counted, including padding.
@@ -30,6 +30,7 @@ from mm1_jax.field_types import class_name
 from mm1_jax.layers.attention import head_sizes
 from mm1_jax.layers.feed_forward import FeedForward, GatedFeedForward
 from mm1_jax.layers.moe import MoE
+from mm1_jax.models.aim import AIM, AIMv2
 from mm1_jax.models.decoder import decoder_stack
 from mm1_jax.models.mm1 import MM1, reads_images
 
@@ -61,6 +62,35 @@ def forward_flops(cfg: Any, sequence_length: int) -> ForwardFlops:
     if reads_images(cfg):
         image = vision_encoder_flops(cfg.vision_encoder) + connector_flops(cfg)
     return ForwardFlops(decoder_flops(cfg.decoder, sequence_length), image)
+
+
+def patch_prediction_flops(cfg: Any, text_length: int) -> ForwardFlops:
+    """Computes the forward FLOPs of a complete `AIM.Config` or `AIMv2.Config`.
+
+    The decoder of AIMv2 reads a row of patches and text; only text positions have logits.
+    """
+    encoder = cfg.vision_encoder
+    patches, pixels = (encoder.image_size // encoder.patch_size) ** 2, 3 * encoder.patch_size**2
+    image = vision_encoder_flops(encoder)
+    match cfg:
+        case AIM.Config():
+            head = cfg.pixel_head
+            layer = head.stack.layer.feed_forward.clone(
+                input_dim=head.model_dim, hidden_dim=head.hidden_dim
+            )
+            parameters = head.num_layers * _active_parameters(layer)
+            parameters += head.model_dim * (encoder.model_dim + pixels)
+            return ForwardFlops(0.0, image + 2.0 * patches * parameters)
+        case AIMv2.Config():
+            decoder = cfg.decoder
+            image += 2.0 * patches * decoder.model_dim * (encoder.model_dim + pixels)
+            row = decoder_flops(decoder, patches + text_length)
+            row -= 2.0 * patches * decoder.model_dim * decoder.vocab_size
+            return ForwardFlops(row, image)
+        case _:
+            raise ValueError(
+                f"model FLOPs: no rule for {class_name(type(cfg))}, only for AIM and AIMv2"
+            )
 
 
 def decoder_flops(cfg: Any, sequence_length: int) -> float:

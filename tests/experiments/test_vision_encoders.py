@@ -5,9 +5,9 @@ import pytest
 import torch
 from flax import nnx
 from torch_modules import AimTrunk
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel
 
-from experiments.vision_encoders import aim_1b, aim_3b, aim_600m, vit_h14, vit_l14
+from experiments.vision_encoders import aim_1b, aim_3b, aim_600m, aimv2_l14, vit_h14, vit_l14
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.parallel.sharding import AxisRules, parameter_shardings
@@ -63,7 +63,15 @@ def test_aim_trunks_have_as_many_parameters_as_the_reference_12_d_squared_per_bl
     assert count(trunk) == pytest.approx(billions * 1e9, rel=0.002)
 
 
-@pytest.mark.parametrize("encoder", [vit_l14, vit_h14, aim_600m, aim_1b, aim_3b])
+def test_the_trunk_of_aimv2_has_as_many_parameters_as_in_transformers():
+    with torch.device("meta"):
+        trunk = Aimv2VisionModel(Aimv2VisionConfig(use_head=False))
+    for pattern in (Pattern.BIDIRECTIONAL, Pattern.PREFIX):
+        assert count(params(aimv2_l14(pattern))) == count(trunk)
+    assert count(trunk) == pytest.approx(309e6, rel=0.002)
+
+
+@pytest.mark.parametrize("encoder", [vit_l14, vit_h14, aim_600m, aim_1b, aim_3b, aimv2_l14])
 def test_the_mesh_divides_every_parameter(encoder):
     mesh = Parallelism.default_config().set(data=1, fsdp=4, model=2).instantiate().mesh()
     # Raises where a parameter has no logical names or the mesh does not divide it.

@@ -118,6 +118,48 @@ def aim_weights(trunk: AimTrunk) -> Weights:
     )
 
 
+def aimv2_weights(model: nn.Module) -> Weights:
+    """Converts the weights of an `Aimv2VisionModel` of transformers without a head."""
+    weights = numpy_weights(model)
+
+    def rms_norm(name: str) -> dict:
+        return {"scale": weights[f"{name}.weight"]}
+
+    def layer(name: str, block: nn.Module) -> dict:
+        head_dim, attention = block.attention.head_dim, f"{name}.attention"
+        projections = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+        return {
+            "attention": {
+                **{
+                    ours: split_heads(weights, f"{attention}.{theirs}", head_dim)
+                    for ours, theirs in projections.items()
+                },
+                "output": join_heads(weights, f"{attention}.out_proj", head_dim),
+            },
+            "attention_norm": rms_norm(f"{name}.rms_norm1"),
+            "feed_forward": {
+                "gate": linear(weights, f"{name}.ffn.gate_proj"),
+                "up": linear(weights, f"{name}.ffn.up_proj"),
+                "down": down(weights, f"{name}.ffn.down_proj"),
+            },
+            "feed_forward_norm": rms_norm(f"{name}.rms_norm2"),
+        }
+
+    layers = [layer(f"encoder.layers.{i}", each) for i, each in enumerate(model.encoder.layers)]
+    return flat(
+        {
+            "patch_embedding": {
+                "kernel": patch_kernel(weights, "embeddings.patch_embed"),
+                "bias": weights["embeddings.patch_embed.bias"],
+            },
+            "patch_norm": rms_norm("embeddings.rms_norm"),
+            "positions": {"positions": weights["embeddings.position_embedding.weight"]},
+            "stack": {"layer": stacked(layers)},
+            "final_norm": rms_norm("rms_norm"),
+        }
+    )
+
+
 def c_abstractor_weights(weights: Weights) -> Weights:
     """Converts the weights of Honeybee's C-Abstractor, which have timm's names."""
 
