@@ -87,6 +87,7 @@ def param(
     init: Initializer,
     *,
     keep_float32: bool = False,
+    limits: tuple[float, float] | None = None,
 ) -> nnx.Param:
     """Creates a float32 parameter with a logical axis name per dim.
 
@@ -94,9 +95,11 @@ def param(
         init: Initializer as in `jax.nn.initializers`: (key, shape, dtype) -> array.
         keep_float32: Exempts the parameter from `cast`, so that it stays float32 for any compute
             dtype.
+        limits: Smallest and largest value, to which every step of an optimizer clamps it.
     """
     value = init(rngs.params(), shape, jnp.float32)
-    return nnx.Param(value, out_sharding=names, keep_float32=keep_float32)
+    metadata = {} if limits is None else {"limits": limits}
+    return nnx.Param(value, out_sharding=names, keep_float32=keep_float32, **metadata)
 
 
 def cast(params: nnx.State, dtype: DTypeLike) -> nnx.State:

@@ -1,9 +1,9 @@
 """Vision transformer that maps pixels to a feature vector per patch (MM1, section 3.1).
 
 CLIP towers and AIM trunks are configs of it. It returns the patch features of the last block. A
-class token, if there is one, takes part in attention but is not returned.
+class token, if there is one, takes part in attention; only `features` returns it.
 
-Legend: J images, h w pixels, P patches/image, Dv vision dim.
+Legend: J images, h w pixels, P patches/image, Dv vision dim, R patches/image left by patch dropout.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from mm1_jax.config import (
     REQUIRED,
@@ -37,6 +37,9 @@ from mm1_jax.parallel.sharding import constrain
 # Maximum share of padding appended to the patches if the attention kernel needs longer rows.
 # Padding up front saves each layer from padding and copying queries, keys and values.
 MAX_PADDING = 1 / 16
+
+# Separates the draws of patch dropout from others that derive from the same row seeds.
+_DROPOUT = 1
 
 
 class ClassToken(Module):
@@ -135,6 +138,20 @@ class VisionEncoder(Module):
             prefix_lengths: Number of leading positions per image that every position sees. Required
                 with attention pattern PREFIX, as in AIM pre-training.
         """
+        return self.features(images, prefix_lengths)[1]
+
+    def features(
+        self,
+        images: UInt8[Array, "J h w 3"] | Float[Array, "J h w 3"],
+        prefix_lengths: Int[Array, "J"] | None = None,
+        kept: Int[Array, "J R"] | None = None,
+    ) -> tuple[Float[Array, "J Dv"] | None, Float[Array, "J P Dv"]]:
+        """Returns the features of the class token, or None without one, and of the patches.
+
+        Args:
+            kept: Indices of the patches that the blocks see (see `kept_patches`), in the order of
+                the returned features; None keeps all.
+        """
         pixels = normalise(images, self.pixel_mean, self.pixel_std)
         pixels = pixels.astype(self.patch_embedding.kernel[...].dtype)
         patches = to_patches(pixels, self.patch_size)
@@ -147,6 +164,8 @@ class VisionEncoder(Module):
         x = checked_call(self.patch_norm, x)
         x = checked_call(self.positions, x)
         x = x.reshape(len(x), -1, x.shape[-1])
+        if kept is not None:
+            x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
         shape = (len(x), x.shape[1] + (self.class_token is not None), self.model_dim)
         x = checked_call(self.class_token, x)
         x = checked_call(self.pre_norm, x)
@@ -167,9 +186,30 @@ class VisionEncoder(Module):
             prefix_lengths=prefix_lengths,
         )
         x, _, _ = checked_tuple(self.stack, output, ("x", "caches", "router statistics"))
+        class_feature = None
+        if self.class_token is not None:
+            shape = (len(x), 1, self.model_dim)
+            class_feature = checked_call(self.final_norm, x[:, :1])[:, 0]
         x = x[:, self.class_token is not None : length]
         shape = x.shape
-        return checked_call(self.final_norm, x)
+        return class_feature, checked_call(self.final_norm, x)
+
+
+def kept_patches(
+    row_seeds: UInt32[Array, "J"], num_patches: int, dropout: float
+) -> Int[Array, "J R"]:
+    """Draws the patches per image that patch dropout keeps (arXiv 2212.00794), in their order.
+
+    As in open_clip, every image keeps the same number of patches, at least one. The draw depends
+    only on the seed, so hosts and micro-batches do not change it.
+    """
+    num_kept = max(1, int(num_patches * (1 - dropout)))
+
+    def draw(seed: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(_DROPOUT), seed)
+        return jnp.sort(jax.random.permutation(key, num_patches)[:num_kept])
+
+    return jax.vmap(draw)(row_seeds)
 
 
 def resized_positions(
