@@ -32,8 +32,9 @@ class Optimizer(Configurable, abc.ABC):
         # Peak learning rate; the experiment defaults to `mm1_learning_rate` of the decoder.
         learning_rate: NonNegative | None = derived(None)
         weight_decay: NonNegative = 0.0
-        # "matrices" excludes norm scales, biases and other vectors from weight decay.
-        decayed: Literal["all", "matrices"] = "all"
+        # "matrices" excludes norm scales, biases and other vectors from weight decay;
+        # "matrices_but_positions" also excludes tables of learned positions.
+        decayed: Literal["all", "matrices", "matrices_but_positions"] = "all"
         warmup_steps: NonNegativeInt = 2000
         schedule: Schedule = Schedule.COSINE
         # Number of steps at the peak between warm-up and decay.
@@ -124,7 +125,10 @@ class Optimizer(Configurable, abc.ABC):
         steps = optax.chain(
             _checked(self, self.direction(params)),
             optax.add_decayed_weights(
-                cfg.weight_decay, decay_mask(params) if cfg.decayed == "matrices" else None
+                cfg.weight_decay,
+                None
+                if cfg.decayed == "all"
+                else decay_mask(params, positions=cfg.decayed == "matrices"),
             ),
             optax.scale_by_learning_rate(self.learning_rate),
         )
@@ -144,9 +148,18 @@ class Optimizer(Configurable, abc.ABC):
         return map_variables(params, lambda path, variable: factor(path))
 
 
-def decay_mask(params: nnx.State) -> Any:
-    """Returns True for matrices, recognized by logical names; stacked norm scales are vectors."""
-    return map_variables(params, lambda path, variable: len(own_dims(variable)) >= 2)
+def decay_mask(params: nnx.State, *, positions: bool = True) -> Any:
+    """Returns True for matrices, recognized by logical names; stacked norm scales are vectors.
+
+    Args:
+        positions: Whether tables of learned positions count as matrices.
+    """
+
+    def is_decayed(path: str, variable: nnx.Variable) -> bool:
+        is_table = path.rpartition("/")[2] == "positions"
+        return len(own_dims(variable)) >= 2 and (positions or not is_table)
+
+    return map_variables(params, is_decayed)
 
 
 def own_dims(variable: nnx.Variable) -> tuple[int, ...]:

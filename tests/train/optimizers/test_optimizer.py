@@ -6,6 +6,7 @@ import pytest
 import torch
 from flax import nnx
 
+from mm1_jax.layers.position_embedding import PositionEmbedding
 from mm1_jax.train.optimizers.adamw import AdamW
 from mm1_jax.train.optimizers.learning_rate import Schedule, mm1_learning_rate
 from mm1_jax.train.optimizers.optimizer import decay_mask
@@ -151,6 +152,24 @@ def test_only_matrices_decay_if_configured(params):
     )
     assert (updates["kernel"] != 0).all()
     np.testing.assert_array_equal(updates["scale"], 0)
+
+
+def test_learned_positions_do_not_decay_if_configured():
+    params = nnx.state(
+        nnx.eval_shape(
+            lambda: PositionEmbedding.default_config()
+            .set(grid_size=2, model_dim=3)
+            .instantiate(rngs=nnx.Rngs(params=0))
+        )
+    )
+    assert decay_mask(params) == {"positions": True}
+    assert decay_mask(params, positions=False) == {"positions": False}
+    optimizer = make_optimizer(weight_decay=0.1, decayed="matrices_but_positions", clip=None)
+    transformation = optimizer.transformation(params)
+    before = {"positions": jnp.ones((4, 3))}
+    zeros = jax.tree.map(jnp.zeros_like, before)
+    updates, _ = transformation.update(zeros, transformation.init(before), before)
+    np.testing.assert_array_equal(updates["positions"], 0)
 
 
 @pytest.mark.parametrize(
