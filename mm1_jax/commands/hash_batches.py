@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from mm1_jax.command import command, started_as
-from mm1_jax.data.input import Input
 from mm1_jax.data.input_iterator import InputIterator, merge_states
+from mm1_jax.data.mixed_input import MixedInput
 from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import (
     add_config_options,
@@ -81,7 +81,7 @@ def _steps(text: str) -> range:
 class Hosts:
     """Iterators of all hosts, whose parts are joined into global batches."""
 
-    def __init__(self, input: Input, num_hosts: int):
+    def __init__(self, input: MixedInput, num_hosts: int):
         if num_hosts < 1 or input.batch_size % num_hosts:
             raise ValueError(
                 f"--hosts={num_hosts}: must divide input.batch_size={input.batch_size}"
@@ -117,7 +117,7 @@ class Hosts:
         """Plans the steps before `step` without making their batches."""
         planner = self.input.planner(range(self.input.batch_size))
         while planner.step < step:
-            planner.next_rows()
+            planner.skip()
         planned = {"step": planner.step, "next_index": planner.next_index.tolist()}
         self.restore(self.state() | planned)
 
@@ -136,7 +136,7 @@ def batch_hash(batch: Any) -> str:
 
 
 def hashes(
-    input: Input, steps: range, num_hosts: int, state_path: Path | None = None
+    input: MixedInput, steps: range, num_hosts: int, state_path: Path | None = None
 ) -> Iterator[tuple[int, str]]:
     """Yields step and hash of every batch, and writes the state after it to `state_path`."""
     hosts = Hosts(input, num_hosts)

@@ -13,7 +13,8 @@ from mm1_jax.command import command, started_as
 from mm1_jax.data.corpora import digits, scenes
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.kinds import TO_DOCUMENT
-from mm1_jax.data.input import Input, used_corpora
+from mm1_jax.data.input import Input
+from mm1_jax.data.mixed_input import used_corpora
 from mm1_jax.data.record_files import MANIFEST, BadRecord, RecordFiles
 from mm1_jax.data.splitting import text_blocks
 from mm1_jax.data.tokenizers import sentencepiece as tokenizer

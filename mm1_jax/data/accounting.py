@@ -34,6 +34,11 @@ class Consumed:
 Counts = Int[np.ndarray, "corpora 5"]
 
 
+def empty_counts(num_corpora: int) -> Counts:
+    """Returns counts of nothing."""
+    return np.zeros((num_corpora, len(fields(Consumed))), np.int64)
+
+
 def count_rows(
     corpus_names: Sequence[str],
     planned: Sequence[PlannedRow],
@@ -41,7 +46,7 @@ def count_rows(
     quarantined: Sequence[Quarantined],
 ) -> Counts:
     """Counts what the planned rows consume from each corpus."""
-    counts = np.zeros((len(corpus_names), len(fields(Consumed))), np.int64)
+    counts = empty_counts(len(corpus_names))
     for row, row_slots in zip(planned, slots, strict=True):
         for record, numbers in zip(row.records, row_slots, strict=True):
             counts[record.corpus, :3] += (1, record.num_tokens, record.num_images)
@@ -58,7 +63,7 @@ class Accounting:
         """`num_usable` is the number of examples per epoch of each corpus, by name."""
         self._num_usable = num_usable
         self._max_bad_fraction = max_bad_fraction
-        self._before = np.zeros((len(num_usable), len(fields(Consumed))), np.int64)
+        self._before = empty_counts(len(num_usable))
         self._since = np.zeros_like(self._before)
 
     def add(self, counts: Counts) -> None:

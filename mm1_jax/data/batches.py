@@ -6,7 +6,7 @@ makes every n-th batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -30,9 +30,61 @@ class Report:
     quarantined: tuple[Quarantined, ...]
 
 
-@dataclass(frozen=True)
-class BatchMaker:
+@runtime_checkable
+class RowPlanner(Protocol):
+    """Plans the given rows of successive batches; its state is `step` and `next_index`."""
+
+    step: int
+    next_index: Int[np.ndarray, "v k"]
+
+    def next_rows(self) -> list[PlannedRow]:
+        """Returns the rows of the current step and advances to the next."""
+        ...
+
+    def skip(self) -> None:
+        """Advances to the next step."""
+        ...
+
+    def restore(self, step: int, next_index: Int[np.ndarray, "v k"]) -> None:
+        """Moves to a saved step."""
+        ...
+
+
+@runtime_checkable
+class RowPlan(Protocol):
+    """The records of every row of every batch."""
+
+    def planner(self, rows: range) -> RowPlanner:
+        """Returns a planner of the given rows of every batch, at step 0."""
+        ...
+
+
+@runtime_checkable
+class BatchMaker(Protocol):
     """Makes the given rows of any batch; sent to workers."""
+
+    batch_type: ClassVar[type]
+
+    def planner(self, rows: range) -> RowPlanner:
+        """Returns a planner, at step 0, of the rows that `make` needs for these rows.
+
+        Raises:
+            ValueError: There is no batch of these rows alone.
+        """
+        ...
+
+    def make(
+        self, planned: Sequence[PlannedRow], rows: range
+    ) -> tuple[Any, Counts, list[Quarantined]]:
+        """Makes the batch of these rows, counts their records, and lists the unusable ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackedBatchMaker:
+    """Makes batches of packed rows, and the part of the image buffer that belongs to them."""
+
+    batch_type: ClassVar[type] = Batch
 
     plan: Packing | Snapshot
     row_loader: RowLoader
@@ -41,6 +93,7 @@ class BatchMaker:
 
     def planner(self, rows: range) -> Planner | SnapshotPlanner:
         """Returns a planner, at step 0, of these rows and of all that share slots with them."""
+        self.image_buffer.slots(rows)  # Raises ValueError if they have no whole number of slots.
         return self.plan.planner(self.image_buffer.whole_groups(rows))
 
     def make(
@@ -97,7 +150,7 @@ class _BatchesIterator(grain.DatasetIterator):
     def __next__(self) -> dict[str, Any]:
         worker_slice = self._batches.worker_slice
         while (self._planner.step - self._batches.step - worker_slice.start) % worker_slice.step:
-            self._planner.next_rows()
+            self._planner.skip()
         planned = self._planner.next_rows()
         next_index = self._planner.next_index.copy()
         batch, counts, quarantined = self._batches.maker.make(planned, self._batches.rows)

@@ -1,80 +1,55 @@
-"""The Input: builds corpora, plan and tokenizer from a config, and checks that they fit together.
-
-A batch is a function of (config, seed, step) alone. It does not depend on the rows that a host asks
-for, on the number of workers, or on restarts.
-"""
+"""The Input of packed rows: builds corpora and plan, and checks that they fit together."""
 
 import contextlib
-import copy
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mm1_jax.config import (
-    REQUIRED,
-    Configurable,
-    InstantiableConfig,
-    Required,
-    config_class,
-    derived,
-    maybe_instantiate,
-)
-from mm1_jax.data.accounting import Accounting
-from mm1_jax.data.batches import BatchMaker
+from mm1_jax.config import REQUIRED, Required, config_class, derived, maybe_instantiate
+from mm1_jax.data.batches import PackedBatchMaker
 from mm1_jax.data.chat_formats.base import ChatFormat
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
-from mm1_jax.data.images import Augmentation, ImageTransform
-from mm1_jax.data.input_iterator import InputIterator, differences, merge_states
+from mm1_jax.data.images import Augmentation
+from mm1_jax.data.input_iterator import differences
 from mm1_jax.data.lengths import Lengths, corpus_lengths
-from mm1_jax.data.mixture import (
-    CorpusShare,
-    CorpusWeight,
-    MixedStream,
-    Pool,
-    Stage,
-    Stream,
-    pooled_shares,
-    pooled_weights,
+from mm1_jax.data.mixed_input import (
+    MixedInput,
+    check_files,
+    check_image_size,
+    check_weights,
+    mixed_streams,
+    set_by_experiment,
+    used_corpora,
 )
-from mm1_jax.data.packing import Packing, Planner
+from mm1_jax.data.packing import Packing
 from mm1_jax.data.quarantine import Quarantine, check_bad_fraction
-from mm1_jax.data.record_files import MANIFEST, BadRecord
+from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.rows import RowLoader, RowShape
-from mm1_jax.data.snapshot import CorpusExamples, Examples, Form, Snapshot, SnapshotPlanner
+from mm1_jax.data.snapshot import CorpusExamples, Examples, Form, Snapshot
 from mm1_jax.data.sources.array_record import ArrayRecordSource, source_folder
 from mm1_jax.data.tiling import Tiling
-from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer, tokenizer_path
-from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt, Seed, Share
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.field_types import NonNegativeInt, Positive, PositiveInt
 from mm1_jax.image_buffer import ImageBuffer
 
 # About this many documents of a corpus are read to describe its views.
 _NUM_SHOWN = 200
 
 
-class Input(Configurable):
+class Input(MixedInput):
     """Batches of packed rows, mixed from the streams' corpora."""
 
     @config_class
-    class Config(Configurable.Config):
-        streams: Required[list[Stream.Config]] = REQUIRED
-        # Other stream weights from later steps on, as in continued pre-training.
-        stages: list[Stage] = []
-        # Folder that relative paths of sources and tokenizer start from.
-        data_dir: str = "data"
-        tokenizer: InstantiableConfig = Tokenizer.default_config()
+    class Config(MixedInput.Config):
         # The format of conversations, in training, evaluation and chat; one of `chat_formats/`.
         chat_format: ChatFormat.Config | None = None
-        image_transform: InstantiableConfig = ImageTransform.default_config()
         # Shows pictures as tiles and an overview; None shows one view of each.
         tiling: Tiling.Config | None = None
-        batch_size: Required[PositiveInt] = REQUIRED  # Rows, over all hosts.
         max_sequence_length: Required[PositiveInt] = REQUIRED
         max_images: Required[NonNegativeInt] = REQUIRED  # Per row.
-        # Sizes of the connector and of the vision encoder, set by the experiment.
+        # Size of the connector, set by the experiment.
         num_image_tokens: NonNegativeInt | None = derived(None)
-        image_size: NonNegativeInt | None = derived(None)
         # This many consecutive rows of the batch share an image buffer of `images_per_row` slots
         # per row, over which the vision encoder runs. None gives each row `max_images` slots of its
         # own. Documents without room are counted and not scored. `describe` tells how many slots
@@ -84,13 +59,6 @@ class Input(Configurable):
         # A folder written by `python -m mm1_jax snapshot`, whose rows replace a plan made here.
         snapshot: str | None = None
         packing: Packing.Config = Packing.default_config()
-        seed: Seed = 0
-        # Processes that read and decode; 0 means one thread of this process.
-        num_workers: NonNegativeInt = 0
-        # Batches prefetched per worker, or by the thread; 0 without workers disables prefetching.
-        prefetch: NonNegativeInt = 2
-        # The run stops when a larger fraction of a corpus's documents is bad.
-        max_bad_fraction: Share = 0.01
 
     def __init__(
         self,
@@ -100,42 +68,29 @@ class Input(Configurable):
         quarantine_path: Path | str | None = None,
         num_steps: int | None = None,
     ):
-        """Builds the corpora and the plan.
-
-        Args:
-            quarantine_path: File for the records that cannot be used.
-            num_steps: Steps of the run, for the epochs that `describe` tells.
-        """
-        super().__init__(cfg)
-        self.num_steps = num_steps
-        num_image_tokens = _set_by_experiment(cfg, "num_image_tokens")
-        image_size = _set_by_experiment(cfg, "image_size")
+        """Builds the corpora and the plan; the arguments are those of a `MixedInput`."""
+        num_image_tokens = set_by_experiment(cfg, "num_image_tokens")
+        image_size = set_by_experiment(cfg, "image_size")
         _check_sizes(cfg, num_image_tokens, image_size)
-        _check_weights(cfg.streams)
+        check_weights(cfg.streams)
         # Only training reads snapshots; held-out data is read from its records.
-        self.snapshot: Snapshot | None = None
+        snapshot = None
         if cfg.snapshot is not None and split == "train":
-            self.snapshot = Snapshot(Path(cfg.snapshot))
-        has_rows = self.snapshot is not None and self.snapshot.form is Form.ROWS
+            snapshot = Snapshot(Path(cfg.snapshot))
+        has_rows = snapshot is not None and snapshot.form is Form.ROWS
         if not has_rows:
-            _check_files(cfg, split)
-        self.split = split
-        self.batch_size: int = cfg.batch_size
+            check_files(cfg, split)
+        super().__init__(cfg, split=split, quarantine_path=quarantine_path, num_steps=num_steps)
+        self.snapshot = snapshot
+        self.max_sequence_length: int = cfg.max_sequence_length
+        self.max_images: int = cfg.max_images
         self.shape = RowShape(cfg.max_sequence_length, cfg.max_images, image_size)
         self.image_buffer = self.buffer_of(cfg)
         self.num_image_tokens = num_image_tokens
-        self.num_workers = cfg.num_workers
-        self.prefetch = cfg.prefetch
-        self.max_bad_fraction = cfg.max_bad_fraction
-        self.tokenizer: Tokenizer = cfg.tokenizer.instantiate()
-        check_tokenizer(self.tokenizer)
-        # None for text-only input.
-        self.image_transform: ImageTransform | None = None
         if cfg.max_images:
             self.image_transform = cfg.image_transform.set(image_size=image_size).instantiate()
         self.chat_format = chat_format(cfg, self.tokenizer)
         self.example_builder = example_builder(cfg, self.tokenizer)
-        self.quarantine_path = None if quarantine_path is None else Path(quarantine_path)
         if has_rows:
             assert self.snapshot is not None
             self._read_rows(self.snapshot)
@@ -150,25 +105,17 @@ class Input(Configurable):
             image_token=self.tokenizer.image_token,
             seed=cfg.seed,
         )
-        self.batch_maker = BatchMaker(self.plan, row_loader, self.shape, self.image_buffer)
+        self.batch_maker = PackedBatchMaker(self.plan, row_loader, self.shape, self.image_buffer)
 
     def _read_records(self) -> None:
         """Builds the corpora, and plans their rows or takes the plan from a snapshot of ids."""
-        cfg, split = self.config, self.split
-        # A stream of weight 0 is never built, so its data need not exist.
-        streams = [stream.instantiate(split=split) for stream in _used_streams(cfg)]
-        self.corpora: list[Corpus] = [
-            corpus for stream in streams for corpus in (*stream.corpora, *stream.fillers)
-        ]
-        # A batch's `corpus_ids` are indices into this list.
-        self.corpus_names: list[str] = [corpus.name for corpus in self.corpora]
-        _check_unique("stream", [stream.name for stream in streams])
-        _check_unique("corpus", self.corpus_names)
+        cfg = self.config
+        streams = self._build_streams()
         self.augmentations: list[Augmentation | None] = [each.augmentation for each in self.corpora]
         self.lengths: list[Lengths] = [self._lengths(corpus) for corpus in self.corpora]
-        self.num_usable: list[int] = [lengths.num_usable for lengths in self.lengths]
+        self.num_usable = [lengths.num_usable for lengths in self.lengths]
         self.packing: Packing = cfg.packing.instantiate(
-            streams=_mixed_streams(streams, self.lengths),
+            streams=mixed_streams(streams, [len(each) for each in self.lengths], self.num_usable),
             lengths=self.lengths,
             batch_size=cfg.batch_size,
             max_sequence_length=cfg.max_sequence_length,
@@ -230,11 +177,6 @@ class Input(Configurable):
         return {} if tiling is None else {"tiling": tiling.fingerprint()}
 
     @staticmethod
-    def num_corpora(cfg: "Input.Config") -> int:
-        """Returns the number of corpora of an Input of this config."""
-        return len(used_corpora(cfg))
-
-    @staticmethod
     def buffer_of(cfg: "Input.Config") -> ImageBuffer:
         """Returns the image buffer of the batches of an Input of this config."""
         return ImageBuffer.make(
@@ -243,59 +185,6 @@ class Input(Configurable):
             image_group_rows=cfg.image_group_rows,
             images_per_row=cfg.images_per_row,
         )
-
-    @property
-    def max_sequence_length(self) -> int:
-        return self.shape.max_sequence_length
-
-    @property
-    def max_images(self) -> int:
-        return self.shape.max_images
-
-    @property
-    def image_size(self) -> int:
-        return self.shape.image_size
-
-    def iterator(
-        self, rows: range | None = None, num_workers: int | None = None
-    ) -> "InputIterator":
-        """Returns an iterator over batches from step 0 that makes only the given rows.
-
-        Args:
-            rows: None means all rows of the batch.
-            num_workers: Its share of the config's `num_workers` if a host has several iterators;
-                None means all.
-        """
-        return InputIterator(
-            self.batch_maker,
-            range(self.batch_size) if rows is None else rows,
-            accounting=self._accounting(),
-            quarantine=Quarantine(self.quarantine_path),
-            fingerprint=self.fingerprint(),
-            num_workers=self.num_workers if num_workers is None else num_workers,
-            prefetch=self.prefetch,
-        )
-
-    @staticmethod
-    def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Merges the states of iterators over parts of the batch into one of the whole batch."""
-        return merge_states(states)
-
-    def accounting(self, state: Mapping[str, Any]) -> dict[str, dict[str, int | float]]:
-        """Returns the counts and the epochs of each corpus, as of a saved state."""
-        return self._accounting().report(state)
-
-    def _accounting(self) -> Accounting:
-        num_usable = dict(zip(self.corpus_names, self.num_usable, strict=True))
-        return Accounting(num_usable, self.max_bad_fraction)
-
-    def planner(self, rows: range) -> Planner | SnapshotPlanner:
-        """Returns a planner of the given rows of every batch, at step 0."""
-        return self.plan.planner(rows)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Returns everything that determines the batches; a saved state relies on it."""
-        return copy.deepcopy(self._fingerprint)
 
     def describe(self) -> str:
         """Describes the rows and streams in a few lines."""
@@ -330,11 +219,6 @@ class Input(Configurable):
         return f"  views per picture: {', '.join(shares) or 'no pictures found'}"
 
     def _lengths(self, corpus: Corpus) -> Lengths:
-        if not len(corpus):
-            raise ValueError(
-                f"Corpus {corpus.name!r} has no records in split {self.split!r}; "
-                "give it weight 0, or fix its source."
-            )
         lengths = corpus_lengths(corpus, self.example_builder, num_workers=self.num_workers)
         Quarantine(self.quarantine_path).add((*lengths.unusable, *lengths.refused))
         check_bad_fraction(
@@ -350,22 +234,6 @@ class Input(Configurable):
                 f"{lengths.refused[0].reason}; raise input.max_sequence_length or input.max_images"
             )
         return lengths
-
-
-def _used_streams(cfg: Input.Config) -> list[Stream.Config]:
-    """Returns the streams whose weight is ever above 0."""
-    later = {name for stage in cfg.stages for name, weight in stage.weights.items() if weight}
-    return [stream for stream in cfg.streams if stream.weight or stream.name in later]
-
-
-def used_corpora(cfg: Input.Config) -> list[Any]:
-    """Returns the corpora that an Input of this config reads, fillers included, in number order."""
-    return [
-        entry.corpus
-        for stream in _used_streams(cfg)
-        for entry in (*stream.corpora, *stream.fillers)
-        if entry.weight
-    ]
 
 
 def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, Lengths]:
@@ -422,7 +290,7 @@ def example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:
     """Returns the builder of a resolved config's examples."""
     return ExampleBuilder(
         tokenizer,
-        num_image_tokens=_set_by_experiment(cfg, "num_image_tokens"),
+        num_image_tokens=set_by_experiment(cfg, "num_image_tokens"),
         max_sequence_length=cfg.max_sequence_length,
         max_images=cfg.max_images,
         tiling=tiling_of(cfg),
@@ -434,7 +302,7 @@ def tiling_of(cfg: Input.Config) -> Tiling | None:
     if cfg.tiling is None or not cfg.max_images:
         return None
     size = cfg.tiling.tile_size
-    image_size = _set_by_experiment(cfg, "image_size")
+    image_size = set_by_experiment(cfg, "image_size")
     if size not in (None, image_size):
         raise ValueError(
             f"input.tiling.tile_size={size} disagrees with input.image_size={image_size}; leave "
@@ -450,45 +318,6 @@ def tiling_of(cfg: Input.Config) -> Tiling | None:
     return tiling
 
 
-def _mixed_streams(streams: Sequence[Stream], lengths: Sequence[Lengths]) -> list[MixedStream]:
-    numbers = itertools.count()
-
-    def corpus_shares(
-        corpora: Sequence[Corpus], entries: Sequence[CorpusWeight], pool: Pool | None = None
-    ) -> tuple[CorpusShare, ...]:
-        own = [next(numbers) for _ in corpora]
-        weights = [entry.weight for entry in entries]
-        if pool is not None:
-            usable = [lengths[i].num_usable for i in own]
-            shares = pooled_shares(pool, entries, usable)
-            weights = pooled_weights(shares, [len(lengths[i]) for i in own], usable)
-        return tuple(
-            CorpusShare(i, corpus.name, weight, len(lengths[i]), entry.category, entry.repeat or 1)
-            for i, corpus, weight, entry in zip(own, corpora, weights, entries, strict=True)
-        )
-
-    return [
-        MixedStream(
-            stream.name,
-            stream.weight,
-            corpus_shares(stream.corpora, stream.entries, stream.pool),
-            corpus_shares(stream.fillers, stream.filler_entries),
-            stream.pool is not None,
-        )
-        for stream in streams
-    ]
-
-
-def _set_by_experiment(cfg: Input.Config, name: str) -> int:
-    value = getattr(cfg, name)
-    if value is None:
-        raise ValueError(
-            f"input.{name} is None; the experiment sets it from the model. Outside of an "
-            f"experiment, set it to the model's {name}."
-        )
-    return value
-
-
 def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
     for name in ("num_image_tokens", "image_size") if cfg.max_images else ():
         if getattr(cfg, name) < 1:
@@ -502,46 +331,4 @@ def _check_sizes(cfg: Input.Config, num_image_tokens: int, image_size: int):
             f"{cfg.max_sequence_length}. Lower max_images, raise max_sequence_length, or let the "
             "connector emit fewer tokens."
         )
-    size = cfg.image_transform.image_size
-    if size not in (None, image_size):
-        raise ValueError(
-            f"input.image_transform.image_size={size} disagrees with input.image_size="
-            f"{image_size}; leave the former None."
-        )
-
-
-def _check_weights(streams: Sequence[Stream.Config]):
-    if not any(stream.weight for stream in streams):
-        raise ValueError("input.streams has no stream with a weight above 0.")
-
-
-def _check_files(cfg: Input.Config, split: str):
-    """Raises ValueError if files are missing, listing all of them and the commands to make them."""
-    sources = [corpus.source for corpus in used_corpora(cfg)]
-    folders = [
-        source_folder(source, split) for source in sources if source.klass is ArrayRecordSource
-    ]
-    missing = [folder for folder in dict.fromkeys(folders) if not (folder / MANIFEST).is_file()]
-    lines = [
-        f"  python -m mm1_jax convert_records --format=FORMAT --input=PATH --output={folder}"
-        for folder in missing
-    ]
-    model = tokenizer_path(cfg.tokenizer)
-    if not model.is_file():
-        missing.append(model)
-        lines.append(
-            f"  python -m mm1_jax train_tokenizer --data_dir={cfg.data_dir} --output={model}"
-            + (f" --vocab_size={cfg.tokenizer.num_pieces}" if cfg.tokenizer.num_pieces else "")
-        )
-    if missing:
-        raise ValueError(
-            f"no data at {', '.join(map(str, missing))}. Name its folder with --data_dir, or make "
-            "it (`python -m mm1_jax convert_records --list` shows the formats):\n"
-            + "\n".join(lines)
-        )
-
-
-def _check_unique(what: str, names: Sequence[str]):
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"input.streams: the {what} names {twice} occur more than once.")
+    check_image_size(cfg)

@@ -13,18 +13,17 @@ import numpy as np
 from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
-from mm1_jax.batch import Batch
 from mm1_jax.data.accounting import Accounting, merge_accounts
 from mm1_jax.data.batches import Batches, BatchMaker, Report
 from mm1_jax.data.quarantine import Quarantine
 
 
-class InputIterator(Iterator[Batch]):
-    """Yields the given rows of successive batches.
+class InputIterator(Iterator[Any]):
+    """Yields the given rows of successive batches, of the type that the `BatchMaker` makes.
 
-    `image_index` counts in the image buffer of the global batch; a batch holds the part of that
-    buffer that belongs to its rows. If the rows cut a group that shares slots, about twice as many
-    images are decoded.
+    The `image_index` of packed rows counts in the image buffer of the global batch; a batch holds
+    the part of that buffer that belongs to its rows. If the rows cut a group that shares slots,
+    about twice as many images are decoded.
     """
 
     def __init__(
@@ -38,8 +37,7 @@ class InputIterator(Iterator[Batch]):
         num_workers: int,
         prefetch: int,
     ):
-        """Raises ValueError if the rows have no whole number of image slots."""
-        maker.image_buffer.slots(rows)
+        """Raises ValueError if there is no batch of these rows alone."""
         planner = maker.planner(rows)
         self.rows = rows
         self._maker = maker
@@ -55,7 +53,7 @@ class InputIterator(Iterator[Batch]):
         self._batches: list[grain.DatasetIterator] = []
         weakref.finalize(self, _close, self._batches)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         if not self._batches:
             self._batches.append(self._start())
         batch = dict(next(self._batches[0]))
@@ -67,7 +65,7 @@ class InputIterator(Iterator[Batch]):
         if self._num_workers:
             # A worker's arrays live in shared memory, which must not outlive this process.
             batch = {name: np.array(array) for name, array in batch.items()}
-        return Batch(**batch)
+        return self._maker.batch_type(**batch)
 
     @property
     def step(self) -> int:

@@ -12,7 +12,7 @@ input is built.
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -228,10 +228,76 @@ class StreamSchedule:
     shards would draw the same stream. Every stage begins a new interleaving.
     """
 
-    def __init__(self, stages: Sequence[tuple[int, tuple[int, ...]]], *, rows_per_shard: int):
+    def __init__(
+        self,
+        stages: Sequence[tuple[int, tuple[int, ...]]],
+        *,
+        rows_per_shard: int,
+        names: Sequence[str] = (),
+    ):
         """`stages` pairs the first step of each stage, beginning at 0, with its stream weights."""
         self.stages = tuple(stages)
         self._rows_per_shard = rows_per_shard
+        self._names = names
+
+    @classmethod
+    def of(
+        cls,
+        streams: Sequence[MixedStream],
+        stages: Sequence[tuple[int, Mapping[str, int]]],
+        *,
+        rows_per_shard: int,
+    ) -> "StreamSchedule":
+        """Creates the schedule of streams whose weights change, by name, at the given steps.
+
+        Raises:
+            ValueError: The steps do not increase, or a stage names a stream that does not exist.
+        """
+        weights = {stream.name: stream.weight for stream in streams}
+        made = [(0, tuple(weights.values()))]
+        for first, changed in stages:
+            if first <= made[-1][0]:
+                raise ValueError(
+                    f"input.stages: from_step={first} must be above {made[-1][0]}, the first step "
+                    "of the previous stage."
+                )
+            if unknown := sorted(changed.keys() - weights.keys()):
+                raise ValueError(
+                    f"input.stages, from_step={first}: there are no streams {unknown}; expected "
+                    f"some of {list(weights)}."
+                )
+            weights |= changed
+            if min(weights.values()) < 0 or not any(weights.values()):
+                raise ValueError(
+                    f"input.stages, from_step={first}: the weights {weights} must be non-negative "
+                    "integers, not all 0."
+                )
+            made.append((first, tuple(weights.values())))
+        return cls(made, rows_per_shard=rows_per_shard, names=list(weights))
+
+    def num_rows(self, stream: int, num_steps: int, batch_size: int) -> float:
+        """Returns the number of rows of a stream in the first steps."""
+        ends = [first for first, _ in self.stages[1:]] + [num_steps]
+        return sum(
+            batch_size * max(0, min(end, num_steps) - first) * weights[stream] / sum(weights)
+            for (first, weights), end in zip(self.stages, ends, strict=True)
+        )
+
+    def fingerprint(self) -> dict[str, dict[str, int]]:
+        """Returns the weights of later stages by stream, under the names of the stages."""
+        return {
+            f"stages.{first}": dict(zip(self._names, weights, strict=True))
+            for first, weights in self.stages[1:]
+        }
+
+    def describe(self) -> list[str]:
+        """Returns a line per later stage with the shares of the streams."""
+        lines = []
+        for first, weights in self.stages[1:]:
+            shares = zip(self._names, weights, strict=True)
+            parts = (f"{name} {weight / sum(weights):.1%}" for name, weight in shares)
+            lines.append(f"  from step {first:,} on: {', '.join(parts)}")
+        return lines
 
     def stream(self, shard: int, step: int, shard_row: int) -> tuple[int, int]:
         """Returns the stream of a row, and how many of its rows the shard has emitted before."""

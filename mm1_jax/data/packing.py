@@ -147,7 +147,7 @@ class Packing(Configurable):
         self.max_images = max_images
         self.seed = seed
         self.mixture = Mixture(streams, seed=seed, num_shards=self.num_shards)
-        self.schedule = StreamSchedule(self._stages(stages), rows_per_shard=self.rows_per_shard)
+        self.schedule = StreamSchedule.of(streams, stages, rows_per_shard=self.rows_per_shard)
         self.lengths = lengths
         for stream in streams:
             self._check_lengths(stream)
@@ -168,7 +168,7 @@ class Packing(Configurable):
                 "seed": self.seed,
             }
             | self._own_fingerprint()
-            | self._stages_fingerprint()
+            | self.schedule.fingerprint()
             | {
                 name: value
                 for stream in self.mixture.streams
@@ -212,13 +212,7 @@ class Packing(Configurable):
 
     def epochs(self, stream: int, num_steps: int) -> list[float]:
         """Returns the expected epochs of each corpus of a stream after some steps."""
-        starts = [first for first, _ in self.schedule.stages[1:]]
-        num_rows = sum(
-            self.batch_size * max(0, min(end, num_steps) - first) * weights[stream] / sum(weights)
-            for (first, weights), end in zip(
-                self.schedule.stages, [*starts, num_steps], strict=True
-            )
-        )
+        num_rows = self.schedule.num_rows(stream, num_steps, self.batch_size)
         corpora = self.mixture.streams[stream].corpora
         usable = [self.lengths[share.corpus].num_usable for share in corpora]
         # A draw of an unusable record gives no example.
@@ -256,11 +250,7 @@ class Packing(Configurable):
                     f"    {share.name}: fills the rest of the rows, "
                     + self.lengths[share.corpus].describe()
                 )
-        names = [stream.name for stream in streams]
-        for first, weights in self.schedule.stages[1:]:
-            shares = (f"{n} {w / sum(weights):.1%}" for n, w in zip(names, weights, strict=True))
-            lines.append(f"  from step {first:,} on: {', '.join(shares)}")
-        return lines
+        return lines + self.schedule.describe()
 
     def _pool_table(self, stream: int, num_steps: int | None) -> list[str]:
         """Returns a line per corpus of a pooled stream, below a header."""
@@ -340,42 +330,9 @@ class Packing(Configurable):
             yield PlannedRecord(corpus, epoch, index, num_tokens, num_images)
             number += 1
 
-    def _stages(
-        self, stages: Sequence[tuple[int, Mapping[str, int]]]
-    ) -> list[tuple[int, tuple[int, ...]]]:
-        """Returns the first step of each stage, starting with 0, and the weights of all streams."""
-        weights = {stream.name: stream.weight for stream in self.mixture.streams}
-        made = [(0, tuple(weights.values()))]
-        for first, changed in stages:
-            if first <= made[-1][0]:
-                raise ValueError(
-                    f"input.stages: from_step={first} must be above {made[-1][0]}, the first step "
-                    "of the previous stage."
-                )
-            if unknown := sorted(changed.keys() - weights.keys()):
-                raise ValueError(
-                    f"input.stages, from_step={first}: there are no streams {unknown}; expected "
-                    f"some of {list(weights)}."
-                )
-            weights |= changed
-            if min(weights.values()) < 0 or not any(weights.values()):
-                raise ValueError(
-                    f"input.stages, from_step={first}: the weights {weights} must be non-negative "
-                    "integers, not all 0."
-                )
-            made.append((first, tuple(weights.values())))
-        return made
-
     def _own_fingerprint(self) -> dict[str, Any]:
         most = self.config.max_examples
         return {} if most is None else {"packing.max_examples": most}
-
-    def _stages_fingerprint(self) -> dict[str, Any]:
-        names = [stream.name for stream in self.mixture.streams]
-        return {
-            f"stages.{first}": dict(zip(names, weights, strict=True))
-            for first, weights in self.schedule.stages[1:]
-        }
 
     def _check_lengths(self, stream: MixedStream):
         for share in stream.fillers:
@@ -448,7 +405,11 @@ class Planner:
         first = self.shards.start * size
         return planned[self.rows.start - first : self.rows.stop - first]
 
-    def restore(self, step: int, next_index: Int[np.ndarray, "v k"]):
+    def skip(self) -> None:
+        """Advances to the next step."""
+        self.next_rows()
+
+    def restore(self, step: int, next_index: Int[np.ndarray, "v k"]) -> None:
         """Moves to a saved step; shards of other rows may be absent (-1)."""
         owned = next_index[self.shards]
         if next_index.shape != self.next_index.shape or np.any(owned < 0):

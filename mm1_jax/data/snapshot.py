@@ -185,6 +185,10 @@ class SnapshotPlanner:
         self.step += 1
         return [self._snapshot.row(first + row) for row in self._rows]
 
+    def skip(self) -> None:
+        """Advances to the next step."""
+        self.step += 1
+
     def restore(self, step: int, next_index: Int[np.ndarray, "v k"]) -> None:
         """Moves to the step of a state saved with the snapshot or with its original Input."""
         self.step = step

@@ -10,7 +10,8 @@ import pytest
 from foreign_formats import contents, write_numbers
 
 from mm1_jax.commands import convert_records as tool
-from mm1_jax.data.input import lengths_of_folder, used_corpora
+from mm1_jax.data.input import lengths_of_folder
+from mm1_jax.data.mixed_input import used_corpora
 from mm1_jax.data.record_files import Manifest, RecordFiles
 from mm1_jax.data.tokenizers.sentencepiece import SHIPPED_MODEL
 from mm1_jax.launch.launch import Launch
