@@ -11,6 +11,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.input import Input
 from mm1_jax.data.mixture import CorpusWeight, Stream
+from mm1_jax.data.pairs import PairInput
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.sources.base import Source
 
@@ -66,7 +67,11 @@ def to_document(record: Record) -> Document:
     return Document((*images, Text("about", scored=False), Text(record["text"])))
 
 
-def corpus(name: str, **source) -> Corpus.Config:
+def to_pair(record: Record) -> Document:
+    return Document((Image(record["pictures"][0]), Text(record["text"])))
+
+
+def corpus(name: str, to_document=to_document, **source) -> Corpus.Config:
     return Corpus.default_config().set(
         name=name,
         source=DrawnSource.default_config().set(**source),
@@ -100,6 +105,27 @@ def input_config(**fields) -> Input.Config:
         max_sequence_length=96,
         max_images=6,
         num_image_tokens=4,
+        image_size=16,
+        prefetch=0,
+    ) | fields))  # fmt: skip
+
+
+def pair_config(**fields) -> PairInput.Config:
+    """Eight pairs of two streams and three corpora, in process and without prefetch."""
+    streams = [
+        stream(
+            "web",
+            2,
+            corpus("alt_texts", to_pair),
+            corpus("synthetic", to_pair, num_records=7, max_words=30),
+            weights=[3, 1],
+        ),
+        stream("scenes", 1, corpus("scenes", to_pair, num_records=300)),
+    ]
+    return PairInput.default_config().set(**(dict(
+        streams=streams,
+        batch_size=8,
+        max_sequence_length=16,
         image_size=16,
         prefetch=0,
     ) | fields))  # fmt: skip
