@@ -30,7 +30,7 @@ from mm1_jax.config import (
     fill,
     missing_fields,
 )
-from mm1_jax.data.input import Input
+from mm1_jax.data.mixed_input import MixedInput
 from mm1_jax.evals.evaluator import Evaluator
 from mm1_jax.multihost import distributed
 from mm1_jax.storage import raise_if_remote
@@ -47,7 +47,8 @@ class Experiment(Configurable):
     class Config(Configurable.Config):
         # A model that the objective of `trainer.loss` trains: an `MM1` for next-token prediction.
         model: Required[InstantiableConfig] = REQUIRED
-        input: Required[Input.Config] = REQUIRED
+        # Packed rows (`Input`), or pictures with a caption each (`PairInput`).
+        input: Required[MixedInput.Config] = REQUIRED
         trainer: Required[Trainer.Config] = REQUIRED
         evals: dict[str, Evaluator.Config] = {}
 

@@ -11,6 +11,7 @@ from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import ImageTransform
 from mm1_jax.data.input import Input, example_builder
+from mm1_jax.data.mixed_input import MixedInput
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer
 from mm1_jax.field_types import NonNegativeInt
 from mm1_jax.models.mm1 import MM1
@@ -92,7 +93,7 @@ class Evaluator(Configurable, abc.ABC):
         # Schedule of evaluations during training.
         run: EveryNSteps.Config = EveryNSteps.default_config()
 
-    def __init__(self, cfg: Config, *, input: Input | PromptInput):
+    def __init__(self, cfg: Config, *, input: MixedInput | PromptInput):
         super().__init__(cfg)
         self._schedule = cfg.run.instantiate()
 

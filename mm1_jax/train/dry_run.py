@@ -25,8 +25,8 @@ def dry_run(program: Program, input: Any) -> str:
     """Compiles the step of a program and loads its first batch; the result is a report.
 
     Args:
-        input: A `data.input.Input`; `batch_size`, `corpus_names`, `iterator()` and `describe()` are
-            used.
+        input: A `data.mixed_input.MixedInput`, of which `batch_size`, `corpus_names`, `iterator()`
+            and `describe()` are used.
     """
     devices = program.mesh.devices.flatten().tolist()
     start = time.perf_counter()

@@ -40,6 +40,7 @@ _NEEDED = {
     "model.vision_encoder": ("image_size", "patch_size", "model_dim"),
     "model.connector": ("num_image_tokens",),
     "model.decoder": ("vocab_size", "model_dim", "num_layers", "stack"),
+    "input": ("max_images", "num_image_tokens"),
     "input.tokenizer": ("klass.vocabulary",),
 }
 

@@ -105,7 +105,7 @@ class Trainer(Configurable):
         """Sets up everything that needs no arrays.
 
         Args:
-            input: A `data.input.Input`.
+            input: A `data.mixed_input.MixedInput`.
             evaluators: `evals.evaluator.Evaluator`s by name.
             devices: Devices to train on; defaults to all.
         """
