@@ -19,6 +19,7 @@ COMMANDS = {
     "rehearse": "compile a config for TPUs or GPUs that are not there: memory, speed",
     "compare": "compare the configs of two runs; say why a launch cannot resume one",
     "evaluate": "ask a trained model benchmarks, or score files of predictions",
+    "evaluate_encoder": "zero-shot, retrieval and probe scores of a trained vision encoder",
     "generate": "ask a trained model about pictures",
     "convert_records": "convert data of other projects into records for training",
     "train_tokenizer": "train a sentencepiece tokenizer on records or text files",

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = {
     "convert_checkpoint": ["import", "--source=x", "--output=y", "--num_experts"],
     "evaluate": ["--checkpoint=x", "--benchmarks=embedded", "--limit"],
+    "evaluate_encoder": ["--checkpoint=x", "--batch_size"],
     "snapshot": ["--config=mm1_tiny", "--output=x", "--steps"],
     "benchmark_input": ["--config=mm1_tiny", "--rounds"],
     "benchmark_decoding": ["--repeats"],

@@ -30,7 +30,10 @@ def test_the_version_equals_the_packages(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evalute"], "evalute: there is no such command; did you mean evaluate? `"),
+        (
+            ["evalute"],
+            "evalute: there is no such command; did you mean evaluate or evaluate_encoder? `",
+        ),
         (["x", "--list"], "x: there is no such command; `python -m mm1_jax --help` lists"),
         (["--config=mm1_tiny"], "--config=mm1_tiny: expected a command before it; `python"),
     ],

@@ -54,6 +54,23 @@ def load_model(
         checkpointer.close()
 
 
+def random_model(cfg: Any, seed: int, *, placement: Placement | None = None) -> Any:
+    """Returns the model of a resolved config with random parameters, placed as by `load_model`."""
+
+    def make(prng_key: jax.Array) -> nnx.Module:
+        return cfg.model.instantiate(rngs=nnx.Rngs(params=prng_key))
+
+    graphdef, params = abstract_model(make)
+    shardings = None
+    if placement is not None:
+        shardings = nnx.to_pure_dict(parameter_shardings(params, placement.mesh, placement.rules))
+    draw = jax.jit(
+        lambda prng_key: nnx.to_pure_dict(nnx.state(make(prng_key), nnx.Param)),
+        out_shardings=shardings,
+    )
+    return nnx.merge(graphdef, draw(jax.random.key(seed)))
+
+
 def newest_step(folder: Path, cfg: Any) -> int | None:
     """Returns the step of the newest checkpoint of a run; None if it has none."""
     checkpointer = cfg.trainer.checkpointer.instantiate(

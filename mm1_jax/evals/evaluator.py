@@ -11,10 +11,8 @@ from mm1_jax.config import Configurable, config_class
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import ImageTransform
 from mm1_jax.data.input import Input, example_builder
-from mm1_jax.data.mixed_input import MixedInput
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer, check_tokenizer
 from mm1_jax.field_types import NonNegativeInt
-from mm1_jax.models.mm1 import MM1
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,9 @@ class EveryNSteps(Configurable):
 class Evaluator(Configurable, abc.ABC):
     """Evaluates a model; the interface of all evaluators in this package.
 
-    An evaluator is built once with the train input, whose tokenizer, sizes and image transform it
-    shares, and runs on many states of the model. All processes run it and get the same result.
+    An evaluator is built once with the train input, or with the parts of it whose tokenizer, sizes
+    and image transform it shares, and runs on many states of the model. All processes run it and
+    get the same result.
     """
 
     @config_class
@@ -93,7 +92,7 @@ class Evaluator(Configurable, abc.ABC):
         # Schedule of evaluations during training.
         run: EveryNSteps.Config = EveryNSteps.default_config()
 
-    def __init__(self, cfg: Config, *, input: MixedInput | PromptInput):
+    def __init__(self, cfg: Config, *, input: Any):
         super().__init__(cfg)
         self._schedule = cfg.run.instantiate()
 
@@ -106,7 +105,7 @@ class Evaluator(Configurable, abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def run(self, model: MM1) -> EvalResult: ...
+    def run(self, model: Any) -> EvalResult: ...
 
     def metric_names(self) -> Collection[str] | None:
         """The keys of the metrics that `run` may return; None if they are not known in advance."""

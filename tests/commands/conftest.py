@@ -1,5 +1,9 @@
 """A run of a tiny model with random parameters, for tools that use trained models."""
 
+import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -123,3 +127,42 @@ def chat_run(tmp_path_factory, experiments_of_runs):
     """The folder of a chat run with a checkpoint of step 7, its model, and the config."""
     folder, models, cfg = save_run("chat", tmp_path_factory.mktemp("chat"), (7,))
     return folder, models[7], cfg
+
+
+@pytest.fixture
+def by_two(run, tmp_path):
+    """Runs a command on the run in two processes; returns exit codes and outputs."""
+    folder, _, _ = run
+    # The processes import the module of the run from here.
+    module = json.loads((folder / "launch.json").read_text())["module"]
+    (tmp_path / f"{module}.py").write_text(
+        "from conftest import experiment\n\n"
+        "def named_configs():\n    return {'minute': experiment}\n"
+    )
+    (tmp_path / "conftest.py").write_text(Path(__file__).read_text())
+    root = Path(__file__).parents[2]
+    paths = [str(root), str(root / "tests" / "data")]
+
+    def give(*asked, command="evaluate", of_second=()):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "mm1_jax", command, f"--checkpoint={folder}", *asked]
+                + [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+                + [f"--process_id={process}", *(of_second if process else ())],
+                cwd=tmp_path,
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2"}
+                | {"XLA_FLAGS": os.environ["MM1_TEST_QUICK_XLA_FLAGS"]},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(2)
+        ]
+        said = [process.communicate(timeout=300) for process in processes]
+        return [process.returncode for process in processes], said
+
+    return give

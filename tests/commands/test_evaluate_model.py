@@ -1,11 +1,7 @@
 """`python -m mm1_jax evaluate --checkpoint` runs benchmarks on the model of a run."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,45 +124,6 @@ def test_a_mesh_of_devices_gives_the_same_answers(run, benchmarks_dir, tmp_path)
         assert ask(run[0], output, *asked) == 0
         answers.append((output / "gqa" / "0_shot.jsonl").read_text())
     assert answers[0] == answers[1] == answers[2]
-
-
-@pytest.fixture
-def by_two(run, tmp_path):
-    """Runs a command in two processes; returns exit codes and outputs."""
-    folder, _, _ = run
-    # The processes import the module of the run from here.
-    module = json.loads((folder / "launch.json").read_text())["module"]
-    (tmp_path / f"{module}.py").write_text(
-        "from conftest import experiment\n\n"
-        "def named_configs():\n    return {'minute': experiment}\n"
-    )
-    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
-    root = Path(__file__).parents[2]
-    paths = [str(root), str(root / "tests" / "data")]
-
-    def give(*asked, of_second=()):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "mm1_jax", "evaluate", f"--checkpoint={folder}", *asked]
-                + [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
-                + [f"--process_id={process}", *(of_second if process else ())],
-                cwd=tmp_path,
-                env=os.environ
-                | {"PYTHONPATH": os.pathsep.join(paths), "JAX_NUM_CPU_DEVICES": "2"}
-                | {"XLA_FLAGS": os.environ["MM1_TEST_QUICK_XLA_FLAGS"]},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for process in range(2)
-        ]
-        said = [process.communicate(timeout=300) for process in processes]
-        return [process.returncode for process in processes], said
-
-    return give
 
 
 def test_two_processes_give_the_same_answers_as_one(run, by_two, benchmarks_dir, tmp_path):

@@ -36,6 +36,9 @@ class ImageFile:
     def path(self) -> Path:
         return self._folder.path / self._name
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def exists(self) -> bool:
         return self._folder.has(self._name)
 

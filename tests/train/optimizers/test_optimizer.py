@@ -157,9 +157,11 @@ def test_only_matrices_decay_if_configured(params):
 def test_learned_positions_do_not_decay_if_configured():
     params = nnx.state(
         nnx.eval_shape(
-            lambda: PositionEmbedding.default_config()
-            .set(grid_size=2, model_dim=3)
-            .instantiate(rngs=nnx.Rngs(params=0))
+            lambda: (
+                PositionEmbedding.default_config()
+                .set(grid_size=2, model_dim=3)
+                .instantiate(rngs=nnx.Rngs(params=0))
+            )
         )
     )
     assert decay_mask(params) == {"positions": True}

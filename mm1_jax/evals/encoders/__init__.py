@@ -1,0 +1,1 @@
+"""Evaluators of vision encoders: zero-shot classification, retrieval, and probes of features."""
