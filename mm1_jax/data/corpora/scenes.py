@@ -106,7 +106,7 @@ class Scene:
         picture = PIL.Image.new("RGB", (side, side), (self.ground,) * 3)
         draw = PIL.ImageDraw.Draw(picture)
         for shape in self.shapes:
-            _draw(draw, shape)
+            draw_shape(draw, shape, _SUPERSAMPLING)
         return np.asarray(picture.reduce(_SUPERSAMPLING))
 
 
@@ -297,8 +297,9 @@ def _near(rng: random.Random, center: int) -> int:
     return center + rng.randint(-2, 2)
 
 
-def _draw(draw: PIL.ImageDraw.ImageDraw, shape: Shape) -> None:
-    scale, color = _SUPERSAMPLING, COLORS[shape.color]
+def draw_shape(draw: PIL.ImageDraw.ImageDraw, shape: Shape, scale: int) -> None:
+    """Draws a shape on a canvas that is enlarged by `scale`."""
+    color = COLORS[shape.color]
     x, y, r = shape.x * scale, shape.y * scale, shape.radius * scale
     if shape.shape == "circle":
         # A ring: at this resolution, a disc would differ from a square only in its corners.
