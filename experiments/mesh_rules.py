@@ -132,6 +132,28 @@ def fine_tuning(v5p: Fit, *, batch_size: int = 128) -> list[MeshRule]:
     ]
 
 
+def pictures(v5p: Fit) -> list[MeshRule]:
+    """Rules for vision encoders, whose rows are pictures of a few hundred patches.
+
+    Devices with less memory have fewer rows at a time; with 16 GB they save the inputs of layers
+    only.
+
+    Args:
+        v5p: The choice for 95 GB, which GPUs make as well.
+    """
+    v6e = replace(v5p, rows=max(1, v5p.rows // 4))
+    v5e = replace(v6e, decoder=(), vision=(), fsdp=-1)
+    counts = [number for number in _COUNTS if number <= v5p.batch_size]
+    return [
+        *(_fit(f"v5p-{number}", v5p, number, VECTOR_MEMORY) for number in counts),
+        *(_fit(f"tpu7x-{number}", v5p, number) for number in counts),
+        *(_fit(f"v6e-{number}", v6e, number, VECTOR_MEMORY) for number in counts),
+        *(_fit(f"v5e-{number}", v5e, number, VECTOR_MEMORY) for number in counts),
+        *(_fit(f"{chip}-{n}", v5p, n, data=1) for chip in ("h100", "h200") for n in (8, *counts)),
+        _rule(".*", fsdp=-1),
+    ]
+
+
 def full_recomputation() -> list[MeshRule]:
     """Rules that save only the inputs of layers."""
     return [

@@ -92,6 +92,30 @@ def pretraining() -> list[Stream.Config]:
     ]
 
 
+def dfn_and_imagenet() -> list[Stream.Config]:
+    """AIM's mixture (arXiv 2401.08541, section 3): four pictures of DFN-2B to one of ImageNet."""
+    return [
+        _stream(
+            "captions",
+            1,
+            (_records("dfn_2b", caption_document), 4),
+            (_records("imagenet_1k", caption_document), 1),
+        )
+    ]
+
+
+def captioned_pictures() -> list[Stream.Config]:
+    """As many pictures with their own captions as with synthetic ones, read from `data_dir`."""
+    return [
+        _stream(
+            "captions",
+            1,
+            (_records("captions", caption_document), 1),
+            (_records("captions_synthetic", caption_document), 1),
+        )
+    ]
+
+
 def add_synthetic_captions(streams: list[Stream.Config]) -> list[Stream.Config]:
     """Takes 7% of the captions from `captions_synthetic` (MM1, section 3.2: VeCap)."""
     synthetic = _records("captions_synthetic", caption_document)

@@ -102,7 +102,7 @@ class Parallelism(Configurable):
         for part in ("decoder", "vision_encoder"):
             for field in ("remat", "saved_names", "offloaded_names"):
                 value = getattr(self.config, f"{part}_{field}")
-                if value is not None and getattr(model, part) is not None:
+                if value is not None and getattr(model, part, None) is not None:
                     model.set_recursively((part, "stack", field), value=value)
         return model
 

@@ -15,6 +15,7 @@ FILES = {
     "connector": "mm1_jax/models/connectors/",
     "decoder": "mm1_jax/models/decoder.py",
     "merge": "mm1_jax/models/image_exchange.py",
+    "pixel_head": "mm1_jax/models/aim.py",
     "loss": "mm1_jax/models/cross_entropy.py",
     "optimizer": "mm1_jax/train/optimizers/",
 }

@@ -1,4 +1,4 @@
-"""Golden texts of named configs: three in full, the others as differences from one of these.
+"""Golden texts of named configs: four in full, the others as differences from one of these.
 
     NAME.txt        all lines of a resolved config; or `base: OTHER`, then the lines that only
                     OTHER has (`- path: value`) and those that only NAME has (`+ path: value`)
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from mm1_jax.parallel.parallelism import Parallelism
 
-WHOLE = ("mm1_tiny", "mm1_1b", "mm1_7b_moe")
+WHOLE = ("mm1_tiny", "mm1_1b", "mm1_7b_moe", "aim_600m")
 TABLE = "mesh_rules.md"
 
 _RULES = "trainer.mesh_rules"

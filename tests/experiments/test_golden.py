@@ -115,7 +115,7 @@ def test_items_keys_and_fields_are_sorted_as_in_the_config():
     base = ["a['y']: 1", "a['x']: 1", "b[2].c: 1", "b[10].c: 1", "d: 1"]
     other = ["a['y']: 1", "a['x']: 2", "a['w']: 1", "b[2].c: 1", "b[3].c: 1", "b[10].c: 1"]
     texts = {"mm1_tiny": "\n".join(base) + "\n", "mm1_other": "\n".join(other) + "\n"}
-    texts |= {"mm1_1b": "x: 1\n", "mm1_7b_moe": "x: 1\n"}
+    texts |= dict.fromkeys(("mm1_1b", "mm1_7b_moe", "aim_600m"), "x: 1\n")
     files = golden_files(texts, {})
     assert files["mm1_other.txt"].splitlines() == [
         "base: mm1_tiny",

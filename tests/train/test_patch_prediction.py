@@ -8,6 +8,10 @@ import pytest
 from bigram_trainer import host_batch
 from patch_models import aim, aimv2, draw_batch
 
+from experiments import encoders
+from mm1_jax.experiment import Experiment
+from mm1_jax.layers.linear import Linear
+from mm1_jax.models.flops import patch_prediction_flops
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.metrics import divide
 from mm1_jax.train.optimizers.adamw import AdamW
@@ -86,3 +90,32 @@ def test_a_split_step_equals_that_of_one_device(alone, name, axes, micro_batches
 def test_counts_are_those_of_rows_with_a_record(alone):
     metrics, _ = alone("aimv2")
     assert (metrics["images"], metrics["tokens"]) == (7, 28)
+
+
+@pytest.mark.parametrize("name", ["aim_600m", "aimv2_vit_l14"])
+def test_a_config_is_resolved_by_its_objective(name):
+    cfg = Experiment.resolve(getattr(encoders, name)())
+    objective = Experiment.objective(cfg)
+    assert cfg.input.image_size == objective.batch.images.shape[1] == 224
+    assert objective.num_rows == cfg.input.batch_size
+    assert objective.flops() == patch_prediction_flops(cfg.model, cfg.input.max_sequence_length)
+    if name == "aimv2_vit_l14":
+        assert (cfg.model.decoder.vocab_size, cfg.model.max_text_length) == (32_000, 77)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": aim()}, "model is a config of AIM.*AIMv2Loss trains an AIMv2"),
+        ({"input.max_sequence_length": 0}, "AIMv2 predicts the text of each picture"),
+        ({"model.max_text_length": 60}, "max_text_length is 60, but input.max_sequence_length"),
+        ({"model.decoder": Linear.default_config()}, "model.decoder is a config of Linear"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else next(iter(x)),
+)
+def test_parts_that_contradict_each_other_are_named(change, message):
+    cfg = encoders.aimv2_vit_l14()
+    for path, value in change.items():
+        cfg.set_recursively(path.split("."), value=value)
+    with pytest.raises(ValueError, match=message):
+        Experiment.resolve(cfg)
