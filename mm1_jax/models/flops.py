@@ -27,12 +27,14 @@ from flax import nnx
 
 from mm1_jax.config import maybe_set_config
 from mm1_jax.field_types import class_name
-from mm1_jax.layers.attention import head_sizes
+from mm1_jax.layers.attention import Pattern, head_sizes
 from mm1_jax.layers.feed_forward import FeedForward, GatedFeedForward
 from mm1_jax.layers.moe import MoE
 from mm1_jax.models.aim import AIM, AIMv2
+from mm1_jax.models.clip import CLIP
 from mm1_jax.models.decoder import decoder_stack
 from mm1_jax.models.mm1 import MM1, reads_images
+from mm1_jax.models.vision_encoder import num_kept_patches
 
 # FLOPs of training relative to a forward pass: the backward pass has two products per forward one.
 TRAINING = 3
@@ -93,6 +95,21 @@ def patch_prediction_flops(cfg: Any, text_length: int) -> ForwardFlops:
             )
 
 
+def contrastive_flops(cfg: Any, text_length: int, num_rows: int) -> ForwardFlops:
+    """Computes the forward FLOPs of a complete `CLIP.Config` on batches of `num_rows` rows.
+
+    A row counts its text and the logits of its picture, but not pooling and projections.
+    """
+    if not isinstance(cfg, CLIP.Config):
+        raise ValueError(f"model FLOPs: no rule for {class_name(type(cfg))}, only for CLIP")
+    text: Any = cfg.text_encoder
+    causal = text.stack.layer.attention.pattern is Pattern.CAUSAL
+    layer = _layer(text.stack.layer, text)
+    row = text.num_layers * _layer_flops(layer, text_length, causal=causal)
+    image = vision_encoder_flops(cfg.vision_encoder, dropout=cfg.patch_dropout)
+    return ForwardFlops(row + 2.0 * num_rows * cfg.features_dim, image)
+
+
 def decoder_flops(cfg: Any, sequence_length: int) -> float:
     """Returns the FLOPs of one row of `sequence_length` positions, including the output layer."""
     T = sequence_length
@@ -104,14 +121,16 @@ def decoder_flops(cfg: Any, sequence_length: int) -> float:
     return flops + 2.0 * T * cfg.model_dim * cfg.vocab_size
 
 
-def vision_encoder_flops(cfg: Any) -> float:
-    """Returns the FLOPs of one image of the configured size."""
+def vision_encoder_flops(cfg: Any, dropout: float = 0.0) -> float:
+    """Returns the FLOPs of one image of the configured size.
+
+    Args:
+        dropout: Share of patches that patch dropout leaves out.
+    """
     patches = (cfg.image_size // cfg.patch_size) ** 2
-    layer = cfg.stack.layer.clone(input_dim=cfg.model_dim)
-    layer.attention.set(input_dim=cfg.model_dim, num_heads=cfg.num_heads)
-    layer.feed_forward.set(input_dim=cfg.model_dim, hidden_dim=cfg.hidden_dim)
-    positions = patches + (cfg.class_token is not None)
     patch_embedding = 2.0 * patches * 3 * cfg.patch_size**2 * cfg.model_dim
+    positions = num_kept_patches(patches, dropout) + (cfg.class_token is not None)
+    layer = _layer(cfg.stack.layer, cfg)
     return patch_embedding + cfg.num_layers * _layer_flops(layer, positions, causal=False)
 
 
@@ -150,6 +169,14 @@ def _inner_jaxprs(equation: Any) -> Iterator[Any]:
             inner = getattr(each, "jaxpr", each)
             if hasattr(inner, "eqns"):
                 yield inner
+
+
+def _layer(layer: Any, tower: Any) -> Any:
+    """Returns the layer config of an encoder with the sizes that the encoder sets."""
+    layer = layer.clone(input_dim=tower.model_dim)
+    layer.attention.set(input_dim=tower.model_dim, num_heads=tower.num_heads)
+    layer.feed_forward.set(input_dim=tower.model_dim, hidden_dim=tower.hidden_dim)
+    return layer
 
 
 def _layer_flops(layer: Any, positions: int, *, causal: bool) -> float:

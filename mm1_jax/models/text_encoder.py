@@ -67,21 +67,16 @@ class TextEncoder(Module):
         projection: InstantiableConfig = Linear.default_config()
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        for name, source in (
-            ("vocab_size", "that of the tokenizer"),
-            ("max_length", "input.max_sequence_length"),
-            ("output_dim", "the dim of the features"),
-        ):
-            if getattr(cfg, name) is None:
-                raise ValueError(f"text_encoder.{name} is None: set it to {source}")
-        self.model_dim, self.output_dim = cfg.model_dim, cfg.output_dim
-        self.max_length = cfg.max_length
+        vocab_size = _size(cfg, "vocab_size", "that of the tokenizer")
+        self.max_length = _size(cfg, "max_length", "input.max_sequence_length")
+        self.output_dim = _size(cfg, "output_dim", "the dim of the features")
+        self.model_dim = cfg.model_dim
         self.pooling, self.padding_token = TextPooling(cfg.pooling), cfg.padding_token
         self.embedding = cfg.embedding.set(
-            vocab_size=cfg.vocab_size, model_dim=cfg.model_dim
+            vocab_size=vocab_size, model_dim=cfg.model_dim
         ).instantiate(rngs=rngs)
         self.positions = param(
-            rngs, (cfg.max_length, cfg.model_dim), (None, "embed"), normal(cfg.position_init_std)
+            rngs, (self.max_length, cfg.model_dim), (None, "embed"), normal(cfg.position_init_std)
         )
         cfg.stack.layer.attention.set(num_heads=cfg.num_heads)
         cfg.stack.layer.feed_forward.set(hidden_dim=cfg.hidden_dim)
@@ -136,3 +131,10 @@ class TextEncoder(Module):
         else:
             chosen = x[:, -1:]
         return checked(self.final_norm, self.final_norm(chosen), chosen.shape, x.dtype)[:, 0]
+
+
+def _size(cfg: TextEncoder.Config, name: str, source: str) -> int:
+    value = getattr(cfg, name)
+    if value is None:
+        raise ValueError(f"text_encoder.{name} is None: set it to {source}")
+    return value

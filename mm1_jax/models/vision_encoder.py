@@ -195,15 +195,20 @@ class VisionEncoder(Module):
         return class_feature, checked_call(self.final_norm, x)
 
 
+def num_kept_patches(num_patches: int, dropout: float) -> int:
+    """Returns the number of patches that patch dropout keeps, at least one, as in open_clip."""
+    return max(1, int(num_patches * (1 - dropout)))
+
+
 def kept_patches(
     row_seeds: UInt32[Array, "J"], num_patches: int, dropout: float
 ) -> Int[Array, "J R"]:
     """Draws the patches per image that patch dropout keeps (arXiv 2212.00794), in their order.
 
-    As in open_clip, every image keeps the same number of patches, at least one. The draw depends
-    only on the seed, so hosts and micro-batches do not change it.
+    Every image keeps the same number of patches. The draw depends only on the seed, so hosts and
+    micro-batches do not change it.
     """
-    num_kept = max(1, int(num_patches * (1 - dropout)))
+    num_kept = num_kept_patches(num_patches, dropout)
 
     def draw(seed: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(_DROPOUT), seed)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -69,14 +70,29 @@ class Objective(abc.ABC):
     def loss_function(self, graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, Metrics]]:
         """Returns the function (trained, frozen, batch, totals) -> (loss, metrics).
 
-        `totals` are those of the whole batch if `batch` is a micro-batch, and None if it is the
-        whole batch. The metrics must contain the means "loss" and "corpus_loss", the latter with
-        an entry per corpus.
+        If `batch` is a micro-batch, `totals` is its element of `totals_of_micro_batches`; it is
+        None for the whole batch. The metrics must contain the means "loss" and "corpus_loss", the
+        latter with an entry per corpus.
         """
 
     @abc.abstractmethod
     def totals(self, batch: Any) -> Any:
         """Computes the denominators of a whole batch, which divide the losses of micro-batches."""
+
+    def totals_of_micro_batches(
+        self, graphdef: nnx.GraphDef, trained: Any, frozen: Any, batch: Any, micro_batches: Any
+    ) -> Any:
+        """Computes what the loss of each micro-batch needs of the whole batch.
+
+        Args:
+            micro_batches: The batch split along a new leading dim.
+
+        Returns:
+            A tree of arrays with the same leading dim; by default, copies of `totals`.
+        """
+        number = len(jax.tree.leaves(micro_batches)[0])
+        totals = self.totals(batch)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *jnp.shape(x))), totals)
 
     @abc.abstractmethod
     def counts(self, batch: Any) -> Metrics:

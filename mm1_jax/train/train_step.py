@@ -38,16 +38,15 @@ def make_train_step(
     dtype = update.accumulation_dtype
 
     def accumulate(trained: Any, frozen: Any, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
-        whole = objective.totals(batch)
+        batches = micro_batches(objective, batch, gradient_accumulation)
+        totals = objective.totals_of_micro_batches(graphdef, trained, frozen, batch, batches)
 
         def add_micro_batch(gradient: Any, micro_batch: Any) -> tuple[Any, Any]:
-            result, addend = value_and_gradient(trained, frozen, micro_batch, whole)
+            result, addend = value_and_gradient(trained, frozen, *micro_batch)
             return jax.tree.map(lambda x, y: x + y.astype(dtype), gradient, addend), result
 
         zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype), trained)
-        gradient, results = jax.lax.scan(
-            add_micro_batch, zeros, micro_batches(objective, batch, gradient_accumulation)
-        )
+        gradient, results = jax.lax.scan(add_micro_batch, zeros, (batches, totals))
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), results), gradient
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

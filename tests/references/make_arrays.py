@@ -1,7 +1,8 @@
 """Stores random weights, random inputs and the outputs of references in timm and open_clip.
 
 Both import torchvision, which is incompatible with the torch of the test extra. So this script runs
-in an environment of its own, 5.5 GB, and tests read its arrays from tests/references/arrays:
+in an environment of its own, 5.5 GB, and tests read its arrays from tests/references/arrays. Only
+`contrastive` can be made with any torch, as it needs nothing of open_clip but the file loss.py:
 
     python3.11 -m venv timm
     timm/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 open_clip_torch==3.3.0
@@ -142,9 +143,29 @@ def clip() -> Arrays:
     return arrays
 
 
+def contrastive() -> Arrays:
+    """Returns features of a batch, and losses and gradients of open_clip's losses on them."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    rng = np.random.default_rng(5)
+    drawn = torch.from_numpy(rng.standard_normal((2, 32, 12)).astype(np.float32))
+    arrays = {"features": nn.functional.normalize(drawn, dim=-1).numpy()}
+    for name, module, bias in (("softmax", ClipLoss(), None), ("sigmoid", SigLipLoss(), -3.0)):
+        images, texts = (torch.tensor(x, requires_grad=True) for x in arrays["features"])
+        numbers = [torch.tensor(x, requires_grad=True) for x in (14.0, bias) if x is not None]
+        loss = module(images, texts, *numbers)
+        loss.backward()
+        arrays[f"{name}/loss"] = loss.detach().numpy()
+        fields = ("images", "texts", "scale", "bias")
+        for field, x in zip(fields, (images, texts, *numbers), strict=False):
+            arrays[f"{name}/{field}"] = x.grad.numpy()
+    return arrays
+
+
 FILES: Mapping[str, Callable[[], Arrays]] = {
     **{name: partial(c_abstractor, name) for name in C_ABSTRACTORS},
     "open_clip": clip,
+    "contrastive": contrastive,
 }
 
 

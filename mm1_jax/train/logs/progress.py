@@ -45,8 +45,10 @@ class Progress(Configurable):
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows a completed step from its record in `metrics.jsonl`."""
         self._seconds += metrics["step_seconds"]
+        chance = metrics.get("chance_loss")
+        of_chance = "" if chance is None else f" (chance {chance:.4f})"
         text = {
-            "loss": f"{metrics['loss']:.4f}",
+            "loss": f"{metrics['loss']:.4f}{of_chance}",
             "tokens/s": f"{metrics['tokens_per_second']:,.0f}",
             "images/s": f"{metrics['images_per_second']:,.0f}",
         }

@@ -115,6 +115,11 @@ class Optimizer(Configurable, abc.ABC):
             ema_decay=cfg.ema_decay,
             dtypes=_dtypes(params, cfg.parameters_dtype),
             accumulation_dtype=jnp.dtype(cfg.accumulation_dtype),
+            limits={
+                _path(path): x.get_metadata("limits")
+                for path, x in flat
+                if x.get_metadata("limits", None) is not None
+            },
         )
 
     def transformation(self, params: nnx.State) -> optax.GradientTransformation:

@@ -36,6 +36,7 @@ class Update:
             in float32 and starting from the initial weights; None keeps no average.
         dtypes: Dtype by path of parameters that are not stored in float32.
         accumulation_dtype: Dtype of gradient sums over micro-batches.
+        limits: Smallest and largest value by path, to which an update clamps a parameter.
     """
 
     transformation: optax.GradientTransformation
@@ -44,6 +45,7 @@ class Update:
     ema_decay: float | None = None
     dtypes: dict[str, DTypeLike] = dataclasses.field(default_factory=dict)
     accumulation_dtype: DTypeLike = jnp.float32
+    limits: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def first_state(self, params: Any) -> TrainState:
         """Creates the initial state from parameters of a new model or of another run."""
@@ -76,7 +78,10 @@ class Update:
         decay = self.ema_decay
         opt_state = state.opt_state if decay is None else state.opt_state.opt_state
         updates, opt_state = self.transformation.update(gradient, opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        trained = map_with_paths(
+            lambda path, x: jnp.clip(x, *self.limits[path]) if path in self.limits else x,
+            optax.apply_updates(trained, updates),
+        )
         if decay is None:
             return union(trained, frozen), opt_state
         average = jax.tree.map(

@@ -15,6 +15,7 @@ from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.train.loss import Loss
 from mm1_jax.train.optimizers.adafactor import Adafactor
 from mm1_jax.train.optimizers.adamw import AdamW
+from mm1_jax.train.optimizers.update import Update
 from mm1_jax.train.program import Program, ProgramSpec
 
 STEPS = 3
@@ -197,3 +198,11 @@ def adam(state):
 
     (found,) = (x for x in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(x))
     return found
+
+
+def test_a_parameter_with_limits_is_clamped_after_the_step():
+    update = Update(optax.sgd(1.0), lambda step: 1.0, limits={"part/scale": (0.0, 2.0)})
+    params = {"part": {"scale": jnp.asarray(1.5), "bias": jnp.asarray(1.5)}}
+    gradient = {"part": {"scale": jnp.asarray(-3.0), "bias": jnp.asarray(-3.0)}}
+    after, _ = update.apply(update.first_state(params), gradient)
+    assert after == {"part": {"scale": 2.0, "bias": 4.5}}
