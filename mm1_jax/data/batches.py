@@ -16,7 +16,7 @@ from mm1_jax.batch import Batch
 from mm1_jax.data.accounting import Counts, count_rows
 from mm1_jax.data.packing import Packing, PlannedRow, Planner
 from mm1_jax.data.quarantine import Quarantined
-from mm1_jax.data.rows import RowLoader, RowShape, concatenate
+from mm1_jax.data.rows import BufferPart, RowLoader, RowShape, concatenate
 from mm1_jax.data.snapshot import Snapshot, SnapshotPlanner
 from mm1_jax.image_buffer import ImageBuffer
 
@@ -106,16 +106,16 @@ class PackedBatchMaker:
         """
         groups = self.image_buffer.whole_groups(rows)
         slots = self.image_buffer.place([row.num_images for row in planned], first_row=groups.start)
-        part = self.image_buffer.slots(rows)
-        loaded, others, quarantined = [], [], []
+        part = BufferPart(self.image_buffer.slots(rows), self.shape.image_size)
+        loaded, quarantined = [], []
         for number, row, row_slots in zip(groups, planned, slots, strict=True):
             if number in rows:
-                examples, bad = self.row_loader.load(row, row_slots)
+                examples, bad = self.row_loader.load(row, row_slots, part)
                 loaded.append(examples)
                 quarantined += bad
             else:
-                others += self.row_loader.load_images(row, row_slots, part)
-        batch = concatenate(loaded, self.shape, buffer=part, others=others)
+                self.row_loader.load_images(row, row_slots, part)
+        batch = concatenate(loaded, self.shape, part)
         own = slice(rows.start - groups.start, rows.stop - groups.start)
         counts = count_rows(self.row_loader.corpus_names, planned[own], slots[own], quarantined)
         return batch, counts, quarantined

@@ -1,13 +1,15 @@
 """Planned rows -> rows of a Batch: read, tokenize, decode, concatenate. Stateless.
 
+Pixels are copied into the batch as soon as they are made: memory that is kept is new memory, whose
+page faults take longer than the copies.
+
 The plan is fixed, so nothing here may change the shape of a row. An image that fails to decode
 keeps its positions, its `image_index` is -1, and its document is not scored. A record that cannot
 be read is treated likewise, and so is a document whose images find no room in the buffer. The rest
 of the batch is unaffected.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,15 +28,14 @@ from mm1_jax.image_buffer import ImageBuffer, RowSlots
 
 @dataclass(frozen=True)
 class LoadedExample:
-    """An example with decoded images, and their slots in the batch's image buffer.
+    """An example, and the slots of its images in the batch's image buffer.
 
-    An image is None if it could not be decoded or has no slot.
+    A slot is -1 if its image could not be decoded or has no place in the buffer.
     """
 
     tokens: Int[np.ndarray, "t"]
     targets: Int[np.ndarray, "t"]
     loss_mask: Bool[np.ndarray, "t"]
-    images: Sequence[UInt8[np.ndarray, "h w 3"] | None]
     slots: Sequence[int]
     corpus: int
 
@@ -45,6 +46,28 @@ class RowShape(NamedTuple):
     max_sequence_length: int
     max_images: int
     image_size: int
+
+
+class BufferPart:
+    """The pixels in some slots of the batch's image buffer."""
+
+    def __init__(self, slots: range, image_size: int):
+        self.slots = slots
+        # Not `np.zeros`: for memory that is already zero, numpy requests no huge pages, and the
+        # faults of small pages take ten times as long as all the copies.
+        self._pixels = np.empty((len(slots), image_size, image_size, 3), np.uint8)
+        self._is_empty = np.ones(len(slots), bool)
+
+    def put(self, slot: int, pixels: UInt8[np.ndarray, "s s 3"]):
+        """Copies an image into its slot, if this part has the slot."""
+        if slot in self.slots:
+            self._pixels[slot - self.slots.start] = pixels
+            self._is_empty[slot - self.slots.start] = False
+
+    def images(self) -> UInt8[np.ndarray, "j s s 3"]:
+        """Returns the images of all slots; empty slots are black."""
+        self._pixels[self._is_empty] = 0
+        return self._pixels
 
 
 class RowLoader:
@@ -71,17 +94,18 @@ class RowLoader:
         self._corpus_seeds = [hash_seed(seed, "augmentation", name) for name in corpus_names]
 
     def load(
-        self, row: PlannedRow, slots: RowSlots
+        self, row: PlannedRow, slots: RowSlots, part: BufferPart
     ) -> tuple[list[LoadedExample], list[Quarantined]]:
         """Returns the examples of a row, and its records that could not be used.
 
         Args:
             slots: Slots of the images of each record; -1 if the document found no room, in which
                 case it is not scored.
+            part: Receives the images.
         """
         loaded, bad = [], []
         for place, (record, numbers) in enumerate(zip(row.records, slots, strict=True)):
-            example, reason = self._load(row, place, numbers)
+            example, reason = self._load(row, place, numbers, part)
             loaded.append(example)
             if reason is not None:
                 name = self.corpus_names[record.corpus]
@@ -89,20 +113,15 @@ class RowLoader:
                 bad.append(Quarantined(name, number, record.epoch, reason))
         return loaded, bad
 
-    def load_images(self, row: PlannedRow, slots: RowSlots, buffer: range) -> list[LoadedExample]:
-        """Loads the examples of a row that have an image in this part of the batch's buffer.
-
-        Only those images are decoded.
-        """
-        wanted = [[i if i in buffer else -1 for i in numbers] for numbers in slots]
-        return [
-            self._load(row, place, numbers)[0]
-            for place, numbers in enumerate(wanted)
-            if any(i >= 0 for i in numbers)
-        ]
+    def load_images(self, row: PlannedRow, slots: RowSlots, part: BufferPart):
+        """Loads the images of a row that belong to this part of the buffer, and no others."""
+        for place, numbers in enumerate(slots):
+            wanted = [i if i in part.slots else -1 for i in numbers]
+            if any(i >= 0 for i in wanted):
+                self._load(row, place, wanted, part)
 
     def _load(
-        self, row: PlannedRow, place: int, slots: Sequence[int]
+        self, row: PlannedRow, place: int, slots: Sequence[int], part: BufferPart
     ) -> tuple[LoadedExample, str | None]:
         record = row.records[place]
         try:
@@ -117,7 +136,7 @@ class RowLoader:
                 f"{record.num_images}. The data or the tokenizer changed after the table was "
                 "computed; compute it again."
             )
-        images: list[np.ndarray | None] = [None] * len(slots)
+        shown = [-1] * len(slots)
         reasons = []
         for number, views in enumerate(_pictures(example.images)):
             wanted = [i for i in views if slots[i] >= 0]
@@ -127,12 +146,11 @@ class RowLoader:
                 reasons.append(f"image {number}: {error}")
                 continue
             for i, each in zip(wanted, pixels, strict=True):
-                images[i] = each
-        is_scored = all(image is not None for image in images)
+                part.put(slots[i], each)
+                shown[i] = slots[i]
+        is_scored = -1 not in shown
         loss_mask = example.loss_mask if is_scored else np.zeros_like(example.loss_mask)
-        loaded = LoadedExample(
-            example.tokens, example.targets, loss_mask, images, slots, record.corpus
-        )
+        loaded = LoadedExample(example.tokens, example.targets, loss_mask, shown, record.corpus)
         return loaded, "; ".join(reasons) or None
 
     def _views(
@@ -160,7 +178,6 @@ class RowLoader:
             tokens=tokens,
             targets=np.zeros_like(tokens),
             loss_mask=np.zeros(record.num_tokens, bool),
-            images=[None] * record.num_images,
             slots=[-1] * record.num_images,
             corpus=record.corpus,
         )
@@ -178,49 +195,28 @@ def _pictures(images: Sequence[Image]) -> list[list[int]]:
 
 
 def concatenate(
-    rows: Sequence[Sequence[LoadedExample]],
-    shape: RowShape,
-    *,
-    buffer: range,
-    others: Iterable[LoadedExample] = (),
+    rows: Sequence[Sequence[LoadedExample]], shape: RowShape, part: BufferPart
 ) -> Batch:
-    """Concatenates examples into rows, and puts images into their slots.
-
-    Args:
-        buffer: The part of the global batch's image buffer that this batch holds.
-        others: Examples of other rows that have images in that part.
-    """
-    num_rows, length, size = len(rows), shape.max_sequence_length, shape.image_size
+    """Concatenates examples into rows, beside the part of the image buffer of these rows."""
+    num_rows, length = len(rows), shape.max_sequence_length
     tokens, targets, positions, segment_ids = np.zeros((4, num_rows, length), np.int32)
     corpus_ids = np.full((num_rows, length), -1, np.int32)
     loss_mask = np.zeros((num_rows, length), bool)
-    # Not `np.zeros`: for memory that is already zero, numpy requests no huge pages, and the faults
-    # of small pages take ten times as long as all the copies.
-    pictures = np.empty((len(buffer), size, size, 3), np.uint8)
-    is_empty = np.ones(len(buffer), bool)
     image_index = np.full((num_rows, shape.max_images), -1, np.int32)
     for b, examples in enumerate(rows):
         start, k = 0, 0
         for number, example in enumerate(examples, start=1):
             span = slice(start, start + len(example.tokens))
             start = span.stop
-            _check_budget(start, k + len(example.images), shape)
+            _check_budget(start, k + len(example.slots), shape)
             tokens[b, span] = example.tokens
             targets[b, span] = example.targets
             loss_mask[b, span] = example.loss_mask
             positions[b, span] = np.arange(len(example.tokens))
             segment_ids[b, span] = number
             corpus_ids[b, span] = example.corpus
-            for picture, slot in zip(example.images, example.slots, strict=True):
-                if picture is not None:
-                    image_index[b, k] = slot
-                k += 1
-    for example in (*itertools.chain.from_iterable(rows), *others):
-        for picture, slot in zip(example.images, example.slots, strict=True):
-            if picture is not None and slot in buffer:
-                pictures[slot - buffer.start] = picture
-                is_empty[slot - buffer.start] = False
-    pictures[is_empty] = 0
+            image_index[b, k : k + len(example.slots)] = example.slots
+            k += len(example.slots)
     return Batch(
         tokens=tokens,
         targets=targets,
@@ -228,7 +224,7 @@ def concatenate(
         positions=positions,
         segment_ids=segment_ids,
         corpus_ids=corpus_ids,
-        images=pictures,
+        images=part.images(),
         image_index=image_index,
     )
 
@@ -248,26 +244,22 @@ def assemble(
         num_rows: Rows of the batch, if more than there are examples; the rest are padding.
         corpus: The corpus id of all examples.
     """
+    num_rows = len(examples) if num_rows is None else num_rows
+    if num_rows < len(examples):
+        raise ValueError(f"num_rows={num_rows} is too small for {len(examples)} examples.")
     buffer = ImageBuffer(1, shape.max_images)
+    part = BufferPart(buffer.slots(range(num_rows)), shape.image_size)
+    rows: list[list[LoadedExample]] = [[] for _ in range(num_rows)]
     slots = buffer.place([[len(example.images)] for example in examples])
-    rows = [
-        [
-            LoadedExample(
-                example.tokens,
-                example.targets,
-                example.loss_mask,
-                [image_transform(image) for image in example.images],
-                slots[b][0],
-                corpus,
-            )
-        ]
-        for b, example in enumerate(examples)
-    ]
-    num_rows = len(rows) if num_rows is None else num_rows
-    if num_rows < len(rows):
-        raise ValueError(f"num_rows={num_rows} is too small for {len(rows)} examples.")
-    rows += [[]] * (num_rows - len(rows))
-    return concatenate(rows, shape, buffer=buffer.slots(range(num_rows)))
+    for row, example, (numbers,) in zip(rows, examples, slots, strict=False):
+        shown = []
+        for image, slot in zip(example.images, numbers, strict=True):
+            pixels = image_transform(image)
+            if pixels is not None:
+                part.put(slot, pixels)
+            shown.append(-1 if pixels is None else slot)
+        row.append(LoadedExample(example.tokens, example.targets, example.loss_mask, shown, corpus))
+    return concatenate(rows, shape, part)
 
 
 def _check_budget(num_tokens: int, num_images: int, shape: RowShape):

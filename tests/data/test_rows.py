@@ -9,7 +9,7 @@ from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import BadImage, ImageTransform
 from mm1_jax.data.lengths import Lengths
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
-from mm1_jax.data.rows import RowLoader, RowShape, assemble, concatenate
+from mm1_jax.data.rows import BufferPart, RowLoader, RowShape, assemble, concatenate
 from mm1_jax.data.snapshot import CorpusExamples
 from mm1_jax.data.tokenizers.sentencepiece import IMAGE_TOKEN
 from mm1_jax.image_buffer import ImageBuffer
@@ -74,13 +74,19 @@ def plan(example_builder):
 
 def _load(loader, *rows, buffer=OWN, first_row=0):
     slots = buffer.place([row.num_images for row in rows], first_row=first_row)
-    return [loader.load(row, numbers) for row, numbers in zip(rows, slots, strict=True)]
+    part = BufferPart(buffer.slots(range(first_row, first_row + len(rows))), SHAPE.image_size)
+    loaded = [loader.load(row, numbers, part) for row, numbers in zip(rows, slots, strict=True)]
+    return loaded, part
 
 
 def _batch(loader, *rows, buffer=OWN, first_row=0):
-    loaded = [examples for examples, _ in _load(loader, *rows, buffer=buffer, first_row=first_row)]
-    part = buffer.slots(range(first_row, first_row + len(rows)))
-    return concatenate(loaded, SHAPE, buffer=part)
+    loaded, part = _load(loader, *rows, buffer=buffer, first_row=first_row)
+    return concatenate([examples for examples, _ in loaded], SHAPE, part)
+
+
+def _bad(loader, row):
+    ((_, bad),), _ = _load(loader, row)
+    return bad
 
 
 def _equal(a, b):
@@ -159,8 +165,7 @@ def test_a_corrupt_picture_changes_nothing_but_itself_and_its_loss(make_loader, 
 
 
 def test_a_corrupt_picture_is_reported_with_its_reason(make_loader, plan):
-    ((_, bad),) = _load(make_loader(bad_images=[1]), plan(0, 1, 2, epoch=3))
-    ((name, index, epoch, reason),) = bad
+    ((name, index, epoch, reason),) = _bad(make_loader(bad_images=[1]), plan(0, 1, 2, epoch=3))
     assert (name, index, epoch) == ("drawn", 1, 3)
     assert reason.startswith("image 0: not an image")
 
@@ -185,7 +190,7 @@ def test_a_record_that_fails_after_planning_keeps_its_positions(make_loader, pla
     expected = clean.image_index[0].copy()
     expected[first : first + second] = -1
     np.testing.assert_array_equal(broken.image_index[0], expected)
-    ((_, (bad,)),) = _load(loader, row)
+    (bad,) = _bad(loader, row)
     assert bad.reason == "drawn as bad"
 
 
@@ -197,10 +202,11 @@ def test_lengths_that_no_longer_hold_are_an_error(make_loader, plan):
 
 
 def test_augmentation_depends_on_the_record_and_its_epoch_alone(make_loader, plan):
-    def pictures(row, document=0, seed=0):
-        return _load(make_loader(seed=seed), row)[0][0][document].images
+    def pictures(row, seed=0):
+        (((*_, example), _),), part = _load(make_loader(seed=seed), row)
+        return part.images()[example.slots]
 
-    np.testing.assert_array_equal(pictures(plan(4)), pictures(plan(0, 1, 4), document=2))
+    np.testing.assert_array_equal(pictures(plan(4)), pictures(plan(0, 1, 4)))
     np.testing.assert_array_equal(pictures(plan(4)), pictures(plan(4)))
     assert not np.array_equal(pictures(plan(4)), pictures(plan(4, epoch=1)))
     assert not np.array_equal(pictures(plan(4)), pictures(plan(4), seed=1))
@@ -222,8 +228,9 @@ def test_pictures_of_a_document_are_augmented_independently(example_builder, ima
     loader = make_row_loader(Twins(), Twins(), image_transform)
     example = Twins().example(None, 0)
     lengths = len(example.tokens), len(example.images)
-    (((loaded,), _),) = _load(loader, PlannedRow(0, (PlannedRecord(0, 0, 0, *lengths),)))
-    assert not np.array_equal(loaded.images[0], loaded.images[1])
+    batch = _batch(loader, PlannedRow(0, (PlannedRecord(0, 0, 0, *lengths),)))
+    assert batch.images[0].any()
+    assert not np.array_equal(batch.images[0], batch.images[1])
 
 
 def test_part_of_a_batch_is_a_slice_of_the_whole(make_loader, plan):
@@ -266,16 +273,13 @@ def test_pictures_of_other_rows_are_read_if_the_buffer_is_shared(make_loader, pl
     whole = _batch(loader, *rows, buffer=buffer)
     slots = buffer.place([row.num_images for row in rows])
     for half in (range(0, 2), range(2, 4)):
-        part = buffer.slots(half)
-        own = [loader.load(rows[b], slots[b])[0] for b in half]
-        others = [
-            example
-            for b in set(range(4)) - set(half)
-            for example in loader.load_images(rows[b], slots[b], part)
-        ]
-        batch = concatenate(own, SHAPE, buffer=part, others=others)
+        part = BufferPart(buffer.slots(half), SHAPE.image_size)
+        own = [loader.load(rows[b], slots[b], part)[0] for b in half]
+        for b in set(range(4)) - set(half):
+            loader.load_images(rows[b], slots[b], part)
+        batch = concatenate(own, SHAPE, part)
         for field in dataclasses.fields(whole):
-            kept = part if field.name == "images" else half
+            kept = part.slots if field.name == "images" else half
             expected = getattr(whole, field.name)[kept.start : kept.stop]
             np.testing.assert_array_equal(getattr(batch, field.name), expected, field.name)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mm1_jax.data.rows import LoadedExample, RowShape, concatenate
+from mm1_jax.data.rows import BufferPart, LoadedExample, RowShape, concatenate
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.cross_entropy import token_losses
 from mm1_jax.models.image_exchange import merge_images
@@ -138,7 +139,10 @@ def model():
 
 
 def conversations():
-    """Six conversations of 9 to 23 positions with 0 to 2 images and 1 to 12 targets."""
+    """Six conversations of 9 to 23 positions with 0 to 2 images and 1 to 12 targets.
+
+    Each is an example without slots, and its images.
+    """
     rng = np.random.default_rng(3)
     for number, (length, num_images, num_scored) in enumerate(
         [(23, 2, 1), (9, 0, 5), (16, 1, 9), (22, 1, 12), (14, 2, 2), (12, 0, 8)]
@@ -150,23 +154,29 @@ def conversations():
         text = np.flatnonzero(np.append(tokens[1:], 2) != IMAGE)
         loss_mask[text[-num_scored:]] = True
         shape = (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
-        yield LoadedExample(
+        example = LoadedExample(
             tokens=tokens,
             targets=np.append(np.where(tokens == IMAGE, 0, tokens)[1:], 2).astype(np.int32),
             loss_mask=loss_mask,
-            images=list(rng.integers(0, 256, shape, dtype=np.uint8)),
             slots=[],
             corpus=number % 2,
         )
+        yield example, rng.integers(0, 256, shape, dtype=np.uint8)
 
 
 def batch_of(*rows):
+    part = BufferPart(range(len(rows) * SLOTS), IMAGE_SIZE)
     placed = []
     for b, row in enumerate(rows):
-        slots = iter(range(b * SLOTS, (b + 1) * SLOTS))
-        placed.append([dataclasses.replace(x, slots=[next(slots) for _ in x.images]) for x in row])
-    shape = RowShape(LENGTH, SLOTS, IMAGE_SIZE)
-    return jax.tree.map(jnp.asarray, concatenate(placed, shape, buffer=range(len(rows) * SLOTS)))
+        placed.append([])
+        slots = itertools.count(b * SLOTS)
+        for example, images in row:
+            own = list(itertools.islice(slots, len(images)))
+            for slot, pixels in zip(own, images, strict=True):
+                part.put(slot, pixels)
+            placed[-1].append(dataclasses.replace(example, slots=own))
+    batch = concatenate(placed, RowShape(LENGTH, SLOTS, IMAGE_SIZE), part)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 @functools.cache
