@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 from drawn_corpus import input_config
 from input_benchmark import contestants, synthetic
-from input_benchmark.pipelines import bare_file
+from input_benchmark.pipelines import bare_views
 
-from mm1_jax.batch import Image
+from mm1_jax.batch import Image, View
 from mm1_jax.data.images import ImageTransform, JpegDecoder
 
 HERE = Path(__file__).parent
@@ -69,14 +70,20 @@ def test_the_batches_of_this_process_repeat():
     assert [next(counts) for _ in range(tool.NUM_RECORDED)] == first
 
 
-@pytest.mark.parametrize("decoder", ["PILLOW", "PILLOW_DRAFT", "SIMPLEJPEG"])
-def test_the_limit_decodes_to_the_pixels_of_the_input(decoder):
+@pytest.mark.parametrize(
+    ("decoder", "grid"),
+    [("PILLOW", None), ("PILLOW", (2, 1)), ("PILLOW_DRAFT", None), ("SIMPLEJPEG", None)],
+)
+def test_the_limit_makes_the_pixels_of_the_input(decoder, grid):
     if decoder == "SIMPLEJPEG":
         pytest.importorskip("simplejpeg")
     cfg = ImageTransform.default_config().set(image_size=16, jpeg_decoder=JpegDecoder[decoder])
-    data = synthetic.picture(np.random.default_rng(0), 120)
-    expected = cfg.instantiate()(Image(data))
-    np.testing.assert_array_equal(bare_file(data, 16, cfg), expected)
+    image = Image(synthetic.picture(np.random.default_rng(0), 120))
+    views = [image]
+    if grid is not None:
+        views += [dataclasses.replace(image, view=View(*grid, i, 0)) for i in range(2)]
+    expected = cfg.instantiate().views(views)
+    np.testing.assert_array_equal(bare_views(image.data, views, 16, cfg), expected)
 
 
 def test_synthetic_data_has_pictures_pages_and_texts(quick, tmp_path):

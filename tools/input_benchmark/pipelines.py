@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from input_benchmark.contestants import NUM_RECORDED, Counts
 
-from mm1_jax.batch import Batch, Image
+from mm1_jax.batch import Batch, Image, View
 from mm1_jax.data.grids import padded_size
 from mm1_jax.data.images import Fit, ImageTransform, JpegDecoder
 from mm1_jax.data.input import Input
@@ -81,62 +81,45 @@ def batches_of(input: Input) -> Iterator[Counts]:
 
 
 def bare(images: Sequence[Image], transform: ImageTransform) -> Iterator[Counts]:
-    """Decodes, resizes and crops images with as few calls as possible."""
+    """Makes the pixels of batches with as few calls as possible: the limit of any input.
+
+    Like the input, decodes each picture, resizes it to its grid and to its overview by the same
+    filter, cuts the tiles, and copies all views into one new array per batch. Other than the input,
+    reads no records, plans and tokenizes nothing, decodes once even if views allow different
+    scales, applies no EXIF orientation or transparency, and has no empty slots to fill.
+    """
     pictures: list[list[Image]] = []
     for image in images:
         if image.continues:
             pictures[-1].append(image)
         else:
             pictures.append([image])
-    size = -(-len(pictures) // NUM_RECORDED)
+    length, size = -(-len(pictures) // NUM_RECORDED), transform.image_size
     while True:
-        for start in range(0, len(pictures), size):
-            batch = pictures[start : start + size]
+        for start in range(0, len(pictures), length):
+            batch = pictures[start : start + length]
+            pixels = np.empty((sum(map(len, batch)), size, size, 3), np.uint8)
+            slots = iter(pixels)
             for views in batch:
-                data, view = views[0].data, views[0].view
+                data = views[0].data
                 # Drawn images are not files.
-                if not isinstance(data, bytes):
-                    transform.views(views)
-                elif len(views) == 1 and view is None:
-                    bare_file(data, transform.image_size, transform.config)
-                else:
-                    bare_views(data, views, transform.image_size, transform.config)
-            yield Counts(sum(map(len, batch)), 0)
+                made = (
+                    bare_views(data, views, size, transform.config)
+                    if isinstance(data, bytes)
+                    else transform.views(views)
+                )
+                for view in made:
+                    next(slots)[:] = view
+            yield Counts(len(pixels), 0)
 
 
 def bare_views(data: bytes, views: Sequence[Image], size: int, cfg: Any) -> list[np.ndarray]:
     """Decodes a picture once, resizes it to its grid and to its overview, and cuts the tiles."""
     picture = PIL.Image.open(io.BytesIO(data))
-    grid = next(image.view for image in views if image.view is not None)
-    full = (grid.columns * size, grid.rows * size)
-    if cfg.jpeg_decoder is JpegDecoder.PILLOW_DRAFT:
-        picture.draft(None, full)
-    picture.load()
-    if picture.mode != "RGB":
-        picture = picture.convert("RGB")
-    inner = padded_size(picture.size, full) if grid.pads else full
-    canvas = picture.resize(inner, PIL.Image.Resampling.BICUBIC)
-    if inner != full:
-        padded = PIL.Image.new("RGB", full)
-        padded.paste(canvas, ((full[0] - inner[0]) // 2, (full[1] - inner[1]) // 2))
-        canvas = padded
-    pixels = np.asarray(canvas)
-    return [
-        np.asarray(picture.resize((size, size), PIL.Image.Resampling.BICUBIC))
-        if image.view is None
-        else np.ascontiguousarray(
-            pixels[image.view.row * size :, image.view.column * size :][:size, :size]
-        )
-        for image in views
-    ]
-
-
-def bare_file(data: bytes, size: int, cfg: Any) -> np.ndarray:
-    picture = PIL.Image.open(io.BytesIO(data))
-    inner = (size, size)
-    if cfg.fit is Fit.PAD:
-        scale = size / max(picture.size)
-        inner = tuple(max(1, round(side * scale)) for side in picture.size)
+    grid = next((image.view for image in views if image.view is not None), View(1, 1, 0, 0))
+    full = inner = (grid.columns * size, grid.rows * size)
+    if grid.pads or (views[0].view is None and len(views) == 1 and cfg.fit is Fit.PAD):
+        inner = padded_size(picture.size, full)
     if cfg.jpeg_decoder is JpegDecoder.SIMPLEJPEG and picture.format == "JPEG":
         import simplejpeg
 
@@ -147,7 +130,19 @@ def bare_file(data: bytes, size: int, cfg: Any) -> np.ndarray:
     picture.load()
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
-    return np.asarray(picture.resize(inner, PIL.Image.Resampling.BICUBIC))
+    canvas = picture.resize(inner, PIL.Image.Resampling.BICUBIC)
+    if inner != full:
+        padded = PIL.Image.new("RGB", full)
+        padded.paste(canvas, ((full[0] - inner[0]) // 2, (full[1] - inner[1]) // 2))
+        canvas = padded
+    whole, made = np.asarray(canvas), []
+    for image in views:
+        if image.view is None and full != (size, size):
+            made.append(np.asarray(picture.resize((size, size), PIL.Image.Resampling.BICUBIC)))
+        else:
+            row, column = (0, 0) if image.view is None else (image.view.row, image.view.column)
+            made.append(whole[row * size :, column * size :][:size, :size])
+    return made
 
 
 def write_shard(path: Path, recorded: Recorded) -> None:
