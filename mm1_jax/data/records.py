@@ -14,7 +14,7 @@ from mm1_jax.data.readers.entries import Documents, Entry, Rejected, reason_clas
 from mm1_jax.data.readers.marks import END_OF_DOCUMENT, cut
 from mm1_jax.data.readers.source_files import entry_id
 from mm1_jax.data.record_files import BOX, IMAGE, POINT, BadRecord
-from mm1_jax.data.turns import SaidTurn, alternating
+from mm1_jax.data.turns import RecordTurn, alternating
 
 _ROLES = ("user", "assistant", "system")
 # A tag on a line of its own where datasets put the image of a question.
@@ -148,13 +148,13 @@ def conversation_record(
     return Documents((record,), dict(counts)) if counts else record
 
 
-def _said(role: Any, text: Any, loss: Any = None) -> SaidTurn:
+def _said(role: Any, text: Any, loss: Any = None) -> RecordTurn:
     if role not in _ROLES:
         raise BadRecord(f"role {role!a:.80}; expected one of {', '.join(_ROLES)}")
     if not (is_missing(loss) or isinstance(loss, bool)):
         raise BadRecord(f"loss {loss!a:.80}; expected true or false")
     text = "" if is_missing(text) else as_text(text, f"text of the {role}")
-    return SaidTurn(role, text, has_loss=role != "assistant" or loss is not False)
+    return RecordTurn(role, text, has_loss=role != "assistant" or loss is not False)
 
 
 def _checked_box(box: Mapping[str, Any], num_images: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mm1_jax.data.record_files import IMAGE, BadRecord
 
 
 @dataclass
-class SaidTurn:
+class RecordTurn:
     """A turn with the images and the boxes that its placeholders stand for."""
 
     role: str
@@ -36,7 +36,7 @@ class SaidTurn:
         return not self.text.replace(IMAGE, "" if self.images else IMAGE).strip()
 
 
-def alternating(turns: Iterable[SaidTurn]) -> tuple[list[SaidTurn], Counter[str]]:
+def alternating(turns: Iterable[RecordTurn]) -> tuple[list[RecordTurn], Counter[str]]:
     """Returns the turns after the repairs above, and the number of each.
 
     Raises:
@@ -45,7 +45,7 @@ def alternating(turns: Iterable[SaidTurn]) -> tuple[list[SaidTurn], Counter[str]
     """
     counts: Counter[str] = Counter()
     merged = _merged(turns, counts)
-    kept: list[SaidTurn] = []
+    kept: list[RecordTurn] = []
     if merged and merged[0].role == "system":
         system = merged.pop(0)
         if system.is_blank and not system.images:
@@ -79,9 +79,9 @@ def alternating(turns: Iterable[SaidTurn]) -> tuple[list[SaidTurn], Counter[str]
     return kept, counts
 
 
-def _merged(turns: Iterable[SaidTurn], counts: Counter[str]) -> list[SaidTurn]:
+def _merged(turns: Iterable[RecordTurn], counts: Counter[str]) -> list[RecordTurn]:
     """Merges turns of one role that follow each other; a blank one adds nothing but its images."""
-    merged: list[SaidTurn] = []
+    merged: list[RecordTurn] = []
     for turn in turns:
         if not merged or merged[-1].role != turn.role:
             merged.append(turn)
@@ -90,7 +90,7 @@ def _merged(turns: Iterable[SaidTurn], counts: Counter[str]) -> list[SaidTurn]:
         last = merged[-1]
         if last.has_loss != turn.has_loss and not (last.is_blank or turn.is_blank):
             raise BadRecord("two answers in a row, one with a loss and one without")
-        merged[-1] = SaidTurn(
+        merged[-1] = RecordTurn(
             turn.role,
             "\n".join(text for text in (last.text, turn.text) if text.strip()),
             (turn if last.is_blank else last).has_loss,
