@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from drawn_model import drawn_model
+from drawn_model import tiny
 from near_ties import assert_same_answers, logits_after
 
 from mm1_jax.batch import Batch
@@ -15,12 +15,8 @@ from mm1_jax.decoding.engine import Engine, Request
 from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.decoding.sampling import Sampling
-from mm1_jax.models.connectors.average_pooling import AveragePooling
-from mm1_jax.models.decoder import Decoder
-from mm1_jax.models.mm1 import MM1
-from mm1_jax.models.vision_encoder import VisionEncoder
 
-PAD, BOS, EOS, IMAGE, STOP, VOCAB = 0, 1, 2, 3, 4, 16
+PAD, BOS, EOS, IMAGE, STOP = 0, 1, 2, 3, 4
 NEW, LENGTH = 6, 80
 OPTIONS = DecodingOptions(NEW, eos=STOP, pad=PAD, forbidden=(BOS, IMAGE), also_ends=(EOS,))
 SHOWN = [IMAGE] * 4
@@ -32,21 +28,6 @@ TURNS = [
     ([5, 12, 13], []),
 ]
 GRAY = {"red": 30, "gray": 120, "white": 250}
-
-
-@functools.cache
-def tiny() -> MM1:
-    cfg = MM1.default_config().set(
-        vision_encoder=VisionEncoder.default_config().set(
-            image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
-        ),
-        connector=AveragePooling.default_config().set(num_image_tokens=4),
-        decoder=Decoder.default_config().set(
-            vocab_size=VOCAB, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_dim=24
-        ),
-        image_token=IMAGE,
-    )
-    return drawn_model(cfg)
 
 
 def pixels(name: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn_model import drawn_model
+from drawn_model import tiny
 from flax import nnx
 from near_ties import assert_same_answers, logits_after
 
@@ -18,32 +18,13 @@ from mm1_jax.decoding.engine import Engine, Request
 from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.decoding.sampling import Sampling
-from mm1_jax.models.connectors.average_pooling import AveragePooling
-from mm1_jax.models.decoder import Decoder
-from mm1_jax.models.mm1 import MM1
-from mm1_jax.models.vision_encoder import VisionEncoder
 from mm1_jax.parallel.parallelism import Parallelism
 from mm1_jax.parallel.sharding import AxisRules, parameter_shardings, use_mesh
 
-PAD, BOS, EOS, IMAGE, VOCAB = 0, 1, 2, 3, 16
+PAD, BOS, EOS, IMAGE = 0, 1, 2, 3
 NEW = 6
 OPTIONS = DecodingOptions(NEW, eos=EOS, pad=PAD, forbidden=(BOS, IMAGE))
 SHOWN = [BOS, *[IMAGE] * 4]
-
-
-@functools.cache
-def tiny() -> MM1:
-    cfg = MM1.default_config().set(
-        vision_encoder=VisionEncoder.default_config().set(
-            image_size=8, patch_size=4, model_dim=8, num_layers=1, num_heads=2, hidden_dim=16
-        ),
-        connector=AveragePooling.default_config().set(num_image_tokens=4),
-        decoder=Decoder.default_config().set(
-            vocab_size=VOCAB, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_dim=24
-        ),
-        image_token=IMAGE,
-    )
-    return drawn_model(cfg)
 
 
 def prompt(tokens: list[int], length: int, colour: int = 0) -> Batch:
