@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from mm1_jax.config import REQUIRED, Required, config_class, derived, maybe_instantiate
 from mm1_jax.data.batches import PackedBatchMaker
 from mm1_jax.data.chat_formats.base import ChatFormat
@@ -90,6 +92,8 @@ class Input(MixedInput):
         if cfg.max_images:
             self.image_transform = cfg.image_transform.set(image_size=image_size).instantiate()
         self.chat_format = chat_format(cfg, self.tokenizer)
+        if split == "train":
+            _warn_of_unread_format(cfg)
         self.example_builder = example_builder(cfg, self.tokenizer)
         if has_rows:
             assert self.snapshot is not None
@@ -284,6 +288,17 @@ def chat_format(cfg: Input.Config, tokenizer: Tokenizer) -> ChatFormat | None:
             "not among its special tokens; use the tokenizer and the template of the same folder"
         )
     return made
+
+
+def _warn_of_unread_format(cfg: Input.Config):
+    documents = [getattr(corpus, "to_document", None) for corpus in used_corpora(cfg)]
+    if cfg.chat_format is not None and not any(hasattr(each, "chat_format") for each in documents):
+        logging.warning(
+            "input.chat_format=%s has no effect on training, only on evaluation and chat: no "
+            "corpus of input.streams renders conversations in it, with "
+            "to_document=ConversationDocument",
+            cfg.chat_format.klass.__name__,
+        )
 
 
 def example_builder(cfg: Input.Config, tokenizer: Tokenizer) -> ExampleBuilder:

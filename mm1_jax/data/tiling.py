@@ -119,7 +119,8 @@ class Tiling(Configurable):
         overview_of_one_tile: bool = False
         marks: Marks.Config | None = None
         # Documents with more pictures to tile show one view of each. None sets no limit; MM1.5
-        # has 2.
+        # has 2. A conversation that exceeds the limit shows its earlier pictures otherwise than its
+        # beginning does, so the prompt of an earlier answer is no prefix of its tokens.
         max_tiled_images: PositiveInt | None = None
         # Side of a tile in pixels; `input.image_size`.
         tile_size: PositiveInt | None = derived(None)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from drawn_corpus import AbsentSource, corpus, input_config, stream
 
+from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
+from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.input_iterator import merge_states
 
 STEPS = 6
@@ -491,6 +493,20 @@ def test_too_many_bad_pictures_stop_the_run(fields):
 def test_an_invalid_config_is_rejected_when_the_input_is_built(fields, message):
     with pytest.raises(ValueError, match=message):
         _make(**fields)
+
+
+def test_a_chat_format_that_no_corpus_reads_is_a_warning(caplog):
+    cfg = input_config(chat_format=MM1ChatFormat.default_config())
+    cfg.instantiate(split="test")
+    assert not caplog.text
+    cfg.instantiate()
+    assert "input.chat_format=MM1ChatFormat has no effect on training" in caplog.text
+    caplog.clear()
+    document = ConversationDocument.default_config().set(chat_format=cfg.chat_format)
+    cfg.streams[0].corpora[0].corpus.to_document = document
+    with pytest.raises(ValueError):
+        cfg.instantiate()
+    assert not caplog.text
 
 
 def test_inconsistent_sizes_and_shards_are_rejected():
