@@ -25,6 +25,8 @@ class GridRule(Configurable, abc.ABC):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
+        if cfg.fit is Fit.CROP:
+            raise ValueError("rule.fit=CROP: tiles show whole pictures; set it to STRETCH or PAD")
         self.pads: bool = cfg.fit is Fit.PAD
         self.options: dict[str, Any] = {
             name: value for name, value in cfg.items() if name not in ("klass", "fit")

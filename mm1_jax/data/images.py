@@ -9,6 +9,7 @@ import enum
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -30,6 +31,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
 # EXIF orientations that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
+
+
+class Crop(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 Augment = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w 3"]]
 
 
@@ -42,6 +54,7 @@ class Fit(enum.Enum):
 
     STRETCH = "stretch"
     PAD = "pad"  # Keeps the aspect ratio and centers the image on black.
+    CROP = "crop"  # Resizes the shortest side and cuts out the center, as CLIP's evaluation does.
 
 
 class JpegDecoder(enum.Enum):
@@ -104,7 +117,7 @@ def resize(
     """Resizes an image to `size` x `size` pixels."""
     picture = PIL.Image.fromarray(pixels)
     inner = _inner_size(picture.size, size, fit)
-    return np.asarray(_on_black(picture.resize(inner, PIL.Image.Resampling.BICUBIC), (size, size)))
+    return np.asarray(_centered(picture.resize(inner, PIL.Image.Resampling.BICUBIC), (size, size)))
 
 
 class Augmentation(Configurable):
@@ -199,9 +212,44 @@ class ImageTransform(Configurable):
         """
         view, side = image.view, self.image_size
         size = (side, side) if view is None else (view.columns * side, view.rows * side)
-        picture = self._decode(image, decoded)
+        picture = self._decode(image, decoded, lambda whole: self._inner_size(whole, view))
         inner = self._inner_size(picture.size, view)
-        return _on_black(picture.resize(inner, PIL.Image.Resampling.BICUBIC), size)
+        if math.prod(inner) > self._config.max_pixels:
+            raise BadImage(
+                f"its sides are too unequal: {inner[0]} x {inner[1]} pixels when resized"
+            )
+        return _centered(picture.resize(inner, PIL.Image.Resampling.BICUBIC), size)
+
+    def cropped(self, image: Image, crop: Callable[[int, int], Crop]) -> PIL.Image.Image:
+        """Returns a part of the picture, cut from the decoded pixels and resized to a square.
+
+        A scaled decoder keeps at least as many pixels of the part as the square has.
+
+        Args:
+            crop: Returns the part of a picture of this width and height. It must return the same
+                part each time.
+        """
+        side, wholes = self.image_size, []
+
+        def needed(whole: tuple[int, int]) -> tuple[int, int]:
+            wholes.append(whole)
+            (width, height), part = whole, crop(*whole)
+            return (
+                min(width, math.ceil(width * side / part.width)),
+                min(height, math.ceil(height * side / part.height)),
+            )
+
+        picture = self._decode(image, {}, needed)
+        whole = wholes[0] if wholes else picture.size
+        part = crop(*whole)
+        x, y = (now / before for now, before in zip(picture.size, whole, strict=True))
+        left, right = part.left * x, (part.left + part.width) * x
+        top, bottom = part.top * y, (part.top + part.height) * y
+        # Cut first: the filter must not see pixels beside the part.
+        first, above = math.floor(left), math.floor(top)
+        cut = picture.crop((first, above, math.ceil(right), math.ceil(bottom)))
+        box = (left - first, top - above, right - first, bottom - above)
+        return cut.resize((side, side), PIL.Image.Resampling.BICUBIC, box=box)
 
     def _inner_size(self, size: tuple[int, int], view: View | None) -> tuple[int, int]:
         """Returns the width and height of the picture inside its square or its grid."""
@@ -211,9 +259,17 @@ class ImageTransform(Configurable):
         return padded_size(size, canvas) if view.pads else canvas
 
     def _decode(
-        self, image: Image, decoded: dict[tuple[int, int] | None, PIL.Image.Image]
+        self,
+        image: Image,
+        decoded: dict[tuple[int, int] | None, PIL.Image.Image],
+        needed: Callable[[tuple[int, int]], tuple[int, int]],
     ) -> PIL.Image.Image:
-        """Returns the upright picture, at least as large as it is shown or as its file is."""
+        """Returns the upright picture, at least as large as `needed` or as its file is.
+
+        Args:
+            needed: Returns the least width and height of the whole upright picture, from those of
+                its file.
+        """
         if None in decoded:
             return decoded[None]
         cfg, data = self._config, _data(image)
@@ -224,7 +280,7 @@ class ImageTransform(Configurable):
             is_jpeg = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
             if not is_jpeg or cfg.jpeg_decoder is JpegDecoder.PILLOW:
                 return decoded.setdefault(None, _to_rgb(picture))
-            least = self._least_size(picture, image.view)
+            least = _least_size(picture, needed)
             if least not in decoded:
                 if cfg.jpeg_decoder is JpegDecoder.PILLOW_DRAFT:
                     picture.draft(None, least)
@@ -232,14 +288,6 @@ class ImageTransform(Configurable):
                     picture = _scaled(data, picture, least)
                 decoded[least] = _to_rgb(picture)
             return decoded[least]
-
-    def _least_size(self, picture: PIL.Image.Image, view: View | None) -> tuple[int, int]:
-        """Returns the least size to decode a file to, before its EXIF orientation is applied."""
-        with contextlib.suppress(Exception):
-            if picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS:
-                height, width = self._inner_size((picture.height, picture.width), view)
-                return width, height
-        return self._inner_size(picture.size, view)
 
 
 class Viewer:
@@ -329,18 +377,40 @@ def _scaled(data: bytes, header: PIL.Image.Image, least: tuple[int, int]) -> PIL
     return picture
 
 
+def _least_size(
+    picture: PIL.Image.Image, needed: Callable[[tuple[int, int]], tuple[int, int]]
+) -> tuple[int, int]:
+    """Returns the least size to decode a file to, before its EXIF orientation is applied."""
+    is_sideways = False
+    # A damaged EXIF block does not tell the orientation.
+    with contextlib.suppress(Exception):
+        is_sideways = picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+    if is_sideways:
+        height, width = needed((picture.height, picture.width))
+        return width, height
+    return needed(picture.size)
+
+
 def _inner_size(size: tuple[int, int], square: int, fit: Fit) -> tuple[int, int]:
-    """Returns the width and height of an image inside its square."""
+    """Returns the width and height to which an image is resized for its square."""
     if fit is Fit.STRETCH:
         return square, square
+    if fit is Fit.CROP:
+        # Rounds as torchvision does.
+        width, height = (int(square * side / min(size)) for side in size)
+        return width, height
     scale = square / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _on_black(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
-    """Centers a picture on black of this size."""
+def _centered(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+    """Cuts out the center of a picture, or centers a smaller one on black, of this size."""
     if picture.size == size:
         return picture
+    if picture.width > size[0] or picture.height > size[1]:
+        # Rounds as torchvision does.
+        left, top = (round((a - b) / 2) for a, b in zip(picture.size, size, strict=True))
+        return picture.crop((left, top, left + size[0], top + size[1]))
     canvas = PIL.Image.new("RGB", size)
     canvas.paste(picture, ((size[0] - picture.size[0]) // 2, (size[1] - picture.size[1]) // 2))
     return canvas

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from mm1_jax.batch import Document, Image, ImageTextBatch, Text
-from mm1_jax.config import config_class
+from mm1_jax.config import config_class, maybe_instantiate
 from mm1_jax.data.accounting import Counts, empty_counts
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.images import BadImage, ImageTransform
+from mm1_jax.data.images import Augmentation, BadImage, ImageTransform
 from mm1_jax.data.mixed_input import (
     MixedInput,
     check_files,
@@ -28,12 +28,15 @@ from mm1_jax.data.mixed_input import (
 from mm1_jax.data.mixture import MixedStream, Mixture, StreamSchedule, hash_seed
 from mm1_jax.data.packing import PlannedRecord, PlannedRow
 from mm1_jax.data.quarantine import Quarantined
+from mm1_jax.data.random_view import RandomView
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.field_types import NonNegativeInt
 
 # A bos, a token of text and an eos.
 _LEAST_LENGTH = 3
+# Numbers of the random streams of a record.
+_CAPTION, _VIEW = 0, 1
 
 
 class PairInput(MixedInput):
@@ -43,6 +46,9 @@ class PairInput(MixedInput):
     class Config(MixedInput.Config):
         # Tokens of a caption with its bos and eos; longer ones are cut. 0 reads pictures alone.
         max_sequence_length: NonNegativeInt = 77
+        # Random views of training pictures, in place of the fit of `image_transform`; corpora with
+        # an augmentation of their own have that instead.
+        augmentation: RandomView.Config | None = None
 
     def __init__(
         self,
@@ -62,20 +68,23 @@ class PairInput(MixedInput):
         self.image_transform = transform
         streams = self._build_streams()
         self.num_usable = [len(corpus) for corpus in self.corpora]
-        self._streams = mixed_streams(streams, self.num_usable, self.num_usable)
         plan = PairPlan(
-            self._streams,
+            mixed_streams(streams, self.num_usable, self.num_usable),
             batch_size=cfg.batch_size,
             seed=cfg.seed,
             stages=[(stage.from_step, stage.weights) for stage in cfg.stages],
         )
         self.plan = self._plan = plan
+        self.random_view: RandomView | None = (
+            maybe_instantiate(cfg.augmentation) if split == "train" else None
+        )
         self.batch_maker = PairBatchMaker(
             plan,
             PairLoader(
                 self.corpora,
                 tokenizer=self.tokenizer,
                 image_transform=transform,
+                random_view=self.random_view,
                 max_sequence_length=cfg.max_sequence_length,
                 seed=cfg.seed,
             ),
@@ -86,6 +95,7 @@ class PairInput(MixedInput):
         cfg = self.config
         return {
             "split": self.split,
+            "augmentation": self.random_view and _line(self.random_view.config),
             "max_sequence_length": self.max_sequence_length,
             "image_size": self.image_size,
             "image_transform": _line(cfg.image_transform),
@@ -215,6 +225,7 @@ class PairLoader:
         *,
         tokenizer: Tokenizer,
         image_transform: ImageTransform,
+        random_view: RandomView | None,
         max_sequence_length: int,
         seed: int,
     ):
@@ -223,20 +234,30 @@ class PairLoader:
         self.image_size = image_transform.image_size
         self._tokenizer = tokenizer
         self._image_transform = image_transform
+        self._random_view = random_view
         self._seeds = [hash_seed(seed, "pairs", corpus.name) for corpus in corpora]
 
     def load(self, record: PlannedRecord) -> Pair:
         """Returns the pair of a record; raises BadRecord or BadImage if there is none."""
         corpus = self.corpora[record.corpus]
-        image, text = _pair_of(corpus.document(record.index), reads_text=self.reads_text)
+        # Identifies the record and the epoch, independent of where and when it is read.
+        key = (self._seeds[record.corpus], record.epoch, record.index)
+        document = corpus.document(record.index, np.random.default_rng((*key, _CAPTION)))
+        image, text = _pair_of(document, reads_text=self.reads_text)
         tokens = []
         if text is not None:
             tokens = text_tokens(self._tokenizer, text, self.max_sequence_length)
-        augmentation, rng = corpus.augmentation, self._rng(record)
-        if augmentation is None:
-            return Pair(self._image_transform(image), tokens)
-        (pixels,) = self._image_transform.views([image], lambda x: augmentation(x, rng))
-        return Pair(pixels, tokens)
+        return Pair(self._pixels(image, corpus.augmentation, (*key, _VIEW)), tokens)
+
+    def _pixels(
+        self, image: Image, augmentation: Augmentation | None, seed: tuple[int, ...]
+    ) -> UInt8[np.ndarray, "s s 3"]:
+        if augmentation is not None:
+            rng = np.random.default_rng(seed)
+            return self._image_transform.views([image], lambda x: augmentation(x, rng))[0]
+        if self._random_view is not None:
+            return self._random_view(image, self._image_transform, seed)
+        return self._image_transform(image)
 
     @property
     def reads_text(self) -> bool:
@@ -245,9 +266,6 @@ class PairLoader:
     def row_seed(self, record: PlannedRecord) -> int:
         """Returns 32 random bits that identify the record and the epoch."""
         return hash_seed(self._seeds[record.corpus], record.epoch, record.index)
-
-    def _rng(self, record: PlannedRecord) -> np.random.Generator:
-        return np.random.default_rng((self._seeds[record.corpus], record.epoch, record.index))
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def seen_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
 
 
-@pytest.mark.parametrize("fit", list(Fit))
+@pytest.mark.parametrize("fit", [Fit.STRETCH, Fit.PAD])
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (333, 700), (512, 512)])
 def test_a_box_lies_where_a_resized_picture_shows_it(fit, width, height):
     box, size = (60, 100, 260, 400), 224

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import io
 import json
 import struct
@@ -266,6 +267,13 @@ def test_the_pixels_equal_those_of_plain_pillow_calls(image, fit):
     picture = picture.convert("RGB")
     if fit is Fit.STRETCH:
         expected = picture.resize((32, 32), PIL.Image.Resampling.BICUBIC)
+    elif fit is Fit.CROP:
+        # torchvision's Resize(32, BICUBIC) and CenterCrop(32).
+        long = int(32 * max(picture.size) / min(picture.size))
+        inner = (32, long) if picture.width <= picture.height else (long, 32)
+        left, top = (int(round((side - 32) / 2.0)) for side in inner)
+        expected = picture.resize(inner, PIL.Image.Resampling.BICUBIC)
+        expected = expected.crop((left, top, left + 32, top + 32))
     else:
         scale = 32 / max(picture.size)
         inner = [round(side * scale) for side in picture.size]
@@ -282,13 +290,14 @@ def test_scaled_decoding_is_never_smaller_than_the_target(decoder, fit):
     transform = transform_by(decoder, fit=fit)
     for height, width in [(31, 31), (32, 500), (64, 64), (65, 63), (200, 300), (300, 200)]:
         for exif in (oriented(1), oriented(6)):
-            picture = transform._decode(jpeg(height, width, exif=exif), {})
+            inner_size = functools.partial(transform._inner_size, view=None)
+            picture = transform._decode(jpeg(height, width, exif=exif), {}, inner_size)
             inner = images._inner_size(picture.size, 32, fit)
             whole = (width, height) if exif[0x0112] == 1 else (height, width)
             for side, least, most in zip(picture.size, inner, whole, strict=True):
                 assert min(least, most) <= side <= most
     # The image is ten times the target, so decoding it at an eighth of its size is enough.
-    assert transform._decode(jpeg(320, 320), {}).size == (40, 40)
+    assert transform._decode(jpeg(320, 320), {}, lambda size: (32, 32)).size == (40, 40)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

@@ -7,8 +7,13 @@ import pytest
 from drawn_corpus import corpus, pair_config, stream, to_pair
 
 from mm1_jax.batch import ImageTextBatch
+from mm1_jax.data.corpora import clutter
+from mm1_jax.data.corpora.captions import CaptionChoice
 from mm1_jax.data.input_iterator import merge_states
 from mm1_jax.data.mixture import Stage
+from mm1_jax.data.pairs import text_tokens
+from mm1_jax.data.random_view import RandomView
+from mm1_jax.data.record_files import BadRecord
 
 STEPS = 5
 FIELDS = [field.name for field in dataclasses.fields(ImageTextBatch)]
@@ -221,3 +226,76 @@ def test_describe_tells_the_shares_and_epochs():
     assert "train: 8 pictures of 16 x 16 pixels with up to 16 tokens each" in text
     assert "web: 66.7% of the rows" in text
     assert "synthetic: 25.0% of these, 7 records, 19.05 epochs" in text
+
+
+def caption_record(captions):
+    return {
+        "image": np.zeros((4, 4, 3), np.uint8),
+        "captions": [{"text": text, "kind": kind} for text, kind in captions],
+    }
+
+
+@pytest.mark.parametrize(
+    ("captions", "weights", "expected"),
+    [
+        ([("a", "alt"), ("s", "synthetic")], {"alt": 0.3, "synthetic": 0.7}, [0.3, 0.7]),
+        # A record that lacks a kind uses the others, and captions of one kind share its weight.
+        ([("s", "synthetic")], {"alt": 0.3, "synthetic": 0.7}, [1.0]),
+        ([("a", "alt"), ("b", "alt"), ("s", "synthetic")], {"alt": 1, "synthetic": 3}, [1, 1, 6]),
+        ([("a", "alt"), (" ", "synthetic")], {"alt": 0.1, "synthetic": 0.9}, [1.0]),
+        ([("a", "alt"), ("o", "other")], {"alt": 0.5}, [1.0, 0.0]),
+        ([("a", "alt"), ("b", "alt"), ("o", "other")], {}, [1, 1, 1]),
+    ],
+)
+def test_captions_are_drawn_with_the_probabilities_of_their_kinds(captions, weights, expected):
+    choice = CaptionChoice.default_config().set(weights=weights).instantiate()
+    record = caption_record(captions)
+    drawn = Counter(
+        choice.draw(record, np.random.default_rng((seed, 1))).segments[1].text
+        for seed in range(2000)
+    )
+    shares = np.array(expected) / np.sum(expected)
+    for (text, _), share in zip(captions, shares, strict=False):
+        assert drawn[text] / 2000 == pytest.approx(share, abs=0.035)
+    assert choice(record).segments[1].text == captions[0][0]
+
+
+def test_a_record_without_captions_of_the_kinds_is_a_bad_record():
+    choice = CaptionChoice.default_config().set(weights={"synthetic": 1.0}).instantiate()
+    with pytest.raises(BadRecord, match="no caption of the kinds synthetic; it has alt"):
+        choice(caption_record([("a", "alt")]))
+
+
+def test_rows_have_other_captions_and_views_in_every_epoch_on_any_host():
+    shapes = clutter.corpus(clutter.Subject.SHAPES, num_records=16)
+    weights = {"alt": 0.5, "synthetic": 0.5}
+    shapes.to_document = CaptionChoice.default_config().set(weights=weights)
+    config = pair_config(
+        streams=[stream("shapes", 1, shapes)],
+        augmentation=RandomView.default_config().set(flip=0.5),
+        image_size=24,
+        max_sequence_length=32,
+    )
+    made = config.instantiate()
+    batches = take(made.iterator(), 8)
+    kinds, pictures = {}, {}
+    for step, batch in enumerate(batches):
+        for b in range(8):
+            (record,) = made.plan.row(step, b).records
+            texts = [each["text"] for each in made.corpora[0].source[record.index]["captions"]]
+            tokens = batch.tokens[b, : batch.lengths[b]].tolist()
+            encoded = [text_tokens(made.tokenizer, text, 32) for text in texts]
+            kinds.setdefault(record.index, []).append(encoded.index(tokens))
+            pictures.setdefault(record.index, []).append(batch.images[b].tobytes())
+    assert all(len(set(views)) == len(views) == 4 for views in pictures.values())
+    assert sum(len(set(drawn)) == 2 for drawn in kinds.values()) >= 10
+    parts = [take(made.iterator(rows), 8) for rows in (range(0, 3), range(3, 8))]
+    for whole, (first, last) in zip(batches, zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(whole.images, np.concatenate([first.images, last.images]))
+        np.testing.assert_array_equal(whole.tokens, np.concatenate([first.tokens, last.tokens]))
+    # Held-out pictures are shown whole.
+    held_out = config.instantiate(split="test")
+    (record,) = held_out.plan.row(0, 0).records
+    whole = held_out.corpora[0].document(record.index).images[0]
+    shown = next(held_out.iterator()).images[0]
+    np.testing.assert_array_equal(shown, held_out.image_transform(whole))

@@ -52,8 +52,13 @@ class Corpus(Configurable):
     def __len__(self) -> int:
         return len(self.source)
 
-    def document(self, index: int) -> Document:
-        """Returns the whole document of a record; raises BadRecord if there is none."""
+    def document(self, index: int, rng: np.random.Generator | None = None) -> Document:
+        """Returns the whole document of a record; raises BadRecord if there is none.
+
+        Args:
+            rng: Chooses among alternatives, such as several captions, if `to_document` has a method
+                `draw(record, rng)`; None takes the document of the record alone.
+        """
         record = self.source[index]
         if not isinstance(record, Mapping):
             raise ValueError(
@@ -61,7 +66,11 @@ class Corpus(Configurable):
                 f"{_described(record)}, expected a dict of fields"
             )
         try:
-            document = self._to_document(record)
+            draw = getattr(self._to_document, "draw", None)
+            if rng is None or draw is None:
+                document = self._to_document(record)
+            else:
+                document = draw(record, rng)
         # Raised by `to_document` if a field is missing or has another type.
         except (LookupError, TypeError, AttributeError) as error:
             fields = ", ".join(sorted(record))

@@ -238,9 +238,9 @@ def _draw_scan(canvas: np.ndarray, scan: Scan, split: str) -> None:
 
 
 def _draw_shapes(canvas: np.ndarray, shapes: list[Shape]) -> np.ndarray:
-    picture = PIL.Image.fromarray(canvas.astype(np.uint8)).resize(
-        (_CANVAS * _SUPERSAMPLING,) * 2, PIL.Image.Resampling.NEAREST
-    )
+    side = _CANVAS * _SUPERSAMPLING
+    picture = PIL.Image.fromarray(canvas.astype(np.uint8))
+    picture = picture.resize((side, side), PIL.Image.Resampling.NEAREST)
     draw = PIL.ImageDraw.Draw(picture)
     for shape in shapes:
         draw_shape(draw, shape, _SUPERSAMPLING)

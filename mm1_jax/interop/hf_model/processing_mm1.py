@@ -130,6 +130,8 @@ class MM1ImageProcessor(BaseImageProcessor):
         if self.fit == "pad":
             scale = size / max(picture.size)
             inner = tuple(max(1, round(side * scale)) for side in picture.size)
+        if self.fit == "crop":
+            inner = tuple(int(size * side / min(picture.size)) for side in picture.size)
         return on_black(picture.resize(inner, PIL.Image.Resampling.BICUBIC), (size, size))
 
 
@@ -264,7 +266,10 @@ def flat(images: Any) -> list[Any]:
 
 
 def on_black(picture: PIL.Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Centers a picture on black of this size."""
+    """Cuts out the center of a picture, or centers a smaller one on black, of this size."""
+    if picture.width > size[0] or picture.height > size[1]:
+        left, top = (round((a - b) / 2) for a, b in zip(picture.size, size, strict=True))
+        picture = picture.crop((left, top, left + size[0], top + size[1]))
     if picture.size != size:
         canvas = PIL.Image.new("RGB", size)
         place = ((size[0] - picture.size[0]) // 2, (size[1] - picture.size[1]) // 2)
