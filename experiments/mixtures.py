@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm1_jax.data.corpora import digits, instructions, scene_names, scenes
+from mm1_jax.data.corpora import clutter, digits, instructions, scene_names, scenes
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
+from mm1_jax.data.corpora.clutter import Subject
 from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.instructions import Form
@@ -41,6 +42,12 @@ def embedded() -> list[Stream.Config]:
         ),
         _stream("text", 2, (digits.corpus(Kind.TEXT), 1), (scenes.corpus(Kind.TEXT), 1)),
     ]
+
+
+def embedded_pictures() -> list[Stream.Config]:
+    """As many cluttered digits as cluttered shapes; needs no download."""
+    corpora = [(clutter.corpus(subject), 1) for subject in Subject]
+    return [_stream("captions", 1, *corpora)]
 
 
 def embedded_instructions() -> list[Stream.Config]:

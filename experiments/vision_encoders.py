@@ -47,6 +47,20 @@ def aim_3b(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
     return _aim(pattern).set(model_dim=3072, num_layers=24, num_heads=24, hidden_dim=12288)
 
 
+def aim_tiny(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
+    """A trunk of 0.2M parameters like AIM's, for the embedded pictures of 64 px."""
+    return _aim(pattern).set(
+        image_size=64,
+        patch_size=8,
+        model_dim=64,
+        num_layers=4,
+        num_heads=4,
+        hidden_dim=256,
+        pixel_mean=(0.3, 0.3, 0.3),
+        pixel_std=(0.25, 0.25, 0.25),
+    )
+
+
 def aimv2_l14(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
     """AIMv2's ViT-L/14 (arXiv 2411.14402): 309M parameters, RMSNorm and SwiGLU."""
     norm = RMSNorm.default_config()

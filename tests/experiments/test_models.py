@@ -58,6 +58,7 @@ SIZES = {
     "mm1_7b_moe_chat": (40_500, 41_500),
     **{name: (1_600, 4_200) for name in NAMES if name.startswith("mm1_1b")},
     # Trunks of 680.5M, 1,209.4M, 2,720.0M and 309.2M parameters, with what is thrown away.
+    "aim_tiny": (0.3, 0.5),
     "aim_600m": (1_087, 1_088),
     "aim_1b": (1_617, 1_618),
     "aim_3b": (3_130, 3_131),
