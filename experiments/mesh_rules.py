@@ -143,13 +143,14 @@ def pictures(v5p: Fit) -> list[MeshRule]:
     """
     v6e = replace(v5p, rows=max(1, v5p.rows // 4))
     v5e = replace(v6e, decoder=(), vision=(), fsdp=-1)
+    gpu = replace(v5p, fsdp=-1)
     counts = [number for number in _COUNTS if number <= v5p.batch_size]
     return [
         *(_fit(f"v5p-{number}", v5p, number, VECTOR_MEMORY) for number in counts),
         *(_fit(f"tpu7x-{number}", v5p, number) for number in counts),
         *(_fit(f"v6e-{number}", v6e, number, VECTOR_MEMORY) for number in counts),
         *(_fit(f"v5e-{number}", v5e, number, VECTOR_MEMORY) for number in counts),
-        *(_fit(f"{chip}-{n}", v5p, n, data=1) for chip in ("h100", "h200") for n in (8, *counts)),
+        *(_fit(f"{chip}-{n}", gpu, n, data=1) for chip in ("h100", "h200") for n in (8, *counts)),
         _rule(".*", fsdp=-1),
     ]
 

@@ -61,6 +61,22 @@ def aim_tiny(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
     )
 
 
+def clip_tiny() -> VisionEncoder.Config:
+    """An encoder of 0.5M parameters without a class token, for embedded pictures at 32 px."""
+    cfg = VisionEncoder.default_config().set(
+        image_size=32,
+        patch_size=4,
+        model_dim=96,
+        num_layers=4,
+        num_heads=4,
+        hidden_dim=384,
+        pixel_mean=(0.3, 0.3, 0.3),
+        pixel_std=(0.25, 0.25, 0.25),
+    )
+    cfg.positions.init_std = 0.1
+    return cfg
+
+
 def aimv2_l14(pattern: Pattern = Pattern.BIDIRECTIONAL) -> VisionEncoder.Config:
     """AIMv2's ViT-L/14 (arXiv 2411.14402): 309M parameters, RMSNorm and SwiGLU."""
     norm = RMSNorm.default_config()

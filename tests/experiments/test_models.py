@@ -57,6 +57,12 @@ SIZES = {
     "mm1_3b_moe_chat": (65_000, 66_000),
     "mm1_7b_moe_chat": (40_500, 41_500),
     **{name: (1_600, 4_200) for name in NAMES if name.startswith("mm1_1b")},
+    # OpenAI's ViT-L/14 has 427.6M parameters, open_clip's ViT-H/14 986.1M.
+    "clip_tiny": (0.7, 0.8),
+    "clip_vit_l14": (427, 428),
+    "clip_vit_l14_336": (427, 428),
+    "clip_vit_h14": (986, 987),
+    "clip_vit_h14_378": (986, 987),
     # Trunks of 680.5M, 1,209.4M, 2,720.0M and 309.2M parameters, with what is thrown away.
     "aim_tiny": (0.3, 0.5),
     "aim_600m": (1_087, 1_088),
