@@ -247,6 +247,8 @@ class Page:
         self.piece = piece_of(input.tokenizer)
         tokenizer = input.tokenizer
         self.special = {tokenizer.bos, tokenizer.eos, *tokenizer.special_tokens.values()}
+        # Name of the images: a picture in tiles is several views.
+        self.noun = "picture" if input.example_builder.tiling is None else "view"
         self.is_image = (made.batch.tokens == input.tokenizer.image_token) & (
             made.batch.segment_ids > 0
         )
@@ -258,6 +260,7 @@ class Page:
             title=title,
             style=STYLE.read_text(),
             summary=self._summary(),
+            noun=self.noun,
             corpora=self._corpora(),
             rows=rows,
         )
@@ -273,28 +276,32 @@ class Page:
             (f"{scored / max(1, filled):.1%}", f"of these scored: {scored:,} targets"),
             (
                 f"{used:,}",
-                f"pictures, in {slots:,} slots" + (slots > 0) * f" ({used / max(1, slots):.1%})",
+                f"{self.noun}s, in {slots:,} slots"
+                + (slots > 0) * f" ({used / max(1, slots):.1%})",
             ),
-            (f"{documents:,}", f"documents in {len(rows):,} rows"),
+            (f"{documents:,}", f"documents in {_count(len(rows), 'row')}"),
         ]
         cells = "".join(
             f'<div class="tile"><strong>{value}</strong><span>{label}</span></div>'
             for value, label in tiles
         )
         return (
-            f"<p>Rows {_span(self.shown)} of a batch of {input.batch_size:,}; a row has "
-            f"{input.max_sequence_length:,} positions and at most {input.max_images} pictures, a "
-            f"picture {input.num_image_tokens} positions and {input.image_size} x "
-            f"{input.image_size} pixels. The numbers are of rows {_span(rows)}.</p>"
+            f"<p>{_span(self.shown).capitalize()} of a batch of {input.batch_size:,}; a row has "
+            f"{input.max_sequence_length:,} positions and at most {input.max_images} {self.noun}s, "
+            f"a {self.noun} {input.num_image_tokens} positions and {input.image_size} x "
+            f"{input.image_size} pixels. The numbers are of {_span(rows)}.</p>"
             f'<div class="tiles">{cells}</div>'
         )
 
     def _corpora(self) -> str:
         batch = self.made.batch
         total = max(1, int(np.sum(batch.segment_ids > 0)))
-        lines = []
+        lines, num_absent = [], 0
         for i, name in enumerate(self.input.corpus_names):
             own = batch.corpus_ids == i
+            if not own.any():
+                num_absent += 1
+                continue
             counts = self.made.accounting[name]
             positions, scored = int(own.sum()), int(batch.loss_mask[own].sum())
             cells = [
@@ -311,6 +318,11 @@ class Page:
             lines.append(
                 f"<tr><th>{visible(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
             )
+        if num_absent:
+            others = f"{num_absent} other{'s' * (num_absent != 1)}"
+            lines.append(
+                f'<tr><td colspan="10">{others} without a document in these rows</td></tr>'
+            )
         return "\n".join(lines)
 
     def _row(self, number: int) -> str:
@@ -325,7 +337,7 @@ class Page:
         summary = (
             f"<strong>Row {number}</strong> <span>{_count(count, 'document')}, "
             f"{filled:,} of {self.input.max_sequence_length:,} positions, "
-            f"{_count(used, 'picture')}, {int(batch.loss_mask[b].sum()):,} targets scored</span>"
+            f"{_count(used, self.noun)}, {int(batch.loss_mask[b].sum()):,} targets scored</span>"
         )
         strip = "".join(self._strip(b, document) for document in documents)
         blocks = "\n".join(self._document(b, document) for document in documents)
@@ -499,7 +511,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _span(rows: range) -> str:
-    return f"{rows.start} to {rows.stop - 1}" if len(rows) > 1 else str(rows.start)
+    return f"rows {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"row {rows.start}"
 
 
 @command
