@@ -17,7 +17,7 @@ from experiments import mesh_rules, mixtures, vision_encoders
 from experiments.mesh_rules import Fit
 from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.data.pairs import PairInput
-from mm1_jax.data.random_view import RandomView
+from mm1_jax.data.random_view import ColorJitter, RandomView
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.attention import Pattern
@@ -175,6 +175,9 @@ def _aim(encoder: VisionEncoder.Config, rules: Sequence[MeshRule]) -> Experiment
         model=model,
         input=PairInput.default_config().set(
             streams=mixtures.dfn_and_imagenet(),
+            augmentation=RandomView.default_config().set(
+                flip=0.5, colors=ColorJitter.default_config()
+            ),
             batch_size=4096,
             max_sequence_length=0,
             num_workers=16,
@@ -234,6 +237,7 @@ def aimv2_vit_l14() -> Experiment.Config:
             tokenizer=Tokenizer.default_config().set(
                 model_path="tokenizer.model", num_pieces=32_000
             ),
+            augmentation=RandomView.default_config().set(flip=0.5),
             batch_size=8192,
             max_sequence_length=77,
             num_workers=16,

@@ -69,6 +69,8 @@ def aim_tiny() -> Experiment.Config:
     """AIM with 0.4M parameters on cluttered digits and shapes: minutes on two CPU cores."""
     model = AIM.default_config().set(vision_encoder=vision_encoders.aim_tiny(Pattern.PREFIX))
     model.pixel_head.set(model_dim=128, num_layers=1, hidden_dim=512)
+    for part in (model.vision_encoder, model.pixel_head):
+        part.stack.remat = Remat.NONE
     cfg = Experiment.default_config().set(
         model=model,
         input=PairInput.default_config().set(
