@@ -21,20 +21,27 @@ EPILOG = """\
 import reads safetensors, in one file or in shards, of
   Llama, Mistral, Qwen 2 and 3, Mixtral     decoders, by their config.json
   CLIP, SigLIP                              vision encoders, alone or with their text towers
-  open_clip                                 vision encoders, by their open_clip_config.json
-  AIM                                       vision encoders, by the names of their tensors
+  open_clip                                 the same, by their open_clip_config.json
+  AIM, AIMv2                                vision encoders, of transformers or apple/ml-aim
   LLaVA                                     encoder, connector and decoder
   PEFT (with --base)                        LoRA adapters, for trainer.initial_adapters
-and writes a folder of weights for trainer.initial_weights. The tokenizer of a decoder is stored
-with them; the image token is added to it, and the embedding enlarged. Tensors that the model has no
-place for (text towers, heads) are stored in the subfolder aside.
+and writes a folder of weights for trainer.initial_weights. The tokenizer of a decoder or a text
+tower is stored with them; the image token is added to it, and the embedding enlarged. Tensors that
+the model has no place for (such as heads) are stored in the subfolder aside; with --vision_only,
+everything of a CLIP but its vision tower is.
 
-export writes a folder for transformers; --format chooses
-  source  imported weights in their original format: every tensor bit for bit, and all files
-  llava   a model of a CLIP or SigLIP tower, an MLP over each patch, and a decoder of these families
-  mm1     any model, with the code that runs it (trust_remote_code=True)
-  auto    a decoder alone as a Llama, Qwen or Mixtral, a tower alone as a CLIP or SigLIP, an
-          imported AIM or LLaVA as source, and everything else as mm1
+export writes a folder for transformers, open_clip or apple/ml-aim; --format chooses
+  source     imported weights in their original format: every tensor bit for bit, and all files
+  llava      a CLIP or SigLIP tower, an MLP over each patch, and a decoder of these families
+  open_clip  a CLIP with its text tower, as open_clip_config.json and open_clip_model.safetensors
+  mm1        an MM1, with the code that runs it (trust_remote_code=True)
+  auto       a decoder alone as a Llama, Qwen or Mixtral; a CLIP as a CLIPModel or a SiglipModel,
+             or else for open_clip; a tower alone as a CLIPVisionModel, SiglipVisionModel or
+             Aimv2VisionModel, or for apple/ml-aim (AIM); an imported AIM or LLaVA as source; and
+             every other MM1 as mm1
+
+A CLIP is exported with its tokenizer and the settings of its processor. Runs of AIM and AIMv2 are
+exported without the heads that only pre-training uses.
 
 A run with LoRA is exported with its adapters merged into the kernels; --adapters=peft writes them
 as a folder for PEFT, with everything that was trained beside them, and --adapters=base the model
@@ -53,6 +60,8 @@ examples:
       --num_experts=8 --moe_every=2
   %(prog)s export --checkpoint=runs/mm1_7b --output=mm1_7b_hf \\
       --dtype=bfloat16
+  %(prog)s export --checkpoint=runs/clip_vit_l14 --format=open_clip \\
+      --output=clip_vit_l14
   %(prog)s export --checkpoint=data/weights/llava --format=source \\
       --output=llava_again
   %(prog)s export --checkpoint=runs/chat_lora --adapters=peft \\
@@ -70,7 +79,7 @@ _GIB = 2**30
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("convert_checkpoint"),
-        description="Imports checkpoints of other projects, and exports models for transformers.",
+        description="Imports checkpoints of other projects, and exports models for them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -107,6 +116,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="upcycle every Nth layer (default: %(default)s)",
     )
     importing.add_argument(
+        "--vision_only",
+        action="store_true",
+        help="import the vision tower of a CLIP without its text tower",
+    )
+    importing.add_argument(
         "--base",
         type=local_path,
         metavar="FOLDER",
@@ -118,7 +132,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="also read files of torch.save, by torch.load(weights_only=True)",
     )
 
-    exporting = commands.add_parser("export", help="trained model -> folder for transformers")
+    exporting = commands.add_parser("export", help="trained model -> folder for other libraries")
     exporting.add_argument(
         "--checkpoint",
         required=True,
@@ -131,7 +145,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     exporting.add_argument(
         "--format",
-        choices=("auto", "source", "llava", "mm1"),
+        choices=("auto", "source", "llava", "open_clip", "mm1"),
         default="auto",
         help="see below (default: auto)",
     )
@@ -191,7 +205,7 @@ def run_import(flags: argparse.Namespace) -> str:
             "they were trained on by --base"
         )
     config = read_config(flags.source)
-    rows, token = num_rows(config), image_token(config)
+    rows, token = 0 if flags.vision_only else num_rows(config), image_token(config)
     tokenizer: ImportedTokenizer | None = None
     if flags.tokenizer not in (None, "none"):
         tokenizer = import_tokenizer(Path(flags.tokenizer), rows, token)
@@ -214,7 +228,9 @@ def run_import(flags: argparse.Namespace) -> str:
     imported = import_checkpoint(
         flags.source,
         flags.output,
-        changes=Changes(vocab_size, flags.num_experts, flags.moe_every),
+        changes=Changes(
+            vocab_size, flags.num_experts, flags.moe_every, vision_only=flags.vision_only
+        ),
         allow_pickle=flags.allow_pickle,
         skip_comparison=flags.skip_comparison,
         comparison_bytes=int(flags.comparison_memory * _GIB),
@@ -268,19 +284,31 @@ def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.interop.adapters import AdaptedModel, BaseParams, MergedParams, adapted_model
     from mm1_jax.interop.exporter import (
         Exported,
+        ExportedTokenizer,
         export_mm1,
         export_native,
         export_source,
-        native_llava,
-        native_model,
+        facts_of_weights,
         parts_of_weights,
     )
-    from mm1_jax.interop.mm1 import model_parts
     from mm1_jax.interop.model_card import model_card
+    from mm1_jax.interop.native import (
+        EncoderFacts,
+        facts_of_run,
+        native_llava,
+        native_model,
+        open_clip,
+        parts_of_model,
+    )
     from mm1_jax.interop.passthrough import Passthrough
     from mm1_jax.interop.peft import export_adapters
-    from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
+    from mm1_jax.interop.tokenizers import (
+        export_text_tokenizer,
+        export_tokenizer,
+        stored_tokenizer,
+    )
     from mm1_jax.launch.run_folder import load_experiment
+    from mm1_jax.models.text_encoder import TextPooling
 
     stored = StoredParams(flags.checkpoint, flags.step)
     sizes = {
@@ -298,16 +326,24 @@ def run_export(flags: argparse.Namespace) -> str:
         return report(export_source(stored, flags.checkpoint, flags.output, **common))
     fit, tiling, chat = "stretch", None, None
     adapted: AdaptedModel | None = None
+    passthrough, facts = Passthrough(flags.checkpoint), EncoderFacts()
     if stored.description is None:
         cfg = load_experiment(flags.checkpoint)
-        parts, image_token = model_parts(cfg.model), cfg.model.image_token
-        tokenizer = cfg.input.tokenizer.instantiate()
-        fit, tiling = cfg.input.image_transform.fit.value, tiling_of(cfg.input)
-        chat = chat_format(cfg.input, tokenizer)
-        adapted = None if cfg.model.lora is None else adapted_model(cfg.model)
+        parts, image_token, tokenizer = parts_of_model(cfg.model), -1, None
+        if "text_encoder" in parts:
+            tokenizer = cfg.input.tokenizer.instantiate()
+            facts = facts_of_run(cfg, tokenizer, flags.output.name)
+        elif "decoder" in parts:
+            image_token = cfg.model.image_token
+            tokenizer = cfg.input.tokenizer.instantiate()
+            fit, tiling = cfg.input.image_transform.fit.value, tiling_of(cfg.input)
+            chat = chat_format(cfg.input, tokenizer)
+            adapted = None if cfg.model.lora is None else adapted_model(cfg.model)
     else:
         parts = parts_of_weights(stored)
         tokenizer = stored_tokenizer(stored, flags.checkpoint)
+        if "text_encoder" in parts:
+            facts = facts_of_weights(stored, tokenizer, passthrough)
         own = families.image_token(stored.description["config"])
         image_token = -1 if own is None else own
         image_token = image_token if tokenizer is None else tokenizer.image_token
@@ -317,18 +353,32 @@ def run_export(flags: argparse.Namespace) -> str:
         stored = MergedParams(flags.checkpoint, flags.step, adapted.layers)
         if flags.adapters == "base":
             stored = BaseParams(flags.checkpoint, flags.step)
-    options = {
-        **common,
-        "dtype": flags.dtype,
-        "tokenizer": None if tokenizer is None else export_tokenizer(tokenizer, chat),
-    }
-    passthrough = Passthrough(flags.checkpoint)
+    text: Any = parts.get("text_encoder")
+    exported_tokenizer: ExportedTokenizer | None = None
+    if tokenizer is not None and text is not None:
+        padding = text.padding_token if text.pooling is TextPooling.LAST else None
+        exported_tokenizer = export_text_tokenizer(
+            tokenizer, max_length=text.max_length, padding_token=padding
+        )
+    elif tokenizer is not None and "decoder" in parts:
+        exported_tokenizer = export_tokenizer(tokenizer, chat)
+    options = {**common, "dtype": flags.dtype, "tokenizer": exported_tokenizer}
+    if "decoder" not in parts and flags.format in ("llava", "mm1"):
+        raise ValueError(
+            f"--format={flags.format}: {flags.checkpoint} has no decoder; leave it out"
+        )
+    if text is None and flags.format == "open_clip":
+        raise ValueError(f"--format=open_clip: {flags.checkpoint} has no text tower")
     if flags.format == "llava" and tiling is not None:
         raise ValueError("--format=llava: its processor shows no tiles; export as mm1")
     if flags.format == "llava":
         model = native_llava(parts, image_token)
+    elif flags.format == "open_clip":
+        model = open_clip(parts, facts)
     else:
-        model = "" if flags.format == "mm1" else native_model(parts, passthrough.specs)
+        model = "" if flags.format == "mm1" else native_model(parts, passthrough.specs, facts)
+    if isinstance(model, str) and "decoder" not in parts:
+        raise ValueError(f"{flags.checkpoint}: {model}")
     if adapted is not None and flags.adapters == "peft":
         if flags.dtype != "float32":
             raise ValueError(f"--dtype={flags.dtype}: adapters are written in float32 only")
@@ -349,7 +399,7 @@ def run_export(flags: argparse.Namespace) -> str:
     options["model_card"] = model_card(
         flags.output.name,
         parts,
-        is_native=not isinstance(model, str),
+        library=None if isinstance(model, str) else model.library,
         license=flags.license,
         dtype=flags.dtype,
         is_chat=chat is not None,
@@ -375,7 +425,10 @@ def _needs_source_format(description: Mapping[str, Any] | None) -> bool:
     """Returns whether imported weights can only be exported in the format of their source."""
     if description is None or description["changes"]["num_experts"] is not None:
         return False
-    return description["config"]["model_type"] in ("aim", "llava")
+    config = description["config"]
+    # apple/ml-aim has this model type for a layout of its own.
+    is_original = config["model_type"] == "aimv2" and "hidden_size" in config
+    return is_original or config["model_type"] in ("aim", "llava")
 
 
 def _checked(result: Any) -> str:

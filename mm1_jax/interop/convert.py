@@ -48,10 +48,14 @@ def import_params(
     for path in routers:
         writer.write(path, (), _router(shapes[path], seed))
     for entry in table.entries:
-        value = tensors.read(entry.name)
+        # Single numbers are lists of one here.
+        value = np.atleast_1d(tensors.read(entry.name))
         _raise_if_not_finite(value, entry.name, where)
         for piece in entry.pieces:
             x = piece.layout.to_ours(value[piece.rows])
+            if not shapes[piece.parameter]:
+                writer.write(piece.parameter, piece.index, x[0, ...])
+                continue
             writer.write(piece.parameter, piece.index, x, piece.place)
             missing = shapes[piece.parameter][len(piece.index)] - len(x)
             if missing and not piece.place:
@@ -64,10 +68,10 @@ def differences(entries: Iterable[Entry], tensors: Tensors, read: ReadSlice) -> 
     """Returns the names of tensors that do not read back bit for bit."""
     wrong = []
     for entry in entries:
-        value = tensors.read(entry.name)
+        value = np.atleast_1d(tensors.read(entry.name))
         for piece in entry.pieces:
             theirs = value[piece.rows]
-            stored = read(piece.parameter, piece.index)
+            stored = np.atleast_1d(read(piece.parameter, piece.index))
             stored = stored[piece.place : piece.place + len(piece.layout.to_ours(theirs))]
             if not same_bits(piece.layout.to_theirs(stored), theirs):
                 wrong.append(entry.name)
@@ -108,10 +112,11 @@ class _Converted(Tensors):
             assert self._passthrough is not None, name
             return self._passthrough.read(entry.passthrough).astype(dtype, copy=False)
         value = np.full(entry.shape, entry.fill, dtype)
+        rows = value.reshape(entry.shape or 1)
         for piece in entry.pieces:
-            ours = self._read(piece.parameter, piece.index)
+            ours = np.atleast_1d(self._read(piece.parameter, piece.index))
             ours = ours[piece.place : piece.place + piece.layout.our_shape[0]]
-            value[piece.rows] = piece.layout.to_theirs(ours)
+            rows[piece.rows] = piece.layout.to_theirs(ours)
         return value
 
 

@@ -18,7 +18,7 @@ from mm1_jax.data.tokenizers.hf import (
     special_tokens,
 )
 from mm1_jax.data.tokenizers.sentencepiece import IMAGE_PIECE, Tokenizer, tokenizer_path
-from mm1_jax.interop.exporter import HF_MODEL, TOKENIZER_CODE, ExportedTokenizer
+from mm1_jax.interop.exporter import HF_MODEL, TOKENIZER_CODE, ExportedTokenizer, without_code
 from mm1_jax.storage import read_json_object
 
 SENTENCEPIECE, JSON = "tokenizer.model", "tokenizer.json"
@@ -299,6 +299,63 @@ def export_tokenizer(
         files[CHAT_TEMPLATE] = chat_format.jinja().encode()
         stops = (tokenizer.stop_token(chat_format.stop),)
     return ExportedTokenizer(files, **ids, suppressed=tokenizer.not_text, stops=stops)
+
+
+def export_text_tokenizer(
+    tokenizer: Tokenizer, *, max_length: int, padding_token: int | None = None
+) -> ExportedTokenizer:
+    """Returns a tokenizer for the text tower of a CLIP: bos, text, eos, then padding.
+
+    Args:
+        max_length: Number of positions of the text tower.
+        padding_token: Id that fills rows; None is eos, as in CLIP.
+    """
+    exported = export_tokenizer(tokenizer)
+    pad = tokenizer.eos if padding_token is None else padding_token
+    length = {"model_max_length": max_length, "padding_side": "right"}
+    path = tokenizer_path(tokenizer.config)
+    if isinstance(tokenizer, HFTokenizer):
+        library = load_tokenizer(path)
+        ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": pad}
+        tokens = {name: library.id_to_token(i) for name, i in ids.items()}
+        if missing := [ids[name] for name, token in tokens.items() if token is None]:
+            raise ValueError(f"{path}: has no token with the id {missing[0]}, which fills rows")
+        content = read_json_object(path)
+        content["post_processor"] = _begin_and_end(*((tokens[k], ids[k]) for k in ("bos", "eos")))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{f"{name}_token": token for name, token in tokens.items()},
+            **length,
+        }
+        files = {JSON: json.dumps(content, ensure_ascii=False).encode(), CONFIG_FILE: _json(config)}
+    else:
+        model: Any = tokenizer.sentencepiece
+        files = dict(without_code(exported, has_images=False).files)
+        config = json.loads(files[CONFIG_FILE])
+        config |= {"add_eos_token": True, "pad_token": model.id_to_piece(pad), **length}
+        files[CONFIG_FILE] = _json(config)
+    return exported._replace(files=files, pad=pad)
+
+
+def _begin_and_end(bos: tuple[str, int], eos: tuple[str, int]) -> dict[str, Any]:
+    """Returns the part of a tokenizer.json that puts a text between bos and eos."""
+
+    def special(token: str) -> dict[str, Any]:
+        return {"SpecialToken": {"id": token, "type_id": 0}}
+
+    def text(name: str) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    begin, end = special(bos[0]), special(eos[0])
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, text("A"), end],
+        "pair": [begin, text("A"), end, begin, text("B"), end],
+        "special_tokens": {
+            token: {"id": token, "ids": [i], "tokens": [token]} for token, i in (bos, eos)
+        },
+    }
 
 
 def stored_tokenizer(stored: StoredParams, folder: Path) -> Tokenizer | None:

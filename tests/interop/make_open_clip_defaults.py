@@ -12,7 +12,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).parent / "open_clip_defaults.json"
 CLASSES = {
-    "open_clip/model.py": ("CLIPVisionCfg", "CLIP", "CustomTextCLIP"),
+    "open_clip/model.py": ("CLIPVisionCfg", "CLIPTextCfg", "CLIP", "CustomTextCLIP"),
     "open_clip/coca_model.py": ("CoCa",),
     "open_clip/transform.py": ("PreprocessCfg",),
 }
