@@ -25,9 +25,9 @@ from mm1_jax.interop.mm1 import model_parts
 from mm1_jax.interop.tensor_files import TensorSpec
 from mm1_jax.models.aim import AIM, AIMv2
 from mm1_jax.models.clip import CLIP
-from mm1_jax.stored_config import flat_fields
 
 OPEN_CLIP, AIM_FORMAT = "open_clip", "aim"
+_RESIZE = {Fit.CROP: "shortest", Fit.STRETCH: "squash", Fit.PAD: "longest"}
 # Share of the resized shortest side that AIM's evaluation crops.
 _AIM_CROP = 0.875
 
@@ -80,26 +80,22 @@ def parts_of_model(model: InstantiableConfig) -> dict[str, InstantiableConfig]:
     if isinstance(model, CLIP.Config):
         return clip.parts_of_clip(model)
     if isinstance(model, AIM.Config | AIMv2.Config):
-        return {vision.ENCODER: aim.after_training(model.vision_encoder)}
+        encoder: Any = model.vision_encoder
+        return {vision.ENCODER: aim.after_training(encoder)}
     return model_parts(model)
 
 
 def facts_of_run(cfg: Any, tokenizer: Any, name: str) -> EncoderFacts:
     """Returns facts about the CLIP of a run with this root config.
 
-    Pictures are resized as in evaluation, whose default is "shortest", unless training shows whole
-    pictures.
-
     Args:
         tokenizer: The tokenizer of the run.
         name: Name of the export.
     """
-    is_augmented = any(".augmentation" in path for path in flat_fields(cfg.input))
-    resize = {Fit.PAD: "longest", Fit.STRETCH: "squash"}[cfg.input.image_transform.fit]
     return EncoderFacts(
         has_bias=cfg.model.initial_bias is not None,
         eos=tokenizer.eos,
-        resize="shortest" if is_augmented else resize,
+        resize=_RESIZE[cfg.input.image_transform.fit],
         tokenizer=name,
     )
 
