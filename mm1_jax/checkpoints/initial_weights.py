@@ -46,23 +46,15 @@ from mm1_jax.config import (
     derived,
 )
 from mm1_jax.field_types import NonNegativeInt
-from mm1_jax.layers.attention import Pattern
 from mm1_jax.layers.lora import is_adapter
 from mm1_jax.layers.parameter_paths import picked
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.storage import contents_digest
-from mm1_jax.stored_config import Fields, Scalar, as_stored, flat_fields, scalar
+from mm1_jax.stored_config import Fields, as_stored, computational_fields, flat_fields
 
-# Fields that change what a part computes but not the shapes of its parameters.
-_NOT_IN_SHAPES = (
-    *("activation", "eps", "experts_per_token", "factor", "high_freq_factor", "low_freq_factor"),
-    *("original_max_position_embeddings", "padding_token", "patch_size", "pattern", "pooling"),
-    "theta",
-)
-_PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 # A trunk of AIM is trained with one attention pattern and then used with the other.
-_PATTERNS_OF_AIM = {scalar(Pattern.PREFIX), scalar(Pattern.BIDIRECTIONAL)}
+_PATTERNS_OF_AIM = {"Pattern.PREFIX", "Pattern.BIDIRECTIONAL"}
 # End of the path of learned grid positions, in any module.
 _POSITIONS = "positions/positions"
 # Key of `trainer.initial_weights` for all parts at once.
@@ -327,13 +319,3 @@ def _field_differences(
             and {made_for.get(path), now.get(path)} != _PATTERNS_OF_AIM
         ],
     )
-
-
-def computational_fields(fields: Fields) -> dict[str, Scalar]:
-    """Returns the fields of a part that change what it computes but not its shapes."""
-    return {
-        path: value
-        for path, value in fields.items()
-        if path.rpartition(".")[2].startswith(_PIXEL_FIELDS)
-        or path.rpartition(".")[2] in _NOT_IN_SHAPES
-    }

@@ -14,13 +14,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mm1_jax.checkpoints.initial_weights import computational_fields
 from mm1_jax.checkpoints.weights_folder import complaint
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.field_types import class_name
 from mm1_jax.interop.layout import Layout
 from mm1_jax.interop.tensor_files import TensorSpec
-from mm1_jax.stored_config import flat_fields
+from mm1_jax.stored_config import computational_fields, flat_fields
 
 
 class Piece(NamedTuple):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mm1_jax.config import InstantiableConfig
-from mm1_jax.data.images import Fit
 from mm1_jax.interop import (
     aim,
     clip,
@@ -27,7 +26,8 @@ from mm1_jax.models.aim import AIM, AIMv2
 from mm1_jax.models.clip import CLIP
 
 OPEN_CLIP, AIM_FORMAT = "open_clip", "aim"
-_RESIZE = {Fit.CROP: "shortest", Fit.STRETCH: "squash", Fit.PAD: "longest"}
+# How pictures become square, by `image_transform.fit`.
+_RESIZE = {"crop": "shortest", "stretch": "squash", "pad": "longest"}
 # Share of the resized shortest side that AIM's evaluation crops.
 _AIM_CROP = 0.875
 
@@ -95,7 +95,7 @@ def facts_of_run(cfg: Any, tokenizer: Any, name: str) -> EncoderFacts:
     return EncoderFacts(
         has_bias=cfg.model.initial_bias is not None,
         eos=tokenizer.eos,
-        resize=_RESIZE[cfg.input.image_transform.fit],
+        resize=_RESIZE[cfg.input.image_transform.fit.value],
         tokenizer=name,
     )
 
