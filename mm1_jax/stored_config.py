@@ -96,6 +96,15 @@ DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
 }
 
 
+# Fields that change what a part computes but not the shapes of its parameters.
+_NOT_IN_SHAPES = (
+    *("activation", "eps", "experts_per_token", "factor", "high_freq_factor", "low_freq_factor"),
+    *("original_max_position_embeddings", "padding_token", "patch_size", "pattern", "pooling"),
+    "theta",
+)
+_PIXEL_FIELDS = ("pixel_mean", "pixel_std")
+
+
 @dataclass(frozen=True)
 class Difference:
     """A field with different values in two configs; None means unset.
@@ -117,6 +126,16 @@ def flat_fields(cfg: ConfigBase) -> dict[str, Scalar]:
     """Returns the values in a config by path, without unset fields."""
     values = cfg.to_flat_dict(omit_default_values=(None, REQUIRED))
     return {path: scalar(value) for path, value in values.items()}
+
+
+def computational_fields(fields: Fields) -> dict[str, Scalar]:
+    """Returns the fields of a part that change what it computes but not its shapes."""
+    return {
+        path: value
+        for path, value in fields.items()
+        if path.rpartition(".")[2].startswith(_PIXEL_FIELDS)
+        or path.rpartition(".")[2] in _NOT_IN_SHAPES
+    }
 
 
 def read_fields(stored: Stored) -> dict[str, Scalar]:

@@ -34,7 +34,6 @@ import numpy as np
 from mm1_jax.checkpoints.weights_folder import (
     StoredParams,
     complaint,
-    part_fields,
     stored_config,
 )
 from mm1_jax.config import (
@@ -52,14 +51,10 @@ from mm1_jax.layers.parameter_paths import picked
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.storage import contents_digest
-from mm1_jax.stored_config import Fields, Scalar, as_stored, flat_fields
+from mm1_jax.stored_config import Fields, as_stored, computational_fields, flat_fields
 
-# Fields that change what a part computes but not the shapes of its parameters.
-_NOT_IN_SHAPES = (
-    *("activation", "eps", "experts_per_token", "factor", "high_freq_factor", "low_freq_factor"),
-    *("original_max_position_embeddings", "patch_size", "pattern", "theta"),
-)
-_PIXEL_FIELDS = ("pixel_mean", "pixel_std")
+# A trunk of AIM is trained with one attention pattern and then used with the other.
+_PATTERNS_OF_AIM = {"Pattern.PREFIX", "Pattern.BIDIRECTIONAL"}
 # End of the path of learned grid positions, in any module.
 _POSITIONS = "positions/positions"
 # Key of `trainer.initial_weights` for all parts at once.
@@ -190,14 +185,14 @@ class InitialWeights(Configurable):
             complaints.append("  if that decoder is dense, upcycle=True copies it to the experts")
         if any(is_adapter(path) for path in stored_paths - set(names.values())):
             complaints.append("  the checkpoint has adapters: set model.lora as in its run")
-        if cfg.check_config and stored.description is not None:
+        if cfg.check_config:
             names_of_parts = {part: source}
             if not part:
-                names_of_parts = {name: name for name in part_fields(stored.description)}
+                names_of_parts = {name: name for name, _ in model.items()}
             for own, its_source in names_of_parts.items():
-                complaints += _field_differences(
-                    stored.description, its_source, own, model, cfg.upcycle
-                )
+                made_for = stored_config(folder, its_source, cfg.step)
+                if made_for is not None and own in model:
+                    complaints += _field_differences(made_for, own, model, cfg.upcycle)
         if complaints:
             raise ValueError(
                 f"{field}: the parameters in {folder} do not fit\n" + "\n".join(complaints)
@@ -303,18 +298,13 @@ def _without(paths: set[str], chosen: Collection[str]) -> set[str]:
 
 
 def _field_differences(
-    description: Mapping[str, Any],
-    source: str,
-    part: str,
-    model: InstantiableConfig,
-    is_upcycled: bool,
+    stored: Fields, part: str, model: InstantiableConfig, is_upcycled: bool
 ) -> list[str]:
     """Lists config fields that affect the computation and differ from those of the weights."""
-    stored = part_fields(description).get(source)
-    if stored is None or part not in model:
+    cfg = getattr(model, part)
+    if not isinstance(cfg, ConfigBase):
         return []
-    made_for = _computational_fields(stored)
-    now = _computational_fields(flat_fields(getattr(model, part)))
+    made_for, now = computational_fields(stored), computational_fields(flat_fields(cfg))
     if is_upcycled and any(path.startswith("moe.") for path in now):
         # Experts are copies of the dense layer, so `experts_per_token` has no effect at first.
         activation = now.get("moe.experts.activation")
@@ -326,14 +316,6 @@ def _field_differences(
             f"model.{part}.{path} is {now.get(path)!r}, but was {made_for.get(path)!r}"
             for path in sorted(made_for.keys() | now.keys())
             if made_for.get(path) != now.get(path)
+            and {made_for.get(path), now.get(path)} != _PATTERNS_OF_AIM
         ],
     )
-
-
-def _computational_fields(fields: Fields) -> dict[str, Scalar]:
-    return {
-        path: value
-        for path, value in fields.items()
-        if path.rpartition(".")[2].startswith(_PIXEL_FIELDS)
-        or path.rpartition(".")[2] in _NOT_IN_SHAPES
-    }

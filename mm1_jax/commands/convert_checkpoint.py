@@ -20,25 +20,28 @@ from mm1_jax.flags import local_path, local_text, number, whole
 EPILOG = """\
 import reads safetensors, in one file or in shards, of
   Llama, Mistral, Qwen 2 and 3, Mixtral     decoders, by their config.json
-  CLIP, SigLIP                              vision encoders; --towers=both adds text tower and scale
+  CLIP, SigLIP                              vision encoders, alone or with their text towers
   open_clip                                 the same, by their open_clip_config.json
-  AIM                                       vision encoders, by the names of their tensors
+  AIM, AIMv2                                vision encoders, of transformers or apple/ml-aim
   LLaVA                                     encoder, connector and decoder
   PEFT (with --base)                        LoRA adapters, for trainer.initial_adapters
-and writes a folder of weights for trainer.initial_weights. The tokenizer of a decoder is stored
-with them; the image token is added to it, and the embedding enlarged. Tensors that the model has no
-place for (text towers, heads) are stored in the subfolder aside.
+and writes a folder of weights for trainer.initial_weights. The tokenizer of a decoder or a text
+tower is stored with them; the image token is added to it, and the embedding enlarged. Tensors that
+the model has no place for (such as heads) are stored in the subfolder aside; with --vision_only,
+everything of a CLIP but its vision tower is.
 
-export writes a folder for transformers; --format chooses
-  source  imported weights in their original format: every tensor bit for bit, and all files
-  llava   a model of a CLIP or SigLIP tower, an MLP over each patch, and a decoder of these families
-  mm1     any model, with the code that runs it (trust_remote_code=True)
-  clip    a CLIP run as a CLIPModel or SiglipModel, with tokenizer and preprocessing
-  open_clip  a CLIP run as open_clip's CLIP (load it by local-dir:DIR)
-  aim     the trunk of an AIM run
-  auto    a decoder alone as a Llama, Qwen or Mixtral, a tower alone as a CLIP or SigLIP, an
-          imported AIM or LLaVA as source, a CLIP run as clip or else open_clip, an AIM run as aim,
-          and everything else as mm1
+export writes a folder for transformers, open_clip or apple/ml-aim; --format chooses
+  source     imported weights in their original format: every tensor bit for bit, and all files
+  llava      a CLIP or SigLIP tower, an MLP over each patch, and a decoder of these families
+  open_clip  a CLIP with its text tower, as open_clip_config.json and open_clip_model.safetensors
+  mm1        an MM1, with the code that runs it (trust_remote_code=True)
+  auto       a decoder alone as a Llama, Qwen or Mixtral; a CLIP as a CLIPModel or a SiglipModel,
+             or else for open_clip; a tower alone as a CLIPVisionModel, SiglipVisionModel or
+             Aimv2VisionModel, or for apple/ml-aim (AIM); an imported AIM or LLaVA as source; and
+             every other MM1 as mm1
+
+A CLIP is exported with its tokenizer and the settings of its processor. Runs of AIM and AIMv2 are
+exported without the heads that only pre-training uses.
 
 A run with LoRA is exported with its adapters merged into the kernels; --adapters=peft writes them
 as a folder for PEFT, with everything that was trained beside them, and --adapters=base the model
@@ -57,6 +60,8 @@ examples:
       --num_experts=8 --moe_every=2
   %(prog)s export --checkpoint=runs/mm1_7b --output=mm1_7b_hf \\
       --dtype=bfloat16
+  %(prog)s export --checkpoint=runs/clip_vit_l14 --format=open_clip \\
+      --output=clip_vit_l14
   %(prog)s export --checkpoint=data/weights/llava --format=source \\
       --output=llava_again
   %(prog)s export --checkpoint=runs/chat_lora --adapters=peft \\
@@ -74,7 +79,7 @@ _GIB = 2**30
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=started_as("convert_checkpoint"),
-        description="Imports checkpoints of other projects, and exports models for transformers.",
+        description="Imports checkpoints of other projects, and exports models for them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -111,17 +116,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="upcycle every Nth layer (default: %(default)s)",
     )
     importing.add_argument(
+        "--vision_only",
+        action="store_true",
+        help="import the vision tower of a CLIP without its text tower",
+    )
+    importing.add_argument(
         "--base",
         type=local_path,
         metavar="FOLDER",
         help="run or folder of weights that the adapters of a PEFT folder were trained on",
-    )
-    importing.add_argument(
-        "--towers",
-        choices=("vision", "both"),
-        default="vision",
-        help="of a CLIP or SigLIP: the vision encoder (default), or the whole model, from which a "
-        "CLIP run can start",
     )
     importing.add_argument(
         "--allow_pickle",
@@ -129,7 +132,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="also read files of torch.save, by torch.load(weights_only=True)",
     )
 
-    exporting = commands.add_parser("export", help="trained model -> folder for transformers")
+    exporting = commands.add_parser("export", help="trained model -> folder for other libraries")
     exporting.add_argument(
         "--checkpoint",
         required=True,
@@ -142,7 +145,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     exporting.add_argument(
         "--format",
-        choices=("auto", "source", "llava", "mm1", "clip", "open_clip", "aim"),
+        choices=("auto", "source", "llava", "open_clip", "mm1"),
         default="auto",
         help="see below (default: auto)",
     )
@@ -202,7 +205,7 @@ def run_import(flags: argparse.Namespace) -> str:
             "they were trained on by --base"
         )
     config = read_config(flags.source)
-    rows, token = num_rows(config), image_token(config)
+    rows, token = 0 if flags.vision_only else num_rows(config), image_token(config)
     tokenizer: ImportedTokenizer | None = None
     if flags.tokenizer not in (None, "none"):
         tokenizer = import_tokenizer(Path(flags.tokenizer), rows, token)
@@ -226,7 +229,7 @@ def run_import(flags: argparse.Namespace) -> str:
         flags.source,
         flags.output,
         changes=Changes(
-            vocab_size, flags.num_experts, flags.moe_every, both_towers=flags.towers == "both"
+            vocab_size, flags.num_experts, flags.moe_every, vision_only=flags.vision_only
         ),
         allow_pickle=flags.allow_pickle,
         skip_comparison=flags.skip_comparison,
@@ -281,20 +284,31 @@ def run_export(flags: argparse.Namespace) -> str:
     from mm1_jax.interop.adapters import AdaptedModel, BaseParams, MergedParams, adapted_model
     from mm1_jax.interop.exporter import (
         Exported,
+        ExportedTokenizer,
         export_mm1,
         export_native,
         export_source,
-        native_llava,
-        native_model,
+        facts_of_weights,
         parts_of_weights,
     )
-    from mm1_jax.interop.mm1 import model_parts
     from mm1_jax.interop.model_card import model_card
+    from mm1_jax.interop.native import (
+        EncoderFacts,
+        facts_of_run,
+        native_llava,
+        native_model,
+        open_clip,
+        parts_of_model,
+    )
     from mm1_jax.interop.passthrough import Passthrough
     from mm1_jax.interop.peft import export_adapters
-    from mm1_jax.interop.tokenizers import export_tokenizer, stored_tokenizer
+    from mm1_jax.interop.tokenizers import (
+        export_text_tokenizer,
+        export_tokenizer,
+        stored_tokenizer,
+    )
     from mm1_jax.launch.run_folder import load_experiment
-    from mm1_jax.models.mm1 import MM1
+    from mm1_jax.models.text_encoder import TextPooling
 
     stored = StoredParams(flags.checkpoint, flags.step)
     sizes = {
@@ -312,20 +326,24 @@ def run_export(flags: argparse.Namespace) -> str:
         return report(export_source(stored, flags.checkpoint, flags.output, **common))
     fit, tiling, chat = "stretch", None, None
     adapted: AdaptedModel | None = None
+    passthrough, facts = Passthrough(flags.checkpoint), EncoderFacts()
     if stored.description is None:
-        cfg: Any = load_experiment(flags.checkpoint)
-        if not issubclass(cfg.model.klass, MM1):
-            return report(_export_encoder(flags, stored, cfg, {**common, "dtype": flags.dtype}))
-        if flags.format in _ENCODER_FORMATS:
-            raise ValueError(f"--format={flags.format}: {flags.checkpoint} trained an MM1")
-        parts, image_token = model_parts(cfg.model), cfg.model.image_token
-        tokenizer = cfg.input.tokenizer.instantiate()
-        fit, tiling = cfg.input.image_transform.fit.value, tiling_of(cfg.input)
-        chat = chat_format(cfg.input, tokenizer)
-        adapted = None if cfg.model.lora is None else adapted_model(cfg.model)
+        cfg = load_experiment(flags.checkpoint)
+        parts, image_token, tokenizer = parts_of_model(cfg.model), -1, None
+        if "text_encoder" in parts:
+            tokenizer = cfg.input.tokenizer.instantiate()
+            facts = facts_of_run(cfg, tokenizer, flags.output.name)
+        elif "decoder" in parts:
+            image_token = cfg.model.image_token
+            tokenizer = cfg.input.tokenizer.instantiate()
+            fit, tiling = cfg.input.image_transform.fit.value, tiling_of(cfg.input)
+            chat = chat_format(cfg.input, tokenizer)
+            adapted = None if cfg.model.lora is None else adapted_model(cfg.model)
     else:
         parts = parts_of_weights(stored)
         tokenizer = stored_tokenizer(stored, flags.checkpoint)
+        if "text_encoder" in parts:
+            facts = facts_of_weights(stored, tokenizer, passthrough)
         own = families.image_token(stored.description["config"])
         image_token = -1 if own is None else own
         image_token = image_token if tokenizer is None else tokenizer.image_token
@@ -335,18 +353,32 @@ def run_export(flags: argparse.Namespace) -> str:
         stored = MergedParams(flags.checkpoint, flags.step, adapted.layers)
         if flags.adapters == "base":
             stored = BaseParams(flags.checkpoint, flags.step)
-    options = {
-        **common,
-        "dtype": flags.dtype,
-        "tokenizer": None if tokenizer is None else export_tokenizer(tokenizer, chat),
-    }
-    passthrough = Passthrough(flags.checkpoint)
+    text: Any = parts.get("text_encoder")
+    exported_tokenizer: ExportedTokenizer | None = None
+    if tokenizer is not None and text is not None:
+        padding = text.padding_token if text.pooling is TextPooling.LAST else None
+        exported_tokenizer = export_text_tokenizer(
+            tokenizer, max_length=text.max_length, padding_token=padding
+        )
+    elif tokenizer is not None and "decoder" in parts:
+        exported_tokenizer = export_tokenizer(tokenizer, chat)
+    options = {**common, "dtype": flags.dtype, "tokenizer": exported_tokenizer}
+    if "decoder" not in parts and flags.format in ("llava", "mm1"):
+        raise ValueError(
+            f"--format={flags.format}: {flags.checkpoint} has no decoder; leave it out"
+        )
+    if text is None and flags.format == "open_clip":
+        raise ValueError(f"--format=open_clip: {flags.checkpoint} has no text tower")
     if flags.format == "llava" and tiling is not None:
         raise ValueError("--format=llava: its processor shows no tiles; export as mm1")
     if flags.format == "llava":
         model = native_llava(parts, image_token)
+    elif flags.format == "open_clip":
+        model = open_clip(parts, facts)
     else:
-        model = "" if flags.format == "mm1" else native_model(parts, passthrough.specs)
+        model = "" if flags.format == "mm1" else native_model(parts, passthrough.specs, facts)
+    if isinstance(model, str) and "decoder" not in parts:
+        raise ValueError(f"{flags.checkpoint}: {model}")
     if adapted is not None and flags.adapters == "peft":
         if flags.dtype != "float32":
             raise ValueError(f"--dtype={flags.dtype}: adapters are written in float32 only")
@@ -367,7 +399,7 @@ def run_export(flags: argparse.Namespace) -> str:
     options["model_card"] = model_card(
         flags.output.name,
         parts,
-        is_native=not isinstance(model, str),
+        library=None if isinstance(model, str) else model.library,
         license=flags.license,
         dtype=flags.dtype,
         is_chat=chat is not None,
@@ -389,62 +421,14 @@ def run_export(flags: argparse.Namespace) -> str:
     return report(exported)
 
 
-_ENCODER_FORMATS = ("clip", "open_clip", "aim")
-
-
-def _export_encoder(
-    flags: argparse.Namespace, stored: Any, cfg: Any, options: Mapping[str, Any]
-) -> Any:
-    """Exports the model of a CLIP run, or the trunk of an AIM run."""
-    from mm1_jax.interop import clip
-    from mm1_jax.interop.encoder_export import (
-        aim_preprocessing,
-        aim_trunk,
-        clip_files,
-        export_encoder,
-        hf_pair,
-        open_clip_pair,
-    )
-    from mm1_jax.models.clip import CLIP
-
-    is_clip = issubclass(cfg.model.klass, CLIP)
-    known = ("clip", "open_clip") if is_clip else ("aim",)
-    if flags.format not in ("auto", *known) or flags.adapters is not None:
-        raise ValueError(
-            f"--format={flags.format}: this run trained a {cfg.model.klass.__name__}; choose "
-            f"--format={' or '.join(known)}, without --adapters"
-        )
-    if not is_clip:
-        encoder = cfg.model.vision_encoder
-        files, parts = aim_preprocessing(encoder), {"vision_encoder": encoder}
-        model = aim_trunk(encoder)
-        return export_encoder(stored, model, parts, flags.output, files=files, **options)
-    tokenizer, kind = cfg.input.tokenizer.instantiate(), flags.format
-    if kind == "auto":
-        try:
-            hf_pair(cfg.model, tokenizer)
-            kind = "clip"
-        except ValueError as error:
-            print(f"--format=open_clip: {error}", file=sys.stderr)
-            kind = "open_clip"
-    make = open_clip_pair if kind == "open_clip" else hf_pair
-    files = clip_files(cfg.model, tokenizer, is_open_clip=kind == "open_clip")
-    return export_encoder(
-        stored,
-        make(cfg.model, tokenizer),
-        clip.parts_of_model(cfg.model),
-        flags.output,
-        files=files,
-        **options,
-    )
-
-
 def _needs_source_format(description: Mapping[str, Any] | None) -> bool:
     """Returns whether imported weights can only be exported in the format of their source."""
     if description is None or description["changes"]["num_experts"] is not None:
         return False
-    is_pair = description["changes"].get("both_towers", False)
-    return is_pair or description["config"]["model_type"] in ("aim", "llava")
+    config = description["config"]
+    # apple/ml-aim has this model type for a layout of its own.
+    is_original = config["model_type"] == "aimv2" and "hidden_size" in config
+    return is_original or config["model_type"] in ("aim", "llava")
 
 
 def _checked(result: Any) -> str:

@@ -1,50 +1,48 @@
-"""Whole CLIPs and SigLIPs: configs of both towers, of Hugging Face and of open_clip.
+"""Configs of whole CLIPs: of `CLIPModel` and `SiglipModel` in transformers, and of open_clip.
 
-A model has the parts vision_encoder, image_pooling, image_projection (CLIP alone) and text_encoder,
-and the scalars logit_scale and logit_bias (SigLIP, or open_clip's sigmoid loss).
+A CLIP is read as the parts of a `CLIP` and written back from them. An export is allowed if its
+config, read again, gives the same parts, so that reading is the only place that knows the rules.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from mm1_jax.config import InstantiableConfig, maybe_set_config
 from mm1_jax.interop import vision
+from mm1_jax.interop.clip_tensors import POOLING, PROJECTION, TEXT
 from mm1_jax.interop.fields import MOST_LAYERS, Fields, ForeignClass
+from mm1_jax.interop.vision import ACTIVATIONS, ENCODER
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.layers.feed_forward import Activation
-from mm1_jax.layers.linear import Linear
 from mm1_jax.models.clip import CLIP
-from mm1_jax.models.image_pooling import ClassPooling, MAPPooling
+from mm1_jax.models.image_pooling import ClassPooling, MAPPooling, MeanPooling
 from mm1_jax.models.text_encoder import TextEncoder, TextPooling
 
-POOLING, PROJECTION, TEXT = "image_pooling", "image_projection", "text_encoder"
-SCALE, BIAS = "logit_scale", "logit_bias"
-
-_TEXT = {"intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+_TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+}
 CLIP_TEXT = ForeignClass(
     "CLIPTextConfig",
-    {
-        **_TEXT,
-        "hidden_size": 512,
-        "vocab_size": 49408,
-        "max_position_embeddings": 77,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
+    {**_TEXT, "vocab_size": 49_408, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     ("attention_dropout", "dropout", "projection_dim", "tie_word_embeddings"),
 )
 SIGLIP_TEXT = ForeignClass(
     "SiglipTextConfig",
     {
+        **_TEXT,
         "hidden_size": 768,
         "intermediate_size": 3072,
-        "num_hidden_layers": 12,
         "num_attention_heads": 12,
-        "vocab_size": 32000,
         "max_position_embeddings": 64,
+        "vocab_size": 32_000,
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-6,
         "projection_size": None,
+        # Fills rows, and every position attends to it.
         "pad_token_id": 1,
     },
     ("attention_dropout", "dropout", "tie_word_embeddings"),
@@ -53,17 +51,16 @@ OPEN_CLIP_TEXT = ForeignClass(
     "CLIPTextCfg",
     {
         "context_length": 77,
-        "vocab_size": 49408,
+        "vocab_size": 49_408,
         "width": 512,
         "heads": 8,
         "layers": 12,
         "mlp_ratio": 4.0,
         "ls_init_value": None,
         "embed_cls": False,
-        "no_causal_mask": False,
-        "final_ln_after_pool": False,
-        "pool_type": "argmax",
         "pad_id": 0,
+        "no_causal_mask": False,
+        "pool_type": "argmax",
         "proj_bias": False,
         "proj_type": "linear",
         "act_kwargs": None,
@@ -77,322 +74,332 @@ OPEN_CLIP_TEXT = ForeignClass(
         "scale_fc": False,
         "hf_model_name": None,
     },
+    # The end of a text is where its tokens end here. open_clip has two fields that it never reads.
     (
-        *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "eos_id", "output_tokens"),
-        *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
+        *("eos_id", "final_ln_after_pool", "output_tokens", "hf_tokenizer_name", "tokenizer_mode"),
+        *("tokenizer_kwargs", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
     ),
 )
-_OPEN_CLIP_MODEL = ForeignClass(
-    "CLIP",
-    {"text_cfg": None, "embed_dim": None, "quick_gelu": False},
-    (*vision.OPEN_CLIP_MODEL.neutral, "vision_cfg"),
-)
-# The ids of bos and eos in CLIP's byte-pair encoding, which open_clip has built in.
-_CLIP_TOKENS = (49406, 49407)
-_POOLINGS = {
-    "argmax": TextPooling.EOS,
-    "eos": TextPooling.EOS,
-    "last": TextPooling.LAST,
-}
+# open_clip's text pooling. The token that ends a text has the highest id in CLIP's vocabulary.
+_POOLING = {"argmax": TextPooling.EOS, "eos": TextPooling.EOS, "last": TextPooling.LAST}
+# Names of the poolings in open_clip, and of activations in its `act_kwargs`.
+_APPROXIMATE = {Activation.GELU: None, Activation.GELU_TANH: "tanh"}
 
 
-def hf_clip_parts(hf: Fields, encoder: Any) -> dict[str, Any]:
-    """Returns the parts of a `CLIPModel`, given its vision encoder."""
+def text_section(hf: Fields, model_type: str) -> Fields:
+    """Returns the fields of the text tower in the `config.json` of a CLIP or a SigLIP."""
+    if model_type == "siglip":
+        return hf.section("text_config", SIGLIP_TEXT)
+    # In transformers, this old field replaces all of text_config if present.
     name = "text_config_dict" if hf.value("text_config_dict") is not None else "text_config"
     hf.value("text_config")
-    text = hf.section(name, CLIP_TEXT)
-    pooling = ClassPooling.default_config()
-    pooling.norm.eps = encoder.stack.layer.norm.eps
-    return _parts(
-        encoder,
-        pooling,
-        hf.integer("projection_dim"),
-        _hf_text(text, TextEncoder.default_config()),
-        has_projection=True,
+    return hf.section(name, CLIP_TEXT)
+
+
+def skip_text(hf: Fields) -> None:
+    """Accepts any fields of the text tower and of what compares both towers."""
+    model = hf.section("model_cfg", vision.OPEN_CLIP_MODEL) if "model_cfg" in hf.given else hf
+    for name in ("text_config", "text_config_dict", "projection_dim"):
+        hf.value(name)
+    for name in ("text_cfg", "multimodal_cfg", "embed_dim", "init_logit_bias"):
+        model.value(name)
+    model.value("nonscalar_logit_scale")
+
+
+def hf_clip(hf: Fields) -> CLIP.Config:
+    """Returns the model of a CLIP's `config.json`."""
+    tower = vision.clip_pair_section(hf)
+    encoder = vision.hf_clip_config(tower)
+    text = _hf_text(text_section(hf, "clip"))
+    model = CLIP.default_config().set(
+        vision_encoder=encoder, text_encoder=text, features_dim=hf.integer("projection_dim")
     )
+    model.image_pooling.norm.eps = tower.number("layer_norm_eps")
+    return model
 
 
-def siglip_parts(hf: Fields, encoder: Any) -> dict[str, Any]:
-    """Returns the parts of a `SiglipModel`, given its vision encoder."""
-    text = hf.section("text_config", SIGLIP_TEXT)
-    cfg = _hf_text(text, TextEncoder.default_config())
-    # Padding is embedded, and the last position is read.
-    padding = text.value("pad_token_id")
-    cfg.set(pooling=TextPooling.LAST, padding_token=1 if padding is None else padding)
-    cfg.projection.bias = True
-    cfg.stack.layer.attention.pattern = Pattern.BIDIRECTIONAL
-    size = text.value("projection_size")
-    if (text.integer("hidden_size") if size is None else size) != encoder.model_dim:
-        text.refuse("projection_size", f"expected that of the vision tower, {encoder.model_dim}")
+def hf_siglip(hf: Fields) -> CLIP.Config:
+    """Returns the model of a SigLIP's `config.json`."""
+    tower = hf.section("vision_config", vision.SIGLIP_VISION)
+    encoder = vision.siglip_config(tower)
+    if tower.value("vision_use_head") is False:
+        tower.refuse("vision_use_head", "features of images come from the head; only true")
+    fields = text_section(hf, "siglip")
+    text = _hf_text(fields)
+    text.set(pooling=TextPooling.LAST, padding_token=fields.integer("pad_token_id", least=0))
+    text.projection.bias = True
+    text.stack.layer.attention.pattern = Pattern.BIDIRECTIONAL
+    output_dim = fields.integer_or_none("projection_size") or text.model_dim
+    if output_dim != encoder.model_dim:
+        name = "hidden_size" if fields.value("projection_size") is None else "projection_size"
+        fields.refuse(name, f"expected the hidden_size {encoder.model_dim} of vision_config")
     pooling = MAPPooling.default_config()
     pooling.feed_forward.activation = encoder.stack.layer.feed_forward.activation
-    pooling.norm.eps = encoder.stack.layer.norm.eps
-    return _parts(encoder, pooling, encoder.model_dim, cfg, has_projection=False)
-
-
-def open_clip_parts(hf: Fields, encoder: Any) -> dict[str, Any]:
-    """Returns the parts of open_clip's CLIP, given its vision encoder."""
-    # The fields of the vision tower are read with its config.
-    model = hf.section("model_cfg", _OPEN_CLIP_MODEL)
-    if (encoder.final_norm is None) is (encoder.class_token is None):
-        model.refuse("vision_cfg", "only a pool_type of tok is supported with a text tower")
-    text = model.section("text_cfg", OPEN_CLIP_TEXT)
-    if text.has("hf_model_name"):
-        text.refuse("hf_model_name", "only open_clip's own text tower is supported")
-    width, hidden = text.integer("width"), text.integer("width") * text.number("mlp_ratio")
-    cfg = TextEncoder.default_config().set(
-        vocab_size=text.integer("vocab_size"),
-        max_length=text.integer("context_length"),
-        model_dim=width,
-        num_layers=text.integer("layers", most=MOST_LAYERS),
-        num_heads=text.integer("heads"),
-        hidden_dim=int(hidden),
-        pooling=text.one_of("pool_type", _POOLINGS),
-        padding_token=text.value("pad_id"),
-    )
-    cfg.projection.bias = text.flag("proj_bias")
-    if text.flag("no_causal_mask"):
-        cfg.stack.layer.attention.pattern = Pattern.BIDIRECTIONAL
-    activation, eps = vision.open_clip_block(model, text)
-    cfg.stack.layer.feed_forward.activation = activation
-    cfg.stack.layer.norm.eps = cfg.final_norm.eps = eps
-    pooling = ClassPooling.default_config()
-    pooling.norm.eps = encoder.stack.layer.norm.eps
-    return _parts(encoder, pooling, model.integer("embed_dim"), cfg, has_projection=True)
-
-
-def parts_of_model(cfg: Any) -> dict[str, Any]:
-    """Returns the parts of a resolved `CLIP.Config`, with the dims that its constructor sets."""
-    return _parts(
-        cfg.vision_encoder.clone(),
-        cfg.image_pooling.clone(),
-        cfg.features_dim,
-        cfg.text_encoder.clone(),
-        has_projection=cfg.image_projection is not None,
-        projection=cfg.image_projection,
-    )
-
-
-def scalars_of_model(cfg: Any) -> tuple[str, ...]:
-    """Returns the paths of the scalars of a resolved `CLIP.Config`."""
-    return (SCALE,) if cfg.initial_bias is None else (SCALE, BIAS)
-
-
-def model_of_parts(parts: Mapping[str, Any], scalars: tuple[str, ...]) -> CLIP.Config:
-    """Returns the config of the model with these parts."""
+    pooling.norm.eps = tower.number("layer_norm_eps")
     return CLIP.default_config().set(
-        **{name: parts[name].clone() for name in (vision.ENCODER, POOLING, TEXT)},
-        image_projection=parts[PROJECTION].clone() if PROJECTION in parts else None,
-        features_dim=parts[TEXT].output_dim,
-        initial_bias=0.0 if BIAS in scalars else None,
+        vision_encoder=encoder,
+        image_pooling=pooling,
+        image_projection=None,
+        text_encoder=text,
+        features_dim=encoder.model_dim,
+        initial_scale=10.0,
+        initial_bias=-10.0,
     )
 
 
-def hf_config(
-    parts: Mapping[str, Any], scalars: tuple[str, ...], tokens: Mapping[str, int]
-) -> dict[str, Any]:
-    """Returns the `config.json` of a `CLIPModel` or a `SiglipModel`.
-
-    Args:
-        tokens: The ids of bos, eos and pad.
-
-    Raises:
-        ValueError: transformers has no such model; the message says why.
-    """
-    encoder, text = parts[vision.ENCODER], parts[TEXT]
-    is_clip = PROJECTION in parts
-    tower = vision.tower_config(encoder)
-    del tower["architectures"]
-    eps = {encoder.stack.layer.norm.eps, parts[POOLING].norm.eps}
-    pattern, pooling = Pattern.CAUSAL, TextPooling.EOS
-    if not is_clip:
-        pattern, pooling = Pattern.BIDIRECTIONAL, TextPooling.LAST
-    faults = [
-        (isinstance(parts[POOLING], ClassPooling.Config) is not is_clip, "its pooling"),
-        (not isinstance(parts[POOLING], ClassPooling.Config | MAPPooling.Config), "its pooling"),
-        ((encoder.class_token is not None) is not is_clip, "its class token"),
-        ((encoder.final_norm is None) is not is_clip, "its final_norm"),
-        (len(eps) > 1 or text.final_norm.eps != text.stack.layer.norm.eps, "an eps of its own"),
-        (_pattern(text) is not pattern, "its mask"),
-        (text.pooling is not pooling, "its text pooling"),
-        (text.projection.bias is is_clip, "the bias of its text projection"),
-        ((BIAS in scalars) is is_clip, "its logit bias"),
-    ]
-    kind = "CLIP" if is_clip else "SigLIP"
-    if found := [name for is_wrong, name in faults if is_wrong]:
-        raise ValueError(
-            f"transformers has no {kind} with {found[0]}; --format=open_clip has more choices"
-        )
-    if is_clip and tokens["eos"] == 2:
-        # transformers then reads the largest id of a text in place of eos, as old configs need.
-        raise ValueError(
-            "transformers' CLIP cannot use a tokenizer whose eos is 2, because old configs have "
-            "that id by mistake; export with --format=open_clip"
-        )
-    names = {activation: name for name, activation in vision.ACTIVATIONS.items()}
-    section = {
-        "model_type": "clip_text_model" if is_clip else "siglip_text_model",
-        "hidden_size": text.model_dim,
-        "intermediate_size": text.hidden_dim,
-        "num_hidden_layers": text.num_layers,
-        "num_attention_heads": text.num_heads,
-        "max_position_embeddings": text.max_length,
-        "vocab_size": text.vocab_size,
-        "hidden_act": names[text.stack.layer.feed_forward.activation],
-        "layer_norm_eps": text.final_norm.eps,
-        "bos_token_id": tokens["bos"],
-        "eos_token_id": tokens["eos"],
-        "pad_token_id": tokens["pad"] if is_clip else text.padding_token,
-    }
-    if is_clip:
-        return {
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
-            "projection_dim": text.output_dim,
-            "vision_config": {**tower, "projection_dim": text.output_dim},
-            "text_config": {**section, "projection_dim": text.output_dim},
-        }
-    return {
-        "architectures": ["SiglipModel"],
-        "model_type": "siglip",
-        "vision_config": tower,
-        "text_config": {**section, "projection_size": text.output_dim},
-    }
-
-
-def open_clip_config(
-    parts: Mapping[str, Any], scalars: tuple[str, ...], tokens: Mapping[str, int]
-) -> dict[str, Any]:
-    """Returns the `open_clip_config.json` of open_clip's CLIP.
-
-    Args:
-        tokens: The ids of bos and eos.
-
-    Raises:
-        ValueError: open_clip has no such model; the message says why.
-    """
-    encoder, text = parts[vision.ENCODER], parts[TEXT]
-    activations = [each.stack.layer.feed_forward.activation for each in (encoder, text)]
-    is_quick = Activation.QUICK_GELU in activations
-    encoder_eps = {encoder.stack.layer.norm.eps, parts[POOLING].norm.eps}
-    if encoder.pre_norm is not None:
-        encoder_eps.add(encoder.pre_norm.eps)
-    pools = {TextPooling.EOS: "eos", TextPooling.LAST: "last"}
-    faults = [
-        (not isinstance(parts[POOLING], ClassPooling.Config), "another pooling than ClassPooling"),
-        (encoder.class_token is None or encoder.final_norm is not None, "no class token"),
-        (encoder.patch_embedding.bias, "a bias of the patch embedding"),
-        (PROJECTION not in parts, "no image projection"),
-        (len(set(activations)) > 1 and is_quick, "QUICK_GELU in one tower alone"),
-        (len(encoder_eps) > 1, "norms of different eps in a tower"),
-        (text.final_norm.eps != text.stack.layer.norm.eps, "norms of different eps in a tower"),
-        (text.pooling not in pools, f"text pooling {text.pooling.value}"),
-        # There, the positions before eos would attend to the padding behind it.
-        (
-            text.pooling is TextPooling.EOS and _pattern(text) is not Pattern.CAUSAL,
-            "a bidirectional text tower that is read at eos",
-        ),
-        (encoder.patch_norm is not None, "a norm of patches"),
-    ]
-    if found := [name for is_wrong, name in faults if is_wrong]:
-        raise ValueError(f"open_clip has no CLIP with {found[0]}; choose another --format")
-
-    def tower(cfg: Any) -> dict[str, Any]:
-        ratio = cfg.hidden_dim / cfg.model_dim
-        # open_clip rounds the product down.
-        ratio = ratio if int(cfg.model_dim * ratio) == cfg.hidden_dim else math.nextafter(ratio, 99)
-        options: dict[str, Any] = {
-            "width": cfg.model_dim,
-            "layers": cfg.num_layers,
-            "mlp_ratio": ratio,
-        }
-        if cfg.stack.layer.feed_forward.activation is Activation.GELU_TANH:
-            options["act_kwargs"] = {"approximate": "tanh"}
-        if (eps := cfg.stack.layer.norm.eps) != 1e-5:
-            options["norm_kwargs"] = {"eps": eps}
-        return options
-
-    vision_cfg = {
-        **tower(encoder),
-        "head_width": encoder.model_dim // encoder.num_heads,
-        "patch_size": encoder.patch_size,
-        "image_size": encoder.image_size,
-    }
-    if encoder.pre_norm is None:
-        vision_cfg["no_ln_pre"] = True
-    text_cfg = {
-        **tower(text),
-        "heads": text.num_heads,
-        "context_length": text.max_length,
-        "vocab_size": text.vocab_size,
-        "pool_type": pools[text.pooling],
-        "eos_id": tokens["eos"],
-        "pad_id": text.padding_token,
-    }
-    if (tokens["bos"], tokens["eos"]) != _CLIP_TOKENS:
-        # Any name makes open_clip read the tokenizer in the folder of the model.
-        text_cfg["hf_tokenizer_name"] = "tokenizer of this folder"
-    if _pattern(text) is Pattern.BIDIRECTIONAL:
-        text_cfg["no_causal_mask"] = True
-    if text.projection.bias:
-        text_cfg["proj_bias"] = True
-    model: dict[str, Any] = {
-        "embed_dim": text.output_dim,
-        "vision_cfg": vision_cfg,
-        "text_cfg": text_cfg,
-    }
-    if is_quick:
-        model["quick_gelu"] = True
-    if BIAS in scalars:
-        model["init_logit_bias"] = 0.0
-    preprocess = {
-        "size": [encoder.image_size, encoder.image_size],
-        "mode": "RGB",
-        "mean": list(encoder.pixel_mean),
-        "std": list(encoder.pixel_std),
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-        "fill_color": 0,
-    }
-    return {"model_cfg": model, "preprocess_cfg": preprocess}
-
-
-def _hf_text(hf: Fields, cfg: Any) -> Any:
-    cfg.set(
+def _hf_text(hf: Fields) -> TextEncoder.Config:
+    dim, num_heads = hf.integer("hidden_size"), hf.integer("num_attention_heads")
+    if dim % num_heads:
+        hf.refuse("hidden_size", f"expected a multiple of num_attention_heads={num_heads}")
+    return _text(
         vocab_size=hf.integer("vocab_size"),
         max_length=hf.integer("max_position_embeddings"),
-        model_dim=hf.integer("hidden_size"),
+        model_dim=dim,
         num_layers=hf.integer("num_hidden_layers", most=MOST_LAYERS),
-        num_heads=hf.integer("num_attention_heads"),
+        num_heads=num_heads,
         hidden_dim=hf.integer("intermediate_size"),
+        activation=hf.one_of("hidden_act", ACTIVATIONS),
+        eps=hf.number("layer_norm_eps"),
     )
-    if cfg.model_dim % cfg.num_heads:
-        hf.refuse("hidden_size", f"expected a multiple of num_attention_heads={cfg.num_heads}")
-    cfg.stack.layer.feed_forward.activation = hf.one_of("hidden_act", vision.ACTIVATIONS)
-    cfg.stack.layer.norm.eps = cfg.final_norm.eps = hf.number("layer_norm_eps")
+
+
+def open_clip(hf: Fields) -> CLIP.Config:
+    """Returns the model of an `open_clip_config.json`."""
+    encoder = vision.open_clip_config(hf)
+    model, tower = vision.open_clip_sections(hf)
+    model.flag("nonscalar_logit_scale")
+    if model.value("multimodal_cfg") is not None:
+        model.refuse("multimodal_cfg", "a CoCa has a decoder; only CLIPs are supported")
+    fields = model.section("text_cfg", OPEN_CLIP_TEXT)
+    if fields.has("hf_model_name"):
+        fields.refuse(
+            "hf_model_name",
+            "the text tower is of transformers; only open_clip's own TextTransformer is supported",
+        )
+    width, num_heads = fields.integer("width"), fields.integer("heads")
+    if width % num_heads:
+        fields.refuse("width", f"expected a multiple of heads={num_heads}")
+    eps, activation = vision.open_clip_norm_and_activation(model, fields)
+    text = _text(
+        vocab_size=fields.integer("vocab_size"),
+        max_length=fields.integer("context_length"),
+        model_dim=width,
+        num_layers=fields.integer("layers", most=MOST_LAYERS),
+        num_heads=num_heads,
+        hidden_dim=vision.open_clip_hidden_dim(fields, width),
+        activation=activation,
+        eps=eps,
+    )
+    fields.one_of("proj_type", {"linear": None})
+    text.projection.bias = fields.flag("proj_bias")
+    text.pooling = fields.one_of("pool_type", _POOLING)
+    padding = fields.integer("pad_id", least=0)
+    if text.pooling is TextPooling.LAST:
+        text.padding_token = padding
+    if fields.flag("no_causal_mask"):
+        text.stack.layer.attention.pattern = Pattern.BIDIRECTIONAL
+        if text.pooling is not TextPooling.LAST:
+            fields.refuse(
+                "no_causal_mask",
+                f"with pool_type={fields.value('pool_type')!r}, texts attend to padding, which "
+                "they do not here; only with pool_type 'last'",
+            )
+    pooling = ClassPooling.default_config()
+    if tower.value("pool_type") == "avg":
+        pooling = MeanPooling.default_config()
+    pooling.norm.eps = encoder.stack.layer.norm.eps
+    return CLIP.default_config().set(
+        vision_encoder=encoder,
+        image_pooling=pooling,
+        text_encoder=text,
+        features_dim=model.integer("embed_dim"),
+        initial_bias=None if model.value("init_logit_bias") is None else 0.0,
+    )
+
+
+def _text(*, activation: Activation, eps: float, **sizes: int) -> TextEncoder.Config:
+    cfg = TextEncoder.default_config().set(**sizes)
+    cfg.final_norm.eps = cfg.stack.layer.norm.eps = eps
+    cfg.stack.layer.feed_forward.activation = activation
     return cfg
 
 
-def _parts(
-    encoder: Any,
-    pooling: Any,
-    features_dim: int,
-    text: Any,
+def eos_and_resize(config: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Returns facts from the complete config of a CLIP.
+
+    These are the id that ends a text (None if it is the highest of every text), and how pictures
+    become square (see `EncoderFacts`).
+    """
+    if "model_cfg" in config:
+        text = config["model_cfg"].get("text_cfg") or {}
+        eos = text.get("eos_id", 2) if text.get("pool_type") == "eos" else None
+        return eos, (config.get("preprocess_cfg") or {}).get("resize_mode", "shortest")
+    text = config.get("text_config_dict") or config.get("text_config") or {}
+    eos = text.get("eos_token_id", 49_407)
+    return (None if eos == 2 else eos), "shortest"
+
+
+def parts_of_clip(model: CLIP.Config) -> dict[str, InstantiableConfig]:
+    """Returns the parts of a CLIP, with the dims that the model passes down filled in."""
+    encoder: Any = model.vision_encoder.clone()
+    pooling = maybe_set_config(
+        model.image_pooling.clone(),
+        input_dim=encoder.model_dim,
+        num_heads=encoder.num_heads,
+        hidden_dim=encoder.hidden_dim,
+    )
+    parts: dict[str, Any] = {ENCODER: encoder, POOLING: pooling}
+    if model.image_projection is not None:
+        sizes = {"input_dim": encoder.model_dim, "output_dim": model.features_dim}
+        parts[PROJECTION] = model.image_projection.clone(**sizes)
+    return parts | {
+        TEXT: maybe_set_config(model.text_encoder.clone(), output_dim=model.features_dim)
+    }
+
+
+def clip_of_parts(parts: Mapping[str, Any], *, has_bias: bool) -> CLIP.Config:
+    """Returns the model with the parts that `parts_of_clip` returned."""
+    return CLIP.default_config().set(
+        **{PROJECTION: None, **parts},
+        features_dim=parts[TEXT].output_dim,
+        initial_bias=0.0 if has_bias else None,
+    )
+
+
+def is_siglip(parts: Mapping[str, Any]) -> bool:
+    """Returns whether the parts are a SigLIP rather than a CLIP: attention pools the patches."""
+    return isinstance(parts[POOLING], MAPPooling.Config)
+
+
+def hf_config(parts: Mapping[str, Any], *, eos: int | None = None) -> dict[str, Any]:
+    """Returns the `config.json` of a CLIPModel, or of a SiglipModel if pooling is attention.
+
+    Args:
+        eos: Id of the token that ends a text; None leaves the default.
+    """
+    encoder, cfg, has_head = parts[ENCODER], parts[TEXT], is_siglip(parts)
+    name = "siglip" if has_head else "clip"
+    text = {
+        "model_type": f"{name}_text_model",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.model_dim,
+        "intermediate_size": cfg.hidden_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "max_position_embeddings": cfg.max_length,
+        "hidden_act": _activation_name(cfg, "text_encoder"),
+        "layer_norm_eps": cfg.final_norm.eps,
+    }
+    if has_head:
+        text |= {"projection_size": cfg.output_dim, "pad_token_id": cfg.padding_token}
+    if eos is not None:
+        text["eos_token_id"] = eos
+    config = {
+        "architectures": ["SiglipModel" if has_head else "CLIPModel"],
+        "model_type": name,
+        "vision_config": {
+            "model_type": f"{name}_vision_model",
+            "image_size": encoder.image_size,
+            "patch_size": encoder.patch_size,
+            "hidden_size": encoder.model_dim,
+            "num_hidden_layers": encoder.num_layers,
+            "num_attention_heads": encoder.num_heads,
+            "intermediate_size": encoder.hidden_dim,
+            "hidden_act": _activation_name(encoder, "vision_encoder"),
+            "layer_norm_eps": encoder.stack.layer.norm.eps,
+        },
+        "text_config": text,
+    }
+    if not has_head:
+        config["projection_dim"] = cfg.output_dim
+    return config
+
+
+def _activation_name(cfg: Any, part: str) -> str:
+    activation = cfg.stack.layer.feed_forward.activation
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    if activation not in names:
+        raise ValueError(
+            f"{part}.stack.layer.feed_forward.activation is {activation.value!r}, expected one of "
+            f"{', '.join(each.value for each in names)}"
+        )
+    return names[activation]
+
+
+def open_clip_export(
+    parts: Mapping[str, Any],
     *,
-    has_projection: bool,
-    projection: Any = None,
+    has_bias: bool,
+    eos: int | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns the parts by name, with the dims that the constructor of a `CLIP` sets."""
-    pooling.input_dim = encoder.model_dim
-    if isinstance(pooling, MAPPooling.Config):
-        pooling.set(num_heads=encoder.num_heads, hidden_dim=encoder.hidden_dim)
-    parts = {vision.ENCODER: encoder, POOLING: pooling}
-    if has_projection:
-        cfg = Linear.default_config() if projection is None else projection.clone()
-        parts[PROJECTION] = cfg.set(input_dim=encoder.model_dim, output_dim=features_dim)
-    parts[TEXT] = text.set(output_dim=features_dim)
-    return parts
+    """Returns the `open_clip_config.json` of these parts.
+
+    Args:
+        eos: Id of the token that ends a text; None is the highest of the vocabulary.
+        preprocess: Fields of `preprocess_cfg` besides mean and standard deviation.
+    """
+    encoder, cfg = parts[ENCODER], parts[TEXT]
+    activations = [each.stack.layer.feed_forward.activation for each in (encoder, cfg)]
+    is_quick = Activation.QUICK_GELU in activations
+    if is_quick and activations[0] is not activations[1]:
+        raise ValueError(
+            "quick_gelu of open_clip is that of both towers, and text_encoder has another "
+            "activation than vision_encoder"
+        )
+
+    def kinds(part: Any, name: str) -> dict[str, Any]:
+        activation, eps = part.stack.layer.feed_forward.activation, part.stack.layer.norm.eps
+        result: dict[str, Any] = {}
+        if not is_quick:
+            _activation_name(part, name)
+            if (approximate := _APPROXIMATE[activation]) is not None:
+                result["act_kwargs"] = {"approximate": approximate}
+        if eps != 1e-5:
+            result["norm_kwargs"] = {"eps": eps}
+        return result
+
+    tower = {
+        "image_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "layers": encoder.num_layers,
+        "width": encoder.model_dim,
+        "head_width": encoder.model_dim // encoder.num_heads,
+        "mlp_ratio": _ratio(encoder),
+        **kinds(encoder, ENCODER),
+    }
+    if encoder.pre_norm is None:
+        tower["no_ln_pre"] = True
+    if isinstance(parts[POOLING], MeanPooling.Config):
+        tower |= {"pool_type": "avg", "final_ln_after_pool": True}
+    text = {
+        "context_length": cfg.max_length,
+        "vocab_size": cfg.vocab_size,
+        "width": cfg.model_dim,
+        "heads": cfg.num_heads,
+        "layers": cfg.num_layers,
+        "mlp_ratio": _ratio(cfg),
+        **kinds(cfg, TEXT),
+    }
+    if cfg.pooling is TextPooling.LAST:
+        text |= {"pool_type": "last", "pad_id": cfg.padding_token}
+    elif eos is not None:
+        text |= {"pool_type": "eos", "eos_id": eos}
+    if cfg.stack.layer.attention.pattern is Pattern.BIDIRECTIONAL:
+        text["no_causal_mask"] = True
+    if cfg.projection.bias:
+        text["proj_bias"] = True
+    model: dict[str, Any] = {"embed_dim": cfg.output_dim, "vision_cfg": tower, "text_cfg": text}
+    if is_quick:
+        model["quick_gelu"] = True
+    if has_bias:
+        model["init_logit_bias"] = 0.0
+    colors = {"mean": list(encoder.pixel_mean), "std": list(encoder.pixel_std)}
+    return {"model_cfg": model, "preprocess_cfg": {**colors, **(preprocess or {})}}
 
 
-def _pattern(text: Any) -> Pattern:
-    return Pattern(text.stack.layer.attention.pattern)
+def _ratio(cfg: Any) -> float:
+    """Returns the factor that open_clip multiplies a width with to get that of the MLP."""
+    ratio = cfg.hidden_dim / cfg.model_dim
+    # The product may round to just below a whole number, which open_clip rounds down.
+    return ratio if int(cfg.model_dim * ratio) == cfg.hidden_dim else ratio * (1 + 2**-50)

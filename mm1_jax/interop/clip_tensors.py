@@ -1,164 +1,148 @@
-"""Tensors of whole CLIPs and SigLIPs: our parts -> names, shapes and layouts of foreign tensors."""
+"""Tensors of CLIPs and SigLIPs: pooling, projections and text tower beside the vision tower."""
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from mm1_jax.interop import vision, vision_tensors
 from mm1_jax.interop.block_tensors import (
+    Sizes,
     feed_forward,
-    hf_blocks,
-    joined_heads,
+    joined_attention,
+    literal,
     norm,
-    open_clip_blocks,
-    output_projection,
+    vector,
 )
-from mm1_jax.interop.clip import BIAS, POOLING, PROJECTION, SCALE, TEXT
-from mm1_jax.interop.layout import Layout
-from mm1_jax.interop.mapping import Entry, Piece, Slice, Table, prefix_of
+from mm1_jax.interop.mapping import Entry, Slice, Table, prefix_of, single_number
+from mm1_jax.interop.vision import ENCODER
+from mm1_jax.interop.vision_tensors import hf_layers, hf_table, open_clip_layers, open_clip_table
+from mm1_jax.models.image_pooling import MAPPooling
+from mm1_jax.models.text_encoder import TextEncoder
+
+POOLING, PROJECTION, TEXT = "image_pooling", "image_projection", "text_encoder"
+SCALE, BIAS = "logit_scale", "logit_bias"
 
 
-class _Pooling(NamedTuple):
-    """The dims of a MAP pooling under the names that a tower's config has."""
-
-    model_dim: int
-    num_heads: int
-    hidden_dim: int
-    stack: Any
-
-
-class _Stack(NamedTuple):
-    layer: Any
-
-
-def hf_entries(parts: Mapping[str, Any], root: str = "") -> list[Entry]:
-    """Returns the tensors of a `CLIPModel` or a `SiglipModel` whose names begin with `root`."""
-    encoder, text = parts[vision.ENCODER], parts[TEXT]
-    is_clip = PROJECTION in parts
-    entries = vision_tensors.tower_entries(encoder, f"{root}vision_model.")
-    if is_clip:
-        pooled = f"{root}vision_model.post_layernorm"
-        entries += norm(Slice(POOLING), pooled, "norm", encoder.model_dim)
-        entries += _linear(PROJECTION, f"{root}visual_projection", parts[PROJECTION])
-    else:
-        entries += _head(parts[POOLING], f"{root}vision_model.head.")
-    name, place, dim = f"{root}text_model.", Slice(TEXT), text.model_dim
-    entries += [
-        place.entry(
-            f"{name}embeddings.token_embedding.weight",
-            "embedding/weight",
-            "v d -> v d",
-            v=text.vocab_size,
-            d=dim,
-        ),
-        place.entry(
-            f"{name}embeddings.position_embedding.weight",
-            "positions",
-            "t d -> t d",
-            t=text.max_length,
-            d=dim,
-        ),
-        *hf_blocks(name, f"{TEXT}/stack", text),
-        *norm(place, f"{name}final_layer_norm", "final_norm", dim),
-    ]
-    projection = f"{root}text_projection" if is_clip else f"{name}head"
-    entries += _linear(f"{TEXT}/projection", projection, _projection(text))
-    entries.append(_scalar(f"{root}{SCALE}", SCALE, () if is_clip else (1,)))
-    if not is_clip:
-        entries.append(_scalar(f"{root}{BIAS}", BIAS, (1,)))
-    return entries
-
-
-def hf_pair_table(parts: Mapping[str, Any], names: Iterable[str]) -> Table:
-    """Returns the table of a whole CLIP or SigLIP of Hugging Face."""
-    names = list(names)
-    found = prefix_of(names, "vision_model.embeddings.patch_embedding.weight")
-    if found is None or f"{found}text_model.embeddings.token_embedding.weight" not in names:
-        raise ValueError("no tensors vision_model.* and text_model.*: it has no text tower")
-    scalars = (SCALE,) if PROJECTION in parts else (SCALE, BIAS)
-    entries = hf_entries(parts, found)
-    return Table(parts, entries, (r"(.*\.)?position_ids",), prefix=found, scalars=scalars)
-
-
-def open_clip_entries(
-    parts: Mapping[str, Any], scalars: Iterable[str], *, text_root: str = "", rank: int = 0
-) -> list[Entry]:
-    """Returns the tensors of open_clip's CLIP.
+def hf_pair_table(
+    parts: Mapping[str, Any], names: Collection[str], *, num_rows: int, has_bias: bool
+) -> Table:
+    """Returns the table of a `CLIPModel` or a `SiglipModel`.
 
     Args:
-        text_root: "text." for its `CustomTextCLIP`.
-        rank: Rank of logit_scale and logit_bias, 0 or 1.
+        num_rows: Rows of their embedding of tokens.
+        has_bias: Whether there is a logit bias, as in SigLIP.
     """
-    encoder, text, root = parts[vision.ENCODER], parts[TEXT], text_root
-    table = vision_tensors.open_clip_table(encoder, ["visual.conv1.weight"])
-    place, dim = Slice(TEXT), text.model_dim
-    projection = parts[PROJECTION]
-    sizes = {"i": projection.input_dim, "o": projection.output_dim}
-    entries = [
-        *table.entries,
-        *norm(Slice(POOLING), "visual.ln_post", "norm", encoder.model_dim),
-        Slice(PROJECTION).entry("visual.proj", "kernel", "i o -> i o", **sizes),
-        place.entry(
-            f"{root}token_embedding.weight",
-            "embedding/weight",
-            "v d -> v d",
-            v=text.vocab_size,
-            d=dim,
-        ),
-        place.entry(
-            f"{root}positional_embedding", "positions", "t d -> t d", t=text.max_length, d=dim
-        ),
-        *open_clip_blocks(root, f"{TEXT}/stack", text),
-        *norm(place, f"{root}ln_final", "final_norm", dim),
-    ]
-    if text.projection.bias:
-        entries += _linear(f"{TEXT}/projection", f"{root}text_projection", _projection(text))
+    tower = hf_table(parts[ENCODER], names)
+    parent = tower.prefix
+    vision, text = f"{parent}vision_model", f"{parent}text_model"
+    encoder, dim = parts[ENCODER], parts[ENCODER].model_dim
+    is_siglip = isinstance(parts[POOLING], MAPPooling.Config)
+    cfg = parts[TEXT]
+    embeddings = f"{text}.embeddings"
+    projection = f"{text}.head" if is_siglip else f"{parent}text_projection"
+    entries = list(tower.entries)
+    if is_siglip:
+        entries += _map_pooling(parts[POOLING], encoder, f"{vision}.head")
     else:
-        sizes = {"i": dim, "o": text.output_dim}
+        pooling = Slice(POOLING)
+        entries += norm(pooling, f"{vision}.post_layernorm", "norm", parts[POOLING].norm, dim)
         entries.append(
-            Slice(f"{TEXT}/projection").entry(
-                f"{root}text_projection", "kernel", "i o -> i o", **sizes
-            )
+            _matrix(PROJECTION, f"{parent}visual_projection.weight", dim, cfg.output_dim)
         )
-    shape = (1,) * rank
-    return [*entries, *(_scalar(name, name, shape) for name in scalars)]
+    entries += [
+        *_text_embeddings(
+            cfg,
+            num_rows,
+            f"{embeddings}.token_embedding.weight",
+            f"{embeddings}.position_embedding.weight",
+        ),
+        *hf_layers(cfg, TEXT, f"{text}."),
+        *norm(Slice(TEXT), f"{text}.final_layer_norm", "final_norm", cfg.final_norm, cfg.model_dim),
+        _matrix(f"{TEXT}/projection", f"{projection}.weight", cfg.model_dim, cfg.output_dim),
+    ]
+    if cfg.projection.bias:
+        entries.append(vector(Slice(TEXT), f"{projection}.bias", "projection/bias", cfg.output_dim))
+    shape = (1,) if has_bias else ()
+    scalars = (SCALE, BIAS) if has_bias else (SCALE,)
+    entries += [single_number(f"{parent}{name}", name, shape) for name in scalars]
+    return Table(dict(parts), entries, [r"(.*\.)?position_ids"], prefix=parent, scalars=scalars)
 
 
-def open_clip_pair_table(parts: Mapping[str, Any], names: Collection[str], rank: int = 0) -> Table:
-    """Returns the table of a whole CLIP of open_clip; see `open_clip_entries`."""
-    if "visual.conv1.weight" not in names or SCALE not in names:
-        raise ValueError("no tensors visual.* and logit_scale: this is not a whole CLIP")
-    scalars = tuple(name for name in (SCALE, BIAS) if name in names)
-    root = "text." if "text.token_embedding.weight" in names else ""
-    entries = open_clip_entries(parts, scalars, text_root=root, rank=rank)
-    return Table(parts, entries, (r"(.*\.)?attn_mask",), scalars=scalars)
+def open_clip_pair_table(
+    parts: Mapping[str, Any],
+    names: Collection[str],
+    *,
+    num_rows: int,
+    has_bias: bool,
+    scalar_shape: tuple[int, ...] = (),
+) -> Table:
+    """Returns the table of an open_clip model.
+
+    Args:
+        num_rows: Rows of its embedding of tokens.
+        scalar_shape: Shape of scale and bias, (1,) with `nonscalar_logit_scale`.
+    """
+    tower = open_clip_table(parts[ENCODER], names)
+    visual = prefix_of(names, "conv1.weight") or ""
+    parent = visual.removesuffix("visual.")
+    # A CustomTextCLIP has the text tower below a name of its own.
+    place = prefix_of(names, "token_embedding.weight")
+    root = parent if place is None else place
+    cfg, dim = parts[TEXT], parts[ENCODER].model_dim
+    text = Slice(TEXT)
+    entries = [
+        *tower.entries,
+        *norm(Slice(POOLING), f"{visual}ln_post", "norm", parts[POOLING].norm, dim),
+        # A parameter that multiplies features from the right, not the weight of a layer.
+        Slice(PROJECTION).entry(f"{visual}proj", "kernel", "d f -> d f", d=dim, f=cfg.output_dim),
+        *_text_embeddings(
+            cfg, num_rows, f"{root}token_embedding.weight", f"{root}positional_embedding"
+        ),
+        *open_clip_layers(cfg, TEXT, root),
+        *norm(text, f"{root}ln_final", "final_norm", cfg.final_norm, cfg.model_dim),
+    ]
+    projection = f"{root}text_projection"
+    if cfg.projection.bias:
+        entries += [
+            _matrix(f"{TEXT}/projection", f"{projection}.weight", cfg.model_dim, cfg.output_dim),
+            vector(text, f"{projection}.bias", "projection/bias", cfg.output_dim),
+        ]
+    else:
+        sizes = {"d": cfg.model_dim, "f": cfg.output_dim}
+        entries.append(text.entry(projection, "projection/kernel", "d f -> d f", **sizes))
+    scalars = (SCALE, BIAS) if has_bias else (SCALE,)
+    entries += [single_number(f"{parent}{name}", name, scalar_shape) for name in scalars]
+    ignored = [r"(.*\.)?attn_mask"]
+    if parent:
+        ignored.append(f"(?!{literal(parent)}).*")
+    return Table(dict(parts), entries, ignored, scalars=scalars)
 
 
-def _head(pooling: Any, root: str) -> list[Entry]:
-    """Returns the pooling head of a SigLIP."""
-    place, dim = Slice(POOLING), pooling.input_dim
-    # A layer of a stack has the same parts.
-    cfg = _Pooling(dim, pooling.num_heads, pooling.hidden_dim, _Stack(pooling))
+def _matrix(part: str, theirs: str, input_dim: int, output_dim: int) -> Entry:
+    """Returns the weight of a torch.nn.Linear."""
+    return Slice(part).entry(theirs, "kernel", "f d -> d f", f=output_dim, d=input_dim)
+
+
+def _text_embeddings(
+    cfg: TextEncoder.Config, num_rows: int, tokens: str, positions: str
+) -> list[Entry]:
+    place, dim = Slice(TEXT), cfg.model_dim
+    lengths = {"t": cfg.max_length, "d": dim}
     return [
-        place.entry(f"{root}probe", "query", "one i d -> (one i d)", one=1, i=1, d=dim),
-        *joined_heads(place, f"{root}attention.in_proj_", cfg),
-        *output_projection(place, f"{root}attention.out_proj", cfg),
-        *norm(place, f"{root}layernorm", "norm", dim),
-        *feed_forward(place, f"{root}mlp.fc1", f"{root}mlp.fc2", cfg),
+        place.entry(tokens, "embedding/weight", "v d -> v d", v=num_rows, d=dim),
+        place.entry(positions, "positions", "t d -> t d", **lengths),
     ]
 
 
-def _projection(text: Any) -> Any:
-    return text.projection.clone(input_dim=text.model_dim, output_dim=text.output_dim)
+def _map_pooling(cfg: MAPPooling.Config, encoder: Any, root: str) -> list[Entry]:
+    place, dim = Slice(POOLING), encoder.model_dim
+    sizes = Sizes.of(encoder, cfg)
+    return [
+        place.entry(f"{root}.probe", "query", "one two d -> (one two d)", one=1, two=1, d=dim),
+        *joined_attention(place, f"{root}.attention.in_proj_", f"{root}.attention.out_proj", sizes),
+        *norm(place, f"{root}.layernorm", "norm", cfg.norm, dim),
+        *feed_forward(place, f"{root}.mlp.fc1", f"{root}.mlp.fc2", sizes),
+    ]
 
 
-def _linear(path: str, theirs: str, cfg: Any) -> list[Entry]:
-    sizes = {"i": cfg.input_dim, "o": cfg.output_dim}
-    entries = [Slice(path).entry(f"{theirs}.weight", "kernel", "o i -> i o", **sizes)]
-    if cfg.bias:
-        entries.append(Slice(path).entry(f"{theirs}.bias", "bias", "o -> o", o=cfg.output_dim))
-    return entries
-
-
-def _scalar(name: str, path: str, shape: tuple[int, ...]) -> Entry:
-    """Returns the entry of one of our scalars, which is read and written as one row."""
-    return Entry(name, shape, (Piece(path, (), Layout("one -> one", one=1)),))
+def has_text_tower(names: Collection[str]) -> bool:
+    """Returns whether a checkpoint has a table of tokens beside a vision tower."""
+    return any(name.endswith("token_embedding.weight") for name in names)

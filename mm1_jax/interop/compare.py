@@ -244,6 +244,13 @@ def _one_line(error: Exception) -> str:
 
 Reference = FolderModel | StateModel
 
+# Kind of tower -> its model type and class in transformers.
+_TOWERS = {
+    "clip": ("clip_vision_model", "CLIPVisionModel"),
+    "siglip": ("siglip_vision_model", "SiglipVisionModel"),
+    "aimv2": ("aimv2_vision_model", "Aimv2VisionModel"),
+}
+
 
 def compare_decoder(
     cfg: Decoder.Config,
@@ -285,55 +292,48 @@ def compare_tower(
     features = jax.jit(lambda encoder, images: encoder(images))
     with jax.default_matmul_precision("highest"):
         ours = features(with_params(cfg, params), jnp.asarray(images))
-    is_siglip = cfg.class_token is None
-    kind = "siglip_vision_model" if is_siglip else "clip_vision_model"
+    kind, class_name = _TOWERS["clip" if cfg.class_token is not None else "siglip"]
+    if cfg.patch_norm is not None:
+        kind, class_name = _TOWERS["aimv2"]
     hf = theirs.config(kind)
-    model = theirs.load("SiglipVisionModel" if is_siglip else "CLIPVisionModel", hf)
+    model = theirs.load(class_name, hf)
     pixels = torch.from_numpy(pixel_values(images, cfg.pixel_mean, cfg.pixel_std))
     with torch.no_grad():
         states = model.eval()(pixels).last_hidden_state
-    if not is_siglip:
+    if cfg.class_token is not None:
         states = states[:, 1:]
     return compare("features of random images", ours, states)
 
 
-def compare_pair(cfg: CLIP.Config, params: Mapping[str, Any], theirs: Reference) -> Comparison:
-    """Compares the features of our CLIP and of the one in transformers, image by image and text.
-
-    Args:
-        params: Parameters by path.
-    """
+def compare_clip(cfg: CLIP.Config, params: Mapping[str, Any], theirs: Reference) -> Comparison:
+    """Compares the features of images and of texts of our CLIP and of the one in transformers."""
     torch, _ = _libraries()
     encoder, text = cfg.vision_encoder, cfg.text_encoder
-    images = random_images(encoder.image_size)
     hf = theirs.config()
-    eos, padding, rows = hf.text_config.eos_token_id, text.padding_token, hf.text_config.vocab_size
-    # CLIP reads the largest id if an old config has 2, and SigLIP reads the last position.
-    eos = rows - 1 if eos == 2 or hf.model_type == "siglip" else eos
-    if not isinstance(eos, int) or not 0 <= eos < rows:
-        raise NotComparable(f"config.json: eos_token_id={eos!r} is no token of {rows}")
-    tokens = random_tokens(rows, (len(images), text.max_length))
-    tokens[tokens == eos] = 0
-    lengths = np.arange(text.max_length, 0, -1)[: len(images)]
-    tokens[np.arange(text.max_length)[None] >= lengths[:, None]] = padding
-    tokens[np.arange(len(images)), lengths - 1] = eos
-    features = jax.jit(
-        lambda model, *batch: (model.encode_image(batch[0]), model.encode_text(*batch[1:]))
-    )
+    eos, length = hf.text_config.vocab_size - 1, text.max_length
+    lengths = np.array([length, max(1, length // 2)], np.int32)
+    tokens = random_tokens(eos, (len(lengths), length)).astype(np.int32)
+    places = np.arange(length)[None]
+    tokens[places == lengths[:, None] - 1] = eos
+    tokens[places >= lengths[:, None]] = min(text.padding_token, eos)
+    images = random_images(encoder.image_size)
     with jax.default_matmul_precision("highest"):
-        ours = features(
-            with_params(cfg, params),
-            jnp.asarray(images),
-            jnp.asarray(tokens, jnp.int32),
-            jnp.asarray(lengths, jnp.int32),
+        ours = jax.jit(_clip_features)(
+            with_params(cfg, params), jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(lengths)
         )
+    if hf.model_type == "clip":
+        # A text then ends at its highest id.
+        hf.text_config.eos_token_id = 2
     model = theirs.load("CLIPModel" if hf.model_type == "clip" else "SiglipModel", hf)
     pixels = torch.from_numpy(pixel_values(images, encoder.pixel_mean, encoder.pixel_std))
     with torch.no_grad():
-        output = model.eval()(input_ids=torch.from_numpy(tokens), pixel_values=pixels)
-    found = torch.cat([output.image_embeds, output.text_embeds])
-    what = "features of random images and texts"
-    return compare(what, jnp.concatenate(ours), found)
+        output = model.eval()(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels)
+    found = np.concatenate([output.image_embeds, output.text_embeds])
+    return compare("features of random images and texts", np.concatenate(ours), found)
+
+
+def _clip_features(model: CLIP, images: Array, tokens: Array, lengths: Array) -> list[Array]:
+    return [model.encode_image(images), model.encode_text(tokens, lengths)]
 
 
 def compare_llava(

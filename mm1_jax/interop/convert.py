@@ -48,12 +48,13 @@ def import_params(
     for path in routers:
         writer.write(path, (), _router(shapes[path], seed))
     for entry in table.entries:
+        # Single numbers are lists of one here.
         value = np.atleast_1d(tensors.read(entry.name))
         _raise_if_not_finite(value, entry.name, where)
         for piece in entry.pieces:
             x = piece.layout.to_ours(value[piece.rows])
             if not shapes[piece.parameter]:
-                writer.write(piece.parameter, (), x.reshape(()))
+                writer.write(piece.parameter, piece.index, x[0, ...])
                 continue
             writer.write(piece.parameter, piece.index, x, piece.place)
             missing = shapes[piece.parameter][len(piece.index)] - len(x)
@@ -110,12 +111,13 @@ class _Converted(Tensors):
         if entry.passthrough is not None:
             assert self._passthrough is not None, name
             return self._passthrough.read(entry.passthrough).astype(dtype, copy=False)
-        value = np.full(entry.shape or (1,), entry.fill, dtype)
+        value = np.full(entry.shape, entry.fill, dtype)
+        rows = value.reshape(entry.shape or 1)
         for piece in entry.pieces:
             ours = np.atleast_1d(self._read(piece.parameter, piece.index))
             ours = ours[piece.place : piece.place + piece.layout.our_shape[0]]
-            value[piece.rows] = piece.layout.to_theirs(ours)
-        return value.reshape(entry.shape)
+            rows[piece.rows] = piece.layout.to_theirs(ours)
+        return value
 
 
 def export_params(

@@ -1,14 +1,15 @@
 """Exports our parameters to a folder that transformers loads, checked before it gets its name.
 
-Some exports need no code of ours: a decoder alone (Llama, Qwen or Mixtral), a CLIP or SigLIP tower
-alone, a model built like LLaVA, and imported weights in their source format. Every other model is
-written with the code that runs it (`hf_model/`).
+Some exports need no code of ours: a decoder alone (Llama, Qwen or Mixtral), an encoder alone, a
+CLIP with its text tower, a model built like LLaVA, and imported weights in their source format.
+Every other model is written with the code that runs it (`hf_model/`).
 """
 
 import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +18,16 @@ import numpy as np
 from mm1_jax.checkpoints.weights_folder import StoredParams, part_fields
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.data.chat_formats.hf import CHAT_TEMPLATE
-from mm1_jax.interop import compare, llama, llama_tensors, llava, vision, vision_tensors
+from mm1_jax.interop import clip, clip_tensors, compare, vision
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import Watch, export_params, raise_if_params_misfit
-from mm1_jax.interop.families import Changes, make_parts, make_table, source_config
+from mm1_jax.interop.families import PAIRS, Changes, make_parts, make_table, source_config
 from mm1_jax.interop.importer import ParamsOf, compare_with_source
 from mm1_jax.interop.mapping import Entry
 from mm1_jax.interop.mm1 import mm1_config, mm1_entries
+from mm1_jax.interop.native import OPEN_CLIP, EncoderFacts, NativeModel
 from mm1_jax.interop.passthrough import FOLDER, Passthrough
-from mm1_jax.interop.tensor_files import DTYPES, TensorFolder, TensorSpec
+from mm1_jax.interop.tensor_files import DTYPES, TensorFolder
 from mm1_jax.storage import whole_folder
 from mm1_jax.stored_config import as_stored
 
@@ -36,13 +38,6 @@ TOKENIZER_CODE = "tokenization_mm1.py"
 TILING_CODE = "tiling_mm1.py"
 IMAGE_MARK = "<image>"
 EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-class NativeModel(NamedTuple):
-    """A model that transformers implements: its `config.json` and its tensors."""
-
-    config: dict[str, Any]
-    entries: list[Entry]
 
 
 class Exported(NamedTuple):
@@ -80,44 +75,32 @@ def parts_of_weights(stored: StoredParams) -> dict[str, InstantiableConfig]:
     if description is None:
         raise ValueError("this is a checkpoint of a run: take the parts from the config of the run")
     changes = Changes(**description["changes"])
-    parts = make_parts(description["config"], changes, strict=False)
     fields = part_fields(description)
+    if vision.ENCODER in fields and len(fields) == 1:
+        # Earlier conversions left out text towers without saying so.
+        changes = replace(changes, vision_only=description["config"]["model_type"] in PAIRS)
+    parts = make_parts(description["config"], changes, strict=False)
     return {name: as_stored(fields[name], cfg) for name, cfg in parts.items()}
 
 
-def native_model(
-    parts: Mapping[str, Any], passthrough: Mapping[str, TensorSpec] | None = None
-) -> NativeModel | str:
-    """Returns the transformers model that equals a single part, or why there is none.
+def facts_of_weights(
+    stored: StoredParams, tokenizer: Any | None, passthrough: Passthrough
+) -> EncoderFacts:
+    """Returns facts about a CLIP in a folder of weights, from the config of its conversion.
 
     Args:
-        passthrough: Specs of the tensors kept beside the weights.
+        tokenizer: The tokenizer in the folder, if any.
     """
-    if set(parts) == {"decoder"}:
-        decoder: Any = parts["decoder"]
-        try:
-            return NativeModel(
-                llama.hf_config(decoder), llama_tensors.decoder_entries(decoder, dense_source=False)
-            )
-        except ValueError as error:
-            return str(error)
-    if set(parts) == {vision.ENCODER}:
-        try:
-            return NativeModel(*vision_tensors.hf_export(parts[vision.ENCODER], passthrough or {}))
-        except ValueError as error:
-            return str(error)
-    return f"transformers has no model with {' and '.join(parts)} of these configs"
-
-
-def native_llava(parts: Mapping[str, Any], image_token: int) -> NativeModel:
-    """Returns these parts as a LLaVA.
-
-    Raises:
-        ValueError: The parts differ from LLaVA's; the message names the difference.
-    """
-    if "connector" not in parts:
-        raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is a single part")
-    return NativeModel(*llava.hf_export(parts, image_token))
+    assert stored.description is not None
+    config = stored.description["config"]
+    eos, resize = clip.eos_and_resize(config)
+    has_tokenizer = tokenizer is not None or any("token" in file.name for file in passthrough.files)
+    return EncoderFacts(
+        has_bias=clip_tensors.BIAS in stored.shapes,
+        eos=eos if tokenizer is None else tokenizer.eos,
+        resize=resize,
+        tokenizer=stored.description["source"] if has_tokenizer else None,
+    )
 
 
 def export_source(
@@ -141,7 +124,7 @@ def export_source(
         ValueError: The weights come from a run or were upcycled, or the written model computes
             something else; then `output` does not exist.
     """
-    raise_if_present(output)
+    _raise_if_present(output)
     description = stored.description
     if description is None or "tensors" not in description:
         raise ValueError(f"{weights}: was not imported, so it has no source format")
@@ -198,7 +181,7 @@ def export_native(
     comparison_bytes: int = compare.DEFAULT_BYTES,
     watch: Watch = lambda name, size: None,
 ) -> Exported:
-    """Writes a model that transformers implements.
+    """Writes a model that another library implements.
 
     Args:
         model: Result of `native_model` or `native_llava`.
@@ -208,34 +191,50 @@ def export_native(
         ValueError: A parameter is missing or misshapen, or the written model computes something
             else; then `output` does not exist.
     """
-    raise_if_present(output)
+    _raise_if_present(output)
     raise_if_params_misfit(model.entries, stored, " and ".join(parts), "checkpoint")
+    has_decoder, has_text = "decoder" in parts, clip_tensors.TEXT in parts
     with whole_folder(output) as folder:
-        config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
-        if tokenizer is not None:
+        config = dict(model.config)
+        if model.library == "transformers":
+            config |= {"dtype": dtype, "torch_dtype": dtype}
+        for name, content in model.files.items():
+            (folder / name).write_bytes(content)
+        if tokenizer is not None and has_text:
+            for name, content in tokenizer.files.items():
+                (folder / name).write_bytes(content)
+        elif tokenizer is not None:
             write_tokenizer(without_code(tokenizer, len(parts) > 1), config, folder)
+        if has_text and passthrough is not None:
+            for path in passthrough.files:
+                shutil.copyfile(path, folder / path.name)
         if model_card:
             (folder / "README.md").write_text(model_card)
-        if len(parts) > 1:
+        if has_decoder and vision.ENCODER in parts:
             _write_llava_processor(parts[vision.ENCODER], folder)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / model.config_file).write_text(json.dumps(config, indent=2) + "\n")
         export_params(
             model.entries,
             stored.read,
             folder,
             dtype=DTYPES[EXPORT_DTYPES[dtype]],
             passthrough=passthrough,
-            max_shard_bytes=max_shard_bytes,
+            # open_clip reads a single file.
+            max_shard_bytes=2**62 if model.library == OPEN_CLIP else max_shard_bytes,
             watch=watch,
         )
+        if model.library == OPEN_CLIP:
+            (folder / "model.safetensors").rename(folder / model.tensor_file)
         num_parameters = sum(math.prod(entry.shape) for entry in model.entries)
         reason = why_not_compared(num_parameters, skip_comparison, comparison_bytes)
+        if reason is None and model.library != "transformers":
+            reason = "transformers has no implementation that reads this export"
         comparison = None
         if reason is None:
             theirs = compare.FolderModel(folder)
             comparison = compare_native(stored, model, parts, theirs, dtype)
             raise_if_bad(comparison)
-    return Exported(num_parameters, config["model_type"], comparison, reason)
+    return Exported(num_parameters, model.model_type, comparison, reason)
 
 
 def compare_native(
@@ -252,6 +251,9 @@ def compare_native(
         return compare.compare_decoder(parts[part], params, theirs, parts[part].vocab_size)
     if part:
         return compare.compare_tower(parts[part], params, theirs)
+    if clip_tensors.TEXT in parts:
+        model_cfg = clip.clip_of_parts(parts, has_bias=clip_tensors.BIAS in stored.shapes)
+        return compare.compare_clip(model_cfg, params, theirs)
     return compare.compare_llava(
         parts,
         params,
@@ -288,7 +290,7 @@ def export_mm1(
         ValueError: A parameter is missing or misshapen, a part has no counterpart, or the written
             model computes something else; then `output` does not exist.
     """
-    raise_if_present(output)
+    _raise_if_present(output)
     entries = mm1_entries(parts)
     raise_if_params_misfit(entries, stored, "model", "checkpoint")
     config = mm1_config(parts, image_token=image_token, dtype=dtype)
@@ -447,6 +449,6 @@ def raise_if_bad(comparison: Comparison) -> None:
         raise ValueError(f"the export is wrong. {comparison}")
 
 
-def raise_if_present(output: Path) -> None:
+def _raise_if_present(output: Path) -> None:
     if output.exists():
         raise ValueError(f"{output}: already exists; choose a new folder")

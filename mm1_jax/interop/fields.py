@@ -97,7 +97,7 @@ class Fields:
             raise ValueError(f"{file}: {path.rstrip('.') or 'the file'} is not a JSON object")
         self.given = given
         self._read: set[str] = set()
-        self._sections: list[Fields] = []
+        self._sections: dict[str, Fields] = {}
 
     def gives(self, name: str) -> bool:
         return name in self.given
@@ -155,11 +155,13 @@ class Fields:
 
     def section(self, name: str, klass: ForeignClass) -> "Fields":
         """Returns the fields of a field that is an object; a missing one has no fields."""
+        if name in self._sections and self._sections[name].klass is klass:
+            return self._sections[name]
         value = self.value(name)
         given = {} if value is None else value
         path = f"{self.path}{name}."
         child = Fields(given, klass, file=self.file, path=path, strict=self._strict)
-        self._sections.append(child)
+        self._sections[name] = child
         return child
 
     def _with(self, name: str, value: Any) -> "Fields":
@@ -195,7 +197,7 @@ class Fields:
                     f"{self.klass.name} has no such field, so its effect is unknown; remove it if "
                     "it has none",
                 )
-        for section in self._sections:
+        for section in self._sections.values():
             section.close()
 
     def left_out(self) -> list[str]:
@@ -207,7 +209,10 @@ class Fields:
             and name not in self.given
             and type(self.klass.defaults[name]) is int
         ]
-        return [*mine, *(name for section in self._sections for name in section.left_out())]
+        return [
+            *mine,
+            *(name for section in self._sections.values() for name in section.left_out()),
+        ]
 
 
 def essential(given: Mapping[str, Any], klass: ForeignClass) -> dict[str, Any]:

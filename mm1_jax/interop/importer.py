@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mm1_jax.checkpoints.weights_folder import StoredParams, describe
 from mm1_jax.host_memory import peak_bytes
-from mm1_jax.interop import clip, compare, llama, vision
+from mm1_jax.interop import aim, clip, clip_tensors, compare, llama, vision
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.convert import (
     Watch,
@@ -23,12 +23,12 @@ from mm1_jax.interop.families import (
     Changes,
     complete_config,
     fields_of,
+    has_unread_text,
     image_token,
     left_out,
     make_parts,
     make_table,
     num_rows,
-    pair_reference,
     read_config,
     reference_config,
 )
@@ -92,11 +92,13 @@ class Examined(NamedTuple):
 
     Attributes:
         config: The complete config (see `complete_config`).
+        changes: The changes of the conversion; `vision_only` if there is no text tower.
         notes: Remarks for users.
     """
 
     tensors: Tensors
     config: dict[str, Any]
+    changes: Changes
     table: Table
     notes: list[str]
 
@@ -109,12 +111,18 @@ def examine(source: Path, changes: Changes, *, allow_pickle: bool = False) -> Ex
     """
     tensors = open_tensors(source, allow_pickle=allow_pickle)
     config = complete_config(read_config(source), tensors.specs)
-    table = make_table(make_parts(config, changes), config, tensors.specs.keys())
-    raise_if_misfit(table, tensors.specs, source, left_out(config))
-    notes = list(table.notes)
+    names = tensors.specs.keys()
+    notes = []
+    if has_unread_text(config, names) and not changes.vision_only:
+        changes = replace(changes, vision_only=True, vocab_size=None)
+        notes.append("there are no tensors of a text tower; the vision tower is imported alone")
+    parts = make_parts(config, changes)
+    table = make_table(parts, config, names)
+    raise_if_misfit(table, tensors.specs, source, left_out(config, changes.vision_only))
+    notes += table.notes
     if table.prefix:
         notes.append(f"the tensors' names begin with {table.prefix!r}, which was removed")
-    return Examined(tensors, config, table, notes)
+    return Examined(tensors, config, changes, table, notes)
 
 
 def import_checkpoint(
@@ -144,8 +152,9 @@ def import_checkpoint(
     """
     if output.exists():
         raise ValueError(f"{output}: already exists; choose a new folder")
-    changes = changes or Changes()
-    tensors, config, table, notes = examine(source, changes, allow_pickle=allow_pickle)
+    tensors, config, changes, table, notes = examine(
+        source, changes or Changes(), allow_pickle=allow_pickle
+    )
     used = {entry.name for entry in table.entries}
     others = [name for name in tensors.specs if name not in used]
     peaks: dict[str, int] = {}
@@ -208,16 +217,19 @@ def compare_with_source(
         max_bytes: Memory limit for both models.
     """
     try:
-        result = _not_comparable(config) or _compare(table, stored, config, tensors, max_bytes)
+        result = _not_comparable(config, table) or _compare(
+            table, stored, config, tensors, max_bytes
+        )
     except compare.NotComparable as error:
         result = str(error)
     return (None, result) if isinstance(result, str) else (result, None)
 
 
-def _not_comparable(config: Mapping[str, Any]) -> str | None:
+def _not_comparable(config: Mapping[str, Any], table: Table) -> str | None:
     if missing := compare.missing_libraries():
         return f"{' and '.join(missing)} not installed (pip install 'mm1_jax[hf]')"
-    if config["model_type"] in ("open_clip", "aim"):
+    names = [entry.name for entry in table.entries]
+    if config["model_type"] == "open_clip" or aim.PATCH_KERNEL in names:
         return "transformers has no implementation that reads this source"
     return None
 
@@ -231,17 +243,8 @@ def _compare(
     reason = compare.too_large(num_parameters, max_bytes)
     if vision.ENCODER in parts and reason is not None:
         return reason
-    if clip.TEXT in parts:
-        pair = compare.StateModel(
-            *pair_reference(config),
-            tensors,
-            prefix=table.prefix,
-            used={entry.name for entry in table.entries},
-        )
-        cfg = clip.model_of_parts(parts, table.scalars)
-        return compare.compare_pair(cfg, ParamsOf(stored), pair)
     theirs = compare.StateModel(
-        *reference_config(config),
+        *reference_config(config, vision_only=clip_tensors.TEXT not in parts),
         tensors,
         prefix=table.prefix,
         used={entry.name for entry in table.entries},
@@ -252,6 +255,9 @@ def _compare(
         return compare.compare_llava(
             parts, ParamsOf(stored), theirs, num_rows=rows, image_token=token
         )
+    if clip_tensors.TEXT in parts:
+        model = clip.clip_of_parts(parts, has_bias=clip_tensors.BIAS in table.scalars)
+        return compare.compare_clip(model, ParamsOf(stored), theirs)
     if vision.ENCODER in parts:
         encoder = parts[vision.ENCODER]
         return compare.compare_tower(encoder, ParamsOf(stored, vision.ENCODER), theirs)

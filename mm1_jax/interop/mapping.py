@@ -16,8 +16,10 @@ from flax import nnx
 
 from mm1_jax.checkpoints.weights_folder import complaint
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.field_types import class_name
 from mm1_jax.interop.layout import Layout
 from mm1_jax.interop.tensor_files import TensorSpec
+from mm1_jax.stored_config import computational_fields, flat_fields
 
 
 class Piece(NamedTuple):
@@ -69,7 +71,7 @@ class Table(NamedTuple):
         prefix: Prefix that wrappers put before the names that transformers knows, such as
             "module.".
         copies: Ignored tensor -> the tensor that it duplicates.
-        scalars: Paths of parameters without dims that belong to no part, such as "logit_scale".
+        scalars: Parameters of the model itself that are single numbers, such as "logit_scale".
     """
 
     parts: Mapping[str, InstantiableConfig]
@@ -78,16 +80,16 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
     prefix: str = ""
     copies: Mapping[str, str] = {}
-    scalars: tuple[str, ...] = ()
+    scalars: Sequence[str] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of our parameters by path."""
-        inside = {
+        shapes: dict[str, tuple[int, ...]] = {
             f"{part}/{path}": shape
             for part, cfg in self.parts.items()
             for path, shape in parameter_shapes(cfg).items()
         }
-        return {**inside, **dict.fromkeys(self.scalars, ())}
+        return shapes | dict.fromkeys(self.scalars, ())
 
     def unfilled(self) -> list[str]:
         """Returns parameters that no tensor fills, such as the routers of an upcycled decoder."""
@@ -162,6 +164,35 @@ def raise_if_misfit(
         raise ValueError("\n".join([first, *complaints]))
 
 
+def raise_if_read_otherwise(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str, *, has_pixels: bool = True
+) -> None:
+    """Raises ValueError if parts differ from those that are read from the config of their export.
+
+    Args:
+        what: The exported model, such as "a CLIPModel".
+        has_pixels: Whether the export has the mean and standard deviation of colors.
+    """
+    wrong = [f"{what} has no {name}" for name in ours.keys() - theirs.keys()]
+    wrong += [f"{what} has {name}" for name in theirs.keys() - ours.keys()]
+    for name in (name for name in ours if name in theirs):
+        kinds = [class_name(type(parts[name])) for parts in (ours, theirs)]
+        if kinds[0] != kinds[1]:
+            wrong.append(f"{name} is a {kinds[0]}, and {what} has a {kinds[1]}")
+        shapes = [parameter_shapes(parts[name]) for parts in (ours, theirs)]
+        fields = [computational_fields(flat_fields(parts[name])) for parts in (ours, theirs)]
+        for mark, (mine, other) in (("/", shapes), (".", fields)):
+            for path in sorted(mine.keys() | other.keys()):
+                if not has_pixels and path.startswith("pixel_"):
+                    continue
+                if mine.get(path) != other.get(path):
+                    shown = [x.get(path, "missing") for x in (mine, other)]
+                    wrong.append(f"{name}{mark}{path} is {shown[0]}, and {shown[1]} in {what}")
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError("; ".join(wrong[:3]) + more)
+
+
 def parameter_dtypes(table: Table, specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
     """Returns the dtype of each parameter: its tensors' dtype, or float32 if they differ."""
     found: dict[str, set[np.dtype]] = {}
@@ -215,6 +246,11 @@ def joined(name: str, pieces: Iterable[Piece]) -> Entry:
         placed.append(piece._replace(start=start))
         start = placed[-1].rows.stop
     return Entry(name, (start, *placed[0].layout.their_shape[1:]), tuple(placed))
+
+
+def single_number(name: str, parameter: str, shape: tuple[int, ...] = ()) -> Entry:
+    """Returns the entry of a foreign tensor of one number, whose shape may be () or (1,)."""
+    return Entry(name, shape, (Piece(parameter, (), Layout("one -> one", one=1)),))
 
 
 def prefix_of(names: Iterable[str], ending: str) -> str | None:

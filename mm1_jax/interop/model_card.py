@@ -71,13 +71,48 @@ model = AutoModel.from_pretrained("{name}")
 features = model(pixel_values).last_hidden_state
 ```
 """
+_LOAD_CLIP = """\
+```python
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}")
+inputs = processor(
+    images=Image.open("picture.png"),
+    text=["a cat", "a dog"],
+    padding="max_length",
+    truncation=True,
+    return_tensors="pt",
+)
+print(model(**inputs).logits_per_image.softmax(-1))
+```
+"""
+_LOAD_OPEN_CLIP = """\
+```python
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:{name}")
+tokenizer = open_clip.get_tokenizer("local-dir:{name}")
+```
+"""
+_LOAD_AIM = """\
+```python
+from aim.v1.torch.models import aim_600M
+from safetensors.torch import load_file
+
+# The model of these sizes; its head is not in the file.
+model = aim_600M()
+model.load_state_dict(load_file("{name}/model.safetensors"), strict=False)
+```
+"""
 
 
 def model_card(
     name: str,
     parts: Mapping[str, InstantiableConfig],
     *,
-    is_native: bool,
+    library: str | None,
     license: str = "",
     dtype: str = "float32",
     is_chat: bool = False,
@@ -85,22 +120,27 @@ def model_card(
     """Returns a model card: the parts of an export, and how to load it.
 
     Args:
-        is_native: Whether transformers implements the model, so that no code of ours is needed.
+        library: Library that implements the model, such as "transformers"; None if code of ours
+            does, which is exported with it.
         license: License of the model; the card omits it if empty.
         is_chat: Whether the export has a chat template.
     """
     has_decoder, has_encoder = "decoder" in parts, "vision_encoder" in parts
-    lines = ["---", "library_name: transformers"]
+    has_text, is_native = "text_encoder" in parts, library is not None
+    lines = ["---", f"library_name: {library or 'transformers'}"]
     if license:
         lines.append(f"license: {license}")
     if has_decoder:
         lines.append(f"pipeline_tag: {'image-text-to-text' if has_encoder else 'text-generation'}")
+    if has_text:
+        lines.append("pipeline_tag: zero-shot-image-classification")
     lines += ["---", "", f"# {name}", "", f"Trained with mm1_jax, exported in {dtype}.", ""]
     lines += ["| part | what it is |", "|---|---|"]
     lines += [f"| {part} | {_describe(cfg)} |" for part, cfg in parts.items()]
     load = _LOAD_WITH_IMAGES if has_encoder else _LOAD
     if not has_decoder:
-        load = _LOAD_TOWER
+        load = _LOAD_CLIP if has_text else _LOAD_TOWER
+    load = {"open_clip": _LOAD_OPEN_CLIP, "aim": _LOAD_AIM}.get(library or "", load)
     text = load.format(name=name, trust="" if is_native else ", trust_remote_code=True")
     if has_decoder and is_chat:
         text += _CHAT_WITH_IMAGES if has_encoder else _CHAT

@@ -1,8 +1,8 @@
-"""Passthrough of tensors and files of a foreign checkpoint that have no place in an MM1.
+"""Passthrough of tensors and files of a foreign checkpoint that have no place in a model of ours.
 
 An import keeps them in the subfolder `aside` of the folder of weights; an export writes them back.
-They are text towers, pooling heads, unused layers, the norm that only CLIP's class token passes
-through, and the files of tokenizer and processor.
+They are heads, buffers, unused layers, all of a CLIP beside its vision tower if only that is
+imported, and the files of tokenizer and processor.
 """
 
 import shutil
@@ -18,6 +18,7 @@ _MAX_SHARD_BYTES = 5 * 10**9
 # Files of a checkpoint other than its weights and its config.
 _FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    "spiece.model",
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja"),
     *("preprocessor_config.json", "processor_config.json", "generation_config.json"),
 )

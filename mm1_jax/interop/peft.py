@@ -24,7 +24,6 @@ from mm1_jax.interop.adapters import AdaptedLayer, AdaptedModel, BaseParams, Mer
 from mm1_jax.interop.compare import Comparison
 from mm1_jax.interop.exporter import (
     Exported,
-    NativeModel,
     compare_native,
     export_mm1,
     export_native,
@@ -35,6 +34,7 @@ from mm1_jax.interop.importer import ParamsOf
 from mm1_jax.interop.llava import torch_name
 from mm1_jax.interop.mapping import Entry, Piece
 from mm1_jax.interop.mm1 import mm1_entries
+from mm1_jax.interop.native import NativeModel
 from mm1_jax.interop.tensor_files import TensorSpec, TensorWriter
 from mm1_jax.layers.lora import NAME
 from mm1_jax.storage import whole_folder

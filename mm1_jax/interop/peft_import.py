@@ -15,8 +15,8 @@ import numpy as np
 
 from mm1_jax.checkpoints.weights_folder import ADAPTER_SCALES, StoredParams, WeightsWriter, describe
 from mm1_jax.interop.adapters import AdaptedLayer, adapted_model
-from mm1_jax.interop.exporter import NativeModel, native_llava, native_model
 from mm1_jax.interop.mapping import Entry
+from mm1_jax.interop.native import NativeModel, native_llava, native_model
 from mm1_jax.interop.peft import CONFIG, PREFIX, TENSORS, is_linear, named_entries
 from mm1_jax.interop.tensor_files import TensorFile
 from mm1_jax.layers.lora import NAME, is_adapter

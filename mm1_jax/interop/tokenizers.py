@@ -18,12 +18,7 @@ from mm1_jax.data.tokenizers.hf import (
     special_tokens,
 )
 from mm1_jax.data.tokenizers.sentencepiece import IMAGE_PIECE, Tokenizer, tokenizer_path
-from mm1_jax.interop.exporter import (
-    HF_MODEL,
-    TOKENIZER_CODE,
-    ExportedTokenizer,
-    without_code,
-)
+from mm1_jax.interop.exporter import HF_MODEL, TOKENIZER_CODE, ExportedTokenizer, without_code
 from mm1_jax.storage import read_json_object
 
 SENTENCEPIECE, JSON = "tokenizer.model", "tokenizer.json"
@@ -306,48 +301,61 @@ def export_tokenizer(
     return ExportedTokenizer(files, **ids, suppressed=tokenizer.not_text, stops=stops)
 
 
-def caption_tokenizer(
-    tokenizer: Tokenizer, length: int, padding: int | None = None
-) -> dict[str, bytes]:
-    """Returns the files of a tokenizer of captions: bos, the text and eos, in rows of `length`.
+def export_text_tokenizer(
+    tokenizer: Tokenizer, *, max_length: int, padding_token: int | None = None
+) -> ExportedTokenizer:
+    """Returns a tokenizer for the text tower of a CLIP: bos, text, eos, then padding.
 
     Args:
-        padding: The id that fills rows up, if the model reads it; it must be no token of texts.
+        max_length: Number of positions of the text tower.
+        padding_token: Id that fills rows; None is eos, as in CLIP.
     """
-    exported = without_code(export_tokenizer(tokenizer), has_images=False)
-    files = dict(exported.files)
-    config = json.loads(files[CONFIG_FILE])
-    config |= {"padding_side": "right", "model_max_length": length}
+    exported = export_tokenizer(tokenizer)
+    pad = tokenizer.eos if padding_token is None else padding_token
+    length = {"model_max_length": max_length, "padding_side": "right"}
+    path = tokenizer_path(tokenizer.config)
     if isinstance(tokenizer, HFTokenizer):
-        content = json.loads(files[JSON])
-        library = load_tokenizer_text(files[JSON].decode(), Path(JSON))
-        piece = library.id_to_token
-        bos, eos = (library.id_to_token(i) for i in (exported.bos, exported.eos))
-        ids = {bos: exported.bos, eos: exported.eos}
-        content["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": bos, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": eos, "type_id": 0}},
-            ],
-            "pair": [
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {
-                token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()
-            },
+        library = load_tokenizer(path)
+        ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": pad}
+        tokens = {name: library.id_to_token(i) for name, i in ids.items()}
+        if missing := [ids[name] for name, token in tokens.items() if token is None]:
+            raise ValueError(f"{path}: has no token with the id {missing[0]}, which fills rows")
+        content = read_json_object(path)
+        content["post_processor"] = _begin_and_end(*((tokens[k], ids[k]) for k in ("bos", "eos")))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{f"{name}_token": token for name, token in tokens.items()},
+            **length,
         }
-        files[JSON] = json.dumps(content, ensure_ascii=False).encode()
+        files = {JSON: json.dumps(content, ensure_ascii=False).encode(), CONFIG_FILE: _json(config)}
     else:
         model: Any = tokenizer.sentencepiece
-        config["add_eos_token"] = True
-        piece = model.id_to_piece
-    if padding is not None:
-        config["pad_token"] = piece(padding)
-    files[CONFIG_FILE] = _json(config)
-    return files
+        files = dict(without_code(exported, has_images=False).files)
+        config = json.loads(files[CONFIG_FILE])
+        config |= {"add_eos_token": True, "pad_token": model.id_to_piece(pad), **length}
+        files[CONFIG_FILE] = _json(config)
+    return exported._replace(files=files, pad=pad)
+
+
+def _begin_and_end(bos: tuple[str, int], eos: tuple[str, int]) -> dict[str, Any]:
+    """Returns the part of a tokenizer.json that puts a text between bos and eos."""
+
+    def special(token: str) -> dict[str, Any]:
+        return {"SpecialToken": {"id": token, "type_id": 0}}
+
+    def text(name: str) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    begin, end = special(bos[0]), special(eos[0])
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, text("A"), end],
+        "pair": [begin, text("A"), end, begin, text("B"), end],
+        "special_tokens": {
+            token: {"id": token, "ids": [i], "tokens": [token]} for token, i in (bos, eos)
+        },
+    }
 
 
 def stored_tokenizer(stored: StoredParams, folder: Path) -> Tokenizer | None:

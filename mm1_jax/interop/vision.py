@@ -1,11 +1,11 @@
-"""Configs of vision encoders: CLIP (of Hugging Face and of open_clip), SigLIP, and AIM."""
+"""Configs of the vision towers of CLIP (of Hugging Face and of open_clip) and SigLIP."""
 
 from typing import Any
 
 from mm1_jax.interop.fields import MOST_LAYERS, Fields, ForeignClass
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.norm import LayerNorm
-from mm1_jax.layers.position_embedding import PositionEmbedding, SinCosPositions
+from mm1_jax.layers.position_embedding import PositionEmbedding
 from mm1_jax.models.vision_encoder import ClassToken, VisionEncoder
 
 ENCODER = "vision_encoder"
@@ -16,7 +16,6 @@ ACTIVATIONS = {
 }
 # torch's names for the two ways to compute a GELU, which open_clip passes on.
 _APPROXIMATE = {"none": Activation.GELU, "tanh": Activation.GELU_TANH}
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
@@ -41,14 +40,13 @@ SIGLIP_VISION = ForeignClass(
     {**_TOWER, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
     (*_NEUTRAL, "vision_use_head"),
 )
-# Fields of models with a text tower, whose tensors are not read.
-_PAIR = ("text_config", "logit_scale_init_value", "tie_word_embeddings")
-CLIP = ForeignClass(
-    "CLIPConfig",
-    {"vision_config": None, "vision_config_dict": None, "projection_dim": 512},
-    (*_PAIR, "text_config_dict"),
+# Models with a text tower. The fields of the text tower are in `clip.py`.
+_PAIR = ("logit_scale_init_value", "tie_word_embeddings")
+_SECTIONS = ("vision_config", "vision_config_dict", "text_config", "text_config_dict")
+CLIP = ForeignClass("CLIPConfig", {**dict.fromkeys(_SECTIONS), "projection_dim": 512}, _PAIR)
+SIGLIP = ForeignClass(
+    "SiglipConfig", {"vision_config": None, "text_config": None}, (*_PAIR, "projection_dim")
 )
-SIGLIP = ForeignClass("SiglipConfig", {"vision_config": None}, (*_PAIR, "projection_dim"))
 # Pixel fields of the processor beside a tower, with the defaults of its class.
 _PROCESSOR = {"rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True}
 CLIP_PROCESSOR = ForeignClass(
@@ -93,12 +91,14 @@ OPEN_CLIP_VISION = ForeignClass(
 )
 OPEN_CLIP_MODEL = ForeignClass(
     "CLIP",
-    {"vision_cfg": None, "quick_gelu": False},
-    # Fields of the text tower, the projections and the loss.
-    (
-        *("embed_dim", "text_cfg", "multimodal_cfg", "custom_text", "init_logit_scale"),
-        *("init_logit_bias", "nonscalar_logit_scale", "cast_dtype", "output_dict", "pad_id"),
-    ),
+    {
+        **dict.fromkeys(("vision_cfg", "text_cfg", "multimodal_cfg", "embed_dim")),
+        "quick_gelu": False,
+        "init_logit_bias": None,
+        "nonscalar_logit_scale": False,
+    },
+    # The names of tensors tell `custom_text`.
+    ("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "pad_id"),
 )
 OPEN_CLIP_PREPROCESS = ForeignClass(
     "PreprocessCfg",
@@ -114,17 +114,17 @@ _QUICK_GELU = ForeignClass("QuickGELU", {})
 def hf_clip_config(hf: Fields) -> VisionEncoder.Config:
     """Returns the encoder of a CLIP's `vision_config` or a CLIPVisionModel's `config.json`."""
     cfg = _clip(
-        **_hf_sizes(hf),
+        **hf_sizes(hf),
         num_layers=hf.integer("num_hidden_layers", most=MOST_LAYERS),
         hidden_dim=hf.integer("intermediate_size"),
         activation=hf.one_of("hidden_act", ACTIVATIONS),
         eps=hf.number("layer_norm_eps"),
     )
-    _raise_if_no_multiple(hf)
+    raise_if_no_multiple(hf)
     return cfg
 
 
-def _hf_sizes(hf: Fields) -> dict[str, int]:
+def hf_sizes(hf: Fields) -> dict[str, int]:
     """Returns sizes that have the same names in both Hugging Face towers."""
     sizes = {
         "image_size": hf.side("image_size"),
@@ -139,7 +139,7 @@ def _hf_sizes(hf: Fields) -> dict[str, int]:
     return sizes
 
 
-def _raise_if_no_multiple(fields: Fields, name: str = "image_size") -> None:
+def raise_if_no_multiple(fields: Fields, name: str = "image_size") -> None:
     patch_size = fields.side("patch_size")
     if fields.side(name) % patch_size:
         fields.refuse(name, f"expected a multiple of patch_size={patch_size}")
@@ -150,8 +150,6 @@ def clip_pair_section(hf: Fields) -> Fields:
     # In transformers, this old field replaces all of vision_config if present.
     name = "vision_config_dict" if hf.value("vision_config_dict") is not None else "vision_config"
     hf.value("vision_config")
-    # Read with the text tower, if at all.
-    hf.value("projection_dim")
     return hf.section(name, CLIP_VISION)
 
 
@@ -174,10 +172,15 @@ def _colours(fields: Fields, name: str, above: float = -1e38) -> tuple[float, fl
     return red, green, blue
 
 
-def open_clip_config(hf: Fields) -> VisionEncoder.Config:
-    """Returns the encoder of an `open_clip_config.json`."""
+def open_clip_sections(hf: Fields) -> tuple[Fields, Fields]:
+    """Returns the fields of the model and of its vision tower in an `open_clip_config.json`."""
     model = hf.section("model_cfg", OPEN_CLIP_MODEL)
-    vision = model.section("vision_cfg", OPEN_CLIP_VISION)
+    return model, model.section("vision_cfg", OPEN_CLIP_VISION)
+
+
+def open_clip_config(hf: Fields) -> VisionEncoder.Config:
+    """Returns the vision encoder of an `open_clip_config.json`."""
+    model, vision = open_clip_sections(hf)
     if vision.has("timm_model_name"):
         vision.refuse(
             "timm_model_name",
@@ -195,24 +198,21 @@ def open_clip_config(hf: Fields) -> VisionEncoder.Config:
             "pool_type", "patches pass through the last norm here, unless final_ln_after_pool"
         )
     vision.flag("final_ln_after_pool")
-    activation, eps = open_clip_block(model, vision)
     width, head_width = vision.integer("width"), vision.integer("head_width")
     if width % head_width:
         vision.refuse("head_width", f"expected a divisor of width={width}")
-    hidden_dim = int(width * vision.number("mlp_ratio"))
-    if not 1 <= hidden_dim < 2**31:
-        vision.refuse("mlp_ratio", f"a feed-forward layer of size {hidden_dim} is not supported")
+    eps, activation = open_clip_norm_and_activation(model, vision)
     cfg = _clip(
         image_size=vision.side("image_size"),
         patch_size=vision.side("patch_size"),
         width=width,
         num_layers=vision.integer("layers", most=MOST_LAYERS),
         num_heads=width // head_width,
-        hidden_dim=hidden_dim,
+        hidden_dim=open_clip_hidden_dim(vision, width),
         activation=activation,
         eps=eps,
     )
-    _raise_if_no_multiple(vision)
+    raise_if_no_multiple(vision)
     if vision.flag("no_ln_pre"):
         cfg.pre_norm = None
     preprocess = hf.section("preprocess_cfg", OPEN_CLIP_PREPROCESS)
@@ -221,19 +221,27 @@ def open_clip_config(hf: Fields) -> VisionEncoder.Config:
     return cfg
 
 
-def open_clip_block(model: Fields, tower: Fields) -> tuple[Activation, float]:
-    """Returns the activation and the eps of the norms of a tower of open_clip."""
+def open_clip_norm_and_activation(model: Fields, tower: Fields) -> tuple[float, Activation]:
+    """Returns the eps of norms and the activation of one of open_clip's towers."""
     quick_gelu = model.flag("quick_gelu")
-    activation = tower.section("act_kwargs", _QUICK_GELU if quick_gelu else _OPEN_CLIP_GELU)
-    norm = tower.section("norm_kwargs", _OPEN_CLIP_NORM)
-    if quick_gelu:
-        return Activation.QUICK_GELU, norm.number("eps")
-    return activation.one_of("approximate", _APPROXIMATE), norm.number("eps")
+    kind = tower.section("act_kwargs", _QUICK_GELU if quick_gelu else _OPEN_CLIP_GELU)
+    activation = Activation.QUICK_GELU
+    if not quick_gelu:
+        activation = kind.one_of("approximate", _APPROXIMATE)
+    return tower.section("norm_kwargs", _OPEN_CLIP_NORM).number("eps"), activation
+
+
+def open_clip_hidden_dim(tower: Fields, width: int) -> int:
+    """Returns the size of the MLPs of one of open_clip's towers."""
+    hidden_dim = int(width * tower.number("mlp_ratio"))
+    if not 1 <= hidden_dim < 2**31:
+        tower.refuse("mlp_ratio", f"a feed-forward layer of size {hidden_dim} is not supported")
+    return hidden_dim
 
 
 def siglip_config(hf: Fields) -> VisionEncoder.Config:
     """Returns the encoder of a SigLIP: no class token, a final norm, pixel mean and std of 0.5."""
-    sizes = _hf_sizes(hf)
+    sizes = hf_sizes(hf)
     patch_size = sizes["patch_size"]
     cfg = VisionEncoder.default_config().set(
         # SigLIP's patches ignore pixels beyond a multiple of their size.
@@ -250,49 +258,6 @@ def siglip_config(hf: Fields) -> VisionEncoder.Config:
     cfg.patch_embedding.bias = True
     cfg.stack.layer.feed_forward.activation = hf.one_of("hidden_act", ACTIVATIONS)
     _set_eps(cfg, hf.number("layer_norm_eps"))
-    return cfg
-
-
-# Arguments of AIM's constructor; the tensors tell those without default.
-AIM = ForeignClass(
-    "AIM",
-    {
-        "img_size": 224,
-        "patch_size": 14,
-        "embed_dim": None,
-        "num_blocks": None,
-        "num_heads": None,
-        "num_channels": 3,
-        "mlp_ratio": 4,
-        "use_bias": False,
-        "post_trunk_norm": True,
-    },
-    ("probe_layers", "num_classes", "ffn_dropout_rate"),
-)
-
-
-def aim_config(hf: Fields) -> VisionEncoder.Config:
-    """Returns the encoder of an AIM from its constructor arguments (apple/ml-aim)."""
-    embed_dim, num_heads = hf.integer("embed_dim"), hf.integer("num_heads")
-    if embed_dim % num_heads:
-        hf.refuse("num_heads", f"expected a divisor of the embed_dim {embed_dim}")
-    cfg = VisionEncoder.default_config().set(
-        image_size=hf.side("img_size"),
-        patch_size=hf.side("patch_size"),
-        model_dim=embed_dim,
-        num_layers=hf.integer("num_blocks", most=MOST_LAYERS),
-        num_heads=num_heads,
-        hidden_dim=4 * embed_dim,
-        pixel_mean=IMAGENET_MEAN,
-        pixel_std=IMAGENET_STD,
-        patch_norm=LayerNorm.default_config(),
-        positions=SinCosPositions.default_config(),
-    )
-    _raise_if_no_multiple(hf, "img_size")
-    cfg.patch_embedding.bias = True
-    cfg.stack.layer.attention.bias = False
-    cfg.stack.layer.feed_forward.up.bias = False
-    cfg.stack.layer.feed_forward.down.bias = False
     return cfg
 
 

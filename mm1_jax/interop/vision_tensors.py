@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mm1_jax.interop.block_tensors import (
+    Sizes,
+    attention,
     feed_forward,
-    hf_blocks,
-    joined_heads,
+    joined_attention,
+    literal,
     norm,
-    open_clip_blocks,
-    output_projection,
+    vector,
 )
 from mm1_jax.interop.mapping import Entry, Slice, Table, joined, prefix_of, stack_layers
 from mm1_jax.interop.tensor_files import TensorSpec
@@ -33,20 +34,18 @@ def hf_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
         class_token=f"{root}embeddings.class_embedding",
         positions=f"{root}embeddings.position_embedding.weight",
     )
-    if cfg.pre_norm is not None:
-        entries += norm(encoder, f"{root}pre_layrnorm", "pre_norm", D)
-    entries += hf_blocks(root, f"{ENCODER}/stack", cfg)
-    if cfg.final_norm is not None:
-        entries += norm(encoder, f"{root}post_layernorm", "final_norm", D)
+    entries += norm(encoder, f"{root}pre_layrnorm", "pre_norm", cfg.pre_norm, D)
+    entries += hf_layers(cfg, ENCODER, root)
+    entries += norm(encoder, f"{root}post_layernorm", "final_norm", cfg.final_norm, D)
     parent = root.removesuffix("vision_model.")
     ignored = [
         r"(.*\.)?position_ids",
-        _literal(f"{root}head.") + ".*",
-        *(_literal(f"{parent}{name}.") + ".*" for name in ("text_model", "visual_projection")),
-        *(_literal(f"{parent}{name}") + ".*" for name in ("text_projection", "logit_")),
+        literal(f"{root}head.") + ".*",
+        *(literal(f"{parent}{name}.") + ".*" for name in ("text_model", "visual_projection")),
+        *(literal(f"{parent}{name}") + ".*" for name in ("text_projection", "logit_")),
     ]
     if cfg.class_token is not None:
-        ignored.append(_literal(f"{root}post_layernorm.") + ".*")
+        ignored.append(literal(f"{root}post_layernorm.") + ".*")
     return Table({ENCODER: cfg}, entries, ignored, prefix=parent)
 
 
@@ -121,58 +120,57 @@ def open_clip_table(cfg: VisionEncoder.Config, names: Iterable[str]) -> Table:
         class_token=f"{root}class_embedding",
         positions=f"{root}positional_embedding",
     )
-    if cfg.pre_norm is not None:
-        entries += norm(encoder, f"{root}ln_pre", "pre_norm", D)
-    entries += open_clip_blocks(root, f"{ENCODER}/stack", cfg)
+    entries += norm(encoder, f"{root}ln_pre", "pre_norm", cfg.pre_norm, D)
+    entries += open_clip_layers(cfg, ENCODER, root)
     # The text tower uses the same names, but not below `visual.`.
-    ignored = [_literal(f"{root}ln_post.") + ".*", _literal(f"{root}proj")]
+    ignored = [literal(f"{root}ln_post.") + ".*", literal(f"{root}proj")]
     if root:
-        ignored.append(f"(?!{_literal(root)}).*")
+        ignored.append(f"(?!{literal(root)}).*")
     return Table({ENCODER: cfg}, entries, ignored)
 
 
-def aim_table(cfg: VisionEncoder.Config) -> Table:
-    """Returns the table of an AIM: preprocessor and trunk; its classification head is ignored."""
-    encoder, D = Slice(ENCODER), cfg.model_dim
-    entries = [
-        _patch_kernel(cfg, "preprocessor.patchifier.proj.weight"),
-        encoder.entry("preprocessor.patchifier.proj.bias", "patch_embedding/bias", "d -> d", d=D),
-        *norm(encoder, "preprocessor.patchifier.norm", "patch_norm", D),
-    ]
-    for i, layer in enumerate(stack_layers(f"{ENCODER}/stack", cfg.num_layers)):
-        name = f"trunk.blocks.{i}"
-        entries += norm(layer, f"{name}.norm_1", "attention_norm", D)
-        entries += joined_heads(layer, f"{name}.attn.qkv.", cfg)
-        entries += output_projection(layer, f"{name}.attn.proj", cfg)
-        entries += norm(layer, f"{name}.norm_2", "feed_forward_norm", D)
-        entries += feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", cfg)
-    entries += norm(encoder, "trunk.post_trunk_norm", "final_norm", D)
-    return Table({ENCODER: cfg}, entries, (r"head\..*",))
+def hf_layers(cfg: Any, part: str, root: str) -> list[Entry]:
+    """Returns the blocks of a Hugging Face tower, of images or of texts."""
+    entries, sizes, norm_cfg = [], Sizes.of(cfg), cfg.stack.layer.norm
+    for i, layer in enumerate(stack_layers(f"{part}/stack", cfg.num_layers)):
+        name = f"{root}encoder.layers.{i}"
+        entries += norm(layer, f"{name}.layer_norm1", "attention_norm", norm_cfg, cfg.model_dim)
+        entries += attention(layer, f"{name}.self_attn", "out_proj", sizes)
+        entries += norm(layer, f"{name}.layer_norm2", "feed_forward_norm", norm_cfg, cfg.model_dim)
+        entries += feed_forward(layer, f"{name}.mlp.fc1", f"{name}.mlp.fc2", sizes)
+    return entries
+
+
+def open_clip_layers(cfg: Any, part: str, root: str) -> list[Entry]:
+    """Returns the blocks of an open_clip tower, of images or of texts."""
+    entries, sizes, norm_cfg = [], Sizes.of(cfg), cfg.stack.layer.norm
+    for i, layer in enumerate(stack_layers(f"{part}/stack", cfg.num_layers)):
+        name = f"{root}transformer.resblocks.{i}"
+        entries += norm(layer, f"{name}.ln_1", "attention_norm", norm_cfg, cfg.model_dim)
+        entries += joined_attention(layer, f"{name}.attn.in_proj_", f"{name}.attn.out_proj", sizes)
+        entries += norm(layer, f"{name}.ln_2", "feed_forward_norm", norm_cfg, cfg.model_dim)
+        entries += feed_forward(layer, f"{name}.mlp.c_fc", f"{name}.mlp.c_proj", sizes)
+    return entries
 
 
 def _embeddings(
     cfg: VisionEncoder.Config, *, patches: str, class_token: str, positions: str
 ) -> list[Entry]:
     encoder, D = Slice(ENCODER), cfg.model_dim
-    entries = [_patch_kernel(cfg, f"{patches}.weight")]
+    entries = [patch_kernel(cfg, f"{patches}.weight")]
     if cfg.patch_embedding.bias:
-        entries.append(encoder.entry(f"{patches}.bias", "patch_embedding/bias", "d -> d", d=D))
+        entries.append(vector(encoder, f"{patches}.bias", "patch_embedding/bias", D))
     num_patches = (cfg.image_size // cfg.patch_size) ** 2
     grid = encoder.piece("positions/positions", "p d -> p d", p=num_patches, d=D)
     if cfg.class_token is None:
         return [*entries, joined(positions, [grid])]
-    entries.append(encoder.entry(class_token, "class_token/token", "d -> d", d=D))
+    entries.append(vector(encoder, class_token, "class_token/token", D))
     # A single row of the tensor is a vector of ours.
     own = encoder.piece("class_token/position", "one d -> (one d)", one=1, d=D)
     return [*entries, joined(positions, [own, grid])]
 
 
-def _patch_kernel(cfg: VisionEncoder.Config, name: str) -> Entry:
+def patch_kernel(cfg: VisionEncoder.Config, name: str) -> Entry:
     """Returns a strided convolution as a matrix over the pixels of a patch, color innermost."""
     sizes = {"d": cfg.model_dim, "c": 3, "y": cfg.patch_size, "x": cfg.patch_size}
     return Slice(ENCODER).entry(name, "patch_embedding/kernel", "d c y x -> (y x c) d", **sizes)
-
-
-def _literal(text: str) -> str:
-    """Returns a pattern that matches exactly this text."""
-    return text.replace(".", r"\.")

@@ -14,8 +14,8 @@ from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.experiment import Experiment
 from mm1_jax.interop.adapters import adapted_model
-from mm1_jax.interop.exporter import native_model
 from mm1_jax.interop.mm1 import model_parts
+from mm1_jax.interop.native import native_model
 from mm1_jax.interop.peft import export_adapters
 from mm1_jax.interop.peft_import import import_adapters
 from mm1_jax.layers.lora import Adapter, LoRA

@@ -48,9 +48,18 @@ TOWER = {
     "image_size": 16,
     "attention_dropout": 0.0,
 }
+PAIR_TEXT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 12,
+}
 STRETCHED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LENGTH = "original_max_position_embeddings"
 VISION_CFG = {"image_size": 16, "layers": 2, "width": 32, "head_width": 8, "patch_size": 4}
+TEXT_CFG = {"context_length": 12, "vocab_size": 40, "width": 16, "heads": 4, "layers": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**TEXT, "attention_bias": False, "mlp_bias": False, "rope_theta": 10_000.0},
     "llama 3.1": {
@@ -67,9 +76,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {**TEXT, "use_sliding_window": False, "max_window_layers": 2, "rope_theta": 1e6},
     "qwen3": {**TEXT, "attention_bias": False, "layer_types": ["full_attention"] * 2},
     "mixtral": {**TEXT, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_theta": 1e6},
-    "clip": {"vision_config": {**TOWER, "hidden_act": "gelu"}, "text_config": {}},
+    "clip": {
+        "vision_config": {**TOWER, "hidden_act": "gelu"},
+        "text_config": {**PAIR_TEXT, "layer_norm_eps": 1e-5},
+        "projection_dim": 16,
+    },
     "clip_vision_model": {**TOWER, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    "siglip": {"vision_config": {**TOWER, "layer_norm_eps": 1e-6}},
+    "siglip": {
+        "vision_config": {**TOWER, "layer_norm_eps": 1e-6},
+        "text_config": {**PAIR_TEXT, "projection_size": 32, "pad_token_id": 1},
+    },
     "siglip_vision_model": {**TOWER, "hidden_act": "gelu_pytorch_tanh"},
     "llava": {
         "vision_config": {**TOWER, "model_type": "clip_vision_model"},
@@ -80,9 +96,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vision_feature_select_strategy": "default",
     },
     "open_clip": {
-        "model_cfg": {"embed_dim": 16, "vision_cfg": VISION_CFG, "text_cfg": {"width": 16}},
+        "model_cfg": {"embed_dim": 16, "vision_cfg": VISION_CFG, "text_cfg": TEXT_CFG},
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
     },
+    "aimv2_vision_model": {**TOWER, "hidden_act": "silu", "qkv_bias": False, "mlp_bias": True},
     "aim": {"img_size": 28, "patch_size": 14, "embed_dim": 256, "num_blocks": 2, "num_heads": 2},
 }
 DECODERS = ("llama", "llama 3.1", "mistral", "qwen2", "qwen3", "mixtral")
@@ -208,7 +225,8 @@ def write_tensors(family: str, folder: Path, seed: int = 0) -> None:
     config = complete_config(config, specs)
     roots = {
         "llava": ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
-        "open_clip": ("visual.conv1.weight",),
+        "open_clip": ("visual.conv1.weight", "token_embedding.weight"),
+        "aimv2_vision_model": ("embeddings.patch_embed.weight",),
     }.get(family, ("model.embed_tokens.weight", "lm_head.weight"))
     names = [
         *roots,
@@ -255,6 +273,17 @@ def facts_of_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
             "has_class_token": cfg.class_token is not None,
             "pre_norm": cfg.pre_norm is not None,
         }
+    if (cfg := parts.get("text_encoder")) is not None:
+        layer = cfg.stack.layer
+        result["text_encoder"] = {
+            "sizes": (cfg.model_dim, cfg.hidden_dim, cfg.num_layers, cfg.num_heads),
+            "texts": (cfg.vocab_size, cfg.max_length, cfg.output_dim),
+            "activation": layer.feed_forward.activation.value,
+            "eps": (layer.norm.eps, cfg.final_norm.eps),
+            "pattern": layer.attention.pattern.value,
+            "pooling": cfg.pooling.value,
+            "bias": cfg.projection.bias,
+        }
     if (cfg := parts.get("connector")) is not None:
         result["connector"] = (cfg.activation.value, cfg.up.bias)
     return result
@@ -271,7 +300,7 @@ def facts_of_oracle(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
         Refused: The library rejects the config.
     """
     if family == "open_clip":
-        return {"vision_encoder": _open_clip(config)}
+        return _open_clip(config)
     config = _with_floats(config)
     try:
         hf: Any = CONFIG_MAPPING[config.pop("model_type")].from_dict(config)
@@ -284,7 +313,7 @@ def facts_of_oracle(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
             connector = (_ACTIVATIONS[hf.projector_hidden_act], hf.multimodal_projector_bias)
             return {"decoder": decoder, "vision_encoder": tower, "connector": connector}
         if hasattr(hf, "vision_config"):
-            return {"vision_encoder": _tower(hf.vision_config)}
+            return {"vision_encoder": _tower(hf.vision_config), "text_encoder": _text(hf)}
         if hf.model_type.endswith("vision_model"):
             return {"vision_encoder": _tower(hf)}
         return {"decoder": _decoder(hf)}
@@ -301,6 +330,26 @@ def _with_floats(value: Any, name: str = "") -> Any:
 
 
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS |= {"silu": "silu"}
+
+
+def _text(pair: Any) -> dict[str, Any]:
+    """Collects the properties of a text tower; those of classes are in their code."""
+    hf, is_clip = pair.text_config, pair.model_type == "clip"
+    output_dim = pair.projection_dim if is_clip else hf.projection_size
+    assert is_clip or output_dim == pair.vision_config.hidden_size
+    return {
+        "sizes": (
+            *(hf.hidden_size, hf.intermediate_size, hf.num_hidden_layers),
+            hf.num_attention_heads,
+        ),
+        "texts": (hf.vocab_size, hf.max_position_embeddings, output_dim),
+        "activation": _ACTIVATIONS[hf.hidden_act],
+        "eps": (hf.layer_norm_eps, hf.layer_norm_eps),
+        "pattern": "causal" if is_clip else "bidirectional",
+        "pooling": "eos" if is_clip else "last",
+        "bias": not is_clip,
+    }
 
 
 def _decoder(hf: Any) -> dict[str, Any]:
@@ -332,7 +381,7 @@ def _tower(hf: Any) -> dict[str, Any]:
         assert len(size) == 2 and size[0] == size[1]
         return size[0]
 
-    is_clip = hf.model_type == "clip_vision_model"
+    is_clip, is_siglip = (hf.model_type == f"{x}_vision_model" for x in ("clip", "siglip"))
     image, patch = side(hf.image_size), side(hf.patch_size)
     assert hf.num_channels == 3
     return {
@@ -340,11 +389,22 @@ def _tower(hf: Any) -> dict[str, Any]:
             *(hf.hidden_size, hf.intermediate_size, hf.num_hidden_layers),
             hf.num_attention_heads,
         ),
-        "pixels": (image if is_clip else image // patch * patch, patch),
+        "pixels": (image // patch * patch if is_siglip else image, patch),
         "activation": _ACTIVATIONS[hf.hidden_act],
-        "eps": hf.layer_norm_eps,
+        "eps": hf.layer_norm_eps if is_clip or is_siglip else hf.rms_norm_eps,
         "has_class_token": is_clip,
         "pre_norm": is_clip,
+    }
+
+
+def _open_clip_tower(cfg: Mapping[str, Any], heads: int, quick_gelu: bool) -> dict[str, Any]:
+    activation = "quick_gelu" if quick_gelu else "gelu"
+    if (cfg["act_kwargs"] or {}).get("approximate") == "tanh":
+        activation += "_tanh"
+    return {
+        "sizes": (cfg["width"], int(cfg["width"] * cfg["mlp_ratio"]), cfg["layers"], heads),
+        "activation": activation,
+        "eps": (cfg["norm_kwargs"] or {}).get("eps", 1e-5),
     }
 
 
@@ -358,23 +418,27 @@ def _open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
         assert not any(value for name, value in cfg.items() if name not in known)
         known = {*OPEN_CLIP["CLIP"], *OPEN_CLIP["CustomTextCLIP"], *OPEN_CLIP["CoCa"]}
         assert not any(v for k, v in model.items() if k not in {*known, "custom_text"})
+        text = {**OPEN_CLIP["CLIPTextCfg"], **(model["text_cfg"] or {})}
+        known = OPEN_CLIP["CLIPTextCfg"].keys()
+        assert not any(value for name, value in text.items() if name not in known)
+        quick_gelu = model.get("quick_gelu", False)
         side = cfg["image_size"]
-        activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
-        if (cfg["act_kwargs"] or {}).get("approximate") == "tanh":
-            activation += "_tanh"
-        return {
-            "sizes": (
-                cfg["width"],
-                int(cfg["width"] * cfg["mlp_ratio"]),
-                cfg["layers"],
-                cfg["width"] // cfg["head_width"],
-            ),
+        heads = cfg["width"] // cfg["head_width"]
+        tower = {
+            **_open_clip_tower(cfg, heads, quick_gelu),
             "pixels": (side[0] if isinstance(side, list) else side, cfg["patch_size"]),
-            "activation": activation,
-            "eps": (cfg["norm_kwargs"] or {}).get("eps", 1e-5),
             "has_class_token": True,
             "pre_norm": not cfg["no_ln_pre"],
         }
+        words = _open_clip_tower(text, text["heads"], quick_gelu)
+        words |= {
+            "texts": (text["vocab_size"], text["context_length"], model["embed_dim"]),
+            "eps": (words["eps"], words["eps"]),
+            "pattern": "bidirectional" if text["no_causal_mask"] else "causal",
+            "pooling": {"argmax": "eos"}.get(text["pool_type"], text["pool_type"]),
+            "bias": text["proj_bias"],
+        }
+        return {"vision_encoder": tower, "text_encoder": words}
     except (AssertionError, KeyError, TypeError, AttributeError) as error:
         raise Refused(str(error)) from error
 

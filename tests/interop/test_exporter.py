@@ -29,9 +29,10 @@ from transformers import (
 )
 
 from mm1_jax.checkpoints.weights_folder import StoredParams
-from mm1_jax.interop.exporter import export_native, export_source, native_model, parts_of_weights
+from mm1_jax.interop.exporter import export_native, export_source, parts_of_weights
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.interop.native import native_model
 from mm1_jax.interop.passthrough import Passthrough
 
 

@@ -23,9 +23,10 @@ from mm1_jax.interop.compare import (
     random_images,
     with_params,
 )
-from mm1_jax.interop.exporter import export_native, native_model, parts_of_weights
+from mm1_jax.interop.exporter import export_native, parts_of_weights
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import import_checkpoint
+from mm1_jax.interop.native import native_model
 from mm1_jax.interop.passthrough import Passthrough
 from mm1_jax.interop.vision import ACTIVATIONS
 from mm1_jax.layers.feed_forward import Activation
@@ -39,7 +40,8 @@ def test_outputs_of_an_import_equal_those_of_the_source(name, tmp_path):
     assert imported.comparison.is_good
     # Models as small as these are far below the bound.
     assert imported.comparison.difference < 4e-6 * imported.comparison.scale
-    assert imported.comparison.scale > 0.5
+    # Features of pairs are unit vectors.
+    assert imported.comparison.scale > (0.1 if name in ("clip", "siglip") else 0.5)
     checks = json.loads((tmp_path / "ours" / "weights.json").read_text())["checks"]
     assert "bit for bit" in checks and "largest difference" in checks
 

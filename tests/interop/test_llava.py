@@ -17,10 +17,11 @@ from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.decoding.generate import generate
 from mm1_jax.decoding.options import DecodingOptions
 from mm1_jax.interop.compare import one_document_rows, pixel_values, random_images, with_params
-from mm1_jax.interop.exporter import export_native, native_llava, parts_of_weights
+from mm1_jax.interop.exporter import export_native, parts_of_weights
 from mm1_jax.interop.families import Changes, make_parts, read_config
 from mm1_jax.interop.importer import ParamsOf, import_checkpoint
 from mm1_jax.interop.mm1 import model_parts
+from mm1_jax.interop.native import native_llava
 from mm1_jax.interop.tokenizers import export_tokenizer
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.connectors.mlp import MLP

@@ -24,9 +24,10 @@ from mm1_jax.interop.compare import (
     random_tokens,
     with_params,
 )
-from mm1_jax.interop.exporter import export_mm1, export_native, native_llava, native_model
+from mm1_jax.interop.exporter import export_mm1, export_native
 from mm1_jax.interop.importer import ParamsOf
 from mm1_jax.interop.mm1 import model_parts
+from mm1_jax.interop.native import native_llava, native_model
 from mm1_jax.interop.peft import CONFIG, TENSORS, export_adapters
 from mm1_jax.interop.peft_import import import_adapters
 from mm1_jax.interop.tensor_files import TensorFile
