@@ -135,7 +135,7 @@ def native_llava(parts: Mapping[str, Any], image_token: int) -> NativeModel:
         ValueError: The parts differ from LLaVA's; the message names the difference.
     """
     if "connector" not in parts:
-        raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is another model")
+        raise ValueError("a LLaVA has an encoder, a connector and a decoder; this is a single part")
     return NativeModel(*llava.hf_export(parts, image_token))
 
 
