@@ -60,6 +60,11 @@ class ExampleBuilder:
                 f"max_images={max_images}: a row must have room for one image and a text token. "
                 "Make input.max_sequence_length longer, or let the connector emit fewer tokens."
             )
+        if num_image_tokens and tokenizer.image_token in (tokenizer.bos, tokenizer.eos):
+            raise ValueError(
+                f"input.tokenizer: {type(tokenizer).__name__} has no token that stands for an "
+                "image; take another tokenizer, or train a model of text"
+            )
         self.tokenizer = tokenizer
         self.num_image_tokens = num_image_tokens
         self.max_sequence_length = max_sequence_length
