@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from mm1_jax.batch import Batch, Image, Markup
 from mm1_jax.command import command, started_as
-from mm1_jax.data.input import Input
+from mm1_jax.data.input import Input, packed
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.snapshot import CorpusExamples
@@ -520,7 +520,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(rest)
     output = args.output or Path(f"{args.config}_step_{args.step}.html")
     cfg = chosen_launch(args, overrides).resolved_config(note=say_note).input
-    input = cfg.set(num_workers=0, prefetch=0).instantiate()
+    input = packed(cfg.set(num_workers=0, prefetch=0).instantiate())
     shown = args.rows or range(min(MOST_ROWS, input.batch_size))
     made = make_rows(input, args.step, shown)
     page = Page(input, made, shown, title=args.config, step=args.step)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mm1_jax.command import command, started_as
-from mm1_jax.data.input import Input
+from mm1_jax.data.input import Input, packed
 from mm1_jax.data.packing import PlannedRow
 from mm1_jax.data.snapshot import CorpusExamples, Form, Snapshot, write_snapshot
 from mm1_jax.flags import local_path, whole
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output.exists() and any(options.output.iterdir()):
         raise ValueError(f"--output={options.output} is not empty; name a new folder")
     cfg = chosen_launch(options, overrides).resolved_config(note=say_note)
-    input = cfg.input.instantiate(split="train")
+    input = packed(cfg.input.instantiate(split="train"))
     made = snapshot(input, options.steps, Form(options.form), options.output)
     size = sum(path.stat().st_size for path in made.folder.iterdir())
     rows = made.num_steps * made.batch_size

@@ -240,6 +240,16 @@ class Input(MixedInput):
         return lengths
 
 
+def packed(input: MixedInput) -> Input:
+    """Returns an input of packed rows; raises ValueError for another one."""
+    if not isinstance(input, Input):
+        raise ValueError(
+            f"the config's input is a {type(input).__name__}, and this command reads packed rows: "
+            "choose a config with an Input"
+        )
+    return input
+
+
 def lengths_of_folder(cfg: Input.Config, folder: Path, split: str) -> dict[str, Lengths]:
     """Computes the length tables of the corpora that read a folder, and caches them there.
 

@@ -27,10 +27,10 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The files of both layouts, of some merges learnt from the texts."""
+    """The files of both layouts, of some merges learned from the texts."""
     folder = tmp_path_factory.mktemp("clip")
-    learnt = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
-    learnt.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    learned = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
+    learned.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
             tokenizers.pre_tokenizers.WhitespaceSplit(),
             tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -42,8 +42,8 @@ def folder(tmp_path_factory):
         end_of_word_suffix="</w>",
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )
-    learnt.train_from_iterator([text.lower() for text in TEXTS] * 5, trainer)
-    merges = [" ".join(pair) for pair in json.loads(learnt.to_str())["model"]["merges"]]
+    learned.train_from_iterator([text.lower() for text in TEXTS] * 5, trainer)
+    merges = [" ".join(pair) for pair in json.loads(learned.to_str())["model"]["merges"]]
     assert len(merges) > 50
     text = "\n".join(["#version: 0.2", *merges, ""])
     (folder / "merges.txt").write_text(text, "utf-8")

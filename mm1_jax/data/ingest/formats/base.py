@@ -43,3 +43,21 @@ class Format(abc.ABC):
     @abc.abstractmethod
     def read(self, unit: Unit) -> Iterator[Entry]:
         """Yields the entries of a unit, the same ones in the same order every time."""
+
+
+def kinds_of_fields(captions: str | None) -> dict[str, str]:
+    """Returns the kinds of captions by field, from the option "FIELD=KIND,FIELD=KIND,...".
+
+    Raises:
+        ValueError: A field has no kind, or occurs twice.
+    """
+    if captions is None:
+        return {}
+    pairs = [part.partition("=") for part in captions.split(",")]
+    kinds = {field.strip(): kind.strip() for field, _, kind in pairs}
+    if len(kinds) < len(pairs) or not all(field and kind for field, kind in kinds.items()):
+        raise ValueError(
+            f"--option.captions={captions}: expected FIELD=KIND,FIELD=KIND with different fields, "
+            "such as caption=alt,recaption=synthetic"
+        )
+    return kinds

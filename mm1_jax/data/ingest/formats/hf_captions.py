@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.ingest.formats.base import Format, kinds_of_fields
 from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.image_files import ImageFolder, stored_image
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
@@ -28,6 +28,8 @@ class HfCaptions(Format):
         caption_column: Defaults to the first existing one of caption, captions, text, txt,
             alt_text, sentences.
         caption_kind: The `kind` of the captions in the records.
+        captions: Several columns of captions, as "COLUMN=KIND,COLUMN=KIND", in place of the two
+            options above.
     """
 
     name = "hf_captions"
@@ -39,10 +41,13 @@ class HfCaptions(Format):
         image_column: str | None = None,
         caption_column: str | None = None,
         caption_kind: str = "caption",
+        captions: str | None = None,
     ):
         self._images = _IMAGES if image_column is None else (image_column,)
-        self._captions = _CAPTIONS if caption_column is None else (caption_column,)
-        self._caption_kind = caption_kind
+        # Names of which a file has one -> the kind of the captions.
+        self._captions = {_CAPTIONS if caption_column is None else (caption_column,): caption_kind}
+        if captions is not None:
+            self._captions = {(name,): kind for name, kind in kinds_of_fields(captions).items()}
 
     def units(self, source: Path) -> list[Unit]:
         expected = "Parquet with a picture and a caption a row"
@@ -53,12 +58,15 @@ class HfCaptions(Format):
         folder = ImageFolder(unit.path.parent, self.follow_links)
 
         def record(entry: str, row: dict[str, Any]) -> Record:
-            image, captions = (
+            image, *columns = (
                 next(row[name] for name in names if name in row)
-                for names in (self._images, self._captions)
+                for names in (self._images, *self._captions)
             )
-            captions = captions if isinstance(captions, list) else [captions]
-            of_kind = [(caption, self._caption_kind) for caption in captions]
+            of_kind = [
+                (caption, kind)
+                for column, kind in zip(columns, self._captions.values(), strict=True)
+                for caption in (column if isinstance(column, list) else [column])
+            ]
             data = stored_image(image, folder)
             return captions_record(entry, data, of_kind, url=row.get(_URL))
 
@@ -66,7 +74,7 @@ class HfCaptions(Format):
 
     def _choose(self, schema: pa.Schema) -> list[str]:
         columns = []
-        for names in (self._images, self._captions):
+        for names in (self._images, *self._captions):
             there = [name for name in names if name in schema.names]
             if not there:
                 raise missing_column(names, schema)

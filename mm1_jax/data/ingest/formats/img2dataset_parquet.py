@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.ingest.formats.base import Format, kinds_of_fields
 from mm1_jax.data.readers.entries import Entry
 from mm1_jax.data.readers.parquet import missing_column, row_group_units, rows
 from mm1_jax.data.readers.source_files import Unit
@@ -20,20 +20,26 @@ _OTHERS = ("key", "url", "status", "error_message")
 
 
 class Img2datasetParquet(Format):
-    """Captions, one record per row; failed downloads are rejected with their error."""
+    """Captions, one record per row; failed downloads are rejected with their error.
+
+    Args:
+        caption_kind: The `kind` of the captions in the records.
+        captions: Several captions of an image, as "COLUMN=KIND,COLUMN=KIND".
+    """
 
     name = "img2dataset_parquet"
     kind = RecordKind.CAPTIONS
 
-    def __init__(self, *, caption_kind: str = "caption"):
+    def __init__(self, *, caption_kind: str = "caption", captions: str | None = None):
         self._caption_kind = caption_kind
+        self._kinds = kinds_of_fields(captions)
 
     def units(self, source: Path) -> list[Unit]:
         expected = "Parquet of img2dataset with images in it"
-        return row_group_units(source, _choose, expected, self.follow_links)
+        return row_group_units(source, self._choose, expected, self.follow_links)
 
     def read(self, unit: Unit) -> Iterator[Entry]:
-        return records_of(rows(unit, _choose), self._record)
+        return records_of(rows(unit, self._choose), self._record)
 
     def _record(self, entry: str, row: dict[str, Any]) -> Record:
         if row.get("status") not in (None, "success"):
@@ -45,11 +51,14 @@ class Img2datasetParquet(Format):
             for names in (_IMAGES, _CAPTIONS)
         )
         captions = [(caption, self._caption_kind)]
+        if self._kinds:
+            captions = [(row[field], kind) for field, kind in self._kinds.items()]
         return captions_record(entry, image, captions, url=row.get("url"), source_id=row.get("key"))
 
-
-def _choose(schema: pa.Schema) -> list[str]:
-    for names in (_IMAGES, _CAPTIONS):
-        if not set(names) & set(schema.names):
-            raise missing_column(names, schema)
-    return [name for name in (*_IMAGES, *_CAPTIONS, *_OTHERS) if name in schema.names]
+    def _choose(self, schema: pa.Schema) -> list[str]:
+        captions = tuple(self._kinds) or _CAPTIONS
+        needed = [(field,) for field in self._kinds] or [_CAPTIONS]
+        for names in (_IMAGES, *needed):
+            if not set(names) & set(schema.names):
+                raise missing_column(names, schema)
+        return [name for name in (*_IMAGES, *captions, *_OTHERS) if name in schema.names]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mm1_jax.batch import Record
-from mm1_jax.data.ingest.formats.base import Format
+from mm1_jax.data.ingest.formats.base import Format, kinds_of_fields
 from mm1_jax.data.readers.compressed import decode_text
 from mm1_jax.data.readers.entries import Documents, Entry, Rejected
 from mm1_jax.data.readers.json_files import as_object, parse_json
@@ -22,13 +22,19 @@ class Webdataset(Format):
     The caption is the `.txt` of a sample, or else the `caption` of its `.json`, which may also hold
     the `url`. Members of other extensions belong to the sample and are not read, nor is the Parquet
     file beside a shard, which also lists failed downloads.
+
+    Args:
+        caption_kind: The `kind` of the captions in the records.
+        captions: Several captions of an image, as "FIELD=KIND,FIELD=KIND": fields of the `.json`,
+            or `txt` for the `.txt`. Fields that a sample lacks are left out.
     """
 
     name = "webdataset"
     kind = RecordKind.CAPTIONS
 
-    def __init__(self, *, caption_kind: str = "caption"):
+    def __init__(self, *, caption_kind: str = "caption", captions: str | None = None):
         self._caption_kind = caption_kind
+        self._kinds = kinds_of_fields(captions)
 
     def units(self, source: Path) -> list[Unit]:
         expected = "tar shards of WebDataset, *.tar"
@@ -57,11 +63,16 @@ class Webdataset(Format):
                 # The JSON is needed only if there is no other caption.
                 if text is None:
                     raise
-        caption = decode_text(read_member(file, text)) if text else about.get("caption")
+        written = decode_text(read_member(file, text)) if text else None
+        if self._kinds:
+            fields = about | {"txt": written}
+            captions = [(fields.get(field), kind) for field, kind in self._kinds.items()]
+        else:
+            captions = [(written if text else about.get("caption"), self._caption_kind)]
         return captions_record(
             entry,
             read_member(file, images[0]),
-            [(caption, self._caption_kind)],
+            captions,
             url=about.get("url"),
             source_id=sample.key,
         )

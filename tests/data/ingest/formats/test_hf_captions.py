@@ -103,3 +103,23 @@ def test_a_missing_caption_rejects_no_other(tmp_path, convert, blank):
     found = [[caption["text"] for caption in record["captions"]] for record in records]
     assert found == [["one", "two"], ["three"]]
     assert [one.id for one in rejected] == ["a.parquet:2"]
+
+
+def test_several_columns_are_captions_of_several_kinds(tmp_path, convert):
+    write(
+        tmp_path / "a.parquet",
+        [stored(b"1"), stored(b"2")],
+        ["alt 1", None],
+        recaption=["one", "two"],
+    )
+    form = HfCaptions(captions="caption=alt,recaption=synthetic")
+    records, rejected = convert(form, tmp_path)
+    assert rejected == []
+    assert [record["captions"] for record in records] == [
+        [{"text": "alt 1", "kind": "alt"}, {"text": "one", "kind": "synthetic"}],
+        [{"text": "two", "kind": "synthetic"}],
+    ]
+    with pytest.raises(ValueError, match="no column lost; there are"):
+        HfCaptions(captions="caption=alt,lost=synthetic").units(tmp_path)
+    with pytest.raises(ValueError, match="captions=caption: expected FIELD=KIND,FIELD=KIND"):
+        HfCaptions(captions="caption")

@@ -131,3 +131,16 @@ def test_real_rows_equal_those_of_pyarrow(test_data, convert):
     assert [(one["source_id"], one["image"], one["captions"][0]["text"]) for one in records] == [
         (row["key"], row["jpg"], row["txt"]) for row in rows
     ]
+
+
+def test_several_columns_are_captions_of_several_kinds(tmp_path, convert):
+    write(tmp_path / "a.parquet", [row(0, recaption="one"), row(1, recaption=None)])
+    form = Img2datasetParquet(captions="txt=alt,recaption=synthetic")
+    records, rejected = convert(form, tmp_path)
+    assert rejected == []
+    assert [[caption["text"] for caption in record["captions"]] for record in records] == [
+        ["caption 0", "one"],
+        ["caption 1"],
+    ]
+    with pytest.raises(ValueError, match="no column lost"):
+        Img2datasetParquet(captions="txt=alt,lost=synthetic").units(tmp_path)

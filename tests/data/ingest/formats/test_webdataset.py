@@ -219,3 +219,21 @@ def test_a_placeholder_instead_of_a_shard_is_named(tmp_path, convert):
     assert record["source_id"] == "BZh"
     for item, said in zip(rejected, ("Git LFS", "gzip; unpack", "page of HTML"), strict=True):
         assert said in item.reason
+
+
+def test_fields_of_the_json_are_captions_of_several_kinds(tmp_path, convert):
+    samples = [
+        *sample("0", "alt 0", recaption="a red cat"),
+        *sample("1", "alt 1"),
+        *sample("2", " ", recaption="two cats"),
+    ]
+    write_shard(tmp_path / "a.tar", samples)
+    records, rejected = convert(Webdataset(captions="txt=alt,recaption=synthetic"), tmp_path)
+    assert rejected == []
+    assert [
+        [(caption["kind"], caption["text"]) for caption in record["captions"]] for record in records
+    ] == [
+        [("alt", "alt 0"), ("synthetic", "a red cat")],
+        [("alt", "alt 1")],
+        [("synthetic", "two cats")],
+    ]
