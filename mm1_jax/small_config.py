@@ -15,6 +15,7 @@ from typing import Any
 
 from mm1_jax.config import ConfigBase
 from mm1_jax.data.corpora import digits, scenes
+from mm1_jax.data.corpora.captions import CaptionChoice, image_document
 from mm1_jax.data.corpora.conversations import ConversationDocument
 from mm1_jax.data.corpora.embedded import TO_DOCUMENT, Kind
 from mm1_jax.data.packing import Packing
@@ -148,17 +149,20 @@ def _reduce_decoder(changes: _Changes, decoder: Any) -> None:
 def _replace_data(changes: _Changes, cfg: Any) -> None:
     embedded = (digits.corpus, scenes.corpus)
     kinds = {to_document: kind for kind, to_document in TO_DOCUMENT.items()}
+    kinds[image_document] = Kind.CAPTIONS
     number = 0
     for stream in cfg.streams:
         for entry in (*stream.corpora, *stream.fillers):
             corpus = entry.corpus
             if not _reads_files(corpus):
                 continue
-            kind = (
-                Kind.QUESTIONS
-                if isinstance(corpus.to_document, ConversationDocument.Config)
-                else kinds.get(corpus.to_document)
-            )
+            match corpus.to_document:
+                case ConversationDocument.Config():
+                    kind = Kind.QUESTIONS
+                case CaptionChoice.Config():
+                    kind = Kind.CAPTIONS
+                case to_document:
+                    kind = kinds.get(to_document)
             if kind is None:
                 raise ValueError(
                     f"--small: corpus {corpus.name!r} reads files, and no embedded corpus has "
