@@ -9,6 +9,7 @@ from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.config import InstantiableConfig
 from mm1_jax.data.chat_formats.base import ChatFormat
 from mm1_jax.data.chat_formats.hf import CHAT_TEMPLATE, template_in
+from mm1_jax.data.tokenizers.clip import CLIPTokenizer
 from mm1_jax.data.tokenizers.hf import (
     CONFIG_FILE,
     TOKEN_FILES,
@@ -67,7 +68,7 @@ def import_tokenizer(
     files = (SENTENCEPIECE, JSON) if source.is_dir() else (source.name,)
     paths = [folder / name for name in files if (folder / name).is_file()]
     if not paths:
-        return None
+        return _clip_tokenizer(folder)
     claims, notes = _claims(folder), []
     path = paths[0]
     if len(paths) == 2 and (reason := _why_json_file(path, claims)) is not None:
@@ -107,6 +108,16 @@ def import_tokenizer(
     if (template := template_in(folder)) is not None:
         read.files[CHAT_TEMPLATE] = template.encode()
     return read._replace(notes=(*notes, *_other_eos_notes(folder, tokenizer.eos, piece)))
+
+
+def _clip_tokenizer(folder: Path) -> ImportedTokenizer | None:
+    """Returns the tokenizer of a CLIP's vocab.json and merges.txt; None without both."""
+    names = ("vocab.json", "merges.txt")
+    if not all((folder / name).is_file() for name in names):
+        return None
+    path = str(folder / names[0])
+    cfg = CLIPTokenizer.default_config().set(model_path=path, num_pieces=None)
+    return ImportedTokenizer({name: (folder / name).read_bytes() for name in names}, cfg)
 
 
 def _why_json_file(path: Path, claims: Sequence[Claim]) -> str | None:
@@ -310,9 +321,13 @@ def export_text_tokenizer(
         max_length: Number of positions of the text tower.
         padding_token: Id that fills rows; None is eos, as in CLIP.
     """
-    exported = export_tokenizer(tokenizer)
     pad = tokenizer.eos if padding_token is None else padding_token
     length = {"model_max_length": max_length, "padding_side": "right"}
+    if isinstance(tokenizer, CLIPTokenizer):
+        config = {"tokenizer_class": CLIPTokenizer.__name__, **length}
+        files = {**tokenizer.hugging_face_files(), CONFIG_FILE: _json(config)}
+        return ExportedTokenizer(files, tokenizer.bos, tokenizer.eos, pad, suppressed=())
+    exported = export_tokenizer(tokenizer)
     path = tokenizer_path(tokenizer.config)
     if isinstance(tokenizer, HFTokenizer):
         library = load_tokenizer(path)
@@ -365,6 +380,8 @@ def stored_tokenizer(stored: StoredParams, folder: Path) -> Tokenizer | None:
         return None
     if described["class"] == Tokenizer.__name__:
         cfg = Tokenizer.default_config()
+    elif described["class"] == CLIPTokenizer.__name__:
+        cfg = CLIPTokenizer.default_config().set(num_pieces=None)
     else:
         cfg = HFTokenizer.default_config().set(min_vocab_size=described["vocab_size"])
     return cfg.set(model_path=str(folder / described["file"])).instantiate()

@@ -6,24 +6,33 @@ import jax
 import numpy as np
 import pytest
 import transformers
+from flax import nnx
+from test_tokenizers import write_json_tokenizer
 
-from experiments import mixtures
+from experiments import mixtures, vision_encoders
 from experiments.pretrain import mm1_tiny
 from mm1_jax.checkpoints.initial_weights import InitialWeights
-from mm1_jax.checkpoints.weights_folder import StoredParams
+from mm1_jax.checkpoints.weights_folder import StoredParams, WeightsWriter, describe
 from mm1_jax.data.pairs import PairInput, text_tokens
+from mm1_jax.data.tokenizers.clip import BOS, EOS, CLIPTokenizer, _characters
+from mm1_jax.data.tokenizers.hf import HFTokenizer
+from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
 from mm1_jax.experiment import Experiment
 from mm1_jax.interop.exporter import export_native, parts_of_weights
 from mm1_jax.interop.importer import import_checkpoint
-from mm1_jax.interop.mapping import parameter_shapes
-from mm1_jax.interop.native import facts_of_run, native_model, parts_of_model
-from mm1_jax.interop.tokenizers import export_text_tokenizer
+from mm1_jax.interop.mapping import flat_shapes, parameter_shapes
+from mm1_jax.interop.native import EncoderFacts, facts_of_run, native_model, parts_of_model
+from mm1_jax.interop.tokenizers import export_text_tokenizer, import_tokenizer
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.norm import LayerNorm
+from mm1_jax.models.aim import AIM
 from mm1_jax.models.clip import CLIP
+from mm1_jax.models.image_pooling import MAPPooling
+from mm1_jax.models.text_encoder import TextPooling
 from mm1_jax.models.vision_encoder import ClassToken
 from mm1_jax.train.contrastive_loss import SoftmaxLoss
+from mm1_jax.train.patch_loss import AIMLoss
 from mm1_jax.train.trainer import Trainer
 
 TOWER = {"model_dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 24}
@@ -63,7 +72,15 @@ def clip_run():
     return experiment(model, SoftmaxLoss, LENGTH)
 
 
-@pytest.fixture(scope="module", params=[clip_run])
+def aim_run():
+    encoder = vision_encoders.aim_600m(Pattern.PREFIX).set(**TOWER, image_size=28)
+    encoder.hidden_dim = 64
+    model = AIM.default_config().set(vision_encoder=encoder)
+    model.pixel_head.set(model_dim=16, num_layers=1, hidden_dim=24)
+    return experiment(model, AIMLoss, 0)
+
+
+@pytest.fixture(scope="module", params=[clip_run, aim_run])
 def run(request, tmp_path_factory):
     """The resolved config of a run of one step, and its output folder."""
     folder = tmp_path_factory.mktemp(request.param.__name__)
@@ -114,6 +131,78 @@ def assert_reads_texts(theirs, ours):
         row = theirs(text, padding="max_length", truncation=True, max_length=LENGTH).input_ids
         tokens = text_tokens(ours, text, LENGTH)
         assert row == tokens + [ours.eos] * (LENGTH - len(tokens)), text
+
+
+def test_a_hugging_face_tokenizer_is_exported_with_begin_and_end(tmp_path):
+    (tmp_path / "source").mkdir()
+    write_json_tokenizer(tmp_path / "source")
+    path = str(tmp_path / "source" / "tokenizer.json")
+    tokenizer = HFTokenizer.default_config().set(model_path=path).instantiate()
+    for name, content in export_text_tokenizer(tokenizer, max_length=LENGTH).files.items():
+        (tmp_path / name).write_bytes(content)
+    assert_reads_texts(transformers.AutoTokenizer.from_pretrained(tmp_path), tokenizer)
+
+
+def test_the_tokenizer_of_clip_is_exported_and_imported_by_its_two_files(tmp_path):
+    characters = [*_characters().values()]
+    merges = ["r e", "re d</w>", "c i"]
+    pieces = [*characters, *(f"{each}</w>" for each in characters)]
+    pieces += [*(merge.replace(" ", "") for merge in merges), BOS, EOS]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    path = str(tmp_path / "vocab.json")
+    tokenizer = CLIPTokenizer.default_config().set(model_path=path, num_pieces=None).instantiate()
+    output = tmp_path / "export"
+    output.mkdir()
+    for name, content in export_text_tokenizer(tokenizer, max_length=LENGTH).files.items():
+        (output / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(output)
+    assert isinstance(theirs, transformers.CLIPTokenizer)
+    assert_reads_texts(theirs, tokenizer)
+    imported = import_tokenizer(output, len(pieces))
+    assert imported.cfg.instantiate().fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_siglip_of_ours_is_read_by_transformers_with_its_tokenizer_and_processor(tmp_path):
+    model = CLIP.default_config().set(
+        features_dim=16,
+        image_projection=None,
+        image_pooling=MAPPooling.default_config(),
+        initial_bias=-10.0,
+    )
+    model.vision_encoder.set(**TOWER, image_size=28, patch_size=14)
+    model.vision_encoder.patch_embedding.bias = True
+    text = model.text_encoder.set(
+        **TOWER, max_length=LENGTH, vocab_size=320, pooling=TextPooling.LAST
+    )
+    text.projection.bias = True
+    text.stack.layer.attention.pattern = Pattern.BIDIRECTIONAL
+    parts = parts_of_model(model)
+    rng = np.random.default_rng(0)
+    state = nnx.state(model.instantiate(rngs=nnx.Rngs(params=0)), nnx.Param)
+    shapes = flat_shapes(nnx.to_pure_dict(state))
+    writer = WeightsWriter(
+        tmp_path / "ours", shapes, dict.fromkeys(shapes, np.dtype(np.float32)), {}
+    )
+    for path, shape in shapes.items():
+        writer.write(path, (), np.asarray(0.3 * rng.standard_normal(shape), np.float32))
+    describe(tmp_path / "ours", {})
+    tokenizer = Tokenizer.default_config().instantiate()
+    facts = EncoderFacts(has_bias=True, eos=tokenizer.eos, resize="squash")
+    exported = export_native(
+        StoredParams(tmp_path / "ours"),
+        native_model(parts, facts=facts),
+        parts,
+        tmp_path / "hf",
+        tokenizer=export_text_tokenizer(tokenizer, max_length=LENGTH, padding_token=0),
+    )
+    assert exported.model_type == "siglip" and exported.comparison.is_good
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
+    picture = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    inputs = processor(images=picture, text=["a circle"], padding="max_length", return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 28, 28) and inputs.input_ids.shape == (1, LENGTH)
+    assert (inputs.input_ids == 0).any()
 
 
 def loaded(cfg, folder):

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import html
 import itertools
+import json
 import re
 import unicodedata
 import zlib
@@ -115,6 +116,14 @@ class CLIPTokenizer(Tokenizer):
             bytes(of_character[character] for character in word) for word in pieces.split(_END)
         )
         return b" ".join(words).decode("utf-8", "replace").strip()
+
+    def hugging_face_files(self) -> dict[str, bytes]:
+        """Returns the files of a CLIPTokenizer in transformers by name."""
+        merges = "".join(f"{left} {right}\n" for left, right in self._merges)
+        return {
+            "vocab.json": json.dumps(self._ids, ensure_ascii=False).encode(),
+            "merges.txt": f"#version: 0.2\n{merges}".encode(),
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_word_ids"}
