@@ -1,9 +1,15 @@
-"""Rendered pages with small print, drawn from a seed: one digit in each quarter, in several sizes.
+"""Rendered pages with small print, drawn from a seed: a digit in each quarter, in several sizes.
 
-A page is 224 pixels wide and has two colors. A digit stands in one of the four cells of its
-quarter; in wide print, which is twice as large, it stands in one of the two cells of the upper or
-lower half. Reading a digit needs pixels; the color of the larger part of the page needs the whole
-page. A dense reading, the caption of a page, is the color and all digits with their places.
+A page is 112 pixels wide and has two colors. Its quarters are called a, b, c and d in reading
+order, and have four cells each. A digit stands in one of the cells, and small print in the upper
+left quarter of its cell. Patches of 14 pixels therefore cut no digit, at 56 pixels or at 112, and
+neither do tiles. Reading a digit needs pixels; the color of the larger part of the page needs the
+whole page.
+
+A dense reading asks for everything on a page in random order, and a question for one thing:
+
+    image "c" 7 "color" red "a" 0 "d" 3 "b" 7
+    image "c" 7
 """
 
 import functools
@@ -18,36 +24,36 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from jaxtyping import Float, UInt8
 
-from mm1_jax.batch import Record
+from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.corpora.embedded import TO_DOCUMENT, Kind, num_drawn
+from mm1_jax.data.corpora.embedded import Kind, num_drawn
 from mm1_jax.data.sources.base import Source
 from mm1_jax.field_types import NonNegativeInt, PositiveInt, Seed, Share
 
-SIDE = 224  # Pixels; the unit of all sizes below.
+SIDE = 112  # Pixels; the unit of all sizes below.
 # Dark, so that white print is legible on all of them.
-COLORS = {"red": (130, 20, 20), "green": (15, 95, 30), "blue": (25, 40, 150)}
-COLUMNS, ROWS = ("left", "right"), ("top", "bottom")
-COLOR_QUESTION = "what is the main color?"
+COLORS = {"red": (70, 0, 0), "green": (0, 50, 0), "blue": (0, 0, 80)}
+QUARTERS = "abcd"
+COLOR = "color"
 DIGITS = "0123456789"
 
-_QUARTER = SIDE // 2
-_CELL = SIDE // 4
+_CELL, _SMALL_CELL = SIDE // 4, SIDE // 8
+# Largest fonts, in pixels; a digit is about three quarters as high, and has room to move.
+_LARGEST, _LARGEST_SMALL = 24, 12
+# Glyphs are drawn this many times larger and averaged, because fonts of a few pixels are not
+# legible when they are drawn directly.
+_OVERSAMPLING = 8
 # Share of the page that its smaller part takes.
 _SMALLER = (0.2, 0.4)
 
 
 @dataclass(frozen=True)
 class Print:
-    """A digit in a font of `size` pixels, centered at (x, y).
-
-    Attributes:
-        place: The quarter of the page ("top left"), or its half ("top") if the print is wide.
-    """
+    """A digit in a font of `size` pixels, centered at (x, y)."""
 
     digit: str
-    place: str
+    quarter: str
     size: int
     x: int
     y: int
@@ -69,23 +75,17 @@ class Page:
     turns: int
 
     @property
-    def reading(self) -> str:
-        """The main color and all digits."""
-        digits = (f"{each.place} {each.digit}" for each in self.prints)
-        return f"{self.larger}. {', '.join(digits)}"
-
-    @property
     def size(self) -> tuple[int, int]:
         """Width and height of the picture, which tilings ask for without rendering it."""
         return SIDE, SIDE
 
-    def __call__(self) -> UInt8[np.ndarray, "224 224 3"]:
+    def __call__(self) -> UInt8[np.ndarray, "112 112 3"]:
         """Renders the page."""
         return _rendered(self)
 
 
 @functools.lru_cache(maxsize=4)
-def _rendered(page: Page) -> UInt8[np.ndarray, "224 224 3"]:
+def _rendered(page: Page) -> UInt8[np.ndarray, "112 112 3"]:
     """Renders a page once for all of its tiles."""
     ground = np.empty((SIDE, SIDE, 3), np.uint8)
     ground[:] = COLORS[page.larger]
@@ -101,24 +101,26 @@ def _rendered(page: Page) -> UInt8[np.ndarray, "224 224 3"]:
 
 
 class PagesSource(Source):
-    """Dense readings of pages, or questions about pages without wide print."""
+    """Dense readings of pages (CAPTIONS), or questions about them (QUESTIONS)."""
 
     @config_class
     class Config(Source.Config):
         kind: Required[Kind] = REQUIRED  # CAPTIONS or QUESTIONS
         num_records: PositiveInt = 65_536  # In the training split.
-        sizes: Sequence[PositiveInt] = (8, 12, 16, 24)  # Fonts; wide print is twice as large.
-        # Share of the pages in wide print, in dense readings.
-        wide_share: Share = 0.5
-        # Questions ask for a digit, for the color of the larger part, or for either.
-        asks: Literal["digit", "color", "both"] = "both"
-        shift: NonNegativeInt = 6  # Largest shift of a digit from the center of its cell.
+        sizes: Sequence[PositiveInt] = (6, 8, 12)  # Fonts in pixels, at most 24.
+        asks: Literal["digit", "color"] = "digit"  # Subject of questions.
+        # Largest shift of a digit from the center of its small cell; twice as large in a whole one.
+        shift: NonNegativeInt = 2
+        # Share of the pages in dense readings that have the same digit four times.
+        repeated_share: Share = 0.0
         seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
-        if cfg.kind not in TO_DOCUMENT or cfg.kind not in (Kind.CAPTIONS, Kind.QUESTIONS):
+        if cfg.kind not in (Kind.CAPTIONS, Kind.QUESTIONS):
             raise ValueError(f"kind={cfg.kind}: pages have CAPTIONS and QUESTIONS")
+        if not cfg.sizes or max(cfg.sizes) > _LARGEST:
+            raise ValueError(f"sizes={cfg.sizes}: expected fonts of 1 to {_LARGEST} pixels")
 
     def __len__(self) -> int:
         return num_drawn(self._config.num_records, self.split)
@@ -128,46 +130,45 @@ class PagesSource(Source):
             raise IndexError(index)
         cfg = self._config
         rng = random.Random(f"pages/{cfg.kind.value}/{self.split}/{cfg.seed}/{index}")
+        page = self._page(rng)
+        kinds = {each.quarter: f"digit_{each.size}" for each in page.prints} | {COLOR: COLOR}
+        answers = {each.quarter: each.digit for each in page.prints} | {COLOR: page.larger}
         if cfg.kind is Kind.CAPTIONS:
-            page = self._page(rng, cfg.wide_share)
-            return {"image": page, "caption": page.reading, "page": page}
-        page = self._page(rng, 0.0)
-        if cfg.asks == "color" or (cfg.asks == "both" and rng.random() < 1 / 4):
-            question, answer, kind = COLOR_QUESTION, page.larger, "color"
+            asked = rng.sample(list(answers), len(answers))
         else:
-            each = rng.choice(page.prints)
-            question, answer, kind = f"{each.place}?", each.digit, f"digit_{each.size}"
+            asked = [COLOR if cfg.asks == "color" else rng.choice(QUARTERS)]
         return {
-            "images": [page],
-            "question": question,
-            "answer": answer,
-            "kind": kind,
-            "caption": page.reading,
-            "page": page,
+            "image": page,
+            "reading": [(name, answers[name]) for name in asked],
+            "kind": kinds[asked[0]],
         }
 
-    def _page(self, rng: random.Random, wide_share: float) -> Page:
-        if rng.random() < wide_share:
-            prints = [self._print(rng, name, 0, row, 2) for row, name in enumerate(ROWS)]
-        else:
-            prints = [
-                self._print(rng, f"{name} {side}", column, row, 1)
-                for row, name in enumerate(ROWS)
-                for column, side in enumerate(COLUMNS)
-            ]
+    def _page(self, rng: random.Random) -> Page:
+        digits = [rng.choice(DIGITS) for _ in QUARTERS]
+        if rng.random() < self._config.repeated_share:
+            digits = digits[:1] * len(digits)
+        prints = tuple(self._print(rng, *each) for each in enumerate(digits))
         larger, smaller = rng.sample(list(COLORS), 2)
         edge = round(rng.uniform(*_SMALLER) * SIDE)
-        return Page(tuple(prints), larger, smaller, edge, rng.randrange(4))
+        return Page(prints, larger, smaller, edge, rng.randrange(4))
 
-    def _print(self, rng: random.Random, place: str, column: int, row: int, scale: int) -> Print:
-        """Draws a digit in a cell of `scale` times the size, within a quarter or half."""
+    def _print(self, rng: random.Random, index: int, digit: str) -> Print:
+        """Draws size and place of a digit in the quarter of this index."""
         cfg = self._config
-        cell = scale * _CELL
-        left = column * _QUARTER + cell * rng.randrange(2)
-        # A half has one row of cells that are twice as large, a quarter has two rows.
-        top = row * _QUARTER + cell * rng.randrange(3 - scale)
-        x, y = (start + cell // 2 + rng.randint(-cfg.shift, cfg.shift) for start in (left, top))
-        return Print(rng.choice(DIGITS), place, scale * rng.choice(list(cfg.sizes)), x, y)
+        size = rng.choice(list(cfg.sizes))
+        cell = _SMALL_CELL if size <= _LARGEST_SMALL else _CELL
+        shift = cfg.shift * cell // _SMALL_CELL
+        x, y = (
+            _CELL * (2 * quarter + rng.randrange(2)) + cell // 2 + rng.randint(-shift, shift)
+            for quarter in (index % 2, index // 2)
+        )
+        return Print(digit, QUARTERS[index], size, x, y)
+
+
+def reading_document(record: Record) -> Document:
+    """Returns the page, and the names of things on it, each followed by what it reads."""
+    texts = [(Text(name, scored=False), Text(answer)) for name, answer in record["reading"]]
+    return Document((Image(record["image"]), *(text for pair in texts for text in pair)))
 
 
 def corpus(kind: Kind, **source: Any) -> Corpus.Config:
@@ -175,15 +176,17 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
     return Corpus.default_config().set(
         name=f"pages_{kind.value}",
         source=PagesSource.default_config().set(kind=kind, **source),
-        to_document=TO_DOCUMENT[kind],
+        to_document=reading_document,
     )
 
 
 @functools.cache
 def _glyph(digit: str, size: int) -> Float[np.ndarray, "h w 1"]:
     """Returns the share of ink of each pixel of a digit, in the font that ships with Pillow."""
-    font = PIL.ImageFont.load_default(size)
+    font = PIL.ImageFont.load_default(size * _OVERSAMPLING)
     left, top, right, bottom = map(round, font.getbbox(digit))
-    picture = PIL.Image.new("L", (right - left, bottom - top))
+    # A whole number of pixels after the averaging.
+    width, height = (-(-side // _OVERSAMPLING) for side in (right - left, bottom - top))
+    picture = PIL.Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     PIL.ImageDraw.Draw(picture).text((-left, -top), digit, 255, font)
-    return np.asarray(picture, np.float32)[..., None] / 255
+    return np.asarray(picture.reduce(_OVERSAMPLING), np.float32)[..., None] / 255
