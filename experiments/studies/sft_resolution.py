@@ -7,8 +7,8 @@ this size: the digit in each quarter, and the color of the larger part of the pa
 reads pages in print half as large, which at 112 pixels, or in a tile, looks as large as that of
 pre-training does at 56. All arms see the same pages in the same order.
 
-A share of the training pages repeats one digit in all quarters. They teach to read before the model
-knows where to look: without them, pilots stayed at the loss of guessed digits.
+Half of the pages of pre-training have one digit in all quarters, so that reading can be learned
+before the places are known.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ from mm1_jax.train.trainer import Trainer
 
 # Fonts in pixels of a page of 112. At 56 pixels, digits are 2.2, 2.9 and 4.4 pixels high.
 SIZES = (6, 8, 12)
-# Repeats one digit in all quarters of this share of the training pages.
-REPEATED = 0.3
+# Those of pre-training, twice as large. Most digits have the largest size, which is learned first.
+LARGE_SIZES = (12, 16, 24, 24, 24, 24)
 NUM_TOKENS = 16
 ROWS = 16
 PAGES_PER_ROW = 2
@@ -65,7 +65,7 @@ def study() -> Study:
         "of interest.",
         stages=[Stage("pages_pretraining", "pages_pretraining", minutes=4.0)],
         arms=[
-            arm("px56", 1.5, "one view of 56 pixels, 16 tokens"),
+            arm("px56", 2.0, "one view of 56 pixels, 16 tokens"),
             arm("px112", 2.0, "one view of 112 pixels by interpolated positions, 16 tokens"),
             arm("px112_random_positions", 2.0, "the same with random positions"),
             Arm("px112_scratch", "pages_px112_scratch", {}, 2.0, "the same without pre-training"),
@@ -126,8 +126,8 @@ def model(image_size: int = 56, num_image_tokens: int = NUM_TOKENS) -> MM1.Confi
 
 def pages_pretraining() -> Experiment.Config:
     """Dense readings of pages at 56 pixels, in print twice as large as that of fine-tuning."""
-    cfg = _on_pages(model(), tuple(2 * size for size in SIZES), max_steps=800)
-    cfg.trainer.optimizer.set(warmup_steps=50, learning_rate=3e-3)
+    cfg = _on_pages(model(), LARGE_SIZES, max_steps=1500, repeated_share=0.5)
+    cfg.trainer.optimizer.set(warmup_steps=50, learning_rate=2e-3)
     return cfg
 
 
@@ -193,7 +193,12 @@ def _fine_tuned(model: MM1.Config, overview: Overview | None = None) -> Experime
 
 
 def _on_pages(
-    model: MM1.Config, sizes: tuple[int, ...], *, max_steps: int, num_views: int = 1
+    model: MM1.Config,
+    sizes: tuple[int, ...],
+    *,
+    max_steps: int,
+    num_views: int = 1,
+    repeated_share: float = 0.0,
 ) -> Experiment.Config:
     assert model.connector is not None, "the model reads images"
     length = num_views * model.connector.num_image_tokens + READING
@@ -201,7 +206,7 @@ def _on_pages(
     corpus = pages.corpus(
         Kind.CAPTIONS,
         sizes=sizes,
-        repeated_share=REPEATED,
+        repeated_share=repeated_share,
         num_records=max_steps * ROWS * PAGES_PER_ROW,
     )
     stream = Stream.default_config().set(name="pages", corpora=[CorpusWeight().set(corpus=corpus)])
@@ -232,7 +237,7 @@ def _benchmark(asks: str, num_examples: int, sizes: tuple[int, ...]) -> Benchmar
         blank_shots=(),
         num_examples=num_examples,
         batch_size=100,
-        max_new_tokens=2,
+        max_new_tokens=1,  # A digit or a color is one token.
     )
 
 

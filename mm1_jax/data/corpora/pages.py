@@ -111,7 +111,8 @@ class PagesSource(Source):
         asks: Literal["digit", "color"] = "digit"  # Subject of questions.
         # Largest shift of a digit from the center of its small cell; twice as large in a whole one.
         shift: NonNegativeInt = 2
-        # Share of the pages in dense readings that have the same digit four times.
+        # Share of the pages in dense readings that have one digit in all quarters, and ask for it
+        # once, so that reading can be learned before the places are known.
         repeated_share: Share = 0.0
         seed: Seed = 0
 
@@ -135,6 +136,9 @@ class PagesSource(Source):
         answers = {each.quarter: each.digit for each in page.prints} | {COLOR: page.larger}
         if cfg.kind is Kind.CAPTIONS:
             asked = rng.sample(list(answers), len(answers))
+            if len({each.digit for each in page.prints}) == 1:
+                # Further digits could be copied from the first.
+                asked = [rng.choice(QUARTERS), COLOR]
         else:
             asked = [COLOR if cfg.asks == "color" else rng.choice(QUARTERS)]
         return {

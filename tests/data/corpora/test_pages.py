@@ -62,11 +62,12 @@ def test_only_answers_are_scored():
     assert pairs == [(Text(x, scored=False), Text(y)) for x, y in record["reading"]]
 
 
-def test_repeated_pages_have_one_digit():
+def test_repeated_pages_have_one_digit_and_ask_for_it_once():
     for share in (0.0, 1.0):
-        drawn = [record["image"] for record in _records(Kind.CAPTIONS, repeated_share=share)]
-        repeated = [len({each.digit for each in page.prints}) == 1 for page in drawn]
+        records = _records(Kind.CAPTIONS, repeated_share=share)
+        repeated = [len({x.digit for x in record["image"].prints}) == 1 for record in records]
         assert np.mean(repeated) == pytest.approx(share, abs=0.1)
+        assert [len(record["reading"]) for record in records] == [2 if x else 5 for x in repeated]
 
 
 def test_records_depend_on_seed_split_and_index_alone():
