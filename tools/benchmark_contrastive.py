@@ -8,12 +8,14 @@ CLIP on one device, in chunks and without, which take turns.
 """
 
 if __name__ == "__main__":
-    import os
-
     from mm1_jax.command import end_on_signals
 
-    # Before the imports, which take seconds; and before jax, which reads the number of devices.
+    # Before the imports, which take seconds.
     end_on_signals()
+
+    import os
+
+    # Before jax, which reads the number of devices.
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=16"
     )

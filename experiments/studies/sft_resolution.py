@@ -33,7 +33,7 @@ from mm1_jax.train.trainer import Trainer
 
 # Fonts in pixels of a page of 112. At 56 pixels, digits are 2.2, 2.9 and 4.4 pixels high.
 SIZES = (6, 8, 12)
-# Those of pre-training, twice as large. Most digits have the largest size, which is learned first.
+# Sizes in pre-training, twice as large. Most digits have the largest one, which is learned first.
 LARGE_SIZES = (12, 16, 24, 24, 24, 24)
 NUM_TOKENS = 16
 ROWS = 16

@@ -241,7 +241,7 @@ WRONG = {
     ),
     "model_class": (
         _with("model", MM1),
-        "model is the class MM1, expected a config of MM1; write",
+        "model is the class MM1, expected a config; write MM1",
     ),
     "connector_class": (
         _with("model.connector", AveragePooling),

@@ -112,7 +112,7 @@ def test_a_killed_study_continues(number, make_runner, study, results, starts, t
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "STARTS": str(tmp_path / "starts"),
-        "SECONDS_OF_A_RUN": "1",
+        "SECONDS_OF_A_RUN": "3",
     }
     here = str(Path(__file__).parent)
     child = subprocess.Popen(
