@@ -10,6 +10,7 @@ import pytest
 from experiments.mixtures import embedded
 from experiments.pretrain import mm1_tiny
 from experiments.sizes import language_model
+from experiments.tiny_encoders import aim_tiny, clip_tiny
 from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.config import (
     REQUIRED,
@@ -345,3 +346,11 @@ def test_a_tokenizer_must_match_its_vocabulary(cfg):
     input.tokenizer.vocab_size = 64
     with pytest.raises(ValueError, match="has vocab_size=64, and its `vocabulary` says 704"):
         Experiment.check_parts(cfg, input, evaluators)
+
+
+@pytest.mark.parametrize(("make", "loss"), [(clip_tiny, "SoftmaxLoss"), (aim_tiny, "AIMLoss")])
+def test_vision_encoders_are_not_trained_on_packed_rows(make, loss):
+    cfg = make()
+    cfg.input = mm1_tiny().input
+    with pytest.raises(ValueError, match=f"packs rows, and trainer.loss={loss} .*a PairInput"):
+        Experiment.resolve(cfg)

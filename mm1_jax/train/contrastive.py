@@ -29,7 +29,7 @@ from mm1_jax.layers.parameter_paths import union
 from mm1_jax.models.clip import CLIP, CLIPOutput
 from mm1_jax.models.flops import ForwardFlops, contrastive_flops
 from mm1_jax.parallel.sharding import constrain
-from mm1_jax.train.image_text import ImageTextObjective
+from mm1_jax.train.image_text import ImageTextObjective, raise_if_packed
 from mm1_jax.train.metrics import Mean, Metrics
 from mm1_jax.train.objective import agree, raise_if_a_part_is_another
 from mm1_jax.train.pair_losses import PairLosses
@@ -66,8 +66,9 @@ class Contrastive(ImageTextObjective):
         if not isinstance(cfg.model, CLIP.Config):
             raise ValueError(
                 f"model is a config of {class_name(type(cfg.model))}, and trainer.loss="
-                f"{class_name(type(cfg.trainer.loss))} trains a CLIP; change one of them"
+                f"{cfg.trainer.loss.klass.__name__} trains a CLIP; change one of them"
             )
+        raise_if_packed(cfg)
         raise_if_a_part_is_another(cfg, _NEEDED)
         length, size = cfg.input.max_sequence_length, cfg.model.vision_encoder.image_size
         if not length:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from mm1_jax.batch import ImageTextBatch
 from mm1_jax.config import InstantiableConfig
+from mm1_jax.field_types import class_name
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings, constrain_batch
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.objective import Objective
@@ -16,14 +17,9 @@ from mm1_jax.train.objective import Objective
 
 @dataclass(frozen=True)
 class ImageTextObjective(Objective):
-    """Objective on an `ImageTextBatch`; a subclass knows the model and its loss.
-
-    Attributes:
-        num_corpora: Number of corpora, whose losses are reported separately.
-    """
+    """Objective on an `ImageTextBatch`; a subclass knows the model and its loss."""
 
     batch: ImageTextBatch
-    num_corpora: int
 
     @classmethod
     def of(cls, model: InstantiableConfig, loss: InstantiableConfig, input: Any) -> Any:
@@ -58,3 +54,13 @@ class ImageTextObjective(Objective):
 
     def raise_if_unshareable(self, num_rows: int, num_shards: int) -> None:
         """Rows share nothing, so any split will do."""
+
+
+def raise_if_packed(cfg: Any) -> None:
+    """Raises ValueError if the input of a root config packs several documents into a row."""
+    if "packing" in cfg.input:
+        raise ValueError(
+            f"input is a config of {class_name(type(cfg.input))}, which packs rows, and "
+            f"trainer.loss={cfg.trainer.loss.klass.__name__} reads a picture with its text per "
+            "row; use a PairInput"
+        )

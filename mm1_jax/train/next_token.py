@@ -81,7 +81,7 @@ class NextToken(Objective):
         if not isinstance(model, MM1.Config):
             raise ValueError(
                 f"model is a config of {class_name(type(model))}, and trainer.loss="
-                f"{class_name(type(cfg.trainer.loss))} trains an MM1; change one of them"
+                f"{cfg.trainer.loss.klass.__name__} trains an MM1; change one of them"
             )
         raise_if_a_part_is_another(cfg, _NEEDED)
         for part in (cfg.input, *cfg.evals.values()):

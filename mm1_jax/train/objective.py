@@ -157,7 +157,9 @@ def raise_if_a_part_is_another(cfg: Any, needed: Mapping[str, tuple[str, ...]]) 
         for name in names:
             holder, _, attribute = name.rpartition(".")
             if part is not None and not hasattr(getattr(part, holder, part), attribute):
+                kind = path.rpartition(".")[2].replace("_", " ")
+                article = "an" if kind[0] in "aeiou" else "a"
                 raise ValueError(
                     f"{path} is a config of {class_name(type(part))}, which has no {attribute}; "
-                    f"expected that of a {path.rpartition('.')[2].replace('_', ' ')}"
+                    f"expected that of {article} {kind}"
                 )
