@@ -96,7 +96,7 @@ def _own_document(record):
     return caption_document(record)
 
 
-@pytest.mark.parametrize("name", ["mm1_7b_moe", "llama2_7b"])
+@pytest.mark.parametrize("name", ["mm1_3b", "llama2_7b"])
 def test_a_small_version_trains_and_is_evaluated(name, tmp_path, capsys):
     argv = [f"--config={name}", "--small", f"--output_dir={tmp_path}"]
     argv += ["--config.trainer.max_steps=2", "--config.evals.held_out_loss.num_batches=1"]

@@ -6,12 +6,13 @@ Constructing a program creates no arrays and reads no data. The same program is 
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mm1_jax.parallel.parallelism import MeshRule, Parallelism, choose, devices_name
 from mm1_jax.parallel.sharding import use_mesh
@@ -100,7 +101,12 @@ class Program:
             loaded: Parameters by path that replace randomly initialized ones; they are donated.
         """
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        initialize = jax.jit(self.initialize, out_shardings=shardings, donate_argnums=1)
+        initialize = jax.jit(
+            self.initialize,
+            out_shardings=shardings,
+            donate_argnums=1,
+            compiler_options=_quick_options(self.mesh),
+        )
         return initialize(prng_key, dict(loaded or {}))
 
     def lower(self) -> jax.stages.Lowered:
@@ -138,6 +144,18 @@ class Program:
     def use_mesh(self) -> Any:
         """Returns a context in which traced code is placed on the mesh."""
         return use_mesh(self.mesh, self.rules)
+
+
+def _quick_options(mesh: Mesh) -> dict[str, int] | None:
+    """Returns options to compile a program that runs once; results are the same bits.
+
+    XLA optimizes each draw of random numbers for about a second on a CPU, a third of which is
+    enough. A level in XLA_FLAGS is kept.
+    """
+    level = "xla_backend_optimization_level"
+    if mesh.devices.flat[0].platform != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {level: 1}
 
 
 def _raise_if_indivisible(
