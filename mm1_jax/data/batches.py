@@ -4,7 +4,7 @@ Workers hold no state worth saving: each of them plans every step, which costs n
 makes every n-th batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from mm1_jax.batch import Batch
 from mm1_jax.data.accounting import Counts, count_rows
+from mm1_jax.data.lent_arrays import Lender
 from mm1_jax.data.packing import Packing, PlannedRow, Planner
 from mm1_jax.data.quarantine import Quarantined
 from mm1_jax.data.rows import BufferPart, RowLoader, RowShape, concatenate
@@ -74,9 +75,16 @@ class BatchMaker(Protocol):
         ...
 
     def make(
-        self, planned: Sequence[PlannedRow], rows: range
+        self,
+        planned: Sequence[PlannedRow],
+        rows: range,
+        empty: Callable[..., np.ndarray] = np.empty,
     ) -> tuple[Any, Counts, list[Quarantined]]:
-        """Makes the batch of these rows, counts their records, and lists the unusable ones."""
+        """Makes the batch of these rows, counts their records, and lists the unusable ones.
+
+        Args:
+            empty: Makes the array of the pixels, without initial values.
+        """
         ...
 
 
@@ -97,7 +105,10 @@ class PackedBatchMaker:
         return self.plan.planner(self.image_buffer.whole_groups(rows))
 
     def make(
-        self, planned: Sequence[PlannedRow], rows: range
+        self,
+        planned: Sequence[PlannedRow],
+        rows: range,
+        empty: Callable[..., np.ndarray] = np.empty,
     ) -> tuple[Batch, Counts, list[Quarantined]]:
         """Makes the batch of these rows; `planned` covers their whole groups.
 
@@ -106,7 +117,7 @@ class PackedBatchMaker:
         """
         groups = self.image_buffer.whole_groups(rows)
         slots = self.image_buffer.place([row.num_images for row in planned], first_row=groups.start)
-        part = BufferPart(self.image_buffer.slots(rows), self.shape.image_size)
+        part = BufferPart(self.image_buffer.slots(rows), self.shape.image_size, empty)
         loaded, quarantined = [], []
         for number, row, row_slots in zip(groups, planned, slots, strict=True):
             if number in rows:
@@ -124,8 +135,18 @@ class PackedBatchMaker:
 class Batches(grain.IterDataset):
     """A dataset of batches as dicts with a `report`, starting at `step`; workers can share it."""
 
-    def __init__(self, maker: BatchMaker, rows: range, step: int, next_index: np.ndarray):
+    def __init__(
+        self,
+        maker: BatchMaker,
+        rows: range,
+        step: int,
+        next_index: np.ndarray,
+        *,
+        lends: bool = False,
+    ):
+        """With `lends`, for workers, the pixels of a batch are a `LentArray`."""
         super().__init__()
+        self.lends = lends
         self.maker = maker
         self.rows = rows
         self.step = step
@@ -146,6 +167,7 @@ class _BatchesIterator(grain.DatasetIterator):
         self._batches = batches
         self._planner = batches.maker.planner(batches.rows)
         self._planner.restore(batches.step, batches.next_index)
+        self._lender = Lender() if batches.lends else None
 
     def __next__(self) -> dict[str, Any]:
         worker_slice = self._batches.worker_slice
@@ -153,11 +175,13 @@ class _BatchesIterator(grain.DatasetIterator):
             self._planner.skip()
         planned = self._planner.next_rows()
         next_index = self._planner.next_index.copy()
-        batch, counts, quarantined = self._batches.maker.make(planned, self._batches.rows)
-        report = Report(next_index, counts, tuple(quarantined))
-        return {field.name: getattr(batch, field.name) for field in fields(batch)} | {
-            "report": report
-        }
+        lender, maker, rows = self._lender, self._batches.maker, self._batches.rows
+        empty = np.empty if lender is None else lender.empty
+        batch, counts, quarantined = maker.make(planned, rows, empty)
+        arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        if lender is not None:
+            arrays = {name: lender.lend(array) for name, array in arrays.items()}
+        return arrays | {"report": Report(next_index, counts, tuple(quarantined))}
 
     def get_state(self) -> dict[str, Any]:
         # Never used: a restart makes a new dataset from the state of the InputIterator.

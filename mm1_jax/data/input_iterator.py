@@ -15,6 +15,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from mm1_jax.data.accounting import Accounting, merge_accounts
 from mm1_jax.data.batches import Batches, BatchMaker, Report
+from mm1_jax.data.lent_arrays import Borrower, LentArray
 from mm1_jax.data.quarantine import Quarantine
 
 
@@ -51,6 +52,7 @@ class InputIterator(Iterator[Any]):
         # Empty, or the one grain iterator in use. It is closed at the latest when the interpreter
         # exits: a thread that is then inside a C++ library would abort the process.
         self._batches: list[grain.DatasetIterator] = []
+        self._borrower = Borrower()
         weakref.finalize(self, _close, self._batches)
 
     def __next__(self) -> Any:
@@ -63,8 +65,11 @@ class InputIterator(Iterator[Any]):
         self._quarantine.add(report.quarantined)
         self._accounting.add(report.consumed)
         if self._num_workers:
-            # A worker's arrays live in shared memory, which must not outlive this process.
-            batch = {name: np.array(array) for name, array in batch.items()}
+            # Other arrays lie in memory with a name, which must not outlive this process.
+            batch = {
+                name: self._borrower.open(x) if isinstance(x, LentArray) else np.array(x)
+                for name, x in batch.items()
+            }
         return self._maker.batch_type(**batch)
 
     @property
@@ -105,7 +110,8 @@ class InputIterator(Iterator[Any]):
         _close(self._batches)
 
     def _start(self) -> grain.DatasetIterator:
-        batches = Batches(self._maker, self.rows, self._step, self._next_index)
+        lends = self._num_workers > 0
+        batches = Batches(self._maker, self.rows, self._step, self._next_index, lends=lends)
         if self._num_workers:
             if not flags.FLAGS.is_parsed():
                 # grain passes its own flags to the workers, and fails outside absl's app.run.
@@ -113,6 +119,7 @@ class InputIterator(Iterator[Any]):
             options = grain.MultiprocessingOptions(
                 num_workers=self._num_workers, per_worker_buffer_size=max(1, self._prefetch)
             )
+            self._borrower = Borrower()
             return iter(batches.mp_prefetch(options))
         if self._prefetch:
             return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=self._prefetch))

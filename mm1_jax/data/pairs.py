@@ -4,7 +4,7 @@ Nothing is packed, so no table of lengths is needed, and the plan of a step is a
 number. A record that cannot be used leaves its row empty; no other row changes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -282,13 +282,16 @@ class PairBatchMaker:
         return self.plan.planner(rows)
 
     def make(
-        self, planned: Sequence[PlannedRow], rows: range
+        self,
+        planned: Sequence[PlannedRow],
+        rows: range,
+        empty: Callable[..., np.ndarray] = np.empty,
     ) -> tuple[ImageTextBatch, Counts, list[Quarantined]]:
         """Makes the batch of these rows."""
         loader, num_rows, size = self.loader, len(rows), self.loader.image_size
         batch = ImageTextBatch(
-            # Not `np.zeros`: see `rows.concatenate`.
-            images=np.empty((num_rows, size, size, 3), np.uint8),
+            # Not `np.zeros`: see `rows.BufferPart`.
+            images=empty((num_rows, size, size, 3), np.uint8),
             tokens=np.zeros((num_rows, loader.max_sequence_length), np.int32),
             lengths=np.zeros(num_rows, np.int32),
             row_seeds=np.zeros(num_rows, np.uint32),

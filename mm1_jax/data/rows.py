@@ -51,11 +51,12 @@ class RowShape(NamedTuple):
 class BufferPart:
     """The pixels in some slots of the batch's image buffer."""
 
-    def __init__(self, slots: range, image_size: int):
+    def __init__(self, slots: range, image_size: int, empty: Callable[..., np.ndarray] = np.empty):
+        """`empty` makes the array of pixels, without initial values."""
         self.slots = slots
         # Not `np.zeros`: for memory that is already zero, numpy requests no huge pages, and the
         # faults of small pages take ten times as long as all the copies.
-        self._pixels = np.empty((len(slots), image_size, image_size, 3), np.uint8)
+        self._pixels = empty((len(slots), image_size, image_size, 3), np.uint8)
         self._is_empty = np.ones(len(slots), bool)
 
     def put(self, slot: int, pixels: UInt8[np.ndarray, "s s 3"]):
