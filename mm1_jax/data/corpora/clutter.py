@@ -31,7 +31,7 @@ from mm1_jax.data.corpora.digits import DigitsSource
 from mm1_jax.data.corpora.embedded import NUMBERS, Kind, num_drawn
 from mm1_jax.data.corpora.scenes import COLORS, SHAPES, Shape, draw_shape
 from mm1_jax.data.sources.base import Source
-from mm1_jax.field_types import NonNegativeInt, PositiveInt, Seed
+from mm1_jax.field_types import NonNegative, NonNegativeInt, PositiveInt, Seed
 
 # Prompts of the classes, in the words of captions.
 TEMPLATES = ("{c}", "a {c}", "a picture of a {c}", "there is a {c} here")
@@ -73,6 +73,7 @@ class Picture:
     objects: tuple[Scan | Shape, ...]
     split: str
     seed: int
+    noise: float
 
     def render(self) -> UInt8[np.ndarray, "64 64 3"]:
         """Renders the picture."""
@@ -84,7 +85,7 @@ class Picture:
         shapes = [each for each in self.objects if isinstance(each, Shape)]
         if shapes:
             canvas = _draw_shapes(canvas, shapes)
-        canvas += rng.normal(0, 8, canvas.shape)
+        canvas += rng.normal(0, self.noise, canvas.shape)
         return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
@@ -100,6 +101,7 @@ class ClutterSource(Source):
         subject: Required[Subject] = REQUIRED
         num_records: PositiveInt = 8192  # In the training split.
         max_others: NonNegativeInt = 4  # Most objects beside the subject.
+        noise: NonNegative = 8.0  # Standard deviation, in levels of 0 to 255.
         seed: Seed = 0
 
     def __len__(self) -> int:
@@ -112,7 +114,7 @@ class ClutterSource(Source):
         rng = random.Random(f"clutter/{cfg.subject.value}/{self.split}/{cfg.seed}/{index}")
         make = self._digit if cfg.subject is Subject.DIGITS else self._shapes
         name, objects, captions = make(rng)
-        picture = Picture(tuple(objects), self.split, rng.getrandbits(32))
+        picture = Picture(tuple(objects), self.split, rng.getrandbits(32), cfg.noise)
         return {
             "image": picture.render,
             "captions": [{"text": text, "kind": kind} for kind, text in captions.items()],
