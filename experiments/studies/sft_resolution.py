@@ -63,15 +63,15 @@ def study() -> Study:
         "positions. The metric is the exact match of answers to 800 questions for a digit in one "
         "of three sizes, and 400 for the color, of held-out pages. A difference of 0.05 is "
         "of interest.",
-        stages=[Stage("pages_pretraining", "pages_pretraining", minutes=4.0)],
+        stages=[Stage("pages_pretraining", "pages_pretraining", minutes=3.0)],
         arms=[
             arm("px56", 2.0, "one view of 56 pixels, 16 tokens"),
             arm("px112", 2.0, "one view of 112 pixels by interpolated positions, 16 tokens"),
             arm("px112_random_positions", 2.0, "the same with random positions"),
             Arm("px112_scratch", "pages_px112_scratch", {}, 2.0, "the same without pre-training"),
             arm("tiles_overview", 4.0, "2 x 2 tiles of 56 pixels and an overview, 80 tokens"),
-            arm("tiles", 3.0, "2 x 2 tiles of 56 pixels, 64 tokens"),
-            arm("px56_81_tokens", 3.0, "one view of 56 pixels, 81 tokens"),
+            arm("tiles", 3.5, "2 x 2 tiles of 56 pixels, 64 tokens"),
+            arm("px56_81_tokens", 3.5, "one view of 56 pixels, 81 tokens"),
         ],
         reference="px56",
         metrics=[
@@ -176,7 +176,7 @@ def pages_px56_81_tokens() -> Experiment.Config:
 def _fine_tuned(model: MM1.Config, overview: Overview | None = None) -> Experiment.Config:
     """Fine-tuning on small print: all arms have the same pages in order, and pages per row."""
     num_views = {None: 1, Overview.NONE: 4, Overview.LAST: 5}[overview]
-    cfg = _on_pages(model, SIZES, max_steps=300, num_views=num_views)
+    cfg = _on_pages(model, SIZES, max_steps=600, num_views=num_views)
     if overview is not None:
         rule = FixedGrid.default_config().set(columns=2, rows=2)
         # Tiles look alike but for the marks before them: row and column, from 1.

@@ -38,8 +38,10 @@ class Lender:
 
     def __init__(self):
         self._blocks: list[mmap.mmap] = []
-        self._descriptors: dict[int, int] = {}  # Of blocks that no reader has seen.
-        self._lent: dict[int, int] = {}  # Address of an array -> block.
+        # Descriptors of the blocks that no reader has seen.
+        self._descriptors: dict[int, int] = {}
+        # Block of each array, by its address.
+        self._lent: dict[int, int] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Returns an array without initial values, like `numpy.empty`, that `lend` can send."""
