@@ -86,7 +86,12 @@ def micro_batches(objective: Objective, batch: Any, number: int) -> Any:
     """
     # Reshard each micro-batch over all devices once. Otherwise the compiler would shard the leading
     # dim, and then reshard activations.
-    return objective.constrain(jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch))
+    return objective.constrain(jax.tree.map(lambda x: _split(x, number), batch))
+
+
+def _split(x: jax.Array, number: int) -> jax.Array:
+    # A size of -1 cannot be inferred for empty arrays, such as the tokens of pictures alone.
+    return x.reshape(number, len(x) // number, *x.shape[1:])
 
 
 def _mean_of_one(value: jax.Array) -> Mean:
