@@ -67,21 +67,27 @@ def read_log(path: Path | None) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def undisturbed(workspace: Path, num_processes: int) -> dict:
+def undisturbed(workspace: Path, num_processes: int, config: str = "small_run") -> dict:
     """Returns the result of a run without a fault."""
-    bench = Bench(workspace, num_processes, folder=workspace / f"undisturbed_{num_processes}")
+    folder = workspace / f"undisturbed_{config}_{num_processes}"
+    bench = Bench(workspace, num_processes, folder=folder, config=config)
     if not (bench.folder / "report.json").exists():
         bench.finish()
     return bench.result()
 
 
 def inject(
-    fault: Callable[[Bench], str], workspace: Path, num_processes: int, seed: int
+    fault: Callable[[Bench], str],
+    workspace: Path,
+    num_processes: int,
+    seed: int,
+    config: str = "small_run",
 ) -> Outcome:
     """Injects a fault into a run, and compares the result with that of an undisturbed run."""
-    expected = undisturbed(workspace, num_processes)
+    expected = undisturbed(workspace, num_processes, config)
     name = f"{fault.__name__}_{num_processes}_{seed}"
-    bench = Bench(workspace, num_processes, random.Random(name), workspace / name)
+    folder = workspace / f"{name}_{config}"
+    bench = Bench(workspace, num_processes, random.Random(name), folder, config=config)
     shutil.rmtree(bench.folder, ignore_errors=True)
     start, detail, problem = time.monotonic(), "", ""
     try:

@@ -4,7 +4,8 @@
 
 It has the parts of a real run (input with packing and workers, trainer, checkpoints, evaluation)
 except for the model: two matrices, which compile in a second. The evaluation is a digest of the
-parameters, which shows a difference in any bit.
+parameters, which shows a difference in any bit. `fault_injection.small_encoders` has runs of
+encoders.
 
 The environment variable FAULT injects a fault, as `kind:process:step`:
 
@@ -31,20 +32,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from mm1_jax.batch import Batch, Document, Image, Record, Text
 from mm1_jax.checkpoints.checkpointer import Checkpointer
-from mm1_jax.config import Configurable, config_class
+from mm1_jax.config import Configurable, InstantiableConfig, config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.input import Input
+from mm1_jax.data.mixed_input import MixedInput
 from mm1_jax.data.mixture import CorpusWeight, Stream
 from mm1_jax.data.sources.base import Source
 from mm1_jax.data.sources.jsonl import JsonlSource
 from mm1_jax.layers.module import Module, param
 from mm1_jax.multihost import distributed
 from mm1_jax.train.guards.anomalies import Anomalies
-from mm1_jax.train.next_token import NextToken
 from mm1_jax.train.trainer import Trainer
 
 _WORDS = ["a", "red", "circle", "left", "of", "two", "small", "blue", "squares"]
@@ -116,20 +118,22 @@ class Digest(Configurable):
     def due(self, step: int, max_steps: int) -> bool:
         return step >= max_steps or (step > 0 and step % self._config.n == 0)
 
-    def run(self, model: Bigrams) -> Any:
+    def run(self, model: nnx.Module) -> Any:
         digests = _digests(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
         metrics = {f"digest/0/{name}": float(value) for name, value in digests.items()}
         return SimpleNamespace(metrics=metrics, samples=[])
 
 
 @jax.jit
-def _digests(params: Any) -> Any:
+def _digests(params: Any) -> dict[str, jax.Array]:
+    """Returns a digest of each parameter by its path."""
+
     def digest(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape) * 2 + 1
         return jnp.sum(bits * places, dtype=jnp.uint32)
 
-    return {name: digest(x) for name, x in params.items()}
+    return {"/".join(path): digest(x) for path, x in flatten_dict(params).items()}
 
 
 class TalkingCheckpointer(Checkpointer):
@@ -152,7 +156,7 @@ class LateAnomalies(Anomalies):
 class FaultyInput:
     """An input whose iterators inject the fault in FAULT."""
 
-    def __init__(self, input: Input, fault: str):
+    def __init__(self, input: MixedInput, fault: str):
         self._input = input
         self._fault = fault
 
@@ -203,8 +207,8 @@ class SmallRun(Configurable):
 
     @config_class
     class Config(Configurable.Config):
-        model: Bigrams.Config = Bigrams.default_config()
-        input: Input.Config = Input.default_config()
+        model: InstantiableConfig = Bigrams.default_config()
+        input: MixedInput.Config = Input.default_config()
         trainer: Trainer.Config = Trainer.default_config()
         digest: Digest.Config = Digest.default_config()
 
@@ -216,20 +220,23 @@ class SmallRun(Configurable):
                 if "data_dir" in entry.corpus.source:
                     entry.corpus.source.data_dir = cfg.input.data_dir
         cfg.trainer.optimizer.decay_steps = cfg.trainer.max_steps
-        vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
-        cfg.model.vocab_size = vocabulary.vocab_size
+        if isinstance(cfg.model, Bigrams.Config):
+            vocabulary = cfg.input.tokenizer.klass.vocabulary(cfg.input.tokenizer)
+            cfg.model.vocab_size = vocabulary.vocab_size
+        else:
+            cfg.trainer.loss.klass.objective.resolve(cfg)
         return cfg
 
     def __init__(self, cfg: Config, *, output_dir: Path):
         super().__init__(cfg)
         cfg = self.resolve(cfg)
         process = distributed.process_index()
-        self._input: Input = cfg.input.instantiate(
+        self._input: MixedInput = cfg.input.instantiate(
             split="train", quarantine_path=output_dir / f"quarantine.{process}.jsonl"
         )
         fault = os.environ.get("FAULT")
         self.trainer: Trainer = cfg.trainer.instantiate(
-            objective=NextToken.of(cfg.model, cfg.trainer.loss, cfg.input),
+            objective=cfg.trainer.loss.klass.objective.of(cfg.model, cfg.trainer.loss, cfg.input),
             input=FaultyInput(self._input, fault) if fault else self._input,
             evaluators={"digest": cfg.digest.instantiate()},
             output_dir=output_dir,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_injection import faults
-from fault_injection.bench import Bench
+from fault_injection.bench import ENCODERS, Bench
 
 TOOL = Path(__file__).parents[2] / "tools" / "inject_faults.py"
 
@@ -91,12 +91,36 @@ def test_a_run_resumes_with_other_processes_and_on_another_mesh(workspace):
     assert "mesh {'fsdp': 4} of 4 processes; training continues" in bench.text
 
 
-def test_two_processes_train_on_the_batches_of_one(workspace):
-    """The batches are equal; losses sum in another order, so they agree up to rounding."""
-    one, two = (tool.undisturbed(workspace, number)["steps"] for number in (1, 2))
-    assert [step for step, *_ in one] == [step for step, *_ in two]
-    for ours, theirs in zip(one, two, strict=True):
+def assert_same_steps(results, expected):
+    """Batches are equal; losses sum in another order, so they agree up to rounding."""
+    for ours, theirs in zip(results["steps"], expected["steps"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.fixture(params=["small_run", *ENCODERS])
+def config_and_result(request, workspace):
+    """A config, and the result of one process."""
+    return request.param, tool.undisturbed(workspace, 1, request.param)
+
+
+def test_two_processes_train_on_the_batches_of_one(workspace, config_and_result):
+    config, expected = config_and_result
+    assert_same_steps(tool.undisturbed(workspace, 2, config), expected)
+
+
+@pytest.mark.slow
+def test_four_processes_train_on_the_batches_of_one_in_micro_batches(workspace, config_and_result):
+    config, expected = config_and_result
+    bench = Bench(workspace, 4, folder=workspace / f"micro_batches_{config}", config=config)
+    bench.finish("--config.trainer.parallelism.gradient_accumulation=2")
+    assert_same_steps(bench.result(), expected)
+
+
+@pytest.mark.parametrize("config_and_result", ENCODERS, indirect=True)
+def test_an_encoder_resumes_bit_for_bit_after_a_kill(workspace, config_and_result):
+    config, _ = config_and_result
+    outcome = tool.inject(faults.kill_at_a_step, workspace, 1, 0, config)
+    assert not outcome.problem, f"{outcome.detail}: {outcome.problem}"
 
 
 def test_a_process_without_pictures_does_not_delay_others(workspace):

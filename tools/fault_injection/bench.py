@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 HEARTBEAT_SECONDS = 15
 # Seconds within which all processes must end after a fault; allows for a slow machine.
 END_SECONDS = 90
+# Configs of `fault_injection.small_encoders`.
+ENCODERS = ("small_clip", "small_aim")
 
 
 class Broken(AssertionError):
@@ -75,6 +77,8 @@ class Bench:
     num_processes: int
     rng: random.Random = field(default_factory=random.Random)
     folder: Path = Path()
+    # One of `small_run`, or of ENCODERS.
+    config: str = "small_run"
     launches: list[Launch] = field(default_factory=list)
 
     def launch(
@@ -83,7 +87,6 @@ class Bench:
         fault: str = "",
         absent: Sequence[int] = (),
         timeout: int = 60,
-        config: str = "small_run",
         own: Mapping[int, "ProcessOptions"] | None = None,
     ) -> Launch:
         """Starts all processes except the absent ones, in the folder of the run.
@@ -102,6 +105,8 @@ class Bench:
         }
         # Buffering keeps lines that cannot be written for now.
         environment.pop("PYTHONUNBUFFERED", None)
+        is_encoder = self.config in ENCODERS
+        module = "fault_injection.small_encoders" if is_encoder else "small_run"
         port, processes, outputs = free_port(), [], []
         for process in range(self.num_processes):
             if process in absent:
@@ -116,7 +121,7 @@ class Bench:
             )
             command = [
                 *(sys.executable, "-m", "mm1_jax.launch"),
-                *("--module=small_run", f"--config={config}", f"--output_dir={self.folder}"),
+                *(f"--module={module}", f"--config={self.config}", f"--output_dir={self.folder}"),
                 f"--compilation_cache={self.workspace / f'programs_{self.num_processes}'}",
                 *(cluster if self.num_processes > 1 else ("--num_processes=1",)),
                 *overrides,

@@ -194,9 +194,9 @@ def differing_process(bench: Bench, difference: str) -> float:
     metadata = folders[1] / "optax-99.dist-info" / "METADATA"
     metadata.parent.mkdir(exist_ok=True)
     metadata.write_text("Metadata-Version: 2.1\nName: optax\nVersion: 99\n")
-    overrides, config, own = [], "small_run", ProcessOptions()
+    overrides, own = [], ProcessOptions()
     if difference == "data":
-        config = "small_run_of_texts"
+        bench.config = "small_run_of_texts"
         overrides = [f"--data_dir={folders[0]}"]
         own = ProcessOptions([f"--data_dir={folders[1]}"])
     elif difference == "a package":
@@ -206,7 +206,7 @@ def differing_process(bench: Bench, difference: str) -> float:
     else:
         name, _, value = difference.partition("=")
         own = ProcessOptions(variables={name: f"{os.environ.get(name, '')} {value}".strip()})
-    launch = bench.launch(*overrides, config=config, own={victim: own})
+    launch = bench.launch(*overrides, own={victim: own})
     codes = launch.wait(60)
     seconds = time.monotonic() - launch.start
     if set(codes) != {2}:
