@@ -1,11 +1,12 @@
 """Parts of the model that a program's instructions belong to, from the files that they come from.
 
 HLO text lists the stack frames of the code that was traced, and instructions name their frame. An
-instruction belongs to the part of the innermost file in FILES; gradients and recomputation belong
+instruction belongs to the part of the innermost file in a table; gradients and recomputation belong
 to the part of their forward operation.
 """
 
 import re
+from collections.abc import Mapping
 
 from mm1_jax.rehearse.hlo import Instruction, Module
 
@@ -25,9 +26,13 @@ OTHER = "other"
 class Parts:
     """Finds the part of an instruction."""
 
-    def __init__(self, text: str, module: Module):
-        """Reads the stack frames of a module's text."""
-        self._module = module
+    def __init__(self, text: str, module: Module, files: Mapping[str, str] = FILES):
+        """Reads the stack frames of a module's text.
+
+        Args:
+            files: The end of a path, or a folder in it, by part.
+        """
+        self._module, self._files = module, files
         names = dict(re.findall(r'^(\d+) "(.*)"$', _table(text, "FileNames"), re.MULTILINE))
         locations = dict(
             re.findall(r"^(\d+) \{file_name_id=(\d+) ", _table(text, "FileLocations"), re.MULTILINE)
@@ -61,7 +66,7 @@ class Parts:
     def _of_frame(self, number: int) -> str | None:
         while number in self._frames:
             file, number = self._frames[number]
-            for part, path in FILES.items():
+            for part, path in self._files.items():
                 if path in file:
                     return part
         return None
