@@ -29,6 +29,7 @@ import tempfile
 import time
 import types
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -405,7 +406,14 @@ def measure(flags: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]
 
 def lines(flags: argparse.Namespace, found: Mapping[str, Any]) -> list[str]:
     rows, (ours, theirs) = flags.batch_size, (found[OURS], found[flags.peer])
-    shown = ["| side | images/s | CPU s | peak MiB | losses |", "|---|---:|---:|---:|---|"]
+    packages = ("jax", "torch", "open_clip_torch" if flags.peer == "open_clip" else flags.peer)
+    shown = [
+        f"{rows} pairs a step on {len(os.sched_getaffinity(0))} cores, "
+        + ", ".join(f"{package} {version(package)}" for package in packages),
+        "",
+        "| side | images/s | CPU s | peak MiB | losses |",
+        "|---|---:|---:|---:|---|",
+    ]
     for name, side in found.items():
         losses = " ".join(f"{x:.4f}" for x in side["losses"])
         shown.append(
