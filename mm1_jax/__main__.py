@@ -29,6 +29,7 @@ COMMANDS = {
     "hash_batches": "print a hash of every batch, for any number of hosts",
     "convert_checkpoint": "import weights of other projects, export models for transformers",
     "compare_runs": "compare metrics of runs over seeds, with confidence intervals",
+    "fit_learning_rate": "fit a law of the best learning rate by size to a table of runs",
     "run_study": "run the arms of a study over seeds, resume it, and report its claims",
 }
 

@@ -70,8 +70,11 @@ ALLOWED = {
         *("config", "stored_config", "storage", "batch", "command", "flags", "parallel", "models"),
         "launch",
     },
-    # Runs launches as processes of their own.
-    "studies": {"storage", "experiment_folders", "launch.named_configs"},
+    # Runs launches as processes of their own, and fits laws that the trainer reads.
+    "studies": {
+        *("storage", "experiment_folders", "launch.named_configs"),
+        "train.optimizers.learning_rate",
+    },
     # Commands that users run; they use all of the package and are imported by name alone.
     "commands": {
         *("config", "storage", "batch", "host_memory", "command", "flags", "experiment_folders"),

@@ -33,7 +33,7 @@ from mm1_jax.models.mm1 import MM1, reads_images
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings, constrain_batch
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.objective import Objective, agree, raise_if_a_part_is_another
-from mm1_jax.train.optimizers.learning_rate import mm1_learning_rate
+from mm1_jax.train.optimizers.learning_rate import LearningRateLaw, mm1_learning_rate
 
 # Fields and class attributes that are read from the parts.
 _NEEDED = {
@@ -105,7 +105,12 @@ class NextToken(Objective):
             if cfg.input.tiling is not None:
                 raise ValueError("input.tiling: the model reads no images to tile; set it to None")
         optimizer = cfg.trainer.optimizer
-        if optimizer.learning_rate is None:
+        if optimizer.learning_rate_law is not None:
+            law = LearningRateLaw.read(optimizer.learning_rate_law)
+            rate = law.learning_rate(num_non_embedding_parameters(cfg.model.decoder))
+            path = "trainer.optimizer.learning_rate"
+            agree(cfg, path, rate, f"{path}_law={optimizer.learning_rate_law}")
+        elif optimizer.learning_rate is None:
             num_parameters = num_non_embedding_parameters(cfg.model.decoder)
             optimizer.learning_rate = mm1_learning_rate(num_parameters)
 

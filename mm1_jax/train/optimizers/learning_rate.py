@@ -1,7 +1,10 @@
 """Learning rate: scaling law for its peak (MM1, section 3), and schedules relative to the peak."""
 
 import enum
+import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +20,36 @@ def mm1_learning_rate(num_parameters: int | float) -> float:
     if num_parameters < 1:
         raise ValueError(f"num_parameters={num_parameters}: must be at least 1")
     return math.exp(-0.4214 * math.log(num_parameters) - 0.5535)
+
+
+@dataclass(frozen=True)
+class LearningRateLaw:
+    """A law that was fitted to grid searches: a line in the logarithms of size and peak rate.
+
+    Attributes:
+        center: Number of non-embedding decoder parameters at which `intercept` is ln rate.
+    """
+
+    center: float
+    intercept: float
+    slope: float
+
+    def learning_rate(self, num_parameters: int | float) -> float:
+        """Returns the peak rate for N non-embedding decoder parameters."""
+        return math.exp(self.intercept + self.slope * math.log(num_parameters / self.center))
+
+    @classmethod
+    def read(cls, path: str) -> "LearningRateLaw":
+        """Reads a file that `fit_learning_rate` wrote; raises ValueError if it is none."""
+        try:
+            stored = json.loads(Path(path).read_text())
+            return cls(*(float(stored[name]) for name in ("center", "intercept", "slope")))
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: expected a law that fit_learning_rate wrote ({error!r})"
+            ) from error
 
 
 class Schedule(enum.Enum):
