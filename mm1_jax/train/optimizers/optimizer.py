@@ -31,6 +31,8 @@ class Optimizer(Configurable, abc.ABC):
     class Config(Configurable.Config):
         # Peak learning rate; the experiment defaults to `mm1_learning_rate` of the decoder.
         learning_rate: NonNegative | None = derived(None)
+        # File of a law (`python -m mm1_jax fit_learning_rate`) that gives `learning_rate`.
+        learning_rate_law: str | None = None
         weight_decay: NonNegative = 0.0
         # "matrices" excludes norm scales, biases and other vectors from weight decay;
         # "matrices_but_positions" also excludes tables of learned positions.
@@ -156,13 +158,16 @@ class Optimizer(Configurable, abc.ABC):
 def decay_mask(params: nnx.State, *, positions: bool = True) -> Any:
     """Returns True for matrices, recognized by logical names; stacked norm scales are vectors.
 
+    Biases are never decayed: those of queries, keys and values have two dims, heads and head dim.
+
     Args:
         positions: Whether tables of learned positions count as matrices.
     """
 
     def is_decayed(path: str, variable: nnx.Variable) -> bool:
-        is_table = path.rpartition("/")[2] == "positions"
-        return len(own_dims(variable)) >= 2 and (positions or not is_table)
+        name = path.rpartition("/")[2]
+        is_left_out = name == "bias" or (name == "positions" and not positions)
+        return len(own_dims(variable)) >= 2 and not is_left_out
 
     return map_variables(params, is_decayed)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from flax import nnx
 
+from mm1_jax.layers.attention import Attention
 from mm1_jax.layers.position_embedding import PositionEmbedding
 from mm1_jax.train.optimizers.adamw import AdamW
 from mm1_jax.train.optimizers.learning_rate import Schedule, mm1_learning_rate
@@ -152,6 +153,13 @@ def test_only_matrices_decay_if_configured(params):
     )
     assert (updates["kernel"] != 0).all()
     np.testing.assert_array_equal(updates["scale"], 0)
+
+
+def test_biases_of_attention_are_no_matrices():
+    cfg = Attention.default_config().set(input_dim=8, num_heads=2, bias=True)
+    make = lambda: cfg.instantiate(rngs=nnx.Rngs(params=0))  # noqa: E731
+    mask = decay_mask(nnx.state(nnx.eval_shape(make), nnx.Param))
+    assert mask["query"]["bias"] is False and mask["query"]["kernel"] is True
 
 
 def test_learned_positions_do_not_decay_if_configured():
