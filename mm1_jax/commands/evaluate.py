@@ -7,17 +7,14 @@ python -m mm1_jax evaluate --chat_table=runs/mm1_3b_chat
 
 import argparse
 import io
-import json
 import logging
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mm1_jax.command import command, started_as
 from mm1_jax.flags import local_path, whole
-from mm1_jax.launch.processes import add_cluster_options, chosen_cluster, join, of_several
+from mm1_jax.launch.processes import add_cluster_options, evaluated, write_scores
 from mm1_jax.storage import write_whole
 
 RESUMES = "the same command resumes"
@@ -253,33 +250,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # orbax warns about a checkpoint folder that is opened for reading only.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    cluster = chosen_cluster(flags)
-    if cluster is not None:
-        return of_several(
-            cluster,
-            lambda: ask_together(flags, cluster),
-            errors=(ValueError, OSError),
-            note=RESUMES,
-        )
-    try:
-        from mm1_jax.evals import runner
-
-        write_scores(flags, runner.ask(flags))
-    except KeyboardInterrupt as stop:
-        stop.add_note(RESUMES)
-        raise
-    return 0
+    return evaluated(flags, _ask, folders=("checkpoint", "benchmarks_dir", "output"), note=RESUMES)
 
 
-def ask_together(flags: argparse.Namespace, cluster: Any) -> int:
-    """Evaluates as one process of several; process 0 writes the scores."""
-    join(cluster, flags)
+def _ask(flags: argparse.Namespace) -> dict[str, float]:
     from mm1_jax.evals import runner
 
-    scores = runner.ask_together(flags)
-    if cluster.process_id == 0:
-        write_scores(flags, scores)
-    return 0
+    return runner.ask(flags)
 
 
 def print_chat_table(flags: argparse.Namespace) -> None:
@@ -297,9 +274,3 @@ def print_chat_table(flags: argparse.Namespace) -> None:
         flags.output.mkdir(parents=True, exist_ok=True)
         write_whole(flags.output / "chat_table.md", text)
         write_whole(flags.output / "chat_table.csv", chat_table.csv_text(rows))
-
-
-def write_scores(flags: argparse.Namespace, scores: Mapping[str, Any]) -> None:
-    """Writes the scores to the file of --json, if given."""
-    if flags.json is not None:
-        write_whole(flags.json, json.dumps(scores, indent=1) + os.linesep)

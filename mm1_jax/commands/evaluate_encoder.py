@@ -5,17 +5,14 @@ python -m mm1_jax evaluate_encoder --checkpoint=runs/clip_vit_l14 --datasets=dat
 """
 
 import argparse
-import json
 import logging
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mm1_jax.command import command, started_as
 from mm1_jax.flags import local_path, number, whole
-from mm1_jax.launch.processes import add_cluster_options, chosen_cluster, join, of_several
-from mm1_jax.storage import write_whole
+from mm1_jax.launch.processes import add_cluster_options, evaluated
 
 EPILOG = """\
 data sets:
@@ -187,32 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if argv is None else argv)
     # orbax warns about a checkpoint folder that is opened for reading only.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    cluster = chosen_cluster(flags)
-    if cluster is not None:
-        return of_several(
-            cluster,
-            lambda: _evaluate_together(flags, cluster),
-            errors=(ValueError, OSError),
-            note="nothing is resumed; give the command again",
-        )
+    folders = ("checkpoint", "datasets", "class_names", "templates", "output")
+    note = "nothing is resumed; give the command again"
+    return evaluated(flags, _evaluate, folders=folders, note=note)
+
+
+def _evaluate(flags: argparse.Namespace) -> dict[str, float]:
     # Imported where it is needed, so that --help is instant.
     from mm1_jax.evals.encoders import runner
 
-    _write_scores(flags, runner.evaluate(flags))
-    return 0
-
-
-def _evaluate_together(flags: argparse.Namespace, cluster: Any) -> int:
-    """Evaluates as one process of several; process 0 writes the scores."""
-    join(cluster, flags)
-    from mm1_jax.evals.encoders import runner
-
-    scores = runner.evaluate_together(flags)
-    if cluster.process_id == 0:
-        _write_scores(flags, scores)
-    return 0
-
-
-def _write_scores(flags: argparse.Namespace, scores: Mapping[str, Any]) -> None:
-    if flags.json is not None:
-        write_whole(flags.json, json.dumps(scores, indent=1) + os.linesep)
+    return runner.evaluate(flags)

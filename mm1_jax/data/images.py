@@ -116,7 +116,7 @@ def resize(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes an image to `size` x `size` pixels."""
     picture = PIL.Image.fromarray(pixels)
-    inner = _inner_size(picture.size, size, fit)
+    inner = inner_size(picture.size, size, fit)
     return np.asarray(_centered(picture.resize(inner, PIL.Image.Resampling.BICUBIC), (size, size)))
 
 
@@ -214,11 +214,7 @@ class ImageTransform(Configurable):
         size = (side, side) if view is None else (view.columns * side, view.rows * side)
         picture = self._decode(image, decoded, lambda whole: self._inner_size(whole, view))
         inner = self._inner_size(picture.size, view)
-        if math.prod(inner) > self._config.max_pixels:
-            raise BadImage(
-                f"its sides are too unequal: {inner[0]} x {inner[1]} pixels when resized"
-            )
-        return _centered(picture.resize(inner, PIL.Image.Resampling.BICUBIC), size)
+        return resized(picture, inner, size, max_pixels=self._config.max_pixels)
 
     def cropped(self, image: Image, crop: Callable[[int, int], Crop]) -> PIL.Image.Image:
         """Returns a part of the picture, cut from the decoded pixels and resized to a square.
@@ -254,7 +250,7 @@ class ImageTransform(Configurable):
     def _inner_size(self, size: tuple[int, int], view: View | None) -> tuple[int, int]:
         """Returns the width and height of the picture inside its square or its grid."""
         if view is None:
-            return _inner_size(size, self.image_size, self._config.fit)
+            return inner_size(size, self.image_size, self._config.fit)
         canvas = (view.columns * self.image_size, view.rows * self.image_size)
         return padded_size(size, canvas) if view.pads else canvas
 
@@ -391,7 +387,20 @@ def _least_size(
     return needed(picture.size)
 
 
-def _inner_size(size: tuple[int, int], square: int, fit: Fit) -> tuple[int, int]:
+def resized(
+    picture: PIL.Image.Image, inner: tuple[int, int], size: tuple[int, int], *, max_pixels: int
+) -> PIL.Image.Image:
+    """Resizes a picture to the size `inner`, and cuts out or pads the center to `size`.
+
+    Raises:
+        BadImage: `inner` has more than `max_pixels`.
+    """
+    if math.prod(inner) > max_pixels:
+        raise BadImage(f"its sides are too unequal: {inner[0]} x {inner[1]} pixels when resized")
+    return _centered(picture.resize(inner, PIL.Image.Resampling.BICUBIC), size)
+
+
+def inner_size(size: tuple[int, int], square: int, fit: Fit) -> tuple[int, int]:
     """Returns the width and height to which an image is resized for its square."""
     if fit is Fit.STRETCH:
         return square, square

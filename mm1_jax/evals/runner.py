@@ -35,29 +35,14 @@ from mm1_jax.evals.reasoning import Reasoning
 from mm1_jax.evals.report import markdown
 from mm1_jax.launch.run_folder import load_experiment
 from mm1_jax.multihost import distributed
-from mm1_jax.multihost.agreement import agree, config_facts, host_facts
+from mm1_jax.multihost.agreement import agree, config_facts
 from mm1_jax.overrides import apply_overrides
 from mm1_jax.parallel.sharding import use_mesh
 from mm1_jax.storage import write_whole
 from mm1_jax.stored_config import flat_fields
 
-# Flags that may differ between the processes of an evaluation: process settings and folders.
-MAY_DIFFER = (
-    *("process_id", "initialization_timeout", "heartbeat_timeout", "json"),
-    *("checkpoint", "benchmarks_dir", "output"),
-)
-
 # Tokens of an answer with reasoning.
 _REASONING_TOKENS = 512
-
-
-def ask_together(flags: Namespace) -> dict[str, float]:
-    """Evaluates as one of several connected processes. Returns all scores by key."""
-    # Every process must see the same files, but the paths of its folders may differ.
-    given = {f"--{name}": x for name, x in vars(flags).items() if name not in MAY_DIFFER}
-    agree(given | host_facts())
-    distributed.start_devices()
-    return ask(flags)
 
 
 def ask(flags: Namespace) -> dict[str, float]:

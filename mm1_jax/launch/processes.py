@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+import json
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from absl import logging
@@ -13,6 +15,7 @@ from mm1_jax.command import USER_ERROR, complain, ignore_signals, stop_status
 from mm1_jax.flags import whole
 from mm1_jax.multihost.cluster import Cluster, find_cluster
 from mm1_jax.multihost.rendezvous import meet
+from mm1_jax.storage import write_whole
 
 # Note on a launch that a signal stops at a point where it cannot save.
 NOT_SAVED = "nothing was saved at this point, launch again to continue"
@@ -20,6 +23,8 @@ NOT_SAVED = "nothing was saved at this point, launch again to continue"
 # Errors that need a change of the command line, config or data; FloatingPointError is raised for a
 # loss that is not finite. After any other error, a restart may succeed.
 USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
+# Options of an evaluation that may differ between its processes.
+_MAY_DIFFER = ("process_id", "initialization_timeout", "heartbeat_timeout", "json")
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +104,51 @@ def of_several(
         status = 1
     leave(cluster, status, in_order=in_order)
     return status
+
+
+def evaluated(
+    options: argparse.Namespace,
+    evaluate: Callable[[argparse.Namespace], Mapping[str, Any]],
+    *,
+    folders: Collection[str],
+    note: str,
+) -> int:
+    """Evaluates alone or as one process of several; the first one writes the scores to --json.
+
+    Args:
+        evaluate: Returns all scores by key. It imports what it needs, so that a process joins the
+            others before it imports jax.
+        folders: Options whose files every process must see, though by other paths.
+        note: Added to the message if a signal stops the evaluation.
+    """
+    cluster = chosen_cluster(options)
+
+    def action() -> int:
+        if cluster is not None:
+            distributed = join(cluster, options)
+            agreement = importlib.import_module("mm1_jax.multihost.agreement")
+            may_differ = {*_MAY_DIFFER, *folders}
+            given = {f"--{name}": x for name, x in vars(options).items() if name not in may_differ}
+            agreement.agree(given | agreement.host_facts())
+            distributed.start_devices()
+        scores = evaluate(options)
+        if cluster is None or cluster.process_id == 0:
+            write_scores(options, scores)
+        return 0
+
+    if cluster is not None:
+        return of_several(cluster, action, errors=(ValueError, OSError), note=note)
+    try:
+        return action()
+    except KeyboardInterrupt as stop:
+        stop.add_note(note)
+        raise
+
+
+def write_scores(options: argparse.Namespace, scores: Mapping[str, Any]) -> None:
+    """Writes the scores to the file of --json, if given."""
+    if options.json is not None:
+        write_whole(options.json, json.dumps(scores, indent=1) + os.linesep)
 
 
 def failed(error: Exception, cluster: Cluster | None = None) -> int:

@@ -292,7 +292,7 @@ def test_scaled_decoding_is_never_smaller_than_the_target(decoder, fit):
         for exif in (oriented(1), oriented(6)):
             inner_size = functools.partial(transform._inner_size, view=None)
             picture = transform._decode(jpeg(height, width, exif=exif), {}, inner_size)
-            inner = images._inner_size(picture.size, 32, fit)
+            inner = images.inner_size(picture.size, 32, fit)
             whole = (width, height) if exif[0x0112] == 1 else (height, width)
             for side, least, most in zip(picture.size, inner, whole, strict=True):
                 assert min(least, most) <= side <= most

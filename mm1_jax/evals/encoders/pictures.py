@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 
 from mm1_jax.batch import Image
 from mm1_jax.config import Configurable, config_class
-from mm1_jax.data.images import BadImage, decode
+from mm1_jax.data.images import BadImage, Fit, decode, inner_size, resized
 from mm1_jax.data.readers.image_files import ImageFolder
 from mm1_jax.data.readers.tar import Member, read_member
 from mm1_jax.data.record_files import BadRecord
@@ -52,19 +52,9 @@ class Preprocessing(Configurable):
         """Returns `size` x `size` pixels; raises BadImage if the picture cannot be decoded."""
         cfg = self._config
         picture = PIL.Image.fromarray(decode(image, max_pixels=cfg.max_pixels))
-        side = round(size / cfg.crop)
-        width, height = picture.size
-        if cfg.resize is Resize.STRETCH:
-            width = height = side
-        elif width <= height:
-            width, height = side, int(side * height / width)
-        else:
-            width, height = int(side * width / height), side
-        if width * height > cfg.max_pixels:
-            raise BadImage(f"its sides are too unequal: {width} x {height} pixels when resized")
-        resized = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        return np.asarray(resized.crop((left, top, left + size, top + size)))
+        fit = Fit.STRETCH if cfg.resize is Resize.STRETCH else Fit.CROP
+        inner = inner_size(picture.size, round(size / cfg.crop), fit)
+        return np.asarray(resized(picture, inner, (size, size), max_pixels=cfg.max_pixels))
 
 
 class _TarPicture:

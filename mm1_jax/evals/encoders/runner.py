@@ -23,17 +23,12 @@ from mm1_jax.evals.encoders.retrieval import Retrieval
 from mm1_jax.evals.encoders.zero_shot import ZeroShot
 from mm1_jax.launch.run_folder import load_experiment
 from mm1_jax.multihost import distributed
-from mm1_jax.multihost.agreement import agree, config_facts, host_facts
+from mm1_jax.multihost.agreement import agree, config_facts
 from mm1_jax.overrides import apply_overrides
 from mm1_jax.parallel.sharding import Placement, use_mesh
 from mm1_jax.storage import write_whole
 from mm1_jax.stored_config import flat_fields
 
-# Flags that may differ between the processes of an evaluation: process settings and folders.
-MAY_DIFFER = (
-    *("process_id", "initialization_timeout", "heartbeat_timeout", "json"),
-    *("checkpoint", "datasets", "class_names", "templates", "output"),
-)
 PROBES = {"linear": LinearProbe, "attentive": AttentiveProbe}
 MODEL, RANDOM, PIXELS = "model", "random", "pixels"
 
@@ -43,14 +38,6 @@ class Task:
 
     def __init__(self, key: str, evaluator: EncoderEvaluator, scored: str):
         self.key, self.evaluator, self.scored = key, evaluator, scored
-
-
-def evaluate_together(flags: Namespace) -> dict[str, float]:
-    """Evaluates as one of several connected processes. Returns all scores by key."""
-    given = {f"--{name}": x for name, x in vars(flags).items() if name not in MAY_DIFFER}
-    agree(given | host_facts())
-    distributed.start_devices()
-    return evaluate(flags)
 
 
 def evaluate(flags: Namespace) -> dict[str, float]:
