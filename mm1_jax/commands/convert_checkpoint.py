@@ -193,6 +193,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run_import(flags: argparse.Namespace) -> str:
     # Imported here, so that --help and errors in the options do not wait for jax.
+    from mm1_jax.interop.clip import raise_if_texts_end_otherwise
     from mm1_jax.interop.families import Changes, image_token, num_rows, read_config
     from mm1_jax.interop.importer import import_checkpoint
     from mm1_jax.interop.tokenizers import ImportedTokenizer, import_tokenizer
@@ -217,6 +218,8 @@ def run_import(flags: argparse.Namespace) -> str:
     vocab_size, files, described = flags.vocab_size, {}, {}
     if tokenizer is not None:
         made: Any = tokenizer.cfg.instantiate()
+        if rows:
+            raise_if_texts_end_otherwise(config, made.eos, rows)
         vocab_size = max(vocab_size or 0, made.vocab_size, rows)
         files = tokenizer.files
         described["tokenizer"] = {

@@ -239,6 +239,32 @@ def eos_and_resize(config: Mapping[str, Any]) -> tuple[int | None, str]:
     return (None if eos == 2 else eos), "shortest"
 
 
+def raise_if_texts_end_otherwise(config: Mapping[str, Any], eos: int, num_rows: int) -> None:
+    """Raises ValueError if a tokenizer ends texts by another id than the config of a CLIP says.
+
+    Here the feature of a text is the one at its last token; there it is the one at this id.
+
+    Args:
+        eos: Id by which the tokenizer ends texts.
+        num_rows: Rows of the embedding of tokens.
+    """
+    name = "text_config.eos_token_id"
+    if "model_cfg" in config:
+        text, name = config["model_cfg"].get("text_cfg") or {}, "model_cfg.text_cfg.pool_type"
+        if _POOLING.get(text.get("pool_type", "argmax")) is not TextPooling.EOS:
+            return
+    elif config.get("model_type") != "clip":
+        return
+    theirs, _ = eos_and_resize(config)
+    if theirs == eos or (theirs is None and eos == num_rows - 1):
+        return
+    place = f"the id {theirs}" if theirs is not None else f"its highest id, of up to {num_rows - 1}"
+    raise ValueError(
+        f"{name}: the feature of a text is the one at {place}, and the tokenizer ends texts by "
+        f"{eos}; give the tokenizer of this model by --tokenizer, or --tokenizer=none"
+    )
+
+
 def parts_of_clip(model: CLIP.Config) -> dict[str, InstantiableConfig]:
     """Returns the parts of a CLIP, with the dims that the model passes down filled in."""
     encoder: Any = model.vision_encoder.clone()

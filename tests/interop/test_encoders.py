@@ -2,8 +2,10 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -18,13 +20,14 @@ from transformers import Aimv2Config, Aimv2Model, Aimv2VisionConfig, Aimv2Vision
 
 from mm1_jax.checkpoints.weights_folder import StoredParams
 from mm1_jax.commands import convert_checkpoint
-from mm1_jax.interop.clip import clip_of_parts
+from mm1_jax.interop.clip import clip_of_parts, raise_if_texts_end_otherwise
 from mm1_jax.interop.compare import pixel_values, random_images, with_params
 from mm1_jax.interop.exporter import export_native, facts_of_weights, parts_of_weights
 from mm1_jax.interop.families import Changes
 from mm1_jax.interop.importer import ParamsOf, import_checkpoint
 from mm1_jax.interop.native import EncoderFacts, native_model, open_clip
 from mm1_jax.interop.passthrough import Passthrough
+from mm1_jax.layers.attention import Pattern
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.models.image_pooling import MeanPooling
 from mm1_jax.models.text_encoder import TextPooling
@@ -267,6 +270,10 @@ def pooled_by_mean(parts):
     parts["text_encoder"].pooling = TextPooling.MEAN
 
 
+def bidirectional(parts):
+    parts["text_encoder"].stack.layer.attention.pattern = Pattern.BIDIRECTIONAL
+
+
 def other_activation(parts):
     parts["text_encoder"].stack.layer.feed_forward.activation = Activation.GELU
 
@@ -279,6 +286,13 @@ def other_activation(parts):
             EncoderFacts(),
             r"text_encoder\.pooling is TextPooling\.MEAN, and TextPooling\.EOS in a CLIPModel.*"
             r"open_clip: text_encoder\.pooling is TextPooling\.MEAN",
+        ),
+        (
+            # In open_clip, the tokens of such a tower attend to padding.
+            bidirectional,
+            EncoderFacts(),
+            r"pattern is Pattern\.BIDIRECTIONAL, and Pattern\.CAUSAL in a CLIPModel.*"
+            r"open_clip: .*no_causal_mask=true: with pool_type='argmax', texts attend to padding",
         ),
         (
             other_activation,
@@ -306,3 +320,44 @@ def test_a_model_that_only_open_clip_has_is_exported_for_it(tmp_path):
     parts["image_pooling"] = MeanPooling.default_config().set(input_dim=32)
     model = native_model(parts)
     assert model.config["model_cfg"]["vision_cfg"]["pool_type"] == "avg"
+
+
+@pytest.mark.parametrize(
+    ("config", "eos", "message"),
+    [
+        # The id 2 stands for the highest id of a text.
+        ({"text_config": {"eos_token_id": 2}}, 39, None),
+        ({"text_config": {"eos_token_id": 2}}, 2, "at its highest id, of up to 39, .* texts by 2"),
+        ({"text_config": {"eos_token_id": 7}}, 7, None),
+        ({"text_config": {"eos_token_id": 7}}, 39, "at the id 7, .* ends texts by 39"),
+        ({"model_cfg": {"text_cfg": {}}}, 2, "pool_type: .* its highest id"),
+        ({"model_cfg": {"text_cfg": {"pool_type": "eos", "eos_id": 2}}}, 2, None),
+        ({"model_cfg": {"text_cfg": {"pool_type": "last"}}}, 2, None),
+    ],
+)
+def test_a_tokenizer_ends_texts_where_the_feature_is_read(config, eos, message):
+    check = nullcontext() if message is None else pytest.raises(ValueError, match=message)
+    with check:
+        raise_if_texts_end_otherwise({"model_type": "clip", **config}, eos, 40)
+
+
+@pytest.mark.parametrize("legacy", [True, False], ids=["highest id", "eos"])
+def test_the_feature_of_a_text_is_read_where_transformers_does(legacy, tmp_path):
+    """Texts contain ids above the one that ends them, and are padded with it."""
+    theirs = save("clip", tmp_path / "hf")
+    import_checkpoint(tmp_path / "hf", tmp_path / "ours", skip_comparison=True)
+    model, parts = our_clip(tmp_path / "ours")
+    text = parts["text_encoder"]
+    eos = text.vocab_size - 1 if legacy else text.vocab_size // 2
+    tokens, lengths = texts(text.vocab_size, text.max_length, eos, eos)
+    is_before = np.arange(text.max_length) < lengths[:, None] - 1
+    tokens[is_before & (tokens == eos)] = 3
+    assert legacy or np.max(tokens) > eos
+    exported = native_model(parts, facts=EncoderFacts(eos=None if legacy else eos)).config
+    assert exported["text_config"]["eos_token_id"] == (2 if legacy else eos)
+    theirs.text_model.eos_token_id = exported["text_config"]["eos_token_id"]
+    with torch.no_grad():
+        expected = theirs.eval().get_text_features(torch.from_numpy(tokens).long())
+    found = np.asarray(model.encode_text(jnp.asarray(tokens), jnp.asarray(lengths)))
+    expected = torch.nn.functional.normalize(getattr(expected, "pooler_output", expected), dim=-1)
+    assert_equal(found, expected)
