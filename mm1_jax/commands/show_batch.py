@@ -11,18 +11,21 @@ import html
 import io
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from mm1_jax.batch import Batch, Image, Markup
+from mm1_jax.batch import Batch, Image, ImageTextBatch, Markup
 from mm1_jax.command import command, started_as
+from mm1_jax.data.images import BadImage
 from mm1_jax.data.input import Input, packed
+from mm1_jax.data.mixed_input import MixedInput
 from mm1_jax.data.packing import PlannedRow
+from mm1_jax.data.pairs import PairInput
 from mm1_jax.data.record_files import BadRecord
 from mm1_jax.data.snapshot import CorpusExamples
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
@@ -40,11 +43,22 @@ MOST_ROWS = 8
 PAGE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".css"))
 # Number of colors that documents cycle through.
 NUM_HUES = 6
+LEGEND = """\
+<div class="legend">
+<div><span class="t"><small>position</small><b>input</b></span> not scored</div>
+<div><span class="t s"><small>position</small><b>input</b><i>target</i></span>
+scored: the token to predict there stands below it</div>
+<div><span class="t a"><b>token</b></span> of an answer that is scored</div>
+<div><span class="t m"><b>token</b></span> markup of a chat format</div>
+<div class="switches"><label><input type="checkbox" id="positions" checked> positions</label>
+<label><input type="checkbox" id="targets" checked> targets</label></div>
+</div>"""
 
 EPILOG = """\
 Images keep their exact pixels (PNG). A picture that is shown in several views stands in its grid,
 and the markup of a chat format is set apart from the texts of turns. The statistics include rows
-that share an image buffer with the shown ones.
+that share an image buffer with the shown ones. A row of an encoder's batch is a picture, as it was
+cropped and changed, beside the tokens of its text.
 
 examples:
   %(prog)s --config=mm1_tiny --step=1000
@@ -102,13 +116,16 @@ class MadeRows(NamedTuple):
     is_markup: np.ndarray
 
 
-def make_rows(input: Input, step: int, rows: range) -> MadeRows:
-    """Makes rows of a step, and the rows that share an image buffer with them."""
-    if rows.stop > input.batch_size:
-        raise ValueError(
-            f"--rows={rows.start}:{rows.stop}: input.batch_size={input.batch_size} rows are all"
-        )
-    rows = input.image_buffer.whole_groups(rows)
+class PlannedBatch(NamedTuple):
+    """Rows of a batch, with their records and the counts of each corpus."""
+
+    batch: Any
+    planned: list[PlannedRow]
+    accounting: dict[str, dict[str, int | float]]
+
+
+def make_batch(input: MixedInput, step: int, rows: range) -> PlannedBatch:
+    """Makes rows of a step."""
     planner = input.planner(rows)
     while planner.step < step:
         planner.next_rows()
@@ -117,17 +134,31 @@ def make_rows(input: Input, step: int, rows: range) -> MadeRows:
     try:
         iterator.set_state(iterator.get_state() | {"step": step, "next_index": index})
         batch = next(iterator)
-        planned = planner.next_rows()
-        return MadeRows(
-            batch,
-            rows,
-            input.image_buffer.slots(rows).start,
-            iterator.accounting(),
-            [images_of(input, row) for row in planned],
-            np.stack([markup_of(input, row) for row in planned]),
-        )
+        return PlannedBatch(batch, planner.next_rows(), iterator.accounting())
     finally:
         iterator.close()
+
+
+def make_rows(input: Input, step: int, rows: range) -> MadeRows:
+    """Makes rows of a step, and the rows that share an image buffer with them."""
+    _raise_if_too_many(input, rows)
+    rows = input.image_buffer.whole_groups(rows)
+    batch, planned, accounting = make_batch(input, step, rows)
+    return MadeRows(
+        batch,
+        rows,
+        input.image_buffer.slots(rows).start,
+        accounting,
+        [images_of(input, row) for row in planned],
+        np.stack([markup_of(input, row) for row in planned]),
+    )
+
+
+def _raise_if_too_many(input: MixedInput, rows: range) -> None:
+    if rows.stop > input.batch_size:
+        raise ValueError(
+            f"--rows={rows.start}:{rows.stop}: input.batch_size={input.batch_size} rows are all"
+        )
 
 
 def images_of(input: Input, row: PlannedRow) -> list[Image]:
@@ -178,11 +209,12 @@ def visible(text: str) -> str:
 
 def piece_of(tokenizer: Tokenizer) -> Callable[[int], str]:
     """Returns a function from a token to its text, spaces included; special tokens have names."""
+    # The last name counts: a tokenizer without a pad or an image token names another one by it.
     names = {i: name for name, i in tokenizer.special_tokens.items()} | {
         tokenizer.pad: "<pad>",
+        tokenizer.image_token: "<image>",
         tokenizer.bos: "<bos>",
         tokenizer.eos: "<eos>",
-        tokenizer.image_token: "<image>",
     }
     # Tokens are decoded after another one: at the start of a text, a tokenizer drops the space.
     before = tokenizer.encode("a")
@@ -254,15 +286,17 @@ class Page:
         )
 
     def text(self) -> str:
-        title = visible(f"{self.title}, step {self.step}")
-        rows = "\n".join(self._row(number) for number in self.shown)
-        return PAGE.read_text().format(
-            title=title,
-            style=STYLE.read_text(),
+        columns = (
+            *("documents", "positions", "of all", f"for {self.noun}s", "scored targets"),
+            *("of positions", f"{self.noun}s", "bad documents", "without room"),
+        )
+        return _page(
+            f"{self.title}, step {self.step}",
             summary=self._summary(),
-            noun=self.noun,
+            columns=columns,
             corpora=self._corpora(),
-            rows=rows,
+            legend=LEGEND,
+            rows=(self._row(number) for number in self.shown),
         )
 
     def _summary(self) -> str:
@@ -281,16 +315,11 @@ class Page:
             ),
             (f"{documents:,}", f"documents in {_count(len(rows), 'row')}"),
         ]
-        cells = "".join(
-            f'<div class="tile"><strong>{value}</strong><span>{label}</span></div>'
-            for value, label in tiles
-        )
         return (
             f"<p>{_span(self.shown).capitalize()} of a batch of {input.batch_size:,}; a row has "
             f"{input.max_sequence_length:,} positions and at most {input.max_images} {self.noun}s, "
             f"a {self.noun} {input.num_image_tokens} positions and {input.image_size} x "
-            f"{input.image_size} pixels. The numbers are of {_span(rows)}.</p>"
-            f'<div class="tiles">{cells}</div>'
+            f"{input.image_size} pixels. The numbers are of {_span(rows)}.</p>{_tiles(tiles)}"
         )
 
     def _corpora(self) -> str:
@@ -315,9 +344,7 @@ class Page:
                 f"{counts['bad_documents']:,}",
                 f"{counts['overflowed']:,}",
             ]
-            lines.append(
-                f"<tr><th>{visible(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-            )
+            lines.append(_cells(name, cells))
         if num_absent:
             others = f"{num_absent} other{'s' * (num_absent != 1)}"
             lines.append(
@@ -487,6 +514,139 @@ class Page:
         return (before if others else "") + last_token
 
 
+class PairPage:
+    """HTML page of rows that are a picture and its text each."""
+
+    def __init__(self, input: PairInput, step: int, shown: range, *, title: str):
+        _raise_if_too_many(input, shown)
+        self.input, self.step, self.shown, self.title = input, step, shown, title
+        made = make_batch(input, step, shown)
+        self.batch: ImageTextBatch = made.batch
+        self.planned, self.accounting = made.planned, made.accounting
+        self.piece = piece_of(input.tokenizer)
+        self.special = {input.tokenizer.bos, input.tokenizer.eos}
+
+    def text(self) -> str:
+        return _page(
+            f"{self.title}, step {self.step}",
+            summary=self._summary(),
+            columns=("rows", "of all", "tokens per text", "bad records"),
+            corpora="\n".join(self._corpora()),
+            legend="",
+            rows=(self._row(b) for b in range(len(self.shown))),
+        )
+
+    def _summary(self) -> str:
+        input, lengths = self.input, self.batch.lengths[self.batch.corpus_ids >= 0]
+        size, length = input.image_size, input.max_sequence_length
+        tiles = [(f"{len(lengths):,}", f"pictures in {_count(len(self.shown), 'row')}")]
+        text = "and no text"
+        if length:
+            text = f"and a text of at most {length:,} tokens"
+            tiles += [
+                (f"{_mean(lengths):.1f}", "tokens per text, with bos and eos"),
+                (f"{int(np.sum(lengths == length)):,}", "texts that fill their row or were cut"),
+            ]
+        return (
+            f"<p>{_span(self.shown).capitalize()} of a batch of {input.batch_size:,}; a row has a "
+            f"picture of {size} x {size} pixels {text}.</p>{_tiles(tiles)}"
+        )
+
+    def _corpora(self) -> Iterator[str]:
+        ids = self.batch.corpus_ids
+        for i, name in enumerate(self.input.corpus_names):
+            number, bad = int(np.sum(ids == i)), self.accounting[name]["bad_documents"]
+            cells = (
+                f"{number:,}",
+                f"{number / len(ids):.1%}",
+                f"{_mean(self.batch.lengths[ids == i]):.1f}",
+                f"{bad:,}",
+            )
+            yield _cells(name, cells)
+
+    def _row(self, b: int) -> str:
+        (record,) = self.planned[b].records
+        corpus, length = self.input.corpus_names[record.corpus], int(self.batch.lengths[b])
+        said = f"record {record.index:,} in epoch {record.epoch}"
+        if self.input.max_sequence_length:
+            said += f", {_count(length, 'token')}"
+        header = (
+            f"<summary><strong>Row {self.shown[b]}</strong> <b>{visible(corpus)}</b> "
+            f"<span>{said}</span></summary>"
+        )
+        if self.batch.corpus_ids[b] < 0:
+            content = f'<div class="none">no record: {visible(self._fault(b))}</div>'
+        else:
+            picture = _img(self.batch.images[b], f"picture of row {self.shown[b]}")
+            tokens = "".join(self._token(b, t) for t in range(length))
+            content = f'<figure>{picture}</figure><div class="flow">{tokens}</div>'
+        style = _hue(record.corpus)
+        return (
+            f'<details class="row" style="{style}" open>{header}\n<div class="pair">{content}</div>'
+            "</details>"
+        )
+
+    def _fault(self, b: int) -> str:
+        """Returns why the record of a row cannot be used."""
+        (record,) = self.planned[b].records
+        maker: Any = self.input.batch_maker
+        try:
+            maker.loader.load(record)
+        except (BadRecord, BadImage) as error:
+            return str(error)
+        raise AssertionError("a record that can be loaded fills its row")
+
+    def _token(self, b: int, t: int) -> str:
+        token = int(self.batch.tokens[b, t])
+        kind = "t" + " special" * (token in self.special)
+        return (
+            f'<span class="{kind}" title="position {t}; token {token}"><small>{t}</small>'
+            f"<b>{visible(self.piece(token))}</b></span>"
+        )
+
+
+def _page(
+    title: str,
+    *,
+    summary: str,
+    columns: Sequence[str],
+    corpora: str,
+    legend: str,
+    rows: Iterable[str],
+) -> str:
+    """Fills the template; everything but the title is markup.
+
+    Args:
+        columns: Columns of the table of corpora behind their names.
+    """
+    return PAGE.read_text().format(
+        title=visible(title),
+        style=STYLE.read_text(),
+        summary=summary,
+        columns="".join(f"<th>{name}</th>" for name in ("corpus", *columns)),
+        corpora=corpora,
+        legend=legend,
+        rows="\n".join(rows),
+    )
+
+
+def _tiles(tiles: Iterable[tuple[str, str]]) -> str:
+    cells = "".join(
+        f'<div class="tile"><strong>{value}</strong><span>{label}</span></div>'
+        for value, label in tiles
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _cells(name: str, cells: Iterable[str]) -> str:
+    """Returns a row of the table of corpora."""
+    return f"<tr><th>{visible(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
+
+def _mean(lengths: np.ndarray) -> float:
+    return float(lengths.mean()) if lengths.size else 0.0
+
+
 def _img(pixels: UInt8[np.ndarray, "h w 3"], note: str) -> str:
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "PNG")
@@ -520,10 +680,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(rest)
     output = args.output or Path(f"{args.config}_step_{args.step}.html")
     cfg = chosen_launch(args, overrides).resolved_config(note=say_note).input
-    input = packed(cfg.set(num_workers=0, prefetch=0).instantiate())
+    input = cfg.set(num_workers=0, prefetch=0).instantiate()
     shown = args.rows or range(min(MOST_ROWS, input.batch_size))
-    made = make_rows(input, args.step, shown)
-    page = Page(input, made, shown, title=args.config, step=args.step)
+    if isinstance(input, PairInput):
+        page: Any = PairPage(input, args.step, shown, title=args.config)
+    else:
+        made = make_rows(packed(input), args.step, shown)
+        page = Page(packed(input), made, shown, title=args.config, step=args.step)
     write_whole(output, page.text())
     print(output)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from drawn_corpus import corpus, input_config, stream
+from drawn_corpus import corpus, input_config, pair_config, stream
 
 from mm1_jax.batch import Document, Image, Text
 from mm1_jax.commands import show_batch as tool
@@ -17,6 +17,7 @@ from mm1_jax.commands import snapshot
 from mm1_jax.data.chat_formats.base import Turn
 from mm1_jax.data.chat_formats.mm1 import MM1ChatFormat
 from mm1_jax.data.grid_rules import FixedGrid
+from mm1_jax.data.random_view import RandomView
 from mm1_jax.data.tiling import IndexMarks, Tiling
 
 HOSTILE = (
@@ -169,6 +170,31 @@ def page(input, step: int, rows: range) -> tuple[tool.MadeRows, Parsed, str]:
     made = tool.make_rows(input, step, rows)
     text = tool.Page(input, made, rows, title="<drawn>", step=step).text()
     return made, Parsed(text), text
+
+
+def test_rows_of_pairs_show_picture_text_and_corpus():
+    cfg = pair_config(max_bad_fraction=0.5, augmentation=RandomView.default_config().set(flip=0.5))
+    cfg.streams[0].corpora[0].corpus.source.bad_records = [*range(0, 60, 2)]
+    input = cfg.instantiate()
+    batches = input.iterator()
+    *_, batch = (next(batches) for _ in range(3))
+    batches.close()
+    text = tool.PairPage(input, 2, range(8), title="<drawn>").text()
+    parsed, piece = Parsed(text), tool.piece_of(input.tokenizer)
+    used = np.flatnonzero(batch.corpus_ids >= 0)
+    assert 0 < len(used) < 8 == parsed.tags["details"]
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    for b, data in zip(used, found, strict=True):
+        pixels = np.asarray(PIL.Image.open(tool.io.BytesIO(tool.base64.b64decode(data))))
+        np.testing.assert_array_equal(pixels, batch.images[b])
+    tokens = [piece(int(x)) for b in used for x in batch.tokens[b, : batch.lengths[b]]]
+    assert tokens.count("<bos>") == tokens.count("<eos>") == len(used)
+    assert parsed.pieces == [tool.html.unescape(tool.visible(each)) for each in tokens]
+    for b, row in enumerate(text.split("<details")[1:]):
+        (record,) = input.plan.row(2, b).records
+        assert f"<b>{input.corpus_names[record.corpus]}</b>" in row
+        assert f"record {record.index:,} in epoch {record.epoch}" in row
+        assert ("no record: " in row) == (b not in used)
 
 
 def test_the_rows_are_those_of_training(input):
