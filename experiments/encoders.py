@@ -19,6 +19,7 @@ from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.data.pairs import PairInput
 from mm1_jax.data.random_view import ColorJitter, RandomView
 from mm1_jax.data.tokenizers.sentencepiece import Tokenizer
+from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.layers.feed_forward import MLP_UP
@@ -98,6 +99,7 @@ def _clip(
             max_steps=round(num_pictures / _CLIP_ROWS),
             loss=SoftmaxLoss.default_config().set(chunk_size=8192),
         ),
+        evals={"held_out_loss": HeldOutLoss.default_config().set(num_batches=1)},
     )
     cfg.trainer.optimizer.set(
         learning_rate=learning_rate,
@@ -183,6 +185,7 @@ def _aim(encoder: VisionEncoder.Config, rules: Sequence[MeshRule]) -> Experiment
             num_workers=16,
         ),
         trainer=Trainer.default_config().set(max_steps=125_000, loss=AIMLoss.default_config()),
+        evals={"held_out_loss": HeldOutLoss.default_config()},
     )
     cfg.trainer.optimizer.set(
         learning_rate=1e-3,
@@ -243,6 +246,7 @@ def aimv2_vit_l14() -> Experiment.Config:
             num_workers=16,
         ),
         trainer=Trainer.default_config().set(max_steps=1_250_000, loss=AIMv2Loss.default_config()),
+        evals={"held_out_loss": HeldOutLoss.default_config()},
     )
     cfg.trainer.optimizer.set(
         learning_rate=1e-3,

@@ -18,6 +18,7 @@ from mm1_jax.data.pairs import PairInput
 from mm1_jax.evals.encoders.attentive_probe import AttentiveProbe
 from mm1_jax.evals.encoders.corpus_pictures import CorpusPictures
 from mm1_jax.evals.encoders.zero_shot import ZeroShot
+from mm1_jax.evals.held_out_loss import HeldOutLoss
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.models.aim import AIM
@@ -52,7 +53,10 @@ def clip_tiny() -> Experiment.Config:
             # Half of the captions are one of a few.
             loss=SoftmaxLoss.default_config().set(mask_equal_texts=True),
         ),
-        evals={f"zero_shot_{subject.value}": _zero_shot(subject) for subject in Subject},
+        evals={
+            "held_out_loss": _held_out_loss(),
+            **{f"zero_shot_{subject.value}": _zero_shot(subject) for subject in Subject},
+        },
     )
     for entry in cfg.input.streams[0].corpora:
         entry.corpus.to_document = CaptionChoice.default_config()
@@ -77,7 +81,10 @@ def aim_tiny() -> Experiment.Config:
             streams=mixtures.embedded_pictures(), batch_size=64, max_sequence_length=0
         ),
         trainer=Trainer.default_config().set(max_steps=2000, loss=AIMLoss.default_config()),
-        evals={f"{subject.value}_probe": _probe(subject) for subject in Subject},
+        evals={
+            "held_out_loss": _held_out_loss(),
+            **{f"{subject.value}_probe": _probe(subject) for subject in Subject},
+        },
     )
     cfg.trainer.optimizer.set(
         learning_rate=1e-3,
@@ -87,6 +94,12 @@ def aim_tiny() -> Experiment.Config:
         final_fraction=0.0,
     )
     cfg.trainer.checkpointer.every_n_steps = 100
+    return cfg
+
+
+def _held_out_loss() -> HeldOutLoss.Config:
+    cfg = HeldOutLoss.default_config().set(num_batches=4)
+    cfg.run.n = 200
     return cfg
 
 

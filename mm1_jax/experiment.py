@@ -96,13 +96,18 @@ class Experiment(Configurable):
             quarantine_path=output_dir / f"quarantine{suffix}.jsonl",
             num_steps=cfg.trainer.max_steps,
         )
+        objective = self.objective(cfg)
         self.evaluators: dict[str, Evaluator] = {
-            name: evaluator.instantiate(input=self.input) for name, evaluator in cfg.evals.items()
+            name: evaluator.instantiate(
+                input=self.input,
+                **({"objective": objective} if evaluator.klass.takes_objective else {}),
+            )
+            for name, evaluator in cfg.evals.items()
         }
         self.check_parts(cfg, self.input, self.evaluators)
         self._resolved = cfg
         self.trainer = cfg.trainer.instantiate(
-            objective=self.objective(cfg),
+            objective=objective,
             input=self.input,
             evaluators=self.evaluators,
             output_dir=output_dir,

@@ -48,6 +48,8 @@ ALLOWED = {
         # stored with the config of the evaluation.
         *("stored_config", "overrides", "launch.run_folder"),
         *("checkpoints.trained_model", "checkpoints.checkpoint_folder"),
+        # Held-out rows are loaded like those of training.
+        "train.host_batches",
     },
     # Conversations with a trained model.
     "serve": {"batch", "data", "models", "decoding", "evals.evaluator"},

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -85,7 +85,12 @@ class Evaluator(Configurable, abc.ABC):
     An evaluator is built once with the train input, or with the parts of it whose tokenizer, sizes
     and image transform it shares, and runs on many states of the model. All processes run it and
     get the same result.
+
+    Attributes:
+        takes_objective: Whether a run builds it with its training objective, too: `objective=`.
     """
+
+    takes_objective: ClassVar[bool] = False
 
     @config_class
     class Config(Configurable.Config):

@@ -138,10 +138,10 @@ class CLIP(Module):
             else param(rngs, (), (), constant(cfg.initial_bias), keep_float32=True)
         )
 
-    def __call__(self, batch: ImageTextBatch) -> CLIPOutput:
-        """Returns the features of a batch in training, that is with patch dropout."""
+    def __call__(self, batch: ImageTextBatch, *, dropless: bool = False) -> CLIPOutput:
+        """Returns the features of a batch, with patch dropout as in training unless `dropless`."""
         return CLIPOutput(
-            self.encode_image(batch.images, batch.row_seeds),
+            self.encode_image(batch.images, None if dropless else batch.row_seeds),
             self.encode_text(batch.tokens, batch.lengths),
             self.scale(),
             None if self.logit_bias is None else self.logit_bias[...],

@@ -111,6 +111,12 @@ class Contrastive(ImageTextObjective):
 
         return contrastive_loss
 
+    def held_out_loss(self, model: nnx.Module, batch: ImageTextBatch) -> Mean:
+        """Returns the loss of each corpus among all rows of a batch, without patch dropout."""
+        output = self._output(model, batch, dropless=True)
+        pairs = self._compare(output, batch.corpus_ids, text_ids(batch))
+        return self._corpus_loss(pairs, batch)
+
     def totals(self, batch: ImageTextBatch) -> Any:
         return _num_rows(batch)
 
@@ -162,10 +168,11 @@ class Contrastive(ImageTextObjective):
     def flops(self) -> ForwardFlops:
         return contrastive_flops(self.model, self.batch.tokens.shape[1], self.num_rows)
 
-    def _output(self, model: Any, batch: ImageTextBatch) -> CLIPOutput:
+    def _output(self, model: Any, batch: ImageTextBatch, *, dropless: bool = False) -> CLIPOutput:
         """Computes the features of a batch or micro-batch."""
         names = ("image features", "text features", "scale", "bias")
-        images, texts, scale, bias = checked_tuple(model, model(batch), names)
+        output = model(batch, dropless=dropless)
+        images, texts, scale, bias = checked_tuple(model, output, names)
         for features in (images, texts):
             checked(model, features, (len(batch.images), images.shape[-1]), jnp.float32)
         for number in (scale,) if bias is None else (scale, bias):
@@ -185,12 +192,9 @@ class Contrastive(ImageTextObjective):
     ) -> Metrics:
         """Returns sums over the rows of a micro-batch, and means that all micro-batches share."""
         own, one = _num_rows(batch), jnp.ones((), jnp.float32)
-        is_of_corpus = batch.corpus_ids[None] == jnp.arange(self.num_corpora)[:, None]
-        sums = jnp.sum(jnp.where(is_of_corpus, pairs.losses[None], 0.0), axis=1)
-        corpus_loss = Mean(sums, jnp.sum(is_of_corpus, axis=1, dtype=jnp.float32))
         metrics = {
             "loss": Mean(jnp.sum(pairs.losses), own),
-            "corpus_loss": corpus_loss,
+            "corpus_loss": self._corpus_loss(pairs, batch),
             "image_to_text_accuracy": Mean(jnp.sum(pairs.finds_text, dtype=jnp.float32), own),
             "text_to_image_accuracy": Mean(jnp.sum(pairs.finds_image, dtype=jnp.float32), own),
             "chance_loss": Mean(self.loss.instantiate().chance(num_rows), one),
@@ -199,6 +203,11 @@ class Contrastive(ImageTextObjective):
         if output.bias is not None:
             metrics["logit_bias"] = Mean(output.bias, one)
         return metrics
+
+    def _corpus_loss(self, pairs: PairLosses, batch: ImageTextBatch) -> Mean:
+        is_of_corpus = batch.corpus_ids[None] == jnp.arange(self.num_corpora)[:, None]
+        sums = jnp.sum(jnp.where(is_of_corpus, pairs.losses[None], 0.0), axis=1)
+        return Mean(sums, jnp.sum(is_of_corpus, axis=1, dtype=jnp.float32))
 
 
 def text_ids(batch: ImageTextBatch) -> UInt32[Array, "B 2"]:

@@ -65,16 +65,16 @@ def host_rows(sharding: Any, num_rows: int) -> list[range]:
 class HostBatches(Iterator[HostBatch]):
     """Iterator over the rows of each batch that this process loads, with the global input state."""
 
-    def __init__(self, input: Any, rows: Sharding):
+    def __init__(self, input: Any, rows: Sharding | None):
         """Starts at the first batch.
 
         Args:
-            rows: Sharding of the rows of a batch.
+            rows: Sharding of the rows of a batch; only several processes need it.
         """
         self._input = input
         self._rows = [range(input.batch_size)]
         self._is_alone = distributed.process_count() == 1
-        if not self._is_alone:
+        if rows is not None and not self._is_alone:
             self._rows = host_rows(rows, input.batch_size)
         self._begin()
 

@@ -27,11 +27,12 @@ from mm1_jax.field_types import class_name
 from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.module import ContractError, checked, checked_tuple
 from mm1_jax.layers.parameter_paths import union
+from mm1_jax.models.cross_entropy import corpus_sums, token_losses
 from mm1_jax.models.decoder import num_non_embedding_parameters
 from mm1_jax.models.flops import ForwardFlops, forward_flops
 from mm1_jax.models.mm1 import MM1, reads_images
 from mm1_jax.parallel.sharding import AxisRules, batch_shardings, constrain_batch
-from mm1_jax.train.metrics import Metrics
+from mm1_jax.train.metrics import Mean, Metrics
 from mm1_jax.train.objective import Objective, agree, raise_if_a_part_is_another
 from mm1_jax.train.optimizers.learning_rate import LearningRateLaw, mm1_learning_rate
 
@@ -157,6 +158,12 @@ class NextToken(Objective):
             return checked(loss, total, (), jnp.float32), metrics
 
         return next_token_loss
+
+    def held_out_loss(self, model: Any, batch: Batch) -> Mean:
+        """Returns the cross entropy of scored targets, with which experts drop no token."""
+        logits_BTV = model.logits(model(batch, dropless=True).hidden)
+        cross_entropy_BT, _ = token_losses(logits_BTV, batch.targets)
+        return Mean(*corpus_sums(cross_entropy_BT, batch, self.num_corpora))
 
     def totals(self, batch: Batch) -> Any:
         return self.loss.instantiate().totals(batch)

@@ -19,7 +19,7 @@ from mm1_jax.config import REQUIRED, Configurable, InstantiableConfig
 from mm1_jax.field_types import class_name
 from mm1_jax.models.flops import ForwardFlops
 from mm1_jax.parallel.sharding import AxisRules
-from mm1_jax.train.metrics import Metrics
+from mm1_jax.train.metrics import Mean, Metrics
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class Objective(abc.ABC):
         None for the whole batch. The metrics must contain the means "loss" and "corpus_loss", the
         latter with an entry per corpus.
         """
+
+    def held_out_loss(self, model: nnx.Module, batch: Any) -> Mean:
+        """Returns the loss of each corpus in a held-out batch; by default, that of training."""
+        graphdef, params = nnx.split(model)
+        _, metrics = self.loss_function(graphdef)(params, {}, batch)
+        return metrics["corpus_loss"]
 
     @abc.abstractmethod
     def totals(self, batch: Any) -> Any:
