@@ -224,6 +224,8 @@ def test_an_invalid_config_is_an_error_before_devices_are_used(tmp_path, overrid
 class FakePart(Configurable):
     """Keeps the arguments that an input, an evaluator or a trainer is built with."""
 
+    takes_objective = False
+
     @config_class
     class Config(Configurable.Config):
         name: Required[str] = REQUIRED
@@ -238,6 +240,16 @@ class FakePart(Configurable):
         return self.config.name
 
 
+class FakeLoss(FakePart):
+    """An evaluator that is built with the objective, too."""
+
+    takes_objective = True
+
+    @config_class
+    class Config(FakePart.Config):
+        pass
+
+
 def test_an_experiment_assembles_its_parts(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "resolve", staticmethod(lambda cfg: cfg))
     # There is nothing to check in fakes.
@@ -250,15 +262,22 @@ def test_an_experiment_assembles_its_parts(cfg, tmp_path, monkeypatch):
     cfg.model.decoder.vocab_size = 64
     cfg.set(
         input=part.clone(name="input"),
-        evals={"digits": part.clone(name="digits")},
+        evals={
+            "digits": part.clone(name="digits"),
+            "loss": FakeLoss.default_config().set(name="loss"),
+        },
         trainer=part.clone(name="trainer"),
     )
     experiment = cfg.instantiate(output_dir=tmp_path)
     trainer = experiment.trainer.runtime
     assert trainer["input"] is experiment.input and trainer["output_dir"] == tmp_path
     assert trainer["objective"] == ("objective", cfg.model)
-    assert list(trainer["evaluators"]) == ["digits"]
+    assert list(trainer["evaluators"]) == ["digits", "loss"]
     assert trainer["evaluators"]["digits"].runtime == {"input": experiment.input}
+    assert trainer["evaluators"]["loss"].runtime == {
+        "input": experiment.input,
+        "objective": trainer["objective"],
+    }
     assert experiment.input.runtime["split"] == "train"
     assert experiment.input.runtime["num_steps"] == 7
     assert experiment.input.runtime["quarantine_path"].parent == tmp_path

@@ -92,8 +92,10 @@ def test_a_run_that_is_laid_at_the_place_of_a_stage_is_launched_into(make_runner
 
 
 CHILD = """\
-import sys
+import signal, sys
 from pathlib import Path
+# A shell that starts tests in the background makes them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[2])
 import conftest
 from mm1_jax.studies import runner
