@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def markdown(found: Fit) -> str:
     """Returns the tables of a fit."""
     lines = [
-        "| size | best rate | 95% interval | loss at twice, half the rate | rates |",
+        "| size | best rate | 95% interval | cost of half or twice the rate | rates |",
         "|---:|---:|---|---:|---:|",
     ]
     for each in found.optima:
@@ -107,11 +107,11 @@ def _holds_zero(ends: tuple[float, float]) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    trials = read_trials(args.table, higher=args.higher)
     try:
-        found = fit(read_trials(args.table, higher=args.higher))
+        found = fit(trials)
     except ValueError as error:
-        text = str(error)
-        raise ValueError(text if str(args.table) in text else f"{args.table}: {text}") from error
+        raise ValueError(f"{args.table}: {error}") from error
     print(markdown(found))
     if found.law is None:
         return 1

@@ -52,7 +52,6 @@ class InputIterator(Iterator[Any]):
         # Empty, or the one grain iterator in use. It is closed at the latest when the interpreter
         # exits: a thread that is then inside a C++ library would abort the process.
         self._batches: list[grain.DatasetIterator] = []
-        self._borrower = Borrower()
         weakref.finalize(self, _close, self._batches)
 
     def __next__(self) -> Any:

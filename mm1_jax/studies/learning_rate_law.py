@@ -19,7 +19,6 @@ curvature, and by the loss that the law of the smaller sizes pays at the largest
 """
 
 import csv
-import itertools
 import json
 import math
 from collections import defaultdict
@@ -124,12 +123,12 @@ class Fit:
     refused_draws: float = 0.0
 
 
-class _Cell(NamedTuple):
-    """The runs of a size with one rate: ln rate, mean score, number of runs."""
+class _Grid(NamedTuple):
+    """The rates of a size, rising: ln rate, mean score, and number of runs."""
 
-    x: float
-    mean: float
-    number: int
+    x: Float[np.ndarray, "r"]
+    means: Float[np.ndarray, "r"]
+    numbers: Float[np.ndarray, "r"]
 
 
 def read_trials(path: Path, *, higher: bool = False) -> list[Trial]:
@@ -158,19 +157,18 @@ def fit(trials: Sequence[Trial], *, seed: int = 0, num_draws: int = _NUM_DRAWS) 
     Raises:
         ValueError: No size and rate has two runs, so that the noise is unknown.
     """
-    cells = _cells(trials)
+    grids = _grids(trials)
     deviation, freedom = _noise(trials)
     optima: list[Optimum] = []
     refused: dict[float, str] = {}
-    for size, found in sorted(cells.items()):
+    for size, grid in grids.items():
         try:
-            optima.append(_optimum(size, found, deviation))
+            optima.append(_optimum(size, grid, deviation))
         except ValueError as error:
             refused[size] = str(error)
     if len(optima) < _LEAST_SIZES:
         return Fit(tuple(optima), refused, deviation, None, None)
     sizes = [optimum.size for optimum in optima]
-    grids = {size: _Grid.of(cells[size]) for size in sizes}
     least = np.array([_spacing(grids[size]) for size in sizes]) / 3
     rates = np.log([[optimum.learning_rate for optimum in optima]])
     spreads = np.maximum([[optimum.deviation for optimum in optima]], least)
@@ -219,25 +217,29 @@ def _trial(row: Mapping[str, str | None], place: str, higher: bool) -> Trial:
     return Trial(size, rate, -score if higher and math.isfinite(score) else score)
 
 
-def _cells(trials: Sequence[Trial]) -> dict[float, list[_Cell]]:
-    """Returns the mean scores of each size, by rising rate."""
+def _by_cell(trials: Sequence[Trial]) -> dict[tuple[float, float], list[float]]:
+    """Returns the scores of each size and rate, both rising."""
     scores: dict[tuple[float, float], list[float]] = defaultdict(list)
-    for trial in trials:
+    for trial in sorted(trials):
         scores[trial.size, trial.learning_rate].append(trial.score)
-    cells: dict[float, list[_Cell]] = defaultdict(list)
-    for (size, rate), found in sorted(scores.items()):
-        cells[size].append(_Cell(math.log(rate), float(np.mean(found)), len(found)))
-    return dict(cells)
+    return scores
+
+
+def _grids(trials: Sequence[Trial]) -> dict[float, _Grid]:
+    """Returns the mean scores of each size, by rising size."""
+    columns: dict[float, list[tuple[float, float, int]]] = defaultdict(list)
+    for (size, rate), scores in _by_cell(trials).items():
+        columns[size].append((math.log(rate), float(np.mean(scores)), len(scores)))
+    return {size: _Grid(*np.array(found, float).T) for size, found in columns.items()}
 
 
 def _noise(trials: Sequence[Trial]) -> tuple[float, int]:
     """Returns the pooled standard deviation over seeds, and its degrees of freedom."""
-    key = lambda trial: (trial.size, trial.learning_rate)  # noqa: E731
     squares, freedom = 0.0, 0
-    for _, group in itertools.groupby(sorted(trials, key=key), key):
-        scores = [trial.score for trial in group if math.isfinite(trial.score)]
+    for found in _by_cell(trials).values():
+        scores = np.array([score for score in found if math.isfinite(score)])
         if len(scores) > 1:
-            squares += float(np.sum((np.array(scores) - np.mean(scores)) ** 2))
+            squares += float(np.sum((scores - scores.mean()) ** 2))
             freedom += len(scores) - 1
     if not freedom:
         raise ValueError(
@@ -247,24 +249,23 @@ def _noise(trials: Sequence[Trial]) -> tuple[float, int]:
     return math.sqrt(squares / freedom), freedom
 
 
-def _optimum(size: float, cells: Sequence[_Cell], deviation: float) -> Optimum:
+def _optimum(size: float, grid: _Grid, deviation: float) -> Optimum:
     """Returns the best rate of a size; raises ValueError if the grid does not show it."""
-    grid = _Grid.of(cells)
     best = int(np.argmin(grid.means))
-    if best in (0, len(cells) - 1):
+    if best in (0, len(grid.x) - 1):
         side = "lower" if best == 0 else "higher"
         raise ValueError(
-            f"the best rate, {math.exp(cells[best].x):.3g}, is at the edge of the grid; try "
+            f"the best rate, {math.exp(grid.x[best]):.3g}, is at the edge of the grid; try "
             f"{side} ones"
         )
     found = _parabolas(grid, grid.means[None])
-    if found.num_rates[0] < 3:
+    used = np.flatnonzero(found.weights[0])
+    if len(used) < 3:
         raise ValueError("fewer than three rates around the best one did not diverge")
     if found.curvature[0] <= 0:
         raise ValueError("the scores around the best rate have no lowest point (concave)")
     if not found.is_inside[0]:
         raise ValueError("the lowest point of the parabola is outside of its rates")
-    used = np.flatnonzero(found.weights[0])
     return Optimum(
         size,
         math.exp(found.lowest[0]),
@@ -273,18 +274,6 @@ def _optimum(size: float, cells: Sequence[_Cell], deviation: float) -> Optimum:
         deviation * float(found.spread[0]),
         tuple(math.exp(grid.x[i]) for i in used),
     )
-
-
-class _Grid(NamedTuple):
-    """The rates of a size: ln rate, mean score, and number of runs."""
-
-    x: Float[np.ndarray, "r"]
-    means: Float[np.ndarray, "r"]
-    numbers: Float[np.ndarray, "r"]
-
-    @classmethod
-    def of(cls, cells: Sequence[_Cell]) -> "_Grid":
-        return cls(*np.array(cells, float).T)
 
 
 class _Parabolas(NamedTuple):
@@ -298,7 +287,6 @@ class _Parabolas(NamedTuple):
     """
 
     weights: Float[np.ndarray, "d r"]
-    num_rates: np.ndarray
     lowest: Float[np.ndarray, "d"]
     height: Float[np.ndarray, "d"]
     curvature: Float[np.ndarray, "d"]
@@ -334,7 +322,6 @@ def _parabolas(grid: _Grid, scores: Float[np.ndarray, "d r"]) -> _Parabolas:
         is_inside = (a > 0) & (num_rates >= 3) & ~is_edge & (first <= lowest) & (lowest <= last)
     return _Parabolas(
         weights,
-        num_rates,
         lowest * unit + grid.x[best],
         height,
         2 * a / unit**2,
@@ -357,7 +344,7 @@ def _draws(
     rates, spreads, found = [], [], np.ones(num_draws, bool)
     for optimum in optima:
         grid = grids[optimum.size]
-        used = np.array([any(abs(x - math.log(r)) < 1e-9 for r in optimum.rates) for x in grid.x])
+        used = np.isclose(grid.x[:, None], np.log(optimum.rates), atol=1e-9).any(axis=1)
         fitted = [optimum.score + optimum.loss_at(math.exp(x)) for x in grid.x]
         means = np.where(used, fitted, grid.means)
         noise = rng.normal(0, deviation, (num_draws, len(means))) / np.sqrt(grid.numbers)
