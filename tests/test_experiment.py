@@ -373,3 +373,11 @@ def test_vision_encoders_are_not_trained_on_packed_rows(make, loss):
     cfg.input = mm1_tiny().input
     with pytest.raises(ValueError, match=f"packs rows, and trainer.loss={loss} .*a PairInput"):
         Experiment.resolve(cfg)
+
+
+@pytest.mark.parametrize("make", [clip_tiny, aim_tiny])
+def test_a_law_for_decoders_gives_no_learning_rate_of_vision_encoders(make):
+    cfg = make()
+    cfg.trainer.optimizer.learning_rate_law = "law.json"
+    with pytest.raises(ValueError, match="learning_rate_law=law.json: a law is by the size of a"):
+        Experiment.resolve(cfg)

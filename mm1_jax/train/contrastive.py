@@ -29,7 +29,7 @@ from mm1_jax.layers.parameter_paths import union
 from mm1_jax.models.clip import CLIP, CLIPOutput
 from mm1_jax.models.flops import ForwardFlops, contrastive_flops
 from mm1_jax.parallel.sharding import constrain
-from mm1_jax.train.image_text import ImageTextObjective, raise_if_packed
+from mm1_jax.train.image_text import ImageTextObjective, raise_if_for_decoders
 from mm1_jax.train.metrics import Mean, Metrics
 from mm1_jax.train.objective import agree, raise_if_a_part_is_another
 from mm1_jax.train.pair_losses import PairLosses
@@ -68,7 +68,7 @@ class Contrastive(ImageTextObjective):
                 f"model is a config of {class_name(type(cfg.model))}, and trainer.loss="
                 f"{cfg.trainer.loss.klass.__name__} trains a CLIP; change one of them"
             )
-        raise_if_packed(cfg)
+        raise_if_for_decoders(cfg)
         raise_if_a_part_is_another(cfg, _NEEDED)
         length, size = cfg.input.max_sequence_length, cfg.model.vision_encoder.image_size
         if not length:

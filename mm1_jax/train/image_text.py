@@ -56,8 +56,14 @@ class ImageTextObjective(Objective):
         """Rows share nothing, so any split will do."""
 
 
-def raise_if_packed(cfg: Any) -> None:
-    """Raises ValueError if the input of a root config packs several documents into a row."""
+def raise_if_for_decoders(cfg: Any) -> None:
+    """Raises ValueError if a root config packs rows or names a law of the learning rate."""
+    law = cfg.trainer.optimizer.learning_rate_law
+    if law is not None:
+        raise ValueError(
+            f"trainer.optimizer.learning_rate_law={law}: a law is by the size of a decoder, which "
+            f"trainer.loss={cfg.trainer.loss.klass.__name__} does not train; set it to None"
+        )
     if "packing" in cfg.input:
         raise ValueError(
             f"input is a config of {class_name(type(cfg.input))}, which packs rows, and "

@@ -24,7 +24,7 @@ from mm1_jax.layers.module import checked
 from mm1_jax.layers.parameter_paths import union
 from mm1_jax.models.aim import AIM, AIMv2, draw_prefix_lengths
 from mm1_jax.models.flops import ForwardFlops, patch_prediction_flops
-from mm1_jax.train.image_text import ImageTextObjective, raise_if_packed
+from mm1_jax.train.image_text import ImageTextObjective, raise_if_for_decoders
 from mm1_jax.train.metrics import Metrics
 from mm1_jax.train.objective import agree, raise_if_a_part_is_another
 
@@ -67,7 +67,7 @@ class PatchPrediction(ImageTextObjective):
                 f"{cfg.trainer.loss.klass.__name__} trains an {cls.kind.__name__}; change one "
                 "of them"
             )
-        raise_if_packed(cfg)
+        raise_if_for_decoders(cfg)
         raise_if_a_part_is_another(cfg, cls.needed)
         size = cfg.model.vision_encoder.image_size
         agree(cfg, "input.image_size", size, "model.vision_encoder.image_size")
