@@ -44,9 +44,13 @@ def embedded() -> list[Stream.Config]:
     ]
 
 
-def embedded_pictures() -> list[Stream.Config]:
-    """As many cluttered digits as cluttered shapes; needs no download."""
-    corpora = [(clutter.corpus(subject), 1) for subject in Subject]
+def embedded_pictures(**source: Any) -> list[Stream.Config]:
+    """As many cluttered digits as cluttered shapes; needs no download.
+
+    Args:
+        source: Fields of `ClutterSource`.
+    """
+    corpora = [(clutter.corpus(subject, **source), 1) for subject in Subject]
     return [_stream("captions", 1, *corpora)]
 
 
