@@ -5,46 +5,34 @@ python -m mm1_jax.launch --config=mm1_1b_aim_600m
 python -m mm1_jax.launch --config=mm1_1b_mix_66_33
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from experiments import mixtures, vision_encoders
 from experiments.pretrain import mm1_1b
+from experiments.vision_encoders import vit_h14, vit_l14
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.models.vision_encoder import VisionEncoder
 
-AIM = {
-    "aim_600m": vision_encoders.aim_600m,
-    "aim_1b": vision_encoders.aim_1b,
-    "aim_3b": vision_encoders.aim_3b,
-}
-CLIP = {"vit_l14": vision_encoders.vit_l14, "vit_h14": vision_encoders.vit_h14}
-# Activation by suffix of the config's name; CLIP's own is QuickGELU.
-ACTIVATIONS = {"": Activation.QUICK_GELU, "_gelu": Activation.GELU}
 
-
-def with_encoder(make_encoder: Callable[[], VisionEncoder.Config]) -> Experiment.Config:
+def with_encoder(
+    make_encoder: Callable[..., VisionEncoder.Config], *arguments: Any
+) -> Experiment.Config:
     """`mm1_1b` with another vision encoder."""
     cfg = mm1_1b()
-    cfg.model.vision_encoder = make_encoder()
+    cfg.model.vision_encoder = make_encoder(*arguments)
     return cfg
 
 
-# Weights of rows of captions, interleaved pages and text (figure 5).
-MIXES = {
-    "100_0": (1, 0, 0),
-    "66_33": (2, 1, 0),
-    "50_50": (1, 1, 0),
-    "33_66": (1, 2, 0),
-    "0_100": (0, 1, 0),
-}
+def with_mix(captions: int, interleaved: int) -> Experiment.Config:
+    """`mm1_1b` with other shares of captions and interleaved pages, and no text.
 
-
-def with_mix(weights: tuple[int, int, int]) -> Experiment.Config:
-    """`mm1_1b` with other shares of captions and interleaved pages, and no text."""
+    Figure 5 of the paper.
+    """
     cfg = mm1_1b()
-    for stream, weight in zip(cfg.input.streams, weights, strict=True):
+    for stream, weight in zip(cfg.input.streams, (captions, interleaved, 0), strict=True):
         stream.weight = weight
     return cfg
 
@@ -64,16 +52,28 @@ def with_filled_captions() -> Experiment.Config:
 
 
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    encoders: dict[str, Callable[[], VisionEncoder.Config]] = dict(AIM)
-    for name, make in CLIP.items():
-        for image_size in (224, 336, 378):
-            for suffix, activation in ACTIVATIONS.items():
-                encoders[f"{name}_{image_size}{suffix}"] = functools.partial(
-                    make, image_size, activation
-                )
+    # CLIP's own activation is QuickGELU.
     return {
-        **{f"mm1_1b_{name}": functools.partial(with_encoder, e) for name, e in encoders.items()},
-        **{f"mm1_1b_mix_{name}": functools.partial(with_mix, m) for name, m in MIXES.items()},
+        "mm1_1b_aim_600m": partial(with_encoder, vision_encoders.aim_600m),
+        "mm1_1b_aim_1b": partial(with_encoder, vision_encoders.aim_1b),
+        "mm1_1b_aim_3b": partial(with_encoder, vision_encoders.aim_3b),
+        "mm1_1b_vit_l14_224": partial(with_encoder, vit_l14, 224),
+        "mm1_1b_vit_l14_224_gelu": partial(with_encoder, vit_l14, 224, Activation.GELU),
+        "mm1_1b_vit_l14_336": partial(with_encoder, vit_l14, 336),
+        "mm1_1b_vit_l14_336_gelu": partial(with_encoder, vit_l14, 336, Activation.GELU),
+        "mm1_1b_vit_l14_378": partial(with_encoder, vit_l14, 378),
+        "mm1_1b_vit_l14_378_gelu": partial(with_encoder, vit_l14, 378, Activation.GELU),
+        "mm1_1b_vit_h14_224": partial(with_encoder, vit_h14, 224),
+        "mm1_1b_vit_h14_224_gelu": partial(with_encoder, vit_h14, 224, Activation.GELU),
+        "mm1_1b_vit_h14_336": partial(with_encoder, vit_h14, 336),
+        "mm1_1b_vit_h14_336_gelu": partial(with_encoder, vit_h14, 336, Activation.GELU),
+        "mm1_1b_vit_h14_378": partial(with_encoder, vit_h14, 378),
+        "mm1_1b_vit_h14_378_gelu": partial(with_encoder, vit_h14, 378, Activation.GELU),
+        "mm1_1b_mix_100_0": partial(with_mix, 1, 0),
+        "mm1_1b_mix_66_33": partial(with_mix, 2, 1),
+        "mm1_1b_mix_50_50": partial(with_mix, 1, 1),
+        "mm1_1b_mix_33_66": partial(with_mix, 1, 2),
+        "mm1_1b_mix_0_100": partial(with_mix, 0, 1),
         "mm1_1b_synthetic_captions": with_synthetic_captions,
         "mm1_1b_filled_captions": with_filled_captions,
     }

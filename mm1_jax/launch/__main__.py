@@ -36,7 +36,7 @@ from mm1_jax.launch.config_options import (
     split_overrides,
 )
 from mm1_jax.launch.launch import Launch
-from mm1_jax.launch.named_configs import named_configs
+from mm1_jax.launch.named_configs import described_configs
 from mm1_jax.launch.processes import (
     NOT_SAVED,
     USER_ERRORS,
@@ -167,13 +167,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def list_configs(module: str | None) -> str:
-    configs = named_configs(module)
+    configs = described_configs(module)
     width = max(map(len, configs), default=0)
-    lines = []
-    for name, each in sorted(configs.items()):
-        own = each.own_file and f"({each.own_file})"
-        lines.append(" ".join(filter(None, (f"{name:{width}} ", each.summary, own))).rstrip())
-    return "\n".join(lines)
+    return "\n".join(f"{name:{width}}  {text}".rstrip() for name, text in sorted(configs.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

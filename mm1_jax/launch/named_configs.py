@@ -27,6 +27,7 @@ from mm1_jax.config import (
     close_names,
 )
 from mm1_jax.experiment_folders import EXPERIMENTS, SHIPPED, experiment_folders
+from mm1_jax.launch.names_in_files import read_names
 
 _DEFINITION = re.compile(rb"^\s*(def\s+named_configs\b|named_configs\s*[:=])", re.MULTILINE)
 _INSTALLED = "site-packages"
@@ -88,13 +89,12 @@ class NamedConfig:
         return (inspect.getdoc(make) or "").partition("\n")[0]
 
     @property
-    def own_file(self) -> str | None:
-        """File of the module if it is the user's own module of `experiments`, otherwise None."""
+    def description(self) -> str:
+        """The summary, and the module's file if it is the user's own one of `experiments`."""
         file = getattr(sys.modules.get(self.module), "__file__", None)
-        is_experiment = self.module.startswith(f"{EXPERIMENTS}.")
-        if not is_experiment or file is None or Path(SHIPPED) in Path(file).parents:
-            return None
-        return _shown(file)
+        if file is None or not self.module.startswith(f"{EXPERIMENTS}."):
+            return self.summary
+        return _described(self.summary, Path(file))
 
 
 def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
@@ -120,6 +120,31 @@ def named_configs(module: str | None = None) -> dict[str, NamedConfig]:
                     "rename one, or choose one with --module"
                 )
             found[name] = NamedConfig(name, each.__name__, make)
+    return found
+
+
+def described_configs(module: str | None = None) -> dict[str, str]:
+    """Returns a line for each named config: its summary, and its file if that is the user's own.
+
+    Modules of the package `experiments` are imported only if their names cannot be read from their
+    files.
+
+    Args:
+        module: A module that is imported; None for the package `experiments`.
+    """
+    if module is not None:
+        return {name: each.description for name, each in named_configs(module).items()}
+    found: dict[str, str] = {}
+    for name, file in _files()[0].items():
+        summaries = read_names(file)
+        if summaries is None:
+            described = described_configs(f"{EXPERIMENTS}.{name}")
+        else:
+            described = {name: _described(text, file) for name, text in summaries.items()}
+        if found.keys() & described.keys():
+            # Importing all of them raises an error that names both modules.
+            named_configs()
+        found |= described
     return found
 
 
@@ -199,28 +224,13 @@ def import_module(name: str, option: str) -> ModuleType:
 
 def _experiments() -> list[ModuleType]:
     """Imports the modules of the package `experiments` that have named configs."""
-    _current_folder_first()
-    modules: dict[str, str] = {}
-    replaced: dict[str, list[str]] = {}
-    for folder in experiment_folders():
-        for info in pkgutil.iter_modules([folder]):
-            if modules.setdefault(info.name, folder) != folder and folder == SHIPPED:
-                replaced.setdefault(modules[info.name], []).append(info.name)
-    notes = [
-        f"{_shown(folder)} has {', '.join(sorted(names))}, read in place of the shipped "
-        f"module{'s' * (len(names) > 1)} of that name"
-        for folder, names in replaced.items()
-    ]
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    files, notes = _files()
     found = []
-    for name, folder in sorted(modules.items()):
-        if not _defines_configs(Path(folder, name)):
-            continue
+    for name, file in files.items():
         try:
             found.append(import_module(f"{EXPERIMENTS}.{name}", "--config"))
         except ImportError as error:
-            if folder != SHIPPED or not notes:
+            if not (_is_shipped(file) and notes):
                 raise
             raise ValueError(
                 f"{EXPERIMENTS}.{name} cannot be imported ({error}); {'; '.join(notes)}; give your "
@@ -229,14 +239,43 @@ def _experiments() -> list[ModuleType]:
     return found
 
 
-def _defines_configs(module: Path) -> bool:
-    """Returns whether a module may have named configs; others, such as scripts, are skipped."""
-    file = module / "__init__.py" if module.is_dir() else module.with_name(f"{module.name}.py")
+def _files() -> tuple[dict[str, Path], list[str]]:
+    """Returns the files of modules that may have named configs, and notes, which it prints.
+
+    Modules without configs, such as scripts, are left out.
+    """
+    _current_folder_first()
+    folders: dict[str, str] = {}
+    replaced: dict[str, list[str]] = {}
+    for folder in experiment_folders():
+        for info in pkgutil.iter_modules([folder]):
+            if folders.setdefault(info.name, folder) != folder and folder == SHIPPED:
+                replaced.setdefault(folders[info.name], []).append(info.name)
+    notes = [
+        f"{_shown(folder)} has {', '.join(sorted(names))}, read in place of the shipped "
+        f"module{'s' * (len(names) > 1)} of that name"
+        for folder, names in replaced.items()
+    ]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    files = {name: _file(Path(folder, name)) for name, folder in sorted(folders.items())}
+    return {name: file for name, file in files.items() if _defines_configs(file)}, notes
+
+
+def _file(module: Path) -> Path:
+    return module / "__init__.py" if module.is_dir() else module.with_name(f"{module.name}.py")
+
+
+def _defines_configs(file: Path) -> bool:
     try:
         return _DEFINITION.search(file.read_bytes()) is not None
     except OSError:
         # Not a Python source file.
         return True
+
+
+def _is_shipped(file: Path) -> bool:
+    return Path(SHIPPED) in file.parents
 
 
 def _current_folder_first() -> str:
@@ -248,6 +287,10 @@ def _current_folder_first() -> str:
         folders = experiment_folders()
         package.__path__ = [*folders, *(each for each in package.__path__ if each not in folders)]
     return folder
+
+
+def _described(summary: str, file: Path) -> str:
+    return summary if _is_shipped(file) else f"{summary} ({_shown(str(file))})".strip()
 
 
 def _shown(path: str) -> str:

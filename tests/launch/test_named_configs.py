@@ -12,7 +12,8 @@ import pytest
 from experiments.pretrain import mm1_tiny
 from mm1_jax.launch.__main__ import main
 from mm1_jax.launch.launch import Launch
-from mm1_jax.launch.named_configs import import_module
+from mm1_jax.launch.named_configs import described_configs, import_module, named_configs
+from mm1_jax.launch.names_in_files import read_names
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.models.mm1 import MM1
 
@@ -150,10 +151,10 @@ def test_user_experiments_are_found_beside_the_shipped_ones(tmp_path, has_init):
 def test_a_user_module_that_breaks_a_shipped_import_is_explained(tmp_path):
     _own_experiments(tmp_path)
     (tmp_path / "experiments" / "pretrain.py").write_text("")
-    listed = _python(tmp_path, "-m", "mm1_jax.launch", "--list")
-    assert listed.returncode == 2 and "Traceback" not in listed.stderr
-    assert "experiments.ablations cannot be imported" in listed.stderr
-    assert "./experiments has pretrain, read in place" in listed.stderr
+    found = _python(tmp_path, "-m", "mm1_jax.launch", "--config=mm1_3b_chat")
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert "experiments.ablations cannot be imported" in found.stderr
+    assert "./experiments has pretrain, read in place" in found.stderr
 
 
 def test_a_config_name_in_both_a_user_and_a_shipped_module_is_an_error(tmp_path):
@@ -161,6 +162,61 @@ def test_a_config_name_in_both_a_user_and_a_shipped_module_is_an_error(tmp_path)
     found = _python(tmp_path, "-m", "mm1_jax.launch", "--config=mm1_tiny", "--print_config")
     assert found.returncode == 2
     assert "'mm1_tiny', in experiments.mine and experiments.pretrain: rename one" in found.stderr
+
+
+def test_names_in_files_are_those_of_the_imported_modules():
+    imported = {name: each.description for name, each in named_configs().items()}
+    assert described_configs() == imported
+    files = {Path(sys.modules[each.module].__file__) for each in named_configs().values()}
+    assert all(read_names(file) is not None for file in files)
+
+
+NAMING = {
+    "dict": "return {'a': a, 'b': partial(b, 1)}",
+    "tuple": "configs = (a, b)\n    return {make.__name__: make for make in configs}",
+    "functools": "return {'a': a, 'b': functools.partial(b, 1)}",
+    # Modules with one of these are imported.
+    "computed": "return {f'{x}': a for x in 'ab'}",
+    "foreign": "return {'a': a, 'b': other.b}",
+    "changed": "configs = {'a': a}\n    configs['b'] = a\n    return configs",
+    "chosen": "return {make.__name__: make for make in (a, b) if make is a}",
+    "imported": "return {'a': a, 'b': elsewhere}",
+}
+
+
+@pytest.mark.parametrize("form", NAMING)
+def test_names_are_read_from_plain_forms_alone(tmp_path, form):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "def a():\n    '''First.\n\n    More.\n    '''\ndef b(x): pass\n"
+        f"def named_configs():\n    {NAMING[form]}\n"
+    )
+    is_plain = form in ("dict", "tuple", "functools")
+    assert read_names(file) == ({"a": "First.", "b": ""} if is_plain else None)
+
+
+@pytest.mark.parametrize("text", ["def named_configs(:", "named_configs = make", "x = 1"])
+def test_names_of_other_files_are_not_read(tmp_path, text):
+    (tmp_path / "module.py").write_text(text)
+    assert read_names(tmp_path / "module.py") is None
+    assert read_names(tmp_path / "missing.py") is None
+
+
+def test_the_list_imports_nothing_heavy_and_has_new_files(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.py").write_text(
+        "import a_module_that_is_missing\n"
+        "def my_run():\n    '''A run of my own.'''\n"
+        "def named_configs():\n    return {'my_run': my_run}\n"
+    )
+    code = (
+        "import sys\nfrom mm1_jax.launch.__main__ import main\n"
+        "assert main(['--list']) == 0\n"
+        "assert not {'jax', 'flax', 'grain', 'orbax'} & sys.modules.keys()"
+    )
+    listed = _python(tmp_path, "-c", code)
+    assert listed.returncode == 0, listed.stderr
+    assert "my_run" in listed.stdout and "A run of my own. (./experiments/mine.py)" in listed.stdout
 
 
 @pytest.mark.parametrize("first", ["mm1_jax", "experiments"])

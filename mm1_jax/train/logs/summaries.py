@@ -1,6 +1,8 @@
 """TensorBoard summaries: metrics of a run, and held-out images with the model's answers."""
 
+import contextlib
 import importlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ class Summaries:
     """Writes event files; events of earlier launches after `first_step` are purged."""
 
     def __init__(self, directory: Path, *, first_step: int):
-        # Import late: tensorboardX imports torch if it is installed, which takes seconds.
-        writer = importlib.import_module("tensorboardX").SummaryWriter
+        with _unavailable("torch"):
+            writer = importlib.import_module("tensorboardX").SummaryWriter
         self._writer = writer(str(directory), purge_step=first_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -43,3 +45,19 @@ def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
             yield from flat({f"{name}/{i}": item for i, item in enumerate(value)})
         elif isinstance(value, (int, float)):
             yield name, value
+
+
+@contextlib.contextmanager
+def _unavailable(module: str) -> Iterator[None]:
+    """Makes the import of a module fail, unless it was imported before.
+
+    tensorboardX imports torch where it is installed, which takes seconds, and works without it.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 from tensorboardX.proto.event_pb2 import Event
 
 from mm1_jax.train.logs.summaries import Summaries
@@ -38,3 +41,15 @@ def test_samples_without_pictures_write_no_summary(tmp_path, fakes):
     summaries.samples(1, "quiz", [sample])
     summaries.close()
     assert not any(event.summary.value for event in read_events(tmp_path))
+
+
+def test_torch_is_not_imported_and_stays_importable(tmp_path):
+    """tensorboardX would import it, which takes seconds of each launch."""
+    code = (
+        "import sys, importlib.util\n"
+        "from mm1_jax.train.logs.summaries import Summaries\n"
+        "Summaries(__import__('pathlib').Path(sys.argv[1]), first_step=0).close()\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
