@@ -72,6 +72,9 @@ class Parallelism(Configurable):
         vision_encoder_remat: Remat | None = None
         vision_encoder_saved_names: tuple[str, ...] | None = None
         vision_encoder_offloaded_names: tuple[str, ...] | None = None
+        text_encoder_remat: Remat | None = None
+        text_encoder_saved_names: tuple[str, ...] | None = None
+        text_encoder_offloaded_names: tuple[str, ...] | None = None
         # XLA options for compiling the step, each "name=value"; defaults to none.
         compiler_options: tuple[str, ...] | None = None
 
@@ -99,7 +102,7 @@ class Parallelism(Configurable):
     def configure(self, model: InstantiableConfig) -> Any:
         """Returns a copy of a model config with the rematerialization fields of this config."""
         model = model.clone()
-        for part in ("decoder", "vision_encoder"):
+        for part in ("decoder", "vision_encoder", "text_encoder"):
             for field in ("remat", "saved_names", "offloaded_names"):
                 value = getattr(self.config, f"{part}_{field}")
                 if value is not None and getattr(model, part, None) is not None:

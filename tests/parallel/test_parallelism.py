@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from experiments.sizes import tiny
+from mm1_jax.models.clip import CLIP
 from mm1_jax.parallel.parallelism import (
     MeshRule,
     Parallelism,
@@ -117,6 +118,14 @@ def test_the_parallelism_sets_remat_and_saved_names_of_the_model():
     assert configured.decoder.stack.remat is Remat.FULL
     assert configured.vision_encoder.stack.remat is Remat.NONE
     assert model.vision_encoder.stack.remat is Remat.FULL
+
+
+def test_the_parallelism_sets_remat_of_a_text_tower():
+    model = CLIP.default_config()
+    cfg = Parallelism.default_config().set(text_encoder_remat=Remat.DOTS)
+    configured = cfg.instantiate().configure(model)
+    assert configured.text_encoder.stack.remat is Remat.DOTS
+    assert configured.vision_encoder == model.vision_encoder
 
 
 def test_bad_fields_are_named():
