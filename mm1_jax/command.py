@@ -18,6 +18,8 @@ from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
+from mm1_jax.platforms import prefer_cpu
+
 USER_ERROR = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
 # Also the name of the console script.
@@ -94,6 +96,7 @@ def status_of(action: Callable[[], int], *, errors: tuple[type[Exception], ...])
     if is_script := signal.getsignal(signal.SIGINT) is _end:
         for number in _SIGNALS:
             signal.signal(number, _raise)
+        prefer_cpu()
     try:
         try:
             return action()

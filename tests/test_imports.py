@@ -23,7 +23,8 @@ ALLOWED = {
     "batch": set(),
     "image_buffer": set(),
     "host_memory": set(),
-    "command": set(),
+    "platforms": set(),
+    "command": {"platforms"},
     "flags": {"storage"},
     "parallel": {"config", "batch"},
     # Finds the processes of a run before any of them imports jax.
