@@ -22,6 +22,10 @@ class Chip:
         hbm_bytes: Memory of one JAX device that a program may use; from the compiler for TPUs,
             published for GPUs.
         hbm_bandwidth: Memory bandwidth per chip in bytes/s; published.
+        vector_rate: Operations of the vector units on 32-bit elements per second and chip: cores x
+            8 x 128 lanes x adders per lane x clock. A core of v4 has two adders per lane, one of v5
+            four, says "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus, appendix C);
+            guessed for later chips. For a GPU, half of its published FP32 FLOP/s.
         link_bandwidth: Bytes/s that a chip sends along one axis of the torus, both directions
             together. For a GPU, all bytes/s that it sends over its links.
         network_bandwidth: Bytes/s that a chip sends to other slices; guessed.
@@ -37,6 +41,7 @@ class Chip:
     peak_flops: float
     hbm_bytes: float
     hbm_bandwidth: float
+    vector_rate: float
     link_bandwidth: float
     network_bandwidth: float
     host_bandwidth: float
@@ -60,6 +65,7 @@ CHIPS = {
             peak_flops=275e12,
             hbm_bytes=30.75 * GIB,
             hbm_bandwidth=1228e9,
+            vector_rate=2 * 1024 * 2 * 1.05e9,
             link_bandwidth=90e9,
             network_bandwidth=6.25e9,
             host_bandwidth=15e9,
@@ -74,6 +80,7 @@ CHIPS = {
             peak_flops=197e12,
             hbm_bytes=15.75 * GIB,
             hbm_bandwidth=819e9,
+            vector_rate=1024 * 4 * 1.5e9,
             link_bandwidth=90e9,
             network_bandwidth=3.125e9,
             host_bandwidth=15e9,
@@ -88,6 +95,7 @@ CHIPS = {
             peak_flops=459e12,
             hbm_bytes=95.74 * GIB,
             hbm_bandwidth=2765e9,
+            vector_rate=2 * 1024 * 4 * 1.75e9,
             link_bandwidth=180e9,
             network_bandwidth=6.25e9,
             host_bandwidth=15e9,
@@ -102,6 +110,7 @@ CHIPS = {
             peak_flops=918e12,
             hbm_bytes=31.25 * GIB,
             hbm_bandwidth=1640e9,
+            vector_rate=1024 * 4 * 1.75e9,
             link_bandwidth=180e9,
             network_bandwidth=12.5e9,
             host_bandwidth=30e9,
@@ -116,6 +125,7 @@ CHIPS = {
             peak_flops=2307e12,
             hbm_bytes=94.75 * GIB,
             hbm_bandwidth=7380e9,
+            vector_rate=2 * 1024 * 4 * 2.2e9,
             link_bandwidth=180e9,
             network_bandwidth=12.5e9,
             host_bandwidth=30e9,
@@ -130,6 +140,7 @@ CHIPS = {
             peak_flops=989e12,
             hbm_bytes=80e9,
             hbm_bandwidth=3350e9,
+            vector_rate=33.5e12,
             link_bandwidth=450e9,
             network_bandwidth=50e9,
             host_bandwidth=55e9,
@@ -144,6 +155,7 @@ CHIPS = {
             peak_flops=989e12,
             hbm_bytes=141e9,
             hbm_bandwidth=4800e9,
+            vector_rate=33.5e12,
             link_bandwidth=450e9,
             network_bandwidth=50e9,
             host_bandwidth=55e9,

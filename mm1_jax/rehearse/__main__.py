@@ -40,6 +40,7 @@ from mm1_jax.launch.config_options import (
 )
 from mm1_jax.launch.launch import Launch
 from mm1_jax.rehearse import gpus
+from mm1_jax.rehearse.links import with_places
 from mm1_jax.rehearse.report import (
     ModelFlops,
     advice,
@@ -47,6 +48,7 @@ from mm1_jax.rehearse.report import (
     program_report,
     render,
     render_table,
+    repredicted,
 )
 from mm1_jax.rehearse.topologies import Topology, parse_topology
 from mm1_jax.storage import write_whole
@@ -97,10 +99,12 @@ topologies:
 
 step time:
   Predicted by a model of the compiled program, which was never checked on the chips;
-  use it to compare programs. It adds the compiler's cycle estimates, kernels' FLOPs at
-  0.6 of the peak, and collectives' bytes over bandwidth, which count as waiting unless
-  the schedule overlaps them with compute. GPUs have no cycle estimates; there, each
-  product takes the time of its FLOPs at the peak or of its bytes at memory bandwidth.
+  use it to compare programs. Each piece of work takes the most of the compiler's cycle
+  estimate, its FLOPs at the peak, its bytes at memory bandwidth and its vector
+  operations at the rate of the vector unit. Kernels have no estimate, nor have GPUs;
+  products of kernels run at 0.6 of the peak. Collectives' bytes go over the links of
+  the axes that a group spans, and count as waiting unless the schedule overlaps them
+  with compute. The report lists the step under other assumptions.
 
 exit codes:
   0  compiled, and fits
@@ -113,6 +117,8 @@ examples:
   %(prog)s --config=mm1_tiny --topology=v5p:2x2x2 \\
       --config.trainer.parallelism.fsdp=4 --json=tiny.json --save_hlo=tiny.hlo.gz
   %(prog)s --hlo=tiny.hlo.gz --topology=v5p:2x2x2
+  %(prog)s --hlo=tiny.hlo.gz --topology=v5p:2x2x2 --update=tiny.json \\
+      --config=mm1_tiny --config.trainer.parallelism.fsdp=4
   %(prog)s --all --configs=mm1_tiny,mm1_tiny_moe \\
       --topologies=v5e:2x2,v5p:2x2x1 --json=table.json
 """
@@ -140,6 +146,13 @@ def _parser() -> argparse.ArgumentParser:
         type=local_path,
     )
     add("--hlo", "FILE", "predict this optimized HLO text (or .gz) instead", type=local_path)
+    add(
+        "--update",
+        "FILE",
+        "a report, or a table of --all, that has one of the program of --hlo: replaces its "
+        "prediction, and keeps the rest; needs --config",
+        type=local_path,
+    )
     add(
         "--images_per_row",
         "N",
@@ -180,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     topology = parse_topology(options.topology)
     if not topology.is_tpu:
         os.environ.update(gpus.environment())
+    if options.update is not None and (options.hlo is None or options.config is None):
+        parser.error("--update=FILE needs --hlo=FILE and --config=NAME, to know what to update")
     if options.hlo is not None:
         report = _predict_file(options, overrides, topology)
     elif options.config is None:
@@ -225,9 +240,9 @@ def _rehearse(
         if compiled.text is not None:
             # Saved first, so that a later error does not lose minutes of compilation.
             if options.save_hlo is not None:
-                _write(options.save_hlo, compiled.text)
+                _write(options.save_hlo, with_places(compiled.text, compiled.places))
             progress("predicting")
-            report |= program_report(compiled.text, topology, model)
+            report |= program_report(compiled.text, topology, model, compiled.places)
         compiled_by = "libtpu" if topology.is_tpu else "jax-cuda13-plugin"
         warnings = [*compiler.other_versions(compiled_by), *report.get("warnings", ())]
         report["warnings"] = warnings
@@ -237,18 +252,53 @@ def _rehearse(
 def _predict_file(
     options: argparse.Namespace, overrides: Mapping[str, str], topology: Topology
 ) -> dict[str, Any]:
-    text = _read(options.hlo)
     model = None if options.model_flops is None else ModelFlops(options.model_flops)
+    places, stored = None, None
     if options.config is not None:
-        cfg = chosen_launch(options, overrides).resolved_config()
+        launch = chosen_launch(options, overrides)
+        cfg = launch.resolved_config()
+        if options.update is not None:
+            key = _key(launch, topology)
+            stored = _StoredReport(options.update, key, fingerprint(cfg, topology))
         compiler = importlib.import_module("mm1_jax.rehearse.compile")
         num_images = compiler.expected_images(cfg, options.images_per_row)
         model = ModelFlops(compiler.model_flops(cfg, num_images), num_images)
+        places = compiler.places_of(cfg, topology)
     try:
-        report = program_report(text, topology, model)
+        report = program_report(_read(options.hlo), topology, model, places)
+        if stored is not None:
+            return stored.update(report)
     except ValueError as error:
         raise ValueError(f"--hlo={options.hlo}: {error}") from error
     return {"hlo": str(options.hlo), **_described(topology), **report}
+
+
+class _StoredReport:
+    """A report in a file, alone or in a table."""
+
+    def __init__(self, file: Path, key: str, current: str):
+        """Finds the report of this key.
+
+        Raises:
+            ValueError: There is none, or its fingerprint is not `current`.
+        """
+        self._file, self._content = file, json.loads(file.read_text())
+        self._reports = self._content.get("reports", [self._content])
+        places = [n for n, each in enumerate(self._reports) if report_key(each) == key]
+        if not places:
+            raise ValueError(f"--update={file}: there is no report of {key}")
+        (self._place,) = places
+        if self._reports[self._place].get("fingerprint") != current:
+            raise ValueError(
+                f"--update={file}: {key} was compiled from another config; compile it again"
+            )
+
+    def update(self, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces the prediction of the report in its file, and returns the report."""
+        report = self._reports[self._place] = repredicted(self._reports[self._place], prediction)
+        content = self._content if "reports" in self._content else report
+        _write(self._file, json.dumps(content, indent=2) + "\n")
+        return report
 
 
 def _rehearse_all(
@@ -280,9 +330,7 @@ def _rehearse_all(
     lock = threading.Lock()
 
     def key_of(name: str, topology: Topology) -> str:
-        launch = launches[name]
-        asked = {"config": launch.name, "topology": topology.name, "overrides": launch.overrides}
-        return report_key(asked)
+        return _key(launches[name], topology)
 
     def add(number: int, name: str, topology: Topology) -> None:
         key, current = key_of(name, topology), fingerprint(configs[name], topology)
@@ -343,6 +391,11 @@ def _rehearse_in_a_process(
         **_described(topology),
         "error": error.removeprefix("error: ") or f"exit status {result.returncode}",
     }
+
+
+def _key(launch: Launch, topology: Topology) -> str:
+    asked = {"config": launch.name, "topology": topology.name, "overrides": launch.overrides}
+    return report_key(asked)
 
 
 def report_key(report: Mapping[str, Any]) -> str:

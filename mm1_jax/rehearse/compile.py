@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from mm1_jax.batch import Batch
 from mm1_jax.parallel.chips import GIB
 from mm1_jax.parallel.device_memory import Memory
 from mm1_jax.parallel.sharding import MESH_AXES
 from mm1_jax.rehearse import gpus
+from mm1_jax.rehearse.links import Places
 from mm1_jax.rehearse.topologies import Topology
 
 # Packages that a compiled program depends on; one of the last two compiles it.
@@ -43,6 +45,8 @@ class Compiled:
         needed: Bytes per device that a program that does not fit would need, if known.
         parallelism: Field -> text of the parallelism that mesh rule and config chose, except axes,
             which are in `mesh`.
+        places: Coordinates of the devices of a slice, in the order of the program's numbers; None
+            for GPUs.
     """
 
     text: str | None
@@ -50,6 +54,7 @@ class Compiled:
     needed: float | None
     mesh: dict[str, int]
     parallelism: dict[str, str]
+    places: Places | None
     lower_seconds: float
     compile_seconds: float
 
@@ -130,9 +135,23 @@ def compile_train_step(
         needed=needed,
         mesh=dict(program.mesh.shape),
         parallelism=_chosen(program.parallelism.config),
+        places=_places(program.mesh, topology),
         lower_seconds=lowered_at - start,
         compile_seconds=time.perf_counter() - lowered_at,
     )
+
+
+def places_of(cfg: Any, topology: Topology) -> Places | None:
+    """Returns the places of a program's devices in the mesh of the resolved `cfg`."""
+    return _places(cfg.klass.program(cfg, make_devices(topology)).mesh, topology)
+
+
+def _places(mesh: Mesh, topology: Topology) -> Places | None:
+    if not topology.is_tpu:
+        return None
+    # A program for several slices is that of the first.
+    devices = [device for device in mesh.devices.flat if getattr(device, "slice_index", 0) == 0]
+    return [tuple(device.coords) for device in devices]
 
 
 def _chosen(parallelism: Any) -> dict[str, str]:

@@ -1,13 +1,17 @@
-"""Counts FLOPs of matrix products and kernels in an instruction, from the operands' shapes."""
+"""Counts FLOPs of matrix products and kernels in an instruction, from the operands' shapes.
+
+Of a kernel these are the products that its result needs; its code may run more (see `mosaic`).
+"""
 
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mm1_jax.rehearse.hlo import Computation, Instruction, Module
+from mm1_jax.rehearse.hlo import Computation, Instruction, Module, Shape
+from mm1_jax.rehearse.vector_ops import TRANSCENDENTAL
 
 
 def matmul_flops(module: Module, i: Instruction, computation: Computation) -> float:
@@ -101,36 +105,69 @@ def _num_products(
     return met
 
 
+# Vector operations of attention per pair of a query and a key: two to mask it, four passes of the
+# softmax, of which one takes an exponential, and the conversion of the result.
+ATTENTION_OPS = 10
+
+
 def kernel_flops(i: Instruction, computation: Computation) -> float | None:
     """Returns the FLOPs of a kernel: its author's estimate if given, else ours; None if unknown."""
     estimate = re.search(r'"cost_estimate":\{"flops":"?(\d+)', i.attributes)
     if estimate and int(estimate.group(1)):
         return float(estimate.group(1))
+    count = _known_kernel(i)
+    return None if count is None else count(i, computation)[0]
+
+
+def kernel_vector_ops(i: Instruction, computation: Computation) -> float:
+    """Returns the vector operations of a kernel whose code is unknown, as far as known."""
+    estimate = re.search(r'"cost_estimate":\{[^}]*"transcendentals":"?(\d+)', i.attributes)
+    if estimate and int(estimate.group(1)):
+        return float(estimate.group(1)) * TRANSCENDENTAL
+    count = _known_kernel(i)
+    return 0.0 if count is None else count(i, computation)[1] * ATTENTION_OPS
+
+
+def is_causal(i: Instruction, computation: Computation) -> bool:
+    """Tells whether a call of splash attention has a causal mask.
+
+    The kernel computes causal masks from query indices. These are an additional integer operand
+    beside the segment ids, of which there are two or none, so an odd number of integer operands
+    means a causal mask.
+    """
+    if "splash_m" not in i.name:
+        return False
+    operands = computation.operand_shapes(i)
+    return sum(s.dtype == "s32" for s in operands[_first_array(operands) :]) % 2 == 1
+
+
+def _first_array(operands: Sequence[Shape]) -> int:
+    """Returns the index of the queries, which follow the block mask."""
+    is_array = [s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3 for s in operands]
+    return is_array.index(True)
+
+
+# Returns the FLOPs and the pairs of a query and a key of a call.
+_Count = Callable[[Instruction, Computation], tuple[float, float]]
+
+
+def _known_kernel(i: Instruction) -> _Count | None:
     op_name = re.search(r'op_name="([^"]*)"', i.attributes)
     text = f"{i.name} {op_name.group(1) if op_name else ''}"
-    for name, flops in KERNEL_FLOPS.items():
-        if name in text:
-            return flops(i, computation)
-    return None
+    return next((count for name, count in _KERNELS.items() if name in text), None)
 
 
-def _splash_flops(num_products: Callable[[Instruction, int], int]):
-    def flops(i: Instruction, computation: Computation) -> float:
-        """Counts the products of queries with keys: all, or half of them under a causal mask.
-
-        The kernel computes causal masks from query indices. These are an additional integer
-        operand beside the segment ids, of which there are two or none, so an odd number of integer
-        operands means a causal mask.
-        """
-        operands = [s for name in i.operands for s in computation.shapes_of(name)]
-        is_array = [s.dtype in ("bf16", "f32", "f16") and len(s.dims) >= 3 for s in operands]
-        first = is_array.index(True)
+def _splash(num_products: Callable[[Instruction, int], int]) -> _Count:
+    def count(i: Instruction, computation: Computation) -> tuple[float, float]:
+        """Counts the products of queries with keys: all, or half of them under a causal mask."""
+        operands = computation.operand_shapes(i)
+        first = _first_array(operands)
         query, key = operands[first], operands[first + 1]
-        is_causal = sum(s.dtype == "s32" for s in operands[first:]) % 2
-        pairs = math.prod(query.dims[:-1]) * key.dims[-2] / (2 if is_causal else 1)
-        return 2.0 * pairs * query.dims[-1] * num_products(i, len(query.dims))
+        shared = 2 if is_causal(i, computation) else 1
+        pairs = math.prod(query.dims[:-1]) * key.dims[-2] / shared
+        return 2.0 * pairs * query.dims[-1] * num_products(i, len(query.dims)), pairs
 
-    return flops
+    return count
 
 
 def _products_backward(i: Instruction, query_rank: int) -> int:
@@ -139,28 +176,29 @@ def _products_backward(i: Instruction, query_rank: int) -> int:
     return 5 if any(len(s.dims) > query_rank for s in i.shapes) else 4
 
 
-def _mha_flops(num_products: int):
+def _mha(num_products: int, num_passes: int) -> _Count:
     """Returns a counter for jax's GPU attention; causal attention runs in a scope "causal"."""
 
-    def flops(i: Instruction, computation: Computation) -> float:
+    def count(i: Instruction, computation: Computation) -> tuple[float, float]:
         queries, keys = (s for name in i.operands[:2] for s in computation.shapes_of(name))
-        pairs = math.prod(queries.dims) * keys.dims[1]
-        return 2.0 * num_products * pairs / (2 if "/causal/" in i.attributes else 1)
+        shared = 2 if "/causal/" in i.attributes else 1
+        products = math.prod(queries.dims) * keys.dims[1] / shared
+        return 2.0 * num_products * products, num_passes * products / queries.dims[-1]
 
-    return flops
+    return count
 
 
-# Part of a kernel's name -> function of its FLOPs, for kernels without an estimate.
-KERNEL_FLOPS: dict[str, Callable[[Instruction, Computation], float]] = {
-    "splash_mha_fwd": _splash_flops(lambda i, rank: 2),
-    "splash_mqa_fwd": _splash_flops(lambda i, rank: 2),
-    "splash_mha_dq": _splash_flops(lambda i, rank: 3),
-    "splash_mqa_dq": _splash_flops(lambda i, rank: 3),
-    "splash_mha_dkv": _splash_flops(_products_backward),
-    "splash_mqa_dkv": _splash_flops(_products_backward),
-    "mha_forward": _mha_flops(2),
+# Part of a kernel's name -> its counter, for kernels without an estimate.
+_KERNELS: dict[str, _Count] = {
+    "splash_mha_fwd": _splash(lambda i, rank: 2),
+    "splash_mqa_fwd": _splash(lambda i, rank: 2),
+    "splash_mha_dq": _splash(lambda i, rank: 3),
+    "splash_mqa_dq": _splash(lambda i, rank: 3),
+    "splash_mha_dkv": _splash(_products_backward),
+    "splash_mqa_dkv": _splash(_products_backward),
+    "mha_forward": _mha(2, 1),
     # Two passes in one call: four products for keys and values, three for queries.
-    "mha_backward": _mha_flops(7),
+    "mha_backward": _mha(7, 2),
     # Sums over the head dim.
-    "mha_preprocess_backward": lambda i, computation: 0.0,
+    "mha_preprocess_backward": lambda i, computation: (0.0, 0.0),
 }

@@ -16,20 +16,38 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 @dataclass(frozen=True)
 class Shape:
-    """An array: element type, dims, and whether it lies in HBM or in the host's memory."""
+    """An array: element type, dims, and whether it lies in HBM or in the host's memory.
+
+    Attributes:
+        stored_dims: Dims in memory, the slowest first, padded to whole tiles; `dims` by default.
+    """
 
     dtype: str
     dims: tuple[int, ...]
     in_hbm: bool
     on_host: bool = False
+    stored_dims: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.dims)
 
     @property
+    def stored_size(self) -> int:
+        """Number of elements including those that pad tiles."""
+        return self.size if self.stored_dims is None else math.prod(self.stored_dims)
+
+    @property
+    def bits(self) -> int:
+        return _bits(self.dtype)
+
+    @property
     def num_bytes(self) -> float:
-        return self.size * _bits(self.dtype) / 8
+        return self.size * self.bits / 8
+
+    @property
+    def stored_bytes(self) -> float:
+        return self.stored_size * self.bits / 8
 
 
 @dataclass(frozen=True)
@@ -202,7 +220,25 @@ def _shapes(text: str) -> Iterator[Shape]:
         sizes = tuple(int(dim.removeprefix("<=")) for dim in dims.split(",") if dim)
         space = re.search(r"S\((\d+)\)", layout)
         memory = space.group(1) if space else "0"
-        yield Shape(dtype, sizes, in_hbm=memory == "0", on_host=memory == "5")
+        stored = _stored_dims(sizes, layout)
+        yield Shape(dtype, sizes, memory == "0", memory == "5", stored)
+
+
+def _stored_dims(dims: tuple[int, ...], layout: str) -> tuple[int, ...] | None:
+    """Returns dims in the order of memory, rounded up to the first tile of a layout.
+
+    >>> _stored_dims((24, 2305, 16, 80), "{3,1,2,0:T(8,128)(2,1)}")
+    (24, 16, 2312, 128)
+    """
+    match = re.match(r"\{([\d,]*):.*?T\(([\d,]+)\)", layout)
+    if match is None or not dims:
+        return None
+    order, tile = ([int(n) for n in text.split(",") if n] for text in match.groups())
+    stored = [dims[dim] for dim in reversed(order)]
+    stored = [1] * (len(tile) - len(stored)) + stored
+    first = len(stored) - len(tile)
+    padded = (-(-n // t) * t for n, t in zip(stored[first:], tile, strict=True))
+    return (*stored[:first], *padded)
 
 
 def _bits(dtype: str) -> int:

@@ -1,14 +1,17 @@
 """Predicts the time of a step, and its parts, from a schedule and a topology.
 
 This is a model that was never checked on the chips themselves; use it to compare programs.
-Assumptions:
+Assumptions, each of which `Rules` can switch off:
 
-    work        the compiler's estimate of cycles / clock, but at least FLOPs / peak FLOP/s; bytes /
-                memory bandwidth if there is no estimate
-    kernels     Pallas and the like: FLOPs at KERNEL_EFFICIENCY of the peak
-    transfers   bytes sent / bandwidth: of all axes of the torus within a slice, of the network
-                between slices, of the host's bus for copies to its memory and back; one transfer
-                at a time on each
+    work        the most of the compiler's estimate of cycles / clock, FLOPs / peak FLOP/s, bytes /
+                memory bandwidth, and vector operations / rate of the vector unit
+    kernels     Pallas and the like, which have no estimate: products padded to tiles, at
+                KERNEL_EFFICIENCY of the peak, and vector operations after them; at least the bytes
+    transfers   bytes sent / bandwidth: of the axes of the torus that the group of devices spans
+                (see `links`), of the network between slices, of the host's bus for copies to its
+                memory and back; one transfer at a time on each
+    copies      between HBM and vector memory, beside other work: bytes / memory bandwidth, one at a
+                time, as if the work beside them left the memory free
     overlap     only what the schedule shows: a transfer runs from its start to the place where its
                 result is needed, and the step waits for the rest of it there
 """
@@ -17,12 +20,63 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from mm1_jax.rehearse import links
+from mm1_jax.rehearse.links import Places
 from mm1_jax.rehearse.program import Branch, Done, Loop, Schedule, Start, Work, WorkKind
 from mm1_jax.rehearse.topologies import Topology
 from mm1_jax.rehearse.transfers import Route, Transfer
 
-# Share of the peak that good attention kernels reach; for kernels without a compiler's estimate.
-KERNEL_EFFICIENCY = 0.6
+# Version of this model, which reports carry. Reports of version 1, which carry none, used the last
+# rules of `ALTERNATIVES`.
+PREDICTOR = 2
+
+# Share of the peak that products of a kernel reach. With its vector operations, splash attention
+# with a causal mask and heads of 128 then runs at 0.6 of the peak, forward and backward together,
+# which is the share that good attention kernels reach.
+KERNEL_EFFICIENCY = 0.87
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Assumptions of a prediction.
+
+    Attributes:
+        bytes_moved, vector_ops: Work takes at least the time of these, beside an estimate.
+        padded_products: Products of kernels are padded to tiles, and run for whole blocks.
+        kernel_efficiency: Share of the peak that kernels' products reach.
+        kernels_take_turns: Products and vector operations of a kernel do not overlap.
+        links_of_groups: A group of devices has the links of the axes that it spans, not all.
+        copies: Copies between HBM and vector memory take time.
+    """
+
+    bytes_moved: bool = True
+    vector_ops: bool = True
+    padded_products: bool = True
+    kernel_efficiency: float = KERNEL_EFFICIENCY
+    kernels_take_turns: bool = True
+    links_of_groups: bool = True
+    copies: bool = True
+
+
+RULES = Rules()
+# What to assume instead of one or all of the rules.
+ALTERNATIVES = {
+    "bytes take no time beside an estimate": Rules(bytes_moved=False),
+    "vector operations take no time": Rules(vector_ops=False),
+    "kernels pad no products": Rules(padded_products=False),
+    "kernels' products at the peak": Rules(kernel_efficiency=1.0),
+    "kernels' vector operations beside their products": Rules(kernels_take_turns=False),
+    "all groups have all links": Rules(links_of_groups=False),
+    "copies into vector memory take no time": Rules(copies=False),
+    "predictor 1: none of these, kernels at 0.6": Rules(
+        bytes_moved=False,
+        vector_ops=False,
+        padded_products=False,
+        kernel_efficiency=0.6,
+        links_of_groups=False,
+        copies=False,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +84,10 @@ class Times:
     """Seconds of one step on one chip.
 
     Attributes:
-        matrix, vector, kernel: Time of compute, by the unit that limits it.
-        transfer: Time of transfers, hidden or not.
-        exposed: Time of waiting for transfers.
+        matrix, vector, kernel: Time of compute: products and what is fused into them, everything
+            else, and kernels.
+        transfer: Time of transfers and copies, hidden or not.
+        exposed: Time of waiting for them.
     """
 
     matrix: float = 0.0
@@ -52,8 +107,17 @@ class Times:
         return Times(*(getattr(self, f.name) * count for f in fields(self)))
 
 
-def predict(schedule: Schedule, topology: Topology) -> Times:
-    """Returns the times of one run of `schedule`."""
+def predict(
+    schedule: Schedule,
+    topology: Topology,
+    places: Places | None = None,
+    rules: Rules = RULES,
+) -> Times:
+    """Returns the times of one run of `schedule`.
+
+    Args:
+        places: Places of the program's devices, if known; else every group has all links.
+    """
     clock = 0.0
     # Each route sends one transfer at a time, independently of the other routes.
     free_at = dict.fromkeys(Route, 0.0)
@@ -62,11 +126,11 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
     for item in schedule:
         match item:
             case Work():
-                seconds = work_seconds(item, topology)
+                seconds = work_seconds(item, topology, rules)
                 total += Times(**{item.kind.value: seconds})
                 clock += seconds
             case Start(transfer):
-                seconds = transfer_seconds(transfer, topology)
+                seconds = transfer_seconds(transfer, topology, places, rules)
                 total += Times(transfer=seconds)
                 end = max(clock, free_at[transfer.route]) + seconds
                 free_at[transfer.route] = ends[transfer.name] = end
@@ -75,35 +139,52 @@ def predict(schedule: Schedule, topology: Topology) -> Times:
                 total += Times(exposed=waited)
                 clock += waited
             case Loop(trips, body):
-                times = predict(body, topology) * trips
+                times = predict(body, topology, places, rules) * trips
                 total, clock = total + times, clock + times.step
             case Branch(bodies):
-                slowest = max((predict(b, topology) for b in bodies), key=lambda t: t.step)
+                slowest = max(
+                    (predict(body, topology, places, rules) for body in bodies),
+                    key=lambda times: times.step,
+                )
                 total, clock = total + slowest, clock + slowest.step
     # Transfers that nothing waits for still have to end.
     waited = max([end - clock for end in ends.values()], default=0.0)
     return total + Times(exposed=max(waited, 0.0))
 
 
-def work_seconds(work: Work, topology: Topology) -> float:
-    peak = topology.device_peak_flops
-    by_bytes = work.hbm_bytes / topology.device_hbm_bandwidth
+def work_seconds(work: Work, topology: Topology, rules: Rules = RULES) -> float:
+    return max(limits(work, topology, rules).values())
+
+
+def limits(work: Work, topology: Topology, rules: Rules = RULES) -> dict[str, float]:
+    """Returns the seconds that work takes by each of its limits, of which the slowest counts."""
+    peak, clock = topology.device_peak_flops, topology.chip.clock
+    found = {"flops": work.flops / peak}
+    ops = work.vector_ops / topology.device_vector_rate if rules.vector_ops else 0.0
     if work.kind is WorkKind.KERNEL:
-        return max(work.flops / (peak * KERNEL_EFFICIENCY), by_bytes)
-    if work.cycles is None or topology.chip.clock is None:
-        return max(by_bytes, work.flops / peak)
-    return max(work.cycles / topology.chip.clock, work.flops / peak)
+        flops = max(work.flops, work.padded_flops) if rules.padded_products else work.flops
+        found["flops"] = flops / (peak * rules.kernel_efficiency)
+        found["turns"] = found["flops"] + ops if rules.kernels_take_turns else 0.0
+    elif work.cycles is not None and clock is not None:
+        found["cycles"] = work.cycles / clock
+    if rules.bytes_moved or "cycles" not in found:
+        found["bytes"] = work.hbm_bytes / topology.device_hbm_bandwidth
+    return {**found, "vector operations": ops}
 
 
-def transfer_seconds(transfer: Transfer, topology: Topology) -> float:
+def transfer_seconds(
+    transfer: Transfer, topology: Topology, places: Places | None = None, rules: Rules = RULES
+) -> float:
     chip = topology.chip
     match transfer.route:
         case Route.LINKS:
-            return transfer.sent / topology.device_link_bandwidth
+            return links.seconds(transfer, topology, places if rules.links_of_groups else None)
         case Route.NETWORK:
             return transfer.sent * chip.devices_per_chip / chip.network_bandwidth
         case Route.HOST:
             return transfer.sent * chip.devices_per_chip / chip.host_bandwidth
+        case Route.HBM:
+            return transfer.sent / topology.device_hbm_bandwidth if rules.copies else 0.0
 
 
 @dataclass

@@ -8,19 +8,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mm1_jax.rehearse.flops import kernel_flops, matmul_flops
-from mm1_jax.rehearse.hbm_traffic import hbm_bytes
+from mm1_jax.rehearse.flops import is_causal, kernel_flops, kernel_vector_ops, matmul_flops
+from mm1_jax.rehearse.hbm_traffic import hbm_bytes, stored_in_hbm
 from mm1_jax.rehearse.hlo import Computation, Instruction, Module, parse
 from mm1_jax.rehearse.loops import trip_count
+from mm1_jax.rehearse.mosaic import KernelWork, kernel_work
 from mm1_jax.rehearse.parts import OTHER, Parts
 from mm1_jax.rehearse.transfers import (
     SENT,
     Transfer,
     collective,
+    hbm_transfer,
     host_transfer,
     network_transfer,
     rendezvous,
 )
+from mm1_jax.rehearse.vector_ops import vector_ops
 
 # Opcodes that take no time: names of values, or copies that start ahead of their use.
 _FREE = {
@@ -69,6 +72,8 @@ class Work:
         flops: FLOPs of its matrix products, or of a kernel as far as known.
         cycles: The compiler's estimate, if any.
         hbm_bytes: Bytes read from and written to HBM.
+        vector_ops: Operations of the vector unit on 32-bit elements.
+        padded_flops: FLOPs of a kernel's products with the padding of tiles and blocks.
         part: Part of the model that it belongs to (see `parts`).
     """
 
@@ -77,6 +82,8 @@ class Work:
     flops: float
     cycles: float | None
     hbm_bytes: float
+    vector_ops: float = 0.0
+    padded_flops: float = 0.0
     part: str = OTHER
 
 
@@ -161,7 +168,9 @@ class HloProgram:
                     open_transfers.add(i.name)
                 if not transfers:
                     items += self._schedule(inner)
-            elif (transfer := host_transfer(i, computation)) is not None:
+            elif (
+                transfer := host_transfer(i, computation) or hbm_transfer(i, computation)
+            ) is not None:
                 items.append(Start(transfer))
                 if i.opcode.endswith("-start"):
                     open_transfers.add(i.name)
@@ -241,22 +250,46 @@ class HloProgram:
     def _work(self, i: Instruction, computation: Computation) -> Work | None:
         if i.opcode in _FREE or i.call_target in _FREE_CALLS:
             return None
-        moved = hbm_bytes(self.module, i, computation)
         if i.opcode == "custom-call" and i.call_target in _KERNELS:
-            flops = kernel_flops(i, computation)
-            if flops is None:
-                self._warn(
-                    f"kernel {i.name}: its FLOPs are unknown; timed by the bytes that it moves"
-                )
-            part = self.parts.of(i)
-            return Work(i.name, WorkKind.KERNEL, flops or 0.0, None, moved, part)
+            return self._kernel(i, computation)
+        moved = hbm_bytes(self.module, i, computation)
+        ops = vector_ops(self.module, i, computation)
         flops = matmul_flops(self.module, i, computation)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
         cycles = float(estimate.group(1)) if estimate else None
         # The largest integer stands for "no estimate" for work of another core.
         cycles = cycles if cycles is None or cycles < 2**62 else None
         kind = WorkKind.MATRIX if flops else WorkKind.VECTOR
-        return Work(i.name, kind, flops, cycles, moved, self.parts.of(i))
+        return Work(i.name, kind, flops, cycles, moved, ops, part=self.parts.of(i))
+
+    def _kernel(self, i: Instruction, computation: Computation) -> Work:
+        """Returns the work of a kernel: that of its code, or else what its author or name tells."""
+        code = kernel_work(i, is_causal(i, computation))
+        flops = kernel_flops(i, computation)
+        if code is None:
+            code = KernelWork(flops or 0.0, flops or 0.0, kernel_vector_ops(i, computation))
+            if flops is None:
+                self._warn(
+                    f"kernel {i.name}: its FLOPs are unknown; timed by the bytes that it moves"
+                )
+        moved = list(code.moved)
+        shapes = [computation.shapes_of(name) for name in i.operands]
+        shapes += [(shape,) for shape in i.shapes]
+        moved += [None] * (len(shapes) - len(moved))
+        return Work(
+            i.name,
+            WorkKind.KERNEL,
+            code.flops if flops is None else flops,
+            None,
+            sum(
+                stored_in_hbm(held) if known is None else known
+                for held, known in zip(shapes, moved, strict=True)
+                if stored_in_hbm(held)
+            ),
+            code.vector_ops,
+            code.padded_flops,
+            self.parts.of(i),
+        )
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:

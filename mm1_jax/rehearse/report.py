@@ -11,6 +11,9 @@ given or the program does not fit. Bytes and seconds are per device and step.
     parts         part of the model -> seconds of its compute, executed FLOPs over all devices
     step          seconds of matrix, vector, kernel, transfer (hidden or not), exposed, total
     mfu           model FLOPs / FLOPs of all chips at their peak during the predicted step
+    predictor     version of the model of step times; 1 if missing
+    alternatives  other assumption -> total seconds of the step under it
+    earlier       older version of the predictor -> total seconds of the step by it
 """
 
 import math
@@ -20,8 +23,11 @@ from typing import Any
 
 from mm1_jax.parallel.chips import GIB
 from mm1_jax.parallel.device_memory import bytes_text
+from mm1_jax.rehearse.links import Places, places_in
 from mm1_jax.rehearse.predict import (
+    ALTERNATIVES,
     KERNEL_EFFICIENCY,
+    PREDICTOR,
     Traffic,
     costs_by_part,
     flops,
@@ -46,8 +52,13 @@ class ModelFlops:
     num_images: float | None = None
 
 
-def program_report(text: str, topology: Topology, model: ModelFlops | None) -> dict[str, Any]:
+def program_report(
+    text: str, topology: Topology, model: ModelFlops | None, places: Places | None = None
+) -> dict[str, Any]:
     """Returns the parts of a report that follow from a program's HLO text alone.
+
+    Args:
+        places: Places of the program's devices; defaults to those that its text names.
 
     Raises:
         ValueError: The text is not HLO, or was compiled for another number of devices.
@@ -61,7 +72,14 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
             f"{topology.name} has {expected}; give the topology that it was compiled for"
         )
     schedule = program.schedule()
-    times = predict(schedule, topology)
+    places = places or places_in(text)
+    times = predict(schedule, topology, places)
+    warnings = list(program.warnings)
+    if places is None and topology.is_tpu and traffic(schedule, Route.LINKS):
+        warnings.append(
+            "the text does not tell where its devices are, so every group of them has the links of "
+            "all axes; give --config, or a text of --save_hlo"
+        )
     executed = flops(schedule) * topology.num_devices
     report: dict[str, Any] = {
         "flops": {"executed": executed},
@@ -72,8 +90,13 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
             part: {"seconds": seconds, "flops": number * topology.num_devices}
             for part, (seconds, number) in costs_by_part(schedule, topology).items()
         },
-        "warnings": list(program.warnings),
+        "warnings": warnings,
         "assumptions": assumptions(topology),
+        "predictor": PREDICTOR,
+        "alternatives": {
+            name: predict(schedule, topology, places, rules).step
+            for name, rules in ALTERNATIVES.items()
+        },
     }
     if model is not None:
         report["flops"] |= {"model": model.total, "ratio": executed / model.total}
@@ -82,6 +105,36 @@ def program_report(text: str, topology: Topology, model: ModelFlops | None) -> d
         peak = topology.num_chips * topology.chip.peak_flops
         report["mfu"] = model.total / (times.step * peak) if times.step else 0.0
     return report
+
+
+def repredicted(stored: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored report with a new prediction of its program, beside the earlier steps.
+
+    Raises:
+        ValueError: The prediction is of another program.
+    """
+    executed, expected = (each["flops"]["executed"] for each in (prediction, stored))
+    if not math.isclose(executed, expected, rel_tol=1e-3):
+        raise ValueError(
+            f"the report of {stored['config']} on {stored['topology']} is of another program: it "
+            f"runs {expected:.6g} FLOPs, and this one {executed:.6g}"
+        )
+    earlier = dict(stored.get("earlier", {}))
+    if (version := stored.get("predictor", 1)) != PREDICTOR:
+        earlier[str(version)] = stored["step"]["total"]
+    return {
+        **stored,
+        **prediction,
+        "flops": {**stored["flops"], **prediction["flops"]},
+        **({"earlier": earlier} if earlier else {}),
+    }
+
+
+def step_by(report: Mapping[str, Any], version: int) -> float | None:
+    """Returns the step's seconds by a version of the predictor; None if it was not asked."""
+    if report.get("predictor", 1) == version:
+        return report["step"]["total"]
+    return report.get("earlier", {}).get(str(version))
 
 
 def memory_report(memory: Any, needed: float | None, topology: Topology) -> dict[str, Any]:
@@ -114,6 +167,7 @@ def assumptions(topology: Topology) -> dict[str, Any]:
         "network_bandwidth": chip.network_bandwidth,
         "host_bandwidth": chip.host_bandwidth,
         "kernel_efficiency": KERNEL_EFFICIENCY,
+        "vector_rate": chip.vector_rate,
         "source": chip.source,
     }
 
@@ -163,6 +217,8 @@ def render(report: Mapping[str, Any]) -> str:
         parts += [_step(report), _flops(report), _transfers("collectives", report["collectives"])]
         if report.get("host_copies"):
             parts.append(_transfers("copies to the host", report["host_copies"]))
+        if "alternatives" in report:
+            parts.append(_alternatives(report))
         parts.append(_assumptions(report))
     if report.get("warnings"):
         parts.append("\n".join(f"warning: {each}" for each in report["warnings"]))
@@ -267,6 +323,15 @@ def _transfers(title: str, traffic: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _alternatives(report: Mapping[str, Any]) -> str:
+    total = report["step"]["total"]
+    lines = [f"{'other assumptions':52} {'step':>10}"]
+    for name, seconds in report["alternatives"].items():
+        change = f"{seconds / total - 1:+8.1%}" if total else ""
+        lines.append(f"  {name:50} {_seconds(seconds):>10} {change}")
+    return "\n".join(lines)
+
+
 def _assumptions(report: Mapping[str, Any]) -> str:
     known = report["assumptions"]
     clock = f"{known['clock'] / 1e9:g} GHz, " if known["clock"] else ""
@@ -277,7 +342,7 @@ def _assumptions(report: Mapping[str, Any]) -> str:
     )
     return (
         f"a model, not a measurement: {known['peak_flops'] / 1e12:g} TFLOP/s, {clock}"
-        f"kernels at {known['kernel_efficiency']:g} of the peak, "
+        f"products of kernels at {known['kernel_efficiency']:g} of the peak, "
         f"{known['axes']} x {known['link_bandwidth'] / 1e9:g} GB/s links ({known['source']}), "
         f"{known['network_bandwidth'] / 1e9:g} GB/s between slices (guessed); {host}"
         "transfers are hidden only where the schedule shows it"
@@ -294,21 +359,27 @@ _COLUMNS = (
     "executed / model",
     "GB sent",
     "matrix + vector + kernel + waiting s",
-    "step s",
-    "MFU",
+    "step 1 s",
+    "MFU 1",
+    "step 2 s",
+    "MFU 2",
     "compile s",
 )
 
 
 def render_table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Formats reports as a Markdown table, one line each."""
+    """Formats reports as a Markdown table, one line each.
+
+    Step and MFU stand under the version of the predictor that they are of; the newest of them is
+    the sum before.
+    """
     return _markdown([_COLUMNS, *(_row(report) for report in reports)])
 
 
 def render_parts(reports: Sequence[Mapping[str, Any]]) -> str:
     """Formats the seconds and the share of executed FLOPs of each part as a Markdown table."""
     shown = ("vision_encoder", "connector", "decoder")
-    rows = [("config", "topology", "step s", *shown, "rest", "waiting")]
+    rows = [("config", "topology", "predictor", "step s", *shown, "rest", "waiting")]
     for report in reports:
         if "parts" not in report:
             continue
@@ -323,7 +394,8 @@ def render_parts(reports: Sequence[Mapping[str, Any]]) -> str:
             )
         rest = sum(cost["seconds"] for part, cost in parts.items() if part not in shown)
         waiting = f"{step['exposed']:.2f} s"
-        names = (report["config"], report["topology"], f"{step['total']:.2f}")
+        version = str(report.get("predictor", 1))
+        names = (report["config"], report["topology"], version, f"{step['total']:.2f}")
         rows.append((*names, *cells, f"{rest:.2f} s", waiting))
     return _markdown(rows)
 
@@ -350,7 +422,7 @@ def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
     free = f"{memory['free']:.1%}" if memory["fits"] else "does not fit"
     first = (*names, mesh, report["parallelism"].get("gradient_accumulation", "1"), total, free)
     if "step" not in report:
-        return (*first, *[""] * 5, compiled)
+        return (*first, *[""] * 7, compiled)
     step = report["step"]
     sent = sum(each["sent"] for each in report["collectives"].values())
     return (
@@ -358,10 +430,17 @@ def _row(report: Mapping[str, Any]) -> tuple[str, ...]:
         f"{report['flops']['ratio']:.2f}",
         f"{sent / 1e9:.1f}",
         " + ".join(f"{step[name]:.2f}" for name in ("matrix", "vector", "kernel", "exposed")),
-        f"{step['total']:.2f}",
-        f"{report['mfu']:.3f}",
+        *(cell for version in (1, 2) for cell in _step_cells(report, version)),
         compiled,
     )
+
+
+def _step_cells(report: Mapping[str, Any], version: int) -> tuple[str, str]:
+    seconds = step_by(report, version)
+    if seconds is None:
+        return "", ""
+    mfu = report["mfu"] * report["step"]["total"] / seconds
+    return f"{seconds:.2f}", f"{mfu:.3f}"
 
 
 def _seconds(number: float) -> str:

@@ -75,6 +75,11 @@ class Topology:
         return self.chip.hbm_bandwidth / self.chip.devices_per_chip
 
     @property
+    def device_vector_rate(self) -> float:
+        """Vector operations of a JAX device on 32-bit elements per second."""
+        return self.chip.vector_rate / self.chip.devices_per_chip
+
+    @property
     def device_link_bandwidth(self) -> float:
         """Bytes/s that a device sends over all torus axes longer than 1."""
         axes = sum(dim > 1 for dim in self.shape) if self.is_tpu else 1

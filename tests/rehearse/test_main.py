@@ -18,7 +18,15 @@ from mm1_jax.rehearse.compile import (
     expected_images,
     other_versions,
 )
-from mm1_jax.rehearse.report import advice, render, render_table
+from mm1_jax.rehearse.links import with_places
+from mm1_jax.rehearse.report import (
+    advice,
+    program_report,
+    render,
+    render_table,
+    repredicted,
+    step_by,
+)
 from mm1_jax.rehearse.topologies import parse_topology
 
 ROOT = Path(__file__).parents[2]
@@ -174,13 +182,71 @@ def test_a_saved_program_gives_the_same_prediction(rehearsed, capsys):
     arguments = [f"--hlo={program}", "--topology=v5e:2x2", f"--json={file}"]
     assert main([*arguments, f"--model_flops={model}"]) == 0
     again = json.loads(file.read_text())
-    for part in ("step", "collectives", "mfu"):
+    for part in ("step", "collectives", "mfu", "alternatives", "predictor"):
         assert again[part] == report[part]
     assert again["flops"]["ratio"] == report["flops"]["ratio"]
     plain = program.with_suffix("")
     plain.write_bytes(gzip.decompress(program.read_bytes()))
     assert main([f"--hlo={plain}", "--topology=v5e:2x2"]) == 0
     assert "predicted step" in capsys.readouterr().out
+
+
+def test_an_update_replaces_the_prediction_and_keeps_the_rest(rehearsed, tmp_path):
+    report, _, _, program = rehearsed
+    old = {k: v for k, v in report.items() if k not in ("predictor", "alternatives")}
+    old["step"] = {**report["step"], "total": 7.0}
+    other = {**report, "topology": "v5e:4x4"}
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"reports": [other, old]}))
+    arguments = [f"--hlo={program}", MODULE, "--config=small", "--topology=v5e:2x2"]
+    assert main([*arguments, f"--update={table}"]) == 0
+    kept, new = json.loads(table.read_text())["reports"]
+    assert kept == other and new == {**report, "earlier": {"1": 7.0}}
+
+
+def test_reports_have_the_steps_of_all_versions_that_were_asked(rehearsed):
+    report = rehearsed[0]
+    again = repredicted(report, report)
+    assert again == report and step_by(again, 1) is None
+    new = repredicted({**report, "predictor": 1}, {**report, "step": {"total": 1e3}})
+    assert new["earlier"] == {"1": report["step"]["total"]}
+    assert [step_by(new, version) for version in (1, 2)] == [report["step"]["total"], 1e3]
+    line = render_table([{**report, "earlier": {"1": 7.0}}]).splitlines()[-1]
+    assert " 7.00 " in line and f" {report['step']['total']:.2f} " in line
+    with pytest.raises(ValueError, match="another program"):
+        repredicted({**report, "flops": {"executed": 1.0}}, report)
+
+
+def test_what_cannot_be_updated_is_an_error(capsys, tmp_path):
+    file = tmp_path / "report.json"
+    arguments = ["--hlo=step.hlo", MODULE, "--config=small", "--topology=v5e:2x2"]
+    report = {"config": "small", "topology": "v5e:2x2", "fingerprint": "0"}
+    for wrong, message in (
+        (report, "another config"),
+        ({**report, "topology": "v5e:4x4"}, "no report of small on v5e:2x2"),
+        ({"reports": []}, "no report of small on v5e:2x2"),
+    ):
+        file.write_text(json.dumps(wrong))
+        assert message in _error(capsys, *arguments, f"--update={file}")
+
+
+def test_an_update_needs_a_program_and_a_config(capsys):
+    with pytest.raises(SystemExit):
+        main(["--topology=v5e:2x2", "--config=mm1_tiny", "--update=x.json"])
+    assert "--update=FILE needs --hlo=FILE" in capsys.readouterr().err
+
+
+def test_a_program_without_places_gives_its_groups_all_links(programs):
+    topology = parse_topology("v5e:2x2")
+    text = (programs / "collectives.hlo").read_text()
+    bare = program_report(text, topology, None)
+    assert "every group of them has the links of all axes" in bare["warnings"][0]
+    placed = with_places(text, [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)])
+    whole = program_report(placed, topology, None)
+    assert whole["warnings"] == []
+    assert bare["step"]["total"] == whole["alternatives"]["all groups have all links"]
+    # On two axes of two, each device sends one way.
+    assert whole["step"]["transfer"] == pytest.approx(2 * bare["step"]["transfer"], rel=0.01)
 
 
 def test_a_program_that_does_not_fit_reports_the_excess_and_advice(run_afresh, tmp_path):

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from mm1_jax.rehearse.predict import KERNEL_EFFICIENCY, predict
+from mm1_jax.rehearse.predict import ALTERNATIVES, KERNEL_EFFICIENCY, predict, work_seconds
 from mm1_jax.rehearse.program import Branch, Done, HloProgram, Loop, Start, Work, WorkKind
 from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.rehearse.transfers import Route, Transfer
@@ -8,6 +10,8 @@ from mm1_jax.rehearse.transfers import Route, Transfer
 TOPOLOGY = parse_topology("v5e:2x2")
 CLOCK = 1.5e9
 LINKS = 2 * 90e9
+HBM = 819e9
+VECTOR = 1024 * 4 * 1.5e9
 
 
 def work(seconds):
@@ -17,7 +21,7 @@ def work(seconds):
 def transfer(seconds, name="gather", route=Route.LINKS):
     chip = TOPOLOGY.chip
     bandwidth = {Route.NETWORK: chip.network_bandwidth, Route.HOST: chip.host_bandwidth}
-    return Transfer(name, "all-gather", 4, seconds * bandwidth.get(route, LINKS), route)
+    return Transfer(name, "all-gather", seconds * bandwidth.get(route, LINKS), route)
 
 
 def exposed(*schedule):
@@ -53,12 +57,85 @@ def test_the_slowest_branch_counts():
 def test_work_takes_at_least_its_flops_at_peak_rate():
     peak = TOPOLOGY.device_peak_flops
     product = Work("product", WorkKind.MATRIX, peak, 1.0, 0.0)
-    kernel = Work("kernel", WorkKind.KERNEL, peak, None, 0.0)
     copy = Work("copy", WorkKind.VECTOR, 0.0, None, 819e9)
+    kernel = Work("kernel", WorkKind.KERNEL, peak / 2, None, 0.0, padded_flops=peak)
     times = predict((product, kernel, copy), TOPOLOGY)
     assert times.matrix == pytest.approx(1)
     assert times.kernel == pytest.approx(1 / KERNEL_EFFICIENCY)
     assert times.vector == pytest.approx(1)
+
+
+LIMITS = ("flops", "cycles", "hbm_bytes", "vector_ops", "padded_flops")
+
+
+@pytest.mark.parametrize("kind", list(WorkKind))
+@pytest.mark.parametrize("limit", LIMITS)
+def test_work_takes_at_least_each_of_its_limits_and_never_less_for_more(kind, limit):
+    """Each limit alone takes a second, as does all work that stays below it."""
+    second = {
+        "flops": TOPOLOGY.device_peak_flops,
+        "cycles": CLOCK,
+        "hbm_bytes": HBM,
+        "vector_ops": VECTOR,
+        "padded_flops": KERNEL_EFFICIENCY * TOPOLOGY.device_peak_flops,
+    }
+    small = Work("w", kind, **{name: seconds / 4 for name, seconds in second.items()})
+    large = replace(small, **{limit: second[limit]})
+    is_ignored = limit == ("cycles" if kind is WorkKind.KERNEL else "padded_flops")
+    if not is_ignored:
+        assert work_seconds(large, TOPOLOGY) >= 1
+    if kind is not WorkKind.KERNEL and not is_ignored:
+        assert work_seconds(large, TOPOLOGY) == pytest.approx(1)
+    growing = [
+        work_seconds(replace(small, **{limit: share * second[limit]}), TOPOLOGY)
+        for share in (0, 0.25, 0.5, 1, 2)
+    ]
+    assert growing == sorted(growing)
+
+
+def test_operations_moved_into_a_kernel_still_take_the_vector_unit():
+    kernel = Work("kernel", WorkKind.KERNEL, 0.0, None, 0.0, padded_flops=1e12)
+    fused = Work("fused", WorkKind.VECTOR, 0.0, None, 0.0, vector_ops=VECTOR)
+    apart = predict((kernel, fused), TOPOLOGY).step
+    assert predict((replace(kernel, vector_ops=VECTOR),), TOPOLOGY).step == pytest.approx(apart)
+
+
+def test_a_step_takes_at_least_the_sum_of_each_limit():
+    works = [
+        Work("w", WorkKind.MATRIX, 1e12 * n, 1e6 * (n % 3), 1e9 * (n % 2), 1e10 * (n % 5))
+        for n in range(7)
+    ]
+    step = predict(tuple(works), TOPOLOGY).step
+    for name, rate in (("flops", 197e12), ("cycles", CLOCK), ("hbm_bytes", HBM)):
+        assert step >= sum(getattr(work, name) for work in works) / rate
+    assert step >= sum(work.vector_ops for work in works) / VECTOR
+
+
+def test_alternatives_change_what_they_name():
+    kernel = Work("k", WorkKind.KERNEL, 1e12, None, 0.0, vector_ops=1e10, padded_flops=2e12)
+    fusion = Work("f", WorkKind.VECTOR, 0.0, 1.0, 1e9, vector_ops=1e10)
+    gather = Transfer("g", "all-gather", 1e9, groups=((0, 1),))
+    copy = Transfer("c", "copy", 1e9, Route.HBM)
+    schedule = (kernel, fusion, Start(gather), Done("g"), Start(copy), Done("c"))
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    step = predict(schedule, TOPOLOGY, places).step
+    steps = [predict(schedule, TOPOLOGY, places, rules).step for rules in ALTERNATIVES.values()]
+    product, vector = 1e12 / 197e12, 1e10 / VECTOR
+    turns = 2 * product / KERNEL_EFFICIENCY + vector
+    floor, waits = max(1e9 / HBM, vector), 1e9 / 45e9 + 1e9 / HBM
+    assert step == pytest.approx(turns + floor + waits)
+    assert steps == pytest.approx(
+        [
+            turns + vector + waits,
+            turns - vector + 1e9 / HBM + waits,
+            product / KERNEL_EFFICIENCY + vector + floor + waits,
+            2 * product + vector + floor + waits,
+            max(turns - vector, vector) + floor + waits,
+            turns + floor + 1e9 / 180e9 + 1e9 / HBM,
+            turns + floor + 1e9 / 45e9,
+            product / 0.6 + 1 / CLOCK + 1e9 / 180e9,
+        ]
+    )
 
 
 # One gather overlaps a product and is split into three fusions with the same channel; another one
@@ -104,8 +181,12 @@ def test_overlap_is_derived_from_the_schedule(fused, copied, waits):
     text = OVERLAP.replace("FUSED", str(fused)).replace("COPIED", str(copied))
     times = predict(HloProgram.parse(text).schedule(), TOPOLOGY)
     assert times.transfer == pytest.approx(2 * GATHER_SECONDS)
-    least = 2 * 64 * 64 * 32 / TOPOLOGY.device_peak_flops if not fused else 0.0
-    assert times.exposed == pytest.approx(waits * GATHER_SECONDS, abs=1.01 * least + 1e-15)
+    # Without cycles, product and copy take the time of the bytes that they read and write.
+    product = fused / CLOCK or (64 * 32 + 64 * 64) * 2 / HBM
+    copy = copied / CLOCK or 2 * 64 * 32 * 2 / HBM
+    hidden = min(product, GATHER_SECONDS) + min(copy, GATHER_SECONDS)
+    assert times.exposed == pytest.approx(2 * GATHER_SECONDS - hidden, abs=1e-15)
+    assert (times.exposed > 0.5 * GATHER_SECONDS) + (times.exposed > 1.5 * GATHER_SECONDS) == waits
 
 
 # A sum over slices: the send and the receive look like transfers with the host.

@@ -1,7 +1,7 @@
 import pytest
 
 from mm1_jax.rehearse.predict import executed, flops, traffic
-from mm1_jax.rehearse.program import HloProgram, Loop, Work, WorkKind
+from mm1_jax.rehearse.program import HloProgram, Loop, Start, Work, WorkKind
 from mm1_jax.rehearse.report import program_report, render
 from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.rehearse.transfers import Route
@@ -102,10 +102,16 @@ def test_a_report_lists_host_copies_beside_collectives():
     assert "host" not in render({"topology": "v5e:2x2", "num_chips": 4, **inside})
 
 
-def test_a_copy_within_the_chip_is_not_a_transfer():
-    text = HOST.replace("S(5)", "")
-    (product,) = HloProgram.parse(text).schedule()
-    assert product.name == "product"
+def test_a_copy_ahead_of_its_use_moves_bytes_of_hbm_only():
+    inside = HloProgram.parse(HOST.replace("S(5)", "")).schedule()
+    # A tile has 8 x 128 elements, and both ends of the copy lie in HBM.
+    assert [item.transfer.sent for item in inside if isinstance(item, Start)] == [2 * 2048] * 2
+    fetched = HOST.replace("S(5)", "").replace("bf16[1,8,32]{2,1,0:T(8,128)(2,1)}, u32", "X, u32")
+    fetched = fetched.replace("X, u32", "bf16[1,8,32]{2,1,0:T(8,128)(2,1)S(1)}, u32")
+    (_, fetch) = [i for i in HloProgram.parse(fetched).schedule() if isinstance(i, Start)]
+    assert fetch.transfer.route is Route.HBM and fetch.transfer.sent == 2048
+    within = HloProgram.parse(HOST.replace("S(5)", "S(1)").replace("(2,1)}", "(2,1)S(1)}"))
+    assert not [item for item in within.schedule() if isinstance(item, Start)]
 
 
 def test_sending_to_itself_is_not_traffic():
@@ -171,7 +177,7 @@ ENTRY %main (a: f32[64]) -> f32[64] {
 def test_work_of_another_core_is_timed_by_its_bytes():
     program = HloProgram.parse(OFFLOADED)
     (work,) = [item for item in program.schedule() if isinstance(item, Work) and item.hbm_bytes]
-    assert (work.name, work.cycles, work.hbm_bytes) == ("sum", None, 3 * 64 * 4)
+    assert (work.name, work.cycles, work.hbm_bytes) == ("sum", None, 2 * 128 * 4)
 
 
 def test_text_that_is_not_hlo_is_an_error():

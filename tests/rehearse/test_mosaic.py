@@ -1,0 +1,140 @@
+"""Work of small kernels, counted by hand from their blocks; lowered for a TPU, on any machine."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+
+from mm1_jax.rehearse.hlo import Instruction
+from mm1_jax.rehearse.mosaic import causal_share, kernel_work
+from mm1_jax.rehearse.vector_ops import TRANSCENDENTAL
+
+
+def work_of(function, *arguments, is_causal=False):
+    """Returns the work of the only kernel of a function."""
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
+    (attributes,) = re.findall(r'backend_config = "(.*?body.*?)"[,}]', lowered.as_text())
+    attributes = attributes.replace("\\22", '"')
+    return kernel_work(Instruction("k", (), "custom-call", (), attributes, True), is_causal)
+
+
+def array(*dims, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def product(x_ref, y_ref, out_ref):
+    out_ref[...] = jnp.dot(x_ref[...], y_ref[...], preferred_element_type=jnp.float32)
+
+
+def blocked_product(x, y):
+    """Multiplies by blocks of 128 x 256: rows of x outermost, columns of y within."""
+    return pl.pallas_call(
+        product,
+        grid=(x.shape[0] // 128, y.shape[1] // 256),
+        in_specs=[
+            pl.BlockSpec((128, x.shape[1]), lambda i, j: (i, 0)),
+            pl.BlockSpec((y.shape[0], 256), lambda i, j: (0, j)),
+        ],
+        out_specs=pl.BlockSpec((128, 256), lambda i, j: (i, j)),
+        out_shape=array(x.shape[0], y.shape[1]),
+    )(x, y)
+
+
+def test_a_product_counts_its_blocks_and_what_moves_for_them():
+    bf16 = jnp.bfloat16
+    work = work_of(blocked_product, array(512, 384, dtype=bf16), array(384, 1024, dtype=bf16))
+    assert work.flops == work.padded_flops == 2 * 512 * 384 * 1024
+    assert work.vector_ops == 0
+    # x once, y for each of four blocks of rows, the result once.
+    assert work.moved == (512 * 384 * 2, 4 * 384 * 1024 * 2, 512 * 1024 * 4)
+
+
+def test_products_fill_whole_tiles():
+    bf16 = jnp.bfloat16
+    work = work_of(blocked_product, array(128, 80, dtype=bf16), array(80, 256, dtype=bf16))
+    assert work.flops == 2 * 128 * 80 * 256 and work.padded_flops == 2 * 128 * 128 * 256
+    assert work.moved[0] == 128 * 128 * 2
+
+
+def activated(x_ref, out_ref):
+    x = x_ref[...]
+    out_ref[...] = jnp.exp(x) * x + x
+
+
+def activate(x):
+    return pl.pallas_call(
+        activated,
+        grid=(x.shape[0] // 64,),
+        in_specs=[pl.BlockSpec((64, x.shape[1]), lambda i: (i, 0))],
+        out_specs=pl.BlockSpec((64, x.shape[1]), lambda i: (i, 0)),
+        out_shape=x,
+    )(x)
+
+
+def test_vector_operations_are_those_of_the_code():
+    work = work_of(activate, array(256, 384))
+    assert work.vector_ops == (TRANSCENDENTAL + 2) * 256 * 384 and work.flops == 0
+
+
+def accumulated(x_ref, out_ref):
+    @pl.when(pl.program_id(0) == 0)
+    def _():
+        out_ref[...] = jnp.exp(x_ref[...])
+
+    @pl.when(pl.program_id(0) > 0)
+    def _():
+        out_ref[...] += x_ref[...]
+
+
+def test_a_branch_on_the_first_step_runs_once():
+    def accumulate(x):
+        return pl.pallas_call(
+            accumulated,
+            grid=(8,),
+            in_specs=[pl.BlockSpec((64, 128), lambda i: (i, 0))],
+            out_specs=pl.BlockSpec((64, 128), lambda i: (0, 0)),
+            out_shape=array(64, 128),
+        )(x)
+
+    work = work_of(accumulate, array(512, 128))
+    # The other branch counts for every step.
+    assert work.vector_ops == (TRANSCENDENTAL + 8) * 64 * 128
+    assert work.moved == (512 * 128 * 4, 64 * 128 * 4)
+
+
+@pytest.mark.parametrize(("is_causal", "share"), [(False, 1.0), (True, 10 / 16)])
+def test_splash_attention_runs_the_blocks_of_its_mask(is_causal, share):
+    heads, length, dim, block = 2, 1024, 80, 256
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block
+    )
+    kind = splash_attention_mask.CausalMask if is_causal else splash_attention_mask.FullMask
+    mask = splash_attention_mask.MultiHeadMask([kind((length, length))] * heads)
+    kernel = splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=sizes)
+    qkv = [array(heads, length, dim, dtype=jnp.bfloat16)] * 3
+    work = work_of(kernel, *qkv, is_causal=is_causal)
+    pairs = share * heads * length * length
+    assert work.flops == 2 * 2 * pairs * dim and work.padded_flops == 2 * 2 * pairs * 128
+    # At least mask, maximum, difference, exponential and sum of each pair.
+    assert (TRANSCENDENTAL + 3) * pairs < work.vector_ops < (TRANSCENDENTAL + 16) * pairs
+
+
+def test_the_share_of_a_causal_mask_is_the_count_of_its_blocks():
+    for num_queries, num_keys in ((1, 1), (4, 4), (4, 8), (8, 2), (3, 5)):
+        run = sum(
+            key * num_queries < (query + 1) * num_keys
+            for query in range(num_queries)
+            for key in range(num_keys)
+        )
+        assert causal_share(num_queries, num_keys) == run / (num_queries * num_keys)
+
+
+@pytest.mark.parametrize("attributes", ["", '"custom_call_config":{"body":"TUzvUg=="'])
+def test_code_that_cannot_be_read_is_unknown(attributes):
+    assert kernel_work(Instruction("k", (), "custom-call", (), attributes, True), False) is None
