@@ -59,7 +59,7 @@ class Rules:
 
 
 RULES = Rules()
-# What to assume instead of one or all of the rules.
+# Other rules, by the difference that they make.
 ALTERNATIVES = {
     "bytes take no time beside an estimate": Rules(bytes_moved=False),
     "vector operations take no time": Rules(vector_ops=False),

@@ -400,6 +400,18 @@ def render_parts(reports: Sequence[Mapping[str, Any]]) -> str:
     return _markdown(rows)
 
 
+def render_alternatives(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Formats the step under other assumptions as a Markdown table, a column per report."""
+    reports = [report for report in reports if "alternatives" in report]
+    titles = [f"{report['config']}, {report['topology']}" for report in reports]
+    totals = [f"{report['step']['total']:.2f}" for report in reports]
+    rows = [("step s", *titles), ("as predicted", *totals)]
+    for name in reports[0]["alternatives"] if reports else ():
+        seconds = [report["alternatives"].get(name) for report in reports]
+        rows.append((name, *("" if each is None else f"{each:.2f}" for each in seconds)))
+    return _markdown(rows)
+
+
 def _markdown(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, tuple("-" * width for width in widths))
