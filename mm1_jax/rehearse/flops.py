@@ -110,20 +110,25 @@ def _num_products(
 ATTENTION_OPS = 10
 
 
+def kernel_estimate(i: Instruction, name: str) -> float:
+    """Returns a number of the cost estimate by a kernel's author; 0 if there is none."""
+    pattern = rf'"cost_estimate":\s*\{{[^}}]*"{name}":\s*"?(\d+)'
+    match = re.search(pattern, i.attributes)
+    return float(match.group(1)) if match else 0.0
+
+
 def kernel_flops(i: Instruction, computation: Computation) -> float | None:
     """Returns the FLOPs of a kernel: its author's estimate if given, else ours; None if unknown."""
-    estimate = re.search(r'"cost_estimate":\{"flops":"?(\d+)', i.attributes)
-    if estimate and int(estimate.group(1)):
-        return float(estimate.group(1))
+    if estimate := kernel_estimate(i, "flops"):
+        return estimate
     count = _known_kernel(i)
     return None if count is None else count(i, computation)[0]
 
 
 def kernel_vector_ops(i: Instruction, computation: Computation) -> float:
     """Returns the vector operations of a kernel whose code is unknown, as far as known."""
-    estimate = re.search(r'"cost_estimate":\{[^}]*"transcendentals":"?(\d+)', i.attributes)
-    if estimate and int(estimate.group(1)):
-        return float(estimate.group(1)) * TRANSCENDENTAL
+    if estimate := kernel_estimate(i, "transcendentals"):
+        return estimate * TRANSCENDENTAL
     count = _known_kernel(i)
     return 0.0 if count is None else count(i, computation)[1] * ATTENTION_OPS
 

@@ -8,7 +8,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mm1_jax.rehearse.flops import is_causal, kernel_flops, kernel_vector_ops, matmul_flops
+from mm1_jax.rehearse.flops import (
+    is_causal,
+    kernel_estimate,
+    kernel_flops,
+    kernel_vector_ops,
+    matmul_flops,
+)
 from mm1_jax.rehearse.hbm_traffic import hbm_bytes, stored_in_hbm
 from mm1_jax.rehearse.hlo import Computation, Instruction, Module, parse
 from mm1_jax.rehearse.loops import trip_count
@@ -266,26 +272,27 @@ class HloProgram:
         """Returns the work of a kernel: that of its code, or else what its author or name tells."""
         code = kernel_work(i, is_causal(i, computation))
         flops = kernel_flops(i, computation)
+        estimated_bytes = 0.0
         if code is None:
             code = KernelWork(flops or 0.0, flops or 0.0, kernel_vector_ops(i, computation))
+            estimated_bytes = kernel_estimate(i, "bytes_accessed")
             if flops is None:
                 self._warn(
                     f"kernel {i.name}: its FLOPs are unknown; timed by the bytes that it moves"
                 )
-        moved = list(code.moved)
-        shapes = [computation.shapes_of(name) for name in i.operands]
-        shapes += [(shape,) for shape in i.shapes]
-        moved += [None] * (len(shapes) - len(moved))
+        arrays = [computation.shapes_of(name) for name in i.operands]
+        arrays += [(shape,) for shape in i.shapes]
+        known = (*code.moved, *[None] * (len(arrays) - len(code.moved)))
+        moved = 0.0
+        for held, by_code in zip(map(stored_in_hbm, arrays), known, strict=True):
+            if held:
+                moved += held if by_code is None else by_code
         return Work(
             i.name,
             WorkKind.KERNEL,
             code.flops if flops is None else flops,
             None,
-            sum(
-                stored_in_hbm(held) if known is None else known
-                for held, known in zip(shapes, moved, strict=True)
-                if stored_in_hbm(held)
-            ),
+            max(moved, estimated_bytes),
             code.vector_ops,
             code.padded_flops,
             self.parts.of(i),

@@ -13,15 +13,24 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 
 from mm1_jax.rehearse.hlo import Instruction
 from mm1_jax.rehearse.mosaic import causal_share, kernel_work
+from mm1_jax.rehearse.predict import work_seconds
+from mm1_jax.rehearse.program import Work, WorkKind
+from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.rehearse.vector_ops import TRANSCENDENTAL
 
 
-def work_of(function, *arguments, is_causal=False):
-    """Returns the work of the only kernel of a function."""
+def works_of(function, *arguments, is_causal=False):
+    """Returns the work of each kernel of a function."""
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
-    (attributes,) = re.findall(r'backend_config = "(.*?body.*?)"[,}]', lowered.as_text())
-    attributes = attributes.replace("\\22", '"')
-    return kernel_work(Instruction("k", (), "custom-call", (), attributes, True), is_causal)
+    found = re.findall(r'backend_config = "(.*?body.*?)"[,}]', lowered.as_text())
+    texts = [attributes.replace("\\22", '"') for attributes in found]
+    kernels = [Instruction("k", (), "custom-call", (), text, True) for text in texts]
+    return [kernel_work(kernel, is_causal) for kernel in kernels]
+
+
+def work_of(function, *arguments, is_causal=False):
+    (work,) = works_of(function, *arguments, is_causal=is_causal)
+    return work
 
 
 def array(*dims, dtype=jnp.float32):
@@ -108,21 +117,53 @@ def test_a_branch_on_the_first_step_runs_once():
     assert work.moved == (512 * 128 * 4, 64 * 128 * 4)
 
 
+def splash(is_causal, heads, length, **blocks):
+    sizes = splash_attention_kernel.BlockSizes(**blocks)
+    kind = splash_attention_mask.CausalMask if is_causal else splash_attention_mask.FullMask
+    mask = splash_attention_mask.MultiHeadMask([kind((length, length))] * heads)
+    return splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=sizes)
+
+
 @pytest.mark.parametrize(("is_causal", "share"), [(False, 1.0), (True, 10 / 16)])
 def test_splash_attention_runs_the_blocks_of_its_mask(is_causal, share):
     heads, length, dim, block = 2, 1024, 80, 256
-    sizes = splash_attention_kernel.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block
-    )
-    kind = splash_attention_mask.CausalMask if is_causal else splash_attention_mask.FullMask
-    mask = splash_attention_mask.MultiHeadMask([kind((length, length))] * heads)
-    kernel = splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=sizes)
+    kernel = splash(is_causal, heads, length, block_q=block, block_kv=block, block_kv_compute=block)
     qkv = [array(heads, length, dim, dtype=jnp.bfloat16)] * 3
     work = work_of(kernel, *qkv, is_causal=is_causal)
     pairs = share * heads * length * length
     assert work.flops == 2 * 2 * pairs * dim and work.padded_flops == 2 * 2 * pairs * 128
     # At least mask, maximum, difference, exponential and sum of each pair.
     assert (TRANSCENDENTAL + 3) * pairs < work.vector_ops < (TRANSCENDENTAL + 16) * pairs
+
+
+@pytest.mark.parametrize("topology", ["v5e:8x8", "v5p:4x4x4"])
+def test_good_attention_runs_at_six_tenths_of_the_peak(topology):
+    """The efficiency of kernels was chosen for this: causal, heads of 128, forward and backward."""
+    blocks = {"block_q": 1024, "block_kv": 1024, "block_kv_compute": 512}
+    backward = {"block_q_dkv": 1024, "block_kv_dkv": 1024, "block_kv_dkv_compute": 512}
+    kernel = splash(True, 1, 4096, **blocks, **backward, use_fused_bwd_kernel=True)
+    qkv = [array(1, 4096, 128, dtype=jnp.bfloat16)] * 3
+    gradient = jax.grad(lambda q, k, v: kernel(q, k, v).astype(jnp.float32).sum(), (0, 1, 2))
+    works = works_of(gradient, *qkv, is_causal=True)
+    assert len(works) == 2
+    slice_ = parse_topology(topology)
+    seconds = sum(
+        work_seconds(
+            Work(
+                "k",
+                WorkKind.KERNEL,
+                work.flops,
+                None,
+                0.0,
+                vector_ops=work.vector_ops,
+                padded_flops=work.padded_flops,
+            ),
+            slice_,
+        )
+        for work in works
+    )
+    products = sum(work.flops for work in works)
+    assert products / slice_.device_peak_flops / seconds == pytest.approx(0.6, abs=0.02)
 
 
 def test_the_share_of_a_causal_mask_is_the_count_of_its_blocks():

@@ -5,6 +5,7 @@ from mm1_jax.rehearse.program import HloProgram, Loop, Start, Work, WorkKind
 from mm1_jax.rehearse.report import program_report, render
 from mm1_jax.rehearse.topologies import parse_topology
 from mm1_jax.rehearse.transfers import Route
+from mm1_jax.rehearse.vector_ops import TRANSCENDENTAL
 
 # A loop of seven iterations (from 1 by 2 below 14) around a product and a gather of 4 x 64 rows; a
 # kernel whose attributes hold lines that begin with braces; a permutation that sends nothing.
@@ -150,6 +151,18 @@ def test_a_kernel_without_flops_raises_a_warning():
     program = HloProgram.parse(LOOP.replace('"flops":"1000"', '"flops":"0"'))
     program.schedule()
     assert "kernel kernel: its FLOPs are unknown" in program.warnings[0]
+
+
+def test_a_kernel_without_code_takes_what_its_author_estimates():
+    estimate = '"cost_estimate":{"bytes_accessed":"9999999","transcendentals":"7","flops":"1000"}'
+    old = '"cost_estimate":{"flops":"1000","bytes_accessed":"1"}'
+    schedule = HloProgram.parse(LOOP.replace(old, estimate)).schedule()
+    (kernel,) = [i for i in schedule if isinstance(i, Work) and i.kind is WorkKind.KERNEL]
+    assert (kernel.flops, kernel.padded_flops, kernel.hbm_bytes) == (1000, 1000, 9999999)
+    assert kernel.vector_ops == 7 * TRANSCENDENTAL
+    # Operands and results move at least.
+    (kernel,) = [i for i in loop().schedule() if isinstance(i, Work) and i.name == "kernel"]
+    assert kernel.hbm_bytes == 2 * 64 * 128 * 2
 
 
 def test_groups_in_an_unknown_notation_are_an_error():
