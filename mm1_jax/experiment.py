@@ -144,6 +144,11 @@ class Experiment(Configurable):
             )
         _check_best_metric(cfg.trainer.checkpointer.best_metric, evaluators)
 
+    @staticmethod
+    def finished(cfg: Any, output_dir: Path) -> str | None:
+        """Returns a line about a finished run of a resolved `cfg`, without reading its data."""
+        return Trainer.finished(cfg.trainer, cfg.model, cfg.evals, output_dir)
+
     def run(self) -> Any:
         """Trains, evaluates and reports; resumes if `output_dir` holds a checkpoint."""
         return self.trainer.run()

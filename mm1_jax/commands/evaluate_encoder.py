@@ -24,7 +24,7 @@ data sets:
     DIR/test/nshards.txt, DIR/test/0.tar webdatasets of CLIP_benchmark, of classes or of captions
     DIR/dataset_coco.json                Karpathy's file (COCO, Flickr30k), beside its pictures
 
-  Without --datasets, the data sets of the run's own evaluators are used.
+  Without --datasets, the data sets of the run's own evaluators are used, and its own probes.
 
 class names and templates:
   They are read from classnames.txt and zeroshot_classification_templates.txt in the folder, or from
@@ -126,17 +126,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--resize",
         choices=("shortest", "stretch"),
-        default="shortest",
         help="resize the shortest side and crop the center, as CLIP, or stretch both sides, as "
-        "SigLIP; default: %(default)s",
+        "SigLIP; default: shortest, or that of the run's own evaluator",
     )
     parser.add_argument(
         "--crop",
         type=number(0.0, 1.0, exclusive=True),
-        default=1.0,
         metavar="F",
         help="side of the crop as a fraction of the resized shortest side; AIM uses 0.875; "
-        "default: %(default)s",
+        "default: 1.0, or that of the run's own evaluator",
     )
     parser.add_argument(
         "--limit",

@@ -222,7 +222,11 @@ def _run_alone(launch: Launch, cfg: Any, folder: RunFolder) -> int:
         with folder.lock():
             kept = folder.claim(launch, cfg)
             cfg = launch.resolved_config(kept) if kept else cfg
-            cfg.instantiate(output_dir=folder.path).run()
+            finished = getattr(cfg.klass, "finished", None)
+            if finished and (line := finished(cfg, folder.path)):
+                print(line)
+            else:
+                cfg.instantiate(output_dir=folder.path).run()
     except USER_ERRORS as error:
         return failed(error)
     except KeyboardInterrupt as stop:

@@ -71,7 +71,7 @@ class Evaluations:
 
     @property
     def text(self) -> str:
-        return evaluators_text(self._evaluators)
+        return evaluators_text({name: each.config for name, each in self._evaluators.items()})
 
     def rewind(self, step: int) -> None:
         """Forgets evaluations after `step`."""
@@ -143,9 +143,7 @@ class Evaluations:
 
 def evaluators_text(evaluators: Mapping[str, Any]) -> str:
     """Returns the configs of evaluators as text, which differs if they differ."""
-    return "".join(
-        f"[{name}]\n{evaluator.config.debug_string()}\n" for name, evaluator in evaluators.items()
-    )
+    return "".join(f"[{name}]\n{cfg.debug_string()}\n" for name, cfg in evaluators.items())
 
 
 def reason(error: Exception) -> str:

@@ -141,6 +141,24 @@ class Trainer(Configurable):
             norms_by_part=cfg.norms_by_part,
         )
 
+    @staticmethod
+    def finished(
+        cfg: "Trainer.Config", model: Any, evaluators: Mapping[str, Any], output_dir: Path
+    ) -> str | None:
+        """Returns a line about a run that is trained and reported; None if there is work left.
+
+        It needs neither the data of the run nor devices.
+
+        Args:
+            model: Config of the model.
+            evaluators: Configs of the evaluators by name.
+        """
+        if not (output_dir / "report.json").exists():
+            return None
+        with closing(_open_checkpoints(cfg, model, output_dir)) as checkpointer:
+            step = checkpointer.newest_intact_step()
+        return _finished(cfg, step, evaluators, output_dir)
+
     def run(self) -> None:
         """Trains up to `max_steps`, from the newest checkpoint if there is one, and reports.
 
@@ -150,11 +168,15 @@ class Trainer(Configurable):
         self._output_dir.mkdir(parents=True, exist_ok=True)
         goodput = Goodput(self._output_dir if distributed.is_first() else None)
         with contextlib.ExitStack() as stack:
-            checkpointer = stack.enter_context(closing(self._make_checkpointer()))
+            checkpointer = stack.enter_context(
+                closing(_open_checkpoints(self._config, self._objective.model, self._output_dir))
+            )
             saved_step = checkpointer.newest_intact_step()
-            if self._is_finished(saved_step or 0):
+            evaluators = {name: each.config for name, each in self._evaluators.items()}
+            line = _finished(self._config, saved_step, evaluators, self._output_dir)
+            if line is not None:
                 if distributed.is_first():
-                    print_line(f"finished already; report: {self._output_dir / 'report.md'}")
+                    print_line(line)
                 return
             self._open(stack, checkpointer, goodput, saved_step or 0).run(saved_step)
 
@@ -208,21 +230,6 @@ class Trainer(Configurable):
             excluded=excluded,
         )
 
-    def _is_finished(self, step: int) -> bool:
-        if step < self._config.max_steps:
-            return False
-        text = evaluators_text(self._evaluators)
-        return distributed.broadcast(
-            distributed.is_first() and is_reported(self._output_dir, step, text)
-        )
-
-    def _make_checkpointer(self) -> Checkpointer:
-        return self._config.checkpointer.instantiate(
-            directory=self._output_dir / "checkpoints",
-            model=self._objective.model,
-            report=lambda text: distributed.is_first() and print_line(text),
-        )
-
     def _make_log(self, first_step: int) -> RunLog:
         cfg, is_first = self._config, distributed.is_first()
         progress = cfg.progress.instantiate(
@@ -274,6 +281,26 @@ class Trainer(Configurable):
             loaded |= adapters.instantiate().load(params, model)
             log.message(f"adapters start from {adapters.path}")
         return self.program.first_state(jax.random.key(self._config.seed), loaded)
+
+
+def _open_checkpoints(cfg: Trainer.Config, model: Any, output_dir: Path) -> Checkpointer:
+    return cfg.checkpointer.instantiate(
+        directory=output_dir / "checkpoints",
+        model=model,
+        report=lambda text: distributed.is_first() and print_line(text),
+    )
+
+
+def _finished(
+    cfg: Trainer.Config, step: int | None, evaluators: Mapping[str, Any], output_dir: Path
+) -> str | None:
+    """Returns a line about a run that has nothing left to do after its save of `step` steps."""
+    if step is None or step < cfg.max_steps:
+        return None
+    text = evaluators_text(evaluators)
+    if not distributed.broadcast(distributed.is_first() and is_reported(output_dir, step, text)):
+        return None
+    return f"finished already; report: {output_dir / 'report.md'}"
 
 
 def _flops(objective: Objective) -> ForwardFlops | None:

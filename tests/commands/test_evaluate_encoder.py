@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 from picture_sets import picture, write_class_folders, write_shards
 
+from experiments import tiny_encoders
 from mm1_jax.commands import evaluate_encoder as tool
+from mm1_jax.evals.encoders import runner
+from mm1_jax.evals.encoders.attentive_probe import AttentiveProbe
+from mm1_jax.evals.encoders.layouts import PictureFiles
+from mm1_jax.experiment import Experiment
 
 PROBES = ("--probe=linear,attentive", "--set=attentive_probe.num_epochs=2", "--batch_size=8")
 
@@ -79,3 +84,27 @@ def test_two_processes_give_the_same_scores_as_one(run, by_two, colors, tmp_path
     assert [", step 7\n" in output for output, _ in said] == [True, False]
     one, two = (json.loads((tmp_path / x / "report.json").read_text()) for x in ("one", "two"))
     assert one["scores"] == two["scores"]
+
+
+def test_probes_of_the_run_are_used_as_they_are(colors, tmp_path):
+    """Without --datasets, a run of an encoder without texts is scored by its own probes."""
+    data = PictureFiles.default_config().set(path=str(colors), key="colors")
+    own = AttentiveProbe.default_config().set(name="colors", data=data, num_epochs=3)
+    own.preprocessing.crop = 0.9
+    experiment = tiny_encoders.aim_tiny()
+    experiment.evals = {"own": own}
+    experiment = Experiment.resolve(experiment)
+    flags = tool.parse([f"--checkpoint={tmp_path}", "--baselines=random", "--seed=4"])
+    tasks = runner.tasks_of(flags, experiment)
+    assert [(task.key, task.scored) for task in tasks] == [
+        ("colors/attentive_probe", "model"),
+        ("colors/attentive_probe/random", "random"),
+    ]
+    for task in tasks:
+        cfg = task.evaluator.config
+        assert (cfg.num_epochs, cfg.preprocessing.crop, cfg.seed) == (3, 0.9, 4)
+    flags = tool.parse([f"--checkpoint={tmp_path}", "--crop=0.8", "--probe=linear,attentive"])
+    chosen = {task.key: task.evaluator.config for task in runner.tasks_of(flags, experiment)}
+    assert chosen.keys() == {"colors/linear_probe", "colors/attentive_probe"}
+    assert chosen["colors/attentive_probe"].num_epochs == 3
+    assert {cfg.preprocessing.crop for cfg in chosen.values()} == {0.8}

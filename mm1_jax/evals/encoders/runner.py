@@ -52,7 +52,7 @@ def evaluate(flags: Namespace) -> dict[str, float]:
         if not folder.is_dir():
             raise ValueError(f"--checkpoint={folder}: no such folder; give a run's output folder")
         cfg = load_experiment(folder)
-        tasks = _tasks(flags, cfg)
+        tasks = tasks_of(flags, cfg)
         step = newest_step(folder, cfg) if flags.step is None else flags.step
         identity: dict[str, Any] = {"step": step}
         manifest = checkpoints_of(folder) / str(step) / "manifest.json"
@@ -129,10 +129,11 @@ class _Models:
         return self._made[name]
 
 
-def _tasks(flags: Namespace, experiment: Any) -> list[Task]:
+def tasks_of(flags: Namespace, experiment: Any) -> list[Task]:
     """Builds all evaluators before the first one runs, so that mistakes surface early."""
     given = EncoderInput.of(experiment.input)
     has_text = hasattr(experiment.model.klass, "encode_text")
+    own_probes = {} if flags.datasets else _own_probes(experiment)
     made: list[tuple[str, str, Any]] = []
     for name, source in _sources(flags, experiment).items():
         base = {"name": name, "data": source}
@@ -146,8 +147,8 @@ def _tasks(flags: Namespace, experiment: Any) -> list[Task]:
             continue
         if has_text:
             made.append((f"{name}/zero_shot", MODEL, ZeroShot.default_config().set(**base)))
-        for kind in flags.probe:
-            probe = PROBES[kind].default_config().set(**base)
+        probes = {kind: PROBES[kind].default_config().set(**base) for kind in flags.probe}
+        for kind, probe in (probes | own_probes.get(name, {})).items():
             made.append((f"{name}/{kind}_probe", MODEL, probe))
             if RANDOM in flags.baselines:
                 made.append((f"{name}/{kind}_probe/random", RANDOM, probe))
@@ -200,9 +201,24 @@ def _sources(flags: Namespace, experiment: Any) -> dict[str, Any]:
     return found
 
 
+def _own_probes(experiment: Any) -> dict[str, dict[str, Any]]:
+    """Returns the configs of the probes among the run's evaluators, by data set and kind."""
+    found: dict[str, dict[str, Any]] = {}
+    for cfg in experiment.evals.values():
+        for kind, probe in PROBES.items():
+            if cfg.klass is probe:
+                found.setdefault(cfg.name, {})[kind] = cfg
+    return found
+
+
 def _with_flags(cfg: Any, key: str, flags: Namespace) -> Any:
-    cfg.preprocessing.set(resize=Resize(flags.resize), crop=flags.crop)
-    cfg.set(allow_bad_pictures=flags.allow_bad_pictures, seed=flags.seed)
+    cfg = cfg.clone(seed=flags.seed)
+    if flags.allow_bad_pictures:
+        cfg.allow_bad_pictures = True
+    if flags.resize is not None:
+        cfg.preprocessing.resize = Resize(flags.resize)
+    if flags.crop is not None:
+        cfg.preprocessing.crop = flags.crop
     if flags.limit is not None:
         cfg.num_pictures = flags.limit
     if flags.batch_size is not None:
