@@ -44,13 +44,15 @@ def embedded() -> list[Stream.Config]:
     ]
 
 
-def embedded_pictures(**source: Any) -> list[Stream.Config]:
-    """As many cluttered digits as cluttered shapes; needs no download.
+def embedded_pictures(*, shapes: int = 1, digits: int = 1, **source: Any) -> list[Stream.Config]:
+    """Cluttered digits and cluttered shapes; needs no download.
 
     Args:
+        shapes, digits: Their weights.
         source: Fields of `ClutterSource`.
     """
-    corpora = [(clutter.corpus(subject, **source), 1) for subject in Subject]
+    weights = {Subject.DIGITS: digits, Subject.SHAPES: shapes}
+    corpora = [(clutter.corpus(subject, **source), weight) for subject, weight in weights.items()]
     return [_stream("captions", 1, *corpora)]
 
 

@@ -9,6 +9,7 @@ parameters, on held-out pictures.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from experiments import mixtures, vision_encoders
 from mm1_jax.data.corpora import clutter
@@ -30,8 +31,8 @@ from mm1_jax.train.contrastive_loss import SoftmaxLoss
 from mm1_jax.train.patch_loss import AIMLoss
 from mm1_jax.train.trainer import Trainer
 
-# Noise cannot be predicted; with it, a trunk this small spends its steps on the ground.
-_AIM_NOISE = 0.0
+# Pictures for AIM: noise cannot be predicted, and neither can much clutter by a trunk this small.
+_AIM_PICTURES: dict[str, Any] = {"noise": 0.0, "max_others": 1}
 
 
 def clip_tiny() -> Experiment.Config:
@@ -73,7 +74,11 @@ def clip_tiny() -> Experiment.Config:
 
 
 def aim_tiny() -> Experiment.Config:
-    """AIM with 0.4M parameters on cluttered digits and shapes: minutes on two CPU cores."""
+    """AIM with 0.4M parameters on cluttered digits and shapes: minutes on two CPU cores.
+
+    The digits are probed. Shapes are too easy to tell what training is worth: a probe of a random
+    trunk names 81% of them.
+    """
     model = AIM.default_config().set(vision_encoder=vision_encoders.aim_tiny(Pattern.PREFIX))
     model.pixel_head.set(model_dim=128, num_layers=1, hidden_dim=512)
     for part in (model.vision_encoder, model.pixel_head):
@@ -81,15 +86,12 @@ def aim_tiny() -> Experiment.Config:
     cfg = Experiment.default_config().set(
         model=model,
         input=PairInput.default_config().set(
-            streams=mixtures.embedded_pictures(noise=_AIM_NOISE),
+            streams=mixtures.embedded_pictures(digits=3, **_AIM_PICTURES),
             batch_size=64,
             max_sequence_length=0,
         ),
-        trainer=Trainer.default_config().set(max_steps=3000, loss=AIMLoss.default_config()),
-        evals={
-            "held_out_loss": _held_out_loss(),
-            **{f"{subject.value}_probe": _probe(subject) for subject in Subject},
-        },
+        trainer=Trainer.default_config().set(max_steps=2500, loss=AIMLoss.default_config()),
+        evals={"held_out_loss": _held_out_loss(), "digits_probe": _probe(Subject.DIGITS)},
     )
     cfg.trainer.optimizer.set(
         learning_rate=2e-3,
@@ -117,7 +119,7 @@ def _zero_shot(subject: Subject) -> ZeroShot.Config:
 
 def _probe(subject: Subject) -> AttentiveProbe.Config:
     pictures = CorpusPictures.default_config().set(
-        corpus=clutter.corpus(subject, noise=_AIM_NOISE), class_field="class"
+        corpus=clutter.corpus(subject, **_AIM_PICTURES), class_field="class"
     )
     return AttentiveProbe.default_config().set(
         name=f"clutter_{subject.value}",
