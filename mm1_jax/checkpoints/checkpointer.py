@@ -120,14 +120,22 @@ class Checkpointer(Configurable):
             steps = [s for s in self._manager.all_steps() if before is None or s < before]
             if not steps:
                 return None
-            newest, damage = max(steps), None
-            with distributed.together():
-                if distributed.is_first() and self._config.checksums:
-                    damage = find_damage(self._directory / str(newest))
-            damage = distributed.broadcast(damage)
+            newest = max(steps)
+            damage = self._damage(newest) if self._config.checksums else []
             if not damage:
                 return newest
             self._rename_damaged(newest, "; ".join(damage[:_MAX_LISTED_FILES]))
+
+    def _damage(self, step: int) -> list[str]:
+        """Lists the damaged files of a checkpoint, of which each process checks a share."""
+        with distributed.together():
+            found = find_damage(
+                self._directory / str(step),
+                part=distributed.process_index(),
+                num_parts=distributed.process_count(),
+            )
+        each = distributed.exchange(found)
+        return list(dict.fromkeys(line for lines in each for line in lines or ()))
 
     def save(self, step: int, state: TrainState, input_state: dict[str, Any] | None) -> bool:
         """Copies the state from the devices and starts writing files in the background.

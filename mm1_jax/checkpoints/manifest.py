@@ -1,10 +1,11 @@
 """Checksums of the files of a checkpoint, to detect damage before training on it.
 
-    manifest.json   {file: [bytes, BLAKE2b digest of 16 bytes]}, for all files except itself
+    manifest.json   {file: [bytes, "xxh3:" and 128 bits of XXH3]}, for all files except itself
 
 The manifest is written before the folder gets its final name, so every complete checkpoint has one.
-Writing and checking it each read every file once, in several threads. This takes about one second
-per gigabyte and core, unless limited by the storage.
+Writing it reads every file once, in several threads, and checking it does so on all hosts together,
+each of which reads its share. XXH3 takes 0.1 to 0.2 seconds per gigabyte and core. It finds damage,
+not forgery. Older manifests hold BLAKE2b digests of 16 bytes, without a prefix.
 """
 
 import hashlib
@@ -13,13 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import xxhash
 from etils import epath
 
 MANIFEST = "manifest.json"
 # Orbax still writes to these files after the manifest is written.
 _OPEN_UNTIL_COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 20
 _NUM_THREADS = 8
+_XXH3 = "xxh3:"
 
 
 def write_manifest(folder: epath.Path) -> None:
@@ -31,17 +34,22 @@ def write_manifest(folder: epath.Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=0) + "\n")
 
 
-def find_damage(folder: epath.Path) -> list[str] | None:
-    """Lists missing or modified files; returns None if there is no manifest."""
+def find_damage(folder: epath.Path, *, part: int = 0, num_parts: int = 1) -> list[str] | None:
+    """Lists missing or modified files; returns None if there is no manifest.
+
+    Args:
+        part: Number of the share of files to look at, of `num_parts` shares of about equal size.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
     try:
         manifest = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        return [f"{MANIFEST} is not a JSON object"]
+        shares = sorted(manifest.items(), key=lambda item: (-item[1][0], item[0]))[part::num_parts]
+    except (ValueError, TypeError, LookupError):
+        return [f"{MANIFEST} is not a JSON object of sizes and digests"]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        found = pool.map(lambda item: _difference(folder, *item), manifest.items())
+        found = pool.map(lambda item: _difference(folder, *item), shares)
         return [line for line in found if line is not None]
 
 
@@ -53,9 +61,8 @@ def _difference(folder: epath.Path, name: str, stated: list[Any]) -> str | None:
     length = path.stat().length
     if length != stated[0]:
         return f"{name} has {length:,} bytes instead of {stated[0]:,}"
-    if _entry(path) != stated:
-        return f"{name} differs from what was written"
-    return None
+    digest = _digest(path) if str(stated[1]).startswith(_XXH3) else _former_digest(path)
+    return None if digest == stated[1] else f"{name} differs from what was written"
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
@@ -68,9 +75,32 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
 
 
 def _entry(path: epath.Path) -> list[Any]:
-    digest, length = hashlib.blake2b(digest_size=16), 0
+    return [path.stat().length, _digest(path)]
+
+
+def _digest(path: epath.Path) -> str:
+    return _XXH3 + _hashed(path, xxhash.xxh3_128())
+
+
+def _former_digest(path: epath.Path) -> str:
+    return _hashed(path, hashlib.blake2b(digest_size=16))
+
+
+def _hashed(path: epath.Path, digest: Any) -> str:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        for chunk in chunks(file):
             digest.update(chunk)
-            length += len(chunk)
-    return [length, digest.hexdigest()]
+    return digest.hexdigest()
+
+
+def chunks(file: Any) -> Iterator[bytes | memoryview]:
+    """Yields the content of a file; a chunk is valid until the next one."""
+    if not hasattr(file, "readinto"):
+        # Some files in buckets are no files of `io`.
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+        return
+    # One buffer for all chunks: fresh memory for each takes longer than the digest.
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    while length := file.readinto(buffer):
+        yield buffer[:length]

@@ -1,7 +1,12 @@
+import hashlib
+import io
+import json
+
 import pytest
+import xxhash
 from etils import epath
 
-from mm1_jax.checkpoints.manifest import find_damage, write_manifest
+from mm1_jax.checkpoints.manifest import chunks, find_damage, write_manifest
 
 
 @pytest.fixture
@@ -42,4 +47,44 @@ def test_truncated_and_missing_files_are_found(folder):
 def test_a_damaged_manifest_counts_as_damage(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text()[:-20])
-    assert find_damage(folder) == ["manifest.json is not a JSON object"]
+    assert find_damage(folder) == ["manifest.json is not a JSON object of sizes and digests"]
+
+
+def test_parts_share_the_files(folder):
+    (folder / "inner/b").write_bytes(b"short")
+    (folder / "a").unlink()
+    parts = [find_damage(folder, part=part, num_parts=4) for part in range(4)]
+    assert sorted(sum(parts, [])) == sorted(find_damage(folder))
+    assert max(map(len, parts)) == 1
+
+
+def test_digests_are_those_of_the_libraries(folder):
+    data = (folder / "inner/b").read_bytes()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["inner/b"] == [len(data), f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_manifests_of_earlier_versions_are_checked(folder, is_damaged):
+    manifest = {
+        name: [
+            len(data := (folder / name).read_bytes()),
+            hashlib.blake2b(data, digest_size=16).hexdigest(),
+        ]
+        for name in ("a", "inner/b", "inner/empty")
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if is_damaged:
+        (folder / "a").write_bytes(b"0123456789")
+    assert find_damage(folder) == ["a differs from what was written"] * is_damaged
+
+
+def test_files_that_only_read_have_the_same_chunks():
+    data = bytes(i % 251 for i in range(3_000_000))
+
+    class OnlyReads:
+        def __init__(self):
+            self.read = io.BytesIO(data).read
+
+    for file in (OnlyReads(), io.BytesIO(data)):
+        assert b"".join(map(bytes, chunks(file))) == data
