@@ -95,6 +95,7 @@ class Experiment(Configurable):
             split="train",
             quarantine_path=output_dir / f"quarantine{suffix}.jsonl",
             num_steps=cfg.trainer.max_steps,
+            hosts=distributed,
         )
         objective = self.objective(cfg)
         self.evaluators: dict[str, Evaluator] = {

@@ -14,7 +14,7 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.input_iterator import differences
-from mm1_jax.data.lengths import Lengths, corpus_lengths
+from mm1_jax.data.lengths import Hosts, Lengths, corpus_lengths
 from mm1_jax.data.mixed_input import (
     MixedInput,
     check_files,
@@ -69,6 +69,7 @@ class Input(MixedInput):
         split: str = "train",
         quarantine_path: Path | str | None = None,
         num_steps: int | None = None,
+        hosts: Hosts | None = None,
     ):
         """Builds the corpora and the plan; the arguments are those of a `MixedInput`."""
         num_image_tokens = set_by_experiment(cfg, "num_image_tokens")
@@ -99,7 +100,7 @@ class Input(MixedInput):
             assert self.snapshot is not None
             self._read_rows(self.snapshot)
         else:
-            self._read_records()
+            self._read_records(hosts)
         row_loader = RowLoader(
             self.examples,
             corpus_names=self.corpus_names,
@@ -111,12 +112,12 @@ class Input(MixedInput):
         )
         self.batch_maker = PackedBatchMaker(self.plan, row_loader, self.shape, self.image_buffer)
 
-    def _read_records(self) -> None:
+    def _read_records(self, hosts: Hosts | None) -> None:
         """Builds the corpora, and plans their rows or takes the plan from a snapshot of ids."""
         cfg = self.config
         streams = self._build_streams()
         self.augmentations: list[Augmentation | None] = [each.augmentation for each in self.corpora]
-        self.lengths: list[Lengths] = [self._lengths(corpus) for corpus in self.corpora]
+        self.lengths: list[Lengths] = [self._lengths(corpus, hosts) for corpus in self.corpora]
         self.num_usable = [lengths.num_usable for lengths in self.lengths]
         self.packing: Packing = cfg.packing.instantiate(
             streams=mixed_streams(streams, [len(each) for each in self.lengths], self.num_usable),
@@ -222,8 +223,10 @@ class Input(MixedInput):
                 shares.append(f"{corpus.name} {views / pictures:.2f} (of {pictures} pictures)")
         return f"  views per picture: {', '.join(shares) or 'no pictures found'}"
 
-    def _lengths(self, corpus: Corpus) -> Lengths:
-        lengths = corpus_lengths(corpus, self.example_builder, num_workers=self.num_workers)
+    def _lengths(self, corpus: Corpus, hosts: Hosts | None) -> Lengths:
+        lengths = corpus_lengths(
+            corpus, self.example_builder, num_workers=self.num_workers, hosts=hosts
+        )
         Quarantine(self.quarantine_path).add((*lengths.unusable, *lengths.refused))
         check_bad_fraction(
             corpus.name,

@@ -1,8 +1,8 @@
 """Numbers of positions and images of every example of a corpus, the only input of packing.
 
 An example is a record, or a piece of a record that is longer than a row. The table of records on
-disk is computed once, by `num_workers` processes, and cached beside the records. A change of the
-records, the tokenizer or a size leads to a new table.
+disk is computed once and cached beside the records: each host of a run computes a share of it, by
+`num_workers` processes. A change of the records, the tokenizer or a size leads to a new table.
 """
 
 import functools
@@ -10,12 +10,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cloudpickle
 import numpy as np
@@ -38,6 +40,21 @@ _CHUNK = 4096
 _DIGEST_ROWS = 1 << 20
 
 
+@runtime_checkable
+class Hosts(Protocol):
+    """The processes of a run, such as `mm1_jax.multihost.distributed`."""
+
+    def process_index(self) -> int: ...
+
+    def process_count(self) -> int: ...
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Returns the values of all processes, in order."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Raises in all processes if the block raises ValueError or OSError in any."""
+
+
 class _Chunk(NamedTuple):
     """The examples of a run of records, in the form of `Lengths`."""
 
@@ -46,6 +63,10 @@ class _Chunk(NamedTuple):
     unusable: list[Quarantined]
     refused: list[Quarantined]
     num_truncated: int
+
+    @classmethod
+    def empty(cls) -> "_Chunk":
+        return cls(np.zeros((0, 2), np.int32), np.zeros((0, 3), np.int32), [], [], 0)
 
 
 class Lengths:
@@ -95,7 +116,7 @@ class Lengths:
         """The largest number of positions, and the largest number of images, of an example."""
         longest = np.zeros(2, np.int64)
         for rows in self._runs(self.table):
-            longest = np.maximum(longest, rows.max(axis=0))
+            longest = np.maximum(longest, rows.max(axis=0, initial=0))
         return int(longest[0]), int(longest[1])
 
     @functools.cached_property
@@ -183,9 +204,18 @@ class Lengths:
 
 
 def corpus_lengths(
-    corpus: Corpus, example_builder: ExampleBuilder, *, num_workers: int = 0
+    corpus: Corpus,
+    example_builder: ExampleBuilder,
+    *,
+    num_workers: int = 0,
+    hosts: Hosts | None = None,
 ) -> Lengths:
-    """Returns the table of a corpus, computing and caching it beside the records if needed."""
+    """Returns the table of a corpus, computing and caching it beside the records if needed.
+
+    Args:
+        hosts: The processes that share the work; each of them makes this call. They share the
+            folder of the records.
+    """
     if corpus.source.cache_dir is None:
         return compute_lengths(corpus, example_builder, num_workers=num_workers)
     key = hashlib.blake2b(
@@ -193,35 +223,92 @@ def corpus_lengths(
         digest_size=12,
     ).hexdigest()
     folder = corpus.source.cache_dir / "lengths" / key
-    if (folder / "facts.json").is_file():
+    is_cached = (folder / "facts.json").is_file()
+    # A file system may show a new file to some hosts before others.
+    if is_cached if hosts is None else all(hosts.exchange(is_cached)):
         return Lengths.load(folder)
     started = time.monotonic()
-    lengths = compute_lengths(corpus, example_builder, num_workers=num_workers)
-    try:
-        lengths = lengths.store(folder)
-    except OSError as error:
-        logging.warning("%s: the table of lengths is not cached (%s)", folder, error.strerror)
-    print(
-        f"Lengths of {corpus.name!r}: {len(lengths):,} examples of {len(corpus):,} records, "
-        f"{time.monotonic() - started:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+    if hosts is None or hosts.process_count() == 1:
+        lengths = compute_lengths(corpus, example_builder, num_workers=num_workers)
+        try:
+            lengths = lengths.store(folder)
+        except OSError as error:
+            logging.warning("%s: the table of lengths is not cached (%s)", folder, error.strerror)
+        is_first = True
+    else:
+        lengths = _shared(folder, corpus, example_builder, num_workers, hosts)
+        is_first = hosts.process_index() == 0
+    if is_first:
+        print(
+            f"Lengths of {corpus.name!r}: {len(lengths):,} examples of {len(corpus):,} records, "
+            f"{time.monotonic() - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     return lengths
 
 
-def compute_lengths(
-    corpus: Corpus, example_builder: ExampleBuilder, *, num_workers: int = 0
+def _shared(
+    folder: Path, corpus: Corpus, example_builder: ExampleBuilder, num_workers: int, hosts: Hosts
 ) -> Lengths:
-    """Computes the table from all documents of a corpus, without decoding images."""
-    starts = range(0, len(corpus), _CHUNK)
-    spans = [range(start, min(start + _CHUNK, len(corpus))) for start in starts]
+    """Computes the share of this process, and joins the shares of all of them in `folder`."""
+    index, count = hosts.process_index(), hosts.process_count()
+    parts = [folder.with_name(f"{folder.name}.parts") / f"{i}_of_{count}" for i in range(count)]
+    with hosts.together():
+        own = compute_lengths(
+            corpus,
+            example_builder,
+            num_workers=num_workers,
+            records=range(len(corpus) * index // count, len(corpus) * (index + 1) // count),
+        )
+    try:
+        own.store(parts[index])
+        reason = None
+    except OSError as error:
+        reason = error.strerror
+    reasons = [each for each in hosts.exchange(reason) if each is not None]
+    if reasons:
+        logging.warning("%s: the hosts cannot share the lengths (%s)", folder, reasons[0])
+        return compute_lengths(corpus, example_builder, num_workers=num_workers)
+    with hosts.together():
+        if index == 0:
+            _joined([Lengths.load(part) for part in parts]).store(folder)
+            shutil.rmtree(parts[0].parent, ignore_errors=True)
+    return Lengths.load(folder)
+
+
+def _joined(parts: Sequence[Lengths]) -> Lengths:
+    """Joins the tables of consecutive ranges of records."""
+    pieces = [part.pieces for part in parts if part.pieces is not None]
+    return Lengths(
+        np.concatenate([np.asarray(part.table, np.int32) for part in parts]),
+        np.concatenate(pieces) if pieces else None,
+        [entry for part in parts for entry in part.unusable],
+        sum(part.num_truncated for part in parts),
+        [entry for part in parts for entry in part.refused],
+    )
+
+
+def compute_lengths(
+    corpus: Corpus,
+    example_builder: ExampleBuilder,
+    *,
+    num_workers: int = 0,
+    records: range | None = None,
+) -> Lengths:
+    """Computes the table from the documents of a corpus, without decoding images.
+
+    Args:
+        records: The records to read; defaults to all.
+    """
+    records = range(len(corpus)) if records is None else records
+    spans = [records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK)]
     # Config classes are created inside functions; standard pickle finds classes by name only.
     chunk_of = functools.partial(_chunk_of, cloudpickle.dumps((corpus, example_builder)))
     with tqdm.tqdm(
-        total=len(corpus), desc=f"lengths of {corpus.name}", unit=" records", delay=3, disable=None
+        total=len(records), desc=f"lengths of {corpus.name}", unit=" records", delay=3, disable=None
     ) as progress:
-        chunks = []
+        chunks = [_Chunk.empty()]
         for chunk, span in zip(_map(chunk_of, spans, num_workers), spans, strict=True):
             chunks.append(chunk)
             progress.update(len(span))

@@ -93,6 +93,9 @@ class MixedInput(Configurable):
     ):
         """Builds the tokenizer; a subclass builds the corpora and the plan.
 
+        The constructors of subclasses also take `hosts`: the processes of the run, which share what
+        is computed once for all of them.
+
         Args:
             quarantine_path: File for the records that cannot be used.
             num_steps: Steps of the run, for the epochs that `describe` tells.

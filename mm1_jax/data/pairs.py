@@ -17,6 +17,7 @@ from mm1_jax.config import config_class, maybe_instantiate
 from mm1_jax.data.accounting import Counts, empty_counts
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.images import Augmentation, BadImage, ImageTransform
+from mm1_jax.data.lengths import Hosts
 from mm1_jax.data.mixed_input import (
     MixedInput,
     check_files,
@@ -57,8 +58,12 @@ class PairInput(MixedInput):
         split: str = "train",
         quarantine_path: Path | str | None = None,
         num_steps: int | None = None,
+        hosts: Hosts | None = None,
     ):
-        """Builds the corpora and the plan; the arguments are those of a `MixedInput`."""
+        """Builds the corpora and the plan; the arguments are those of a `MixedInput`.
+
+        Nothing is computed that `hosts` could share.
+        """
         _check_sizes(cfg)
         check_weights(cfg.streams)
         check_files(cfg, split)

@@ -1,5 +1,9 @@
+import contextlib
 import itertools
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +133,119 @@ def test_workers_make_the_same_table(folder, builder, monkeypatch):
     monkeypatch.setattr("mm1_jax.data.lengths._CHUNK", 8)
     alone = compute_lengths(make(folder), builder)
     _assert_equal(compute_lengths(make(folder), builder, num_workers=2), alone)
+
+
+class Hosts:
+    """Threads that stand for the processes of a run."""
+
+    def __init__(self, index, barrier, values):
+        self._index, self._barrier, self._values = index, barrier, values
+
+    def process_index(self):
+        return self._index
+
+    def process_count(self):
+        return self._barrier.parties
+
+    def exchange(self, value):
+        self._values[self._index] = value
+        self._barrier.wait(30)
+        values = list(self._values)
+        self._barrier.wait(30)
+        return values
+
+    @contextlib.contextmanager
+    def together(self):
+        error = None
+        try:
+            yield
+        except (ValueError, OSError) as raised:
+            error = raised
+        failed = [each for each in self.exchange(error) if each is not None]
+        if failed:
+            raise ValueError(str(failed[0]))
+
+
+class Counting:
+    """Counts the documents that a process reads, of a corpus of its own."""
+
+    def __init__(self, corpus):
+        self.corpus, self.read, document = corpus, [], corpus.document
+        corpus.document = lambda index: self.read.append(index) or document(index)
+
+
+def by_hosts(number, call):
+    """Returns the results or errors of `call(index, hosts)` in as many threads."""
+    barrier, values = threading.Barrier(number), [None] * number
+
+    def run(index):
+        try:
+            return call(index, Hosts(index, barrier, values))
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(run, range(number)))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Reads documents by the corpora that are given, which count them."""
+    pairs = {}
+
+    def dumps(pair):
+        key = str(id(pair[0])).encode()
+        pairs[key] = pair
+        return key
+
+    monkeypatch.setattr("mm1_jax.data.lengths.cloudpickle.dumps", dumps)
+    monkeypatch.setattr("mm1_jax.data.lengths._unpacked", pairs.__getitem__)
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_hosts_divide_the_records_evenly(folder, builder, in_process, number):
+    corpora = [Counting(make(folder)) for _ in range(number)]
+    tables = by_hosts(
+        number, lambda i, hosts: corpus_lengths(corpora[i].corpus, builder, hosts=hosts)
+    )
+    alone = compute_lengths(make(folder), builder)
+    for table in tables:
+        _assert_equal(table, alone)
+    shares = [len(each.read) for each in corpora]
+    assert max(shares) - min(shares) <= 1
+    assert sorted(sum((each.read for each in corpora), [])) == list(range(len(make(folder))))
+    # Only the joined table stays, and later launches load it.
+    assert [path.suffix for path in (folder / "lengths").iterdir()] == [""]
+    again = Counting(make(folder))
+    _assert_equal(corpus_lengths(again.corpus, builder), alone)
+    assert again.read == []
+
+
+def test_more_hosts_than_records_share_them(folder, builder):
+    number = NUM_RECORDS + 3
+    tables = by_hosts(number, lambda i, hosts: corpus_lengths(make(folder), builder, hosts=hosts))
+    _assert_equal(tables[-1], compute_lengths(make(folder), builder))
+
+
+def test_hosts_that_cannot_store_shares_compute_all(folder, builder, monkeypatch):
+    def refuse(self, path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Lengths, "store", refuse)
+    tables = by_hosts(3, lambda i, hosts: corpus_lengths(make(folder), builder, hosts=hosts))
+    for table in tables:
+        _assert_equal(table, compute_lengths(make(folder), builder))
+
+
+def test_an_error_of_one_host_ends_all(folder, builder, in_process):
+    def call(index, hosts):
+        corpus = make(folder)
+        if index == 2:
+            corpus.document = lambda index: Path("/nowhere").read_bytes()
+        return corpus_lengths(corpus, builder, hosts=hosts)
+
+    errors = by_hosts(3, call)
+    assert all("/nowhere" in str(error) for error in errors)
 
 
 def test_the_digest_depends_on_lengths_and_parts():
