@@ -78,11 +78,12 @@ ALLOWED = {
         *("storage", "experiment_folders", "launch.named_configs"),
         "train.optimizers.learning_rate",
     },
+    "batch_page": {"batch", "data"},
     # Commands that users run; they use all of the package and are imported by name alone.
     "commands": {
         *("config", "storage", "batch", "host_memory", "command", "flags", "experiment_folders"),
         *("multihost", "data", "models", "checkpoints", "decoding", "evals", "interop", "launch"),
-        *("studies", "serve"),
+        *("studies", "serve", "batch_page"),
     },
     "__main__": {"command"},
 }

@@ -1,4 +1,6 @@
+import base64
 import html.parser
+import io
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ import pytest
 from drawn_corpus import corpus, input_config, pair_config, stream
 
 from mm1_jax.batch import Document, Image, Text
+from mm1_jax.batch_page import markup, packed_page, pair_page
 from mm1_jax.commands import show_batch as tool
 from mm1_jax.commands import snapshot
 from mm1_jax.data.chat_formats.base import Turn
@@ -128,13 +131,13 @@ def test_views_of_a_picture_stand_in_their_grid_and_every_position_is_shown(chat
     assert text.count("one picture: 2 x 1 tiles and an overview") == tiled
     for place in ("1/1", "1/2", "1/3/span 1"):
         assert text.count(f'style="grid-area:{place}"') == tiled
-    piece = tool.piece_of(chat_input.tokenizer)
+    piece = markup.piece_of(chat_input.tokenizer)
     found = []
     for shown in parsed.pieces:
         count = re.fullmatch(r"(\d+) x <image>", shown)
         found += ["<image>"] * int(count[1]) if count else [shown]
     expected = [piece(int(token)) for token in batch.tokens[batch.segment_ids > 0]]
-    assert found == [tool.html.unescape(tool.visible(each)) for each in expected]
+    assert found == [html.unescape(markup.visible(each)) for each in expected]
     assert parsed.tags["img"] == np.sum(batch.image_index >= 0)
 
 
@@ -146,7 +149,7 @@ def test_markup_answers_and_stops_of_a_conversation_are_marked(chat_input):
     )
 
     def marked(kind: str) -> str:
-        return "".join(tool.html.unescape(b) for kinds, b in spans if kind in kinds.split())
+        return "".join(html.unescape(b) for kinds, b in spans if kind in kinds.split())
 
     num_documents = int(batch.segment_ids.max(axis=1).sum())
     one = "Be brief. User: Assistant: User: Assistant:"
@@ -156,7 +159,7 @@ def test_markup_answers_and_stops_of_a_conversation_are_marked(chat_input):
     }
     # The second answer of each conversation is scored, and so is its stop, which is no input.
     answers = "".join(
-        tool.piece_of(tokenizer)(int(token))
+        markup.piece_of(tokenizer)(int(token))
         for row in range(len(batch.tokens))
         for token in batch.targets[row][batch.loss_mask[row]]
         if token != tokenizer.eos
@@ -166,9 +169,9 @@ def test_markup_answers_and_stops_of_a_conversation_are_marked(chat_input):
     assert "markup of the chat format" in text
 
 
-def page(input, step: int, rows: range) -> tuple[tool.MadeRows, Parsed, str]:
-    made = tool.make_rows(input, step, rows)
-    text = tool.Page(input, made, rows, title="<drawn>", step=step).text()
+def page(input, step: int, rows: range) -> tuple[packed_page.MadeRows, Parsed, str]:
+    made = packed_page.make_rows(input, step, rows)
+    text = packed_page.PackedPage(input, made, rows, title="<drawn>", step=step).text()
     return made, Parsed(text), text
 
 
@@ -179,17 +182,17 @@ def test_rows_of_pairs_show_picture_text_and_corpus():
     batches = input.iterator()
     *_, batch = (next(batches) for _ in range(3))
     batches.close()
-    text = tool.PairPage(input, 2, range(8), title="<drawn>").text()
-    parsed, piece = Parsed(text), tool.piece_of(input.tokenizer)
+    text = pair_page.PairPage(input, 2, range(8), title="<drawn>").text()
+    parsed, piece = Parsed(text), markup.piece_of(input.tokenizer)
     used = np.flatnonzero(batch.corpus_ids >= 0)
     assert 0 < len(used) < 8 == parsed.tags["details"]
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     for b, data in zip(used, found, strict=True):
-        pixels = np.asarray(PIL.Image.open(tool.io.BytesIO(tool.base64.b64decode(data))))
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data))))
         np.testing.assert_array_equal(pixels, batch.images[b])
     tokens = [piece(int(x)) for b in used for x in batch.tokens[b, : batch.lengths[b]]]
     assert tokens.count("<bos>") == tokens.count("<eos>") == len(used)
-    assert parsed.pieces == [tool.html.unescape(tool.visible(each)) for each in tokens]
+    assert parsed.pieces == [html.unescape(markup.visible(each)) for each in tokens]
     for b, row in enumerate(text.split("<details")[1:]):
         (record,) = input.plan.row(2, b).records
         assert f"<b>{input.corpus_names[record.corpus]}</b>" in row
@@ -201,7 +204,7 @@ def test_the_rows_are_those_of_training(input):
     batches = input.iterator()
     for _ in range(3):
         expected = next(batches)
-    made = tool.make_rows(input, 2, range(5, 7))
+    made = packed_page.make_rows(input, 2, range(5, 7))
     assert made.rows == range(4, 8)
     np.testing.assert_array_equal(made.batch.tokens, expected.tokens[4:])
     np.testing.assert_array_equal(made.batch.image_index, expected.image_index[4:])
@@ -210,7 +213,7 @@ def test_the_rows_are_those_of_training(input):
 
 def test_every_token_and_scored_target_is_shown_in_order(input):
     made, parsed, _ = page(input, 1, range(8))
-    batch, piece = made.batch, tool.piece_of(input.tokenizer)
+    batch, piece = made.batch, markup.piece_of(input.tokenizer)
     expected = []
     for tokens, segments in zip(batch.tokens, batch.segment_ids, strict=True):
         expected += [piece(int(token)) for token in tokens[segments > 0]]
@@ -219,7 +222,7 @@ def test_every_token_and_scored_target_is_shown_in_order(input):
     for text in parsed.pieces:
         count = re.fullmatch(r"(\d+) x <image>", text)
         found += ["<image>"] * int(count[1]) if count else [text]
-    assert found == [tool.html.unescape(tool.visible(text)) for text in expected]
+    assert found == [html.unescape(markup.visible(text)) for text in expected]
     scored = [piece(int(token)) for token in batch.targets[batch.loss_mask]]
     assert parsed.targets == scored
 
@@ -227,11 +230,11 @@ def test_every_token_and_scored_target_is_shown_in_order(input):
 def test_the_pieces_of_a_text_add_up_to_the_text(input):
     tokenizer = input.tokenizer
     text = "two circles, a  square: <image>"
-    pieces = [tool.piece_of(tokenizer)(token) for token in tokenizer.encode(text)]
+    pieces = [markup.piece_of(tokenizer)(token) for token in tokenizer.encode(text)]
     assert "".join(pieces).removeprefix(" ") == text
     unknown = 3
     specials = (tokenizer.bos, tokenizer.eos, tokenizer.image_token, unknown)
-    names = [tool.piece_of(tokenizer)(token) for token in specials]
+    names = [markup.piece_of(tokenizer)(token) for token in specials]
     assert names == ["<bos>", "<eos>", "<image>", "<3>"]
 
 
@@ -242,7 +245,7 @@ def test_every_picture_is_embedded_bit_for_bit(input):
     expected = [int(i) for i in batch.image_index.flat if i >= 0]
     assert len(found) == parsed.tags["img"] == len(expected) > 0
     for data, index in zip(found, expected, strict=True):
-        pixels = np.asarray(PIL.Image.open(tool.io.BytesIO(tool.base64.b64decode(data))))
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data))))
         np.testing.assert_array_equal(pixels, batch.images[index])
     places = np.sum((batch.tokens == input.tokenizer.image_token) & (batch.segment_ids > 0))
     missing = places // input.num_image_tokens - len(found)
@@ -270,7 +273,7 @@ def test_a_hostile_document_is_escaped(input):
     assert "<title>&lt;drawn&gt;, step 0</title>" in text
     assert "<b>pages" not in text and "&lt;b&gt;pages" in text
     # Invisible characters, and characters that reverse the text direction.
-    assert tool.visible("\u202e\x07\n") == r"\u202e\x07\n"
+    assert markup.visible("\u202e\x07\n") == r"\u202e\x07\n"
     assert "\u202e" not in text and "\x07" not in text
     assert "default-src 'none'" in text
 
