@@ -181,9 +181,9 @@ class PackedPage:
         return (
             f"<p>{markup.span(self.shown).capitalize()} of a batch of {input.batch_size:,}; a row "
             f"has {input.max_sequence_length:,} positions and at most {input.max_images} "
-            f"{self.noun}s, a {self.noun} {input.num_image_tokens} positions and {input.image_size} x "
-            f"{input.image_size} pixels. The numbers are of {markup.span(rows)}.</p>"
-            f"{markup.tiles(tiles)}"
+            f"{self.noun}s, a {self.noun} {input.num_image_tokens} positions and "
+            f"{input.image_size} x {input.image_size} pixels. The numbers are of "
+            f"{markup.span(rows)}.</p>{markup.tiles(tiles)}"
         )
 
     def _corpora(self) -> str:
