@@ -167,3 +167,9 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _kind(value: Any) -> str:
     kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")
+
+
+def user_cache() -> Path:
+    """Returns the folder for what can be computed again, such as compiled programs."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "mm1_jax"

@@ -213,16 +213,18 @@ def corpus_lengths(
     """Returns the table of a corpus, computing and caching it beside the records if needed.
 
     Args:
-        hosts: The processes that share the work; each of them makes this call. They share the
-            folder of the records.
+        hosts: The processes that share the work; each of them makes this call.
     """
-    if corpus.source.cache_dir is None:
+    source = corpus.source
+    if source.cache_dir is None:
         return compute_lengths(corpus, example_builder, num_workers=num_workers)
-    key = hashlib.blake2b(
-        json.dumps([_VERSION, corpus.fingerprint(), example_builder.fingerprint()]).encode(),
-        digest_size=12,
-    ).hexdigest()
-    folder = corpus.source.cache_dir / "lengths" / key
+    identity = [_VERSION, corpus.fingerprint(), example_builder.fingerprint()]
+    if source.code_digest is not None:
+        identity.append(source.code_digest)
+        # Each host has a folder of its own.
+        hosts = None
+    key = hashlib.blake2b(json.dumps(identity).encode(), digest_size=12).hexdigest()
+    folder = source.cache_dir / "lengths" / key
     is_cached = (folder / "facts.json").is_file()
     # A file system may show a new file to some hosts before others.
     if is_cached if hosts is None else all(hosts.exchange(is_cached)):
@@ -234,7 +236,8 @@ def corpus_lengths(
             lengths = lengths.store(folder)
         except OSError as error:
             logging.warning("%s: the table of lengths is not cached (%s)", folder, error.strerror)
-        is_first = True
+        # A table of drawn records takes seconds, and is not worth a line.
+        is_first = source.code_digest is None
     else:
         lengths = _shared(folder, corpus, example_builder, num_workers, hosts)
         is_first = hosts.process_index() == 0

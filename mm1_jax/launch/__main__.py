@@ -51,6 +51,7 @@ from mm1_jax.launch.run_folder import MAY_CHANGE, RunFolder
 from mm1_jax.launch.supervisor import supervise
 from mm1_jax.multihost.cluster import Cluster
 from mm1_jax.multihost.rendezvous import DECLINE_SECONDS, decline
+from mm1_jax.storage import user_cache
 from mm1_jax.stored_config import flat_fields
 
 _DESCRIPTION = """\
@@ -322,9 +323,8 @@ def _keep_programs(folder: str) -> None:
     elif folder != "default":
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # Machines with different CPUs may share the home folder, and cannot share programs.
-        default = cache / "mm1_jax" / "programs" / _cpu()
+        default = user_cache() / "programs" / _cpu()
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default))
 
 

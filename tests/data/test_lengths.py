@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from mm1_jax.batch import Text
+from mm1_jax.data.corpora import embedded, scenes
 from mm1_jax.data.corpora.base import Corpus
+from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.examples import ExampleBuilder
 from mm1_jax.data.lengths import Lengths, compute_lengths, corpus_lengths
@@ -133,6 +135,29 @@ def test_workers_make_the_same_table(folder, builder, monkeypatch):
     monkeypatch.setattr("mm1_jax.data.lengths._CHUNK", 8)
     alone = compute_lengths(make(folder), builder)
     _assert_equal(compute_lengths(make(folder), builder, num_workers=2), alone)
+
+
+def test_lengths_of_drawn_records_are_cached_for_a_version_of_the_code(
+    tmp_path, builder, in_process, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cfg = scenes.corpus(Kind.QUESTIONS)
+    cfg.source.num_records = 20
+
+    def lengths_by(hosts=None):
+        counting = Counting(cfg.instantiate(split="train"))
+        return corpus_lengths(counting.corpus, builder, hosts=hosts), len(counting.read)
+
+    first, num_read = lengths_by()
+    assert num_read == 20
+    again, num_read = lengths_by()
+    assert num_read == 0
+    _assert_equal(again, first)
+    # Hosts have caches of their own, and exchange nothing.
+    assert lengths_by(hosts=Hosts(1, threading.Barrier(2), [None, None]))[1] == 0
+    monkeypatch.setattr(embedded, "_code_digest", lambda: "another version")
+    assert lengths_by()[1] == 20
+    assert capsys.readouterr().err == ""
 
 
 class Hosts:

@@ -28,9 +28,8 @@ from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.digits import DigitsSource
-from mm1_jax.data.corpora.embedded import NUMBERS, Kind, num_drawn
+from mm1_jax.data.corpora.embedded import NUMBERS, DrawnSource, Kind, num_drawn
 from mm1_jax.data.corpora.scenes import COLORS, SHAPES, Shape, draw_shape
-from mm1_jax.data.sources.base import Source
 from mm1_jax.field_types import NonNegative, NonNegativeInt, PositiveInt, Seed
 
 # Prompts of the classes, in the words of captions.
@@ -89,7 +88,7 @@ class Picture:
         return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
-class ClutterSource(Source):
+class ClutterSource(DrawnSource):
     """Captioned pictures of one subject, each with the name of its class.
 
     Captions of the kind "alt" are short; those of the kind "synthetic" tell color, size, place or
@@ -97,7 +96,7 @@ class ClutterSource(Source):
     """
 
     @config_class
-    class Config(Source.Config):
+    class Config(DrawnSource.Config):
         subject: Required[Subject] = REQUIRED
         num_records: PositiveInt = 8192  # In the training split.
         max_others: NonNegativeInt = 4  # Most objects beside the subject.

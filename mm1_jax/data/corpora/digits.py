@@ -20,6 +20,7 @@ from mm1_jax.data.corpora.embedded import (
     NUMBERS,
     ORDINALS,
     TO_DOCUMENT,
+    DrawnSource,
     Kind,
     PageContent,
     enumeration,
@@ -29,7 +30,7 @@ from mm1_jax.data.corpora.embedded import (
 )
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.images import Augmentation
-from mm1_jax.data.sources.base import Source, SplitIndices
+from mm1_jax.data.sources.base import SplitIndices
 from mm1_jax.field_types import PositiveInt, Seed
 
 TEST_EVERY = 5
@@ -37,11 +38,11 @@ TEST_EVERY = 5
 QUESTION_KINDS = ("digit", "digit", "digit", "parity", "size")
 
 
-class DigitsSource(Source):
+class DigitsSource(DrawnSource):
     """Records of one kind about the scans of one split."""
 
     @config_class
-    class Config(Source.Config):
+    class Config(DrawnSource.Config):
         kind: Required[Kind] = REQUIRED
         # Number of interleaved pages or texts of the training split. There is one caption per scan,
         # and one question per scan and entry of `QUESTION_KINDS`.

@@ -1,7 +1,10 @@
 """Code shared by the embedded corpora, digits and scenes: each has four kinds of records."""
 
 import enum
+import functools
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +13,10 @@ from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.corpora.questions import question_document
 from mm1_jax.data.corpora.text import text_document
+from mm1_jax.data.sources.base import Source
+from mm1_jax.storage import user_cache
+
+_DATA = Path(__file__).parents[1]
 
 
 class Kind(enum.Enum):
@@ -36,6 +43,26 @@ NUMBERS = (
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
 )  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
+
+
+class DrawnSource(Source):
+    """Records that code draws. What is derived from them is cached for this version of the code."""
+
+    @property
+    def cache_dir(self) -> Path:  # type: ignore[override]
+        return user_cache()
+
+    @property
+    def code_digest(self) -> str:  # type: ignore[override]
+        return _code_digest()
+
+
+@functools.cache
+def _code_digest() -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for file in sorted(_DATA.rglob("*.py")):
+        digest.update(file.relative_to(_DATA).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def num_drawn(num_records: int, split: str) -> int:

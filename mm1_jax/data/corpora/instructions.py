@@ -26,12 +26,11 @@ from mm1_jax.config import config_class
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.conversations import ConversationDocument
-from mm1_jax.data.corpora.embedded import num_drawn
+from mm1_jax.data.corpora.embedded import DrawnSource, num_drawn
 from mm1_jax.data.corpora.picture_facts import YES_NO, Fact, Subject, Subjects
 from mm1_jax.data.format_prompts import OPTION_LETTER, SHORT_ANSWER
 from mm1_jax.data.grounding import Coordinates
 from mm1_jax.data.record_files import BOX, IMAGE
-from mm1_jax.data.sources.base import Source
 from mm1_jax.field_types import PositiveInt, Seed, Share
 
 
@@ -87,11 +86,11 @@ class Exchange:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-class InstructionsSource(Source):
+class InstructionsSource(DrawnSource):
     """Conversations whose last turn asks for one form of answer."""
 
     @config_class
-    class Config(Source.Config):
+    class Config(DrawnSource.Config):
         # None takes all forms of all pictures in turn.
         form: Form | None = None
         # The pictures that instructions are about; "none" for text-only instructions.

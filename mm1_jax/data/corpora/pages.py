@@ -27,8 +27,7 @@ from jaxtyping import Float, UInt8
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.corpora.embedded import Kind, num_drawn
-from mm1_jax.data.sources.base import Source
+from mm1_jax.data.corpora.embedded import DrawnSource, Kind, num_drawn
 from mm1_jax.field_types import NonNegativeInt, PositiveInt, Seed, Share
 
 SIDE = 112  # Pixels; the unit of all sizes below.
@@ -100,11 +99,11 @@ def _rendered(page: Page) -> UInt8[np.ndarray, "112 112 3"]:
     return pixels
 
 
-class PagesSource(Source):
+class PagesSource(DrawnSource):
     """Dense readings of pages (CAPTIONS), or questions about them (QUESTIONS)."""
 
     @config_class
-    class Config(Source.Config):
+    class Config(DrawnSource.Config):
         kind: Required[Kind] = REQUIRED  # CAPTIONS or QUESTIONS
         num_records: PositiveInt = 65_536  # In the training split.
         sizes: Sequence[PositiveInt] = (6, 8, 12)  # Fonts in pixels, at most 24.

@@ -23,6 +23,7 @@ from mm1_jax.data.corpora.embedded import (
     NUMBERS,
     ORDINALS,
     TO_DOCUMENT,
+    DrawnSource,
     Kind,
     PageContent,
     num_drawn,
@@ -30,7 +31,6 @@ from mm1_jax.data.corpora.embedded import (
     text_record,
 )
 from mm1_jax.data.corpora.questions import question_prompt
-from mm1_jax.data.sources.base import Source
 from mm1_jax.field_types import PositiveInt, Seed
 
 COLORS = {
@@ -110,11 +110,11 @@ class Scene:
         return np.asarray(picture.reduce(_SUPERSAMPLING))
 
 
-class ScenesSource(Source):
+class ScenesSource(DrawnSource):
     """Records of one kind about scenes of one split."""
 
     @config_class
-    class Config(Source.Config):
+    class Config(DrawnSource.Config):
         kind: Required[Kind] = REQUIRED
         num_records: PositiveInt = 8192  # In the training split.
         seed: Seed = 0

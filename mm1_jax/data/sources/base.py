@@ -19,9 +19,12 @@ class Source(Configurable, abc.ABC):
 
     Attributes:
         cache_dir: Folder for data derived from the records; None disables caching.
+        code_digest: Digest of the code that draws the records; None if they are read from files,
+            which the hosts of a run share, and `cache_dir` with them.
     """
 
     cache_dir: Path | None = None
+    code_digest: str | None = None
 
     def __init__(self, cfg: Configurable.Config, *, split: str):
         super().__init__(cfg)
