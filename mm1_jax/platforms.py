@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _VARIABLE = "JAX_PLATFORMS"
+# JAX sets it where it finds no TPU, and child processes inherit it.
+_NO_SIGN = "TPU_SKIP_MDS_QUERY"
 _GOOGLE = "0x1ae0"  # PCI vendor of TPUs, and of network cards of Google Cloud.
 
 
@@ -28,7 +30,8 @@ def may_have_tpu(root: Path, env: Mapping[str, str]) -> bool:
         root: Root of the file system.
         env: Environment variables.
     """
-    if any(name.startswith("TPU_") or name == "JAX_FORCE_TPU_INIT" for name in env):
+    names = [name for name in env if name.startswith("TPU_") and name != _NO_SIGN]
+    if names or "JAX_FORCE_TPU_INIT" in env:
         return True
     if [*root.glob("dev/accel*"), *root.glob("dev/vfio/*")]:
         return True

@@ -21,6 +21,7 @@ def machine(tmp_path):
 
 def test_a_machine_without_signs_of_a_tpu_has_none(machine):
     assert not platforms.may_have_tpu(machine, {"PATH": "/bin", "JAX_PLATFORMS": ""})
+    assert not platforms.may_have_tpu(machine, {"TPU_SKIP_MDS_QUERY": "1"})
 
 
 def test_any_sign_of_a_tpu_counts(machine, tmp_path):

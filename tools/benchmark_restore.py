@@ -13,6 +13,7 @@ if __name__ == "__main__":
     end_on_signals()
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -95,4 +96,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -220,7 +220,8 @@ def corpus_lengths(
         return compute_lengths(corpus, example_builder, num_workers=num_workers)
     identity = [_VERSION, corpus.fingerprint(), example_builder.fingerprint()]
     if source.code_digest is not None:
-        identity.append(source.code_digest)
+        # Unlike that of files, their fingerprint does not tell the split.
+        identity += [source.code_digest, source.split]
         # Each host has a folder of its own.
         hosts = None
     key = hashlib.blake2b(json.dumps(identity).encode(), digest_size=12).hexdigest()

@@ -144,8 +144,8 @@ def test_lengths_of_drawn_records_are_cached_for_a_version_of_the_code(
     cfg = scenes.corpus(Kind.QUESTIONS)
     cfg.source.num_records = 20
 
-    def lengths_by(hosts=None):
-        counting = Counting(cfg.instantiate(split="train"))
+    def lengths_by(hosts=None, split="train"):
+        counting = Counting(cfg.instantiate(split=split))
         return corpus_lengths(counting.corpus, builder, hosts=hosts), len(counting.read)
 
     first, num_read = lengths_by()
@@ -153,6 +153,8 @@ def test_lengths_of_drawn_records_are_cached_for_a_version_of_the_code(
     again, num_read = lengths_by()
     assert num_read == 0
     _assert_equal(again, first)
+    held_out, num_read = lengths_by(split="test")
+    assert len(held_out) == num_read == 5
     # Hosts have caches of their own, and exchange nothing.
     assert lengths_by(hosts=Hosts(1, threading.Barrier(2), [None, None]))[1] == 0
     monkeypatch.setattr(embedded, "_code_digest", lambda: "another version")
