@@ -91,7 +91,7 @@ def aim_tiny() -> Experiment.Config:
             max_sequence_length=0,
         ),
         trainer=Trainer.default_config().set(max_steps=2500, loss=AIMLoss.default_config()),
-        evals={"held_out_loss": _held_out_loss(), "digits_probe": _probe(Subject.DIGITS)},
+        evals={"held_out_loss": _held_out_loss(), "digits_probe": _digits_probe()},
     )
     cfg.trainer.optimizer.set(
         learning_rate=2e-3,
@@ -117,12 +117,12 @@ def _zero_shot(subject: Subject) -> ZeroShot.Config:
     return ZeroShot.default_config().set(name=f"clutter_{subject.value}", data=data)
 
 
-def _probe(subject: Subject) -> AttentiveProbe.Config:
+def _digits_probe() -> AttentiveProbe.Config:
     pictures = CorpusPictures.default_config().set(
-        corpus=clutter.corpus(subject, **_AIM_PICTURES), class_field="class"
+        corpus=clutter.corpus(Subject.DIGITS, **_AIM_PICTURES), class_field="class"
     )
     return AttentiveProbe.default_config().set(
-        name=f"clutter_{subject.value}",
+        name="clutter_digits",
         data=pictures,
         batch_size=100,
         num_epochs=40,

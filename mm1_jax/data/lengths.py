@@ -238,11 +238,11 @@ def corpus_lengths(
         except OSError as error:
             logging.warning("%s: the table of lengths is not cached (%s)", folder, error.strerror)
         # A table of drawn records takes seconds, and is not worth a line.
-        is_first = source.code_digest is None
+        is_told = source.code_digest is None
     else:
         lengths = _shared(folder, corpus, example_builder, num_workers, hosts)
-        is_first = hosts.process_index() == 0
-    if is_first:
+        is_told = hosts.process_index() == 0
+    if is_told:
         print(
             f"Lengths of {corpus.name!r}: {len(lengths):,} examples of {len(corpus):,} records, "
             f"{time.monotonic() - started:.0f} s",

@@ -6,10 +6,12 @@ Imports of configs take seconds, so a list of all names reads files where it can
     {"name": make, "other": functools.partial(make, ...)}
     {make.__name__: make for make in (first, second)}
 
-whose functions are those of the module; the tuple may have a name. Other modules are imported.
+whose functions are those of the module; the tuple may have a name. Each name is defined once, and
+only assignments stand before the return. Other modules are imported.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ def read_names(file: Path) -> dict[str, str] | None:
         module = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return None
+    defined = Counter(_definitions(module))
     functions: dict[str, ast.FunctionDef] = {}
     values: dict[str, ast.expr] = {}
     for statement in module.body:
@@ -29,15 +32,31 @@ def read_names(file: Path) -> dict[str, str] | None:
     if (naming := functions.get("named_configs")) is None:
         return None
     *before, last = naming.body
-    for statement in before:
-        values |= _assigned(statement)
-    if not isinstance(last, ast.Return):
+    own = [_assigned(statement) for statement in before]
+    if not isinstance(last, ast.Return) or not all(own):
         return None
+    for each in own:
+        values |= each
+    # A name that is defined twice may have any of its values.
+    once = {name for name, number in defined.items() if number == 1}
     try:
-        named = list(_named(last.value, values))
-        return {name: _summary(functions[make]) for name, make in named}
+        named = list(_named(last.value, {name: values[name] for name in values.keys() & once}))
+        makes = {name: functions[name] for name in functions.keys() & once}
+        return {name: _summary(makes[make]) for name, make in named}
     except (_Unread, KeyError):
         return None
+
+
+def _definitions(module: ast.Module) -> Iterator[str]:
+    """Yields each name as often as it is defined, assigned, imported or deleted."""
+    for node in ast.walk(module):
+        match node:
+            case ast.Name(name, ast.Store() | ast.Del()):
+                yield name
+            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+                yield name
+            case ast.alias(name, alias):
+                yield alias or name.partition(".")[0]
 
 
 class _Unread(Exception):
@@ -70,7 +89,8 @@ def _named(value: ast.expr | None, values: dict[str, ast.expr]) -> Iterator[tupl
         ) if key == made == each:
             if isinstance(sequence, ast.Name):
                 sequence = values[sequence.id]
-            if not isinstance(sequence, ast.Tuple | ast.List):
+            # A list may have changed since.
+            if not isinstance(sequence, ast.Tuple):
                 raise _Unread
             for make in sequence.elts:
                 name = _function(make)

@@ -102,9 +102,10 @@ step time:
   use it to compare programs. Each piece of work takes the most of the compiler's cycle
   estimate, its FLOPs at the peak, its bytes at memory bandwidth and its vector
   operations at the rate of the vector unit. Kernels have no estimate, nor have GPUs;
-  products of kernels run at 0.6 of the peak. Collectives' bytes go over the links of
-  the axes that a group spans, and count as waiting unless the schedule overlaps them
-  with compute. The report lists the step under other assumptions.
+  products of kernels run at 0.87 of the peak, and their vector operations after them.
+  Collectives' bytes go over the links of the axes that a group spans, and count as
+  waiting unless the schedule overlaps them with compute. The report lists the step
+  under other assumptions.
 
 exit codes:
   0  compiled, and fits

@@ -156,8 +156,12 @@ class Trainer(Configurable):
         if not (output_dir / "report.json").exists():
             return None
         with closing(_open_checkpoints(cfg, model, output_dir)) as checkpointer:
-            step = checkpointer.newest_intact_step()
-        return _finished(cfg, step, evaluators, output_dir)
+            step = checkpointer.latest_step()
+            line = _finished(cfg, step, evaluators, output_dir)
+            # A run that resumes reads the checksums later, once.
+            if line is not None and checkpointer.newest_intact_step() != step:
+                return None
+        return line
 
     def run(self) -> None:
         """Trains up to `max_steps`, from the newest checkpoint if there is one, and reports.

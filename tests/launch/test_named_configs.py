@@ -181,6 +181,13 @@ NAMING = {
     "changed": "configs = {'a': a}\n    configs['b'] = a\n    return configs",
     "chosen": "return {make.__name__: make for make in (a, b) if make is a}",
     "imported": "return {'a': a, 'b': elsewhere}",
+    "branched": "configs = (a, b)\n    if a:\n        configs = (a,)\n"
+    "    return {make.__name__: make for make in configs}",
+    "extended": "configs = (a,)\n    configs += (b,)\n"
+    "    return {make.__name__: make for make in configs}",
+    "renamed": "a = b\n    return {'a': a, 'b': b}",
+    "listed": "configs = [a]\n    configs.append(b)\n"
+    "    return {make.__name__: make for make in configs}",
 }
 
 
