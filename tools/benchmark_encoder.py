@@ -26,7 +26,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -34,38 +33,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from step_benchmark.sides import CompiledStep, TorchStep
+from step_benchmark.turns import MIB, OURS, ROOT, answer, breakdown_lines, measure, ratio_lines
+
 from mm1_jax.command import command
 from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import split_overrides
 
-ROOT = Path(__file__).parent.parent
-OURS = "ours"
 PEERS = ("open_clip", "transformers")
-LENGTH, VOCAB_SIZE = 77, 49_408
-_MIB = 2**20
-
-# Kinds of operations: those of linear layers with their biases, and all that no table below names.
-_LINEAR, _REST = "linear layers", "sums, copies, rest"
-# Where our operations of a kind come from; see `Parts`.
-_FILES = {
-    _LINEAR: "mm1_jax/layers/linear.py",
-    "attention": "mm1_jax/layers/attention",
-    "activation": "mm1_jax/layers/feed_forward.py",
-    "norms": "mm1_jax/layers/norm.py",
-    "tokens": "mm1_jax/layers/embedding.py",
-    "loss": "mm1_jax/train/pair_losses.py",
-    "optimizer": "mm1_jax/train/optimizers/",
-}
-# Parts of the names of torch's operations, of which the first counts.
-_OPERATIONS = {
-    "attention": ("scaled_dot_product",),
-    "activation": ("gelu", "sigmoid"),
-    "norms": ("layer_norm",),
-    "tokens": ("embedding", "index_select"),
-    "loss": ("softmax", "nll_loss"),
-    "optimizer": ("adam", "Adam"),
-    _LINEAR: ("mm", "linear", "conv", "aten::sum"),
-}
 
 EPILOG = """\
 --config.PATH=VALUE changes our step, and where that changes the model, the peer's as well:
@@ -193,107 +168,40 @@ def write_weights(cfg: Any, peer: str, folder: Path) -> None:
     import_checkpoint(source, folder / OURS, skip_comparison=True)
 
 
-class Ours:
-    """Our compiled train step, with its state and a batch on the device."""
+def ours(cfg: Any, folder: Path) -> CompiledStep:
+    """Returns our side, with the imported weights in `folder`."""
+    import jax
+    import numpy as np
 
-    def __init__(self, cfg: Any, folder: Path):
-        import jax
-        import numpy as np
+    from mm1_jax.batch import ImageTextBatch
+    from mm1_jax.checkpoints.weights_folder import StoredParams
+    from mm1_jax.experiment import Experiment
 
-        from mm1_jax.batch import ImageTextBatch
-        from mm1_jax.checkpoints.weights_folder import StoredParams
-        from mm1_jax.experiment import Experiment
-        from mm1_jax.layers.parameter_paths import map_with_paths
-
-        program = Experiment.program(cfg, jax.devices()[:1])
-        self._step = program.compile()
-        stored, shapes = StoredParams(folder / OURS), program.abstract_state
-
-        def place(shape: Any, values: Any) -> Any:
-            return jax.device_put(values, shape.sharding)
-
-        state = jax.tree.map(lambda x: place(x, np.zeros(x.shape, x.dtype)), shapes)
-        self._state = state._replace(
-            params=map_with_paths(lambda path, x: place(x, stored.read(path)), shapes.params)
-        )
-        pairs, rows = Pairs.draw(cfg), np.zeros(cfg.input.batch_size, np.int32)
-        batch = ImageTextBatch(
-            pairs.images, pairs.tokens, pairs.lengths, rows.astype(np.uint32), rows
-        )
-        self._batch = jax.device_put(batch, program.batch_shardings)
-
-    def step(self) -> float:
-        """Trains for a step; returns its loss."""
-        import jax
-
-        self._state, metrics = self._step(self._state, self._batch)
-        jax.block_until_ready(self._state)
-        return float(metrics["loss"].ratio())
-
-    def breakdown(self) -> dict[str, float]:
-        """Returns the seconds of a step by kind of operation."""
-        import jax
-
-        from mm1_jax.rehearse import hlo
-        from mm1_jax.rehearse.parts import OTHER, Parts
-
-        text = self._step.as_text()
-        module = hlo.parse(text)
-        parts = Parts(text, module, _FILES)
-        kinds = {
-            each.name: parts.of(each)
-            for computation in module.computations.values()
-            for each in computation.instructions
-            # Their time is that of the operations in them.
-            if each.opcode not in ("while", "call", "conditional")
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                self.step()
-            (path,) = Path(folder).glob("**/*.xplane.pb")
-            data = jax.profiler.ProfileData.from_file(str(path))
-        seconds: dict[str, float] = {}
-        for plane in data.planes:
-            for line in plane.lines:
-                for event in line.events:
-                    kind = kinds.get(dict(event.stats).get("hlo_op", ""))
-                    if kind is not None:
-                        kind = _REST if kind == OTHER else kind
-                        seconds[kind] = seconds.get(kind, 0.0) + event.duration_ns / 1e9
-        return seconds
+    stored, pairs = StoredParams(folder / OURS), Pairs.draw(cfg)
+    rows = np.zeros(cfg.input.batch_size, np.int32)
+    return CompiledStep(
+        Experiment.program(cfg, jax.devices()[:1]),
+        stored.read,
+        ImageTextBatch(pairs.images, pairs.tokens, pairs.lengths, rows.astype(np.uint32), rows),
+        "mm1_jax/train/pair_losses.py",
+    )
 
 
-class Torch:
-    """The peer's train step: forward, loss, backward, AdamW, and the clamp of the scale."""
+class Torch(TorchStep):
+    """The peer's step, which clamps the scale after the update."""
 
     def __init__(self, cfg: Any, folder: Path, peer: str):
         import torch
         from safetensors.torch import load_file
 
-        self._model = torch_model(cfg, peer).train()
+        model = torch_model(cfg, peer).train()
         (path,) = (folder / peer).glob("*.safetensors")
-        self._model.load_state_dict(load_file(path))
+        model.load_state_dict(load_file(path))
         # open_clip's rule for parameters that do not decay.
-        named = list(self._model.named_parameters())
-        is_vector = [p.ndim < 2 or "bias" in name or "ln" in name for name, p in named]
-        options = cfg.trainer.optimizer
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for (_, p), is_it in zip(named, is_vector, strict=True) if is_it]},
-                {
-                    "params": [
-                        p for (_, p), is_it in zip(named, is_vector, strict=True) if not is_it
-                    ],
-                    "weight_decay": options.weight_decay,
-                },
-            ],
-            lr=options.learning_rate,
-            betas=(options.b1, options.b2),
-            eps=options.eps,
-            weight_decay=0.0,
-            # The fastest of torch's implementations on a CPU.
-            fused=True,
-        )
+        is_vector = [
+            p.ndim < 2 or "bias" in name or "ln" in name for name, p in model.named_parameters()
+        ]
+        super().__init__(model, cfg.trainer.optimizer, [not each for each in is_vector])
         self._max_log_scale = math.log(cfg.model.max_scale)
         encoder, pairs = cfg.model.vision_encoder, Pairs.draw(cfg)
         colors = (torch.tensor(x) for x in (encoder.pixel_mean, encoder.pixel_std))
@@ -301,111 +209,19 @@ class Torch:
         pixels = (torch.from_numpy(pairs.images).float() / 255 - mean) / std
         self._pixels = pixels.permute(0, 3, 1, 2).contiguous()
         self._tokens = torch.from_numpy(pairs.tokens).long()
-        self._loss = self._transformers_loss
-        if peer == "open_clip":
-            loss = open_clip_module("loss").ClipLoss()
-            self._loss = lambda: loss(*self._model(self._pixels, self._tokens))
+        self._contrast = open_clip_module("loss").ClipLoss() if peer == "open_clip" else None
 
-    def _transformers_loss(self) -> Any:
-        return self._model(self._tokens, self._pixels, return_loss=True).loss
+    def loss(self) -> Any:
+        if self._contrast is None:
+            return self.model(self._tokens, self._pixels, return_loss=True).loss
+        return self._contrast(*self.model(self._pixels, self._tokens))
 
-    def step(self) -> float:
-        """Trains for a step; returns its loss."""
-        import torch
-
-        self._optimizer.zero_grad()
-        loss = self._loss()
-        loss.backward()
-        self._optimizer.step()
-        with torch.no_grad():
-            self._model.logit_scale.clamp_(0, self._max_log_scale)
-        return float(loss.detach())
-
-    def breakdown(self) -> dict[str, float]:
-        """Returns the seconds of a step by kind of operation."""
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            self.step()
-        seconds: dict[str, float] = {}
-        for each in profiler.key_averages():
-            kind = next(
-                (kind for kind, names in _OPERATIONS.items() if any(n in each.key for n in names)),
-                _REST,
-            )
-            seconds[kind] = seconds.get(kind, 0.0) + each.self_cpu_time_total / 1e6
-        return seconds
-
-
-class Arm:
-    """A side in a process of its own, which waits while the other one trains."""
-
-    def __init__(self, name: str, options: Sequence[str]):
-        command = [sys.executable, __file__, f"--arm={name}", *options]
-        self.name = name
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-
-    def ask(self, request: str) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{request}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise ValueError(f"the process of {self.name} ended with {self._process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def run_arm(name: str, cfg: Any, folder: Path) -> None:
-    """Answers each line of stdin: a number of steps, or `breakdown`."""
-    from mm1_jax.host_memory import peak_bytes
-
-    side = Ours(cfg, folder) if name == OURS else Torch(cfg, folder, name)
-    for line in sys.stdin:
-        if line.strip() == "breakdown":
-            print(json.dumps(side.breakdown()), flush=True)
-            continue
-        start, cpu_start = time.perf_counter(), time.process_time()
-        for _ in range(int(line)):
-            loss = side.step()
-        found = {
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - cpu_start,
-            "peak_bytes": peak_bytes(),
-            "loss": loss,
-        }
-        print(json.dumps(found), flush=True)
-
-
-def measure(flags: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
-    """Returns the figures of each side: losses and seconds by turn, and peak memory."""
-    arms = [Arm(name, options) for name in (OURS, flags.peer)]
-    try:
-        # The first step of a side prepares the others.
-        found = {arm.name: {"losses": [arm.ask("1")["loss"]]} for arm in arms}
-        for _ in range(flags.rounds):
-            for arm in arms:
-                turn, figures = arm.ask(str(flags.steps)), found[arm.name]
-                figures["losses"].append(turn["loss"])
-                figures["peak_bytes"] = turn["peak_bytes"]
-                for key in ("seconds", "cpu_seconds"):
-                    figures.setdefault(key, []).append(turn[key] / flags.steps)
-        if flags.breakdown:
-            for arm in arms:
-                found[arm.name]["breakdown"] = arm.ask("breakdown")
-        return found
-    finally:
-        for arm in arms:
-            arm.close()
+    def after_update(self) -> None:
+        self.model.logit_scale.clamp_(0, self._max_log_scale)
 
 
 def lines(flags: argparse.Namespace, found: Mapping[str, Any]) -> list[str]:
-    rows, (ours, theirs) = flags.batch_size, (found[OURS], found[flags.peer])
+    rows = flags.batch_size
     packages = ("jax", "torch", "open_clip_torch" if flags.peer == "open_clip" else flags.peer)
     shown = [
         f"{rows} pairs a step on {len(os.sched_getaffinity(0))} cores, "
@@ -418,24 +234,11 @@ def lines(flags: argparse.Namespace, found: Mapping[str, Any]) -> list[str]:
         losses = " ".join(f"{x:.4f}" for x in side["losses"])
         shown.append(
             f"| {name} | {rows / median(side['seconds']):.2f} | {median(side['cpu_seconds']):.2f} "
-            f"| {side['peak_bytes'] / _MIB:,.0f} | {losses} |"
+            f"| {side['peak_bytes'] / MIB:,.0f} | {losses} |"
         )
-    for what, key in (("images/s", "seconds"), ("images per CPU s", "cpu_seconds")):
-        ratios = [other / own for own, other in zip(ours[key], theirs[key], strict=True)]
-        shown.append(
-            f"{what} of ours over {flags.peer}'s: {median(ratios):.2f}, in rounds "
-            f"{min(ratios):.2f} to {max(ratios):.2f}"
-        )
-    shown.append(f"peak memory: {ours['peak_bytes'] / theirs['peak_bytes']:.2f} of {flags.peer}'s")
+    shown += ratio_lines(found, flags.peer, "images")
     if flags.breakdown:
-        both = [ours["breakdown"], theirs["breakdown"]]
-        both = [{**side, "all": sum(side.values())} for side in both]
-        kinds = sorted(both[0].keys() | both[1].keys(), key=lambda kind: -both[0].get(kind, 0))
-        shown += [f"| seconds of a step | ours | {flags.peer} | ratio |", "|---|---:|---:|---:|"]
-        for kind in kinds:
-            own, other = (side.get(kind, 0.0) for side in both)
-            ratio = f"{own / other:.2f}" if other else ""
-            shown.append(f"| {kind} | {own:.3f} | {other:.3f} | {ratio} |")
+        shown += breakdown_lines(found, flags.peer)
     return shown
 
 
@@ -477,8 +280,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = config(flags.batch_size, overrides)
         if flags.arm == "weights":
             write_weights(cfg, flags.peer, flags.folder)
+        elif flags.arm == OURS:
+            answer(ours(cfg, flags.folder))
         else:
-            run_arm(flags.arm, cfg, flags.folder)
+            answer(Torch(cfg, flags.folder, flags.arm))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         options = [*arguments, f"--folder={folder}"]
@@ -486,7 +291,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = subprocess.run([sys.executable, __file__, "--arm=weights", *options], cwd=ROOT)
         if done.returncode:
             return done.returncode
-        found = measure(flags, options)
+        found = measure(
+            (OURS, flags.peer),
+            __file__,
+            options,
+            rounds=flags.rounds,
+            steps=flags.steps,
+            breakdown=flags.breakdown,
+        )
     print("\n".join(lines(flags, found)))
     if flags.json is not None:
         from mm1_jax.storage import write_whole

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from mm1_jax.config import Required, config_class, derived
 from mm1_jax.field_types import NonNegative, PositiveInt
 from mm1_jax.layers.module import Initializer, Module, param
+from mm1_jax.parallel.sharding import current_platform
 
 
 def fan_in(scale: float, input_dims: tuple[int, ...] = (0,)) -> Initializer:
@@ -31,6 +32,40 @@ def fan_in(scale: float, input_dims: tuple[int, ...] = (0,)) -> Initializer:
         return std * jax.random.normal(key, shape, dtype)
 
     return init
+
+
+def product(x: Float[Array, "... D"], kernel: Float[Array, "D ..."]) -> Float[Array, "..."]:
+    """Returns x kernel, summed over the last dim of x and the first of the kernel.
+
+    JAX computes the gradient of the kernel as the transpose of g^T x, for a gradient g of the
+    result. XLA keeps that order on CPUs: it writes the transpose of g, often the larger of the two,
+    and multiplies two transposed matrices. There, it is computed as x^T g, and a step of a small
+    decoder takes 0.7 times as long.
+    """
+    if current_platform() == "cpu":
+        return _product(x, kernel)
+    return jnp.tensordot(x, kernel, 1)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.tensordot(x, kernel, 1)
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+    return _product(x, kernel), (x, kernel)
+
+
+def _product_backward(operands: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    rows, outputs = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, g.ndim))
+    return (
+        jnp.tensordot(g, kernel, (outputs, tuple(range(1, kernel.ndim)))),
+        jnp.tensordot(x, g, (rows, rows)),
+    )
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class LinearMap(Module, abc.ABC):
@@ -81,8 +116,9 @@ class Linear(LinearMap):
         return (1,) if self.output_first else (0,)
 
     def __call__(self, x: Float[Array, "*dims input"]) -> Float[Array, "*dims output"]:
-        names = "fd" if self.output_first else "df"
-        return self._completed(x, jnp.einsum(f"...d,{names}->...f", x, self.kernel[...]))
+        kernel = self.kernel[...]
+        y = jnp.einsum("...d,fd->...f", x, kernel) if self.output_first else product(x, kernel)
+        return self._completed(x, y)
 
 
 class SplitHeads(LinearMap):
@@ -107,7 +143,7 @@ class SplitHeads(LinearMap):
         return (0,)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
-        return self._completed(x_BTD, jnp.einsum("BTD,DNH->BTNH", x_BTD, self.kernel[...]))
+        return self._completed(x_BTD, product(x_BTD, self.kernel[...]))
 
 
 class JoinHeads(LinearMap):

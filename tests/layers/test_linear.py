@@ -1,10 +1,12 @@
 """Linear maps, and their variants for attention heads."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from mm1_jax.layers.linear import JoinHeads, Linear, SplitHeads
+from mm1_jax.layers.linear import JoinHeads, Linear, SplitHeads, product
 
 
 def test_linear_is_a_matrix_product_plus_a_bias(prng_key):
@@ -63,3 +65,20 @@ def test_both_kernel_layouts_are_the_same_map(prng_key):
     second.kernel[...] = first.kernel[...].T
     x = jax.random.normal(prng_key, (2, 4))
     np.testing.assert_allclose(first(x), second(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("output_dims", [(5,), (2, 3)])
+def test_products_have_the_gradients_of_einsum(prng_key, output_dims):
+    x_key, kernel_key, g_key = jax.random.split(prng_key, 3)
+    x = jax.random.normal(x_key, (2, 3, 4))
+    kernel = jax.random.normal(kernel_key, (4, *output_dims))
+    g = jax.random.normal(g_key, (2, 3, *output_dims))
+    names = "nh"[: len(output_dims)]
+
+    def einsum(x, kernel):
+        return jnp.einsum(f"btd,d{names}->bt{names}", x, kernel)
+
+    ours, theirs = (jax.vjp(function, x, kernel) for function in (product, einsum))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+    for own, other in zip(ours[1](g), theirs[1](g), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)

@@ -34,7 +34,7 @@ def sides(request, tmp_path):
         pytest.skip(f"{request.param} is not installed")
     cfg = tool.config(6, SMALL)
     tool.write_weights(cfg, request.param, tmp_path)
-    return tool.Ours(cfg, tmp_path), tool.Torch(cfg, tmp_path, request.param)
+    return tool.ours(cfg, tmp_path), tool.Torch(cfg, tmp_path, request.param)
 
 
 def test_both_sides_do_equal_work(sides):
