@@ -111,17 +111,18 @@ def sparse(v5p: Fit, *, slices: Fit | None = None) -> list[MeshRule]:
     )
 
 
-def fine_tuning(v5p: Fit, *, batch_size: int = 128) -> list[MeshRule]:
+def fine_tuning(v5p: Fit, *, v5e: Fit | None = None, batch_size: int = 128) -> list[MeshRule]:
     """Rules for rows of 22 views of 672 px, for which the vision encoder takes most of the memory.
 
     A view has 2,304 patches, and a row 51,000: 12 times the positions of its text. A kept
     activation of the encoder takes as much again as its layer input, 4.3 GB for a row in ViT-H.
 
     Args:
-        v5p: The choice for 95 GB. Devices with 16 GB keep the inputs of layers only.
+        v5p: The choice for 95 GB.
+        v5e: The choice for 16 GB; defaults to a row at a time that keeps the inputs of layers only.
     """
     v5p = replace(v5p, batch_size=batch_size)
-    v5e = Fit(1, fsdp=-1, expert=v5p.expert, batch_size=batch_size)
+    v5e = replace(v5e or Fit(1, fsdp=-1, expert=v5p.expert), batch_size=batch_size)
     counts = [number for number in _COUNTS if number <= batch_size]
     return [
         *(_fit(f"v5p-{number}", v5p, number, VECTOR_MEMORY) for number in counts),

@@ -43,6 +43,7 @@ def test_micro_batches_of_fine_tuning_hold_whole_groups_of_rows(name, kind, devi
     assert kind in rule.devices, "only the rule for anything matches"
     parallelism = choose(cfg.trainer.mesh_rules, cfg.trainer.parallelism, called)
     rows = cfg.input.batch_size // parallelism.gradient_accumulation
-    assert rows % devices == 0 and rows % cfg.input.image_group_rows == 0
+    shards = devices // (parallelism.model or 1)
+    assert rows % shards == 0 and rows % cfg.input.image_group_rows == 0
     buffer = cfg.input.klass.buffer_of(cfg.input)
-    assert buffer.shards_per_group(rows, devices) > 1
+    assert buffer.shards_per_group(rows, shards) > 1
