@@ -105,18 +105,20 @@ class Attention(Module):
 
         Args:
             positions: Required by causal, prefix and rotary attention.
-            segment_ids: Required by causal and prefix attention. None lets every position attend to
-                every other one, as in images, which have no padding.
+            segment_ids: Required by causal attention. None makes every row one document without
+                padding, as in images.
             cache: KV cache of this layer. A row holds one document, possibly followed by padding.
             cache_start: First slot per row to write x to. None means that the cache is empty.
             prefix_lengths: Required by prefix attention; an error with any other pattern.
         """
-        # The fused kernels mask by index, so queries and keys must be at the same positions. They
-        # do not support prefixes.
-        is_plain = source is None and prefix_lengths is None
-        kernel = self.kernel if is_plain else Kernel.XLA
+        # The fused kernels mask by index, so queries and keys must be at the same positions.
+        kernel = self.kernel if source is None else Kernel.XLA
+        layout = {"joined": True} if kernel is Kernel.ROWS else {}
         source = x if source is None else source
-        query, key, value = self.query(x), self.key(source), self.value(source)
+        query, key, value = (
+            project(x, **layout)
+            for project, x in ((self.query, x), (self.key, source), (self.value, source))
+        )
         query = constrain(query, "batch", "sequence", "activation_heads", None)
         key = constrain(key, "batch", None, "activation_kv_heads", None)
         value = constrain(value, "batch", None, "activation_kv_heads", None)
@@ -144,13 +146,14 @@ class Attention(Module):
                 assert self.pattern is Pattern.CAUSAL and positions is not None, self.pattern
                 return self.output(cache.attend(query, positions)), cache
         visibility = None
-        if source is x and positions is not None and segment_ids is not None:
+        has_documents = segment_ids is not None or prefix_lengths is not None
+        if source is x and positions is not None and has_documents:
             places = (positions, segment_ids)
             causal = self.pattern is not Pattern.BIDIRECTIONAL
             visibility = Visibility(*places, *places, causal, prefix_lengths)
         elif self.pattern is not Pattern.BIDIRECTIONAL:
             raise ValueError("causal attention needs positions and segment_ids, and no source")
-        y = self.output(attend(query, key, value, visibility, kernel))
+        y = self.output(attend(query, key, value, visibility, kernel), **layout)
         return checkpoint_name(y, ATTENTION_PROJECTION), cache
 
 

@@ -1,9 +1,9 @@
-"""Attention implementations (XLA, TPU splash, GPU Triton) and the choice among them.
+"""Attention implementations (XLA, TPU splash and rows, GPU Triton) and the choice among them.
 
 The XLA implementation writes float32 logits of shape T x S per head to memory; the fused kernels do
 not. The fused kernels support self-attention over whole rows: packed documents, causal or not, or
 images without segment ids. This covers training and the prompts of decoding. Cross-attention and
-attention to a KV cache use XLA.
+attention to a KV cache use XLA. Prefix attention is supported by the kernel for short rows only.
 
 The fused kernels mask by index instead of by position. Documents are contiguous and positions
 increase within each document, so "same segment and not later in the row" is equivalent to the rule
@@ -17,6 +17,7 @@ head, H head dim.
 import enum
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,11 +29,18 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.layers.attention_mask import Visibility
+from mm1_jax.layers import row_attention
+from mm1_jax.layers.attention_mask import MASKED, Visibility
 from mm1_jax.parallel.rematerialisation import saved_name
-from mm1_jax.parallel.sharding import current_placement, current_platform, dividing_spec
+from mm1_jax.parallel.sharding import (
+    current_device_kind,
+    current_placement,
+    current_platform,
+    dividing_spec,
+)
 
 # Names of intermediate values that a rematerialization policy may save. ATTENTION_OUTPUT also names
 # the logsumexp of a fused kernel: if it is saved along with query, key and value, the backward pass
@@ -43,10 +51,6 @@ VALUE = saved_name("value")
 ATTENTION_OUTPUT = saved_name("attention_output")
 ATTENTION_PROJECTION = saved_name("attention_projection")
 
-# Logit of a masked key. It is finite, so that a position that sees nothing (padding) gets an
-# average instead of NaN, and so far below any logit that exp() of the difference is exactly zero.
-MASKED = -1e30
-
 
 class Kernel(enum.Enum):
     """Implementation of attention. On CPU the fused kernels are interpreted, for tests only."""
@@ -54,6 +58,7 @@ class Kernel(enum.Enum):
     AUTO = "auto"  # the fused kernel of the platform, or XLA if it has none
     XLA = "xla"
     SPLASH = "splash"  # TPU: jax's splash attention
+    ROWS = "rows"  # TPU: our kernel for short rows of one document each, as of images
     TRITON = "triton"  # GPU: jax's Pallas flash attention, deprecated since jax 0.12
 
 
@@ -73,17 +78,41 @@ def attend(
         kernel: Must be XLA unless queries and keys are at the same positions.
     """
     kernel = resolve_kernel(kernel)
-    if kernel is Kernel.XLA:
+    has_prefix = visibility is not None and visibility.prefix_lengths is not None
+    if kernel is Kernel.XLA or (has_prefix and kernel is not Kernel.ROWS):
         y_BTNH = xla_attention(q_BTNH, k_BSKH, v_BSKH, visibility)
         return checkpoint_name(y_BTNH, ATTENTION_OUTPUT)
+    if kernel is Kernel.ROWS:
+        return _attention_of_rows(q_BTNH, k_BSKH, v_BSKH, visibility)
     return fused_attention(q_BTNH, k_BSKH, v_BSKH, visibility, kernel)
 
 
 def resolve_kernel(kernel: Kernel) -> Kernel:
-    """Resolves AUTO to the kernel of the platform being compiled for."""
+    """Resolves AUTO to the kernel of the platform being compiled for.
+
+    AUTO leaves out ROWS, which has been compiled for TPUs and never run on one.
+    """
     if kernel is not Kernel.AUTO:
         return kernel
     return {"tpu": Kernel.SPLASH, "gpu": Kernel.TRITON}.get(current_platform(), Kernel.XLA)
+
+
+def rows_fit(shape: Sequence[int], num_kv_heads: int, dtype: DTypeLike) -> bool:
+    """Returns whether the kernel for short rows supports queries of this shape, B T N H.
+
+    It needs all queries of a row on one device, and heads that fill tiles of 128 lanes there.
+    """
+    _, T, N, H = shape
+    if num_kv_heads != N:
+        return False
+    placement = current_placement()
+    if placement is not None:
+        names = ("images", "sequence", "activation_heads", None)
+        _, sequence, heads, _ = dividing_spec(shape, names, placement)
+        if placement.num_shards(sequence) > 1:
+            return False
+        N //= placement.num_shards(heads)
+    return row_attention.fits(T, N, H, jnp.dtype(dtype).itemsize, current_device_kind())
 
 
 def row_length(length: int, kernel: Kernel) -> int:
@@ -92,7 +121,7 @@ def row_length(length: int, kernel: Kernel) -> int:
     A kernel pads rows itself if needed. Rows that are padded up front, with segment id 0, are not
     copied again in every layer.
     """
-    if resolve_kernel(kernel) is Kernel.XLA:
+    if resolve_kernel(kernel) in (Kernel.XLA, Kernel.ROWS):
         return length
     placement, shards = current_placement(), 1
     if placement is not None:
@@ -121,6 +150,44 @@ def xla_attention(
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
 
 
+def _attention_of_rows(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTNH: Float[Array, "B T N H"],
+    v_BTNH: Float[Array, "B T N H"],
+    visibility: Visibility | None,
+) -> Float[Array, "B T N H"]:
+    """Runs the kernel for short rows per shard: rows over the image axes, heads over theirs."""
+    prefix_lengths = None if visibility is None else visibility.prefix_lengths
+    is_supported = visibility is None or (
+        visibility.query_segment_ids is None and prefix_lengths is not None
+    )
+    if not is_supported or not rows_fit(q_BTNH.shape, k_BTNH.shape[2], q_BTNH.dtype):
+        raise ValueError(
+            f"attention: kernel=Kernel.ROWS does not support queries of shape {q_BTNH.shape} with "
+            f"{k_BTNH.shape[2]} kv heads; it needs whole rows without segment ids that fit into "
+            "vector memory, and as many kv heads as query heads, in tiles of 128 lanes; use "
+            "Kernel.AUTO"
+        )
+    run: Any = functools.partial(
+        row_attention.row_attention,
+        residual_name=ATTENTION_OUTPUT,
+        interpret=current_platform() == "cpu",
+    )
+    placement = current_placement()
+    if placement is not None:
+        names = ("images", None, "activation_heads", None)
+        heads = dividing_spec(q_BTNH.shape, names, placement)
+        run = jax.shard_map(
+            run,
+            mesh=placement.mesh,
+            in_specs=(heads, heads, heads, PartitionSpec(heads[0])),
+            out_specs=heads,
+            # A Pallas call does not declare the mesh axes over which its results vary.
+            check_vma=False,
+        )
+    return run(q_BTNH, k_BTNH, v_BTNH, prefix_lengths)
+
+
 def fused_attention(
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
@@ -134,7 +201,7 @@ def fused_attention(
     axes, and queries over the sequence axes, while every shard holds all keys. Dims that do not
     divide, such as the batch of a single prompt, are not split.
     """
-    assert visibility is None or visibility.prefix_lengths is None, "a prefix is masked by XLA only"
+    assert visibility is None or visibility.prefix_lengths is None, "splash masks no prefix"
     T, K = k_BTKH.shape[1:3]
     causal = visibility is not None and visibility.causal
     segment_ids = None if visibility is None else visibility.query_segment_ids

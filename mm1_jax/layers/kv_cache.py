@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mm1_jax.layers.attention_kernels import MASKED
-from mm1_jax.layers.attention_mask import attention_mask
+from mm1_jax.layers.attention_mask import MASKED, attention_mask
 from mm1_jax.parallel.sharding import constrain
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")

@@ -4,7 +4,7 @@ Every kernel is stored with the model dim first, including those that project ba
 FSDP splits the model dim. A shard is then a contiguous run of rows. Shards of columns would have to
 be transposed after the gather, which took 7% of the step time of a 30B model on 256 chips.
 
-Legend: B batch, T positions, D model dim, N heads, H head dim.
+Legend: B batch, T positions, D model dim, N heads, H head dim, C = N * H.
 """
 
 import abc
@@ -142,8 +142,23 @@ class SplitHeads(LinearMap):
     def input_dims(self) -> tuple[int, ...]:
         return (0,)
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
-        return self._completed(x_BTD, product(x_BTD, self.kernel[...]))
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], joined: bool = False
+    ) -> Float[Array, "B T N H"]:
+        """Projects to heads.
+
+        Args:
+            joined: Computes the product with the dims of the heads joined, so that the compiler
+                also stores it that way, without padding each head to whole tiles.
+        """
+        kernel_DNH = self.kernel[...]
+        if not joined:
+            return self._completed(x_BTD, product(x_BTD, kernel_DNH))
+        y_BTC = product(x_BTD, _joined(kernel_DNH))
+        if self.bias is not None:
+            y_BTC = y_BTC + self.bias[...].reshape(-1)[None, None]
+        y_BTNH = y_BTC.reshape(*y_BTC.shape[:2], *kernel_DNH.shape[1:])
+        return y_BTNH if self.lora is None else y_BTNH + self.lora(x_BTD)
 
 
 class JoinHeads(LinearMap):
@@ -168,5 +183,20 @@ class JoinHeads(LinearMap):
     def input_dims(self) -> tuple[int, ...]:
         return (1, 2)
 
-    def __call__(self, x_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        return self._completed(x_BTNH, jnp.einsum("BTNH,DNH->BTD", x_BTNH, self.kernel[...]))
+    def __call__(
+        self, x_BTNH: Float[Array, "B T N H"], joined: bool = False
+    ) -> Float[Array, "B T D"]:
+        """Projects from heads; see `SplitHeads` for `joined`."""
+        kernel_DNH = self.kernel[...]
+        if joined:
+            x_BTC = x_BTNH.reshape(*x_BTNH.shape[:2], -1)
+            y_BTD = jnp.einsum("BTC,DC->BTD", x_BTC, _joined(kernel_DNH))
+        else:
+            y_BTD = jnp.einsum("BTNH,DNH->BTD", x_BTNH, kernel_DNH)
+        return self._completed(x_BTNH, y_BTD)
+
+
+def _joined(kernel_DNH: Float[Array, "D N H"]) -> Float[Array, "D C"]:
+    # Without the barrier the compiler moves the reshape from the kernel's gradient to its factors,
+    # which are larger, and transposes them.
+    return jax.lax.optimization_barrier(kernel_DNH.reshape(len(kernel_DNH), -1))

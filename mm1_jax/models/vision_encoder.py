@@ -173,7 +173,6 @@ class VisionEncoder(Module):
         positions = segment_ids = None
         if prefix_lengths is not None:
             positions = jnp.broadcast_to(jnp.arange(length)[None], x.shape[:2])
-            segment_ids = jnp.ones_like(positions)
         padding = row_length(length, self.stack.layer.attention.kernel) - length
         if prefix_lengths is None and 0 < padding <= MAX_PADDING * length:
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))

@@ -143,6 +143,14 @@ def current_platform() -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
+def current_device_kind() -> str:
+    """Returns the kind of device being compiled for, such as "TPU v5p"; "" if it is not known."""
+    placement = _placement.get()
+    if placement is None:
+        return "" if _platform.get() else jax.devices()[0].device_kind
+    return getattr(placement.mesh.devices.flat[0], "device_kind", "")
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Shards an activation by the rules for its logical `names`; the identity without a mesh.
 

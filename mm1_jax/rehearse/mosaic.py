@@ -226,6 +226,10 @@ class _Kernel:
         if isinstance(value.owner, self._ir.Block):
             return None
         op = value.owner.operation
+        if op.name == "arith.addi":
+            # The end of a loop is its start plus its length.
+            start, length = (self._constant(operand) for operand in op.operands)
+            return None if start is None or length is None else start + length
         if op.name != "arith.constant":
             return None
         return self._ir.IntegerAttr(op.attributes["value"]).value

@@ -29,6 +29,18 @@ def test_head_splits_and_joins_equal_the_reshaped_matrix(prng_key):
     np.testing.assert_allclose(join(split(x)), np.asarray(x) @ matrix, rtol=1e-4, atol=1e-5)
 
 
+def test_heads_with_joined_dims_are_the_same(prng_key):
+    rngs = nnx.Rngs(params=prng_key)
+    sizes = {"num_heads": 2, "head_dim": 3, "bias": True}
+    split = SplitHeads.default_config().set(input_dim=6, **sizes).instantiate(rngs=rngs)
+    join = JoinHeads.default_config().set(output_dim=6, **sizes).instantiate(rngs=rngs)
+    split.bias[...], join.bias[...] = np.arange(6.0).reshape(2, 3), np.arange(6.0)
+    x = jax.random.normal(prng_key, (2, 4, 6))
+    heads = split(x)
+    np.testing.assert_allclose(split(x, joined=True), heads, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(join(heads, joined=True), join(heads), rtol=1e-5, atol=1e-6)
+
+
 def test_outputs_have_unit_variance_at_initialization(prng_key):
     x = jax.random.normal(prng_key, (4, 64, 256))
     rngs = nnx.Rngs(params=jax.random.key(1))

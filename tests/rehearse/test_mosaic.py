@@ -1,5 +1,6 @@
 """Work of small kernels, counted by hand from their blocks; lowered for a TPU, on any machine."""
 
+import functools
 import re
 
 import jax
@@ -11,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 
+from mm1_jax.layers.row_attention import row_attention
 from mm1_jax.rehearse.hlo import Instruction
 from mm1_jax.rehearse.mosaic import causal_share, kernel_work
 from mm1_jax.rehearse.predict import work_seconds
@@ -164,6 +166,42 @@ def test_good_attention_runs_at_six_tenths_of_the_peak(topology):
     )
     products = sum(work.flops for work in works)
     assert products / slice_.device_peak_flops / seconds == pytest.approx(0.6, abs=0.02)
+
+
+def test_a_loop_runs_as_often_as_the_distance_of_its_bounds():
+    def looped(x_ref, out_ref):
+        out_ref[...] = jax.lax.fori_loop(2, 7, lambda n, sums: sums + x_ref[n], x_ref[0])
+
+    def add(x):
+        return pl.pallas_call(looped, out_shape=array(64, 128))(x)
+
+    assert work_of(add, array(8, 64, 128)).vector_ops == 5 * 64 * 128
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "dim", "blocks"),
+    # Heads that share tiles; blocks of queries and keys of 384 and 768.
+    [(256, 4, 64, 1), (2304, 8, 80, 6)],
+)
+def test_the_kernel_for_rows_does_the_work_of_its_blocks(length, heads, dim, blocks):
+    def run(q, k, v):
+        attend = functools.partial(row_attention, residual_name="out")
+        y, gradients = jax.vjp(attend, q, k, v)
+        return y, gradients(y)
+
+    qkv = [array(2, length, heads, dim, dtype=jnp.bfloat16)] * 3
+    forward, backward = works_of(run, *qkv)
+    pairs = 2 * heads * length**2
+    # Contracted dims fill 128 lanes; rows of transposed outputs and gradients do not.
+    assert forward.padded_flops == 2 * pairs * (128 + dim)
+    assert backward.padded_flops == 2 * pairs * (4 * 128 + dim)
+    for work, least in ((forward, 4), (backward, 5)):
+        assert (TRANSCENDENTAL + least - 1) * pairs < work.vector_ops
+        assert work.vector_ops < (TRANSCENDENTAL + least + 4) * pairs
+    size = 2 * length * heads * dim * 2
+    assert forward.moved[:4] == (size,) * 4
+    assert [x for x in backward.moved if x != backward.moved[4]] == [size] * 8
+    assert backward.moved[4] == forward.moved[4] == 2 * 8 * -(-heads // 8) * length * 4
 
 
 def test_the_share_of_a_causal_mask_is_the_count_of_its_blocks():
