@@ -182,8 +182,8 @@ def advice(cfg: Any, report: Mapping[str, Any]) -> list[str]:
             f"shard parameters and optimizer state over the {copies} devices that hold copies of "
             "them: --config.trainer.parallelism.data=1 --config.trainer.parallelism.fsdp=-1"
         )
-    for part in ("decoder", "vision_encoder"):
-        if getattr(cfg.model, part) is None:
+    for part in ("decoder", "vision_encoder", "text_encoder"):
+        if getattr(cfg.model, part, None) is None:
             continue
         default = cfg.get_recursively(("model", part, "stack", "remat")).value
         less = None

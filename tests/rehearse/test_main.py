@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import pretrain
+from experiments import encoders, pretrain
 from mm1_jax.launch.launch import Launch
 from mm1_jax.parallel.chips import GIB
 from mm1_jax.rehearse import compile
@@ -286,6 +286,12 @@ def test_advice_is_to_save_less_if_something_is_saved(chosen, fields):
         f"save less for the backward pass: '--config.trainer.parallelism.{field}'"
         for field in fields
     ]
+
+
+def test_advice_is_given_for_towers_of_a_clip():
+    chosen = {"text_encoder_saved_names": "('query',)"}
+    lines = advice(encoders.clip_vit_l14(), {"mesh": {"fsdp": 4}, "parallelism": chosen})
+    assert any("text_encoder_saved_names=()" in line for line in lines)
 
 
 def test_a_table_is_resumed_and_keeps_errors(rehearsed, tmp_path, capsys):
