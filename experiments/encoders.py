@@ -141,7 +141,7 @@ def clip_vit_l14() -> Experiment.Config:
 
 def clip_vit_l14_336() -> Experiment.Config:
     """The second stage of `clip_vit_l14`, at 336 px: 512M pictures; the recipe is not published."""
-    cfg = _clip(_vit_l14(336), 352, num_pictures=512e6, learning_rate=4e-5, warmup_steps=500)
+    cfg = _clip(_vit_l14(336), 176, num_pictures=512e6, learning_rate=4e-5, warmup_steps=500)
     return _second_stage(cfg, "clip_vit_l14")
 
 

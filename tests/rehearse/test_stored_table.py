@@ -1,6 +1,6 @@
-"""Checks the table of docs/rehearsals.json, which docs/performance.md shows.
+"""Checks the table of docs/rehearsals.json, which docs/performance.md and docs/encoders.md show.
 
-The command in docs/performance.md makes the table, and updates it after changes.
+The commands there make the table, and update it after changes.
 """
 
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import encoders
 from mm1_jax.launch.launch import Launch
 from mm1_jax.rehearse.__main__ import fingerprint, report_key
 from mm1_jax.rehearse.report import render_alternatives, render_parts, render_table, step_by
@@ -56,12 +57,19 @@ def test_the_table_is_up_to_date_with_the_configs(key):
 
 
 def test_the_table_in_the_docs_equals_the_json():
-    text = (DOCS / "performance.md").read_text()
-    reports = [REPORTS[key] for key in sorted(REPORTS) if REPORTS[key]["config"] != COMPARED]
+    text, others = (DOCS / "performance.md").read_text(), {COMPARED, *encoders.named_configs()}
+    reports = [REPORTS[key] for key in sorted(REPORTS) if REPORTS[key]["config"] not in others]
     chat = [report for report in reports if report["config"].endswith("_chat")]
     assert render_table([report for report in reports if report not in chat]) in text
     assert render_table(chat) in text and render_parts(chat) in text
     assert render_alternatives(chat) in text
+
+
+def test_every_encoder_is_rehearsed_and_fits():
+    text = (DOCS / "encoders.md").read_text()
+    reports = [REPORTS[f"{config} on v5p:4x4x4"] for config in encoders.named_configs()]
+    assert render_table(reports) in text
+    assert all(report["memory"]["fits"] for report in reports)
 
 
 @pytest.mark.parametrize("key", REPORTS)
