@@ -33,11 +33,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from step_benchmark.sides import CompiledStep, TorchStep
-from step_benchmark.turns import MIB, OURS, ROOT, answer, breakdown_lines, measure, ratio_lines
+from step_benchmark.sides import CompiledStep, TorchStep, torch_pixels
+from step_benchmark.turns import (
+    MIB,
+    OURS,
+    ROOT,
+    add_turn_options,
+    answer,
+    breakdown_lines,
+    measure,
+    ratio_lines,
+)
 
 from mm1_jax.command import command
-from mm1_jax.flags import local_path, whole
+from mm1_jax.flags import whole
 from mm1_jax.launch.config_options import split_overrides
 
 PEERS = ("open_clip", "transformers")
@@ -203,11 +212,8 @@ class Torch(TorchStep):
         ]
         super().__init__(model, cfg.trainer.optimizer, [not each for each in is_vector])
         self._max_log_scale = math.log(cfg.model.max_scale)
-        encoder, pairs = cfg.model.vision_encoder, Pairs.draw(cfg)
-        colors = (torch.tensor(x) for x in (encoder.pixel_mean, encoder.pixel_std))
-        mean, std = colors
-        pixels = (torch.from_numpy(pairs.images).float() / 255 - mean) / std
-        self._pixels = pixels.permute(0, 3, 1, 2).contiguous()
+        pairs = Pairs.draw(cfg)
+        self._pixels = torch_pixels(pairs.images, cfg.model.vision_encoder)
         self._tokens = torch.from_numpy(pairs.tokens).long()
         self._contrast = open_clip_module("loss").ClipLoss() if peer == "open_clip" else None
 
@@ -253,25 +259,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--peer", choices=PEERS, default="open_clip", help="default: %(default)s")
-    for name, default, text in (
-        ("batch_size", 16, "pairs of a step"),
-        ("rounds", 5, "turns of each side"),
-        ("steps", 1, "steps of a turn"),
-        ("threads", 2, "threads of each side, at most as many as the process has cores"),
-    ):
-        help = f"{text}; default: %(default)s"
-        parser.add_argument(f"--{name}", type=whole(), default=default, metavar="N", help=help)
     parser.add_argument(
-        "--breakdown",
-        action="store_true",
-        help="also profile a step of each side by kind of operation; with one thread, the times "
-        "add up to a step",
+        "--batch_size",
+        type=whole(),
+        default=16,
+        metavar="N",
+        help="pairs of a step; default: %(default)s",
     )
-    parser.add_argument(
-        "--json", type=local_path, metavar="FILE", help="also write the figures to this file"
-    )
-    parser.add_argument("--arm", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=local_path, help=argparse.SUPPRESS)
+    add_turn_options(parser, steps=1)
     flags = parser.parse_args(rest)
     # Both sides start a thread for each core that they may run on.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
@@ -291,14 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = subprocess.run([sys.executable, __file__, "--arm=weights", *options], cwd=ROOT)
         if done.returncode:
             return done.returncode
-        found = measure(
-            (OURS, flags.peer),
-            __file__,
-            options,
-            rounds=flags.rounds,
-            steps=flags.steps,
-            breakdown=flags.breakdown,
-        )
+        found = measure((OURS, flags.peer), __file__, options, flags)
     print("\n".join(lines(flags, found)))
     if flags.json is not None:
         from mm1_jax.storage import write_whole

@@ -31,11 +31,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from step_benchmark.sides import CompiledStep, TorchStep
-from step_benchmark.turns import MIB, OURS, ROOT, answer, breakdown_lines, measure, ratio_lines
+from step_benchmark.sides import CompiledStep, TorchStep, torch_pixels
+from step_benchmark.turns import (
+    MIB,
+    OURS,
+    ROOT,
+    add_turn_options,
+    answer,
+    breakdown_lines,
+    measure,
+    ratio_lines,
+)
 
 from mm1_jax.command import command
-from mm1_jax.flags import local_path, whole
 from mm1_jax.launch.config_options import split_overrides
 
 PEER = "torch"
@@ -291,10 +299,8 @@ class Torch(TorchStep):
         labels = tokens.masked_fill(tokens == cfg.model.image_token, -100)
         self._batch = {"input_ids": tokens.to(device), "labels": labels.to(device)}
         if len(rows.images):
-            encoder = cfg.model.vision_encoder
-            mean, std = (torch.tensor(x) for x in (encoder.pixel_mean, encoder.pixel_std))
-            pixels = (torch.from_numpy(rows.images).float() / 255 - mean) / std
-            self._batch["pixel_values"] = pixels.permute(0, 3, 1, 2).contiguous().to(device)
+            pixels = torch_pixels(rows.images, cfg.model.vision_encoder)
+            self._batch["pixel_values"] = pixels.to(device)
 
     def loss(self) -> Any:
         with self._cast:
@@ -359,27 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--platform", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s"
     )
-    for name, default, text in (
-        ("rounds", 5, "turns of each side"),
-        ("steps", 2, "steps of a turn"),
-        ("threads", 2, "threads of each side on a CPU, at most as many as the process has cores"),
-    ):
-        help = f"{text}; default: %(default)s"
-        parser.add_argument(f"--{name}", type=whole(), default=default, metavar="N", help=help)
     parser.add_argument(
         "--torch_compile", action="store_true", help="compile torch's model by torch.compile"
     )
-    parser.add_argument(
-        "--breakdown",
-        action="store_true",
-        help="also profile a step of each side by kind of operation; with one thread, the times "
-        "add up to a step",
-    )
-    parser.add_argument(
-        "--json", type=local_path, metavar="FILE", help="also write the figures to this file"
-    )
-    parser.add_argument("--arm", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=local_path, help=argparse.SUPPRESS)
+    add_turn_options(parser, steps=2)
     flags = parser.parse_args(rest)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if flags.platform == "cpu":
@@ -406,14 +395,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Not in this process: the peak memory of a process counts from that of its parent.
         _run("weights", options)
         peaks = [float(_run("peak", options))]
-        found: dict[str, Any] = measure(
-            (OURS, PEER),
-            __file__,
-            options,
-            rounds=flags.rounds,
-            steps=flags.steps,
-            breakdown=flags.breakdown,
-        )
+        found: dict[str, Any] = measure((OURS, PEER), __file__, options, flags)
         found["peak_flops"] = [*peaks, float(_run("peak", options))]
     print("\n".join(lines(flags, cfg, found)))
     if flags.json is not None:

@@ -99,6 +99,15 @@ class CompiledStep:
         return seconds
 
 
+def torch_pixels(images: Any, encoder: Any) -> Any:
+    """Returns uint8 images [J, h, w, 3] as torch's [J, 3, h, w], normalized as `encoder` does."""
+    import torch
+
+    mean, std = (torch.tensor(x) for x in (encoder.pixel_mean, encoder.pixel_std))
+    pixels = (torch.from_numpy(images).float() / 255 - mean) / std
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
 class TorchStep(abc.ABC):
     """A train step of torch: forward, loss, backward and AdamW."""
 

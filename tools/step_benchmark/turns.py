@@ -1,5 +1,6 @@
 """Two sides in processes of their own that train by turns, and the ratios of their figures."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
+
+from mm1_jax.flags import local_path, whole
 
 ROOT = Path(__file__).parents[2]
 OURS = "ours"
@@ -50,6 +53,32 @@ class Arm:
         self._process.wait()
 
 
+def add_turn_options(parser: argparse.ArgumentParser, *, steps: int) -> None:
+    """Adds the options of turns, and those with which a tool starts its sides.
+
+    Args:
+        steps: Default of the steps of a turn.
+    """
+    for name, default, text in (
+        ("rounds", 5, "turns of each side"),
+        ("steps", steps, "steps of a turn"),
+        ("threads", 2, "threads of each side on a CPU, at most as many as the process has cores"),
+    ):
+        help = f"{text}; default: %(default)s"
+        parser.add_argument(f"--{name}", type=whole(), default=default, metavar="N", help=help)
+    parser.add_argument(
+        "--breakdown",
+        action="store_true",
+        help="also profile a step of each side by kind of operation; with one thread, the times "
+        "add up to a step",
+    )
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="also write the figures to this file"
+    )
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=local_path, help=argparse.SUPPRESS)
+
+
 def answer(side: Side) -> None:
     """Answers each line of stdin: a number of steps, or `breakdown`."""
     from mm1_jax.host_memory import peak_bytes
@@ -71,33 +100,27 @@ def answer(side: Side) -> None:
 
 
 def measure(
-    names: Sequence[str],
-    tool: str,
-    options: Sequence[str],
-    *,
-    rounds: int,
-    steps: int,
-    breakdown: bool = False,
+    names: Sequence[str], tool: str, options: Sequence[str], flags: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Returns the figures of each side: losses and seconds by turn, and peak memory.
 
     Args:
         tool: The script that runs a side if it gets `--arm=NAME`.
         options: Further options of each.
-        steps: Steps of a turn.
+        flags: Values of `add_turn_options`.
     """
     arms = [Arm(name, tool, options) for name in names]
     try:
         # The first step of a side prepares the others.
         found = {arm.name: {"losses": [arm.ask("1")["loss"]]} for arm in arms}
-        for _ in range(rounds):
+        for _ in range(flags.rounds):
             for arm in arms:
-                turn, figures = arm.ask(str(steps)), found[arm.name]
+                turn, figures = arm.ask(str(flags.steps)), found[arm.name]
                 figures["losses"].append(turn["loss"])
                 figures["peak_bytes"] = turn["peak_bytes"]
                 for key in ("seconds", "cpu_seconds"):
-                    figures.setdefault(key, []).append(turn[key] / steps)
-        if breakdown:
+                    figures.setdefault(key, []).append(turn[key] / flags.steps)
+        if flags.breakdown:
             for arm in arms:
                 found[arm.name]["breakdown"] = arm.ask("breakdown")
         return found
@@ -125,15 +148,12 @@ def ratio_lines(found: Mapping[str, Any], peer: str, unit: str) -> list[str]:
 
 def breakdown_lines(found: Mapping[str, Any], peer: str) -> list[str]:
     """Returns a table of the seconds of a step by kind of operation."""
-    both = [found[name]["breakdown"] for name in (OURS, peer)]
-    both = [{**side, "all": sum(side.values())} for side in both]
+    sides = (found[name]["breakdown"] for name in (OURS, peer))
+    both = [{**side, "all": sum(side.values())} for side in sides]
     kinds = sorted(both[0].keys() | both[1].keys(), key=lambda kind: -both[0].get(kind, 0))
     shown = [f"| seconds of a step | ours | {peer} | ratio |", "|---|---:|---:|---:|"]
     for kind in kinds:
         own, other = (side.get(kind, 0.0) for side in both)
-        shown.append(f"| {kind} | {own:.3f} | {other:.3f} | {_ratio(own, other)} |")
+        ratio = f"{own / other:.2f}" if other else ""
+        shown.append(f"| {kind} | {own:.3f} | {other:.3f} | {ratio} |")
     return shown
-
-
-def _ratio(own: float, other: float) -> str:
-    return f"{own / other:.2f}" if other else ""
