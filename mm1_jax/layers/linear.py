@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from mm1_jax.config import Required, config_class, derived
 from mm1_jax.field_types import NonNegative, PositiveInt
+from mm1_jax.layers.low_precision import LowPrecision, einsum, instantiated
 from mm1_jax.layers.module import Initializer, Module, param
 from mm1_jax.parallel.sharding import current_platform
 
@@ -34,7 +35,11 @@ def fan_in(scale: float, input_dims: tuple[int, ...] = (0,)) -> Initializer:
     return init
 
 
-def product(x: Float[Array, "... D"], kernel: Float[Array, "D ..."]) -> Float[Array, "..."]:
+def product(
+    x: Float[Array, "... D"],
+    kernel: Float[Array, "D ..."],
+    low_precision: LowPrecision | None = None,
+) -> Float[Array, "..."]:
     """Returns x kernel, summed over the last dim of x and the first of the kernel.
 
     JAX computes the gradient of the kernel as the transpose of g^T x, for a gradient g of the
@@ -42,6 +47,9 @@ def product(x: Float[Array, "... D"], kernel: Float[Array, "D ..."]) -> Float[Ar
     and multiplies two transposed matrices. There, it is computed as x^T g, and a step of a small
     decoder takes 0.7 times as long.
     """
+    if low_precision is not None:
+        outputs = "fgh"[: kernel.ndim - 1]
+        return low_precision.einsum(f"...d,d{outputs}->...{outputs}", x, kernel)
     if current_platform() == "cpu":
         return _product(x, kernel)
     return jnp.tensordot(x, kernel, 1)
@@ -71,8 +79,14 @@ _product.defvjp(_product_forward, _product_backward)
 class LinearMap(Module, abc.ABC):
     """Base class of linear maps: y = x kernel + bias, plus the update of an adapter."""
 
+    @config_class
+    class Config(Module.Config):
+        # Precision of x kernel and of its gradients; None is the dtype of x.
+        low_precision: LowPrecision.Config | None = None
+
     kernel: nnx.Param
     bias: nnx.Param | None
+    low_precision: LowPrecision | None
     # A `lora.Adapter`, set on the instance; NNX allows no parameters where None was set before.
     lora: Any = None
 
@@ -95,7 +109,7 @@ class Linear(LinearMap):
     """y = x kernel + bias. The kernel is stored as [input, output] or as [output, input]."""
 
     @config_class
-    class Config(Module.Config):
+    class Config(LinearMap.Config):
         input_dim: Required[PositiveInt] = derived()
         output_dim: Required[PositiveInt] = derived()
         bias: bool = False
@@ -110,6 +124,7 @@ class Linear(LinearMap):
         self.kernel = param(rngs, shape[order], axes[order], init)
         self.bias = param(rngs, shape[1:], axes[1:], zeros) if cfg.bias else None
         self.output_first = cfg.output_first
+        self.low_precision = instantiated(cfg.low_precision)
 
     @property
     def input_dims(self) -> tuple[int, ...]:
@@ -117,7 +132,10 @@ class Linear(LinearMap):
 
     def __call__(self, x: Float[Array, "*dims input"]) -> Float[Array, "*dims output"]:
         kernel = self.kernel[...]
-        y = jnp.einsum("...d,fd->...f", x, kernel) if self.output_first else product(x, kernel)
+        if self.output_first:
+            y = einsum(self.low_precision, "...d,fd->...f", x, kernel)
+        else:
+            y = product(x, kernel, self.low_precision)
         return self._completed(x, y)
 
 
@@ -125,7 +143,7 @@ class SplitHeads(LinearMap):
     """Projects features to heads: BTD -> BTNH."""
 
     @config_class
-    class Config(Module.Config):
+    class Config(LinearMap.Config):
         input_dim: Required[PositiveInt] = derived()
         num_heads: Required[PositiveInt] = derived()
         head_dim: Required[PositiveInt] = derived()
@@ -137,6 +155,7 @@ class SplitHeads(LinearMap):
         shape = (cfg.input_dim, cfg.num_heads, cfg.head_dim)
         self.kernel = param(rngs, shape, ("embed", cfg.axis, None), fan_in(cfg.init_scale))
         self.bias = param(rngs, shape[1:], (cfg.axis, None), zeros) if cfg.bias else None
+        self.low_precision = instantiated(cfg.low_precision)
 
     @property
     def input_dims(self) -> tuple[int, ...]:
@@ -153,8 +172,8 @@ class SplitHeads(LinearMap):
         """
         kernel_DNH = self.kernel[...]
         if not joined:
-            return self._completed(x_BTD, product(x_BTD, kernel_DNH))
-        y_BTC = product(x_BTD, _joined(kernel_DNH))
+            return self._completed(x_BTD, product(x_BTD, kernel_DNH, self.low_precision))
+        y_BTC = product(x_BTD, _joined(kernel_DNH), self.low_precision)
         if self.bias is not None:
             y_BTC = y_BTC + self.bias[...].reshape(-1)[None, None]
         y_BTNH = y_BTC.reshape(*y_BTC.shape[:2], *kernel_DNH.shape[1:])
@@ -165,7 +184,7 @@ class JoinHeads(LinearMap):
     """Projects heads back to features: BTNH -> BTD."""
 
     @config_class
-    class Config(Module.Config):
+    class Config(LinearMap.Config):
         num_heads: Required[PositiveInt] = derived()
         head_dim: Required[PositiveInt] = derived()
         output_dim: Required[PositiveInt] = derived()
@@ -178,6 +197,7 @@ class JoinHeads(LinearMap):
         init = fan_in(cfg.init_scale, input_dims=(1, 2))
         self.kernel = param(rngs, shape, ("embed", cfg.axis, None), init)
         self.bias = param(rngs, shape[:1], ("embed",), zeros) if cfg.bias else None
+        self.low_precision = instantiated(cfg.low_precision)
 
     @property
     def input_dims(self) -> tuple[int, ...]:
@@ -190,9 +210,9 @@ class JoinHeads(LinearMap):
         kernel_DNH = self.kernel[...]
         if joined:
             x_BTC = x_BTNH.reshape(*x_BTNH.shape[:2], -1)
-            y_BTD = jnp.einsum("BTC,DC->BTD", x_BTC, _joined(kernel_DNH))
+            y_BTD = einsum(self.low_precision, "BTC,DC->BTD", x_BTC, _joined(kernel_DNH))
         else:
-            y_BTD = jnp.einsum("BTNH,DNH->BTD", x_BTNH, kernel_DNH)
+            y_BTD = einsum(self.low_precision, "BTNH,DNH->BTD", x_BTNH, kernel_DNH)
         return self._completed(x_BTNH, y_BTD)
 
 

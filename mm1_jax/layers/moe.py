@@ -11,6 +11,7 @@ Legend: B batch, T positions, N tokens, D model dim, F feed-forward dim, E exper
 token, C expert capacity, R choices, Q slots, s devices along the expert axis.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from mm1_jax.layers.expert_exchange import arrivals, exchange, plan_exchange
 from mm1_jax.layers.feed_forward import Activation
 from mm1_jax.layers.grouped_matmul import group_by_expert, grouped_matmul, row_block
 from mm1_jax.layers.linear import fan_in
+from mm1_jax.layers.low_precision import LowPrecision, Product, einsum, instantiated
 from mm1_jax.layers.module import Module, param
 from mm1_jax.parallel.rematerialisation import saved_name
 from mm1_jax.parallel.sharding import gather_shards, per_shard, shard_axes, sum_shards
@@ -79,6 +81,8 @@ class Experts(Module):
         num_experts: Required[PositiveInt] = derived()
         activation: Activation = Activation.SILU
         init_scale: NonNegative = 1.0
+        # Precision of the three products and of their gradients; None is the dtype of x.
+        low_precision: LowPrecision.Config | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         E, D, F = cfg.num_experts, cfg.input_dim, cfg.hidden_dim
@@ -87,6 +91,7 @@ class Experts(Module):
         self.up = param(rngs, (E, D, F), up, normal(cfg.init_scale * D**-0.5))
         self.down = param(rngs, (E, D, F), down, normal(cfg.init_scale * F**-0.5))
         self.activation = Activation(cfg.activation)
+        self.low_precision = instantiated(cfg.low_precision)
 
     def kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         return self.gate[...], self.up[...], self.down[...]
@@ -116,7 +121,7 @@ class Dropless(Module):
         def compute(x: Array, is_real: Array, choices: Array, weights: Array, *kernels: Array):
             x_ND, weights_NX = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
             experts_NX = jnp.where(is_real[..., None], choices, E).reshape(weights_NX.shape)
-            args = x_ND, experts_NX, weights_NX, kernels, experts.activation
+            args = x_ND, experts_NX, weights_NX, kernels, experts.activation, experts.low_precision
             if shard_axes("expert"):
                 y_ND, is_dropped_NX = compute_across_devices(*args, self.receive_factor)
             else:
@@ -138,8 +143,13 @@ def compute_on_device(
     weights_NX: Float[Array, "N X"],
     kernels: tuple[Array, ...],
     activation: Activation,
+    low_precision: LowPrecision | None,
 ) -> Float[Array, "N D"]:
-    """Applies the experts of this device to tokens on this device."""
+    """Applies the experts of this device to tokens on this device.
+
+    No grouped product takes 8-bit operands. Low precision rounds them, for evaluation to compute
+    what training does.
+    """
     E = kernels[0].shape[0]
     block = row_block(experts_NX.size, E)
     slots, sizes_E = group_by_expert(experts_NX, E, block)
@@ -147,6 +157,9 @@ def compute_on_device(
     weights_Q = weights_of_slots(weights_NX, slots)
 
     def multiply(x: Array, kernel: Array, output_first: bool = False) -> Array:
+        if low_precision is not None and Product.FORWARD in low_precision.products:
+            x = low_precision.rounded(x, axis=1)
+            kernel = low_precision.rounded(kernel, axis=2 if output_first else 1)
         return grouped_matmul(x, kernel, sizes_E, block, output_first)
 
     return from_slots(gated_experts(x_QD, weights_Q, kernels, activation, multiply), slots)
@@ -158,6 +171,7 @@ def compute_across_devices(
     weights_NX: Float[Array, "N X"],
     kernels: tuple[Array, ...],
     activation: Activation,
+    low_precision: LowPrecision | None,
     receive_factor: float | None,
 ) -> tuple[Float[Array, "N D"], Bool[Array, "N X"]]:
     """Applies experts that are split over devices.
@@ -193,7 +207,9 @@ def compute_across_devices(
     weights_sR = jax.lax.all_gather(weights_of_slots(weights_NX, slots), axes)
     weights_Q = weights_sR.at[sender_Q, plan.starts[sender_Q, me] + row_Q].get(mode="clip")
 
-    y_QD = compute_on_device(x_QD, experts_Q[:, None], weights_Q[:, None], kernels, activation)
+    y_QD = compute_on_device(
+        x_QD, experts_Q[:, None], weights_Q[:, None], kernels, activation, low_precision
+    )
     y_RD = exchange(y_QD, plan.back(), len(slots.choice_Q))
     return from_slots(y_RD, slots), is_routed_NX & ~is_sent_NX
 
@@ -235,9 +251,8 @@ class Capacity(Module):
             weights_EQ = weights_of_slots(weights.reshape(len(tokens), -1), slots).reshape(E, -1)
             x_sEQD = checkpoint_name(to_experts(x_EQD), EXPERT_INPUTS)
             weights_sEQ = to_experts(weights_EQ)
-            y_sEQD = gated_experts(
-                x_sEQD, weights_sEQ, kernels, experts.activation, multiply_experts
-            )
+            multiply = functools.partial(multiply_experts, experts.low_precision)
+            y_sEQD = gated_experts(x_sEQD, weights_sEQ, kernels, experts.activation, multiply)
             y_QD = to_tokens(y_sEQD).reshape(-1, x.shape[-1])
             y = from_slots(y_QD, slots).reshape(x.shape)
             return sum_shards(y, "activation_mlp"), dropped.reshape(is_real.shape[:2])
@@ -272,11 +287,14 @@ def to_tokens(y_sEQ: Float[Array, "s E_s Q *D"]) -> Float[Array, "E Q *D"]:
 
 
 def multiply_experts(
-    x_sEQ: Float[Array, "s E Q _"], kernel_EDF: Float[Array, "E D F"], output_first: bool = False
+    low_precision: LowPrecision | None,
+    x_sEQ: Float[Array, "s E Q _"],
+    kernel_EDF: Float[Array, "E D F"],
+    output_first: bool = False,
 ) -> Array:
     """Multiplies the rows of each expert by its kernel, without concatenating devices."""
     subscripts = "sEQF,EDF->sEQD" if output_first else "sEQD,EDF->sEQF"
-    return jnp.einsum(subscripts, x_sEQ, kernel_EDF)
+    return einsum(low_precision, subscripts, x_sEQ, kernel_EDF)
 
 
 def gated_experts(
@@ -322,6 +340,13 @@ class MoE(Module):
             input_dim=cfg.input_dim, hidden_dim=cfg.hidden_dim, num_experts=cfg.num_experts
         ).instantiate(rngs=rngs)
         self.dispatch = cfg.dispatch.instantiate(rngs=rngs)
+        low_precision = getattr(self.experts, "low_precision", None)
+        if isinstance(self.dispatch, Dropless) and low_precision and low_precision.products:
+            raise ValueError(
+                "moe: dispatch=Dropless multiplies groups of any size, for which there is no 8-bit "
+                "product; expected dispatch=Capacity (model.decoder.moe.dispatch), or experts in "
+                "the dtype of the model (model.decoder.moe.experts.low_precision.products=())"
+            )
         self.dropless = Dropless.default_config().instantiate(rngs=rngs)
         self.experts_per_token = cfg.experts_per_token
 

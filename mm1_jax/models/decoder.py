@@ -12,12 +12,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, derived
+from mm1_jax.config import REQUIRED, InstantiableConfig, Required, config_class, derived, fill
 from mm1_jax.field_types import PositiveInt
 from mm1_jax.layers.attention import Attention, Pattern, head_sizes
 from mm1_jax.layers.embedding import Embedding
 from mm1_jax.layers.feed_forward import GatedFeedForward
 from mm1_jax.layers.kv_cache import Caches, empty_cache
+from mm1_jax.layers.low_precision import LowPrecision
 from mm1_jax.layers.module import Module, checked, checked_tuple
 from mm1_jax.layers.moe import RouterStatistics
 from mm1_jax.layers.norm import RMSNorm
@@ -66,6 +67,9 @@ class Decoder(Module):
         head: InstantiableConfig = Embedding.default_config()  # ignored with tied_embeddings
         stack: Stack.Config = Stack.default_config().set(layer=_block())
         norm: InstantiableConfig = RMSNorm.default_config()
+        # Precision of the products of linear layers and experts that set none of their own. Router,
+        # embedding and output layer keep the dtype of the model.
+        low_precision: LowPrecision.Config | None = None
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         if cfg.vocab_size is None:
@@ -148,10 +152,12 @@ def decoder_stack(cfg: Decoder.Config) -> Stack.Config:
         head_dim=cfg.head_dim,
     )
     layer.feed_forward.set(input_dim=cfg.model_dim, hidden_dim=cfg.hidden_dim)
+    fill(layer, "low_precision", cfg.low_precision)
     stack = cfg.stack.clone(input_dim=cfg.model_dim, num_layers=cfg.num_layers, layer=layer)
     if cfg.moe is None:
         return stack
     sparse = layer.clone(feed_forward=cfg.moe.clone(hidden_dim=cfg.hidden_dim))
+    fill(sparse, "low_precision", cfg.low_precision)
     if cfg.moe_every == 1:
         return stack.set(layer=sparse)
     if cfg.moe_every < 1 or cfg.num_layers % cfg.moe_every:

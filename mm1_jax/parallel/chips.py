@@ -19,6 +19,8 @@ class Chip:
 
     Attributes:
         peak_flops: Dense bfloat16 FLOP/s per chip; published.
+        peak_int8, peak_fp8: Dense operations/s per chip on operands of these types; published. None
+            if the chip multiplies them no faster than bfloat16.
         hbm_bytes: Memory of one JAX device that a program may use; from the compiler for TPUs,
             published for GPUs.
         hbm_bandwidth: Memory bandwidth per chip in bytes/s; published.
@@ -49,12 +51,19 @@ class Chip:
     torus_dims: int
     devices_per_chip: int
     source: str
+    peak_int8: float | None = None
+    peak_fp8: float | None = None
+
+    def peak(self, operands: str) -> float | None:
+        """Returns the peak for operands of "int8" or "fp8"; None if bfloat16 is as fast."""
+        return {"int8": self.peak_int8, "fp8": self.peak_fp8}[operands]
 
 
 # Peak FLOP/s and memory bandwidths are from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} and
-# NVIDIA's data sheets of the SXM modules. Link bandwidths are from the same pages, minus 10% for
-# protocol overhead. Bandwidths between slices are those of a host's network interfaces, shared by
-# its chips. Host bandwidths are those of 16 PCIe lanes per chip: generation 3 up to v5p, then
+# NVIDIA's data sheets of the SXM modules, where figures with sparsity are halved. The int8 peak of
+# v5p is from its announcement (December 2023). Link bandwidths are from the same pages, minus 10%
+# for protocol overhead. Bandwidths between slices are those of a host's network interfaces, shared
+# by its chips. Host bandwidths are those of 16 PCIe lanes per chip: generation 3 up to v5p, then
 # generation 4 or 5.
 CHIPS = {
     chip.name: chip
@@ -78,6 +87,7 @@ CHIPS = {
             name="v5e",
             kind="TPU v5e",
             peak_flops=197e12,
+            peak_int8=393e12,
             hbm_bytes=15.75 * GIB,
             hbm_bandwidth=819e9,
             vector_rate=1024 * 4 * 1.5e9,
@@ -93,6 +103,7 @@ CHIPS = {
             name="v5p",
             kind="TPU v5p",
             peak_flops=459e12,
+            peak_int8=918e12,
             hbm_bytes=95.74 * GIB,
             hbm_bandwidth=2765e9,
             vector_rate=2 * 1024 * 4 * 1.75e9,
@@ -108,6 +119,7 @@ CHIPS = {
             name="v6e",
             kind="TPU v6e",
             peak_flops=918e12,
+            peak_int8=1836e12,
             hbm_bytes=31.25 * GIB,
             hbm_bandwidth=1640e9,
             vector_rate=1024 * 4 * 1.75e9,
@@ -123,6 +135,7 @@ CHIPS = {
             name="tpu7x",
             kind="TPU7x",
             peak_flops=2307e12,
+            peak_fp8=4614e12,
             hbm_bytes=94.75 * GIB,
             hbm_bandwidth=7380e9,
             vector_rate=2 * 1024 * 4 * 2.2e9,
@@ -138,6 +151,8 @@ CHIPS = {
             name="h100",
             kind="NVIDIA H100 SXM",
             peak_flops=989e12,
+            peak_int8=1979e12,
+            peak_fp8=1979e12,
             hbm_bytes=80e9,
             hbm_bandwidth=3350e9,
             vector_rate=33.5e12,
@@ -153,6 +168,8 @@ CHIPS = {
             name="h200",
             kind="NVIDIA H200 SXM",
             peak_flops=989e12,
+            peak_int8=1979e12,
+            peak_fp8=1979e12,
             hbm_bytes=141e9,
             hbm_bandwidth=4800e9,
             vector_rate=33.5e12,

@@ -198,10 +198,14 @@ def _device_grid(shape: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
 
 def device_kind(device: Any) -> str:
     """Returns the short name of a device's kind, such as "v5p"; JAX's own name if unknown."""
+    return short_name(device.device_kind)
+
+
+def short_name(device_kind: str) -> str:
     for pattern, kind in _DEVICE_KINDS:
-        if re.fullmatch(pattern, device.device_kind):
+        if re.fullmatch(pattern, device_kind):
             return kind
-    return device.device_kind
+    return device_kind
 
 
 def num_slices(devices: Sequence[Any]) -> int:

@@ -3,6 +3,7 @@
 Of a kernel these are the products that its result needs; its code may run more (see `mosaic`).
 """
 
+import enum
 import functools
 import math
 import re
@@ -14,18 +15,40 @@ from mm1_jax.rehearse.hlo import Computation, Instruction, Module, Shape
 from mm1_jax.rehearse.vector_ops import TRANSCENDENTAL
 
 
-def matmul_flops(module: Module, i: Instruction, computation: Computation) -> float:
-    """Returns the FLOPs of a matrix product, or of those within a fusion."""
-    if i.opcode == "dot":
-        return dot_flops(i, computation)
-    if i.opcode == "convolution":
-        return convolution_flops(i, computation)
-    if i.opcode == "custom-call" and i.call_target.startswith("__cublas$"):
-        return dot_flops(i, computation)
+class Operands(enum.Enum):
+    """Types of a product's operands that chips may multiply faster than bfloat16."""
+
+    INT8 = "int8"
+    FP8 = "fp8"
+
+
+def matmul_flops(
+    module: Module, i: Instruction, computation: Computation, of: Operands | None = None
+) -> float:
+    """Returns the FLOPs of a matrix product, or of those within a fusion.
+
+    Args:
+        of: Counts only products whose operands both are of this type.
+    """
     if i.opcode == "fusion":
         inner = module.called(i, "calls")
-        return sum((matmul_flops(module, each, c) for c in inner for each in c.instructions), 0.0)
-    return 0.0
+        works = (matmul_flops(module, each, c, of) for c in inner for each in c.instructions)
+        return sum(works, 0.0)
+    is_dot = i.opcode == "dot" or (
+        i.opcode == "custom-call" and i.call_target.startswith("__cublas$")
+    )
+    if not is_dot and i.opcode != "convolution":
+        return 0.0
+    if of is not None and _operands(i, computation) is not of:
+        return 0.0
+    return dot_flops(i, computation) if is_dot else convolution_flops(i, computation)
+
+
+def _operands(i: Instruction, computation: Computation) -> Operands | None:
+    dtypes = [s.dtype for name in i.operands[:2] for s in computation.shapes_of(name)]
+    if all(dtype in ("s8", "u8") for dtype in dtypes):
+        return Operands.INT8
+    return Operands.FP8 if all(dtype.startswith("f8") for dtype in dtypes) else None
 
 
 def dot_flops(i: Instruction, computation: Computation) -> float:

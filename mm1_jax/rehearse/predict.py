@@ -3,8 +3,9 @@
 This is a model that was never checked on the chips themselves; use it to compare programs.
 Assumptions, each of which `Rules` can switch off:
 
-    work        the most of the compiler's estimate of cycles / clock, FLOPs / peak FLOP/s, bytes /
-                memory bandwidth, and vector operations / rate of the vector unit
+    work        the most of the compiler's estimate of cycles / clock, FLOPs / peak FLOP/s of the
+                operands' type, bytes / memory bandwidth, and vector operations / rate of the
+                vector unit
     kernels     Pallas and the like, which have no estimate: products padded to tiles, at
                 KERNEL_EFFICIENCY of the peak, and vector operations after them; at least the bytes
     transfers   bytes sent / bandwidth: of the axes of the torus that the group of devices spans
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from mm1_jax.rehearse import links
+from mm1_jax.rehearse.flops import Operands
 from mm1_jax.rehearse.links import Places
 from mm1_jax.rehearse.program import Branch, Done, Loop, Schedule, Start, Work, WorkKind
 from mm1_jax.rehearse.topologies import Topology
@@ -159,7 +161,7 @@ def work_seconds(work: Work, topology: Topology, rules: Rules = RULES) -> float:
 def limits(work: Work, topology: Topology, rules: Rules = RULES) -> dict[str, float]:
     """Returns the seconds that work takes by each of its limits, of which the slowest counts."""
     peak, clock = topology.device_peak_flops, topology.chip.clock
-    found = {"flops": work.flops / peak}
+    found = {"flops": _product_seconds(work, topology)}
     ops = work.vector_ops / topology.device_vector_rate if rules.vector_ops else 0.0
     if work.kind is WorkKind.KERNEL:
         flops = max(work.flops, work.padded_flops) if rules.padded_products else work.flops
@@ -170,6 +172,15 @@ def limits(work: Work, topology: Topology, rules: Rules = RULES) -> dict[str, fl
     if rules.bytes_moved or "cycles" not in found:
         found["bytes"] = work.hbm_bytes / topology.device_hbm_bandwidth
     return {**found, "vector operations": ops}
+
+
+def _product_seconds(work: Work, topology: Topology) -> float:
+    seconds, left = 0.0, work.flops
+    for operands, flops in work.low_flops.items():
+        if (peak := topology.device_peak(operands.value)) is not None:
+            seconds += flops / peak
+            left -= flops
+    return seconds + left / topology.device_peak_flops
 
 
 def transfer_seconds(
@@ -216,6 +227,16 @@ def flops(schedule: Schedule) -> float:
     """Returns the FLOPs of matrix products and kernels, per device and step."""
     works = ((item, times) for item, times in executed(schedule) if isinstance(item, Work))
     return sum((times * work.flops for work, times in works), 0.0)
+
+
+def low_flops(schedule: Schedule) -> dict[Operands, float]:
+    """Returns those of `flops` that multiply 8-bit operands, by their type."""
+    found: dict[Operands, float] = {}
+    for item, times in executed(schedule):
+        if isinstance(item, Work):
+            for operands, flops in item.low_flops.items():
+                found[operands] = found.get(operands, 0.0) + times * flops
+    return found
 
 
 def costs_by_part(schedule: Schedule, topology: Topology) -> dict[str, tuple[float, float]]:

@@ -5,10 +5,11 @@ The compiler splits an asynchronous collective over several fusions; the schedul
 
 import enum
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mm1_jax.rehearse.flops import (
+    Operands,
     is_causal,
     kernel_estimate,
     kernel_flops,
@@ -80,6 +81,7 @@ class Work:
         hbm_bytes: Bytes read from and written to HBM.
         vector_ops: Operations of the vector unit on 32-bit elements.
         padded_flops: FLOPs of a kernel's products with the padding of tiles and blocks.
+        low_flops: Those of `flops` that multiply 8-bit operands, by their type.
         part: Part of the model that it belongs to (see `parts`).
     """
 
@@ -91,6 +93,7 @@ class Work:
     vector_ops: float = 0.0
     padded_flops: float = 0.0
     part: str = OTHER
+    low_flops: Mapping[Operands, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,9 @@ class HloProgram:
         # The largest integer stands for "no estimate" for work of another core.
         cycles = cycles if cycles is None or cycles < 2**62 else None
         kind = WorkKind.MATRIX if flops else WorkKind.VECTOR
-        return Work(i.name, kind, flops, cycles, moved, ops, part=self.parts.of(i))
+        low = {of: matmul_flops(self.module, i, computation, of) for of in Operands if flops}
+        low = {of: each for of, each in low.items() if each}
+        return Work(i.name, kind, flops, cycles, moved, ops, part=self.parts.of(i), low_flops=low)
 
     def _kernel(self, i: Instruction, computation: Computation) -> Work:
         """Returns the work of a kernel: that of its code, or else what its author or name tells."""

@@ -5,7 +5,8 @@ given or the program does not fit. Bytes and seconds are per device and step.
 
     config, overrides, topology, num_chips, num_devices, mesh, parallelism
     memory        arguments, temporaries, outputs, aliased, code, total, peak, hbm, free, fits
-    flops         model, executed, ratio; over all devices
+    flops         model, executed, ratio, low: those of executed with 8-bit operands, by their
+                  type; over all devices
     collectives   kind -> count in the text, executions, bytes sent
     host_copies   the same for copies to and from the host's memory
     parts         part of the model -> seconds of its compute, executed FLOPs over all devices
@@ -31,6 +32,7 @@ from mm1_jax.rehearse.predict import (
     Traffic,
     costs_by_part,
     flops,
+    low_flops,
     predict,
     traffic,
 )
@@ -81,8 +83,9 @@ def program_report(
             "all axes; give --config, or a text of --save_hlo"
         )
     executed = flops(schedule) * topology.num_devices
+    low = {each.value: n * topology.num_devices for each, n in low_flops(schedule).items()}
     report: dict[str, Any] = {
-        "flops": {"executed": executed},
+        "flops": {"executed": executed, **({"low": low} if low else {})},
         "collectives": _as_dicts(traffic(schedule, Route.LINKS, Route.NETWORK)),
         "host_copies": _as_dicts(traffic(schedule, Route.HOST)),
         "step": {**asdict(times), "total": times.step},
@@ -91,7 +94,7 @@ def program_report(
             for part, (seconds, number) in costs_by_part(schedule, topology).items()
         },
         "warnings": warnings,
-        "assumptions": assumptions(topology),
+        "assumptions": assumptions(topology) | {f"peak_{x}": topology.chip.peak(x) for x in low},
         "predictor": PREDICTOR,
         "alternatives": {
             name: predict(schedule, topology, places, rules).step
@@ -302,6 +305,10 @@ def _flops(report: Mapping[str, Any]) -> str:
         text += f"   model {numbers['model']:.4g}   ratio {numbers['ratio']:.3f}"
     if "images" in numbers:
         text += f"   ({numbers['images']:,.0f} images per step)"
+    for operands, number in numbers.get("low", {}).items():
+        peak = report["assumptions"][f"peak_{operands}"]
+        rate = f"at {peak / 1e12:g} TOP/s" if peak else "no faster than bfloat16"
+        text += f"\n  of which {operands:11} {number / numbers['executed']:.1%}, {rate}"
     return text
 
 

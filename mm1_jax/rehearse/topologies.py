@@ -69,6 +69,11 @@ class Topology:
         """Peak FLOP/s of a JAX device."""
         return self.chip.peak_flops / self.chip.devices_per_chip
 
+    def device_peak(self, operands: str) -> float | None:
+        """Peak operations/s of a JAX device on "int8" or "fp8"; None if bfloat16 is as fast."""
+        peak = self.chip.peak(operands)
+        return None if peak is None else peak / self.chip.devices_per_chip
+
     @property
     def device_hbm_bandwidth(self) -> float:
         """HBM bandwidth of a JAX device in bytes/s."""

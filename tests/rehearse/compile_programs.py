@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mm1_jax.layers.low_precision import LowPrecision
 from mm1_jax.rehearse.compile import make_devices
 from mm1_jax.rehearse.topologies import parse_topology
 
@@ -38,6 +39,13 @@ def gather_and_scatter(x):
     return jax.lax.psum_scatter(jnp.sin(gathered), "fsdp", tiled=True)
 
 
+def low_precision_products(x, kernel):
+    """Multiplies by a kernel in int8, and computes both gradients, the kernel's in bfloat16."""
+    rule = LowPrecision.default_config().instantiate()
+    y, backward = jax.vjp(lambda x, kernel: rule.einsum("bd,df->bf", x, kernel), x, kernel)
+    return backward(y)
+
+
 def main(folder: Path) -> None:
     mesh = Mesh(make_devices(parse_topology("v5e:2x2")), ("fsdp",), axis_types=(AxisType.Auto,))
 
@@ -56,6 +64,11 @@ def main(folder: Path) -> None:
         "looped": (looped_products, shape(ROWS, DIM), shape(LAYERS, DIM, DIM)),
         "batched": (batched_products, shape(4, 128, 256), shape(4, 256, 512)),
         "collectives": (scattered, shape(1024, 512, spec=split)),
+        "low_precision": (
+            low_precision_products,
+            shape(2048, 1024, spec=split),
+            shape(1024, 512, spec=split),
+        ),
         "large": (jnp.matmul, shape(8192, 8192), shape(8192, 8192)),
     }
     for name, (function, *arguments) in programs.items():

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
-from mm1_jax.rehearse.predict import executed, flops, traffic
+from mm1_jax.rehearse.flops import Operands
+from mm1_jax.rehearse.predict import executed, flops, limits, low_flops, traffic
 from mm1_jax.rehearse.program import HloProgram, Loop, Start, Work, WorkKind
 from mm1_jax.rehearse.report import program_report, render
 from mm1_jax.rehearse.topologies import parse_topology
@@ -77,6 +79,36 @@ def test_counts_are_multiplied_by_loop_trips():
     assert (gathers.count, gathers.executions) == (1, 7)
     assert gathers.sent == 7 * 3 * 64 * 32 * 2
     assert program.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("chip", "left", "right", "operations_per_second"),
+    [
+        ("v5e:2x2", "s8", "s8", 393e12),
+        ("v5e:2x2", "s8", "bf16", 197e12),
+        ("v4:2x2x1", "s8", "s8", 275e12),
+        ("v5e:2x2", "f8e4m3fn", "f8e5m2", 197e12),
+        ("tpu7x:2x2x1", "f8e4m3fn", "f8e5m2", 4614e12 / 2),
+        ("h200:4", "f8e4m3fn", "f8e5m2", 1979e12),
+    ],
+)
+def test_products_of_8_bits_run_at_the_peak_of_their_type(chip, left, right, operations_per_second):
+    text = f"""\
+HloModule low, is_scheduled=true
+
+ENTRY %main () -> s32[4096,4096] {{
+  %a = {left}[4096,4096]{{1,0}} custom-call(), custom_call_target="AllocateBuffer"
+  %b = {right}[4096,4096]{{1,0}} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %y = s32[4096,4096]{{1,0}} dot(%a, %b), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+}}
+"""  # noqa: E501
+    schedule = HloProgram.parse(text).schedule()
+    (work,) = schedule
+    assert work.flops == 2 * 4096**3
+    is_low = left[0] == right[0]
+    assert sum(low_flops(schedule).values()) == (work.flops if is_low else 0)
+    found = limits(work, parse_topology(chip))["flops"]
+    np.testing.assert_allclose(found, work.flops / operations_per_second)
 
 
 def test_offloaded_pieces_go_to_host_memory_and_back():
@@ -268,6 +300,22 @@ def test_a_compiled_loop_has_its_exact_flops(programs):
 def test_batched_products_compiled_as_convolutions_have_their_exact_flops(programs):
     schedule = HloProgram.parse((programs / "batched.hlo").read_text()).schedule()
     assert flops(schedule) == 4 * 2 * 128 * 256 * 512
+
+
+def test_int8_products_compile_to_integer_products_of_gathered_integers(programs):
+    """Forward product and gradient of the inputs, but not that of the kernel, on four devices."""
+    program = HloProgram.parse((programs / "low_precision.hlo").read_text())
+    schedule = program.schedule()
+    product = 2 * (2048 // 4) * 1024 * 512
+    assert low_flops(schedule) == {Operands.INT8: 2 * product}
+    assert flops(schedule) == 3 * product
+    gathered = [
+        i.shapes[0]
+        for computation in program.module.computations.values()
+        for i in computation.instructions
+        if i.opcode.startswith("all-gather") and i.shapes[0].size >= 1024 * 512
+    ]
+    assert gathered and {shape.dtype for shape in gathered} == {"s8"}
 
 
 def test_compiled_collectives_send_their_exact_bytes(programs):

@@ -13,6 +13,7 @@ from bigram_trainer import host_batch
 from mm1_jax.batch import Batch
 from mm1_jax.image_buffer import ImageBuffer
 from mm1_jax.layers.lora import Adapter, LoRA, is_adapter
+from mm1_jax.layers.low_precision import LowPrecision
 from mm1_jax.layers.moe import Capacity, MoE
 from mm1_jax.layers.parameter_paths import parameter_path, parameter_paths
 from mm1_jax.models.mm1 import MM1
@@ -84,9 +85,11 @@ def batch():
     )
 
 
-def make_program(batch, sparse, axes, frozen=(), lora=None, **parallelism):
+def make_program(batch, sparse, axes, frozen=(), lora=None, low_precision=None, **parallelism):
+    cfg = model(sparse).set(lora=lora)
+    cfg.decoder.low_precision = low_precision
     objective = NextToken(
-        model=model(sparse).set(lora=lora),
+        model=cfg,
         loss=Loss.default_config().set(chunk_length=4),
         batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
         image_buffer=ImageBuffer(1, SLOTS),
@@ -189,6 +192,18 @@ def test_a_step_of_adapters_on_a_mesh_equals_that_of_one_device(batch):
     axes = {"data": 2, "fsdp": 2, "model": 2}
     expected = step(batch, True, {}, lora=LORA)
     assert_same(step(batch, True, axes, lora=LORA, gradient_accumulation=2), expected)
+
+
+def test_a_step_in_low_precision_on_a_mesh_is_that_of_one_device(batch, alone):
+    """Rows and the summed dims of kernels are split, and scales are those of all devices."""
+    low = LowPrecision.default_config()
+    axes = {"data": 2, "fsdp": 2, "expert": 2}
+    expected, on_mesh = (step(batch, True, each, low_precision=low) for each in ({}, axes))
+    np.testing.assert_allclose(on_mesh[0]["loss"], expected[0]["loss"], rtol=1e-3)
+    np.testing.assert_allclose(expected[0]["loss"], alone(True)[0]["loss"], rtol=2e-2)
+    for ours, right in zip(*map(jax.tree.leaves, (on_mesh[1], expected[1])), strict=True):
+        # Sums in another order may round a value to the next integer.
+        assert np.linalg.norm(ours - right) <= 0.02 * np.linalg.norm(right) + 1e-5
 
 
 def test_only_adapters_and_trained_parts_have_gradients_and_moments(batch):
