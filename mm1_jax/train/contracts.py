@@ -18,7 +18,7 @@ from mm1_jax.layers.module import ContractError, checked
 from mm1_jax.parallel.sharding import tracing_for
 from mm1_jax.train.objective import Objective
 from mm1_jax.train.optimizers.optimizer import Optimizer
-from mm1_jax.train.train_state import abstract_model, make_initialize
+from mm1_jax.train.train_state import abstract_model, first_shapes
 
 # Maximum number of steps at which a learning rate schedule is evaluated.
 _MAX_RATES = 1024
@@ -80,8 +80,7 @@ def _trace_step(objective: Objective, optimizer: Any) -> None:
     graphdef, params = abstract_model(make_model)
     made: Optimizer = optimizer.instantiate()
     update = made.update(params)
-    initialize = make_initialize(make_model, update.first_state)
-    before = jax.eval_shape(initialize, jax.eval_shape(lambda: jax.random.key(0)))
+    before = first_shapes(params, update.first_state)
     weights = update.weights(before)
     jax.eval_shape(objective.loss_function(graphdef), *weights, objective.batch)
     rate = jax.eval_shape(made.learning_rate, before.step)

@@ -24,6 +24,7 @@ from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.train_state import (
     TrainState,
     abstract_model,
+    first_shapes,
     make_initialize,
     state_shardings,
     with_shardings,
@@ -78,7 +79,7 @@ class Program:
         _raise_if_indivisible(self.objective, self.rows, self.parallelism.gradient_accumulation)
         self.update = self.optimizer.update(params)
         self.initialize = make_initialize(make_model, self.update.first_state)
-        shapes = jax.eval_shape(self.initialize, jax.eval_shape(lambda: jax.random.key(0)))
+        shapes = first_shapes(params, self.update.first_state)
         trained, _ = self.update.split(shapes.params)
         shardings = state_shardings(shapes, params, trained, self.mesh, self.rules)
         self.abstract_state = with_shardings(shapes, shardings)

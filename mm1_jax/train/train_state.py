@@ -31,6 +31,11 @@ def abstract_model(make_model: Callable[[jax.Array], nnx.Module]) -> tuple[nnx.G
     return nnx.split(nnx.eval_shape(make_model, prng_key), nnx.Param)
 
 
+def first_shapes(params: nnx.State, first_state: Callable[[Any], TrainState]) -> TrainState:
+    """Returns the shapes of the initial state of a model with these parameter shapes."""
+    return jax.eval_shape(first_state, nnx.to_pure_dict(params))
+
+
 def make_initialize(
     make_model: Callable[[jax.Array], nnx.Module], first_state: Callable[[Any], TrainState]
 ) -> Callable[..., TrainState]:

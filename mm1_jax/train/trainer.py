@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-from flax import nnx
 
 from mm1_jax.checkpoints.checkpointer import Checkpointer
 from mm1_jax.checkpoints.initial_adapters import InitialAdapters
@@ -57,7 +56,7 @@ from mm1_jax.train.optimizers.adamw import AdamW
 from mm1_jax.train.optimizers.optimizer import Optimizer
 from mm1_jax.train.program import Program, ProgramSpec
 from mm1_jax.train.saves import Saves
-from mm1_jax.train.train_state import TrainState, abstract_model
+from mm1_jax.train.train_state import TrainState
 
 
 class Trainer(Configurable):
@@ -118,7 +117,6 @@ class Trainer(Configurable):
         objective.loss.instantiate()
         cfg.optimizer.instantiate()
         self._anomalies: Anomalies = cfg.anomalies.instantiate()
-        abstract_model(lambda key: objective.model.instantiate(rngs=nnx.Rngs(params=key)))
         devices = jax.devices() if devices is None else devices
         self.program = Program(self.program_spec(cfg, objective), devices)
         check_learning_rate(self.program.optimizer, cfg.max_steps)
