@@ -1,9 +1,10 @@
 """Attention implementations (XLA, TPU splash and rows, GPU Triton) and the choice among them.
 
-The XLA implementation writes float32 logits of shape T x S per head to memory; the fused kernels do
-not. The fused kernels support self-attention over whole rows: packed documents, causal or not, or
-images without segment ids. This covers training and the prompts of decoding. Cross-attention and
-attention to a KV cache use XLA. Prefix attention is supported by the kernel for short rows only.
+The XLA implementations, of which CPUs have their own, write float32 logits of shape T x S per head
+to memory; the fused kernels do not. The fused kernels support self-attention over whole rows:
+packed documents, causal or not, or images without segment ids. This covers training and the prompts
+of decoding. Cross-attention and attention to a KV cache use XLA. Prefix attention is supported by
+the kernel for short rows only.
 
 The fused kernels mask by index instead of by position. Documents are contiguous and positions
 increase within each document, so "same segment and not later in the row" is equivalent to the rule
@@ -30,10 +31,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mm1_jax.layers import row_attention
 from mm1_jax.layers.attention_mask import MASKED, Visibility
+from mm1_jax.layers.cpu_attention import cpu_attention
 from mm1_jax.parallel.rematerialisation import saved_name
 from mm1_jax.parallel.sharding import (
     current_device_kind,
@@ -80,7 +82,11 @@ def attend(
     kernel = resolve_kernel(kernel)
     has_prefix = visibility is not None and visibility.prefix_lengths is not None
     if kernel is Kernel.XLA or (has_prefix and kernel is not Kernel.ROWS):
-        y_BTNH = xla_attention(q_BTNH, k_BSKH, v_BSKH, visibility)
+        mask_BTS = None if visibility is None else visibility.mask()
+        # The fewer passes over logits are not worth the copies of keys and values for one query.
+        if current_platform() == "cpu" and q_BTNH.shape[1] > 1:
+            return cpu_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS, residual_name=ATTENTION_OUTPUT)
+        y_BTNH = xla_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
         return checkpoint_name(y_BTNH, ATTENTION_OUTPUT)
     if kernel is Kernel.ROWS:
         return _attention_of_rows(q_BTNH, k_BSKH, v_BSKH, visibility)
@@ -134,7 +140,7 @@ def xla_attention(
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
-    visibility: Visibility | None,
+    mask_BTS: Bool[Array, "B T S"] | None,
 ) -> Float[Array, "B T N H"]:
     """Reference implementation for any shapes and platform; materializes T x S logits."""
     B, T, N, H = q_BTNH.shape
@@ -143,8 +149,7 @@ def xla_attention(
     logits_BKGTS = jnp.einsum(
         "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
     )
-    if visibility is not None:
-        mask_BTS = visibility.mask()
+    if mask_BTS is not None:
         logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
     weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)

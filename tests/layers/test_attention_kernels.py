@@ -26,7 +26,7 @@ from mm1_jax.layers.attention_kernels import (
 from mm1_jax.layers.attention_mask import Visibility
 from mm1_jax.layers.rotary import Rotary
 from mm1_jax.parallel.parallelism import Parallelism
-from mm1_jax.parallel.sharding import AxisRules, use_mesh
+from mm1_jax.parallel.sharding import AxisRules, tracing_for, use_mesh
 
 T = 6
 POSITIONS = jnp.arange(T)[None]
@@ -54,11 +54,28 @@ def test_equal_numbers_of_heads_equal_torch(causal):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_grouped_heads_equal_torch():
-    q, k, v = _normal(0, 2, T, 6, 4), _normal(1, 2, 9, 2, 4), _normal(2, 2, 9, 2, 4)
-    expected = _torch_attention(q, k, v, enable_gqa=True)
-    actual = attend(q * 4**-0.5, k, v, None)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("num_queries", [1, 9])
+def test_grouped_heads_and_their_gradients_equal_torch(platform, num_queries):
+    q, g = (_normal(i, 2, num_queries, 6, 4) for i in (0, 3))
+    k, v = (_normal(i, 2, 9, 2, 4) for i in (1, 2))
+    positions = jnp.tile(jnp.arange(9), (2, 1))
+    segment_ids = jnp.array([[1, 1, 2, 2, 2, 2, 3, 3, 3], [1] * 9])
+    places = (positions, segment_ids)
+    queries = tuple(x[:, -num_queries:] for x in places)
+    visibility = Visibility(*queries, *places, causal=True)
+
+    mask = torch.tensor(np.asarray(visibility.mask()))[:, None]
+    leaves = [torch.tensor(np.asarray(x)).requires_grad_() for x in (q, k, v)]
+    y = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in leaves), attn_mask=mask, enable_gqa=True
+    ).transpose(1, 2)
+    y.backward(torch.tensor(np.asarray(g)))
+
+    with tracing_for(platform):
+        actual, gradient = jax.vjp(lambda q, k, v: attend(q * 4**-0.5, k, v, visibility), q, k, v)
+    for ours, theirs in zip((actual, *gradient(g)), (y, *(x.grad for x in leaves)), strict=True):
+        np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_query_without_visible_keys_has_finite_output_and_gradients():

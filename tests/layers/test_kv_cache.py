@@ -42,7 +42,7 @@ def test_queries_see_only_earlier_positions_of_their_row(dtype):
     places = jnp.broadcast_to(jnp.arange(S)[None], (B, S))
     ones = jnp.ones((B, S), jnp.int32)
     visibility = Visibility(positions, ones[:, :T], places, ones, causal=True)
-    expected = xla_attention(query, keys, values, visibility)
+    expected = xla_attention(query, keys, values, visibility.mask())
     np.testing.assert_allclose(
         cached(query, keys, values), expected, rtol=0, atol=TOLERANCE[dtype] * 3
     )
