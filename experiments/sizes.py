@@ -126,6 +126,16 @@ def tiny() -> MM1.Config:
     )
 
 
+def small_world() -> MM1.Config:
+    """`tiny` at 64 pixels with 16 tokens per image, one for each cell of the small world."""
+    cfg = tiny()
+    cfg.vision_encoder.set(image_size=64, model_dim=96, hidden_dim=384)
+    cfg.connector.set(num_image_tokens=16, hidden_dim=96)
+    # Cells must be told apart before anything else is learned.
+    cfg.vision_encoder.positions.init_std = cfg.connector.positions.init_std = 0.4
+    return cfg
+
+
 def tiny_moe() -> MM1.Config:
     """`tiny` with four experts in every second layer, two per token."""
     cfg = tiny()

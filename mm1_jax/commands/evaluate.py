@@ -19,7 +19,10 @@ from mm1_jax.storage import write_whole
 
 RESUMES = "the same command resumes"
 # Names of groups of benchmarks. The registry, which defines them, would import jax.
-GROUPS = ("pretraining", "chat", "judged", "table4", "text_core", "embedded", "embedded_chat")
+GROUPS = (
+    *("pretraining", "chat", "judged", "table4", "text_core", "embedded", "embedded_chat"),
+    *("small_world", "small_world_text"),
+)
 
 EPILOG = """\
 with --checkpoint:

@@ -18,8 +18,8 @@ from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.images import BadImage, Viewer
 from mm1_jax.data.input import Input
 from mm1_jax.evals.answer_log import AnswerLog
-from mm1_jax.evals.answers import Answer, OptionAnswer, TextAnswer
-from mm1_jax.evals.asking import Ask, described, generate_answers
+from mm1_jax.evals.answers import Answer, Likelihood, OptionAnswer, TextAnswer
+from mm1_jax.evals.asking import Ask, compare_options, described, generate_answers
 from mm1_jax.evals.benchmarks.annotations import ImageFile
 from mm1_jax.evals.cases import Case, best_and_worst, side_by_side
 from mm1_jax.evals.evaluator import EvalResult, Evaluator, PromptInput, Sample
@@ -268,7 +268,10 @@ class Benchmark(Evaluator):
         cfg, task = self.config, self.maker.task(0, 0)
         if cfg.predictions is not None:
             return None
-        metrics = _score_names(cfg.name, cfg.scoring, self._item(task, TextAnswer("")))
+        empty: Answer = TextAnswer("")
+        if cfg.asking is compare_options:
+            empty = OptionAnswer((Likelihood(0.0, False, 1, 1),) * len(task.record["options"]))
+        metrics = _score_names(cfg.name, cfg.scoring, self._item(task, empty))
         asked = [(cfg.name, shots) for shots in cfg.shots]
         asked += [(f"{cfg.name}_blank", shots) for shots in cfg.blank_shots]
         return [f"{name}/{shots}/{metric}" for name, shots in asked for metric in metrics]

@@ -23,6 +23,8 @@ def markdown(
     pretraining: Sequence[str],
     chat: Sequence[str],
     text_core: Sequence[str] = (),
+    small_world: Sequence[str] = (),
+    small_world_text: Sequence[str] = (),
     protocol: Mapping[str, str],
 ) -> str:
     """Returns the report: tables, remarks on them, all metrics, and the protocols.
@@ -31,19 +33,22 @@ def markdown(
         pretraining: Benchmarks of the first table, in order; the table has their average.
         chat: Benchmarks of the second table.
         text_core: Benchmarks of the third table, without pictures; the table has their average.
+        small_world, small_world_text: Benchmarks of two more tables, with their averages.
         protocol: A description of how each benchmark was asked, by benchmark.
     """
-    others = list(dict.fromkeys(s.benchmark for s in scores))
-    others = [name for name in others if name not in (*pretraining, *chat, *text_core)]
-    lines = [f"# {title}", ""]
-    for heading, names, has_average in (
+    tables = [
         ("Pre-training", pretraining, True),
         ("Chat", chat, False),
         ("Text", text_core, True),
-        ("Embedded", others, False),
-    ):
+        ("Small world", small_world, True),
+        ("Texts of the small world", small_world_text, True),
+    ]
+    known = {name for _, names, _ in tables for name in names}
+    others = [name for name in dict.fromkeys(s.benchmark for s in scores) if name not in known]
+    lines = [f"# {title}", ""]
+    for heading, names, has_average in (*tables, ("Embedded", others, False)):
         lines += _table(heading, scores, names, has_average)
-    lines += _remarks(scores, (pretraining, text_core))
+    lines += _remarks(scores, [names for _, names, has_average in tables if has_average])
     lines += [
         "The best and the worst answers, with their pictures: "
         + ", ".join(

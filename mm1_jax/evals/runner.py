@@ -23,6 +23,8 @@ from mm1_jax.evals.benchmarks.registry import (
     BENCHMARKS,
     GROUPS,
     PRETRAINING,
+    SMALL_WORLD,
+    SMALL_WORLD_TEXT,
     TABLE4,
     TEXT_CORE,
 )
@@ -108,6 +110,8 @@ def ask(flags: Namespace) -> dict[str, float]:
                 pretraining=list(PRETRAINING),
                 chat=list(TABLE4),
                 text_core=list(TEXT_CORE),
+                small_world=list(SMALL_WORLD),
+                small_world_text=list(SMALL_WORLD_TEXT),
                 protocol=protocol,
             )
             values = {key: x for one in scores for key, x in one.named().items()}
@@ -124,6 +128,8 @@ def ask(flags: Namespace) -> dict[str, float]:
             write_whole(output / "report.md", report)
             values |= averages(scores, list(PRETRAINING))
             values |= averages(scores, list(TEXT_CORE), "text_core")
+            values |= averages(scores, list(SMALL_WORLD), "small_world")
+            values |= averages(scores, list(SMALL_WORLD_TEXT), "small_world_text")
             write_whole(output / "scores.json", json.dumps(values, indent=1) + "\n")
     if distributed.is_first():
         print(report)

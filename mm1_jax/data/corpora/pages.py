@@ -91,7 +91,7 @@ def _rendered(page: Page) -> UInt8[np.ndarray, "112 112 3"]:
     ground[:, : page.edge] = COLORS[page.smaller]
     pixels = np.ascontiguousarray(np.rot90(ground, page.turns))
     for each in page.prints:
-        ink = _glyph(each.digit, each.size)
+        ink = glyph(each.digit, each.size)
         top, left = each.y - len(ink) // 2, each.x - ink.shape[1] // 2
         box = pixels[top : top + len(ink), left : left + ink.shape[1]]
         # White print: each pixel moves toward 255 by its share of ink.
@@ -184,12 +184,12 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
 
 
 @functools.cache
-def _glyph(digit: str, size: int) -> Float[np.ndarray, "h w 1"]:
-    """Returns the share of ink of each pixel of a digit, in the font that ships with Pillow."""
+def glyph(letter: str, size: int) -> Float[np.ndarray, "h w 1"]:
+    """Returns the share of ink of each pixel of a letter, in the font that ships with Pillow."""
     font = PIL.ImageFont.load_default(size * _OVERSAMPLING)
-    left, top, right, bottom = map(round, font.getbbox(digit))
+    left, top, right, bottom = map(round, font.getbbox(letter))
     # A whole number of pixels after the averaging.
     width, height = (-(-side // _OVERSAMPLING) for side in (right - left, bottom - top))
     picture = PIL.Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
-    PIL.ImageDraw.Draw(picture).text((-left, -top), digit, 255, font)
+    PIL.ImageDraw.Draw(picture).text((-left, -top), letter, 255, font)
     return np.asarray(picture.reduce(_OVERSAMPLING), np.float32)[..., None] / 255

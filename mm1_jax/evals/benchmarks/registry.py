@@ -23,6 +23,17 @@ from mm1_jax.evals.benchmarks.scenes import (
 )
 from mm1_jax.evals.benchmarks.scienceqa import scienceqa
 from mm1_jax.evals.benchmarks.seed_bench import seed
+from mm1_jax.evals.benchmarks.small_world import (
+    world_attributes,
+    world_captions,
+    world_counting,
+    world_details,
+    world_facts,
+    world_grammar,
+    world_knowledge,
+    world_print,
+    world_relations,
+)
 from mm1_jax.evals.benchmarks.text import (
     arc_challenge,
     arc_easy,
@@ -62,6 +73,12 @@ TEXT_CORE = _by_name(
 EMBEDDED = _by_name(digits_vqa, digits_caption, scenes_vqa, scenes_caption)
 # Benchmarks of `mm1_tiny_chat`.
 EMBEDDED_CHAT = _by_name(instructions, digits_chat, scenes_chat)
+# The stand-in of the paper's benchmark set for small models, and that of TextCore.
+SMALL_WORLD = _by_name(
+    *(world_captions, world_attributes, world_relations, world_counting, world_print),
+    *(world_details, world_knowledge, scenes_names),
+)
+SMALL_WORLD_TEXT = _by_name(world_facts, world_grammar)
 # `scenes_names` is not in EMBEDDED, since small runs are not all trained for it.
 BENCHMARKS = {
     **PRETRAINING,
@@ -69,7 +86,8 @@ BENCHMARKS = {
     **TEXT_CORE,
     **EMBEDDED,
     **EMBEDDED_CHAT,
-    **_by_name(scenes_names),
+    **SMALL_WORLD,
+    **SMALL_WORLD_TEXT,
 }
 # Names of groups of benchmarks, for the command line.
 GROUPS: Mapping[str, Mapping[str, Make]] = {
@@ -80,4 +98,6 @@ GROUPS: Mapping[str, Mapping[str, Make]] = {
     "text_core": TEXT_CORE,
     "embedded": EMBEDDED,
     "embedded_chat": EMBEDDED_CHAT,
+    "small_world": SMALL_WORLD,
+    "small_world_text": SMALL_WORLD_TEXT,
 }

@@ -9,12 +9,12 @@ token is none.
 
 import collections
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from mm1_jax.evals.scoring.items import Item, Scored, of_group
+from mm1_jax.evals.scoring.items import Item, Scored, Tally, means, of_group
 from mm1_jax.evals.scoring.ptb_tokenizer import tokenize
 from mm1_jax.evals.scoring.texts import mean
 
@@ -51,6 +51,28 @@ def captions(items: Sequence[Item]) -> Scored:
     }
     # A caption is right only to a degree.
     return Scored([None] * len(items), columns | by_domain)
+
+
+def relative_captions(items: Sequence[Item]) -> Scored:
+    """`captions`, and `relative_CIDEr`: CIDEr-D relative to that of references.
+
+    The divisor is the CIDEr-D of the first reference of each item against its other references, so
+    that 1 is as good as a reference, and the value can be averaged with accuracies. Each item must
+    have at least two references.
+    """
+    columns = caption_columns(*tokenized_items(items))
+    references = [tokenize(item.record["captions"]) for item in items]
+    own = cider_d([each[0] for each in references], [each[1:] for each in references])
+    columns["reference_CIDEr"] = np.asarray(own, float)
+
+    def combine(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
+        found = means(tallies)
+        own = found["reference_CIDEr"]
+        # A single item has no CIDEr-D, as all of its n-grams are in all references.
+        relative = np.divide(found["CIDEr"], own, out=np.zeros_like(own), where=own > 0)
+        return found | {"relative_CIDEr": relative}
+
+    return Scored([None] * len(items), columns, combine, quality=columns["CIDEr"])
 
 
 def caption_scores(items: Sequence[Item], tokenizer: Tokenizer = tokenize) -> dict[str, float]:
