@@ -3,7 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm1_jax.data.corpora import clutter, digits, instructions, scene_names, scenes, world_records
+from mm1_jax.data.corpora import (
+    clutter,
+    digits,
+    instructions,
+    name_pages,
+    scene_names,
+    scenes,
+    world_records,
+)
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.clutter import Subject
@@ -119,6 +127,29 @@ def small_world(**source: Any) -> list[Stream.Config]:
             (scene_names.corpus(Kind.INTERLEAVED), 1),
         ),
         _stream("text", 2, (world_records.corpus(Kind.TEXT, **source), 1)),
+    ]
+
+
+# A shape and a color that `names_from_pictures` does not show.
+HELD_OUT_VALUES = ("triangle", "yellow")
+
+
+def names_from_pictures() -> list[Stream.Config]:
+    """Pages that name shapes or colors, with no, two or eleven words between picture and name.
+
+    Only the first stream has a weight; stages of a curriculum turn to the others.
+    """
+
+    def pages(stream: str, weight: int, **source: Any) -> Stream.Config:
+        corpus = name_pages.corpus(
+            f"name_pages_{stream}", Kind.INTERLEAVED, held_out=HELD_OUT_VALUES, **source
+        )
+        return _stream(stream, weight, (corpus, 1))
+
+    return [
+        pages("no_words", 1, words="", other_aspect="constant"),
+        pages("two_words", 0, words="this {aspect}"),
+        pages("questions", 0),
     ]
 
 

@@ -7,6 +7,7 @@ enough for minutes of training.
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +78,7 @@ class SceneNamesSource(ScenesSource):
         return random.Random("/".join(["scene_names", *map(str, names)]))
 
     def _records(self, rng: random.Random, world: World, count: int) -> list[Record]:
-        values = sorted(world.names)
-        rng.shuffle(values)
-        # Each value once, then random ones.
-        shown = (values + rng.choices(values, k=count))[:count]
-        rng.shuffle(shown)
+        shown = shown_values(rng, world.names, count)
         return [world.record(self._scene(rng, world, value)) for value in shown]
 
     def _scene(self, rng: random.Random, world: World, value: str) -> Scene:
@@ -95,6 +92,15 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
         source=SceneNamesSource.default_config().set(kind=kind, **source),
         to_document=TO_DOCUMENT[kind],
     )
+
+
+def shown_values(rng: random.Random, values: Iterable[str], count: int) -> list[str]:
+    """Draws the values that pictures show: each once if `count` allows it, then random ones."""
+    values = sorted(values)
+    rng.shuffle(values)
+    shown = (values + rng.choices(values, k=count))[:count]
+    rng.shuffle(shown)
+    return shown
 
 
 def _world(rng: random.Random) -> World:
