@@ -29,7 +29,7 @@ from mm1_jax.experiment import Experiment
 from mm1_jax.train.trainer import Trainer
 
 # First steps of the second and third stage, and the number of steps.
-TWO_WORDS, QUESTIONS, STEPS = 1500, 2250, 3000
+TWO_WORDS, QUESTIONS, STEPS = 1750, 2250, 3000
 
 
 def mm1_tiny_binding() -> Experiment.Config:
