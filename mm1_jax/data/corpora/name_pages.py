@@ -56,8 +56,8 @@ class NamePagesSource(DrawnSource):
         # values is one of these, and it is the one that questions ask for.
         held_out: Sequence[str] = ()
         named: Literal["others", "held_out"] = "others"
-        # Number of pictures per color and shape, and their side in pixels. They are rendered and
-        # resized once, as drawing those of a page anew takes longer than a small model's step.
+        # Number of pictures per color and shape, and their side in pixels. Each is rendered once,
+        # as rendering 512 pictures would take as long as the step of a small model.
         pool: PositiveInt = 100
         side: PositiveInt = 32
         seed: Seed = 0
