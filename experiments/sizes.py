@@ -12,6 +12,7 @@ from mm1_jax.models.connectors.c_abstractor import CAbstractor
 from mm1_jax.models.decoder import Decoder
 from mm1_jax.models.mm1 import MM1
 from mm1_jax.models.vision_encoder import VisionEncoder
+from mm1_jax.parallel.rematerialisation import Remat
 
 # Depth, width and number of heads of each decoder.
 DECODERS = {
@@ -133,6 +134,8 @@ def small_world() -> MM1.Config:
     cfg.connector.set(num_image_tokens=16, hidden_dim=96)
     # Cells must be told apart before anything else is learned.
     cfg.vision_encoder.positions.init_std = cfg.connector.positions.init_std = 0.4
+    # Activations of such a model are small, and recomputing them takes a fifth of a step.
+    cfg.vision_encoder.stack.remat = cfg.connector.remat = cfg.decoder.stack.remat = Remat.NONE
     return cfg
 
 

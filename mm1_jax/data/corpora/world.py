@@ -72,12 +72,17 @@ class Thing:
 
 @dataclass(frozen=True)
 class Sign:
-    """A word in a font of `size` pixels on a plate of one row of cells, from the cell `column`."""
+    """A word in a font of `size` pixels on a plate of one row of cells, from the cell `column`.
+
+    Attributes:
+        shifts: The shift of each letter from the center of its cell, right and down.
+    """
 
     word: str
     size: int
     column: int
     row: int
+    shifts: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,8 @@ class Painter:
         sign = figure_of = None
         last = places[-1] if places else (0, 0)
         if word is not None:
-            sign = Sign(word, rng.choice(self._print_sizes), *last)
+            shifts = tuple((rng.randint(-1, 1), rng.randint(-1, 1)) for _ in word)
+            sign = Sign(word, rng.choice(self._print_sizes), *last, shifts)
         if being is not None:
             x, y = (_CELL * (each + 1) + rng.randint(-2, 2) for each in last)
             figure_of = Being(*being, x, y)
@@ -315,9 +321,10 @@ def _paint_sign(canvas: np.ndarray, sign: Sign) -> None:
     """Paints a plate, and white letters, one per cell."""
     top, left = sign.row * _CELL + 1, sign.column * _CELL + 1
     canvas[top : top + _CELL - 2, left : left + WORD_LENGTH * _CELL - 2] = _PLATE
-    for place, letter in enumerate(sign.word):
-        center = (sign.column + place) * _CELL + _CELL // 2
-        _paint(canvas, glyph(letter, sign.size), "white", center, sign.row * _CELL + _CELL // 2)
+    for place, (letter, (right, down)) in enumerate(zip(sign.word, sign.shifts, strict=True)):
+        x = (sign.column + place) * _CELL + _CELL // 2 + right
+        y = sign.row * _CELL + _CELL // 2 + down
+        _paint(canvas, glyph(letter, sign.size), "white", x, y)
 
 
 @functools.cache
@@ -330,11 +337,13 @@ def _object_mask(shape: str, pattern: str, radius: int) -> Float[np.ndarray, "s 
         PIL.ImageDraw.Draw(picture), Shape("white", shape, center, center, radius), _SUPERSAMPLING
     )
     mask = np.asarray(picture.reduce(_SUPERSAMPLING), np.float32)[..., :1] / 250
-    y, x = np.indices(mask.shape[:2])
+    # Lines of one pixel in small objects, and of two in large ones.
+    width = 1 if radius in _RADII["small"] else 2
+    y, x = np.indices(mask.shape[:2]) // width % 2 == 1
     is_dark = {
-        "plain": np.zeros_like(x, bool),
-        "lined": y // 2 % 2 == 1,
-        "dotted": (x // 2 % 2 == 1) & (y // 2 % 2 == 1),
-        "checked": (x // 3 + y // 3) % 2 == 1,
+        "plain": np.zeros_like(x),
+        "lined": y,
+        "dotted": x & y,
+        "checked": x ^ y,
     }[pattern]
     return mask * np.where(is_dark, _DARK, 1.0)[..., None].astype(np.float32)

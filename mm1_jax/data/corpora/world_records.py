@@ -55,8 +55,8 @@ class WorldSource(DrawnSource):
         max_objects: PositiveInt = 3  # At most 4, as many as there are shapes.
         max_count: PositiveInt = 6  # Most objects to count, at most 8.
         max_others: NonNegativeInt = 4  # Most objects beside them, at most 8.
-        print_sizes: Sequence[PositiveInt] = (8, 11)  # Fonts of signs in pixels.
-        noise: NonNegative = 12.0  # Standard deviation, in levels of 0 to 255.
+        print_sizes: Sequence[PositiveInt] = (6, 8, 11)  # Fonts of signs in pixels.
+        noise: NonNegative = 16.0  # Standard deviation, in levels of 0 to 255.
         synthetic_share: Share = 0.07  # Share of captions that say all that a picture shows.
         wrong_share: Share = 0.1  # Share of the short captions of training of another picture.
         max_between: NonNegativeInt = 2  # Most nouns between a head and its verb, at most 3.
@@ -126,6 +126,8 @@ class WorldSource(DrawnSource):
     def _question(self, rng: random.Random, topic: Topic) -> dict[str, Any]:
         kind = rng.choice(TOPICS[topic])
         view, question, answer = self._asked(rng, kind)
+        if view.sign is not None and kind == "print":
+            kind = f"print_{view.sign.size}"
         return {"images": [view], "question": question, "answer": answer, "kind": kind}
 
     def _asked(self, rng: random.Random, kind: str) -> tuple[View, str, str]:

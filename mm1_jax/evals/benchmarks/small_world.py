@@ -56,7 +56,7 @@ def world_print(**source: Any) -> Benchmark.Config:
 
 
 def world_details(**source: Any) -> Benchmark.Config:
-    """Pattern of an object, of two or three pixels a line."""
+    """Pattern of an object, of one or two pixels a line."""
     return _questions("details", source)
 
 

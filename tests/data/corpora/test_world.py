@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,7 +108,10 @@ def test_the_asked_number_is_the_number_of_patches_of_the_color():
 
 def test_pictures_with_other_words_or_patterns_have_other_pixels():
     painter = Painter("train", (8,), 0.0)
-    signs = [painter.sign(random.Random(i), 0) for i in range(40)]
+    signs = [
+        replace(view, sign=replace(view.sign, shifts=((0, 0),) * 3))
+        for view in (painter.sign(random.Random(i), 0) for i in range(40))
+    ]
     crops = {}
     for view in signs:
         assert view.sign is not None
@@ -257,5 +261,5 @@ def test_fields_out_of_range_are_named():
 def test_every_topic_is_asked_equally_often():
     kinds = [record["kind"] for record in records(Kind.QUESTIONS, num_records=120)]
     for wanted in TOPICS.values():
-        assert sum(kind in wanted for kind in kinds) == 20
+        assert sum(kind.split("_")[0] in wanted for kind in kinds) == 20
     assert source(Kind.CAPTIONS)[0]["image"]().shape == (SIDE, SIDE, 3)

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,31 @@ def test_benchmarks_draw_pictures_as_the_corpora_of_training_do(benchmarks):
             source = benchmark.config.corpus.source
             for field in ("max_objects", "max_count", "max_others", "print_sizes", "noise"):
                 assert getattr(source, field) == getattr(trained, field)
+
+
+# Accuracy of the most frequent answer of training to the same question: all that text tells.
+FLOORS = {
+    "world_attributes": 0.33,
+    "world_relations": 0.27,
+    "world_counting": 0.19,
+    "world_print": 0.04,
+    "world_details": 0.27,
+    "world_knowledge": 0.0,
+}
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_text_alone_answers_few_questions(name):
+    source = SMALL_WORLD[name]().corpus.source
+    train, test = (source.instantiate(split=split) for split in ("train", "test"))
+    answers: dict[str, Counter[str]] = {}
+    for i in range(1000):
+        record = train[i]
+        answers.setdefault(record["question"], Counter())[record["answer"]] += 1
+    asked = [test[i] for i in range(300)]
+    most = {question: counts.most_common(1)[0][0] for question, counts in answers.items()}
+    right = np.mean([most.get(each["question"]) == each["answer"] for each in asked])
+    assert right <= FLOORS[name] + 0.07
 
 
 def test_relative_captions_are_those_of_a_reference_at_one(benchmarks):
