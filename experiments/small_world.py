@@ -4,7 +4,9 @@
     python -m mm1_jax evaluate --checkpoint=runs/mm1_small_world --benchmarks=small_world
 
 Everything is drawn from a seed, and nothing is downloaded. The second command reports
-`small_world/SHOTS/score`, the mean over all benchmarks at a number of shots, as the paper does.
+`small_world/SHOTS/score`, the mean over all benchmarks at a number of shots, as the paper does. In
+a study, `Metric("4 shots", score_keys(4))` is that mean of the evaluations of the run itself, as a
+fraction of 1.
 """
 
 from collections.abc import Callable
@@ -38,6 +40,18 @@ def mm1_small_world() -> Experiment.Config:
     cfg.trainer.optimizer.set(warmup_steps=40)
     cfg.trainer.checkpointer.every_n_steps = 100
     return cfg
+
+
+def score_keys(shots: int) -> tuple[str, ...]:
+    """Returns the keys of a run's report whose mean is the score of the small world."""
+    return tuple(
+        f"{name}/{shots}/{make().headline or 'accuracy'}" for name, make in SMALL_WORLD.items()
+    )
+
+
+def text_score_keys() -> tuple[str, ...]:
+    """Returns the keys of a run's report whose mean, in percent, is the score of its texts."""
+    return tuple(f"{name}/0/{make().headline}" for name, make in SMALL_WORLD_TEXT.items())
 
 
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:

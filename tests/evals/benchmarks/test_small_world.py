@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments.small_world import mm1_small_world
+from experiments.small_world import mm1_small_world, score_keys, text_score_keys
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.evals.answers import TextAnswer
 from mm1_jax.evals.benchmarks.registry import SMALL_WORLD, SMALL_WORLD_TEXT
@@ -33,6 +33,14 @@ def test_queries_and_exemplars_have_answers_and_pictures(name, benchmarks):
         for task in (tasks[0], tasks[7]):
             assert reference(task.document)
             assert len(task.prompt.images) == (shots + 1) * has_pictures
+
+
+def test_a_run_reports_the_keys_of_the_mean(benchmarks):
+    reported = {key for each in benchmarks.values() for key in each.metric_names()}
+    for shots in (0, 4, 8):
+        assert len(score_keys(shots)) == len(SMALL_WORLD)
+        assert reported.issuperset(score_keys(shots))
+    assert reported.issuperset(text_score_keys())
 
 
 def test_benchmarks_draw_pictures_as_the_corpora_of_training_do(benchmarks):
