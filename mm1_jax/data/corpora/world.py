@@ -96,8 +96,8 @@ class Being:
 
 
 @dataclass(frozen=True)
-class View:
-    """The contents of a picture."""
+class Picture:
+    """Objects, sign and being of a picture, which renders itself when called."""
 
     things: tuple[Thing, ...]
     sign: Sign | None
@@ -137,7 +137,7 @@ class View:
 
 
 class Painter:
-    """Draws views of one split.
+    """Draws pictures of one split.
 
     Args:
         print_sizes: Fonts of signs in pixels.
@@ -153,7 +153,7 @@ class Painter:
             pass
         return drawn
 
-    def objects(self, rng: random.Random, count: int) -> View:
+    def objects(self, rng: random.Random, count: int) -> Picture:
         """Draws objects that differ in both color and shape, so that either names one of them."""
 
         def draw() -> list[Look]:
@@ -164,9 +164,9 @@ class Painter:
                 for color, shape, size in zip(colors, shapes, sizes, strict=True)
             ]
 
-        return self._view(rng, self._accept(draw, is_test_combination))
+        return self._picture(rng, self._accept(draw, is_test_combination))
 
-    def crowd(self, rng: random.Random, count: int, num_others: int) -> View:
+    def crowd(self, rng: random.Random, count: int, num_others: int) -> Picture:
         """Draws `count` equal small objects first, then others, which equal one another."""
 
         def draw() -> list[Look]:
@@ -178,18 +178,18 @@ class Painter:
             looks = [Look(*pair, "small", "plain") for pair in zip(colors, shapes, strict=True)]
             return looks[:1] * count + looks[1:] * num_others
 
-        return self._view(rng, self._accept(draw, is_test_combination))
+        return self._picture(rng, self._accept(draw, is_test_combination))
 
-    def sign(self, rng: random.Random, num_objects: int) -> View:
+    def sign(self, rng: random.Random, num_objects: int) -> Picture:
         """Draws a sign with a word beside small objects."""
 
         def draw() -> str:
             return "".join(map(rng.choice, (CONSONANTS, VOWELS, CONSONANTS)))
 
         looks = self._companions(rng, num_objects)
-        return self._view(rng, looks, word=self._accept(draw, is_test_word))
+        return self._picture(rng, looks, word=self._accept(draw, is_test_word))
 
-    def being(self, rng: random.Random, number: int | None, num_objects: int) -> View:
+    def being(self, rng: random.Random, number: int | None, num_objects: int) -> Picture:
         """Draws a being beside small objects; a random one if `number` is None."""
 
         def draw() -> tuple[int, str]:
@@ -197,7 +197,9 @@ class Painter:
             return each, rng.choice(list(COLORS))
 
         looks = self._companions(rng, num_objects)
-        return self._view(rng, looks, being=self._accept(draw, lambda each: is_test_being(*each)))
+        return self._picture(
+            rng, looks, being=self._accept(draw, lambda each: is_test_being(*each))
+        )
 
     def _companions(self, rng: random.Random, count: int) -> list[Look]:
         def draw() -> list[Look]:
@@ -208,13 +210,13 @@ class Painter:
 
         return self._accept(draw, is_test_combination) if count else []
 
-    def _view(
+    def _picture(
         self,
         rng: random.Random,
         looks: list[Look],
         word: str | None = None,
         being: tuple[int, str] | None = None,
-    ) -> View:
+    ) -> Picture:
         while (places := _places(rng, looks, word is not None, being is not None)) is None:
             pass
         things = []
@@ -235,7 +237,7 @@ class Painter:
             x, y = (_CELL * (each + 1) + rng.randint(-2, 2) for each in last)
             figure_of = Being(*being, x, y)
         seed = rng.getrandbits(32)
-        return View(tuple(things), sign, figure_of, rng.randint(8, 48), self._noise, seed)
+        return Picture(tuple(things), sign, figure_of, rng.randint(8, 48), self._noise, seed)
 
 
 def is_test_combination(looks: list[Look]) -> bool:

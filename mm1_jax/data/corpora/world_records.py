@@ -26,7 +26,15 @@ from mm1_jax.data.corpora.embedded import (
 )
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.corpora.scenes import plural
-from mm1_jax.data.corpora.world import MAX_COUNT, NUM_BEINGS, Look, Painter, Thing, View, relation
+from mm1_jax.data.corpora.world import (
+    MAX_COUNT,
+    NUM_BEINGS,
+    Look,
+    Painter,
+    Picture,
+    Thing,
+    relation,
+)
 from mm1_jax.field_types import NonNegative, NonNegativeInt, PositiveInt, Seed, Share
 
 Topic = Literal["attributes", "relations", "counting", "print", "details", "knowledge"]
@@ -44,7 +52,7 @@ NUM_REFERENCES = 5
 
 
 class WorldSource(DrawnSource):
-    """Records of one kind about views of one split."""
+    """Records of one kind about pictures of one split."""
 
     @config_class
     class Config(DrawnSource.Config):
@@ -76,7 +84,7 @@ class WorldSource(DrawnSource):
         return num_drawn(self._config.num_records, self.split)
 
     def __getitem__(self, index: int) -> Record:
-        """Returns a record. Pictures are views, which render themselves when called."""
+        """Returns a record. A picture renders itself when called."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         kind = self._config.kind
@@ -89,7 +97,7 @@ class WorldSource(DrawnSource):
             return text_record(self._sentence(rng) for _ in range(rng.randint(4, 9)))
         return page_record(self._page(rng))
 
-    def _view(self, rng: random.Random) -> View:
+    def _picture(self, rng: random.Random) -> Picture:
         cfg, draw = self._config, rng.random()
         if draw < 0.3:
             return self._painter.objects(rng, rng.randint(1, cfg.max_objects))
@@ -99,74 +107,76 @@ class WorldSource(DrawnSource):
             return self._painter.sign(rng, rng.randint(0, 2))
         return self._painter.being(rng, None, rng.randint(0, 1))
 
-    def _crowd(self, rng: random.Random) -> View:
+    def _crowd(self, rng: random.Random) -> Picture:
         cfg = self._config
         count = rng.randint(1, cfg.max_count)
         return self._painter.crowd(rng, count, rng.randint(0, cfg.max_others))
 
     def _captioned(self, rng: random.Random) -> Record:
-        cfg, view = self._config, self._view(rng)
-        caption = short_caption(rng, view)
+        cfg, picture = self._config, self._picture(rng)
+        caption = short_caption(rng, picture)
         if rng.random() < cfg.synthetic_share:
-            caption = long_caption(rng, view)
+            caption = long_caption(rng, picture)
         elif self.split == "train" and rng.random() < cfg.wrong_share:
-            caption = short_caption(rng, self._view(rng))
+            caption = short_caption(rng, self._picture(rng))
         references = {caption: None}
         # Small scenes have few captions, so that some of the references may be equal.
         for _ in range(12):
             if len(references) < NUM_REFERENCES:
-                references[short_caption(rng, view)] = None
+                references[short_caption(rng, picture)] = None
         return {
-            "image": view,
+            "image": picture,
             "caption": caption,
-            "images": [view],
+            "images": [picture],
             "captions": list(references),
         }
 
     def _question(self, rng: random.Random, topic: Topic) -> dict[str, Any]:
         kind = rng.choice(TOPICS[topic])
-        view, question, answer = self._asked(rng, kind)
-        if view.sign is not None and kind == "print":
-            kind = f"print_{view.sign.size}"
-        return {"images": [view], "question": question, "answer": answer, "kind": kind}
+        picture, question, answer = self._asked(rng, kind)
+        if picture.sign is not None and kind == "print":
+            kind = f"print_{picture.sign.size}"
+        return {"images": [picture], "question": question, "answer": answer, "kind": kind}
 
-    def _asked(self, rng: random.Random, kind: str) -> tuple[View, str, str]:
+    def _asked(self, rng: random.Random, kind: str) -> tuple[Picture, str, str]:
         if kind == "count":
-            view = self._crowd(rng)
-            first = view.things[0].look
-            count = sum(thing.look == first for thing in view.things)
+            picture = self._crowd(rng)
+            first = picture.things[0].look
+            count = sum(thing.look == first for thing in picture.things)
             asked = f"how many {first.color} {plural(first.shape)} are there?"
-            return view, asked, NUMBERS[count]
+            return picture, asked, NUMBERS[count]
         if kind == "print":
-            view = self._painter.sign(rng, rng.randint(0, 2))
-            assert view.sign is not None
-            return view, "what does the sign say?", view.sign.word
+            picture = self._painter.sign(rng, rng.randint(0, 2))
+            assert picture.sign is not None
+            return picture, "what does the sign say?", picture.sign.word
         if kind in ("home", "food"):
             # Held out are the beings of which nothing but text tells the facts.
             told = self.split == "train"
             number = rng.randrange(*((0, texts.NUM_TOLD) if told else (texts.NUM_TOLD, NUM_BEINGS)))
-            view = self._painter.being(rng, number, rng.randint(0, 1))
+            picture = self._painter.being(rng, number, rng.randint(0, 1))
             asked = "where is it from" if kind == "home" else "what does it eat"
             answer = f"a {texts.NAMES[number]} {texts.trait(kind, number)}"
-            return view, f"what is this and {asked}?", answer
+            return picture, f"what is this and {asked}?", answer
         if kind == "relation":
             while True:
-                view = self._painter.objects(rng, rng.randint(2, max(2, self._config.max_objects)))
-                thing, other = rng.sample(view.things, 2)
+                picture = self._painter.objects(
+                    rng, rng.randint(2, max(2, self._config.max_objects))
+                )
+                thing, other = rng.sample(picture.things, 2)
                 if (found := relation(thing, other)) is not None:
                     break
             asked = f"where is the {thing.look.shape} relative to the {other.look.shape}?"
-            return view, asked, found
-        view = self._painter.objects(rng, rng.randint(1, self._config.max_objects))
-        asked_look = rng.choice(view.things).look
+            return picture, asked, found
+        picture = self._painter.objects(rng, rng.randint(1, self._config.max_objects))
+        asked_look = rng.choice(picture.things).look
         if kind == "shape":
-            return view, f"which shape is {asked_look.color}?", asked_look.shape
+            return picture, f"which shape is {asked_look.color}?", asked_look.shape
         question = {
             "color": f"what color is the {asked_look.shape}?",
             "size": f"how large is the {asked_look.shape}?",
             "pattern": f"which pattern does the {asked_look.shape} have?",
         }[kind]
-        return view, question, getattr(asked_look, kind)
+        return picture, question, getattr(asked_look, kind)
 
     def _page(self, rng: random.Random) -> PageContent:
         form = rng.choice(("captions", "questions", "questions", "tour", "beings", "crowds"))
@@ -185,17 +195,17 @@ class WorldSource(DrawnSource):
             return self._crowds(rng)
         if form == "beings":
             return self._beings(rng)
-        views = [self._view(rng) for _ in range(rng.randint(2, len(ORDINALS)))]
+        pictures = [self._picture(rng) for _ in range(rng.randint(2, len(ORDINALS)))]
         if form == "captions":
-            return [part for view in views for part in (view, short_caption(rng, view))]
-        page: PageContent = [f"Here are {NUMBERS[len(views)]} pictures."]
-        for ordinal, view in zip(ORDINALS, views, strict=False):
-            page += [view, f"The {ordinal} picture shows {long_caption(rng, view)}."]
+            return [part for picture in pictures for part in (picture, short_caption(rng, picture))]
+        page: PageContent = [f"Here are {NUMBERS[len(pictures)]} pictures."]
+        for ordinal, picture in zip(ORDINALS, pictures, strict=False):
+            page += [picture, f"The {ordinal} picture shows {long_caption(rng, picture)}."]
         return page
 
     def _crowds(self, rng: random.Random) -> PageContent:
         first, second = self._crowd(rng), self._crowd(rng)
-        counts = [len(view.things) for view in (first, second)]
+        counts = [len(picture.things) for picture in (first, second)]
         more = ORDINALS[counts[1] > counts[0]]
         told = "Both have as many shapes."
         if counts[0] != counts[1]:
@@ -205,20 +215,20 @@ class WorldSource(DrawnSource):
     def _beings(self, rng: random.Random) -> PageContent:
         page: PageContent = ["Look at this."]
         for _ in range(rng.randint(2, 5)):
-            view = self._painter.being(rng, None, 0)
-            assert view.being is not None
-            number = view.being.number
-            told = f"This is a {view.being.color} {texts.NAMES[number]}."
+            picture = self._painter.being(rng, None, 0)
+            assert picture.being is not None
+            number = picture.being.number
+            told = f"This is a {picture.being.color} {texts.NAMES[number]}."
             if number < texts.NUM_TOLD:
                 kinds = rng.sample(("home", "food"), 2)
                 told += f" It is a {texts.NAMES[number]} {texts.trait(kinds[0], number)}."
-            page += [view, told]
+            page += [picture, told]
         return page
 
     def _sentence(self, rng: random.Random) -> str:
         if rng.random() < 0.15:
-            view = self._painter.objects(rng, 2)
-            return f"{long_caption(rng, view)}."
+            picture = self._painter.objects(rng, 2)
+            return f"{long_caption(rng, picture)}."
         return texts.draw_sentence(rng, self._config.max_between)
 
 
@@ -255,45 +265,49 @@ def corpus(kind: Kind, **source: Any) -> Corpus.Config:
     )
 
 
-def short_caption(rng: random.Random, view: View) -> str:
-    """Returns a caption that says part of what a view shows."""
-    groups = _groups(view)
+def short_caption(rng: random.Random, picture: Picture) -> str:
+    """Returns a caption that says part of what a picture shows."""
+    groups = _groups(picture)
     rng.shuffle(groups)
     named = [_named(look, count, rng.random()) for look, count in groups[:2]]
-    if view.sign is not None:
-        named.insert(rng.randrange(len(named) + 1), f"a sign {view.sign.word}")
-    if view.being is not None:
-        color = f"{view.being.color} " if rng.random() < 0.8 else ""
-        named.insert(0, f"a {color}{texts.NAMES[view.being.number]}")
+    if picture.sign is not None:
+        named.insert(rng.randrange(len(named) + 1), f"a sign {picture.sign.word}")
+    if picture.being is not None:
+        color = f"{picture.being.color} " if rng.random() < 0.8 else ""
+        named.insert(0, f"a {color}{texts.NAMES[picture.being.number]}")
     frame = rng.choice(("{}", "{}", "{}", "a picture of {}"))
     return frame.format(" and ".join(named[: rng.choice((1, 2, 2))]))
 
 
-def long_caption(rng: random.Random, view: View) -> str:
-    """Returns a caption that says all that a view shows, and the place of objects and sign."""
-    if view.sign is None and view.being is None and len(_groups(view)) == len(view.things):
-        told = _whole(view.things[0].look, 1)
-        for thing, other in zip(view.things, view.things[1:], strict=False):
+def long_caption(rng: random.Random, picture: Picture) -> str:
+    """Returns a caption that says all that a picture shows, and the place of objects and sign."""
+    if (
+        picture.sign is None
+        and picture.being is None
+        and len(_groups(picture)) == len(picture.things)
+    ):
+        told = _whole(picture.things[0].look, 1)
+        for thing, other in zip(picture.things, picture.things[1:], strict=False):
             where = relation(thing, other)
             joint = {None: " and", "left": " left of", "right": " right of"}.get(where, f" {where}")
             told += f"{joint} {_whole(other.look, 1)}"
         return told
-    named = [_whole(look, count) for look, count in _groups(view)]
-    if view.being is not None:
-        named.insert(0, f"a {view.being.color} {texts.NAMES[view.being.number]}")
-    if view.sign is not None:
-        side = "above" if view.sign.row < 2 else "below"
-        named.insert(0, f"a sign {view.sign.word} {side}")
+    named = [_whole(look, count) for look, count in _groups(picture)]
+    if picture.being is not None:
+        named.insert(0, f"a {picture.being.color} {texts.NAMES[picture.being.number]}")
+    if picture.sign is not None:
+        side = "above" if picture.sign.row < 2 else "below"
+        named.insert(0, f"a sign {picture.sign.word} {side}")
     return " and ".join(named)
 
 
-def _objects(view: View) -> str:
-    return " and ".join(_named(look, count, 0.9) for look, count in _groups(view))
+def _objects(picture: Picture) -> str:
+    return " and ".join(_named(look, count, 0.9) for look, count in _groups(picture))
 
 
-def _groups(view: View) -> list[tuple[Look, int]]:
+def _groups(picture: Picture) -> list[tuple[Look, int]]:
     """Returns the looks of objects with their numbers, in order."""
-    things: Sequence[Thing] = view.things
+    things: Sequence[Thing] = picture.things
     looks = dict.fromkeys(thing.look for thing in things)
     return [(look, sum(thing.look == look for thing in things)) for look in looks]
 

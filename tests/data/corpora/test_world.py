@@ -10,7 +10,7 @@ import pytest
 from mm1_jax.data.corpora import world_texts as texts
 from mm1_jax.data.corpora.embedded import NUMBERS, Kind
 from mm1_jax.data.corpora.scenes import COLORS
-from mm1_jax.data.corpora.world import NUM_BEINGS, SIDE, Painter, View, figure
+from mm1_jax.data.corpora.world import NUM_BEINGS, SIDE, Painter, Picture, figure
 from mm1_jax.data.corpora.world_records import NUM_REFERENCES, TOPICS, WorldTextTasks, corpus
 
 
@@ -23,7 +23,7 @@ def records(*args, **fields):
     return [made[i] for i in range(len(made))]
 
 
-def views(record):
+def pictures(record):
     return [each for each in record.get("images") or [record["image"]] if each is not None]
 
 
@@ -67,17 +67,17 @@ def test_the_asked_color_and_direction_are_those_of_the_pixels():
     asked = records(Kind.QUESTIONS, topics=("attributes", "relations"), num_records=400, noise=0.0)
     checked = set()
     for record in asked:
-        (view,) = record["images"]
-        pixels, words = view(), record["question"].rstrip("?").split()
+        (picture,) = record["images"]
+        pixels, words = picture(), record["question"].rstrip("?").split()
         places = {}
         for color in COLORS:
             found = np.argwhere(has_color(pixels, color))
             if len(found) > 8:
                 places[color] = found.mean(axis=0), np.ptp(found, axis=0).max()
-        color_of = {thing.look.shape: thing.look.color for thing in view.things}
+        color_of = {thing.look.shape: thing.look.color for thing in picture.things}
         if record["kind"] == "color":
             assert record["answer"] in places
-            assert len(view.things) > 1 or [*places] == [record["answer"]]
+            assert len(picture.things) > 1 or [*places] == [record["answer"]]
         elif record["kind"] == "relation":
             (y, x), _ = places[color_of[words[3]]]
             (other_y, other_x), _ = places[color_of[words[-1]]]
@@ -95,11 +95,11 @@ def test_the_asked_number_is_the_number_of_patches_of_the_color():
     asked = records(Kind.QUESTIONS, topics=("counting",), num_records=120, noise=0.0)
     numbers = set()
     for record in asked:
-        (view,) = record["images"]
-        first = view.things[0].look
+        (picture,) = record["images"]
+        first = picture.things[0].look
         assert f"{first.color} {first.shape}" in record["question"]
-        if all(each.look.color != first.color or each.look == first for each in view.things):
-            count = num_patches(has_color(view(), first.color))
+        if all(each.look.color != first.color or each.look == first for each in picture.things):
+            count = num_patches(has_color(picture(), first.color))
             # Neighbors may touch.
             assert count <= NUMBERS.index(record["answer"])
             numbers.add(count)
@@ -109,22 +109,22 @@ def test_the_asked_number_is_the_number_of_patches_of_the_color():
 def test_pictures_with_other_words_or_patterns_have_other_pixels():
     painter = Painter("train", (8,), 0.0)
     signs = [
-        replace(view, sign=replace(view.sign, shifts=((0, 0),) * 3))
-        for view in (painter.sign(random.Random(i), 0) for i in range(40))
+        replace(picture, sign=replace(picture.sign, shifts=((0, 0),) * 3))
+        for picture in (painter.sign(random.Random(i), 0) for i in range(40))
     ]
     crops = {}
-    for view in signs:
-        assert view.sign is not None
-        top, left = view.sign.row * 16, view.sign.column * 16
-        crop = view()[top : top + 16, left : left + 48].astype(int) - view.ground
-        crops.setdefault(view.sign.word, []).append(crop[2:-2, 2:-2])
+    for picture in signs:
+        assert picture.sign is not None
+        top, left = picture.sign.row * 16, picture.sign.column * 16
+        crop = picture()[top : top + 16, left : left + 48].astype(int) - picture.ground
+        crops.setdefault(picture.sign.word, []).append(crop[2:-2, 2:-2])
     found = [crop[0].tobytes() for crop in crops.values()]
     assert len(set(found)) == len(found) > 20
     looks = [painter.objects(random.Random(i), 1) for i in range(300)]
     variety = {}
-    for view in looks:
-        (thing,) = view.things
-        share = has_color(view(), thing.look.color).sum() / (2 * thing.radius + 1) ** 2
+    for picture in looks:
+        (thing,) = picture.things
+        share = has_color(picture(), thing.look.color).sum() / (2 * thing.radius + 1) ** 2
         variety.setdefault((thing.look.shape, thing.look.pattern), []).append(share)
     for shape in {shape for shape, _ in variety}:
         plain = np.mean(variety[shape, "plain"])
@@ -142,13 +142,13 @@ def test_figures_differ_and_are_symmetric():
         assert all((each != other).sum() >= 4 for other in made[:number])
 
 
-def parts(view):
-    found = {frozenset((str(a.look), [b.look for b in view.things].count(a.look))
-                       for a in view.things)} - {frozenset()}  # fmt: skip
-    if view.sign is not None:
-        found.add(view.sign.word)
-    if view.being is not None:
-        found.add((view.being.number, view.being.color))
+def parts(picture):
+    found = {frozenset((str(a.look), [b.look for b in picture.things].count(a.look))
+                       for a in picture.things)} - {frozenset()}  # fmt: skip
+    if picture.sign is not None:
+        found.add(picture.sign.word)
+    if picture.being is not None:
+        found.add((picture.being.number, picture.being.color))
     return found
 
 
@@ -157,10 +157,10 @@ def test_no_part_of_a_test_picture_is_in_a_training_picture():
     for split, number in (("train", 400), ("test", 800)):
         for kind in (Kind.CAPTIONS, Kind.QUESTIONS, Kind.INTERLEAVED):
             for record in records(kind, split, number):
-                for view in views(record):
-                    assert isinstance(view, View)
-                    assert view.splits == {split}
-                    seen[split] |= parts(view)
+                for picture in pictures(record):
+                    assert isinstance(picture, Picture)
+                    assert picture.splits == {split}
+                    seen[split] |= parts(picture)
     assert not seen["train"] & seen["test"]
     assert min(map(len, seen.values())) > 100
 
