@@ -21,6 +21,8 @@ REPORTS = {
 }
 # Listed in a separate table, beside MaxText.
 COMPARED = "llama2_7b"
+# In a table of its own.
+LOW_PRECISION = "model.decoder.low_precision.precision"
 # Slices on which each config must fit, with a twentieth of the memory to spare.
 FITS = (
     ("mm1_3b", "v5e:8x8"),
@@ -88,12 +90,23 @@ def test_the_comparison_with_maxtext_has_a_line_per_vector_memory_limit():
     """Both programs are compiled with and without the option that enlarges vector memory."""
     text = (DOCS / "performance.md").read_text()
     reports = [report for report in REPORTS.values() if report["config"] == COMPARED]
+    reports = [report for report in reports if LOW_PRECISION not in report["overrides"]]
     lines = [_compared(report) for report in reports]
     assert len(lines) == 4 and {report["topology"] for report in reports} == {
         "v5p:4x4x4",
         "v5e:16x16",
     }
     assert all(line in text for line in lines), "\n".join(lines)
+
+
+def test_products_in_8_bits_have_their_line():
+    (report,) = (each for each in REPORTS.values() if LOW_PRECISION in each["overrides"])
+    total, peak = (report["memory"][name] / 2**30 for name in ("total", "peak"))
+    sent = sum(each["sent"] for each in report["collectives"].values()) / 1e9
+    line = f"{step_by(report, 2):.2f} s | {total:.1f} ({peak:.1f}) | {sent:.1f} |"
+    assert line in (DOCS / "performance.md").read_text()
+    low, executed = report["flops"]["low"]["int8"], report["flops"]["executed"]
+    assert f"{low / executed:.0%} of the FLOPs are in int8" in (DOCS / "performance.md").read_text()
 
 
 def _compared(report):
