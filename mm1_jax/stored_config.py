@@ -93,12 +93,21 @@ DEFAULTS: dict[tuple[str, str], tuple[Scalar, ...]] = {
     ("mm1_jax.train.optimizers.adamw.AdamW", "moments_dtype"): ("float32",),
     ("mm1_jax.train.trainer.Trainer", "norms_by_part"): (False,),
     ("mm1_jax.train.loss.Loss", "weighting"): ("token",),
+    ("mm1_jax.models.decoder.Decoder", "document_mask"): (True,),
 }
 
 
 # Fields that change what a part computes but not the shapes of its parameters.
 _NOT_IN_SHAPES = (
-    *("activation", "eps", "experts_per_token", "factor", "high_freq_factor", "low_freq_factor"),
+    *(
+        "activation",
+        "document_mask",
+        "eps",
+        "experts_per_token",
+        "factor",
+        "high_freq_factor",
+        "low_freq_factor",
+    ),
     *("original_max_position_embeddings", "padding_token", "patch_size", "pattern", "pooling"),
     "theta",
 )

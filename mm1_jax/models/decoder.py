@@ -62,6 +62,9 @@ class Decoder(Module):
         hidden_dim: Required[PositiveInt] = REQUIRED  # of feed-forward layers and experts
         moe: InstantiableConfig | None = None
         moe_every: PositiveInt = 1  # 2: layers 2, 4, 6, ... are sparse
+        # Without it, a packed token also attends to the earlier documents of its row, as if they
+        # were one, which MM1 (section 3) finds to harm few-shot learning.
+        document_mask: bool = True
         tied_embeddings: bool = False  # use the token embedding as the output layer too
         embedding: InstantiableConfig = Embedding.default_config().set(init_std=1.0)
         head: InstantiableConfig = Embedding.default_config()  # ignored with tied_embeddings
@@ -76,6 +79,7 @@ class Decoder(Module):
             raise ValueError("decoder: vocab_size is None; set it to that of the tokenizer")
         table = {"vocab_size": cfg.vocab_size, "model_dim": cfg.model_dim}
         self.vocab_size, self.model_dim = cfg.vocab_size, cfg.model_dim
+        self.document_mask = cfg.document_mask
         self.embedding = cfg.embedding.set(**table).instantiate(rngs=rngs)
         stack = decoder_stack(cfg)
         self.stack = stack.instantiate(rngs=rngs)
@@ -109,6 +113,9 @@ class Decoder(Module):
                 empty. The positions of the next T tokens must continue from there.
             dropless: Sparse layers drop nothing, regardless of their dispatch; for evaluation.
         """
+        if not self.document_mask and caches is None:
+            positions = jnp.broadcast_to(jnp.arange(positions.shape[1]), positions.shape)
+            segment_ids = jnp.minimum(segment_ids, 1)
         output = self.stack(
             embeddings,
             positions=positions,

@@ -74,19 +74,29 @@ class Stage(Run):
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the results: the mean of some keys of a run's `report.json`."""
+    """A column of the results: the mean of some keys of a run's `report.json`.
+
+    Attributes:
+        minus: Keys whose mean is subtracted.
+    """
 
     name: str
     keys: tuple[str, ...]
     text: str = ""
+    minus: tuple[str, ...] = ()
 
     def value(self, report: Mapping[str, Any]) -> float:
         """Returns the value in a report; raises ValueError if the report lacks a key."""
-        lacking = [key for key in self.keys if not isinstance(report.get(key), int | float)]
+        keys = (*self.keys, *self.minus)
+        lacking = [key for key in keys if not isinstance(report.get(key), int | float)]
         if lacking:
             known = ", ".join(key for key in report if not key.startswith("training/"))
             raise ValueError(f"no {', '.join(lacking)} for the metric {self.name!r}; has {known}")
-        return sum(float(report[key]) for key in self.keys) / len(self.keys)
+        mean, subtracted = (
+            sum(float(report[key]) for key in keys) / max(1, len(keys))
+            for keys in (self.keys, self.minus)
+        )
+        return mean - subtracted
 
 
 class Score(NamedTuple):

@@ -18,7 +18,8 @@ def test_the_configs_of_a_study_resolve(name):
         overrides = run.overrides_of(1, stages)
         launch = Launch(run.config, module_of(study, run), overrides)
         cfg = launch.resolved_config()
-        assert (cfg.trainer.seed, cfg.input.seed) == (1, 1)
+        assert cfg.trainer.seed == int(overrides["trainer.seed"])
+        assert cfg.input.seed == int(overrides["input.seed"])
         weights = cfg.trainer.initial_weights.values()
         folders = {str(stages[stage]) for stage in run.stages()}
         assert {weight.path for weight in weights} == folders

@@ -70,6 +70,18 @@ def test_packed_logits_equal_unpacked_logits(moe):
         )
 
 
+def test_without_the_document_mask_a_row_is_one_document():
+    decoder = _decoder(_config(False).set(document_mask=False))
+    documents = _logits(decoder, TOKENS, POSITIONS, SEGMENT_IDS)
+    positions = np.tile(np.arange(T), (len(TOKENS), 1))
+    segment_ids = np.minimum(SEGMENT_IDS, 1)
+    one = _logits(_decoder(_config(False)), TOKENS, positions, segment_ids)
+    used = np.asarray(SEGMENT_IDS[0]) > 0
+    np.testing.assert_array_equal(documents[0, used], one[0, used])
+    apart = _logits(_decoder(_config(False)), TOKENS, POSITIONS, SEGMENT_IDS)
+    assert np.abs(documents - apart)[0, used].max() > 0.01
+
+
 @pytest.mark.parametrize("moe", [False, True])
 def test_no_gradient_reaches_another_document_or_a_later_position(moe):
     decoder = _decoder(_config(moe))

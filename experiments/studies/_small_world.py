@@ -1,0 +1,66 @@
+"""Length of a run, metrics and changes of a config, for the studies on the small world."""
+
+from collections.abc import Sequence
+
+from experiments.small_world import mm1_small_world
+from mm1_jax.evals.benchmarks.registry import SMALL_WORLD
+from mm1_jax.experiment import Experiment
+from mm1_jax.studies.study import Arm, Claim, Metric, Score
+
+STEPS = 1000
+MINUTES = 12.0  # A run with its evaluation, on two quiet cores.
+# Difference of a mean score that is of interest.
+SMALLEST = 0.02
+_CAPTIONS, _NAMES = "world_captions", "scenes_names"
+
+
+def small_world() -> Experiment.Config:
+    """`mm1_small_world` for the length of a study."""
+    cfg = mm1_small_world()
+    cfg.trainer.max_steps = STEPS
+    return cfg
+
+
+def metrics() -> list[Metric]:
+    """Returns the mean over benchmarks by number of shots, what shots add, and the text score."""
+
+    def keys(shots: int) -> tuple[str, ...]:
+        # Without exemplars there are no names to tell.
+        names = [name for name in SMALL_WORLD if shots or name != _NAMES]
+        return tuple(
+            f"{name}/{shots}/{'relative_CIDEr' if name == _CAPTIONS else 'accuracy'}"
+            for name in names
+        )
+
+    asked = tuple(key.replace("/0/", "/8/") for key in keys(0))
+    return [
+        *(
+            Metric(f"shots_{n}", keys(n), f"mean over the benchmarks at {n} shots")
+            for n in (0, 4, 8)
+        ),
+        Metric("gain", asked, "what 8 shots add, without names", minus=keys(0)),
+        Metric("names", (f"{_NAMES}/8/accuracy",), "names that only exemplars tell, at 8 shots"),
+        Metric("text", ("world_facts/0/acc", "world_grammar/0/acc"), "mean of the tasks of text"),
+    ]
+
+
+def arm(name: str, text: str, config: str = "small_world", **overrides: str) -> Arm:
+    """Returns an arm; a double underscore in the name of an override stands for a dot."""
+    paths = {path.replace("__", "."): value for path, value in overrides.items()}
+    return Arm(name, config, paths, MINUTES, text)
+
+
+def weights(*shares: int) -> dict[str, str]:
+    """Returns the overrides that set the weights of the streams, in their order."""
+    return {f"input__streams__{i}__weight": str(share) for i, share in enumerate(shares)}
+
+
+def claim(text: str, metric: str, higher: str, lower: str, *, alike: bool = False) -> Claim:
+    return Claim(text, Score(higher, metric), Score(lower, metric), SMALLEST, alike)
+
+
+def claims(
+    text: str, names: Sequence[str], higher: str, lower: str, *, alike: bool = False
+) -> list[Claim]:
+    """Returns a claim for each metric; `{}` in the text stands for its name."""
+    return [claim(text.format(name), name, higher, lower, alike=alike) for name in names]
