@@ -29,7 +29,7 @@ from mm1_jax.parallel.chips import CHIPS
 from mm1_jax.parallel.parallelism import short_name
 from mm1_jax.parallel.sharding import current_device_kind, current_platform
 
-# Scales are at least this, in units of the limit, so that a row of zeros has one.
+# The largest magnitude counts as at least this, so that a row of zeros has a scale.
 _SMALLEST = 1e-30
 _INT32_MAX = 2**31 - 1
 
@@ -117,7 +117,8 @@ class LowPrecision(Configurable):
 
 
 def instantiated(cfg: LowPrecision.Config | None) -> LowPrecision | None:
-    return None if cfg is None else cfg.instantiate()
+    """Returns None if no product is in 8 bits."""
+    return None if cfg is None or not cfg.products else cfg.instantiate()
 
 
 def einsum(

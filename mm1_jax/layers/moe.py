@@ -341,7 +341,7 @@ class MoE(Module):
         ).instantiate(rngs=rngs)
         self.dispatch = cfg.dispatch.instantiate(rngs=rngs)
         low_precision = getattr(self.experts, "low_precision", None)
-        if isinstance(self.dispatch, Dropless) and low_precision and low_precision.products:
+        if isinstance(self.dispatch, Dropless) and low_precision is not None:
             raise ValueError(
                 "moe: dispatch=Dropless multiplies groups of any size, for which there is no 8-bit "
                 "product; expected dispatch=Capacity (model.decoder.moe.dispatch), or experts in "

@@ -272,7 +272,8 @@ def test_dropless_experts_refuse_to_train_in_low_precision(prng_key):
     with pytest.raises(ValueError, match=r"dispatch=Capacity \(model.decoder.moe.dispatch\)"):
         cfg.clone().instantiate(rngs=nnx.Rngs(params=prng_key))
     cfg.experts.low_precision.products = ()
-    cfg.instantiate(rngs=nnx.Rngs(params=prng_key))
+    moe = cfg.instantiate(rngs=nnx.Rngs(params=prng_key))
+    assert moe.experts.low_precision is None
 
 
 @pytest.mark.parametrize(
