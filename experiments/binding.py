@@ -7,8 +7,8 @@
 A page shows eight scenes, each followed by the made-up name of its shape or color. To predict a
 name from the second time on, a model must find the earlier picture of the same shape or color and
 copy the name behind it. `mm1_tiny_binding` begins with names right behind their pictures, then puts
-two words between them, and then the wording of the few-shot questions. It is one run, so the
-optimizer keeps its state. `mm1_tiny_binding_direct` reads as many names in the final wording from
+two words between them, then half of the wording of the few-shot questions, and then all of it. It
+is one run, so the optimizer keeps its state. `mm1_tiny_binding_direct` reads as many names in the final wording from
 the start. One shape and one color occur in no page; `name_binding_new` asks for these.
 
 The vision encoder is that of a trained `mm1_tiny` and is frozen; connector and decoder are new.
@@ -28,17 +28,18 @@ from mm1_jax.evals.evaluator import EveryNSteps
 from mm1_jax.experiment import Experiment
 from mm1_jax.train.trainer import Trainer
 
-# First steps of the second and third stage, and the number of steps.
-TWO_WORDS, QUESTIONS, STEPS = 1750, 2250, 3000
+# First steps of the stages after the first, and the number of steps.
+TWO_WORDS, HALF_QUESTIONS, QUESTIONS, STEPS = 1750, 2250, 2750, 3500
 
 
 def mm1_tiny_binding() -> Experiment.Config:
     """A decoder of 2 layers that learns to bind names by a curriculum, on `mm1_tiny`'s encoder."""
     cfg = _base()
+    # Pages of earlier stages remain, so that what was learned on them is not lost at once.
     cfg.input.stages = [
-        # A few pages of earlier stages remain, for seeds that learn them late.
         _stage(TWO_WORDS, no_words=1, two_words=3),
-        _stage(QUESTIONS, no_words=1, two_words=1, questions=6),
+        _stage(HALF_QUESTIONS, no_words=0, two_words=1, half_questions=3),
+        _stage(QUESTIONS, two_words=0, half_questions=1, questions=3),
     ]
     return cfg
 

@@ -135,7 +135,7 @@ HELD_OUT_VALUES = ("triangle", "yellow")
 
 
 def names_from_pictures() -> list[Stream.Config]:
-    """Pages that name shapes or colors, with no, two or eleven words between picture and name.
+    """Pages that name shapes or colors, with 0, 2, 7 or 11 tokens between picture and name.
 
     Only the first stream has a weight; stages of a curriculum turn to the others.
     """
@@ -149,6 +149,7 @@ def names_from_pictures() -> list[Stream.Config]:
     return [
         pages("no_words", 1, words="", other_aspect="constant"),
         pages("two_words", 0, words="this {aspect}"),
+        pages("half_questions", 0, words="this {aspect} called? Short answer:"),
         pages("questions", 0),
     ]
 

@@ -29,8 +29,8 @@ def study() -> Study:
         "are of interest, and of 0.8 for swapped names.",
         stages=[Stage("mm1_tiny", "mm1_tiny", minutes=9.0)],
         arms=[
-            Arm("curriculum", "mm1_tiny_binding", start, 30.0, "no words, two words, questions"),
-            Arm("direct", "mm1_tiny_binding_direct", start, 30.0, "the wording of questions alone"),
+            Arm("curriculum", "mm1_tiny_binding", start, 35.0, "0, 2, 7, then 11 tokens"),
+            Arm("direct", "mm1_tiny_binding_direct", start, 35.0, "11 tokens from the start"),
         ],
         reference="direct",
         metrics=[

@@ -137,7 +137,7 @@ def test_every_row_of_the_curriculum_is_one_page():
         rows = planner.next_rows()
         assert all(row.num_images == [8] for row in rows)
         streams.append({row.stream for row in rows})
-    assert streams == [{0}, {0, 1}, {0, 1, 2}]
+    assert streams == [{0}, {0, 1}, {1, 2}, {2, 3}]
 
 
 @pytest.mark.parametrize("named", ["others", "held_out"])
