@@ -8,8 +8,9 @@ A page shows eight scenes, each followed by the made-up name of its shape or col
 name from the second time on, a model must find the earlier picture of the same shape or color and
 copy the name behind it. `mm1_tiny_binding` begins with names right behind their pictures, then puts
 two words between them, then half of the wording of the few-shot questions, and then all of it. It
-is one run, so the optimizer keeps its state. `mm1_tiny_binding_direct` reads as many names in the final wording from
-the start. One shape and one color occur in no page; `name_binding_new` asks for these.
+is one run, so the optimizer keeps its state. `mm1_tiny_binding_direct` reads as many names in the
+final wording from the start. One shape and one color occur on no page; `name_binding_new` asks for
+these.
 
 The vision encoder is that of a trained `mm1_tiny` and is frozen; connector and decoder are new.
 docs/evaluation.md has the results, `experiments/studies/binding.py` the design of the comparison.
