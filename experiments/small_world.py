@@ -1,4 +1,4 @@
-"""A world of small pictures that is hard enough to tell settings apart (docs/evaluation.md).
+"""A world of small pictures, with a stand-in of the paper's benchmark set (docs/evaluation.md).
 
     python -m mm1_jax.launch --config=mm1_small_world
     python -m mm1_jax evaluate --checkpoint=runs/mm1_small_world --benchmarks=small_world
