@@ -171,10 +171,7 @@ def with_present_names(text: str) -> str:
 
 def config_differences(stored: Stored, cfg: ConfigBase) -> list[Difference]:
     """Returns the differences between a stored config and a config, sorted by path."""
-    old, new, defaults = read_fields(stored), flat_fields(cfg), _defaults(cfg)
-    for path, values in defaults.items():
-        if path not in old and values[0] is not None:
-            old[path] = values[0]
+    old, new, defaults = with_first_defaults(stored, cfg), flat_fields(cfg), _defaults(cfg)
 
     def is_default(path: str) -> bool:
         *before, now = defaults.get(path, ())
@@ -184,6 +181,12 @@ def config_differences(stored: Stored, cfg: ConfigBase) -> list[Difference]:
         replace(each, is_default=each.path in defaults and is_default(each.path))
         for each in stored_differences(old, new)
     ]
+
+
+def with_first_defaults(stored: Stored, cfg: ConfigBase) -> dict[str, Scalar]:
+    """Returns stored values by path, with the first default of fields from before they existed."""
+    first = {path: values[0] for path, values in _defaults(cfg).items() if values[0] is not None}
+    return first | read_fields(stored)
 
 
 def stored_differences(old: Stored, new: Stored) -> list[Difference]:

@@ -51,7 +51,13 @@ from mm1_jax.layers.parameter_paths import picked
 from mm1_jax.models.upcycling import DenseParameter, dense_parameter
 from mm1_jax.models.vision_encoder import resized_positions
 from mm1_jax.storage import contents_digest
-from mm1_jax.stored_config import Fields, as_stored, computational_fields, flat_fields
+from mm1_jax.stored_config import (
+    Fields,
+    as_stored,
+    computational_fields,
+    flat_fields,
+    with_first_defaults,
+)
 
 # A trunk of AIM is trained with one attention pattern and then used with the other.
 _PATTERNS_OF_AIM = {"Pattern.PREFIX", "Pattern.BIDIRECTIONAL"}
@@ -304,7 +310,8 @@ def _field_differences(
     cfg = getattr(model, part)
     if not isinstance(cfg, ConfigBase):
         return []
-    made_for, now = computational_fields(stored), computational_fields(flat_fields(cfg))
+    made_for = computational_fields(with_first_defaults(stored, cfg))
+    now = computational_fields(flat_fields(cfg))
     if is_upcycled and any(path.startswith("moe.") for path in now):
         # Experts are copies of the dense layer, so `experts_per_token` has no effect at first.
         activation = now.get("moe.experts.activation")

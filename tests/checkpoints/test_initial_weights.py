@@ -1,5 +1,7 @@
 """Runs that start from other checkpoints, part by part."""
 
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -119,6 +121,18 @@ def test_mismatched_shapes_are_named(cfg, weights):
     embedding = "decoder/embedding/weight is [100, 32] in the checkpoint and [128, 32] in the model"
     assert embedding in message
     assert "model.decoder.stack.layer.attention.rotary.theta is 77.0, but was 10000.0" in message
+
+
+def test_weights_from_before_a_field_have_its_first_default(cfg, weights, tmp_path):
+    shutil.copytree(weights, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "qwen3" / "weights.json"
+    text, count = re.subn(r'.*"document_mask"?: [Tt]rue"?,\n', "", file.read_text())
+    assert count == 2
+    file.write_text(text)
+    first_params(at(cfg, tmp_path))
+    cfg.model.decoder.document_mask = False
+    with pytest.raises(ValueError, match="model.decoder.document_mask is False, but was True"):
+        first_params(cfg)
 
 
 def test_rules_name_the_parameters_that_may_differ(cfg, weights):
