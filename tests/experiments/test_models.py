@@ -31,6 +31,8 @@ SIZES = {
     "mm1_tiny": (0.8, 3),
     "mm1_tiny_chat_lora": (0.8, 3),
     "mm1_tiny_moe": (1.2, 5),
+    "mm1_tiny_binding": (0.3, 0.6),
+    "mm1_small_world": (1.4, 1.5),
     "mm1_tiny_easy_vqa": (0.8, 3),
     "mm1_tiny_textbooks": (0.8, 3),
     # The paper's decoders, input and output tables of 32,000 tokens, encoder and connector.
