@@ -28,9 +28,9 @@ from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.digits import DigitsSource
-from mm1_jax.data.corpora.embedded import NUMBERS, DrawnSource, Kind, num_drawn
+from mm1_jax.data.corpora.embedded import NUMBERS, DrawnSource, Kind
 from mm1_jax.data.corpora.scenes import COLORS, SHAPES, Shape, draw_shape
-from mm1_jax.field_types import NonNegative, NonNegativeInt, PositiveInt, Seed
+from mm1_jax.field_types import NonNegative, NonNegativeInt
 
 # Prompts of the classes, in the words of captions.
 TEMPLATES = ("{c}", "a {c}", "a picture of a {c}", "there is a {c} here")
@@ -98,17 +98,10 @@ class ClutterSource(DrawnSource):
     @config_class
     class Config(DrawnSource.Config):
         subject: Required[Subject] = REQUIRED
-        num_records: PositiveInt = 8192  # In the training split.
         max_others: NonNegativeInt = 4  # Most objects beside the subject.
         noise: NonNegative = 8.0  # Standard deviation, in levels of 0 to 255.
-        seed: Seed = 0
 
-    def __len__(self) -> int:
-        return num_drawn(self._config.num_records, self.split)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def drawn(self, index: int) -> Record:
         cfg = self._config
         rng = random.Random(f"clutter/{cfg.subject.value}/{self.split}/{cfg.seed}/{index}")
         make = self._digit if cfg.subject is Subject.DIGITS else self._shapes

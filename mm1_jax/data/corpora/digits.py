@@ -24,14 +24,13 @@ from mm1_jax.data.corpora.embedded import (
     Kind,
     PageContent,
     enumeration,
-    num_drawn,
     page_record,
     text_record,
 )
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.images import Augmentation
 from mm1_jax.data.sources.base import SplitIndices
-from mm1_jax.field_types import PositiveInt, Seed
+from mm1_jax.field_types import PositiveInt
 
 TEST_EVERY = 5
 # The kinds of questions, in rotation; most of them ask for the digit.
@@ -47,7 +46,6 @@ class DigitsSource(DrawnSource):
         # Number of interleaved pages or texts of the training split. There is one caption per scan,
         # and one question per scan and entry of `QUESTION_KINDS`.
         num_records: PositiveInt = 8192
-        seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
@@ -61,11 +59,9 @@ class DigitsSource(DrawnSource):
         return {
             Kind.CAPTIONS: num_scans,
             Kind.QUESTIONS: num_scans * len(QUESTION_KINDS),
-        }.get(self._config.kind, num_drawn(self._config.num_records, self.split))
+        }.get(self._config.kind, super().__len__())
 
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def drawn(self, index: int) -> Record:
         kind = self._config.kind
         rng = random.Random(f"digits/{kind.value}/{self.split}/{self._config.seed}/{index}")
         if kind is Kind.CAPTIONS:

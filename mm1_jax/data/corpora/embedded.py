@@ -1,5 +1,6 @@
 """Code shared by the embedded corpora, digits and scenes: each has four kinds of records."""
 
+import abc
 import enum
 import functools
 import hashlib
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from mm1_jax.batch import Document, Record
+from mm1_jax.config import config_class
 from mm1_jax.data.corpora.captions import caption_document
 from mm1_jax.data.corpora.interleaved import interleaved_document
 from mm1_jax.data.corpora.questions import question_document
 from mm1_jax.data.corpora.text import text_document
 from mm1_jax.data.sources.base import Source
+from mm1_jax.field_types import PositiveInt, Seed
 from mm1_jax.storage import user_cache
 
 _DATA = Path(__file__).parents[1]
@@ -46,7 +49,28 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 class DrawnSource(Source):
-    """Records that code draws. What is derived from them is cached for this version of the code."""
+    """Records that code draws. What is derived from them is cached for this version of the code.
+
+    The test split has a quarter as many records as the training split.
+    """
+
+    @config_class
+    class Config(Source.Config):
+        num_records: PositiveInt = 8192  # In the training split.
+        seed: Seed = 0
+
+    def __len__(self) -> int:
+        num_records = self._config.num_records
+        return num_records if self.split == "train" else -(-num_records // 4)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.drawn(index)
+
+    @abc.abstractmethod
+    def drawn(self, index: int) -> Record:
+        """Returns a record of the split, a pure function of its index."""
 
     @property
     def cache_dir(self) -> Path:  # type: ignore[override]
@@ -63,11 +87,6 @@ def _code_digest() -> str:
     for file in sorted(_DATA.rglob("*.py")):
         digest.update(file.relative_to(_DATA).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
-
-
-def num_drawn(num_records: int, split: str) -> int:
-    """Returns the number of records of a split; the test split has a quarter of `num_records`."""
-    return num_records if split == "train" else -(-num_records // 4)
 
 
 # The texts and images of a page in reading order, before it becomes a record.

@@ -26,12 +26,12 @@ from mm1_jax.config import config_class
 from mm1_jax.data.corpora import digits
 from mm1_jax.data.corpora.base import Corpus
 from mm1_jax.data.corpora.conversations import ConversationDocument
-from mm1_jax.data.corpora.embedded import DrawnSource, num_drawn
+from mm1_jax.data.corpora.embedded import DrawnSource
 from mm1_jax.data.corpora.picture_facts import YES_NO, Fact, Subject, Subjects
 from mm1_jax.data.format_prompts import OPTION_LETTER, SHORT_ANSWER
 from mm1_jax.data.grounding import Coordinates
 from mm1_jax.data.record_files import BOX, IMAGE
-from mm1_jax.field_types import PositiveInt, Seed, Share
+from mm1_jax.field_types import PositiveInt, Share
 
 
 class Form(enum.Enum):
@@ -103,7 +103,6 @@ class InstructionsSource(DrawnSource):
         # Number of earlier turns about other pictures, and whether they ask the same question.
         max_other_pictures: PositiveInt = 3
         other_questions: Literal["same", "any"] = "same"
-        seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
@@ -114,13 +113,8 @@ class InstructionsSource(DrawnSource):
             )
         self._subjects = Subjects(split)
 
-    def __len__(self) -> int:
-        return num_drawn(self._config.num_records, self.split)
-
-    def __getitem__(self, index: int) -> Record:
+    def drawn(self, index: int) -> Record:
         """Returns a conversation; fields such as `form` and `options` describe its last turn."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         cfg = self._config
         pictures, form = cfg.pictures, cfg.form
         if form is None:

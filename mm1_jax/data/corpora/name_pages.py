@@ -18,12 +18,12 @@ from jaxtyping import UInt8
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.corpora.embedded import DrawnSource, Kind, num_drawn
+from mm1_jax.data.corpora.embedded import DrawnSource, Kind
 from mm1_jax.data.corpora.questions import question_prompt
 from mm1_jax.data.corpora.scene_names import ASPECTS, NAMES, shown_values
 from mm1_jax.data.corpora.scenes import COLORS, SHAPES, Scene, ScenesSource
 from mm1_jax.data.images import resize
-from mm1_jax.field_types import PositiveInt, Seed
+from mm1_jax.field_types import PositiveInt
 
 VALUES = {"shape": SHAPES, "color": tuple(COLORS)}
 # The words before the answer of `scene_names`.
@@ -60,7 +60,6 @@ class NamePagesSource(DrawnSource):
         # as rendering 512 pictures would take as long as the step of a small model.
         pool: PositiveInt = 100
         side: PositiveInt = 32
-        seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
@@ -87,12 +86,7 @@ class NamePagesSource(DrawnSource):
         if not self._aspects:
             raise ValueError("source.named='held_out' without a value in source.held_out")
 
-    def __len__(self) -> int:
-        return num_drawn(self._config.num_records, self.split)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def drawn(self, index: int) -> Record:
         cfg, rng = self._config, self._rng(index)
         world = self._world(rng)
         if cfg.kind is Kind.INTERLEAVED:

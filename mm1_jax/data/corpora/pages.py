@@ -27,8 +27,8 @@ from jaxtyping import Float, UInt8
 from mm1_jax.batch import Document, Image, Record, Text
 from mm1_jax.config import REQUIRED, Required, config_class
 from mm1_jax.data.corpora.base import Corpus
-from mm1_jax.data.corpora.embedded import DrawnSource, Kind, num_drawn
-from mm1_jax.field_types import NonNegativeInt, PositiveInt, Seed, Share
+from mm1_jax.data.corpora.embedded import DrawnSource, Kind
+from mm1_jax.field_types import NonNegativeInt, PositiveInt, Share
 
 SIDE = 112  # Pixels; the unit of all sizes below.
 # Dark, so that white print is legible on all of them.
@@ -113,7 +113,6 @@ class PagesSource(DrawnSource):
         # Share of the pages in dense readings that have one digit in all quarters, and ask for it
         # once, so that reading can be learned before the places are known.
         repeated_share: Share = 0.0
-        seed: Seed = 0
 
     def __init__(self, cfg: Config, *, split: str):
         super().__init__(cfg, split=split)
@@ -122,12 +121,7 @@ class PagesSource(DrawnSource):
         if not cfg.sizes or max(cfg.sizes) > _LARGEST:
             raise ValueError(f"sizes={cfg.sizes}: expected fonts of 1 to {_LARGEST} pixels")
 
-    def __len__(self) -> int:
-        return num_drawn(self._config.num_records, self.split)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def drawn(self, index: int) -> Record:
         cfg = self._config
         rng = random.Random(f"pages/{cfg.kind.value}/{self.split}/{cfg.seed}/{index}")
         page = self._page(rng)

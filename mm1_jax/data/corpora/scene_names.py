@@ -53,9 +53,7 @@ class SceneNamesSource(ScenesSource):
         if cfg.kind not in (Kind.INTERLEAVED, Kind.QUESTIONS):
             raise ValueError(f"source.kind={cfg.kind}; expected INTERLEAVED or QUESTIONS")
 
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def drawn(self, index: int) -> Record:
         rng = self._rng(index)
         world = _world(rng)
         if self._config.kind is Kind.QUESTIONS:

@@ -26,12 +26,10 @@ from mm1_jax.data.corpora.embedded import (
     DrawnSource,
     Kind,
     PageContent,
-    num_drawn,
     page_record,
     text_record,
 )
 from mm1_jax.data.corpora.questions import question_prompt
-from mm1_jax.field_types import PositiveInt, Seed
 
 COLORS = {
     "red": (225, 35, 35),
@@ -116,16 +114,9 @@ class ScenesSource(DrawnSource):
     @config_class
     class Config(DrawnSource.Config):
         kind: Required[Kind] = REQUIRED
-        num_records: PositiveInt = 8192  # In the training split.
-        seed: Seed = 0
 
-    def __len__(self) -> int:
-        return num_drawn(self._config.num_records, self.split)
-
-    def __getitem__(self, index: int) -> Record:
+    def drawn(self, index: int) -> Record:
         """Returns a record. Images are render functions; captions and questions have `scenes`."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         kind = self._config.kind
         rng = random.Random(f"scenes/{kind.value}/{self.split}/{self._config.seed}/{index}")
         if kind is Kind.CAPTIONS:

@@ -20,7 +20,6 @@ from mm1_jax.data.corpora.embedded import (
     DrawnSource,
     Kind,
     PageContent,
-    num_drawn,
     page_record,
     text_record,
 )
@@ -35,7 +34,7 @@ from mm1_jax.data.corpora.world import (
     Thing,
     relation,
 )
-from mm1_jax.field_types import NonNegative, NonNegativeInt, PositiveInt, Seed, Share
+from mm1_jax.field_types import NonNegative, NonNegativeInt, PositiveInt, Share
 
 Topic = Literal["attributes", "relations", "counting", "print", "details", "knowledge"]
 # Kinds of questions by topic.
@@ -58,7 +57,6 @@ class WorldSource(DrawnSource):
     class Config(DrawnSource.Config):
         kind: Required[Kind] = REQUIRED
         num_records: PositiveInt = 32_768  # In the training split.
-        seed: Seed = 0
         topics: Sequence[Topic] = tuple(TOPICS)  # Topics of questions, in rotation.
         max_objects: PositiveInt = 3  # At most 4, as many as there are shapes.
         max_count: PositiveInt = 6  # Most objects to count, at most 8.
@@ -80,13 +78,8 @@ class WorldSource(DrawnSource):
         self._topics = tuple(cfg.topics)
         self._painter = Painter(split, tuple(cfg.print_sizes), cfg.noise)
 
-    def __len__(self) -> int:
-        return num_drawn(self._config.num_records, self.split)
-
-    def __getitem__(self, index: int) -> Record:
+    def drawn(self, index: int) -> Record:
         """Returns a record. A picture renders itself when called."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         kind = self._config.kind
         rng = random.Random(f"world/{kind.value}/{self.split}/{self._config.seed}/{index}")
         if kind is Kind.CAPTIONS:
@@ -239,15 +232,9 @@ class WorldTextTasks(DrawnSource):
     class Config(DrawnSource.Config):
         asks: Required[Literal["facts", "grammar"]] = REQUIRED
         num_records: PositiveInt = 4096  # In the training split, which exemplars are from.
-        seed: Seed = 0
         max_between: NonNegativeInt = 2  # As in `WorldSource`.
 
-    def __len__(self) -> int:
-        return num_drawn(self._config.num_records, self.split)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def drawn(self, index: int) -> Record:
         cfg, is_test = self._config, self.split == "test"
         rng = random.Random(f"world/{cfg.asks}/{self.split}/{cfg.seed}/{index}")
         if cfg.asks == "facts":
