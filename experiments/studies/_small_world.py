@@ -1,22 +1,14 @@
-"""Length of a run, metrics and changes of a config, for the studies on the small world."""
+"""Arms, metrics and claims of the studies on the small world."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from experiments.small_world import mm1_small_world, score_keys, text_score_keys
-from mm1_jax.experiment import Experiment
+from experiments.small_world import score_keys, text_score_keys
 from mm1_jax.studies.study import Arm, Claim, Metric, Score
 
 STEPS = 1000
 MINUTES = 12.0  # A run with its evaluation, on two quiet cores.
 # Difference of a mean score that is of interest; the text score is in percent.
 SMALLEST = 0.02
-
-
-def small_world() -> Experiment.Config:
-    """`mm1_small_world` for the length of a study."""
-    cfg = mm1_small_world()
-    cfg.trainer.max_steps = STEPS
-    return cfg
 
 
 def metrics() -> list[Metric]:
@@ -32,15 +24,16 @@ def metrics() -> list[Metric]:
     ]
 
 
-def arm(name: str, text: str, config: str = "small_world", **overrides: str) -> Arm:
-    """Returns an arm; a double underscore in the name of an override stands for a dot."""
-    paths = {path.replace("__", "."): value for path, value in overrides.items()}
-    return Arm(name, config, paths, MINUTES, text)
+def arm(
+    name: str, text: str, config: str = "mm1_small_world", overrides: Mapping[str, str] = {}
+) -> Arm:
+    """Returns an arm that trains for the length of a study."""
+    return Arm(name, config, {"trainer.max_steps": str(STEPS), **overrides}, MINUTES, text)
 
 
 def weights(*shares: int) -> dict[str, str]:
     """Returns the overrides that set the weights of the streams, in their order."""
-    return {f"input__streams__{i}__weight": str(share) for i, share in enumerate(shares)}
+    return {f"input.streams.{i}.weight": str(share) for i, share in enumerate(shares)}
 
 
 def claim(text: str, metric: str, higher: str, lower: str, *, alike: bool = False) -> Claim:

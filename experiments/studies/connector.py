@@ -7,27 +7,23 @@ At 32 pixels the patches have 8 pixels in place of 16, so that the number of pat
 
 from collections.abc import Callable
 
-from experiments.studies._small_world import STEPS, arm, claim, metrics, small_world
+from experiments.small_world import mm1_small_world
+from experiments.studies._small_world import STEPS, arm, claim, metrics
 from mm1_jax.experiment import Experiment
 from mm1_jax.models.connectors.attention_pooling import AttentionPooling
 from mm1_jax.models.connectors.average_pooling import AveragePooling
 from mm1_jax.studies.study import Study
 
-# Config of each type, and its name in the report.
+# Text of each type of connector.
 TYPES = {
+    "abstractor": "C-Abstractor",
     "average": "average pooling",
     "attention": "attention pooling",
-    "small_world": "C-Abstractor",
 }
 
 
 def study() -> Study:
-    few_tokens = {"model__connector__num_image_tokens": "4"}
-    few_pixels = {
-        "model__vision_encoder__image_size": "32",
-        "model__vision_encoder__patch_size": "8",
-    }
-    short = {"average": "average", "attention": "attention", "small_world": "abstractor"}
+    few_pixels = {"model.vision_encoder.image_size": "32", "model.vision_encoder.patch_size": "8"}
     shots = ("shots_0", "shots_8")
     return Study(
         design="The type of the connector is a wash, tokens and pixels are not: "
@@ -35,12 +31,17 @@ def study() -> Study:
         "at 64 and 32 pixels. Metrics are means over the benchmarks of the small world, of which "
         "0.02 is of interest.",
         arms=[
-            *(arm(f"{short[name]}_16", f"{text}, 16 tokens", name) for name, text in TYPES.items()),
             *(
-                arm(f"{short[name]}_4", f"{text}, 4 tokens", name, **few_tokens)
+                arm(
+                    f"{name}_{tokens}",
+                    f"{text}, {tokens} tokens",
+                    name,
+                    {"model.connector.num_image_tokens": str(tokens)},
+                )
+                for tokens in (16, 4)
                 for name, text in TYPES.items()
             ),
-            arm("abstractor_16_32px", "C-Abstractor, 16 tokens, 32 pixels", **few_pixels),
+            arm("abstractor_16_32px", "C-Abstractor, 16 tokens, 32 pixels", overrides=few_pixels),
         ],
         reference="abstractor_16",
         metrics=metrics(),
@@ -54,7 +55,7 @@ def study() -> Study:
                     alike=True,
                 )
                 for name, text in TYPES.items()
-                if name != "small_world"
+                if name != "abstractor"
                 for metric in shots
             ),
             *(
@@ -72,8 +73,8 @@ def study() -> Study:
 
 
 def average() -> Experiment.Config:
-    """`small_world` with average pooling."""
-    cfg = small_world()
+    """`mm1_small_world` with average pooling."""
+    cfg = mm1_small_world()
     cfg.model.connector = AveragePooling.default_config().set(
         num_image_tokens=cfg.model.connector.num_image_tokens
     )
@@ -81,8 +82,8 @@ def average() -> Experiment.Config:
 
 
 def attention() -> Experiment.Config:
-    """`small_world` with attention pooling of as many parameters as its C-Abstractor."""
-    cfg = small_world()
+    """`mm1_small_world` with attention pooling of as many parameters as its C-Abstractor."""
+    cfg = mm1_small_world()
     cfg.model.connector = AttentionPooling.default_config().set(
         num_image_tokens=cfg.model.connector.num_image_tokens,
         model_dim=96,
@@ -93,4 +94,4 @@ def attention() -> Experiment.Config:
 
 
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"small_world": small_world, "average": average, "attention": attention}
+    return {"abstractor": mm1_small_world, "average": average, "attention": attention}

@@ -8,9 +8,12 @@ too: AIM reads no captions.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
 
 from experiments import vision_encoders
-from experiments.studies._small_world import MINUTES, STEPS, claim, metrics, small_world
+from experiments.small_world import mm1_small_world
+from experiments.studies._small_world import STEPS, arm, claim, metrics
 from experiments.tiny_encoders import aim_tiny, clip_tiny
 from mm1_jax.checkpoints.initial_weights import InitialWeights
 from mm1_jax.data.corpora import world_records
@@ -20,64 +23,70 @@ from mm1_jax.data.mixture import CorpusWeight
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.attention import Pattern
 from mm1_jax.models.vision_encoder import VisionEncoder
-from mm1_jax.studies.study import Arm, Stage, Study
+from mm1_jax.studies.study import Stage, Study
 
 # Steps of an encoder, of 128 pictures.
 ENCODER_STEPS = 600
 _LARGE, _SMALL = {"model_dim": 96, "hidden_dim": 384}, {"model_dim": 48, "hidden_dim": 192}
-# Encoder and start of each arm: pixels, dims, loss, and the share of synthetic captions.
-ARMS = {
-    "base": (64, _LARGE, "clip", 0.3),
-    "fewer_pixels": (32, _LARGE, "clip", 0.3),
-    "smaller": (64, _SMALL, "clip", 0.3),
-    "aim": (64, _LARGE, "aim", 0.3),
-    "other_data": (64, _LARGE, "clip", 0.0),
-    "untrained": (64, _LARGE, None, 0.0),
+
+
+class Encoder(NamedTuple):
+    """The encoder of an arm and its training.
+
+    Attributes:
+        text: Description for the report.
+        reason: Claim that the encoder of `base` is better, for the others.
+        loss: CLIP or AIM; None leaves it as it is drawn.
+        synthetic_share: Share of synthetic captions.
+    """
+
+    text: str
+    reason: str = ""
+    pixels: int = 64
+    dims: dict[str, int] = _LARGE
+    loss: Literal["clip", "aim"] | None = "clip"
+    synthetic_share: float = 0.3
+
+
+BASE = "base"
+ENCODERS = {
+    BASE: Encoder("CLIP, 64 pixels, width 96"),
+    "fewer_pixels": Encoder("CLIP, 32 pixels, width 96", "more pixels help", pixels=32),
+    "smaller": Encoder("CLIP, 64 pixels, width 48", "a larger encoder helps", dims=_SMALL),
+    "aim": Encoder("AIM, 64 pixels, width 96", "CLIP helps more than AIM", loss="aim"),
+    "other_data": Encoder(
+        "CLIP, no synthetic captions", "synthetic captions of the encoder help", synthetic_share=0.0
+    ),
+    "untrained": Encoder("random, 64 pixels, width 96", "a trained encoder helps", loss=None),
 }
-_TEXTS = {
-    "base": "CLIP, 64 pixels, width 96",
-    "fewer_pixels": "CLIP, 32 pixels, width 96",
-    "smaller": "CLIP, 64 pixels, width 48",
-    "aim": "AIM, 64 pixels, width 96",
-    "other_data": "CLIP, no synthetic captions",
-    "untrained": "random, 64 pixels, width 96",
-}
+TRAINED = [name for name, encoder in ENCODERS.items() if encoder.loss is not None]
 
 
 def study() -> Study:
     start = "trainer.initial_weights.vision_encoder.path"
-
-    def overrides(name: str) -> dict[str, str]:
-        return {} if ARMS[name][2] is None else {start: f"{{encoder_{name}}}"}
-
     shots = ("shots_0", "shots_8")
-    reasons = {
-        "fewer_pixels": "more pixels help",
-        "smaller": "a larger encoder helps",
-        "aim": "CLIP helps more than AIM",
-        "other_data": "synthetic captions of the encoder help",
-        "untrained": "a trained encoder helps",
-    }
     return Study(
         design="Resolution matters most, then size and loss of the encoder, then its data: "
         f"mm1_small_world, for {STEPS} steps, from encoders of {ENCODER_STEPS} steps that differ "
         "in one factor each. Metrics are means over the benchmarks of the small world, of which "
         "0.02 is of interest.",
-        stages=[
-            Stage(f"encoder_{name}", f"encoder_{name}", minutes=10.0)
-            for name, (_, _, loss, _) in ARMS.items()
-            if loss is not None
-        ],
+        stages=[Stage(f"encoder_{name}", f"encoder_{name}", minutes=10.0) for name in TRAINED],
         arms=[
-            Arm(name, f"world_{name}", overrides(name), MINUTES, text)
-            for name, text in _TEXTS.items()
+            arm(
+                name,
+                encoder.text,
+                f"world_{name}",
+                {start: f"{{encoder_{name}}}"} if name in TRAINED else {},
+            )
+            for name, encoder in ENCODERS.items()
         ],
-        reference="base",
+        reference=BASE,
         metrics=metrics(),
         claims=[
             *(
-                claim(f"{text}: {metric}", metric, "base", name)
-                for name, text in reasons.items()
+                claim(f"{encoder.reason}: {metric}", metric, BASE, name)
+                for name, encoder in ENCODERS.items()
+                if name != BASE
                 for metric in shots
             ),
             *(
@@ -91,17 +100,19 @@ def study() -> Study:
     )
 
 
-def encoder(name: str) -> Experiment.Config:
+def encoder_training(name: str) -> Experiment.Config:
     """The training of the encoder of an arm."""
-    pixels, dims, loss, synthetic_share = ARMS[name]
-    corpus = world_records.corpus(Kind.CAPTIONS, synthetic_share=synthetic_share)
-    cfg = clip_tiny() if loss == "clip" else aim_tiny()
-    pattern = Pattern.BIDIRECTIONAL if loss == "clip" else Pattern.PREFIX
-    cfg.model.vision_encoder = _vision_encoder(pixels, dims, loss, pattern)
-    if loss == "clip":
+    encoder = ENCODERS[name]
+    is_clip = encoder.loss == "clip"
+    corpus = world_records.corpus(Kind.CAPTIONS, synthetic_share=encoder.synthetic_share)
+    if is_clip:
         corpus.to_document = CaptionChoice.default_config()
+    cfg = clip_tiny() if is_clip else aim_tiny()
+    cfg.model.vision_encoder = _vision_encoder(encoder)
+    if not is_clip:
+        cfg.model.vision_encoder.stack.layer.attention.pattern = Pattern.PREFIX
     cfg.input.streams[0].corpora = [CorpusWeight().set(corpus=corpus)]
-    cfg.input.set(batch_size=128, max_sequence_length=64 if loss == "clip" else 0)
+    cfg.input.set(batch_size=128, max_sequence_length=64 if is_clip else 0)
     cfg.trainer.max_steps = ENCODER_STEPS
     cfg.evals = {"held_out_loss": cfg.evals["held_out_loss"]}
     return cfg
@@ -109,30 +120,27 @@ def encoder(name: str) -> Experiment.Config:
 
 def world(name: str) -> Experiment.Config:
     """An MM1 with the encoder of an arm."""
-    pixels, dims, loss, _ = ARMS[name]
-    cfg = small_world()
-    cfg.model.vision_encoder = _vision_encoder(pixels, dims, loss or "clip", Pattern.BIDIRECTIONAL)
-    if loss is not None:
+    cfg = mm1_small_world()
+    cfg.model.vision_encoder = _vision_encoder(ENCODERS[name])
+    if name in TRAINED:
         weights = InitialWeights.default_config().set(path=f"runs/encoder_{name}")
         cfg.trainer.initial_weights = {"vision_encoder": weights}
     return cfg
 
 
-def _vision_encoder(
-    pixels: int, dims: dict[str, int], loss: str, pattern: Pattern
-) -> VisionEncoder.Config:
-    if loss == "aim":
-        cfg = vision_encoders.aim_tiny(pattern)
+def _vision_encoder(encoder: Encoder) -> VisionEncoder.Config:
+    if encoder.loss == "aim":
+        cfg = vision_encoders.aim_tiny()
     else:
         cfg = vision_encoders.clip_tiny()
         cfg.positions.init_std = 0.4
     # 16 patches at either size.
-    return cfg.set(image_size=pixels, patch_size=pixels // 4, num_layers=3, num_heads=4, **dims)
+    pixels = {"image_size": encoder.pixels, "patch_size": encoder.pixels // 4}
+    return cfg.set(num_layers=3, num_heads=4, **pixels, **encoder.dims)
 
 
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    encoders = [name for name, (_, _, loss, _) in ARMS.items() if loss is not None]
     return {
-        **{f"encoder_{name}": lambda name=name: encoder(name) for name in encoders},
-        **{f"world_{name}": lambda name=name: world(name) for name in ARMS},
+        **{f"encoder_{name}": partial(encoder_training, name) for name in TRAINED},
+        **{f"world_{name}": partial(world, name) for name in ENCODERS},
     }

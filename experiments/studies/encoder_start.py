@@ -22,29 +22,36 @@ _ABOUT_PICTURES = ("captions", "questions", "interleaved")
 
 
 def study() -> Study:
+    def name_of(encoder: str, start: str, steps: int) -> str:
+        return f"{encoder}_{start}" + ("" if steps == STEPS else f"_{steps}")
+
     def arms(encoder: str, size: str, steps: int = STEPS) -> list[Arm]:
         start = {"trainer.initial_weights.vision_encoder.path": f"{{{encoder}_tiny}}"}
-        longer = {} if steps == STEPS else {"trainer.max_steps": str(steps)}
-        of_steps, minutes = ("", 2.0) if steps == STEPS else (f"_{steps}", 3.0)
+        length = {} if steps == STEPS else {"trainer.max_steps": str(steps)}
+        minutes, text = 1.5 + steps / 200, f"{steps} steps"
         return [
             Arm(
-                f"{encoder}_{name}{of_steps}",
-                config,
-                overrides | longer,
+                name_of(encoder, "start", steps),
+                f"from_{encoder}",
+                start | length,
                 minutes,
-                f"{size}, {weights}" + (f", {steps} steps" if longer else ""),
-            )
-            for name, config, overrides, weights in (
-                ("start", f"from_{encoder}", start, "trained"),
-                ("random", f"with_{encoder}_encoder", {}, "random"),
-            )
+                f"{size}, trained, {text}",
+            ),
+            Arm(
+                name_of(encoder, "random", steps),
+                f"with_{encoder}_encoder",
+                length,
+                minutes,
+                f"{size}, random, {text}",
+            ),
         ]
 
     def claim(encoder: str, steps: int = STEPS) -> Claim:
         text = f"the encoder of {encoder}_tiny lowers the loss after {steps} steps"
-        of_steps = "" if steps == STEPS else f"_{steps}"
-        scores = (Score(f"{encoder}_{start}{of_steps}", "loss") for start in ("random", "start"))
-        return Claim(text, *scores, smallest=0.02)
+        higher, lower = (
+            Score(name_of(encoder, start, steps), "loss") for start in ("random", "start")
+        )
+        return Claim(text, higher, lower, smallest=0.02)
 
     def held_out(kinds: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f"held_out_loss/0/{name}_{kind}" for kind in kinds for name in _CORPORA)

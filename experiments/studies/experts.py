@@ -5,7 +5,8 @@ python -m mm1_jax run_study --study=experts
 
 from collections.abc import Callable
 
-from experiments.studies._small_world import STEPS, arm, claims, metrics, small_world
+from experiments.small_world import mm1_small_world
+from experiments.studies._small_world import STEPS, arm, claims, metrics
 from mm1_jax.experiment import Experiment
 from mm1_jax.layers.moe import MoE
 from mm1_jax.studies.study import Study
@@ -29,11 +30,11 @@ def study() -> Study:
 
 
 def sparse() -> Experiment.Config:
-    """`small_world` with four experts in every second layer, two per token."""
-    cfg = small_world()
+    """`mm1_small_world` with four experts in every second layer, two per token."""
+    cfg = mm1_small_world()
     cfg.model.decoder.set(moe=MoE.default_config().set(num_experts=4), moe_every=2)
     return cfg
 
 
 def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"small_world": small_world, "sparse": sparse}
+    return {"sparse": sparse}

@@ -3,18 +3,14 @@
 python -m mm1_jax run_study --study=few_shot
 """
 
-from collections.abc import Callable
-
 from experiments.studies._small_world import (
     STEPS,
     arm,
     claim,
     claims,
     metrics,
-    small_world,
     weights,
 )
-from mm1_jax.experiment import Experiment
 from mm1_jax.studies.study import Study
 
 
@@ -25,8 +21,8 @@ def study() -> Study:
         "pages replaced by captions. Metrics are means over the benchmarks of the small world, of "
         "which 0.02 is of interest.",
         arms=[
-            arm("mixture", "45% captions, 45% pages, 10% text", **weights(9, 9, 2)),
-            arm("captions", "90% captions, 10% text", **weights(18, 0, 2)),
+            arm("mixture", "45% captions, 45% pages, 10% text", overrides=weights(9, 9, 2)),
+            arm("captions", "90% captions, 10% text", overrides=weights(18, 0, 2)),
         ],
         reference="mixture",
         metrics=metrics(),
@@ -37,7 +33,3 @@ def study() -> Study:
         full_size="`mm1_3b`, `mm1_7b` and `mm1_30b`, and the same with "
         "`--config.input.streams.1.weight=0`.",
     )
-
-
-def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"small_world": small_world}

@@ -5,10 +5,7 @@
 As in the paper, there is no text. Questions about single pictures count as captions.
 """
 
-from collections.abc import Callable
-
-from experiments.studies._small_world import STEPS, arm, claim, metrics, small_world, weights
-from mm1_jax.experiment import Experiment
+from experiments.studies._small_world import STEPS, arm, claim, metrics, weights
 from mm1_jax.studies.study import Study
 
 # Shares of caption rows and of interleaved rows.
@@ -22,7 +19,11 @@ def study() -> Study:
         "mixes, without text. Metrics are means over the benchmarks of the small world, of which "
         "0.02 is of interest.",
         arms=[
-            arm(f"mix_{captions}_{pages}", f"{captions}% captions", **weights(captions, pages, 0))
+            arm(
+                f"mix_{captions}_{pages}",
+                f"{captions}% captions",
+                overrides=weights(captions, pages, 0),
+            )
             for captions, pages in MIXES
         ],
         reference="mix_50_50",
@@ -41,7 +42,3 @@ def study() -> Study:
         ],
         full_size="`mm1_1b_mix_100_0` to `mm1_1b_mix_0_100` of `experiments/ablations.py`.",
     )
-
-
-def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"small_world": small_world}

@@ -3,10 +3,7 @@
 python -m mm1_jax run_study --study=packing_mask
 """
 
-from collections.abc import Callable
-
-from experiments.studies._small_world import STEPS, arm, claims, metrics, small_world
-from mm1_jax.experiment import Experiment
+from experiments.studies._small_world import STEPS, arm, claims, metrics
 from mm1_jax.studies.study import Study
 
 
@@ -18,14 +15,14 @@ def study() -> Study:
         "world, of which 0.02 is of interest.",
         arms=[
             arm("masked", "documents apart"),
-            arm("unmasked", "rows as one document", model__decoder__document_mask="False"),
+            arm(
+                "unmasked",
+                "rows as one document",
+                overrides={"model.decoder.document_mask": "False"},
+            ),
         ],
         reference="masked",
         metrics=metrics(),
         claims=claims("the mask helps: {}", ("shots_4", "shots_8", "gain"), "masked", "unmasked"),
         full_size="`mm1_1b`, and the same with `--config.model.decoder.document_mask=False`.",
     )
-
-
-def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"small_world": small_world}

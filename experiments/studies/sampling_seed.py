@@ -7,10 +7,7 @@ one is better than the other should be undecided or refuted. The intervals of th
 large a difference a study can see.
 """
 
-from collections.abc import Callable
-
-from experiments.studies._small_world import STEPS, arm, claims, metrics, small_world
-from mm1_jax.experiment import Experiment
+from experiments.studies._small_world import STEPS, arm, claims, metrics
 from mm1_jax.studies.study import Study
 
 _METRICS = ("shots_0", "shots_4", "shots_8", "text")
@@ -22,8 +19,8 @@ def study() -> Study:
         f"{STEPS} steps, with the same initial weights and other draws from the mixture. Metrics "
         "are means over the benchmarks of the small world and of its texts.",
         arms=[
-            arm("draws_a", "seeds 10 to 12", input__seed="1{seed}"),
-            arm("draws_b", "seeds 20 to 22", input__seed="2{seed}"),
+            arm("draws_a", "seeds 10 to 12", overrides={"input.seed": "1{seed}"}),
+            arm("draws_b", "seeds 20 to 22", overrides={"input.seed": "2{seed}"}),
         ],
         reference="draws_a",
         metrics=metrics(),
@@ -33,7 +30,3 @@ def study() -> Study:
         ],
         full_size="`mm1_1b` with other values of `--config.input.seed`.",
     )
-
-
-def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"small_world": small_world}

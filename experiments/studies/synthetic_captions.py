@@ -8,23 +8,24 @@ say part of it, and a tenth of them belongs to another picture.
 
 from collections.abc import Callable
 
-from experiments.studies._small_world import STEPS, arm, claims, metrics, small_world
+from experiments.small_world import mm1_small_world
+from experiments.studies._small_world import STEPS, arm, claims, metrics
 from mm1_jax.data.corpora import world_records
 from mm1_jax.data.corpora.embedded import Kind
 from mm1_jax.data.mixture import CorpusWeight
 from mm1_jax.experiment import Experiment
-from mm1_jax.studies.study import Study
+from mm1_jax.studies.study import Arm, Study
 
 # Percent of the captions; the paper has 7.
 SHARES = (0, 7, 30)
 
 
 def study() -> Study:
-    def with_share(percent: int):
-        path = "input__streams__0__corpora__{}__weight"
+    def with_share(percent: int) -> Arm:
+        path = "input.streams.0.corpora.{}.weight"
         # Captions are two fifths of their stream, beside questions.
         shares = {path.format(0): str(100 - percent), path.format(2): str(percent)}
-        return arm(f"synthetic_{percent}", f"{percent}% synthetic", "two_captions", **shares)
+        return arm(f"synthetic_{percent}", f"{percent}% synthetic", "two_captions", shares)
 
     return Study(
         design="A few percent of synthetic captions help few-shot: mm1_small_world, for "
@@ -42,8 +43,8 @@ def study() -> Study:
 
 
 def two_captions() -> Experiment.Config:
-    """`small_world` with captions in two corpora, of short and of synthetic ones."""
-    cfg = small_world()
+    """`mm1_small_world` with captions in two corpora, of short and of synthetic ones."""
+    cfg = mm1_small_world()
     captions, questions = cfg.input.streams[0].corpora
     synthetic = world_records.corpus(Kind.CAPTIONS, synthetic_share=1.0)
     synthetic.name = "world_synthetic"

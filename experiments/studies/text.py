@@ -3,18 +3,14 @@
 python -m mm1_jax run_study --study=text
 """
 
-from collections.abc import Callable
-
 from experiments.studies._small_world import (
     STEPS,
     arm,
     claim,
     claims,
     metrics,
-    small_world,
     weights,
 )
-from mm1_jax.experiment import Experiment
 from mm1_jax.studies.study import Study
 
 
@@ -25,14 +21,14 @@ def study() -> Study:
         "text. Shares are those of the paper. Metrics are means over the benchmarks of the small "
         "world and of its texts, of which 0.02 is of interest.",
         arms=[
-            arm("captions", "captions alone", **weights(1, 0, 0)),
-            arm("captions_text", "captions, 9% text", **weights(10, 0, 1)),
-            arm("pages", "pages alone", **weights(0, 1, 0)),
-            arm("pages_text", "pages, 9% text", **weights(0, 10, 1)),
-            arm("both", "captions and pages", **weights(1, 1, 0)),
-            arm("both_text_9", "both, 9% text", **weights(5, 5, 1)),
-            arm("both_text_14", "both, 14% text", **weights(3, 3, 1)),
-            arm("both_text_33", "both, 33% text", **weights(1, 1, 1)),
+            arm("captions", "captions alone", overrides=weights(1, 0, 0)),
+            arm("captions_text", "captions, 9% text", overrides=weights(10, 0, 1)),
+            arm("pages", "pages alone", overrides=weights(0, 1, 0)),
+            arm("pages_text", "pages, 9% text", overrides=weights(0, 10, 1)),
+            arm("both", "captions and pages", overrides=weights(1, 1, 0)),
+            arm("both_text_9", "both, 9% text", overrides=weights(5, 5, 1)),
+            arm("both_text_14", "both, 14% text", overrides=weights(3, 3, 1)),
+            arm("both_text_33", "both, 33% text", overrides=weights(1, 1, 1)),
         ],
         reference="both",
         metrics=metrics(),
@@ -56,7 +52,3 @@ def study() -> Study:
         full_size="`mm1_1b`, whose mixture has 10% text, and the same with "
         "`--config.input.streams.2.weight` of 0, 3 and 9.",
     )
-
-
-def named_configs() -> dict[str, Callable[[], Experiment.Config]]:
-    return {"small_world": small_world}
